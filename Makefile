@@ -1,0 +1,106 @@
+# Each target makes what it needs: the virtual environment is laid down on first use, and again when the requirements,
+# or the Python that is asked for, have changed. `make` alone lists the targets.
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+UV_VERSION := 0.13.9
+
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory
+.DELETE_ON_ERROR:
+
+# The stamps carry the version, so that another PYTHON gets a new environment instead of a mixture of both.
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+RUNTIME := $(VENV)/.runtime-$(VERSION)
+DEV := $(VENV)/.dev-$(VERSION)
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
+PYTEST := $(BIN)/python -m pytest
+SUITES := $(wildcard tests/core tests/flow tests/adapters tests/local tests/cli tests/test_*.py)
+
+.PHONY: help demo run test test-race test-real test-cov test-313 check fmt lint types layers e2e mutants lock clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@printf '\n  ARGS="..." is passed on; PYTHON=python3.13 VENV=.venv-3.13 uses another Python beside the first.\n'
+
+demo: $(RUNTIME) ## the whole system on this machine, with a fixed set of events and a table at the end
+	@$(BIN)/python ottoscaler.py demo $(ARGS)
+
+run: $(RUNTIME) ## the controller, configured by environment variables or ENV_FILE
+	@$(BIN)/python ottoscaler.py run $(ARGS)
+
+test: $(DEV) ## the tests that need neither a server nor root; the flow twice, the second time with hostile thread switching
+	$(PYTEST) -m "not e2e" $(SUITES) $(ARGS)
+ifeq ($(strip $(ARGS)),)
+	$(MAKE) test-race
+else
+	@echo "make test: with ARGS the second pass over the flow is left out; 'make test-race' runs it"
+endif
+
+test-race: $(DEV) ## the tests of the flow in development mode, a thread switch every microsecond
+	PYTHONDEVMODE=1 OTTO_SWITCH_INTERVAL=1e-6 $(PYTEST) -m "not e2e" $(wildcard tests/flow) $(ARGS)
+
+test-real: $(DEV) ## the contract suites against real servers (TEST_KUBECONFIG, redis-server); OTTO_CI=1 forbids to skip
+	$(PYTEST) -m "real and not e2e" tests $(ARGS)
+
+test-cov: $(DEV) ## the tests with branch coverage: core 100 %, all 95 %
+	@mkdir -p .cache/coverage
+	$(PYTEST) -m "not e2e" --cov --cov-report= $(SUITES) $(ARGS)
+	$(BIN)/coverage report --fail-under=95
+	$(BIN)/coverage report --include='ottoscaler/core/*' --fail-under=100
+
+test-313: ## the tests in the image python:3.13-slim, if there is a Docker daemon
+	@.ci/test-313 $(ARGS)
+
+check: lint types layers ## format, lint, types, layers: what must hold before a commit
+
+lint: $(DEV) ## format and rules, nothing changed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(DEV) ## mypy, twice: the script and the package have the same name
+	$(BIN)/mypy ottoscaler
+	$(BIN)/mypy ottoscaler.py
+
+layers: $(DEV) ## imports point down, third parties stay in their place, sizes
+	$(PYTEST) -q tests/test_layers.py
+
+fmt: $(DEV) ## format, and repair what ruff can repair
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+e2e: $(DEV) ## the process itself against a real Kubernetes (TEST_KUBECONFIG) and a real Redis
+	$(PYTEST) -m e2e tests/e2e $(ARGS)
+
+mutants: $(DEV) ## break the code on purpose and see the tests notice
+	$(BIN)/python -m tests.mutants $(ARGS)
+
+lock: ## write the requirements files anew from pyproject.toml (ARGS=--upgrade for newer versions)
+	@rm -rf .cache/lock && $(PYTHON) -m venv .cache/lock
+	@.cache/lock/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@for set in "requirements.txt" "requirements-dev.txt --extra dev --constraint requirements.txt"; do \
+		.cache/lock/bin/uv pip compile pyproject.toml --quiet --output-file $$set --universal --python-version 3.11 \
+			--generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(ARGS); \
+	done
+	@rm -rf .cache/lock
+
+clean: ## remove the environment and the caches, nothing else
+	rm -rf $(VENV) .cache .hypothesis .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
+
+$(RUNTIME): requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "Python 3.11 or later is needed, and '$(PYTHON)' is not: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@echo "Making $(VENV) with Python $(VERSION)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(PIP_INSTALL) -r requirements.txt
+	@touch $@
+
+$(DEV): requirements-dev.txt $(RUNTIME)
+	@echo "Adding the development tools to $(VENV)"
+	@$(PIP_INSTALL) -r requirements-dev.txt
+	@touch $@

@@ -1,0 +1,69 @@
+"""What all tests share: how threads are switched, what a test may ask of the machine, a log left as found."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# A loaded machine, or a hostile switch interval, must not turn a slow example into a failure.
+settings.register_profile("otto", deadline=None)
+settings.load_profile("otto")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Switch threads as often as OTTO_SWITCH_INTERVAL (seconds) says: what holds at 1e-6 has few races left."""
+    if interval := os.environ.get("OTTO_SWITCH_INTERVAL"):
+        sys.setswitchinterval(float(interval))
+
+
+def _kubernetes() -> str | None:
+    path = os.environ.get("TEST_KUBECONFIG", "")
+    return path if path and Path(path).is_file() else None
+
+
+def _docker() -> str | None:
+    program = shutil.which("docker")
+    if program and subprocess.run([program, "version"], capture_output=True, timeout=30, check=False).returncode == 0:
+        return program
+    return None
+
+
+_WANTED: dict[str, tuple[Callable[[], str | None], str]] = {
+    "redis-server": (lambda: shutil.which("redis-server"), "the program redis-server"),
+    "kubernetes": (_kubernetes, "a Kubernetes API server, its kubeconfig named by TEST_KUBECONFIG"),
+    "docker": (_docker, "a Docker daemon that answers"),
+    "kind": (lambda: shutil.which("kind"), "the program kind"),
+}
+
+
+def require(name: str) -> str:
+    """The path of a program or kubeconfig that a test needs; without it the test is skipped.
+
+    With OTTO_CI=1 it fails instead: there, a server that did not come up must not look like a pass.
+    """
+    find, description = _WANTED[name]
+    if found := find():
+        return found
+    if os.environ.get("OTTO_CI") == "1":
+        pytest.fail(f"needs {description}, and in CI nothing may be left out", pytrace=False)
+    pytest.skip(f"needs {description}")
+
+
+@pytest.fixture(autouse=True)
+def _log_as_found() -> Iterator[None]:
+    """Put back what a test's `logs.setup` changed, or later tests would write to its closed stream."""
+    loggers = [logging.getLogger(), logging.getLogger("ottoscaler")]
+    before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
+    yield
+    for logger, level, handlers in before:
+        logger.setLevel(level)
+        logger.handlers[:] = [handler for handler in logger.handlers if handler in handlers]
+    logging.captureWarnings(False)
