@@ -1,0 +1,263 @@
+"""From a stream entry to a `ScaleEvent`, or to the reason why it is none.
+
+Everything a producer can send arrives here as bytes; whatever breaks a rule becomes a `BadEvent`, a value that names
+the field, the value and what is allowed, and never an exception. What passed is kept as JSON (in Redis and on the
+pods), so that a task that was accepted under yesterday's limits is still the same task after a restart under today's.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+MAX_EVENT_BYTES: Final = 64 * 1024
+#: More fields than anybody needs; Redis scripts take no more than some thousand arguments.
+MAX_FIELDS: Final = 256
+#: A dead letter keeps the original event up to this size (contract: above it, it is cut and not to be redriven).
+MAX_DEAD_EVENT_BYTES: Final = 1024 * 1024
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
+_STREAM_ID = re.compile(r"[0-9]+-[0-9]+")
+_FIELD = re.compile(r"[a-z][a-z0-9_]{0,62}")
+_COUNT = re.compile(r"[0-9]{1,9}")
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+
+#: Fields that choose something; every other field is passed on to workers and results.
+_OWN: Final = frozenset({"type", "pod_count", "task_id", "mode", "event_id", "supersedes", "traceparent"})
+#: Fields that change the worker pod: not before there is a policy that says what they may be.
+_OVERRIDES: Final = frozenset(
+    {"image", "command", "args", "env", "cpu", "memory", "profile", "deadline_s", "retries", "priority", "not_after"}
+)
+#: Passed-on fields become `OTTO_<FIELD>`: these would hide variables that every worker has.
+_HIDING: Final = frozenset({"worker_index", "worker_count", "attempt", "task_key", "pod_name", "namespace"})
+
+
+class EventType(StrEnum):
+    """What an event asks for."""
+
+    SCALE_UP = "scale_up"
+    SCALE_DOWN = "scale_down"
+
+
+class Mode(StrEnum):
+    """How a scale_down ends workers: all of them, or only those that have not started."""
+
+    KILL = "kill"
+    DRAIN = "drain"
+
+
+class DeadReason(StrEnum):
+    """Why an event is a dead letter: a stable code."""
+
+    INVALID = "Invalid"
+    TOO_LARGE = "TooLarge"
+    UNSUPPORTED = "Unsupported"
+    CONFLICT = "Conflict"
+    TOO_OLD = "TooOld"
+    TRIMMED = "Trimmed"
+    POISON = "Poison"
+
+
+class ScaleEvent(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One accepted event. `pod_count` 0 means "all of the task" and occurs with scale_down only."""
+
+    event_id: str
+    stream_id: str
+    type: EventType
+    pod_count: int
+    task_id: str = ""
+    mode: Mode = Mode.KILL
+    supersedes: str = ""
+    traceparent: str = ""
+    passed_on: dict[str, str] = {}
+
+    def encode(self) -> str:
+        """The JSON that `decode` reads: kept in Redis and as an annotation of each pod."""
+        return msgspec.json.encode(self).decode()
+
+
+class BadEvent(msgspec.Struct, frozen=True):
+    """Why an entry is not an event. `event_id` is empty where none could be read."""
+
+    reason: DeadReason
+    detail: str
+    event_id: str = ""
+    task_id: str = ""
+
+
+class _Fault(Exception):
+    """A rule is broken; only inside this module."""
+
+    def __init__(self, detail: str, reason: DeadReason = DeadReason.INVALID) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+def decode(text: str | bytes) -> ScaleEvent:
+    """An event from its own JSON (see `ScaleEvent.encode`). Raises msgspec.MsgspecError for anything else."""
+    return msgspec.json.decode(text, type=ScaleEvent)
+
+
+def digest(fields: Mapping[bytes, bytes]) -> str:
+    """What tells the content of one event from another's: SHA-256 over the sorted fields, lengths included."""
+    total = hashlib.sha256()
+    for name, value in sorted(fields.items()):
+        total.update(b"%d:%b%d:%b" % (len(name), name, len(value), value))
+    return total.hexdigest()
+
+
+def parse(stream_id: str, fields: Mapping[bytes, bytes], max_pods: int) -> ScaleEvent | BadEvent:
+    """Check an entry against every rule of an event.
+
+    Arguments: the entry's id, its fields as Redis gave them, and the largest pod_count of a scale_up.
+    Returns the event, or why it is none; raises nothing.
+    """
+    event_id, task_id = _readable_ids(stream_id, fields)
+    try:
+        return _event(stream_id, _texts(fields), max_pods)
+    except _Fault as fault:
+        return BadEvent(fault.reason, str(fault), event_id, task_id)
+
+
+def original(fields: Mapping[bytes, bytes]) -> str:
+    """The fields as JSON for a dead letter: text where it is UTF-8, `{"base64": ...}` where not; cut above 1 MiB and
+    marked.
+    """
+    kept: dict[str, object] = {}
+    room, cut = MAX_DEAD_EVENT_BYTES, False
+    for name, value in fields.items():
+        if len(name) + len(value) > room:
+            cut = True
+            break
+        room -= len(name) + len(value)
+        kept[name.decode("utf-8", "backslashreplace")] = _text_or_base64(value)
+    return json.dumps({"cut": True, "fields": kept} if cut else kept, ensure_ascii=False)
+
+
+def _text_or_base64(value: bytes) -> object:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(value).decode()}
+
+
+def _readable_ids(stream_id: str, fields: Mapping[bytes, bytes]) -> tuple[str, str]:
+    """The event id and task id of an entry that may be broken elsewhere; empty where they themselves are broken."""
+    given = fields.get(b"event_id", b"").decode("utf-8", "replace")
+    task_id = fields.get(b"task_id", b"").decode("utf-8", "replace")
+    if b"event_id" not in fields:
+        event_id = stream_id
+    else:
+        event_id = given if _ID.fullmatch(given) and not _STREAM_ID.fullmatch(given) else ""
+    return event_id, task_id if _ID.fullmatch(task_id) else stream_id
+
+
+def _texts(fields: Mapping[bytes, bytes]) -> dict[str, str]:
+    size = sum(len(name) + len(value) for name, value in fields.items())
+    if size > MAX_EVENT_BYTES:
+        raise _Fault(f"the event has {size} bytes; at most {MAX_EVENT_BYTES} are allowed", DeadReason.TOO_LARGE)
+    if len(fields) > MAX_FIELDS:
+        raise _Fault(f"the event has {len(fields)} fields; at most {MAX_FIELDS} are allowed", DeadReason.TOO_LARGE)
+    texts = {}
+    for raw_name, raw_value in fields.items():
+        name = raw_name.decode("utf-8", "backslashreplace")
+        if not _FIELD.fullmatch(name):
+            raise _Fault(f"field name {_short(name)} is not of the form {_FIELD.pattern}")
+        try:
+            texts[name] = raw_value.decode()
+        except UnicodeDecodeError:
+            raise _Fault(f"field {name} is not UTF-8") from None
+        if "\0" in texts[name]:
+            raise _Fault(f"field {name} has a NUL character")
+    return texts
+
+
+def _event(stream_id: str, texts: dict[str, str], max_pods: int) -> ScaleEvent:
+    kind = _type(texts)
+    for name in sorted(texts.keys() & _OVERRIDES):
+        raise _Fault(f"field {name}: overrides are not supported yet; remove it", DeadReason.UNSUPPORTED)
+    passed_on = {name: value for name, value in texts.items() if name not in _OWN}
+    _check_passed_on(passed_on)
+    traceparent = texts.get("traceparent", "")
+    if "traceparent" in texts and not _TRACEPARENT.fullmatch(traceparent):
+        raise _Fault(f"field traceparent is {_short(traceparent)}; a W3C trace context is expected")
+    event_id = _id(texts, "event_id") or stream_id
+    if "event_id" in texts and _STREAM_ID.fullmatch(event_id):
+        raise _Fault(f"field event_id is {event_id}; the form digits-digits is kept for entry ids")
+    task_id = _id(texts, "task_id")
+    if kind is EventType.SCALE_UP and "mode" in texts:
+        raise _Fault("field mode belongs to scale_down only; remove it")
+    if kind is EventType.SCALE_DOWN and "supersedes" in texts:
+        raise _Fault("field supersedes belongs to scale_up only; remove it")
+    return ScaleEvent(
+        event_id=event_id,
+        stream_id=stream_id,
+        type=kind,
+        pod_count=_pod_count(texts, kind, max_pods),
+        task_id=task_id or (stream_id if kind is EventType.SCALE_UP else ""),
+        mode=_mode(texts),
+        supersedes=_id(texts, "supersedes"),
+        traceparent=traceparent,
+        passed_on=passed_on,
+    )
+
+
+def _type(texts: dict[str, str]) -> EventType:
+    if "type" not in texts:
+        raise _Fault("field type is missing; scale_up or scale_down is expected")
+    try:
+        return EventType(texts["type"])
+    except ValueError:
+        raise _Fault(f"field type is {_short(texts['type'])}; scale_up or scale_down is expected") from None
+
+
+def _mode(texts: dict[str, str]) -> Mode:
+    try:
+        return Mode(texts.get("mode", Mode.KILL))
+    except ValueError:
+        raise _Fault(f"field mode is {_short(texts['mode'])}; kill or drain is expected") from None
+
+
+def _pod_count(texts: dict[str, str], kind: EventType, max_pods: int) -> int:
+    text = texts.get("pod_count")
+    if text is None:
+        if kind is EventType.SCALE_UP:
+            return 1
+        if "task_id" not in texts:
+            raise _Fault("field pod_count is missing; a scale_down without task_id needs it")
+        return 0
+    if not _COUNT.fullmatch(text) or int(text) < 1:
+        raise _Fault(f"field pod_count is {_short(text)}; a whole number from 1 is expected")
+    if kind is EventType.SCALE_UP and int(text) > max_pods:
+        raise _Fault(f"field pod_count is {text}; at most {max_pods} are allowed (MAX_PODS_PER_EVENT)")
+    return int(text)
+
+
+def _id(texts: dict[str, str], name: str) -> str:
+    text = texts.get(name, "")
+    if name in texts and not _ID.fullmatch(text):
+        raise _Fault(f"field {name} is {_short(text)}; the form {_ID.pattern} is expected")
+    return text
+
+
+def _check_passed_on(passed_on: dict[str, str]) -> None:
+    for name in sorted(passed_on.keys() & _HIDING):
+        raise _Fault(f"field {name} would hide the worker's own OTTO_{name.upper()}; choose another name")
+    if "metadata" not in passed_on:
+        return
+    try:
+        msgspec.json.decode(passed_on["metadata"], type=dict[str, msgspec.Raw])  # unlike json.loads, it refuses NaN
+    except (msgspec.MsgspecError, RecursionError):
+        raise _Fault(f"field metadata is {_short(passed_on['metadata'])}; a JSON object is expected") from None
+
+
+def _short(text: str) -> str:
+    """A value for a message: quoted, on one line, cut."""
+    return json.dumps(text if len(text) <= 80 else text[:80] + "…", ensure_ascii=True)

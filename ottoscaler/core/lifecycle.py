@@ -1,0 +1,392 @@
+"""One worker's life as a pure state machine: `effect(life)` says what to do next, `step(life, observation)` what
+follows from its answer.
+
+The thread that runs a worker only carries out effects and feeds back what it saw; every rule by which nothing is lost
+or done twice is here:
+
+- an attempt is stored before its pod is created, and the name of an attempt is created once;
+- an unclear answer is followed by a live look, never by a blind repetition;
+- absence in a list counts only after a live look;
+- a result is recorded before its finished pod is deleted; a pod that we end is doomed (stored), killed by UID and
+  resourceVersion, and recorded when it is seen finished or gone; `Succeeded` wins over any doom.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+from typing import Final
+
+from ottoscaler.core.acts import (
+    Absent,
+    AlreadyThere,
+    Await,
+    Cancelled,
+    Changed,
+    Check,
+    Checked,
+    Create,
+    Delete,
+    Done,
+    Doom,
+    Effect,
+    End,
+    Foreign,
+    HasResult,
+    Intend,
+    Intended,
+    Kill,
+    Later,
+    Limits,
+    Look,
+    Mark,
+    Marked,
+    Missing,
+    NoteRefused,
+    NotOurs,
+    Observation,
+    OldAttempt,
+    Record,
+    Refused,
+    RejectedPod,
+    Seen,
+    TimedOut,
+    Unclear,
+    Withdraw,
+)
+from ottoscaler.core.pods import Phase, Snapshot, Trouble, lost_with_node, verdict
+from ottoscaler.core.results import Outcome, Reason, Retry, Verdict
+
+#: The kubelet ends a pod at its deadline; this long after it we do, seconds.
+DEADLINE_MARGIN_S: Final = 30.0
+#: How often a pod that is being deleted, or in an unknown phase, is looked at live, seconds.
+RELOOK_S: Final = 60.0
+#: Pause before the n-th new attempt or the n-th try after back-pressure: 1, 2, 4 … seconds, at most this.
+MAX_BACKOFF_S: Final = 30.0
+#: While the API server refuses (quota), it is asked again at least this often, so that freed quota is used at once,
+#: seconds.
+MAX_REFUSED_S: Final = 4.0
+
+#: Why a life ended, where somebody has to know it.
+NOT_OURS: Final = "another process owns the task"
+
+_TROUBLE_REASONS: Final = {
+    Trouble.NONE: Reason.PENDING_TIMEOUT,
+    Trouble.INVALID_IMAGE: Reason.INVALID_IMAGE,
+    Trouble.IMAGE_PULL: Reason.IMAGE_PULL,
+    Trouble.IMAGE_PULL_TRANSIENT: Reason.IMAGE_PULL_TRANSIENT,
+    Trouble.CONFIG: Reason.CONFIG_ERROR,
+    Trouble.START: Reason.START_ERROR,
+    Trouble.UNSCHEDULABLE: Reason.UNSCHEDULABLE,
+}
+
+
+class Stage(Enum):
+    """Where a life stands: the stage decides the next effect."""
+
+    INTEND = auto()
+    CLEAN = auto()
+    CREATE = auto()
+    REFUSED = auto()
+    LOOK_AFTER_CONFLICT = auto()
+    LOOK_AFTER_UNCLEAR = auto()
+    LOOK = auto()
+    CHECK = auto()
+    AWAIT = auto()
+    MARK = auto()
+    WITHDRAW = auto()
+    KILL = auto()
+    RECORD = auto()
+    DELETE = auto()
+    END = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """The state of one worker.
+
+    `attempt` is the current one (from 1), `infra_used` how many of the earlier ones the platform failed, `pod` the last
+    that was seen of the attempt's pod, `old` an earlier attempt's pod that is still to be deleted, `not_before` the end
+    of a pause, `until` the next deadline (seconds since the epoch), `trouble` and `trouble_at` since when the pod has
+    not started for which reason, `backoff` the number of pauses for back-pressure in a row.
+    """
+
+    index: int
+    attempt: int = 1
+    infra_used: int = 0
+    stage: Stage = Stage.INTEND
+    pod: Snapshot | None = None
+    old: Snapshot | None = None
+    doom: Doom | None = None
+    verdict: Verdict | None = None
+    not_before: float = 0.0
+    until: float | None = None
+    trouble: Trouble = Trouble.NONE
+    trouble_at: float = 0.0
+    backoff: int = 0
+    why: str = ""
+
+    @property
+    def needs_room(self) -> bool:
+        """Its next steps create a pod, so it has to wait for capacity."""
+        return self.stage in (Stage.INTEND, Stage.CLEAN, Stage.CREATE)
+
+    @property
+    def state(self) -> str:
+        """The word that the task hash shows for it."""
+        if self.stage in (Stage.INTEND, Stage.REFUSED):
+            return "waiting"
+        if self.doom is not None or self.stage in (Stage.MARK, Stage.KILL, Stage.RECORD, Stage.DELETE, Stage.END):
+            return "ending"
+        if self.pod is None:
+            return "creating"
+        return "running" if self.pod.started_at is not None else "pending"
+
+
+class IllegalStep(Exception):
+    """An observation came that the stage has no rule for: a defect of ours."""
+
+
+def resume(index: int, attempt: int, infra_used: int, doom: Doom | None) -> Life:
+    """The life of a worker whose attempt was stored by a process that is gone: a live look comes first."""
+    return Life(index=index, attempt=attempt, infra_used=infra_used, doom=doom, stage=Stage.LOOK)
+
+
+def effect(life: Life, now: float) -> Effect:
+    """What is to be done next. A pure function of the state, so that an effect that failed halfway is simply asked for
+    again.
+    """
+    match life.stage:
+        case Stage.INTEND:
+            wait_s = life.not_before - now
+            return Later(wait_s) if wait_s > 0 else Intend(life.attempt, life.infra_used)
+        case Stage.CREATE:
+            return Create(life.attempt)
+        case Stage.REFUSED:
+            return NoteRefused(life.attempt)
+        case Stage.LOOK | Stage.LOOK_AFTER_CONFLICT | Stage.LOOK_AFTER_UNCLEAR:
+            return Look(life.attempt)
+        case Stage.CHECK:
+            return Check(life.attempt)
+        case Stage.AWAIT:
+            return Await(life.until)
+        case Stage.END:
+            return End(life.why)
+    return _effect_on_pod(life)
+
+
+def _effect_on_pod(life: Life) -> Effect:
+    if life.stage is Stage.RECORD and life.verdict is not None:
+        return Record(life.attempt, life.verdict, life.pod)
+    if life.stage is Stage.MARK and life.doom is not None:
+        return Mark(life.doom)
+    if life.stage is Stage.WITHDRAW and life.doom is not None:
+        return Withdraw(life.doom)
+    if life.stage is Stage.CLEAN and life.old is not None:
+        return Delete(life.old)
+    if life.stage is Stage.KILL and life.pod is not None:
+        return Kill(life.pod)
+    if life.stage is Stage.DELETE and life.pod is not None:
+        return Delete(life.pod)
+    raise IllegalStep(f"{life.stage.name} lacks what it needs: {life}")
+
+
+def step(life: Life, observation: Observation, now: float, limits: Limits) -> Life:
+    """The state after an observation. Arguments: time in seconds since the epoch, and the limits. Raises IllegalStep
+    for a defect of ours.
+    """
+    match observation:
+        case NotOurs():
+            return _end(life, NOT_OURS)
+        case OldAttempt():
+            return _end(life, "a higher attempt is stored")
+        case HasResult():
+            return _after_result(life if life.pod is not None else replace(life, pod=life.old))
+        case Cancelled(doom, attempt):
+            return _cancelled(life, doom, attempt)
+        case RejectedPod(message):
+            return _record(life, Verdict(Reason.REJECTED, message))
+        case Foreign():
+            return _record(
+                replace(life, pod=None), Verdict(Reason.NAME_CONFLICT, "a pod of that name exists and is not ours")
+            )
+        case Refused(_, after_s):
+            pause_s = min(backoff_s(life.backoff), MAX_REFUSED_S) if after_s is None else after_s
+            return replace(life, stage=Stage.REFUSED, not_before=now + pause_s, backoff=life.backoff + 1)
+        case Seen(pod):
+            return _seen(life, pod, now, limits)
+        case Absent():
+            return _absent(life, now, limits)
+        case Checked(doom) | Marked(doom):
+            return _doomed(life, doom, now, limits)
+        case _:
+            return _moved(life, observation, now, limits)
+
+
+def _moved(life: Life, observation: Observation, now: float, limits: Limits) -> Life:
+    """The plain moves: one stage to the next."""
+    match life.stage, observation:
+        case Stage.INTEND, Intended():
+            return replace(life, stage=Stage.CREATE if life.old is None else Stage.CLEAN)
+        case Stage.CLEAN, Done():
+            return replace(life, stage=Stage.CREATE, old=None)
+        case Stage.CREATE, AlreadyThere():
+            return replace(life, stage=Stage.LOOK_AFTER_CONFLICT)
+        case Stage.CREATE, Unclear():
+            return replace(life, stage=Stage.LOOK_AFTER_UNCLEAR)
+        case Stage.REFUSED, Done():
+            return replace(life, stage=Stage.INTEND)
+        case Stage.AWAIT, Missing():
+            return replace(life, stage=Stage.LOOK)
+        case Stage.AWAIT, TimedOut() if life.pod is not None:
+            relook = life.pod.deleting or life.pod.phase is Phase.UNKNOWN
+            return replace(life, stage=Stage.LOOK) if relook else _evaluate(life, life.pod, now, limits)
+        case Stage.KILL, Done():
+            return replace(life, stage=Stage.AWAIT, until=now + RELOOK_S)
+        case Stage.KILL, Changed():
+            return replace(life, stage=Stage.LOOK)
+        case Stage.RECORD, Done():
+            return _after_result(life)
+        case Stage.DELETE, Done():
+            return _end(life, "done")
+    raise IllegalStep(f"{life.stage.name} has no rule for {observation}")
+
+
+def backoff_s(tries: int) -> float:
+    """Seconds to pause after so many tries: 1, 2, 4 … up to MAX_BACKOFF_S. The caller adds the jitter."""
+    return float(min(2.0 ** min(tries, 10), MAX_BACKOFF_S))
+
+
+def _end(life: Life, why: str) -> Life:
+    return replace(life, stage=Stage.END, why=why)
+
+
+def _record(life: Life, verdict: Verdict) -> Life:
+    return replace(life, stage=Stage.RECORD, verdict=verdict)
+
+
+def _after_result(life: Life) -> Life:
+    """The result is stored: the pod may go. One that is being deleted already needs no second request."""
+    if life.pod is None or life.pod.gone or (life.pod.deleting and life.pod.finished):
+        return _end(life, "done")
+    return replace(life, stage=Stage.DELETE)
+
+
+def _cancelled(life: Life, doom: Doom, attempt: int) -> Life:
+    """intend was refused: a pod of the stored attempt, if there is one, is seen to its end before anything is
+    recorded.
+    """
+    if attempt:
+        return replace(life, doom=doom, attempt=attempt, stage=Stage.LOOK)
+    return _record(replace(life, doom=doom, attempt=0), doom.verdict)
+
+
+def _seen(life: Life, pod: Snapshot, now: float, limits: Limits) -> Life:
+    if life.pod is not None and pod.uid != life.pod.uid:
+        # an attempt's name is used once: another UID under it is somebody else's doing, and ours is gone
+        if life.stage is Stage.AWAIT:
+            return replace(life, stage=Stage.LOOK)
+        return _absent(life, now, limits)
+    life = replace(life, pod=pod, backoff=0)
+    if life.stage is Stage.AWAIT:
+        return _evaluate(life, pod, now, limits)
+    return replace(life, stage=Stage.CHECK)
+
+
+def _absent(life: Life, now: float, limits: Limits) -> Life:
+    """A live GET found nothing. What was last seen decides, and where nothing ever was: PodLost."""
+    if life.stage is Stage.LOOK_AFTER_UNCLEAR:
+        return replace(life, stage=Stage.INTEND, not_before=now)
+    if life.pod is None:
+        return _ended(life, Verdict(Reason.POD_LOST, "the pod is gone, and nobody knows why"), now, limits)
+    gone = life.pod.as_gone()
+    life = replace(life, pod=gone)
+    end = verdict(gone) if gone.deleting or gone.finished or gone.disruption else None
+    return _ended(life, end or Verdict(Reason.POD_LOST, "the pod vanished unseen"), now, limits)
+
+
+def _doomed(life: Life, doom: Doom | None, now: float, limits: Limits) -> Life:
+    if doom is None or life.doom is None or doom.attempt == 0 or life.stage is Stage.MARK:
+        life = replace(life, doom=doom)
+    if life.pod is None:
+        raise IllegalStep(f"{life.stage.name} was asked about a doom without a pod")
+    return _evaluate(life, life.pod, now, limits)
+
+
+def _evaluate(life: Life, pod: Snapshot, now: float, limits: Limits) -> Life:
+    """What follows from a pod that is as it is now."""
+    end = verdict(pod)
+    if end is None and lost_with_node(pod, now):
+        end = Verdict(Reason.NODE_LOST, f"node {pod.node} does not answer")
+    if end is not None:
+        return _ended(life, end, now, limits)
+    if life.doom is not None:
+        return _end_by_doom(life, life.doom, pod, now)
+    life = _note_trouble(life, pod, now)
+    doom, until = _overdue(life, pod, now, limits)
+    if doom is not None:
+        return replace(life, doom=doom, stage=Stage.MARK)
+    return replace(life, stage=Stage.AWAIT, until=until)
+
+
+def _end_by_doom(life: Life, doom: Doom, pod: Snapshot, now: float) -> Life:
+    if pod.deleting:
+        return replace(life, stage=Stage.AWAIT, until=now + RELOOK_S)
+    if doom.only_before_start and pod.started_at is not None:
+        return replace(life, stage=Stage.WITHDRAW)
+    return replace(life, stage=Stage.KILL)
+
+
+def _note_trouble(life: Life, pod: Snapshot, now: float) -> Life:
+    """Since when which trouble. Between two pulls the kubelet may say only "Back-off": the earlier, clearer text then
+    holds.
+    """
+    vague = pod.trouble is Trouble.IMAGE_PULL_TRANSIENT and pod.trouble_text.startswith("ImagePullBackOff")
+    if pod.trouble is life.trouble or (vague and life.trouble is Trouble.IMAGE_PULL):
+        return life
+    return replace(life, trouble=pod.trouble, trouble_at=now)
+
+
+def _overdue(life: Life, pod: Snapshot, now: float, limits: Limits) -> tuple[Doom | None, float | None]:
+    """The doom that is due now, or when to look at the clock again (None: never)."""
+    if pod.deleting or pod.phase is Phase.UNKNOWN:
+        return None, now + RELOOK_S
+    if pod.started_at is not None:
+        if not limits.deadline_s:
+            return None, None
+        due = pod.started_at + limits.deadline_s + DEADLINE_MARGIN_S
+        message = f"the worker ran longer than {limits.deadline_s} s"
+        return (Doom(Reason.DEADLINE_EXCEEDED, message, life.attempt), None) if now >= due else (None, due)
+    due = min(pod.created_at or now, now) + limits.pending_timeout_s
+    if life.trouble is Trouble.INVALID_IMAGE:
+        due = now
+    elif life.trouble in (Trouble.IMAGE_PULL, Trouble.CONFIG, Trouble.START):
+        due = min(due, life.trouble_at + limits.image_pull_grace_s)
+    if now < due:
+        return None, due
+    message = pod.trouble_text or f"the pod did not start within {limits.pending_timeout_s} s"
+    return Doom(_TROUBLE_REASONS[life.trouble], message, life.attempt), None
+
+
+def _ended(life: Life, end: Verdict, now: float, limits: Limits) -> Life:
+    """The attempt is over: a new one, or the result. A doom wins over every end but success, as in the record
+    script.
+    """
+    if end.outcome is not Outcome.SUCCEEDED and life.doom is not None:
+        end = life.doom.verdict
+    if end.retry is Retry.INFRA and life.infra_used < limits.infra_retries:
+        return _again(life, now, infra=1)
+    if end.retry is Retry.WORKER and life.attempt - 1 - life.infra_used < limits.worker_retries:
+        return _again(life, now, infra=0)
+    return _record(life, end)
+
+
+def _again(life: Life, now: float, *, infra: int) -> Life:
+    old = life.pod if life.pod is not None and not life.pod.gone else life.old
+    return Life(
+        index=life.index,
+        attempt=life.attempt + 1,
+        infra_used=life.infra_used + infra,
+        old=old,
+        not_before=now + (backoff_s(life.infra_used) if infra else 0.0),
+    )

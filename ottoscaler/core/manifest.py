@@ -1,0 +1,159 @@
+"""The worker pod: what is created is decided here and nowhere else.
+
+It meets the restricted Pod Security profile
+(https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted), mounts no token, and carries in
+labels and annotations all that is needed to take it up again when Redis has forgotten it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from ottoscaler.core import names
+from ottoscaler.core.events import ScaleEvent
+from ottoscaler.core.names import WorkerKey
+
+WORKSPACE = "/workspace"
+CONTAINER = "agent"
+
+
+class Template(Protocol):
+    """What the configuration says about worker pods; `settings.WorkerSettings` is one."""
+
+    @property
+    def image(self) -> str: ...
+    @property
+    def image_pull_policy(self) -> str: ...
+    @property
+    def image_pull_secret(self) -> str: ...
+    @property
+    def command(self) -> tuple[str, ...]: ...
+    @property
+    def service_account(self) -> str: ...
+    @property
+    def run_as_user(self) -> int: ...
+    @property
+    def cpu_request(self) -> str: ...
+    @property
+    def cpu_limit(self) -> str: ...
+    @property
+    def memory_request(self) -> str: ...
+    @property
+    def memory_limit(self) -> str: ...
+    @property
+    def node_selector(self) -> Mapping[str, str]: ...
+    @property
+    def tolerations(self) -> Sequence[Mapping[str, Any]]: ...
+    @property
+    def deadline_s(self) -> int: ...
+    @property
+    def termination_grace_s(self) -> int: ...
+
+
+def build(template: Template, event: ScaleEvent, key: WorkerKey, *, instance: str, namespace: str) -> bytes:
+    """The body of the create request for one attempt at one worker, as JSON.
+
+    Arguments: the configuration, the event, event hash with index (from 1) and attempt (from 1), and where it will
+    live. The same arguments give the same bytes.
+    """
+    spec = _spec(template, event, key)
+    digest = hashlib.sha256(msgspec.json.encode(spec, order="sorted")).hexdigest()
+    metadata = {
+        "name": names.pod_name(key),
+        "namespace": namespace,
+        "labels": {
+            names.MANAGED_BY: names.MANAGER,
+            names.LABEL_INSTANCE: instance,
+            names.LABEL_EVENT: key.event_hash,
+            names.LABEL_WORKER: str(key.index),
+            names.LABEL_ATTEMPT: str(key.attempt),
+        },
+        "annotations": {
+            names.ANNOTATION_EVENT_ID: event.event_id,
+            names.ANNOTATION_TASK_ID: event.task_id,
+            names.ANNOTATION_DIGEST: digest,
+            names.ANNOTATION_EVENT: event.encode(),
+            "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+        },
+    }
+    return msgspec.json.encode({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+
+
+def environment(event: ScaleEvent, key: WorkerKey) -> list[dict[str, Any]]:
+    """The variables of a worker, in the form of a container's `env`."""
+    own = {
+        "OTTO_TASK_ID": event.task_id,
+        "OTTO_EVENT_ID": event.event_id,
+        "OTTO_WORKER_INDEX": str(key.index),
+        "OTTO_WORKER_COUNT": str(event.pod_count),
+        "OTTO_ATTEMPT": str(key.attempt),
+        "OTTO_TASK_KEY": f"{event.event_id}/{key.index}",
+        "OTTO_POD_NAME": names.pod_name(key),
+        "HOME": WORKSPACE,
+    }
+    if event.traceparent:
+        own["TRACEPARENT"] = event.traceparent
+    passed = {f"OTTO_{name.upper()}": value for name, value in event.passed_on.items()}
+    # "$(NAME)" in a value would be expanded by the kubelet, and "$$" read as "$": an event must not read other
+    # variables
+    variables: list[dict[str, Any]] = [
+        {"name": name, "value": value.replace("$", "$$")} for name, value in {**passed, **own}.items()
+    ]
+    variables.append({"name": "OTTO_NAMESPACE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}})
+    return variables
+
+
+def _spec(template: Template, event: ScaleEvent, key: WorkerKey) -> dict[str, Any]:
+    spec: dict[str, Any] = {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": template.termination_grace_s,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": template.run_as_user,
+            "runAsGroup": template.run_as_user,
+            "fsGroup": template.run_as_user,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [_container(template, event, key)],
+        "volumes": [{"name": "workspace", "emptyDir": {}}],
+    }
+    if template.deadline_s:
+        spec["activeDeadlineSeconds"] = template.deadline_s
+    if template.service_account:
+        spec["serviceAccountName"] = template.service_account
+        spec["automountServiceAccountToken"] = True
+    if template.image_pull_secret:
+        spec["imagePullSecrets"] = [{"name": template.image_pull_secret}]
+    if template.node_selector:
+        spec["nodeSelector"] = dict(template.node_selector)
+    if template.tolerations:
+        spec["tolerations"] = [dict(toleration) for toleration in template.tolerations]
+    return spec
+
+
+def _container(template: Template, event: ScaleEvent, key: WorkerKey) -> dict[str, Any]:
+    return {
+        "name": CONTAINER,
+        "image": template.image,
+        "imagePullPolicy": template.image_pull_policy,
+        "command": list(template.command),
+        "workingDir": WORKSPACE,
+        "env": environment(event, key),
+        "resources": {
+            "requests": {"cpu": template.cpu_request, "memory": template.memory_request},
+            "limits": {"cpu": template.cpu_limit, "memory": template.memory_limit},
+        },
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "runAsNonRoot": True,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "volumeMounts": [{"name": "workspace", "mountPath": WORKSPACE}],
+    }

@@ -1,0 +1,70 @@
+"""Who is ended by a scale_down, and who is spared: decided once, from what is known of all candidates.
+
+First those that cost least: workers not yet created, then those waiting for a new attempt, then pods that have not
+started, then the youngest running ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+from ottoscaler.core.events import Mode, ScaleEvent
+from ottoscaler.core.pods import Snapshot
+
+
+class Progress(IntEnum):
+    """How far a worker has come; the least far are ended first."""
+
+    NOT_CREATED = 0
+    WAITING = 1
+    PENDING = 2
+    RUNNING = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A worker without a result. `pod` is the last that was seen of its current attempt, `attempt` 0 where none was
+    ever stored.
+    """
+
+    event: ScaleEvent
+    index: int
+    attempt: int
+    pod: Snapshot | None
+
+    @property
+    def progress(self) -> Progress:
+        """How far it has come."""
+        if self.pod is not None:
+            return Progress.RUNNING if self.pod.started_at is not None else Progress.PENDING
+        return Progress.WAITING if self.attempt else Progress.NOT_CREATED
+
+
+def choose(candidates: Sequence[Candidate], count: int, mode: Mode) -> tuple[list[Candidate], list[Candidate]]:
+    """Victims, in the order in which they are ended, and survivors.
+
+    Arguments: all workers it may end, how many to end (0: all), and whether started ones are spared.
+    """
+    ordered = sorted(candidates, key=_last_first)
+    eligible = [one for one in ordered if mode is Mode.KILL or one.progress is not Progress.RUNNING]
+    victims = eligible[:count] if count else eligible
+    chosen = {id(one) for one in victims}
+    return victims, [one for one in ordered if id(one) not in chosen]
+
+
+def is_older(stream_id: str, than: str) -> bool:
+    """Was this entry added before that one?"""
+    return _id(stream_id) < _id(than)
+
+
+def _last_first(one: Candidate) -> tuple[int, float, tuple[int, int], int]:
+    started = one.pod.started_at if one.pod is not None and one.pod.started_at is not None else 0.0
+    milliseconds, number = _id(one.event.stream_id)
+    return one.progress, -started, (-milliseconds, -number), -one.index
+
+
+def _id(stream_id: str) -> tuple[int, int]:
+    milliseconds, _, number = stream_id.partition("-")
+    return int(milliseconds), int(number or 0)

@@ -1,0 +1,65 @@
+"""The one tree of errors: each class tells the catcher what to do.
+
+Adapters translate whatever their SDK raises into these (`raise ... from`), so nobody above them knows a foreign
+exception. A pod that fails is not here: that is an outcome, a value.
+"""
+
+from __future__ import annotations
+
+
+class OttoscalerError(Exception):
+    """Base of everything this project raises on purpose."""
+
+
+class ConfigError(OttoscalerError):
+    """The configuration is wrong: print every fault and end with exit code 2."""
+
+    def __init__(self, faults: tuple[str, ...]) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = faults
+
+
+class LocalError(OttoscalerError):
+    """The local system (embedded Redis, embedded Kubernetes API) could not be started: say so and end."""
+
+
+class Stopping(OttoscalerError):
+    """The process is shutting down: leave everything as it is; whoever comes next goes on from there."""
+
+
+class Replaced(OttoscalerError):
+    """Another process runs under our consumer name: end with exit code 1, touching nothing more."""
+
+
+class Unavailable(OttoscalerError):
+    """A server did not answer or was not able to: try again later.
+
+    `retry_after_s` is what the server asked for, if it did. `unclear` is True when the request may have been carried
+    out.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None, unclear: bool = True) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        self.unclear = unclear
+
+
+class StreamUnavailable(Unavailable):
+    """Redis is out of reach, loading, read-only, full or refuses us: try again later."""
+
+
+class ClusterUnavailable(Unavailable):
+    """The Kubernetes API is out of reach, overloaded or refuses us for now: try again later."""
+
+
+class ClusterRejected(OttoscalerError):
+    """The Kubernetes API understood the request and said no: asking again changes nothing."""
+
+    def __init__(self, message: str, *, status: int, reason: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.reason = reason
+
+
+class Expired(OttoscalerError):
+    """A watch cannot go on from its resource version (410): list again."""

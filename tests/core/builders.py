@@ -1,0 +1,160 @@
+"""Events, pods and worker settings in which only what a test is about differs from the ordinary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from ottoscaler.core.events import EventType, ScaleEvent
+from ottoscaler.core.names import WorkerKey
+from ottoscaler.core.pods import Phase, RawPod, Snapshot, snapshot
+
+Json = dict[str, Any]
+
+STREAM_ID = "1714557600000-0"
+#: 2024-05-01T10:00:00Z, when the pods of these tests are created.
+NOW = 1714557600.0
+HASH = "0123456789"
+LABELS = {
+    "managed-by": "ottoscaler",
+    "ottoscaler.io/instance": "otto",
+    "ottoscaler.io/event": HASH,
+    "ottoscaler.io/worker": "2",
+    "ottoscaler.io/attempt": "1",
+}
+
+
+def stamp(after_s: float = 0) -> str:
+    """So many seconds after NOW, as the API server writes it."""
+    return datetime.fromtimestamp(NOW + after_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def event(**changes: Any) -> ScaleEvent:
+    """A scale_up of three workers."""
+    fields: Json = {
+        "event_id": "e-1",
+        "stream_id": STREAM_ID,
+        "type": EventType.SCALE_UP,
+        "pod_count": 3,
+        "task_id": "t",
+    }
+    return ScaleEvent(**(fields | changes))
+
+
+def raw_pod(
+    phase: str = "Pending",
+    *,
+    state: Json | None = None,
+    conditions: Sequence[Json] = (),
+    metadata: Mapping[str, Any] | None = None,
+    status: Mapping[str, Any] | None = None,
+) -> Json:
+    """A pod as the API server sends it, with fields that nobody asked for. `state` is the container's."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": "otto-agent-0123456789-2",
+            "namespace": "default",
+            "uid": "u-1",
+            "resourceVersion": "7",
+            "creationTimestamp": stamp(),
+            "labels": LABELS,
+            "annotations": {"ottoscaler.io/event-id": "e-1", "other": "x"},
+            "managedFields": [{"manager": "curl", "fieldsV1": {"f:spec": {}}}],
+            **(metadata or {}),
+        },
+        "spec": {"nodeName": "n-1", "containers": [{"name": "agent"}]},
+        "status": {
+            "phase": phase,
+            "qosClass": "Burstable",
+            "conditions": list(conditions),
+            "containerStatuses": [{"name": "agent", "ready": False, "state": state}] if state is not None else [],
+            **(status or {}),
+        },
+    }
+
+
+def decode(raw: object) -> RawPod:
+    """What the watch decodes from the wire."""
+    return msgspec.json.decode(msgspec.json.encode(raw), type=RawPod)
+
+
+def seen(raw: Json) -> Snapshot:
+    """The snapshot of a pod that is one of ours."""
+    result = snapshot(decode(raw))
+    assert result is not None
+    return result
+
+
+def terminated(code: int, reason: str = "Error", **more: Any) -> Json:
+    """A container state: ended ten seconds after its start."""
+    return {"terminated": {"exitCode": code, "reason": reason, "startedAt": stamp(5), "finishedAt": stamp(15), **more}}
+
+
+def unscheduled(reason: str) -> Json:
+    """The scheduler's word on a pod without a node."""
+    return {"type": "PodScheduled", "status": "False", "reason": reason, "message": "0/3 nodes are available"}
+
+
+def disrupted(reason: str) -> Json:
+    """The condition that tells that somebody other than the worker ended it."""
+    return {
+        "type": "DisruptionTarget",
+        "status": "True",
+        "reason": reason,
+        "message": "",
+        "lastTransitionTime": stamp(9),
+    }
+
+
+def deleted_at(after_s: float, grace_s: int = 30) -> Json:
+    """The metadata of a pod whose deletion was asked for then: the API server adds the grace to the time."""
+    return {"deletionTimestamp": stamp(after_s + grace_s), "deletionGracePeriodSeconds": grace_s}
+
+
+def pod(phase: Phase = Phase.PENDING, **changes: Any) -> Snapshot:
+    """The pod of worker 1, attempt 1."""
+    plain = Snapshot(
+        key=WorkerKey(HASH, 1, 1),
+        name="otto-agent-0123456789-1",
+        uid="u-1",
+        resource_version="1",
+        event_id="e-1",
+        instance="otto",
+        phase=phase,
+        created_at=NOW,
+    )
+    return replace(plain, **changes)
+
+
+_RAN: Json = {"started_at": NOW + 1, "node": "n-1"}
+
+
+def running(**changes: Any) -> Snapshot:
+    """It has started."""
+    return pod(Phase.RUNNING, **(_RAN | changes))
+
+
+def succeeded(**changes: Any) -> Snapshot:
+    """It has ended well."""
+    return pod(Phase.SUCCEEDED, **(_RAN | {"finished_at": NOW + 5, "exit_code": 0, "ended_as": "Completed"} | changes))
+
+
+def failed(code: int = 1, **changes: Any) -> Snapshot:
+    """It has ended by itself, with an exit code."""
+    return pod(Phase.FAILED, **(_RAN | {"finished_at": NOW + 5, "exit_code": code, "ended_as": "Error"} | changes))
+
+
+def evicted(**changes: Any) -> Snapshot:
+    """The node ended it."""
+    return failed(137, **({"ended_as": "Evicted", "message": "The node was low on resource: memory."} | changes))
+
+
+def deleting(plain: Snapshot, **changes: Any) -> Snapshot:
+    """The same pod after somebody asked for its deletion."""
+    return replace(plain, **({"deletion_requested_at": NOW + 2, "deletion_grace_s": 30.0} | changes))

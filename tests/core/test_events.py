@@ -1,0 +1,376 @@
+"""What a producer may send: each rule of an event with values that keep it and values that break it."""
+
+from __future__ import annotations
+
+import pytest
+
+from ottoscaler.core.events import BadEvent, DeadReason, EventType, Mode, ScaleEvent, parse
+from tests.core.builders import STREAM_ID
+
+contract = pytest.mark.contract
+
+#: A JSON object all right, but deeper than any parser follows.
+DEEP = b'{"a":' + b"[" * 20_000 + b"]" * 20_000 + b"}"
+TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+def good(**fields: bytes) -> ScaleEvent:
+    """The event of a scale_up with these fields."""
+    return _good({b"type": b"scale_up"} | _named(fields))
+
+
+def good_down(**fields: bytes) -> ScaleEvent:
+    """The event of a scale_down with these fields."""
+    return _good({b"type": b"scale_down"} | _named(fields))
+
+
+def bad(fields: dict[bytes, bytes]) -> BadEvent:
+    """Why these fields, with an otherwise good scale_up, are no event."""
+    result = parse(STREAM_ID, {b"type": b"scale_up"} | fields, 1000)
+    assert isinstance(result, BadEvent), result
+    return result
+
+
+def _named(fields: dict[str, bytes]) -> dict[bytes, bytes]:
+    return {name.encode(): value for name, value in fields.items()}
+
+
+def _good(fields: dict[bytes, bytes]) -> ScaleEvent:
+    result = parse(STREAM_ID, fields, 1000)
+    assert isinstance(result, ScaleEvent), result
+    return result
+
+
+@contract("3.type")
+@contract("3.pod_count")
+@contract("3.task_id")
+@contract("3.event_id")
+@contract("3.mode")
+def test_the_smallest_event_takes_every_default() -> None:
+    """One worker, task and event named by the entry's id."""
+    assert good() == ScaleEvent(STREAM_ID, STREAM_ID, EventType.SCALE_UP, 1, STREAM_ID, Mode.KILL)
+
+
+@contract("3.task_id")
+def test_the_task_is_named_by_the_entry_even_if_the_producer_named_the_event() -> None:
+    """The default of task_id is the entry's id, whatever the event_id."""
+    assert good(event_id=b"mine").task_id == STREAM_ID
+
+
+@contract("3.type")
+@pytest.mark.parametrize("value", [b"", b"scale", b"SCALE_UP", b"scale_up ", b"scale_up\n", "scale_ùp".encode()])
+def test_an_unknown_type_is_refused(value: bytes) -> None:
+    """Only the two types, exactly as written."""
+    assert "scale_up or scale_down is expected" in bad({b"type": value}).detail
+
+
+@contract("3.type")
+def test_an_event_without_a_type_is_refused() -> None:
+    """There is no default type."""
+    result = parse(STREAM_ID, {b"pod_count": b"1"}, 1000)
+    assert isinstance(result, BadEvent)
+    assert (result.reason, result.detail[:21]) == (DeadReason.INVALID, "field type is missing")
+
+
+@contract("3.pod_count")
+@pytest.mark.parametrize(("value", "count"), [(b"1", 1), (b"3", 3), (b"007", 7), (b"1000", 1000)])
+def test_pod_count_is_a_whole_number_from_one(value: bytes, count: int) -> None:
+    """Up to the limit of the configuration."""
+    assert good(pod_count=value).pod_count == count
+
+
+@contract("3.pod_count")
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"",
+        b"0",
+        b"000",
+        b"-1",
+        b"+1",
+        b" 1",
+        b"1 ",
+        b"1\n",
+        b"1.0",
+        b"1e3",
+        b"0x1",
+        b"one",
+        b"9" * 10,
+        "٣".encode(),
+        "²".encode(),
+    ],
+)
+def test_any_other_pod_count_is_refused(value: bytes) -> None:
+    """Also what Python's int would take."""
+    result = bad({b"pod_count": value})
+    assert result.reason is DeadReason.INVALID
+    assert "a whole number from 1 is expected" in result.detail
+
+
+@contract("3.pod_count")
+def test_more_workers_than_allowed_are_refused() -> None:
+    """One above the limit, and the limit is named."""
+    assert "at most 1000 are allowed (MAX_PODS_PER_EVENT)" in bad({b"pod_count": b"1001"}).detail
+
+
+@contract("3.pod_count")
+def test_a_scale_down_may_end_more_than_one_event_may_start() -> None:
+    """The limit is one of creating, not of ending."""
+    assert good_down(pod_count=b"5000").pod_count == 5000
+
+
+@contract("3.pod_count")
+@contract("3.task_id")
+def test_a_scale_down_of_a_task_ends_all_of_it() -> None:
+    """Without a pod_count: 0 stands for all."""
+    event = good_down(task_id=b"task-123")
+    assert (event.task_id, event.pod_count) == ("task-123", 0)
+
+
+@contract("3.task_id")
+def test_a_scale_down_of_the_group_names_no_task() -> None:
+    """With a pod_count and no task_id, the youngest workers of the group are meant."""
+    assert good_down(pod_count=b"2").task_id == ""
+
+
+@contract("3.task_id")
+@contract("3.pod_count")
+def test_a_scale_down_needs_a_task_or_a_count() -> None:
+    """Neither would end everything there is."""
+    result = parse(STREAM_ID, {b"type": b"scale_down"}, 1000)
+    assert isinstance(result, BadEvent)
+    assert "a scale_down without task_id needs it" in result.detail
+
+
+@contract("3.mode")
+@pytest.mark.parametrize("value", ["kill", "drain"])
+def test_a_scale_down_has_two_modes(value: str) -> None:
+    """All workers, or only those that have not started."""
+    assert good_down(task_id=b"t", mode=value.encode()).mode == Mode(value)
+
+
+@contract("3.mode")
+@pytest.mark.parametrize("value", [b"", b"Kill", b"stop", b"drain\n"])
+def test_an_unknown_mode_is_refused(value: bytes) -> None:
+    """A typing error must not kill what was to be spared."""
+    assert "kill or drain is expected" in bad({b"type": b"scale_down", b"task_id": b"t", b"mode": value}).detail
+
+
+@contract("3.mode")
+def test_a_scale_up_has_no_mode() -> None:
+    """It would be ignored, which its sender could not know."""
+    assert "belongs to scale_down only" in bad({b"mode": b"kill"}).detail
+
+
+@contract("3.supersedes")
+def test_a_scale_up_may_supersede_older_ones() -> None:
+    """The key is an id like any other."""
+    assert good(supersedes=b"branch/main").supersedes == "branch/main"
+
+
+@contract("3.supersedes")
+def test_a_scale_down_supersedes_nothing() -> None:
+    """It starts nothing that could be superseded."""
+    fields = {b"type": b"scale_down", b"task_id": b"t", b"supersedes": b"k"}
+    assert "belongs to scale_up only" in bad(fields).detail
+
+
+@contract("3.limits")
+@pytest.mark.parametrize("name", [b"task_id", b"event_id", b"supersedes"])
+@pytest.mark.parametrize(
+    "value", [b"a", b"7", b"Task-1", b"a.b_c:d/e-f", b"1-2-3", b"a1-2", b"redrive:1-0", b"x" * 128]
+)
+def test_an_id_has_a_plain_form(name: bytes, value: bytes) -> None:
+    """Letters, digits and a few signs, 128 characters at most."""
+    assert getattr(_good({b"type": b"scale_up", name: value}), name.decode()) == value.decode()
+
+
+@contract("3.limits")
+@pytest.mark.parametrize("name", [b"task_id", b"event_id", b"supersedes"])
+@pytest.mark.parametrize(
+    "value", [b"", b"-a", b".a", b"/a", b"_a", b"a b", b"a\n", b"a{b}", b"a*", b"a$", b"x" * 129, "ä".encode()]
+)
+def test_any_other_id_is_refused(name: bytes, value: bytes) -> None:
+    """Ids become keys, labels' neighbours and command line arguments."""
+    result = bad({name: value})
+    assert result.reason is DeadReason.INVALID
+    assert result.detail.startswith(f"field {name.decode()} is ")
+
+
+@contract("3.event_id")
+def test_a_producers_event_id_names_the_event() -> None:
+    """The entry's id stays known beside it."""
+    event = good(event_id=b"build-7")
+    assert (event.event_id, event.stream_id) == ("build-7", STREAM_ID)
+
+
+@contract("3.event_id")
+@pytest.mark.parametrize("value", [b"0-0", b"1714557600000-0", b"1-23"])
+def test_an_event_id_never_looks_like_an_entry_id(value: bytes) -> None:
+    """It could be taken for another entry, past or to come."""
+    result = bad({b"event_id": value})
+    assert "the form digits-digits is kept for entry ids" in result.detail
+    assert result.event_id == ""
+
+
+@contract("3.traceparent")
+def test_a_trace_context_is_kept() -> None:
+    """It is its own field, not passed on twice."""
+    event = good(traceparent=TRACE)
+    assert (event.traceparent, event.passed_on) == (TRACE.decode(), {})
+
+
+@contract("3.traceparent")
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"",
+        b"x",
+        TRACE.upper(),
+        b"ff" + TRACE[2:],
+        TRACE + b"-00",
+        TRACE + b"\n",
+        b"00-" + b"0" * 32 + TRACE[35:],
+        TRACE[:36] + b"0" * 16 + b"-01",
+    ],
+)
+def test_a_broken_trace_context_is_refused(value: bytes) -> None:
+    """The forms and the zero ids that W3C Trace Context forbids."""
+    assert "a W3C trace context is expected" in bad({b"traceparent": value}).detail
+
+
+@contract("3.passed-on")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "job_id",
+        "repository",
+        "commit_sha",
+        "triggered_by",
+        "reason",
+        "target_deployment",
+        "target_replicas",
+        "timestamp",
+        "mine",
+    ],
+)
+def test_a_field_that_chooses_nothing_is_passed_on_unchanged(name: str) -> None:
+    """The known ones and any other: as sent, spaces and all."""
+    assert good(**{name: " ä $(X)\n".encode()}).passed_on == {name: " ä $(X)\n"}
+
+
+@contract("3.passed-on")
+@pytest.mark.parametrize("value", [b"{}", b' {"a": [1, {"b": null}]} ', '{"ä": "ö"}'.encode()])
+def test_metadata_is_a_json_object(value: bytes) -> None:
+    """Passed on as it was written."""
+    assert good(metadata=value).passed_on == {"metadata": value.decode()}
+
+
+@contract("3.passed-on")
+@pytest.mark.parametrize(
+    "value", [b"", b"x", b"[]", b"1", b"null", b'"{}"', b"{", b"{} {}", b"{'a': 1}", b'{"a": NaN}', DEEP]
+)
+def test_metadata_of_any_other_kind_is_refused(value: bytes) -> None:
+    """Also the NaN that Python's json would take, and a depth that no parser bears."""
+    assert "a JSON object is expected" in bad({b"metadata": value}).detail
+
+
+@contract("3.passed-on")
+@contract("4.env")
+@pytest.mark.parametrize("name", [b"worker_index", b"worker_count", b"attempt", b"task_key", b"pod_name", b"namespace"])
+def test_a_field_that_would_hide_a_workers_variable_is_refused(name: bytes) -> None:
+    """OTTO_<FIELD> is already the worker's own."""
+    result = bad({name: b"1"})
+    assert f"would hide the worker's own OTTO_{name.decode().upper()}" in result.detail
+
+
+@contract("3.overrides")
+@pytest.mark.parametrize(
+    "name",
+    ["image", "command", "args", "env", "cpu", "memory", "profile", "deadline_s", "retries", "priority", "not_after"],
+)
+def test_an_override_is_refused_as_unsupported(name: str) -> None:
+    """Never passed on as if it had done something."""
+    result = bad({name.encode(): b"1"})
+    assert result.reason is DeadReason.UNSUPPORTED
+    assert result.detail.startswith(f"field {name}: overrides are not supported yet")
+
+
+@contract("3.limits")
+@pytest.mark.parametrize("name", ["a", "a1", "a_b", "z" * 63])
+def test_a_field_name_is_a_small_identifier(name: str) -> None:
+    """It becomes part of a variable's name."""
+    assert good(**{name: b"v"}).passed_on == {name: "v"}
+
+
+@contract("3.limits")
+@pytest.mark.parametrize(
+    "name", [b"", b"A", b"1a", b"_a", b"a-b", b"a.b", b"a b", b"a\n", b"a\0", b"a=", b"z" * 64, "ä".encode(), b"\xff"]
+)
+def test_any_other_field_name_is_refused(name: bytes) -> None:
+    """Told in a message of one line, whatever the name is made of."""
+    result = bad({name: b"v"})
+    assert result.detail.startswith("field name ")
+    assert result.detail.isprintable()
+
+
+@contract("3.limits")
+@pytest.mark.parametrize("name", [b"pod_count", b"task_id", b"event_id", b"mine"])
+@pytest.mark.parametrize("value", [b"\xff", b"a\xc3", b"\xed\xa0\x80"])
+def test_a_value_that_is_not_utf8_is_refused(name: bytes, value: bytes) -> None:
+    """Broken bytes, a cut character, a lone surrogate."""
+    assert bad({name: value}).detail == f"field {name.decode()} is not UTF-8"
+
+
+@contract("3.limits")
+def test_a_value_with_a_nul_is_refused() -> None:
+    """No variable of a process can hold it."""
+    assert bad({b"mine": b"a\0b"}).detail == "field mine has a NUL character"
+
+
+@contract("3.limits")
+def test_an_event_of_64_kib_is_taken() -> None:
+    """Names count as well as values: exactly the limit."""
+    room = 64 * 1024 - len(b"type" + b"scale_up" + b"mine")
+    assert len(good(mine=b"x" * room).passed_on["mine"]) == room
+
+
+@contract("3.limits")
+def test_an_event_above_64_kib_is_refused() -> None:
+    """One byte more than the limit."""
+    room = 64 * 1024 - len(b"type" + b"scale_up" + b"mine")
+    result = bad({b"mine": b"x" * (room + 1)})
+    assert result.reason is DeadReason.TOO_LARGE
+    assert "has 65537 bytes; at most 65536" in result.detail
+
+
+@contract("3.limits")
+@pytest.mark.parametrize(("more", "fits"), [(255, True), (256, False)])
+def test_an_event_has_at_most_256_fields(more: int, fits: bool) -> None:
+    """More than a script of Redis can be handed."""
+    result = parse(STREAM_ID, {b"type": b"scale_up"} | {b"f%d" % number: b"" for number in range(more)}, 1000)
+    assert isinstance(result, ScaleEvent) is fits
+    assert fits or result.reason is DeadReason.TOO_LARGE  # type: ignore[union-attr]
+
+
+@contract("3.dead-letter")
+@pytest.mark.parametrize(
+    ("fields", "ids"),
+    [
+        ({}, (STREAM_ID, STREAM_ID)),
+        ({b"event_id": b"mine", b"task_id": b"t"}, ("mine", "t")),
+        ({b"event_id": b"mine"}, ("mine", STREAM_ID)),
+        ({b"event_id": b"\xff", b"task_id": b"t"}, ("", "t")),
+        ({b"event_id": b"1-1"}, ("", STREAM_ID)),
+        ({b"task_id": b"not an id"}, (STREAM_ID, STREAM_ID)),
+    ],
+)
+def test_a_bad_event_tells_the_ids_that_could_be_read(fields: dict[bytes, bytes], ids: tuple[str, str]) -> None:
+    """They decide whether its sender gets a result, and under which name."""
+    result = bad({b"pod_count": b"many"} | fields)
+    assert (result.event_id, result.task_id) == ids
+
+
+def test_a_long_value_is_cut_in_the_message() -> None:
+    """A dead letter's detail is a line, not a copy of the event."""
+    assert len(bad({b"pod_count": b"9" * 60_000}).detail) < 200

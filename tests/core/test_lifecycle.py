@@ -1,0 +1,334 @@
+"""A worker's life: the normal way, what a create may answer, and going on where another process stopped."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from ottoscaler.core.acts import (
+    Absent,
+    AlreadyThere,
+    Await,
+    Cancelled,
+    Check,
+    Checked,
+    Create,
+    Delete,
+    Done,
+    Doom,
+    Effect,
+    End,
+    Foreign,
+    HasResult,
+    Intend,
+    Intended,
+    Later,
+    Look,
+    NoteRefused,
+    NotOurs,
+    Observation,
+    OldAttempt,
+    Record,
+    Refused,
+    RejectedPod,
+    Seen,
+    Unclear,
+)
+from ottoscaler.core.lifecycle import IllegalStep, Life, Stage, backoff_s, effect, resume, step
+from ottoscaler.core.results import Reason, Verdict
+from tests.core.builders import NOW, deleting, evicted, failed, pod, running, succeeded
+from tests.core.drive import LIMITS, Drive
+
+contract = pytest.mark.contract
+
+CREATED = (Intended(), Seen(pod()), Checked(None))
+COMPLETED = Verdict(Reason.COMPLETED, "the worker exited with code 0")
+
+
+@contract("5.Completed")
+def test_the_normal_way() -> None:
+    """Stored before it is created, watched, recorded, and only then deleted."""
+    drive = Drive()
+    end = drive.tell(Intended(), Seen(pod()), Checked(None), Seen(running()), Seen(succeeded()), Done(), Done())
+    assert drive.asked == ["Intend", "Create", "Check", "Await", "Await", "Record", "Delete"]
+    assert end == End("done")
+
+
+def test_the_effects_of_the_normal_way_say_what_is_meant() -> None:
+    """Attempt, pod and verdict, each as last seen."""
+    drive = Drive()
+    assert drive.next == Intend(1, 0)
+    assert drive.tell(Intended()) == Create(1)
+    assert drive.tell(Seen(pod())) == Check(1)
+    assert drive.tell(Checked(None)) == Await(NOW + LIMITS.pending_timeout_s)
+    assert drive.tell(Seen(running())) == Await(NOW + 1 + LIMITS.deadline_s + 30)
+    assert drive.tell(Seen(succeeded())) == Record(1, COMPLETED, succeeded())
+    assert drive.tell(Done()) == Delete(succeeded())
+
+
+def test_an_effect_that_failed_halfway_is_asked_for_again() -> None:
+    """Asking is no step: the same state, the same effect."""
+    drive = Drive()
+    drive.tell(*CREATED)
+    assert drive.next == drive.next
+
+
+@contract("5.state")
+def test_the_task_hash_shows_how_far_a_worker_is() -> None:
+    """One word for each part of its life."""
+    drive, words = Drive(), []
+    for answer in (Intended(), Seen(pod()), Checked(None), Seen(running()), Seen(succeeded()), Done(), Done()):
+        words.append(drive.life.state)
+        drive.tell(answer)
+    assert words == ["waiting", "creating", "pending", "pending", "running", "ending", "ending"]
+    assert drive.life.state == "ending"
+
+
+@contract("5.state")
+def test_a_worker_whose_pod_is_being_ended_is_ending() -> None:
+    """From the moment at which its doom is known."""
+    assert Life(index=1, stage=Stage.AWAIT, pod=running(), doom=Doom(Reason.SCALED_DOWN)).state == "ending"
+    assert Life(index=1, stage=Stage.REFUSED).state == "waiting"
+
+
+@contract("2.MAX_WORKERS")
+@pytest.mark.parametrize("stage", list(Stage))
+def test_only_what_leads_to_a_create_waits_for_room(stage: Stage) -> None:
+    """Everything else must go on even when the cluster is full."""
+    assert Life(index=1, stage=stage).needs_room is (stage in {Stage.INTEND, Stage.CLEAN, Stage.CREATE})
+
+
+# -- what a create may answer --------------------------------------------------------------------------
+
+
+@contract("4.name")
+def test_a_pod_that_is_there_already_is_adopted() -> None:
+    """409 and ours: the create of a process that died."""
+    drive = Drive()
+    assert drive.tell(Intended(), AlreadyThere()) == Look(1)
+    assert drive.tell(Seen(running()), Checked(None)) == Await(NOW + 1 + 3600 + 30)
+
+
+@contract("4.name")
+def test_a_pod_that_is_being_deleted_is_adopted_and_seen_to_its_end() -> None:
+    """409 "being deleted": it still counts as the attempt."""
+    drive = Drive()
+    drive.tell(Intended(), AlreadyThere(), Seen(deleting(running())), Checked(None))
+    assert drive.tell(Seen(deleting(running()).as_gone())) == Record(
+        1, Verdict(Reason.POD_DELETED, "somebody deleted the pod in phase Running"), deleting(running()).as_gone()
+    )
+
+
+@contract("5.PodLost")
+def test_a_conflict_with_a_pod_that_then_is_gone_uses_up_the_attempt() -> None:
+    """Its name may have been used: never again."""
+    drive = Drive()
+    drive.tell(Intended(), AlreadyThere(), Absent())
+    assert drive.wait(1) == Intend(2, 1)
+
+
+@contract("5.NameConflict")
+def test_a_strangers_pod_is_never_deleted() -> None:
+    """The worker fails, and that is all."""
+    drive = Drive()
+    assert drive.tell(Intended(), AlreadyThere(), Foreign()) == Record(
+        1, Verdict(Reason.NAME_CONFLICT, "a pod of that name exists and is not ours"), None
+    )
+    assert drive.tell(Done()) == End("done")
+
+
+@contract("5.NameConflict")
+def test_a_stranger_in_place_of_our_pod_is_never_deleted() -> None:
+    """Also when ours had been seen there before."""
+    drive = Drive(replace(resume(1, 1, 0, None), pod=running()))
+    drive.tell(Foreign(), Done())
+    assert "Delete" not in drive.asked
+    assert drive.stage is Stage.END
+
+
+def test_an_unclear_create_is_looked_at() -> None:
+    """There: adopted, as if it had been answered."""
+    drive = Drive()
+    assert drive.tell(Intended(), Unclear()) == Look(1)
+    assert drive.tell(Seen(pod())) == Check(1)
+
+
+def test_an_unclear_create_that_made_nothing_is_intended_again() -> None:
+    """The same attempt; between the look and the create nobody may have cancelled it."""
+    drive = Drive()
+    assert drive.tell(Intended(), Unclear(), Absent()) == Intend(1, 0)
+    assert drive.tell(Intended()) == Create(1)
+
+
+def test_a_refused_create_is_waiting_not_failing() -> None:
+    """Noted, the thread given back, and the same attempt intended again."""
+    drive = Drive()
+    assert drive.tell(Intended(), Refused("exceeded quota")) == NoteRefused(1)
+    assert drive.tell(Done()) == Later(1.0)
+    assert drive.wait(1) == Intend(1, 0)
+
+
+def test_repeated_refusals_are_asked_less_often_but_soon_enough() -> None:
+    """Freed quota is used within four seconds."""
+    drive, pauses = Drive(), []
+    for _ in range(5):
+        later = drive.tell(Intended(), Refused("exceeded quota"), Done())
+        assert isinstance(later, Later)
+        pauses.append(later.delay_s)
+        drive.wait(later.delay_s)
+    assert pauses == [1, 2, 4, 4, 4]
+
+
+@pytest.mark.parametrize("after_s", [0.5, 17.0])
+def test_a_server_that_says_when_is_asked_then(after_s: float) -> None:
+    """Retry-After rules over our own pause, shorter or longer."""
+    assert Drive().tell(Intended(), Refused("busy", after_s), Done()) == Later(after_s)
+
+
+def test_a_pod_that_came_ends_the_row_of_refusals() -> None:
+    """The next refusal pauses for one second again."""
+    drive = Drive()
+    drive.tell(Intended(), Refused("quota"), Done())
+    drive.wait(1)
+    drive.tell(Intended(), Seen(pod()))
+    assert drive.life.backoff == 0
+
+
+@contract("5.Rejected")
+def test_a_pod_that_the_server_rejects_is_a_result() -> None:
+    """Asking again changes nothing, and there is no pod to delete."""
+    drive = Drive()
+    assert drive.tell(Intended(), RejectedPod("no privileged pods")) == Record(
+        1, Verdict(Reason.REJECTED, "no privileged pods"), None
+    )
+    assert drive.tell(Done()) == End("done")
+
+
+@pytest.mark.parametrize(("tries", "pause_s"), [(0, 1), (1, 2), (2, 4), (4, 16), (5, 30), (10**6, 30)])
+def test_pauses_grow_up_to_half_a_minute(tries: int, pause_s: float) -> None:
+    """1, 2, 4 … and no number that overflows."""
+    assert backoff_s(tries) == pause_s
+
+
+# -- others were here ----------------------------------------------------------------------------------
+
+
+def test_a_result_that_is_there_before_the_create_ends_the_life() -> None:
+    """There is nothing to do and nothing to delete."""
+    assert Drive().tell(HasResult()) == End("done")
+
+
+def test_a_result_that_came_during_the_create_deletes_the_pod() -> None:
+    """Nobody else would know of it."""
+    drive = Drive()
+    assert drive.tell(Intended(), Seen(pod()), HasResult()) == Delete(pod())
+    assert drive.tell(Done()) == End("done")
+
+
+def test_a_higher_attempt_ends_the_life() -> None:
+    """Somebody else leads the worker on."""
+    assert Drive().tell(OldAttempt()) == End("a higher attempt is stored")
+
+
+DOOM = Doom(Reason.PENDING_TIMEOUT, "", 1)
+BEFORE: dict[str, tuple[Observation, ...]] = {
+    "Intend": (),
+    "NoteRefused": (Intended(), Refused("quota")),
+    "Check": (Intended(), Seen(pod())),
+    "Await": CREATED,
+    "Record": (*CREATED, Seen(failed())),
+}
+
+
+@pytest.mark.parametrize("asked", BEFORE)
+def test_a_task_that_is_no_longer_ours_is_left_alone(asked: str) -> None:
+    """Whatever was going on: no further effect."""
+    drive = Drive()
+    assert type(drive.tell(*BEFORE[asked])).__name__ == asked
+    assert drive.tell(NotOurs()) == End("another process owns the task")
+
+
+@pytest.mark.parametrize("stage", [Stage.MARK, Stage.WITHDRAW])
+def test_a_doom_that_is_not_ours_to_store_is_left_alone(stage: Stage) -> None:
+    """The new owner decides anew."""
+    drive = Drive(Life(index=1, stage=stage, pod=pod(), doom=DOOM))
+    assert drive.tell(NotOurs()) == End("another process owns the task")
+
+
+# -- going on where another process stopped ------------------------------------------------------------
+
+
+def test_a_life_goes_on_with_a_live_look() -> None:
+    """A pod that is there is adopted."""
+    drive = Drive(resume(4, 2, 1, None))
+    assert drive.next == Look(2)
+    assert drive.tell(Seen(running()), Checked(None)) == Await(NOW + 1 + 3600 + 30)
+    assert (drive.life.index, drive.life.attempt, drive.life.infra_used) == (4, 2, 1)
+
+
+@contract("5.PodLost")
+@contract("2.INFRA_RETRIES")
+def test_a_life_without_its_pod_has_lost_it() -> None:
+    """An intent without a pod: the next attempt, under its own name."""
+    drive = Drive(resume(1, 2, 1, None))
+    drive.tell(Absent())
+    assert drive.wait(2) == Intend(3, 2)
+
+
+@contract("5.PodLost")
+def test_a_life_without_its_pod_and_without_retries_is_lost() -> None:
+    """Its result says that nobody knows why."""
+    drive = Drive(resume(1, 4, 3, None))
+    assert drive.tell(Absent()) == Record(4, Verdict(Reason.POD_LOST, "the pod is gone, and nobody knows why"), None)
+
+
+@contract("5.ScaledDown")
+def test_a_doomed_life_without_its_pod_ends_as_it_was_doomed_to() -> None:
+    """The process before us had killed the pod, and died before the record."""
+    drive = Drive(resume(1, 1, 0, Doom(Reason.SCALED_DOWN, "by e-2")))
+    assert drive.tell(Absent()) == Record(1, Verdict(Reason.SCALED_DOWN, "by e-2"), None)
+
+
+def test_a_finished_pod_is_recorded_by_whoever_finds_it() -> None:
+    """Even if nobody watched its life."""
+    drive = Drive(resume(1, 1, 0, None))
+    assert drive.tell(Seen(evicted()), Checked(None)) == Later(1.0)
+
+
+def test_a_resumed_worker_that_is_cancelled_elsewhere_is_seen_to_its_end() -> None:
+    """The stored attempt is the one that may have a pod."""
+    drive = Drive(Life(index=1, attempt=3, infra_used=2))
+    assert drive.tell(Cancelled(Doom(Reason.SCALED_DOWN), 2)) == Look(2)
+
+
+# -- defects of ours -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("life", "answer"),
+    [
+        (Life(index=1), Done()),
+        (Life(index=1, stage=Stage.CREATE), Intended()),
+        (Life(index=1, stage=Stage.AWAIT, pod=pod()), Done()),
+        (Life(index=1, stage=Stage.CHECK), Checked(None)),
+        (Life(index=1, stage=Stage.END), Done()),
+    ],
+)
+def test_an_answer_that_no_rule_knows_is_a_defect(life: Life, answer: Observation) -> None:
+    """Loud, not guessed at."""
+    with pytest.raises(IllegalStep):
+        step(life, answer, NOW, LIMITS)
+
+
+@pytest.mark.parametrize("stage", [Stage.RECORD, Stage.MARK, Stage.WITHDRAW, Stage.CLEAN, Stage.KILL, Stage.DELETE])
+def test_a_stage_without_what_it_needs_is_a_defect(stage: Stage) -> None:
+    """No effect without a pod, a doom or a verdict to do it with."""
+    with pytest.raises(IllegalStep, match=f"{stage.name} lacks what it needs"):
+        effect(Life(index=1, stage=stage), NOW)
+
+
+def test_the_end_asks_for_nothing() -> None:
+    """It only says why."""
+    last: Effect = effect(Life(index=1, stage=Stage.END, why="done"), NOW)
+    assert last == End("done")

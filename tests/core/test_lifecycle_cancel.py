@@ -1,0 +1,222 @@
+"""A worker's life when somebody cancels it: in every stage it ends, once, and a success still wins."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from ottoscaler.core.acts import (
+    Absent,
+    AlreadyThere,
+    Await,
+    Cancelled,
+    Changed,
+    Checked,
+    Delete,
+    Done,
+    Doom,
+    End,
+    Intended,
+    Kill,
+    Look,
+    Marked,
+    Missing,
+    Observation,
+    Record,
+    Refused,
+    Seen,
+    TimedOut,
+    Unclear,
+    Withdraw,
+)
+from ottoscaler.core.lifecycle import Life
+from ottoscaler.core.pods import Snapshot
+from ottoscaler.core.results import Reason, Verdict
+from tests.core.builders import NOW, deleting, evicted, failed, pod, running, succeeded
+from tests.core.drive import LIMITS, Drive
+
+contract = pytest.mark.contract
+
+CREATED = (Intended(), Seen(pod()), Checked(None))
+KILL = Doom(Reason.SCALED_DOWN, "by e-2", by="e-2")
+DRAIN = replace(KILL, drain=True)
+GONE = deleting(running()).as_gone()
+
+
+@contract("5.ScaledDown")
+@contract("5.Superseded")
+@pytest.mark.parametrize("reason", [Reason.SCALED_DOWN, Reason.SUPERSEDED])
+def test_a_worker_that_never_had_an_attempt_is_cancelled_at_once(reason: Reason) -> None:
+    """Attempt 0: there was none, and there is no pod to look for."""
+    drive = Drive()
+    assert drive.tell(Cancelled(Doom(reason), 0)) == Record(0, Verdict(reason), None)
+    assert drive.tell(Done()) == End("done")
+
+
+@contract("5.ScaledDown")
+def test_a_worker_with_an_attempt_is_looked_for_before_it_is_cancelled() -> None:
+    """Its pod may be there, created by somebody who died: it is seen to its end."""
+    drive = Drive(Life(index=1, attempt=2, infra_used=1))
+    assert drive.tell(Cancelled(KILL, 2)) == Look(2)
+    assert drive.tell(Seen(running()), Checked(KILL)) == Kill(running())
+    assert drive.tell(Done()) == Await(NOW + 60)
+    assert drive.tell(Seen(GONE)) == Record(2, KILL.verdict, GONE)
+
+
+@contract("5.ScaledDown")
+def test_a_cancelled_attempt_without_a_pod_is_recorded() -> None:
+    """There is nothing to wait for."""
+    assert Drive().tell(Cancelled(KILL, 1), Absent()) == Record(1, KILL.verdict, None)
+
+
+@contract("5.ScaledDown")
+def test_a_cancel_between_two_attempts_finds_the_old_pod() -> None:
+    """The stored attempt is still the failed one: its pod is recorded and deleted as the cancelled worker's."""
+    drive = Drive()
+    drive.tell(*CREATED, Seen(evicted()))
+    drive.wait(1)
+    assert drive.tell(Cancelled(KILL, 1), Seen(evicted()), Checked(KILL)) == Record(1, KILL.verdict, evicted())
+    assert drive.tell(Done()) == Delete(evicted())
+
+
+@contract("5.ScaledDown")
+def test_a_cancel_during_the_pause_for_quota_ends_the_waiting() -> None:
+    """The next intend is refused; the refused pod is not there."""
+    drive = Drive()
+    drive.tell(Intended(), Refused("quota"), Done())
+    drive.wait(1)
+    assert drive.tell(Cancelled(KILL, 1), Absent()) == Record(1, KILL.verdict, None)
+
+
+BEFORE: dict[str, tuple[Observation, ...]] = {
+    "created": (Intended(), Seen(running())),
+    "adopted": (Intended(), AlreadyThere(), Seen(running())),
+    "unclear": (Intended(), Unclear(), Seen(running())),
+    "looked at": (*CREATED, Missing(), Seen(running())),
+}
+
+
+@contract("5.ScaledDown")
+@pytest.mark.parametrize("way", BEFORE)
+def test_a_cancel_that_crossed_the_create_is_found_by_the_check(way: str) -> None:
+    """However the pod came to be known, it is ended."""
+    drive = Drive()
+    drive.tell(*BEFORE[way])
+    assert drive.tell(Checked(KILL)) == Kill(running())
+
+
+@contract("5.ScaledDown")
+@pytest.mark.parametrize("snap", [pod(), running()])
+def test_a_cancel_of_a_waiting_or_running_worker_kills_it(snap: Snapshot) -> None:
+    """Marked, killed, seen gone, recorded; nothing more to delete."""
+    drive = Drive()
+    drive.tell(*CREATED, Seen(snap), Marked(KILL), Done())
+    assert drive.tell(Seen(GONE), Done()) == End("done")
+    assert drive.asked[-4:] == ["Await", "Kill", "Await", "Record"]
+
+
+@contract("5.ScaledDown")
+def test_a_killed_worker_that_ends_with_an_error_is_cancelled() -> None:
+    """We ended it: that it did not like it is not its fault."""
+    drive = Drive(limits=replace(LIMITS, worker_retries=9, infra_retries=9))
+    last = deleting(failed(143))
+    assert drive.tell(*CREATED, Seen(running()), Marked(KILL), Done(), Seen(last)) == Record(1, KILL.verdict, last)
+
+
+@contract("5.Completed")
+def test_a_worker_that_succeeds_before_it_is_killed_has_succeeded() -> None:
+    """The kill's precondition fails, and the look shows why."""
+    drive = Drive()
+    end = drive.tell(*CREATED, Seen(running()), Marked(KILL), Changed(), Seen(succeeded()), Checked(KILL))
+    assert isinstance(end, Record)
+    assert end.verdict.reason is Reason.COMPLETED
+
+
+@contract("5.Completed")
+def test_a_worker_that_succeeds_in_its_grace_has_succeeded() -> None:
+    """It finished what it was doing; the pod goes by itself."""
+    drive = Drive()
+    end = drive.tell(*CREATED, Seen(running()), Marked(KILL), Done(), Seen(deleting(succeeded())))
+    assert isinstance(end, Record)
+    assert end.verdict.reason is Reason.COMPLETED
+    assert drive.tell(Done()) == End("done")
+
+
+@contract("5.ScaledDown")
+def test_a_worker_that_somebody_deletes_and_we_cancel_is_cancelled() -> None:
+    """Our reason wins over "somebody deleted it"; there is nothing to kill any more."""
+    drive = Drive()
+    drive.tell(*CREATED, Seen(deleting(running())))
+    assert drive.tell(Marked(KILL)) == Await(NOW + 60)
+    assert drive.tell(Seen(GONE)) == Record(1, KILL.verdict, GONE)
+
+
+@contract("5.ScaledDown")
+def test_a_killed_worker_on_a_dead_node_is_cancelled_all_the_same() -> None:
+    """The look after a minute finds it stuck; it is given up and its pod deleted."""
+    stuck = deleting(running(disruption=Reason.NODE_LOST))
+    drive = Drive()
+    drive.tell(*CREATED, Seen(running()), Marked(KILL), Done(), Seen(stuck), TimedOut())
+    drive.wait(63)
+    assert drive.tell(Seen(stuck), Checked(KILL)) == Record(1, KILL.verdict, stuck)
+    assert drive.tell(Done()) == Delete(stuck)
+
+
+@contract("5.ScaledDown")
+def test_a_cancel_wins_over_a_doom_of_the_attempt() -> None:
+    """Or a retry would start what was cancelled."""
+    drive = Drive()
+    drive.tell(*CREATED)
+    drive.wait(900)
+    drive.tell(TimedOut())
+    assert drive.tell(Marked(KILL)) == Kill(pod())
+    assert drive.tell(Done(), Seen(GONE)) == Record(1, KILL.verdict, GONE)
+
+
+# -- drain ---------------------------------------------------------------------------------------------
+
+
+@contract("3.mode")
+def test_a_drain_ends_a_worker_that_has_not_started() -> None:
+    """Like a kill."""
+    drive = Drive()
+    drive.tell(*CREATED)
+    assert drive.tell(Marked(DRAIN)) == Kill(pod())
+
+
+@contract("3.mode")
+def test_a_drain_spares_a_worker_that_has_started() -> None:
+    """It is taken back, and the worker runs to its end."""
+    drive = Drive()
+    drive.tell(*CREATED, Seen(running()))
+    assert drive.tell(Marked(DRAIN)) == Withdraw(DRAIN)
+    assert drive.tell(Checked(None)) == Await(NOW + 1 + 3600 + 30)
+    end = drive.tell(Seen(failed()))
+    assert isinstance(end, Record)
+    assert end.verdict.reason is Reason.ERROR
+
+
+@contract("3.mode")
+def test_a_drain_spares_a_worker_that_started_before_the_kill() -> None:
+    """The kill's precondition fails, and the look shows the start."""
+    drive = Drive()
+    drive.tell(*CREATED, Marked(DRAIN), Changed(), Seen(running()))
+    assert drive.tell(Checked(DRAIN)) == Withdraw(DRAIN)
+
+
+@contract("3.mode")
+def test_a_kill_after_a_drain_ends_the_worker() -> None:
+    """The later, harder word holds."""
+    drive = Drive()
+    drive.tell(*CREATED, Seen(running()), Marked(DRAIN))
+    assert drive.tell(Checked(KILL)) == Kill(running())
+
+
+@contract("3.mode")
+def test_a_drain_between_two_attempts_lets_no_new_one_start() -> None:
+    """The stored attempt has ended; the next has not started."""
+    drive = Drive()
+    drive.tell(*CREATED, Seen(evicted()))
+    drive.wait(1)
+    assert drive.tell(Cancelled(DRAIN, 1), Seen(evicted()), Checked(DRAIN)) == Record(1, DRAIN.verdict, evicted())

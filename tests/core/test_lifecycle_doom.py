@@ -1,0 +1,332 @@
+"""A worker's life when its pod does not start, or runs too long: when it is doomed, how it ends, when it is spared."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from ottoscaler.core.acts import (
+    Absent,
+    Await,
+    Changed,
+    Checked,
+    Delete,
+    Done,
+    Doom,
+    Effect,
+    End,
+    HasResult,
+    Intend,
+    Intended,
+    Kill,
+    Look,
+    Mark,
+    Marked,
+    OldAttempt,
+    Record,
+    Seen,
+    TimedOut,
+    Withdraw,
+)
+from ottoscaler.core.pods import Phase, Snapshot, Trouble
+from ottoscaler.core.results import Reason, Verdict
+from tests.core.builders import NOW, deleting, evicted, failed, pod, running, succeeded
+from tests.core.drive import LIMITS, Drive
+
+contract = pytest.mark.contract
+
+CREATED = (Intended(), Seen(pod()), Checked(None))
+TIMEOUT = Doom(Reason.PENDING_TIMEOUT, "the pod did not start within 900 s", 1)
+BACK_OFF = 'ImagePullBackOff: Back-off pulling image "img:1"'
+
+
+def troubled(trouble: Trouble, text: str = "the cluster's words") -> Snapshot:
+    """A pod that has not started."""
+    return pod(trouble=trouble, trouble_text=text)
+
+
+def marked(effect: Effect) -> Doom:
+    """The doom of a Mark."""
+    assert isinstance(effect, Mark), effect
+    return effect.doom
+
+
+def overdue() -> Drive:
+    """A life whose pod did not start in time: the doom is due to be stored."""
+    drive = Drive()
+    drive.tell(*CREATED)
+    drive.wait(900)
+    drive.tell(TimedOut())
+    return drive
+
+
+# -- when ----------------------------------------------------------------------------------------------
+
+
+@contract("5.PendingTimeout")
+@contract("2.PENDING_TIMEOUT_S")
+def test_a_pod_that_does_not_start_is_doomed_in_time() -> None:
+    """Not a second before."""
+    drive = Drive()
+    drive.tell(*CREATED)
+    drive.wait(899)
+    assert drive.tell(TimedOut()) == Await(NOW + 900)
+    drive.wait(1)
+    assert drive.tell(TimedOut()) == Mark(TIMEOUT)
+
+
+@contract("2.PENDING_TIMEOUT_S")
+def test_the_clock_of_a_pod_starts_at_its_creation() -> None:
+    """Not when somebody took it over."""
+    assert Drive().tell(Intended(), Seen(pod(created_at=NOW - 100)), Checked(None)) == Await(NOW + 800)
+
+
+@contract("2.PENDING_TIMEOUT_S")
+def test_an_api_server_with_a_fast_clock_gives_no_more_time() -> None:
+    """A pod that was made in the future was made now."""
+    assert Drive().tell(Intended(), Seen(pod(created_at=NOW + 500)), Checked(None)) == Await(NOW + 900)
+
+
+@contract("5.InvalidImage")
+def test_a_name_that_is_no_image_is_doomed_at_once() -> None:
+    """It will not become one."""
+    doom = marked(Drive().tell(*CREATED, Seen(troubled(Trouble.INVALID_IMAGE))))
+    assert doom == Doom(Reason.INVALID_IMAGE, "the cluster's words", 1)
+
+
+@contract("5.ImagePull")
+@contract("5.ConfigError")
+@contract("5.StartError")
+@contract("2.IMAGE_PULL_GRACE_S")
+@pytest.mark.parametrize(
+    ("trouble", "reason"),
+    [
+        (Trouble.IMAGE_PULL, Reason.IMAGE_PULL),
+        (Trouble.CONFIG, Reason.CONFIG_ERROR),
+        (Trouble.START, Reason.START_ERROR),
+    ],
+)
+def test_a_lasting_trouble_is_doomed_after_a_grace(trouble: Trouble, reason: Reason) -> None:
+    """The kubelet may try twice: a Secret or an image may be a moment late."""
+    drive = Drive()
+    drive.tell(*CREATED)
+    drive.wait(100)
+    assert drive.tell(Seen(troubled(trouble))) == Await(NOW + 130)
+    drive.wait(30)
+    assert marked(drive.tell(TimedOut())) == Doom(reason, "the cluster's words", 1)
+
+
+@contract("2.IMAGE_PULL_GRACE_S")
+def test_the_grace_is_never_longer_than_the_timeout() -> None:
+    """A trouble that came late has less of it."""
+    drive = Drive()
+    drive.tell(*CREATED)
+    drive.wait(890)
+    assert drive.tell(Seen(troubled(Trouble.IMAGE_PULL))) == Await(NOW + 900)
+
+
+@contract("5.ImagePullTransient")
+@contract("5.Unschedulable")
+@pytest.mark.parametrize(
+    ("trouble", "reason"),
+    [
+        (Trouble.IMAGE_PULL_TRANSIENT, Reason.IMAGE_PULL_TRANSIENT),
+        (Trouble.UNSCHEDULABLE, Reason.UNSCHEDULABLE),
+    ],
+)
+def test_a_passing_trouble_has_the_whole_time(trouble: Trouble, reason: Reason) -> None:
+    """A node may be added, a registry may come back; then the trouble is the reason."""
+    drive = Drive()
+    assert drive.tell(*CREATED, Seen(troubled(trouble))) == Await(NOW + 900)
+    drive.wait(900)
+    assert marked(drive.tell(TimedOut())).reason is reason
+
+
+@contract("5.ImagePull")
+def test_between_two_pulls_the_clearer_text_holds() -> None:
+    """The kubelet says only "Back-off" then; the grace goes on."""
+    drive = Drive()
+    drive.tell(*CREATED, Seen(troubled(Trouble.IMAGE_PULL, "ErrImagePull: not found")))
+    drive.wait(10)
+    assert drive.tell(Seen(troubled(Trouble.IMAGE_PULL_TRANSIENT, BACK_OFF))) == Await(NOW + 30)
+    drive.wait(20)
+    assert marked(drive.tell(TimedOut())).reason is Reason.IMAGE_PULL
+
+
+@contract("5.ImagePullTransient")
+def test_a_pull_that_fails_in_another_way_has_another_trouble() -> None:
+    """Only "Back-off" is vague; a time-out is news."""
+    drive = Drive()
+    drive.tell(*CREATED, Seen(troubled(Trouble.IMAGE_PULL)))
+    assert drive.tell(Seen(troubled(Trouble.IMAGE_PULL_TRANSIENT, "ErrImagePull: i/o timeout"))) == Await(NOW + 900)
+
+
+def test_a_trouble_that_went_away_is_forgotten() -> None:
+    """When it comes again, its grace starts again."""
+    drive = Drive()
+    drive.tell(*CREATED, Seen(troubled(Trouble.CONFIG)), Seen(pod()))
+    drive.wait(25)
+    assert drive.tell(Seen(troubled(Trouble.CONFIG))) == Await(NOW + 55)
+
+
+@contract("5.DeadlineExceeded")
+@contract("2.WORKER_DEADLINE_S")
+def test_a_worker_that_the_kubelet_does_not_end_is_ended_by_us() -> None:
+    """Thirty seconds after its deadline; never tried again."""
+    drive = Drive(limits=replace(LIMITS, worker_retries=9))
+    drive.tell(*CREATED, Seen(running()))
+    drive.wait(3631)
+    doom = marked(drive.tell(TimedOut()))
+    assert doom == Doom(Reason.DEADLINE_EXCEEDED, "the worker ran longer than 3600 s", 1)
+    drive.tell(Marked(doom), Done())
+    assert drive.tell(Seen(deleting(failed(143)))) == Record(1, doom.verdict, deleting(failed(143)))
+
+
+@pytest.mark.parametrize("snap", [deleting(pod()), pod(Phase.UNKNOWN)])
+def test_a_pod_that_goes_or_is_unknown_is_not_doomed_as_well(snap: Snapshot) -> None:
+    """Whoever asked for its deletion came first; and of the other nobody knows whether it runs."""
+    drive = Drive()
+    drive.tell(*CREATED)
+    drive.wait(10_000)
+    assert drive.tell(Seen(snap)) == Await(drive.now + 60)
+
+
+# -- how -----------------------------------------------------------------------------------------------
+
+
+@contract("5.PendingTimeout")
+def test_a_doomed_pod_is_stored_killed_seen_gone_and_recorded() -> None:
+    """In this order: whoever takes over in between knows what was meant."""
+    drive = overdue()
+    assert drive.tell(Marked(TIMEOUT)) == Kill(pod())
+    assert drive.tell(Done()) == Await(drive.now + 60)
+    assert drive.tell(Seen(deleting(pod()))) == Await(drive.now + 60)
+    gone = deleting(pod()).as_gone()
+    assert drive.tell(Seen(gone)) == Record(1, TIMEOUT.verdict, gone)
+    assert drive.tell(Done()) == End("done")
+
+
+def test_a_pod_that_changed_is_looked_at_before_it_is_killed() -> None:
+    """It may have finished: the kill is for the pod as it was seen."""
+    drive = overdue()
+    assert drive.tell(Marked(TIMEOUT), Changed()) == Look(1)
+    fresh = pod(resource_version="2")
+    assert drive.tell(Seen(fresh), Checked(TIMEOUT)) == Kill(fresh)
+
+
+def test_a_kill_that_shows_no_effect_is_repeated() -> None:
+    """A minute later, with what is known then."""
+    drive = overdue()
+    drive.tell(Marked(TIMEOUT), Done())
+    assert drive.tell(TimedOut()) == Kill(pod())
+
+
+@contract("5.PendingTimeout")
+def test_a_doomed_pod_that_is_gone_when_looked_at_ended_by_its_doom() -> None:
+    """Nobody knows why it went, but we wanted it to."""
+    drive = overdue()
+    assert drive.tell(Marked(TIMEOUT), Changed(), Absent()) == Record(1, TIMEOUT.verdict, pod().as_gone())
+
+
+@contract("5.Completed")
+def test_a_success_wins_over_any_doom() -> None:
+    """The work was done; the finished pod is deleted after the record."""
+    drive = overdue()
+    drive.tell(Marked(TIMEOUT), Changed())
+    end = drive.tell(Seen(succeeded()), Checked(TIMEOUT))
+    assert end == Record(1, Verdict(Reason.COMPLETED, "the worker exited with code 0"), succeeded())
+    assert drive.tell(Done()) == Delete(succeeded())
+
+
+@contract("5.ImagePullTransient")
+@contract("2.INFRA_RETRIES")
+def test_a_doom_of_the_platforms_making_leads_to_a_next_attempt() -> None:
+    """And ends with the attempt that it was meant for."""
+    drive = Drive()
+    drive.tell(*CREATED, Seen(troubled(Trouble.IMAGE_PULL_TRANSIENT)))
+    drive.wait(900)
+    doom = marked(drive.tell(TimedOut()))
+    drive.tell(Marked(doom), Done(), Seen(deleting(pod()).as_gone()))
+    assert drive.wait(1) == Intend(2, 1)
+    assert drive.life.doom is None
+
+
+def test_a_result_that_came_before_the_doom_deletes_the_pod() -> None:
+    """Somebody else recorded the worker: the pod is left over."""
+    assert overdue().tell(HasResult()) == Delete(pod())
+
+
+def test_a_doom_for_an_attempt_that_is_over_is_not_stored() -> None:
+    """A higher attempt has its own pod."""
+    assert overdue().tell(OldAttempt()) == End("a higher attempt is stored")
+
+
+# -- when not ------------------------------------------------------------------------------------------
+
+
+@contract("5.PendingTimeout")
+@contract("5.Completed")
+def test_a_pod_that_started_meanwhile_is_spared() -> None:
+    """The doom was for not starting: it is withdrawn, and the worker runs on."""
+    drive = overdue()
+    drive.tell(Marked(TIMEOUT), Changed())
+    assert drive.tell(Seen(running()), Checked(TIMEOUT)) == Withdraw(TIMEOUT)
+    assert drive.tell(Checked(None)) == Await(NOW + 1 + 3600 + 30)
+    assert isinstance(drive.tell(Seen(succeeded())), Record)
+
+
+@contract("5.ScaledDown")
+def test_a_pod_that_is_cancelled_while_its_doom_is_withdrawn_is_killed() -> None:
+    """The answer tells what holds now."""
+    drive = overdue()
+    drive.tell(Marked(TIMEOUT), Changed(), Seen(running()), Checked(TIMEOUT))
+    assert drive.tell(Checked(Doom(Reason.SCALED_DOWN))) == Kill(running())
+
+
+def test_a_result_that_came_before_the_withdrawal_deletes_the_pod() -> None:
+    """There is nothing to spare any more."""
+    drive = overdue()
+    drive.tell(Marked(TIMEOUT), Changed(), Seen(running()), Checked(TIMEOUT))
+    assert drive.tell(HasResult()) == Delete(running())
+
+
+@contract("5.DeadlineExceeded")
+def test_a_deadline_is_never_withdrawn() -> None:
+    """That the pod runs is what it is doomed for."""
+    drive = Drive()
+    drive.tell(*CREATED, Seen(running()))
+    drive.wait(4000)
+    doom = marked(drive.tell(TimedOut()))
+    assert drive.tell(Marked(doom)) == Kill(running())
+
+
+def test_a_doom_of_another_attempt_does_not_replace_ours() -> None:
+    """What we stored holds until it is withdrawn or the attempt ends."""
+    drive = overdue()
+    drive.tell(Marked(TIMEOUT), Changed(), Seen(pod()), Checked(replace(TIMEOUT, message="older")))
+    assert drive.life.doom == TIMEOUT
+
+
+@contract("5.Evicted")
+def test_a_stored_doom_that_was_cleared_no_longer_counts() -> None:
+    """Then the pod's own end does."""
+    drive = overdue()
+    drive.tell(Marked(TIMEOUT), Changed(), Seen(evicted()), Checked(None))
+    assert drive.wait(1) == Intend(2, 1)
+
+
+@pytest.mark.parametrize(
+    ("doom", "before_start"),
+    [
+        (TIMEOUT, True),
+        (Doom(Reason.IMAGE_PULL, "", 1), True),
+        (Doom(Reason.DEADLINE_EXCEEDED, "", 1), False),
+        (Doom(Reason.POISON, "", 1), False),
+        (Doom(Reason.SCALED_DOWN), False),
+        (Doom(Reason.SUPERSEDED, drain=True), True),
+    ],
+)
+def test_only_what_is_doomed_for_not_starting_is_spared_by_a_start(doom: Doom, before_start: bool) -> None:
+    """And what is drained."""
+    assert doom.only_before_start is before_start

@@ -1,0 +1,51 @@
+"""A worker's life in every world that the dice make: what must never happen does not, and every life ends."""
+
+from __future__ import annotations
+
+from hypothesis import event, example, given, settings
+from hypothesis import strategies as st
+
+from ottoscaler.core.lifecycle import Life, Stage
+from ottoscaler.core.results import Reason
+from tests.core.world import World
+
+dice = st.lists(st.integers(0, 59), max_size=60)
+
+
+def lived(throws: list[int]) -> tuple[World, Life]:
+    """A world and the life that ended in it; the world asserts all that must never happen on the way."""
+    world = World(throws)
+    return world, world.run()
+
+
+@settings(max_examples=1000)
+@given(dice)
+@example([])
+def test_no_world_breaks_a_rule_or_holds_a_life_for_ever(throws: list[int]) -> None:
+    """No illegal step, no delete before a record, no create without an intent; attempts rise, names are used once."""
+    world, life = lived(throws)
+    event(f"{life.why}: {world.result.reason if world.result else None}")
+    assert life.stage is Stage.END
+
+
+@settings(max_examples=500)
+@given(dice)
+def test_a_life_that_stays_ours_ends_with_a_result(throws: list[int]) -> None:
+    """Nothing is lost, whatever happened to pods, answers and list."""
+    world, _ = lived(throws)
+    assert world.result is not None or not world.ours
+
+
+@settings(max_examples=500)
+@given(dice)
+def test_a_life_that_stays_ours_leaves_no_pod_behind(throws: list[int]) -> None:
+    """Of no attempt: each is gone, or going."""
+    world, _ = lived(throws)
+    assert not world.ours or all(left.deleting for left in world.pods.values())
+
+
+def test_a_friendly_world_lets_the_worker_complete() -> None:
+    """One attempt, one name, one result."""
+    world, _ = lived([])
+    assert world.result is not None
+    assert (world.result.reason, world.names_used, world.pods) == (Reason.COMPLETED, [1], {})

@@ -1,0 +1,78 @@
+"""Names: the same event gives the same names, always, and the API server accepts every one."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ottoscaler.core.names import WorkerKey, event_hash, pod_name, selector
+
+DNS_1123_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+
+ids = st.text(min_size=1, max_size=128)
+keys = st.builds(WorkerKey, ids.map(lambda text: event_hash("otto", text)), st.integers(1, 10**6), st.integers(1, 999))
+
+
+@pytest.mark.contract("4.name")
+def test_the_hash_of_a_known_event_never_changes() -> None:
+    """A changed formula would make a running cluster's pods strangers."""
+    assert event_hash("ottoscaler", "1714557600000-0") == "089977c645"
+
+
+@pytest.mark.contract("4.name")
+@given(ids, ids)
+def test_the_hash_is_the_contracts_formula(instance: str, event_id: str) -> None:
+    """The first ten lower-case hexadecimal digits of SHA-256(instance, NUL, event id)."""
+    whole = hashlib.sha256(instance.encode() + b"\0" + event_id.encode()).hexdigest()
+    assert event_hash(instance, event_id) == whole[:10].lower()
+
+
+def test_instances_share_no_names() -> None:
+    """Two Ottoscalers in one namespace that read the same event do not meet."""
+    assert event_hash("a", "e") != event_hash("b", "e")
+
+
+def test_the_hash_keeps_instance_and_event_apart() -> None:
+    """Moving a character from one to the other gives another hash."""
+    assert event_hash("ab", "c") != event_hash("a", "bc")
+
+
+@pytest.mark.contract("4.name")
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        (WorkerKey("0123456789", 1, 1), "otto-agent-0123456789-1"),
+        (WorkerKey("0123456789", 12, 1), "otto-agent-0123456789-12"),
+        (WorkerKey("0123456789", 1, 2), "otto-agent-0123456789-1-r2"),
+        (WorkerKey("0123456789", 1000, 11), "otto-agent-0123456789-1000-r11"),
+    ],
+)
+def test_a_name_tells_event_worker_and_attempt(key: WorkerKey, name: str) -> None:
+    """The attempt shows from the second on."""
+    assert pod_name(key) == name
+
+
+@pytest.mark.contract("4.name")
+@given(keys)
+def test_every_name_is_one_that_kubernetes_takes(key: WorkerKey) -> None:
+    """A DNS-1123 label of at most 63 characters, for a million workers too."""
+    name = pod_name(key)
+    assert DNS_1123_LABEL.fullmatch(name)
+    assert len(name) <= 63
+
+
+@pytest.mark.contract("4.name")
+@given(keys, keys)
+def test_names_agree_only_for_the_same_attempt(one: WorkerKey, other: WorkerKey) -> None:
+    """The same key gives the same name, and no two keys share one."""
+    assert (pod_name(one) == pod_name(other)) == (one == other)
+
+
+@pytest.mark.contract("4.labels")
+def test_the_selector_takes_one_instances_pods() -> None:
+    """Manager and instance, as the labels of the pods have them."""
+    assert selector("otto") == "managed-by=ottoscaler,ottoscaler.io/instance=otto"

@@ -1,0 +1,127 @@
+"""Who is ended by a scale_down: those first that cost least, and never more than were asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ottoscaler.core.events import Mode
+from ottoscaler.core.plan import Candidate, Progress, choose, is_older
+from ottoscaler.core.pods import Phase, Snapshot
+from tests.core.builders import NOW, event, pod, running
+
+contract = pytest.mark.contract
+
+
+def worker(index: int = 1, *, attempt: int = 1, stream_id: str = "5-0", last: Snapshot | None = None) -> Candidate:
+    """A worker without a result."""
+    return Candidate(event(stream_id=stream_id), index, attempt, last)
+
+
+def order(*candidates: Candidate, count: int = 0, mode: Mode = Mode.KILL) -> list[Candidate]:
+    """The victims, in their order."""
+    return choose(candidates, count, mode)[0]
+
+
+workers = st.builds(
+    worker,
+    st.integers(1, 5),
+    attempt=st.integers(0, 2),
+    stream_id=st.sampled_from(["5-0", "5-1", "10-0"]),
+    last=st.sampled_from([None, pod(), running(), running(started_at=NOW + 9)]),
+)
+groups = st.lists(workers, max_size=8)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "progress"),
+    [
+        (worker(attempt=0), Progress.NOT_CREATED),
+        (worker(attempt=1), Progress.WAITING),
+        (worker(last=pod()), Progress.PENDING),
+        (worker(last=pod(Phase.UNKNOWN)), Progress.PENDING),
+        (worker(last=running()), Progress.RUNNING),
+    ],
+)
+def test_progress_is_how_far_the_current_attempt_has_come(candidate: Candidate, progress: Progress) -> None:
+    """Judged by what was last seen of its pod."""
+    assert candidate.progress is progress
+
+
+@contract("3.pod_count")
+def test_those_that_have_come_least_far_are_ended_first() -> None:
+    """What was never created costs nothing; what runs loses its work."""
+    rows = [worker(1, last=running()), worker(2, last=pod()), worker(3), worker(4, attempt=0)]
+    assert order(*rows) == rows[::-1]
+
+
+@contract("3.task_id")
+def test_of_the_running_ones_the_youngest_is_ended_first() -> None:
+    """It loses the least work."""
+    old, young = worker(1, last=running()), worker(2, last=running(started_at=NOW + 9))
+    assert order(old, young) == [young, old]
+
+
+@contract("3.task_id")
+@pytest.mark.parametrize(("older", "younger"), [("9-0", "10-0"), ("5-9", "5-10"), ("5-0", "6-0")])
+def test_of_equals_the_younger_events_worker_is_ended_first(older: str, younger: str) -> None:
+    """By number, not by letter."""
+    first, second = worker(stream_id=older), worker(stream_id=younger)
+    assert order(first, second) == [second, first]
+    assert is_older(older, younger)
+    assert not is_older(younger, older)
+
+
+def test_of_one_event_the_highest_index_is_ended_first() -> None:
+    """Worker 1 stays longest."""
+    assert [one.index for one in order(worker(1), worker(3), worker(2))] == [3, 2, 1]
+
+
+@contract("3.pod_count")
+@given(groups, st.integers(1, 10))
+def test_as_many_are_ended_as_were_asked_for_if_there_are_so_many(group: list[Candidate], count: int) -> None:
+    """The first of all that could be."""
+    assert order(*group, count=count) == order(*group)[:count]
+
+
+@contract("3.pod_count")
+@given(groups)
+def test_without_a_count_all_are_ended(group: list[Candidate]) -> None:
+    """A kill spares nobody."""
+    victims, survivors = choose(group, 0, Mode.KILL)
+    assert (len(victims), survivors) == (len(group), [])
+
+
+@contract("3.mode")
+@given(groups, st.integers(0, 10))
+def test_a_drain_spares_all_that_have_started(group: list[Candidate], count: int) -> None:
+    """Even if it then finds fewer than were asked for."""
+    assert all(one.progress is not Progress.RUNNING for one in order(*group, count=count, mode=Mode.DRAIN))
+
+
+@contract("5.victims")
+@contract("5.survivors")
+@given(groups, st.integers(0, 10), st.sampled_from(Mode))
+def test_everybody_is_either_ended_or_spared(group: list[Candidate], count: int, mode: Mode) -> None:
+    """Nobody both, nobody forgotten, also among workers that look alike."""
+    victims, survivors = choose(group, count, mode)
+    assert sorted(map(id, [*victims, *survivors])) == sorted(map(id, group))
+
+
+@given(st.permutations([worker(index, last=last) for index in (1, 2) for last in (None, pod(), running())]))
+def test_the_choice_does_not_depend_on_the_order_of_asking(group: list[Candidate]) -> None:
+    """The victims are chosen once; whoever had chosen would have chosen the same."""
+    assert order(*group, count=3) == order(*sorted(group, key=_by_index), count=3)
+
+
+def _by_index(one: Candidate) -> Any:
+    return one.index, one.progress
+
+
+@pytest.mark.parametrize("stream_id", ["5-0", "5"])
+def test_an_entry_is_not_older_than_itself(stream_id: str) -> None:
+    """An id without its second number means the first of that millisecond."""
+    assert not is_older(stream_id, "5-0")

@@ -1,0 +1,178 @@
+"""Results: the table of reasons, and the fields of a worker's entry."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ottoscaler.core.results import (
+    RESULT_FIELDS,
+    Fault,
+    Outcome,
+    Reason,
+    Retry,
+    Verdict,
+    common_fields,
+    rfc3339,
+    worker_result,
+)
+from tests.core.builders import NOW, event, failed, pod, running
+
+contract = pytest.mark.contract
+
+USER, CONFIG, INFRA, NOBODY = Fault.USER, Fault.CONFIG, Fault.INFRA, Fault.NONE
+FAILED, CANCELLED = Outcome.FAILED, Outcome.CANCELLED
+#: The table of the contract, section 5, written down again: a change of the code's has to be made here too.
+ROWS = [
+    ("Completed", Outcome.SUCCEEDED, NOBODY, Retry.NEVER),
+    ("Error", FAILED, USER, Retry.WORKER),
+    ("OOMKilled", FAILED, USER, Retry.WORKER),
+    ("DeadlineExceeded", FAILED, USER, Retry.NEVER),
+    ("InvalidImage", FAILED, CONFIG, Retry.NEVER),
+    ("ImagePull", FAILED, CONFIG, Retry.NEVER),
+    ("ConfigError", FAILED, CONFIG, Retry.NEVER),
+    ("Rejected", FAILED, CONFIG, Retry.NEVER),
+    ("NameConflict", FAILED, CONFIG, Retry.NEVER),
+    ("ImagePullTransient", FAILED, INFRA, Retry.INFRA),
+    ("Evicted", FAILED, INFRA, Retry.INFRA),
+    ("Preempted", FAILED, INFRA, Retry.INFRA),
+    ("NodeLost", FAILED, INFRA, Retry.INFRA),
+    ("PodLost", Outcome.LOST, INFRA, Retry.INFRA),
+    ("StartError", FAILED, INFRA, Retry.INFRA),
+    ("PendingTimeout", FAILED, INFRA, Retry.NEVER),
+    ("Unschedulable", FAILED, INFRA, Retry.NEVER),
+    ("PodDeleted", FAILED, USER, Retry.NEVER),
+    ("ScaledDown", CANCELLED, NOBODY, Retry.NEVER),
+    ("Superseded", CANCELLED, NOBODY, Retry.NEVER),
+    ("Poison", FAILED, INFRA, Retry.NEVER),
+]
+
+
+@pytest.mark.parametrize(
+    ("reason", "outcome", "fault", "retry"),
+    [pytest.param(*row, marks=contract(f"5.{row[0]}"), id=row[0]) for row in ROWS],
+)
+@contract("5.outcome")
+@contract("5.fault")
+def test_a_reason_has_its_row(reason: str, outcome: Outcome, fault: Fault, retry: Retry) -> None:
+    """How it ended, whose fault it was, and who tries again."""
+    end = Verdict(Reason(reason))
+    assert (end.outcome, end.fault, end.retry) == (outcome, fault, retry)
+
+
+def test_every_reason_has_a_row_here() -> None:
+    """A new reason is a promise to users: it belongs into the table."""
+    assert {row[0] for row in ROWS} == set(Reason)
+
+
+@contract("5.kind")
+@contract("5.event_id")
+@contract("5.task_id")
+@contract("5.reason")
+@contract("5.message")
+@contract("5.pod")
+@contract("5.pod_uid")
+@contract("5.node")
+@contract("5.attempt")
+@contract("5.index")
+@contract("5.created_at")
+@contract("5.scheduled_at")
+@contract("5.started_at")
+def test_a_workers_result_is_told_in_full() -> None:
+    """Every field of the contract, all of it text."""
+    result = worker_result(
+        event(traceparent="00-aa", passed_on={"job_id": "7"}),
+        2,
+        1,
+        Verdict(Reason.ERROR, "the worker exited with code 3"),
+        failed(3, scheduled_at=NOW + 0.5),
+        NOW + 60,
+    )
+    assert result == {
+        "kind": "worker",
+        "event_id": "e-1",
+        "task_id": "t",
+        "outcome": "failed",
+        "reason": "Error",
+        "message": "the worker exited with code 3",
+        "fault": "user",
+        "index": "2",
+        "attempt": "1",
+        "exit_code": "3",
+        "pod": "otto-agent-0123456789-1",
+        "pod_uid": "u-1",
+        "node": "n-1",
+        "created_at": "2024-05-01T10:00:00.000Z",
+        "scheduled_at": "2024-05-01T10:00:00.500Z",
+        "started_at": "2024-05-01T10:00:01.000Z",
+        "finished_at": "2024-05-01T10:00:05.000Z",
+        "traceparent": "00-aa",
+        "job_id": "7",
+    }
+
+
+def test_a_worker_that_never_had_a_pod_has_a_result_all_the_same() -> None:
+    """The same fields, empty where nothing is known; it ended now."""
+    result = worker_result(event(), 1, 0, Verdict(Reason.SCALED_DOWN), None, NOW)
+    empty = {name for name, value in result.items() if value == ""}
+    assert empty == {"message", "exit_code", "pod", "pod_uid", "node", "created_at", "scheduled_at", "started_at"}
+    assert result["finished_at"] == "2024-05-01T10:00:00.000Z"
+
+
+@contract("5.exit_code")
+def test_exit_code_zero_is_not_unknown() -> None:
+    """Zero is a code, an empty field is none."""
+    assert worker_result(event(), 1, 1, Verdict(Reason.COMPLETED), failed(0), NOW)["exit_code"] == "0"
+    assert worker_result(event(), 1, 1, Verdict(Reason.NODE_LOST), running(), NOW)["exit_code"] == ""
+
+
+@contract("5.finished_at")
+def test_a_pod_without_an_end_of_its_own_ended_now() -> None:
+    """Whoever saw it go gives the time."""
+    assert worker_result(event(), 1, 1, Verdict(Reason.POD_DELETED), pod(), NOW + 9)["finished_at"] == rfc3339(NOW + 9)
+
+
+def test_a_message_is_cut_at_a_thousand_characters() -> None:
+    """A registry's page of HTML does not belong into Redis."""
+    assert len(worker_result(event(), 1, 1, Verdict(Reason.ERROR, "x" * 5000), None, NOW)["message"]) == 1000
+
+
+@contract("3.passed-on")
+@given(st.dictionaries(st.sampled_from(sorted(RESULT_FIELDS)), st.text(max_size=3)))
+def test_a_passed_on_field_never_hides_one_of_the_results_own(passed_on: dict[str, str]) -> None:
+    """It goes in under event_<name>."""
+    end = Verdict(Reason.ERROR, "m")
+    plain = worker_result(event(), 1, 1, end, failed(), NOW)
+    assert worker_result(event(passed_on=passed_on), 1, 1, end, failed(), NOW) == plain | {
+        f"event_{name}": value for name, value in passed_on.items()
+    }
+
+
+@contract("3.passed-on")
+@contract("3.traceparent")
+def test_what_was_passed_on_comes_back_unchanged() -> None:
+    """With the trace context, where there is one."""
+    assert common_fields(event(passed_on={"job_id": " ä "}), RESULT_FIELDS) == {"job_id": " ä "}
+    assert common_fields(event(traceparent="00-aa"), RESULT_FIELDS) == {"traceparent": "00-aa"}
+
+
+def test_the_names_of_a_result_are_all_reserved() -> None:
+    """Or a passed-on field could overwrite one."""
+    result = worker_result(event(traceparent="x"), 1, 1, Verdict(Reason.ERROR), failed(), NOW)
+    assert set(result) <= RESULT_FIELDS
+
+
+@contract("5.finished_at")
+@pytest.mark.parametrize(
+    ("at", "text"),
+    [
+        (None, ""),
+        (0.0, "1970-01-01T00:00:00.000Z"),
+        (NOW, "2024-05-01T10:00:00.000Z"),
+        (NOW + 0.25, "2024-05-01T10:00:00.250Z"),
+    ],
+)
+def test_times_are_utc_with_milliseconds(at: float | None, text: str) -> None:
+    """RFC 3339; empty for none."""
+    assert rfc3339(at) == text

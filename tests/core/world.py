@@ -1,0 +1,273 @@
+"""A small world around one worker: Redis, the cluster and everybody else, answering each effect as the dice fall.
+
+Every answer is one that the real adapters can give. While there are dice, the world is as hostile as they say; after
+the last one it is friendly, so that a life which goes on for ever is a defect. What must never happen is asserted where
+it would happen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from ottoscaler.core import acts
+from ottoscaler.core.acts import Doom, Effect, Observation
+from ottoscaler.core.lifecycle import Life, effect, resume, step
+from ottoscaler.core.names import WorkerKey
+from ottoscaler.core.pods import Phase, Snapshot, Trouble, verdict
+from ottoscaler.core.results import Outcome, Reason, Verdict
+from tests.core.builders import HASH, NOW, pod
+from tests.core.drive import ANSWERS, LIMITS
+
+T = TypeVar("T")
+
+KILL = Doom(Reason.SCALED_DOWN, "cancelled", by="e-2")
+DRAIN = replace(KILL, drain=True)
+
+#: What may happen to a pod that is there, by changes of its snapshot; the first is what happens in a friendly world.
+_PENDING: Sequence[dict[str, Any]] = (
+    {"phase": Phase.RUNNING, "started_at": NOW, "trouble": Trouble.NONE},
+    {"trouble": Trouble.INVALID_IMAGE},
+    {"trouble": Trouble.IMAGE_PULL, "trouble_text": "ErrImagePull: not found"},
+    {"trouble": Trouble.IMAGE_PULL_TRANSIENT, "trouble_text": "ImagePullBackOff: Back-off"},
+    {"trouble": Trouble.UNSCHEDULABLE},
+    {"trouble": Trouble.START},
+)
+_RUNNING: Sequence[dict[str, Any]] = (
+    {"phase": Phase.SUCCEEDED, "ended_as": "Completed", "exit_code": 0},
+    {"phase": Phase.FAILED, "ended_as": "Error", "exit_code": 1},
+    {"phase": Phase.FAILED, "ended_as": "Evicted"},
+    {"phase": Phase.FAILED, "ended_as": "OOMKilled", "exit_code": 137},
+    {"phase": Phase.UNKNOWN},
+)
+_BLOWS: Sequence[dict[str, Any]] = (
+    {"gone": True},
+    {"deletion": True},
+    {"disruption": Reason.NODE_LOST, "deletion": True},
+)
+
+
+class World:
+    """One worker's world. One thread, that of the test."""
+
+    def __init__(self, dice: Sequence[int]) -> None:
+        self._dice: Iterator[int] = iter(dice)
+        self.now = NOW
+        self.limits = replace(LIMITS, infra_retries=2, worker_retries=1, pending_timeout_s=60, deadline_s=60)
+        self.ours = True
+        self.stored = 0
+        self.result: Verdict | None = None
+        self.cancel: Doom | None = None
+        self.doom: Doom | None = None
+        self.pods: dict[int, Snapshot] = {}
+        self.strangers: set[int] = set()
+        self.names_used: list[int] = []
+        self.intended = False
+        self.known: set[int] = set()
+        self.life = self._begin()
+
+    def run(self, steps: int = 400) -> Life:
+        """Lead the life to its end; AssertionError if it has none."""
+        for _ in range(steps):
+            asked = effect(self.life, self.now)
+            if isinstance(asked, acts.End):
+                return self.life
+            if isinstance(asked, acts.Later):
+                self.now += asked.delay_s
+                continue
+            answer = self._answer(asked)
+            assert isinstance(answer, ANSWERS[type(asked)])
+            self.life = step(self.life, answer, self.now, self.limits)
+        raise AssertionError(f"no end in sight: {self.life}")
+
+    def roll(self, first: T, *others: T) -> T:
+        """One of these, as the next die says; the first when there are no more dice."""
+        options = (first, *others)
+        return options[next(self._dice, 0) % len(options)]
+
+    def _begin(self) -> Life:
+        attempt = self.roll(0, 0, 1, 2)
+        if not attempt:
+            return Life(index=1)
+        self.stored = attempt
+        self.cancel = self.roll(None, None, KILL, DRAIN)
+        self.doom = self.roll(None, None, Doom(Reason.PENDING_TIMEOUT, "", attempt))
+        if self.roll(True, False):
+            self._make(attempt)
+            self._befall(attempt)
+        self.names_used = [attempt]
+        return resume(1, attempt, attempt - 1, self.cancel or self.doom)
+
+    def _answer(self, asked: Effect) -> Observation:
+        self._meddle()
+        answers: dict[type, Callable[[Any], Observation]] = {
+            acts.Intend: self._intend,
+            acts.Create: self._create,
+            acts.NoteRefused: lambda _: acts.Done() if self.ours else acts.NotOurs(),
+            acts.Look: self._look,
+            acts.Check: lambda _: self._refusal() or acts.Checked(self.cancel or self.doom),
+            acts.Await: self._await,
+            acts.Mark: self._mark,
+            acts.Withdraw: self._withdraw,
+            acts.Kill: self._kill,
+            acts.Record: self._record,
+            acts.Delete: self._delete,
+        }
+        return answers[type(asked)](asked)
+
+    # -- everybody else ---------------------------------------------------------------------------
+
+    def _meddle(self) -> None:
+        event = self.roll(*[""] * 30, "cancel", "drain", "lost", "recorded", "pod", "pod")
+        if event == "lost":
+            self.ours = False
+        elif event == "recorded" and self.ours and self.stored:
+            self.result = self.result or Verdict(Reason.POISON)
+        elif event == "cancel":
+            self.cancel = KILL
+        elif event == "drain":
+            self.cancel = self.cancel or DRAIN
+        elif event == "pod":
+            self._befall(self.life.attempt)
+
+    def _befall(self, attempt: int) -> Snapshot | None:
+        """Something happens to the attempt's pod; returns it as it then is, gone or not."""
+        now = self.pods.get(attempt)
+        if now is None:
+            return None
+        change = self._change(now, may_go=attempt in self.known)
+        if change.pop("deletion", False):
+            change |= {"deletion_requested_at": self.now, "deletion_grace_s": 1.0}
+        after = replace(now, resource_version=str(int(now.resource_version) + 1), **change)
+        if after.gone:
+            del self.pods[attempt]
+        else:
+            self.pods[attempt] = after
+        return after
+
+    def _change(self, now: Snapshot, *, may_go: bool) -> dict[str, Any]:
+        blows = [blow for blow in _BLOWS if may_go or "gone" not in blow]
+        if now.deleting:
+            ends: tuple[dict[str, Any], ...] = ({"gone": True},) if may_go else ({},)
+            return dict(self.roll(*ends, {}, {} if now.finished else _RUNNING[0], {} if now.finished else _RUNNING[1]))
+        if now.finished:
+            return dict(self.roll({}, {}, *blows))
+        return dict(self.roll(*(_RUNNING if now.started_at is not None else _PENDING), *blows))
+
+    # -- Redis ------------------------------------------------------------------------------------
+
+    def _refusal(self) -> acts.NotOurs | acts.HasResult | None:
+        if not self.ours:
+            return acts.NotOurs()
+        return acts.HasResult() if self.result is not None else None
+
+    def _intend(self, asked: acts.Intend) -> Observation:
+        assert asked.infra_used <= self.limits.infra_retries
+        assert asked.attempt - 1 - asked.infra_used <= self.limits.worker_retries
+        if refusal := self._refusal():
+            return refusal
+        if self.cancel is not None:
+            return acts.Cancelled(self.cancel, self.stored)
+        assert asked.attempt >= self.stored, "attempts only rise"
+        self.stored, self.doom, self.intended = asked.attempt, None, True
+        return acts.Intended()
+
+    def _mark(self, asked: acts.Mark) -> Observation:
+        assert asked.doom.attempt == self.stored
+        if refusal := self._refusal():
+            return refusal
+        if self.cancel is None:
+            self.doom = asked.doom
+        return acts.Marked(self.cancel or asked.doom)
+
+    def _withdraw(self, asked: acts.Withdraw) -> Observation:
+        assert asked.doom.only_before_start
+        if refusal := self._refusal():
+            return refusal
+        self.doom = None
+        if self.cancel == asked.doom:
+            self.cancel = None
+        return acts.Checked(self.cancel)
+
+    def _record(self, asked: acts.Record) -> Observation:
+        if not self.ours:
+            return acts.NotOurs()
+        assert asked.attempt == self.stored
+        for attempt, there in self.pods.items():
+            assert there.finished or there.deleting, f"attempt {attempt} still runs when its result is stored"
+        if asked.verdict.outcome is Outcome.SUCCEEDED:
+            assert asked.pod is not None
+            assert asked.pod.phase is Phase.SUCCEEDED
+        if asked.pod is not None and asked.pod.phase is Phase.SUCCEEDED:
+            assert asked.verdict == verdict(asked.pod), "Succeeded wins over everything"
+        if asked.verdict.outcome is Outcome.CANCELLED:
+            assert self.cancel is not None
+        self.result = self.result or asked.verdict
+        return acts.Done()
+
+    # -- the cluster ------------------------------------------------------------------------------
+
+    def _make(self, attempt: int) -> Snapshot:
+        fresh = pod(key=WorkerKey(HASH, 1, attempt), uid=f"u-{attempt}", created_at=self.now)
+        self.pods[attempt] = fresh
+        return fresh
+
+    def _create(self, asked: acts.Create) -> Observation:
+        assert self.intended, "an attempt is stored before each create"
+        assert asked.attempt not in self.names_used, "a name is used once"
+        self.intended = False
+        answer = self.roll("made", "made", "refused", "rejected", "lost", "late", "stranger", "vanished")
+        if answer in ("made", "lost", "vanished"):
+            self.names_used.append(asked.attempt)
+            self._make(asked.attempt)
+        if answer == "made":
+            self.known.add(asked.attempt)
+            return acts.Seen(self.pods[asked.attempt])
+        if answer == "stranger":
+            self.strangers.add(asked.attempt)
+            return acts.AlreadyThere()
+        if answer == "vanished":
+            del self.pods[asked.attempt]
+            return acts.AlreadyThere()
+        plain: dict[str, Observation] = {"refused": acts.Refused("quota"), "rejected": acts.RejectedPod("no")}
+        return plain.get(answer, acts.Unclear())
+
+    def _look(self, asked: acts.Look) -> Observation:
+        if asked.attempt in self.strangers:
+            return acts.Foreign()
+        there = self.pods.get(asked.attempt)
+        if there is None:
+            return acts.Absent()
+        self.known.add(asked.attempt)
+        return acts.Seen(there)
+
+    def _await(self, asked: acts.Await) -> Observation:
+        if not self.ours:
+            return acts.NotOurs()
+        ways = ["seen", "seen", "missing", *([] if asked.until is None else ["late"])]
+        if self.cancel is not None and self.life.doom != self.cancel:
+            return acts.Marked(self.cancel)
+        way = self.roll(*ways)
+        if way == "late" and asked.until is not None:
+            self.now = max(self.now, asked.until)
+            return acts.TimedOut()
+        after = self._befall(self.life.attempt) if way == "seen" else None
+        return acts.Missing() if after is None else acts.Seen(after)
+
+    def _kill(self, asked: acts.Kill) -> Observation:
+        assert not self.ours or self.result or self.cancel or self.doom, "what is killed was doomed before"
+        attempt = asked.pod.key.attempt
+        if self.pods.get(attempt) != asked.pod:
+            return acts.Changed()
+        self.pods[attempt] = replace(
+            asked.pod, resource_version="99", deletion_requested_at=self.now, deletion_grace_s=1.0
+        )
+        return acts.Done()
+
+    def _delete(self, asked: acts.Delete) -> Observation:
+        attempt = asked.pod.key.attempt
+        assert self.result is not None or self.stored > attempt, "no pod is deleted before its end is stored"
+        assert attempt not in self.strangers, "what is not ours is not deleted"
+        self.pods.pop(attempt, None)
+        return acts.Done()
