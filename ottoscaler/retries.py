@@ -1,0 +1,79 @@
+"""The one place where anything is tried twice: the SDKs' own retries are off.
+
+A retry has a named error (`Unavailable`), pauses that grow and jitter, respects what the server asks for (Retry-After),
+is logged and counted, and ends when the process stops. tenacity's own defaults (no pause, no end) are never used.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+import tenacity
+
+from ottoscaler import logs
+from ottoscaler.errors import ClusterUnavailable, Stopping, Unavailable
+from ottoscaler.metrics import Metrics
+
+#: Longest pause between two tries, seconds: short enough that a server that is back is used within two.
+MAX_PAUSE_S = 1.5
+FIRST_PAUSE_S = 0.1
+
+_T = TypeVar("_T")
+_log = logs.get(__name__)
+
+
+class Retries:
+    """Tries again. Any thread."""
+
+    def __init__(self, stopping: threading.Event, metrics: Metrics) -> None:
+        self._stopping = stopping
+        self._metrics = metrics
+
+    def call(self, what: str, attempt: Callable[[], _T], *, times: int = 4) -> _T:
+        """The result of `attempt`, tried so often; then its last Unavailable. Stopping ends it between two tries."""
+        return self._retrying(what, tenacity.stop_after_attempt(times))(attempt)
+
+    def forever(self, what: str, attempt: Callable[[], _T]) -> _T:
+        """The result of `attempt`, however long its server is away. Raises Stopping when the process stops
+        meanwhile.
+        """
+        try:
+            return self._retrying(what, tenacity.stop_never)(attempt)
+        except Unavailable as error:
+            raise Stopping(f"stopped while trying to {what}") from error
+
+    def _retrying(self, what: str, stop: tenacity.stop.stop_base) -> tenacity.Retrying:
+        return tenacity.Retrying(
+            stop=tenacity.stop_any(stop, tenacity.stop_when_event_set(self._stopping)),
+            wait=_pause,
+            retry=tenacity.retry_if_exception_type(Unavailable),
+            sleep=tenacity.sleep_using_event(self._stopping),
+            before_sleep=lambda state: self._tell(what, state),
+            reraise=True,
+        )
+
+    def _tell(self, what: str, state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        tries = state.attempt_number
+        self._metrics.retries.inc("kubernetes" if isinstance(error, ClusterUnavailable) else "redis", _reason(error))
+        if tries & (tries - 1) == 0:  # 1, 2, 4, 8 …: a long outage must not fill the log
+            _log.warning(
+                "retry.scheduled", "Cannot %s, trying again (try %d): %s", what, tries, error, error=str(error)
+            )
+
+
+_growing = tenacity.wait_exponential_jitter(initial=FIRST_PAUSE_S, max=MAX_PAUSE_S, jitter=FIRST_PAUSE_S)
+
+
+def _pause(state: tenacity.RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome else None
+    asked = error.retry_after_s if isinstance(error, Unavailable) and error.retry_after_s else 0.0
+    return max(asked, _growing(state))
+
+
+def _reason(error: BaseException | None) -> str:
+    if isinstance(error, Unavailable) and error.retry_after_s is not None:
+        return "throttled"
+    return "timeout" if "time" in str(error) else "unreachable"

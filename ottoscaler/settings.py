@@ -1,0 +1,346 @@
+"""The configuration: frozen groups of values, and the one place that reads the environment.
+
+Only the composition root and the commands call `Settings.load`; everything below them is handed the group it needs. The
+names of the variables and their defaults are a promise to operators; the README has the same table.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, Final, Literal
+
+from ottoscaler.errors import ConfigError
+from ottoscaler.settings_reader import (
+    DNS_LABEL,
+    DNS_NAME,
+    LABEL_VALUE,
+    Reader,
+    addresses,
+    command,
+    node_selector,
+    quantity,
+    read_env_file,
+    tolerations,
+)
+
+#: Says what the worker is and ends: enough to see the whole chain work before there is a program to run.
+DEFAULT_COMMAND: Final = (
+    "/bin/sh",
+    "-c",
+    'echo "task $OTTO_TASK_ID: worker $OTTO_WORKER_INDEX of $OTTO_WORKER_COUNT"',
+)
+#: Variables that are promised and have no effect yet; the start warns about those that are set.
+NOT_YET: Final = (
+    "POLICY_FILE",
+    "TENANT_FIELD",
+    "LOG_HANDLER_ADDRESS",
+    "LOG_HANDLER_CA_FILE",
+    "LOG_HANDLER_CERT_FILE",
+    "LOG_HANDLER_KEY_FILE",
+    "LOG_HANDLER_TOKEN_FILE",
+    "LOG_HANDLER_PLAINTEXT",
+    "WORKER_LOGS",
+    "KUBERNETES_EVENTS",
+    "HTTP_PORT",
+    "HTTP_ADDRESS",
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+)
+
+LogFormat = Literal["json", "text"]
+_TEN_YEARS_S: Final = 10 * 365 * 86400
+_PULL_POLICIES: Final = {"Always": "Always", "IfNotPresent": "IfNotPresent", "Never": "Never"}
+_LEVELS: Final = {"DEBUG": "DEBUG", "INFO": "INFO", "WARNING": "WARNING", "ERROR": "ERROR"}
+_FORMATS: Final[dict[str, LogFormat]] = {"json": "json", "text": "text"}
+_MILLICORE: Final = Fraction(1, 1000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedisSettings:
+    """How Redis is reached. Immutable: any thread."""
+
+    host: str = "localhost"
+    """REDIS_HOST: host name or address; not looked at when there are sentinels."""
+    port: int = 6379
+    """REDIS_PORT."""
+    db: int = 0
+    """REDIS_DB: number of the database; Redis Cluster has only 0."""
+    username: str | None = None
+    """REDIS_USERNAME: ACL user; without it the server's default user."""
+    password: str | None = field(default=None, repr=False)
+    """REDIS_PASSWORD: never printed; a file is better, for it can be changed while we run."""
+    password_file: str | None = None
+    """REDIS_PASSWORD_FILE: read anew at each connection, so that a rotated password takes effect without a restart."""
+    sentinels: tuple[tuple[str, int], ...] = ()
+    """REDIS_SENTINELS: hosts and ports that are asked for the master, in this order."""
+    sentinel_master: str | None = None
+    """REDIS_SENTINEL_MASTER: the name under which the sentinels know the master."""
+    tls: bool = False
+    """REDIS_TLS: encrypt, and check the server's certificate and host name."""
+    ca_file: str | None = None
+    """REDIS_CA_FILE: the authorities to trust; without it the machine's."""
+    block_ms: int = 2000
+    """REDIS_BLOCK_MS: longest blocking read, in milliseconds; a reader notices that late that it has to stop."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeySettings:
+    """The names in Redis, and how long things are kept there. Immutable: any thread."""
+
+    stream: str = "otto:scale:events"
+    """REDIS_STREAM: where events come from."""
+    group: str = "ottoscaler"
+    """REDIS_CONSUMER_GROUP: the replicas that share the work."""
+    consumer: str
+    """REDIS_CONSUMER: this process; unique, or two take each other's tasks for their own. Default: host name."""
+    result_stream: str = "otto:scale:results"
+    """RESULT_STREAM: where results go."""
+    dead_letter_stream: str = "otto:scale:dead"
+    """DEAD_LETTER_STREAM: where entries go that cannot be carried out."""
+    prefix: str = "otto:scale:"
+    """KEY_PREFIX: begins the names of all other keys."""
+    result_maxlen: int = 100_000
+    """RESULT_MAXLEN: results kept, about."""
+    task_ttl_s: int = 604_800
+    """TASK_TTL_S: how long a finished task, and so its event id, is remembered, in seconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSettings:
+    """What a worker pod looks like, and how long it may take. Immutable: any thread."""
+
+    image: str = "busybox:latest"
+    """OTTO_AGENT_IMAGE."""
+    image_pull_policy: str = "IfNotPresent"
+    """IMAGE_PULL_POLICY: Always, IfNotPresent or Never."""
+    image_pull_secret: str = ""
+    """WORKER_IMAGE_PULL_SECRET: name of a Secret in the workers' namespace; empty: none."""
+    command: tuple[str, ...] = DEFAULT_COMMAND
+    """OTTO_AGENT_COMMAND: program and arguments; given as a JSON list, or as a line for `/bin/sh -c`."""
+    service_account: str = ""
+    """WORKER_SERVICE_ACCOUNT: empty: the namespace's default, and no token is mounted."""
+    run_as_user: int = 1000
+    """WORKER_RUN_AS_USER: numeric, for the kubelet cannot tell whether a named user is root."""
+    cpu_request: str = "100m"
+    """WORKER_CPU_REQUEST: cores, as a Kubernetes quantity."""
+    cpu_limit: str = "1"
+    """WORKER_CPU_LIMIT."""
+    memory_request: str = "128Mi"
+    """WORKER_MEMORY_REQUEST: bytes, as a Kubernetes quantity."""
+    memory_limit: str = "512Mi"
+    """WORKER_MEMORY_LIMIT: above it the worker is killed, which its result calls OOMKilled."""
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    """WORKER_NODE_SELECTOR: labels that a worker's node must have; a JSON object."""
+    tolerations: Sequence[Mapping[str, Any]] = ()
+    """WORKER_TOLERATIONS: taints that workers bear; a JSON list of Kubernetes tolerations."""
+    deadline_s: int = 21_600
+    """WORKER_DEADLINE_S: longest life of one attempt, in seconds; 0: none."""
+    pending_timeout_s: int = 900
+    """PENDING_TIMEOUT_S: how long a pod may take to start, in seconds: long enough for a node to be added."""
+    image_pull_grace_s: int = 30
+    """IMAGE_PULL_GRACE_S: how long a failing image pull is left to the kubelet's own retries, in seconds."""
+    termination_grace_s: int = 30
+    """TERMINATION_GRACE_S: what a worker that is ended has between SIGTERM and SIGKILL, in seconds."""
+    infra_retries: int = 3
+    """INFRA_RETRIES: further attempts after failures of the platform."""
+    worker_retries: int = 0
+    """WORKER_RETRIES: further attempts after the worker's own failures; an event may set it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowSettings:
+    """How much is done at once, and who goes on when somebody stops. Immutable: any thread."""
+
+    max_workers: int = 100
+    """MAX_WORKERS: threads of the pool, so live pods of this process."""
+    read_ahead: int = 32
+    """READ_AHEAD: events taken whose workers still wait for a thread; the rest is left to other replicas."""
+    max_pods_per_event: int = 1000
+    """MAX_PODS_PER_EVENT: larger requests are refused, as a guard against a slip of the keyboard."""
+    lease_s: int = 15
+    """LEASE_S: a replica silent for so long loses its tasks, in seconds; renewed each third, hence at least 3."""
+    shutdown_grace_s: int = 20
+    """SHUTDOWN_GRACE_S: time for the stop, in seconds; less than the pod's own grace period of 30."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KubeSettings:
+    """How the Kubernetes API is reached and spared. Immutable: any thread."""
+
+    kubeconfig: str | None = None
+    """KUBECONFIG: outside a cluster; inside, the ServiceAccount is used."""
+    namespace: str = "default"
+    """NAMESPACE: where worker pods live; default: our own pod's, else `default`."""
+    inflight: int = 32
+    """KUBE_INFLIGHT: calls at once; above about 64 the server starts to refuse creates (429)."""
+    qps: int = 0
+    """KUBE_QPS: calls per second; 0: no limit of ours, the server's own fairness and Retry-After rule."""
+    burst: int = 0
+    """KUBE_BURST: calls above the rate; 0: as many as KUBE_QPS."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSettings:
+    """What is logged, and how. Immutable: any thread."""
+
+    level: str = "INFO"
+    """LOG_LEVEL: DEBUG, INFO, WARNING or ERROR."""
+    format: LogFormat | None = None
+    """LOG_FORMAT: json or text; None: text on a terminal, else json."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All of the configuration. Immutable: any thread."""
+
+    redis: RedisSettings
+    keys: KeySettings
+    worker: WorkerSettings
+    flow: FlowSettings
+    kube: KubeSettings
+    log: LogSettings
+    instance: str
+    """INSTANCE: tells apart Ottoscalers in one namespace; in names and labels. Default: consumer group."""
+    not_yet: tuple[str, ...] = ()
+    """Variables that are set and have no effect yet."""
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str], host_name: str, in_cluster_namespace: str | None) -> Settings:
+        """Read the configuration out of the environment and the file that ENV_FILE names; the environment wins.
+
+        Arguments: the environment; this machine's name, the default of REDIS_CONSUMER; the namespace of the pod that we
+        run in, or None outside a cluster. Files are only looked at: a missing one is told now, not when it is needed.
+        Raises ConfigError with all faults at once, one line each; a secret's value is in none of them.
+        """
+        path = environ.get("ENV_FILE", "").strip()
+        from_file, file_faults = read_env_file(path) if path else ({}, [])
+        reader = Reader(ChainMap(dict(environ), from_file) if path else environ)
+        keys = _keys(reader, host_name)
+        settings = cls(
+            redis=_redis(reader),
+            keys=keys,
+            worker=_worker(reader),
+            flow=_flow(reader),
+            kube=_kube(reader, in_cluster_namespace),
+            log=_log(reader),
+            instance=reader.text("INSTANCE", keys.group, LABEL_VALUE),
+            not_yet=tuple(name for name in NOT_YET if reader.raw(name)),
+        )
+        if faults := (*file_faults, *reader.faults):
+            raise ConfigError(faults)
+        return settings
+
+
+def _redis(reader: Reader) -> RedisSettings:
+    default = RedisSettings()
+    settings = RedisSettings(
+        host=reader.host("REDIS_HOST", default.host),
+        port=reader.integer("REDIS_PORT", default.port, 1, 65535),
+        db=reader.integer("REDIS_DB", default.db, 0, 2**31 - 1),
+        username=reader.optional("REDIS_USERNAME"),
+        password=reader.secret("REDIS_PASSWORD"),
+        password_file=reader.file("REDIS_PASSWORD_FILE"),
+        sentinels=addresses(reader, "REDIS_SENTINELS"),
+        sentinel_master=reader.optional("REDIS_SENTINEL_MASTER"),
+        tls=reader.boolean("REDIS_TLS", default.tls),
+        ca_file=reader.file("REDIS_CA_FILE"),
+        block_ms=reader.integer("REDIS_BLOCK_MS", default.block_ms, 1, 10_000),
+    )
+    if settings.password and settings.password_file:
+        reader.fault("REDIS_PASSWORD_FILE", "only one of REDIS_PASSWORD and REDIS_PASSWORD_FILE")
+    if reader.raw("REDIS_SENTINELS") and not reader.raw("REDIS_SENTINEL_MASTER"):
+        reader.fault("REDIS_SENTINEL_MASTER", "the master's name, because REDIS_SENTINELS is set")
+    if reader.raw("REDIS_SENTINEL_MASTER") and not reader.raw("REDIS_SENTINELS"):
+        reader.fault("REDIS_SENTINELS", "host:port,... because REDIS_SENTINEL_MASTER is set")
+    if settings.ca_file and not reader.raw("REDIS_TLS"):
+        # Without this, a forgotten REDIS_TLS would send the password in the clear to somebody who believes in the file.
+        reader.fault("REDIS_TLS", "true or false, because REDIS_CA_FILE is set")
+    return settings
+
+
+def _keys(reader: Reader, host_name: str) -> KeySettings:
+    default = KeySettings(consumer=host_name)
+    settings = KeySettings(
+        stream=reader.text("REDIS_STREAM", default.stream),
+        group=reader.text("REDIS_CONSUMER_GROUP", default.group),
+        consumer=reader.text("REDIS_CONSUMER", default.consumer),
+        result_stream=reader.text("RESULT_STREAM", default.result_stream),
+        dead_letter_stream=reader.text("DEAD_LETTER_STREAM", default.dead_letter_stream),
+        prefix=reader.text("KEY_PREFIX", default.prefix),
+        result_maxlen=reader.integer("RESULT_MAXLEN", default.result_maxlen, 1, 2**53),
+        task_ttl_s=reader.integer("TASK_TTL_S", default.task_ttl_s, 1, _TEN_YEARS_S),
+    )
+    if settings.result_stream == settings.stream:
+        reader.fault("RESULT_STREAM", "another name than REDIS_STREAM has")
+    if settings.dead_letter_stream in (settings.stream, settings.result_stream):
+        reader.fault("DEAD_LETTER_STREAM", "another name than REDIS_STREAM and RESULT_STREAM have")
+    return settings
+
+
+def _worker(reader: Reader) -> WorkerSettings:
+    default = WorkerSettings()
+    settings = WorkerSettings(
+        image=reader.text("OTTO_AGENT_IMAGE", default.image),
+        image_pull_policy=reader.choice("IMAGE_PULL_POLICY", _PULL_POLICIES) or default.image_pull_policy,
+        image_pull_secret=reader.optional("WORKER_IMAGE_PULL_SECRET", DNS_NAME) or "",
+        command=command(reader, "OTTO_AGENT_COMMAND", default.command),
+        service_account=reader.optional("WORKER_SERVICE_ACCOUNT", DNS_NAME) or "",
+        run_as_user=reader.integer("WORKER_RUN_AS_USER", default.run_as_user, 1, 2**31 - 1),
+        cpu_request=reader.amount("WORKER_CPU_REQUEST", default.cpu_request, unit=_MILLICORE, example="100m or 1"),
+        cpu_limit=reader.amount("WORKER_CPU_LIMIT", default.cpu_limit, unit=_MILLICORE, example="100m or 1"),
+        memory_request=reader.amount(
+            "WORKER_MEMORY_REQUEST", default.memory_request, unit=Fraction(1), example="128Mi"
+        ),
+        memory_limit=reader.amount("WORKER_MEMORY_LIMIT", default.memory_limit, unit=Fraction(1), example="128Mi"),
+        node_selector=node_selector(reader, "WORKER_NODE_SELECTOR"),
+        tolerations=tolerations(reader, "WORKER_TOLERATIONS"),
+        deadline_s=reader.integer("WORKER_DEADLINE_S", default.deadline_s, 0, _TEN_YEARS_S),
+        pending_timeout_s=reader.integer("PENDING_TIMEOUT_S", default.pending_timeout_s, 1, _TEN_YEARS_S),
+        image_pull_grace_s=reader.integer("IMAGE_PULL_GRACE_S", default.image_pull_grace_s, 0, _TEN_YEARS_S),
+        termination_grace_s=reader.integer("TERMINATION_GRACE_S", default.termination_grace_s, 1, 86_400),
+        infra_retries=reader.integer("INFRA_RETRIES", default.infra_retries, 0, 10),
+        worker_retries=reader.integer("WORKER_RETRIES", default.worker_retries, 0, 10),
+    )
+    if _exceeds(settings.cpu_request, settings.cpu_limit):
+        reader.fault("WORKER_CPU_REQUEST", f"at most WORKER_CPU_LIMIT, {settings.cpu_limit}")
+    if _exceeds(settings.memory_request, settings.memory_limit):
+        reader.fault("WORKER_MEMORY_REQUEST", f"at most WORKER_MEMORY_LIMIT, {settings.memory_limit}")
+    return settings
+
+
+def _exceeds(request: str, limit: str) -> bool:
+    return (quantity(request) or 0) > (quantity(limit) or 0)
+
+
+def _flow(reader: Reader) -> FlowSettings:
+    default = FlowSettings()
+    return FlowSettings(
+        max_workers=reader.integer("MAX_WORKERS", default.max_workers, 1, 10_000),
+        read_ahead=reader.integer("READ_AHEAD", default.read_ahead, 1, 100_000),
+        max_pods_per_event=reader.integer("MAX_PODS_PER_EVENT", default.max_pods_per_event, 1, 1_000_000),
+        lease_s=reader.integer("LEASE_S", default.lease_s, 3, 3600),
+        shutdown_grace_s=reader.integer("SHUTDOWN_GRACE_S", default.shutdown_grace_s, 1, 3600),
+    )
+
+
+def _kube(reader: Reader, in_cluster_namespace: str | None) -> KubeSettings:
+    default = KubeSettings(namespace=in_cluster_namespace or "default")
+    # As for kubectl, several files may be named; it is for the client to join them, and one missing is no fault.
+    several = os.pathsep in reader.raw("KUBECONFIG")
+    return KubeSettings(
+        kubeconfig=reader.optional("KUBECONFIG") if several else reader.file("KUBECONFIG"),
+        namespace=reader.text("NAMESPACE", default.namespace, DNS_LABEL),
+        inflight=reader.integer("KUBE_INFLIGHT", default.inflight, 1, 10_000),
+        qps=reader.integer("KUBE_QPS", default.qps, 0, 1_000_000),
+        burst=reader.integer("KUBE_BURST", default.burst, 0, 1_000_000),
+    )
+
+
+def _log(reader: Reader) -> LogSettings:
+    return LogSettings(
+        level=reader.choice("LOG_LEVEL", _LEVELS) or LogSettings().level,
+        format=reader.choice("LOG_FORMAT", _FORMATS),
+    )

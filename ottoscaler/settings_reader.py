@@ -1,0 +1,304 @@
+"""How a value is read out of the environment, and what is said when it cannot be.
+
+`settings.py` knows which variables there are; this module knows the forms that values take. A wrong value never ends
+the reading: it becomes one line in `Reader.faults`, so that a person mends a configuration in one go and not in ten.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+_Option = TypeVar("_Option", bound=str)
+
+_INTEGER: Final = re.compile(r"[+-]?[0-9]{1,18}")
+_QUANTITY: Final = re.compile(r"\+?([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(Ki|Mi|Gi|Ti|Pi|Ei|[numkMGTPE]|[eE][+-]?[0-9]{1,2})?")
+_SUFFIXES: Final[Mapping[str, Fraction]] = {
+    "": Fraction(1),
+    **{
+        suffix: Fraction(10) ** power
+        for suffix, power in zip("numkMGTPE", (-9, -6, -3, 3, 6, 9, 12, 15, 18), strict=True)
+    },
+    **{f"{suffix}i": Fraction(1024) ** power for power, suffix in enumerate("KMGTPE", start=1)},
+}
+_HOST_NAME: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]{0,252})")
+_USERINFO: Final = re.compile(r"://[^\s/?#]*@")
+_LINE: Final = re.compile(
+    r"""\s*(?:export\s+)?(?P<name>[A-Za-z_][A-Za-z0-9_]*)\s*=\s*
+        (?: "(?P<double>(?:[^"\\]|\\.)*)" | '(?P<single>[^']*)' | (?P<plain>[^\s"'\#](?:.*?\S)??)? )
+        \s*(?:(?<=\s)\#.*)?""",
+    re.VERBOSE,
+)
+
+
+_TOLERATION: Final[Mapping[str, tuple[str, ...]]] = {
+    "operator": ("Exists", "Equal"),
+    "effect": ("NoSchedule", "PreferNoSchedule", "NoExecute"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """The syntax of a text, and how a fault describes it."""
+
+    pattern: str
+    expected: str
+    longest: int = 1024
+
+    def fits(self, value: str) -> bool:
+        """Whether the whole value has this form."""
+        return len(value) <= self.longest and re.fullmatch(self.pattern, value) is not None
+
+
+_DNS: Final = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+#: Names of objects: https://kubernetes.io/docs/concepts/overview/working-with-objects/names/
+DNS_LABEL: Final = Form(
+    _DNS, "a DNS label: at most 63 of a-z, 0-9 and -, beginning and ending with a letter or digit", 63
+)
+DNS_NAME: Final = Form(rf"{_DNS}(\.{_DNS})*", "a DNS name: at most 253 of a-z, 0-9, - and .", 253)
+_LABEL: Final = r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?"
+#: Label values: https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#syntax-and-character-set
+LABEL_VALUE: Final = Form(
+    _LABEL, "a label value: at most 63 of A-Z, a-z, 0-9, -, _ and ., beginning and ending with a letter or digit", 63
+)
+LABEL_KEY: Final = Form(rf"({_DNS}(\.{_DNS})*/)?{_LABEL}", "a label key", 317)
+WORD: Final = Form(r"[^\s\x00-\x1f]+", "a name without spaces")
+
+
+def quantity(text: str) -> Fraction | None:
+    """The value of a Kubernetes quantity such as `100m` or `128Mi`, in cores or bytes; None if it is not one.
+
+    Grammar: https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/ (here without a minus).
+    """
+    match = _QUANTITY.fullmatch(text)
+    if match is None:
+        return None
+    number, suffix = match[1], match[2] or ""
+    if suffix in _SUFFIXES:
+        return Fraction(number) * _SUFFIXES[suffix]
+    return Fraction(number) * Fraction(10) ** int(suffix[1:])
+
+
+def is_host(value: str) -> bool:
+    """Whether the value is a host name or an IP address, and not a URL or host with port."""
+    try:
+        ipaddress.ip_address(value)
+    except ValueError:
+        return _HOST_NAME.fullmatch(value) is not None
+    return True
+
+
+def shown(value: str) -> str:
+    """The value as a fault shows it: one line, not endless, without the password of a URL."""
+    masked = _USERINFO.sub("://***@", value)
+    return repr(masked if len(masked) <= 100 else masked[:97] + "...")
+
+
+def read_env_file(path: str) -> tuple[dict[str, str], list[str]]:
+    """The variables in a file of KEY=VALUE lines, and the faults found in it.
+
+    A line may begin with `export`; a value may be quoted, in double quotes with a backslash before quote and backslash.
+    `#` begins a comment at the start of a line and after a space. A fault never shows the line: it may hold a secret.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        return {}, [f"ENV_FILE={shown(path)}: expected a readable text file ({_why(error)})"]
+    values: dict[str, str] = {}
+    faults: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        match = _LINE.fullmatch(line)
+        if match is None:
+            faults.append(f"ENV_FILE={shown(path)}: line {number}: expected KEY=VALUE, the value bare or in quotes")
+        elif match["double"] is not None:
+            values[match["name"]] = re.sub(r'\\(["\\])', r"\1", match["double"])
+        else:
+            values[match["name"]] = match["single"] or match["plain"] or ""
+    return values, faults
+
+
+class Reader:
+    """Reads typed values from an environment and collects the faults. Used by one thread, once.
+
+    A variable that is set to nothing counts as not set: that is what a template with an empty value makes of it.
+    """
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self.faults: list[str] = []
+
+    def fault(self, name: str, expected: str) -> None:
+        """Note that the value of a variable, which is shown, is not what is expected."""
+        self.faults.append(f"{name}={shown(self.raw(name))}: expected {expected}")
+
+    def raw(self, name: str) -> str:
+        """The value without the space around it; empty if it is not set."""
+        return self._environ.get(name, "").strip()
+
+    def secret(self, name: str) -> str | None:
+        """A value that is never shown, exactly as it is set."""
+        return self._environ.get(name) or None
+
+    def text(self, name: str, default: str, form: Form = WORD) -> str:
+        """A text of a form. The default is checked as well, for it may come from the machine or another variable."""
+        value = self.raw(name) or default
+        if form.fits(value):
+            return value
+        origin = "" if self.raw(name) else " (by default)"
+        self.faults.append(f"{name}={shown(value)}{origin}: expected {form.expected}")
+        return default
+
+    def optional(self, name: str, form: Form = WORD) -> str | None:
+        """A text of a form, or None."""
+        return self.text(name, "", form) if self.raw(name) else None
+
+    def host(self, name: str, default: str) -> str:
+        """A host name or an IP address."""
+        value = self.raw(name) or default
+        if not is_host(value):
+            self.fault(name, "a host name or an IP address, without scheme and port")
+        return value
+
+    def integer(self, name: str, default: int, low: int, high: int) -> int:
+        """A whole number from `low` to `high`, both included."""
+        value = self.raw(name)
+        if not value:
+            return default
+        if _INTEGER.fullmatch(value) and low <= int(value) <= high:
+            return int(value)
+        self.fault(name, f"a whole number from {low} to {high}")
+        return default
+
+    def boolean(self, name: str, default: bool) -> bool:
+        """One of the usual words for yes and no."""
+        value = self.raw(name).lower()
+        if value not in ("", "true", "1", "yes", "false", "0", "no"):
+            self.fault(name, "true or false (also 1, 0, yes, no)")
+        return value in ("true", "1", "yes") if value else default
+
+    def choice(self, name: str, options: Mapping[str, _Option]) -> _Option | None:
+        """What the given word stands for, whatever its case; None if the variable is not set or wrong."""
+        value = self.raw(name).lower()
+        for word, option in options.items():
+            if word.lower() == value:
+                return option
+        if value:
+            self.fault(name, "one of " + ", ".join(options))
+        return None
+
+    def file(self, name: str) -> str | None:
+        """The path of a file that can be read now."""
+        path = self.raw(name)
+        if not path:
+            return None
+        try:
+            with Path(path).open("rb") as file:
+                file.read(1)
+        except (OSError, ValueError) as error:
+            self.fault(name, f"a readable file ({_why(error)})")
+        return path
+
+    def amount(self, name: str, default: str, *, unit: Fraction, example: str) -> str:
+        """A Kubernetes quantity above zero in whole multiples of a unit, as it was written."""
+        value = self.raw(name) or default
+        size = quantity(value)
+        if size is None or size <= 0 or size % unit:
+            self.fault(name, f"a Kubernetes quantity such as {example}")
+            return default
+        return value
+
+    def json(self, name: str, expected: str) -> Any:
+        """A JSON value of any kind; None if the variable is not set or is not JSON."""
+        value = self.raw(name)
+        if not value:
+            return None
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            self.fault(name, expected)
+            return None
+
+
+def addresses(reader: Reader, name: str) -> tuple[tuple[str, int], ...]:
+    """Hosts and ports, from `host:port,host:port`; an IPv6 address stands in brackets."""
+    found: list[tuple[str, int]] = []
+    for part in filter(None, (part.strip() for part in reader.raw(name).split(","))):
+        host, _, port = part.rpartition(":")
+        host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+        if not is_host(host) or not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
+            reader.fault(name, "host:port,host:port,...")
+            break
+        found.append((host, int(port)))
+    return tuple(found)
+
+
+def command(reader: Reader, name: str, default: tuple[str, ...]) -> tuple[str, ...]:
+    """A program and its arguments, from a JSON list or from a line for `/bin/sh -c`."""
+    line = reader.raw(name)
+    if not line:
+        return default
+    if not re.match(r'\[\s*["\]]', line):  # a shell line may begin with a bracket, too: [ -f x ] && y
+        return ("/bin/sh", "-c", line)
+    expected = "a JSON list of texts, the program first, or a line for /bin/sh"
+    words = reader.json(name, expected)
+    if isinstance(words, list) and words and words[0] and all(isinstance(word, str) for word in words):
+        return tuple(words)
+    if words is not None:
+        reader.fault(name, expected)
+    return default
+
+
+def node_selector(reader: Reader, name: str) -> Mapping[str, str]:
+    """Label keys and values, from a JSON object."""
+    expected = 'a JSON object of label keys and values, such as {"disk": "ssd"}'
+    labels = reader.json(name, expected)
+    if isinstance(labels, dict) and all(_is_label(key, value) for key, value in labels.items()):
+        return labels
+    if labels is not None:
+        reader.fault(name, expected)
+    return {}
+
+
+def tolerations(reader: Reader, name: str) -> tuple[Mapping[str, Any], ...]:
+    """Tolerations as in a pod, from a JSON list."""
+    expected = 'a JSON list of Kubernetes tolerations, such as [{"key": "ci", "operator": "Exists"}]'
+    values = reader.json(name, expected)
+    if isinstance(values, list) and all(_is_toleration(value) for value in values):
+        return tuple(values)
+    if values is not None:
+        reader.fault(name, expected)
+    return ()
+
+
+def _is_label(key: str, value: object) -> bool:
+    return LABEL_KEY.fits(key) and isinstance(value, str) and (value == "" or LABEL_VALUE.fits(value))
+
+
+def _is_toleration(value: object) -> bool:
+    # Told now, not when a pod is refused: https://kubernetes.io/docs/concepts/scheduling-eviction/taint-and-toleration/
+    if not isinstance(value, dict) or not value.keys() <= {"key", "operator", "value", "effect", "tolerationSeconds"}:
+        return False
+    if any(value[name] not in allowed for name, allowed in _TOLERATION.items() if name in value):
+        return False
+    if not all(isinstance(value.get(name, ""), str) for name in ("key", "value")):
+        return False
+    exists = value.get("operator") == "Exists"
+    if (exists and value.get("value")) or (not exists and not value.get("key")):
+        return False
+    seconds = value.get("tolerationSeconds")
+    return seconds is None or (type(seconds) is int and value.get("effect") == "NoExecute")
+
+
+def _why(error: OSError | ValueError) -> str:
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno).lower()
+    return "not UTF-8" if isinstance(error, UnicodeDecodeError) else "no such path"
