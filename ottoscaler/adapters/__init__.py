@@ -1,0 +1,1 @@
+"""One SDK each: translates values and errors, decides nothing."""

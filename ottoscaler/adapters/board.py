@@ -1,0 +1,363 @@
+"""What a person at the command line sees of Redis: tasks, results, dead letters, backlog; and `send`, the one write.
+
+Apart from `stream.py`, because looking must not be able to change anything: there is no script here, no group is read
+for, no lease is touched. What the keys hold is written down at the head of protocol.lua and in contract section 5.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, cast
+
+import redis
+
+from ottoscaler.adapters.redis_client import address, connect, translated
+from ottoscaler.adapters.tasks import Key
+from ottoscaler.settings import KeySettings, RedisSettings
+
+#: Longest time that `news` blocks, seconds; the client's own time-out leaves room for it.
+LONGEST_BLOCK_S: Final = 2.0
+#: Unread entries are counted up to here: a command must not read a million events to say "too many".
+COUNT_LIMIT: Final = 10_000
+
+_TIMEOUT_S: Final = 5.0
+_CHUNK: Final = 200
+_COUNT_CHUNK: Final = 1000
+_SEARCHED: Final = 20_000
+#: After a failover the new master's clock may be behind the old one's: entries are looked for from so much earlier on.
+_CLOCK_SLACK_MS: Final = 60_000
+_START: Final = "0-0"
+_WORKER: Final = re.compile(r"worker:([0-9]+)")
+_GLOB: Final = re.compile(r"([*?\[\]^\\])")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """One worker: where it is, or how it ended. `state` is `finished` exactly if `outcome` is not empty."""
+
+    index: int
+    state: str
+    attempt: int = 0
+    pod: str = ""
+    outcome: str = ""
+    reason: str = ""
+    exit_code: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskState:
+    """A task hash. `type` is empty for an event that was refused, `pod_count` 0 for a scale_down of a whole task."""
+
+    event_id: str
+    stream_id: str
+    digest: str
+    type: str
+    task_id: str
+    state: str
+    pod_count: int
+    received_at: str
+    owner: str
+    why: str
+    next_at: str
+    succeeded: int
+    failed: int
+    cancelled: int
+    victims: tuple[str, ...] = ()
+    workers: Mapping[int, WorkerState] = field(default_factory=dict)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing happens to it any more."""
+        return self.state == "finished"
+
+    def tally(self) -> dict[str, int]:
+        """How many workers are in each state, or have each outcome; who was never heard of is waiting."""
+        count = Counter(worker.outcome or worker.state for worker in self.workers.values())
+        if self.type == "scale_up" and (silent := self.pod_count - len(self.workers)) > 0:
+            count["waiting"] += silent
+        return dict(count)
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """An entry of the dead-letter stream, without the event itself. `stream_id` is the event's entry."""
+
+    id: str
+    reason: str
+    detail: str
+    event_id: str
+    stream_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """How far the result stream and the dead-letter stream were read: an entry id of each."""
+
+    results: str = _START
+    dead: str = _START
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What has come since a mark: results as they are written down (contract section 5), dead letters, a new mark."""
+
+    mark: Mark
+    results: Sequence[Mapping[str, str]]
+    dead: Sequence[DeadLetter]
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """Entries that no task knows yet: unread by the group (`exact` False: at least so many), and read but pending."""
+
+    unread: int
+    pending: int
+    exact: bool = True
+
+
+class Board:
+    """Redis as commands see it. Any thread; each method raises StreamUnavailable when Redis does not answer."""
+
+    def __init__(self, server: RedisSettings, keys: KeySettings) -> None:
+        self._keys = keys
+        self._key = Key(keys.prefix)
+        self._client = connect(server, timeout_s=LONGEST_BLOCK_S + _TIMEOUT_S)
+        self.where = address(server)
+
+    def close(self) -> None:
+        """Close the connections. Idempotent."""
+        self._client.close()
+
+    def send(self, fields: Mapping[str, str]) -> str:
+        """Add one event to the stream, unchecked: what is wrong with it the controller says. Returns the entry's id."""
+        with translated(self.where):
+            return _text(self._client.xadd(self._keys.stream, cast("Any", dict(fields))))
+
+    def now(self) -> float:
+        """Redis TIME, which is what the times in task hashes and entry ids come from; seconds since the epoch."""
+        with translated(self.where):
+            seconds, micros = self._client.time()
+        return seconds + micros / 1e6
+
+    # -- tasks ---------------------------------------------------------------------------------------------------------
+
+    def task(self, event_id: str) -> TaskState | None:
+        """What is known of an event; None if nothing is (any more)."""
+        return next(iter(self._tasks([event_id])), None)
+
+    def open_tasks(self) -> Sequence[TaskState]:
+        """The unfinished tasks, oldest first."""
+        return sorted(self._tasks(self._open_ids()), key=lambda task: task.received_at)
+
+    def find(self, event_or_task_id: str) -> Sequence[str]:
+        """The event ids that an id stands for: itself, or every known event of that task, oldest first.
+
+        Unfinished tasks are looked at first; only when there is none are all task hashes scanned, in small steps.
+        """
+        if self.task(event_or_task_id) is not None:
+            return [event_or_task_id]
+        found = [task for task in self.open_tasks() if task.task_id == event_or_task_id]
+        if not found:
+            ids = list(self._known_ids())
+            chunks = (ids[start : start + _CHUNK] for start in range(0, len(ids), _CHUNK))
+            found = [task for chunk in chunks for task in self._tasks(chunk) if task.task_id == event_or_task_id]
+        return [task.event_id for task in sorted(found, key=lambda task: task.received_at)]
+
+    def _open_ids(self) -> list[str]:
+        with translated(self.where):
+            return [_text(event_id) for event_id in cast("list[bytes]", self._client.zrange(self._key.open, 0, -1))]
+
+    def _known_ids(self) -> Iterator[str]:
+        prefix = self._key.task("")
+        with translated(self.where):
+            for name in self._client.scan_iter(match=_GLOB.sub(r"\\\1", prefix) + "*", count=_COUNT_CHUNK):
+                yield _text(name).removeprefix(prefix)
+
+    def _tasks(self, event_ids: Sequence[str]) -> list[TaskState]:
+        hashes: list[dict[bytes, bytes]] = []
+        with translated(self.where):
+            for start in range(0, len(event_ids), _CHUNK):
+                pipe = self._client.pipeline(transaction=False)
+                for event_id in event_ids[start : start + _CHUNK]:
+                    pipe.hgetall(self._key.task(event_id))
+                hashes += pipe.execute()
+        return [_task(event_id, found) for event_id, found in zip(event_ids, hashes, strict=True) if found]
+
+    # -- streams -------------------------------------------------------------------------------------------------------
+
+    def backlog(self) -> Backlog:
+        """What no task knows yet.
+
+        Counted, not taken from XINFO's lag, which is nil or wrong once entries were deleted or the group was moved:
+        https://redis.io/docs/latest/commands/xinfo-groups/ ("lag").
+        """
+        after, count = self._delivered(), 0
+        with translated(self.where):
+            while count < COUNT_LIMIT:
+                entries = self._client.xrange(self._keys.stream, f"({after}", count=_COUNT_CHUNK)
+                count += len(cast("list[Any]", entries))
+                if len(cast("list[Any]", entries)) < _COUNT_CHUNK:
+                    return Backlog(count, self._pending())
+                after = _text(cast("Any", entries)[-1][0])
+        return Backlog(count, self._pending(), exact=False)
+
+    def dead_letters(self) -> int:
+        """How many dead letters there are."""
+        with translated(self.where):
+            return self._client.xlen(self._keys.dead_letter_stream)
+
+    def dead_letter(self, stream_id: str) -> DeadLetter | None:
+        """The dead letter of an entry of the event stream, which is younger than that entry; None if it has none."""
+        for entry_id, fields in self._younger(self._keys.dead_letter_stream, stream_id):
+            if self._concerns(fields) and fields.get("stream_id") == stream_id:
+                return _dead(entry_id, fields)
+        return None
+
+    def result(self, event_id: str, stream_id: str) -> Mapping[str, str] | None:
+        """The closing result (kind `task` or `scale_down`) of an event of that entry, if it is still kept."""
+        for _, fields in self._younger(self._keys.result_stream, stream_id):
+            if fields.get("event_id") == event_id and fields.get("kind") != "worker":
+                return fields
+        return None
+
+    def closing_results(self, count: int) -> Sequence[Mapping[str, str]]:
+        """The newest results of kind `task` and `scale_down`, newest first; at most `count`, out of the last 1000."""
+        with translated(self.where):
+            entries = cast("Any", self._client.xrevrange(self._keys.result_stream, count=_COUNT_CHUNK))
+        closing = [fields for _, fields in _entries(entries) if fields.get("kind") != "worker"]
+        return closing[:count]
+
+    def mark(self) -> Mark:
+        """Where the streams end now: take it before `send`, and `news` misses nothing."""
+        return Mark(self._last(self._keys.result_stream), self._last(self._keys.dead_letter_stream))
+
+    def news(self, mark: Mark, block_s: float) -> News:
+        """Results and dead letters after a mark; waits up to `block_s` seconds (at most LONGEST_BLOCK_S) for one."""
+        results, dead = self._keys.result_stream, self._keys.dead_letter_stream
+        # BLOCK 0 would mean for ever
+        block_ms = int(min(block_s, LONGEST_BLOCK_S) * 1000) or None
+        after: dict[Any, Any] = {results: mark.results, dead: mark.dead}
+        with translated(self.where):
+            reply = cast("Any", self._client.xread(after, count=_CHUNK, block=block_ms))
+        streams = {_text(name): _entries(entries) for name, entries in reply or ()}
+        new_results, new_dead = streams.get(results, []), streams.get(dead, [])
+        return News(
+            Mark(
+                new_results[-1][0] if new_results else mark.results,
+                new_dead[-1][0] if new_dead else mark.dead,
+            ),
+            [fields for _, fields in new_results],
+            [_dead(entry_id, fields) for entry_id, fields in new_dead if self._concerns(fields)],
+        )
+
+    def _concerns(self, dead: Mapping[str, str]) -> bool:
+        # several groups may share a dead-letter stream, and one may refuse what another carries out
+        return dead.get("group") == self._keys.group
+
+    def _last(self, stream: str) -> str:
+        with translated(self.where):
+            newest = cast("Any", self._client.xrevrange(stream, count=1))
+        return _text(newest[0][0]) if newest else _START
+
+    def _delivered(self) -> str:
+        """The group's last delivered id; the beginning, where the group starts, if there is no group or stream yet."""
+        with translated(self.where):
+            try:
+                groups = cast("Any", self._client.xinfo_groups(self._keys.stream))
+            except redis.ResponseError as error:
+                if "no such key" not in str(error):
+                    raise
+                return _START
+        mine = (group for group in groups if _text(group["name"]) == self._keys.group)
+        return next((_text(group["last-delivered-id"]) for group in mine), _START)
+
+    def _pending(self) -> int:
+        with translated(self.where):
+            try:
+                return int(cast("Any", self._client.xpending(self._keys.stream, self._keys.group))["pending"])
+            except redis.ResponseError as error:
+                if "NOGROUP" not in str(error):
+                    raise
+                return 0
+
+    def _younger(self, stream: str, stream_id: str) -> Iterator[tuple[str, dict[str, str]]]:
+        """The entries of a stream from about an entry's time on; not endlessly many."""
+        milliseconds = stream_id.partition("-")[0]
+        start = f"{max(0, int(milliseconds) - _CLOCK_SLACK_MS)}-0" if milliseconds.isdigit() else _START
+        for _ in range(_SEARCHED // _COUNT_CHUNK):
+            with translated(self.where):
+                chunk = _entries(cast("Any", self._client.xrange(stream, start, count=_COUNT_CHUNK)))
+            yield from chunk
+            if len(chunk) < _COUNT_CHUNK:
+                return
+            start = f"({chunk[-1][0]}"
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _entries(entries: Any) -> list[tuple[str, dict[str, str]]]:
+    return [
+        (_text(entry_id), {_text(name): _text(value) for name, value in (fields or {}).items()})
+        for entry_id, fields in entries
+    ]
+
+
+def _dead(entry_id: str, fields: Mapping[str, str]) -> DeadLetter:
+    return DeadLetter(
+        entry_id,
+        fields.get("dead_reason", ""),
+        fields.get("dead_detail", ""),
+        fields.get("event_id", ""),
+        fields.get("stream_id", ""),
+    )
+
+
+def _task(event_id: str, raw: Mapping[bytes, bytes]) -> TaskState:
+    fields = {_text(name): _text(value) for name, value in raw.items()}
+    matches = ((_WORKER.fullmatch(name), value) for name, value in fields.items())
+    workers = [_worker(int(match[1]), json.loads(value)) for match, value in matches if match]
+    return TaskState(
+        event_id=event_id,
+        stream_id=fields.get("sid", ""),
+        digest=fields.get("digest", ""),
+        type=fields.get("type", ""),
+        task_id=fields.get("task_id", ""),
+        state=fields.get("state", ""),
+        pod_count=_number(fields.get("pod_count")),
+        received_at=fields.get("received_at", ""),
+        owner=fields.get("owner", ""),
+        why=fields.get("why", ""),
+        next_at=fields.get("next_at", ""),
+        succeeded=_number(fields.get("succeeded")),
+        failed=_number(fields.get("failed")),
+        cancelled=_number(fields.get("cancelled")),
+        # each is event id, index, pod; the pod's name is empty where none was seen
+        victims=tuple(str(pod or f"{event}/{index}") for event, index, pod in json.loads(fields.get("victims", "[]"))),
+        workers={worker.index: worker for worker in sorted(workers, key=lambda worker: worker.index)},
+    )
+
+
+def _worker(index: int, stored: Mapping[str, Any]) -> WorkerState:
+    outcome = str(stored.get("outcome", ""))
+    return WorkerState(
+        index=index,
+        state="finished" if outcome else str(stored.get("state", "")),
+        attempt=_number(stored.get("attempt")),
+        pod=str(stored.get("pod", "")),
+        outcome=outcome,
+        reason=str(stored.get("reason", "")),
+        exit_code=str(stored.get("exit_code", "")),
+        message=str(stored.get("message", "")),
+    )
+
+
+def _number(value: Any) -> int:
+    text = str(value)
+    return int(text) if text.isdigit() else 0

@@ -1,0 +1,247 @@
+"""Worker pods in the Kubernetes API: implements `ports.Cluster`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import msgspec
+import urllib3
+
+from ottoscaler import logs
+from ottoscaler.adapters.kube_http import KubeHttp, refusal
+from ottoscaler.core.events import ScaleEvent, decode
+from ottoscaler.core.names import selector
+from ottoscaler.core.pods import RawPod, Snapshot, event_annotation, foreign, snapshot
+from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Expired
+from ottoscaler.ports import Change, Created, PodList, WatchEvent
+from ottoscaler.settings import KubeSettings
+
+#: The server ends a watch after this long; a dead link is noticed by the second figure, seconds
+#: (kubernetes-client/python #1148).
+WATCH_S = 30
+WATCH_SILENCE_S = 40.0
+PAGE = 500
+
+#: Verbs on pods that the controller needs, and nothing more: deploy's Role has the same list.
+VERBS = ("create", "get", "list", "watch", "delete")
+
+_T = TypeVar("_T")
+_log = logs.get(__name__)
+
+
+class _ListMeta(msgspec.Struct, frozen=True):
+    resource_version: str = msgspec.field(default="", name="resourceVersion")
+    token: str = msgspec.field(default="", name="continue")
+
+
+class _RawList(msgspec.Struct, frozen=True):
+    metadata: _ListMeta = _ListMeta()
+    items: list[RawPod] = []
+
+
+class _Line(msgspec.Struct, frozen=True):
+    type: str
+    object: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+class _Bookmark(msgspec.Struct, frozen=True):
+    metadata: _ListMeta = _ListMeta()
+
+
+class _ReviewStatus(msgspec.Struct, frozen=True):
+    allowed: bool = False
+
+
+class _Review(msgspec.Struct, frozen=True):
+    status: _ReviewStatus = _ReviewStatus()
+
+
+_pod_list = msgspec.json.Decoder(_RawList)
+_pod = msgspec.json.Decoder(RawPod)
+_line = msgspec.json.Decoder(_Line)
+_CHANGES = {"ADDED": Change.UPDATED, "MODIFIED": Change.UPDATED, "DELETED": Change.DELETED}
+
+
+class KubeCluster:
+    """`ports.Cluster` over HTTP. Any thread."""
+
+    def __init__(
+        self, settings: KubeSettings, *, instance: str, count: Callable[[str], None] = lambda verb: None
+    ) -> None:
+        """`count` is told the verb of each request."""
+        self._count = count
+        self._http = KubeHttp(settings)
+        self._namespace = settings.namespace
+        self._pods = f"/api/v1/namespaces/{settings.namespace}/pods"
+        self._selector = selector(instance)
+
+    @property
+    def address(self) -> str:
+        """Where the API server is, for messages."""
+        return self._http.address
+
+    def close(self) -> None:
+        """See ports.Cluster."""
+        self._http.close()
+
+    def list(self) -> PodList:
+        """See ports.Cluster. Pages of 500; a page that comes too late (410) starts the list again."""
+        while True:
+            try:
+                return self._list()
+            except Expired:
+                _log.warning("watch.list_expired", "The list of pods took too long; listing again")
+
+    def _list(self) -> PodList:
+        pods: list[Snapshot] = []
+        token = ""
+        while True:
+            query = {"labelSelector": self._selector, "limit": PAGE, **({"continue": token} if token else {})}
+            self._count("list")
+            page = _decoded(_pod_list, self._http.call("GET", self._pods, query=query))
+            pods += [pod for raw in page.items if (pod := snapshot(raw)) is not None]
+            token = page.metadata.token
+            if not token:
+                return PodList(pods, page.metadata.resource_version)
+
+    def watch(self, resource_version: str) -> Iterator[WatchEvent]:
+        """See ports.Cluster."""
+        query = {
+            "labelSelector": self._selector,
+            "resourceVersion": resource_version,
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": WATCH_S,
+        }
+        self._count("watch")
+        response = self._http.follow(self._pods, query=query, read_timeout_s=WATCH_SILENCE_S)
+        try:
+            rest = b""
+            for chunk in response.stream(65536):
+                *lines, rest = (rest + chunk).split(b"\n") if rest else chunk.split(b"\n")
+                for line in lines:
+                    if line and (event := _watch_event(line)) is not None:
+                        yield event
+        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            raise ClusterUnavailable(f"the watch of pods broke off ({' '.join(str(error).split())[:200]})") from error
+        finally:
+            self._http.done(response)
+
+    def create(self, body: bytes) -> Snapshot | Created:
+        """See ports.Cluster."""
+        self._count("create")
+        try:
+            pod = snapshot(_decoded(_pod, self._http.call("POST", self._pods, body=body)))
+        except ClusterRejected as error:
+            if error.status == 409:
+                return Created.ALREADY_THERE
+            raise
+        if pod is None:
+            raise ClusterUnavailable("the Kubernetes API changed the labels of a pod that we created")
+        return pod
+
+    def get(self, name: str) -> Snapshot | None:
+        """See ports.Cluster."""
+        body = self._get(name)
+        if body is None:
+            return None
+        raw = _decoded(_pod, body)
+        return snapshot(raw) or foreign(raw)
+
+    def event_of(self, name: str) -> ScaleEvent | None:
+        """See ports.Cluster."""
+        body = self._get(name)
+        try:
+            return decode(event_annotation(body)) if body is not None else None
+        except msgspec.MsgspecError:
+            return None
+
+    def _get(self, name: str) -> bytes | None:
+        self._count("get")
+        try:
+            return self._http.call("GET", f"{self._pods}/{name}")
+        except ClusterRejected as error:
+            if error.status == 404:
+                return None
+            raise
+
+    def delete(self, name: str, uid: str, resource_version: str | None = None) -> bool:
+        """See ports.Cluster. Preconditions:
+        https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/delete-options/.
+        """
+        self._count("delete")
+        conditions = {"uid": uid} if resource_version is None else {"uid": uid, "resourceVersion": resource_version}
+        body = msgspec.json.encode({"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": conditions})
+        try:
+            self._http.call("DELETE", f"{self._pods}/{name}", body=body)
+        except ClusterRejected as error:
+            if error.status in (404, 409):
+                return error.status == 404
+            raise
+        return True
+
+    def missing_rights(self) -> Sequence[str]:
+        """See ports.Cluster. Asks by SelfSubjectAccessReview, which every user may; where it is refused, nothing is
+        claimed.
+        """
+        return [
+            f"may not {verb} pods in namespace {self._namespace}: bind our user to a Role with that verb on pods"
+            for verb in VERBS
+            if not self._permitted(verb)
+        ]
+
+    def _permitted(self, verb: str) -> bool:
+        attributes = {"namespace": self._namespace, "verb": verb, "resource": "pods"}
+        review = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectAccessReview",
+            "spec": {"resourceAttributes": attributes},
+        }
+        path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+        try:
+            answer = self._http.call("POST", path, body=msgspec.json.encode(review))
+        except ClusterRejected:
+            return True
+        return msgspec.json.decode(answer, type=_Review).status.allowed
+
+
+def _watch_event(line: bytes) -> WatchEvent | None:
+    """One line of a watch. A pod that cannot be read is told of and skipped: it must not end the watch for all
+    others.
+    """
+    try:
+        told = _line.decode(line)
+        if told.type == "BOOKMARK":
+            version = msgspec.json.decode(told.object, type=_Bookmark).metadata.resource_version
+            return WatchEvent(Change.BOOKMARK, version, None)
+        if told.type == "ERROR":
+            raise _stream_error(bytes(told.object))
+        raw = _pod.decode(told.object)
+        pod = snapshot(raw)
+    except (msgspec.MsgspecError, ValueError) as error:
+        _log.warning("watch.unreadable", "A line of the watch cannot be read and is skipped", error=str(error)[:200])
+        return None
+    if pod is not None and told.type == "DELETED":
+        pod = pod.as_gone()
+    return WatchEvent(_CHANGES.get(told.type, Change.UPDATED), raw.metadata.resource_version, pod)
+
+
+def _stream_error(body: bytes) -> Exception:
+    """Any ERROR inside a watch means: list again. 410 comes this way too, inside a 200 answer."""
+    error = refusal(_code(body), body, "WATCH")
+    return error if isinstance(error, (Expired, ClusterUnavailable)) else ClusterUnavailable(str(error))
+
+
+def _code(body: bytes) -> int:
+    try:
+        return int(msgspec.json.decode(body)["code"])
+    except (msgspec.MsgspecError, KeyError, TypeError, ValueError):
+        return 500
+
+
+def _decoded(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
+    try:
+        return decoder.decode(body)
+    except msgspec.MsgspecError as error:
+        raise ClusterUnavailable(f"the Kubernetes API sent what cannot be read: {error}") from error

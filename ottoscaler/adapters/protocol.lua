@@ -1,0 +1,356 @@
+--[[ The protocol by which nothing is lost: every write of the controller, one function each.
+
+A call is one atomic step, and idempotent: whoever got no answer calls again. Commands of Redis 7.0 / Valkey only.
+  KEYS  1 event stream, 2 open (zset: event id -> end of lease, ms), 3 result stream, 4 dead letter stream,
+        5 buried (zset: marker -> ms), 6… task hashes
+  ARGV  1 function, 2 group, 3 RESULT_MAXLEN, 4 TASK_TTL_S, 5… the function's own
+
+A task hash has, besides what operators read (state, task_id, pod_count, received_at, owner, why, next_at, worker:<i>):
+  sid, type, digest, raw (the fields as sent), event (the same, checked), common (fields of every result, a flat list),
+  tries, tenure, cancels, done, succeeded, failed, cancelled, first_failed, first_cancelled,
+  attempt:<i> = "<attempt>:<infra retries used>[:r]" (r: that attempt's pod was refused and is not there),
+  doom:<i> (why its pod is to be ended), spared:<i> (the drain it survived), outcome:<i> (exactly if its result is stored),
+  victims, survivors (of a scale_down), superseding ("todo" until older events were dealt with). ]]
+
+local STREAM, OPEN, RESULTS, DEAD, BURIED = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local GROUP, MAXLEN, TTL = ARGV[2], ARGV[3], tonumber(ARGV[4])
+local MAX_TRIES = 10
+
+local function now_ms()
+  local t = redis.call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+
+-- RFC 3339 in UTC; days to civil date as in https://howardhinnant.github.io/date_algorithms.html#civil_from_days
+local function stamp(ms)
+  local s = math.floor(ms / 1000)
+  local z = math.floor(s / 86400) + 719468
+  local era = math.floor(z / 146097)
+  local doe = z - era * 146097
+  local yoe = math.floor((doe - math.floor(doe / 1460) + math.floor(doe / 36524) - math.floor(doe / 146096)) / 365)
+  local doy = doe - (365 * yoe + math.floor(yoe / 4) - math.floor(yoe / 100))
+  local mp = math.floor((5 * doy + 2) / 153)
+  local month = mp < 10 and mp + 3 or mp - 9
+  local year = yoe + era * 400 + (month <= 2 and 1 or 0)
+  return string.format('%04d-%02d-%02dT%02d:%02d:%02d.%03dZ', year, month, doy - math.floor((153 * mp + 2) / 5) + 1,
+    math.floor(s % 86400 / 3600), math.floor(s % 3600 / 60), s % 60, ms % 1000)
+end
+
+local function stored_attempt(text)
+  local attempt, infra, refused = string.match(text or '0:0', '^(%d+):(%d+)(:?r?)')
+  return tonumber(attempt), tonumber(infra), refused == ':r'
+end
+
+local function publish(fields)
+  redis.call('XADD', RESULTS, 'MAXLEN', '~', MAXLEN, '*', unpack(fields))
+end
+
+local function append_pairs(fields, list)
+  for _, value in ipairs(list) do fields[#fields + 1] = value end
+  return fields
+end
+
+local function close_task(task, eid)
+  redis.call('ZREM', OPEN, eid)
+  redis.call('HSET', task, 'state', 'finished', 'why', '', 'next_at', '')
+  redis.call('HDEL', task, 'owner')
+  redis.call('EXPIRE', task, TTL)
+end
+
+-- Once for each marker: the dead letter.
+local function dead_letter(marker, reason, detail, eid, sid, attempts, raw)
+  local now = now_ms()
+  if redis.call('ZADD', BURIED, 'NX', now, marker) == 0 then return false end
+  redis.call('ZREMRANGEBYSCORE', BURIED, '-inf', now - TTL * 1000)
+  redis.call('XADD', DEAD, '*', 'dead_reason', reason, 'dead_detail', detail, 'event_id', eid, 'stream_id', sid,
+    'group', GROUP, 'attempts', attempts, 'at', stamp(now), 'event', raw)
+  return true
+end
+
+local function bury(task, sid, reason, detail, eid, task_id, digest, raw, common)
+  local fresh = dead_letter(GROUP .. '|' .. sid, reason, detail, eid, sid, 0, raw)
+  redis.call('XACK', STREAM, GROUP, sid)
+  -- in conflict with another event of that id: the result under it belongs to the other one
+  if not fresh or eid == '' or redis.call('EXISTS', task) == 1 then return end
+  local at = stamp(now_ms())
+  redis.call('HSET', task, 'sid', sid, 'task_id', task_id, 'digest', digest, 'type', '', 'pod_count', 0, 'received_at', at)
+  publish(append_pairs({'kind', 'task', 'event_id', eid, 'task_id', task_id, 'outcome', 'failed', 'reason', 'Rejected',
+    'message', reason .. ': ' .. detail, 'finished_at', at, 'received_at', at, 'pod_count', 0, 'succeeded', 0, 'failed', 0,
+    'cancelled', 0}, cjson.decode(common)))
+  close_task(task, eid)
+end
+
+local function tell_task(task, eid)
+  local t = redis.call('HMGET', task, 'task_id', 'pod_count', 'succeeded', 'failed', 'cancelled', 'received_at',
+    'first_failed', 'first_cancelled', 'common')
+  local count, succeeded, failed = tonumber(t[2]), tonumber(t[3] or 0), tonumber(t[4] or 0)
+  local outcome, reason = 'succeeded', 'Completed'
+  if failed > 0 then outcome, reason = 'failed', t[7]
+  elseif succeeded < count then outcome, reason = 'cancelled', t[8] end
+  local message = string.format('%d of %d workers completed', succeeded, count)
+  if outcome == 'succeeded' then message = string.format('All %d workers completed successfully', count) end
+  publish(append_pairs({'kind', 'task', 'event_id', eid, 'task_id', t[1], 'outcome', outcome, 'reason', reason,
+    'message', message, 'finished_at', stamp(now_ms()), 'received_at', t[6], 'pod_count', count, 'succeeded', succeeded,
+    'failed', failed, 'cancelled', tonumber(t[5] or 0)}, cjson.decode(t[9])))
+  close_task(task, eid)
+  return message
+end
+
+local F = {}
+
+function F.bury(sid, reason, detail, eid, task_id, digest, raw, common)
+  local known = redis.call('HGET', KEYS[6], 'digest')
+  if known and known == digest then
+    redis.call('XACK', STREAM, GROUP, sid)
+    return 'known'
+  end
+  if known then reason, detail = 'Conflict', 'event_id ' .. eid .. ' was used before, with other content' end
+  bury(KEYS[6], sid, reason, detail, eid, task_id, digest, raw, common)
+  return 'ok'
+end
+
+function F.accept(sid, eid, digest, event, raw, common, kind, task_id, pod_count, base, lease_ms, supersedes)
+  local task = KEYS[6]
+  local known = redis.call('HMGET', task, 'digest', 'sid', 'owner', 'state', 'received_at')
+  if known[1] and known[1] ~= '' and known[1] ~= digest then
+    bury(task, sid, 'Conflict', 'event_id ' .. eid .. ' was used before, with other content', eid, task_id, digest, raw, common)
+    return {'dead', 'Conflict'}
+  end
+  local now = now_ms()
+  if known[1] then
+    redis.call('XACK', STREAM, GROUP, sid)
+    local ours = known[2] == sid and known[3] and string.sub(known[3], 1, #base) == base
+    return ours and {'ok', known[3], known[5]} or {'known'}
+  end
+  if tonumber(string.match(sid, '^%d+')) < now - TTL * 1000 then
+    bury(task, sid, 'TooOld', 'the entry is older than TASK_TTL_S, ' .. TTL .. ' s', eid, task_id, digest, raw, common)
+    return {'dead', 'TooOld'}
+  end
+  local at = stamp(now)
+  redis.call('HSET', task, 'sid', sid, 'type', kind, 'task_id', task_id, 'pod_count', pod_count, 'digest', digest, 'event', event,
+    'raw', raw, 'common', common, 'state', 'waiting', 'owner', base .. '1', 'tenure', 1, 'tries', 1, 'received_at', at)
+  if supersedes ~= '' then redis.call('HSET', task, 'superseding', 'todo') end
+  redis.call('ZADD', OPEN, now + lease_ms, eid)
+  redis.call('XACK', STREAM, GROUP, sid)
+  return {'ok', base .. '1', at}
+end
+
+-- Redis was wiped: a task is taken up again from what its pods carry; indices without a pod have their attempts used up.
+function F.adopt(eid, sid, event, common, kind, task_id, pod_count, base, lease_ms, ...)
+  local task = KEYS[6]
+  if redis.call('EXISTS', task) == 1 then return 'known' end
+  local now = now_ms()
+  redis.call('HSET', task, 'sid', sid, 'type', kind, 'task_id', task_id, 'pod_count', pod_count, 'digest', '', 'event', event,
+    'raw', event, 'common', common, 'state', 'running', 'owner', base .. '0', 'tenure', 0, 'tries', 0, 'received_at', stamp(now))
+  for i = 1, pod_count do redis.call('HSET', task, 'attempt:' .. i, '1:1000') end
+  local seen = {...}
+  for n = 1, #seen, 2 do redis.call('HSET', task, 'attempt:' .. seen[n], seen[n + 1] .. ':0') end
+  redis.call('ZADD', OPEN, now, eid)
+  return 'ok'
+end
+
+function F.renew(lease_ms, ...)
+  local pairs_, answer = {...}, {}
+  local till = now_ms() + lease_ms
+  for n = 1, #pairs_, 2 do
+    local t = redis.call('HMGET', KEYS[5 + (n + 1) / 2], 'owner', 'cancels')
+    if t[1] == pairs_[n + 1] then
+      redis.call('ZADD', OPEN, 'XX', till, pairs_[n])
+      answer[#answer + 1] = {'ok', t[2] or '0'}
+    else
+      answer[#answer + 1] = {'lost', t[1] or ''}
+    end
+  end
+  return answer
+end
+
+function F.release(...)
+  local pairs_ = {...}
+  for n = 1, #pairs_, 2 do
+    local task = KEYS[5 + (n + 1) / 2]
+    if redis.call('HGET', task, 'owner') == pairs_[n + 1] then
+      redis.call('ZADD', OPEN, 'XX', 0, pairs_[n])
+      redis.call('HSET', task, 'tries', 0)
+    end
+  end
+  return 'ok'
+end
+
+-- Returns whether the task is over by this; a scale_up has workers whose pods have to be ended first.
+local function poison(task, eid)
+  local t = redis.call('HMGET', task, 'pod_count', 'sid', 'raw', 'type', 'task_id', 'common')
+  local text = cjson.encode({reason = 'Poison', outcome = 'failed', fault = 'infra', attempt = 0, drain = false, by = '',
+    message = 'the controller failed on this event ' .. MAX_TRIES .. ' times'})
+  dead_letter(GROUP .. '|poison|' .. eid, 'Poison', 'taken up ' .. MAX_TRIES .. ' times without any progress', eid, t[2], MAX_TRIES, t[3])
+  if t[4] == 'scale_down' then
+    publish(append_pairs({'kind', 'scale_down', 'event_id', eid, 'task_id', t[5], 'outcome', 'failed', 'reason', 'Poison',
+      'message', 'taken up ' .. MAX_TRIES .. ' times without any progress', 'finished_at', stamp(now_ms()), 'victims', '[]',
+      'survivors', '[]', 'pod_count', 0}, cjson.decode(t[6])))
+    close_task(task, eid)
+    return true
+  end
+  for i = 1, tonumber(t[1]) do
+    if redis.call('HEXISTS', task, 'outcome:' .. i) == 0 then redis.call('HSET', task, 'doom:' .. i, text) end
+  end
+  return false
+end
+
+function F.take(eid, consumer, boot, lease_ms, same_consumer)
+  local task, base = KEYS[6], consumer .. '/' .. boot .. '/'
+  local lease, owner = redis.call('ZSCORE', OPEN, eid), redis.call('HGET', task, 'owner')
+  if not lease then return {} end
+  if not owner then
+    redis.call('ZREM', OPEN, eid)
+    return {}
+  end
+  local now = now_ms()
+  local earlier = string.sub(owner, 1, #consumer + 1) == consumer .. '/' and string.sub(owner, 1, #base) ~= base
+  if tonumber(lease) > now and not (same_consumer == '1' and earlier) then return {} end
+  local mine = base .. redis.call('HINCRBY', task, 'tenure', 1)
+  redis.call('HSET', task, 'owner', mine)
+  redis.call('ZADD', OPEN, now + lease_ms, eid)
+  if redis.call('HINCRBY', task, 'tries', 1) >= MAX_TRIES and poison(task, eid) then return {} end
+  return {mine, redis.call('HGETALL', task)}
+end
+
+function F.intend(eid, owner, i, attempt, infra, worker)
+  local task = KEYS[6]
+  local t = redis.call('HMGET', task, 'owner', 'outcome:' .. i, 'attempt:' .. i, 'doom:' .. i)
+  if t[2] then return {'has_result'} end
+  if t[1] ~= owner then return {'not_ours'} end
+  local stored = stored_attempt(t[3])
+  attempt = tonumber(attempt)
+  if t[4] then
+    local doomed = cjson.decode(t[4]).attempt
+    if doomed == 0 or doomed >= attempt then return {'cancelled', t[4], stored} end
+    redis.call('HDEL', task, 'doom:' .. i)
+  end
+  if attempt < stored then return {'old_attempt', false, stored} end
+  redis.call('HSET', task, 'attempt:' .. i, attempt .. ':' .. infra, 'worker:' .. i, worker, 'state', 'running', 'tries', 0, 'why', '',
+    'next_at', '')
+  return {'ok', false, attempt}
+end
+
+function F.refused(eid, owner, i, attempt, worker)
+  local task = KEYS[6]
+  local t = redis.call('HMGET', task, 'owner', 'attempt:' .. i, 'outcome:' .. i)
+  if t[1] ~= owner then return {'not_ours'} end
+  local stored, infra = stored_attempt(t[2])
+  if stored == tonumber(attempt) and not t[3] then
+    redis.call('HSET', task, 'attempt:' .. i, stored .. ':' .. infra .. ':r', 'worker:' .. i, worker)
+  end
+  return {'ok'}
+end
+
+function F.check(eid, owner, i)
+  local t = redis.call('HMGET', KEYS[6], 'owner', 'outcome:' .. i, 'doom:' .. i)
+  if t[2] then return {'has_result'} end
+  if t[1] ~= owner then return {'not_ours'} end
+  return {'ok', t[3]}
+end
+
+function F.doom(eid, owner, i, text)
+  local task = KEYS[6]
+  local t = redis.call('HMGET', task, 'owner', 'outcome:' .. i, 'attempt:' .. i, 'doom:' .. i, 'spared:' .. i)
+  if t[2] then return {'has_result'} end
+  if not t[1] or (owner ~= '' and t[1] ~= owner) then return {'not_ours'} end
+  local new, old = cjson.decode(text), t[4] and cjson.decode(t[4])
+  if new.attempt ~= 0 and new.attempt ~= stored_attempt(t[3]) then return {'old_attempt'} end
+  if new.drain and t[5] == new.by then return {'ok', t[4]} end
+  local stays = old and (old.attempt == 0 and (new.attempt ~= 0 or new.drain or not old.drain) or old.attempt > 0 and new.attempt == old.attempt)
+  if stays then return {'ok', t[4]} end
+  redis.call('HSET', task, 'doom:' .. i, text)
+  if new.attempt == 0 then redis.call('HINCRBY', task, 'cancels', 1) end
+  return {'ok', text}
+end
+
+function F.withdraw(eid, owner, i, text)
+  local task = KEYS[6]
+  local t = redis.call('HMGET', task, 'owner', 'outcome:' .. i, 'doom:' .. i)
+  if t[2] then return {'has_result'} end
+  if t[1] ~= owner then return {'not_ours'} end
+  local want, have = cjson.decode(text), t[3] and cjson.decode(t[3])
+  if not have or have.attempt ~= want.attempt or have.reason ~= want.reason or have.by ~= want.by then return {'ok', t[3]} end
+  redis.call('HDEL', task, 'doom:' .. i)
+  if want.drain then redis.call('HSET', task, 'spared:' .. i, want.by) end
+  return {'ok', false}
+end
+
+function F.record(eid, owner, i, attempt, ...)
+  local task = KEYS[6]
+  local t = redis.call('HMGET', task, 'owner', 'outcome:' .. i, 'attempt:' .. i, 'doom:' .. i, 'pod_count')
+  if t[2] then return {'known'} end
+  if t[1] ~= owner then return {'not_ours'} end
+  local fields, map = {...}, {}
+  for n = 1, #fields, 2 do map[fields[n]] = fields[n + 1] end
+  local stored, doom = stored_attempt(t[3]), t[4] and cjson.decode(t[4])
+  attempt = tonumber(attempt)
+  if stored ~= 0 and stored ~= attempt and not (doom and doom.attempt == 0) then return {'old_attempt', false, stored} end
+  if doom and map.outcome ~= 'succeeded' and (doom.attempt == 0 or doom.attempt == attempt) then
+    for _, name in ipairs({'outcome', 'reason', 'fault', 'message'}) do map[name] = doom[name] end
+    for n = 1, #fields, 2 do fields[n + 1] = map[fields[n]] end
+  end
+  local outcome = map.outcome
+  local tally = (outcome == 'succeeded' or outcome == 'cancelled') and outcome or 'failed'
+  redis.call('HSET', task, 'outcome:' .. i, outcome, 'worker:' .. i, cjson.encode(map), 'tries', 0)
+  redis.call('HINCRBY', task, tally, 1)
+  if tally ~= 'succeeded' then redis.call('HSETNX', task, 'first_' .. tally, map.reason) end
+  publish(fields)
+  local last = redis.call('HINCRBY', task, 'done', 1) == tonumber(t[5])
+  return {'ok', t[4], attempt, last and tell_task(task, eid) or ''}
+end
+
+function F.note_states(eid, owner, ...)
+  local task, list = KEYS[6], {...}
+  if redis.call('HGET', task, 'owner') ~= owner then return 'not_ours' end
+  for n = 1, #list, 2 do
+    if redis.call('HEXISTS', task, 'outcome:' .. list[n]) == 0 then redis.call('HSET', task, 'worker:' .. list[n], list[n + 1]) end
+  end
+  return 'ok'
+end
+
+function F.note_why(eid, owner, why, next_at)
+  if redis.call('HGET', KEYS[6], 'owner') ~= owner then return 'not_ours' end
+  redis.call('HSET', KEYS[6], 'why', why, 'next_at', next_at)
+  return 'ok'
+end
+
+function F.choose(eid, owner, victims, survivors)
+  local task = KEYS[6]
+  if redis.call('HGET', task, 'owner') ~= owner then return {'not_ours'} end
+  if redis.call('HSETNX', task, 'victims', victims) == 1 then
+    redis.call('HSET', task, 'survivors', survivors, 'state', 'running', 'tries', 0)
+  end
+  return {'ok', redis.call('HGET', task, 'victims')}
+end
+
+function F.superseded(eid, owner)
+  if redis.call('HGET', KEYS[6], 'owner') ~= owner then return 'not_ours' end
+  redis.call('HSET', KEYS[6], 'superseding', 'done')
+  return 'ok'
+end
+
+function F.finish(eid, owner, ...)
+  local t = redis.call('HMGET', KEYS[6], 'owner', 'state', 'common')
+  if t[2] == 'finished' then return {'known'} end
+  if t[1] ~= owner then return {'not_ours'} end
+  publish(append_pairs({...}, cjson.decode(t[3])))
+  close_task(KEYS[6], eid)
+  return {'ok'}
+end
+
+function F.pending(consumer, own, min_idle_ms, count)
+  local found
+  if own == '1' then found = redis.call('XPENDING', STREAM, GROUP, '-', '+', count, consumer)
+  else found = redis.call('XPENDING', STREAM, GROUP, 'IDLE', min_idle_ms, '-', '+', count) end
+  local answer = {}
+  for _, item in ipairs(found) do
+    local entry = redis.call('XRANGE', STREAM, item[1], item[1])[1]
+    -- XCLAIM would silently drop an entry that was trimmed away: it is left pending until it is buried
+    if entry and own == '0' then redis.call('XCLAIM', STREAM, GROUP, consumer, 0, item[1], 'JUSTID') end
+    answer[#answer + 1] = {item[1], entry and entry[2] or false}
+  end
+  return answer
+end
+
+return F[ARGV[1]](unpack(ARGV, 5))

@@ -1,0 +1,130 @@
+"""How a Redis client is made, for whoever needs one: every default that differs between releases of redis-py is set
+here.
+
+Retries are off (retries.py is the only place where anything is tried twice), every wait has an end, and what goes wrong
+comes out as StreamUnavailable with a sentence that names the server and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from redis.sentinel import Sentinel
+
+from ottoscaler.errors import StreamUnavailable
+from ottoscaler.settings import RedisSettings
+
+CONNECT_TIMEOUT_S = 2.0
+HEALTH_CHECK_S = 15
+POOL_WAIT_S = 5.0
+
+
+class _PasswordFile(redis.CredentialProvider):
+    """Reads the password at each connection, so that a rotated one is used without a restart."""
+
+    def __init__(self, username: str | None, path: str) -> None:
+        self._username = username
+        self._path = Path(path)
+
+    def get_credentials(self) -> tuple[str] | tuple[str, str]:
+        """User, if there is one, and password."""
+        password = self._path.read_text(encoding="utf-8").rstrip("\r\n")
+        return (self._username, password) if self._username else (password,)
+
+
+def connect(settings: RedisSettings, *, timeout_s: float, connections: int = 4) -> redis.Redis:
+    """A client that is safe to share between threads; it connects when it is first used.
+
+    Arguments: where and as whom, how long an answer may take in seconds (longer than any blocking read), and how many
+    connections at most; a thread that finds none free waits POOL_WAIT_S for one.
+    """
+    common: dict[str, Any] = {
+        "db": settings.db,
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": CONNECT_TIMEOUT_S,
+        "socket_keepalive": True,
+        "health_check_interval": HEALTH_CHECK_S,
+        "retry": Retry(NoBackoff(), 0),
+        "decode_responses": False,
+        **_credentials(settings),
+        **_tls(settings),
+    }
+    if settings.sentinels:
+        asking = {"socket_timeout": CONNECT_TIMEOUT_S, **_tls(settings)}
+        sentinel = Sentinel(list(settings.sentinels), sentinel_kwargs=asking, **common)
+        master: redis.Redis = sentinel.master_for(settings.sentinel_master or "", max_connections=connections)
+        return master
+    kind = redis.SSLConnection if settings.tls else redis.Connection
+    common.pop("ssl", None)
+    pool = redis.BlockingConnectionPool(
+        connection_class=kind,
+        host=settings.host,
+        port=settings.port,
+        max_connections=connections,
+        timeout=POOL_WAIT_S,
+        **common,
+    )
+    return redis.Redis(connection_pool=pool)
+
+
+def address(settings: RedisSettings) -> str:
+    """Where this Redis is, for messages: never with a password."""
+    if settings.sentinels:
+        asked = ", ".join(f"{host}:{port}" for host, port in settings.sentinels)
+        return f"{settings.sentinel_master} (by sentinels {asked})"
+    return f"{settings.host}:{settings.port}"
+
+
+@contextmanager
+def translated(where: str) -> Iterator[None]:
+    """Turn what redis-py raises into StreamUnavailable. Argument: the server's address, for the message."""
+    try:
+        yield
+    except (redis.RedisError, OSError) as error:
+        raise StreamUnavailable(f"Redis at {where} {_sentence(error)}", unclear=_unclear(error)) from error
+
+
+def _credentials(settings: RedisSettings) -> dict[str, Any]:
+    if settings.password_file:
+        return {"credential_provider": _PasswordFile(settings.username, settings.password_file)}
+    return {"username": settings.username, "password": settings.password}
+
+
+def _tls(settings: RedisSettings) -> dict[str, Any]:
+    if not settings.tls:
+        return {}
+    return {"ssl": True, "ssl_ca_certs": settings.ca_file, "ssl_cert_reqs": "required", "ssl_check_hostname": True}
+
+
+def _sentence(error: Exception) -> str:
+    """What happened and what to do; the server's own words are kept, for they never carry the password."""
+    text = " ".join(str(error).split())
+    match error:
+        case redis.AuthenticationError():
+            return (
+                f"refuses our user or password ({text}): set REDIS_USERNAME and REDIS_PASSWORD or REDIS_PASSWORD_FILE"
+            )
+        case redis.exceptions.NoPermissionError():
+            return f"does not permit a command ({text}): give the user the rights that README lists"
+        case redis.ReadOnlyError():
+            return f"is a read-only replica ({text}): set REDIS_HOST to the master"
+        case redis.exceptions.OutOfMemoryError():
+            return f"is out of memory ({text}): raise maxmemory or delete what is not needed"
+        case redis.BusyLoadingError():
+            return "is still loading its data"
+        case redis.TimeoutError():
+            return f"does not answer in time ({text})"
+        case redis.ConnectionError() | OSError():
+            return f"is out of reach ({text}): is it running, and are REDIS_HOST and REDIS_PORT right?"
+    return f"answered with an error: {text}"
+
+
+def _unclear(error: Exception) -> bool:
+    """May the command have been carried out? Yes, unless the server said no."""
+    return not isinstance(error, redis.ResponseError) or isinstance(error, redis.exceptions.ClusterError)

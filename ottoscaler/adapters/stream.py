@@ -1,0 +1,396 @@
+"""The event stream and the state of the tasks in Redis: implements `ports.Stream`.
+
+Every write is one function of protocol.lua, so that it is atomic and may be repeated. Reads of the stream that block
+have a connection of their own, and so have the leases, with short time-outs: a slow script of a worker must not cost a
+lease.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import redis
+
+from ottoscaler.adapters.redis_client import address, connect, translated
+from ottoscaler.adapters.tasks import (
+    Key,
+    decode_doom,
+    decode_task,
+    decode_view,
+    decode_workers,
+    encode_doom,
+    worker_json,
+)
+from ottoscaler.core.acts import Doom
+from ottoscaler.core.events import BadEvent, EventType, ScaleEvent, digest, original
+from ottoscaler.core.results import RESULT_FIELDS, common_fields
+from ottoscaler.ports import Answer, Entry, Fate, OpenTask, Renewal, StoredWorker, TaskView, Victim
+from ottoscaler.settings import KeySettings, RedisSettings
+
+#: A lost answer of a blocking read is noticed this long after the block's end, seconds.
+READ_MARGIN_S = 2.0
+SCRIPT_TIMEOUT_S = 5.0
+LEASE_TIMEOUT_S = 2.0
+CONNECTIONS = 16
+#: Tasks in one call of a script or pipeline.
+CHUNK = 200
+PENDING_COUNT = 100
+
+_T = TypeVar("_T")
+
+_SOURCE = (Path(__file__).parent / "protocol.lua").read_bytes()
+_SHA = hashlib.sha1(_SOURCE, usedforsecurity=False).hexdigest()
+
+
+class RedisStream:
+    """`ports.Stream` on Redis 7.0 or later, or Valkey. Any thread; `read` and `peek` one thread each."""
+
+    def __init__(self, server: RedisSettings, keys: KeySettings, *, lease_s: float, consumer: str, boot: str) -> None:
+        self._keys = keys
+        self._key = Key(keys.prefix)
+        self._consumer = consumer
+        self._boot = boot
+        self._base = f"{consumer}/{boot}/"
+        self._lease_ms = int(lease_s * 1000)
+        self._block_ms = server.block_ms
+        self._where = address(server)
+        read_timeout_s = server.block_ms / 1000 + READ_MARGIN_S
+        self._reading = connect(server, timeout_s=read_timeout_s, connections=1)
+        self._peeking = connect(server, timeout_s=read_timeout_s, connections=1)
+        self._leasing = connect(server, timeout_s=LEASE_TIMEOUT_S, connections=2)
+        self._client = connect(server, timeout_s=SCRIPT_TIMEOUT_S, connections=CONNECTIONS)
+
+    def close(self) -> None:
+        """Close all connections."""
+        for client in (self._reading, self._peeking, self._leasing, self._client):
+            client.close()
+
+    # -- the stream and its group
+
+    def ensure_group(self) -> None:
+        """See ports.Stream. The group starts at 0: what was sent before there was a controller counts too."""
+        with translated(self._where):
+            try:
+                self._client.xgroup_create(self._keys.stream, self._keys.group, id="0", mkstream=True)
+            except redis.ResponseError as error:
+                if "BUSYGROUP" not in str(error):
+                    raise
+
+    def read(self, count: int) -> Sequence[Entry]:
+        """See ports.Stream."""
+        return self._read(self._reading, count, self._block_ms)
+
+    def read_now(self, count: int) -> Sequence[Entry]:
+        """See ports.Stream."""
+        return self._read(self._client, count, None)
+
+    def _read(self, client: redis.Redis, count: int, block_ms: int | None) -> Sequence[Entry]:
+        with translated(self._where):
+            streams: dict[Any, Any] = {self._keys.stream: ">"}
+            reply = client.xreadgroup(self._keys.group, self._consumer, streams, count=count, block=block_ms)
+        return _entries(cast("Any", reply))
+
+    def peek(self, after: str, count: int, *, block: bool) -> Sequence[Entry]:
+        """See ports.Stream."""
+        with translated(self._where):
+            reply = self._peeking.xread(
+                {self._keys.stream: after}, count=count, block=self._block_ms if block else None
+            )
+        return _entries(cast("Any", reply))
+
+    def delivered(self) -> str:
+        """See ports.Stream."""
+        with translated(self._where):
+            return _delivered(cast("Any", self._client.xinfo_groups(self._keys.stream)), self._keys.group)
+
+    def pending(self, *, own: bool, min_idle_s: float) -> Sequence[Entry]:
+        """See ports.Stream."""
+        found = self._run("pending", [], self._consumer, int(own), int(min_idle_s * 1000), PENDING_COUNT)
+        return [Entry(stream_id.decode(), _pairs(fields) if fields else None) for stream_id, fields in found]
+
+    def older_pending(self, stream_id: str) -> bool:
+        """See ports.Stream. The pending list first: an entry may leave "unread" for "pending", never the other way."""
+        stream, group = self._keys.stream, self._keys.group
+        with translated(self._where):
+            last = _delivered(cast("Any", self._client.xinfo_groups(stream)), group)
+            unread = self._client.xrange(stream, f"({last}", f"({stream_id}", count=1)
+            return bool(unread or self._client.xpending_range(stream, group, "-", f"({stream_id}", 1))
+
+    # -- accepting
+
+    def accept(
+        self, events: Sequence[tuple[ScaleEvent, str]], raws: Sequence[Mapping[bytes, bytes]]
+    ) -> Sequence[OpenTask | None]:
+        """See ports.Stream."""
+        calls = []
+        for (event, content), raw in zip(events, raws, strict=True):
+            arguments = (
+                event.stream_id, event.event_id, content, event.encode(), original(raw), _common(event),
+                event.type.value, event.task_id, event.pod_count, self._base, self._lease_ms, event.supersedes,
+            )  # fmt: skip
+            calls.append(("accept", [self._key.task(event.event_id)], arguments))
+        answers = self._run_many(calls)
+        return [_accepted(event, answer) for (event, _), answer in zip(events, answers, strict=True)]
+
+    def adopt(self, event: ScaleEvent, attempts: Mapping[int, int]) -> None:
+        """See ports.Stream."""
+        seen = [number for pair in attempts.items() for number in pair]
+        self._run(
+            "adopt", [self._key.task(event.event_id)], event.event_id, event.stream_id, event.encode(), _common(event),
+            event.type.value, event.task_id, event.pod_count, self._base, self._lease_ms, *seen,
+        )  # fmt: skip
+
+    def bury(self, entry: Entry, bad: BadEvent) -> None:
+        """See ports.Stream."""
+        fields = entry.fields or {}
+        self._run(
+            "bury", [self._key.task(bad.event_id)], entry.stream_id, bad.reason.value, bad.detail, bad.event_id,
+            bad.task_id, digest(fields), original(fields), "[]",
+        )  # fmt: skip
+
+    # -- owning
+
+    def renew(self, owners: Mapping[str, str]) -> Renewal:
+        """See ports.Stream."""
+        lost, cancels = {}, {}
+        for part in _chunks(list(owners.items())):
+            keys = [self._key.task(event_id) for event_id, _ in part]
+            flat = [text for pair in part for text in pair]
+            answers = self._run("renew", keys, self._lease_ms, *flat, client=self._leasing)
+            for (event_id, _), (fate, detail) in zip(part, answers, strict=True):
+                if fate == b"ok":
+                    cancels[event_id] = int(detail)
+                else:
+                    lost[event_id] = detail.decode()
+        return Renewal(lost, cancels)
+
+    def expired(self, *, same_consumer: bool) -> Sequence[str]:
+        """See ports.Stream."""
+        with translated(self._where):
+            if not same_consumer:
+                seconds, micros = self._leasing.time()
+                now_ms = seconds * 1000 + micros // 1000
+                due = self._leasing.zrangebyscore(self._key.open, "-inf", now_ms, start=0, num=CHUNK)
+                return [event_id.decode() for event_id in cast("list[bytes]", due)]
+            every = [event_id.decode() for event_id in cast("list[bytes]", self._client.zrange(self._key.open, 0, -1))]
+            found = []
+            for part in _chunks(every):
+                pipe = self._client.pipeline(transaction=False)
+                for event_id in part:
+                    pipe.hget(self._key.task(event_id), "owner")
+                found += [
+                    event_id for event_id, owner in zip(part, pipe.execute(), strict=True) if self._was_ours(owner)
+                ]
+            return found
+
+    def _was_ours(self, owner: bytes | None) -> bool:
+        text = (owner or b"").decode()
+        return text.startswith(f"{self._consumer}/") and not text.startswith(self._base)
+
+    def take(self, event_id: str, *, same_consumer: bool) -> OpenTask | None:
+        """See ports.Stream."""
+        arguments = (event_id, self._consumer, self._boot, self._lease_ms, int(same_consumer))
+        answer = self._run("take", [self._key.task(event_id)], *arguments, client=self._leasing)
+        return decode_task(answer[0].decode(), _pairs(answer[1])) if answer else None
+
+    def reload(self, event_id: str) -> OpenTask | None:
+        """See ports.Stream."""
+        with translated(self._where):
+            fields = cast("dict[bytes, bytes]", self._client.hgetall(self._key.task(event_id)))
+        return decode_task(fields[b"owner"].decode(), fields) if b"owner" in fields else None
+
+    def release(self, owners: Mapping[str, str]) -> None:
+        """See ports.Stream."""
+        for part in _chunks(list(owners.items())):
+            keys = [self._key.task(event_id) for event_id, _ in part]
+            self._run("release", keys, *(text for pair in part for text in pair), client=self._leasing)
+
+    def tasks(self) -> Sequence[TaskView]:
+        """See ports.Stream."""
+        with translated(self._where):
+            ids = [event_id.decode() for event_id in cast("list[bytes]", self._client.zrange(self._key.open, 0, -1))]
+        views = [decode_view(fields) for fields in self._hashes(ids) if b"owner" in fields]
+        return [view for view in views if view.event.type is EventType.SCALE_UP]
+
+    def known(self, event_ids: Sequence[str]) -> Mapping[str, tuple[str, Mapping[int, StoredWorker]]]:
+        """See ports.Stream."""
+        found = zip(event_ids, self._hashes(event_ids), strict=True)
+        return {
+            event_id: (fields[b"state"].decode(), decode_workers(fields))
+            for event_id, fields in found
+            if b"state" in fields
+        }
+
+    def _hashes(self, event_ids: Sequence[str]) -> list[dict[bytes, bytes]]:
+        hashes: list[dict[bytes, bytes]] = []
+        with translated(self._where):
+            for part in _chunks(event_ids):
+                pipe = self._client.pipeline(transaction=False)
+                for event_id in part:
+                    pipe.hgetall(self._key.task(event_id))
+                hashes += pipe.execute()
+        return hashes
+
+    # -- one worker
+
+    def intend(self, event_id: str, owner: str, index: int, *, attempt: int, infra_used: int, pod: str) -> Answer:
+        """See ports.Stream."""
+        state = worker_json("creating", attempt, pod)
+        return self._answer("intend", event_id, owner, index, attempt, infra_used, state)
+
+    def note_refused(self, event_id: str, owner: str, index: int, attempt: int) -> Answer:
+        """See ports.Stream."""
+        return self._answer("refused", event_id, owner, index, attempt, worker_json("waiting", attempt, ""))
+
+    def check(self, event_id: str, owner: str, index: int) -> Answer:
+        """See ports.Stream."""
+        return self._answer("check", event_id, owner, index)
+
+    def doom(self, event_id: str, owner: str | None, index: int, doom: Doom) -> Answer:
+        """See ports.Stream."""
+        return self._answer("doom", event_id, owner or "", index, encode_doom(doom))
+
+    def withdraw(self, event_id: str, owner: str, index: int, doom: Doom) -> Answer:
+        """See ports.Stream."""
+        return self._answer("withdraw", event_id, owner, index, encode_doom(doom))
+
+    def record(self, event_id: str, owner: str, index: int, *, attempt: int, fields: Mapping[str, str]) -> Answer:
+        """See ports.Stream."""
+        return self._answer(
+            "record", event_id, owner, index, attempt, *(text for pair in fields.items() for text in pair)
+        )
+
+    def note_states(self, event_id: str, owner: str, states: Mapping[int, tuple[str, int, str]]) -> None:
+        """See ports.Stream."""
+        flat = [part for index, state in states.items() for part in (index, worker_json(*state))]
+        self._run("note_states", [self._key.task(event_id)], event_id, owner, *flat)
+
+    def note_why(self, event_id: str, owner: str, why: str, next_at: str) -> None:
+        """See ports.Stream."""
+        self._run("note_why", [self._key.task(event_id)], event_id, owner, why, next_at)
+
+    # -- scale_down
+
+    def choose(
+        self, event_id: str, owner: str, victims: Sequence[Victim], survivors: Sequence[str]
+    ) -> Sequence[Victim] | None:
+        """See ports.Stream."""
+        listed = json.dumps([[victim.event_id, victim.index, victim.pod] for victim in victims])
+        answer = self._run("choose", [self._key.task(event_id)], event_id, owner, listed, json.dumps(list(survivors)))
+        return [Victim(*item) for item in json.loads(answer[1])] if answer[0] == b"ok" else None
+
+    def mark_superseded(self, event_id: str, owner: str) -> None:
+        """See ports.Stream."""
+        self._run("superseded", [self._key.task(event_id)], event_id, owner)
+
+    def finish_scale_down(self, event_id: str, owner: str, fields: Mapping[str, str]) -> Answer:
+        """See ports.Stream."""
+        return self._answer("finish", event_id, owner, *(text for pair in fields.items() for text in pair))
+
+    def outcomes(self, victims: Sequence[Victim]) -> Sequence[StoredWorker | None]:
+        """See ports.Stream."""
+        known = self.known(sorted({victim.event_id for victim in victims}))
+        return [
+            known[victim.event_id][1].get(victim.index, StoredWorker(victim.index))
+            if victim.event_id in known
+            else None
+            for victim in victims
+        ]
+
+    def advice(self) -> Sequence[str]:
+        """See ports.Stream."""
+        with translated(self._where):
+            try:
+                told = self._client.info("everything")
+            except redis.exceptions.NoPermissionError:
+                return []
+        return _advice(told)
+
+    # -- scripts
+
+    def _answer(self, function: str, event_id: str, *arguments: Any) -> Answer:
+        reply = self._run(function, [self._key.task(event_id)], event_id, *arguments)
+        doom = decode_doom(reply[1]) if len(reply) > 1 else None
+        attempt = int(reply[2]) if len(reply) > 2 else 0
+        return Answer(Fate[reply[0].decode().upper()], doom, attempt, reply[3].decode() if len(reply) > 3 else "")
+
+    def _run(self, function: str, tasks: Sequence[str], *arguments: Any, client: redis.Redis | None = None) -> Any:
+        client = client or self._client
+        command = self._command(function, tasks, arguments)
+        with translated(self._where):
+            try:
+                return client.execute_command(*command)
+            except redis.exceptions.NoScriptError:
+                client.script_load(_SOURCE)
+                return client.execute_command(*command)
+
+    def _run_many(self, calls: Sequence[tuple[str, Sequence[str], Sequence[Any]]]) -> list[Any]:
+        """Many calls, one trip. An error of one is raised after all have been sent: they are idempotent, so the caller
+        repeats all.
+        """
+        with translated(self._where):
+            if not self._client.script_exists(_SHA)[0]:
+                self._client.script_load(_SOURCE)
+            pipe = self._client.pipeline(transaction=False)
+            for function, tasks, arguments in calls:
+                pipe.execute_command(*self._command(function, tasks, arguments))
+            return pipe.execute()
+
+    def _command(self, function: str, tasks: Sequence[str], arguments: Sequence[Any]) -> list[Any]:
+        names = self._keys
+        keys = [names.stream, self._key.open, names.result_stream, names.dead_letter_stream, self._key.buried, *tasks]
+        settings = (names.group, names.result_maxlen, names.task_ttl_s)
+        return ["EVALSHA", _SHA, len(keys), *keys, function, *settings, *arguments]
+
+
+def _advice(told: Mapping[str, Any]) -> list[str]:
+    """What is wrong with a server, by its INFO (https://redis.io/docs/latest/commands/info/)."""
+    found = []
+    version = str(told.get("redis_version", "7.0"))
+    if int(version.partition(".")[0]) < 7:
+        found.append(f"Redis is version {version}: 7.0 or later, or Valkey, is needed")
+    if not told.get("aof_enabled", 1):
+        found.append("Redis keeps no append-only file: what is accepted is lost when it restarts; set appendonly yes")
+    policy = told.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        found.append(
+            f"Redis may evict keys (maxmemory-policy {policy}): tasks can vanish; set maxmemory-policy noeviction"
+        )
+    return found
+
+
+def _accepted(event: ScaleEvent, answer: list[bytes]) -> OpenTask | None:
+    if answer[0] != b"ok":
+        return None
+    return OpenTask(
+        event=event, owner=answer[1].decode(), received_at=answer[2].decode(), superseded=not event.supersedes
+    )
+
+
+def _common(event: ScaleEvent) -> str:
+    return json.dumps([text for pair in common_fields(event, RESULT_FIELDS).items() for text in pair])
+
+
+def _entries(reply: Any) -> list[Entry]:
+    return [Entry(stream_id.decode(), fields or None) for _, entries in reply or () for stream_id, fields in entries]
+
+
+def _pairs(flat: Sequence[bytes] | Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+    if isinstance(flat, Mapping):
+        return dict(flat)
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _delivered(groups: Sequence[Mapping[str, Any]], name: str) -> str:
+    for group in groups:
+        if group["name"] == name.encode():
+            return cast("bytes", group["last-delivered-id"]).decode()
+    raise redis.ResponseError(f"NOGROUP no consumer group {name}")
+
+
+def _chunks(items: Sequence[_T]) -> list[Sequence[_T]]:
+    return [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]

@@ -1,0 +1,328 @@
+"""The seam: what the threads need of the world, as Protocols over plain values.
+
+Above this file nobody knows a Redis reply or a Kubernetes object, below it nobody decides. Each port has one contract
+suite in tests/adapters that every implementation passes: the fake, the embedded server and the real one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Protocol
+
+from ottoscaler.core.acts import Doom
+from ottoscaler.core.events import BadEvent, ScaleEvent
+from ottoscaler.core.pods import Snapshot
+
+
+class Clock(Protocol):
+    """Time that no adjustment of the system's clock can turn back."""
+
+    def now(self) -> float:
+        """Seconds since the epoch: the wall clock at the start of the process plus what has passed since, monotonic."""
+
+
+# -- stream
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of the event stream, as it is. `fields` is None for one that was trimmed away while it was pending."""
+
+    stream_id: str
+    fields: Mapping[bytes, bytes] | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWorker:
+    """What the task hash knows of a worker. `attempt` 0: none was ever stored. `refused`: that attempt's pod was
+    refused and is not there.
+    """
+
+    index: int
+    attempt: int = 0
+    infra_used: int = 0
+    refused: bool = False
+    doom: Doom | None = None
+    outcome: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenTask:
+    """An unfinished task as Redis has it.
+
+    `owner` is the token to show with every write (`<consumer>/<boot>/<tenure>`), or whose it is if it is not ours;
+    `workers` are those that differ from "never heard of", by index; `victims` is the stored victim list of a
+    scale_down, None before it is chosen, `survivors` the pods that it spares; `superseded` is False while older events
+    of its `supersedes` key are still to be dealt with; `cancels` counts the cancel marks that the task was ever given.
+    """
+
+    event: ScaleEvent
+    owner: str
+    received_at: str = ""
+    workers: Mapping[int, StoredWorker] = field(default_factory=dict)
+    victims: Sequence[Victim] | None = None
+    survivors: Sequence[str] = ()
+    superseded: bool = False
+    cancels: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Victim:
+    """One worker that a scale_down chose: event, index and, where one was seen, the name of its pod."""
+
+    event_id: str
+    index: int
+    pod: str = ""
+
+
+class Fate(Enum):
+    """What a script answers."""
+
+    OK = auto()
+    NOT_OURS = auto()
+    HAS_RESULT = auto()
+    CANCELLED = auto()
+    OLD_ATTEMPT = auto()
+    KNOWN = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A script's answer about one worker: the fate, the doom that is stored, the stored attempt.
+
+    `finished` is the message of the task's result where this worker was the last.
+    """
+
+    fate: Fate
+    doom: Doom | None = None
+    attempt: int = 0
+    finished: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """What a renewal found: tasks that are no longer ours, with their owner ("" where the task is gone), and the cancel
+    counts of the others.
+    """
+
+    lost: Mapping[str, str]
+    cancels: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskView:
+    """A task for those who choose victims or show the state: the event, and each worker's stored state by index."""
+
+    event: ScaleEvent
+    owner: str
+    workers: Mapping[int, StoredWorker]
+
+
+class Stream(Protocol):
+    """Redis: the event stream, its group, and the task state. Every write is one script, idempotent, safe to repeat
+    after a lost answer.
+
+    Raises StreamUnavailable when Redis does not answer or refuses; Stopping is never raised here. Safe to call from any
+    thread, except `read` and `peek`, which belong to one thread each.
+    """
+
+    def ensure_group(self) -> None:
+        """Create the consumer group at the stream's beginning, and the stream, if they are not there."""
+
+    def read(self, count: int) -> Sequence[Entry]:
+        """Up to `count` new entries for this consumer; blocks at most REDIS_BLOCK_MS."""
+
+    def read_now(self, count: int) -> Sequence[Entry]:
+        """Up to `count` new entries for this consumer, without blocking (control, to get at what lies before a
+        scale_down).
+        """
+
+    def peek(self, after: str, count: int, *, block: bool) -> Sequence[Entry]:
+        """Entries behind an id, without the group; with `block` waits at most REDIS_BLOCK_MS for one."""
+
+    def delivered(self) -> str:
+        """The last id that was delivered to the group."""
+
+    def pending(self, *, own: bool, min_idle_s: float) -> Sequence[Entry]:
+        """Entries that were read but not accepted: our own, or those of any consumer idle for so long, which become
+        ours by this.
+        """
+
+    def older_pending(self, stream_id: str) -> bool:
+        """Is an entry before this one unread, or read and not yet accepted, by whomever?"""
+
+    def accept(
+        self, events: Sequence[tuple[ScaleEvent, str]], raws: Sequence[Mapping[bytes, bytes]]
+    ) -> Sequence[OpenTask | None]:
+        """Store events (with their digests) as open tasks of ours and acknowledge their entries; atomic for each.
+
+        Returns for each the task, or None where there is nothing for us to run: known already, in conflict or too old
+        (then it is a dead letter now).
+        """
+
+    def adopt(self, event: ScaleEvent, attempts: Mapping[int, int]) -> None:
+        """Redis was wiped: store a task anew from what its pods carry (index -> highest attempt seen), with a lease
+        that has run out, so that `take` gets it. Indices without a pod have no retries left. Does nothing if the task
+        is known.
+        """
+
+    def bury(self, entry: Entry, bad: BadEvent) -> None:
+        """Dead letter, a `Rejected` task result where an event id could be read, and acknowledgement; once, however
+        often it is called.
+        """
+
+    def renew(self, owners: Mapping[str, str]) -> Renewal:
+        """Extend the leases of tasks (event id -> owner token)."""
+
+    def expired(self, *, same_consumer: bool) -> Sequence[str]:
+        """Event ids whose lease ran out; with `same_consumer` those of an earlier boot of this consumer, whatever their
+        lease.
+        """
+
+    def take(self, event_id: str, *, same_consumer: bool) -> OpenTask | None:
+        """Take a task over: a new tenure of ours, if its lease has run out (or it was an earlier boot's). None if it is
+        not to be had.
+        """
+
+    def reload(self, event_id: str) -> OpenTask | None:
+        """The task as it is stored now, whoever owns it; None if it is unknown or finished."""
+
+    def release(self, owners: Mapping[str, str]) -> None:
+        """A clean hand-over: end the leases of our tasks at once."""
+
+    def tasks(self) -> Sequence[TaskView]:
+        """All open scale_up tasks of the group, whoever owns them."""
+
+    def known(self, event_ids: Sequence[str]) -> Mapping[str, tuple[str, Mapping[int, StoredWorker]]]:
+        """For each event id that Redis knows, finished ones included: its state and its workers."""
+
+    def intend(self, event_id: str, owner: str, index: int, *, attempt: int, infra_used: int, pod: str) -> Answer:
+        """Store an attempt before its pod is created. OK, HAS_RESULT, CANCELLED (with doom and stored attempt),
+        OLD_ATTEMPT, NOT_OURS.
+        """
+
+    def note_refused(self, event_id: str, owner: str, index: int, attempt: int) -> Answer:
+        """Store that an intended pod was refused and is not there. OK, NOT_OURS."""
+
+    def check(self, event_id: str, owner: str, index: int) -> Answer:
+        """OK with the doom if there is one, HAS_RESULT, NOT_OURS."""
+
+    def doom(self, event_id: str, owner: str | None, index: int, doom: Doom) -> Answer:
+        """Store why a pod is to be ended. A cancel (`doom.attempt` 0) may come from any replica (`owner` None) and
+        overrides other dooms.
+
+        OK with the doom that holds now, HAS_RESULT, OLD_ATTEMPT, NOT_OURS.
+        """
+
+    def withdraw(self, event_id: str, owner: str, index: int, doom: Doom) -> Answer:
+        """Take exactly this doom back, because the pod has started. OK with the doom that holds now, HAS_RESULT,
+        NOT_OURS.
+        """
+
+    def record(self, event_id: str, owner: str, index: int, *, attempt: int, fields: Mapping[str, str]) -> Answer:
+        """Store a worker's result (`core.results.worker_result`), once, and with the last one the task's. OK, KNOWN,
+        OLD_ATTEMPT, NOT_OURS.
+
+        The stored doom wins over an outcome that is not a success.
+        """
+
+    def note_states(self, event_id: str, owner: str, states: Mapping[int, tuple[str, int, str]]) -> None:
+        """For whoever looks: the state, attempt and pod of workers, by index. Ignored for workers that have a
+        result.
+        """
+
+    def note_why(self, event_id: str, owner: str, why: str, next_at: str) -> None:
+        """For whoever looks: why the task stands where it stands, and when it goes on."""
+
+    def choose(
+        self, event_id: str, owner: str, victims: Sequence[Victim], survivors: Sequence[str]
+    ) -> Sequence[Victim] | None:
+        """Store a scale_down's victim list, once; returns the list that holds, or None if the task is not ours."""
+
+    def mark_superseded(self, event_id: str, owner: str) -> None:
+        """Store that the older events of this one's `supersedes` key were dealt with."""
+
+    def finish_scale_down(self, event_id: str, owner: str, fields: Mapping[str, str]) -> Answer:
+        """Store a scale_down's result, once. OK, KNOWN, NOT_OURS."""
+
+    def outcomes(self, victims: Sequence[Victim]) -> Sequence[StoredWorker | None]:
+        """What is stored of each of these workers; None where the task is unknown."""
+
+    def advice(self) -> Sequence[str]:
+        """Sentences on how this Redis is set up dangerously for us (no append-only file, eviction, too old); empty if
+        it is not, or not to be seen.
+        """
+
+
+# -- cluster
+
+
+class Change(Enum):
+    """What a watch tells."""
+
+    UPDATED = auto()
+    DELETED = auto()
+    BOOKMARK = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class WatchEvent:
+    """One change of a pod; `pod` is None for a bookmark and for pods that are not workers of ours."""
+
+    change: Change
+    resource_version: str
+    pod: Snapshot | None
+
+
+@dataclass(frozen=True, slots=True)
+class PodList:
+    """All worker pods of this instance, and the version to watch from."""
+
+    pods: Sequence[Snapshot]
+    resource_version: str
+
+
+class Created(Enum):
+    """What a create request came to, when it did not create the pod."""
+
+    ALREADY_THERE = auto()
+
+
+class Cluster(Protocol):
+    """The Kubernetes API, as far as worker pods go. Safe to call from any thread; `close` wakes a blocked watch.
+
+    Raises ClusterUnavailable (try again; `unclear` tells whether the request may have been carried out) and
+    ClusterRejected (do not).
+    """
+
+    def list(self) -> PodList:
+        """All pods of this instance."""
+
+    def watch(self, resource_version: str) -> Iterator[WatchEvent]:
+        """Changes from a version on. Ends by itself when the server's time is over; raises Expired when the version is
+        too old, ClusterUnavailable for any other error, a silent link included.
+        """
+
+    def create(self, body: bytes) -> Snapshot | Created:
+        """Create a pod. ALREADY_THERE for 409. ClusterUnavailable with `unclear` False for quota and back-pressure."""
+
+    def get(self, name: str) -> Snapshot | None:
+        """The pod as it is now; None if there is none. One that is not a worker of ours has an empty `event_id`."""
+
+    def event_of(self, name: str) -> ScaleEvent | None:
+        """The event that a pod carries in its annotation; None if the pod or a readable event is not there."""
+
+    def delete(self, name: str, uid: str, resource_version: str | None = None) -> bool:
+        """Delete a pod if it has that UID (and version). True if the request was accepted or the pod is gone; False if
+        it is another or has changed.
+        """
+
+    def missing_rights(self) -> Sequence[str]:
+        """Sentences that name each verb on a resource in the namespace that we need and do not have; empty if all is
+        well.
+        """
+
+    def close(self) -> None:
+        """End the watch and every call in flight."""
