@@ -1,0 +1,262 @@
+"""`demo`: the local system, five events and a table that tells for each how it should end and how it did.
+
+The controller gets a fixed configuration, not the person's own, so that the demo ends the same way everywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from ottoscaler.adapters.board import Board
+from ottoscaler.cli.follow import Follower, Look
+from ottoscaler.cli.system import LocalSystem
+from ottoscaler.cli.table import console, count_text, grid, progress_text, worker_text
+from ottoscaler.errors import OttoscalerError
+
+DEADLINE_S: Final = 60.0
+_LOOK_S: Final = 0.1
+#: What the workers run: it finds the event's field `demo` in its environment, as every worker finds passed-on fields.
+_WORKER: Final = """\
+echo "worker $OTTO_WORKER_INDEX of $OTTO_WORKER_COUNT of $OTTO_TASK_ID"
+case "$OTTO_DEMO" in
+  fail) sleep 0.5; if [ "$OTTO_WORKER_INDEX" = 2 ]; then exit 3; fi ;;
+  long) trap 'exit 143' TERM; sleep 120 & wait ;;
+  *) sleep 1 ;;
+esac
+"""
+_LONG: Final = "demo-long"
+#: The rest of a person's environment could make the demo end in another way.
+_KEPT: Final = ("PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
+_KEPT_PREFIXES: Final = ("LC_", "PYTHON", "COVERAGE")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One event and how it should end, in the words of `seen`. Immutable: any thread."""
+
+    title: str
+    expected: str
+    fields: Mapping[str, str]
+    after_running: str = ""
+    """Send it only when all workers of that task run."""
+
+
+CASES: Final = (
+    Case(
+        "task of 3 workers",
+        "3 Completed",
+        {"type": "scale_up", "pod_count": "3", "task_id": "demo-three"},
+    ),
+    Case(
+        "task with a failing worker",
+        "2 Completed, 1 Error",
+        {"type": "scale_up", "pod_count": "3", "task_id": "demo-failing", "demo": "fail"},
+    ),
+    Case(
+        "bad event: pod_count=lots",
+        "dead letter: Invalid",
+        {"type": "scale_up", "pod_count": "lots", "task_id": "demo-bad"},
+    ),
+    Case(
+        "long task, scaled down",
+        "2 ScaledDown",
+        {"type": "scale_up", "pod_count": "2", "task_id": _LONG, "demo": "long"},
+    ),
+    Case(
+        "scale_down of the long task",
+        "2 workers ended",
+        {"type": "scale_down", "task_id": _LONG},
+        after_running=_LONG,
+    ),
+)
+
+
+@dataclass(slots=True)
+class _Run:
+    """One event on its way. Used by the main thread only."""
+
+    case: Case
+    follower: Follower
+    sent_at: float | None = None
+    took_s: float | None = None
+    look: Look = field(default_factory=Look)
+
+    def send(self) -> None:
+        self.sent_at = time.monotonic()
+        self.follower.send()
+
+    def step(self) -> None:
+        if self.sent_at is None or self.look.done:
+            return
+        self.look = self.follower.look(0)
+        if self.look.done:
+            self.took_s = time.monotonic() - self.sent_at
+
+    @property
+    def running(self) -> bool:
+        """Whether all of its workers run."""
+        task = self.look.task
+        return task is not None and task.tally() == {"running": task.pod_count}
+
+    @property
+    def as_expected(self) -> bool:
+        return seen(self.look) == self.case.expected
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the demo. Returns 0 if every event ended as it should, 1 if not; 2 for arguments, for it takes none."""
+    if arguments:
+        print("usage: ottoscaler.py demo (it takes no arguments)", file=sys.stderr)
+        return 0 if arguments[0] in ("-h", "--help") else 2
+    # Ended from outside it cleans up all the same.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    screen = console()
+    log = _log_file()
+    try:
+        failures = _demo(screen, log)
+    except KeyboardInterrupt:
+        log.unlink()
+        raise
+    except OttoscalerError as error:
+        failures = (str(error),)
+    if failures:
+        print("The demo failed:", *failures, f"The controller's log: {log}", sep="\n  ", file=sys.stderr)
+        return 1
+    log.unlink()
+    return 0
+
+
+def _demo(screen: Console, log: Path) -> Sequence[str]:
+    """Everything, with clean-up. Returns what went wrong."""
+    started = time.monotonic()
+    with ExitStack() as stack:
+        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="ottoscaler-", ignore_cleanup_errors=True))
+        screen.print("Starting Redis, a Kubernetes API and the controller on this machine ...")
+        system = stack.enter_context(LocalSystem(Path(directory), _environment()))
+        settings = system.settings
+        board = Board(settings.redis, settings.keys)
+        stack.callback(board.close)
+        system.start_controller(log)
+        runs = [_Run(case, Follower(board, case.fields)) for case in CASES]
+        failure = _follow(screen, system, runs, deadline=started + DEADLINE_S)
+    screen.print(_summary(runs))
+    good = sum(run.as_expected for run in runs)
+    took_s = time.monotonic() - started
+    screen.print(f"{good} of {len(runs)} events ended as they should; the whole demo took {took_s:.1f} s.")
+    wrong = [
+        f"{run.case.title}: expected {run.case.expected!r}, saw {_seen(run)!r}" for run in runs if not run.as_expected
+    ]
+    return [*([failure] if failure else []), *wrong]
+
+
+def _follow(screen: Console, system: LocalSystem, runs: Sequence[_Run], *, deadline: float) -> str:
+    """Send the events and look at them until all have ended. Returns why it was given up, empty if it was not."""
+    pause, said = threading.Event(), [""] * len(runs)
+    live = Live(console=screen, auto_refresh=False, transient=True) if screen.is_terminal else None
+    with live or ExitStack():
+        while not all(run.look.done for run in runs):
+            _send_due(runs)
+            for run in runs:
+                run.step()
+            if live is not None:
+                live.update(_progress(runs), refresh=True)
+            else:
+                said = _say_changes(runs, said)
+            if system.exit_code is not None:
+                return f"the controller ended with exit code {system.exit_code}"
+            if time.monotonic() >= deadline:
+                return f"not all events had ended {DEADLINE_S:g} s after the start"
+            pause.wait(_LOOK_S)
+    return ""
+
+
+def _send_due(runs: Sequence[_Run]) -> None:
+    running = {run.case.fields["task_id"] for run in runs if run.running}
+    for run in runs:
+        if run.sent_at is None and (not run.case.after_running or run.case.after_running in running):
+            run.send()
+
+
+def seen(look: Look) -> str:
+    """How an event ended, in the words of `Case.expected`: reasons and how many workers each has."""
+    task = look.task
+    if look.dead is not None:
+        return f"dead letter: {look.dead.reason}"
+    if task is None or not task.finished:
+        return ""
+    if task.type == "scale_down":
+        return f"{count_text(len(task.victims), 'worker')} ended" if look.succeeded else "failed"
+    reasons = [worker.reason for worker in task.workers.values()]
+    return ", ".join(f"{reasons.count(reason)} {reason}" for reason in sorted(set(reasons)))
+
+
+def _seen(run: _Run) -> str:
+    if run.sent_at is None:
+        return "not sent"
+    return seen(run.look) or progress_text(run.look.task)
+
+
+def _details(run: _Run) -> str:
+    if run.look.dead is not None:
+        return run.look.dead.detail
+    task = run.look.task
+    if task is None:
+        return ""
+    return "\n".join(task.victims) if task.type == "scale_down" else "\n".join(map(worker_text, task.workers.values()))
+
+
+def _took(run: _Run) -> str:
+    return "" if run.took_s is None else f"{run.took_s:.1f} s"
+
+
+def _progress(runs: Sequence[_Run]) -> Table:
+    return grid(("event", "state", "time"), [(run.case.title, _seen(run), _took(run)) for run in runs])
+
+
+def _summary(runs: Sequence[_Run]) -> Table:
+    headings = ("", "event", "expected", "seen", "workers", "time")
+    rows = [
+        ("ok" if run.as_expected else "NO", run.case.title, run.case.expected, _seen(run), _details(run), _took(run))
+        for run in runs
+    ]
+    return grid(headings, rows)
+
+
+def _say_changes(runs: Sequence[_Run], said: list[str]) -> list[str]:
+    texts = [_seen(run) for run in runs]
+    for run, text, before in zip(runs, texts, said, strict=True):
+        if text != before:
+            print(f"{run.case.title}: {text}", flush=True)
+    return texts
+
+
+def _environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith(_KEPT_PREFIXES)}
+    return {
+        **kept,
+        "OTTO_AGENT_COMMAND": json.dumps(["/bin/sh", "-c", _WORKER]),
+        "REDIS_BLOCK_MS": "500",  # a reader that blocks is waited for at the end
+        "LOG_FORMAT": "text",
+        "TERMINATION_GRACE_S": "10",
+    }
+
+
+def _log_file() -> Path:
+    descriptor, name = tempfile.mkstemp(prefix="ottoscaler-demo-", suffix=".log")
+    os.close(descriptor)
+    return Path(name)

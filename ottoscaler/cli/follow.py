@@ -1,0 +1,133 @@
+"""Following one event from its sending to its end, for `send --wait` and `demo`.
+
+Results and dead letters wake the follower; the task hash is what it believes, because a result may have been trimmed
+away and a task may have been finished before it was asked for (the producer's duplicate).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ottoscaler.adapters.board import Board, DeadLetter, Mark, TaskState
+from ottoscaler.cli.table import count_text, printable, tally_text
+from ottoscaler.core.events import digest
+
+#: The hash of a task with a thousand workers is half a megabyte: so often is it read while nothing is heard, seconds...
+READ_EVERY_S: Final = 1.0
+#: ... and at most so often while results come in.
+READ_GAP_S: Final = 0.25
+#: As many failed workers are told one by one.
+LISTED: Final = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What is known of an event at one moment; `closing` is the result of a finished scale_down, empty if trimmed."""
+
+    task: TaskState | None = None
+    dead: DeadLetter | None = None
+    closing: Mapping[str, str] | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more happens. A poisoned task is a dead letter first, and then its workers end."""
+        return self.task.finished if self.task is not None else self.dead is not None
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether all of it ended well: every worker, or the scale_down itself."""
+        if self.dead is not None or self.task is None or not self.task.finished:
+            return False
+        if self.task.type == "scale_down":
+            return (self.closing or {}).get("outcome", "succeeded") == "succeeded"
+        return self.task.type == "scale_up" and self.task.succeeded == self.task.pod_count
+
+
+class Follower:
+    """Sends one event and looks what becomes of it. One thread; raises StreamUnavailable like the board."""
+
+    def __init__(self, board: Board, fields: Mapping[str, str]) -> None:
+        self._board = board
+        self._fields = fields
+        # as text, so it compares with the digest that the controller makes of the entry's bytes
+        self._digest = digest({name.encode(): value.encode() for name, value in fields.items()})
+        self._mark = Mark()
+        self._due = 0.0
+        self._seen = Look()
+        self.stream_id = ""
+        self.event_id = ""
+
+    def send(self) -> str:
+        """Send the event; returns its entry's id, which is also its event id unless it has one of its own."""
+        self._mark = self._board.mark()
+        self.stream_id = self._board.send(self._fields)
+        self.event_id = self._fields.get("event_id") or self.stream_id
+        return self.stream_id
+
+    def look(self, wait_s: float) -> Look:
+        """What is known now; waits up to `wait_s` seconds for news first, unless it was never looked before."""
+        now = time.monotonic()
+        news = self._board.news(self._mark, min(wait_s, max(0.0, self._due - now)))
+        self._mark = news.mark
+        dead = next((letter for letter in news.dead if letter.stream_id == self.stream_id), self._seen.dead)
+        heard = [result for result in news.results if result.get("event_id") == self.event_id]
+        closing = next((result for result in heard if result.get("kind") != "worker"), None)
+        now = time.monotonic()
+        if heard:
+            self._due = min(self._due, now + READ_GAP_S)
+        if closing is not None or dead is not self._seen.dead or now >= self._due:
+            self._due = now + READ_EVERY_S
+            self._seen = self._read(dead)
+        return self._seen
+
+    def _read(self, dead: DeadLetter | None) -> Look:
+        task = self._board.task(self.event_id)
+        if task is None or not self._ours(task):
+            return Look(None, dead)
+        if not task.finished:
+            return Look(task, dead)
+        if task.type == "scale_down":
+            # only the result says how it ended
+            return Look(task, dead, self._board.result(task.event_id, task.stream_id) or {})
+        if task.type == "" and dead is None:
+            # the same event was refused before; a repeated one gets no dead letter of its own
+            dead = self._board.dead_letter(task.stream_id) or DeadLetter(
+                "", "Rejected", "", task.event_id, task.stream_id
+            )
+        return Look(task, dead)
+
+    def _ours(self, task: TaskState) -> bool:
+        """Whether the hash is about this event, and not about another one that used its event id: a conflict.
+
+        A task that was taken up again after Redis was wiped has no digest.
+        """
+        return task.stream_id == self.stream_id or task.digest in ("", self._digest)
+
+
+def ending(look: Look) -> Sequence[str]:
+    """How an event ended that is done, in lines for people."""
+    if look.dead is not None:
+        detail = f": {look.dead.detail}" if look.dead.detail else ""
+        return [printable(f"The event became a dead letter {look.dead.id}: {look.dead.reason}{detail}")]
+    task = look.task
+    if task is None:
+        return []
+    if task.type == "scale_down":
+        names = f": {', '.join(task.victims)}" if task.victims else ""
+        reason = (look.closing or {}).get("reason", "")
+        what = f"scale_down {'succeeded' if look.succeeded else 'failed'} ({reason or 'finished'})"
+        return [printable(f"{what}; {count_text(len(task.victims), 'worker')} ended{names}")]
+    if look.succeeded:
+        return [
+            f"All {count_text(task.pod_count, 'worker')} succeeded" if task.pod_count > 1 else "The worker succeeded"
+        ]
+    bad = [worker for worker in task.workers.values() if worker.outcome not in ("", "succeeded")]
+    lines = [f"{task.succeeded} of {count_text(task.pod_count, 'worker')} succeeded ({tally_text(task.tally())})"]
+    for worker in bad[:LISTED]:
+        code = f", exit code {worker.exit_code}" if worker.exit_code else ""
+        message = f": {worker.message}" if worker.message else ""
+        lines.append(printable(f"  worker {worker.index} {worker.outcome}: {worker.reason}{code}{message}"))
+    return [*lines, f"  and {len(bad) - LISTED} more"] if len(bad) > LISTED else lines

@@ -1,0 +1,98 @@
+"""Which command was meant: the first word of the command line, and the module that carries it out.
+
+Each command is a module with `main(arguments) -> exit code` that parses its own arguments. Here is what all of them
+share: how an error becomes one sentence and an exit code, and what happens when nobody reads the output any more.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
+
+from ottoscaler import __version__
+from ottoscaler.errors import ConfigError, OttoscalerError
+
+EXIT_OK: Final = 0
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+#: 128 + SIGINT, as shells report it.
+EXIT_INTERRUPTED: Final = 130
+
+
+class Command(NamedTuple):
+    """Where a command lives, and its line in the help."""
+
+    module: str
+    help: str
+
+
+COMMANDS: Final[Mapping[str, Command]] = {
+    "run": Command("ottoscaler.cli.run", "the controller; this is the default"),
+    "local": Command(
+        "ottoscaler.cli.local", "the whole system on this machine: Redis, Kubernetes API, workers, controller"
+    ),
+    "demo": Command("ottoscaler.cli.demo", "as local, with a fixed set of events and a table of how they ended"),
+    "send": Command("ottoscaler.cli.send", "send one event: FIELD=VALUE... [--wait]"),
+    "status": Command("ottoscaler.cli.status", "tasks, workers by state, backlog, dead letters [--watch] [--json]"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that the arguments name (default: those of the process), and return its exit code.
+
+    Bad configuration and bad usage give 2, what this project raises on purpose 1 and its sentence, Ctrl-C 130.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _dispatch(arguments)
+        sys.stdout.flush()
+    except ConfigError as error:
+        print(*error.faults, sep="\n", file=sys.stderr)
+        return EXIT_USAGE
+    except OttoscalerError as error:
+        print(error, file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # `status | head`: https://docs.python.org/3/library/signal.html#note-on-sigpipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except SystemExit as end:  # argparse, after --help or a wrong argument
+        return end.code if isinstance(end.code, int) else EXIT_OK
+    return code
+
+
+def _dispatch(arguments: list[str]) -> int:
+    name = arguments[0] if arguments else "run"
+    if name in ("-h", "--help", "help"):
+        print(usage())
+        return EXIT_OK
+    if name == "--version":
+        print(f"ottoscaler {__version__}")
+        return EXIT_OK
+    command = COMMANDS.get(name)
+    if command is None:
+        print(_unknown(name), file=sys.stderr)
+        return EXIT_USAGE
+    # Imported by name and only when asked for: `send` and `status` must not pay for the Kubernetes client of `run`.
+    module = importlib.import_module(command.module)
+    return int(module.main(arguments[1:]))
+
+
+def usage() -> str:
+    """The help: what there is, one line each."""
+    lines = [f"  {name:<8}{command.help}" for name, command in COMMANDS.items()]
+    head = "usage: python ottoscaler.py [COMMAND] [ARGUMENTS]"
+    tail = "'python ottoscaler.py COMMAND --help' says more. Configuration is by environment variables; see README."
+    return "\n".join([head, "", *lines, "", tail])
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    return f"There is no command {name!r}; there are {', '.join(COMMANDS)}.{hint}"

@@ -1,0 +1,191 @@
+"""The controller: `python ottoscaler.py` or `... run`. Here, and only here, settings, adapters and flow are put
+together.
+
+Start: settings -> adapters -> wait for Redis and for the rights in Kubernetes -> threads. Stop, in one function: reader
+and control end, workers finish the write they are at (their pods run on), leases are given up, the watch and the
+connections close.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import uuid
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+from ottoscaler import __version__, logs
+from ottoscaler.adapters.cluster import KubeCluster
+from ottoscaler.adapters.redis_client import address
+from ottoscaler.adapters.stream import RedisStream
+from ottoscaler.clock import SystemClock
+from ottoscaler.errors import ConfigError, Stopping, Unavailable
+from ottoscaler.flow.control import Control
+from ottoscaler.flow.descent import Descents
+from ottoscaler.flow.intake import Intake, Reader
+from ottoscaler.flow.lease import Lease
+from ottoscaler.flow.ledger import Ledger
+from ottoscaler.flow.parts import Parts
+from ottoscaler.flow.pool import STACK_BYTES, Pool
+from ottoscaler.flow.registry import Registry
+from ottoscaler.flow.stop import Stop
+from ottoscaler.flow.sweep import Sweep
+from ottoscaler.flow.watch import Watch
+from ottoscaler.flow.worker import Runner
+from ottoscaler.metrics import Metrics
+from ottoscaler.retries import Retries
+from ottoscaler.settings import Settings
+
+#: Where a pod finds its own namespace (https://kubernetes.io/docs/tasks/run-application/access-api-from-pod/).
+_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+#: What is kept of SHUTDOWN_GRACE_S for handing over and closing, seconds.
+CLOSE_S = 3.0
+MAX_RIGHTS_PAUSE_S = 10.0
+
+_log = logs.get(__name__)
+
+
+class Controller:
+    """All objects and all threads. The main thread's own."""
+
+    def __init__(self, settings: Settings, stop: Stop) -> None:
+        """Raises ConfigError if there is no way to a cluster."""
+        self._settings = settings
+        self._stop = stop
+        self._boot = uuid.uuid4().hex[:12]
+        self._clock = clock = SystemClock()
+        metrics = Metrics()
+        keys, flow, instance = settings.keys, settings.flow, settings.instance
+        stream = RedisStream(settings.redis, keys, lease_s=float(flow.lease_s), consumer=keys.consumer, boot=self._boot)
+        cluster = KubeCluster(settings.kube, instance=instance, count=metrics.kube_requests.inc)
+        registry = Registry(clock)
+        ledger = Ledger(registry, clock, instance=instance, max_workers=flow.max_workers, read_ahead=flow.read_ahead)
+        retries = Retries(stop.event, metrics)
+        parts = Parts(settings, stream, cluster, registry, ledger, retries, stop, clock, metrics)
+        self._stream, self._cluster, self._registry, self._retries = stream, cluster, registry, retries
+
+        self._pool = pool = Pool(parts, Runner(parts))
+        intake = Intake(parts)
+        self._control = control = Control(parts, intake, pool, Descents(parts))
+        intake.connect(pump=pool.pump, control=control.submit)
+        self._reader = Reader(parts, intake)
+        self._lease = Lease(parts, control, intake, pool, me=f"{keys.consumer}/{self._boot}")
+        self._sweep = Sweep(parts, pool)
+        self._watch = Watch(parts, changed=pool.pump)
+
+    def run(self) -> int:
+        """Start, wait for the end, stop; returns the exit code."""
+        try:
+            self._await_servers()
+            self._start()
+            self._stop.wait()
+        except Stopping:
+            pass
+        hung = self._shut_down()
+        if self._stop.cause is not None:
+            _log.error(
+                "controller.failed",
+                "Ending because a part failed for good: %s",
+                self._stop.cause,
+                error=str(self._stop.cause),
+            )
+        code = 0 if self._stop.cause is None else 1
+        _log.info("controller.stopped", "Ottoscaler has stopped", exit_code=code)
+        if hung:
+            _exit_now(code)
+        return code
+
+    def _await_servers(self) -> None:
+        """Redis first, then the rights in the cluster: before that no event is taken. Raises Stopping."""
+        _log.info(
+            "controller.starting", "Ottoscaler %s: Redis %s, Kubernetes %s, namespace %s",
+            __version__, address(self._settings.redis), self._cluster.address, self._settings.kube.namespace,
+            consumer=self._settings.keys.consumer, instance=self._settings.instance,
+        )  # fmt: skip
+        for name in self._settings.not_yet:
+            _log.warning("config.not_yet", "%s is set and has no effect yet", name)
+        self._retries.forever("reach Redis", self._stream.ensure_group)
+        for advice in self._retries.forever("look at Redis", self._stream.advice):
+            _log.warning("redis.advice", advice)
+        pause_s = 1.0
+        while missing := self._retries.forever("reach Kubernetes", self._cluster.missing_rights):
+            for sentence in missing:
+                _log.error("kubernetes.forbidden", "The controller %s", sentence)
+            if self._stop.wait(pause_s):
+                raise Stopping("stopped while waiting for rights")
+            pause_s = min(pause_s * 2, MAX_RIGHTS_PAUSE_S)
+
+    def _start(self) -> None:
+        self._stop.spawn("watch", self._watch.run)
+        self._stop.spawn("lease", self._lease.run)
+        self._stop.spawn("control", self._control.run)
+        self._stop.spawn("reader", self._reader.run)
+        self._stop.spawn("sweep", self._sweep.run)
+        _log.info("controller.started", "Waiting for scaling events on %s", self._settings.keys.stream, boot=self._boot)
+
+    def _shut_down(self) -> bool:
+        """The order of the end; returns whether something hangs and the process has to be ended by force."""
+        deadline = self._clock.now() + self._settings.flow.shutdown_grace_s
+        self._stop.set()
+        _log.info("controller.stopping", "Stopping: %d worker pods run on", self._registry.owned_live)
+        self._registry.close()
+        self._pool.close()
+        busy = self._pool.wait_idle(deadline - CLOSE_S)
+        try:
+            self._lease.release()
+        except Unavailable as error:
+            _log.warning(
+                "lease.kept", "Leases are not given up, they run out by themselves: %s", error, error=str(error)
+            )
+        self._cluster.close()
+        hung = self._stop.join(self._clock, deadline)
+        self._stream.close()
+        if hung or busy:
+            _log.warning(
+                "controller.hung",
+                "Not waiting any longer for %d workers and threads: %s",
+                busy,
+                ", ".join(hung) or "none",
+            )
+        return bool(hung or busy)
+
+
+def main(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
+    """Run the controller until SIGTERM or SIGINT; returns the exit code. Raises ConfigError."""
+    if argv:
+        raise ConfigError((f"run takes no arguments, it is configured by environment variables; got {' '.join(argv)}",))
+    settings = Settings.load(os.environ if environ is None else environ, socket.gethostname(), _own_namespace())
+    logs.setup(settings.log.level, settings.log.format or ("text" if sys.stdout.isatty() else "json"), sys.stdout)
+    logs.hide(settings.redis.password)
+    if settings.redis.password_file:
+        logs.hide(Path(settings.redis.password_file).read_text(encoding="utf-8").strip())
+    threading.stack_size(STACK_BYTES)
+    stop = Stop()
+    controller = Controller(settings, stop)
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, partial(_on_signal, stop))
+    return controller.run()
+
+
+def _on_signal(stop: Stop, number: int, frame: FrameType | None) -> None:
+    """The first signal stops in order, a second one at once."""
+    if stop.is_set():
+        _exit_now(1)
+    stop.set()
+
+
+def _own_namespace() -> str | None:
+    return _NAMESPACE_FILE.read_text(encoding="utf-8").strip() if _NAMESPACE_FILE.is_file() else None
+
+
+def _exit_now(code: int) -> None:
+    """Without waiting for threads that hang: pool threads would be waited for for ever."""
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(code)

@@ -1,0 +1,140 @@
+"""`send FIELD=VALUE...`: put one event into the stream, and with `--wait` see it to its end.
+
+Nothing is checked here but the shape of the arguments: what an event may be, the controller alone decides, and its
+answer to a bad one, the dead letter, is shown by `--wait`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from ottoscaler.cli.connection import board
+from ottoscaler.cli.follow import Follower, Look, ending
+from ottoscaler.cli.table import console, progress_text
+from ottoscaler.errors import StreamUnavailable
+
+#: After so many seconds without anybody taking the event, the person is asked whether a controller runs.
+_LONELY_S: Final = 5.0
+_WAIT_S: Final = 1.0
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Send the event and print its entry's id. Returns 0; with `--wait` 1 unless all workers succeeded.
+
+    Raises ConfigError, StreamUnavailable; SystemExit (2) for an argument that is not FIELD=VALUE.
+    """
+    parser = _parser()
+    options = parser.parse_intermixed_args(arguments)
+    fields = _fields(parser, options.fields)
+    with board() as opened:
+        follower = Follower(opened, fields)
+        print(follower.send(), flush=True)
+        if not options.wait:
+            return 0
+        try:
+            return _follow(follower, options.timeout)
+        except StreamUnavailable as error:
+            raise StreamUnavailable(f"{error}\nThe event {follower.stream_id} was sent all the same.") from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ottoscaler.py send",
+        description="Send one scaling event and print its id.",
+        epilog="Example: ottoscaler.py send type=scale_up pod_count=3 task_id=task-123 --wait",
+    )
+    parser.add_argument(
+        "fields", nargs="+", metavar="FIELD=VALUE", help="type=scale_up, pod_count=3, task_id=task-123, ..."
+    )
+    parser.add_argument(
+        "--wait", action="store_true", help="follow it to the end; exit code 0 only if all workers succeeded"
+    )
+    parser.add_argument(
+        "--timeout", type=_seconds, metavar="SECONDS", help="with --wait: give up after so long (exit code 1)"
+    )
+    return parser
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return value
+
+
+def _fields(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> dict[str, str]:
+    fields: dict[str, str] = {}
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if not equals or not name or name != name.strip():
+            parser.error(f"{argument!r} is not of the form FIELD=VALUE")
+        if name in fields:
+            parser.error(f"{name} is given twice")
+        if any("\ud800" <= char <= "\udfff" for char in argument):
+            parser.error(f"{name} is not UTF-8")  # Python keeps such bytes of the command line as lone surrogates
+        fields[name] = value
+    return fields
+
+
+def _follow(follower: Follower, timeout_s: float | None) -> int:
+    screen = console()
+    deadline = time.monotonic() + (math.inf if timeout_s is None else timeout_s)
+    look = _on_terminal(follower, deadline, screen) if screen.is_terminal else _in_lines(follower, deadline)
+    if look.done:
+        print(*ending(look), sep="\n")
+        return 0 if look.succeeded else 1
+    print(f"Not finished after {timeout_s:g} s: {progress_text(look.task)}. It goes on without us.", file=sys.stderr)
+    return 1
+
+
+def _in_lines(follower: Follower, deadline: float) -> Look:
+    """For logs and pipes: one line for each change."""
+    lonely_at, said = time.monotonic() + _LONELY_S, ""
+    while True:
+        look = follower.look(_wait_s(deadline))
+        text = progress_text(look.task)
+        if look.task is not None and not look.done and text != said:
+            print(text, flush=True)
+            said = text
+        if look.done or time.monotonic() >= deadline:
+            return look
+        if look.task is None and time.monotonic() >= lonely_at:
+            print(_lonely(), file=sys.stderr, flush=True)
+            lonely_at = math.inf
+
+
+def _on_terminal(follower: Follower, deadline: float, screen: Console) -> Look:
+    """A bar of the workers that have ended, drawn by this thread alone."""
+    lonely_at = time.monotonic() + _LONELY_S
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=screen, auto_refresh=False, transient=True) as progress:
+        bar = progress.add_task("", total=None)
+        while True:
+            look = follower.look(_wait_s(deadline))
+            lonely = look.task is None and time.monotonic() >= lonely_at
+            ended = look.task.succeeded + look.task.failed + look.task.cancelled if look.task else 0
+            total = (look.task.pod_count if look.task else 0) or None
+            text = _lonely() if lonely else progress_text(look.task)
+            progress.update(bar, total=total, completed=ended, description=text)
+            progress.refresh()
+            if look.done or time.monotonic() >= deadline:
+                return look
+
+
+def _wait_s(deadline: float) -> float:
+    return max(0.0, min(_WAIT_S, deadline - time.monotonic()))
+
+
+def _lonely() -> str:
+    return "No controller has taken the event yet; is one running?"

@@ -1,0 +1,215 @@
+"""`status`: what Redis says about the work, without asking Kubernetes or the controller.
+
+`--json` prints one object; these keys are stable, new ones may be added:
+
+- `at`: Redis's time, seconds since the epoch
+- `tasks`: the unfinished ones, oldest first: `event_id`, `task_id`, `type`, `state` (`waiting`, `running`),
+  `received_at`, `age_s`, `pod_count`, `workers` (state or outcome -> how many), `succeeded`, `failed`, `cancelled`,
+  `owner` (the replica that holds the lease), `why` and `next_at` (why nothing moves, when it is tried again; or empty)
+- `finished`: the newest closing results, newest first: `event_id`, `task_id`, `kind` (`task`, `scale_down`), `outcome`,
+  `reason`, `finished_at`
+- `backlog`: `unread`, `unread_is_exact` (false: at least so many), `pending`
+- `dead_letters`: how many there are
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from ottoscaler.adapters.board import Backlog, Board, TaskState
+from ottoscaler.cli.connection import board
+from ottoscaler.cli.table import console, count_text, duration, grid, printable, tally_text
+from ottoscaler.errors import StreamUnavailable
+
+_REFRESH_S: Final = 1.0
+_FINISHED: Final = 10
+#: More rows than a screen has help nobody; `--json` has them all.
+_ROWS: Final = 40
+_HEADINGS: Final = ("event", "task", "state", "age", "workers", "owner", "why")
+_CLOSED_HEADINGS: Final = ("event", "task", "kind", "outcome", "reason", "finished")
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """One look at everything. Immutable: any thread."""
+
+    at: float
+    tasks: Sequence[TaskState]
+    finished: Sequence[Mapping[str, str]]
+    backlog: Backlog
+    dead_letters: int
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the status, once or until Ctrl-C. Returns 0; raises ConfigError, StreamUnavailable."""
+    parser = argparse.ArgumentParser(
+        prog="ottoscaler.py status", description="Tasks, workers, backlog and dead letters."
+    )
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--watch", action="store_true", help="go on until Ctrl-C, once a second")
+    how.add_argument("--json", action="store_true", help="one JSON object")
+    options = parser.parse_args(arguments)
+    screen = console()
+    with board() as opened:
+        status = read(opened)
+        if options.json:
+            print(json.dumps(as_json(status)))
+        elif not options.watch:
+            _print(screen, status)
+        elif screen.is_terminal:
+            _watch(screen, opened, status)
+        else:
+            _watch_in_lines(opened, status)
+    return 0
+
+
+def read(opened: Board) -> Status:
+    """One look. Raises StreamUnavailable."""
+    return Status(
+        at=opened.now(),
+        tasks=opened.open_tasks(),
+        finished=opened.closing_results(_FINISHED),
+        backlog=opened.backlog(),
+        dead_letters=opened.dead_letters(),
+    )
+
+
+def as_json(status: Status) -> dict[str, Any]:
+    """The object of `--json`: see the module's docstring."""
+    backlog = status.backlog
+    closing = ("event_id", "task_id", "kind", "outcome", "reason", "finished_at")
+    return {
+        "at": status.at,
+        "tasks": [_task_json(task, status.at) for task in status.tasks],
+        "finished": [{name: result.get(name, "") for name in closing} for result in status.finished],
+        "backlog": {"unread": backlog.unread, "unread_is_exact": backlog.exact, "pending": backlog.pending},
+        "dead_letters": status.dead_letters,
+    }
+
+
+def _task_json(task: TaskState, at: float) -> dict[str, Any]:
+    return {
+        "event_id": task.event_id,
+        "task_id": task.task_id,
+        "type": task.type,
+        "state": task.state,
+        "received_at": task.received_at,
+        "age_s": round(_age_s(task, at), 3),
+        "pod_count": task.pod_count,
+        "workers": task.tally(),
+        "succeeded": task.succeeded,
+        "failed": task.failed,
+        "cancelled": task.cancelled,
+        "owner": _owner(task),
+        "why": task.why,
+        "next_at": task.next_at,
+    }
+
+
+def _print(screen: Console, status: Status) -> None:
+    if screen.is_terminal:
+        screen.print(_table(status))
+    else:
+        print(*_lines(status), sep="\n")
+
+
+def _watch(screen: Console, opened: Board, status: Status) -> None:
+    with Live(_table(status), console=screen, auto_refresh=False) as live:
+        for found in _again(opened):
+            live.update(Text(str(found)) if isinstance(found, StreamUnavailable) else _table(found), refresh=True)
+
+
+def _watch_in_lines(opened: Board, status: Status) -> None:
+    """A block of lines at the start and for each change; ages alone are no change."""
+    print(*_lines(status), sep="\n", flush=True)
+    said = _content(status)
+    for found in _again(opened):
+        text = str(found) if isinstance(found, StreamUnavailable) else _content(found)
+        if text != said:
+            print("", *([text] if isinstance(found, StreamUnavailable) else _lines(found)), sep="\n", flush=True)
+            said = text
+
+
+def _again(opened: Board) -> Iterator[Status | StreamUnavailable]:
+    """Looks for ever, once a second. Redis being away is a sight like any other: who watches wants to see it return."""
+    pause = threading.Event()
+    while not pause.wait(_REFRESH_S):
+        try:
+            yield read(opened)
+        except StreamUnavailable as error:
+            yield error
+
+
+def _content(status: Status) -> str:
+    found = as_json(status)
+    del found["at"]
+    for task in found["tasks"]:
+        del task["age_s"]
+    return json.dumps(found)
+
+
+def _table(status: Status) -> RenderableType:
+    parts: list[RenderableType] = [Text(_summary(status))]
+    if status.tasks:
+        rows = [_row(task, status.at) for task in status.tasks[:_ROWS]]
+        parts += ["", grid(_HEADINGS, rows, title=count_text(len(status.tasks), "unfinished task"))]
+        if len(status.tasks) > _ROWS:
+            parts.append(Text(f"and {len(status.tasks) - _ROWS} more"))
+    if status.finished:
+        parts += ["", grid(_CLOSED_HEADINGS, [_closed(result) for result in status.finished], title="last finished")]
+    return Group(*parts)
+
+
+def _lines(status: Status) -> list[str]:
+    lines = [_summary(status)]
+    for task in status.tasks:
+        event_id, task_id, state, age, workers, owner, why = _row(task, status.at)
+        facts = [f"task {task_id}" if task_id else task.type, state, f"for {age}", workers]
+        facts += [f"owner {owner}" if owner else "", why]
+        lines.append(printable(f"{event_id}: {', '.join(filter(None, facts))}"))
+    for result in status.finished:
+        event_id, task_id, kind, outcome, reason, finished_at = _closed(result)
+        lines.append(printable(f"{event_id}: {kind} {task_id or '-'} {outcome} ({reason}) at {finished_at}"))
+    return lines
+
+
+def _summary(status: Status) -> str:
+    unread = count_text(status.backlog.unread, "unread event")
+    backlog = unread if status.backlog.exact else f"at least {unread}"
+    dead = count_text(status.dead_letters, "dead letter")
+    tasks = count_text(len(status.tasks), "unfinished task")
+    return f"{tasks}; backlog: {backlog}, {status.backlog.pending} pending; {dead}"
+
+
+def _row(task: TaskState, at: float) -> tuple[str, ...]:
+    workers = tally_text(task.tally())
+    if task.type == "scale_down":
+        workers = f"ends {count_text(len(task.victims), 'worker')}" if task.victims else "scale_down"
+    why = f"{task.why}, again at {task.next_at}" if task.why and task.next_at else task.why
+    return task.event_id, task.task_id, task.state, duration(_age_s(task, at)), workers, _owner(task), why
+
+
+def _closed(result: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(result.get(name, "") for name in ("event_id", "task_id", "kind", "outcome", "reason", "finished_at"))
+
+
+def _owner(task: TaskState) -> str:
+    # consumer/boot/tenure: only the first means something to people, and a consumer may have slashes in its name
+    return task.owner.rsplit("/", 2)[0]
+
+
+def _age_s(task: TaskState, at: float) -> float:
+    try:
+        return max(0.0, at - datetime.fromisoformat(task.received_at).timestamp())
+    except ValueError:
+        return 0.0

@@ -1,0 +1,1 @@
+"""Threads and order: who does what when; knows the ports, no SDK."""

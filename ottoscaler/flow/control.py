@@ -1,0 +1,146 @@
+"""The lane of scale_down: it takes effect at once, however full the pool is, however long the backlog and whoever owns
+the task.
+
+Control reads the stream ahead of the group. When it sees a scale_down it accepts, as waiting tasks, everything before
+it; when nothing older is left unread or pending anywhere, it chooses the victims and stores the list, once. From then
+on only that list is acted on: each victim gets a cancel mark in its task, its pod is ended by whoever sees it, its
+owner records. The result is written when all victims have theirs and their pods are gone. `supersedes` is a drain of
+the older tasks of the same key, without a list: it can be repeated without harm.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Final
+
+from ottoscaler.core.events import EventType
+from ottoscaler.core.plan import is_older
+from ottoscaler.errors import Unavailable
+from ottoscaler.flow.descent import Descent, Descents
+from ottoscaler.flow.intake import Intake
+from ottoscaler.flow.parts import Parts
+from ottoscaler.flow.pool import Pool
+from ottoscaler.ports import Entry, OpenTask
+
+#: While a scale_down is under way: how often it is looked at, seconds.
+BUSY_WAIT_S: Final = 0.05
+#: After a scale_down was seen in the stream, how long it is expected to be accepted by somebody, seconds.
+EXPECT_S: Final = 3.0
+BATCH: Final = 100
+PEEK: Final = 1000
+
+
+class Control:
+    """Carries out scale_downs and superseding events. `run` is the body of one thread; `submit` and `reload` are for
+    any.
+    """
+
+    def __init__(self, parts: Parts, intake: Intake, pool: Pool, descents: Descents) -> None:
+        self._stream = parts.stream
+        self._intake = intake
+        self._pool = pool
+        self._descents = descents
+        self._retries = parts.retries
+        self._stop = parts.stop
+        self._clock = parts.clock
+        self._lease_s = parts.lease_s
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._inbox: list[OpenTask] = []  # guarded by _lock
+        self._changed: set[str] = set()  # guarded by _lock: tasks that were given cancel marks by somebody else
+        self._open: dict[str, Descent] = {}  # guarded by _lock; changed by the control thread and by `drop`
+        self._after = ""  # the rest is the control thread's
+        self._expect_until = 0.0
+        self._claim_at = 0.0
+
+    def submit(self, task: OpenTask) -> None:
+        """A scale_down, or an event that supersedes others, is ours now."""
+        with self._lock:
+            self._inbox.append(task)
+        self._wake.set()
+
+    def reload(self, event_ids: Sequence[str]) -> None:
+        """These tasks of ours were given cancel marks by another replica."""
+        with self._lock:
+            self._changed.update(event_ids)
+        self._wake.set()
+
+    def owners(self) -> dict[str, str]:
+        """Event id -> owner token of the scale_downs that are ours."""
+        with self._lock:
+            own = {task.event.event_id: task.owner for task in self._inbox if task.event.type is EventType.SCALE_DOWN}
+            return own | {
+                name: one.task.owner for name, one in self._open.items() if one.task.event.type is EventType.SCALE_DOWN
+            }
+
+    def drop(self, event_id: str, owner: str) -> None:
+        """The scale_down is somebody else's now."""
+        with self._lock:
+            if event_id in self._open and self._open[event_id].task.owner == owner:
+                del self._open[event_id]
+
+    def run(self) -> None:
+        """Until the stop. Raises Stopping."""
+        while not self._stop.is_set():
+            self._retries.forever("follow scale_downs", self._step)
+
+    def _step(self) -> None:
+        if not self._after:
+            self._stream.ensure_group()
+            self._after = self._stream.delivered()
+        self._open_new()
+        busy = bool(self._open) or self._clock.now() < self._expect_until
+        try:
+            self._look_ahead(self._stream.peek(self._after, PEEK, block=not busy))
+        except Unavailable:
+            self._after = ""
+            raise
+        self._open_new()
+        for event_id, descent in list(self._open.items()):
+            if self._advance(descent):
+                with self._lock:
+                    self._open.pop(event_id, None)
+        self._pool.run_cancelled()
+        if self._open or self._clock.now() < self._expect_until:
+            self._wake.wait(BUSY_WAIT_S)
+        self._wake.clear()
+
+    def _open_new(self) -> None:
+        with self._lock:
+            tasks, self._inbox = self._inbox, []
+            changed, self._changed = self._changed, set()
+            for task in tasks:
+                self._open[task.event.event_id] = Descent(task)
+        for event_id in changed:
+            self._descents.apply_marks(event_id)
+
+    def _look_ahead(self, entries: Sequence[Entry]) -> None:
+        """Behind the first scale_down nothing is looked at before all before it is accepted."""
+        for entry in entries:
+            kind = (entry.fields or {}).get(b"type")
+            if kind == b"scale_down":
+                self._accept_up_to(entry.stream_id)
+                self._expect_until = self._clock.now() + EXPECT_S
+            self._after = entry.stream_id
+
+    def _accept_up_to(self, stream_id: str) -> None:
+        while is_older(self._stream.delivered(), stream_id):
+            entries = self._stream.read_now(BATCH)
+            if not entries:
+                return
+            self._intake.absorb(entries)
+
+    def _advance(self, descent: Descent) -> bool:
+        """One look at an open scale_down; returns whether it is over."""
+        if not descent.chosen and self._stream.older_pending(descent.task.event.stream_id):
+            self._help_older()
+            return False
+        return self._descents.advance(descent)
+
+    def _help_older(self) -> None:
+        """An older event was read by somebody and not accepted: taken from him, if he is gone."""
+        now = self._clock.now()
+        if now >= self._claim_at:
+            self._claim_at = now + 1.0
+            self._intake.absorb(self._stream.pending(own=False, min_idle_s=self._lease_s))

@@ -1,0 +1,211 @@
+"""One scale_down (or superseding event) on its way down: choose, mark, end, wait, tell.
+
+Everything it does can be done again: the list is stored once, a mark is set once, a pod is deleted by UID and version,
+the result is recorded once. So a process that dies anywhere in between is followed by one that simply begins again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from ottoscaler import logs
+from ottoscaler.core.acts import Doom
+from ottoscaler.core.events import EventType, Mode
+from ottoscaler.core.names import WorkerKey, event_hash, pod_name
+from ottoscaler.core.plan import Candidate, Progress, choose, is_older
+from ottoscaler.core.results import Outcome, Reason, rfc3339
+from ottoscaler.flow.parts import Parts
+from ottoscaler.ports import Fate, OpenTask, StoredWorker, Victim
+
+#: How often a victim that has not ended is ended again, seconds: its pod may have been seen only now.
+AGAIN_EVERY_S: Final = 1.0
+#: The reason of a scale_down's own result when there was nobody to end.
+NOTHING_TO_END: Final = "NothingToEnd"
+
+_log = logs.get(__name__)
+
+
+@dataclass(slots=True)
+class Descent:
+    """A scale_down under way. Belongs to the control thread."""
+
+    task: OpenTask
+    victims: list[Victim] | None = None
+    waiting: list[Victim] = field(default_factory=list)
+    survivors: list[str] = field(default_factory=list)
+    again_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.task.victims is not None:
+            self.choose(self.task.victims, self.task.survivors)
+
+    @property
+    def chosen(self) -> bool:
+        """Is the victim list stored?"""
+        return self.victims is not None
+
+    def choose(self, victims: Sequence[Victim], survivors: Sequence[str]) -> None:
+        """This list holds."""
+        self.victims, self.waiting, self.survivors = list(victims), list(victims), list(survivors)
+
+    def doom(self) -> Doom:
+        """The mark that each victim is given."""
+        event = self.task.event
+        if event.type is EventType.SCALE_UP:
+            return Doom(Reason.SUPERSEDED, f"superseded by event {event.event_id}", drain=True, by=event.event_id)
+        return Doom(
+            Reason.SCALED_DOWN,
+            f"ended by scale_down {event.event_id}",
+            drain=event.mode is Mode.DRAIN,
+            by=event.event_id,
+        )
+
+
+class Descents:
+    """The steps of a scale_down. Belongs to the control thread."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._stream = parts.stream
+        self._cluster = parts.cluster
+        self._registry = parts.registry
+        self._ledger = parts.ledger
+        self._clock = parts.clock
+        self._instance = parts.settings.instance
+
+    def advance(self, descent: Descent) -> bool:
+        """Carry it on as far as it goes now; returns whether it is over. Raises Unavailable; then it goes on later from
+        where it stands.
+        """
+        if descent.task.event.type is EventType.SCALE_UP:
+            return self._supersede(descent)
+        if not descent.chosen and not self._choose(descent):
+            return True
+        if self._clock.now() >= descent.again_at:
+            descent.again_at = self._clock.now() + AGAIN_EVERY_S
+            self._end(descent)
+        self._note_ended(descent)
+        if descent.waiting:
+            return False
+        self._tell(descent)
+        return True
+
+    def apply_marks(self, event_id: str) -> None:
+        """Another replica has cancelled workers of a task of ours."""
+        task = self._stream.reload(event_id)
+        for worker in task.workers.values() if task else ():
+            if worker.doom is not None and worker.doom.attempt == 0 and not worker.outcome:
+                self._end_worker(event_id, worker, worker.doom)
+
+    def _choose(self, descent: Descent) -> bool:
+        """Choose and store the victims. False if the scale_down is not ours any more."""
+        event = descent.task.event
+        victims, survivors = choose(self._candidates(event.task_id, event.stream_id), event.pod_count, event.mode)
+        listed = [Victim(one.event.event_id, one.index, self._name(one)) for one in victims]
+        spared = [self._name(one) for one in survivors]
+        stored = self._stream.choose(event.event_id, descent.task.owner, listed, spared)
+        if stored is None:
+            return False
+        descent.choose(stored, spared)
+        _log.info(
+            "scale_down.chosen", "Scaling down: %d workers end, %d stay", len(stored), len(spared),
+            event_id=event.event_id, task_id=event.task_id, mode=event.mode.value,
+        )  # fmt: skip
+        return True
+
+    def _candidates(self, task_id: str, before: str, supersedes: str = "") -> list[Candidate]:
+        """Unfinished workers of older tasks: of that task id, of that key, or all. Those that are being cancelled
+        already do not count.
+        """
+        found = []
+        for view in self._stream.tasks():
+            event = view.event
+            wanted = (not task_id or event.task_id == task_id) and (not supersedes or event.supersedes == supersedes)
+            if not wanted or not is_older(event.stream_id, before):
+                continue
+            hash_ = event_hash(self._instance, event.event_id)
+            for index in range(1, event.pod_count + 1):
+                worker = view.workers.get(index, StoredWorker(index))
+                pod = self._registry.get(WorkerKey(hash_, index, worker.attempt))
+                cancelled = worker.doom is not None and worker.doom.attempt == 0 and not worker.doom.drain
+                if not worker.outcome and not cancelled and not (pod is not None and pod.finished):
+                    found.append(Candidate(event, index, worker.attempt, pod))
+        return found
+
+    def _name(self, one: Candidate) -> str:
+        return pod_name(WorkerKey(event_hash(self._instance, one.event.event_id), one.index, max(one.attempt, 1)))
+
+    def _end(self, descent: Descent) -> None:
+        """Mark every victim that has no result, and see to it that its pod is ended."""
+        doom = descent.doom()
+        stored = self._stream.outcomes(descent.waiting)
+        for victim, worker in zip(descent.waiting, stored, strict=True):
+            if worker is None or worker.outcome:
+                continue
+            answer = self._stream.doom(victim.event_id, None, victim.index, doom)
+            if answer.fate is Fate.OK and answer.doom is not None:
+                self._end_worker(victim.event_id, worker, answer.doom)
+
+    def _end_worker(self, event_id: str, worker: StoredWorker, doom: Doom) -> None:
+        if self._ledger.cancel(event_id, worker.index, doom):
+            return
+        pod = self._registry.get(WorkerKey(event_hash(self._instance, event_id), worker.index, worker.attempt))
+        if pod is None or not pod.live or pod.deleting or (doom.drain and pod.started_at is not None):
+            return
+        _log.info("worker.deleted", "Cleaning up pod: %s", pod.name, pod=pod.name, event_id=event_id)
+        self._cluster.delete(pod.name, pod.uid, pod.resource_version)
+
+    def _note_ended(self, descent: Descent) -> None:
+        """Who has a result and no pod any more is done with; who was spared by a drain has become a survivor."""
+        waiting = []
+        for victim, worker in zip(descent.waiting, self._stream.outcomes(descent.waiting), strict=True):
+            if worker is None:
+                continue
+            if not worker.outcome and worker.doom is None and descent.doom().drain:
+                descent.survivors.append(victim.pod)
+            elif not worker.outcome or self._has_pod(victim, worker):
+                waiting.append(victim)
+        descent.waiting = waiting
+
+    def _has_pod(self, victim: Victim, worker: StoredWorker) -> bool:
+        pod = self._registry.get(WorkerKey(event_hash(self._instance, victim.event_id), victim.index, worker.attempt))
+        return pod is not None and pod.live
+
+    def _tell(self, descent: Descent) -> None:
+        event, spared = descent.task.event, set(descent.survivors)
+        victims = [victim.pod for victim in descent.victims or () if victim.pod not in spared]
+        fields = {
+            "kind": "scale_down",
+            "event_id": event.event_id,
+            "task_id": event.task_id,
+            "outcome": Outcome.SUCCEEDED.value,
+            "reason": Reason.COMPLETED.value if victims else NOTHING_TO_END,
+            "message": f"{len(victims)} workers ended, {len(descent.survivors)} stay",
+            "finished_at": rfc3339(self._clock.now()),
+            "victims": json.dumps(victims),
+            "survivors": json.dumps(descent.survivors),
+            "pod_count": str(len(victims)),
+        }
+        answer = self._stream.finish_scale_down(event.event_id, descent.task.owner, fields)
+        if answer.fate is Fate.OK:
+            _log.info(
+                "scale_down.finished",
+                "Scaled down: %s",
+                fields["message"],
+                event_id=event.event_id,
+                task_id=event.task_id,
+            )
+
+    def _supersede(self, descent: Descent) -> bool:
+        """Drain the older tasks of the same key: no list is kept, for what has not started only gets less."""
+        event, doom = descent.task.event, descent.doom()
+        for one in self._candidates("", event.stream_id, event.supersedes):
+            if one.progress is Progress.RUNNING:
+                continue
+            answer = self._stream.doom(one.event.event_id, None, one.index, doom)
+            if answer.fate is Fate.OK and answer.doom is not None:
+                self._end_worker(one.event.event_id, StoredWorker(one.index, one.attempt), answer.doom)
+        self._stream.mark_superseded(event.event_id, descent.task.owner)
+        return True

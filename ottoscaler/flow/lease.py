@@ -1,0 +1,119 @@
+"""The lease thread: keeps our tasks ours, takes over those of the dead, and writes down now and then how workers stand.
+
+It talks to Redis only, over a connection of its own with short time-outs, so that no slow API server can cost a lease.
+After any trouble with Redis it takes nothing over for one LEASE_S: a Redis that was paused must not make everybody
+steal from everybody.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ottoscaler import logs
+from ottoscaler.errors import Replaced, Unavailable
+from ottoscaler.flow.control import Control
+from ottoscaler.flow.intake import Intake
+from ottoscaler.flow.parts import Parts
+from ottoscaler.flow.pool import Pool
+
+TICK_S: Final = 0.25
+TAKE_EVERY_S: Final = 2.0
+
+_log = logs.get(__name__)
+
+
+class Lease:
+    """Renews, takes over, hands over. `run` is the body of one thread; `release` is for the main thread, after it."""
+
+    def __init__(self, parts: Parts, control: Control, intake: Intake, pool: Pool, me: str) -> None:
+        """`me` is `<consumer>/<boot>`: how owner tokens of this process begin."""
+        self._stream = parts.stream
+        self._ledger = parts.ledger
+        self._control = control
+        self._intake = intake
+        self._pool = pool
+        self._stop = parts.stop
+        self._clock = parts.clock
+        self._lease_s = parts.lease_s
+        self._consumer, self._boot = me.rsplit("/", 1)
+        self._renew_at = 0.0
+        self._renewed_at = 0.0
+        self._take_at = 0.0
+        self._calm_at = 0.0
+        self._own_taken = False
+
+    def run(self) -> None:
+        """Until the stop. Raises Replaced when another process runs under our consumer name."""
+        self._renewed_at = self._clock.now()
+        while not self._stop.is_set():
+            try:
+                self._step()
+            except Unavailable as error:
+                self._calm_at = self._clock.now() + self._lease_s
+                _log.warning("lease.outage", "Cannot renew our leases: %s", error, error=str(error))
+                self._stop.wait(1.0)
+            self._pool.pump()
+            self._stop.wait(TICK_S)
+
+    def release(self) -> None:
+        """A clean hand-over: whoever else runs goes on at once. Raises StreamUnavailable."""
+        self._stream.release(self._ledger.owners() | self._control.owners())
+
+    def _step(self) -> None:
+        now = self._clock.now()
+        if now >= self._renew_at:
+            self._renew(now)
+        if not self._own_taken:
+            self._take_own()
+        elif now >= self._take_at and now >= self._calm_at:
+            self._take_at = now + TAKE_EVERY_S
+            self._take_expired()
+        self._write_notes()
+
+    def _renew(self, now: float) -> None:
+        if now - self._renewed_at > self._lease_s:
+            self._calm_at = now + self._lease_s
+        owners = self._ledger.owners() | self._control.owners()
+        renewal = self._stream.renew(owners)
+        self._renewed_at, self._renew_at = now, now + self._lease_s / 3
+        for event_id, owner in renewal.lost.items():
+            self._lost(event_id, owners[event_id], owner)
+        if changed := self._ledger.newly_cancelled(renewal.cancels):
+            self._control.reload(changed)
+
+    def _lost(self, event_id: str, ours: str, theirs: str) -> None:
+        """A task without an owner has just been finished; one with another was taken from us."""
+        if theirs.startswith(f"{self._consumer}/") and not theirs.startswith(f"{self._consumer}/{self._boot}/"):
+            raise Replaced(
+                f"another process runs as consumer {self._consumer} and has taken our tasks:"
+                " REDIS_CONSUMER must be unique per process"
+            )
+        if theirs:
+            _log.warning("task.lost", "Task %s was taken over by %s", event_id, theirs, event_id=event_id)
+        self._ledger.drop(event_id, ours)
+        self._control.drop(event_id, ours)
+
+    def _take_own(self) -> None:
+        """What an earlier boot of this consumer left: taken at once, for there cannot be two of us."""
+        for event_id in self._stream.expired(same_consumer=True):
+            self._take(event_id, same_consumer=True)
+        self._own_taken = True
+
+    def _take_expired(self) -> None:
+        for event_id in self._stream.expired(same_consumer=False):
+            if not self._ledger.has(event_id) and event_id not in self._control.owners():
+                self._take(event_id, same_consumer=False)
+
+    def _take(self, event_id: str, *, same_consumer: bool) -> None:
+        task = self._stream.take(event_id, same_consumer=same_consumer)
+        if task is not None:
+            _log.info(
+                "task.taken", "Taking over task %s", task.event.task_id, event_id=event_id, task_id=task.event.task_id
+            )
+            self._intake.open(task)
+
+    def _write_notes(self) -> None:
+        for task, states, why in self._ledger.take_notes():
+            self._stream.note_states(task.event.event_id, task.owner, states)
+            if why is not None:
+                self._stream.note_why(task.event.event_id, task.owner, why, "")

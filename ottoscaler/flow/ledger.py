@@ -1,0 +1,377 @@
+"""The open tasks of this process, and who runs next: order, fairness, room and cancelling are decided here, under one
+lock.
+
+Workers wait here and not in the executor's queue, so that a large event does not starve small ones (round robin over
+events), a cancelled worker never starts, and a worker that waits for room holds no thread. Indices of a large event are
+made when their turn comes.
+
+No pod is created while this process has MAX_WORKERS live ones. Live is what the registry shows of our tasks, plus the
+claims: workers whose pod may be there without having been seen (a create in flight, an attempt that a dead process
+stored). Nothing is created while the cluster's state is unknown.
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ottoscaler.core.acts import Doom, Marked, NotOurs
+from ottoscaler.core.events import ScaleEvent
+from ottoscaler.core.lifecycle import Life, resume
+from ottoscaler.core.names import WorkerKey, event_hash, pod_name
+from ottoscaler.flow.registry import Registry
+from ottoscaler.ports import Clock, OpenTask, StoredWorker
+
+
+@dataclass(slots=True)
+class Task:
+    """An open task of ours. Guarded by the ledger's lock, but for `event`, `hash` and `owner`, which never change."""
+
+    event: ScaleEvent
+    owner: str
+    hash: str
+    received_at: float
+    cancels: int
+    jobs: dict[int, Job] = field(default_factory=dict)
+    skip: set[int] = field(default_factory=set)
+    next_index: int = 1
+    open_workers: int = 0
+    monitored: bool = False
+
+    def has_fresh(self) -> bool:
+        """Are there indices that have not had their turn?"""
+        while self.next_index in self.skip:
+            self.skip.discard(self.next_index)
+            self.next_index += 1
+        return self.next_index <= self.event.pod_count
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A worker that has had its turn. `life` belongs to the thread that runs it, else to the ledger."""
+
+    task: Task
+    life: Life
+    failures: int = 0
+    running: bool = False
+    queued: int = 0
+
+    @property
+    def key(self) -> WorkerKey:
+        """What its pod's labels say."""
+        return WorkerKey(self.task.hash, self.life.index, self.life.attempt)
+
+
+class Ledger:
+    """Who is open and who is next. Any thread; no call blocks (but `wait_for_room`) or does I/O."""
+
+    def __init__(self, registry: Registry, clock: Clock, *, instance: str, max_workers: int, read_ahead: int) -> None:
+        self._registry = registry
+        self._clock = clock
+        self._instance = instance
+        self._max_workers = max_workers
+        self._read_ahead = read_ahead
+        self._lock = threading.Lock()
+        self._room = threading.Condition(self._lock)
+        self._idle = threading.Condition(self._lock)
+        # all guarded by _lock
+        self._tasks: dict[str, Task] = {}
+        self._fresh: deque[Task] = deque()
+        self._first: deque[Job] = deque()
+        self._due: deque[Job] = deque()
+        self._paused: list[tuple[float, int, Job]] = []
+        self._cancelled: deque[Job] = deque()
+        self._claims: set[tuple[str, int]] = set()
+        self._busy = 0
+        self._serial = 0
+        self._notes: dict[str, dict[int, tuple[str, int, str]]] = {}
+        self._whys: dict[str, str] = {}
+
+    # -- tasks
+
+    def add(self, opened: OpenTask) -> Task:
+        """An accepted or taken-over task: what was stored of its workers decides how each goes on."""
+        event = opened.event
+        task = Task(event, opened.owner, event_hash(self._instance, event.event_id), self._clock.now(), opened.cancels)
+        with self._lock:
+            old = self._tasks.get(event.event_id)
+            if old is not None:
+                self._forget(old)
+            self._tasks[event.event_id] = task
+            self._registry.own(task.hash)
+            done = sum(1 for worker in opened.workers.values() if worker.outcome)
+            task.open_workers = event.pod_count - done
+            for worker in opened.workers.values():
+                self._restore(task, worker)
+            if task.has_fresh():
+                self._fresh.append(task)
+        return task
+
+    def drop(self, event_id: str, owner: str) -> None:
+        """The task is somebody else's now: stop whatever we do for it. `owner` is the token that was refused."""
+        with self._lock:
+            task = self._tasks.get(event_id)
+            if task is None or task.owner != owner:
+                return
+            self._forget(task)
+            running = [job for job in task.jobs.values() if job.running]
+        for job in running:
+            self._registry.tell(task.hash, job.life.index, NotOurs())
+
+    def owners(self) -> dict[str, str]:
+        """Event id -> owner token of all open tasks."""
+        with self._lock:
+            return {event_id: task.owner for event_id, task in self._tasks.items()}
+
+    def has(self, event_id: str) -> bool:
+        """Is this task open here?"""
+        with self._lock:
+            return event_id in self._tasks
+
+    def newly_cancelled(self, cancels: Mapping[str, int]) -> list[str]:
+        """Tasks that were given more cancel marks than we know of; from now on we do."""
+        with self._lock:
+            changed = [
+                event_id
+                for event_id, count in cancels.items()
+                if event_id in self._tasks and count > self._tasks[event_id].cancels
+            ]
+            for event_id in changed:
+                self._tasks[event_id].cancels = cancels[event_id]
+        return changed
+
+    # -- reader
+
+    def wait_for_room(self, timeout_s: float) -> int:
+        """How many events may be read, waiting at most so long for it to be more than none."""
+        with self._room:
+            if not self._spare():
+                self._room.wait(timeout_s)
+            return self._spare()
+
+    def _spare(self) -> int:
+        return max(0, self._read_ahead - len(self._fresh))
+
+    # -- threads
+
+    def take(self) -> Job | None:
+        """The next worker to run, with a thread of its own; None while there is none, no thread is free or no room."""
+        with self._lock:
+            if self._busy >= self._max_workers:
+                return None
+            job = self._pick()
+            if job is not None:
+                job.running = True
+                self._busy += 1
+            return job
+
+    def take_cancelled(self) -> Job | None:
+        """The next cancelled worker that holds no thread; its two writes are done by whoever asks."""
+        with self._lock:
+            job = self._next_open(self._cancelled)
+            if job is not None:
+                job.running = True
+            return job
+
+    def take_waiting(self, hash_: str, index: int) -> Job | None:
+        """This worker, if it is resumed and no thread is free for it: the sweep follows what no thread follows."""
+        with self._lock:
+            for job in self._first:
+                if job.task.hash == hash_ and job.life.index == index:
+                    self._first.remove(job)
+                    job.running = True
+                    return job
+        return None
+
+    def give_back(self, job: Job, *, thread: bool = True) -> None:
+        """Its thread is free again."""
+        with self._lock:
+            job.running = False
+            self._busy -= thread
+            if self._busy == 0:
+                self._idle.notify_all()
+
+    def wait_idle(self, deadline: float) -> int:
+        """Wait until no worker holds a thread, at most until then (seconds since the epoch); returns how many still
+        do.
+        """
+        with self._idle:
+            while self._busy and (left_s := deadline - self._clock.now()) > 0:
+                self._idle.wait(left_s)
+            return self._busy
+
+    def settled(self, job: Job) -> None:
+        """The registry shows its pod, or it is certain that there is none: the claim on room ends."""
+        with self._lock:
+            self._claims.discard((job.task.event.event_id, job.life.index))
+
+    def pause(self, job: Job, until: float) -> None:
+        """Go on with it then (seconds since the epoch)."""
+        with self._lock:
+            if self._tasks.get(job.task.event.event_id) is job.task:
+                self._serial += 1
+                job.queued = self._serial
+                heapq.heappush(self._paused, (until, self._serial, job))
+
+    def ended(self, job: Job) -> None:
+        """Nothing is left to do for this worker."""
+        with self._lock:
+            task = job.task
+            self._claims.discard((task.event.event_id, job.life.index))
+            if task.jobs.pop(job.life.index, None) is None or self._tasks.get(task.event.event_id) is not task:
+                return
+            task.open_workers -= 1
+            if task.open_workers == 0:
+                self._forget(task)
+
+    def _pick(self) -> Job | None:
+        self._wake_due()
+        if (job := self._next_open(self._first)) is not None:
+            return job
+        if not self._has_room():
+            return None
+        if (job := self._next_open(self._due)) is not None:
+            return self._claim(job)
+        while self._fresh:
+            task = self._fresh.popleft()
+            if not task.has_fresh():
+                self._room.notify()
+                continue
+            job = Job(task, Life(task.next_index))
+            task.jobs[task.next_index] = job
+            task.next_index += 1
+            if task.has_fresh():
+                self._fresh.append(task)
+            else:
+                self._room.notify()
+            return self._claim(job)
+        return None
+
+    def _next_open(self, jobs: deque[Job]) -> Job | None:
+        """The next of these whose task is still ours: those of a dropped one are skipped here, not searched for when it
+        goes.
+        """
+        while jobs:
+            job = jobs.popleft()
+            if self._is_open(job):
+                return job
+        return None
+
+    def _has_room(self) -> bool:
+        return self._registry.known and self._registry.owned_live + len(self._claims) < self._max_workers
+
+    def _claim(self, job: Job) -> Job:
+        self._claims.add((job.task.event.event_id, job.life.index))
+        return job
+
+    def _is_open(self, job: Job) -> bool:
+        return self._tasks.get(job.task.event.event_id) is job.task and not job.running
+
+    def _wake_due(self) -> None:
+        now = self._clock.now()
+        while self._paused and self._paused[0][0] <= now:
+            _, serial, job = heapq.heappop(self._paused)
+            if job.queued == serial and self._is_open(job):
+                job.queued = 0
+                (self._due if job.life.needs_room else self._first).append(job)
+
+    # -- cancelling
+
+    def cancel(self, event_id: str, index: int, doom: Doom) -> bool:
+        """A cancel is stored for this worker: whatever stage it is in, it ends.
+
+        Returns False if the task is not open here, or no thread follows a pod that may be there: then the caller ends
+        the pod.
+        """
+        with self._lock:
+            task = self._tasks.get(event_id)
+            if task is None:
+                return False
+            job = task.jobs.get(index)
+            if job is None and index >= task.next_index and index not in task.skip:
+                task.skip.add(index)
+                job = task.jobs[index] = Job(task, Life(index))
+                self._cancelled.append(job)
+                return True
+            if job is None:
+                return True
+            if not job.running:
+                return self._cancel_waiting(job)
+        return self._registry.tell(task.hash, index, Marked(doom))
+
+    def _cancel_waiting(self, job: Job) -> bool:
+        if not job.life.needs_room:
+            return False
+        if job in self._due:
+            self._due.remove(job)
+        job.queued = 0
+        if job not in self._cancelled:
+            self._cancelled.append(job)
+        return True
+
+    def first_look(self, task: Task) -> bool:
+        """True once for each task: when the first of its pods is there."""
+        with self._lock:
+            first, task.monitored = not task.monitored, True
+            return first
+
+    # -- for those who look
+
+    def note(self, job: Job, why: str | None = None) -> None:
+        """Its state is to be shown; written together with others, now and then."""
+        life, event_id = job.life, job.task.event.event_id
+        with self._lock:
+            pod = "" if life.state == "waiting" else pod_name(job.key)
+            self._notes.setdefault(event_id, {})[life.index] = (life.state, life.attempt, pod)
+            if why is not None:
+                self._whys[event_id] = why
+
+    def take_notes(self) -> list[tuple[Task, Mapping[int, tuple[str, int, str]], str | None]]:
+        """The states that changed since the last call, by task, and why a task waits."""
+        with self._lock:
+            notes, whys = self._notes, self._whys
+            self._notes, self._whys = {}, {}
+            return [
+                (self._tasks[event_id], states, whys.get(event_id))
+                for event_id, states in notes.items()
+                if event_id in self._tasks
+            ]
+
+    def counts(self) -> tuple[int, int]:
+        """Threads at work, and workers known to wait for one."""
+        with self._lock:
+            waiting = sum(task.event.pod_count - task.next_index + 1 for task in self._fresh)
+            return self._busy, waiting + len(self._first) + len(self._due) + len(self._paused)
+
+    # -- under the lock
+
+    def _restore(self, task: Task, worker: StoredWorker) -> None:
+        """How a worker goes on that a dead process, or we ourselves, left somewhere."""
+        index = worker.index
+        if worker.outcome:
+            task.skip.add(index)
+        elif worker.attempt and not worker.refused:
+            task.skip.add(index)
+            job = task.jobs[index] = Job(task, resume(index, worker.attempt, worker.infra_used, worker.doom))
+            self._first.append(self._claim(job))
+        elif worker.doom is not None and worker.doom.attempt == 0:
+            task.skip.add(index)
+            job = task.jobs[index] = Job(task, Life(index, max(worker.attempt, 1), worker.infra_used))
+            self._cancelled.append(job)
+        elif worker.attempt:
+            task.skip.add(index)
+            job = task.jobs[index] = Job(task, Life(index, worker.attempt, worker.infra_used))
+            self._due.append(job)
+
+    def _forget(self, task: Task) -> None:
+        event_id = task.event.event_id
+        self._tasks.pop(event_id, None)
+        self._registry.disown(task.hash)
+        self._notes.pop(event_id, None)
+        self._claims.difference_update((event_id, index) for index in task.jobs)
+        if task in self._fresh:
+            self._fresh.remove(task)
+        self._room.notify()

@@ -1,0 +1,82 @@
+"""The pool: one thread for each worker that runs, given out by the ledger.
+
+The executor's own queue stays empty: it is submitted to only when the ledger has found a free thread, so order and
+cancelling stay the ledger's. A thread that has done with one worker asks for the next itself.
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+from ottoscaler.flow.ledger import Job
+from ottoscaler.flow.parts import Parts
+from ottoscaler.flow.worker import Runner
+
+#: Enough for the deepest call that a worker makes, bytes; the default of 8 MiB only costs address space.
+STACK_BYTES = 512 * 1024
+
+
+class Pool:
+    """Threads for workers. Any thread may `pump`; `start` and `close` belong to the main thread."""
+
+    def __init__(self, parts: Parts, runner: Runner) -> None:
+        self._ledger = parts.ledger
+        self._runner = runner
+        self._stop = parts.stop
+        self._executor = ThreadPoolExecutor(parts.settings.flow.max_workers, thread_name_prefix="worker")
+        self._lock = threading.Lock()
+        self._closed = False  # guarded by _lock: nothing may be submitted to a closed executor
+
+    def pump(self) -> None:
+        """Give threads to all workers that may run now. Cheap when there are none; call it whenever something has
+        changed.
+        """
+        while True:
+            with self._lock:
+                if self._closed or self._stop.is_set():
+                    return
+                job = self._ledger.take()
+                if job is None:
+                    return
+                self._executor.submit(self._run, job)
+
+    def run_cancelled(self) -> int:
+        """Carry out, on this thread, the two writes of each cancelled worker that holds none; returns how many there
+        were.
+        """
+        done = 0
+        while not self._stop.is_set() and (job := self._ledger.take_cancelled()) is not None:
+            self._runner.run(job)
+            self._ledger.give_back(job, thread=False)
+            done += 1
+        return done
+
+    def run_waiting(self, event_hash: str, index: int) -> bool:
+        """Carry on, on this thread, a resumed worker for which there is none; False if it is not waiting."""
+        job = self._ledger.take_waiting(event_hash, index)
+        if job is None:
+            return False
+        self._runner.run(job)
+        self._ledger.give_back(job, thread=False)
+        return True
+
+    def close(self) -> None:
+        """Take nothing more on; does not wait. Idempotent."""
+        with self._lock:
+            self._closed = True
+        self._executor.shutdown(wait=False)
+
+    def wait_idle(self, deadline: float) -> int:
+        """Wait until no worker holds a thread, at most until then (seconds since the epoch); returns how many still
+        do.
+        """
+        return self._ledger.wait_idle(deadline)
+
+    def _run(self, job: Job) -> None:
+        following: Job | None = job
+        while following is not None:
+            self._runner.run(following)
+            self._ledger.give_back(following)
+            following = None if self._stop.is_set() else self._ledger.take()
+        self.pump()

@@ -1,0 +1,297 @@
+"""The label-indexed registry: what the watch last saw of each worker's pod, and who waits for the next change.
+
+The watch thread publishes, worker threads wait; a change of one pod costs the same however many pods there are. A
+snapshot is replaced only by a newer one: what a create or a live look told is not undone by an older line of the watch.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import contextmanager
+
+from ottoscaler.core.acts import Missing, Observation, Seen, TimedOut
+from ottoscaler.core.names import WorkerKey
+from ottoscaler.core.pods import Snapshot
+from ottoscaler.errors import Stopping
+from ottoscaler.ports import Clock, PodList
+
+#: UIDs of pods that are gone, remembered so that a late answer cannot bring one back.
+TOMBSTONES = 20_000
+
+_Worker = tuple[str, int]
+
+
+class Waiter:
+    """One worker's place in the registry. `wait` belongs to its thread; the rest is the registry's, under its lock."""
+
+    def __init__(self, registry: Registry, clock: Clock) -> None:
+        self._registry = registry
+        self._clock = clock
+        self.told: list[Observation] = []
+        self.latest: Snapshot | None = None
+        self.stage: tuple[object, ...] | None = None
+        self.future: Future[Observation] | None = None
+
+    def wait(self, attempt: int, until: float | None) -> Observation:
+        """The next observation of that attempt's pod: Seen, Missing, Marked, NotOurs, or TimedOut at `until` (seconds
+        since the epoch).
+
+        Raises Stopping when the registry is closed.
+        """
+        future = self._registry.offer(self, attempt)
+        try:
+            return future.result(None if until is None else max(0.0, until - self._clock.now()))
+        except FutureTimeout:
+            # a publisher that has taken the future is just about to answer it
+            return TimedOut() if self._registry.retract(self, future) else future.result()
+
+
+class Registry:
+    """Worker label -> latest snapshot and waiter. Any thread; no call blocks or does I/O."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        # all guarded by _lock
+        self._pods: dict[WorkerKey, Snapshot] = {}
+        self._waiters: dict[_Worker, Waiter] = {}
+        self._gone: OrderedDict[str, None] = OrderedDict()
+        self._live: dict[str, int] = {}
+        self._owned: set[str] = set()
+        self._owned_live = 0
+        self._known = False
+        self._closed = False
+
+    # -- worker threads
+
+    @contextmanager
+    def expect(self, event_hash: str, index: int) -> Iterator[Waiter]:
+        """Subscribe before acting, so that no change is missed; one waiter for each worker."""
+        waiter = Waiter(self, self._clock)
+        worker = (event_hash, index)
+        with self._lock:
+            self._waiters[worker] = waiter
+        try:
+            yield waiter
+        finally:
+            with self._lock:
+                if self._waiters.get(worker) is waiter:
+                    del self._waiters[worker]
+
+    def offer(self, waiter: Waiter, attempt: int) -> Future[Observation]:
+        """A future for the waiter's next observation; already done if there is one that it has not seen."""
+        future: Future[Observation] = Future()
+        with self._lock:
+            observation = self._next(waiter, attempt)
+            if observation is None and not self._closed:
+                waiter.future = future
+                return future
+        if observation is None:
+            future.set_exception(Stopping("the registry is closed"))
+        else:
+            future.set_result(observation)
+        return future
+
+    def retract(self, waiter: Waiter, future: Future[Observation]) -> bool:
+        """The waiter does not wait any longer; False if its future was taken already, and so will be answered."""
+        with self._lock:
+            if waiter.future is not future:
+                return False
+            waiter.future = None
+            return True
+
+    def learn(self, pod: Snapshot) -> None:
+        """What a create or a live look has shown: as good as the watch, and earlier. The waiter knows it already."""
+        with self._lock:
+            if pod.uid in self._gone or not self._newer(pod):
+                return
+            self._store(pod)
+            waiter = self._waiters.get(pod.key.worker)
+            if waiter is not None:
+                waiter.latest, waiter.stage = pod, pod.stage
+
+    def forget(self, key: WorkerKey) -> None:
+        """A live look has found no such pod."""
+        with self._lock:
+            self._drop(key)
+
+    # -- the watch thread
+
+    def replace(self, listed: PodList) -> None:
+        """A new list: publish what is in it, and tell those whose pods are not. A pod newer than the list stays."""
+        present = {pod.key for pod in listed.pods}
+        woken: list[tuple[Future[Observation], Observation]] = []
+        with self._lock:
+            lost = [
+                key
+                for key, pod in self._pods.items()
+                if key not in present and _age(pod) <= _version(listed.resource_version)
+            ]
+            for key in lost:
+                self._drop(key)
+                woken += self._tell(key.worker, Missing(), attempt=key.attempt)
+            for pod in listed.pods:
+                woken += self._publish(pod)
+            self._known = True
+        _resolve(woken)
+
+    def publish(self, pod: Snapshot) -> None:
+        """One change. A pod that is gone is told of once, and forgotten."""
+        with self._lock:
+            woken = self._publish(pod)
+        _resolve(woken)
+
+    def unknown(self) -> None:
+        """The watch is broken: what is here may be old, so nothing is created on it."""
+        with self._lock:
+            self._known = False
+
+    # -- whoever else
+
+    def tell(self, event_hash: str, index: int, observation: Observation) -> bool:
+        """Tell a worker's thread something; False if no thread follows it."""
+        with self._lock:
+            there = (event_hash, index) in self._waiters
+            woken = self._tell((event_hash, index), observation)
+        _resolve(woken)
+        return there
+
+    def get(self, key: WorkerKey) -> Snapshot | None:
+        """The latest snapshot of an attempt's pod."""
+        with self._lock:
+            return self._pods.get(key)
+
+    def snapshots(self) -> Sequence[Snapshot]:
+        """All pods of the instance, as last seen."""
+        with self._lock:
+            return list(self._pods.values())
+
+    def followed(self, event_hash: str, index: int) -> bool:
+        """Does a thread follow this worker?"""
+        with self._lock:
+            return (event_hash, index) in self._waiters
+
+    @property
+    def known(self) -> bool:
+        """Is the cluster's state known? While it is not, nothing may be created."""
+        return self._known
+
+    @property
+    def owned_live(self) -> int:
+        """Live pods of the tasks that are ours."""
+        return self._owned_live
+
+    def own(self, event_hash: str) -> None:
+        """This event's pods count as ours from now on."""
+        with self._lock:
+            if event_hash not in self._owned:
+                self._owned.add(event_hash)
+                self._owned_live += self._live.get(event_hash, 0)
+
+    def disown(self, event_hash: str) -> None:
+        """This event's pods do not count as ours any more."""
+        with self._lock:
+            if event_hash in self._owned:
+                self._owned.discard(event_hash)
+                self._owned_live -= self._live.get(event_hash, 0)
+
+    def close(self) -> None:
+        """Fail everybody who waits with Stopping; idempotent."""
+        with self._lock:
+            self._closed = True
+            futures = [waiter.future for waiter in self._waiters.values() if waiter.future is not None]
+            for waiter in self._waiters.values():
+                waiter.future = None
+        for future in futures:
+            future.set_exception(Stopping("the registry is closed"))
+
+    # -- under the lock
+
+    def _next(self, waiter: Waiter, attempt: int) -> Observation | None:
+        waiter.future = None
+        if waiter.told:
+            return waiter.told.pop(0)
+        pod = waiter.latest
+        if pod is not None and pod.key.attempt == attempt and pod.stage != waiter.stage:
+            waiter.stage = pod.stage
+            return Seen(pod)
+        return None
+
+    def _publish(self, pod: Snapshot) -> list[tuple[Future[Observation], Observation]]:
+        if pod.uid in self._gone or not self._newer(pod):
+            return []
+        if pod.gone:
+            self._drop(pod.key)
+            self._gone[pod.uid] = None
+            if len(self._gone) > TOMBSTONES:
+                self._gone.popitem(last=False)
+        else:
+            self._store(pod)
+        waiter = self._waiters.get(pod.key.worker)
+        if waiter is None or (waiter.latest is not None and waiter.latest.key.attempt > pod.key.attempt):
+            return []
+        waiter.latest = pod
+        future = waiter.future
+        if future is None or pod.stage == waiter.stage:
+            return []
+        observation = self._next(waiter, pod.key.attempt)
+        return [(future, observation)] if observation is not None else []
+
+    def _tell(
+        self, worker: _Worker, observation: Observation, attempt: int = 0
+    ) -> list[tuple[Future[Observation], Observation]]:
+        waiter = self._waiters.get(worker)
+        if waiter is None or (attempt and waiter.latest is not None and waiter.latest.key.attempt != attempt):
+            return []
+        future = waiter.future
+        if future is None:
+            waiter.told.append(observation)
+            return []
+        waiter.future = None
+        return [(future, observation)]
+
+    def _newer(self, pod: Snapshot) -> bool:
+        old = self._pods.get(pod.key)
+        return old is None or (pod.gone and pod.uid == old.uid) or _age(pod) > _age(old)
+
+    def _store(self, pod: Snapshot) -> None:
+        self._drop(pod.key)
+        self._pods[pod.key] = pod
+        self._count(pod, 1)
+
+    def _drop(self, key: WorkerKey) -> None:
+        old = self._pods.pop(key, None)
+        if old is not None:
+            self._count(old, -1)
+
+    def _count(self, pod: Snapshot, change: int) -> None:
+        if not pod.live:
+            return
+        total = self._live.get(pod.key.event_hash, 0) + change
+        if total:
+            self._live[pod.key.event_hash] = total
+        else:
+            del self._live[pod.key.event_hash]
+        if pod.key.event_hash in self._owned:
+            self._owned_live += change
+
+
+def _resolve(woken: list[tuple[Future[Observation], Observation]]) -> None:
+    """Outside the lock: each future was taken out of its waiter under it, so it is answered once."""
+    for future, observation in woken:
+        future.set_result(observation)
+
+
+def _age(pod: Snapshot) -> int:
+    return _version(pod.resource_version)
+
+
+def _version(text: str) -> int:
+    """Resource versions of pods are decimal and rise
+    (https://kubernetes.io/docs/reference/using-api/api-concepts/#resource-versions).
+    """
+    return int(text) if text.isdigit() else 0

@@ -1,0 +1,72 @@
+"""Starting threads and ending them: one event that everybody waits on, the first cause, one budget for the end.
+
+A thread that dies takes the process with it: a controller that silently does half its work is worse than one that
+restarts.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from ottoscaler import logs
+from ottoscaler.errors import Stopping
+from ottoscaler.ports import Clock
+
+_log = logs.get(__name__)
+
+
+class Stop:
+    """Whether the process is to stop, and why. Any thread."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+        self._lock = threading.Lock()
+        self._cause: BaseException | None = None  # guarded by _lock; the first one stays
+        self._threads: list[threading.Thread] = []  # main thread only
+
+    @property
+    def cause(self) -> BaseException | None:
+        """What went wrong; None for a stop that was asked for."""
+        return self._cause
+
+    def is_set(self) -> bool:
+        """Is the process to stop?"""
+        return self.event.is_set()
+
+    def set(self, cause: BaseException | None = None) -> None:
+        """Stop the process. The first call says why."""
+        with self._lock:
+            if not self.event.is_set():
+                self._cause = cause
+        self.event.set()
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait for the stop, at most so long; returns whether it is set."""
+        return self.event.wait(timeout_s)
+
+    def spawn(self, name: str, run: Callable[[], None]) -> None:
+        """Start a supervised thread: if it raises, or returns before the stop, the process stops with that as its
+        cause.
+        """
+        thread = threading.Thread(target=self._supervise, args=(name, run), name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def join(self, clock: Clock, deadline: float) -> list[str]:
+        """Wait until all threads have ended, at most until the deadline; returns the names of those that have not."""
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - clock.now()))
+        return [thread.name for thread in self._threads if thread.is_alive()]
+
+    def _supervise(self, name: str, run: Callable[[], None]) -> None:
+        try:
+            run()
+        except Stopping:
+            return
+        except Exception as error:  # the top of a thread: nobody else would ever hear of it
+            _log.exception("thread.died", "Thread %s died: %s", name, error)
+            self.set(error)
+            return
+        if not self.is_set():
+            self.set(RuntimeError(f"thread {name} ended too early"))

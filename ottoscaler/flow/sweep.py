@@ -1,0 +1,119 @@
+"""The sweep: every half minute, all pods of our instance are held against what Redis knows, and what fell between two
+steps is put right.
+
+Every action comes after a live look at the pod and carries its UID. A pod that runs is never deleted because Redis does
+not know it: Redis may have been wiped, and the pod's annotations are then all there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from ottoscaler import logs
+from ottoscaler.core.names import pod_name
+from ottoscaler.core.pods import Snapshot
+from ottoscaler.errors import ClusterRejected, Unavailable
+from ottoscaler.flow.parts import Parts
+from ottoscaler.flow.pool import Pool
+from ottoscaler.ports import StoredWorker
+
+SWEEP_EVERY_S: Final = 30.0
+_Known = Mapping[str, tuple[str, Mapping[int, StoredWorker]]]
+
+_log = logs.get(__name__)
+
+
+class Sweep:
+    """Puts right what fell between two steps. `run` is the body of one thread."""
+
+    def __init__(self, parts: Parts, pool: Pool) -> None:
+        self._stream = parts.stream
+        self._cluster = parts.cluster
+        self._registry = parts.registry
+        self._pool = pool
+        self._stop = parts.stop
+        self._clock = parts.clock
+        self._lease_s = parts.lease_s
+        self._ttl_s = parts.settings.keys.task_ttl_s
+        self._unknown_since: dict[str, float] = {}
+
+    def run(self) -> None:
+        """Until the stop."""
+        while not self._stop.wait(min(SWEEP_EVERY_S, self._lease_s)):
+            try:
+                self.once()
+            except (Unavailable, ClusterRejected) as error:
+                _log.warning("sweep.outage", "The sweep was cut short: %s", error, error=str(error))
+
+    def once(self) -> None:
+        """One look at all pods. Raises Unavailable or ClusterRejected; what was not done is done by the next."""
+        if not self._registry.known:
+            return
+        pods = [
+            pod for pod in self._registry.snapshots() if pod.event_id and not self._registry.followed(*pod.key.worker)
+        ]
+        known = self._stream.known(sorted({pod.event_id for pod in pods}))
+        unknown = [pod for pod in pods if pod.event_id not in known]
+        for pod in pods:
+            if self._stop.is_set():
+                return
+            if pod.event_id in known:
+                self._compare(pod, known)
+        self._take_up(unknown)
+
+    def _compare(self, pod: Snapshot, known: _Known) -> None:
+        state, workers = known[pod.event_id]
+        worker = workers.get(pod.key.index, StoredWorker(pod.key.index))
+        if worker.outcome or pod.key.attempt < worker.attempt or (state == "finished" and not pod.live):
+            self._delete(pod, with_version=False)
+        elif worker.doom is not None and pod.live and worker.doom.attempt in (0, pod.key.attempt):
+            if not (worker.doom.only_before_start and pod.started_at is not None):
+                self._delete(pod, with_version=True)
+        elif not pod.live:
+            self._pool.run_waiting(pod.key.event_hash, pod.key.index)
+
+    def _delete(self, pod: Snapshot, *, with_version: bool) -> None:
+        live = self._cluster.get(pod.name)
+        if live is None or live.uid != pod.uid:
+            self._registry.forget(pod.key)
+            return
+        if live.deleting or (with_version and live.finished):
+            return
+        _log.info("sweep.deleted", "Cleaning up pod: %s", pod.name, pod=pod.name, event_id=pod.event_id)
+        self._cluster.delete(live.name, live.uid, live.resource_version if with_version else None)
+
+    def _take_up(self, unknown: Iterable[Snapshot]) -> None:
+        """Pods of events that Redis does not know: it was wiped. Their owner, if he lives, has one LEASE_S to store
+        them again.
+        """
+        now = self._clock.now()
+        events: dict[str, list[Snapshot]] = {}
+        for pod in unknown:
+            events.setdefault(pod.event_id, []).append(pod)
+        self._unknown_since = {event_id: self._unknown_since.get(event_id, now) for event_id in events}
+        for event_id, pods in events.items():
+            if now - self._unknown_since[event_id] < self._lease_s:
+                continue
+            if all(
+                not pod.live and pod.finished_at is not None and now - pod.finished_at > self._ttl_s for pod in pods
+            ):
+                for pod in pods:
+                    self._delete(pod, with_version=False)
+                continue
+            self._adopt(event_id, pods)
+
+    def _adopt(self, event_id: str, pods: list[Snapshot]) -> None:
+        attempts: dict[int, int] = {}
+        for pod in pods:
+            attempts[pod.key.index] = max(pod.key.attempt, attempts.get(pod.key.index, 0))
+        event = self._cluster.event_of(pod_name(pods[0].key))
+        if event is None or event.event_id != event_id:
+            _log.warning(
+                "sweep.unreadable", "Pod %s carries no readable event; it is left alone", pods[0].name, pod=pods[0].name
+            )
+            return
+        _log.warning(
+            "task.restored", "Redis does not know event %s: taking it up from its pods", event_id, event_id=event_id
+        )
+        self._stream.adopt(event, attempts)

@@ -1,0 +1,72 @@
+"""The one watch thread: list, then watch from the list's version, publish every change, and begin again whenever the
+link breaks.
+
+It does no other I/O, runs nobody's callback and never waits for the pool. After a clean end it goes on from the last
+version; after any error it lists again, since a list is the only thing that tells what was missed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ottoscaler import logs
+from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Expired, Unavailable
+from ottoscaler.flow.parts import Parts
+from ottoscaler.ports import Change, PodList
+
+_log = logs.get(__name__)
+
+
+class Watch:
+    """Keeps the registry up to date. `run` is the body of one thread."""
+
+    def __init__(self, parts: Parts, changed: Callable[[], None]) -> None:
+        """`changed` is called when a pod has made room, or all are known anew."""
+        self._cluster = parts.cluster
+        self._registry = parts.registry
+        self._retries = parts.retries
+        self._stop = parts.stop
+        self._metrics = parts.metrics
+        self._changed = changed
+
+    def run(self) -> None:
+        """Until the stop. Raises Stopping."""
+        while not self._stop.is_set():
+            version = self._list()
+            while version and not self._stop.is_set():
+                version = self._follow(version)
+
+    def _list(self) -> str:
+        listed = self._retries.forever("list pods", self._listed)
+        self._registry.replace(listed)
+        _log.info("watch.listed", "Watching %d worker pods", len(listed.pods))
+        self._changed()
+        return listed.resource_version
+
+    def _listed(self) -> PodList:
+        try:
+            return self._cluster.list()
+        except ClusterRejected as error:
+            # never for good: rights and namespaces come and go, and there is nothing better to do than to ask again
+            raise ClusterUnavailable(str(error)) from error
+
+    def _follow(self, version: str) -> str:
+        """Watch until the link ends. Returns the version to go on from, empty for "list again"."""
+        try:
+            for event in self._cluster.watch(version):
+                version = event.resource_version or version
+                if event.pod is not None:
+                    self._registry.publish(event.pod)
+                    if event.change is Change.DELETED or not event.pod.live:
+                        self._changed()
+            self._metrics.watch_reconnects.inc("ended")
+            return version
+        except Expired:
+            _log.info("watch.expired", "The watch's version is too old; listing again")
+            self._metrics.watch_reconnects.inc("expired")
+        except (Unavailable, ClusterRejected) as error:
+            if not self._stop.is_set():
+                _log.warning("watch.broken", "The watch broke off; listing again: %s", error, error=str(error))
+            self._metrics.watch_reconnects.inc("unreachable")
+        self._registry.unknown()
+        return ""

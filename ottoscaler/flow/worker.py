@@ -1,0 +1,309 @@
+"""One worker's life: the pool thread carries out the effects that core/lifecycle.py decides on, and tells it what came
+of them.
+
+What the thread needs of the world goes through three ports; what fails for now (Redis or the API server away) puts the
+worker back into the ledger as it stands, so nothing is lost and no thread is held by an outage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+from ottoscaler import logs
+from ottoscaler.core import acts, lifecycle, manifest
+from ottoscaler.core.acts import Doom, Effect, Observation
+from ottoscaler.core.lifecycle import Life, Stage
+from ottoscaler.core.names import pod_name
+from ottoscaler.core.pods import Snapshot
+from ottoscaler.core.results import Reason, worker_result
+from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Stopping, Unavailable
+from ottoscaler.flow.ledger import Job
+from ottoscaler.flow.parts import Parts
+from ottoscaler.flow.registry import Waiter
+from ottoscaler.ports import Answer, Created, Fate
+
+#: After our own code has failed on a worker so often, it is ended as Poison.
+MAX_FAILURES: Final = 5
+#: Pause after an outage before a worker is taken up again, seconds.
+OUTAGE_PAUSE_S: Final = 2.0
+
+_log = logs.get(__name__)
+
+
+class Runner:
+    """Runs workers. Any thread: all state is the job's."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._say = _Story(parts)
+
+    def run(self, job: Job) -> None:
+        """Carry a worker on until it ends, pauses, or is to be left for whoever comes next. Raises nothing."""
+        parts, event = self._parts, job.task.event
+        facts = {"event_id": event.event_id, "task_id": event.task_id, "worker": job.life.index}
+        with logs.bind(**facts), parts.registry.expect(job.task.hash, job.life.index) as waiter:
+            try:
+                self._live(job, waiter)
+            except Stopping:
+                return
+            except Unavailable as error:
+                _log.warning(
+                    "worker.outage",
+                    "Waiting with %s: %s",
+                    pod_name(job.key),
+                    error,
+                    pod=pod_name(job.key),
+                    error=str(error),
+                )
+                parts.ledger.note(job, why=str(error))
+                parts.ledger.pause(job, parts.clock.now() + OUTAGE_PAUSE_S)
+            except (
+                Exception
+            ) as error:  # the top of a pool thread: a defect of ours must end as a result, not in silence
+                self._failed(job, error)
+
+    def _live(self, job: Job, waiter: Waiter) -> None:
+        parts = self._parts
+        while True:
+            now = parts.clock.now()
+            match lifecycle.effect(job.life, now):
+                case acts.Later(delay_s):
+                    parts.ledger.pause(job, now + delay_s)
+                    return
+                case acts.End(why):
+                    _log.debug("worker.ended", "Nothing is left to do for %s: %s", pod_name(job.key), why)
+                    self._end(job, why)
+                    return
+                case effect:
+                    observation = self._perform(job, effect, waiter)
+            self._advance(job, observation)
+
+    def _advance(self, job: Job, observation: Observation) -> None:
+        parts, before = self._parts, job.life
+        job.life = lifecycle.step(before, observation, parts.clock.now(), parts.settings.worker)
+        if not _may_be_there(job.life):
+            parts.ledger.settled(job)
+        if job.life.state != before.state or job.life.attempt != before.attempt:
+            parts.ledger.note(job)
+        self._say.step(job, before, observation)
+
+    def _end(self, job: Job, why: str) -> None:
+        if why == lifecycle.NOT_OURS:
+            self._parts.ledger.drop(job.task.event.event_id, job.task.owner)
+        self._parts.ledger.ended(job)
+
+    def _failed(self, job: Job, error: Exception) -> None:
+        parts, task = self._parts, job.task
+        job.failures += 1
+        _log.exception(
+            "worker.failed", "Our own code failed on %s: %s", pod_name(job.key), error, pod=pod_name(job.key)
+        )
+        parts.ledger.pause(job, parts.clock.now() + lifecycle.backoff_s(job.failures))
+        if job.failures < MAX_FAILURES:
+            return
+        doom = Doom(Reason.POISON, f"the controller failed on this worker {job.failures} times: {type(error).__name__}")
+        try:
+            parts.stream.doom(task.event.event_id, task.owner, job.life.index, doom)
+        except Unavailable as outage:
+            _log.warning("worker.outage", "Cannot mark %s as poison: %s", pod_name(job.key), outage)
+            return
+        job.life = lifecycle.resume(job.life.index, job.life.attempt, job.life.infra_used, doom)
+
+    # -- effects
+
+    def _perform(self, job: Job, effect: Effect, waiter: Waiter) -> Observation:
+        match effect:
+            case acts.Await(until):
+                return waiter.wait(job.life.attempt, until)
+            case acts.Create():
+                return self._create(job)
+            case acts.Look():
+                return self._look(job)
+            case acts.Kill(pod):
+                return acts.Done() if self._delete(pod, pod.resource_version) else acts.Changed()
+            case acts.Delete(pod):
+                self._delete(pod, None)
+                return acts.Done()
+        return self._write(job, effect)
+
+    def _write(self, job: Job, effect: Effect) -> Observation:
+        """The effects that are one script each."""
+        stream, index = self._parts.stream, job.life.index
+        event_id, owner = job.task.event.event_id, job.task.owner
+        match effect:
+            case acts.Intend(attempt, infra_used):
+                name = pod_name(job.key)
+                answer = self._script(
+                    "store an attempt",
+                    lambda: stream.intend(event_id, owner, index, attempt=attempt, infra_used=infra_used, pod=name),
+                )
+                return _observation(answer) or acts.Intended()
+            case acts.Check():
+                answer = self._script("check a worker", lambda: stream.check(event_id, owner, index))
+                return _observation(answer) or acts.Checked(answer.doom)
+            case acts.Mark(doom):
+                answer = self._script("store a doom", lambda: stream.doom(event_id, owner, index, doom))
+                return _observation(answer) or acts.Marked(answer.doom or doom)
+            case acts.Withdraw(doom):
+                answer = self._script("withdraw a doom", lambda: stream.withdraw(event_id, owner, index, doom))
+                return _observation(answer) or acts.Checked(answer.doom)
+            case acts.NoteRefused(attempt):
+                answer = self._script("store a refusal", lambda: stream.note_refused(event_id, owner, index, attempt))
+                return _observation(answer) or acts.Done()
+            case acts.Record():
+                return self._record(job, effect)
+        raise lifecycle.IllegalStep(f"no way to carry out {effect}")
+
+    def _script(self, what: str, call: Callable[[], Answer]) -> Answer:
+        return self._parts.retries.call(what, call)
+
+    def _create(self, job: Job) -> Observation:
+        """One request, never repeated blindly: what its answer means is the state machine's to say."""
+        parts = self._parts
+        body = manifest.build(
+            parts.settings.worker,
+            job.task.event,
+            job.key,
+            instance=parts.settings.instance,
+            namespace=parts.settings.kube.namespace,
+        )
+        self._say.creating(job)
+        try:
+            answer = parts.cluster.create(body)
+        except ClusterRejected as error:
+            return acts.RejectedPod(str(error))
+        except ClusterUnavailable as error:
+            if error.unclear:
+                _log.warning(
+                    "worker.unclear",
+                    "No answer about %s: looking whether it is there",
+                    pod_name(job.key),
+                    error=str(error),
+                )
+                return acts.Unclear()
+            parts.ledger.note(job, why=str(error))
+            return acts.Refused(str(error), error.retry_after_s)
+        if answer is Created.ALREADY_THERE:
+            return acts.AlreadyThere()
+        parts.metrics.pods_created.inc()
+        parts.registry.learn(answer)
+        return acts.Seen(answer)
+
+    def _look(self, job: Job) -> Observation:
+        parts = self._parts
+        pod = parts.retries.call("look at a pod", lambda: parts.cluster.get(pod_name(job.key)))
+        if pod is None:
+            parts.registry.forget(job.key)
+            return acts.Absent()
+        if pod.event_id != job.task.event.event_id or pod.instance != parts.settings.instance or pod.key != job.key:
+            return acts.Foreign()
+        parts.registry.learn(pod)
+        return acts.Seen(pod)
+
+    def _delete(self, pod: Snapshot, resource_version: str | None) -> bool:
+        parts = self._parts
+        _log.info("worker.deleted", "Cleaning up pod: %s", pod.name, pod=pod.name, attempt=pod.key.attempt)
+        done = parts.retries.call("delete a pod", lambda: parts.cluster.delete(pod.name, pod.uid, resource_version))
+        if done:
+            parts.metrics.pods_deleted.inc()
+        return done
+
+    def _record(self, job: Job, effect: acts.Record) -> Observation:
+        parts, task, index = self._parts, job.task, job.life.index
+        now = parts.clock.now()
+        fields = worker_result(task.event, index, effect.attempt, effect.verdict, effect.pod, now)
+        answer = self._script(
+            "record a result",
+            lambda: parts.stream.record(task.event.event_id, task.owner, index, attempt=effect.attempt, fields=fields),
+        )
+        if answer.fate is Fate.OK:
+            self._say.recorded(job, effect, parts.clock.now())
+            if answer.finished:
+                _log.info("task.finished", answer.finished, duration_s=round(now - task.received_at, 3))
+        if answer.fate is Fate.KNOWN:
+            return acts.Done()
+        return _observation(answer) or acts.Done()
+
+
+class _Story:
+    """What the log says of a worker's life, and the figures that go with it. Any thread."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._clock = parts.clock
+        self._ledger = parts.ledger
+        self._metrics = parts.metrics
+
+    def creating(self, job: Job) -> None:
+        """Just before the create request."""
+        name, now = pod_name(job.key), self._clock.now()
+        since_event_s = max(0.0, now - _sent_at(job.task.event.stream_id, now))
+        self._metrics.event_to_create_seconds.observe(since_event_s)
+        _log.info(
+            "worker.created",
+            "Creating worker pod: %s",
+            name,
+            pod=name,
+            attempt=job.life.attempt,
+            since_event_s=round(since_event_s, 6),
+        )
+
+    def step(self, job: Job, before: Life, observation: Observation) -> None:
+        """After each step: the few that operators want to see."""
+        life, name = job.life, pod_name(job.key)
+        if before.stage is Stage.LOOK_AFTER_CONFLICT and isinstance(observation, acts.Seen):
+            _log.info("worker.adopted", "Adopting worker pod: %s", name, pod=name, attempt=life.attempt)
+        if life.stage is Stage.AWAIT and self._ledger.first_look(job.task):
+            _log.info("task.monitoring", "Monitoring pod completion")
+        if life.attempt > before.attempt:
+            old = pod_name(replace(job.key, attempt=before.attempt))
+            _log.warning("worker.retried", "%s ended; trying again as %s", old, name, pod=name, attempt=life.attempt)
+        if life.stage is Stage.MARK and life.doom is not None:
+            reason = life.doom.reason
+            _log.warning(
+                "worker.doomed", "Ending %s: %s (%s)", name, reason, life.doom.message, pod=name, attempt=life.attempt
+            )
+
+    def recorded(self, job: Job, effect: acts.Record, now: float) -> None:
+        """After a result was stored for the first time."""
+        pod, verdict, name = effect.pod, job.life.doom.verdict if job.life.doom else effect.verdict, pod_name(job.key)
+        verdict = effect.verdict if effect.verdict.reason is Reason.COMPLETED else verdict
+        self._metrics.workers_finished.inc(verdict.outcome)
+        started, ended = (pod.started_at, pod.finished_at) if pod else (None, None)
+        if ended is not None:
+            self._metrics.end_to_result_seconds.observe(max(0.0, now - ended))
+        duration_s = round(ended - started, 3) if started is not None and ended is not None else None
+        say = _log.info if verdict.reason is Reason.COMPLETED else _log.warning
+        say(
+            "worker.finished", "Worker pod %s %s: %s", name, verdict.outcome, verdict.reason,
+            pod=name, attempt=effect.attempt, duration_s=duration_s, reason=verdict.reason.value,
+            detail=verdict.message,
+        )  # fmt: skip
+
+
+def _may_be_there(life: Life) -> bool:
+    """May a pod of this worker be there that the registry does not show?"""
+    if life.stage in (Stage.CREATE, Stage.CLEAN, Stage.LOOK_AFTER_CONFLICT, Stage.LOOK_AFTER_UNCLEAR):
+        return True
+    return life.stage in (Stage.LOOK, Stage.INTEND) and life.pod is None and life.not_before == 0.0
+
+
+def _observation(answer: Answer) -> Observation | None:
+    """What an answer says beyond "done"; None if it is just that."""
+    match answer.fate:
+        case Fate.NOT_OURS:
+            return acts.NotOurs()
+        case Fate.HAS_RESULT:
+            return acts.HasResult()
+        case Fate.OLD_ATTEMPT:
+            return acts.OldAttempt()
+        case Fate.CANCELLED if answer.doom is not None:
+            return acts.Cancelled(answer.doom, answer.attempt)
+    return None
+
+
+def _sent_at(stream_id: str, fallback: float) -> float:
+    """When an entry was added, by Redis's clock, seconds since the epoch."""
+    milliseconds = stream_id.partition("-")[0]
+    return int(milliseconds) / 1000 if milliseconds.isdigit() else fallback
