@@ -1,0 +1,91 @@
+"""The embedded cluster's process: ``python -m ottoscaler.local.cluster --data-dir DIR [--port N]``.
+
+Serves the Kubernetes API on 127.0.0.1 with one node included, and writes DIR/kubeconfig when it is ready: that file's
+appearance is the signal. Ends in order on SIGTERM or SIGINT. Objects live in memory only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from ottoscaler.local.api import Api
+from ottoscaler.local.node import LocalNode
+from ottoscaler.local.server import ApiServer
+from ottoscaler.local.store import Store
+
+_KUBECONFIG = """\
+apiVersion: v1
+kind: Config
+clusters:
+- name: ottoscaler-local
+  cluster:
+    server: {url}
+users:
+- name: ottoscaler-local
+  user: {{}}
+contexts:
+- name: ottoscaler-local
+  context:
+    cluster: ottoscaler-local
+    user: ottoscaler-local
+    namespace: default
+current-context: ottoscaler-local
+"""
+
+
+def _write_kubeconfig(path: Path, url: str) -> None:
+    """All at once: whoever sees the file sees all of it."""
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(_KUBECONFIG.format(url=url))
+    os.replace(unfinished, path)
+
+
+def _stop_when_a_thread_dies(stop: threading.Event) -> None:
+    """A node that no longer looks after its pods must not look alive: end, with the traceback in the log."""
+    report = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        report(arguments)
+        stop.set()
+
+    threading.excepthook = hook
+
+
+def main(arguments: list[str]) -> int:
+    """Serve until SIGTERM or SIGINT. Returns 1 when the port cannot be had."""
+    parser = argparse.ArgumentParser(prog="python -m ottoscaler.local.cluster", description=__doc__)
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--port", type=int, default=0)
+    options = parser.parse_args(arguments)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    _stop_when_a_thread_dies(stop)
+    options.data_dir.mkdir(parents=True, exist_ok=True)
+    # Many short requests on many threads: the default switch interval of 5 ms would be most of their time.
+    sys.setswitchinterval(0.001)
+    store = Store()
+    node = LocalNode(store, options.data_dir / "pods")
+    api = Api(store, node)
+    api.add_namespace("default")
+    try:
+        server = ApiServer(api, options.port)
+    except OSError as error:
+        sys.stderr.write(f"port {options.port} cannot be used: {error.strerror}\n")
+        return 1
+    node.start()
+    server.start()
+    _write_kubeconfig(options.data_dir / "kubeconfig", server.url)
+    stop.wait()
+    server.close()
+    node.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Tests of the embedded Redis and the embedded Kubernetes."""
