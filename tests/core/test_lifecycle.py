@@ -99,9 +99,6 @@ def test_only_what_leads_to_a_create_waits_for_room(stage: Stage) -> None:
     assert Life(index=1, stage=stage).needs_room is (stage in {Stage.INTEND, Stage.CLEAN, Stage.CREATE})
 
 
-# -- what a create may answer --------------------------------------------------------------------------
-
-
 @contract("4.name")
 def test_a_pod_that_is_there_already_is_adopted() -> None:
     """409 and ours: the create of a process that died."""
@@ -211,9 +208,6 @@ def test_pauses_grow_up_to_half_a_minute(tries: int, pause_s: float) -> None:
     assert backoff_s(tries) == pause_s
 
 
-# -- others were here ----------------------------------------------------------------------------------
-
-
 def test_a_result_that_is_there_before_the_create_ends_the_life() -> None:
     """There is nothing to do and nothing to delete."""
     assert Drive().tell(HasResult()) == End("done")
@@ -254,9 +248,6 @@ def test_a_doom_that_is_not_ours_to_store_is_left_alone(stage: Stage) -> None:
     """The new owner decides anew."""
     drive = Drive(Life(index=1, stage=stage, pod=pod(), doom=DOOM))
     assert drive.tell(NotOurs()) == End("another process owns the task")
-
-
-# -- going on where another process stopped ------------------------------------------------------------
 
 
 def test_a_life_goes_on_with_a_live_look() -> None:
@@ -300,9 +291,6 @@ def test_a_resumed_worker_that_is_cancelled_elsewhere_is_seen_to_its_end() -> No
     """The stored attempt is the one that may have a pod."""
     drive = Drive(Life(index=1, attempt=3, infra_used=2))
     assert drive.tell(Cancelled(Doom(Reason.SCALED_DOWN), 2)) == Look(2)
-
-
-# -- defects of ours -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

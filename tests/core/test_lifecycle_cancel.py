@@ -174,9 +174,6 @@ def test_a_cancel_wins_over_a_doom_of_the_attempt() -> None:
     assert drive.tell(Done(), Seen(GONE)) == Record(1, KILL.verdict, GONE)
 
 
-# -- drain ---------------------------------------------------------------------------------------------
-
-
 @contract("3.mode")
 def test_a_drain_ends_a_worker_that_has_not_started() -> None:
     """Like a kill."""

@@ -61,9 +61,6 @@ def overdue() -> Drive:
     return drive
 
 
-# -- when ----------------------------------------------------------------------------------------------
-
-
 @contract("5.PendingTimeout")
 @contract("2.PENDING_TIMEOUT_S")
 def test_a_pod_that_does_not_start_is_doomed_in_time() -> None:
@@ -192,9 +189,6 @@ def test_a_pod_that_goes_or_is_unknown_is_not_doomed_as_well(snap: Snapshot) -> 
     assert drive.tell(Seen(snap)) == Await(drive.now + 60)
 
 
-# -- how -----------------------------------------------------------------------------------------------
-
-
 @contract("5.PendingTimeout")
 def test_a_doomed_pod_is_stored_killed_seen_gone_and_recorded() -> None:
     """In this order: whoever takes over in between knows what was meant."""
@@ -260,9 +254,6 @@ def test_a_result_that_came_before_the_doom_deletes_the_pod() -> None:
 def test_a_doom_for_an_attempt_that_is_over_is_not_stored() -> None:
     """A higher attempt has its own pod."""
     assert overdue().tell(OldAttempt()) == End("a higher attempt is stored")
-
-
-# -- when not ------------------------------------------------------------------------------------------
 
 
 @contract("5.PendingTimeout")

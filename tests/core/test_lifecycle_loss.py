@@ -45,9 +45,6 @@ def recorded(effect: Effect) -> Verdict:
     return effect.verdict
 
 
-# -- not in the list -----------------------------------------------------------------------------------
-
-
 def test_absence_in_a_list_is_looked_at_live() -> None:
     """A list may be older than the pod."""
     drive = Drive()
@@ -115,9 +112,6 @@ def test_another_uid_under_the_name_means_that_ours_is_gone() -> None:
     assert drive.tell(Intended()) == Create(2)
 
 
-# -- looked at from time to time -----------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("snap", [deleting(running()), pod(Phase.UNKNOWN, started_at=NOW), deleting(pod())])
 def test_a_pod_that_nobody_hears_of_is_looked_at_every_minute(snap: Snapshot) -> None:
     """Its node may be dead: then no event will ever come."""
@@ -149,9 +143,6 @@ def test_a_wait_that_ended_too_early_goes_on() -> None:
     drive = Drive()
     before = drive.tell(*RUNNING)
     assert drive.tell(TimedOut()) == before
-
-
-# -- tried again ---------------------------------------------------------------------------------------
 
 
 @contract("5.Evicted")
@@ -243,9 +234,6 @@ def test_a_new_attempt_starts_with_a_clean_slate() -> None:
     drive = Drive(Life(index=7, trouble_at=NOW, backoff=3))
     drive.tell(*CREATED, Seen(evicted()))
     assert drive.life == Life(index=7, attempt=2, infra_used=1, old=evicted(), not_before=NOW + 1)
-
-
-# -- the pod after the record --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -76,3 +76,8 @@ def test_names_agree_only_for_the_same_attempt(one: WorkerKey, other: WorkerKey)
 def test_the_selector_takes_one_instances_pods() -> None:
     """Manager and instance, as the labels of the pods have them."""
     assert selector("otto") == "managed-by=ottoscaler,ottoscaler.io/instance=otto"
+
+
+def test_a_key_tells_its_worker_whatever_the_attempt() -> None:
+    """What the attempts at one worker share."""
+    assert WorkerKey("0123456789", 2, 1).worker == WorkerKey("0123456789", 2, 3).worker == ("0123456789", 2)

@@ -62,6 +62,16 @@ def test_a_worker_that_failed_by_itself_is_an_error(state: Json | None, message:
     assert end(raw_pod("Failed", state=state)) == Verdict(Reason.ERROR, message)
 
 
+@contract("5.NodeLost")
+@pytest.mark.parametrize("ended_as", ["Error", "ContainerStatusUnknown"])
+def test_a_termination_message_never_gets_into_a_verdict(ended_as: str) -> None:
+    """The worker may have written it: neither reason nor message come from there."""
+    state = terminated(137, ended_as, message="trust me")
+    assert end(raw_pod("Failed", state=state, conditions=[disrupted("DeletionByPodGC")])) == Verdict(
+        Reason.NODE_LOST, "the worker exited with code 137"
+    )
+
+
 @contract("5.Error")
 def test_a_failure_without_a_container_tells_the_pods_message() -> None:
     """The best that is known."""

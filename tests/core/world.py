@@ -116,8 +116,6 @@ class World:
         }
         return answers[type(asked)](asked)
 
-    # -- everybody else ---------------------------------------------------------------------------
-
     def _meddle(self) -> None:
         event = self.roll(*[""] * 30, "cancel", "drain", "lost", "recorded", "pod", "pod")
         if event == "lost":
@@ -154,8 +152,6 @@ class World:
         if now.finished:
             return dict(self.roll({}, {}, *blows))
         return dict(self.roll(*(_RUNNING if now.started_at is not None else _PENDING), *blows))
-
-    # -- Redis ------------------------------------------------------------------------------------
 
     def _refusal(self) -> acts.NotOurs | acts.HasResult | None:
         if not self.ours:
@@ -205,8 +201,6 @@ class World:
             assert self.cancel is not None
         self.result = self.result or asked.verdict
         return acts.Done()
-
-    # -- the cluster ------------------------------------------------------------------------------
 
     def _make(self, attempt: int) -> Snapshot:
         fresh = pod(key=WorkerKey(HASH, 1, attempt), uid=f"u-{attempt}", created_at=self.now)
