@@ -154,7 +154,7 @@ class KubeCluster:
         body = self._get(name)
         try:
             return decode(event_annotation(body)) if body is not None else None
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, ValueError):
             return None
 
     def _get(self, name: str) -> bytes | None:
@@ -243,5 +243,5 @@ def _code(body: bytes) -> int:
 def _decoded(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
     try:
         return decoder.decode(body)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, ValueError) as error:
         raise ClusterUnavailable(f"the Kubernetes API sent what cannot be read: {error}") from error

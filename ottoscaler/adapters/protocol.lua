@@ -136,15 +136,14 @@ function F.accept(sid, eid, digest, event, raw, common, kind, task_id, pod_count
 end
 
 -- Redis was wiped: a task is taken up again from what its pods carry; indices without a pod have their attempts used up.
-function F.adopt(eid, sid, event, common, kind, task_id, pod_count, base, lease_ms, ...)
+function F.adopt(eid, sid, event, common, kind, task_id, pod_count, base, seen)
   local task = KEYS[6]
   if redis.call('EXISTS', task) == 1 then return 'known' end
   local now = now_ms()
   redis.call('HSET', task, 'sid', sid, 'type', kind, 'task_id', task_id, 'pod_count', pod_count, 'digest', '', 'event', event,
     'raw', event, 'common', common, 'state', 'running', 'owner', base .. '0', 'tenure', 0, 'tries', 0, 'received_at', stamp(now))
   for i = 1, pod_count do redis.call('HSET', task, 'attempt:' .. i, '1:1000') end
-  local seen = {...}
-  for n = 1, #seen, 2 do redis.call('HSET', task, 'attempt:' .. seen[n], seen[n + 1] .. ':0') end
+  for _, pair in ipairs(cjson.decode(seen)) do redis.call('HSET', task, 'attempt:' .. pair[1], pair[2] .. ':0') end
   redis.call('ZADD', OPEN, now, eid)
   return 'ok'
 end

@@ -70,7 +70,7 @@ def connect(settings: RedisSettings, *, timeout_s: float, connections: int = 4) 
         timeout=POOL_WAIT_S,
         **common,
     )
-    return redis.Redis(connection_pool=pool)
+    return redis.Redis.from_pool(pool)
 
 
 def address(settings: RedisSettings) -> str:

@@ -113,7 +113,7 @@ class RedisStream:
         return [Entry(stream_id.decode(), _pairs(fields) if fields else None) for stream_id, fields in found]
 
     def older_pending(self, stream_id: str) -> bool:
-        """See ports.Stream. The pending list first: an entry may leave "unread" for "pending", never the other way."""
+        """See ports.Stream. Unread first: an entry may become pending between the two looks, never unread again."""
         stream, group = self._keys.stream, self._keys.group
         with translated(self._where):
             last = _delivered(cast("Any", self._client.xinfo_groups(stream)), group)
@@ -138,10 +138,9 @@ class RedisStream:
 
     def adopt(self, event: ScaleEvent, attempts: Mapping[int, int]) -> None:
         """See ports.Stream."""
-        seen = [number for pair in attempts.items() for number in pair]
         self._run(
             "adopt", [self._key.task(event.event_id)], event.event_id, event.stream_id, event.encode(), _common(event),
-            event.type.value, event.task_id, event.pod_count, self._base, self._lease_ms, *seen,
+            event.type.value, event.task_id, event.pod_count, self._base, json.dumps(list(attempts.items())),
         )  # fmt: skip
 
     def bury(self, entry: Entry, bad: BadEvent) -> None:
@@ -266,8 +265,9 @@ class RedisStream:
 
     def note_states(self, event_id: str, owner: str, states: Mapping[int, tuple[str, int, str]]) -> None:
         """See ports.Stream."""
-        flat = [part for index, state in states.items() for part in (index, worker_json(*state))]
-        self._run("note_states", [self._key.task(event_id)], event_id, owner, *flat)
+        for part in _chunks(list(states.items())):
+            flat = [text for index, state in part for text in (index, worker_json(*state))]
+            self._run("note_states", [self._key.task(event_id)], event_id, owner, *flat)
 
     def note_why(self, event_id: str, owner: str, why: str, next_at: str) -> None:
         """See ports.Stream."""

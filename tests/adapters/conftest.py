@@ -1,0 +1,32 @@
+"""What the contract suites ask for besides the fixtures of each implementation."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+
+from ottoscaler.ports import Stream
+from tests.adapters.clusters import ClusterAdmin, ClusterFactory, Pods
+from tests.adapters.streams import StreamFactory
+
+
+@pytest.fixture
+def stream(stream_factory: StreamFactory) -> Stream:
+    """A stream of consumer c1, boot boot-1, with its group."""
+    made = stream_factory("c1")
+    made.ensure_group()
+    return made
+
+
+@pytest.fixture
+def other(stream_factory: StreamFactory) -> Stream:
+    """A second consumer of the same group, c2."""
+    return stream_factory("c2")
+
+
+@pytest.fixture
+def pods(cluster_factory: ClusterFactory, admin: ClusterAdmin) -> Pods:
+    """The pods of an instance that only this test has."""
+    instance = f"test-{uuid.uuid4().hex[:12]}"
+    return Pods(cluster_factory(instance), admin, instance)

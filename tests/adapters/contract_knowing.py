@@ -1,0 +1,124 @@
+"""The contract of `ports.Stream`, third part: what is known, adopting. All implementations run it."""
+
+from __future__ import annotations
+
+from ottoscaler.ports import Fate, OpenTask, StoredWorker, Stream, Victim
+from tests.adapters.streams import (
+    LATE_ID,
+    StreamAdmin,
+    accept,
+    intend,
+    opened,
+    owned_by,
+    receive,
+    record,
+    reloaded,
+    taken_over,
+)
+
+__all__ = ["TestAdopting", "TestKnowing"]
+
+
+class TestAdopting:
+    """adopt: a task is stored anew from its pods, after Redis was wiped."""
+
+    @staticmethod
+    def adopted(stream: Stream, admin: StreamAdmin) -> OpenTask:
+        """A task of three that was wiped; worker 2 had a pod of attempt 3."""
+        task = opened(stream, admin, event_id="e-1", pod_count="3")
+        admin.flush()
+        stream.adopt(task.event, {2: 3})
+        return task
+
+    def test_lets_anybody_take_the_task(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """Its lease has run out already."""
+        task = self.adopted(stream, admin)
+        assert other.expired(same_consumer=False) == ["e-1"]
+        taken = other.take("e-1", same_consumer=False)
+        assert taken is not None
+        assert taken.event == task.event
+
+    def test_goes_on_with_the_attempts_that_were_seen(self, stream: Stream, admin: StreamAdmin) -> None:
+        """An index without a pod has no retries left: what it did is not known."""
+        self.adopted(stream, admin)
+        taken = stream.take("e-1", same_consumer=False)
+        assert taken is not None
+        assert taken.workers[2] == StoredWorker(2, attempt=3)
+        lost = [taken.workers[index] for index in (1, 3)]
+        assert [worker.attempt for worker in lost] == [1, 1]
+        assert all(worker.infra_used > 10 for worker in lost)
+
+    def test_again_changes_nothing(self, stream: Stream, admin: StreamAdmin) -> None:
+        """A known task is not stored anew: it may have gone on meanwhile."""
+        task = self.adopted(stream, admin)
+        taken = stream.take("e-1", same_consumer=False)
+        stream.adopt(task.event, {1: 7})
+        assert taken is not None
+        assert stream.check("e-1", taken.owner, 1).fate is Fate.OK
+        assert reloaded(stream, "e-1").workers[1].attempt == 1
+
+    def test_the_event_sent_again_is_known(self, stream: Stream, admin: StreamAdmin) -> None:
+        """Its content is not remembered exactly, so it must not count as a conflict."""
+        self.adopted(stream, admin)
+        stream.ensure_group()
+        admin.add({"type": "scale_up", "event_id": "e-1", "pod_count": "3"}, LATE_ID)
+        assert accept(stream, receive(stream)) is None
+        assert (admin.dead_letters(), admin.results(), admin.pending_count()) == ([], [], 0)
+
+    def test_the_results_come_as_usual(self, stream: Stream, admin: StreamAdmin) -> None:
+        """Three workers, then the task's."""
+        taken = taken_over(stream, admin, self.adopted(stream, admin))
+        for index, attempt in ((1, 1), (2, 3), (3, 1)):
+            record(stream, taken, index, attempt=attempt)
+        assert [result["kind"] for result in admin.results()] == ["worker"] * 3 + ["task"]
+
+
+class TestKnowing:
+    """What anybody may ask: reload, tasks, known, outcomes, now."""
+
+    def test_reload_shows_a_task_whoever_owns_it(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """The same as its owner has, and the owner's token."""
+        task = opened(stream, admin, event_id="e-1")
+        intend(stream, task)
+        seen = reloaded(other, "e-1")
+        assert (seen.owner, seen.event, seen.workers[1].attempt) == (task.owner, task.event, 1)
+
+    def test_reload_shows_open_tasks_only(self, stream: Stream, admin: StreamAdmin) -> None:
+        """None for a finished one and for one nobody heard of."""
+        record(stream, opened(stream, admin, event_id="e-1"))
+        assert stream.reload("e-1") is None
+        assert stream.reload("never") is None
+
+    def test_tasks_shows_open_scale_ups_of_all(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """Victims are chosen among these, whoever owns them."""
+        first = opened(stream, admin, event_id="e-1", pod_count="2")
+        intend(stream, first, 2)
+        second = opened(other, admin, event_id="e-2")
+        opened(stream, admin, type="scale_down", task_id="e-1", event_id="d-1")
+        record(stream, opened(stream, admin, event_id="e-3"))
+        views = {view.event.event_id: view for view in other.tasks()}
+        assert set(views) == {"e-1", "e-2"}
+        assert (views["e-1"].owner, views["e-2"].owner) == (first.owner, second.owner)
+        assert dict(views["e-1"].workers) == {2: StoredWorker(2, attempt=1)}
+
+    def test_known_tells_finished_from_never_heard_of(self, stream: Stream, admin: StreamAdmin) -> None:
+        """The sweep may delete a pod of the first and has to take up one of the second."""
+        record(stream, opened(stream, admin, event_id="e-1"))
+        opened(stream, admin, event_id="e-2")
+        known = stream.known(["e-1", "e-2", "never"])
+        assert {event_id: state for event_id, (state, _) in known.items()} == {"e-1": "finished", "e-2": "waiting"}
+        assert known["e-1"][1][1].outcome == "succeeded"
+        assert stream.known([]) == {}
+
+    def test_outcomes_are_told_in_the_order_asked(self, stream: Stream, admin: StreamAdmin) -> None:
+        """None only where the task is unknown."""
+        task = opened(stream, admin, event_id="e-1", pod_count="2")
+        record(stream, task, 2)
+        asked = [Victim("never", 1), Victim("e-1", 2, "pod"), Victim("e-1", 1)]
+        assert stream.outcomes(asked) == [None, StoredWorker(2, outcome="succeeded"), StoredWorker(1)]
+        assert stream.outcomes([]) == []
+
+    def test_a_token_is_a_secret_of_nobody(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """Ownership is the token, not the connection: another stream of ours may write with it."""
+        task = opened(stream, admin, event_id="e-1")
+        assert intend(other, owned_by(task, task.owner)).fate is Fate.OK

@@ -1,0 +1,299 @@
+"""The contract of `ports.Stream`, second part: leases, take-overs, what is known. All implementations run it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from ottoscaler.core.acts import Doom
+from ottoscaler.core.results import Reason
+from ottoscaler.ports import Fate, OpenTask, StoredWorker, Stream
+from tests.adapters.streams import (
+    StreamAdmin,
+    StreamFactory,
+    cancel,
+    event_of,
+    intend,
+    opened,
+    receive,
+    record,
+    send,
+    taken_over,
+)
+from tests.fakes.wait import eventually
+
+__all__ = ["TestLeases", "TestPoison", "TestRestart", "TestTakingOver"]
+
+#: `accept` is the first try, each take-over one more; at ten the event counts as poison.
+TAKES_TO_POISON = 9
+
+Write = Callable[[Stream, str, str], object]
+_DOOM = Doom(Reason.PENDING_TIMEOUT, "late", 1)
+#: Every write that shows an owner token, with the answer for one that is not the owner.
+WRITES: dict[str, Write] = {
+    "intend": lambda s, e, o: s.intend(e, o, 1, attempt=1, infra_used=0, pod="p").fate,
+    "note_refused": lambda s, e, o: s.note_refused(e, o, 1, 1).fate,
+    "check": lambda s, e, o: s.check(e, o, 1).fate,
+    "doom": lambda s, e, o: s.doom(e, o, 1, _DOOM).fate,
+    "withdraw": lambda s, e, o: s.withdraw(e, o, 1, _DOOM).fate,
+    "record": lambda s, e, o: s.record(e, o, 1, attempt=1, fields={"outcome": "succeeded", "reason": "x"}).fate,
+    "finish_scale_down": lambda s, e, o: s.finish_scale_down(e, o, {"kind": "scale_down"}).fate,
+}
+
+
+class TestLeases:
+    """renew, release, expired: who holds a task, and for how long."""
+
+    def test_run_out_in_time(self, stream_factory: StreamFactory, admin: StreamAdmin) -> None:
+        """By the server's clock, and then anybody may have the task."""
+        stream, other = stream_factory("c1", lease_s=0.2), stream_factory("c2")
+        stream.ensure_group()
+        task = opened(stream, admin)
+        assert other.expired(same_consumer=False) == []
+        expired = eventually(lambda: other.expired(same_consumer=False), what="the lease to run out")
+        assert expired == [task.event.event_id]
+
+    def test_are_extended_by_the_owner(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """Even one that ran out, as long as nobody took the task."""
+        task = opened(stream, admin, event_id="e-1")
+        admin.expire_lease("e-1")
+        assert stream.renew({"e-1": task.owner}).lost == {}
+        assert other.expired(same_consumer=False) == []
+        assert other.take("e-1", same_consumer=False) is None
+
+    def test_of_somebody_else_are_reported_as_lost(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """With the new owner's name, so that the log can tell who has it."""
+        task = opened(stream, admin, event_id="e-1")
+        taken = taken_over(other, admin, task)
+        admin.expire_lease("e-1")
+        renewal = stream.renew({"e-1": task.owner})
+        assert (renewal.lost, renewal.cancels) == ({"e-1": taken.owner}, {})
+        assert other.expired(same_consumer=False) == ["e-1"]
+
+    def test_of_tasks_that_are_gone_are_lost_to_nobody(self, stream: Stream, admin: StreamAdmin) -> None:
+        """Finished ones and unknown ones have no owner; renewing opens nothing."""
+        done = opened(stream, admin, event_id="e-1")
+        record(stream, done)
+        assert stream.renew({"e-1": done.owner, "never": "c1/boot-1/1"}).lost == {"e-1": "", "never": ""}
+        assert admin.open_ids() == set()
+
+    def test_are_renewed_for_many_at_once(self, stream: Stream, admin: StreamAdmin) -> None:
+        """Each with its own answer."""
+        tasks = [opened(stream, admin) for _ in range(3)]
+        owners = {task.event.event_id: task.owner for task in tasks[:2]} | {tasks[2].event.event_id: "c9/boot/1"}
+        renewal = stream.renew(owners)
+        assert set(renewal.cancels) == {task.event.event_id for task in tasks[:2]}
+        assert renewal.lost == {tasks[2].event.event_id: tasks[2].owner}
+
+    def test_of_nothing_is_nothing(self, stream: Stream) -> None:
+        """An idle process renews as well."""
+        renewal = stream.renew({})
+        assert (dict(renewal.lost), dict(renewal.cancels)) == ({}, {})
+        stream.release({})
+
+    def test_tell_of_cancel_marks(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """The owner learns by its renewal that another replica cancelled something."""
+        task = opened(stream, admin, event_id="e-1", pod_count="2")
+        assert stream.renew({"e-1": task.owner}).cancels == {"e-1": 0}
+        other.doom("e-1", None, 2, cancel())
+        assert stream.renew({"e-1": task.owner}).cancels == {"e-1": 1}
+
+    def test_are_given_up_at_once_at_the_stop(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """The next replica goes on without waiting."""
+        task = opened(stream, admin, event_id="e-1")
+        stream.release({"e-1": task.owner})
+        assert other.expired(same_consumer=False) == ["e-1"]
+        assert other.take("e-1", same_consumer=False) is not None
+
+    def test_are_given_up_by_their_owner_only(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """A process that was replaced cannot give away what it lost."""
+        task = opened(stream, admin, event_id="e-1")
+        other.release({"e-1": "c2/boot-1/1", "never": "c2/boot-1/1"})
+        assert other.expired(same_consumer=False) == []
+        assert stream.check("e-1", task.owner, 1).fate is Fate.OK
+
+
+class TestTakingOver:
+    """take: a task whose lease ran out changes hands."""
+
+    def test_raises_the_tenure(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """The token tells consumer, boot and tenure."""
+        task = opened(stream, admin, event_id="e-1")
+        assert taken_over(other, admin, task).owner == "c2/boot-1/2"
+        assert admin.task("e-1")["owner"] == "c2/boot-1/2"
+
+    def test_is_refused_while_the_lease_runs(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """Nobody steals from the living, and a fresh take-over is a fresh lease."""
+        task = opened(stream, admin, event_id="e-1")
+        assert other.take("e-1", same_consumer=False) is None
+        taken_over(other, admin, task)
+        assert stream.take("e-1", same_consumer=False) is None
+
+    def test_is_refused_for_what_is_not_open(self, stream: Stream, admin: StreamAdmin) -> None:
+        """Finished or never heard of."""
+        record(stream, opened(stream, admin, event_id="e-1"))
+        assert stream.take("e-1", same_consumer=False) is None
+        assert stream.take("never", same_consumer=True) is None
+        assert admin.open_ids() == set()
+
+    def test_brings_all_that_is_stored(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """Attempts, used retries, refusals, dooms and outcomes, by index."""
+        task = opened(stream, admin, event_id="e-1", pod_count="5")
+        intend(stream, task, 1, attempt=2, infra_used=1)
+        intend(stream, task, 2)
+        stream.note_refused("e-1", task.owner, 2, 1)
+        stream.doom("e-1", None, 3, cancel())
+        record(stream, task, 4)
+        taken = taken_over(other, admin, task)
+        assert dict(taken.workers) == {
+            1: StoredWorker(1, attempt=2, infra_used=1),
+            2: StoredWorker(2, attempt=1, refused=True),
+            3: StoredWorker(3, doom=cancel()),
+            4: StoredWorker(4, outcome="succeeded"),
+        }
+        assert (taken.event, taken.received_at, taken.cancels) == (task.event, task.received_at, 1)
+
+    @pytest.mark.parametrize("write", WRITES)
+    def test_ends_the_old_owners_rights(self, stream: Stream, other: Stream, admin: StreamAdmin, write: str) -> None:
+        """A thread that was paused too long finds out at its next script."""
+        task = opened(stream, admin, event_id="e-1")
+        taken_over(other, admin, task)
+        assert WRITES[write](stream, "e-1", task.owner) is Fate.NOT_OURS
+        assert (admin.results(), admin.open_ids()) == ([], {"e-1"})
+
+    @pytest.mark.parametrize("write", WRITES)
+    def test_of_an_unknown_task_never_happened(self, stream: Stream, write: str) -> None:
+        """After FLUSHALL no write makes half a task."""
+        assert WRITES[write](stream, "never", "c1/boot-1/1") is Fate.NOT_OURS
+        assert stream.known(["never"]) == {}
+
+    def test_within_one_process_tells_its_threads_apart(self, stream: Stream, admin: StreamAdmin) -> None:
+        """An old thread of the same process cannot pass for the new owner: the tenure differs."""
+        task = opened(stream, admin, event_id="e-1")
+        taken = taken_over(stream, admin, task)
+        assert taken.owner == "c1/boot-1/2"
+        assert intend(stream, task).fate is Fate.NOT_OURS
+        assert intend(stream, taken).fate is Fate.OK
+
+    def test_lets_the_new_owner_go_on(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """With the new token everything works, and the result is the task's only one."""
+        task = opened(stream, admin, event_id="e-1", pod_count="2")
+        record(stream, task, 1)
+        taken = taken_over(other, admin, task)
+        assert record(other, taken, 2).fate is Fate.OK
+        assert record(stream, task, 2).fate is Fate.KNOWN
+        assert [result["outcome"] for result in admin.results("task")] == ["succeeded"]
+
+
+class TestRestart:
+    """A new boot of the same consumer."""
+
+    def test_takes_its_own_tasks_at_once(
+        self, stream_factory: StreamFactory, stream: Stream, admin: StreamAdmin
+    ) -> None:
+        """However long the lease still runs: the earlier boot is dead or will be told."""
+        opened(stream, admin, event_id="e-1")
+        again = stream_factory("c1", boot="boot-2")
+        assert again.expired(same_consumer=True) == ["e-1"]
+        taken = again.take("e-1", same_consumer=True)
+        assert taken is not None
+        assert taken.owner == "c1/boot-2/2"
+
+    def test_ends_the_earlier_boots_rights(
+        self, stream_factory: StreamFactory, stream: Stream, admin: StreamAdmin
+    ) -> None:
+        """The replaced process sees at its renewal who it was replaced by."""
+        task = opened(stream, admin, event_id="e-1")
+        stream_factory("c1", boot="boot-2").take("e-1", same_consumer=True)
+        assert intend(stream, task).fate is Fate.NOT_OURS
+        assert stream.renew({"e-1": task.owner}).lost == {"e-1": "c1/boot-2/2"}
+
+    def test_takes_them_only_when_it_means_to(
+        self, stream_factory: StreamFactory, stream: Stream, admin: StreamAdmin
+    ) -> None:
+        """In the ordinary round, a task of the earlier boot is one like any other."""
+        opened(stream, admin, event_id="e-1")
+        assert stream_factory("c1", boot="boot-2").take("e-1", same_consumer=False) is None
+
+    def test_does_not_take_from_itself(self, stream: Stream, admin: StreamAdmin) -> None:
+        """The same boot is no earlier one."""
+        opened(stream, admin, event_id="e-1")
+        assert stream.expired(same_consumer=True) == []
+        assert stream.take("e-1", same_consumer=True) is None
+
+    def test_leaves_the_tasks_of_others(self, stream_factory: StreamFactory, admin: StreamAdmin) -> None:
+        """Also of one whose name begins like its own."""
+        stream = stream_factory("c1-blue")
+        stream.ensure_group()
+        opened(stream, admin, event_id="e-1")
+        restarted = stream_factory("c1", boot="boot-2")
+        assert restarted.expired(same_consumer=True) == []
+        assert restarted.take("e-1", same_consumer=True) is None
+
+
+class TestPoison:
+    """An event that the controller fails on time and again ends by itself."""
+
+    @staticmethod
+    def take_often(stream: Stream, admin: StreamAdmin, event_id: str, times: int = TAKES_TO_POISON) -> OpenTask:
+        """Take a task so often, without any progress; returns it as it was taken last."""
+        for _ in range(times):
+            admin.expire_lease(event_id)
+            taken = stream.take(event_id, same_consumer=False)
+        assert taken is not None
+        return taken
+
+    @pytest.mark.contract("5.Poison")
+    def test_cancels_each_unfinished_worker(self, stream: Stream, admin: StreamAdmin) -> None:
+        """Live pods are ended by intent; what is recorded then says Poison."""
+        task = opened(stream, admin, event_id="e-1", pod_count="2")
+        record(stream, task, 1)
+        taken = self.take_often(stream, admin, "e-1", 10)
+        worker = taken.workers[2]
+        assert worker.doom is not None
+        assert (worker.doom.reason, worker.doom.attempt, taken.workers[1].doom) == (Reason.POISON, 0, None)
+        assert record(stream, taken, 2, attempt=0, reason=Reason.ERROR).fate is Fate.OK
+        assert [result["reason"] for result in admin.results("task")] == ["Poison"]
+
+    def test_leaves_one_dead_letter(self, stream: Stream, admin: StreamAdmin) -> None:
+        """However often it is taken up after that."""
+        sent = send(admin, event_id="e-1")
+        task = stream.accept([(event_of(entry := receive(stream)), "digest")], [entry.fields or {}])[0]
+        assert task is not None
+        self.take_often(stream, admin, "e-1", TAKES_TO_POISON + 2)
+        [letter] = admin.dead_letters()
+        expected = {"dead_reason": "Poison", "event_id": "e-1", "stream_id": sent, "attempts": "10"}
+        assert expected.items() <= letter.items()
+
+    @pytest.mark.contract("5.Poison")
+    def test_of_a_scale_down_ends_it_at_once(self, stream: Stream, admin: StreamAdmin) -> None:
+        """It has no pods of its own: its result says Poison, once, and nobody can take it any more."""
+        opened(stream, admin, type="scale_down", task_id="t-1", event_id="d-1", repository="a/b")
+        self.take_often(stream, admin, "d-1", TAKES_TO_POISON - 1)
+        admin.expire_lease("d-1")
+        assert stream.take("d-1", same_consumer=False) is None
+        [result] = admin.results()
+        expected = {"kind": "scale_down", "event_id": "d-1", "task_id": "t-1", "reason": "Poison", "repository": "a/b"}
+        assert expected.items() <= result.items()
+        assert ([letter["dead_reason"] for letter in admin.dead_letters()], admin.open_ids()) == (["Poison"], set())
+
+    def test_needs_ten_tries(self, stream: Stream, admin: StreamAdmin) -> None:
+        """Nine are bad luck."""
+        opened(stream, admin, event_id="e-1")
+        taken = self.take_often(stream, admin, "e-1", TAKES_TO_POISON - 1)
+        assert (dict(taken.workers), admin.dead_letters()) == ({}, [])
+
+    @pytest.mark.parametrize("progress", ["intend", "record", "release"])
+    def test_progress_counts_anew(self, stream: Stream, admin: StreamAdmin, progress: str) -> None:
+        """Stored progress and a clean hand-over show that it is not the event."""
+        opened(stream, admin, event_id="e-1", pod_count="2")
+        taken = self.take_often(stream, admin, "e-1", TAKES_TO_POISON - 1)
+        steps: dict[str, Callable[[], object]] = {
+            "intend": lambda: intend(stream, taken),
+            "record": lambda: record(stream, taken),
+            "release": lambda: stream.release({"e-1": taken.owner}),
+        }
+        steps[progress]()
+        self.take_often(stream, admin, "e-1", TAKES_TO_POISON)
+        assert admin.dead_letters() == []

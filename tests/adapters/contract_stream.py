@@ -1,0 +1,392 @@
+"""The contract of `ports.Stream`, first part: reading, accepting, dead letters. All implementations run it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ottoscaler.core.events import BadEvent, DeadReason, digest, parse
+from ottoscaler.errors import StreamUnavailable
+from ottoscaler.ports import Entry, Fate, Stream
+from tests.adapters.streams import (
+    OLD_ID,
+    StreamAdmin,
+    StreamFactory,
+    accept,
+    event_of,
+    intend,
+    opened,
+    receive,
+    record,
+    send,
+)
+
+__all__ = ["TestAccepting", "TestBurying", "TestGroup", "TestPending", "TestReading"]
+
+
+class TestGroup:
+    """The consumer group: where it begins, and that it comes back."""
+
+    def test_begins_at_the_streams_beginning(self, stream_factory: StreamFactory, admin: StreamAdmin) -> None:
+        """What was sent before there was a controller is read, too."""
+        early = send(admin)
+        stream = stream_factory("c1")
+        stream.ensure_group()
+        assert receive(stream).stream_id == early
+
+    def test_a_second_call_changes_nothing(self, stream: Stream, admin: StreamAdmin) -> None:
+        """What was delivered is not delivered again because somebody else starts."""
+        send(admin)
+        receive(stream)
+        stream.ensure_group()
+        assert stream.read_now(1) == []
+
+    def test_comes_back_after_the_server_was_wiped(self, stream: Stream, admin: StreamAdmin) -> None:
+        """Without a group there is StreamUnavailable at worst; ensure_group makes it right again."""
+        admin.flush()
+        try:
+            stream.read(1)
+        except StreamUnavailable:
+            stream.ensure_group()
+        later = send(admin)
+        assert receive(stream).stream_id == later
+
+    def test_tells_the_last_delivered_id(self, stream: Stream, admin: StreamAdmin) -> None:
+        """It rises with what is read, and not with what is sent."""
+        assert stream.delivered() == "0-0"
+        first = send(admin)
+        receive(stream)
+        send(admin)
+        assert stream.delivered() == first
+
+    def test_without_it_the_last_delivered_id_is_unavailable(self, stream: Stream, admin: StreamAdmin) -> None:
+        """A wiped server is told as such, not as an empty one."""
+        admin.flush()
+        with pytest.raises(StreamUnavailable):
+            stream.delivered()
+
+
+class TestReading:
+    """New entries, with the group and without."""
+
+    def test_gives_each_entry_once_in_order(self, stream: Stream, admin: StreamAdmin) -> None:
+        """Entries come as they were sent, and never again as new."""
+        ids = [send(admin, task_id="a"), send(admin, task_id="b")]
+        assert [entry.stream_id for entry in stream.read(10)] == ids
+        assert stream.read_now(10) == []
+
+    def test_gives_fields_as_bytes(self, stream: Stream, admin: StreamAdmin) -> None:
+        """Nothing is decoded: what is not UTF-8 is not the reader's business."""
+        admin.add({"type": "scale_up", "reason": b"\xff\xfe"})
+        assert receive(stream).fields == {b"type": b"scale_up", b"reason": b"\xff\xfe"}
+
+    def test_takes_no_more_than_asked(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """The rest stays for other replicas."""
+        ids = [send(admin) for _ in range(3)]
+        assert len(stream.read(2)) == 2
+        assert [entry.stream_id for entry in other.read(2)] == ids[2:]
+
+    def test_ends_with_nothing_when_nothing_comes(self, stream: Stream) -> None:
+        """A blocking read is bounded."""
+        assert stream.read(1) == []
+
+    def test_without_blocking_gives_what_is_there(self, stream: Stream, admin: StreamAdmin) -> None:
+        """control reads so what lies before a scale_down."""
+        sent = send(admin)
+        assert [entry.stream_id for entry in stream.read_now(5)] == [sent]
+        assert stream.read_now(5) == []
+
+    def test_peek_shows_what_lies_behind_an_id(self, stream: Stream, admin: StreamAdmin) -> None:
+        """Entries behind the id, not the one at it."""
+        first, second = send(admin), send(admin)
+        assert [entry.stream_id for entry in stream.peek("0-0", 10, block=True)] == [first, second]
+        assert [entry.stream_id for entry in stream.peek(first, 10, block=True)] == [second]
+
+    def test_peek_takes_nothing_from_the_group(self, stream: Stream, admin: StreamAdmin) -> None:
+        """Peeking is looking only."""
+        send(admin)
+        peeked = stream.peek("0-0", 1, block=True)
+        assert admin.pending_count() == 0
+        assert stream.read(1) == peeked
+
+    def test_peek_need_not_wait(self, stream: Stream, admin: StreamAdmin) -> None:
+        """control looks once more for what lies before a scale_down."""
+        assert stream.peek("0-0", 10, block=False) == []
+        sent = send(admin)
+        assert [entry.stream_id for entry in stream.peek("0-0", 10, block=False)] == [sent]
+
+    def test_peek_ends_with_nothing_when_nothing_comes(self, stream: Stream, admin: StreamAdmin) -> None:
+        """It is bounded like a read, and takes no more than asked."""
+        last = [send(admin) for _ in range(2)][-1]
+        assert len(stream.peek("0-0", 1, block=True)) == 1
+        assert stream.peek(last, 10, block=True) == []
+
+
+class TestPending:
+    """Entries that were read and not accepted."""
+
+    def test_own_entries_are_read_again(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """As often as asked, until they are accepted; nobody else's."""
+        send(admin)
+        entry = receive(stream)
+        assert stream.pending(own=True, min_idle_s=0) == [entry]
+        assert stream.pending(own=True, min_idle_s=0) == [entry]
+        assert other.pending(own=True, min_idle_s=0) == []
+
+    def test_accepted_entries_are_not(self, stream: Stream, admin: StreamAdmin) -> None:
+        """accept acknowledges."""
+        opened(stream, admin)
+        assert stream.pending(own=True, min_idle_s=0) == []
+
+    def test_idle_entries_of_others_become_ours(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """Their reader died before it accepted them."""
+        send(admin)
+        entry = receive(stream)
+        assert other.pending(own=False, min_idle_s=0) == [entry]
+        assert other.pending(own=True, min_idle_s=0) == [entry]
+        assert stream.pending(own=True, min_idle_s=0) == []
+
+    def test_entries_that_are_not_idle_stay(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """Their reader may be alive."""
+        send(admin)
+        entry = receive(stream)
+        assert other.pending(own=False, min_idle_s=3600) == []
+        assert stream.pending(own=True, min_idle_s=0) == [entry]
+
+    @pytest.mark.parametrize("own", [True, False])
+    def test_a_trimmed_entry_has_no_fields(self, stream: Stream, admin: StreamAdmin, own: bool) -> None:
+        """It is told of again and again, so that it can be buried."""
+        send(admin)
+        gone = Entry(receive(stream).stream_id, None)
+        admin.trim()
+        assert stream.pending(own=own, min_idle_s=0) == [gone]
+        assert stream.pending(own=own, min_idle_s=0) == [gone]
+
+    def test_an_unread_entry_is_older(self, stream: Stream, admin: StreamAdmin) -> None:
+        """Older means before this id; the entry itself does not count."""
+        first, second = send(admin), send(admin)
+        assert stream.older_pending(second)
+        assert not stream.older_pending(first)
+
+    def test_an_entry_somebody_read_is_older_until_accepted(
+        self, stream: Stream, other: Stream, admin: StreamAdmin
+    ) -> None:
+        """Whoever has it: it counts until it is accepted."""
+        send(admin)
+        second = send(admin)
+        entry = receive(other)
+        assert stream.older_pending(second)
+        assert not stream.older_pending(entry.stream_id)
+        accept(other, entry)
+        assert not stream.older_pending(second)
+
+    def test_a_buried_entry_is_not_older(self, stream: Stream, admin: StreamAdmin) -> None:
+        """A dead letter holds nobody up."""
+        send(admin)
+        second = send(admin)
+        stream.bury(receive(stream), BadEvent(DeadReason.INVALID, "why"))
+        assert not stream.older_pending(second)
+
+
+class TestAccepting:
+    """accept: store, lease and acknowledge in one step."""
+
+    def test_opens_the_task_and_acknowledges(self, stream: Stream, admin: StreamAdmin) -> None:
+        """From here on the task hash is the truth."""
+        task = opened(stream, admin, pod_count="3", task_id="t-1", event_id="e-1")
+        assert task.owner == "c1/boot-1/1"
+        assert admin.pending_count() == 0
+        assert admin.open_ids() == {"e-1"}
+        shown = admin.task("e-1")
+        assert (shown["state"], shown["task_id"], shown["pod_count"]) == ("waiting", "t-1", "3")
+        assert (shown["owner"], shown["received_at"]) == (task.owner, task.received_at)
+
+    def test_gives_a_task_of_which_nothing_is_stored_yet(self, stream: Stream, admin: StreamAdmin) -> None:
+        """The event as it was read, no workers, no victims, no cancels."""
+        send(admin, event_id="e-1")
+        entry = receive(stream)
+        task = accept(stream, entry)
+        assert task is not None
+        assert task.event == event_of(entry)
+        assert (dict(task.workers), task.victims, task.cancels) == ({}, None, 0)
+
+    def test_keeps_the_event_as_it_was(self, stream: Stream, admin: StreamAdmin) -> None:
+        """Passed-on fields and trace context are there after a restart."""
+        trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+        task = opened(stream, admin, traceparent=trace, repository="a/b", metadata='{"k": "ü"}', supersedes="main")
+        stored = stream.reload(task.event.event_id)
+        assert stored is not None
+        assert stored.event == task.event
+
+    def test_again_after_a_lost_answer_gives_the_same(self, stream: Stream, admin: StreamAdmin) -> None:
+        """The caller repeats what it got no answer for."""
+        send(admin)
+        entry = receive(stream)
+        first = accept(stream, entry)
+        assert first is not None
+        assert accept(stream, entry) == first
+
+    def test_again_by_another_consumer_gives_nothing(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """A claimed entry whose first reader had accepted it is only acknowledged."""
+        send(admin, event_id="e-1")
+        entry = receive(stream)
+        accept(stream, entry)
+        assert accept(other, entry) is None
+        assert admin.task("e-1")["owner"] == "c1/boot-1/1"
+
+    def test_the_same_event_sent_twice_is_one(self, stream: Stream, admin: StreamAdmin) -> None:
+        """Same event_id, same content: known, acknowledged, no dead letter."""
+        opened(stream, admin, event_id="e-1")
+        send(admin, event_id="e-1")
+        assert accept(stream, receive(stream)) is None
+        assert (admin.pending_count(), admin.dead_letters(), admin.open_ids()) == (0, [], {"e-1"})
+
+    def test_a_finished_event_sent_again_is_known(self, stream: Stream, admin: StreamAdmin) -> None:
+        """It is not run again while its hash lives."""
+        record(stream, opened(stream, admin, event_id="e-1"))
+        send(admin, event_id="e-1")
+        assert accept(stream, receive(stream)) is None
+        assert (len(admin.results("task")), admin.open_ids(), admin.pending_count()) == (1, set(), 0)
+
+    def test_other_content_under_a_known_id_is_a_conflict(self, stream: Stream, admin: StreamAdmin) -> None:
+        """A dead letter; the task of that id goes on, and no result is written under it."""
+        opened(stream, admin, event_id="e-1", pod_count="1")
+        sent = send(admin, event_id="e-1", pod_count="2")
+        entry = receive(stream)
+        assert accept(stream, entry) is None
+        assert accept(stream, entry) is None
+        [letter] = admin.dead_letters()
+        assert (letter["dead_reason"], letter["event_id"], letter["stream_id"]) == ("Conflict", "e-1", sent)
+        assert (admin.results(), admin.task("e-1")["pod_count"], admin.pending_count()) == ([], "1", 0)
+
+    def test_an_entry_older_than_the_memory_is_never_run(self, stream: Stream, admin: StreamAdmin) -> None:
+        """TooOld: it may have been run and forgotten."""
+        admin.add({"type": "scale_up", "event_id": "e-1", "task_id": "t-1"}, OLD_ID)
+        entry = receive(stream)
+        assert accept(stream, entry) is None
+        assert accept(stream, entry) is None
+        assert [letter["dead_reason"] for letter in admin.dead_letters()] == ["TooOld"]
+        [result] = admin.results()
+        assert (result["kind"], result["outcome"], result["reason"]) == ("task", "failed", "Rejected")
+        assert (admin.open_ids(), admin.pending_count()) == (set(), 0)
+
+    def test_of_several_is_decided_for_each(self, stream: Stream, admin: StreamAdmin) -> None:
+        """One in conflict does not hold up its neighbours."""
+        for fields in ({"event_id": "a"}, {"event_id": "a", "pod_count": "2"}, {"event_id": "b"}):
+            send(admin, **fields)
+        entries = stream.read(3)
+        raws = [entry.fields or {} for entry in entries]
+        pairs = [(event_of(entry), digest(raw)) for entry, raw in zip(entries, raws, strict=True)]
+        tasks = stream.accept(pairs, raws)
+        assert [task and task.event.event_id for task in tasks] == ["a", None, "b"]
+        assert admin.pending_count() == 0
+
+    def test_a_scale_down_is_accepted_like_any_other(self, stream: Stream, admin: StreamAdmin) -> None:
+        """It is a task until its victims are gone."""
+        task = opened(stream, admin, type="scale_down", task_id="t-1", event_id="d-1")
+        assert task.event.pod_count == 0
+        assert admin.open_ids() == {"d-1"}
+
+
+class TestBurying:
+    """Dead letters: what cannot be carried out, each once."""
+
+    @staticmethod
+    def bad(entry: Entry) -> BadEvent:
+        """Why an entry is no event."""
+        bad = parse(entry.stream_id, entry.fields or {}, 1000)
+        assert isinstance(bad, BadEvent)
+        return bad
+
+    def test_tells_what_came_and_why_it_is_refused(self, stream: Stream, admin: StreamAdmin) -> None:
+        """All that an operator needs, the event as sent included."""
+        sent = send(admin, event_id="e-1", pod_count="0")
+        entry = receive(stream)
+        stream.bury(entry, self.bad(entry))
+        [letter] = admin.dead_letters()
+        assert set(letter) >= {"group", "attempts", "at"}
+        assert (letter["dead_reason"], letter["event_id"], letter["stream_id"]) == ("Invalid", "e-1", sent)
+        assert "pod_count" in letter["dead_detail"]
+        assert json.loads(letter["event"]) == {"type": "scale_up", "event_id": "e-1", "pod_count": "0"}
+
+    def test_tells_the_producer_where_an_id_could_be_read(self, stream: Stream, admin: StreamAdmin) -> None:
+        """A task result failed/Rejected, and nothing open."""
+        send(admin, event_id="e-1", task_id="t-1", pod_count="0")
+        entry = receive(stream)
+        stream.bury(entry, self.bad(entry))
+        [result] = admin.results()
+        expected = {"kind": "task", "event_id": "e-1", "task_id": "t-1", "outcome": "failed", "reason": "Rejected"}
+        assert expected.items() <= result.items()
+        assert set(result) >= {"message", "finished_at", "received_at", "pod_count", "succeeded", "failed", "cancelled"}
+        assert (admin.open_ids(), admin.task("e-1")["state"]) == (set(), "finished")
+
+    def test_happens_once_however_often_it_is_asked_for(
+        self, stream: Stream, other: Stream, admin: StreamAdmin
+    ) -> None:
+        """After a lost answer, or by somebody who claimed the entry meanwhile."""
+        send(admin, pod_count="0")
+        entry = receive(stream)
+        for each in (stream, stream, other):
+            each.bury(entry, self.bad(entry))
+        assert (len(admin.dead_letters()), len(admin.results()), admin.pending_count()) == (1, 1, 0)
+
+    def test_without_an_id_there_is_only_a_dead_letter(self, stream: Stream, admin: StreamAdmin) -> None:
+        """Nobody could find a result without an id."""
+        send(admin, event_id="not an id")
+        entry = receive(stream)
+        stream.bury(entry, self.bad(entry))
+        [letter] = admin.dead_letters()
+        assert (letter["event_id"], admin.results(), admin.pending_count()) == ("", [], 0)
+
+    def test_two_without_an_id_are_two_dead_letters(self, stream: Stream, admin: StreamAdmin) -> None:
+        """Once for each entry, not once for all that lack an id."""
+        for _ in range(2):
+            send(admin, event_id="not an id")
+        for entry in stream.read(2):
+            stream.bury(entry, self.bad(entry))
+        assert len(admin.dead_letters()) == 2
+
+    def test_a_trimmed_entry_leaves_a_dead_letter(self, stream: Stream, admin: StreamAdmin) -> None:
+        """It was sent and is lost: somebody has to be told."""
+        send(admin)
+        receive(stream)
+        admin.trim()
+        [entry] = stream.pending(own=True, min_idle_s=0)
+        stream.bury(entry, BadEvent(DeadReason.TRIMMED, "the entry was trimmed away"))
+        assert [letter["dead_reason"] for letter in admin.dead_letters()] == ["Trimmed"]
+        assert stream.pending(own=True, min_idle_s=0) == []
+
+    def test_keeps_what_is_not_utf8(self, stream: Stream, admin: StreamAdmin) -> None:
+        """As base64, so that the event can be sent again as it was."""
+        admin.add({"type": "scale_up", "reason": b"\xff"})
+        entry = receive(stream)
+        stream.bury(entry, self.bad(entry))
+        assert json.loads(admin.dead_letters()[0]["event"])["reason"] == {"base64": "/w=="}
+
+    def test_the_same_bad_event_sent_again_is_known(self, stream: Stream, admin: StreamAdmin) -> None:
+        """The same event_id with the same content is the same event once, a refused one too."""
+        for _ in range(2):
+            send(admin, event_id="e-1", pod_count="0")
+        for entry in stream.read(2):
+            stream.bury(entry, self.bad(entry))
+        assert (len(admin.dead_letters()), len(admin.results()), admin.pending_count()) == (1, 1, 0)
+
+    def test_a_refused_id_is_used_up(self, stream: Stream, admin: StreamAdmin) -> None:
+        """Its task has its one result: other content under it is a conflict."""
+        send(admin, event_id="e-1", pod_count="0")
+        entry = receive(stream)
+        stream.bury(entry, self.bad(entry))
+        send(admin, event_id="e-1", pod_count="1")
+        assert accept(stream, receive(stream)) is None
+        assert [letter["dead_reason"] for letter in admin.dead_letters()] == ["Invalid", "Conflict"]
+        assert len(admin.results()) == 1
+
+    def test_a_bad_event_does_not_touch_the_task_whose_id_it_uses(self, stream: Stream, admin: StreamAdmin) -> None:
+        """The result under that id belongs to the other event."""
+        task = opened(stream, admin, event_id="e-1")
+        send(admin, event_id="e-1", pod_count="0")
+        entry = receive(stream)
+        stream.bury(entry, self.bad(entry))
+        assert (len(admin.dead_letters()), admin.results(), admin.open_ids()) == (1, [], {"e-1"})
+        assert intend(stream, task).fate is Fate.OK

@@ -1,0 +1,101 @@
+"""The stream suite's admin over plain redis-py, and the servers that it is run on."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import Any, cast
+
+import redis
+
+from ottoscaler.adapters.stream import RedisStream
+from ottoscaler.settings import KeySettings, RedisSettings
+from tests.adapters.streams import BLOCK_S, LEASE_S, RESULT_MAXLEN, TASK_TTL_S, Fields
+
+
+class RedisAdmin:
+    """What producers, operators and accidents do, with plain redis-py. One prefix: the server may be shared."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = cast("Any", client)
+        self.prefix = prefix = f"test:{uuid.uuid4().hex[:12]}:"
+        self.stream = f"{prefix}events"
+
+    def add(self, fields: Fields, stream_id: str | None = None) -> str:
+        return str(self._client.xadd(self.stream, dict(fields), id=stream_id or "*"))
+
+    def results(self, kind: str | None = None) -> list[dict[str, str]]:
+        found = [fields for _, fields in self._client.xrange(f"{self.prefix}results")]
+        return [fields for fields in found if kind in (None, fields["kind"])]
+
+    def dead_letters(self) -> list[dict[str, str]]:
+        return [fields for _, fields in self._client.xrange(f"{self.prefix}dead")]
+
+    def pending_count(self) -> int:
+        return int(self._client.xpending(self.stream, "group")["pending"])
+
+    def open_ids(self) -> set[str]:
+        return set(self._client.zrange(f"{self.prefix}open", 0, -1))
+
+    def task(self, event_id: str) -> dict[str, str]:
+        return dict(self._client.hgetall(f"{self.prefix}task:{event_id}"))
+
+    def expires_in(self, event_id: str) -> float | None:
+        left = self._client.ttl(f"{self.prefix}task:{event_id}")
+        return None if left < 0 else float(left)
+
+    def expire_lease(self, event_id: str) -> None:
+        self._client.zadd(f"{self.prefix}open", {event_id: 0}, xx=True)
+
+    def trim(self) -> None:
+        self._client.xtrim(self.stream, maxlen=0, approximate=False)
+
+    def flush(self) -> None:
+        for key in self._client.scan_iter(f"{self.prefix}*"):
+            self._client.delete(key)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server to test on; `ours` where it is only for us."""
+
+    settings: RedisSettings
+    ours: bool
+
+    def client(self) -> redis.Redis:
+        """A plain client of it."""
+        where = self.settings
+        return redis.Redis(
+            where.host, where.port, where.db, username=where.username, password=where.password, decode_responses=True
+        )
+
+
+def named(url: str) -> Server:
+    """The server at a URL, which others may use as well."""
+    told = redis.connection.parse_url(url)
+    settings = RedisSettings(
+        host=told.get("host", "localhost"),
+        port=told.get("port", 6379),
+        db=told.get("db", 0),
+        username=told.get("username"),
+        password=told.get("password"),
+        block_ms=int(BLOCK_S * 1000),
+    )
+    return Server(settings, ours=False)
+
+
+def open_stream(
+    server: Server, admin: RedisAdmin, consumer: str, *, boot: str, lease_s: float = LEASE_S
+) -> RedisStream:
+    """A stream on the keys of one test."""
+    keys = KeySettings(
+        stream=admin.stream,
+        group="group",
+        consumer=consumer,
+        result_stream=f"{admin.prefix}results",
+        dead_letter_stream=f"{admin.prefix}dead",
+        prefix=admin.prefix,
+        result_maxlen=RESULT_MAXLEN,
+        task_ttl_s=TASK_TTL_S,
+    )
+    return RedisStream(server.settings, keys, lease_s=lease_s, consumer=consumer, boot=boot)

@@ -1,0 +1,157 @@
+"""The words of the stream suite: what every implementation brings along, and the steps that most tests begin with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Protocol
+
+from ottoscaler.core.acts import Doom
+from ottoscaler.core.events import ScaleEvent, digest, parse
+from ottoscaler.core.results import Reason, Verdict, worker_result
+from ottoscaler.ports import Answer, Entry, OpenTask, Stream
+
+#: What the implementations under test are configured with.
+RESULT_MAXLEN = 50
+TASK_TTL_S = 1000
+BLOCK_S = 0.05
+LEASE_S = 60.0
+#: An id long ago, for entries older than TASK_TTL_S.
+OLD_ID = "1-1"
+#: An id in the far future (year 2286), above all that a wiped server ever gave.
+LATE_ID = "9999999999999-0"
+
+Fields = Mapping[str, str | bytes]
+
+
+class StreamFactory(Protocol):
+    """Makes a stream for one boot of one consumer; all that it makes share a server."""
+
+    def __call__(self, consumer: str, *, boot: str = "boot-1", lease_s: float = LEASE_S) -> Stream: ...
+
+
+class StreamAdmin(Protocol):
+    """What producers, operators and accidents do to the same server."""
+
+    def add(self, fields: Fields, stream_id: str | None = None) -> str:
+        """Send an event; returns its entry's id."""
+        ...
+
+    def results(self, kind: str | None = None) -> list[dict[str, str]]:
+        """The result stream, or what is of a kind."""
+        ...
+
+    def dead_letters(self) -> list[dict[str, str]]:
+        """The dead-letter stream."""
+        ...
+
+    def pending_count(self) -> int:
+        """Entries read and not acknowledged."""
+        ...
+
+    def open_ids(self) -> set[str]:
+        """Event ids of unfinished tasks."""
+        ...
+
+    def task(self, event_id: str) -> dict[str, str]:
+        """The task hash; empty if there is none."""
+        ...
+
+    def expires_in(self, event_id: str) -> float | None:
+        """Seconds until the task hash goes; None where that is not decided."""
+        ...
+
+    def expire_lease(self, event_id: str) -> None:
+        """As if the owner had been silent for LEASE_S."""
+        ...
+
+    def trim(self) -> None:
+        """Remove all entries of the event stream."""
+        ...
+
+    def flush(self) -> None:
+        """Remove everything, the group too."""
+        ...
+
+
+def send(admin: StreamAdmin, **fields: str) -> str:
+    """Send a scale_up of one worker, or what the fields say instead; returns the entry's id."""
+    return admin.add({"type": "scale_up", **fields})
+
+
+def receive(stream: Stream) -> Entry:
+    """Read the one entry that is there."""
+    [entry] = stream.read(1)
+    return entry
+
+
+def event_of(entry: Entry) -> ScaleEvent:
+    """The event of a good entry."""
+    assert entry.fields is not None
+    event = parse(entry.stream_id, entry.fields, 1000)
+    assert isinstance(event, ScaleEvent), event
+    return event
+
+
+def accept(stream: Stream, entry: Entry) -> OpenTask | None:
+    """Accept one good entry."""
+    assert entry.fields is not None
+    [task] = stream.accept([(event_of(entry), digest(entry.fields))], [entry.fields])
+    return task
+
+
+def opened(stream: Stream, admin: StreamAdmin, **fields: str) -> OpenTask:
+    """A new task, owned by this stream."""
+    send(admin, **fields)
+    task = accept(stream, receive(stream))
+    assert task is not None
+    return task
+
+
+def intend(stream: Stream, task: OpenTask, index: int = 1, attempt: int = 1, infra_used: int = 0) -> Answer:
+    """Store an attempt."""
+    pod = f"pod-{index}-{attempt}"
+    return stream.intend(task.event.event_id, task.owner, index, attempt=attempt, infra_used=infra_used, pod=pod)
+
+
+def result_of(task: OpenTask, index: int = 1, attempt: int = 1, reason: Reason = Reason.COMPLETED) -> dict[str, str]:
+    """The fields of a worker's result."""
+    return worker_result(task.event, index, attempt, Verdict(reason, f"ended as {reason}"), None, 1_700_000_000.0)
+
+
+def record(
+    stream: Stream, task: OpenTask, index: int = 1, *, attempt: int = 1, reason: Reason = Reason.COMPLETED
+) -> Answer:
+    """Store a worker's result."""
+    fields = result_of(task, index, attempt, reason)
+    return stream.record(task.event.event_id, task.owner, index, attempt=attempt, fields=fields)
+
+
+def cancel(reason: Reason = Reason.SCALED_DOWN, *, by: str = "down-1", drain: bool = False) -> Doom:
+    """A cancel of an index, as a scale_down stores it."""
+    return Doom(reason, f"asked for by {by}", drain=drain, by=by)
+
+
+def end(attempt: int, reason: Reason = Reason.PENDING_TIMEOUT) -> Doom:
+    """A doom of one attempt, as a deadline stores it."""
+    return Doom(reason, "took too long", attempt)
+
+
+def taken_over(stream: Stream, admin: StreamAdmin, task: OpenTask) -> OpenTask:
+    """The task after its lease ran out and this stream took it."""
+    admin.expire_lease(task.event.event_id)
+    taken = stream.take(task.event.event_id, same_consumer=False)
+    assert taken is not None
+    return taken
+
+
+def reloaded(stream: Stream, event_id: str) -> OpenTask:
+    """An open task as it is stored."""
+    task = stream.reload(event_id)
+    assert task is not None
+    return task
+
+
+def owned_by(task: OpenTask, owner: str) -> OpenTask:
+    """The same task as somebody else sees it."""
+    return replace(task, owner=owner)

@@ -1,0 +1,189 @@
+"""The stream suite on RedisStream: on the embedded server, and on the installed Redis or the one at TEST_REDIS_URL."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from ottoscaler.adapters.stream import RedisStream
+from ottoscaler.errors import StreamUnavailable
+from ottoscaler.local.redis import EmbeddedRedis, find_binary
+from ottoscaler.ports import Stream
+from ottoscaler.settings import KeySettings, RedisSettings
+from tests.adapters import contract_knowing, contract_owning, contract_results, contract_stream, contract_workers
+from tests.adapters.contract_knowing import *  # noqa: F403
+from tests.adapters.contract_owning import *  # noqa: F403
+from tests.adapters.contract_results import *  # noqa: F403
+from tests.adapters.contract_stream import *  # noqa: F403
+from tests.adapters.contract_workers import *  # noqa: F403
+from tests.adapters.redis_admin import RedisAdmin, Server, named, open_stream
+from tests.adapters.streams import (
+    BLOCK_S,
+    LEASE_S,
+    StreamAdmin,
+    StreamFactory,
+    accept,
+    intend,
+    opened,
+    receive,
+    record,
+    send,
+)
+from tests.conftest import require
+from tests.fakes.wait import eventually
+
+__all__ = [
+    *contract_knowing.__all__,
+    *contract_owning.__all__,
+    *contract_results.__all__,
+    *contract_stream.__all__,
+    *contract_workers.__all__,
+    "TestServer",
+]
+
+
+@pytest.fixture(scope="module", params=["embedded", pytest.param("installed", marks=pytest.mark.real)])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The embedded Valkey, and the Redis at TEST_REDIS_URL or else the redis-server on the PATH."""
+    if request.param == "installed" and (url := os.environ.get("TEST_REDIS_URL")):
+        yield named(url)
+        return
+    binary = find_binary() if request.param == "embedded" else Path(require("redis-server"))
+    started = EmbeddedRedis(tmp_path_factory.mktemp("redis"), binary=binary)
+    started.start()
+    yield Server(RedisSettings(host=started.host, port=started.port, block_ms=int(BLOCK_S * 1000)), ours=True)
+    started.close()
+
+
+@pytest.fixture
+def admin(server: Server) -> Iterator[RedisAdmin]:
+    """Keys of this test's own, which go when it is over."""
+    with server.client() as client:
+        made = RedisAdmin(client)
+        yield made
+        made.flush()
+
+
+@pytest.fixture
+def stream_factory(server: Server, admin: RedisAdmin) -> Iterator[StreamFactory]:
+    """Streams on that server, closed when the test is over."""
+    made: list[RedisStream] = []
+
+    def make(consumer: str, *, boot: str = "boot-1", lease_s: float = LEASE_S) -> Stream:
+        made.append(open_stream(server, admin, consumer, boot=boot, lease_s=lease_s))
+        return made[-1]
+
+    yield make
+    for stream in made:
+        stream.close()
+
+
+class TestServer:
+    """What only a real server does: refuse, forget its scripts, be large."""
+
+    def test_out_of_reach_is_unavailable(self) -> None:
+        """Nobody listens at port 1: told at once, as something that was certainly not carried out."""
+        keys = KeySettings(consumer="c1")
+        stream = RedisStream(RedisSettings(host="127.0.0.1", port=1), keys, lease_s=15, consumer="c1", boot="b")
+        with pytest.raises(StreamUnavailable):
+            stream.ensure_group()
+        stream.close()
+
+    def test_a_closed_stream_leaves_no_connection(self, server: Server, admin: RedisAdmin) -> None:
+        """Nor a file descriptor: a process may make many streams, one after the other."""
+        if not server.ours:
+            pytest.skip("others may come and go at the server at TEST_REDIS_URL")
+        with server.client() as client:
+            count = len(cast("Any", client).client_list())
+            stream = open_stream(server, admin, "c1", boot="boot-1")
+            stream.ensure_group()
+            stream.read(1)
+            stream.peek("0-0", 1, block=True)
+            stream.renew({"e-1": "c1/boot-1/1"})
+            assert len(cast("Any", client).client_list()) > count
+            stream.close()
+            eventually(lambda: len(cast("Any", client).client_list()) == count, what="its connections to be closed")
+
+    def test_forgotten_scripts_are_loaded_again(self, server: Server, stream: Stream, admin: StreamAdmin) -> None:
+        """After a restart or fail-over the server does not know them."""
+        task = opened(stream, admin)
+        with server.client() as client:
+            cast("Any", client).script_flush()
+        assert intend(stream, task).fate.name == "OK"
+        with server.client() as client:
+            cast("Any", client).script_flush()
+        assert opened(stream, admin).owner == "c1/boot-1/1"
+
+    def test_takes_the_largest_events(self, stream: Stream, admin: StreamAdmin) -> None:
+        """As many fields as an event may have, and nearly as many bytes."""
+        many = {f"f{number}": "x" * 240 for number in range(250)}
+        task = opened(stream, admin, event_id="e-1", **many)
+        assert record(stream, task).fate.name == "OK"
+        assert many.items() <= admin.results("task")[0].items()
+
+    def test_takes_the_largest_bad_events(self, stream: Stream, admin: StreamAdmin) -> None:
+        """And they end as dead letters."""
+        sent = send(admin, event_id="e-1", blob="x" * 2_000_000)
+        entry = receive(stream)
+        stream.bury(entry, contract_stream.TestBurying.bad(entry))
+        assert [letter["stream_id"] for letter in admin.dead_letters()] == [sent]
+
+    def test_shows_the_states_of_many_workers(self, stream: Stream, admin: StreamAdmin) -> None:
+        """MAX_PODS_PER_EVENT is the operator's choice."""
+        task = opened(stream, admin, event_id="e-1", pod_count="1000")
+        many = {index: ("running", 1, f"pod-{index}") for index in range(1, 9001)}
+        stream.note_states("e-1", task.owner, many)
+        assert "worker:9000" in admin.task("e-1")
+
+    def test_serves_many_threads(self, stream: Stream, admin: StreamAdmin) -> None:
+        """As many as there are workers: none fails for want of a connection."""
+        task = opened(stream, admin, event_id="e-1", pod_count="60")
+        fates: list[str] = []
+
+        def work(index: int) -> None:
+            intend(stream, task, index)
+            fates.append(record(stream, task, index).fate.name)
+
+        threads = [threading.Thread(target=work, args=(index,)) for index in range(1, 61)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert fates == ["OK"] * 60
+        assert [result["succeeded"] for result in admin.results("task")] == ["60"]
+
+    def test_gives_advice(self, server: Server, stream: Stream) -> None:
+        """None for the server that we start; a sentence for one that forgets."""
+        if not server.ours:
+            pytest.skip("the server at TEST_REDIS_URL is not ours to reconfigure")
+        assert stream.advice() == []
+        with server.client() as client:
+            cast("Any", client).config_set("appendonly", "no")
+            advice = stream.advice()
+            cast("Any", client).config_set("appendonly", "yes")
+        assert len(advice) == 1
+        assert "append-only" in advice[0]
+
+    def test_entries_survive_being_accepted_twice_at_once(
+        self, stream: Stream, other: Stream, admin: StreamAdmin
+    ) -> None:
+        """Two consumers accept one entry at the same time: one of them has the task."""
+        send(admin, event_id="e-1")
+        entry = receive(stream)
+        found: list[str] = []
+
+        def work(each: Stream) -> None:
+            task = accept(each, entry)
+            found.extend([task.owner] if task else [])
+
+        threads = [threading.Thread(target=work, args=(each,)) for each in (stream, other)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert found == [admin.task("e-1")["owner"]]

@@ -1,0 +1,1 @@
+"""Full fakes of the ports. They pass the contract suites of the real adapters (tests/adapters): flow may trust them."""

@@ -1,0 +1,38 @@
+"""The two clocks of the tests: one that only the test moves, and the machine's own. Both are `ports.Clock`."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+#: 2023-11-14T22:13:20Z: any fixed time that looks like a real one in stamps.
+START: float = 1_700_000_000.0
+
+
+class ManualClock:
+    """Time stands still until a test moves it. Any thread."""
+
+    def __init__(self, start: float = START) -> None:
+        self._lock = threading.Lock()
+        self._now = start
+
+    def now(self) -> float:
+        with self._lock:
+            return self._now
+
+    def advance(self, seconds: float) -> None:
+        """Let so many seconds pass; never backwards. Raises ValueError for a negative number."""
+        if seconds < 0:
+            raise ValueError(f"time does not run backwards: {seconds}")
+        with self._lock:
+            self._now += seconds
+
+
+class SystemClock:
+    """The wall clock at the start plus what has passed since, monotonic. Any thread."""
+
+    def __init__(self) -> None:
+        self._offset = time.time() - time.monotonic()
+
+    def now(self) -> float:
+        return self._offset + time.monotonic()

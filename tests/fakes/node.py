@@ -1,0 +1,152 @@
+"""What a test does to the pods of the fake Kubernetes: the part of kubelet, scheduler, users and accidents."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+from tests.fakes.kubernetes import FakeKubernetes, Pod
+
+NODE = "node-1"
+#: Exit code of a container that SIGTERM ended.
+SIGTERM_CODE = 143
+
+
+class NodeControls:
+    """The test's hands on the pods of `server`. Any thread."""
+
+    server: FakeKubernetes
+
+    def schedule(self, name: str, node: str = NODE) -> None:
+        """Bind the pod to a node; it has not started yet."""
+        condition = {"type": "PodScheduled", "status": "True", "lastTransitionTime": self.server.stamp()}
+
+        def bind(pod: Pod) -> None:
+            pod["spec"].setdefault("nodeName", node)
+            _put_condition(pod, condition)
+
+        self._change(name, bind)
+
+    def run(self, name: str, node: str = NODE) -> None:
+        """The worker runs."""
+        self.schedule(name, node)
+        self._container(name, "Running", {"running": {"startedAt": self.server.stamp()}})
+
+    def succeed(self, name: str, code: int = 0) -> None:
+        """The worker ended well."""
+        self._end(name, "Succeeded", code, "Completed")
+
+    def fail(self, name: str, code: int = 1, reason: str = "Error", message: str = "") -> None:
+        """The worker ended badly; `reason` and `message` are what the kubelet says of the container."""
+        self._end(name, "Failed", code, reason, message)
+
+    def end_pod(self, name: str, reason: str, message: str = "", *, phase: str = "Failed") -> None:
+        """The kubelet ended the pod as such: DeadlineExceeded, Evicted, NodeShutdown … No container tells anything."""
+        self._change(name, lambda pod: pod["status"].update(phase=phase, reason=reason, message=message))
+
+    def disrupt(self, name: str, reason: str, message: str = "") -> None:
+        """A controller announces the pod's end: PreemptionByScheduler, DeletionByTaintManager …"""
+        condition = {"type": "DisruptionTarget", "status": "True", "reason": reason, "message": message}
+        self._change(name, lambda pod: _put_condition(pod, condition))
+
+    def trouble(self, name: str, waiting_reason: str, message: str = "") -> None:
+        """The container does not start: ErrImagePull, CreateContainerConfigError …"""
+        self.schedule(name)
+        self._container(name, "Pending", {"waiting": {"reason": waiting_reason, "message": message}})
+
+    def unschedulable(self, name: str, message: str = "0/1 nodes are available") -> None:
+        """The scheduler finds no node."""
+        condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+        self._change(name, lambda pod: _put_condition(pod, condition))
+
+    def set_phase(self, name: str, phase: str) -> None:
+        """Only the phase, such as Unknown."""
+        self._change(name, lambda pod: pod["status"].update(phase=phase))
+
+    def set_status(self, name: str, status: dict[str, Any]) -> None:
+        """The whole status, as the API has it."""
+        self._change(name, lambda pod: pod.update(status=copy.deepcopy(status)))
+
+    def delete_by_user(self, name: str) -> None:
+        """Somebody else deletes the pod: by request if it runs."""
+        with self.server.changed:
+            self.server.request_deletion(name)
+
+    def kill(self, name: str, code: int = SIGTERM_CODE) -> None:
+        """The kubelet answers a deletion request: the container ends with a code, then the pod is gone."""
+        with self.server.changed:
+            if code:
+                self.fail(name, code)
+            else:
+                self.succeed(name)
+            self.server.remove(name)
+
+    def vanish(self, name: str, *, unseen: bool = False) -> None:
+        """The pod is gone at once, as by a forced deletion; `unseen`: and no watch tells."""
+        self.server.remove(name, unseen=unseen)
+
+    def add_foreign(self, name: str, labels: dict[str, str] | None = None) -> None:
+        """A pod that is not ours."""
+        spec = {"containers": [{"name": "main", "image": "busybox"}]}
+        metadata = {
+            "name": name,
+            "labels": labels or {},
+            "uid": f"uid-{name}",
+            "creationTimestamp": self.server.stamp(),
+        }
+        self.server.store({"metadata": metadata, "spec": spec, "status": {"phase": "Pending"}})
+
+    def names(self) -> set[str]:
+        """The names of all pods that are there."""
+        with self.server.changed:
+            return set(self.server.pods)
+
+    def _end(self, name: str, phase: str, code: int, reason: str, message: str = "") -> None:
+        with self.server.changed:
+            state = _state(self.server.pods[name])
+            started = state.get("running", {}).get("startedAt") or self.server.stamp()
+            told = {"exitCode": code, "reason": reason, "message": message, "startedAt": started}
+            self._container(name, phase, {"terminated": {**told, "finishedAt": self.server.stamp()}})
+
+    def _container(self, name: str, phase: str, state: dict[str, Any]) -> None:
+        statuses = [{"name": "agent", "state": state}]
+        self._change(name, lambda pod: pod["status"].update(phase=phase, containerStatuses=statuses))
+
+    def _change(self, name: str, change: Callable[[Pod], object]) -> None:
+        with self.server.changed:
+            pod = copy.deepcopy(self.server.pods[name])
+            change(pod)
+            self.server.store(pod)
+
+
+class AutoNode(NodeControls):
+    """A tiny node: each pod that is created runs and ends with the code that `plan` says for its name (None: runs on).
+
+    Pods whose deletion is requested go at once. It does so within the request, so that nothing has to be waited for.
+    """
+
+    def __init__(self, server: FakeKubernetes, plan: Callable[[str], int | None] = lambda _name: 0) -> None:
+        self.server = server
+        self._plan = plan
+        server.on_created = self._created
+        server.on_deletion = self.kill
+
+    def _created(self, name: str) -> None:
+        self.run(name)
+        code = self._plan(name)
+        if code == 0:
+            self.succeed(name)
+        elif code is not None:
+            self.fail(name, code)
+
+
+def _put_condition(pod: Pod, condition: dict[str, str]) -> None:
+    others = [each for each in pod["status"].get("conditions", []) if each["type"] != condition["type"]]
+    pod["status"]["conditions"] = [*others, condition]
+
+
+def _state(pod: Pod) -> dict[str, Any]:
+    statuses = pod["status"].get("containerStatuses")
+    state: dict[str, Any] = statuses[0]["state"] if statuses else {}
+    return state

@@ -1,0 +1,335 @@
+"""The fake of `ports.Stream`: the protocol over plain objects, one operation at a time under the server's lock.
+
+Written from the port's contract and not from the Lua file, so that the suite that both pass means something.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ottoscaler.core.acts import Doom
+from ottoscaler.core.events import BadEvent, DeadReason, EventType, ScaleEvent, digest, original
+from ottoscaler.core.results import RESULT_FIELDS, Reason, Verdict, common_fields, rfc3339
+from ottoscaler.errors import StreamUnavailable
+from ottoscaler.ports import Answer, Entry, Fate, OpenTask, Renewal, StoredWorker, TaskView, Victim
+from tests.fakes.server import GROUP, Delivery, FakeRedis, Group, Id, TaskState, order
+from tests.fakes.workers import WorkerScripts, told
+
+__all__ = ["FakeRedis", "FakeStream"]
+
+MAX_TRIES = 10
+
+
+class FakeStream(WorkerScripts):
+    """`ports.Stream` on a FakeRedis, for one boot of one consumer. Any thread.
+
+    `lease_s` counts on the server's clock; a blocking read ends after `block_s` real seconds, whatever that clock says.
+    """
+
+    def __init__(
+        self,
+        server: FakeRedis,
+        consumer: str = "c1",
+        *,
+        boot: str = "boot-1",
+        lease_s: float = 15,
+        block_s: float = 0.05,
+    ) -> None:
+        super().__init__(server)
+        self._consumer = consumer
+        self._base = f"{consumer}/{boot}/"
+        self._lease_s = lease_s
+        self._block_s = block_s
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def ensure_group(self) -> None:
+        with self.server.call("ensure_group"):
+            if self.server.group is None:
+                self.server.group = Group()
+
+    def read(self, count: int) -> Sequence[Entry]:
+        return self._read("read", count, self._block_s)
+
+    def read_now(self, count: int) -> Sequence[Entry]:
+        return self._read("read_now", count, 0)
+
+    def _read(self, op: str, count: int, block_s: float) -> Sequence[Entry]:
+        server = self.server
+        with server.call(op):
+            server.living_group()
+            server.changed.wait_for(
+                lambda: server.down or not server.group or server.last > server.group.delivered, block_s
+            )
+            if server.down:
+                raise StreamUnavailable(f"{op}: the connection was lost")
+            group = server.living_group()
+            found = self._behind(group.delivered, count)
+            for entry in found:
+                group.pending[entry.stream_id] = Delivery(self._consumer, server.clock.now())
+                group.delivered = order(entry.stream_id)
+            return found
+
+    def _behind(self, position: Id, count: int) -> list[Entry]:
+        newer = [name for name in self.server.entries if order(name) > position]
+        return [Entry(name, self.server.entries[name]) for name in newer[:count]]
+
+    def peek(self, after: str, count: int, *, block: bool) -> Sequence[Entry]:
+        server, position = self.server, order(after)
+        with server.call("peek"):
+            server.changed.wait_for(lambda: server.down or server.last > position, self._block_s if block else 0)
+            if server.down:
+                raise StreamUnavailable("peek: the connection was lost")
+            return self._behind(position, count)
+
+    def delivered(self) -> str:
+        with self.server.call("delivered"):
+            return "{}-{}".format(*self.server.living_group().delivered)
+
+    def pending(self, *, own: bool, min_idle_s: float) -> Sequence[Entry]:
+        server = self.server
+        with server.call("pending"):
+            now, found = server.clock.now(), []
+            for name, delivery in sorted(server.living_group().pending.items(), key=lambda item: order(item[0])):
+                wanted = delivery.consumer == self._consumer if own else now - delivery.at >= min_idle_s
+                if not wanted:
+                    continue
+                fields = server.entries.get(name)
+                if not own and fields is not None:
+                    delivery.consumer, delivery.at = self._consumer, now
+                found.append(Entry(name, fields))
+            return found
+
+    def older_pending(self, stream_id: str) -> bool:
+        with self.server.call("older_pending"):
+            group, limit = self.server.living_group(), order(stream_id)
+            unread = any(group.delivered < order(name) < limit for name in self.server.entries)
+            return unread or any(order(name) < limit for name in group.pending)
+
+    def _acknowledge(self, stream_id: str) -> None:
+        if self.server.group is not None:
+            self.server.group.pending.pop(stream_id, None)
+
+    def accept(
+        self, events: Sequence[tuple[ScaleEvent, str]], raws: Sequence[Mapping[bytes, bytes]]
+    ) -> Sequence[OpenTask | None]:
+        with self.server.call("accept"):
+            pairs = zip(events, raws, strict=True)
+            return [self._accept(event, content, original(raw)) for (event, content), raw in pairs]
+
+    def _accept(self, event: ScaleEvent, content: str, raw: str) -> OpenTask | None:
+        server, event_id, now = self.server, event.event_id, self.server.clock.now()
+        known = server.find(event_id)
+        bad = None
+        # one that was taken up from its pods has no digest: whatever comes under its id is taken for the same
+        if known is not None and known.digest not in ("", content):
+            bad = _conflict(event_id)
+        elif known is None and order(event.stream_id)[0] < (now - server.task_ttl_s) * 1000:
+            bad = BadEvent(DeadReason.TOO_OLD, "the entry is older than TASK_TTL_S", event_id, event.task_id)
+        if bad is not None:
+            self._bury(event.stream_id, bad, content, raw)
+            return None
+        self._acknowledge(event.stream_id)
+        if known is None:
+            known = self._open(event, content, raw)
+        same = known.event is not None and known.event.stream_id == event.stream_id
+        ours = known.owner is not None and known.owner.startswith(self._base)
+        return (
+            OpenTask(event, known.owner or "", known.received_at, superseded=known.superseded)
+            if same and ours
+            else None
+        )
+
+    def _open(self, event: ScaleEvent, content: str, raw: str) -> TaskState:
+        now = self.server.clock.now()
+        task = TaskState(task_id=event.task_id, digest=content, received_at=rfc3339(now), event=event, raw=raw)
+        task.owner, task.superseded = f"{self._base}1", not event.supersedes
+        self.server.tasks[event.event_id] = task
+        self.server.leases[event.event_id] = now + self._lease_s
+        return task
+
+    def adopt(self, event: ScaleEvent, attempts: Mapping[int, int]) -> None:
+        with self.server.call("adopt"):
+            if self.server.find(event.event_id) is not None:
+                return
+            task = self._open(event, "", event.encode())
+            task.owner, task.tenure, task.tries, task.state = f"{self._base}0", 0, 0, "running"
+            self.server.leases[event.event_id] = 0.0
+            for index in range(1, event.pod_count + 1):
+                worker = task.worker(index)
+                worker.attempt, worker.infra_used = (attempts[index], 0) if index in attempts else (1, 1000)
+
+    def bury(self, entry: Entry, bad: BadEvent) -> None:
+        with self.server.call("bury"):
+            fields = entry.fields or {}
+            known, content = self.server.find(bad.event_id), digest(fields)
+            if known is not None and known.digest == content:
+                self._acknowledge(entry.stream_id)
+                return
+            self._bury(entry.stream_id, _conflict(bad.event_id) if known else bad, content, original(fields))
+
+    def _bury(self, stream_id: str, bad: BadEvent, content: str, raw: str) -> None:
+        server = self.server
+        letter = {
+            "dead_reason": bad.reason.value,
+            "dead_detail": bad.detail,
+            "event_id": bad.event_id,
+            "stream_id": stream_id,
+        }
+        fresh = server.entomb(f"{GROUP}|{stream_id}", {**letter, "attempts": "0", "event": raw})
+        self._acknowledge(stream_id)
+        # in conflict with another event of that id: the result under it belongs to the other one
+        if not fresh or not bad.event_id or server.find(bad.event_id) is not None:
+            return
+        at = rfc3339(server.clock.now())
+        refused = TaskState(task_id=bad.task_id, digest=content, received_at=at)
+        self._reject(bad.event_id, refused, f"{bad.reason}: {bad.detail}")
+
+    def renew(self, owners: Mapping[str, str]) -> Renewal:
+        lost, cancels = {}, {}
+        with self.server.call("renew"):
+            for event_id, owner in owners.items():
+                task = self._owned(event_id, owner)
+                if task is None:
+                    other = self.server.find(event_id)
+                    lost[event_id] = (other.owner if other else None) or ""
+                    continue
+                self.server.leases[event_id] = self.server.clock.now() + self._lease_s
+                cancels[event_id] = task.cancels
+        return Renewal(lost, cancels)
+
+    def expired(self, *, same_consumer: bool) -> Sequence[str]:
+        with self.server.call("expired"):
+            now, leases = self.server.clock.now(), sorted(self.server.leases.items(), key=lambda item: item[1])
+            if not same_consumer:
+                return [event_id for event_id, until in leases if until <= now]
+            return [event_id for event_id, _ in leases if self._was_ours(self.server.find(event_id))]
+
+    def _was_ours(self, task: TaskState | None) -> bool:
+        owner = (task.owner if task else None) or ""
+        return owner.startswith(f"{self._consumer}/") and not owner.startswith(self._base)
+
+    def take(self, event_id: str, *, same_consumer: bool) -> OpenTask | None:
+        server = self.server
+        with server.call("take"):
+            task, now = server.find(event_id), server.clock.now()
+            if task is None or task.event is None or event_id not in server.leases:
+                return None
+            if server.leases[event_id] > now and not (same_consumer and self._was_ours(task)):
+                return None
+            task.tenure += 1
+            task.tries += 1
+            task.owner = f"{self._base}{task.tenure}"
+            server.leases[event_id] = now + self._lease_s
+            if task.tries >= MAX_TRIES and self._poison(task, task.event):
+                return None
+            return _opened(task, task.event, task.owner)
+
+    def _poison(self, task: TaskState, event: ScaleEvent) -> bool:
+        """Returns whether the task is over by this; a scale_up has pods that are to be ended first."""
+        letter = {"dead_reason": DeadReason.POISON.value, "event_id": event.event_id, "stream_id": event.stream_id}
+        letter |= {
+            "dead_detail": f"taken up {MAX_TRIES} times without any progress",
+            "attempts": str(MAX_TRIES),
+            "event": task.raw,
+        }
+        self.server.entomb(f"{GROUP}|poison|{event.event_id}", letter)
+        verdict = Verdict(Reason.POISON, f"the controller failed on this event {MAX_TRIES} times")
+        if event.type is EventType.SCALE_DOWN:
+            ids = {"event_id": event.event_id, "task_id": event.task_id, **told(verdict)}
+            self._publish_scale_down(event, ids | {"message": letter["dead_detail"]})
+            self._close_task(task, event.event_id)
+            return True
+        for worker in map(task.worker, range(1, event.pod_count + 1)):
+            if not worker.outcome:
+                worker.doom = Doom(verdict.reason, verdict.message)
+        return False
+
+    def _publish_scale_down(self, event: ScaleEvent, fields: Mapping[str, str]) -> None:
+        empty = {"kind": "scale_down", "finished_at": rfc3339(self.server.clock.now())}
+        empty |= {"victims": "[]", "survivors": "[]", "pod_count": "0"}
+        self.server.publish({**empty, **fields, **common_fields(event, RESULT_FIELDS)})
+
+    def reload(self, event_id: str) -> OpenTask | None:
+        with self.server.call("reload"):
+            task = self.server.find(event_id)
+            if task is None or task.event is None or task.owner is None:
+                return None
+            return _opened(task, task.event, task.owner)
+
+    def release(self, owners: Mapping[str, str]) -> None:
+        with self.server.call("release"):
+            for event_id, owner in owners.items():
+                if (task := self._owned(event_id, owner)) is not None:
+                    self.server.leases[event_id] = 0.0
+                    task.tries = 0
+
+    def tasks(self) -> Sequence[TaskView]:
+        with self.server.call("tasks"):
+            found = [self.server.find(event_id) for event_id in self.server.leases]
+            return [
+                TaskView(task.event, task.owner or "", task.stored())
+                for task in found
+                if task is not None and task.event is not None and task.event.type is EventType.SCALE_UP
+            ]
+
+    def known(self, event_ids: Sequence[str]) -> Mapping[str, tuple[str, Mapping[int, StoredWorker]]]:
+        with self.server.call("known"):
+            found = {event_id: self.server.find(event_id) for event_id in event_ids}
+            return {event_id: (task.state, task.stored()) for event_id, task in found.items() if task is not None}
+
+    def choose(
+        self, event_id: str, owner: str, victims: Sequence[Victim], survivors: Sequence[str]
+    ) -> Sequence[Victim] | None:
+        with self.server.call("choose"):
+            task = self._owned(event_id, owner)
+            if task is None:
+                return None
+            if task.victims is None:
+                task.victims, task.survivors = list(victims), list(survivors)
+                task.state, task.tries = "running", 0
+            return list(task.victims)
+
+    def mark_superseded(self, event_id: str, owner: str) -> None:
+        with self.server.call("mark_superseded"):
+            if (task := self._owned(event_id, owner)) is not None:
+                task.superseded = True
+
+    def finish_scale_down(self, event_id: str, owner: str, fields: Mapping[str, str]) -> Answer:
+        with self.server.call("finish_scale_down"):
+            task = self.server.find(event_id)
+            if task is not None and task.state == "finished":
+                return Answer(Fate.KNOWN)
+            if task is None or task.owner != owner or task.event is None:
+                return Answer(Fate.NOT_OURS)
+            self.server.publish({**fields, **common_fields(task.event, RESULT_FIELDS)})
+            self._close_task(task, event_id)
+            return Answer(Fate.OK)
+
+    def outcomes(self, victims: Sequence[Victim]) -> Sequence[StoredWorker | None]:
+        with self.server.call("outcomes"):
+            found = [(self.server.find(victim.event_id), victim.index) for victim in victims]
+            return [None if task is None else task.stored().get(index, StoredWorker(index)) for task, index in found]
+
+    def advice(self) -> Sequence[str]:
+        with self.server.call("advice"):
+            return list(self.server.advice)
+
+
+def _opened(task: TaskState, event: ScaleEvent, owner: str) -> OpenTask:
+    victims = None if task.victims is None else list(task.victims)
+    return OpenTask(
+        event=event,
+        owner=owner,
+        received_at=task.received_at,
+        workers=task.stored(),
+        victims=victims,
+        survivors=list(task.survivors),
+        superseded=task.superseded,
+        cancels=task.cancels,
+    )
+
+
+def _conflict(event_id: str) -> BadEvent:
+    return BadEvent(DeadReason.CONFLICT, f"event_id {event_id} was used before, with other content", event_id)

@@ -1,0 +1,180 @@
+"""The part of the fake stream that deals with single workers: intents, dooms, results.
+
+One attempt is current; a doom is stored before its pod is ended, and wins over every end but success; a result is
+stored once, and the last one brings the task's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from ottoscaler.core.acts import Doom
+from ottoscaler.core.events import ScaleEvent
+from ottoscaler.core.results import RESULT_FIELDS, Outcome, Reason, Verdict, common_fields, rfc3339
+from ottoscaler.ports import Answer, Fate
+from tests.fakes.server import FakeRedis, TaskState, WorkerState, worker_json
+
+
+class WorkerScripts:
+    """What `ports.Stream` says about one worker, on a FakeRedis. Any thread."""
+
+    def __init__(self, server: FakeRedis) -> None:
+        self.server = server
+
+    def intend(self, event_id: str, owner: str, index: int, *, attempt: int, infra_used: int, pod: str) -> Answer:
+        with self.server.call("intend"):
+            task, worker = self._look(event_id, index)
+            if worker.outcome:
+                return Answer(Fate.HAS_RESULT)
+            if task is None or task.owner != owner:
+                return Answer(Fate.NOT_OURS)
+            if worker.doom is not None and (worker.doom.attempt == 0 or worker.doom.attempt >= attempt):
+                return Answer(Fate.CANCELLED, worker.doom, worker.attempt)
+            worker.doom = None
+            if attempt < worker.attempt:
+                return Answer(Fate.OLD_ATTEMPT, None, worker.attempt)
+            worker.attempt, worker.infra_used, worker.refused = attempt, infra_used, False
+            worker.shown = worker_json("creating", attempt, pod)
+            task.state, task.tries, task.why, task.next_at = "running", 0, "", ""
+            return Answer(Fate.OK, None, attempt)
+
+    def note_refused(self, event_id: str, owner: str, index: int, attempt: int) -> Answer:
+        with self.server.call("note_refused"):
+            task, worker = self._look(event_id, index)
+            if task is None or task.owner != owner:
+                return Answer(Fate.NOT_OURS)
+            if worker.attempt == attempt and not worker.outcome:
+                worker.refused = True
+                worker.shown = worker_json("waiting", attempt, "")
+            return Answer(Fate.OK)
+
+    def check(self, event_id: str, owner: str, index: int) -> Answer:
+        with self.server.call("check"):
+            task, worker = self._look(event_id, index)
+            if worker.outcome:
+                return Answer(Fate.HAS_RESULT)
+            if task is None or task.owner != owner:
+                return Answer(Fate.NOT_OURS)
+            return Answer(Fate.OK, worker.doom)
+
+    def doom(self, event_id: str, owner: str | None, index: int, doom: Doom) -> Answer:
+        with self.server.call("doom"):
+            task, worker = self._look(event_id, index)
+            if worker.outcome:
+                return Answer(Fate.HAS_RESULT)
+            if task is None or task.owner is None or (owner is not None and task.owner != owner):
+                return Answer(Fate.NOT_OURS)
+            if doom.attempt not in (0, worker.attempt):
+                return Answer(Fate.OLD_ATTEMPT)
+            spared = doom.drain and worker.spared == doom.by
+            if spared or (worker.doom is not None and _stays(worker.doom, doom)):
+                return Answer(Fate.OK, worker.doom)
+            worker.doom = doom
+            task.cancels += doom.attempt == 0
+            return Answer(Fate.OK, doom)
+
+    def withdraw(self, event_id: str, owner: str, index: int, doom: Doom) -> Answer:
+        with self.server.call("withdraw"):
+            task, worker = self._look(event_id, index)
+            if worker.outcome:
+                return Answer(Fate.HAS_RESULT)
+            if task is None or task.owner != owner:
+                return Answer(Fate.NOT_OURS)
+            held = worker.doom
+            if held is None or (held.attempt, held.reason, held.by) != (doom.attempt, doom.reason, doom.by):
+                return Answer(Fate.OK, held)
+            worker.doom = None
+            worker.spared = doom.by if doom.drain else worker.spared
+            return Answer(Fate.OK)
+
+    def record(self, event_id: str, owner: str, index: int, *, attempt: int, fields: Mapping[str, str]) -> Answer:
+        with self.server.call("record"):
+            task, worker = self._look(event_id, index)
+            if worker.outcome:
+                return Answer(Fate.KNOWN)
+            if task is None or task.owner != owner or task.event is None:
+                return Answer(Fate.NOT_OURS)
+            doom = worker.doom
+            cancelled = doom is not None and doom.attempt == 0
+            if worker.attempt not in (0, attempt) and not cancelled:
+                return Answer(Fate.OLD_ATTEMPT, None, worker.attempt)
+            result = dict(fields)
+            if doom is not None and doom.attempt in (0, attempt) and result["outcome"] != Outcome.SUCCEEDED:
+                result |= told(doom.verdict) | {"fault": doom.verdict.fault.value}
+            finished = self._store(task, task.event, worker, result)
+            return Answer(Fate.OK, doom, attempt, finished)
+
+    def _store(self, task: TaskState, event: ScaleEvent, worker: WorkerState, result: Mapping[str, str]) -> str:
+        """The result, and with the last worker's the task's; returns the message of that one."""
+        worker.outcome, worker.shown, task.tries = result["outcome"], json.dumps(result), 0
+        tally = worker.outcome if worker.outcome in ("succeeded", "cancelled") else "failed"
+        task.tally[tally] += 1
+        task.first.setdefault(tally, result["reason"])
+        self.server.publish(result)
+        if task.tally.total() < event.pod_count:
+            return ""
+        ended = _ended(task, event.pod_count)
+        self.server.publish(self._task_fields(event.event_id, task) | ended)
+        self._close_task(task, event.event_id)
+        return ended["message"]
+
+    def note_states(self, event_id: str, owner: str, states: Mapping[int, tuple[str, int, str]]) -> None:
+        with self.server.call("note_states"):
+            for index, state in states.items():
+                task, worker = self._look(event_id, index)
+                if task is not None and task.owner == owner and not worker.outcome:
+                    worker.shown = worker_json(*state)
+
+    def note_why(self, event_id: str, owner: str, why: str, next_at: str) -> None:
+        with self.server.call("note_why"):
+            if (task := self._owned(event_id, owner)) is not None:
+                task.why, task.next_at = why, next_at
+
+    def _look(self, event_id: str, index: int) -> tuple[TaskState | None, WorkerState]:
+        task = self.server.find(event_id)
+        return task, WorkerState(index) if task is None else task.worker(index)
+
+    def _owned(self, event_id: str, owner: str) -> TaskState | None:
+        task = self.server.find(event_id)
+        return task if task is not None and task.owner == owner else None
+
+    def _task_fields(self, event_id: str, task: TaskState) -> dict[str, str]:
+        fields = {"kind": "task", "event_id": event_id, "task_id": task.task_id, "received_at": task.received_at}
+        fields["finished_at"] = rfc3339(self.server.clock.now())
+        fields["pod_count"] = str(task.event.pod_count if task.event else 0)
+        fields |= {name: str(task.tally[name]) for name in ("succeeded", "failed", "cancelled")}
+        return fields | (common_fields(task.event, RESULT_FIELDS) if task.event else {})
+
+    def _close_task(self, task: TaskState, event_id: str) -> None:
+        self.server.leases.pop(event_id, None)
+        task.state, task.owner, task.why, task.next_at = "finished", None, "", ""
+        task.expires_at = self.server.clock.now() + self.server.task_ttl_s
+
+    def _reject(self, event_id: str, task: TaskState, message: str) -> None:
+        """The task result of an event that cannot be carried out."""
+        self.server.tasks[event_id] = task
+        self._close_task(task, event_id)
+        self.server.publish(self._task_fields(event_id, task) | told(Verdict(Reason.REJECTED, message)))
+
+
+def _stays(held: Doom, new: Doom) -> bool:
+    """A cancel overrides what is not one, and one without drain one with; else the first holds."""
+    if held.attempt == 0:
+        return new.attempt != 0 or new.drain or not held.drain
+    return new.attempt == held.attempt
+
+
+def told(verdict: Verdict) -> dict[str, str]:
+    """A verdict as a result tells it."""
+    return {"outcome": verdict.outcome.value, "reason": verdict.reason.value, "message": verdict.message}
+
+
+def _ended(task: TaskState, count: int) -> dict[str, str]:
+    """Outcome, reason and message of a task whose workers all have their results."""
+    succeeded = task.tally["succeeded"]
+    if succeeded == count:
+        message = f"All {count} workers completed successfully"
+        return {"outcome": "succeeded", "reason": "Completed", "message": message}
+    outcome = "failed" if task.tally["failed"] else "cancelled"
+    return {"outcome": outcome, "reason": task.first[outcome], "message": f"{succeeded} of {count} workers completed"}
