@@ -98,6 +98,8 @@ class Ledger:
         task = Task(event, opened.owner, event_hash(self._instance, event.event_id), self._clock.now(), opened.cancels)
         with self._lock:
             old = self._tasks.get(event.event_id)
+            if old is not None and old.owner == opened.owner:
+                return old  # accepted twice: an entry can be read again before its acceptance was answered
             if old is not None:
                 self._forget(old)
             self._tasks[event.event_id] = task

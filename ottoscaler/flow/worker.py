@@ -122,7 +122,7 @@ class Runner:
             case acts.Look():
                 return self._look(job)
             case acts.Kill(pod):
-                return acts.Done() if self._delete(pod, pod.resource_version) else acts.Changed()
+                return acts.Done() if self._delete(pod, self._version(pod)) else acts.Changed()
             case acts.Delete(pod):
                 self._delete(pod, None)
                 return acts.Done()
@@ -209,6 +209,12 @@ class Runner:
         if done:
             parts.metrics.pods_deleted.inc()
         return done
+
+    def _version(self, pod: Snapshot) -> str:
+        """The version under which the pod is still what was decided on: it also rises with changes that do not matter."""
+        latest = self._parts.registry.get(pod.key)
+        same = latest is not None and latest.stage == pod.stage
+        return latest.resource_version if latest is not None and same else pod.resource_version
 
     def _record(self, job: Job, effect: acts.Record) -> Observation:
         parts, task, index = self._parts, job.task, job.life.index
