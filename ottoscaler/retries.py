@@ -64,7 +64,7 @@ class Retries:
             )
 
 
-_growing = tenacity.wait_exponential_jitter(initial=FIRST_PAUSE_S, max=MAX_PAUSE_S, jitter=FIRST_PAUSE_S)
+_growing = tenacity.wait_exponential_jitter(multiplier=FIRST_PAUSE_S, max=MAX_PAUSE_S, jitter=FIRST_PAUSE_S)
 
 
 def _pause(state: tenacity.RetryCallState) -> float:

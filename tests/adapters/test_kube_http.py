@@ -1,0 +1,178 @@
+"""HTTP to the API server at its edges: silence, refusals, and what each answer means."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ottoscaler.adapters import cluster as cluster_module
+from ottoscaler.adapters import kube_http
+from ottoscaler.adapters.cluster import KubeCluster
+from ottoscaler.adapters.kube_http import KubeHttp, refusal
+from ottoscaler.errors import ClusterRejected, ClusterUnavailable, ConfigError, Expired
+from ottoscaler.settings import KubeSettings
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@contextmanager
+def served(answer: Callable[[socket.socket], None]) -> Iterator[int]:
+    """A server that treats each connection as it is told, and leaves it open until the end; yields its port."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    connections: list[socket.socket] = []
+
+    def accept() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            connections.append(connection)
+            connection.recv(65536)
+            answer(connection)
+
+    thread = threading.Thread(target=accept, daemon=True)
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join(5)
+        for connection in connections:
+            connection.close()
+
+
+def settings(folder: Path, port: int) -> KubeSettings:
+    """Settings with a kubeconfig for a plain server on loopback."""
+    kubeconfig = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{port}"}}],
+        "users": [{"name": "u", "user": {"token": "abc"}}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "current-context": "x",
+    }
+    path = folder / "kubeconfig"
+    path.write_text(json.dumps(kubeconfig), encoding="utf-8")
+    return KubeSettings(kubeconfig=str(path))
+
+
+def test_a_silent_watch_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link on which nothing comes any more is noticed by our own time-out: the server's never reaches us."""
+    monkeypatch.setattr(cluster_module, "WATCH_SILENCE_S", 0.2)
+    with served(lambda connection: connection.sendall(HEAD)) as port:
+        cluster = KubeCluster(settings(tmp_path, port), instance="i")
+        with pytest.raises(ClusterUnavailable):
+            list(cluster.watch("1"))
+        cluster.close()
+
+
+def test_the_silence_is_longer_than_the_servers_time() -> None:
+    """A healthy quiet watch is ended by the server, a dead one by us, within 42 s."""
+    assert cluster_module.WATCH_S < cluster_module.WATCH_SILENCE_S <= 42
+
+
+def test_a_call_to_a_deaf_server_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No answer within the time-out: the request may have been carried out."""
+    monkeypatch.setattr(kube_http, "READ_TIMEOUT_S", 0.2)
+    with served(lambda connection: None) as port:
+        http = KubeHttp(settings(tmp_path, port))
+        with pytest.raises(ClusterUnavailable) as caught:
+            http.call("GET", "/version")
+        http.close()
+    assert caught.value.unclear
+
+
+def test_a_refused_connection_is_clear(tmp_path: Path) -> None:
+    """Nobody listens: the request was certainly not carried out."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    http = KubeHttp(settings(tmp_path, port))
+    with pytest.raises(ClusterUnavailable) as caught:
+        http.call("POST", "/api/v1/namespaces/default/pods", body=b"{}")
+    http.close()
+    assert not caught.value.unclear
+
+
+def test_half_an_answer_is_unclear(tmp_path: Path) -> None:
+    """The connection breaks in the middle of the answer."""
+    head = b"HTTP/1.1 201 Created\r\nContent-Length: 100\r\n\r\n{"
+
+    def cut(connection: socket.socket) -> None:
+        connection.sendall(head)
+        connection.shutdown(socket.SHUT_RDWR)
+
+    with served(cut) as port:
+        http = KubeHttp(settings(tmp_path, port))
+        with pytest.raises(ClusterUnavailable) as caught:
+            http.call("POST", "/x", body=b"{}")
+        http.close()
+    assert caught.value.unclear
+
+
+def test_a_garbled_line_does_not_end_the_watch(tmp_path: Path) -> None:
+    """What cannot be read is skipped, what follows it arrives."""
+    pod = {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "7"}}}
+    body = b'{"type": 5}\n{not json\n' + json.dumps(pod).encode() + b"\n"
+
+    def answer(connection: socket.socket) -> None:
+        connection.sendall(HEAD + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+
+    with served(answer) as port:
+        cluster = KubeCluster(settings(tmp_path, port), instance="i")
+        events = list(cluster.watch("1"))
+        cluster.close()
+    assert [event.resource_version for event in events] == ["7"]
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "method", "kind", "unclear"),
+    [
+        (403, "pods is forbidden: exceeded quota: q, requested: pods=1", "POST", ClusterUnavailable, False),
+        (403, 'User "x" cannot create resource "pods" in API group ""', "POST", ClusterUnavailable, False),
+        (403, "violates PodSecurity restricted", "POST", ClusterRejected, None),
+        (403, 'User "x" cannot list resource "pods"', "GET", ClusterUnavailable, False),
+        (422, "Pod is invalid", "POST", ClusterRejected, None),
+        (400, "bad request", "POST", ClusterRejected, None),
+        (413, "too large", "POST", ClusterRejected, None),
+        (401, "Unauthorized", "GET", ClusterUnavailable, False),
+        (404, "namespaces not found", "POST", ClusterUnavailable, False),
+        (404, "pods not found", "GET", ClusterRejected, None),
+        (409, "already exists", "POST", ClusterRejected, None),
+        (429, "too many requests", "POST", ClusterUnavailable, False),
+        (500, "internal", "POST", ClusterUnavailable, True),
+        (503, "unavailable", "POST", ClusterUnavailable, True),
+        (504, "timeout", "POST", ClusterUnavailable, True),
+        (410, "expired", "GET", Expired, None),
+    ],
+)
+def test_what_an_answer_means(
+    status: int, message: str, method: str, kind: type[Exception], unclear: bool | None
+) -> None:
+    """Each refusal has one meaning: later, never, or list again."""
+    error = refusal(status, json.dumps({"message": message}).encode(), method)
+    assert type(error) is kind
+    assert getattr(error, "unclear", None) is unclear
+    assert message in str(error)
+
+
+def test_retry_after_is_kept() -> None:
+    """What the server asks for reaches whoever tries again."""
+    error = refusal(429, b"{}", "POST", "7")
+    assert isinstance(error, ClusterUnavailable)
+    assert error.retry_after_s == 7
+
+
+def test_no_kubeconfig_is_a_clear_fault(tmp_path: Path) -> None:
+    """The sentence names the variable, its value and what to do."""
+    path = tmp_path / "none"
+    path.write_text("{}", encoding="utf-8")
+    with pytest.raises(ConfigError, match="KUBECONFIG"):
+        KubeHttp(KubeSettings(kubeconfig=str(path)))
