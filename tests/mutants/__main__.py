@@ -73,10 +73,8 @@ def main(names: list[str]) -> int:
         with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
             fault = verdict(mutant, Path(folder))
         failed += bool(fault)
-        print(
-            f"{'NOT NOTICED' if fault else 'noticed':12} {mutant.name}: {mutant.mistake}{'; ' + fault if fault else ''}",
-            flush=True,
-        )
+        told = f"NOT NOTICED ({fault})" if fault else "noticed"
+        print(f"{told}: {mutant.name}: {mutant.mistake}", flush=True)
     print(f"{len(chosen) - failed} passed, {failed} failed")
     return 1 if failed or not chosen else 0
 
