@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 import redis
 
 from ottoscaler.adapters.redis_client import address, connect, translated
+from ottoscaler.adapters.replies import advice_on, delivered_of, entries_of, pairs_of
 from ottoscaler.adapters.tasks import (
     Key,
     decode_doom,
@@ -23,6 +24,8 @@ from ottoscaler.adapters.tasks import (
     decode_view,
     decode_workers,
     encode_doom,
+    stored_worker,
+    worker_fields,
     worker_json,
 )
 from ottoscaler.core.acts import Doom
@@ -92,7 +95,7 @@ class RedisStream:
         with translated(self._where):
             streams: dict[Any, Any] = {self._keys.stream: ">"}
             reply = client.xreadgroup(self._keys.group, self._consumer, streams, count=count, block=block_ms)
-        return _entries(cast("Any", reply))
+        return entries_of(cast("Any", reply))
 
     def peek(self, after: str, count: int, *, block: bool) -> Sequence[Entry]:
         """See ports.Stream."""
@@ -100,23 +103,23 @@ class RedisStream:
             reply = self._peeking.xread(
                 {self._keys.stream: after}, count=count, block=self._block_ms if block else None
             )
-        return _entries(cast("Any", reply))
+        return entries_of(cast("Any", reply))
 
     def delivered(self) -> str:
         """See ports.Stream."""
         with translated(self._where):
-            return _delivered(cast("Any", self._client.xinfo_groups(self._keys.stream)), self._keys.group)
+            return delivered_of(cast("Any", self._client.xinfo_groups(self._keys.stream)), self._keys.group)
 
     def pending(self, *, own: bool, min_idle_s: float) -> Sequence[Entry]:
         """See ports.Stream."""
         found = self._run("pending", [], self._consumer, int(own), int(min_idle_s * 1000), PENDING_COUNT)
-        return [Entry(stream_id.decode(), _pairs(fields) if fields else None) for stream_id, fields in found]
+        return [Entry(stream_id.decode(), pairs_of(fields) if fields else None) for stream_id, fields in found]
 
     def older_pending(self, stream_id: str) -> bool:
         """See ports.Stream. Unread first: an entry may become pending between the two looks, never unread again."""
         stream, group = self._keys.stream, self._keys.group
         with translated(self._where):
-            last = _delivered(cast("Any", self._client.xinfo_groups(stream)), group)
+            last = delivered_of(cast("Any", self._client.xinfo_groups(stream)), group)
             unread = self._client.xrange(stream, f"({last}", f"({stream_id}", count=1)
             return bool(unread or self._client.xpending_range(stream, group, "-", f"({stream_id}", 1))
 
@@ -194,7 +197,7 @@ class RedisStream:
         """See ports.Stream."""
         arguments = (event_id, self._consumer, self._boot, self._lease_ms, int(same_consumer))
         answer = self._run("take", [self._key.task(event_id)], *arguments, client=self._leasing)
-        return decode_task(answer[0].decode(), _pairs(answer[1])) if answer else None
+        return decode_task(answer[0].decode(), pairs_of(answer[1])) if answer else None
 
     def reload(self, event_id: str) -> OpenTask | None:
         """See ports.Stream."""
@@ -292,14 +295,17 @@ class RedisStream:
         return self._answer("finish", event_id, owner, *(text for pair in fields.items() for text in pair))
 
     def outcomes(self, victims: Sequence[Victim]) -> Sequence[StoredWorker | None]:
-        """See ports.Stream."""
-        known = self.known(sorted({victim.event_id for victim in victims}))
-        return [
-            known[victim.event_id][1].get(victim.index, StoredWorker(victim.index))
-            if victim.event_id in known
-            else None
-            for victim in victims
-        ]
+        """See ports.Stream. Asked often while a scale_down is under way, so only the fields in question are read."""
+        found: list[StoredWorker | None] = []
+        with translated(self._where):
+            for part in _chunks(victims):
+                pipe = self._client.pipeline(transaction=False)
+                for victim in part:
+                    pipe.hmget(self._key.task(victim.event_id), ["state", *worker_fields(victim.index)])
+                for victim, (state, *values) in zip(part, pipe.execute(), strict=True):
+                    fields = dict(zip(worker_fields(victim.index), values, strict=True))
+                    found.append(stored_worker(victim.index, fields) if state else None)
+        return found
 
     def advice(self) -> Sequence[str]:
         """See ports.Stream."""
@@ -308,7 +314,7 @@ class RedisStream:
                 told = self._client.info("everything")
             except redis.exceptions.NoPermissionError:
                 return []
-        return _advice(told)
+        return advice_on(told)
 
     # -- scripts
 
@@ -347,22 +353,6 @@ class RedisStream:
         return ["EVALSHA", _SHA, len(keys), *keys, function, *settings, *arguments]
 
 
-def _advice(told: Mapping[str, Any]) -> list[str]:
-    """What is wrong with a server, by its INFO (https://redis.io/docs/latest/commands/info/)."""
-    found = []
-    version = str(told.get("redis_version", "7.0"))
-    if int(version.partition(".")[0]) < 7:
-        found.append(f"Redis is version {version}: 7.0 or later, or Valkey, is needed")
-    if not told.get("aof_enabled", 1):
-        found.append("Redis keeps no append-only file: what is accepted is lost when it restarts; set appendonly yes")
-    policy = told.get("maxmemory_policy", "noeviction")
-    if policy != "noeviction":
-        found.append(
-            f"Redis may evict keys (maxmemory-policy {policy}): tasks can vanish; set maxmemory-policy noeviction"
-        )
-    return found
-
-
 def _accepted(event: ScaleEvent, answer: list[bytes]) -> OpenTask | None:
     if answer[0] != b"ok":
         return None
@@ -373,23 +363,6 @@ def _accepted(event: ScaleEvent, answer: list[bytes]) -> OpenTask | None:
 
 def _common(event: ScaleEvent) -> str:
     return json.dumps([text for pair in common_fields(event, RESULT_FIELDS).items() for text in pair])
-
-
-def _entries(reply: Any) -> list[Entry]:
-    return [Entry(stream_id.decode(), fields or None) for _, entries in reply or () for stream_id, fields in entries]
-
-
-def _pairs(flat: Sequence[bytes] | Mapping[bytes, bytes]) -> dict[bytes, bytes]:
-    if isinstance(flat, Mapping):
-        return dict(flat)
-    return dict(zip(flat[::2], flat[1::2], strict=True))
-
-
-def _delivered(groups: Sequence[Mapping[str, Any]], name: str) -> str:
-    for group in groups:
-        if group["name"] == name.encode():
-            return cast("bytes", group["last-delivered-id"]).decode()
-    raise redis.ResponseError(f"NOGROUP no consumer group {name}")
 
 
 def _chunks(items: Sequence[_T]) -> list[Sequence[_T]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 
 from ottoscaler.core.acts import Doom
 from ottoscaler.core.events import decode
@@ -57,23 +56,25 @@ def worker_json(state: str, attempt: int, pod: str) -> str:
     return json.dumps({"state": state, "attempt": attempt, "pod": pod})
 
 
+def worker_fields(index: int) -> list[str]:
+    """The fields of a task hash that tell how a worker stands."""
+    return [f"attempt:{index}", f"doom:{index}", f"outcome:{index}"]
+
+
+def stored_worker(index: int, fields: Mapping[str, bytes | None]) -> StoredWorker:
+    """How a worker stands, by its `worker_fields`."""
+    attempt, doom, outcome = (fields.get(name) for name in worker_fields(index))
+    number, infra_used, *refused = (attempt or b"0:0").decode().split(":")
+    return StoredWorker(
+        index, int(number), int(infra_used), bool(refused), decode_doom(doom), (outcome or b"").decode()
+    )
+
+
 def decode_workers(fields: Mapping[bytes, bytes]) -> dict[int, StoredWorker]:
     """What a task hash knows of its workers, by index."""
-    workers: dict[int, StoredWorker] = {}
-    for name, value in fields.items():
-        if (match := _FIELD.fullmatch(name)) is None:
-            continue
-        index = int(match[2])
-        worker = workers.get(index, StoredWorker(index))
-        if match[1] == b"attempt":
-            attempt, infra_used, *refused = value.decode().split(":")
-            worker = replace(worker, attempt=int(attempt), infra_used=int(infra_used), refused=bool(refused))
-        elif match[1] == b"doom":
-            worker = replace(worker, doom=decode_doom(value))
-        else:
-            worker = replace(worker, outcome=value.decode())
-        workers[index] = worker
-    return workers
+    indices = {int(match[2]) for name in fields if (match := _FIELD.fullmatch(name))}
+    texts = {name.decode(): value for name, value in fields.items() if _FIELD.fullmatch(name)}
+    return {index: stored_worker(index, texts) for index in sorted(indices)}
 
 
 def decode_task(owner: str, fields: Mapping[bytes, bytes]) -> OpenTask:

@@ -217,6 +217,8 @@ def step(life: Life, observation: Observation, now: float, limits: Limits) -> Li
             return _seen(life, pod, now, limits)
         case Absent():
             return _absent(life, now, limits)
+        case Marked(doom) if life.stage is Stage.AWAIT and doom == life.doom:
+            return life  # told twice: its pod is being ended already
         case Checked(doom) | Marked(doom):
             return _doomed(life, doom, now, limits)
         case _:

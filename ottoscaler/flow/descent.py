@@ -21,7 +21,7 @@ from ottoscaler.flow.parts import Parts
 from ottoscaler.ports import Fate, OpenTask, StoredWorker, Victim
 
 #: How often a victim that has not ended is ended again, seconds: its pod may have been seen only now.
-AGAIN_EVERY_S: Final = 1.0
+AGAIN_EVERY_S: Final = 5.0
 #: The reason of a scale_down's own result when there was nobody to end.
 NOTHING_TO_END: Final = "NothingToEnd"
 

@@ -211,7 +211,7 @@ class Runner:
         return done
 
     def _version(self, pod: Snapshot) -> str:
-        """The version under which the pod is still what was decided on: it also rises with changes that do not matter."""
+        """The version at which the pod is still what was decided on: it rises with changes that do not matter too."""
         latest = self._parts.registry.get(pod.key)
         same = latest is not None and latest.stage == pod.stage
         return latest.resource_version if latest is not None and same else pod.resource_version

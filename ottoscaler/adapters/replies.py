@@ -1,0 +1,46 @@
+"""What Redis answers, turned into plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import redis
+
+from ottoscaler.ports import Entry
+
+
+def entries_of(reply: Any) -> list[Entry]:
+    """The entries of XREAD or XREADGROUP."""
+    return [Entry(stream_id.decode(), fields or None) for _, entries in reply or () for stream_id, fields in entries]
+
+
+def pairs_of(flat: Sequence[bytes] | Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+    """The fields of a hash or an entry: flat from a script, a mapping from a command."""
+    if isinstance(flat, Mapping):
+        return dict(flat)
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def delivered_of(groups: Sequence[Mapping[str, Any]], name: str) -> str:
+    """The last id that a group was given, by XINFO GROUPS. Raises redis.ResponseError if there is no such group."""
+    for group in groups:
+        if group["name"] == name.encode():
+            return cast("bytes", group["last-delivered-id"]).decode()
+    raise redis.ResponseError(f"NOGROUP no consumer group {name}")
+
+
+def advice_on(told: Mapping[str, Any]) -> list[str]:
+    """What is wrong with a server, by its INFO (https://redis.io/docs/latest/commands/info/)."""
+    found = []
+    version = str(told.get("redis_version", "7.0"))
+    if int(version.partition(".")[0]) < 7:
+        found.append(f"Redis is version {version}: 7.0 or later, or Valkey, is needed")
+    if not told.get("aof_enabled", 1):
+        found.append("Redis keeps no append-only file: what is accepted is lost when it restarts; set appendonly yes")
+    policy = told.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        found.append(
+            f"Redis may evict keys (maxmemory-policy {policy}): tasks can vanish; set maxmemory-policy noeviction"
+        )
+    return found
