@@ -1,0 +1,72 @@
+"""`demo`, as it is run: the whole system for a few seconds, and nothing left of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import LONG_S, Terminal, child
+from tests.cli.processes import below, controller, left, using
+from tests.fakes.wait import eventually
+
+pytestmark = pytest.mark.contract("1.demo")
+
+#: The demo's own deadline, and what clean-up may take.
+DEMO_S = 75
+
+
+@pytest.mark.timeout(DEMO_S + 15)
+def test_the_demo_ends_as_it_should_and_cleans_up(tmp_path: Path) -> None:
+    """Five events, each with the workers that it should have; no file stays, and no process."""
+    odd = {"MAX_PODS_PER_EVENT": "1", "REDIS_HOST": "elsewhere", "NAMESPACE": "other"}
+    with child("demo", TMPDIR=str(tmp_path), **odd) as demo:
+        out, err = demo.communicate(timeout=DEMO_S)
+    assert (demo.returncode, err) == (0, "")
+    rows = [line.split()[0] for line in out.splitlines() if line.split() and line.split()[0] in ("ok", "NO")]
+    assert rows == ["ok"] * 5
+    assert "2: Error, exit code 3" in out
+    assert "5 of 5 events ended as they should" in out
+    assert list(tmp_path.iterdir()) == []
+    assert using(str(tmp_path)) == []
+
+
+@pytest.mark.timeout(DEMO_S + 15)
+def test_a_demo_whose_controller_dies_fails_and_keeps_its_log(tmp_path: Path) -> None:
+    """It says so at once and does not wait for its deadline."""
+    with child("demo", TMPDIR=str(tmp_path)) as demo:
+        os.kill(eventually(lambda: controller(demo.pid), LONG_S, "the controller"), signal.SIGKILL)
+        _, err = demo.communicate(timeout=LONG_S)
+    assert demo.returncode == 1
+    assert "the controller ended with exit code 137" in err
+    (log,) = tmp_path.iterdir()
+    assert f"The controller's log: {log}\n" in err
+
+
+def test_a_demo_that_is_ended_cleans_up(tmp_path: Path) -> None:
+    """Also by SIGTERM."""
+    with child("demo", TMPDIR=str(tmp_path)) as demo:
+        eventually(lambda: controller(demo.pid), LONG_S, "the controller")
+        family = below(demo.pid)
+        demo.terminate()
+        assert demo.wait(LONG_S) == 130
+    assert list(tmp_path.iterdir()) == []
+    assert left(family) == []
+
+
+def test_the_demo_shows_itself_live_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table that is drawn again and again; it is ended as soon as it has been seen."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    terminal = Terminal("demo")
+    assert "task with a failing worker" in terminal.until("not sent")
+    terminal.process.send_signal(signal.SIGINT)
+    assert terminal.end() == 130
+
+
+def test_the_demo_takes_no_arguments() -> None:
+    """A mistyped command must not start a whole system."""
+    with child("demo", "--fast") as demo:
+        _, err = demo.communicate(timeout=LONG_S)
+    assert (demo.returncode, err) == (2, "usage: ottoscaler.py demo (it takes no arguments)\n")

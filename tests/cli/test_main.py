@@ -1,0 +1,112 @@
+"""The command line as such: which command is meant, and what becomes of errors."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from ottoscaler.cli.main import COMMANDS, main
+from tests.cli.conftest import LONG_S, SCRIPT, child
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_can_be_started(name: str) -> None:
+    """Its module is there and has the function that is called."""
+    assert callable(importlib.import_module(COMMANDS[name].module).main)
+
+
+def test_an_unknown_command_is_told_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """One sentence, with the command that was probably meant; exit code 2."""
+    assert main(["stauts"]) == 2
+    sentence = "There is no command 'stauts'; there are run, local, demo, send, status. Did you mean status?\n"
+    assert capsys.readouterr().err == sentence
+
+
+@pytest.mark.parametrize("word", ["-h", "--help", "help"])
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str], word: str) -> None:
+    """One line each."""
+    assert main([word]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[2 : 2 + len(COMMANDS)]] == list(COMMANDS)
+
+
+@pytest.mark.parametrize("name", ["send", "status", "local"])
+def test_each_command_has_a_help_of_its_own(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    """And it is no error to ask for it."""
+    assert main([name, "--help"]) == 0
+    assert capsys.readouterr().out.startswith(f"usage: ottoscaler.py {name}")
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever reports a fault is asked for it."""
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("ottoscaler ")
+
+
+@pytest.mark.contract("1.run")
+@pytest.mark.parametrize("arguments", [[], ["run"], ["status"], ["local"]])
+def test_all_faults_of_the_configuration_are_told_together(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    """One line each, exit code 2; without a command it is the controller that says so."""
+    monkeypatch.setenv("REDIS_BLOCK_MS", "often")
+    monkeypatch.setenv("MAX_WORKERS", "0")
+    assert main(arguments) == 2
+    assert [line.partition(":")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "REDIS_BLOCK_MS='often'",
+        "MAX_WORKERS='0'",
+    ]
+
+
+@pytest.mark.contract("1.status")
+def test_a_server_out_of_reach_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No traceback; exit code 1."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    monkeypatch.setenv("REDIS_HOST", "127.0.0.1")
+    monkeypatch.setenv("REDIS_PORT", str(port))
+    assert main(["status"]) == 1
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert sentence.startswith(f"Redis at 127.0.0.1:{port} is out of reach")
+
+
+@pytest.mark.parametrize("module", ["ottoscaler.cli.send", "ottoscaler.cli.status"])
+def test_looking_at_redis_does_not_import_kubernetes(module: str) -> None:
+    """It would take longer than the command itself."""
+    heavy = "{'kubernetes', 'prometheus_client', 'tenacity'}"
+    program = f"import sys, {module}, ottoscaler.cli.main; print(sorted({heavy} & sys.modules.keys()))"
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=SCRIPT.parent, timeout=LONG_S
+    )
+    assert found.stdout == "[]\n"
+
+
+@pytest.mark.usefixtures("names")
+def test_ctrl_c_is_no_error() -> None:
+    """No traceback, and the exit code that shells expect."""
+    with child("status", "--watch") as watching:
+        assert watching.stdout is not None
+        watching.stdout.readline()
+        watching.send_signal(signal.SIGINT)
+        _, err = watching.communicate(timeout=LONG_S)
+    assert (watching.returncode, err) == (130, "")
+
+
+@pytest.mark.usefixtures("names")
+def test_nobody_reading_any_more_is_no_error() -> None:
+    """As in `status | head`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, str(SCRIPT), "status"]
+    ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False, timeout=LONG_S)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (1, b"")

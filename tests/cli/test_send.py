@@ -1,0 +1,218 @@
+"""`send`: what goes into the stream, and what `--wait` says of how it ended."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from ottoscaler.adapters.board import Board
+from ottoscaler.cli.main import main
+from ottoscaler.core.results import Reason
+from ottoscaler.local.redis import EmbeddedRedis
+from ottoscaler.settings import Settings
+from tests.cli.conftest import LONG_S, Controller, Terminal, child, entries
+
+pytestmark = pytest.mark.contract("1.send")
+
+Meanwhile = Callable[..., Future[Any]]
+UP = ("type=scale_up", "pod_count=3", "task_id=task-123")
+#: Nothing here takes so long; a test that fails is not to wait for ever.
+WAIT = ("--wait", "--timeout", "20")
+
+
+def test_send_prints_the_id_of_the_entry_that_it_added(
+    settings: Settings, client: redis.Redis, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The entry has the fields as given, and its id is all that is printed."""
+    assert main(["send", *UP, "note=a=b c"]) == 0
+    expected = {"type": "scale_up", "pod_count": "3", "task_id": "task-123", "note": "a=b c"}
+    assert entries(client, settings.keys.stream) == [(capsys.readouterr().out.strip(), expected)]
+
+
+@pytest.mark.parametrize("wrong", ["pod_count", "=3", " =3", "task_id=twice", "note=\udcff"])
+def test_an_argument_that_is_no_field_is_refused(
+    settings: Settings, client: redis.Redis, capsys: pytest.CaptureFixture[str], wrong: str
+) -> None:
+    """Nothing is sent: half an event would be another event."""
+    assert main(["send", *UP, wrong]) == 2
+    assert "error: " in capsys.readouterr().err
+    assert entries(client, settings.keys.stream) == []
+
+
+@pytest.mark.parametrize("wrong", ["0", "-1", "nan", "inf", "soon"])
+@pytest.mark.usefixtures("names")
+def test_a_timeout_is_a_number_of_seconds(capsys: pytest.CaptureFixture[str], wrong: str) -> None:
+    """Anything else would wait for ever, or not at all."""
+    assert main(["send", *UP, "--wait", f"--timeout={wrong}"]) == 2
+    assert "not a number of seconds above 0" in capsys.readouterr().err
+
+
+def test_an_event_may_be_sent_without_the_cluster_at_hand(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A KUBECONFIG that names no file is no reason to refuse."""
+    monkeypatch.setenv("KUBECONFIG", "/nowhere/kubeconfig")
+    assert main(["send", *UP]) == 0
+
+
+def test_wait_gives_0_when_all_workers_succeeded(
+    controller: Controller, meanwhile: Meanwhile, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Options may stand between the fields."""
+    meanwhile(controller.carry_out, Reason.COMPLETED, Reason.COMPLETED, Reason.COMPLETED)
+    assert main(["send", UP[0], *WAIT, *UP[1:]]) == 0
+    assert capsys.readouterr().out.endswith("All 3 workers succeeded\n")
+
+
+def test_wait_names_the_workers_that_failed(
+    controller: Controller, meanwhile: Meanwhile, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which one, why, and with what exit code; the exit code of the command is 1."""
+    meanwhile(controller.carry_out, Reason.COMPLETED, Reason.ERROR, Reason.COMPLETED, exit_code="3")
+    assert main(["send", *UP, *WAIT]) == 1
+    out = capsys.readouterr().out
+    assert "2 of 3 workers succeeded (2 succeeded, 1 failed)\n" in out
+    assert "  worker 2 failed: Error, exit code 3: so it was\n" in out
+
+
+def test_of_many_failed_workers_some_are_named(
+    controller: Controller, meanwhile: Meanwhile, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A screen full of the same sentence helps nobody."""
+    meanwhile(controller.carry_out, *[Reason.ERROR] * 12)
+    assert main(["send", "type=scale_up", "pod_count=12", *WAIT]) == 1
+    assert capsys.readouterr().out.endswith("  and 2 more\n")
+
+
+def test_a_cancelled_worker_is_no_success(controller: Controller, meanwhile: Meanwhile) -> None:
+    """Exit code 0 is for all workers succeeded and nothing else."""
+    meanwhile(controller.carry_out, Reason.COMPLETED, Reason.SCALED_DOWN, Reason.COMPLETED)
+    assert main(["send", *UP, *WAIT]) == 1
+
+
+def test_wait_shows_what_goes_on(
+    controller: Controller, meanwhile: Meanwhile, capsys: pytest.CaptureFixture[str], board: Board
+) -> None:
+    """On something that is no terminal, each change is a line."""
+    future = meanwhile(controller.take)
+    assert main(["send", *UP, "--wait", "--timeout", "1.2"]) == 1
+    controller.end(future.result())
+    lines = capsys.readouterr()
+    assert lines.out.splitlines()[1:] == ["waiting (3 waiting)"]
+    assert lines.err == "Not finished after 1.2 s: waiting (3 waiting). It goes on without us.\n"
+
+
+def test_wait_tells_why_an_event_became_a_dead_letter(
+    controller: Controller, meanwhile: Meanwhile, capsys: pytest.CaptureFixture[str], client: redis.Redis
+) -> None:
+    """The reason, and the detail that names field and value."""
+    meanwhile(controller.carry_out)
+    assert main(["send", "type=scale_up", "pod_count=lots", *WAIT]) == 1
+    sentence = capsys.readouterr().out.splitlines()[-1]
+    assert "became a dead letter" in sentence
+    assert 'Invalid: field pod_count is "lots"; a whole number from 1 is expected' in sentence
+
+
+@pytest.mark.parametrize("event_id", ["", "12-3", "no spaces"])
+def test_a_dead_letter_without_a_readable_event_id_is_seen(
+    controller: Controller, meanwhile: Meanwhile, capsys: pytest.CaptureFixture[str], event_id: str
+) -> None:
+    """It is known by its entry."""
+    meanwhile(controller.carry_out)
+    assert main(["send", *UP, f"event_id={event_id}", *WAIT]) == 1
+    assert "Invalid: field event_id is " in capsys.readouterr().out
+
+
+def test_a_refused_event_that_is_sent_again_is_told_the_same(
+    controller: Controller, meanwhile: Meanwhile, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A repeated one gets no dead letter of its own, and is not taken for a success."""
+    bad = ["send", "type=scale_up", "pod_count=lots", "event_id=bad-1", *WAIT]
+    for _ in range(2):
+        meanwhile(controller.carry_out)
+        assert main(bad) == 1
+        assert "Invalid: field pod_count" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("reason", "code"), [(Reason.COMPLETED, 0), (Reason.ERROR, 1)])
+def test_a_duplicate_of_a_finished_event_is_answered_at_once(
+    controller: Controller, capsys: pytest.CaptureFixture[str], reason: Reason, code: int
+) -> None:
+    """From what is stored; no controller need run."""
+    same = ["send", "type=scale_up", "event_id=mine-1"]
+    assert main(same) == 0
+    controller.carry_out(reason)
+    assert main([*same, *WAIT]) == code
+
+
+def test_another_event_under_a_used_event_id_is_a_conflict(
+    controller: Controller, meanwhile: Meanwhile, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The success of the first is not the second's."""
+    main(["send", "type=scale_up", "event_id=mine-2"])
+    controller.carry_out(Reason.COMPLETED)
+    meanwhile(controller.carry_out)
+    assert main(["send", "type=scale_up", "event_id=mine-2", "note=other", *WAIT]) == 1
+    assert "Conflict: event_id mine-2 was used before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("pods", "sentence"), [(("pod-1", "pod-2"), "2 workers ended: pod-1, pod-2"), ((), "0 workers ended")]
+)
+def test_a_scale_down_names_whom_it_ended(
+    controller: Controller, meanwhile: Meanwhile, capsys: pytest.CaptureFixture[str], pods: tuple[str], sentence: str
+) -> None:
+    """Also when there was nothing to end, it succeeded."""
+    meanwhile(controller.scale_down, *pods)
+    assert main(["send", "type=scale_down", "task_id=task-123", *WAIT]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"scale_down succeeded (Completed); {sentence}"
+
+
+def test_a_finished_scale_down_is_known_by_its_result(controller: Controller, client: redis.Redis) -> None:
+    """It may have failed, which the task hash does not tell."""
+    same = ["send", "type=scale_down", "task_id=task-123", "event_id=down-1"]
+    main(same)
+    task = controller.take()
+    assert task is not None
+    closing = {"kind": "scale_down", "event_id": "down-1", "outcome": "failed", "reason": "Poison"}
+    controller.stream.finish_scale_down("down-1", task.owner, closing)
+    assert main([*same, *WAIT]) == 1
+
+
+def test_redis_going_away_does_not_unsend_the_event(tmp_path: Path) -> None:
+    """The sentence says that it went out, so nobody sends it a second time."""
+    server = EmbeddedRedis(tmp_path)
+    server.start()
+    with child("send", *UP, "--wait", REDIS_PORT=str(server.port), REDIS_HOST=server.host) as sending:
+        assert sending.stdout is not None
+        stream_id = sending.stdout.readline().strip()
+        server.close()
+        _, err = sending.communicate(timeout=LONG_S)
+    assert sending.returncode == 1
+    assert err.splitlines()[-1] == f"The event {stream_id} was sent all the same."
+
+
+@pytest.mark.usefixtures("names")
+def test_somebody_who_waits_in_vain_is_asked_whether_a_controller_runs() -> None:
+    """After some seconds, once; and Ctrl-C ends the waiting with 130."""
+    with child("send", *UP, "--wait") as sending:
+        assert sending.stderr is not None
+        assert sending.stderr.readline() == "No controller has taken the event yet; is one running?\n"
+        sending.send_signal(signal.SIGINT)
+        assert sending.wait(LONG_S) == 130
+
+
+def test_a_terminal_gets_a_bar(controller: Controller) -> None:
+    """It counts the workers that have ended, and goes away for the last sentence."""
+    terminal = Terminal("send", *UP, *WAIT)
+    task = controller.take()
+    assert task is not None
+    controller.end(task, Reason.COMPLETED)
+    assert "1/3" in terminal.until("1/3")
+    controller.end(task, *[Reason.COMPLETED] * 3)
+    assert terminal.end() == 0
+    assert terminal.screen.rstrip().endswith("All 3 workers succeeded")
