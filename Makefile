@@ -21,7 +21,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 PYTEST := $(BIN)/python -m pytest
 SUITES := $(wildcard tests/core tests/flow tests/adapters tests/local tests/cli tests/test_*.py)
 
-.PHONY: help demo run test test-race test-real test-cov test-313 check fmt lint types layers e2e mutants lock clean
+.PHONY: help demo run test test-race test-real test-cov test-313 check fmt lint types layers e2e mutants rows lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,12 +34,18 @@ run: $(RUNTIME) ## the controller, configured by environment variables or ENV_FI
 	@$(BIN)/python ottoscaler.py run $(ARGS)
 
 test: $(DEV) ## the tests that need neither a server nor root; the flow twice, the second time with hostile thread switching
-	$(PYTEST) -m "not e2e" $(SUITES) $(ARGS)
 ifeq ($(strip $(ARGS)),)
-	$(MAKE) test-race
+	@# side by side, since most of them wait for servers; the slowest first
+	@$(MAKE) --jobs=4 --keep-going --output-sync=target suite-cli suite-adapters suite-local suite-flow test-race suite-core suite-top
 else
+	$(PYTEST) -m "not e2e" $(SUITES) $(ARGS)
 	@echo "make test: with ARGS the second pass over the flow is left out; 'make test-race' runs it"
 endif
+
+suite-top: SUITE = $(wildcard tests/test_*.py)
+suite-%: SUITE = tests/$*
+suite-%: $(DEV)
+	$(PYTEST) -m "not e2e" $(SUITE)
 
 test-race: $(DEV) ## the tests of the flow in development mode, a thread switch every microsecond
 	PYTHONDEVMODE=1 OTTO_SWITCH_INTERVAL=1e-6 $(PYTEST) -m "not e2e" $(wildcard tests/flow) $(ARGS)
@@ -78,6 +84,9 @@ e2e: $(DEV) ## the process itself against a real Kubernetes (TEST_KUBECONFIG) an
 
 mutants: $(DEV) ## break the code on purpose and see the tests notice
 	$(BIN)/python -m tests.mutants $(ARGS)
+
+rows: $(DEV) ## the promises to the outside, and the tests that hold each of them up
+	$(BIN)/python -m tests.rows $(ARGS)
 
 lock: ## write the requirements files anew from pyproject.toml (ARGS=--upgrade for newer versions)
 	@rm -rf .cache/lock && $(PYTHON) -m venv .cache/lock
