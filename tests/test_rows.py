@@ -1,0 +1,114 @@
+"""The table of promises: that it counts what is marked, and that no test names a promise which is not there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.readme import variables
+from tests.rows import ALIASES, ROWS, SECTIONS, Coverage, report
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLE = """
+import pytest
+
+pytestmark = pytest.mark.contract("1.run")
+
+
+@pytest.mark.contract("3.type")
+@pytest.mark.parametrize("number", [1, 2])
+def test_two(number):
+    raise AssertionError("only collected, never run")
+
+
+@pytest.mark.e2e
+@pytest.mark.contract("{name}")
+def test_one():
+    pass
+"""
+
+
+def rows(*paths: Path) -> subprocess.CompletedProcess[str]:
+    """`python -m tests.rows` over these paths; one process each, for a pytest in a pytest shares its plugins' state."""
+    command = [sys.executable, "-m", "tests.rows", *map(str, paths)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=50)
+
+
+def example(directory: Path, name: str) -> Path:
+    """A file with three tests, one of them marked with a name."""
+    path = directory / "test_example.py"
+    path.write_text(EXAMPLE.format(name=name), encoding="utf-8")
+    return path
+
+
+def line(table: str, row: str) -> list[str]:
+    """The words of a row of the table."""
+    (found,) = (words for words in map(str.split, table.splitlines()) if words and words[0] == row)
+    return found
+
+
+def test_every_test_of_a_row_is_counted_and_named_once(tmp_path: Path) -> None:
+    """Those of parameters and of the whole file, and those that only e2e runs."""
+    table = rows(example(tmp_path, "5.NothingToEnd")).stdout
+    assert line(table, "1.run") == ["1.run", "3", "test_two,", "test_one"]
+    assert line(table, "3.type") == ["3.type", "2", "test_two"]
+    assert line(table, "5.NothingToEnd") == ["5.NothingToEnd", "1", "test_one"]
+
+
+def test_a_promise_without_a_test_is_a_failure(tmp_path: Path) -> None:
+    """It is named, once; what is left for later is not."""
+    done = rows(example(tmp_path, "3.type"))
+    assert done.returncode == 1
+    assert "no test: 1.send:" in done.stderr
+    assert "1.explain" not in done.stderr
+    assert line(done.stdout, "1.explain")[1:] == ["waits", "for", "the", "command", "explain"]
+
+
+def test_a_marker_that_names_no_row_is_a_failure(tmp_path: Path) -> None:
+    """It is told with the test that has it."""
+    done = rows(example(tmp_path, "3.typo"))
+    assert done.returncode == 1
+    assert "no such row: 3.typo, in test_one" in done.stderr
+
+
+def test_a_test_of_a_later_row_asks_whether_it_holds_now(tmp_path: Path) -> None:
+    """Or the table would be out of date in silence."""
+    assert "has 1 tests: does it hold now?" in rows(example(tmp_path, "3.image")).stdout
+
+
+def test_a_suite_that_cannot_be_collected_is_a_failure(tmp_path: Path) -> None:
+    """With pytest's own words."""
+    path = tmp_path / "test_broken.py"
+    path.write_text("import nowhere_at_all", encoding="utf-8")
+    done = rows(path)
+    assert done.returncode == 1
+    assert "nowhere_at_all" in done.stderr
+
+
+def test_no_marker_names_an_unknown_row() -> None:
+    """In the whole suite."""
+    unknown = [words for words in rows().stderr.splitlines() if not words.startswith("no test: ")]
+    assert unknown == []
+
+
+def test_a_complete_coverage_lacks_nothing() -> None:
+    """Each row once; the table then has no gap."""
+    coverage = Coverage({row.name: [f"tests/test_x.py::test_{number}[a]"] for number, row in enumerate(ROWS)})
+    assert (coverage.missing(), coverage.unknown()) == ([], [])
+    assert not any("NONE" in words for words in report(coverage))
+
+
+def test_the_names_of_rows_are_unique_and_have_their_section() -> None:
+    """And an alias leads to a row."""
+    known = {row.name for row in ROWS}
+    assert len(known) == len(ROWS)
+    assert {row.name.partition(".")[0] for row in ROWS} == SECTIONS.keys()
+    assert set(ALIASES.values()) <= known
+
+
+def test_each_variable_is_a_row_that_holds_now() -> None:
+    """Those that the program reads, and no others."""
+    apart = {"environment", "redis"}
+    now = {row.name.removeprefix("2.") for row in ROWS if row.name.startswith("2.") and not row.later}
+    assert now - apart == variables().keys()
