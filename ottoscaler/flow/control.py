@@ -88,6 +88,8 @@ class Control:
     def _step(self) -> None:
         if not self._after:
             self._stream.ensure_group()
+            # what was read before the error and not accepted: the reader, who had none, would not look for it at once
+            self._intake.absorb(self._stream.pending(own=True, min_idle_s=0))
             self._after = self._stream.delivered()
         self._open_new()
         busy = bool(self._open) or self._clock.now() < self._expect_until
@@ -111,9 +113,16 @@ class Control:
             tasks, self._inbox = self._inbox, []
             changed, self._changed = self._changed, set()
             for task in tasks:
-                self._open[task.event.event_id] = Descent(task)
-        for event_id in changed:
-            self._descents.apply_marks(event_id)
+                known = self._open.get(task.event.event_id)
+                if known is None or known.task.owner != task.owner:  # else it was accepted twice
+                    self._open[task.event.event_id] = Descent(task)
+        try:
+            for event_id in changed:
+                self._descents.apply_marks(event_id)
+        except Unavailable:
+            with self._lock:
+                self._changed |= changed  # nobody tells us of these marks again
+            raise
 
     def _look_ahead(self, entries: Sequence[Entry]) -> None:
         """Behind the first scale_down nothing is looked at before all before it is accepted."""

@@ -84,8 +84,8 @@ class Descents:
         if not descent.chosen and not self._choose(descent):
             return True
         if self._clock.now() >= descent.again_at:
-            descent.again_at = self._clock.now() + AGAIN_EVERY_S
             self._end(descent)
+            descent.again_at = self._clock.now() + AGAIN_EVERY_S
         self._note_ended(descent)
         if descent.waiting:
             return False

@@ -7,6 +7,7 @@ steal from everybody.
 
 from __future__ import annotations
 
+import threading
 from typing import Final
 
 from ottoscaler import logs
@@ -41,13 +42,15 @@ class Lease:
         self._take_at = 0.0
         self._calm_at = 0.0
         self._own_taken = False
+        self._turn = threading.Lock()  # held during each step: no renewal may come after the release
 
     def run(self) -> None:
         """Until the stop. Raises Replaced when another process runs under our consumer name."""
         self._renewed_at = self._clock.now()
         while not self._stop.is_set():
             try:
-                self._step()
+                with self._turn:
+                    self._step()
             except Unavailable as error:
                 self._calm_at = self._clock.now() + self._lease_s
                 _log.warning("lease.outage", "Cannot renew our leases: %s", error, error=str(error))
@@ -57,9 +60,12 @@ class Lease:
 
     def release(self) -> None:
         """A clean hand-over: whoever else runs goes on at once. Raises StreamUnavailable."""
-        self._stream.release(self._ledger.owners() | self._control.owners())
+        with self._turn:
+            self._stream.release(self._ledger.owners() | self._control.owners())
 
     def _step(self) -> None:
+        if self._stop.is_set():
+            return
         now = self._clock.now()
         if now >= self._renew_at:
             self._renew(now)

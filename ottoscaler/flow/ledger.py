@@ -58,6 +58,7 @@ class Job:
     failures: int = 0
     running: bool = False
     queued: int = 0
+    until: float | None = None
 
     @property
     def key(self) -> WorkerKey:
@@ -101,7 +102,7 @@ class Ledger:
             if old is not None and old.owner == opened.owner:
                 return old  # accepted twice: an entry can be read again before its acceptance was answered
             if old is not None:
-                self._forget(old)
+                self._abandon(old)
             self._tasks[event.event_id] = task
             self._registry.own(task.hash)
             done = sum(1 for worker in opened.workers.values() if worker.outcome)
@@ -116,12 +117,8 @@ class Ledger:
         """The task is somebody else's now: stop whatever we do for it. `owner` is the token that was refused."""
         with self._lock:
             task = self._tasks.get(event_id)
-            if task is None or task.owner != owner:
-                return
-            self._forget(task)
-            running = [job for job in task.jobs.values() if job.running]
-        for job in running:
-            self._registry.tell(task.hash, job.life.index, NotOurs())
+            if task is not None and task.owner == owner:
+                self._abandon(task)
 
     def owners(self) -> dict[str, str]:
         """Event id -> owner token of all open tasks."""
@@ -175,7 +172,7 @@ class Ledger:
         with self._lock:
             job = self._next_open(self._cancelled)
             if job is not None:
-                job.running = True
+                self._claim(job).running = True
             return job
 
     def take_waiting(self, hash_: str, index: int) -> Job | None:
@@ -192,14 +189,13 @@ class Ledger:
         """Its thread is free again."""
         with self._lock:
             job.running = False
+            self._requeue(job)
             self._busy -= thread
             if self._busy == 0:
                 self._idle.notify_all()
 
     def wait_idle(self, deadline: float) -> int:
-        """Wait until no worker holds a thread, at most until then (seconds since the epoch); returns how many still
-        do.
-        """
+        """Wait until no worker holds a thread, at most until then (seconds since the epoch); returns how many do."""
         with self._idle:
             while self._busy and (left_s := deadline - self._clock.now()) > 0:
                 self._idle.wait(left_s)
@@ -208,21 +204,27 @@ class Ledger:
     def settled(self, job: Job) -> None:
         """The registry shows its pod, or it is certain that there is none: the claim on room ends."""
         with self._lock:
-            self._claims.discard((job.task.event.event_id, job.life.index))
+            self._settle(job)
+
+    def holds_room(self, job: Job) -> bool:
+        """May it create a pod now? It needs room anew for each: the room of the pod before may be taken."""
+        with self._lock:
+            return (job.task.event.event_id, job.life.index) in self._claims
 
     def pause(self, job: Job, until: float) -> None:
-        """Go on with it then (seconds since the epoch)."""
+        """Its thread gives it back, to go on with it then (seconds since the epoch). If a create is next, its room is
+        given back too, and looked for anew: those who wait must not keep each other out.
+        """
         with self._lock:
-            if self._tasks.get(job.task.event.event_id) is job.task:
-                self._serial += 1
-                job.queued = self._serial
-                heapq.heappush(self._paused, (until, self._serial, job))
+            job.until = until
+            if job.life.needs_room:
+                self._settle(job)
 
     def ended(self, job: Job) -> None:
         """Nothing is left to do for this worker."""
         with self._lock:
             task = job.task
-            self._claims.discard((task.event.event_id, job.life.index))
+            self._settle(job)
             if task.jobs.pop(job.life.index, None) is None or self._tasks.get(task.event.event_id) is not task:
                 return
             task.open_workers -= 1
@@ -253,9 +255,7 @@ class Ledger:
         return None
 
     def _next_open(self, jobs: deque[Job]) -> Job | None:
-        """The next of these whose task is still ours: those of a dropped one are skipped here, not searched for when it
-        goes.
-        """
+        """The next of these whose task is still ours: those of a dropped one are skipped here, not searched for."""
         while jobs:
             job = jobs.popleft()
             if self._is_open(job):
@@ -367,6 +367,26 @@ class Ledger:
             task.skip.add(index)
             job = task.jobs[index] = Job(task, Life(index, worker.attempt, worker.infra_used))
             self._due.append(job)
+
+    def _settle(self, job: Job) -> None:
+        """Of a task that was taken over anew, only the new tenure's workers have claims."""
+        if self._tasks.get(job.task.event.event_id) is job.task:
+            self._claims.discard((job.task.event.event_id, job.life.index))
+
+    def _requeue(self, job: Job) -> None:
+        """Only now that its thread has let go of it: one that is due at once could else be taken twice, or never."""
+        until, job.until = job.until, None
+        if until is not None and self._is_open(job):
+            self._serial += 1
+            job.queued = self._serial
+            heapq.heappush(self._paused, (until, self._serial, job))
+
+    def _abandon(self, task: Task) -> None:
+        """Its threads are told under the lock, so that none of the task's next tenure can hear it."""
+        self._forget(task)
+        for job in task.jobs.values():
+            if job.running:
+                self._registry.tell(task.hash, job.life.index, NotOurs())
 
     def _forget(self, task: Task) -> None:
         event_id = task.event.event_id

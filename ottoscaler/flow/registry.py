@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager
 
-from ottoscaler.core.acts import Missing, Observation, Seen, TimedOut
+from ottoscaler.core.acts import Missing, NotOurs, Observation, Seen, TimedOut
 from ottoscaler.core.names import WorkerKey
 from ottoscaler.core.pods import Snapshot
 from ottoscaler.errors import Stopping
@@ -70,11 +70,16 @@ class Registry:
 
     @contextmanager
     def expect(self, event_hash: str, index: int) -> Iterator[Waiter]:
-        """Subscribe before acting, so that no change is missed; one waiter for each worker."""
+        """Subscribe before acting, so that no change is missed; one waiter for each worker.
+
+        Whoever had the place before is told NotOurs: his task was taken over anew, and nobody would ever wake him.
+        """
         waiter = Waiter(self, self._clock)
         worker = (event_hash, index)
         with self._lock:
+            ousted = self._tell(worker, NotOurs())
             self._waiters[worker] = waiter
+        _resolve(ousted)
         try:
             yield waiter
         finally:

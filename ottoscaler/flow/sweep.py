@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from ottoscaler import logs
+from ottoscaler.core.acts import Doom
 from ottoscaler.core.names import pod_name
 from ottoscaler.core.pods import Snapshot
 from ottoscaler.errors import ClusterRejected, Unavailable
@@ -66,22 +67,23 @@ class Sweep:
         state, workers = known[pod.event_id]
         worker = workers.get(pod.key.index, StoredWorker(pod.key.index))
         if worker.outcome or pod.key.attempt < worker.attempt or (state == "finished" and not pod.live):
-            self._delete(pod, with_version=False)
+            self._delete(pod)
         elif worker.doom is not None and pod.live and worker.doom.attempt in (0, pod.key.attempt):
-            if not (worker.doom.only_before_start and pod.started_at is not None):
-                self._delete(pod, with_version=True)
+            self._delete(pod, worker.doom)
         elif not pod.live:
             self._pool.run_waiting(pod.key.event_hash, pod.key.index)
 
-    def _delete(self, pod: Snapshot, *, with_version: bool) -> None:
+    def _delete(self, pod: Snapshot, doom: Doom | None = None) -> None:
+        """After a live look. With a doom only a pod that has not finished, and that the doom does not spare."""
         live = self._cluster.get(pod.name)
         if live is None or live.uid != pod.uid:
             self._registry.forget(pod.key)
             return
-        if live.deleting or (with_version and live.finished):
+        spared = doom is not None and (live.finished or (doom.only_before_start and live.started_at is not None))
+        if live.deleting or spared:
             return
         _log.info("sweep.deleted", "Cleaning up pod: %s", pod.name, pod=pod.name, event_id=pod.event_id)
-        self._cluster.delete(live.name, live.uid, live.resource_version if with_version else None)
+        self._cluster.delete(live.name, live.uid, None if doom is None else live.resource_version)
 
     def _take_up(self, unknown: Iterable[Snapshot]) -> None:
         """Pods of events that Redis does not know: it was wiped. Their owner, if he lives, has one LEASE_S to store
@@ -99,7 +101,7 @@ class Sweep:
                 not pod.live and pod.finished_at is not None and now - pod.finished_at > self._ttl_s for pod in pods
             ):
                 for pod in pods:
-                    self._delete(pod, with_version=False)
+                    self._delete(pod)
                 continue
             self._adopt(event_id, pods)
 

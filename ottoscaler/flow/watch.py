@@ -8,11 +8,17 @@ version; after any error it lists again, since a list is the only thing that tel
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from ottoscaler import logs
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Expired, Unavailable
 from ottoscaler.flow.parts import Parts
 from ottoscaler.ports import Change, PodList
+from ottoscaler.retries import FIRST_PAUSE_S, MAX_PAUSE_S
+
+#: A watch that ends sooner than this, seconds, for the second time in a row is followed by a pause, each longer than the
+#: one before: a server that refuses it would else be asked without a break.
+SHORT_S: Final = 1.0
 
 _log = logs.get(__name__)
 
@@ -27,14 +33,16 @@ class Watch:
         self._retries = parts.retries
         self._stop = parts.stop
         self._metrics = parts.metrics
+        self._clock = parts.clock
         self._changed = changed
+        self._short = 0
 
     def run(self) -> None:
         """Until the stop. Raises Stopping."""
         while not self._stop.is_set():
             version = self._list()
             while version and not self._stop.is_set():
-                version = self._follow(version)
+                version = self._paced(version)
 
     def _list(self) -> str:
         listed = self._retries.forever("list pods", self._listed)
@@ -49,6 +57,15 @@ class Watch:
         except ClusterRejected as error:
             # never for good: rights and namespaces come and go, and there is nothing better to do than to ask again
             raise ClusterUnavailable(str(error)) from error
+
+    def _paced(self, version: str) -> str:
+        """One watch, and the pause after one that was short."""
+        began = self._clock.now()
+        version = self._follow(version)
+        self._short = self._short + 1 if self._clock.now() - began < SHORT_S else 0
+        if self._short > 1:
+            self._stop.wait(min(FIRST_PAUSE_S * 2.0 ** min(self._short - 2, 10), MAX_PAUSE_S))
+        return version
 
     def _follow(self, version: str) -> str:
         """Watch until the link ends. Returns the version to go on from, empty for "list again"."""

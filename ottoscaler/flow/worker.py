@@ -72,6 +72,9 @@ class Runner:
                 case acts.Later(delay_s):
                     parts.ledger.pause(job, now + delay_s)
                     return
+                case acts.Intend() if not parts.ledger.holds_room(job):
+                    parts.ledger.pause(job, now)
+                    return
                 case acts.End(why):
                     _log.debug("worker.ended", "Nothing is left to do for %s: %s", pod_name(job.key), why)
                     self._end(job, why)
