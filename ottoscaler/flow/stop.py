@@ -21,7 +21,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.event = threading.Event()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal may come while the main thread is just setting it
         self._cause: BaseException | None = None  # guarded by _lock; the first one stays
         self._threads: list[threading.Thread] = []  # main thread only
 
