@@ -1,0 +1,1 @@
+"""The threads of the flow, over full fakes of Redis and Kubernetes."""

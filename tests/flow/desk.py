@@ -1,0 +1,53 @@
+"""A ledger at which a test stands in for the threads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ottoscaler.core.events import EventType, ScaleEvent
+from ottoscaler.flow.ledger import Job, Ledger
+from ottoscaler.flow.registry import Registry
+from ottoscaler.ports import OpenTask, PodList, StoredWorker
+from tests.fakes.clock import ManualClock
+from tests.flow.pods import INSTANCE
+
+
+def task(event_id: str, count: int = 1, *workers: StoredWorker, tenure: int = 1, cancels: int = 0) -> OpenTask:
+    """An accepted task, with what is stored of its workers."""
+    event = ScaleEvent(event_id=event_id, stream_id="1-0", type=EventType.SCALE_UP, pod_count=count, task_id="t")
+    stored = {worker.index: worker for worker in workers}
+    return OpenTask(event, f"c1/b1/{tenure}", workers=stored, cancels=cancels)
+
+
+class Desk:
+    """A ledger over a registry whose cluster is known and empty. One thread, that of the test."""
+
+    def __init__(self, max_workers: int = 10, read_ahead: int = 5) -> None:
+        self.clock = ManualClock()
+        self.registry = Registry(self.clock)
+        self.registry.replace(PodList([], "1"))
+        self.ledger = Ledger(
+            self.registry, self.clock, instance=INSTANCE, max_workers=max_workers, read_ahead=read_ahead
+        )
+
+    def take(self) -> Job:
+        """The next worker; there has to be one."""
+        job = self.ledger.take()
+        assert job is not None
+        return job
+
+    def order(self, count: int) -> list[str]:
+        """The next so many, as event/index."""
+        return [f"{job.task.event.event_id}/{job.life.index}" for job in (self.take() for _ in range(count))]
+
+    def pause(self, job: Job, seconds: float, **life: Any) -> None:
+        """What a thread does that gives a worker back."""
+        job.life = replace(job.life, **life)
+        self.ledger.pause(job, self.clock.now() + seconds)
+        self.ledger.give_back(job)
+
+    def end(self, job: Job) -> None:
+        """What a thread does when nothing is left to do."""
+        self.ledger.ended(job)
+        self.ledger.give_back(job)

@@ -1,0 +1,37 @@
+"""Snapshots as the watch tells them, for tests that publish by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Final
+
+from ottoscaler.core.names import WorkerKey, event_hash, pod_name
+from ottoscaler.core.pods import Phase, Snapshot
+from tests.fakes.clock import START
+
+HASH: Final = "0123456789"
+INSTANCE: Final = "ottoscaler"
+
+
+def pod(
+    version: int, phase: Phase = Phase.PENDING, *, index: int = 1, attempt: int = 1, hash_: str = HASH, **changes: Any
+) -> Snapshot:
+    """The pod of a worker at a resource version; each worker's has a UID of its own."""
+    key = WorkerKey(hash_, index, attempt)
+    plain = Snapshot(
+        key=key,
+        name=pod_name(key),
+        uid=f"uid-{index}-{attempt}",
+        resource_version=str(version),
+        event_id="e-1",
+        instance=INSTANCE,
+        phase=phase,
+        created_at=START,
+        started_at=None if phase is Phase.PENDING else START + 1,
+    )
+    return replace(plain, **changes)
+
+
+def of(event_id: str, version: int, phase: Phase = Phase.PENDING, **changes: Any) -> Snapshot:
+    """The pod of a worker of this event."""
+    return pod(version, phase, hash_=event_hash(INSTANCE, event_id), event_id=event_id, **changes)

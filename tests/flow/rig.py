@@ -1,0 +1,280 @@
+"""One controller over the fakes, put together as cli/run.py does it, with the threads that a test asks for.
+
+Leaving the `with` block stops it in the order of the real one and fails the test if a thread died or is left: every
+test of the flow is a test of its end, too.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import TracebackType
+from typing import Self
+
+from ottoscaler.core.acts import TimedOut
+from ottoscaler.core.names import WorkerKey, event_hash, pod_name
+from ottoscaler.core.pods import Snapshot
+from ottoscaler.flow.control import Control
+from ottoscaler.flow.descent import Descents
+from ottoscaler.flow.intake import Intake, Reader
+from ottoscaler.flow.lease import Lease
+from ottoscaler.flow.ledger import Ledger
+from ottoscaler.flow.parts import Parts
+from ottoscaler.flow.pool import Pool
+from ottoscaler.flow.registry import Registry
+from ottoscaler.flow.stop import Stop
+from ottoscaler.flow.sweep import Sweep
+from ottoscaler.flow.watch import Watch
+from ottoscaler.flow.worker import Runner
+from ottoscaler.metrics import Metrics
+from ottoscaler.ports import Clock, OpenTask
+from ottoscaler.retries import Retries
+from ottoscaler.settings import Settings
+from tests.fakes.clock import ManualClock, SystemClock
+from tests.fakes.cluster import FakeCluster, FakeKubernetes
+from tests.fakes.stream import FakeRedis, FakeStream
+from tests.fakes.wait import eventually
+
+ALL = ("watch", "lease", "control", "reader", "sweep")
+#: Longest pause between two tries in these tests, real seconds.
+_HASTE_S = 0.002
+#: How long a test waits for threads to end, real seconds.
+PATIENCE_S = 15.0
+
+
+class Hasty(threading.Event):
+    """A stop event on which nobody pauses for long, so that an outage costs a test milliseconds."""
+
+    def __init__(self, stopping: threading.Event) -> None:
+        super().__init__()
+        self._stopping = stopping
+
+    def is_set(self) -> bool:
+        return self._stopping.is_set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return self._stopping.wait(_HASTE_S if timeout is None else min(timeout, _HASTE_S))
+
+
+class Brisk(Stop):
+    """A stop whose short pauses (the ticks of a thread) are shorter still; long ones are as they are."""
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        return super().wait(0.02 if timeout_s is not None and timeout_s <= 1 else timeout_s)
+
+
+class World:
+    """What several controllers share: time, Redis, Kubernetes. It stands still unless the test moves it."""
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self.clock: Clock = clock or ManualClock()
+        self.redis = FakeRedis(self.clock)
+        self.kubernetes = FakeKubernetes(self.clock)
+        self.before = set(threading.enumerate())
+        self.open_rigs = 0
+
+
+class Rig:
+    """A controller. The main thread's own; `threads` are spawned on entry, `settings` are environment variables.
+
+    `auto` runs the pods, as in FakeCluster. Without a `world` it gets one of its own, with a clock that stands still.
+    """
+
+    def __init__(
+        self,
+        world: World | None = None,
+        *,
+        consumer: str = "c1",
+        boot: str = "b1",
+        threads: Sequence[str] = (),
+        auto: bool | Callable[[str], int | None] = False,
+        stop: Stop | None = None,
+        **settings: object,
+    ) -> None:
+        self.world = world or World()
+        self.world.open_rigs += 1
+        self.redis, self.clock = self.world.redis, self.world.clock
+        environ = {name: str(value) for name, value in settings.items()}
+        self.settings = Settings.load({"REDIS_CONSUMER": consumer, **environ}, consumer, None)
+        flow, instance = self.settings.flow, self.settings.instance
+        self.stream = FakeStream(self.redis, consumer, boot=boot, lease_s=flow.lease_s)
+        self.cluster = FakeCluster(self.world.kubernetes, instance=instance, auto=auto)
+        self.stop, self.metrics = stop or Brisk(), Metrics()
+        self.registry = Registry(self.clock)
+        self.ledger = Ledger(
+            self.registry, self.clock, instance=instance, max_workers=flow.max_workers, read_ahead=flow.read_ahead
+        )
+        self.parts = Parts(
+            self.settings, self.stream, self.cluster, self.registry, self.ledger,
+            Retries(Hasty(self.stop.event), self.metrics), self.stop, self.clock, self.metrics,
+        )  # fmt: skip
+        self.runner = Runner(self.parts)
+        self.pool = Pool(self.parts, self.runner)
+        self.intake = Intake(self.parts)
+        self.descents = Descents(self.parts)
+        self.control = Control(self.parts, self.intake, self.pool, self.descents)
+        self.intake.connect(pump=self.pool.pump, control=self.control.submit)
+        self.reader = Reader(self.parts, self.intake)
+        self.lease = Lease(self.parts, self.control, self.intake, self.pool, me=f"{consumer}/{boot}")
+        self.sweep = Sweep(self.parts, self.pool)
+        self.watch = Watch(self.parts, changed=self.pool.pump)
+        self.stream.ensure_group()
+        self._threads = threads
+        self._closed = False
+        self.dies_of: type[BaseException] | None = None
+        """What the test expects a thread to die of; its end is then not a failure."""
+
+    def __enter__(self) -> Self:
+        self.start(*self._threads)
+        return self
+
+    def start(self, *names: str) -> None:
+        """Spawn these threads; returns when the cluster's state is known, where a watch is among them."""
+        for name in names:
+            self.stop.spawn(name, getattr(self, name).run)
+        if "watch" in names:
+            eventually(lambda: self.registry.known, what="the first list of pods")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+        self.world.open_rigs -= 1
+        if kind is not None:
+            return
+        assert isinstance(self.stop.cause, self.dies_of or type(None)), f"a thread died of {self.stop.cause!r}"
+        left = self.left() if not self.world.open_rigs else []
+        assert not left, f"threads are left: {left}"
+
+    def close(self, *, release: bool = True) -> None:
+        """Stop as the controller does; without `release` as if the process had died. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self.stop.set()
+        self.registry.close()
+        self.pool.close()
+        eventually(lambda: not self.pool.wait_idle(self.clock.now()), PATIENCE_S, "the workers to let go")
+        if release and not self.redis.down:
+            self.lease.release()
+        self.cluster.close()
+        real = SystemClock()
+        hung = self.stop.join(real, real.now() + PATIENCE_S)
+        assert not hung, f"threads hang: {hung}"
+
+    def left(self) -> list[str]:
+        """The names of threads that were started since this controller was made and do not end."""
+
+        def running() -> list[str]:
+            return [thread.name for thread in threading.enumerate() if thread not in self.world.before]
+
+        try:
+            eventually(lambda: not running(), 5)
+        except AssertionError:
+            return running()
+        return []
+
+    # -- what a test does
+
+    def send(self, **fields: object) -> str:
+        """Add an event (scale_up unless it says otherwise) to the stream; returns its event id."""
+        told = {"type": "scale_up", **fields}
+        stream_id = self.redis.add({name: str(value) for name, value in told.items()})
+        return str(fields.get("event_id", stream_id))
+
+    def accept(self, **fields: object) -> str:
+        """The same, taken in on this thread: accepted, opened, and its workers given threads. Returns the event id."""
+        event_id = self.send(**fields)
+        self.intake.absorb(self.stream.read_now(100))
+        return event_id
+
+    def pass_time(self, seconds: float) -> None:
+        """Move the clock; who waits with a deadline looks at it, and who has become due gets a thread."""
+        assert isinstance(self.clock, ManualClock)
+        self.clock.advance(seconds)
+        for key in {pod.key for pod in self.registry.snapshots()}:
+            if self.registry.followed(*key.worker):
+                self.registry.tell(*key.worker, TimedOut())
+        self.pool.pump()
+
+    def wait_and_look(self, seconds: float) -> None:
+        """Move the clock in steps that the lease thread keeps up with: a jump would look like an outage to it."""
+        for _ in range(math.ceil(seconds / 2)):
+            seen = partial(self._looked_since, self.redis.calls["expired"])
+            self.pass_time(2.0)
+            eventually(seen, what="a look at the leases")
+
+    def _looked_since(self, looks: int) -> bool:
+        return self.redis.calls["expired"] > looks
+
+    def live(self, seconds: int) -> None:
+        """Let so many seconds pass, in steps that the lease thread keeps up with: at LEASE_S=3 it renews each."""
+        for _ in range(seconds):
+            renewals = self.redis.calls["renew"]
+            self.pass_time(1)
+            eventually(lambda: self.redis.calls["renew"] > renewals, what="a renewal")  # noqa: B023
+
+    # -- what a test sees
+
+    def key(self, event_id: str, index: int = 1, attempt: int = 1) -> WorkerKey:
+        """What the labels of a worker's pod say."""
+        return WorkerKey(event_hash(self.settings.instance, event_id), index, attempt)
+
+    def name(self, event_id: str, index: int = 1, attempt: int = 1) -> str:
+        """The name of a worker's pod."""
+        return pod_name(self.key(event_id, index, attempt))
+
+    def pod(self, event_id: str, index: int = 1, attempt: int = 1) -> str:
+        """The name of a worker's pod, as soon as its thread has seen it and waits for what comes next."""
+        name, key = self.name(event_id, index, attempt), self.key(event_id, index, attempt)
+        eventually(lambda: name in self.cluster.names() and self._waits(key), what=f"{name} to be followed")
+        return name
+
+    def _waits(self, key: WorkerKey) -> bool:
+        waiter, pod = self.registry._waiters.get(key.worker), self.registry.get(key)
+        if waiter is None or waiter.future is None or pod is None:
+            return False
+        return waiter.stage == pod.stage or waiter.latest is None  # or it has just looked, and the watch was first
+
+    def hears(self, name: str, what: Callable[[Snapshot], object]) -> None:
+        """Wait until the thread of a pod has seen it as described, and waits for what comes next."""
+        self.sees(name, what)
+        (key,) = [pod.key for pod in self.registry.snapshots() if pod.name == name]
+        eventually(lambda: self._waits(key), what=f"the thread of {name}")
+
+    def sees(self, name: str, what: Callable[[Snapshot], object]) -> None:
+        """Wait until the registry shows a pod as described."""
+        eventually(lambda: any(pod.name == name and what(pod) for pod in self.registry.snapshots()), what=name)
+
+    def results(self, count: int, kind: str = "worker") -> list[dict[str, str]]:
+        """The results of a kind, when there are so many."""
+        eventually(lambda: len(self.redis.results(kind)) >= count, PATIENCE_S, f"{count} results of {kind}")
+        return self.redis.results(kind)
+
+    def result(self, kind: str = "worker") -> dict[str, str]:
+        """The only result of a kind, when it is there."""
+        (only,) = self.results(1, kind)
+        return only
+
+    def steps(self) -> list[str]:
+        """From now on: the operations on Redis and on pods, in their order, as they begin."""
+        order: list[str] = []
+        self.redis.on_call = order.append
+        self.world.kubernetes.on_call = lambda verb, _name: order.append(verb)
+        return order
+
+    def idle(self) -> None:
+        """Wait until no worker holds a thread."""
+        eventually(lambda: self.ledger.counts()[0] == 0, what="all threads to be free")
+
+    def taken(self, event_id: str) -> OpenTask:
+        """The task as it is stored."""
+        task = self.stream.reload(event_id)
+        assert task is not None
+        return task
+
+    def calls(self, verb: str, name: str | None = None) -> int:
+        """How many requests of a verb the API server had."""
+        return self.world.kubernetes.count(verb, name)

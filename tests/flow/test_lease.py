@@ -1,0 +1,168 @@
+"""Leases: our tasks stay ours, those of the dead are taken over, and a paused Redis makes nobody steal."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from ottoscaler.errors import Replaced
+from tests.fakes.clock import SystemClock
+from tests.fakes.wait import eventually
+from tests.flow.rig import Rig, World
+
+contract = pytest.mark.contract
+
+
+@contract("2.LEASE_S")
+def test_a_live_owner_keeps_its_tasks() -> None:
+    """Renewed in time, however long a worker runs."""
+    world = World()
+    with Rig(world, threads=["watch", "lease"]) as rig, Rig(world, consumer="c2", threads=["watch", "lease"]) as other:
+        event_id = rig.accept()
+        rig.pod(event_id)
+        for _ in range(10):
+            renewals = world.redis.calls["renew"]
+            rig.pass_time(rig.parts.lease_s / 3)
+            eventually(lambda before=renewals: world.redis.calls["renew"] >= before + 2)  # type: ignore[misc]
+        assert rig.ledger.has(event_id)
+        assert not other.ledger.has(event_id)
+
+
+@contract("2.LEASE_S")
+def test_a_dead_owners_task_is_taken_over() -> None:
+    """After LEASE_S its pod is adopted and its result recorded by the other."""
+    world = World()
+    with Rig(world, consumer="dead", threads=["watch"]) as first:
+        event_id = first.accept()
+        pod = first.pod(event_id)
+        first.close(release=False)
+    with Rig(world, threads=["watch", "lease"]) as rig:
+        rig.wait_and_look(rig.parts.lease_s + 2)
+        assert rig.pod(event_id) == pod
+        rig.cluster.run(pod)
+        rig.cluster.succeed(pod)
+        assert rig.result()["pod"] == pod
+        assert rig.calls("create") == 1
+
+
+def test_a_clean_end_hands_over_at_once() -> None:
+    """The next one does not wait for the lease to run out."""
+    world = World()
+    with Rig(world, consumer="old", threads=["watch"]) as first:
+        event_id = first.accept()
+        first.pod(event_id)
+    with Rig(world, threads=["watch", "lease"]) as rig:
+        assert rig.pod(event_id)
+
+
+def test_a_new_boot_of_the_same_consumer_takes_its_own_at_once() -> None:
+    """There cannot be two of us, so the lease need not run out."""
+    world = World()
+    with Rig(world, boot="b1", threads=["watch"]) as first:
+        event_id = first.accept()
+        first.pod(event_id)
+        first.close(release=False)
+    with Rig(world, boot="b2", threads=["watch", "lease"]) as rig:
+        assert rig.pod(event_id)
+
+
+@contract("2.REDIS_CONSUMER")
+def test_the_replaced_process_ends_and_says_why() -> None:
+    """Two processes with one consumer name: the older finds out at its next renewal."""
+    world = World()
+    with Rig(world, boot="b1", threads=["watch", "lease"]) as first:
+        first.dies_of = Replaced
+        event_id = first.accept()
+        first.pod(event_id)
+        with Rig(world, boot="b2", threads=["watch", "lease"]) as second:
+            eventually(lambda: second.ledger.has(event_id))
+            first.pass_time(first.parts.lease_s / 3)
+            assert first.stop.wait(5)
+        assert "REDIS_CONSUMER must be unique" in str(first.stop.cause)
+
+
+def test_nothing_is_taken_over_right_after_an_outage() -> None:
+    """While Redis was away nobody could renew: the owner gets one LEASE_S to come back."""
+    world = World()
+    with Rig(world, consumer="other") as owner, Rig(world, threads=["watch"]) as rig:
+        event_id = owner.accept()
+        world.redis.fail_next("renew")
+        rig.start("lease")
+        eventually(lambda: world.redis.calls["renew"] >= 1)
+        world.redis.expire_lease(event_id)
+        rig.pass_time(rig.parts.lease_s - 1)
+        renewals = world.redis.calls["renew"]
+        eventually(lambda: world.redis.calls["renew"] > renewals)
+        assert not rig.ledger.has(event_id)
+        rig.pass_time(3)
+        eventually(lambda: rig.ledger.has(event_id), what="the task to be taken over after all")
+
+
+def test_nothing_is_taken_over_after_a_renewal_that_came_late() -> None:
+    """This process was paused, or Redis was: either way the others could not renew in time."""
+    world = World()
+    with Rig(world, consumer="other") as owner, Rig(world, threads=["lease"]) as rig:
+        event_id = owner.accept()
+        eventually(lambda: world.redis.calls["expired"] >= 2)
+        rig.clock.advance(rig.parts.lease_s * 2)  # type: ignore[attr-defined]
+        looks = world.redis.calls["renew"]
+        eventually(lambda: world.redis.calls["renew"] > looks)
+        for _ in range(2):
+            rig.pass_time(rig.parts.lease_s / 3)
+            looks = world.redis.calls["renew"]
+            eventually(lambda: world.redis.calls["renew"] > looks)  # noqa: B023
+        assert not rig.ledger.has(event_id)
+
+
+def test_no_renewal_comes_after_the_release() -> None:
+    """A renewal that is under way when the stop comes would keep everybody else waiting for a lease."""
+    arrived, go_on = threading.Event(), threading.Event()
+
+    def hold(op: str) -> None:
+        if op == "renew" and not arrived.is_set():
+            arrived.set()
+            go_on.wait(10)
+
+    with Rig() as rig, ThreadPoolExecutor(1) as main:
+        event_id = rig.accept()
+        rig.redis.on_call = hold
+        rig.start("lease")
+        assert arrived.wait(5)
+        rig.stop.set()
+        released = main.submit(rig.lease.release)
+        eventually(lambda: released.done() or rig.lease._turn.locked())
+        go_on.set()
+        released.result(5)
+        eventually(lambda: not rig.stop.join(SystemClock(), 0))
+        assert rig.stream.expired(same_consumer=False) == [event_id]
+
+
+def test_what_was_taken_from_us_is_let_go() -> None:
+    """A process that was paused for longer than its lease finds out and touches nothing more."""
+    world = World()
+    with Rig(world, threads=["watch"]) as paused, Rig(world, consumer="c2", threads=["watch"]) as heir:
+        event_id = paused.accept()
+        pod = paused.pod(event_id)
+        world.redis.expire_lease(event_id)
+        task = heir.stream.take(event_id, same_consumer=False)
+        assert task is not None
+        heir.intake.open(task)
+        heir.pool.pump()
+        heir.pod(event_id)
+        paused.start("lease")
+        eventually(lambda: not paused.ledger.has(event_id))
+        paused.idle()
+        heir.cluster.run(pod)
+        heir.cluster.succeed(pod)
+        assert heir.result()["outcome"] == "succeeded"
+
+
+def test_states_are_written_for_those_who_look() -> None:
+    """The task hash shows a worker's state, not at once but soon."""
+    with Rig(threads=["watch", "lease"]) as rig:
+        event_id = rig.accept()
+        pod = rig.pod(event_id)
+        rig.cluster.run(pod)
+        eventually(lambda: '"running"' in rig.redis.task(event_id)["worker:1"])

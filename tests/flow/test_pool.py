@@ -1,0 +1,98 @@
+"""The pool: threads for workers, given out by the ledger."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from ottoscaler.core.acts import Doom
+from ottoscaler.core.results import Reason
+from tests.fakes.wait import eventually
+from tests.flow.rig import Rig
+
+contract = pytest.mark.contract
+
+
+def at_work() -> int:
+    """How many pool threads there are."""
+    return sum(thread.name.startswith("worker") for thread in threading.enumerate())
+
+
+@contract("2.MAX_WORKERS")
+def test_there_are_as_many_threads_as_workers_may_run() -> None:
+    """Each follows one worker; the rest of the event waits in the ledger."""
+    with Rig(threads=["watch"], MAX_WORKERS=3) as rig:
+        event_id = rig.accept(pod_count=10)
+        for index in (1, 2, 3):
+            rig.pod(event_id, index)
+        assert (at_work(), rig.ledger.counts(), rig.calls("create")) == (3, (3, 7), 3)
+
+
+def test_a_thread_that_is_done_asks_for_the_next_worker() -> None:
+    """Nobody else has to give it one."""
+    with Rig(threads=["watch"], MAX_WORKERS=1, auto=True) as rig:
+        rig.accept(pod_count=20)
+        assert len(rig.results(20)) == 20
+        assert at_work() == 1
+
+
+def test_cancelled_workers_need_no_thread() -> None:
+    """Their two writes are done by whoever asks, however full the pool is."""
+    with Rig(threads=["watch"], MAX_WORKERS=1) as rig:
+        rig.pod(rig.accept())
+        event_id, doom = rig.accept(pod_count=5), Doom(Reason.SCALED_DOWN)
+        for index in range(1, 6):
+            rig.stream.doom(event_id, None, index, doom)
+            rig.ledger.cancel(event_id, index, doom)
+        assert rig.pool.run_cancelled() == 5
+        assert {result["reason"] for result in rig.results(5)} == {"ScaledDown"}
+        assert rig.ledger.counts() == (1, 0)
+
+
+def test_a_resumed_worker_can_be_carried_on_without_a_thread() -> None:
+    """A pod that has finished is recorded, though the pool is full."""
+    with Rig(threads=["watch"]) as first:
+        event_id = first.accept()
+        pod = first.pod(event_id)
+        first.close()
+        with Rig(first.world, consumer="c2", threads=["watch"], MAX_WORKERS=1) as rig:
+            rig.pod(rig.accept())
+            task = rig.stream.take(event_id, same_consumer=False)
+            assert task is not None
+            rig.intake.open(task)
+            rig.cluster.run(pod)
+            rig.cluster.succeed(pod)
+            assert rig.pool.run_waiting(rig.key(event_id).event_hash, 1)
+            assert rig.result()["event_id"] == event_id
+            assert not rig.pool.run_waiting(rig.key(event_id).event_hash, 1)
+
+
+def test_after_its_close_nothing_is_begun() -> None:
+    """What waits is left to whoever comes next."""
+    with Rig(threads=["watch"]) as rig:
+        rig.pool.close()
+        rig.pool.close()
+        rig.accept()
+        assert (rig.ledger.counts(), rig.calls("create")) == ((0, 1), 0)
+
+
+def test_after_the_stop_a_thread_takes_nothing_more() -> None:
+    """It finishes the write it is at, and that is all."""
+    with Rig(threads=["watch"], MAX_WORKERS=1) as rig:
+        pod = rig.pod(rig.accept(pod_count=2))
+        rig.redis.on_call = lambda op: rig.stop.set() if op == "record" else None
+        rig.cluster.run(pod)
+        rig.cluster.succeed(pod)
+        rig.result()
+        rig.idle()
+        assert (rig.ledger.counts(), rig.calls("create")) == ((0, 1), 1)
+
+
+def test_waiting_for_idleness_tells_who_still_works() -> None:
+    """The stop has to know whether it may go on."""
+    with Rig(threads=["watch"]) as rig:
+        rig.pod(rig.accept())
+        assert rig.pool.wait_idle(rig.clock.now()) == 1
+        rig.registry.close()
+        eventually(lambda: rig.pool.wait_idle(rig.clock.now()) == 0)

@@ -1,0 +1,317 @@
+"""The registry: nothing that the watch told is missed, nothing comes twice, nothing old undoes what is newer."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ottoscaler.core.acts import Doom, Marked, Missing, NotOurs, Observation, Seen, TimedOut
+from ottoscaler.core.pods import Phase, Snapshot
+from ottoscaler.core.results import Reason
+from ottoscaler.errors import Stopping
+from ottoscaler.flow.registry import Registry, Waiter
+from ottoscaler.ports import PodList
+from tests.fakes.clock import START, ManualClock
+from tests.fakes.wait import eventually
+from tests.flow.pods import HASH, pod
+
+MARKED = Marked(Doom(Reason.SCALED_DOWN))
+PAST = START - 1
+
+
+@pytest.fixture
+def registry() -> Registry:
+    """An empty one, on a clock that stands still."""
+    return Registry(ManualClock())
+
+
+@pytest.fixture
+def waiter(registry: Registry) -> Iterator[Waiter]:
+    """The place of worker 1."""
+    with registry.expect(HASH, 1) as place:
+        yield place
+
+
+@pytest.fixture
+def helper(registry: Registry) -> Iterator[ThreadPoolExecutor]:
+    """Another thread; what still waits in the end is woken."""
+    with ThreadPoolExecutor(2) as executor:
+        yield executor
+        registry.close()
+
+
+def waiting(waiter: Waiter) -> bool:
+    """Does its thread wait?"""
+    return waiter.future is not None
+
+
+class TestWaiting:
+    """What a worker's thread hears."""
+
+    def test_an_event_before_the_wait_is_not_missed(self, registry: Registry, waiter: Waiter) -> None:
+        """Subscribing comes before acting, so what happens in between is there when the thread asks."""
+        registry.publish(pod(5, Phase.RUNNING))
+        assert waiter.wait(1, PAST) == Seen(pod(5, Phase.RUNNING))
+
+    def test_an_event_wakes_who_waits(self, registry: Registry, waiter: Waiter, helper: ThreadPoolExecutor) -> None:
+        """The observation is the pod as the watch told it."""
+        seen = helper.submit(waiter.wait, 1, None)
+        eventually(lambda: waiting(waiter))
+        registry.publish(pod(5))
+        assert seen.result(5) == Seen(pod(5))
+
+    def test_only_a_change_of_stage_wakes(self, registry: Registry, waiter: Waiter) -> None:
+        """A pod that only got a new version is nothing to wake up for."""
+        registry.publish(pod(5))
+        waiter.wait(1, PAST)
+        registry.publish(pod(6))
+        assert waiter.wait(1, PAST) == TimedOut()
+
+    def test_only_the_last_of_several_changes_is_told(self, registry: Registry, waiter: Waiter) -> None:
+        """A slow thread sees the pod as it is, once."""
+        registry.publish(pod(5, Phase.RUNNING))
+        registry.publish(pod(6, Phase.SUCCEEDED))
+        assert waiter.wait(1, PAST) == Seen(pod(6, Phase.SUCCEEDED))
+        assert waiter.wait(1, PAST) == TimedOut()
+
+    def test_an_older_version_is_ignored(self, registry: Registry, waiter: Waiter) -> None:
+        """A line that comes late does not turn a running pod into a pending one."""
+        registry.publish(pod(7, Phase.RUNNING))
+        registry.publish(pod(6))
+        assert registry.get(pod(1).key) == pod(7, Phase.RUNNING)
+        assert waiter.wait(1, PAST) == Seen(pod(7, Phase.RUNNING))
+
+    def test_another_worker_or_attempt_does_not_wake(self, registry: Registry, waiter: Waiter) -> None:
+        """A thread hears of its own attempt's pod only."""
+        registry.publish(pod(5, index=2))
+        registry.publish(pod(6, Phase.FAILED, attempt=1))
+        assert waiter.wait(2, PAST) == TimedOut()
+
+    def test_an_older_attempt_does_not_hide_the_current(self, registry: Registry, waiter: Waiter) -> None:
+        """The end of attempt 1 comes after attempt 2 has begun, and is not its end."""
+        registry.publish(pod(5, attempt=2))
+        registry.publish(pod(6, attempt=1, gone=True))
+        assert waiter.wait(2, PAST) == Seen(pod(5, attempt=2))
+
+    def test_a_wait_ends_at_its_time(self, waiter: Waiter) -> None:
+        """With nothing to tell, a deadline that has passed answers at once."""
+        assert waiter.wait(1, PAST) == TimedOut()
+
+
+class TestLearning:
+    """What a create or a live look has shown."""
+
+    def test_what_was_learnt_is_not_told_again(self, registry: Registry, waiter: Waiter) -> None:
+        """The thread itself has just created it."""
+        registry.learn(pod(5))
+        registry.publish(pod(5))
+        assert waiter.wait(1, PAST) == TimedOut()
+
+    def test_it_is_not_undone_by_an_older_line(self, registry: Registry, waiter: Waiter) -> None:
+        """The watch may be behind a live look."""
+        registry.learn(pod(7, Phase.RUNNING))
+        registry.publish(pod(6))
+        assert registry.get(pod(1).key) == pod(7, Phase.RUNNING)
+        assert waiter.wait(1, PAST) == TimedOut()
+
+    def test_the_watch_may_have_been_faster(self, registry: Registry, waiter: Waiter) -> None:
+        """Then the create's answer is old, and the thread is told the newer state."""
+        registry.publish(pod(7, Phase.RUNNING))
+        registry.learn(pod(5))
+        assert waiter.wait(1, PAST) == Seen(pod(7, Phase.RUNNING))
+
+    def test_a_pod_that_is_gone_stays_gone(self, registry: Registry, waiter: Waiter) -> None:
+        """An answer that comes late cannot bring it back."""
+        registry.publish(pod(8, gone=True))
+        registry.learn(pod(7))
+        registry.publish(pod(9))
+        assert registry.snapshots() == []
+        assert waiter.wait(1, PAST) == Seen(pod(8, gone=True))
+
+    def test_a_pod_that_a_look_did_not_find_is_forgotten(self, registry: Registry) -> None:
+        """It uses no room any more."""
+        registry.publish(pod(5))
+        registry.forget(pod(5).key)
+        assert registry.get(pod(5).key) is None
+
+
+class TestLists:
+    """A new list after the watch broke off."""
+
+    def test_it_is_known_after_a_list_and_unknown_after_a_break(self, registry: Registry) -> None:
+        """Nothing is created on what may be old."""
+        known = [registry.known]
+        registry.replace(PodList([], "9"))
+        known.append(registry.known)
+        registry.unknown()
+        assert [*known, registry.known] == [False, True, False]
+
+    def test_what_is_listed_is_told(self, registry: Registry, waiter: Waiter) -> None:
+        """A change that happened while the link was down."""
+        registry.publish(pod(5))
+        registry.replace(PodList([pod(8, Phase.RUNNING)], "9"))
+        assert waiter.wait(1, PAST) == Seen(pod(8, Phase.RUNNING))
+
+    def test_a_pod_that_is_not_listed_is_missing(self, registry: Registry, waiter: Waiter) -> None:
+        """The thread has to look, since a list may be wrong about it."""
+        registry.learn(pod(5))
+        registry.replace(PodList([], "9"))
+        assert waiter.wait(1, PAST) == Missing()
+        assert registry.snapshots() == []
+
+    def test_a_list_older_than_the_pod_says_nothing(self, registry: Registry, waiter: Waiter) -> None:
+        """It was taken before the pod was created."""
+        registry.learn(pod(10))
+        registry.replace(PodList([], "9"))
+        assert waiter.wait(1, PAST) == TimedOut()
+        assert registry.get(pod(10).key) == pod(10)
+
+
+class TestTelling:
+    """What somebody else has to say to a worker's thread."""
+
+    def test_it_reaches_who_waits(self, registry: Registry, waiter: Waiter, helper: ThreadPoolExecutor) -> None:
+        """At once."""
+        heard = helper.submit(waiter.wait, 1, None)
+        eventually(lambda: waiting(waiter))
+        assert registry.tell(HASH, 1, MARKED)
+        assert heard.result(5) == MARKED
+
+    def test_it_reaches_who_does_not_wait_yet(self, registry: Registry, waiter: Waiter) -> None:
+        """In the order in which it was told, and before what the watch has."""
+        registry.publish(pod(5))
+        registry.tell(HASH, 1, MARKED)
+        registry.tell(HASH, 1, NotOurs())
+        assert [waiter.wait(1, PAST) for _ in range(3)] == [MARKED, NotOurs(), Seen(pod(5))]
+
+    def test_it_says_whether_anybody_follows(self, registry: Registry, waiter: Waiter) -> None:
+        """Who tells a worker that nobody follows has to act himself."""
+        assert registry.followed(HASH, 1)
+        assert not registry.tell(HASH, 2, MARKED)
+
+    def test_who_loses_his_place_to_another_thread_is_told(
+        self, registry: Registry, waiter: Waiter, helper: ThreadPoolExecutor
+    ) -> None:
+        """There is one place for each worker: a thread left without one would wait for ever."""
+        heard = helper.submit(waiter.wait, 1, None)
+        eventually(lambda: waiting(waiter))
+        with registry.expect(HASH, 1) as newer:
+            assert heard.result(5) == NotOurs()
+            registry.publish(pod(5))
+            assert newer.wait(1, PAST) == Seen(pod(5))
+
+
+class TestClosing:
+    """The end of the process."""
+
+    def test_all_who_wait_stop(self, registry: Registry) -> None:
+        """Each thread gets its Stopping."""
+        with ThreadPoolExecutor(20) as threads, ExitStack() as places:
+            waiters = [places.enter_context(registry.expect(HASH, index)) for index in range(20)]
+            ends = [threads.submit(waiter.wait, 1, None) for waiter in waiters]
+            eventually(lambda: all(waiting(waiter) for waiter in waiters))
+            registry.close()
+            assert all(isinstance(end.exception(5), Stopping) for end in ends)
+
+    def test_who_comes_later_stops_too(self, registry: Registry, waiter: Waiter) -> None:
+        """There is nobody left to wake him."""
+        registry.close()
+        registry.close()
+        with pytest.raises(Stopping):
+            waiter.wait(1, None)
+
+
+def test_the_race_of_a_timeout_with_an_event_loses_nothing_and_doubles_nothing() -> None:
+    """Two threads, thousands of rounds: what is told while a wait ends is heard once, by this wait or by the next."""
+    registry, rounds = Registry(ManualClock()), 4000
+    told = [Marked(Doom(Reason.SCALED_DOWN, str(number))) for number in range(rounds)]
+    heard: list[Observation] = []
+    publisher = threading.Thread(target=lambda: [registry.tell(HASH, 1, each) for each in told])
+    with registry.expect(HASH, 1) as waiter:
+        publisher.start()
+        while publisher.is_alive():
+            heard.append(waiter.wait(1, PAST))
+        while (last := waiter.wait(1, PAST)) != TimedOut():
+            heard.append(last)
+    assert [each for each in heard if each != TimedOut()] == told
+
+
+def test_the_race_of_a_timeout_with_the_watch_ends_in_the_last_state() -> None:
+    """However the waits fall, versions only rise and the last one is heard."""
+    registry, rounds = Registry(ManualClock()), 4000
+
+    def publish() -> None:
+        for number in range(1, rounds + 1):
+            registry.publish(pod(number, uid=str(number)))
+
+    publisher = threading.Thread(target=publish)
+    heard: list[Observation] = []
+    with registry.expect(HASH, 1) as waiter:
+        publisher.start()
+        while publisher.is_alive():
+            heard.append(waiter.wait(1, PAST))
+        heard.append(waiter.wait(1, PAST))
+    versions = [_version(each.pod) for each in heard if isinstance(each, Seen)]
+    assert versions == sorted(set(versions))
+    assert versions[-1] == rounds
+
+
+snapshots = st.builds(
+    lambda version, index, hash_, phase, gone: pod(version, phase, index=index, hash_=hash_, gone=gone),
+    st.integers(1, 30),
+    st.integers(1, 3),
+    st.sampled_from(["aaaaaaaaaa", "bbbbbbbbbb"]),
+    st.sampled_from([Phase.PENDING, Phase.RUNNING, Phase.FAILED]),
+    st.booleans(),
+)
+moves = st.one_of(
+    st.tuples(st.sampled_from(["publish", "learn"]), snapshots),
+    st.tuples(st.sampled_from(["own", "disown"]), st.sampled_from(["aaaaaaaaaa", "bbbbbbbbbb"])),
+    st.tuples(st.just("forget"), snapshots.map(lambda one: one.key)),
+    st.tuples(st.just("replace"), st.lists(snapshots, max_size=3, unique_by=lambda one: one.key)),
+)
+
+
+@given(st.lists(moves, max_size=40))
+def test_the_counts_equal_a_recount(steps: Sequence[tuple[str, Any]]) -> None:
+    """After any sequence of whatever may happen, live pods of our tasks are as many as there are."""
+    registry, owned = Registry(ManualClock()), set[str]()
+    for verb, what in steps:
+        if verb == "replace":
+            what = PodList([one for one in what if not one.gone], str(max((_version(one) for one in what), default=1)))
+        getattr(registry, verb)(what)
+        owned |= {what} if verb == "own" else set()
+        owned -= {what} if verb == "disown" else set()
+        live = [one for one in registry.snapshots() if one.live and one.key.event_hash in owned]
+        assert registry.owned_live == len(live)
+
+
+def _version(one: Snapshot) -> int:
+    return int(one.resource_version)
+
+
+def test_telling_one_worker_costs_the_same_however_many_wait() -> None:
+    """The watch thread is one for all: with 5,000 waiters a change costs what it costs with 10."""
+
+    def cost(waiters: int) -> float:
+        registry, laps = Registry(ManualClock()), []
+        with ExitStack() as places:
+            for index in range(waiters):
+                waiter = places.enter_context(registry.expect(HASH, index))
+                registry.learn(pod(1, index=index))
+                registry.offer(waiter, 1)
+            for version in range(2, 202):
+                began = time.perf_counter()
+                registry.publish(pod(version, index=version % 10))
+                laps.append(time.perf_counter() - began)
+        return sorted(laps)[len(laps) // 2]
+
+    assert cost(5000) < 8 * min(cost(10) for _ in range(3)) + 20e-6

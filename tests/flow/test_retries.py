@@ -1,0 +1,93 @@
+"""The one retry layer: bounded, ended by the stop, respectful, logged and counted."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Stopping, StreamUnavailable
+from ottoscaler.metrics import Metrics
+from ottoscaler.retries import MAX_PAUSE_S, Retries
+from tests.flow.conftest import Lines
+
+
+class Pauses(threading.Event):
+    """A stop event that notes how long it is waited on, and never waits."""
+
+    def __init__(self, stop_after: int = 10_000) -> None:
+        super().__init__()
+        self.seen: list[float] = []
+        self._stop_after = stop_after
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.seen.append(timeout or 0.0)
+        if len(self.seen) >= self._stop_after:
+            self.set()
+        return self.is_set()
+
+
+def failing(times: int, error: Exception) -> Callable[[], str]:
+    """Fails so often, then answers."""
+    left = [error] * times
+
+    def attempt() -> str:
+        if left:
+            raise left.pop()
+        return "answer"
+
+    return attempt
+
+
+def test_an_answer_after_failures_is_returned() -> None:
+    """Three failures, then the fourth try."""
+    assert Retries(Pauses(), Metrics()).call("do it", failing(3, StreamUnavailable("away"))) == "answer"
+
+
+def test_the_number_of_tries_is_bounded() -> None:
+    """After the last one the error itself comes out."""
+    with pytest.raises(StreamUnavailable, match="away"):
+        Retries(Pauses(), Metrics()).call("do it", failing(4, StreamUnavailable("away")), times=4)
+
+
+def test_only_unavailable_is_tried_again() -> None:
+    """A refusal stays a refusal."""
+    pauses = Pauses()
+    with pytest.raises(ClusterRejected):
+        Retries(pauses, Metrics()).call("do it", failing(1, ClusterRejected("no", status=422, reason="Invalid")))
+    assert pauses.seen == []
+
+
+def test_what_the_server_asks_for_is_respected() -> None:
+    """Retry-After is the least that is waited."""
+    pauses = Pauses()
+    Retries(pauses, Metrics()).call("do it", failing(1, ClusterUnavailable("full", retry_after_s=7)))
+    assert pauses.seen[0] >= 7
+
+
+def test_pauses_grow_up_to_a_limit() -> None:
+    """A server that is back is used within two seconds, however long it was away."""
+    pauses = Pauses()
+    Retries(pauses, Metrics()).forever("do it", failing(20, StreamUnavailable("away")))
+    assert pauses.seen[0] < 0.5
+    assert max(pauses.seen) <= MAX_PAUSE_S < 2
+
+
+def test_the_stop_ends_it() -> None:
+    """Nobody tries for ever in a process that is to end."""
+    with pytest.raises(Stopping):
+        Retries(Pauses(stop_after=3), Metrics()).forever("do it", failing(100, StreamUnavailable("away")))
+
+
+def test_retries_are_counted_by_server() -> None:
+    """Redis and Kubernetes apart."""
+    metrics = Metrics()
+    Retries(Pauses(), metrics).call("do it", failing(2, ClusterUnavailable("away")))
+    assert b'ottoscaler_retries_total{reason="unreachable",target="kubernetes"} 2.0' in metrics.render()
+
+
+def test_a_long_outage_does_not_fill_the_log(log: Lines) -> None:
+    """Tries 1, 2, 4, 8 … are told."""
+    Retries(Pauses(), Metrics()).forever("read", failing(100, StreamUnavailable("away")))
+    assert len(log.of("retry.scheduled")) == 7

@@ -1,0 +1,78 @@
+"""Threads and their end: one that dies takes the process with it, and the first cause is kept."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from ottoscaler.errors import Stopping
+from ottoscaler.flow.stop import Stop
+from tests.fakes.clock import SystemClock
+from tests.flow.conftest import Lines
+
+
+def joined(stop: Stop, seconds: float = 5) -> list[str]:
+    """The threads that have not ended by then."""
+    clock = SystemClock()
+    return stop.join(clock, clock.now() + seconds)
+
+
+def test_a_thread_that_dies_stops_the_process(log: Lines) -> None:
+    """Its error is the cause, and the log names the thread."""
+    stop, error = Stop(), ValueError("broken")
+
+    def die() -> None:
+        raise error
+
+    stop.spawn("reader", die)
+    assert stop.wait(5)
+    joined(stop)
+    assert stop.cause is error
+    assert "reader" in log.of("thread.died")[0]
+
+
+def test_a_thread_that_returns_too_early_stops_the_process() -> None:
+    """Half a controller is worse than none."""
+    stop = Stop()
+    stop.spawn("watch", lambda: None)
+    assert stop.wait(5)
+    joined(stop)
+    assert "watch" in str(stop.cause)
+
+
+def test_a_stop_that_was_asked_for_has_no_cause() -> None:
+    """Threads end by Stopping, and that is no failure."""
+    stop = Stop()
+
+    def until_stopped() -> None:
+        stop.wait()
+        raise Stopping("asked to")
+
+    stop.spawn("reader", until_stopped)
+    stop.set()
+    assert joined(stop) == []
+    assert stop.cause is None
+
+
+def test_the_first_cause_stays() -> None:
+    """What comes after it is a consequence."""
+    stop, first = Stop(), ValueError("first")
+    stop.set(first)
+    stop.set(ValueError("second"))
+    assert stop.cause is first
+
+
+@pytest.mark.contract("2.SHUTDOWN_GRACE_S")
+def test_threads_that_hang_are_named() -> None:
+    """Nobody waits for them beyond the deadline."""
+    stop, release = Stop(), threading.Event()
+
+    def hang() -> None:
+        release.wait(30)
+
+    stop.spawn("stuck", hang)
+    stop.set()
+    assert joined(stop, 0.05) == ["stuck"]
+    release.set()
+    assert joined(stop) == []
