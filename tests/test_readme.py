@@ -24,7 +24,7 @@ from ottoscaler.cli.main import COMMANDS as SUBCOMMANDS
 from ottoscaler.core import names
 from ottoscaler.core.events import MAX_EVENT_BYTES, MAX_FIELDS, DeadReason, EventType, ScaleEvent
 from ottoscaler.core.manifest import environment
-from ottoscaler.core.results import TABLE, Retry
+from ottoscaler.core.verdicts import TABLE, Retry
 from ottoscaler.local.guard import Guarded
 from ottoscaler.local.handle import LocalCluster
 from ottoscaler.local.redis import EmbeddedRedis

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from ottoscaler.core.acts import Doom
 from ottoscaler.core.events import decode
-from ottoscaler.core.results import Reason
+from ottoscaler.core.verdicts import Reason
 from ottoscaler.ports import OpenTask, StoredWorker, TaskView, Victim
 
 _FIELD = re.compile(rb"(attempt|doom|outcome):([0-9]+)")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from ottoscaler.core.pods import Snapshot
-from ottoscaler.core.results import Reason, Verdict
+from ottoscaler.core.verdicts import Reason, Verdict
 
 _BEFORE_START: Final = frozenset(
     {

@@ -55,7 +55,7 @@ from ottoscaler.core.acts import (
     Withdraw,
 )
 from ottoscaler.core.pods import Phase, Snapshot, Trouble, lost_with_node, verdict
-from ottoscaler.core.results import Outcome, Reason, Retry, Verdict
+from ottoscaler.core.verdicts import Outcome, Reason, Retry, Verdict
 
 #: The kubelet ends a pod at its deadline; this long after it we do, seconds.
 DEADLINE_MARGIN_S: Final = 30.0

@@ -24,7 +24,7 @@ from ottoscaler.core.names import (
     LABEL_WORKER,
     WorkerKey,
 )
-from ottoscaler.core.results import Reason, Verdict
+from ottoscaler.core.verdicts import Reason, Verdict
 
 #: A pod on a dead node stays "terminating" for ever; this long after its grace it counts as lost with its node,
 #: seconds.

@@ -1,120 +1,15 @@
-"""What a worker's end is called, whose fault it was, who tries again, and the fields of its result."""
+"""The fields of results: what the result stream and the task hash say of a worker."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-if TYPE_CHECKING:
-    from ottoscaler.core.events import ScaleEvent
-    from ottoscaler.core.pods import Snapshot
+from ottoscaler.core.events import ScaleEvent
+from ottoscaler.core.pods import Snapshot
+from ottoscaler.core.verdicts import Verdict
 
 MAX_MESSAGE: Final = 1000
-
-
-class Outcome(StrEnum):
-    """How a worker or a task ended."""
-
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-    EXPIRED = "expired"
-    LOST = "lost"
-
-
-class Fault(StrEnum):
-    """Whose it is, so who has to act."""
-
-    NONE = "none"
-    USER = "user"
-    CONFIG = "config"
-    INFRA = "infra"
-
-
-class Reason(StrEnum):
-    """Why a worker ended as it did: a stable code."""
-
-    COMPLETED = "Completed"
-    ERROR = "Error"
-    OOM_KILLED = "OOMKilled"
-    DEADLINE_EXCEEDED = "DeadlineExceeded"
-    INVALID_IMAGE = "InvalidImage"
-    IMAGE_PULL = "ImagePull"
-    CONFIG_ERROR = "ConfigError"
-    REJECTED = "Rejected"
-    NAME_CONFLICT = "NameConflict"
-    IMAGE_PULL_TRANSIENT = "ImagePullTransient"
-    EVICTED = "Evicted"
-    PREEMPTED = "Preempted"
-    NODE_LOST = "NodeLost"
-    POD_LOST = "PodLost"
-    START_ERROR = "StartError"
-    PENDING_TIMEOUT = "PendingTimeout"
-    UNSCHEDULABLE = "Unschedulable"
-    POD_DELETED = "PodDeleted"
-    SCALED_DOWN = "ScaledDown"
-    SUPERSEDED = "Superseded"
-    POISON = "Poison"
-
-
-class Retry(StrEnum):
-    """Which budget a new attempt comes out of."""
-
-    NEVER = "never"
-    WORKER = "worker"
-    INFRA = "infra"
-
-
-#: The table of contract section 5.
-TABLE: Final[Mapping[Reason, tuple[Outcome, Fault, Retry]]] = {
-    Reason.COMPLETED: (Outcome.SUCCEEDED, Fault.NONE, Retry.NEVER),
-    Reason.ERROR: (Outcome.FAILED, Fault.USER, Retry.WORKER),
-    Reason.OOM_KILLED: (Outcome.FAILED, Fault.USER, Retry.WORKER),
-    Reason.DEADLINE_EXCEEDED: (Outcome.FAILED, Fault.USER, Retry.NEVER),
-    Reason.INVALID_IMAGE: (Outcome.FAILED, Fault.CONFIG, Retry.NEVER),
-    Reason.IMAGE_PULL: (Outcome.FAILED, Fault.CONFIG, Retry.NEVER),
-    Reason.CONFIG_ERROR: (Outcome.FAILED, Fault.CONFIG, Retry.NEVER),
-    Reason.REJECTED: (Outcome.FAILED, Fault.CONFIG, Retry.NEVER),
-    Reason.NAME_CONFLICT: (Outcome.FAILED, Fault.CONFIG, Retry.NEVER),
-    Reason.IMAGE_PULL_TRANSIENT: (Outcome.FAILED, Fault.INFRA, Retry.INFRA),
-    Reason.EVICTED: (Outcome.FAILED, Fault.INFRA, Retry.INFRA),
-    Reason.PREEMPTED: (Outcome.FAILED, Fault.INFRA, Retry.INFRA),
-    Reason.NODE_LOST: (Outcome.FAILED, Fault.INFRA, Retry.INFRA),
-    Reason.POD_LOST: (Outcome.LOST, Fault.INFRA, Retry.INFRA),
-    Reason.START_ERROR: (Outcome.FAILED, Fault.INFRA, Retry.INFRA),
-    Reason.PENDING_TIMEOUT: (Outcome.FAILED, Fault.INFRA, Retry.NEVER),
-    Reason.UNSCHEDULABLE: (Outcome.FAILED, Fault.INFRA, Retry.NEVER),
-    Reason.POD_DELETED: (Outcome.FAILED, Fault.USER, Retry.NEVER),
-    Reason.SCALED_DOWN: (Outcome.CANCELLED, Fault.NONE, Retry.NEVER),
-    Reason.SUPERSEDED: (Outcome.CANCELLED, Fault.NONE, Retry.NEVER),
-    Reason.POISON: (Outcome.FAILED, Fault.INFRA, Retry.NEVER),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """A reason and the sentence that goes with it."""
-
-    reason: Reason
-    message: str = ""
-
-    @property
-    def outcome(self) -> Outcome:
-        """How the worker ended, by the table."""
-        return TABLE[self.reason][0]
-
-    @property
-    def fault(self) -> Fault:
-        """Whose fault it was, by the table."""
-        return TABLE[self.reason][1]
-
-    @property
-    def retry(self) -> Retry:
-        """Which budget a new attempt comes out of, by the table."""
-        return TABLE[self.reason][2]
 
 
 def rfc3339(at: float | None) -> str:

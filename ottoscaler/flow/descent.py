@@ -16,7 +16,8 @@ from ottoscaler.core.acts import Doom
 from ottoscaler.core.events import EventType, Mode
 from ottoscaler.core.names import WorkerKey, event_hash, pod_name
 from ottoscaler.core.plan import Candidate, Progress, choose, is_older
-from ottoscaler.core.results import Outcome, Reason, rfc3339
+from ottoscaler.core.results import rfc3339
+from ottoscaler.core.verdicts import Outcome, Reason
 from ottoscaler.flow.parts import Parts
 from ottoscaler.ports import Fate, OpenTask, StoredWorker, Victim
 

@@ -16,8 +16,8 @@ from ottoscaler.flow.parts import Parts
 from ottoscaler.ports import Change, PodList
 from ottoscaler.retries import FIRST_PAUSE_S, MAX_PAUSE_S
 
-#: A watch that ends sooner than this, seconds, for the second time in a row is followed by a pause, each longer than the
-#: one before: a server that refuses it would else be asked without a break.
+#: A watch that ends sooner than this, seconds, for the second time in a row is followed by a pause, each longer than
+#: the one before: a server that refuses it would else be asked without a break.
 SHORT_S: Final = 1.0
 
 _log = logs.get(__name__)

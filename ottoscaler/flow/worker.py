@@ -17,7 +17,8 @@ from ottoscaler.core.acts import Doom, Effect, Observation
 from ottoscaler.core.lifecycle import Life, Stage
 from ottoscaler.core.names import pod_name
 from ottoscaler.core.pods import Snapshot
-from ottoscaler.core.results import Reason, worker_result
+from ottoscaler.core.results import worker_result
+from ottoscaler.core.verdicts import Reason
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Stopping, Unavailable
 from ottoscaler.flow.ledger import Job
 from ottoscaler.flow.parts import Parts

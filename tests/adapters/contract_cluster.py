@@ -8,7 +8,7 @@ import pytest
 
 from ottoscaler.core.names import LABEL_INSTANCE, MANAGED_BY, MANAGER, WorkerKey
 from ottoscaler.core.pods import Phase, Trouble, verdict
-from ottoscaler.core.results import Reason
+from ottoscaler.core.verdicts import Reason
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Expired
 from ottoscaler.ports import Change, Created
 from tests.adapters.clusters import EVENT, ClusterAdmin, ClusterFactory, Pods, Status, ended, running, waiting

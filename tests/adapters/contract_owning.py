@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from ottoscaler.core.acts import Doom
-from ottoscaler.core.results import Reason
+from ottoscaler.core.verdicts import Reason
 from ottoscaler.ports import Fate, OpenTask, StoredWorker, Stream
 from tests.adapters.streams import (
     StreamAdmin,

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from ottoscaler.core.results import Reason
+from ottoscaler.core.verdicts import Reason
 from ottoscaler.ports import Answer, Fate, Stream, Victim
 from tests.adapters.streams import (
     RESULT_MAXLEN,

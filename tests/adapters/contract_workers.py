@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from ottoscaler.core.results import Reason
+from ottoscaler.core.verdicts import Reason
 from ottoscaler.ports import Answer, Fate, OpenTask, StoredWorker, Stream
 from tests.adapters.streams import StreamAdmin, cancel, end, intend, opened, record, reloaded
 

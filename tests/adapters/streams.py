@@ -8,7 +8,8 @@ from typing import Protocol
 
 from ottoscaler.core.acts import Doom
 from ottoscaler.core.events import ScaleEvent, digest, parse
-from ottoscaler.core.results import Reason, Verdict, worker_result
+from ottoscaler.core.results import worker_result
+from ottoscaler.core.verdicts import Reason, Verdict
 from ottoscaler.ports import Answer, Entry, OpenTask, Stream
 
 #: What the implementations under test are configured with.

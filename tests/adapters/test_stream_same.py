@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from ottoscaler.core.acts import Doom
 from ottoscaler.core.events import BadEvent, ScaleEvent, digest, parse
-from ottoscaler.core.results import Reason
+from ottoscaler.core.verdicts import Reason
 from ottoscaler.errors import StreamUnavailable
 from ottoscaler.local.redis import EmbeddedRedis
 from ottoscaler.ports import Entry, OpenTask, Stream, Victim

@@ -21,7 +21,8 @@ from ottoscaler.adapters.board import Board
 from ottoscaler.adapters.stream import RedisStream
 from ottoscaler.cli.connection import load
 from ottoscaler.core.events import BadEvent, ScaleEvent, digest, parse
-from ottoscaler.core.results import Reason, Verdict, worker_result
+from ottoscaler.core.results import worker_result
+from ottoscaler.core.verdicts import Reason, Verdict
 from ottoscaler.local.redis import EmbeddedRedis
 from ottoscaler.ports import Entry, OpenTask, Victim
 from ottoscaler.settings import Settings

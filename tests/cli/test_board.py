@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from ottoscaler.adapters.board import Board, Mark
-from ottoscaler.core.results import Reason
+from ottoscaler.core.verdicts import Reason
 from ottoscaler.settings import Settings
 from tests.cli.conftest import Controller
 

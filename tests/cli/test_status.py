@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from ottoscaler.cli.main import main
-from ottoscaler.core.results import Reason
+from ottoscaler.core.verdicts import Reason
 from ottoscaler.local.redis import EmbeddedRedis
 from ottoscaler.settings import Settings
 from tests.cli.conftest import LONG_S, Controller, Terminal, child

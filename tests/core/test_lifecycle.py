@@ -36,7 +36,7 @@ from ottoscaler.core.acts import (
     Unclear,
 )
 from ottoscaler.core.lifecycle import IllegalStep, Life, Stage, backoff_s, effect, resume, step
-from ottoscaler.core.results import Reason, Verdict
+from ottoscaler.core.verdicts import Reason, Verdict
 from tests.core.builders import NOW, deleting, evicted, failed, pod, running, succeeded
 from tests.core.drive import LIMITS, Drive
 

@@ -32,7 +32,7 @@ from ottoscaler.core.acts import (
 )
 from ottoscaler.core.lifecycle import Life
 from ottoscaler.core.pods import Snapshot
-from ottoscaler.core.results import Reason, Verdict
+from ottoscaler.core.verdicts import Reason, Verdict
 from tests.core.builders import NOW, deleting, evicted, failed, pod, running, succeeded
 from tests.core.drive import LIMITS, Drive
 

@@ -30,7 +30,7 @@ from ottoscaler.core.acts import (
     Withdraw,
 )
 from ottoscaler.core.pods import Phase, Snapshot, Trouble
-from ottoscaler.core.results import Reason, Verdict
+from ottoscaler.core.verdicts import Reason, Verdict
 from tests.core.builders import NOW, deleting, evicted, failed, pod, running, succeeded
 from tests.core.drive import LIMITS, Drive
 

@@ -29,7 +29,7 @@ from ottoscaler.core.acts import (
 )
 from ottoscaler.core.lifecycle import Life, Stage, resume
 from ottoscaler.core.pods import Phase, Snapshot
-from ottoscaler.core.results import Reason, Verdict
+from ottoscaler.core.verdicts import Reason, Verdict
 from tests.core.builders import NOW, deleting, evicted, failed, pod, running, succeeded
 from tests.core.drive import LIMITS, Drive
 

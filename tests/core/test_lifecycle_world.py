@@ -6,7 +6,7 @@ from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
 from ottoscaler.core.lifecycle import Life, Stage
-from ottoscaler.core.results import Reason
+from ottoscaler.core.verdicts import Reason
 from tests.core.world import World
 
 dice = st.lists(st.integers(0, 59), max_size=60)

@@ -22,7 +22,7 @@ from ottoscaler.core.pods import (
     lost_with_node,
     snapshot,
 )
-from ottoscaler.core.results import Reason
+from ottoscaler.core.verdicts import Reason
 from tests.core.builders import (
     HASH,
     LABELS,

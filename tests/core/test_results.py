@@ -6,17 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ottoscaler.core.results import (
-    RESULT_FIELDS,
-    Fault,
-    Outcome,
-    Reason,
-    Retry,
-    Verdict,
-    common_fields,
-    rfc3339,
-    worker_result,
-)
+from ottoscaler.core.results import RESULT_FIELDS, common_fields, rfc3339, worker_result
+from ottoscaler.core.verdicts import Fault, Outcome, Reason, Retry, Verdict
 from tests.core.builders import NOW, event, failed, pod, running
 
 contract = pytest.mark.contract

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ottoscaler.core.pods import Phase, Snapshot, verdict
-from ottoscaler.core.results import Reason, Verdict
+from ottoscaler.core.verdicts import Reason, Verdict
 from tests.core.builders import (
     NOW,
     Json,

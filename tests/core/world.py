@@ -16,7 +16,7 @@ from ottoscaler.core.acts import Doom, Effect, Observation
 from ottoscaler.core.lifecycle import Life, effect, resume, step
 from ottoscaler.core.names import WorkerKey
 from ottoscaler.core.pods import Phase, Snapshot, Trouble, verdict
-from ottoscaler.core.results import Outcome, Reason, Verdict
+from ottoscaler.core.verdicts import Outcome, Reason, Verdict
 from tests.core.builders import HASH, NOW, pod
 from tests.core.drive import ANSWERS, LIMITS
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 
 from ottoscaler.core.acts import Doom
 from ottoscaler.core.events import BadEvent, DeadReason, EventType, ScaleEvent, digest, original
-from ottoscaler.core.results import RESULT_FIELDS, Reason, Verdict, common_fields, rfc3339
+from ottoscaler.core.results import RESULT_FIELDS, common_fields, rfc3339
+from ottoscaler.core.verdicts import Reason, Verdict
 from ottoscaler.errors import StreamUnavailable
 from ottoscaler.ports import Answer, Entry, Fate, OpenTask, Renewal, StoredWorker, TaskView, Victim
 from tests.fakes.server import GROUP, Delivery, FakeRedis, Group, Id, TaskState, order

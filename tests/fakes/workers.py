@@ -11,7 +11,8 @@ from collections.abc import Mapping
 
 from ottoscaler.core.acts import Doom
 from ottoscaler.core.events import ScaleEvent
-from ottoscaler.core.results import RESULT_FIELDS, Outcome, Reason, Verdict, common_fields, rfc3339
+from ottoscaler.core.results import RESULT_FIELDS, common_fields, rfc3339
+from ottoscaler.core.verdicts import Outcome, Reason, Verdict
 from ottoscaler.ports import Answer, Fate
 from tests.fakes.server import FakeRedis, TaskState, WorkerState, worker_json
 

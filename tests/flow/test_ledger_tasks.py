@@ -10,7 +10,7 @@ import pytest
 from ottoscaler.core.acts import Doom, Marked, NotOurs
 from ottoscaler.core.lifecycle import Stage
 from ottoscaler.core.names import event_hash
-from ottoscaler.core.results import Reason
+from ottoscaler.core.verdicts import Reason
 from ottoscaler.ports import PodList, StoredWorker
 from tests.fakes.clock import START
 from tests.flow.desk import Desk, task

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from ottoscaler.core.acts import Doom
-from ottoscaler.core.results import Reason
+from ottoscaler.core.verdicts import Reason
 from tests.fakes.wait import eventually
 from tests.flow.rig import Rig
 

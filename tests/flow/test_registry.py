@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ottoscaler.core.acts import Doom, Marked, Missing, NotOurs, Observation, Seen, TimedOut
 from ottoscaler.core.pods import Phase, Snapshot
-from ottoscaler.core.results import Reason
+from ottoscaler.core.verdicts import Reason
 from ottoscaler.errors import Stopping
 from ottoscaler.flow.registry import Registry, Waiter
 from ottoscaler.ports import PodList

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ottoscaler.core.acts import Doom
-from ottoscaler.core.results import Reason
+from ottoscaler.core.verdicts import Reason
 from ottoscaler.errors import ClusterUnavailable
 from tests.fakes.wait import eventually
 from tests.flow.conftest import Lines
