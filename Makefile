@@ -70,7 +70,7 @@ lint: $(DEV) ## format and rules, nothing changed
 
 types: $(DEV) ## mypy, twice: the script and the package have the same name
 	$(BIN)/mypy ottoscaler
-	$(BIN)/mypy ottoscaler.py
+	$(BIN)/mypy --follow-imports=silent ottoscaler.py
 
 layers: $(DEV) ## imports point down, third parties stay in their place, sizes
 	$(PYTEST) -q tests/test_layers.py

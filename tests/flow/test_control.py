@@ -177,6 +177,8 @@ def test_who_takes_over_ends_the_same_victims() -> None:
         first.close(release=False)
     with Rig(world, threads=[*THREADS, "lease"]) as rig:
         rig.wait_and_look(rig.parts.lease_s + 2)
+        while not world.redis.results("scale_down"):
+            rig.wait_and_look(2)  # a worker that found its pod gone before it heard of the mark pauses first
         assert names(rig.result("scale_down")["victims"]) == {rig.name(event_id, 1)}
         assert len(world.redis.results("worker")) == 1
 

@@ -146,7 +146,9 @@ class TestRoom:
 
     def test_old_tenures_do_not_give_up_the_room_of_new_ones(self) -> None:
         """A thread that is on its way out of a task that was taken over anew."""
-        desk = Desk(max_workers=1)
+        desk = Desk(max_workers=2)
+        desk.registry.publish(of("other", 5, Phase.RUNNING))
+        desk.registry.own(of("other", 5).key.event_hash)
         desk.ledger.add(task("a", 1, StoredWorker(1, attempt=1)))
         old = desk.take()
         desk.ledger.add(task("a", 1, StoredWorker(1, attempt=1), tenure=2))

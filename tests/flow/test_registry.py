@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -100,6 +101,13 @@ class TestWaiting:
         registry.publish(pod(5, attempt=2))
         registry.publish(pod(6, attempt=1, gone=True))
         assert waiter.wait(2, PAST) == Seen(pod(5, attempt=2))
+
+    def test_who_is_about_to_be_answered_cannot_leave(self, registry: Registry, waiter: Waiter) -> None:
+        """His time is over, and somebody has just taken his future to answer it."""
+        future = registry.offer(waiter, 1)
+        registry.tell(HASH, 1, MARKED)
+        assert not registry.retract(waiter, future)
+        assert future.result(0) == MARKED
 
     def test_a_wait_ends_at_its_time(self, waiter: Waiter) -> None:
         """With nothing to tell, a deadline that has passed answers at once."""
@@ -229,6 +237,16 @@ class TestClosing:
             waiter.wait(1, None)
 
 
+@pytest.fixture
+def hostile() -> Iterator[None]:
+    """Threads are switched as often as possible."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("hostile")
 def test_the_race_of_a_timeout_with_an_event_loses_nothing_and_doubles_nothing() -> None:
     """Two threads, thousands of rounds: what is told while a wait ends is heard once, by this wait or by the next."""
     registry, rounds = Registry(ManualClock()), 4000
@@ -238,12 +256,13 @@ def test_the_race_of_a_timeout_with_an_event_loses_nothing_and_doubles_nothing()
     with registry.expect(HASH, 1) as waiter:
         publisher.start()
         while publisher.is_alive():
-            heard.append(waiter.wait(1, PAST))
+            heard.append(waiter.wait(1, START + 1e-5))
         while (last := waiter.wait(1, PAST)) != TimedOut():
             heard.append(last)
     assert [each for each in heard if each != TimedOut()] == told
 
 
+@pytest.mark.usefixtures("hostile")
 def test_the_race_of_a_timeout_with_the_watch_ends_in_the_last_state() -> None:
     """However the waits fall, versions only rise and the last one is heard."""
     registry, rounds = Registry(ManualClock()), 4000
@@ -257,7 +276,7 @@ def test_the_race_of_a_timeout_with_the_watch_ends_in_the_last_state() -> None:
     with registry.expect(HASH, 1) as waiter:
         publisher.start()
         while publisher.is_alive():
-            heard.append(waiter.wait(1, PAST))
+            heard.append(waiter.wait(1, START + 1e-5))
         heard.append(waiter.wait(1, PAST))
     versions = [_version(each.pod) for each in heard if isinstance(each, Seen)]
     assert versions == sorted(set(versions))

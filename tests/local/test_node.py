@@ -195,7 +195,7 @@ def test_a_forced_delete_ends_the_process(node: Space) -> None:
 def test_what_a_container_leaves_behind_ends_with_it(node: Space) -> None:
     """Processes in the background neither keep a pod running nor outlive it."""
     text = output(node, ["sh", "-c", "sleep 600 & echo $!"])
-    assert not alive(int(text))
+    eventually(lambda: not alive(int(text)))
 
 
 def test_a_deadline_ends_a_pod(node: Space) -> None:
