@@ -259,6 +259,7 @@ def test_a_secret_that_is_not_utf8_can_be_registered() -> None:
     logs.hide("caf\udce9-secret")
 
 
+@pytest.mark.contract("2.LOG_LEVEL")
 def test_the_level_holds_for_the_package() -> None:
     """DEBUG is for our own lines: what the clients say at that level would be endless, and full of headers."""
     stream = written(level="DEBUG")
@@ -291,6 +292,7 @@ def test_a_second_setup_replaces_the_first() -> None:
     assert only(second)["event"] == "a.b"
 
 
+@pytest.mark.contract("2.LOG_FORMAT")
 def test_text_is_for_people() -> None:
     """Time, level, event, message and facts, on one line, with nothing that moves the cursor."""
     stream = written("text")

@@ -187,6 +187,7 @@ class TestListing:
         assert set(listed) == names
         assert listed[pods.name(2)] == pods.look(pods.name(2))
 
+    @pytest.mark.contract("2.INSTANCE")
     def test_leaves_out_other_instances(self, pods: Pods, cluster_factory: ClusterFactory, admin: ClusterAdmin) -> None:
         """They share the namespace with us."""
         other = Pods(cluster_factory(f"{pods.instance}-b"), admin, f"{pods.instance}-b")

@@ -118,6 +118,7 @@ class TestRecording:
         [result] = admin.results()
         assert (result["outcome"], result["reason"], result["fault"]) == ("failed", "PendingTimeout", "infra")
 
+    @pytest.mark.contract("2.RESULT_MAXLEN")
     def test_goes_to_a_bounded_stream(self, stream: Stream, admin: StreamAdmin) -> None:
         """About RESULT_MAXLEN results are kept; the trimming is by whole blocks of at most a hundred or so."""
         task = opened(stream, admin, pod_count="400")

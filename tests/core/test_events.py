@@ -100,6 +100,7 @@ def test_pod_count_is_a_whole_number_from_one(value: bytes, count: int) -> None:
         "²".encode(),
     ],
 )
+@pytest.mark.contract("2.MAX_PODS_PER_EVENT")
 def test_any_other_pod_count_is_refused(value: bytes) -> None:
     """Also what Python's int would take."""
     result = bad({b"pod_count": value})

@@ -187,6 +187,7 @@ def test_no_mixture_of_signs_is_expanded(value: str) -> None:
 
 @contract("2.OTTO_AGENT_COMMAND")
 @contract("2.OTTO_AGENT_IMAGE")
+@pytest.mark.contract("2.IMAGE_PULL_POLICY")
 def test_image_and_command_are_the_operators() -> None:
     """There a reference to a variable is meant as one."""
     assert (container()["image"], container()["imagePullPolicy"]) == ("img:1", "IfNotPresent")
@@ -239,6 +240,9 @@ def test_a_service_account_is_mounted_only_on_demand() -> None:
 
 @contract("4.security")
 @contract("2.WORKER_CPU_REQUEST")
+@pytest.mark.contract("2.WORKER_CPU_LIMIT")
+@pytest.mark.contract("2.WORKER_MEMORY_REQUEST")
+@pytest.mark.contract("2.WORKER_MEMORY_LIMIT")
 def test_the_worker_has_requests_and_limits() -> None:
     """Of both CPU and memory."""
     assert container()["resources"] == {
@@ -272,6 +276,7 @@ def test_a_worker_that_is_ended_has_its_grace() -> None:
         ({"image_pull_secret": "key"}, "imagePullSecrets", [{"name": "key"}]),
     ],
 )
+@pytest.mark.contract("2.WORKER_TOLERATIONS")
 def test_what_the_configuration_adds_is_there_and_else_is_not(
     change: dict[str, Any], field: str, value: object
 ) -> None:

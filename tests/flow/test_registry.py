@@ -252,12 +252,19 @@ def test_the_race_of_a_timeout_with_an_event_loses_nothing_and_doubles_nothing()
     registry, rounds = Registry(ManualClock()), 4000
     told = [Marked(Doom(Reason.SCALED_DOWN, str(number))) for number in range(rounds)]
     heard: list[Observation] = []
-    publisher = threading.Thread(target=lambda: [registry.tell(HASH, 1, each) for each in told])
-    with registry.expect(HASH, 1) as waiter:
+
+    def tell() -> None:
+        for each in told:
+            while place.future is None:  # only while it waits there is a race
+                pass
+            registry.tell(HASH, 1, each)
+
+    publisher = threading.Thread(target=tell)
+    with registry.expect(HASH, 1) as place:
         publisher.start()
         while publisher.is_alive():
-            heard.append(waiter.wait(1, START + 1e-5))
-        while (last := waiter.wait(1, PAST)) != TimedOut():
+            heard.append(place.wait(1, START + 1e-5))
+        while (last := place.wait(1, PAST)) != TimedOut():
             heard.append(last)
     assert [each for each in heard if each != TimedOut()] == told
 
@@ -269,15 +276,17 @@ def test_the_race_of_a_timeout_with_the_watch_ends_in_the_last_state() -> None:
 
     def publish() -> None:
         for number in range(1, rounds + 1):
+            while place.future is None:
+                pass
             registry.publish(pod(number, uid=str(number)))
 
     publisher = threading.Thread(target=publish)
     heard: list[Observation] = []
-    with registry.expect(HASH, 1) as waiter:
+    with registry.expect(HASH, 1) as place:
         publisher.start()
         while publisher.is_alive():
-            heard.append(waiter.wait(1, START + 1e-5))
-        heard.append(waiter.wait(1, PAST))
+            heard.append(place.wait(1, START + 1e-5))
+        heard.append(place.wait(1, PAST))
     versions = [_version(each.pod) for each in heard if isinstance(each, Seen)]
     assert versions == sorted(set(versions))
     assert versions[-1] == rounds

@@ -1,0 +1,75 @@
+"""The names that the configuration gives are used, and no others; and a blocking read blocks as long as it says."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import redis
+
+from ottoscaler.adapters.stream import RedisStream
+from ottoscaler.core.events import BadEvent, DeadReason, ScaleEvent, digest, parse
+from ottoscaler.core.results import worker_result
+from ottoscaler.core.verdicts import Reason, Verdict
+from ottoscaler.local.redis import EmbeddedRedis
+from ottoscaler.settings import KeySettings, RedisSettings
+
+KEYS = KeySettings(
+    stream="my:events",
+    group="g",
+    consumer="c",
+    result_stream="my:out",
+    dead_letter_stream="my:dead",
+    prefix="my:state:",
+)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[EmbeddedRedis]:
+    """A Redis with nothing in it."""
+    started = EmbeddedRedis(tmp_path)
+    started.start()
+    yield started
+    started.close()
+
+
+def stream_on(server: EmbeddedRedis, block_ms: int = 50) -> RedisStream:
+    """A stream with the names above."""
+    settings = RedisSettings(host=server.host, port=server.port, block_ms=block_ms)
+    return RedisStream(settings, KEYS, lease_s=10, consumer="c", boot="b")
+
+
+@pytest.mark.contract("2.REDIS_PORT")
+@pytest.mark.contract("2.REDIS_STREAM")
+@pytest.mark.contract("2.RESULT_STREAM")
+@pytest.mark.contract("2.DEAD_LETTER_STREAM")
+@pytest.mark.contract("2.KEY_PREFIX")
+def test_only_the_configured_names_are_used(server: EmbeddedRedis) -> None:
+    """One event is carried out and one buried: these are all the keys there are."""
+    with closing(stream_on(server)) as stream, closing(redis.Redis(server.host, server.port)) as client:
+        stream.ensure_group()
+        client.xadd("my:events", {"type": "scale_up", "event_id": "e"})
+        client.xadd("my:events", {"type": "nonsense"})
+        good, bad = stream.read(2)
+        event = parse(good.stream_id, good.fields or {}, 10)
+        assert isinstance(event, ScaleEvent)
+        [task] = stream.accept([(event, digest(good.fields or {}))], [good.fields or {}])
+        assert task is not None
+        result = worker_result(event, 1, 0, Verdict(Reason.COMPLETED), None, time.time())
+        stream.record("e", task.owner, 1, attempt=0, fields=result)
+        stream.bury(bad, BadEvent(DeadReason.INVALID, "it is nonsense"))
+        names = {key.decode() for key in client.scan_iter()}
+    assert names == {"my:events", "my:out", "my:dead", "my:state:buried", "my:state:task:e"}
+
+
+@pytest.mark.contract("2.REDIS_BLOCK_MS")
+def test_a_read_blocks_as_long_as_it_says(server: EmbeddedRedis) -> None:
+    """And no longer: a reader notices that late that it has to stop."""
+    with closing(stream_on(server, block_ms=200)) as stream:
+        stream.ensure_group()
+        began = time.monotonic()
+        assert stream.read(1) == []
+        assert 0.19 <= time.monotonic() - began < 2

@@ -1,0 +1,1 @@
+"""The process itself against a real Redis and a real Kubernetes."""

@@ -1,0 +1,103 @@
+"""Servers for the whole run, and for each test a namespace and a database that nobody has used."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import require
+from tests.e2e.controller import Controller
+from tests.e2e.recorder import Recorder
+from tests.e2e.redis_server import DATABASES, RedisServer
+from tests.e2e.system import Namespace, System
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def kubeconfig() -> Path:
+    """The cluster: TEST_KUBECONFIG."""
+    return Path(require("kubernetes")).resolve()
+
+
+@pytest.fixture(scope="session")
+def nodeless_kubeconfig(kubeconfig: Path) -> Path:
+    """A cluster without a node, TEST_KUBECONFIG_NO_NODE, if there is one beside the other."""
+    path = os.environ.get("TEST_KUBECONFIG_NO_NODE", "")
+    return Path(path).resolve() if path and Path(path).is_file() else kubeconfig
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """One server for all tests; each has a database of its own."""
+    require("redis-server")
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[Callable[[str], RedisServer]]:
+    """Makes servers, not yet started, that a test may do anything to."""
+    require("redis-server")
+    made: list[RedisServer] = []
+
+    def make(password: str = "") -> RedisServer:
+        made.append(RedisServer(tmp_path / f"redis-{len(made)}", password))
+        return made[-1]
+
+    yield make
+    for server in made:
+        server.stop()
+
+
+SystemFactory = Callable[..., System]
+
+
+@pytest.fixture(scope="session")
+def new_system(
+    redis_server: RedisServer, kubeconfig: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., System]:
+    """Makes systems; whoever asks closes them. `server` and `kubeconfig` take the place of the usual ones."""
+
+    def make(server: RedisServer | None = None, config: Path | None = None) -> System:
+        namespace = Namespace(config or kubeconfig)
+        namespace.open()
+        directory = tmp_path_factory.mktemp("system")
+        return System(server or redis_server, next(_numbers) % DATABASES, namespace, directory)
+
+    return make
+
+
+@pytest.fixture
+def system(new_system: SystemFactory) -> Iterator[System]:
+    """A system of this test's own, with no controller yet."""
+    made = new_system()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def shared(new_system: SystemFactory) -> Iterator[System]:
+    """A system with a running controller, for tests that look at their own events only."""
+    made = new_system()
+    made.start(WORKER_MEMORY_LIMIT="32Mi", REDIS_CONSUMER="shared")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def recorder(kubeconfig: Path, tmp_path: Path) -> Iterator[Recorder]:
+    """A way to the API server that notes every request, and answers wrongly when it is told to."""
+    made = Recorder(kubeconfig, tmp_path)
+    made.start()
+    yield made
+    made.close()
+
+
+__all__ = ["Controller"]
