@@ -70,8 +70,8 @@ def start_worker(kubeconfig: Path) -> None:
 def test_nothing_outlives_a_killed_parent(parent: subprocess.Popen[str], tmp_path: Path, how: signal.Signals) -> None:
     """Guards, servers and a running worker end with the process that started them."""
     start_worker(tmp_path / "cluster" / "kubeconfig")
+    eventually(lambda: len(descendants(parent.pid)) >= 6)
     below = descendants(parent.pid)
-    assert len(below) >= 6
     parent.send_signal(how)
     eventually(lambda: not any(alive(pid) for pid in below))
 
@@ -82,8 +82,8 @@ def test_workers_end_with_a_killed_emulator(parent: subprocess.Popen[str], tmp_p
     (emulator,) = [
         pid for pid in descendants(parent.pid) if "local.cluster" in _words(pid) and "guard" not in _words(pid)
     ]
+    eventually(lambda: len(descendants(emulator)) >= 2)
     below = descendants(emulator)
-    assert len(below) >= 2
     os.kill(emulator, signal.SIGKILL)
     eventually(lambda: not any(alive(pid) for pid in below))
 
