@@ -228,8 +228,12 @@ class Snapshot:
 
 
 def epoch(stamp: str | None) -> float | None:
-    """Seconds since the epoch of an RFC 3339 time of the API server; None for none."""
-    return datetime.fromisoformat(stamp).timestamp() if stamp else None
+    """Seconds since the epoch of an RFC 3339 time of the API server; None for none.
+
+    The kubelet writes 1970-01-01 as the start of a container that never started: that is none, too.
+    """
+    seconds = datetime.fromisoformat(stamp).timestamp() if stamp else 0.0
+    return seconds if seconds > 0 else None
 
 
 def snapshot(raw: RawPod) -> Snapshot | None:

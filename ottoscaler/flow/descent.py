@@ -171,8 +171,8 @@ class Descents:
         descent.waiting = waiting
 
     def _has_pod(self, victim: Victim, worker: StoredWorker) -> bool:
-        pod = self._registry.get(WorkerKey(event_hash(self._instance, victim.event_id), victim.index, worker.attempt))
-        return pod is not None and pod.live
+        key = WorkerKey(event_hash(self._instance, victim.event_id), victim.index, worker.attempt)
+        return self._registry.get(key) is not None
 
     def _tell(self, descent: Descent) -> None:
         event, spared = descent.task.event, set(descent.survivors)

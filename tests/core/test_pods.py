@@ -285,3 +285,10 @@ def test_times_are_seconds_since_the_epoch(text: str | None, seconds: float | No
 def test_a_pod_gives_its_event_back(annotations: Json, text: str) -> None:
     """Enough to take it up when Redis has forgotten it."""
     assert event_annotation(msgspec.json.encode(raw_pod(metadata={"annotations": annotations}))) == text
+
+
+@pytest.mark.contract("5.StartError")
+@pytest.mark.parametrize("stamp", ["1970-01-01T00:00:00Z", "0001-01-01T00:00:00Z", "", None])
+def test_a_container_that_never_started_has_no_start(stamp: str | None) -> None:
+    """The kubelet writes the epoch for it, and no deadline may be counted from there."""
+    assert epoch(stamp) is None

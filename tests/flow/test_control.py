@@ -125,15 +125,17 @@ def test_a_task_of_another_replica_is_scaled_down_too() -> None:
 def test_a_worker_of_another_replica_that_waits_is_cancelled() -> None:
     """Its owner finds the mark at the next renewal."""
     world = World()
-    with Rig(world, consumer="owner", threads=["watch", "lease", "control"], MAX_WORKERS=1) as owner:
+    with Rig(world, consumer="owner", threads=["watch", "lease"], MAX_WORKERS=1) as owner:
         event_id = owner.accept(task_id="t", pod_count=2)
         pod = owner.pod(event_id)
         owner.cluster.run(pod)
         with Rig(world, consumer="other", threads=["watch"]) as other:
             other.control.submit(accepted(other, type="scale_down", task_id="t", pod_count=1))
+            owner.start("control")
             other.start("control")
             eventually(lambda: bool(world.redis.find(event_id).worker(2).doom))  # type: ignore[union-attr]
-            owner.wait_and_look(owner.parts.lease_s / 3 + 1)
+            while not world.redis.results("worker"):
+                owner.wait_and_look(2)
             assert (owner.result()["index"], owner.result()["reason"]) == ("2", "ScaledDown")
 
 

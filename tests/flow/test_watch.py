@@ -6,9 +6,11 @@ import pytest
 
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable
 from ottoscaler.flow.stop import Stop
+from ottoscaler.ports import Clock
+from tests.fakes.kubernetes import FakeKubernetes, Watch
 from tests.fakes.wait import eventually
 from tests.flow.conftest import Lines
-from tests.flow.rig import Rig
+from tests.flow.rig import Rig, World
 
 contract = pytest.mark.contract
 
@@ -23,6 +25,18 @@ class Noting(Stop):
     def wait(self, timeout_s: float | None = None) -> bool:
         self.pauses.append(timeout_s or 0)
         return super().wait(0)
+
+
+class Versions(FakeKubernetes):
+    """Notes from which version each watch begins."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(clock)
+        self.versions: list[str] = []
+
+    def open_watch(self, instance: str, version: str, timeout_s: float) -> Watch:
+        self.versions.append(version)
+        return super().open_watch(instance, version, timeout_s)
 
 
 def watching(rig: Rig, times: int) -> None:
@@ -63,14 +77,15 @@ def test_a_clean_end_goes_on_from_the_version() -> None:
 
 def test_a_bookmark_moves_the_version() -> None:
     """So that a quiet watch does not become too old."""
-    with Rig(threads=["watch"]) as rig:
+    world = World()
+    world.kubernetes = kubernetes = Versions(world.clock)
+    with Rig(world, threads=["watch"]) as rig:
         watching(rig, 1)
-        rig.world.kubernetes.compact()
-        rig.world.kubernetes.bookmark()
-        eventually(lambda: rig.world.kubernetes._watches[0].position >= rig.world.kubernetes._version)
-        rig.world.kubernetes.end_watches()
+        kubernetes.bookmark()
+        eventually(lambda: kubernetes._watches[0].position == 1001)
+        kubernetes.end_watches()
         watching(rig, 2)
-        rig.cluster.run(rig.pod(rig.accept()))
+    assert kubernetes.versions == ["1000", "1001"]
 
 
 def test_a_version_that_is_too_old_means_a_new_list(log: Lines) -> None:
