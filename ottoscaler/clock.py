@@ -1,5 +1,5 @@
-"""The clock of the process: the wall clock of its start, carried on by the monotonic one, so that nobody can turn it
-back.
+"""The clock of the process: the wall clock of its start, carried on by the monotonic one,
+so that nobody can turn it back.
 """
 
 from __future__ import annotations

@@ -103,8 +103,8 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Renewal:
-    """What a renewal found: tasks that are no longer ours, with their owner ("" where the task is gone), and the cancel
-    counts of the others.
+    """What a renewal found: tasks that are no longer ours,
+    with their owner ("" where the task is gone), and the cancel counts of the others.
     """
 
     lost: Mapping[str, str]
@@ -135,8 +135,8 @@ class Stream(Protocol):
         """Up to `count` new entries for this consumer; blocks at most REDIS_BLOCK_MS."""
 
     def read_now(self, count: int) -> Sequence[Entry]:
-        """Up to `count` new entries for this consumer, without blocking (control, to get at what lies before a
-        scale_down).
+        """Up to `count` new entries for this consumer, without blocking (control,
+        to get at what lies before a scale_down).
         """
 
     def peek(self, after: str, count: int, *, block: bool) -> Sequence[Entry]:
@@ -146,8 +146,8 @@ class Stream(Protocol):
         """The last id that was delivered to the group."""
 
     def pending(self, *, own: bool, min_idle_s: float) -> Sequence[Entry]:
-        """Entries that were read but not accepted: our own, or those of any consumer idle for so long, which become
-        ours by this.
+        """Entries that were read but not accepted: our own, or those of any consumer idle for so long,
+        which become ours by this.
         """
 
     def older_pending(self, stream_id: str) -> bool:
@@ -169,21 +169,21 @@ class Stream(Protocol):
         """
 
     def bury(self, entry: Entry, bad: BadEvent) -> None:
-        """Dead letter, a `Rejected` task result where an event id could be read, and acknowledgement; once, however
-        often it is called.
+        """Dead letter, a `Rejected` task result where an event id could be read, and acknowledgement;
+        once, however often it is called.
         """
 
     def renew(self, owners: Mapping[str, str]) -> Renewal:
         """Extend the leases of tasks (event id -> owner token)."""
 
     def expired(self, *, same_consumer: bool) -> Sequence[str]:
-        """Event ids whose lease ran out; with `same_consumer` those of an earlier boot of this consumer, whatever their
-        lease.
+        """Event ids whose lease ran out; with `same_consumer` those of an earlier boot of this consumer,
+        whatever their lease.
         """
 
     def take(self, event_id: str, *, same_consumer: bool) -> OpenTask | None:
-        """Take a task over: a new tenure of ours, if its lease has run out (or it was an earlier boot's). None if it is
-        not to be had.
+        """Take a task over: a new tenure of ours, if its lease has run out (or it was an earlier boot's).
+        None if it is not to be had.
         """
 
     def reload(self, event_id: str) -> OpenTask | None:
@@ -217,8 +217,8 @@ class Stream(Protocol):
         """
 
     def withdraw(self, event_id: str, owner: str, index: int, doom: Doom) -> Answer:
-        """Take exactly this doom back, because the pod has started. OK with the doom that holds now, HAS_RESULT,
-        NOT_OURS.
+        """Take exactly this doom back, because the pod has started.
+        OK with the doom that holds now, HAS_RESULT, NOT_OURS.
         """
 
     def record(self, event_id: str, owner: str, index: int, *, attempt: int, fields: Mapping[str, str]) -> Answer:
@@ -229,8 +229,8 @@ class Stream(Protocol):
         """
 
     def note_states(self, event_id: str, owner: str, states: Mapping[int, tuple[str, int, str]]) -> None:
-        """For whoever looks: the state, attempt and pod of workers, by index. Ignored for workers that have a
-        result.
+        """For whoever looks: the state, attempt and pod of workers, by index.
+        Ignored for workers that have a result.
         """
 
     def note_why(self, event_id: str, owner: str, why: str, next_at: str) -> None:
@@ -320,8 +320,8 @@ class Cluster(Protocol):
         """
 
     def missing_rights(self) -> Sequence[str]:
-        """Sentences that name each verb on a resource in the namespace that we need and do not have; empty if all is
-        well.
+        """Sentences that name each verb on a resource in the namespace that we need and do not have;
+        empty if all is well.
         """
 
     def close(self) -> None:

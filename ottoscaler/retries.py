@@ -36,8 +36,8 @@ class Retries:
         return self._retrying(what, tenacity.stop_after_attempt(times))(attempt)
 
     def forever(self, what: str, attempt: Callable[[], _T]) -> _T:
-        """The result of `attempt`, however long its server is away. Raises Stopping when the process stops
-        meanwhile.
+        """The result of `attempt`, however long its server is away.
+        Raises Stopping when the process stops meanwhile.
         """
         try:
             return self._retrying(what, tenacity.stop_never)(attempt)

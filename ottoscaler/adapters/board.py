@@ -1,7 +1,7 @@
 """What a person at the command line sees of Redis: tasks, results, dead letters, backlog; and `send`, the one write.
 
 Apart from `stream.py`, because looking must not be able to change anything: there is no script here, no group is read
-for, no lease is touched. What the keys hold is written down at the head of protocol.lua and in contract section 5.
+for, no lease is touched. What the keys hold is written down at the head of protocol.lua and in README.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What has come since a mark: results as they are written down (contract section 5), dead letters, a new mark."""
+    """What has come since a mark: results with the fields that README lists, dead letters, a new mark."""
 
     mark: Mark
     results: Sequence[Mapping[str, str]]

@@ -182,8 +182,8 @@ class KubeCluster:
         return True
 
     def missing_rights(self) -> Sequence[str]:
-        """See ports.Cluster. Asks by SelfSubjectAccessReview, which every user may; where it is refused, nothing is
-        claimed.
+        """See ports.Cluster. Asks by SelfSubjectAccessReview, which every user may;
+        where it is refused, nothing is claimed.
         """
         return [
             f"may not {verb} pods in namespace {self._namespace}: bind our user to a Role with that verb on pods"
@@ -207,8 +207,8 @@ class KubeCluster:
 
 
 def _watch_event(line: bytes) -> WatchEvent | None:
-    """One line of a watch. A pod that cannot be read is told of and skipped: it must not end the watch for all
-    others.
+    """One line of a watch. A pod that cannot be read is told of and skipped:
+    it must not end the watch for all others.
     """
     try:
         told = _line.decode(line)

@@ -75,8 +75,8 @@ class KubeHttp:
     def call(
         self, method: str, path: str, *, query: Mapping[str, object] | None = None, body: bytes | None = None
     ) -> bytes:
-        """One request and its whole answer. Raises ClusterUnavailable, ClusterRejected (4xx, 404 and 409 included),
-        Expired (410).
+        """One request and its whole answer. Raises ClusterUnavailable, ClusterRejected (4xx,
+        404 and 409 included), Expired (410).
         """
         with self._throttle.slot():
             response = self._send(method, path, query, body, READ_TIMEOUT_S)
@@ -141,8 +141,8 @@ class KubeHttp:
 
 
 def refusal(status: int, body: bytes, method: str, retry_after: str | None = None) -> Exception:
-    """The error for an answer that is not a success. Arguments: HTTP status, body, method, and the Retry-After header,
-    if any.
+    """The error for an answer that is not a success.
+    Arguments: HTTP status, body, method, and the Retry-After header, if any.
     """
     try:
         told = msgspec.json.decode(body, type=_Status)

@@ -335,8 +335,8 @@ class RedisStream:
                 return client.execute_command(*command)
 
     def _run_many(self, calls: Sequence[tuple[str, Sequence[str], Sequence[Any]]]) -> list[Any]:
-        """Many calls, one trip. An error of one is raised after all have been sent: they are idempotent, so the caller
-        repeats all.
+        """Many calls, one trip. An error of one is raised after all have been sent:
+        they are idempotent, so the caller repeats all.
         """
         with translated(self._where):
             if not self._client.script_exists(_SHA)[0]:

@@ -1,5 +1,5 @@
-"""The words between the state machine of a worker and the thread that runs it: effects to carry out, observations that
-come back.
+"""The words between the state machine of a worker and the thread that runs it:
+effects to carry out, observations that come back.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ import msgspec
 MAX_EVENT_BYTES: Final = 64 * 1024
 #: More fields than anybody needs; Redis scripts take no more than some thousand arguments.
 MAX_FIELDS: Final = 256
-#: A dead letter keeps the original event up to this size (contract: above it, it is cut and not to be redriven).
+#: A dead letter keeps the original event up to this size (above it, it is cut, and not to be sent again).
 MAX_DEAD_EVENT_BYTES: Final = 1024 * 1024
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
@@ -127,8 +127,8 @@ def parse(stream_id: str, fields: Mapping[bytes, bytes], max_pods: int) -> Scale
 
 
 def original(fields: Mapping[bytes, bytes]) -> str:
-    """The fields as JSON for a dead letter: text where it is UTF-8, `{"base64": ...}` where not; cut above 1 MiB and
-    marked.
+    """The fields as JSON for a dead letter: text where it is UTF-8, `{"base64": ...}` where not;
+    cut above 1 MiB and marked.
     """
     kept: dict[str, object] = {}
     room, cut = MAX_DEAD_EVENT_BYTES, False

@@ -153,8 +153,8 @@ def resume(index: int, attempt: int, infra_used: int, doom: Doom | None) -> Life
 
 
 def effect(life: Life, now: float) -> Effect:
-    """What is to be done next. A pure function of the state, so that an effect that failed halfway is simply asked for
-    again.
+    """What is to be done next. A pure function of the state,
+    so that an effect that failed halfway is simply asked for again.
     """
     match life.stage:
         case Stage.INTEND:
@@ -192,8 +192,8 @@ def _effect_on_pod(life: Life) -> Effect:
 
 
 def step(life: Life, observation: Observation, now: float, limits: Limits) -> Life:
-    """The state after an observation. Arguments: time in seconds since the epoch, and the limits. Raises IllegalStep
-    for a defect of ours.
+    """The state after an observation. Arguments: time in seconds since the epoch, and the limits.
+    Raises IllegalStep for a defect of ours.
     """
     match observation:
         case NotOurs():
@@ -275,8 +275,8 @@ def _after_result(life: Life) -> Life:
 
 
 def _cancelled(life: Life, doom: Doom, attempt: int) -> Life:
-    """intend was refused: a pod of the stored attempt, if there is one, is seen to its end before anything is
-    recorded.
+    """intend was refused: a pod of the stored attempt, if there is one,
+    is seen to its end before anything is recorded.
     """
     if attempt:
         return replace(life, doom=doom, attempt=attempt, stage=Stage.LOOK)
@@ -340,8 +340,8 @@ def _end_by_doom(life: Life, doom: Doom, pod: Snapshot, now: float) -> Life:
 
 
 def _note_trouble(life: Life, pod: Snapshot, now: float) -> Life:
-    """Since when which trouble. Between two pulls the kubelet may say only "Back-off": the earlier, clearer text then
-    holds.
+    """Since when which trouble. Between two pulls the kubelet may say only "Back-off":
+    the earlier, clearer text then holds.
     """
     vague = pod.trouble is Trouble.IMAGE_PULL_TRANSIENT and pod.trouble_text.startswith("ImagePullBackOff")
     if pod.trouble is life.trouble or (vague and life.trouble is Trouble.IMAGE_PULL):
@@ -371,8 +371,8 @@ def _overdue(life: Life, pod: Snapshot, now: float, limits: Limits) -> tuple[Doo
 
 
 def _ended(life: Life, end: Verdict, now: float, limits: Limits) -> Life:
-    """The attempt is over: a new one, or the result. A doom wins over every end but success, as in the record
-    script.
+    """The attempt is over: a new one, or the result.
+    A doom wins over every end but success, as in the record script.
     """
     if end.outcome is not Outcome.SUCCEEDED and life.doom is not None:
         end = life.doom.verdict

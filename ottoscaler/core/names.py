@@ -1,5 +1,5 @@
-"""Names are a function of the event, so that the API server itself is the lock: a second create of the same worker is a
-409.
+"""Names are a function of the event, so that the API server itself is the lock:
+a second create of the same worker is a 409.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def event_hash(instance: str, event_id: str) -> str:
 
 
 def pod_name(key: WorkerKey) -> str:
-    """The name of an attempt's pod: the same event gives the same names, always; from the second attempt on with a
-    suffix.
+    """The name of an attempt's pod: the same event gives the same names, always;
+    from the second attempt on with a suffix.
     """
     suffix = f"-r{key.attempt}" if key.attempt > 1 else ""
     return f"otto-agent-{key.event_hash}-{key.index}{suffix}"

@@ -25,8 +25,8 @@ class Progress(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A worker without a result. `pod` is the last that was seen of its current attempt, `attempt` 0 where none was
-    ever stored.
+    """A worker without a result. `pod` is the last that was seen of its current attempt,
+    `attempt` 0 where none was ever stored.
     """
 
     event: ScaleEvent

@@ -32,8 +32,8 @@ PEEK: Final = 1000
 
 
 class Control:
-    """Carries out scale_downs and superseding events. `run` is the body of one thread; `submit` and `reload` are for
-    any.
+    """Carries out scale_downs and superseding events.
+    `run` is the body of one thread; `submit` and `reload` are for any.
     """
 
     def __init__(self, parts: Parts, intake: Intake, pool: Pool, descents: Descents) -> None:

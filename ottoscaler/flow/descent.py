@@ -77,8 +77,8 @@ class Descents:
         self._instance = parts.settings.instance
 
     def advance(self, descent: Descent) -> bool:
-        """Carry it on as far as it goes now; returns whether it is over. Raises Unavailable; then it goes on later from
-        where it stands.
+        """Carry it on as far as it goes now; returns whether it is over.
+        Raises Unavailable; then it goes on later from where it stands.
         """
         if descent.task.event.type is EventType.SCALE_UP:
             return self._supersede(descent)
@@ -117,8 +117,8 @@ class Descents:
         return True
 
     def _candidates(self, task_id: str, before: str, supersedes: str = "") -> list[Candidate]:
-        """Unfinished workers of older tasks: of that task id, of that key, or all. Those that are being cancelled
-        already do not count.
+        """Unfinished workers of older tasks: of that task id, of that key, or all.
+        Those that are being cancelled already do not count.
         """
         found = []
         for view in self._stream.tasks():

@@ -129,8 +129,8 @@ class Reader:
             raise
 
     def _recover(self) -> None:
-        """At the start, after every error and now and then: what was read but not accepted, by us or by somebody who is
-        gone.
+        """At the start, after every error and now and then:
+        what was read but not accepted, by us or by somebody who is gone.
         """
         if self._clock.now() < self._recover_at:
             return

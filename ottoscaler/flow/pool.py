@@ -29,8 +29,8 @@ class Pool:
         self._closed = False  # guarded by _lock: nothing may be submitted to a closed executor
 
     def pump(self) -> None:
-        """Give threads to all workers that may run now. Cheap when there are none; call it whenever something has
-        changed.
+        """Give threads to all workers that may run now.
+        Cheap when there are none; call it whenever something has changed.
         """
         while True:
             with self._lock:
@@ -42,8 +42,8 @@ class Pool:
                 self._executor.submit(self._run, job)
 
     def run_cancelled(self) -> int:
-        """Carry out, on this thread, the two writes of each cancelled worker that holds none; returns how many there
-        were.
+        """Carry out, on this thread, the two writes of each cancelled worker that holds none;
+        returns how many there were.
         """
         done = 0
         while not self._stop.is_set() and (job := self._ledger.take_cancelled()) is not None:
@@ -68,8 +68,8 @@ class Pool:
         self._executor.shutdown(wait=False)
 
     def wait_idle(self, deadline: float) -> int:
-        """Wait until no worker holds a thread, at most until then (seconds since the epoch); returns how many still
-        do.
+        """Wait until no worker holds a thread, at most until then (seconds since the epoch);
+        returns how many still do.
         """
         return self._ledger.wait_idle(deadline)
 

@@ -46,8 +46,8 @@ class Stop:
         return self.event.wait(timeout_s)
 
     def spawn(self, name: str, run: Callable[[], None]) -> None:
-        """Start a supervised thread: if it raises, or returns before the stop, the process stops with that as its
-        cause.
+        """Start a supervised thread: if it raises, or returns before the stop,
+        the process stops with that as its cause.
         """
         thread = threading.Thread(target=self._supervise, args=(name, run), name=name, daemon=True)
         self._threads.append(thread)

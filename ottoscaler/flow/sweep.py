@@ -86,8 +86,8 @@ class Sweep:
         self._cluster.delete(live.name, live.uid, None if doom is None else live.resource_version)
 
     def _take_up(self, unknown: Iterable[Snapshot]) -> None:
-        """Pods of events that Redis does not know: it was wiped. Their owner, if he lives, has one LEASE_S to store
-        them again.
+        """Pods of events that Redis does not know: it was wiped.
+        Their owner, if he lives, has one LEASE_S to store them again.
         """
         now = self._clock.now()
         events: dict[str, list[Snapshot]] = {}

@@ -1,5 +1,5 @@
-"""The node's Kubernetes Events: what ``kubectl describe pod`` shows. Only the newest are kept; a real cluster drops
-them after an hour.
+"""The node's Kubernetes Events: what ``kubectl describe pod`` shows.
+Only the newest are kept; a real cluster drops them after an hour.
 """
 
 from __future__ import annotations

@@ -123,8 +123,8 @@ def _stop_at_end_of_input(child: subprocess.Popen[bytes]) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command after ``--`` until it ends or our standard input does. Returns its exit code, 128 + n after
-    signal n.
+    """Run the command after ``--`` until it ends or our standard input does.
+    Returns its exit code, 128 + n after signal n.
     """
     child = subprocess.Popen(list(arguments[1:]), stdin=subprocess.DEVNULL, start_new_session=True)
     signal.signal(signal.SIGTERM, lambda *_: child.terminate())

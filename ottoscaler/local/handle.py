@@ -42,8 +42,8 @@ class LocalCluster:
         return found[1]
 
     def start(self) -> None:
-        """Start the emulator and return when it serves. Raises LocalError with its own last lines when it does not
-        come up.
+        """Start the emulator and return when it serves.
+        Raises LocalError with its own last lines when it does not come up.
         """
         self._data_dir.mkdir(parents=True, exist_ok=True)
         # The file's appearance is the sign of readiness: one left by a killed run must not be taken for it.

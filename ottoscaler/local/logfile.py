@@ -84,8 +84,8 @@ class LogWriter:
 
 
 def read(path: Path, options: LogOptions, ended: threading.Event) -> Iterator[bytes]:
-    """The log in chunks as the API gives it; when following, an empty chunk while there is nothing new, until
-    ``ended``.
+    """The log in chunks as the API gives it; when following,
+    an empty chunk while there is nothing new, until ``ended``.
     """
     left = _NO_LIMIT if options.limit_bytes is None else options.limit_bytes
     for chunk in _formatted(path, options, ended):

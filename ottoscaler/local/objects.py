@@ -1,5 +1,5 @@
-"""The words shared by the emulator's parts: API objects, requests, replies, and the Status objects that the API
-answers errors with.
+"""The words shared by the emulator's parts:
+API objects, requests, replies, and the Status objects that the API answers errors with.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 from ottoscaler.errors import OttoscalerError
 
 Object = dict[str, Any]
-"""A Kubernetes object as JSON. Stored objects are shared between threads and never changed in place: copy, change,
-store.
+"""A Kubernetes object as JSON. Stored objects are shared between threads and never changed in
+place: copy, change, store.
 """
 
 _REASONS = {

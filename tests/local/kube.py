@@ -1,5 +1,5 @@
-"""Raw HTTP to a Kubernetes API server, for the contract tests: the emulator's or a real one, told apart by nothing but
-a kubeconfig.
+"""Raw HTTP to a Kubernetes API server, for the contract tests:
+the emulator's or a real one, told apart by nothing but a kubeconfig.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def eventually(look: Callable[[], T], timeout_s: float = 15.0) -> T:
 
 
 def pod(name: str, command: list[str] | None = None, **spec: Any) -> Object:
-    """A pod of one container that does ``command``; without one no scheduler takes it. ``metadata`` in ``spec`` is
-    merged.
+    """A pod of one container that does ``command``; without one no scheduler takes it.
+    ``metadata`` in ``spec`` is merged.
     """
     metadata = {"name": name, **spec.pop("metadata", {})}
     container = {"name": "main", "image": "busybox", "command": command or ["true"], **spec.pop("container", {})}

@@ -1,5 +1,5 @@
-"""What Ottoscaler relies on in the Kubernetes API: lists and watches. Checked against both servers, as
-test_contract_api is.
+"""What Ottoscaler relies on in the Kubernetes API: lists and watches.
+Checked against both servers, as test_contract_api is.
 """
 
 from __future__ import annotations
