@@ -40,7 +40,7 @@ def using(text: str) -> list[str]:
 
 
 def _all() -> dict[int, tuple[int, str]]:
-    command = ["ps", "-axo", "pid=,ppid=,command="]
+    command = ["ps", "-axww", "-o", "pid=,ppid=,command="]
     listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     lines = (line.split(maxsplit=2) for line in listing.splitlines())
     return {int(own): (int(parent), " ".join(words)) for own, parent, *words in lines}
