@@ -89,7 +89,9 @@ def test_workers_end_with_a_killed_emulator(parent: subprocess.Popen[str], tmp_p
 
 
 def _words(pid: int) -> str:
-    return subprocess.run(["ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    return subprocess.run(
+        ["ps", "-ww", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False
+    ).stdout
 
 
 def test_close_ends_everything_in_order(parent: subprocess.Popen[str], tmp_path: Path) -> None:
