@@ -201,10 +201,10 @@ class Ledger:
                 self._idle.wait(left_s)
             return self._busy
 
-    def settled(self, job: Job) -> None:
-        """The registry shows its pod, or it is certain that there is none: the claim on room ends."""
+    def settled(self, job: Job) -> bool:
+        """Its pod is seen, or there is none: its claim on room ends. Returns whether others want the room it makes."""
         with self._lock:
-            self._settle(job)
+            return self._settle(job) and bool(self._due or self._fresh)
 
     def holds_room(self, job: Job) -> bool:
         """May it create a pod now? It needs room anew for each: the room of the pod before may be taken."""
@@ -212,9 +212,7 @@ class Ledger:
             return (job.task.event.event_id, job.life.index) in self._claims
 
     def pause(self, job: Job, until: float) -> None:
-        """Its thread gives it back, to go on with it then (seconds since the epoch). If a create is next, its room is
-        given back too, and looked for anew: those who wait must not keep each other out.
-        """
+        """Its thread gives it back until then (seconds since the epoch); if a create is next, its room as well."""
         with self._lock:
             job.until = until
             if job.life.needs_room:
@@ -368,10 +366,12 @@ class Ledger:
             job = task.jobs[index] = Job(task, Life(index, worker.attempt, worker.infra_used))
             self._due.append(job)
 
-    def _settle(self, job: Job) -> None:
+    def _settle(self, job: Job) -> bool:
         """Of a task that was taken over anew, only the new tenure's workers have claims."""
-        if self._tasks.get(job.task.event.event_id) is job.task:
-            self._claims.discard((job.task.event.event_id, job.life.index))
+        claim = (job.task.event.event_id, job.life.index)
+        held = self._tasks.get(claim[0]) is job.task and claim in self._claims
+        self._claims -= {claim} if held else set()
+        return held
 
     def _requeue(self, job: Job) -> None:
         """Only now that its thread has let go of it: one that is due at once could else be taken twice, or never."""

@@ -23,6 +23,7 @@ class Pool:
     def __init__(self, parts: Parts, runner: Runner) -> None:
         self._ledger = parts.ledger
         self._runner = runner
+        runner.connect(self.pump)
         self._stop = parts.stop
         self._executor = ThreadPoolExecutor(parts.settings.flow.max_workers, thread_name_prefix="worker")
         self._lock = threading.Lock()

@@ -39,6 +39,11 @@ class Runner:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._say = _Story(parts)
+        self._pump: Callable[[], None] = lambda: None
+
+    def connect(self, pump: Callable[[], None]) -> None:
+        """`pump` gives threads to others when a worker has made room."""
+        self._pump = pump
 
     def run(self, job: Job) -> None:
         """Carry a worker on until it ends, pauses, or is to be left for whoever comes next. Raises nothing."""
@@ -87,8 +92,8 @@ class Runner:
     def _advance(self, job: Job, observation: Observation) -> None:
         parts, before = self._parts, job.life
         job.life = lifecycle.step(before, observation, parts.clock.now(), parts.settings.worker)
-        if not _may_be_there(job.life):
-            parts.ledger.settled(job)
+        if not _may_be_there(job.life) and parts.ledger.settled(job):
+            self._pump()
         if job.life.state != before.state or job.life.attempt != before.attempt:
             parts.ledger.note(job)
         self._say.step(job, before, observation)

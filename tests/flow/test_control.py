@@ -133,7 +133,7 @@ def test_a_worker_of_another_replica_that_waits_is_cancelled() -> None:
             other.control.submit(accepted(other, type="scale_down", task_id="t", pod_count=1))
             owner.start("control")
             other.start("control")
-            eventually(lambda: bool(world.redis.find(event_id).worker(2).doom))  # type: ignore[union-attr]
+            eventually(lambda: 2 in other.taken(event_id).workers, what="the mark of worker 2")
             while not world.redis.results("worker"):
                 owner.wait_and_look(2)
             assert (owner.result()["index"], owner.result()["reason"]) == ("2", "ScaledDown")

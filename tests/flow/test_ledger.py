@@ -109,6 +109,17 @@ class TestRoom:
         desk.registry.publish(of("a", 6, Phase.FAILED, index=9))
         assert desk.take().life.index == 1
 
+    def test_who_has_counted_twice_says_that_others_may_go_on(self) -> None:
+        """Between the sight of its pod and the end of its claim somebody may have been turned away."""
+        desk = Desk(max_workers=2)
+        desk.ledger.add(task("a", 2))
+        job = desk.take()
+        desk.registry.learn(of("a", 5))
+        assert desk.ledger.take() is None
+        assert desk.ledger.settled(job)
+        assert not desk.ledger.settled(job)
+        assert desk.take().life.index == 2
+
     def test_pods_of_others_take_no_room(self) -> None:
         """Another replica's tasks are its own."""
         desk = Desk(max_workers=1)

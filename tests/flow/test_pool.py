@@ -7,8 +7,11 @@ import threading
 import pytest
 
 from ottoscaler.core.acts import Doom
+from ottoscaler.core.pods import Phase
 from ottoscaler.core.verdicts import Reason
+from ottoscaler.errors import ClusterUnavailable
 from tests.fakes.wait import eventually
+from tests.flow.pods import of
 from tests.flow.rig import Rig
 
 contract = pytest.mark.contract
@@ -35,6 +38,30 @@ def test_a_thread_that_is_done_asks_for_the_next_worker() -> None:
         rig.accept(pod_count=20)
         assert len(rig.results(20)) == 20
         assert at_work() == 1
+
+
+def test_room_is_used_by_whoever_has_a_thread() -> None:
+    """A worker that has given up its room is held up afterwards: the next one does not wait for it."""
+    all_asked, go_on = threading.Event(), threading.Event()
+
+    def hold(op: str) -> None:
+        if op == "note_refused":
+            go_on.wait(10)
+
+    def gather(verb: str, _name: str) -> None:
+        if verb == "create":
+            all_asked.wait(10)
+
+    with Rig(threads=["watch"], MAX_WORKERS=3) as rig:
+        orphan = of("orphan", 5, Phase.RUNNING)
+        rig.registry.publish(orphan)
+        rig.registry.own(orphan.key.event_hash)
+        rig.world.kubernetes.refuse_next("create", ClusterUnavailable("quota", unclear=False))
+        rig.redis.on_call, rig.world.kubernetes.on_call = hold, gather
+        event_id = rig.accept(pod_count=3)
+        all_asked.set()
+        rig.pod(event_id, 3)
+        go_on.set()
 
 
 def test_cancelled_workers_need_no_thread() -> None:
