@@ -36,7 +36,7 @@ run: $(RUNTIME) ## the controller, configured by environment variables or ENV_FI
 test: $(DEV) ## the tests that need neither a server nor root; the flow twice, the second time with hostile thread switching
 ifeq ($(strip $(ARGS)),)
 	@# side by side, since most of them wait for servers; the slowest first
-	@$(MAKE) --jobs=4 --keep-going --output-sync=target suite-cli suite-adapters suite-local suite-flow test-race suite-core suite-top
+	@$(MAKE) --jobs=3 --keep-going --output-sync=target suite-cli suite-adapters suite-local suite-flow test-race suite-core suite-top
 else
 	$(PYTEST) -m "not e2e" $(SUITES) $(ARGS)
 	@echo "make test: with ARGS the second pass over the flow is left out; 'make test-race' runs it"

@@ -91,7 +91,8 @@ def test_a_death_between_any_two_steps_leaves_one_result(step: str) -> None:
         dead.close(release=False)
     world.redis.on_call, world.kubernetes.on_call = lambda _op: None, lambda _verb, _name: None
     with Rig(world, threads=ALL, LEASE_S=3) as rig:
-        rig.wait_and_look(10)
+        while not rig.redis.results("task"):
+            rig.wait_and_look(2)
         all_once(rig, 1, 1)
         assert rig.result()["outcome"] == "succeeded"
         assert max(times for (verb, _), times in world.kubernetes.calls.items() if verb == "create") == 1
