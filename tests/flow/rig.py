@@ -264,10 +264,14 @@ class Rig:
         return only
 
     def steps(self) -> list[str]:
-        """From now on: the operations on Redis and on pods, in their order, as they begin."""
+        """From now on: what workers' threads do to Redis and to pods, in the order in which it begins."""
         order: list[str] = []
-        self.redis.on_call = order.append
-        self.world.kubernetes.on_call = lambda verb, _name: order.append(verb)
+
+        def note(step: str, _name: str = "") -> None:
+            if step in ("intend", "check", "record", "create", "get", "delete"):
+                order.append(step)
+
+        self.redis.on_call, self.world.kubernetes.on_call = note, note
         return order
 
     def idle(self) -> None:

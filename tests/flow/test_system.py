@@ -65,8 +65,8 @@ def test_one_of_two_dies_and_the_other_takes_over() -> None:
         pods = [dead.pod(event_id, index) for event_id in events for index in (1, 2, 3)]
         dead.close(release=False)
         rig.start(*ALL)
-        rig.wait_and_look(8)
-        eventually(lambda: rig.ledger.owners().keys() == set(events))
+        while rig.ledger.owners().keys() != set(events):
+            rig.wait_and_look(2)
         for pod in pods:
             rig.cluster.succeed(pod)
         all_once(rig, 5, 3)
@@ -142,7 +142,8 @@ def test_a_clean_stop_leaves_the_pods_and_gives_up_the_leases() -> None:
         pod = first.pod(first.send())
     assert world.kubernetes.count("delete") == 0
     with Rig(world, consumer="b", threads=ALL) as rig:
-        rig.wait_and_look(2)
+        while not rig.ledger.owners():
+            rig.wait_and_look(2)
         rig.hears(pod, lambda seen: seen)
         rig.cluster.succeed(pod)
         all_once(rig, 1, 1)
