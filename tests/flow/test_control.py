@@ -112,10 +112,11 @@ def test_a_task_of_another_replica_is_scaled_down_too() -> None:
     world = World()
     with (
         Rig(world, consumer="owner", threads=["watch", "lease"], auto=lambda name: None) as owner,
-        Rig(world, consumer="other", threads=THREADS) as rig,
+        Rig(world, consumer="other") as rig,
     ):
         event_id = owner.accept(task_id="t")
         pod = owner.pod(event_id)
+        rig.start(*THREADS)
         rig.sees(pod, lambda seen: seen.started_at is not None)
         rig.send(type="scale_down", task_id="t")
         assert owner.result()["reason"] == "ScaledDown"

@@ -167,6 +167,7 @@ class TestCancelled:
             eventually(lambda: rig.redis.calls["withdraw"])
             rig.cluster.succeed(pod)
             assert rig.result()["reason"] == "Completed"
+            rig.idle()
             assert rig.calls("delete") == 1
 
     @contract("5.ScaledDown")
