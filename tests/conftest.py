@@ -36,9 +36,20 @@ def _docker() -> str | None:
     return None
 
 
+def _kube_program(name: str) -> str | None:
+    """From the folder TEST_KUBE_BIN, else from PATH."""
+    folder = os.environ.get("TEST_KUBE_BIN", "")
+    return shutil.which(name, path=folder or None)
+
+
 _WANTED: dict[str, tuple[Callable[[], str | None], str]] = {
     "redis-server": (lambda: shutil.which("redis-server"), "the program redis-server"),
     "kubernetes": (_kubernetes, "a Kubernetes API server, its kubeconfig named by TEST_KUBECONFIG"),
+    "etcd": (lambda: _kube_program("etcd"), "the program etcd, on PATH or in the folder TEST_KUBE_BIN"),
+    "kube-apiserver": (
+        lambda: _kube_program("kube-apiserver"),
+        "the program kube-apiserver, on PATH or in the folder TEST_KUBE_BIN",
+    ),
     "docker": (_docker, "a Docker daemon that answers"),
     "kind": (lambda: shutil.which("kind"), "the program kind"),
 }
