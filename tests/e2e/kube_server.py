@@ -43,8 +43,8 @@ class KubeServer:
         peer, listen = f"http://127.0.0.1:{self._peer_port}", f"http://127.0.0.1:{self._etcd_port}"
         self._etcd = self._spawn(
             "etcd", "--data-dir", str(self.directory / "etcd"), "--unsafe-no-fsync", "--listen-peer-urls", peer,
-            "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}", "--listen-client-urls", listen,
-            "--advertise-client-urls", listen,
+            "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}",
+            "--listen-client-urls", listen, "--advertise-client-urls", listen,
         )  # fmt: skip
         self.start()
 
@@ -99,8 +99,9 @@ class KubeServer:
         here = self.directory
         return self._spawn(
             "kube-apiserver", f"--etcd-servers=http://127.0.0.1:{self._etcd_port}", f"--secure-port={self.port}",
-            "--bind-address=127.0.0.1", f"--tls-cert-file={here}/server.crt", f"--tls-private-key-file={here}/server.key",
-            f"--client-ca-file={here}/ca.crt", f"--service-account-key-file={here}/server.key",
+            "--bind-address=127.0.0.1", f"--tls-cert-file={here}/server.crt",
+            f"--tls-private-key-file={here}/server.key", f"--client-ca-file={here}/ca.crt",
+            f"--service-account-key-file={here}/server.key",
             f"--service-account-signing-key-file={here}/server.key", "--service-account-issuer=https://test",
             "--service-cluster-ip-range=10.96.0.0/16", "--authorization-mode=RBAC", "--endpoint-reconciler-type=none",
         )  # fmt: skip
