@@ -37,7 +37,7 @@ class Entry:
 @dataclass(frozen=True, slots=True)
 class StoredWorker:
     """What the task hash knows of a worker. `attempt` 0: none was ever stored. `refused`: that attempt's pod was
-    refused and is not there.
+    refused and is not there. `reason` is told with the outcome, and only by what gives whole tasks.
     """
 
     index: int
@@ -46,6 +46,7 @@ class StoredWorker:
     refused: bool = False
     doom: Doom | None = None
     outcome: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +104,13 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Renewal:
-    """What a renewal found: tasks that are no longer ours,
-    with their owner ("" where the task is gone), and the cancel counts of the others.
+    """What a renewal found: tasks that are no longer ours, with their owner ("" where the task is finished), those
+    that Redis does not know any more, and the cancel counts of the others.
     """
 
     lost: Mapping[str, str]
     cancels: Mapping[str, int]
+    forgotten: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +126,9 @@ class Stream(Protocol):
     """Redis: the event stream, its group, and the task state. Every write is one script, idempotent, safe to repeat
     after a lost answer.
 
-    Raises StreamUnavailable when Redis does not answer or refuses; Stopping is never raised here. Safe to call from any
-    thread, except `read` and `peek`, which belong to one thread each.
+    Raises StreamUnavailable when Redis does not answer or refuses, and when a task that a write is about is unknown to
+    it: it was wiped, and the task is about to be restored. Stopping is never raised here. Safe to call from any thread,
+    except `read` and `peek`, which belong to one thread each.
     """
 
     def ensure_group(self) -> None:
@@ -166,6 +169,11 @@ class Stream(Protocol):
         """Redis was wiped: store a task anew from what its pods carry (index -> highest attempt seen), with a lease
         that has run out, so that `take` gets it. Indices without a pod have no retries left. Does nothing if the task
         is known.
+        """
+
+    def restore(self, task: OpenTask) -> None:
+        """Redis was wiped: store a task of ours again, as we know it, under the token we have, with a new lease. No
+        result is published again. Does nothing if the task is known.
         """
 
     def bury(self, entry: Entry, bad: BadEvent) -> None:

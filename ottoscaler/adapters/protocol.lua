@@ -135,16 +135,15 @@ function F.accept(sid, eid, digest, event, raw, common, kind, task_id, pod_count
   return {'ok', base .. '1', at}
 end
 
--- Redis was wiped: a task is taken up again from what its pods carry; indices without a pod have their attempts used up.
-function F.adopt(eid, sid, event, common, kind, task_id, pod_count, base, seen)
+-- Redis was wiped: a task is stored again, as its owner knows it or as its pods tell. A JSON list, since a script takes no
+-- more than some thousand arguments.
+function F.restore(eid, lease_ms, fields)
   local task = KEYS[6]
   if redis.call('EXISTS', task) == 1 then return 'known' end
-  local now = now_ms()
-  redis.call('HSET', task, 'sid', sid, 'type', kind, 'task_id', task_id, 'pod_count', pod_count, 'digest', '', 'event', event,
-    'raw', event, 'common', common, 'state', 'running', 'owner', base .. '0', 'tenure', 0, 'tries', 0, 'received_at', stamp(now))
-  for i = 1, pod_count do redis.call('HSET', task, 'attempt:' .. i, '1:1000') end
-  for _, pair in ipairs(cjson.decode(seen)) do redis.call('HSET', task, 'attempt:' .. pair[1], pair[2] .. ':0') end
-  redis.call('ZADD', OPEN, now, eid)
+  local now, list = now_ms(), cjson.decode(fields)
+  for n = 1, #list, 2 do redis.call('HSET', task, list[n], list[n + 1]) end
+  redis.call('HSETNX', task, 'received_at', stamp(now))
+  redis.call('ZADD', OPEN, now + lease_ms, eid)
   return 'ok'
 end
 
@@ -156,8 +155,10 @@ function F.renew(lease_ms, ...)
     if t[1] == pairs_[n + 1] then
       redis.call('ZADD', OPEN, 'XX', till, pairs_[n])
       answer[#answer + 1] = {'ok', t[2] or '0'}
-    else
+    elseif redis.call('EXISTS', KEYS[5 + (n + 1) / 2]) == 1 then
       answer[#answer + 1] = {'lost', t[1] or ''}
+    else
+      answer[#answer + 1] = {'forgotten', ''}
     end
   end
   return answer
@@ -350,6 +351,12 @@ function F.pending(consumer, own, min_idle_ms, count)
     answer[#answer + 1] = {item[1], entry and entry[2] or false}
   end
   return answer
+end
+
+-- What is about a task that has to be there: where it is not, Redis was wiped, and its owner will restore it.
+local OF_A_TASK = {intend = 1, refused = 1, check = 1, doom = 1, withdraw = 1, record = 1, choose = 1, finish = 1}
+if OF_A_TASK[ARGV[1]] and redis.call('EXISTS', KEYS[6]) == 0 then
+  return redis.error_reply('FORGOTTEN the task of event ' .. ARGV[5] .. ' is unknown: was Redis wiped?')
 end
 
 return F[ARGV[1]](unpack(ARGV, 5))

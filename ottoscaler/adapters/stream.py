@@ -19,18 +19,19 @@ from ottoscaler.adapters.redis_client import address, connect, translated
 from ottoscaler.adapters.replies import advice_on, delivered_of, entries_of, pairs_of
 from ottoscaler.adapters.tasks import (
     Key,
+    common_json,
     decode_doom,
     decode_task,
     decode_view,
     decode_workers,
     encode_doom,
+    encode_task,
     stored_worker,
     worker_fields,
     worker_json,
 )
 from ottoscaler.core.acts import Doom
 from ottoscaler.core.events import BadEvent, EventType, ScaleEvent, digest, original
-from ottoscaler.core.results import RESULT_FIELDS, common_fields
 from ottoscaler.ports import Answer, Entry, Fate, OpenTask, Renewal, StoredWorker, TaskView, Victim
 from ottoscaler.settings import KeySettings, RedisSettings
 
@@ -42,6 +43,8 @@ CONNECTIONS = 16
 #: Tasks in one call of a script or pipeline.
 CHUNK = 200
 PENDING_COUNT = 100
+#: The used retries of a worker that is to have none left, whatever INFRA_RETRIES is.
+NONE_LEFT = 1000
 
 _T = TypeVar("_T")
 
@@ -132,7 +135,7 @@ class RedisStream:
         calls = []
         for (event, content), raw in zip(events, raws, strict=True):
             arguments = (
-                event.stream_id, event.event_id, content, event.encode(), original(raw), _common(event),
+                event.stream_id, event.event_id, content, event.encode(), original(raw), common_json(event),
                 event.type.value, event.task_id, event.pod_count, self._base, self._lease_ms, event.supersedes,
             )  # fmt: skip
             calls.append(("accept", [self._key.task(event.event_id)], arguments))
@@ -141,10 +144,20 @@ class RedisStream:
 
     def adopt(self, event: ScaleEvent, attempts: Mapping[int, int]) -> None:
         """See ports.Stream."""
-        self._run(
-            "adopt", [self._key.task(event.event_id)], event.event_id, event.stream_id, event.encode(), _common(event),
-            event.type.value, event.task_id, event.pod_count, self._base, json.dumps(list(attempts.items())),
-        )  # fmt: skip
+        workers = {
+            index: StoredWorker(index, attempts[index]) if index in attempts else StoredWorker(index, 1, NONE_LEFT)
+            for index in range(1, event.pod_count + 1)
+        }
+        self._restore(OpenTask(event, f"{self._base}0", workers=workers, superseded=True), 0)
+
+    def restore(self, task: OpenTask) -> None:
+        """See ports.Stream."""
+        self._restore(task, self._lease_ms)
+
+    def _restore(self, task: OpenTask, lease_ms: int) -> None:
+        event_id = task.event.event_id
+        flat = [value for pair in encode_task(task).items() for value in pair]
+        self._run("restore", [self._key.task(event_id)], event_id, lease_ms, json.dumps(flat), client=self._leasing)
 
     def bury(self, entry: Entry, bad: BadEvent) -> None:
         """See ports.Stream."""
@@ -158,7 +171,7 @@ class RedisStream:
 
     def renew(self, owners: Mapping[str, str]) -> Renewal:
         """See ports.Stream."""
-        lost, cancels = {}, {}
+        lost, cancels, forgotten = {}, {}, []
         for part in _chunks(list(owners.items())):
             keys = [self._key.task(event_id) for event_id, _ in part]
             flat = [text for pair in part for text in pair]
@@ -166,9 +179,11 @@ class RedisStream:
             for (event_id, _), (fate, detail) in zip(part, answers, strict=True):
                 if fate == b"ok":
                     cancels[event_id] = int(detail)
-                else:
+                elif fate == b"lost":
                     lost[event_id] = detail.decode()
-        return Renewal(lost, cancels)
+                else:
+                    forgotten.append(event_id)
+        return Renewal(lost, cancels, forgotten)
 
     def expired(self, *, same_consumer: bool) -> Sequence[str]:
         """See ports.Stream."""
@@ -359,10 +374,6 @@ def _accepted(event: ScaleEvent, answer: list[bytes]) -> OpenTask | None:
     return OpenTask(
         event=event, owner=answer[1].decode(), received_at=answer[2].decode(), superseded=not event.supersedes
     )
-
-
-def _common(event: ScaleEvent) -> str:
-    return json.dumps([text for pair in common_fields(event, RESULT_FIELDS).items() for text in pair])
 
 
 def _chunks(items: Sequence[_T]) -> list[Sequence[_T]]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 
 from ottoscaler.core.acts import Doom
-from ottoscaler.core.events import decode
+from ottoscaler.core.events import ScaleEvent, decode
+from ottoscaler.core.results import RESULT_FIELDS, common_fields
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.ports import OpenTask, StoredWorker, TaskView, Victim
 
@@ -80,11 +83,15 @@ def decode_workers(fields: Mapping[bytes, bytes]) -> dict[int, StoredWorker]:
 def decode_task(owner: str, fields: Mapping[bytes, bytes]) -> OpenTask:
     """An open task from its hash."""
     victims = fields.get(b"victims")
+    workers = decode_workers(fields)
+    for index, worker in workers.items():
+        if worker.outcome:
+            workers[index] = replace(worker, reason=json.loads(fields[b"worker:%d" % index])["reason"])
     return OpenTask(
         event=decode(fields[b"event"]),
         owner=owner,
         received_at=fields[b"received_at"].decode(),
-        workers=decode_workers(fields),
+        workers=workers,
         victims=None if victims is None else [Victim(*item) for item in json.loads(victims)],
         survivors=json.loads(fields.get(b"survivors", b"[]")),
         superseded=fields.get(b"superseding") != b"todo",
@@ -95,3 +102,51 @@ def decode_task(owner: str, fields: Mapping[bytes, bytes]) -> OpenTask:
 def decode_view(fields: Mapping[bytes, bytes]) -> TaskView:
     """A task from its hash, for those who choose among all."""
     return TaskView(decode(fields[b"event"]), fields[b"owner"].decode(), decode_workers(fields))
+
+
+def common_json(event: ScaleEvent) -> str:
+    """What every result of an event carries, as the flat list that the scripts add to it."""
+    return json.dumps([text for pair in common_fields(event, RESULT_FIELDS).items() for text in pair])
+
+
+def encode_task(task: OpenTask) -> dict[str, str | int]:
+    """The hash of a task of which Redis knows nothing any more: the counterpart of `decode_task`.
+
+    The digest is not known, and empty means that whatever comes under this event id is taken for the same event.
+    """
+    event = task.event
+    outcomes = [worker.outcome for worker in task.workers.values() if worker.outcome]
+    fields: dict[str, str | int] = {
+        "sid": event.stream_id, "type": event.type.value, "task_id": event.task_id, "pod_count": event.pod_count,
+        "digest": "", "event": event.encode(), "raw": event.encode(), "common": common_json(event), "state": "running",
+        "owner": task.owner, "tenure": task.owner.rpartition("/")[2], "tries": 0, "cancels": task.cancels,
+        "done": len(outcomes),
+    }  # fmt: skip
+    if task.received_at:
+        fields["received_at"] = task.received_at
+    if event.supersedes and not task.superseded:
+        fields["superseding"] = "todo"
+    if task.victims is not None:
+        fields["victims"] = json.dumps([[victim.event_id, victim.index, victim.pod] for victim in task.victims])
+        fields["survivors"] = json.dumps(list(task.survivors))
+    fields.update(Counter(map(_tally, outcomes)))
+    for worker in task.workers.values():
+        _encode_worker(worker, fields)
+    return fields
+
+
+def _encode_worker(worker: StoredWorker, fields: dict[str, str | int]) -> None:
+    attempt, doom, outcome = worker_fields(worker.index)
+    if worker.attempt:
+        fields[attempt] = f"{worker.attempt}:{worker.infra_used}{':r' if worker.refused else ''}"
+    if worker.doom is not None:
+        fields[doom] = encode_doom(worker.doom)
+    if worker.outcome:
+        fields[outcome] = worker.outcome
+        ended = {"outcome": worker.outcome, "reason": worker.reason, "attempt": worker.attempt}
+        fields[f"worker:{worker.index}"] = json.dumps(ended)
+        fields.setdefault(f"first_{_tally(worker.outcome)}", worker.reason)
+
+
+def _tally(outcome: str) -> str:
+    return outcome if outcome in ("succeeded", "cancelled") else "failed"

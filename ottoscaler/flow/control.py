@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from ottoscaler.core.events import EventType
@@ -73,6 +74,14 @@ class Control:
             return own | {
                 name: one.task.owner for name, one in self._open.items() if one.task.event.type is EventType.SCALE_DOWN
             }
+
+    def recall(self, event_id: str) -> OpenTask | None:
+        """A scale_down of ours that Redis has forgotten, to be stored again; None if it is not open here."""
+        with self._lock:
+            descent = self._open.get(event_id)
+            if descent is not None:
+                return replace(descent.task, victims=descent.victims, survivors=descent.survivors)
+            return next((task for task in self._inbox if task.event.event_id == event_id), None)
 
     def drop(self, event_id: str, owner: str) -> None:
         """The scale_down is somebody else's now."""

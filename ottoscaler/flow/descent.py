@@ -162,13 +162,18 @@ class Descents:
         """Who has a result and no pod any more is done with; who was spared by a drain has become a survivor."""
         waiting = []
         for victim, worker in zip(descent.waiting, self._stream.outcomes(descent.waiting), strict=True):
-            if worker is None:
-                continue
-            if not worker.outcome and worker.doom is None and descent.doom().drain:
+            if worker is None:  # Redis was wiped: its owner restores the task, or it is taken up from its pods
+                waiting += [victim] if self._may_run(victim) else []
+            elif not worker.outcome and worker.doom is None and descent.doom().drain:
                 descent.survivors.append(victim.pod)
             elif not worker.outcome or self._has_pod(victim, worker):
                 waiting.append(victim)
         descent.waiting = waiting
+
+    def _may_run(self, victim: Victim) -> bool:
+        """Is the task of a victim open here, or is there a pod that has its name?"""
+        there = any(pod.name == victim.pod for pod in self._registry.snapshots())
+        return there or self._ledger.has(victim.event_id)
 
     def _has_pod(self, victim: Victim, worker: StoredWorker) -> bool:
         key = WorkerKey(event_hash(self._instance, victim.event_id), victim.index, worker.attempt)

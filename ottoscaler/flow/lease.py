@@ -36,6 +36,7 @@ class Lease:
         self._stop = parts.stop
         self._clock = parts.clock
         self._lease_s = parts.lease_s
+        self._ttl_s = parts.settings.keys.task_ttl_s
         self._consumer, self._boot = me.rsplit("/", 1)
         self._renew_at = 0.0
         self._renewed_at = 0.0
@@ -79,11 +80,18 @@ class Lease:
     def _renew(self, now: float) -> None:
         if now - self._renewed_at > self._lease_s:
             self._calm_at = now + self._lease_s
+        # after so long, what Redis does not know was finished by somebody else and has expired
+        stale = now - self._renewed_at > self._ttl_s
         owners = self._ledger.owners() | self._control.owners()
         renewal = self._stream.renew(owners)
         self._renewed_at, self._renew_at = now, now + self._lease_s / 3
         for event_id, owner in renewal.lost.items():
             self._lost(event_id, owners[event_id], owner)
+        for event_id in renewal.forgotten:
+            if stale:
+                self._lost(event_id, owners[event_id], "")
+            else:
+                self._restore(event_id, owners[event_id])
         if changed := self._ledger.newly_cancelled(renewal.cancels):
             self._control.reload(changed)
 
@@ -98,6 +106,16 @@ class Lease:
             _log.warning("task.lost", "Task %s was taken over by %s", event_id, theirs, event_id=event_id)
         self._ledger.drop(event_id, ours)
         self._control.drop(event_id, ours)
+
+    def _restore(self, event_id: str, owner: str) -> None:
+        """Redis was wiped: what we know of the task is stored again, and its workers go on undisturbed."""
+        task = self._ledger.recall(event_id) or self._control.recall(event_id)
+        if task is None or task.owner != owner:
+            return
+        _log.warning(
+            "task.restored", "Redis does not know event %s any more: storing it again", event_id, event_id=event_id
+        )
+        self._stream.restore(task)
 
     def _take_own(self) -> None:
         """What an earlier boot of this consumer left: taken at once, for there cannot be two of us."""

@@ -16,54 +16,14 @@ import heapq
 import threading
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from ottoscaler.core.acts import Doom, Marked, NotOurs
-from ottoscaler.core.events import ScaleEvent
 from ottoscaler.core.lifecycle import Life, resume
-from ottoscaler.core.names import WorkerKey, event_hash, pod_name
+from ottoscaler.core.names import event_hash, pod_name
+from ottoscaler.core.verdicts import Verdict
+from ottoscaler.flow.jobs import Job, Task, remembered
 from ottoscaler.flow.registry import Registry
 from ottoscaler.ports import Clock, OpenTask, StoredWorker
-
-
-@dataclass(slots=True)
-class Task:
-    """An open task of ours. Guarded by the ledger's lock, but for `event`, `hash` and `owner`, which never change."""
-
-    event: ScaleEvent
-    owner: str
-    hash: str
-    received_at: float
-    cancels: int
-    jobs: dict[int, Job] = field(default_factory=dict)
-    skip: set[int] = field(default_factory=set)
-    next_index: int = 1
-    open_workers: int = 0
-    monitored: bool = False
-
-    def has_fresh(self) -> bool:
-        """Are there indices that have not had their turn?"""
-        while self.next_index in self.skip:
-            self.skip.discard(self.next_index)
-            self.next_index += 1
-        return self.next_index <= self.event.pod_count
-
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """A worker that has had its turn. `life` belongs to the thread that runs it, else to the ledger."""
-
-    task: Task
-    life: Life
-    failures: int = 0
-    running: bool = False
-    queued: int = 0
-    until: float | None = None
-
-    @property
-    def key(self) -> WorkerKey:
-        """What its pod's labels say."""
-        return WorkerKey(self.task.hash, self.life.index, self.life.attempt)
 
 
 class Ledger:
@@ -96,7 +56,14 @@ class Ledger:
     def add(self, opened: OpenTask) -> Task:
         """An accepted or taken-over task: what was stored of its workers decides how each goes on."""
         event = opened.event
-        task = Task(event, opened.owner, event_hash(self._instance, event.event_id), self._clock.now(), opened.cancels)
+        task = Task(
+            event,
+            opened.owner,
+            event_hash(self._instance, event.event_id),
+            self._clock.now(),
+            opened.received_at,
+            opened.cancels,
+        )
         with self._lock:
             old = self._tasks.get(event.event_id)
             if old is not None and old.owner == opened.owner:
@@ -112,6 +79,26 @@ class Ledger:
             if task.has_fresh():
                 self._fresh.append(task)
         return task
+
+    def recall(self, event_id: str) -> OpenTask | None:
+        """A task of ours that Redis has forgotten, to be stored again; None if it is not open here.
+
+        How its workers stand is shown anew, too.
+        """
+        with self._lock:
+            task = self._tasks.get(event_id)
+            if task is None:
+                return None
+            for job in task.jobs.values():
+                self._note(job)
+            return remembered(task)
+
+    def recorded(self, job: Job, verdict: Verdict) -> None:
+        """Its result is stored: kept in case that Redis is wiped before the task is finished."""
+        life = job.life
+        told = StoredWorker(life.index, life.attempt, life.infra_used, outcome=verdict.outcome, reason=verdict.reason)
+        with self._lock:
+            job.task.results[life.index] = told
 
     def drop(self, event_id: str, owner: str) -> None:
         """The task is somebody else's now: stop whatever we do for it. `owner` is the token that was refused."""
@@ -290,6 +277,7 @@ class Ledger:
             task = self._tasks.get(event_id)
             if task is None:
                 return False
+            task.dooms[index] = doom
             job = task.jobs.get(index)
             if job is None and index >= task.next_index and index not in task.skip:
                 task.skip.add(index)
@@ -322,12 +310,10 @@ class Ledger:
 
     def note(self, job: Job, why: str | None = None) -> None:
         """Its state is to be shown; written together with others, now and then."""
-        life, event_id = job.life, job.task.event.event_id
         with self._lock:
-            pod = "" if life.state == "waiting" else pod_name(job.key)
-            self._notes.setdefault(event_id, {})[life.index] = (life.state, life.attempt, pod)
+            self._note(job)
             if why is not None:
-                self._whys[event_id] = why
+                self._whys[job.task.event.event_id] = why
 
     def take_notes(self) -> list[tuple[Task, Mapping[int, tuple[str, int, str]], str | None]]:
         """The states that changed since the last call, by task, and why a task waits."""
@@ -348,11 +334,19 @@ class Ledger:
 
     # -- under the lock
 
+    def _note(self, job: Job) -> None:
+        life = job.life
+        pod = "" if life.state == "waiting" else pod_name(job.key)
+        self._notes.setdefault(job.task.event.event_id, {})[life.index] = (life.state, life.attempt, pod)
+
     def _restore(self, task: Task, worker: StoredWorker) -> None:
         """How a worker goes on that a dead process, or we ourselves, left somewhere."""
         index = worker.index
+        if worker.doom is not None and worker.doom.attempt == 0:
+            task.dooms[index] = worker.doom
         if worker.outcome:
             task.skip.add(index)
+            task.results[index] = worker
         elif worker.attempt and not worker.refused:
             task.skip.add(index)
             job = task.jobs[index] = Job(task, resume(index, worker.attempt, worker.infra_used, worker.doom))

@@ -18,9 +18,9 @@ from ottoscaler.core.lifecycle import Life, Stage
 from ottoscaler.core.names import pod_name
 from ottoscaler.core.pods import Snapshot
 from ottoscaler.core.results import worker_result
-from ottoscaler.core.verdicts import Reason
+from ottoscaler.core.verdicts import Outcome, Reason, Verdict
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Stopping, Unavailable
-from ottoscaler.flow.ledger import Job
+from ottoscaler.flow.jobs import Job
 from ottoscaler.flow.parts import Parts
 from ottoscaler.flow.registry import Waiter
 from ottoscaler.ports import Answer, Created, Fate
@@ -233,6 +233,8 @@ class Runner:
             "record a result",
             lambda: parts.stream.record(task.event.event_id, task.owner, index, attempt=effect.attempt, fields=fields),
         )
+        if answer.fate in (Fate.OK, Fate.KNOWN):
+            parts.ledger.recorded(job, _told(effect.verdict, answer.doom))
         if answer.fate is Fate.OK:
             self._say.recorded(job, effect, parts.clock.now())
             if answer.finished:
@@ -295,6 +297,11 @@ class _Story:
             pod=name, attempt=effect.attempt, duration_s=duration_s, reason=verdict.reason.value,
             detail=verdict.message,
         )  # fmt: skip
+
+
+def _told(verdict: Verdict, doom: Doom | None) -> Verdict:
+    """The verdict that the record script stores: a doom wins over every end but success."""
+    return verdict if doom is None or verdict.outcome is Outcome.SUCCEEDED else doom.verdict
 
 
 def _may_be_there(life: Life) -> bool:

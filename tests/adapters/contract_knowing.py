@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from ottoscaler.core.verdicts import Reason
 from ottoscaler.ports import Fate, OpenTask, StoredWorker, Stream, Victim
 from tests.adapters.streams import (
     LATE_ID,
     StreamAdmin,
     accept,
+    cancel,
     intend,
     opened,
     owned_by,
@@ -16,7 +20,7 @@ from tests.adapters.streams import (
     taken_over,
 )
 
-__all__ = ["TestAdopting", "TestKnowing"]
+__all__ = ["TestAdopting", "TestKnowing", "TestRestoring"]
 
 
 class TestAdopting:
@@ -71,6 +75,67 @@ class TestAdopting:
         for index, attempt in ((1, 1), (2, 3), (3, 1)):
             record(stream, taken, index, attempt=attempt)
         assert [result["kind"] for result in admin.results()] == ["worker"] * 3 + ["task"]
+
+
+class TestRestoring:
+    """restore: the living owner stores a task again, after Redis was wiped."""
+
+    @staticmethod
+    def restored(stream: Stream, admin: StreamAdmin) -> tuple[OpenTask, OpenTask]:
+        """A task of five, each worker standing elsewhere, before the wipe and after it."""
+        task = opened(stream, admin, event_id="e-1", pod_count="5")
+        intend(stream, task, 1, attempt=2, infra_used=1)
+        intend(stream, task, 2)
+        stream.note_refused("e-1", task.owner, 2, 1)
+        stream.doom("e-1", None, 3, cancel())
+        for index, reason in ((4, Reason.ERROR), (5, Reason.COMPLETED)):
+            record(stream, task, index, reason=reason)
+        before = reloaded(stream, "e-1")
+        admin.flush()
+        stream.restore(before)
+        return before, reloaded(stream, "e-1")
+
+    def test_brings_back_all_that_was_known(self, stream: Stream, admin: StreamAdmin) -> None:
+        """Owner, attempts, refusals, dooms and outcomes; nothing is published again."""
+        before, after = self.restored(stream, admin)
+        assert after == before
+        assert admin.results() == []
+
+    def test_the_owner_goes_on(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """Its token is good, its lease runs, and the task's result counts what was recorded before the wipe."""
+        task, _ = self.restored(stream, admin)
+        assert stream.renew({"e-1": task.owner}).cancels == {"e-1": 1}
+        assert other.take("e-1", same_consumer=False) is None
+        for index in (1, 2, 3):
+            record(stream, task, index, attempt=2 if index == 1 else 1)
+        [*_, total] = admin.results()
+        assert [total[name] for name in ("kind", "reason", "succeeded", "failed", "cancelled")] == [
+            "task", "Error", "4", "1", "0"
+        ]  # fmt: skip
+        assert total["received_at"] == task.received_at
+
+    def test_can_be_taken_over_later(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """As any other task; the tenure goes on from where it was."""
+        task, after = self.restored(stream, admin)
+        taken = taken_over(other, admin, task)
+        assert (taken.owner, taken.workers) == ("c2/boot-1/2", after.workers)
+
+    def test_of_a_known_task_changes_nothing(self, stream: Stream, admin: StreamAdmin) -> None:
+        """Somebody has taken it up from its pods meanwhile, or the answer was lost and this is the second time."""
+        task, after = self.restored(stream, admin)
+        stream.restore(replace(task, owner="c9/boot/7", workers={}))
+        assert reloaded(stream, "e-1") == after
+
+    def test_of_a_scale_down_keeps_its_victims(self, stream: Stream, admin: StreamAdmin) -> None:
+        """Chosen once stays chosen."""
+        task = opened(stream, admin, event_id="d-1", type="scale_down", pod_count="1")
+        victims = [Victim("e-1", 2, "pod-2")]
+        assert stream.choose("d-1", task.owner, victims, ["pod-1"]) == victims
+        before = reloaded(stream, "d-1")
+        admin.flush()
+        stream.restore(before)
+        assert reloaded(stream, "d-1") == before
+        assert stream.choose("d-1", task.owner, [Victim("e-9", 9)], []) == victims
 
 
 class TestKnowing:

@@ -8,6 +8,7 @@ import pytest
 
 from ottoscaler.core.acts import Doom
 from ottoscaler.core.verdicts import Reason
+from ottoscaler.errors import StreamUnavailable
 from ottoscaler.ports import Fate, OpenTask, StoredWorker, Stream
 from tests.adapters.streams import (
     StreamAdmin,
@@ -72,10 +73,11 @@ class TestLeases:
         assert other.expired(same_consumer=False) == ["e-1"]
 
     def test_of_tasks_that_are_gone_are_lost_to_nobody(self, stream: Stream, admin: StreamAdmin) -> None:
-        """Finished ones and unknown ones have no owner; renewing opens nothing."""
+        """Finished ones have no owner; unknown ones were forgotten; renewing opens nothing."""
         done = opened(stream, admin, event_id="e-1")
         record(stream, done)
-        assert stream.renew({"e-1": done.owner, "never": "c1/boot-1/1"}).lost == {"e-1": "", "never": ""}
+        renewal = stream.renew({"e-1": done.owner, "never": "c1/boot-1/1"})
+        assert (renewal.lost, renewal.forgotten) == ({"e-1": ""}, ["never"])
         assert admin.open_ids() == set()
 
     def test_are_renewed_for_many_at_once(self, stream: Stream, admin: StreamAdmin) -> None:
@@ -150,7 +152,7 @@ class TestTakingOver:
             1: StoredWorker(1, attempt=2, infra_used=1),
             2: StoredWorker(2, attempt=1, refused=True),
             3: StoredWorker(3, doom=cancel()),
-            4: StoredWorker(4, outcome="succeeded"),
+            4: StoredWorker(4, outcome="succeeded", reason="Completed"),
         }
         assert (taken.event, taken.received_at, taken.cancels) == (task.event, task.received_at, 1)
 
@@ -164,8 +166,9 @@ class TestTakingOver:
 
     @pytest.mark.parametrize("write", WRITES)
     def test_of_an_unknown_task_never_happened(self, stream: Stream, write: str) -> None:
-        """After FLUSHALL no write makes half a task."""
-        assert WRITES[write](stream, "never", "c1/boot-1/1") is Fate.NOT_OURS
+        """After FLUSHALL no write makes half a task; its owner is to wait until it is restored, not to let go."""
+        with pytest.raises(StreamUnavailable, match="FORGOTTEN the task of event never is unknown"):
+            WRITES[write](stream, "never", "c1/boot-1/1")
         assert stream.known(["never"]) == {}
 
     def test_within_one_process_tells_its_threads_apart(self, stream: Stream, admin: StreamAdmin) -> None:

@@ -10,7 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ottoscaler.core.acts import Doom
 from ottoscaler.core.events import ScaleEvent
@@ -52,6 +52,10 @@ class WorkerState:
         """The same as the port tells it."""
         return StoredWorker(self.index, self.attempt, self.infra_used, self.refused, self.doom, self.outcome)
 
+    def told(self) -> StoredWorker:
+        """The same with the reason, as whole tasks have it."""
+        return replace(self.stored(), reason=json.loads(self.shown)["reason"] if self.outcome else "")
+
 
 @dataclass(slots=True, kw_only=True)
 class TaskState:
@@ -80,6 +84,10 @@ class TaskState:
     def worker(self, index: int) -> WorkerState:
         """The fields of a worker, new ones if there are none."""
         return self.workers.setdefault(index, WorkerState(index))
+
+    def told(self) -> dict[int, StoredWorker]:
+        """The same with the reasons of those that have ended."""
+        return {index: worker.told() for index, worker in self.workers.items() if worker.heard_of}
 
     def stored(self) -> dict[int, StoredWorker]:
         """The workers of which something was ever stored, by index."""
@@ -165,6 +173,13 @@ class FakeRedis:
         if task is not None and task.expires_at is not None and task.expires_at <= self.clock.now():
             del self.tasks[event_id]
             return None
+        return task
+
+    def known(self, event_id: str) -> TaskState:
+        """The task. Raises StreamUnavailable if it is unknown or expired: then this server was wiped."""
+        task = self.find(event_id)
+        if task is None:
+            raise StreamUnavailable(f"FORGOTTEN the task of event {event_id} is unknown", unclear=False)
         return task
 
     def publish(self, fields: Mapping[str, str]) -> None:

@@ -5,6 +5,7 @@ Written from the port's contract and not from the Lua file, so that the suite th
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 
 from ottoscaler.core.acts import Doom
@@ -13,7 +14,7 @@ from ottoscaler.core.results import RESULT_FIELDS, common_fields, rfc3339
 from ottoscaler.core.verdicts import Reason, Verdict
 from ottoscaler.errors import StreamUnavailable
 from ottoscaler.ports import Answer, Entry, Fate, OpenTask, Renewal, StoredWorker, TaskView, Victim
-from tests.fakes.server import GROUP, Delivery, FakeRedis, Group, Id, TaskState, order
+from tests.fakes.server import GROUP, Delivery, FakeRedis, Group, Id, TaskState, WorkerState, order
 from tests.fakes.workers import WorkerScripts, told
 
 __all__ = ["FakeRedis", "FakeStream"]
@@ -161,6 +162,28 @@ class FakeStream(WorkerScripts):
                 worker = task.worker(index)
                 worker.attempt, worker.infra_used = (attempts[index], 0) if index in attempts else (1, 1000)
 
+    def restore(self, task: OpenTask) -> None:
+        with self.server.call("restore"):
+            if self.server.find(task.event.event_id) is not None:
+                return
+            state = self._open(task.event, "", task.event.encode())
+            state.owner, state.tenure, state.tries, state.state = (
+                task.owner,
+                int(task.owner.split("/")[-1]),
+                0,
+                "running",
+            )
+            state.received_at, state.cancels = task.received_at or state.received_at, task.cancels
+            state.superseded = task.superseded or not task.event.supersedes
+            state.victims = None if task.victims is None else list(task.victims)
+            state.survivors = list(task.survivors)
+            for known in task.workers.values():
+                state.workers[known.index] = _restored(known)
+                if known.outcome:
+                    tally = known.outcome if known.outcome in ("succeeded", "cancelled") else "failed"
+                    state.tally[tally] += 1
+                    state.first.setdefault(tally, known.reason)
+
     def bury(self, entry: Entry, bad: BadEvent) -> None:
         with self.server.call("bury"):
             fields = entry.fields or {}
@@ -188,17 +211,20 @@ class FakeStream(WorkerScripts):
         self._reject(bad.event_id, refused, f"{bad.reason}: {bad.detail}")
 
     def renew(self, owners: Mapping[str, str]) -> Renewal:
-        lost, cancels = {}, {}
+        lost, cancels, forgotten = {}, {}, []
         with self.server.call("renew"):
             for event_id, owner in owners.items():
                 task = self._owned(event_id, owner)
                 if task is None:
                     other = self.server.find(event_id)
-                    lost[event_id] = (other.owner if other else None) or ""
+                    if other is None:
+                        forgotten.append(event_id)
+                    else:
+                        lost[event_id] = other.owner or ""
                     continue
                 self.server.leases[event_id] = self.server.clock.now() + self._lease_s
                 cancels[event_id] = task.cancels
-        return Renewal(lost, cancels)
+        return Renewal(lost, cancels, forgotten)
 
     def expired(self, *, same_consumer: bool) -> Sequence[str]:
         with self.server.call("expired"):
@@ -284,8 +310,8 @@ class FakeStream(WorkerScripts):
         self, event_id: str, owner: str, victims: Sequence[Victim], survivors: Sequence[str]
     ) -> Sequence[Victim] | None:
         with self.server.call("choose"):
-            task = self._owned(event_id, owner)
-            if task is None:
+            task = self.server.known(event_id)
+            if task.owner != owner:
                 return None
             if task.victims is None:
                 task.victims, task.survivors = list(victims), list(survivors)
@@ -299,10 +325,10 @@ class FakeStream(WorkerScripts):
 
     def finish_scale_down(self, event_id: str, owner: str, fields: Mapping[str, str]) -> Answer:
         with self.server.call("finish_scale_down"):
-            task = self.server.find(event_id)
-            if task is not None and task.state == "finished":
+            task = self.server.known(event_id)
+            if task.state == "finished":
                 return Answer(Fate.KNOWN)
-            if task is None or task.owner != owner or task.event is None:
+            if task.owner != owner or task.event is None:
                 return Answer(Fate.NOT_OURS)
             self.server.publish({**fields, **common_fields(task.event, RESULT_FIELDS)})
             self._close_task(task, event_id)
@@ -318,13 +344,20 @@ class FakeStream(WorkerScripts):
             return list(self.server.advice)
 
 
+def _restored(worker: StoredWorker) -> WorkerState:
+    state = WorkerState(worker.index, worker.attempt, worker.infra_used, worker.refused, worker.doom, worker.outcome)
+    ended = {"outcome": worker.outcome, "reason": worker.reason, "attempt": worker.attempt}
+    state.shown = json.dumps(ended) if worker.outcome else ""
+    return state
+
+
 def _opened(task: TaskState, event: ScaleEvent, owner: str) -> OpenTask:
     victims = None if task.victims is None else list(task.victims)
     return OpenTask(
         event=event,
         owner=owner,
         received_at=task.received_at,
-        workers=task.stored(),
+        workers=task.told(),
         victims=victims,
         survivors=list(task.survivors),
         superseded=task.superseded,

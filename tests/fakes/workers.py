@@ -28,7 +28,7 @@ class WorkerScripts:
             task, worker = self._look(event_id, index)
             if worker.outcome:
                 return Answer(Fate.HAS_RESULT)
-            if task is None or task.owner != owner:
+            if task.owner != owner:
                 return Answer(Fate.NOT_OURS)
             if worker.doom is not None and (worker.doom.attempt == 0 or worker.doom.attempt >= attempt):
                 return Answer(Fate.CANCELLED, worker.doom, worker.attempt)
@@ -43,7 +43,7 @@ class WorkerScripts:
     def note_refused(self, event_id: str, owner: str, index: int, attempt: int) -> Answer:
         with self.server.call("note_refused"):
             task, worker = self._look(event_id, index)
-            if task is None or task.owner != owner:
+            if task.owner != owner:
                 return Answer(Fate.NOT_OURS)
             if worker.attempt == attempt and not worker.outcome:
                 worker.refused = True
@@ -55,7 +55,7 @@ class WorkerScripts:
             task, worker = self._look(event_id, index)
             if worker.outcome:
                 return Answer(Fate.HAS_RESULT)
-            if task is None or task.owner != owner:
+            if task.owner != owner:
                 return Answer(Fate.NOT_OURS)
             return Answer(Fate.OK, worker.doom)
 
@@ -64,7 +64,7 @@ class WorkerScripts:
             task, worker = self._look(event_id, index)
             if worker.outcome:
                 return Answer(Fate.HAS_RESULT)
-            if task is None or task.owner is None or (owner is not None and task.owner != owner):
+            if task.owner is None or (owner is not None and task.owner != owner):
                 return Answer(Fate.NOT_OURS)
             if doom.attempt not in (0, worker.attempt):
                 return Answer(Fate.OLD_ATTEMPT)
@@ -80,7 +80,7 @@ class WorkerScripts:
             task, worker = self._look(event_id, index)
             if worker.outcome:
                 return Answer(Fate.HAS_RESULT)
-            if task is None or task.owner != owner:
+            if task.owner != owner:
                 return Answer(Fate.NOT_OURS)
             held = worker.doom
             if held is None or (held.attempt, held.reason, held.by) != (doom.attempt, doom.reason, doom.by):
@@ -94,7 +94,7 @@ class WorkerScripts:
             task, worker = self._look(event_id, index)
             if worker.outcome:
                 return Answer(Fate.KNOWN)
-            if task is None or task.owner != owner or task.event is None:
+            if task.owner != owner or task.event is None:
                 return Answer(Fate.NOT_OURS)
             doom = worker.doom
             cancelled = doom is not None and doom.attempt == 0
@@ -122,9 +122,11 @@ class WorkerScripts:
 
     def note_states(self, event_id: str, owner: str, states: Mapping[int, tuple[str, int, str]]) -> None:
         with self.server.call("note_states"):
+            if (task := self._owned(event_id, owner)) is None:
+                return
             for index, state in states.items():
-                task, worker = self._look(event_id, index)
-                if task is not None and task.owner == owner and not worker.outcome:
+                worker = task.worker(index)
+                if not worker.outcome:
                     worker.shown = worker_json(*state)
 
     def note_why(self, event_id: str, owner: str, why: str, next_at: str) -> None:
@@ -132,9 +134,9 @@ class WorkerScripts:
             if (task := self._owned(event_id, owner)) is not None:
                 task.why, task.next_at = why, next_at
 
-    def _look(self, event_id: str, index: int) -> tuple[TaskState | None, WorkerState]:
-        task = self.server.find(event_id)
-        return task, WorkerState(index) if task is None else task.worker(index)
+    def _look(self, event_id: str, index: int) -> tuple[TaskState, WorkerState]:
+        task = self.server.known(event_id)
+        return task, task.worker(index)
 
     def _owned(self, event_id: str, owner: str) -> TaskState | None:
         task = self.server.find(event_id)

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from ottoscaler.core.events import EventType, ScaleEvent
-from ottoscaler.flow.ledger import Job, Ledger
+from ottoscaler.flow.jobs import Job
+from ottoscaler.flow.ledger import Ledger
 from ottoscaler.flow.registry import Registry
 from ottoscaler.ports import OpenTask, PodList, StoredWorker
 from tests.fakes.clock import ManualClock

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ottoscaler.core.lifecycle import Life, Stage
 from ottoscaler.core.pods import Phase
-from ottoscaler.flow.ledger import Job
+from ottoscaler.flow.jobs import Job
 from ottoscaler.ports import PodList, StoredWorker
 from tests.fakes.wait import eventually
 from tests.flow.desk import Desk, task

@@ -1,0 +1,79 @@
+"""An open task and its workers as this process holds them in memory, and as it would store them again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ottoscaler.core.acts import Doom
+from ottoscaler.core.events import ScaleEvent
+from ottoscaler.core.lifecycle import Life, Stage
+from ottoscaler.core.names import WorkerKey
+from ottoscaler.ports import OpenTask, StoredWorker
+
+
+@dataclass(slots=True)
+class Task:
+    """An open task of ours. Guarded by the ledger's lock, but for `event`, `hash`, `owner` and `received`, which never
+    change.
+
+    `results` of workers, and the cancels (`dooms`) of those that have not had their turn, are kept for the case that
+    Redis is wiped.
+    """
+
+    event: ScaleEvent
+    owner: str
+    hash: str
+    received_at: float
+    received: str
+    cancels: int
+    jobs: dict[int, Job] = field(default_factory=dict)
+    skip: set[int] = field(default_factory=set)
+    results: dict[int, StoredWorker] = field(default_factory=dict)
+    dooms: dict[int, Doom] = field(default_factory=dict)
+    next_index: int = 1
+    open_workers: int = 0
+    monitored: bool = False
+
+    def has_fresh(self) -> bool:
+        """Are there indices that have not had their turn?"""
+        while self.next_index in self.skip:
+            self.skip.discard(self.next_index)
+            self.next_index += 1
+        return self.next_index <= self.event.pod_count
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A worker that has had its turn. `life` belongs to the thread that runs it, else to the ledger."""
+
+    task: Task
+    life: Life
+    failures: int = 0
+    running: bool = False
+    queued: int = 0
+    until: float | None = None
+
+    @property
+    def key(self) -> WorkerKey:
+        """What its pod's labels say."""
+        return WorkerKey(self.task.hash, self.life.index, self.life.attempt)
+
+
+def remembered(task: Task) -> OpenTask:
+    """The task as Redis had it, as far as we know: for a Redis that was wiped. Under the ledger's lock.
+
+    Whether older events were superseded is not known here; it can be done again without harm.
+    """
+    workers = dict(task.results)
+    for index, job in task.jobs.items():
+        workers.setdefault(index, _stored(job.life, task.dooms.get(index)))
+    return OpenTask(task.event, task.owner, task.received, workers, cancels=task.cancels)
+
+
+def _stored(life: Life, cancel: Doom | None) -> StoredWorker:
+    """An attempt without a pod counts as refused: whoever takes the task over then creates it. A worker that has had
+    its turn knows itself whether it is cancelled.
+    """
+    podless = life.stage in (Stage.INTEND, Stage.REFUSED)
+    doom = life.doom or (cancel if podless else None)
+    return StoredWorker(life.index, life.attempt, life.infra_used, refused=podless, doom=doom)
