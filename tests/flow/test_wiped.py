@@ -26,6 +26,12 @@ def restored(rig: Rig) -> None:
     eventually(lambda: rig.redis.calls["restore"] > before, what="the tasks to be stored again")
 
 
+def looked_at(rig: Rig) -> None:
+    """Control has looked at its scale_down again, more than once."""
+    looks = rig.redis.calls["outcomes"]
+    eventually(lambda: rig.redis.calls["outcomes"] > looks + 2, what="control to look again")
+
+
 def stored(rig: Rig, event_id: str) -> TaskView | None:
     """The open task as Redis has it now."""
     return next((view for view in rig.stream.tasks() if view.event.event_id == event_id), None)
@@ -104,10 +110,10 @@ def test_a_scale_down_ends_whom_it_chose() -> None:
         eventually(lambda: any(pod.deleting for pod in rig.registry.snapshots()), what="the victim to be ended")
         [victim] = [pod.name for pod in rig.registry.snapshots() if pod.deleting]
         rig.redis.flush()
+        looked_at(rig)
         restored(rig)
         assert [one.pod for one in rig.taken(down_id).victims or ()] == [victim]
-        looks = rig.redis.calls["outcomes"]
-        eventually(lambda: rig.redis.calls["outcomes"] > looks + 2, what="control to look again")
+        looked_at(rig)
         assert rig.redis.results("scale_down") == []
         rig.cluster.kill(victim)
         told = rig.result("scale_down")
@@ -130,7 +136,8 @@ def test_others_wait_for_the_owner() -> None:
         restored(rig)
         other.sweep.once()
         view = stored(rig, event_id)
-        assert view is not None and view.owner.startswith("c1/")
+        assert view is not None
+        assert view.owner.startswith("c1/")
         assert other.calls("delete") == 0
 
 
