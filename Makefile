@@ -93,7 +93,7 @@ lock: ## write the requirements files anew from pyproject.toml (ARGS=--upgrade f
 	@.cache/lock/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	@for set in "requirements.txt" "requirements-dev.txt --extra dev --constraint requirements.txt"; do \
 		.cache/lock/bin/uv pip compile pyproject.toml --quiet --output-file $$set --universal --python-version 3.11 \
-			--generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(ARGS); \
+			--generate-hashes --no-strip-extras --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(ARGS); \
 	done
 	@rm -rf .cache/lock
 
