@@ -213,6 +213,20 @@ class TestRedisGone:
         assert system.finished(event_id, timeout_s=60)["succeeded"] == "1"
         assert [result["pod_uid"] for result in system.results(event_id)] == list(uids(pods))
 
+    def test_wiped_after_a_first_result(self, system: System) -> None:
+        """FLUSHALL: the worker that has ended counts, is not told of again, and is not called lost."""
+        controller = system.start(LEASE_S="3")
+        event_id = system.send(
+            type="scale_up", pod_count=2, script=f"[ $OTTO_WORKER_INDEX = 1 ] && exit; {_RUN.format(12)}"
+        )
+        wait_for(lambda: len(system.results(event_id)) == 1, "the first to end")
+        wait_for(lambda: len(system.pods_of(event_id)) == 1, "its pod to be gone")
+        [pod] = system.pods_of(event_id)
+        system.redis.flushdb()
+        controller.until_said("task.restored", event_id=event_id)
+        assert system.finished(event_id, timeout_s=60)["succeeded"] == "2"
+        assert [result["pod_uid"] for result in system.results(event_id)] == list(uids([pod]))
+
 
 class TestBadNetwork:
     """Between the controller and the API server."""
