@@ -92,9 +92,12 @@ class Control:
     def run(self) -> None:
         """Until the stop. Raises Stopping."""
         while not self._stop.is_set():
-            self._retries.forever("follow scale_downs", self._step)
+            if self._retries.forever("follow scale_downs", self.step):
+                self._wake.wait(BUSY_WAIT_S)
+            self._wake.clear()
 
-    def _step(self) -> None:
+    def step(self) -> bool:
+        """One look at the stream and at what is open; returns whether something is under way. Raises Unavailable."""
         if not self._after:
             self._stream.ensure_group()
             # what was read before the error and not accepted: the reader, who had none, would not look for it at once
@@ -113,9 +116,7 @@ class Control:
                 with self._lock:
                     self._open.pop(event_id, None)
         self._pool.run_cancelled()
-        if self._open or self._clock.now() < self._expect_until:
-            self._wake.wait(BUSY_WAIT_S)
-        self._wake.clear()
+        return bool(self._open) or self._clock.now() < self._expect_until
 
     def _open_new(self) -> None:
         with self._lock:

@@ -116,12 +116,13 @@ class Reader:
     def run(self) -> None:
         """Until the stop. Raises Stopping."""
         while not self._stop.is_set():
-            self._retries.forever("read the event stream", self._step)
+            self._retries.forever("read the event stream", self.step)
 
-    def _step(self) -> None:
+    def step(self, wait_s: float = ROOM_WAIT_S) -> None:
+        """Read and accept as much as there is room for, waiting at most so long for room. Raises StreamUnavailable."""
         try:
             self._recover()
-            room = self._ledger.wait_for_room(ROOM_WAIT_S)
+            room = self._ledger.wait_for_room(wait_s)
             if room and not self._stop.is_set():
                 self._intake.absorb(self._stream.read(min(room, BATCH)))
         except Unavailable:

@@ -19,6 +19,8 @@ from ottoscaler.flow.pool import Pool
 
 TICK_S: Final = 0.25
 TAKE_EVERY_S: Final = 2.0
+#: Pause after Redis could not be reached, seconds.
+OUTAGE_PAUSE_S: Final = 1.25
 
 _log = logs.get(__name__)
 
@@ -39,7 +41,7 @@ class Lease:
         self._ttl_s = parts.settings.keys.task_ttl_s
         self._consumer, self._boot = me.rsplit("/", 1)
         self._renew_at = 0.0
-        self._renewed_at = 0.0
+        self._renewed_at = self._clock.now()
         self._take_at = 0.0
         self._calm_at = 0.0
         self._own_taken = False
@@ -47,17 +49,22 @@ class Lease:
 
     def run(self) -> None:
         """Until the stop. Raises Replaced when another process runs under our consumer name."""
-        self._renewed_at = self._clock.now()
-        while not self._stop.is_set():
-            try:
-                with self._turn:
-                    self._step()
-            except Unavailable as error:
-                self._calm_at = self._clock.now() + self._lease_s
-                _log.warning("lease.outage", "Cannot renew our leases: %s", error, error=str(error))
-                self._stop.wait(1.0)
-            self._pool.pump()
-            self._stop.wait(TICK_S)
+        self._renewed_at = self._clock.now()  # the start may have been long, and is no outage
+        while not self._stop.wait(self.step()):
+            pass
+
+    def step(self) -> float:
+        """What is due now; returns the pause before the next, seconds. Raises Replaced."""
+        pause_s = TICK_S
+        try:
+            with self._turn:
+                self._step()
+        except Unavailable as error:
+            self._calm_at = self._clock.now() + self._lease_s
+            _log.warning("lease.outage", "Cannot renew our leases: %s", error, error=str(error))
+            pause_s = OUTAGE_PAUSE_S
+        self._pool.pump()
+        return pause_s
 
     def release(self) -> None:
         """A clean hand-over: whoever else runs goes on at once. Raises StreamUnavailable."""

@@ -7,7 +7,7 @@ cancelling stay the ledger's. A thread that has done with one worker asks for th
 from __future__ import annotations
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 from ottoscaler.flow.jobs import Job
 from ottoscaler.flow.parts import Parts
@@ -20,12 +20,13 @@ STACK_BYTES = 512 * 1024
 class Pool:
     """Threads for workers. Any thread may `pump`; `start` and `close` belong to the main thread."""
 
-    def __init__(self, parts: Parts, runner: Runner) -> None:
+    def __init__(self, parts: Parts, runner: Runner, executor: Executor | None = None) -> None:
+        """`executor` stands in for the pool's own threads."""
         self._ledger = parts.ledger
         self._runner = runner
         runner.connect(self.pump)
         self._stop = parts.stop
-        self._executor = ThreadPoolExecutor(parts.settings.flow.max_workers, thread_name_prefix="worker")
+        self._executor = executor or ThreadPoolExecutor(parts.settings.flow.max_workers, thread_name_prefix="worker")
         self._lock = threading.Lock()
         self._closed = False  # guarded by _lock: nothing may be submitted to a closed executor
 
@@ -62,6 +63,14 @@ class Pool:
         self._ledger.give_back(job, thread=False)
         return True
 
+    def next_after(self, job: Job) -> Job | None:
+        """The thread has done with a worker for now: the next one for it, if there is one."""
+        self._ledger.give_back(job)
+        following = None if self._stop.is_set() else self._ledger.take()
+        if following is None:
+            self.pump()
+        return following
+
     def close(self) -> None:
         """Take nothing more on; does not wait. Idempotent."""
         with self._lock:
@@ -78,6 +87,4 @@ class Pool:
         following: Job | None = job
         while following is not None:
             self._runner.run(following)
-            self._ledger.give_back(following)
-            following = None if self._stop.is_set() else self._ledger.take()
-        self.pump()
+            following = self.next_after(following)

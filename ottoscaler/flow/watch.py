@@ -35,14 +35,17 @@ class Watch:
         self._metrics = parts.metrics
         self._clock = parts.clock
         self._changed = changed
+        self._version = ""  # empty: list again
         self._short = 0
 
     def run(self) -> None:
         """Until the stop. Raises Stopping."""
         while not self._stop.is_set():
-            version = self._list()
-            while version and not self._stop.is_set():
-                version = self._paced(version)
+            self.step()
+
+    def step(self) -> None:
+        """One list, or one watch from where the last one ended. Raises Stopping."""
+        self._version = self._paced(self._version) if self._version else self._list()
 
     def _list(self) -> str:
         listed = self._retries.forever("list pods", self._listed)

@@ -7,7 +7,8 @@ worker back into the ledger as it stands, so nothing is lost and no thread is he
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final
 
@@ -30,6 +31,9 @@ MAX_FAILURES: Final = 5
 #: Pause after an outage before a worker is taken up again, seconds.
 OUTAGE_PAUSE_S: Final = 2.0
 
+#: The next observation of an attempt's pod, TimedOut at the time given: `registry.Waiter.wait`.
+Wait = Callable[[int, float | None], Observation]
+
 _log = logs.get(__name__)
 
 
@@ -47,47 +51,57 @@ class Runner:
 
     def run(self, job: Job) -> None:
         """Carry a worker on until it ends, pauses, or is to be left for whoever comes next. Raises nothing."""
-        parts, event = self._parts, job.task.event
-        facts = {"event_id": event.event_id, "task_id": event.task_id, "worker": job.life.index}
-        with logs.bind(**facts), parts.registry.expect(job.task.hash, job.life.index) as waiter:
-            try:
-                self._live(job, waiter)
-            except Stopping:
-                return
-            except Unavailable as error:
-                _log.warning(
-                    "worker.outage",
-                    "Waiting with %s: %s",
-                    pod_name(job.key),
-                    error,
-                    pod=pod_name(job.key),
-                    error=str(error),
-                )
-                parts.ledger.note(job, why=str(error))
-                parts.ledger.pause(job, parts.clock.now() + OUTAGE_PAUSE_S)
-            except (
-                Exception
-            ) as error:  # the top of a pool thread: a defect of ours must end as a result, not in silence
-                self._failed(job, error)
+        with self.follow(job) as waiter:
+            while self.step(job, waiter.wait):
+                pass
 
-    def _live(self, job: Job, waiter: Waiter) -> None:
+    @contextmanager
+    def follow(self, job: Job) -> Iterator[Waiter]:
+        """What has to be so around the steps of a worker: subscribed to its pod, and its name on every log line."""
+        event, index = job.task.event, job.life.index
+        with (
+            logs.bind(event_id=event.event_id, task_id=event.task_id, worker=index),
+            self._parts.registry.expect(job.task.hash, index) as waiter,
+        ):
+            yield waiter
+
+    def step(self, job: Job, wait: Wait) -> bool:
+        """Carry out one effect; False when the thread is to let go of the worker. Raises nothing.
+
+        `wait` is how it awaits its pod's next stage: the waiter's, which blocks, wherever there are threads.
+        """
         parts = self._parts
-        while True:
-            now = parts.clock.now()
-            match lifecycle.effect(job.life, now):
-                case acts.Later(delay_s):
-                    parts.ledger.pause(job, now + delay_s)
-                    return
-                case acts.Intend() if not parts.ledger.holds_room(job):
-                    parts.ledger.pause(job, now)
-                    return
-                case acts.End(why):
-                    _log.debug("worker.ended", "Nothing is left to do for %s: %s", pod_name(job.key), why)
-                    self._end(job, why)
-                    return
-                case effect:
-                    observation = self._perform(job, effect, waiter)
-            self._advance(job, observation)
+        try:
+            return self._step(job, wait)
+        except Stopping:
+            return False
+        except Unavailable as error:
+            name = pod_name(job.key)
+            _log.warning("worker.outage", "Waiting with %s: %s", name, error, pod=name, error=str(error))
+            parts.ledger.note(job, why=str(error))
+            parts.ledger.pause(job, parts.clock.now() + OUTAGE_PAUSE_S)
+        except Exception as error:  # the top of a pool thread: a defect of ours must end as a result, not in silence
+            self._failed(job, error)
+        return False
+
+    def _step(self, job: Job, wait: Wait) -> bool:
+        ledger, now = self._parts.ledger, self._parts.clock.now()
+        match lifecycle.effect(job.life, now):
+            case acts.Later(delay_s):
+                ledger.pause(job, now + delay_s)
+                return False
+            case acts.Intend() if not ledger.holds_room(job):
+                ledger.pause(job, now)
+                return False
+            case acts.End(why):
+                _log.debug("worker.ended", "Nothing is left to do for %s: %s", pod_name(job.key), why)
+                self._end(job, why)
+                return False
+            case acts.Await(until):
+                self._advance(job, wait(job.life.attempt, until))
+            case effect:
+                self._advance(job, self._perform(job, effect))
+        return True
 
     def _advance(self, job: Job, observation: Observation) -> None:
         parts, before = self._parts, job.life
@@ -122,10 +136,8 @@ class Runner:
 
     # -- effects
 
-    def _perform(self, job: Job, effect: Effect, waiter: Waiter) -> Observation:
+    def _perform(self, job: Job, effect: Effect) -> Observation:
         match effect:
-            case acts.Await(until):
-                return waiter.wait(job.life.attempt, until)
             case acts.Create():
                 return self._create(job)
             case acts.Look():

@@ -149,7 +149,7 @@ def test_a_task_of_which_only_a_sleeper_knows_is_not_brought_back() -> None:
         rig.lease._renewed_at = rig.clock.now()
         rig.redis.flush()
         rig.pass_time(61)
-        rig.lease._step()
+        rig.lease.step()
         assert not rig.ledger.has(event_id)
         assert rig.redis.calls["restore"] == 0
 
