@@ -37,7 +37,8 @@ class Entry:
 @dataclass(frozen=True, slots=True)
 class StoredWorker:
     """What the task hash knows of a worker. `attempt` 0: none was ever stored. `refused`: that attempt's pod was
-    refused and is not there. `reason` is told with the outcome, and only by what gives whole tasks.
+    refused and is not there. `reason` is told with the outcome, and only by what gives whole tasks. `spared` is the
+    scale_down or event whose drain it survived, since it had started.
     """
 
     index: int
@@ -47,6 +48,7 @@ class StoredWorker:
     doom: Doom | None = None
     outcome: str = ""
     reason: str = ""
+    spared: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +107,14 @@ class Answer:
 @dataclass(frozen=True, slots=True)
 class Renewal:
     """What a renewal found: tasks that are no longer ours, with their owner ("" where the task is finished), those
-    that Redis does not know any more, and the cancel counts of the others.
+    that Redis does not know any more, the cancel counts of the others, and whether another process has announced
+    itself under our consumer's name.
     """
 
     lost: Mapping[str, str]
     cancels: Mapping[str, int]
     forgotten: Sequence[str] = ()
+    replaced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,8 +185,11 @@ class Stream(Protocol):
         once, however often it is called.
         """
 
+    def announce(self) -> None:
+        """From now on this process is its consumer: whoever was it before learns so at his next renewal."""
+
     def renew(self, owners: Mapping[str, str]) -> Renewal:
-        """Extend the leases of tasks (event id -> owner token)."""
+        """Extend the leases of tasks (event id -> owner token). Asks Redis even if there are none."""
 
     def expired(self, *, same_consumer: bool) -> Sequence[str]:
         """Event ids whose lease ran out; with `same_consumer` those of an earlier boot of this consumer,
@@ -246,8 +253,10 @@ class Stream(Protocol):
 
     def choose(
         self, event_id: str, owner: str, victims: Sequence[Victim], survivors: Sequence[str]
-    ) -> Sequence[Victim] | None:
-        """Store a scale_down's victim list, once; returns the list that holds, or None if the task is not ours."""
+    ) -> tuple[Sequence[Victim], Sequence[str]] | None:
+        """Store a scale_down's victims and survivors, once; returns those that hold, or None if the task is not
+        ours.
+        """
 
     def mark_superseded(self, event_id: str, owner: str) -> None:
         """Store that the older events of this one's `supersedes` key were dealt with."""

@@ -25,6 +25,8 @@ from ottoscaler.settings import KubeSettings
 
 CONNECT_TIMEOUT_S = 3.0
 READ_TIMEOUT_S = 10.0
+#: Longest wait that a server may ask for (Retry-After), seconds: a thread may be waiting it out.
+MAX_RETRY_AFTER_S = 30.0
 
 #: 403 is more than one thing; these mean "not now" (quota, a namespace that goes away) or "not with these rights", and
 #: not "never this pod".
@@ -153,7 +155,7 @@ def refusal(status: int, body: bytes, method: str, retry_after: str | None = Non
         return Expired(message)
     waits = status == 403 and any(text in told.message for text in _WAITING_403)
     if status in (401, 408, 429) or status >= 500 or waits or (status == 403 and method != "POST"):
-        seconds = float(retry_after) if retry_after and retry_after.isdigit() else None
+        seconds = min(float(retry_after), MAX_RETRY_AFTER_S) if retry_after and retry_after.isdigit() else None
         # 429 comes before anything was done; a 5xx may have been on the way back
         return ClusterUnavailable(message, retry_after_s=seconds, unclear=status >= 500 or status == 408)
     if status == 404 and method == "POST":

@@ -147,6 +147,15 @@ function F.restore(eid, lease_ms, fields)
   return 'ok'
 end
 
+-- One process for each consumer: KEYS[6] holds the boot that announced itself last. Returns the one that is in our place.
+function F.announce(boot, anew)
+  local held = redis.call('HGET', KEYS[6], 'boot')
+  if anew == '0' and held and held ~= boot then return held end
+  redis.call('HSET', KEYS[6], 'boot', boot)
+  redis.call('EXPIRE', KEYS[6], TTL)
+  return ''
+end
+
 function F.renew(lease_ms, ...)
   local pairs_, answer = {...}, {}
   local till = now_ms() + lease_ms
@@ -321,7 +330,7 @@ function F.choose(eid, owner, victims, survivors)
   if redis.call('HSETNX', task, 'victims', victims) == 1 then
     redis.call('HSET', task, 'survivors', survivors, 'state', 'running', 'tries', 0)
   end
-  return {'ok', redis.call('HGET', task, 'victims')}
+  return {'ok', redis.call('HGET', task, 'victims'), redis.call('HGET', task, 'survivors')}
 end
 
 function F.superseded(eid, owner)

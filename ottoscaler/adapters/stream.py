@@ -169,8 +169,17 @@ class RedisStream:
 
     # -- owning
 
-    def renew(self, owners: Mapping[str, str]) -> Renewal:
+    def announce(self) -> None:
         """See ports.Stream."""
+        self._announce(anew=True)
+
+    def _announce(self, *, anew: bool) -> bool:
+        key = self._key.consumer(self._consumer)
+        return bool(self._run("announce", [key], self._boot, int(anew), client=self._leasing))
+
+    def renew(self, owners: Mapping[str, str]) -> Renewal:
+        """See ports.Stream. Who has no task asks as well: he has to know, too, when Redis was away."""
+        replaced = self._announce(anew=False)
         lost, cancels, forgotten = {}, {}, []
         for part in _chunks(list(owners.items())):
             keys = [self._key.task(event_id) for event_id, _ in part]
@@ -183,7 +192,7 @@ class RedisStream:
                     lost[event_id] = detail.decode()
                 else:
                     forgotten.append(event_id)
-        return Renewal(lost, cancels, forgotten)
+        return Renewal(lost, cancels, forgotten, replaced)
 
     def expired(self, *, same_consumer: bool) -> Sequence[str]:
         """See ports.Stream."""
@@ -191,7 +200,7 @@ class RedisStream:
             if not same_consumer:
                 seconds, micros = self._leasing.time()
                 now_ms = seconds * 1000 + micros // 1000
-                due = self._leasing.zrangebyscore(self._key.open, "-inf", now_ms, start=0, num=CHUNK)
+                due = self._leasing.zrangebyscore(self._key.open, "-inf", now_ms)
                 return [event_id.decode() for event_id in cast("list[bytes]", due)]
             every = [event_id.decode() for event_id in cast("list[bytes]", self._client.zrange(self._key.open, 0, -1))]
             found = []
@@ -295,11 +304,13 @@ class RedisStream:
 
     def choose(
         self, event_id: str, owner: str, victims: Sequence[Victim], survivors: Sequence[str]
-    ) -> Sequence[Victim] | None:
+    ) -> tuple[Sequence[Victim], Sequence[str]] | None:
         """See ports.Stream."""
         listed = json.dumps([[victim.event_id, victim.index, victim.pod] for victim in victims])
         answer = self._run("choose", [self._key.task(event_id)], event_id, owner, listed, json.dumps(list(survivors)))
-        return [Victim(*item) for item in json.loads(answer[1])] if answer[0] == b"ok" else None
+        if answer[0] != b"ok":
+            return None
+        return [Victim(*item) for item in json.loads(answer[1])], json.loads(answer[2])
 
     def mark_superseded(self, event_id: str, owner: str) -> None:
         """See ports.Stream."""

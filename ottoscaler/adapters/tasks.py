@@ -14,7 +14,7 @@ from ottoscaler.core.results import RESULT_FIELDS, common_fields
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.ports import OpenTask, StoredWorker, TaskView, Victim
 
-_FIELD = re.compile(rb"(attempt|doom|outcome):([0-9]+)")
+_FIELD = re.compile(rb"(attempt|doom|outcome|spared):([0-9]+)")
 
 
 class Key:
@@ -28,6 +28,10 @@ class Key:
     def task(self, event_id: str) -> str:
         """The hash of one task."""
         return f"{self._prefix}task:{event_id}"
+
+    def consumer(self, name: str) -> str:
+        """The boot that runs under a consumer's name."""
+        return f"{self._prefix}consumer:{name}"
 
 
 def encode_doom(doom: Doom) -> str:
@@ -61,16 +65,17 @@ def worker_json(state: str, attempt: int, pod: str) -> str:
 
 def worker_fields(index: int) -> list[str]:
     """The fields of a task hash that tell how a worker stands."""
-    return [f"attempt:{index}", f"doom:{index}", f"outcome:{index}"]
+    return [f"attempt:{index}", f"doom:{index}", f"outcome:{index}", f"spared:{index}"]
 
 
 def stored_worker(index: int, fields: Mapping[str, bytes | None]) -> StoredWorker:
     """How a worker stands, by its `worker_fields`."""
-    attempt, doom, outcome = (fields.get(name) for name in worker_fields(index))
+    attempt, doom, outcome, spared = (fields.get(name) for name in worker_fields(index))
     number, infra_used, *refused = (attempt or b"0:0").decode().split(":")
     return StoredWorker(
-        index, int(number), int(infra_used), bool(refused), decode_doom(doom), (outcome or b"").decode()
-    )
+        index, int(number), int(infra_used), bool(refused), decode_doom(doom), (outcome or b"").decode(),
+        spared=(spared or b"").decode(),
+    )  # fmt: skip
 
 
 def decode_workers(fields: Mapping[bytes, bytes]) -> dict[int, StoredWorker]:
@@ -136,11 +141,13 @@ def encode_task(task: OpenTask) -> dict[str, str | int]:
 
 
 def _encode_worker(worker: StoredWorker, fields: dict[str, str | int]) -> None:
-    attempt, doom, outcome = worker_fields(worker.index)
+    attempt, doom, outcome, spared = worker_fields(worker.index)
     if worker.attempt:
         fields[attempt] = f"{worker.attempt}:{worker.infra_used}{':r' if worker.refused else ''}"
     if worker.doom is not None:
         fields[doom] = encode_doom(worker.doom)
+    if worker.spared:
+        fields[spared] = worker.spared
     if worker.outcome:
         fields[outcome] = worker.outcome
         ended = {"outcome": worker.outcome, "reason": worker.reason, "attempt": worker.attempt}

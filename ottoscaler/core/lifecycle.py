@@ -211,8 +211,7 @@ def step(life: Life, observation: Observation, now: float, limits: Limits) -> Li
                 replace(life, pod=None), Verdict(Reason.NAME_CONFLICT, "a pod of that name exists and is not ours")
             )
         case Refused(_, after_s):
-            pause_s = min(backoff_s(life.backoff), MAX_REFUSED_S) if after_s is None else after_s
-            return replace(life, stage=Stage.REFUSED, not_before=now + pause_s, backoff=life.backoff + 1)
+            return _refused(life, now, min(backoff_s(life.backoff), MAX_REFUSED_S) if after_s is None else after_s)
         case Seen(pod):
             return _seen(life, pod, now, limits)
         case Absent():
@@ -295,10 +294,16 @@ def _seen(life: Life, pod: Snapshot, now: float, limits: Limits) -> Life:
     return replace(life, stage=Stage.CHECK)
 
 
+def _refused(life: Life, now: float, pause_s: float) -> Life:
+    """No pod was made, which is noted: whoever goes on from here makes it, under the same attempt."""
+    return replace(life, stage=Stage.REFUSED, not_before=now + pause_s, backoff=life.backoff + 1)
+
+
 def _absent(life: Life, now: float, limits: Limits) -> Life:
     """A live GET found nothing. What was last seen decides, and where nothing ever was: PodLost."""
     if life.stage is Stage.LOOK_AFTER_UNCLEAR:
-        return replace(life, stage=Stage.INTEND, not_before=now)
+        # one lost answer costs no time; a server that answers nothing but 500 is not to be asked without a break
+        return _refused(life, now, min(backoff_s(life.backoff - 1), MAX_REFUSED_S) if life.backoff else 0.0)
     if life.pod is None:
         return _ended(life, Verdict(Reason.POD_LOST, "the pod is gone, and nobody knows why"), now, limits)
     gone = life.pod.as_gone()

@@ -109,9 +109,9 @@ class Descents:
         stored = self._stream.choose(event.event_id, descent.task.owner, listed, spared)
         if stored is None:
             return False
-        descent.choose(stored, spared)
+        descent.choose(*stored)  # not what was chosen now: an earlier choice may have been stored and its answer lost
         _log.info(
-            "scale_down.chosen", "Scaling down: %d workers end, %d stay", len(stored), len(spared),
+            "scale_down.chosen", "Scaling down: %d workers end, %d stay", *map(len, stored),
             event_id=event.event_id, task_id=event.task_id, mode=event.mode.value,
         )  # fmt: skip
         return True
@@ -164,7 +164,7 @@ class Descents:
         for victim, worker in zip(descent.waiting, self._stream.outcomes(descent.waiting), strict=True):
             if worker is None:  # Redis was wiped: its owner restores the task, or it is taken up from its pods
                 waiting += [victim] if self._may_run(victim) else []
-            elif not worker.outcome and worker.doom is None and descent.doom().drain:
+            elif worker.spared == descent.task.event.event_id:
                 descent.survivors.append(victim.pod)
             elif not worker.outcome or self._has_pod(victim, worker):
                 waiting.append(victim)

@@ -110,7 +110,6 @@ class Reader:
         self._retries = parts.retries
         self._stop = parts.stop
         self._clock = parts.clock
-        self._lease_s = parts.lease_s
         self._recover_at = 0.0
 
     def run(self) -> None:
@@ -130,12 +129,11 @@ class Reader:
             raise
 
     def _recover(self) -> None:
-        """At the start, after every error and now and then:
-        what was read but not accepted, by us or by somebody who is gone.
+        """At the start, after every error and now and then: what we have read and not accepted.
+        The lease thread sees to what others have.
         """
         if self._clock.now() < self._recover_at:
             return
         self._stream.ensure_group()
         self._intake.absorb(self._stream.pending(own=True, min_idle_s=0))
-        self._intake.absorb(self._stream.pending(own=False, min_idle_s=self._lease_s))
         self._recover_at = self._clock.now() + PENDING_EVERY_S

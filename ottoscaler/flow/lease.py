@@ -18,7 +18,11 @@ from ottoscaler.flow.parts import Parts
 from ottoscaler.flow.pool import Pool
 
 TICK_S: Final = 0.25
-TAKE_EVERY_S: Final = 2.0
+#: How often what the dead have left is looked for, seconds: it changes hands within LEASE_S + 2 s, so this and a tick
+#: must leave room for the taking.
+TAKE_EVERY_S: Final = 1.0
+#: Tasks taken over in one step: more would keep the renewals waiting.
+TAKE_AT_ONCE: Final = 200
 #: Pause after Redis could not be reached, seconds.
 OUTAGE_PAUSE_S: Final = 1.25
 
@@ -44,6 +48,7 @@ class Lease:
         self._renewed_at = self._clock.now()
         self._take_at = 0.0
         self._calm_at = 0.0
+        self._announced = False
         self._own_taken = False
         self._turn = threading.Lock()  # held during each step: no renewal may come after the release
 
@@ -75,22 +80,30 @@ class Lease:
         if self._stop.is_set():
             return
         now = self._clock.now()
+        if not self._announced:
+            self._stream.announce()
+            self._announced = True
         if now >= self._renew_at:
             self._renew(now)
         if not self._own_taken:
             self._take_own()
         elif now >= self._take_at and now >= self._calm_at:
-            self._take_at = now + TAKE_EVERY_S
-            self._take_expired()
+            more = self._take_expired()
+            self._take_at = now if more else now + TAKE_EVERY_S
         self._write_notes()
 
     def _renew(self, now: float) -> None:
-        if now - self._renewed_at > self._lease_s:
-            self._calm_at = now + self._lease_s
+        late = now - self._renewed_at > self._lease_s
         # after so long, what Redis does not know was finished by somebody else and has expired
         stale = now - self._renewed_at > self._ttl_s
         owners = self._ledger.owners() | self._control.owners()
         renewal = self._stream.renew(owners)
+        if renewal.replaced:
+            raise self._replaced()
+        if late:
+            self._calm_at = (
+                self._clock.now() + self._lease_s
+            )  # counted from the answer: the request may have waited long
         self._renewed_at, self._renew_at = now, now + self._lease_s / 3
         for event_id, owner in renewal.lost.items():
             self._lost(event_id, owners[event_id], owner)
@@ -105,14 +118,17 @@ class Lease:
     def _lost(self, event_id: str, ours: str, theirs: str) -> None:
         """A task without an owner has just been finished; one with another was taken from us."""
         if theirs.startswith(f"{self._consumer}/") and not theirs.startswith(f"{self._consumer}/{self._boot}/"):
-            raise Replaced(
-                f"another process runs as consumer {self._consumer} and has taken our tasks:"
-                " REDIS_CONSUMER must be unique per process"
-            )
+            raise self._replaced()
         if theirs:
             _log.warning("task.lost", "Task %s was taken over by %s", event_id, theirs, event_id=event_id)
         self._ledger.drop(event_id, ours)
         self._control.drop(event_id, ours)
+
+    def _replaced(self) -> Replaced:
+        return Replaced(
+            f"another process was started as consumer {self._consumer} and takes our tasks:"
+            " REDIS_CONSUMER must be unique per process"
+        )
 
     def _restore(self, event_id: str, owner: str) -> None:
         """Redis was wiped: what we know of the task is stored again, and its workers go on undisturbed."""
@@ -126,14 +142,19 @@ class Lease:
 
     def _take_own(self) -> None:
         """What an earlier boot of this consumer left: taken at once, for there cannot be two of us."""
-        for event_id in self._stream.expired(same_consumer=True):
+        left = self._stream.expired(same_consumer=True)
+        for event_id in left[:TAKE_AT_ONCE]:
             self._take(event_id, same_consumer=True)
-        self._own_taken = True
+        self._own_taken = len(left) <= TAKE_AT_ONCE
 
-    def _take_expired(self) -> None:
-        for event_id in self._stream.expired(same_consumer=False):
-            if not self._ledger.has(event_id) and event_id not in self._control.owners():
-                self._take(event_id, same_consumer=False)
+    def _take_expired(self) -> bool:
+        """Tasks of the dead, and what they read and did not live to accept. Returns whether there are more."""
+        ours = self._ledger.owners().keys() | self._control.owners().keys()
+        due = [event_id for event_id in self._stream.expired(same_consumer=False) if event_id not in ours]
+        for event_id in due[:TAKE_AT_ONCE]:
+            self._take(event_id, same_consumer=False)
+        self._intake.absorb(self._stream.pending(own=False, min_idle_s=self._lease_s))
+        return len(due) > TAKE_AT_ONCE
 
     def _take(self, event_id: str, *, same_consumer: bool) -> None:
         task = self._stream.take(event_id, same_consumer=same_consumer)

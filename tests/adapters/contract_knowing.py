@@ -130,12 +130,12 @@ class TestRestoring:
         """Chosen once stays chosen."""
         task = opened(stream, admin, event_id="d-1", type="scale_down", pod_count="1")
         victims = [Victim("e-1", 2, "pod-2")]
-        assert stream.choose("d-1", task.owner, victims, ["pod-1"]) == victims
+        assert stream.choose("d-1", task.owner, victims, ["pod-1"]) == (victims, ["pod-1"])
         before = reloaded(stream, "d-1")
         admin.flush()
         stream.restore(before)
         assert reloaded(stream, "d-1") == before
-        assert stream.choose("d-1", task.owner, [Victim("e-9", 9)], []) == victims
+        assert stream.choose("d-1", task.owner, [Victim("e-9", 9)], []) == (victims, ["pod-1"])
 
 
 class TestKnowing:

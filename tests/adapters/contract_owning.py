@@ -91,8 +91,28 @@ class TestLeases:
     def test_of_nothing_is_nothing(self, stream: Stream) -> None:
         """An idle process renews as well."""
         renewal = stream.renew({})
-        assert (dict(renewal.lost), dict(renewal.cancels)) == ({}, {})
+        assert (dict(renewal.lost), dict(renewal.cancels), renewal.replaced) == ({}, {}, False)
         stream.release({})
+
+    @pytest.mark.contract("2.REDIS_CONSUMER")
+    def test_tell_of_another_process_of_that_name(self, stream_factory: StreamFactory) -> None:
+        """The one that was started last is the consumer, also after Redis was asked by the other."""
+        older, newer = stream_factory("c1", boot="boot-1"), stream_factory("c1", boot="boot-2")
+        older.announce()
+        assert not older.renew({}).replaced
+        newer.announce()
+        assert older.renew({}).replaced
+        assert not newer.renew({}).replaced
+        assert older.renew({}).replaced
+
+    def test_are_no_sign_of_another_process_after_a_wipe(
+        self, stream: Stream, other: Stream, admin: StreamAdmin
+    ) -> None:
+        """Who is there is there; another consumer is another."""
+        stream.announce()
+        other.announce()
+        admin.flush()
+        assert (stream.renew({}).replaced, other.renew({}).replaced) == (False, False)
 
     def test_tell_of_cancel_marks(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
         """The owner learns by its renewal that another replica cancelled something."""

@@ -205,16 +205,16 @@ class TestScaleDown:
     def test_the_victims_are_chosen_once(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
         """A second list changes nothing: the first may have been acted on."""
         task = opened(stream, admin, type="scale_down", task_id="t-1", event_id="d-1")
-        assert stream.choose("d-1", task.owner, self.VICTIMS, ["pod-9"]) == list(self.VICTIMS)
-        assert stream.choose("d-1", task.owner, [Victim("e-9", 9)], []) == list(self.VICTIMS)
+        assert stream.choose("d-1", task.owner, self.VICTIMS, ["pod-9"]) == (list(self.VICTIMS), ["pod-9"])
+        assert stream.choose("d-1", task.owner, [Victim("e-9", 9)], []) == (list(self.VICTIMS), ["pod-9"])
         taken = taken_over(other, admin, task)
         assert (taken.victims, taken.survivors) == (list(self.VICTIMS), ["pod-9"])
 
     def test_no_victims_are_a_choice_as_well(self, stream: Stream, admin: StreamAdmin) -> None:
         """An empty list is not the same as none yet."""
         task = opened(stream, admin, type="scale_down", task_id="t-1", event_id="d-1")
-        assert stream.choose("d-1", task.owner, [], []) == []
-        assert stream.choose("d-1", task.owner, self.VICTIMS, []) == []
+        assert stream.choose("d-1", task.owner, [], []) == ([], [])
+        assert stream.choose("d-1", task.owner, self.VICTIMS, ["p"]) == ([], [])
         assert reloaded(stream, "d-1").victims == []
 
     def test_only_the_owner_chooses(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:

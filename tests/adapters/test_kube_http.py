@@ -14,7 +14,7 @@ import pytest
 from ottoscaler.adapters import cluster as cluster_module
 from ottoscaler.adapters import kube_http
 from ottoscaler.adapters.cluster import KubeCluster
-from ottoscaler.adapters.kube_http import KubeHttp, refusal
+from ottoscaler.adapters.kube_http import MAX_RETRY_AFTER_S, KubeHttp, refusal
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, ConfigError, Expired
 from ottoscaler.settings import KubeSettings
 
@@ -168,6 +168,13 @@ def test_retry_after_is_kept() -> None:
     error = refusal(429, b"{}", "POST", "7")
     assert isinstance(error, ClusterUnavailable)
     assert error.retry_after_s == 7
+
+
+def test_retry_after_has_a_bound() -> None:
+    """A thread waits it out, and may be the only one that does what it does."""
+    error = refusal(503, b"{}", "GET", "86400")
+    assert isinstance(error, ClusterUnavailable)
+    assert error.retry_after_s == MAX_RETRY_AFTER_S
 
 
 def test_no_kubeconfig_is_a_clear_fault(tmp_path: Path) -> None:

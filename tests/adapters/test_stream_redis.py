@@ -92,6 +92,8 @@ class TestServer:
         stream = RedisStream(RedisSettings(host="127.0.0.1", port=1), keys, lease_s=15, consumer="c1", boot="b")
         with pytest.raises(StreamUnavailable):
             stream.ensure_group()
+        with pytest.raises(StreamUnavailable):
+            stream.renew({})  # else a process without tasks would not know that nobody could renew
         stream.close()
 
     def test_a_closed_stream_leaves_no_connection(self, server: Server, admin: RedisAdmin) -> None:

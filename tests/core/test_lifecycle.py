@@ -154,8 +154,21 @@ def test_an_unclear_create_is_looked_at() -> None:
 def test_an_unclear_create_that_made_nothing_is_intended_again() -> None:
     """The same attempt; between the look and the create nobody may have cancelled it."""
     drive = Drive()
-    assert drive.tell(Intended(), Unclear(), Absent()) == Intend(1, 0)
+    assert drive.tell(Intended(), Unclear(), Absent()) == NoteRefused(1)
+    assert drive.tell(Done()) == Intend(1, 0)
     assert drive.tell(Intended()) == Create(1)
+
+
+def test_creates_that_stay_unclear_are_asked_less_often() -> None:
+    """The first at once again; a server that answers each with 500 is left in peace in between."""
+    drive, pauses = Drive(), []
+    drive.tell(Intended(), Unclear(), Absent(), Done())
+    for _ in range(4):
+        later = drive.tell(Intended(), Unclear(), Absent(), Done())
+        assert isinstance(later, Later)
+        pauses.append(later.delay_s)
+        drive.wait(later.delay_s)
+    assert pauses == [1, 2, 4, 4]
 
 
 def test_a_refused_create_is_waiting_not_failing() -> None:

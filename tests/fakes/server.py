@@ -50,7 +50,9 @@ class WorkerState:
 
     def stored(self) -> StoredWorker:
         """The same as the port tells it."""
-        return StoredWorker(self.index, self.attempt, self.infra_used, self.refused, self.doom, self.outcome)
+        return StoredWorker(
+            self.index, self.attempt, self.infra_used, self.refused, self.doom, self.outcome, spared=self.spared
+        )
 
     def told(self) -> StoredWorker:
         """The same with the reason, as whole tasks have it."""
@@ -143,6 +145,7 @@ class FakeRedis:
         self.group: Group | None = None
         self.tasks: dict[str, TaskState] = {}
         self.leases: dict[str, float] = {}
+        self.boots: dict[str, str] = {}
         self.buried: set[str] = set()
         self.result_entries: list[dict[str, str]] = []
         self.dead_entries: list[dict[str, str]] = []

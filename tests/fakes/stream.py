@@ -38,7 +38,7 @@ class FakeStream(WorkerScripts):
         block_s: float = 0.05,
     ) -> None:
         super().__init__(server)
-        self._consumer = consumer
+        self._consumer, self._boot = consumer, boot
         self._base = f"{consumer}/{boot}/"
         self._lease_s = lease_s
         self._block_s = block_s
@@ -210,9 +210,14 @@ class FakeStream(WorkerScripts):
         refused = TaskState(task_id=bad.task_id, digest=content, received_at=at)
         self._reject(bad.event_id, refused, f"{bad.reason}: {bad.detail}")
 
+    def announce(self) -> None:
+        with self.server.call("announce"):
+            self.server.boots[self._consumer] = self._boot
+
     def renew(self, owners: Mapping[str, str]) -> Renewal:
         lost, cancels, forgotten = {}, {}, []
         with self.server.call("renew"):
+            replaced = self.server.boots.setdefault(self._consumer, self._boot) != self._boot
             for event_id, owner in owners.items():
                 task = self._owned(event_id, owner)
                 if task is None:
@@ -224,7 +229,7 @@ class FakeStream(WorkerScripts):
                     continue
                 self.server.leases[event_id] = self.server.clock.now() + self._lease_s
                 cancels[event_id] = task.cancels
-        return Renewal(lost, cancels, forgotten)
+        return Renewal(lost, cancels, forgotten, replaced)
 
     def expired(self, *, same_consumer: bool) -> Sequence[str]:
         with self.server.call("expired"):
@@ -308,7 +313,7 @@ class FakeStream(WorkerScripts):
 
     def choose(
         self, event_id: str, owner: str, victims: Sequence[Victim], survivors: Sequence[str]
-    ) -> Sequence[Victim] | None:
+    ) -> tuple[Sequence[Victim], Sequence[str]] | None:
         with self.server.call("choose"):
             task = self.server.known(event_id)
             if task.owner != owner:
@@ -316,7 +321,7 @@ class FakeStream(WorkerScripts):
             if task.victims is None:
                 task.victims, task.survivors = list(victims), list(survivors)
                 task.state, task.tries = "running", 0
-            return list(task.victims)
+            return list(task.victims), list(task.survivors)
 
     def mark_superseded(self, event_id: str, owner: str) -> None:
         with self.server.call("mark_superseded"):
@@ -345,7 +350,9 @@ class FakeStream(WorkerScripts):
 
 
 def _restored(worker: StoredWorker) -> WorkerState:
-    state = WorkerState(worker.index, worker.attempt, worker.infra_used, worker.refused, worker.doom, worker.outcome)
+    state = WorkerState(
+        worker.index, worker.attempt, worker.infra_used, worker.refused, worker.doom, worker.outcome, worker.spared
+    )
     ended = {"outcome": worker.outcome, "reason": worker.reason, "attempt": worker.attempt}
     state.shown = json.dumps(ended) if worker.outcome else ""
     return state

@@ -9,6 +9,7 @@ import pytest
 from ottoscaler.core.acts import Doom
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.errors import StreamUnavailable
+from ottoscaler.ports import Victim
 from tests.fakes.wait import eventually
 from tests.flow.rig import Rig, World
 
@@ -65,6 +66,53 @@ def test_a_scale_down_that_is_accepted_twice_is_one() -> None:
         told = rig.result("scale_down")
         assert (told["event_id"], len(chosen)) == (down, 1)
         assert set(json.loads(told["victims"])) | set(json.loads(told["survivors"])) == pods
+
+
+@contract("5.survivors")
+def test_a_choice_whose_answer_was_lost_holds_with_its_survivors() -> None:
+    """A survivor that has ended before it is chosen again is still one."""
+    with Rig(threads=["watch", "reader"], auto=runs_on) as rig:
+        event_id = rig.send(pod_count=3, task_id="t")
+        pods = {rig.pod(event_id, index) for index in (1, 2, 3)}
+
+        def end_a_survivor(op: str) -> None:
+            chosen = [task for task in rig.redis.tasks.values() if task.victims is not None]
+            if op == "tasks" and chosen and not rig.redis.results():
+                rig.redis.on_call = lambda op: None
+                rig.cluster.succeed(chosen[0].survivors[0])
+                rig.results(1)
+
+        rig.redis.on_call = end_a_survivor
+        rig.redis.fail_next("choose", after=True)
+        rig.send(type="scale_down", task_id="t", pod_count=1)
+        rig.start("control")
+        told = rig.result("scale_down")
+        assert (rig.redis.calls["choose"], len(rig.redis.results("worker"))) == (2, 2)
+        assert (len(json.loads(told["victims"])), len(json.loads(told["survivors"]))) == (1, 2)
+        assert set(json.loads(told["victims"])) | set(json.loads(told["survivors"])) == pods
+
+
+@contract("5.survivors")
+def test_a_worker_that_a_drain_spared_is_a_survivor_for_the_next_one_too() -> None:
+    """Also when it has ended by the time that somebody else goes on with the scale_down."""
+    world = World()
+    with Rig(world, threads=["watch"], auto=runs_on, MAX_WORKERS=2) as rig:
+        event_id = rig.accept(pod_count=2, task_id="t")
+        pods = [rig.pod(event_id, index) for index in (1, 2)]
+        doom = Doom(Reason.SCALED_DOWN, drain=True, by="down")
+        rig.accept(type="scale_down", task_id="t", mode="drain", event_id="down")
+        rig.stream.choose("down", "c1/b1/1", [Victim(event_id, 1, pods[0]), Victim(event_id, 2, pods[1])], [])
+        task = rig.taken(event_id)
+        rig.stream.doom(event_id, None, 1, doom)
+        rig.stream.withdraw(event_id, task.owner, 1, doom)
+        rig.cluster.succeed(pods[0])
+        rig.results(1)
+        rig.close()
+    with Rig(world, consumer="next", threads=["watch", "control", "lease"], auto=runs_on) as other:
+        while not world.redis.results("scale_down"):
+            other.wait_and_look(2)
+        told = other.result("scale_down")
+        assert pods[0] in json.loads(told["survivors"])
 
 
 @contract("3.pod_count")

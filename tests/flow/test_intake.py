@@ -158,18 +158,6 @@ class TestReader:
         with Rig(world, threads=["reader"]) as rig:
             eventually(lambda: rig.ledger.has(event_id))
 
-    def test_what_another_consumer_left_is_taken_after_a_lease(self) -> None:
-        """And not before: he may only be slow."""
-        world = World()
-        with Rig(world, consumer="dead") as dead:
-            event_id = dead.send()
-            dead.stream.read_now(1)
-        with Rig(world, threads=["reader"]) as rig:
-            eventually(lambda: rig.redis.calls["read"])
-            assert not rig.ledger.has(event_id)
-            rig.pass_time(31)
-            eventually(lambda: rig.ledger.has(event_id))
-
     def test_after_an_error_its_own_pending_entries_come_first(self) -> None:
         """The answer of a read may have been lost: its entries are delivered and nobody has them."""
         with Rig() as rig:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ottoscaler.errors import Replaced
+from ottoscaler.flow.lease import TAKE_AT_ONCE
 from tests.fakes.clock import SystemClock
 from tests.fakes.wait import eventually
 from tests.flow.rig import Rig, World
@@ -47,6 +48,34 @@ def test_a_dead_owners_task_is_taken_over() -> None:
         assert rig.calls("create") == 1
 
 
+def test_what_a_dead_one_read_and_did_not_accept_is_taken_over() -> None:
+    """After LEASE_S and not before: he may only be slow."""
+    world = World()
+    with Rig(world, consumer="dead") as dead:
+        event_id = dead.send()
+        dead.stream.read_now(1)
+    with Rig(world, threads=["watch", "lease"]) as rig:
+        rig.wait_and_look(rig.parts.lease_s - 2)
+        assert not rig.ledger.has(event_id)
+        rig.wait_and_look(4)
+        assert rig.pod(event_id)
+
+
+def test_so_many_tasks_are_taken_over_that_no_renewal_comes_late() -> None:
+    """The rest in the next steps, each after the renewal that is due."""
+    world = World()
+    with Rig(world, consumer="dead") as dead:
+        for _ in range(TAKE_AT_ONCE + 1):
+            dead.accept()
+        dead.close(release=True)
+    with Rig(world) as rig:
+        rig.lease._own_taken = True
+        rig.lease._step()
+        assert len(rig.ledger.owners()) == TAKE_AT_ONCE
+        rig.lease._step()
+        assert len(rig.ledger.owners()) == TAKE_AT_ONCE + 1
+
+
 def test_a_clean_end_hands_over_at_once() -> None:
     """The next one does not wait for the lease to run out."""
     world = World()
@@ -80,6 +109,20 @@ def test_the_replaced_process_ends_and_says_why() -> None:
             eventually(lambda: second.ledger.has(event_id))
             first.pass_time(first.parts.lease_s / 3)
             assert first.stop.wait(5)
+        assert "REDIS_CONSUMER must be unique" in str(first.stop.cause)
+
+
+def test_an_idle_process_is_replaced_as_well() -> None:
+    """It has no task that could be taken from it, and finds out all the same."""
+    world = World()
+    with Rig(world, boot="b1", threads=["lease"]) as first:
+        first.dies_of = Replaced
+        eventually(lambda: world.redis.calls["renew"])
+        with Rig(world, boot="b2", threads=["lease"]) as second:
+            eventually(lambda: world.redis.calls["announce"] == 2)
+            a_third(first)
+            assert first.stop.wait(5)
+            assert not second.stop.is_set()
         assert "REDIS_CONSUMER must be unique" in str(first.stop.cause)
 
 
