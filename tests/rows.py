@@ -56,13 +56,13 @@ _STARTING: Final = {
     "demo": "local with a fixed set of events and a table; 0 only if each ended as it should",
     "send": "XADD one event, print its id; --wait follows it to the end",
     "status": "tasks, workers by state, backlog, dead letters; reads Redis only",
+    "dead": "list, show, redrive and purge dead letters",
 }
 _STARTING_LATER: Final = {
     "explain": "why an event stands where it stands",
     "logs": "the workers' output, from the cluster",
     "plan": "the pods that an event would make",
     "doctor": "checks Redis, Kubernetes, the log handler, the clock",
-    "dead": "list, show, redrive and purge dead letters",
     "agent": "worker side: runs a command, streams its output",
     "handler": "a reference log handler",
 }
@@ -110,6 +110,7 @@ _EVENT: Final = {
     "overrides": "refused, as long as there is no policy",
     "limits": "sizes and forms; what breaks a rule creates nothing",
     "dead-letter": "its fields, each once; a task result Rejected where an event id could be read",
+    "redrive": "a dead letter is sent again, changed as asked, once",
 }
 _OVERRIDES: Final = _words("image command args env cpu memory profile deadline_s retries priority not_after")
 _POD: Final = {
@@ -182,7 +183,6 @@ ROWS: Final[tuple[Row, ...]] = (
     *(Row(f"2.{name}", "is read, with its default", part) for name, part in _VARIABLES_LATER.items()),
     *_rows("3", _EVENT),
     *_rows("3", dict.fromkeys(_OVERRIDES, "overrides the configuration for one event"), "the policy for overrides"),
-    *_rows("3", {"redrive": "a dead letter is sent again, changed as asked, once"}, "the command dead"),
     *_rows("4", _POD),
     *_rows("5", _RESULT),
     *_rows("5", dict.fromkeys(_REASONS, "this reason, with its outcome, its fault and who tries again")),

@@ -6,6 +6,7 @@ controller that answers here was started by the README's own line, with its exam
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -62,6 +63,10 @@ COMMANDS: Final = {
     ".venv/bin/python ottoscaler.py status": HERE,
     ".venv/bin/python ottoscaler.py status --json": HERE,
     "ENV_FILE=ottoscaler.env make run": FIXTURE,
+    ".venv/bin/python ottoscaler.py dead list": HERE,
+    ".venv/bin/python ottoscaler.py dead show 1714557600000-0": HERE,
+    ".venv/bin/python ottoscaler.py dead redrive 1714557600000-0 pod_count=3": HERE,
+    ".venv/bin/python ottoscaler.py dead purge 1714557600000-0": HERE,
     "redis-cli ACL SETUSER ottoscaler on '>secret' resetkeys '~otto:scale:*' resetchannels -@all +@stream +@hash "
     "+@sortedset +exists +expire +evalsha +script\\|load +script\\|exists +time +info +ping "
     "+select +hello +client\\|setinfo": FIXTURE,
@@ -71,6 +76,8 @@ COMMANDS: Final = {
     "TEST_KUBECONFIG=kubeconfig make test-real": "stage contracts make test-real",
     "TEST_KUBECONFIG=kubeconfig make e2e": "stage e2e make e2e",
 }
+#: The id in the examples of `dead`.
+DEAD_ID: Final = "1714557600000-0"
 #: What stands in a cell where there is nothing.
 NONE: Final = "\N{EN DASH}"
 #: Defaults that depend on something are told in words.
@@ -240,7 +247,16 @@ def _start(running: Running) -> Iterator[Running]:
 @pytest.mark.parametrize("command", [command for command, how in COMMANDS.items() if how == HERE])
 def test_a_command_does_what_it_says(running: Running, command: str) -> None:
     """At least it ends well, with something to read."""
+    if DEAD_ID in command:
+        _lay_out_dead_letter(running.client)
     assert running.run(command)
+
+
+def _lay_out_dead_letter(client: redis.Redis) -> None:
+    """The one that the examples are about. Ids only rise, so it has to be the first."""
+    client.delete("otto:scale:dead")
+    event = json.dumps({"type": "scale_up", "pod_count": "lots"})
+    client.xadd("otto:scale:dead", {"group": "ottoscaler", "event": event}, id=DEAD_ID)
 
 
 @contract("2.ENV_FILE")

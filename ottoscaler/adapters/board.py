@@ -16,6 +16,7 @@ from typing import Any, Final, cast
 import redis
 
 from ottoscaler.adapters.redis_client import address, connect, translated
+from ottoscaler.adapters.replies import text_of, texts_of
 from ottoscaler.adapters.tasks import Key
 from ottoscaler.settings import KeySettings, RedisSettings
 
@@ -136,7 +137,7 @@ class Board:
     def send(self, fields: Mapping[str, str]) -> str:
         """Add one event to the stream, unchecked: what is wrong with it the controller says. Returns the entry's id."""
         with translated(self.where):
-            return _text(self._client.xadd(self._keys.stream, cast("Any", dict(fields))))
+            return text_of(self._client.xadd(self._keys.stream, cast("Any", dict(fields))))
 
     def now(self) -> float:
         """Redis TIME, which is what the times in task hashes and entry ids come from; seconds since the epoch."""
@@ -170,13 +171,13 @@ class Board:
 
     def _open_ids(self) -> list[str]:
         with translated(self.where):
-            return [_text(event_id) for event_id in cast("list[bytes]", self._client.zrange(self._key.open, 0, -1))]
+            return [text_of(event_id) for event_id in cast("list[bytes]", self._client.zrange(self._key.open, 0, -1))]
 
     def _known_ids(self) -> Iterator[str]:
         prefix = self._key.task("")
         with translated(self.where):
             for name in self._client.scan_iter(match=_GLOB.sub(r"\\\1", prefix) + "*", count=_COUNT_CHUNK):
-                yield _text(name).removeprefix(prefix)
+                yield text_of(name).removeprefix(prefix)
 
     def _tasks(self, event_ids: Sequence[str]) -> list[TaskState]:
         hashes: list[dict[bytes, bytes]] = []
@@ -203,7 +204,7 @@ class Board:
                 count += len(cast("list[Any]", entries))
                 if len(cast("list[Any]", entries)) < _COUNT_CHUNK:
                     return Backlog(count, self._pending())
-                after = _text(cast("Any", entries)[-1][0])
+                after = text_of(cast("Any", entries)[-1][0])
         return Backlog(count, self._pending(), exact=False)
 
     def dead_letters(self) -> int:
@@ -229,7 +230,7 @@ class Board:
         """The newest results of kind `task` and `scale_down`, newest first; at most `count`, out of the last 1000."""
         with translated(self.where):
             entries = cast("Any", self._client.xrevrange(self._keys.result_stream, count=_COUNT_CHUNK))
-        closing = [fields for _, fields in _entries(entries) if fields.get("kind") != "worker"]
+        closing = [fields for _, fields in texts_of(entries) if fields.get("kind") != "worker"]
         return closing[:count]
 
     def mark(self) -> Mark:
@@ -244,7 +245,7 @@ class Board:
         after: dict[Any, Any] = {results: mark.results, dead: mark.dead}
         with translated(self.where):
             reply = cast("Any", self._client.xread(after, count=_CHUNK, block=block_ms))
-        streams = {_text(name): _entries(entries) for name, entries in reply or ()}
+        streams = {text_of(name): texts_of(entries) for name, entries in reply or ()}
         new_results, new_dead = streams.get(results, []), streams.get(dead, [])
         return News(
             Mark(
@@ -262,7 +263,7 @@ class Board:
     def _last(self, stream: str) -> str:
         with translated(self.where):
             newest = cast("Any", self._client.xrevrange(stream, count=1))
-        return _text(newest[0][0]) if newest else _START
+        return text_of(newest[0][0]) if newest else _START
 
     def _delivered(self) -> str:
         """The group's last delivered id; the beginning, where the group starts, if there is no group or stream yet."""
@@ -273,8 +274,8 @@ class Board:
                 if "no such key" not in str(error):
                     raise
                 return _START
-        mine = (group for group in groups if _text(group["name"]) == self._keys.group)
-        return next((_text(group["last-delivered-id"]) for group in mine), _START)
+        mine = (group for group in groups if text_of(group["name"]) == self._keys.group)
+        return next((text_of(group["last-delivered-id"]) for group in mine), _START)
 
     def _pending(self) -> int:
         with translated(self.where):
@@ -291,22 +292,11 @@ class Board:
         start = f"{max(0, int(milliseconds) - _CLOCK_SLACK_MS)}-0" if milliseconds.isdigit() else _START
         for _ in range(_SEARCHED // _COUNT_CHUNK):
             with translated(self.where):
-                chunk = _entries(cast("Any", self._client.xrange(stream, start, count=_COUNT_CHUNK)))
+                chunk = texts_of(cast("Any", self._client.xrange(stream, start, count=_COUNT_CHUNK)))
             yield from chunk
             if len(chunk) < _COUNT_CHUNK:
                 return
             start = f"({chunk[-1][0]}"
-
-
-def _text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-
-
-def _entries(entries: Any) -> list[tuple[str, dict[str, str]]]:
-    return [
-        (_text(entry_id), {_text(name): _text(value) for name, value in (fields or {}).items()})
-        for entry_id, fields in entries
-    ]
 
 
 def _dead(entry_id: str, fields: Mapping[str, str]) -> DeadLetter:
@@ -320,7 +310,7 @@ def _dead(entry_id: str, fields: Mapping[str, str]) -> DeadLetter:
 
 
 def _task(event_id: str, raw: Mapping[bytes, bytes]) -> TaskState:
-    fields = {_text(name): _text(value) for name, value in raw.items()}
+    fields = {text_of(name): text_of(value) for name, value in raw.items()}
     matches = ((_WORKER.fullmatch(name), value) for name, value in fields.items())
     workers = [_worker(int(match[1]), json.loads(value)) for match, value in matches if match]
     return TaskState(

@@ -15,6 +15,19 @@ def entries_of(reply: Any) -> list[Entry]:
     return [Entry(stream_id.decode(), fields or None) for _, entries in reply or () for stream_id, fields in entries]
 
 
+def text_of(value: Any) -> str:
+    """What a person is shown of a value: whatever is not UTF-8 is replaced."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def texts_of(entries: Any) -> list[tuple[str, dict[str, str]]]:
+    """The entries of XRANGE, XREVRANGE or of one stream of XREAD, as texts for people."""
+    return [
+        (text_of(entry_id), {text_of(name): text_of(value) for name, value in (fields or {}).items()})
+        for entry_id, fields in entries
+    ]
+
+
 def pairs_of(flat: Sequence[bytes] | Mapping[bytes, bytes]) -> dict[bytes, bytes]:
     """The fields of a hash or an entry: flat from a script, a mapping from a command."""
     if isinstance(flat, Mapping):

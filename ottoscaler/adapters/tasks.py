@@ -24,6 +24,7 @@ class Key:
         self._prefix = prefix
         self.open = f"{prefix}open"
         self.buried = f"{prefix}buried"
+        self.redriven = f"{prefix}redriven"
 
     def task(self, event_id: str) -> str:
         """The hash of one task."""
@@ -121,9 +122,10 @@ def encode_task(task: OpenTask) -> dict[str, str | int]:
     """
     event = task.event
     outcomes = [worker.outcome for worker in task.workers.values() if worker.outcome]
+    raw = json.dumps(event.as_sent(), ensure_ascii=False)
     fields: dict[str, str | int] = {
         "sid": event.stream_id, "type": event.type.value, "task_id": event.task_id, "pod_count": event.pod_count,
-        "digest": "", "event": event.encode(), "raw": event.encode(), "common": common_json(event), "state": "running",
+        "digest": "", "event": event.encode(), "raw": raw, "common": common_json(event), "state": "running",
         "owner": task.owner, "tenure": task.owner.rpartition("/")[2], "tries": 0, "cancels": task.cancels,
         "done": len(outcomes),
     }  # fmt: skip

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from ottoscaler.adapters.board import Board
+from ottoscaler.adapters.dead import DeadLetters
 from ottoscaler.settings import Settings
 
 
@@ -24,6 +25,17 @@ def board() -> Iterator[Board]:
     """The board of the Redis that the environment names, closed at the end. Raises ConfigError."""
     settings = load(os.environ)
     opened = Board(settings.redis, settings.keys)
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+@contextmanager
+def dead_letters() -> Iterator[DeadLetters]:
+    """The dead-letter stream of the Redis that the environment names, closed at the end. Raises ConfigError."""
+    settings = load(os.environ)
+    opened = DeadLetters(settings.redis, settings.keys)
     try:
         yield opened
     finally:

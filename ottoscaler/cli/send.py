@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     """
     parser = _parser()
     options = parser.parse_intermixed_args(arguments)
-    fields = _fields(parser, options.fields)
+    fields = fields_of(parser, options.fields)
     with board() as opened:
         follower = Follower(opened, fields)
         print(follower.send(), flush=True)
@@ -73,7 +73,8 @@ def _seconds(text: str) -> float:
     return value
 
 
-def _fields(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> dict[str, str]:
+def fields_of(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> dict[str, str]:
+    """The fields that the arguments name, for `dead redrive` too. SystemExit (2) for one that is not FIELD=VALUE."""
     fields: dict[str, str] = {}
     for argument in arguments:
         name, equals, value = argument.partition("=")

@@ -82,6 +82,18 @@ class ScaleEvent(msgspec.Struct, frozen=True, omit_defaults=True):
         """The JSON that `decode` reads: kept in Redis and as an annotation of each pod."""
         return msgspec.json.encode(self).decode()
 
+    def as_sent(self) -> dict[str, str]:
+        """Fields of which `parse` would make this event: for a dead letter of one whose own fields are not known."""
+        fields = {"type": self.type.value, **self.passed_on}
+        if self.event_id != self.stream_id:
+            fields["event_id"] = self.event_id
+        if self.pod_count:
+            fields["pod_count"] = str(self.pod_count)
+        if self.mode is not Mode.KILL:
+            fields["mode"] = self.mode.value
+        given = {"task_id": self.task_id, "supersedes": self.supersedes, "traceparent": self.traceparent}
+        return fields | {name: text for name, text in given.items() if text}
+
 
 class BadEvent(msgspec.Struct, frozen=True):
     """Why an entry is not an event. `event_id` is empty where none could be read."""

@@ -24,7 +24,7 @@ def test_each_command_can_be_started(name: str) -> None:
 def test_an_unknown_command_is_told_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     """One sentence, with the command that was probably meant; exit code 2."""
     assert main(["stauts"]) == 2
-    sentence = "There is no command 'stauts'; there are run, local, demo, send, status. Did you mean status?\n"
+    sentence = "There is no command 'stauts'; there are run, local, demo, send, status, dead. Did you mean status?\n"
     assert capsys.readouterr().err == sentence
 
 
@@ -36,7 +36,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str], word: str)
     assert [line.split()[0] for line in lines[2 : 2 + len(COMMANDS)]] == list(COMMANDS)
 
 
-@pytest.mark.parametrize("name", ["send", "status", "local"])
+@pytest.mark.parametrize("name", ["send", "status", "local", "dead"])
 def test_each_command_has_a_help_of_its_own(capsys: pytest.CaptureFixture[str], name: str) -> None:
     """And it is no error to ask for it."""
     assert main([name, "--help"]) == 0
@@ -50,7 +50,7 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.contract("1.run")
-@pytest.mark.parametrize("arguments", [[], ["run"], ["status"], ["local"]])
+@pytest.mark.parametrize("arguments", [[], ["run"], ["status"], ["local"], ["dead", "list"]])
 def test_all_faults_of_the_configuration_are_told_together(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
@@ -79,7 +79,7 @@ def test_a_server_out_of_reach_is_one_sentence(
     assert sentence.startswith(f"Redis at 127.0.0.1:{port} is out of reach")
 
 
-@pytest.mark.parametrize("module", ["ottoscaler.cli.send", "ottoscaler.cli.status"])
+@pytest.mark.parametrize("module", ["ottoscaler.cli.send", "ottoscaler.cli.status", "ottoscaler.cli.dead"])
 def test_looking_at_redis_does_not_import_kubernetes(module: str) -> None:
     """It would take longer than the command itself."""
     heavy = "{'kubernetes', 'prometheus_client', 'tenacity'}"

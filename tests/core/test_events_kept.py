@@ -56,6 +56,17 @@ def test_an_accepted_event_survives_its_own_json(fields: Fields) -> None:
     assert events.decode(result.encode()) == result
 
 
+@contract("3.redrive")
+@given(likely_fields)
+def test_an_accepted_event_can_be_sent_again(fields: Fields) -> None:
+    """Redis was wiped and only its JSON is left: the fields that it gives make the same event."""
+    result = parse(STREAM_ID, fields, 1000)
+    assume(isinstance(result, ScaleEvent))
+    assert isinstance(result, ScaleEvent)
+    again = {name.encode(): value.encode() for name, value in result.as_sent().items()}
+    assert parse(STREAM_ID, again, 1000) == result
+
+
 def test_every_field_of_an_event_is_kept() -> None:
     """Also those that differ from their defaults."""
     full = event(type=EventType.SCALE_DOWN, mode=Mode.DRAIN, supersedes="k", traceparent="t", passed_on={"a": "b"})

@@ -138,7 +138,7 @@ class FakeStream(WorkerScripts):
         same = known.event is not None and known.event.stream_id == event.stream_id
         ours = known.owner is not None and known.owner.startswith(self._base)
         return (
-            OpenTask(event, known.owner or "", known.received_at, superseded=known.superseded)
+            OpenTask(event, known.owner or "", known.received_at, superseded=not event.supersedes)
             if same and ours
             else None
         )
@@ -155,7 +155,7 @@ class FakeStream(WorkerScripts):
         with self.server.call("adopt"):
             if self.server.find(event.event_id) is not None:
                 return
-            task = self._open(event, "", event.encode())
+            task = self._open(event, "", json.dumps(event.as_sent(), ensure_ascii=False))
             task.owner, task.tenure, task.tries, task.state = f"{self._base}0", 0, 0, "running"
             self.server.leases[event.event_id] = 0.0
             for index in range(1, event.pod_count + 1):
@@ -166,7 +166,7 @@ class FakeStream(WorkerScripts):
         with self.server.call("restore"):
             if self.server.find(task.event.event_id) is not None:
                 return
-            state = self._open(task.event, "", task.event.encode())
+            state = self._open(task.event, "", json.dumps(task.event.as_sent(), ensure_ascii=False))
             state.owner, state.tenure, state.tries, state.state = (
                 task.owner,
                 int(task.owner.split("/")[-1]),
