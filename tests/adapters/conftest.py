@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ssl
 import uuid
+from typing import Any
 
 import pytest
 
@@ -30,3 +32,16 @@ def pods(cluster_factory: ClusterFactory, admin: ClusterAdmin) -> Pods:
     """The pods of an instance that only this test has."""
     instance = f"test-{uuid.uuid4().hex[:12]}"
     return Pods(cluster_factory(instance), admin, instance)
+
+
+@pytest.fixture
+def strict_tls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contexts check as strictly as Python 3.13 lets them by default, whatever Python this is."""
+    make = ssl.create_default_context
+
+    def strict(*arguments: Any, **options: Any) -> ssl.SSLContext:
+        context = make(*arguments, **options)
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+        return context
+
+    monkeypatch.setattr(ssl, "create_default_context", strict)

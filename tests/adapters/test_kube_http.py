@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -183,3 +184,14 @@ def test_no_kubeconfig_is_a_clear_fault(tmp_path: Path) -> None:
     path.write_text("{}", encoding="utf-8")
     with pytest.raises(ConfigError, match="KUBECONFIG"):
         KubeHttp(KubeSettings(kubeconfig=str(path)))
+
+
+@pytest.mark.usefixtures("strict_tls")
+def test_certificates_are_checked_as_before_python_313(tmp_path: Path) -> None:
+    """Whose they are, but not which extensions they have: API servers of EKS have some that Python 3.13 refuses."""
+    made = settings(tmp_path, 1)
+    kubeconfig = tmp_path / "kubeconfig"
+    kubeconfig.write_text(kubeconfig.read_text(encoding="utf-8").replace("http:", "https:"), encoding="utf-8")
+    context = KubeHttp(made)._pool.connection_pool_kw["ssl_context"]
+    assert not context.verify_flags & ssl.VERIFY_X509_STRICT
+    assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)

@@ -133,11 +133,11 @@ def test_the_database_is_chosen(start: Start) -> None:
         assert plain.get("a") == b"b"
 
 
-def certificate(folder: Path, host: str) -> tuple[str, str]:
-    """A throw-away self-signed certificate for a host, and its key."""
+def certificate(folder: Path, host: str, *signed_by: str) -> tuple[str, str]:
+    """A throw-away certificate for a host, self-signed unless options of openssl say by whom, and its key."""
     key, cert = folder / f"{host}.key", folder / f"{host}.crt"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", f"/CN={host}"]
-    command += ["-addext", f"subjectAltName=DNS:{host}", "-keyout", str(key), "-out", str(cert)]
+    command += ["-addext", f"subjectAltName=DNS:{host}", "-keyout", str(key), "-out", str(cert), *signed_by]
     subprocess.run(command, check=True, capture_output=True)
     return str(cert), str(key)
 
@@ -156,6 +156,17 @@ def test_tls_with_the_right_authority(tls_server: tuple[int, str]) -> None:
     """Encrypted, and the server is who it claims to be."""
     port, cert = tls_server
     assert ping(RedisSettings(host="localhost", port=port, tls=True, ca_file=cert))
+
+
+@pytest.mark.contract("2.REDIS_CA_FILE")
+@pytest.mark.usefixtures("strict_tls")
+def test_tls_with_a_plain_authority_of_ones_own(start: Start, tmp_path: Path) -> None:
+    """The certificates lack extensions that Python 3.13 asks for by default; they are trusted all the same."""
+    authority, key = certificate(tmp_path, "authority")
+    cert, cert_key = certificate(tmp_path, "localhost", "-CA", authority, "-CAkey", key)
+    options = ("--tls-cert-file", cert, "--tls-key-file", cert_key, "--tls-ca-cert-file", authority)
+    port = start(*options, "--tls-auth-clients", "no", tls=True)
+    assert ping(RedisSettings(host="localhost", port=port, tls=True, ca_file=authority))
 
 
 @pytest.mark.contract("2.REDIS_TLS")
