@@ -7,7 +7,7 @@ on and no text from outside can grow the number of series.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import product
 from typing import Final
@@ -89,6 +89,11 @@ class Metrics:
             buckets=_RECORD_BUCKETS,
         )
         ProcessCollector(registry=self._registry)
+
+    def show(self, *, live_pods: Callable[[], float], ready_workers: Callable[[], float]) -> None:
+        """What is asked for at each look, instead of being kept here."""
+        self.live_pods.set_function(live_pods)
+        self.ready_workers.set_function(ready_workers)
 
     def render(self) -> bytes:
         """All figures in the text format of Prometheus, to be sent as CONTENT_TYPE."""

@@ -19,6 +19,9 @@ from ottoscaler.metrics import Metrics
 #: Longest pause between two tries, seconds: short enough that a server that is back is used within two.
 MAX_PAUSE_S = 1.5
 FIRST_PAUSE_S = 0.1
+#: Of what a server asks for (Retry-After), so much is granted, seconds: the pause holds a thread, and a server that
+#: asks for an hour must not have one for so long.
+MAX_ASKED_S = 15.0
 
 _T = TypeVar("_T")
 _log = logs.get(__name__)
@@ -27,9 +30,13 @@ _log = logs.get(__name__)
 class Retries:
     """Tries again. Any thread."""
 
-    def __init__(self, stopping: threading.Event, metrics: Metrics) -> None:
+    def __init__(
+        self, stopping: threading.Event, metrics: Metrics, missed: Callable[[str], None] = lambda why: None
+    ) -> None:
+        """`missed` is told of each try that failed and is followed by another, on the thread that tries."""
         self._stopping = stopping
         self._metrics = metrics
+        self._missed = missed
 
     def call(self, what: str, attempt: Callable[[], _T], *, times: int = 4) -> _T:
         """The result of `attempt`, tried so often; then its last Unavailable. Stopping ends it between two tries."""
@@ -57,6 +64,7 @@ class Retries:
     def _tell(self, what: str, state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         tries = state.attempt_number
+        self._missed(f"cannot {what}: {error}")
         self._metrics.retries.inc("kubernetes" if isinstance(error, ClusterUnavailable) else "redis", _reason(error))
         if tries & (tries - 1) == 0:  # 1, 2, 4, 8 …: a long outage must not fill the log
             _log.warning(
@@ -70,7 +78,7 @@ _growing = tenacity.wait_exponential_jitter(multiplier=FIRST_PAUSE_S, max=MAX_PA
 def _pause(state: tenacity.RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
     asked = error.retry_after_s if isinstance(error, Unavailable) and error.retry_after_s else 0.0
-    return max(asked, _growing(state))
+    return max(min(asked, MAX_ASKED_S), _growing(state))
 
 
 def _reason(error: BaseException | None) -> str:

@@ -45,8 +45,6 @@ NOT_YET: Final = (
     "LOG_HANDLER_PLAINTEXT",
     "WORKER_LOGS",
     "KUBERNETES_EVENTS",
-    "HTTP_PORT",
-    "HTTP_ADDRESS",
     "OTEL_EXPORTER_OTLP_ENDPOINT",
 )
 
@@ -183,6 +181,16 @@ class KubeSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WebSettings:
+    """Where probes and figures are to be had. Immutable: any thread."""
+
+    port: int = 8080
+    """HTTP_PORT: 0: none."""
+    address: str = "127.0.0.1"
+    """HTTP_ADDRESS: what to listen on; default: in a cluster all addresses, for the kubelet asks from outside."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogSettings:
     """What is logged, and how. Immutable: any thread."""
 
@@ -201,6 +209,7 @@ class Settings:
     worker: WorkerSettings
     flow: FlowSettings
     kube: KubeSettings
+    web: WebSettings
     log: LogSettings
     instance: str
     """INSTANCE: tells apart Ottoscalers in one namespace; in names and labels. Default: consumer group."""
@@ -225,6 +234,7 @@ class Settings:
             worker=_worker(reader),
             flow=_flow(reader),
             kube=_kube(reader, in_cluster_namespace),
+            web=_web(reader, in_cluster_namespace),
             log=_log(reader),
             instance=reader.text("INSTANCE", keys.group, LABEL_VALUE),
             not_yet=tuple(name for name in NOT_YET if reader.raw(name)),
@@ -336,6 +346,13 @@ def _kube(reader: Reader, in_cluster_namespace: str | None) -> KubeSettings:
         inflight=reader.integer("KUBE_INFLIGHT", default.inflight, 1, 10_000),
         qps=reader.integer("KUBE_QPS", default.qps, 0, 1_000_000),
         burst=reader.integer("KUBE_BURST", default.burst, 0, 1_000_000),
+    )
+
+
+def _web(reader: Reader, in_cluster_namespace: str | None) -> WebSettings:
+    default = WebSettings(address="0.0.0.0" if in_cluster_namespace else "127.0.0.1")
+    return WebSettings(
+        port=reader.integer("HTTP_PORT", default.port, 0, 65535), address=reader.host("HTTP_ADDRESS", default.address)
     )
 
 

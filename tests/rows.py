@@ -75,12 +75,13 @@ _VARIABLES: Final = _words(
     WORKER_CPU_REQUEST WORKER_CPU_LIMIT WORKER_MEMORY_REQUEST WORKER_MEMORY_LIMIT WORKER_NODE_SELECTOR
     WORKER_TOLERATIONS MAX_WORKERS READ_AHEAD MAX_PODS_PER_EVENT WORKER_DEADLINE_S PENDING_TIMEOUT_S IMAGE_PULL_GRACE_S
     TERMINATION_GRACE_S INFRA_RETRIES WORKER_RETRIES LEASE_S SHUTDOWN_GRACE_S KUBE_INFLIGHT KUBE_QPS KUBE_BURST
-    LOG_LEVEL LOG_FORMAT
+    HTTP_PORT HTTP_ADDRESS LOG_LEVEL LOG_FORMAT
 """
 )
 _ENVIRONMENT: Final = {
     "environment": "every variable is read, with its default; no other is",
     "ENV_FILE": "a file of KEY=VALUE lines; the real environment wins",
+    "probes": "/livez, /readyz, /metrics, / at HTTP_PORT",
     "redis": "Redis 7.0, append-only file, noeviction: the start says so when it is not",
 } | dict.fromkeys(_VARIABLES, "is read, with its default")
 _VARIABLES_LATER: Final = {
@@ -94,8 +95,6 @@ _VARIABLES_LATER: Final = {
     "LOG_HANDLER_PLAINTEXT": "the log handler",
     "WORKER_LOGS": "the log handler",
     "KUBERNETES_EVENTS": "Kubernetes Events",
-    "HTTP_PORT": "probes, metrics and status page",
-    "HTTP_ADDRESS": "probes, metrics and status page",
     "OTEL_EXPORTER_OTLP_ENDPOINT": "traces",
 }
 _EVENT: Final = {

@@ -86,6 +86,7 @@ SPOKEN: Final = {
     "INSTANCE": "the consumer group",
     "NAMESPACE": "the pod's own, else `default`",
     "OTTO_AGENT_COMMAND": "a shell line that prints its task and ends",
+    "HTTP_ADDRESS": "`0.0.0.0` in a cluster, else `127.0.0.1`",
     "LOG_FORMAT": "`json` (`text` on a terminal)",
     "ENV_FILE": NONE,
 }
@@ -220,6 +221,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
             cluster.start()
             patch.setenv("REDIS_HOST", server.host)
             patch.setenv("REDIS_PORT", str(server.port))
+            patch.setenv("HTTP_PORT", "0")  # the usual one may be taken here
             (checkout / "kubeconfig").write_text(cluster.kubeconfig.read_text(encoding="utf-8"), encoding="utf-8")
             with redis.Redis(host=server.host, port=server.port, decode_responses=True) as client:
                 yield from _start(Running(checkout, dict(os.environ), base / "log", client))

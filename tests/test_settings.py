@@ -68,6 +68,8 @@ VARIABLES: list[tuple[str, str, Any, str, Any]] = [
     ("MAX_PODS_PER_EVENT", "flow.max_pods_per_event", 1000, "1", 1),
     ("LEASE_S", "flow.lease_s", 15, "3", 3),
     ("SHUTDOWN_GRACE_S", "flow.shutdown_grace_s", 20, "1", 1),
+    ("HTTP_PORT", "web.port", 8080, "0", 0),
+    ("HTTP_ADDRESS", "web.address", "127.0.0.1", "::", "::"),
     ("LOG_LEVEL", "log.level", "INFO", "debug", "DEBUG"),
     ("LOG_FORMAT", "log.format", None, "TEXT", "text"),
 ]
@@ -104,6 +106,8 @@ WRONG: list[tuple[str, str]] = [
     ("LEASE_S", "2"),
     ("MAX_WORKERS", "0"),
     ("WORKER_RETRIES", "11"),
+    *[("HTTP_PORT", value) for value in ("-1", "65536", "http")],
+    ("HTTP_ADDRESS", "http://localhost"),
     ("LOG_LEVEL", "loud"),
     ("LOG_FORMAT", "xml"),
     *[(name, "/nowhere/at/all") for name in ("REDIS_PASSWORD_FILE", "REDIS_CA_FILE", "KUBECONFIG")],
@@ -223,6 +227,13 @@ def test_the_pod_has_its_own_namespace_as_default() -> None:
     assert Settings.load({}, "h", "ci").kube.namespace == "ci"
 
 
+@pytest.mark.contract("2.HTTP_ADDRESS")
+def test_in_a_cluster_probes_are_answered_on_all_addresses() -> None:
+    """The kubelet asks from outside; on one's own machine nobody else is to ask."""
+    assert Settings.load({}, "h", "ci").web.address == "0.0.0.0"
+    assert Settings.load({"HTTP_ADDRESS": "10.0.0.1"}, "h", "ci").web.address == "10.0.0.1"
+
+
 def test_the_group_is_the_default_instance() -> None:
     """Two groups in one namespace do not touch each other's pods."""
     assert load(REDIS_CONSUMER_GROUP="ci").instance == "ci"
@@ -241,7 +252,7 @@ def test_several_kubeconfigs_are_left_to_the_client() -> None:
 
 def test_what_has_no_effect_yet_is_listed() -> None:
     """So that the start can say so."""
-    assert load(HTTP_PORT="0", POLICY_FILE="p", WORKER_LOGS="").not_yet == ("POLICY_FILE", "HTTP_PORT")
+    assert load(TENANT_FIELD="t", POLICY_FILE="p", WORKER_LOGS="").not_yet == ("POLICY_FILE", "TENANT_FIELD")
 
 
 def test_the_file_supplies_and_the_environment_wins(tmp_path: Path) -> None:

@@ -67,11 +67,17 @@ class KubeCluster:
     """`ports.Cluster` over HTTP. Any thread."""
 
     def __init__(
-        self, settings: KubeSettings, *, instance: str, count: Callable[[str], None] = lambda verb: None
+        self,
+        settings: KubeSettings,
+        *,
+        instance: str,
+        count: Callable[[str], None] = lambda verb: None,
+        heard: Callable[[str], None] = lambda error: None,
     ) -> None:
-        """`count` is told the verb of each request."""
+        """`count` is told the verb of each request, `heard` how it ended: empty for an answer, else the error."""
         self._count = count
-        self._http = KubeHttp(settings)
+        self._heard = heard
+        self._http = KubeHttp(settings, heard)
         self._namespace = settings.namespace
         self._pods = f"/api/v1/namespaces/{settings.namespace}/pods"
         self._selector = selector(instance)
@@ -119,12 +125,15 @@ class KubeCluster:
         try:
             rest = b""
             for chunk in response.stream(65536):
+                self._heard("")
                 *lines, rest = (rest + chunk).split(b"\n") if rest else chunk.split(b"\n")
                 for line in lines:
                     if line and (event := _watch_event(line)) is not None:
                         yield event
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            raise ClusterUnavailable(f"the watch of pods broke off ({' '.join(str(error).split())[:200]})") from error
+            broken = ClusterUnavailable(f"the watch of pods broke off ({' '.join(str(error).split())[:200]})")
+            self._heard(str(broken))
+            raise broken from error
         finally:
             self._http.done(response)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import ssl
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
@@ -44,7 +44,9 @@ class _Status(msgspec.Struct, frozen=True):
 class KubeHttp:
     """Sends requests to one API server. Any thread; `close` ends what is in flight."""
 
-    def __init__(self, settings: KubeSettings) -> None:
+    def __init__(self, settings: KubeSettings, heard: Callable[[str], None] = lambda error: None) -> None:
+        """`heard` is told of each request how it ended: empty for an answer, else the error."""
+        self._heard = heard
         configuration = _configuration(settings)
         configuration.retries = urllib3.Retry(total=0, redirect=0)
         configuration.keep_alive = True
@@ -88,8 +90,7 @@ class KubeHttp:
                 raise self._broken(error, unclear=True) from error
             finally:
                 response.release_conn()
-        if response.status >= 300:
-            raise refusal(response.status, data, method, response.headers.get("Retry-After"))
+        self._answered(response, data, method)
         return data
 
     def follow(self, path: str, *, query: Mapping[str, object], read_timeout_s: float) -> Any:
@@ -98,7 +99,8 @@ class KubeHttp:
         if response.status >= 300:
             data = response.read()
             response.release_conn()
-            raise refusal(response.status, data, "WATCH", response.headers.get("Retry-After"))
+            self._answered(response, data, "WATCH")
+        self._heard("")
         with self._lock:
             self._streams.add(response)
             closed = self._closed
@@ -137,9 +139,22 @@ class KubeHttp:
             refused = isinstance(error, (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError))
             raise self._broken(error, unclear=not refused) from error
 
+    def _answered(self, response: Any, data: bytes, method: str) -> None:
+        """Raises what the answer means. A server that says no is there; one that is broken, or does not know us, not
+        for us.
+        """
+        if response.status < 300:
+            self._heard("")
+            return
+        error = refusal(response.status, data, method, response.headers.get("Retry-After"))
+        self._heard(str(error) if response.status >= 500 or response.status == 401 else "")
+        raise error
+
     def _broken(self, error: Exception, *, unclear: bool) -> ClusterUnavailable:
         text = " ".join(str(error).split())[:300]
-        return ClusterUnavailable(f"the Kubernetes API at {self.address} does not answer ({text})", unclear=unclear)
+        told = ClusterUnavailable(f"the Kubernetes API at {self.address} does not answer ({text})", unclear=unclear)
+        self._heard(str(told))
+        return told
 
 
 def refusal(status: int, body: bytes, method: str, retry_after: str | None = None) -> Exception:

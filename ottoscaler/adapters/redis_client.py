@@ -8,7 +8,7 @@ comes out as StreamUnavailable with a sentence that names the server and what to
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,13 @@ from ottoscaler.settings import RedisSettings
 CONNECT_TIMEOUT_S = 2.0
 HEALTH_CHECK_S = 15
 POOL_WAIT_S = 5.0
+
+
+Heard = Callable[[str], None]
+
+
+def mute(error: str) -> None:
+    """Nobody is told how a call ended."""
 
 
 class _PasswordFile(redis.CredentialProvider):
@@ -83,12 +90,17 @@ def address(settings: RedisSettings) -> str:
 
 
 @contextmanager
-def translated(where: str) -> Iterator[None]:
-    """Turn what redis-py raises into StreamUnavailable. Argument: the server's address, for the message."""
+def translated(where: str, heard: Heard = mute) -> Iterator[None]:
+    """Turn what redis-py raises into StreamUnavailable. Arguments: the server's address, for the message; who is told
+    how the call ended: empty for an answer, else the error.
+    """
     try:
         yield
     except (redis.RedisError, OSError) as error:
-        raise StreamUnavailable(f"Redis at {where} {_sentence(error)}", unclear=_unclear(error)) from error
+        told = StreamUnavailable(f"Redis at {where} {_sentence(error)}", unclear=_unclear(error))
+        heard(str(told))
+        raise told from error
+    heard("")
 
 
 def _credentials(settings: RedisSettings) -> dict[str, Any]:

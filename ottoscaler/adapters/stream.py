@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import redis
 
-from ottoscaler.adapters.redis_client import address, connect, translated
+from ottoscaler.adapters.redis_client import Heard, address, connect, mute, translated
 from ottoscaler.adapters.replies import advice_on, delivered_of, entries_of, pairs_of
 from ottoscaler.adapters.tasks import (
     Key,
@@ -55,7 +56,10 @@ _SHA = hashlib.sha1(_SOURCE, usedforsecurity=False).hexdigest()
 class RedisStream:
     """`ports.Stream` on Redis 7.0 or later, or Valkey. Any thread; `read` and `peek` one thread each."""
 
-    def __init__(self, server: RedisSettings, keys: KeySettings, *, lease_s: float, consumer: str, boot: str) -> None:
+    def __init__(
+        self, server: RedisSettings, keys: KeySettings, *, lease_s: float, consumer: str, boot: str, heard: Heard = mute
+    ) -> None:
+        """`heard` is told of each call how it ended: empty for an answer, else the error."""
         self._keys = keys
         self._key = Key(keys.prefix)
         self._consumer = consumer
@@ -63,7 +67,7 @@ class RedisStream:
         self._base = f"{consumer}/{boot}/"
         self._lease_ms = int(lease_s * 1000)
         self._block_ms = server.block_ms
-        self._where = address(server)
+        self._calling = partial(translated, address(server), heard)
         read_timeout_s = server.block_ms / 1000 + READ_MARGIN_S
         self._reading = connect(server, timeout_s=read_timeout_s, connections=1)
         self._peeking = connect(server, timeout_s=read_timeout_s, connections=1)
@@ -79,7 +83,7 @@ class RedisStream:
 
     def ensure_group(self) -> None:
         """See ports.Stream. The group starts at 0: what was sent before there was a controller counts too."""
-        with translated(self._where):
+        with self._calling():
             try:
                 self._client.xgroup_create(self._keys.stream, self._keys.group, id="0", mkstream=True)
             except redis.ResponseError as error:
@@ -95,14 +99,14 @@ class RedisStream:
         return self._read(self._client, count, None)
 
     def _read(self, client: redis.Redis, count: int, block_ms: int | None) -> Sequence[Entry]:
-        with translated(self._where):
+        with self._calling():
             streams: dict[Any, Any] = {self._keys.stream: ">"}
             reply = client.xreadgroup(self._keys.group, self._consumer, streams, count=count, block=block_ms)
         return entries_of(cast("Any", reply))
 
     def peek(self, after: str, count: int, *, block: bool) -> Sequence[Entry]:
         """See ports.Stream."""
-        with translated(self._where):
+        with self._calling():
             reply = self._peeking.xread(
                 {self._keys.stream: after}, count=count, block=self._block_ms if block else None
             )
@@ -110,7 +114,7 @@ class RedisStream:
 
     def delivered(self) -> str:
         """See ports.Stream."""
-        with translated(self._where):
+        with self._calling():
             return delivered_of(cast("Any", self._client.xinfo_groups(self._keys.stream)), self._keys.group)
 
     def pending(self, *, own: bool, min_idle_s: float) -> Sequence[Entry]:
@@ -121,7 +125,7 @@ class RedisStream:
     def older_pending(self, stream_id: str) -> bool:
         """See ports.Stream. Unread first: an entry may become pending between the two looks, never unread again."""
         stream, group = self._keys.stream, self._keys.group
-        with translated(self._where):
+        with self._calling():
             last = delivered_of(cast("Any", self._client.xinfo_groups(stream)), group)
             unread = self._client.xrange(stream, f"({last}", f"({stream_id}", count=1)
             return bool(unread or self._client.xpending_range(stream, group, "-", f"({stream_id}", 1))
@@ -196,7 +200,7 @@ class RedisStream:
 
     def expired(self, *, same_consumer: bool) -> Sequence[str]:
         """See ports.Stream."""
-        with translated(self._where):
+        with self._calling():
             if not same_consumer:
                 seconds, micros = self._leasing.time()
                 now_ms = seconds * 1000 + micros // 1000
@@ -225,7 +229,7 @@ class RedisStream:
 
     def reload(self, event_id: str) -> OpenTask | None:
         """See ports.Stream."""
-        with translated(self._where):
+        with self._calling():
             fields = cast("dict[bytes, bytes]", self._client.hgetall(self._key.task(event_id)))
         return decode_task(fields[b"owner"].decode(), fields) if b"owner" in fields else None
 
@@ -237,7 +241,7 @@ class RedisStream:
 
     def tasks(self) -> Sequence[TaskView]:
         """See ports.Stream."""
-        with translated(self._where):
+        with self._calling():
             ids = [event_id.decode() for event_id in cast("list[bytes]", self._client.zrange(self._key.open, 0, -1))]
         views = [decode_view(fields) for fields in self._hashes(ids) if b"owner" in fields]
         return [view for view in views if view.event.type is EventType.SCALE_UP]
@@ -253,7 +257,7 @@ class RedisStream:
 
     def _hashes(self, event_ids: Sequence[str]) -> list[dict[bytes, bytes]]:
         hashes: list[dict[bytes, bytes]] = []
-        with translated(self._where):
+        with self._calling():
             for part in _chunks(event_ids):
                 pipe = self._client.pipeline(transaction=False)
                 for event_id in part:
@@ -323,7 +327,7 @@ class RedisStream:
     def outcomes(self, victims: Sequence[Victim]) -> Sequence[StoredWorker | None]:
         """See ports.Stream. Asked often while a scale_down is under way, so only the fields in question are read."""
         found: list[StoredWorker | None] = []
-        with translated(self._where):
+        with self._calling():
             for part in _chunks(victims):
                 pipe = self._client.pipeline(transaction=False)
                 for victim in part:
@@ -335,7 +339,7 @@ class RedisStream:
 
     def advice(self) -> Sequence[str]:
         """See ports.Stream."""
-        with translated(self._where):
+        with self._calling():
             try:
                 told = self._client.info("everything")
             except redis.exceptions.NoPermissionError:
@@ -353,7 +357,7 @@ class RedisStream:
     def _run(self, function: str, tasks: Sequence[str], *arguments: Any, client: redis.Redis | None = None) -> Any:
         client = client or self._client
         command = self._command(function, tasks, arguments)
-        with translated(self._where):
+        with self._calling():
             try:
                 return client.execute_command(*command)
             except redis.exceptions.NoScriptError:
@@ -364,7 +368,7 @@ class RedisStream:
         """Many calls, one trip. An error of one is raised after all have been sent:
         they are idempotent, so the caller repeats all.
         """
-        with translated(self._where):
+        with self._calling():
             if not self._client.script_exists(_SHA)[0]:
                 self._client.script_load(_SOURCE)
             pipe = self._client.pipeline(transaction=False)

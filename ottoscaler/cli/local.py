@@ -78,12 +78,13 @@ def _temporary(stack: ExitStack) -> Path:
 
 def _introduction(system: LocalSystem, *, kept: Path | None) -> str:
     settings = system.settings
-    server, stream = settings.redis, settings.keys.stream
+    server, stream, web = settings.redis, settings.keys.stream, settings.web
     prefix = system.redis_prefix()
     ours = " ".join(filter(None, [prefix, interpreter(), shlex.quote(_near(SCRIPT))]))
     lines = [
         f"Redis            {server.host}:{server.port}",
         f"Kubernetes API   {system.url}",
+        *([f"Probes, figures  http://{web.address}:{web.port}/"] if web.port else []),
         f"Data             {kept.resolve() if kept else 'in a temporary directory, removed at the end'}",
         "",
         "In another terminal:",

@@ -1,9 +1,9 @@
 """The controller: `python ottoscaler.py` or `... run`. Here, and only here, settings, adapters and flow are put
 together.
 
-Start: settings -> adapters -> wait for Redis and for the rights in Kubernetes -> threads. Stop, in one function: reader
-and control end, workers finish the write they are at (their pods run on), leases are given up, the watch and the
-connections close.
+Start: settings -> adapters -> probes -> wait for Redis and for the rights in Kubernetes -> threads. Stop, in one
+function: reader and control end, workers finish the write they are at (their pods run on), leases are given up, the
+watch and the connections close, and last of all the probes.
 """
 
 from __future__ import annotations
@@ -24,21 +24,24 @@ from ottoscaler import __version__, logs
 from ottoscaler.adapters.cluster import KubeCluster
 from ottoscaler.adapters.redis_client import address
 from ottoscaler.adapters.stream import RedisStream
+from ottoscaler.adapters.web import Page, Web, verdict
 from ottoscaler.clock import SystemClock
 from ottoscaler.errors import ConfigError, Stopping, Unavailable
 from ottoscaler.flow.control import Control
 from ottoscaler.flow.descent import Descents
+from ottoscaler.flow.health import Health
 from ottoscaler.flow.intake import Intake, Reader
 from ottoscaler.flow.lease import Lease
 from ottoscaler.flow.ledger import Ledger
 from ottoscaler.flow.parts import Parts
 from ottoscaler.flow.pool import STACK_BYTES, Pool
+from ottoscaler.flow.pulse import KUBERNETES, REDIS, Pulse
 from ottoscaler.flow.registry import Registry
 from ottoscaler.flow.stop import Stop
 from ottoscaler.flow.sweep import Sweep
 from ottoscaler.flow.watch import Watch
 from ottoscaler.flow.worker import Runner
-from ottoscaler.metrics import Metrics
+from ottoscaler.metrics import CONTENT_TYPE, Metrics
 from ottoscaler.retries import Retries
 from ottoscaler.settings import Settings
 
@@ -47,6 +50,8 @@ _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 #: What is kept of SHUTDOWN_GRACE_S for handing over and closing, seconds.
 CLOSE_S = 3.0
 MAX_RIGHTS_PAUSE_S = 10.0
+#: The thread that answers probes: it lives as long as anything does.
+WEB = "web"
 
 _log = logs.get(__name__)
 
@@ -60,14 +65,25 @@ class Controller:
         self._stop = stop
         self._boot = uuid.uuid4().hex[:12]
         self._clock = clock = SystemClock()
-        metrics = Metrics()
+        self._metrics, self._pulse = metrics, pulse = Metrics(), Pulse(clock)
         keys, flow, instance = settings.keys, settings.flow, settings.instance
-        stream = RedisStream(settings.redis, keys, lease_s=float(flow.lease_s), consumer=keys.consumer, boot=self._boot)
-        cluster = KubeCluster(settings.kube, instance=instance, count=metrics.kube_requests.inc)
+        stream = RedisStream(
+            settings.redis,
+            keys,
+            lease_s=float(flow.lease_s),
+            consumer=keys.consumer,
+            boot=self._boot,
+            heard=self._heard_redis,
+        )
+        cluster = KubeCluster(
+            settings.kube, instance=instance, count=metrics.kube_requests.inc, heard=partial(pulse.heard, KUBERNETES)
+        )
         registry = Registry(clock)
         ledger = Ledger(registry, clock, instance=instance, max_workers=flow.max_workers, read_ahead=flow.read_ahead)
-        retries = Retries(stop.event, metrics)
-        parts = Parts(settings, stream, cluster, registry, ledger, retries, stop, clock, metrics)
+        metrics.show(live_pods=lambda: registry.owned_live, ready_workers=lambda: ledger.counts()[1])
+        retries = Retries(stop.event, metrics, pulse.missed)
+        parts = Parts(settings, stream, cluster, registry, ledger, retries, stop, clock, metrics, pulse)
+        self._web = self._bind(Health(pulse, ledger, registry))
         self._stream, self._cluster, self._registry, self._retries = stream, cluster, registry, retries
 
         self._pool = pool = Pool(parts, Runner(parts))
@@ -81,6 +97,8 @@ class Controller:
 
     def run(self) -> int:
         """Start, wait for the end, stop; returns the exit code."""
+        if self._web is not None:
+            self._stop.spawn(WEB, self._web.run)
         try:
             self._await_servers()
             self._start()
@@ -115,6 +133,7 @@ class Controller:
             _log.warning("redis.advice", advice)
         pause_s = 1.0
         while missing := self._retries.forever("reach Kubernetes", self._cluster.missing_rights):
+            self._pulse.phase(f"waiting for rights: it {'; '.join(missing)}")
             for sentence in missing:
                 _log.error("kubernetes.forbidden", "The controller %s", sentence)
             if self._stop.wait(pause_s):
@@ -122,17 +141,23 @@ class Controller:
             pause_s = min(pause_s * 2, MAX_RIGHTS_PAUSE_S)
 
     def _start(self) -> None:
-        self._stop.spawn("watch", self._watch.run)
-        self._stop.spawn("lease", self._lease.run)
-        self._stop.spawn("control", self._control.run)
-        self._stop.spawn("reader", self._reader.run)
-        self._stop.spawn("sweep", self._sweep.run)
+        for name, run in {
+            "watch": self._watch.run,
+            "lease": self._lease.run,
+            "control": self._control.run,
+            "reader": self._reader.run,
+            "sweep": self._sweep.run,
+        }.items():
+            self._pulse.expect(name)
+            self._stop.spawn(name, run)
+        self._pulse.phase("")
         _log.info("controller.started", "Waiting for scaling events on %s", self._settings.keys.stream, boot=self._boot)
 
     def _shut_down(self) -> bool:
         """The order of the end; returns whether something hangs and the process has to be ended by force."""
         deadline = self._clock.now() + self._settings.flow.shutdown_grace_s
         self._stop.set()
+        self._pulse.phase("stopping")
         _log.info("controller.stopping", "Stopping: %d worker pods run on", self._registry.owned_live)
         self._registry.close()
         self._pool.close()
@@ -144,8 +169,11 @@ class Controller:
                 "lease.kept", "Leases are not given up, they run out by themselves: %s", error, error=str(error)
             )
         self._cluster.close()
-        hung = self._stop.join(self._clock, deadline)
+        hung = self._stop.join(self._clock, deadline, besides=WEB)
         self._stream.close()
+        if self._web is not None:
+            self._web.close()
+            hung += self._stop.join(self._clock, deadline)
         if hung or busy:
             _log.warning(
                 "controller.hung",
@@ -154,6 +182,25 @@ class Controller:
                 ", ".join(hung) or "none",
             )
         return bool(hung or busy)
+
+    def _bind(self, health: Health) -> Web | None:
+        """Raises ConfigError if the port is not to be had."""
+        if self._settings.web.port == 0:
+            return None
+        return Web(
+            self._settings.web,
+            {
+                "/": lambda: Page(b"Ottoscaler\n\n/livez\n/readyz\n/metrics\n"),
+                "/livez": lambda: verdict(health.livez()),
+                "/readyz": lambda: verdict(health.readyz()),
+                "/metrics": lambda: Page(self._metrics.render(), content_type=CONTENT_TYPE),
+            },
+        )
+
+    def _heard_redis(self, error: str) -> None:
+        if error:
+            self._metrics.redis_errors.inc()
+        self._pulse.heard(REDIS, error)
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections import ChainMap
@@ -56,6 +57,7 @@ class LocalSystem:
         self._given = dict(environ)
         self._redis = None if external else EmbeddedRedis(data_dir / "redis", binary=binary)
         self._cluster = LocalCluster(data_dir / "cluster")
+        self._http_port = _free_port()
         self._opened = ExitStack()
         self._controller: subprocess.Popen[bytes] | None = None
 
@@ -112,7 +114,8 @@ class LocalSystem:
     def overrides(self) -> dict[str, str]:
         """The variables that the controller gets instead of those of the environment. After start."""
         redis = self._redis_overrides(str(self._redis.port)) if self._redis else {}
-        return {**redis, "KUBECONFIG": str(self.kubeconfig), "NAMESPACE": "default"}
+        web = {} if effective(self._given).get("HTTP_PORT", "").strip() else {"HTTP_PORT": str(self._http_port)}
+        return {**redis, **web, "KUBECONFIG": str(self.kubeconfig), "NAMESPACE": "default"}
 
     @property
     def environ(self) -> dict[str, str]:
@@ -161,6 +164,13 @@ def effective(environ: Mapping[str, str]) -> Mapping[str, str]:
     """The environment with what ENV_FILE adds to it."""
     path = environ.get("ENV_FILE", "").strip()
     return ChainMap(dict(environ), read_env_file(path)[0]) if path else environ
+
+
+def _free_port() -> int:
+    """For the probes: the usual one may be somebody else's."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def redis_server() -> Path:

@@ -45,6 +45,7 @@ class Control:
         self._retries = parts.retries
         self._stop = parts.stop
         self._clock = parts.clock
+        self._pulse = parts.pulse
         self._lease_s = parts.lease_s
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -92,7 +93,9 @@ class Control:
     def run(self) -> None:
         """Until the stop. Raises Stopping."""
         while not self._stop.is_set():
-            if self._retries.forever("follow scale_downs", self.step):
+            busy = self._retries.forever("follow scale_downs", self.step)
+            self._pulse.beat()
+            if busy:
                 self._wake.wait(BUSY_WAIT_S)
             self._wake.clear()
 

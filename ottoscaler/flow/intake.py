@@ -110,12 +110,14 @@ class Reader:
         self._retries = parts.retries
         self._stop = parts.stop
         self._clock = parts.clock
+        self._pulse = parts.pulse
         self._recover_at = 0.0
 
     def run(self) -> None:
         """Until the stop. Raises Stopping."""
         while not self._stop.is_set():
             self._retries.forever("read the event stream", self.step)
+            self._pulse.beat()
 
     def step(self, wait_s: float = ROOM_WAIT_S) -> None:
         """Read and accept as much as there is room for, waiting at most so long for room. Raises StreamUnavailable."""

@@ -41,6 +41,7 @@ class Lease:
         self._pool = pool
         self._stop = parts.stop
         self._clock = parts.clock
+        self._pulse = parts.pulse
         self._lease_s = parts.lease_s
         self._ttl_s = parts.settings.keys.task_ttl_s
         self._consumer, self._boot = me.rsplit("/", 1)
@@ -64,9 +65,11 @@ class Lease:
         try:
             with self._turn:
                 self._step()
+            self._pulse.beat()
         except Unavailable as error:
             self._calm_at = self._clock.now() + self._lease_s
             _log.warning("lease.outage", "Cannot renew our leases: %s", error, error=str(error))
+            self._pulse.missed(f"cannot renew our leases: {error}")
             pause_s = OUTAGE_PAUSE_S
         self._pool.pump()
         return pause_s

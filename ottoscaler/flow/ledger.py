@@ -154,6 +154,13 @@ class Ledger:
                 self._busy += 1
             return job
 
+    def takeable(self) -> bool:
+        """Would `take` give a worker now? Where it would for long, nobody asks."""
+        with self._lock:
+            self._wake_due()
+            ready = bool(self._first or (self._has_room() and (self._due or self._fresh)))
+            return ready and self._busy < self._max_workers
+
     def take_cancelled(self) -> Job | None:
         """The next cancelled worker that holds no thread; its two writes are done by whoever asks."""
         with self._lock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ottoscaler.flow.ledger import Ledger
+from ottoscaler.flow.pulse import Pulse
 from ottoscaler.flow.registry import Registry
 from ottoscaler.flow.stop import Stop
 from ottoscaler.metrics import Metrics
@@ -26,6 +27,7 @@ class Parts:
     stop: Stop
     clock: Clock
     metrics: Metrics
+    pulse: Pulse
 
     @property
     def lease_s(self) -> float:

@@ -26,6 +26,7 @@ class Pool:
         self._runner = runner
         runner.connect(self.pump)
         self._stop = parts.stop
+        self._pulse = parts.pulse
         self._executor = executor or ThreadPoolExecutor(parts.settings.flow.max_workers, thread_name_prefix="worker")
         self._lock = threading.Lock()
         self._closed = False  # guarded by _lock: nothing may be submitted to a closed executor
@@ -86,5 +87,6 @@ class Pool:
     def _run(self, job: Job) -> None:
         following: Job | None = job
         while following is not None:
+            self._pulse.moved()
             self._runner.run(following)
             following = self.next_after(following)

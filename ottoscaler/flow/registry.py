@@ -190,6 +190,12 @@ class Registry:
         """Live pods of the tasks that are ours."""
         return self._owned_live
 
+    @property
+    def awaiting(self) -> int:
+        """Workers whose threads wait for what comes next of their pods."""
+        with self._lock:
+            return sum(waiter.future is not None for waiter in self._waiters.values())
+
     def own(self, event_hash: str) -> None:
         """This event's pods count as ours from now on."""
         with self._lock:

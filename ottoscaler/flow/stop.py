@@ -53,11 +53,14 @@ class Stop:
         self._threads.append(thread)
         thread.start()
 
-    def join(self, clock: Clock, deadline: float) -> list[str]:
-        """Wait until all threads have ended, at most until the deadline; returns the names of those that have not."""
-        for thread in self._threads:
+    def join(self, clock: Clock, deadline: float, *, besides: str = "") -> list[str]:
+        """Wait until all threads (besides the one of that name) have ended, at most until the deadline;
+        returns the names of those that have not.
+        """
+        threads = [thread for thread in self._threads if thread.name != besides]
+        for thread in threads:
             thread.join(max(0.0, deadline - clock.now()))
-        return [thread.name for thread in self._threads if thread.is_alive()]
+        return [thread.name for thread in threads if thread.is_alive()]
 
     def _supervise(self, name: str, run: Callable[[], None]) -> None:
         try:

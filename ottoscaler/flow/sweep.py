@@ -35,6 +35,7 @@ class Sweep:
         self._pool = pool
         self._stop = parts.stop
         self._clock = parts.clock
+        self._pulse = parts.pulse
         self._lease_s = parts.lease_s
         self._ttl_s = parts.settings.keys.task_ttl_s
         self._unknown_since: dict[str, float] = {}
@@ -44,8 +45,10 @@ class Sweep:
         while not self._stop.wait(min(SWEEP_EVERY_S, self._lease_s)):
             try:
                 self.once()
+                self._pulse.beat()
             except (Unavailable, ClusterRejected) as error:
                 _log.warning("sweep.outage", "The sweep was cut short: %s", error, error=str(error))
+                self._pulse.missed(f"the sweep was cut short: {error}")
 
     def once(self) -> None:
         """One look at all pods. Raises Unavailable or ClusterRejected; what was not done is done by the next."""

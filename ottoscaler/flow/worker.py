@@ -105,6 +105,7 @@ class Runner:
 
     def _advance(self, job: Job, observation: Observation) -> None:
         parts, before = self._parts, job.life
+        parts.pulse.moved()
         job.life = lifecycle.step(before, observation, parts.clock.now(), parts.settings.worker)
         if not _may_be_there(job.life) and parts.ledger.settled(job):
             self._pump()

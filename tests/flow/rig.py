@@ -24,6 +24,7 @@ from ottoscaler.flow.lease import TICK_S, Lease
 from ottoscaler.flow.ledger import Ledger
 from ottoscaler.flow.parts import Parts
 from ottoscaler.flow.pool import Pool
+from ottoscaler.flow.pulse import Pulse
 from ottoscaler.flow.registry import Registry
 from ottoscaler.flow.stop import Stop
 from ottoscaler.flow.sweep import Sweep
@@ -107,9 +108,11 @@ class Rig:
         self.ledger = Ledger(
             self.registry, self.clock, instance=instance, max_workers=flow.max_workers, read_ahead=flow.read_ahead
         )
+        self.pulse = Pulse(self.clock)
         self.parts = Parts(
             self.settings, self.stream, self.cluster, self.registry, self.ledger,
-            Retries(Hasty(self.stop.event), self.metrics), self.stop, self.clock, self.metrics,
+            Retries(Hasty(self.stop.event), self.metrics, self.pulse.missed), self.stop, self.clock, self.metrics,
+            self.pulse,
         )  # fmt: skip
         self.runner = Runner(self.parts)
         self.pool = Pool(self.parts, self.runner)
@@ -134,6 +137,7 @@ class Rig:
     def start(self, *names: str) -> None:
         """Spawn these threads; returns when the cluster's state is known, where a watch is among them."""
         for name in names:
+            self.pulse.expect(name)
             self.stop.spawn(name, getattr(self, name).run)
         if "watch" in names:
             eventually(lambda: self.registry.known, what="the first list of pods")

@@ -9,7 +9,7 @@ import pytest
 
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Stopping, StreamUnavailable
 from ottoscaler.metrics import Metrics
-from ottoscaler.retries import MAX_PAUSE_S, Retries
+from ottoscaler.retries import MAX_ASKED_S, MAX_PAUSE_S, Retries
 from tests.flow.conftest import Lines
 
 
@@ -64,6 +64,20 @@ def test_what_the_server_asks_for_is_respected() -> None:
     pauses = Pauses()
     Retries(pauses, Metrics()).call("do it", failing(1, ClusterUnavailable("full", retry_after_s=7)))
     assert pauses.seen[0] >= 7
+
+
+def test_what_the_server_asks_for_is_not_respected_for_ever() -> None:
+    """The pause holds a thread: a server that asks for an hour gets it for a quarter of a minute."""
+    pauses = Pauses()
+    Retries(pauses, Metrics()).forever("do it", failing(1, ClusterUnavailable("full", retry_after_s=3600)))
+    assert pauses.seen == [MAX_ASKED_S]
+
+
+def test_each_failed_try_is_told() -> None:
+    """So that whoever tries for ever is seen to be alive."""
+    told: list[str] = []
+    Retries(Pauses(), Metrics(), told.append).forever("do it", failing(3, StreamUnavailable("away")))
+    assert told == ["cannot do it: away"] * 3
 
 
 def test_pauses_grow_up_to_a_limit() -> None:

@@ -63,6 +63,18 @@ def test_the_first_cause_stays() -> None:
     assert stop.cause is first
 
 
+def test_one_thread_may_outlive_the_others() -> None:
+    """The one that answers probes is not waited for until all is done."""
+    stop, release = Stop(), threading.Event()
+    stop.spawn("reader", stop.wait)  # type: ignore[arg-type]
+    stop.spawn("web", lambda: release.wait(30) and None)
+    stop.set()
+    clock = SystemClock()
+    assert stop.join(clock, clock.now() + 5, besides="web") == []
+    release.set()
+    assert joined(stop) == []
+
+
 @pytest.mark.contract("2.SHUTDOWN_GRACE_S")
 def test_threads_that_hang_are_named() -> None:
     """Nobody waits for them beyond the deadline."""

@@ -1,0 +1,198 @@
+"""The HTTP port: probes and figures for whoever watches the process. It only asks, and decides nothing.
+
+Anybody who reaches the port may open connections, so nothing that a client does may cost more than a little: one
+request per connection, a few threads, an end for every connection; when all threads are taken, the oldest connection
+makes room. So somebody who sends a byte a second keeps nobody else from an answer.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Final
+
+from ottoscaler import logs
+from ottoscaler.errors import ConfigError
+from ottoscaler.settings import WebSettings
+
+#: Connections at once, so threads.
+CONNECTIONS: Final = 16
+#: Longest wait for the next byte, and longest life of a connection, seconds.
+SILENCE_S: Final = 5.0
+LIFE_S: Final = 10.0
+#: How often the end is looked for, seconds.
+TICK_S: Final = 0.25
+TEXT: Final = "text/plain; charset=utf-8"
+#: Bodies of requests that we refuse are read so far, so that the client sees our answer and not a broken connection.
+_BODY_BYTES: Final = 65536
+
+_log = logs.get(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """An answer."""
+
+    body: bytes
+    status: int = 200
+    content_type: str = TEXT
+
+
+def verdict(troubles: Sequence[str]) -> Page:
+    """A probe's answer: `ok`, or 503 with one line for each thing that is wrong."""
+    if not troubles:
+        return Page(b"ok\n")
+    return Page("".join(f"{line}\n" for line in troubles).encode(), 503)
+
+
+class Web:
+    """Serves pages. `run` is the body of one thread; `close` ends it; both are called once."""
+
+    def __init__(self, settings: WebSettings, pages: Mapping[str, Callable[[], Page]]) -> None:
+        """Bind the port. Arguments: where, and what is to be found at which path. Raises ConfigError if it cannot."""
+        try:
+            self._server = _Server(settings.address, settings.port, pages)
+        except OSError as error:
+            where = f"HTTP_PORT={settings.port}: expected a port that is free at HTTP_ADDRESS={settings.address}"
+            raise ConfigError((f"{where} ({error.strerror or error}); 0 for none",)) from error
+        self._closing = threading.Event()
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return int(self._server.server_address[1])
+
+    def run(self) -> None:
+        """Answer until `close`."""
+        while not self._closing.is_set():
+            self._server.handle_request()
+            self._server.end_old()
+        self._server.server_close()
+
+    def close(self) -> None:
+        """Let `run` come to its end; does not wait."""
+        self._closing.set()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 64
+    timeout = TICK_S
+
+    def __init__(self, address: str, port: int, pages: Mapping[str, Callable[[], Page]]) -> None:
+        self.pages = pages
+        self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self._lock = threading.Lock()
+        self._open: dict[Any, float] = {}  # guarded by _lock: connection -> when it ends; the oldest first
+        self._free = threading.BoundedSemaphore(CONNECTIONS)
+        super().__init__((address, port), _Handler)
+
+    def server_bind(self) -> None:
+        """As the plain TCP server does: HTTPServer would ask the DNS for our name."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """In a thread of its own; the oldest connection makes room. Where that takes too long, this one is closed."""
+        if not self._free.acquire(blocking=False):
+            self._end_oldest()
+            if not self._free.acquire(timeout=TICK_S):
+                self.shutdown_request(request)
+                return
+        with self._lock:
+            self._open[request] = time.monotonic() + LIFE_S
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # no thread is to be had
+            self._ended(request)
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """The body of that thread."""
+        threading.current_thread().name = "web-request"
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._ended(request)
+
+    def end_old(self) -> None:
+        """End the connections that have lived too long."""
+        now = time.monotonic()
+        with self._lock:
+            old = [request for request, until in self._open.items() if until < now]
+        for request in old:
+            _shut(request)
+
+    def _ended(self, request: Any) -> None:
+        with self._lock:
+            del self._open[request]
+        self._free.release()
+
+    def _end_oldest(self) -> None:
+        with self._lock:
+            oldest = next(iter(self._open), None)
+        if oldest is not None:
+            _shut(oldest)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away is no error; anything else is a defect of ours, and the next request may be well."""
+        if not isinstance(sys.exception(), OSError):
+            _log.exception("web.failed", "Our own code failed on an HTTP request")
+
+
+class _Handler(BaseHTTPRequestHandler):
+    timeout = SILENCE_S
+    server: _Server
+
+    def do_GET(self) -> None:
+        """The page, or that there is none."""
+        look = self.server.pages.get(self.path.partition("?")[0])
+        self._send(Page(b"not found\n", 404) if look is None else look())
+
+    do_HEAD = do_GET
+
+    def _refuse(self) -> None:
+        length = self.headers.get("Content-Length") or ""
+        self.rfile.read(min(int(length), _BODY_BYTES) if length.isdigit() else 0)
+        self._send(Page(b"only GET and HEAD\n", 405))
+
+    do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_TRACE = do_CONNECT = _refuse
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What the standard library refuses by itself, in our own form: a method of no known name, a broken request."""
+        status = 405 if code == 501 else code
+        self._send(Page(f"{message or 'bad request'}\n".encode("ascii", "replace"), status))
+
+    def _send(self, page: Page) -> None:
+        self.send_response(page.status)
+        self.send_header("Content-Type", page.content_type)
+        self.send_header("Content-Length", str(len(page.body)))
+        self.send_header("Cache-Control", "no-store")
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("Connection", "close")
+        if page.status == 405:
+            self.send_header("Allow", "GET, HEAD")
+        self.end_headers()
+        self.close_connection = True
+        if self.command != "HEAD":
+            self.wfile.write(page.body)
+
+    def version_string(self) -> str:
+        """Not which Python it is."""
+        return "ottoscaler"
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Requests are not logged: probes come all the time."""
+
+
+def _shut(request: Any) -> None:
+    with suppress(OSError):
+        request.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,83 @@
+"""What the probes say: is the process to be restarted (`/livez`), and is it of use (`/readyz`)?
+
+`/livez` is red when a loop has given no sign of life for FROZEN_S. A failed try is one, so an outage of Redis or of the
+API server, however long, restarts nobody; a thread that hangs does. A sign of life is an iteration, a failed try that
+was handled, or the answer to a call inside an iteration (one sweep over a thousand pods with a slow server is long).
+
+`/readyz` is red while the process starts or stops; when the last call to Redis or to the API server failed; when a loop
+has only failed for FAILING_S (a server that answers, and refuses just this); and when there has been work for STUCK_S
+while no worker got a step further. Work is a worker that would be given a thread now (so there is a thread, room below
+MAX_WORKERS, and the cluster's state is known), or a worker that holds a thread and does not wait for its pod. So an
+idle process is ready, one whose pods all run is ready, and one that waits for a quota is ready: its workers have given
+their threads back until their next try. Unread and unaccepted entries need no rule of their own: a reader that comes
+round has read all that there is room for, one that fails is failing, one that hangs is frozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from ottoscaler.core.results import rfc3339
+from ottoscaler.flow.ledger import Ledger
+from ottoscaler.flow.pulse import Pulse, Trouble
+from ottoscaler.flow.registry import Registry
+
+#: Longer than the longest wait of any loop: a silent watch is noticed after 43 s.
+FROZEN_S: Final = 60.0
+#: One cut connection is no outage.
+FAILING_S: Final = 10.0
+#: Longer than all tries of the longest call of a worker.
+STUCK_S: Final = 120.0
+
+
+class Health:
+    """Looks at the signs of life. Any thread; does no I/O."""
+
+    def __init__(self, pulse: Pulse, ledger: Ledger, registry: Registry) -> None:
+        self._pulse = pulse
+        self._ledger = ledger
+        self._registry = registry
+
+    def livez(self) -> list[str]:
+        """Why the process should be restarted, one line each; empty: it should not."""
+        return _lines(frozen(self._pulse.ages()))
+
+    def readyz(self) -> list[str]:
+        """Why the process is of no use now, one line each; empty: it is."""
+        busy, waiting = self._ledger.counts()
+        hands = busy - self._registry.awaiting
+        still = self._pulse.still(self._ledger.takeable() or hands > 0)
+        phase = self._pulse.idle_phase()
+        told = [*phase, *self._pulse.out_of_reach(), *failing(self._pulse.failing())]
+        return _lines([*told, *([] if phase else stuck(still, waiting, hands))])
+
+
+def frozen(ages: Iterable[Trouble]) -> list[Trouble]:
+    """The loops whose last sign of life is too old."""
+    return [
+        Trouble(f"loop {age.what}", "no sign of life", age.since, age.lasted_s)
+        for age in ages
+        if age.lasted_s > FROZEN_S
+    ]
+
+
+def failing(misses: Iterable[Trouble]) -> list[Trouble]:
+    """The loops that have only failed for too long."""
+    return [
+        Trouble(f"loop {miss.what}", miss.why, miss.since, miss.lasted_s)
+        for miss in misses
+        if miss.lasted_s > FAILING_S
+    ]
+
+
+def stuck(still: Trouble, waiting: int, hands: int) -> list[Trouble]:
+    """Work, and nobody gets on with it."""
+    if still.lasted_s <= STUCK_S:
+        return []
+    why = f"nothing moves, with {waiting} waiting for a thread and {max(hands, 0)} that hold one and wait for no pod"
+    return [Trouble(still.what, why, still.since, still.lasted_s)]
+
+
+def _lines(troubles: Iterable[Trouble]) -> list[str]:
+    return [" ".join(f"{each.what}: {each.why}, since {rfc3339(each.since)}".split()) for each in troubles]

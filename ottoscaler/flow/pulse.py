@@ -1,0 +1,157 @@
+"""What tells whether the process is alive: when each loop last did something, what each server last said, and how often
+a worker got on.
+
+Only noted here; what is too old is decided in health.py. A loop is known by the name of its thread, so that the clients
+of the servers and the retries, which know no loop, can note for whichever is calling them.
+
+Ages are counted in time that this process was awake: between two looks at the clock at most LAPSE_S counts. A process
+that was stopped as a whole (SIGSTOP, a paused machine) would else wake up with old signs of life and be killed at once,
+although each of its loops is about to go on. Every sign and every probe is a look, so in a process that runs nothing is
+lost.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, replace
+from typing import Final
+
+from ottoscaler.ports import Clock
+
+#: More than a probe's usual period, and little enough beside FROZEN_S that a loop which was in the middle of its
+#: longest wait has time to come round.
+LAPSE_S: Final = 10.0
+REDIS: Final = "Redis"
+KUBERNETES: Final = "Kubernetes"
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """What is wrong, since when (seconds since the epoch), and for how long the process was awake meanwhile."""
+
+    what: str
+    why: str
+    since: float
+    lasted_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Sign:
+    """A moment by both clocks, and what was wrong then."""
+
+    at: float
+    awake_s: float
+    why: str = ""
+
+
+class Pulse:
+    """Signs of life. Any thread."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._looked_at = clock.now()
+        # all guarded by _lock
+        self._awake_s = 0.0
+        self._beats: dict[str, _Sign] = {}
+        self._misses: dict[str, _Sign] = {}
+        start = self._now()
+        self._servers = {name: replace(start, why="not reached yet") for name in (REDIS, KUBERNETES)}
+        self._phase = replace(start, why="starting")
+        self._moves = 0
+        self._still = start
+        self._moves_then = 0
+        self._worked = False
+
+    # -- loops
+
+    def expect(self, name: str) -> None:
+        """A loop begins: from now on its signs of life are missed."""
+        with self._lock:
+            self._beats[name] = self._now()
+
+    def beat(self) -> None:
+        """The loop that calls has finished an iteration."""
+        name = threading.current_thread().name
+        with self._lock:
+            if name in self._beats:
+                self._beats[name] = self._now()
+                self._misses.pop(name, None)
+
+    def missed(self, why: str) -> None:
+        """An iteration of the loop that calls failed, and this was handled: a sign of life all the same."""
+        name = threading.current_thread().name
+        with self._lock:
+            if name in self._beats:
+                now = self._beats[name] = self._now()
+                first = self._misses.get(name, now)
+                self._misses[name] = replace(first, why=why)
+
+    # -- servers
+
+    def heard(self, server: str, error: str = "") -> None:
+        """A call was answered, or failed with this error. It is a sign of life of the loop that made it, too."""
+        name = threading.current_thread().name
+        with self._lock:
+            now = self._now()
+            if name in self._beats:
+                self._beats[name] = now
+            if error:
+                first = self._servers.get(server, now)
+                self._servers[server] = replace(first, why=error)
+            else:
+                self._servers.pop(server, None)
+
+    # -- the whole
+
+    def phase(self, why: str) -> None:
+        """Why the process takes no work now ("starting", "stopping", …); empty: it does."""
+        with self._lock:
+            self._phase = replace(self._now(), why=why)
+
+    def moved(self) -> None:
+        """A worker got a step further."""
+        with self._lock:
+            self._moves += 1
+
+    # -- for those who look
+
+    def ages(self) -> list[Trouble]:
+        """Each loop, since its last sign of life."""
+        with self._lock:
+            return [self._trouble(name, sign) for name, sign in self._beats.items()]
+
+    def failing(self) -> list[Trouble]:
+        """Loops whose last iteration failed, since the first that did."""
+        with self._lock:
+            return [self._trouble(name, sign) for name, sign in self._misses.items()]
+
+    def out_of_reach(self) -> list[Trouble]:
+        """Servers that did not answer the last call, since the first that failed."""
+        with self._lock:
+            return [self._trouble(name, sign) for name, sign in self._servers.items()]
+
+    def idle_phase(self) -> list[Trouble]:
+        """Why the process takes no work, if it does not."""
+        with self._lock:
+            return [self._trouble("controller", self._phase)] if self._phase.why else []
+
+    def still(self, work: bool) -> Trouble:
+        """Since when there has been work at every look while no worker got a step further."""
+        with self._lock:
+            now = self._now()
+            if not (work and self._worked) or self._moves != self._moves_then:
+                self._still, self._moves_then = now, self._moves
+            self._worked = work
+            return self._trouble("workers", self._still)
+
+    # -- under the lock
+
+    def _now(self) -> _Sign:
+        now = self._clock.now()
+        self._awake_s += min(now - self._looked_at, LAPSE_S)
+        self._looked_at = now
+        return _Sign(now, self._awake_s)
+
+    def _trouble(self, what: str, sign: _Sign) -> Trouble:
+        return Trouble(what, sign.why, sign.at, self._now().awake_s - sign.awake_s)

@@ -1,0 +1,172 @@
+"""The HTTP port: what it answers, and that no client can keep others from an answer."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from ottoscaler.adapters import web as web_module
+from ottoscaler.adapters.web import CONNECTIONS, Page, Web, verdict
+from ottoscaler.errors import ConfigError
+from ottoscaler.flow.stop import Stop
+from ottoscaler.settings import WebSettings
+from tests.fakes.clock import SystemClock
+from tests.fakes.wait import eventually
+
+pytestmark = pytest.mark.contract("2.probes")
+
+PAGES: Mapping[str, Callable[[], Page]] = {"/": lambda: Page(b"hello\n"), "/red": lambda: verdict(["a", "b"])}
+
+
+@contextmanager
+def serving(pages: Mapping[str, Callable[[], Page]] = PAGES, address: str = "127.0.0.1") -> Iterator[int]:
+    """A server in a thread; the port that it got. No thread is left."""
+    before, stop = threading.active_count(), Stop()
+    web = Web(WebSettings(port=0, address=address), pages)
+    stop.spawn("web", web.run)
+    try:
+        yield web.port
+    finally:
+        stop.set()
+        web.close()
+        assert stop.join(SystemClock(), SystemClock().now() + 5) == []
+        eventually(lambda: threading.active_count() <= before, 5, "the threads to end")
+    assert stop.cause is None
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """A server with PAGES."""
+    with serving() as found:
+        yield found
+
+
+def ask(port: int, path: str = "/", method: str = "GET", body: bytes | None = None) -> tuple[int, bytes, str]:
+    """Status, body and content type of an answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request(method, path, body)
+        answer = connection.getresponse()
+        return answer.status, answer.read(), answer.headers["Content-Type"]
+    finally:
+        connection.close()
+
+
+def test_a_page_is_answered(port: int) -> None:
+    """With or without a query."""
+    assert ask(port) == (200, b"hello\n", "text/plain; charset=utf-8")
+    assert ask(port, "/?verbose")[0] == 200
+
+
+def test_a_probe_is_green_or_says_why_not() -> None:
+    """One line for each thing that is wrong."""
+    assert verdict([]) == Page(b"ok\n")
+    assert verdict(["a", "b"]) == Page(b"a\nb\n", 503)
+
+
+def test_red_is_503(port: int) -> None:
+    """What a kubelet takes for a failure."""
+    assert ask(port, "/red")[:2] == (503, b"a\nb\n")
+
+
+def test_head_is_the_same_without_the_body(port: int) -> None:
+    """With its length."""
+    with socket.create_connection(("127.0.0.1", port), 5) as client:
+        client.sendall(b"HEAD /red HTTP/1.1\r\nHost: x\r\n\r\n")
+        head, _, body = b"".join(iter(lambda: client.recv(4096), b"")).partition(b"\r\n\r\n")
+    assert b" 503 " in head.splitlines()[0]
+    assert b"Content-Length: 4" in head
+    assert body == b""
+
+
+def test_an_unknown_path_is_404(port: int) -> None:
+    """Also one that only begins like a known one."""
+    assert [ask(port, path)[0] for path in ("/livez2", "/red/", "/../etc/passwd")] == [404] * 3
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "BREW"])
+def test_another_method_is_405(port: int, method: str) -> None:
+    """Whatever it is, with or without a body."""
+    assert ask(port, "/", method)[0] == 405
+    assert ask(port, "/", method, b"x" * 1000)[0] == 405
+
+
+@pytest.mark.parametrize(
+    "request_", [b"nonsense\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET /" + b"x" * 70_000, b"\x16\x03\x01\r\n\r\n"]
+)
+def test_nonsense_ends_only_its_own_connection(port: int, request_: bytes) -> None:
+    """The next client is answered."""
+    with socket.create_connection(("127.0.0.1", port), 5) as client:
+        client.sendall(request_)
+        client.shutdown(socket.SHUT_WR)
+        client.settimeout(5)
+        while client.recv(4096):
+            continue
+    assert ask(port)[0] == 200
+
+
+def test_slow_clients_keep_nobody_from_an_answer(port: int) -> None:
+    """Many more of them than there are threads, each in the middle of its request."""
+    with ExitStack() as opened:
+        for _ in range(3 * CONNECTIONS):
+            client = opened.enter_context(socket.create_connection(("127.0.0.1", port), 5))
+            client.sendall(b"GET / HTTP/1.1\r\nX-Slow: ")
+        assert ask(port)[0] == 200
+        requests = [thread for thread in threading.enumerate() if thread.name == "web-request"]
+        assert len(requests) <= CONNECTIONS
+
+
+def test_a_client_that_never_ends_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that keeps sending a byte, so that it is never silent."""
+    monkeypatch.setattr(web_module, "LIFE_S", 0.5)
+    with serving() as port, socket.create_connection(("127.0.0.1", port), 5) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nX-Slow: ")
+
+        def cut() -> bool:
+            try:
+                client.sendall(b"x")
+            except OSError:
+                return True
+            return False
+
+        eventually(cut, 5, "the connection to be cut")
+
+
+def test_a_page_that_fails_ends_only_its_own_connection(port: int) -> None:
+    """A defect of ours is told in the log, and the port goes on."""
+
+    def broken() -> Page:
+        raise ZeroDivisionError
+
+    with serving({"/": lambda: Page(b"well\n"), "/broken": broken}) as other:
+        with pytest.raises(http.client.RemoteDisconnected):
+            ask(other, "/broken")
+        assert ask(other)[1] == b"well\n"
+
+
+@pytest.mark.contract("2.HTTP_PORT")
+def test_a_port_in_use_is_a_fault_of_the_configuration(port: int) -> None:
+    """Variable, value, what is expected and what is wrong."""
+    with pytest.raises(ConfigError) as caught:
+        Web(WebSettings(port=port), PAGES)
+    (fault,) = caught.value.faults
+    assert fault.startswith(f"HTTP_PORT={port}: expected a port that is free at HTTP_ADDRESS=127.0.0.1")
+    assert "in use" in fault
+
+
+def test_an_address_that_is_not_ours_is_one_too() -> None:
+    """It is named."""
+    with pytest.raises(ConfigError, match=r"HTTP_ADDRESS=192\.0\.2\.1"):
+        Web(WebSettings(port=0, address="192.0.2.1"), PAGES)
+
+
+def test_many_requests_leave_nothing_behind(port: int) -> None:
+    """No thread, no connection."""
+    for _ in range(300):
+        assert ask(port)[0] == 200
+    eventually(lambda: not [thread for thread in threading.enumerate() if thread.name == "web-request"])

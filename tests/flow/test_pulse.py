@@ -1,0 +1,251 @@
+"""Signs of life: a loop that hangs is told from one whose server is away, and from a process that slept."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from ottoscaler.errors import ClusterUnavailable, StreamUnavailable
+from ottoscaler.flow.health import FROZEN_S, Health
+from ottoscaler.flow.pulse import LAPSE_S
+from tests.fakes.clock import ManualClock
+from tests.fakes.wait import eventually
+from tests.flow.rig import ALL, Rig
+
+pytestmark = pytest.mark.contract("2.probes")
+
+
+def health(rig: Rig) -> Health:
+    """The probes of a controller, after its start: both servers have answered."""
+    rig.pulse.phase("")
+    rig.pulse.heard("Redis")
+    rig.pulse.heard("Kubernetes")
+    return Health(rig.pulse, rig.ledger, rig.registry)
+
+
+def let_pass(rig: Rig, seconds: float) -> None:
+    """Time in which the process is awake: in steps, each of them looked at."""
+    assert isinstance(rig.clock, ManualClock)
+    while seconds > 0:
+        rig.clock.advance(min(seconds, LAPSE_S / 2))
+        rig.pulse.ages()
+        seconds -= LAPSE_S / 2
+
+
+def frozen_loops(probes: Health) -> set[str]:
+    """The loops that `/livez` names."""
+    return {line.partition(":")[0].removeprefix("loop ") for line in probes.livez()}
+
+
+@contextmanager
+def hanging(rig: Rig, call: str) -> Iterator[threading.Event]:
+    """The next call of this name to Redis or Kubernetes never comes back, until the end of the block. The event says
+    that it has come.
+    """
+    there, release = threading.Event(), threading.Event()
+
+    def hang(name: str, *_: object) -> None:
+        if name == call and not there.is_set():
+            there.set()
+            release.wait(30)
+
+    rig.redis.on_call = rig.world.kubernetes.on_call = hang
+    try:
+        yield there
+    finally:
+        release.set()
+
+
+@pytest.mark.parametrize(
+    ("loop", "call"), [("lease", "expired"), ("reader", "read"), ("control", "peek"), ("sweep", "known")]
+)
+def test_a_loop_that_hangs_is_named_after_a_minute(loop: str, call: str) -> None:
+    """It alone, and not before: the others have come round meanwhile."""
+    with Rig(threads=ALL, LEASE_S=3) as rig:
+        probes = health(rig)
+        with hanging(rig, call) as there:
+            eventually(there.is_set, 10, "the loop to come by")
+            let_pass(rig, FROZEN_S - LAPSE_S)
+            eventually(lambda: probes.livez() == [])
+            let_pass(rig, 2 * LAPSE_S)
+            eventually(lambda: frozen_loops(probes) <= {loop, "sweep", "watch"})
+            assert loop in frozen_loops(probes)
+            (line,) = (line for line in probes.livez() if loop in line)
+            assert line == f"loop {loop}: no sign of life, since 2023-11-14T22:13:20.000Z"
+
+
+def test_a_watch_that_hangs_is_named() -> None:
+    """In its list: there a loop waits for nobody."""
+    with Rig(threads=["watch"]) as rig:
+        probes = health(rig)
+        with hanging(rig, "list") as there:
+            rig.world.kubernetes.end_watches(ClusterUnavailable("broken"))
+            eventually(there.is_set, 10, "the list")
+            let_pass(rig, FROZEN_S + LAPSE_S)
+            assert frozen_loops(probes) == {"watch"}
+
+
+def test_an_outage_restarts_nobody() -> None:
+    """However long: each failed try is a sign of life, and `/readyz` says what is wrong."""
+    with Rig(threads=["watch", "lease", "control", "reader"], LEASE_S=3) as rig:
+        probes = health(rig)
+        rig.redis.set_down(True)
+        rig.world.kubernetes.refuse_next("list", ClusterUnavailable("away"), times=1_000_000)
+        rig.world.kubernetes.end_watches(ClusterUnavailable("broken"))
+        for _ in range(4):
+            let_pass(rig, FROZEN_S / 2)
+            eventually(lambda: probes.livez() == [], what="a try of each loop")
+        told = "\n".join(probes.readyz())
+        for loop in ("watch", "lease", "control", "reader"):
+            assert f"loop {loop}: " in told
+        rig.world.kubernetes._faults.clear()
+        rig.redis.set_down(False)
+        eventually(lambda: probes.readyz() == [], 10, "all to be well again")
+
+
+def test_a_process_that_slept_is_not_frozen() -> None:
+    """Its signs of life are all old when it wakes up, and its loops are about to go on."""
+    with Rig() as rig:
+        for name in ALL:
+            rig.pulse.expect(name)
+        probes = health(rig)
+        assert isinstance(rig.clock, ManualClock)
+        rig.clock.advance(3600)
+        assert probes.livez() == []
+        let_pass(rig, FROZEN_S)
+        assert frozen_loops(probes) == set(ALL)
+
+
+def test_a_call_inside_an_iteration_is_a_sign_of_life() -> None:
+    """One sweep over many pods may take longer than a minute."""
+    with Rig() as rig:
+        rig.pulse.expect(threading.current_thread().name)
+        probes = health(rig)
+        for _ in range(10):
+            let_pass(rig, FROZEN_S / 2)
+            rig.pulse.heard("Kubernetes")
+        assert probes.livez() == []
+
+
+def test_a_server_out_of_reach_is_named_since_its_first_error() -> None:
+    """With its last one, on one line; an answer ends it."""
+    with Rig() as rig:
+        probes = health(rig)
+        rig.pulse.heard("Redis", "first")
+        let_pass(rig, 60)
+        rig.pulse.heard("Redis", "Redis at h:1 is\nout of reach")
+        assert probes.readyz() == ["Redis: Redis at h:1 is out of reach, since 2023-11-14T22:13:20.000Z"]
+        rig.pulse.heard("Redis")
+        assert probes.readyz() == []
+
+
+def test_a_single_failure_of_a_loop_is_no_outage() -> None:
+    """One that lasts is, though the server answers others."""
+    with Rig() as rig:
+        rig.pulse.expect(threading.current_thread().name)
+        probes = health(rig)
+        rig.pulse.missed("no permission")
+        assert probes.readyz() == []
+        let_pass(rig, 20)
+        rig.pulse.missed("no permission")
+        (line,) = probes.readyz()
+        assert line == "loop MainThread: no permission, since 2023-11-14T22:13:20.000Z"
+        rig.pulse.beat()
+        assert probes.readyz() == []
+
+
+def test_it_is_not_ready_before_the_start_and_at_the_stop() -> None:
+    """Both servers are named until they have answered."""
+    with Rig() as rig:
+        probes = Health(rig.pulse, rig.ledger, rig.registry)
+        assert [line.partition(",")[0] for line in probes.readyz()] == [
+            "controller: starting", "Redis: not reached yet", "Kubernetes: not reached yet",
+        ]  # fmt: skip
+        assert health(rig).readyz() == []
+        rig.pulse.phase("stopping")
+        assert probes.readyz()[0].startswith("controller: stopping")
+
+
+class TestWork:
+    """Work, room for it, and nothing moves."""
+
+    def test_idle_is_ready(self) -> None:
+        """For hours."""
+        with Rig(threads=["watch"]) as rig:
+            probes = health(rig)
+            for _ in range(100):
+                let_pass(rig, 100)
+                assert probes.readyz() == []
+
+    def test_work_that_nobody_takes_is_not(self) -> None:
+        """There is room and a free thread, and after two minutes the worker has neither."""
+        with Rig(threads=["watch"]) as rig:
+            probes = health(rig)
+            rig.intake.connect(pump=lambda: None, control=lambda task: None)
+            rig.accept()
+            let_pass(rig, 100)
+            assert probes.readyz() == []
+            let_pass(rig, 100)
+            assert probes.readyz() == []  # the first look was 100 s ago
+            let_pass(rig, 100)
+            (line,) = probes.readyz()
+            assert line.startswith("workers: nothing moves, with 1 waiting for a thread and 0 that hold one")
+            rig.pool.pump()
+            eventually(lambda: probes.readyz() == [])
+
+    def test_pods_that_run_are_no_standstill(self) -> None:
+        """At full capacity, with others waiting."""
+        with Rig(threads=["watch"], MAX_WORKERS=1) as rig:
+            probes = health(rig)
+            rig.pod(rig.accept(pod_count=3))
+            assert rig.ledger.counts() == (1, 2)
+            for _ in range(5):
+                let_pass(rig, 100)
+                assert probes.readyz() == []
+
+    def test_waiting_for_a_quota_is_no_standstill(self) -> None:
+        """The worker has given its thread back until its next try."""
+        with Rig(threads=["watch"]) as rig:
+            probes = health(rig)
+            refusal = ClusterUnavailable("exceeded quota", unclear=False)
+            rig.world.kubernetes.refuse_next("create", refusal, times=1_000_000)
+            rig.accept()
+            for _ in range(50):
+                rig.pass_time(5)
+                rig.idle()
+                assert probes.readyz() == []
+
+    def test_a_pool_that_hangs_is(self) -> None:
+        """Threads are held, and by nobody who waits for a pod."""
+        with Rig(threads=["watch"], MAX_WORKERS=2) as rig:
+            probes = health(rig)
+            with hanging(rig, "intend") as there:
+                rig.accept()
+                eventually(there.is_set, 10, "the worker to come by")
+                for _ in range(3):
+                    let_pass(rig, 70)
+                    told = probes.readyz()
+                assert ["and 1 that hold one" in line for line in told] == [True]
+            eventually(lambda: probes.readyz() == [])
+
+
+def test_redis_away_is_a_sign_of_life_of_each_try() -> None:
+    """A retry on a loop's thread notes what failed; one on a worker's thread is nobody's."""
+    with Rig() as rig:
+        rig.pulse.expect(threading.current_thread().name)
+        left = [StreamUnavailable("away")]
+
+        def attempt() -> None:
+            if left:
+                raise left.pop()
+
+        rig.parts.retries.forever("read", attempt)
+        (miss,) = rig.pulse.failing()
+        assert miss.why == "cannot read: away"
+        thread = threading.Thread(target=rig.pulse.missed, args=("nobody's",), name="worker-1")
+        thread.start()
+        thread.join()
+        assert [each.why for each in rig.pulse.failing()] == ["cannot read: away"]
