@@ -13,8 +13,9 @@ import logging
 import re
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -33,6 +34,8 @@ MASK: Final = "***"
 _HEAD: Final = ("timestamp", "level", "event", "message")
 _USUAL: Final = ("event_id", "task_id", "worker", "pod", "attempt", "duration_s", "error")
 _SHORTEST_SECRET: Final = 4
+_ALIKE: Final = 100
+_FORGOTTEN_S: Final = 60.0
 _PATTERNS: Final = (
     (re.compile(r"://[^\s/?#]*@"), f"://{MASK}@"),
     (re.compile(r"(?i)\b(authorization[\"']?\s*[:=]\s*[\"']?)[^\"'\r\n,}]+"), rf"\1{MASK}"),
@@ -72,6 +75,28 @@ class Log:
         if self._logger.isEnabledFor(level):
             extra = {"otto_event": event, "otto_facts": {**_bound.get(), **facts}}
             self._logger.log(level, _fill(message, args), extra=extra)
+
+
+class Seldom:
+    """Which of many like lines are to be said: the first, the second, the fourth, the eighth … of an outage.
+
+    An outage that is long, or meets hundreds of workers, must not fill the log. Any thread.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._lock = threading.Lock()
+        self._counts: dict[str, tuple[int, float]] = {}  # guarded by _lock: how often, and when last
+
+    def is_due(self, text: str) -> bool:
+        """Is this line to be said? Lines that begin alike are alike; after a minute without any it begins anew."""
+        key, now = text[:_ALIKE], self._now()
+        with self._lock:
+            for old in [old for old, (_, last) in self._counts.items() if now - last > _FORGOTTEN_S]:
+                del self._counts[old]
+            count = self._counts.get(key, (0, now))[0] + 1
+            self._counts[key] = (count, now)
+        return count & (count - 1) == 0
 
 
 def get(name: str) -> Log:

@@ -198,8 +198,11 @@ class Stream(Protocol):
 
     def take(self, event_id: str, *, same_consumer: bool) -> OpenTask | None:
         """Take a task over: a new tenure of ours, if its lease has run out (or it was an earlier boot's).
-        None if it is not to be had.
+        None if it is not to be had. One that is ours already is told again as it is: the answer may have been lost.
         """
+
+    def owned(self) -> Sequence[str]:
+        """Event ids of the open tasks that are ours, as far as Redis knows: of some we may not have heard."""
 
     def reload(self, event_id: str) -> OpenTask | None:
         """The task as it is stored now, whoever owns it; None if it is unknown or finished."""

@@ -17,7 +17,7 @@ from ottoscaler.errors import ClusterUnavailable, Stopping, Unavailable
 from ottoscaler.metrics import Metrics
 
 #: Longest pause between two tries, seconds: short enough that a server that is back is used within two.
-MAX_PAUSE_S = 1.5
+MAX_PAUSE_S = 1.0
 FIRST_PAUSE_S = 0.1
 #: Of what a server asks for (Retry-After), so much is granted, seconds: the pause holds a thread, and a server that
 #: asks for an hour must not have one for so long.
@@ -37,6 +37,7 @@ class Retries:
         self._stopping = stopping
         self._metrics = metrics
         self._missed = missed
+        self._seldom = logs.Seldom()
 
     def call(self, what: str, attempt: Callable[[], _T], *, times: int = 4) -> _T:
         """The result of `attempt`, tried so often; then its last Unavailable. Stopping ends it between two tries."""
@@ -66,7 +67,7 @@ class Retries:
         tries = state.attempt_number
         self._missed(f"cannot {what}: {error}")
         self._metrics.retries.inc("kubernetes" if isinstance(error, ClusterUnavailable) else "redis", _reason(error))
-        if tries & (tries - 1) == 0:  # 1, 2, 4, 8 …: a long outage must not fill the log
+        if self._seldom.is_due(f"{what}: {error}"):
             _log.warning(
                 "retry.scheduled", "Cannot %s, trying again (try %d): %s", what, tries, error, error=str(error)
             )

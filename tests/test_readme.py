@@ -266,7 +266,9 @@ def _lay_out_dead_letter(client: redis.Redis) -> None:
 def test_the_controller_of_the_example_says_where_it_is(running: Running) -> None:
     """The environment wins over the file, which names another Redis; what only the file has counts."""
     (line,) = (line for line in running.lines() if line["event"] == "controller.starting")
-    assert f"Redis {running.environ['REDIS_HOST']}:{running.environ['REDIS_PORT']}," in line["message"]
+    assert (
+        f"Redis {running.environ['REDIS_HOST']}:{running.environ['REDIS_PORT']} (user ottoscaler)," in line["message"]
+    )
     assert "namespace default" in line["message"]
 
 

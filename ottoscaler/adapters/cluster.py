@@ -131,6 +131,7 @@ class KubeCluster:
                     if line and (event := _watch_event(line)) is not None:
                         yield event
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            self._http.drop_idle()
             broken = ClusterUnavailable(f"the watch of pods broke off ({' '.join(str(error).split())[:200]})")
             self._heard(str(broken))
             raise broken from error

@@ -150,7 +150,14 @@ class KubeHttp:
         self._heard(str(error) if response.status >= 500 or response.status == 401 else "")
         raise error
 
+    def drop_idle(self) -> None:
+        """Close the connections that nobody uses just now: when one is dead, so may be the others, and each would cost
+        whoever uses it next a time-out.
+        """
+        self._pool.clear()
+
     def _broken(self, error: Exception, *, unclear: bool) -> ClusterUnavailable:
+        self.drop_idle()
         text = " ".join(str(error).split())[:300]
         told = ClusterUnavailable(f"the Kubernetes API at {self.address} does not answer ({text})", unclear=unclear)
         self._heard(str(told))

@@ -213,6 +213,8 @@ function F.take(eid, consumer, boot, lease_ms, same_consumer)
     return {}
   end
   local now = now_ms()
+  -- taken or accepted by this very process, which did not hear of it: told again
+  if string.sub(owner, 1, #base) == base and tonumber(lease) > now then return {owner, redis.call('HGETALL', task)} end
   local earlier = string.sub(owner, 1, #consumer + 1) == consumer .. '/' and string.sub(owner, 1, #base) ~= base
   if tonumber(lease) > now and not (same_consumer == '1' and earlier) then return {} end
   local mine = base .. redis.call('HINCRBY', task, 'tenure', 1)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 import redis
@@ -81,12 +82,31 @@ def connect(settings: RedisSettings, *, timeout_s: float, connections: int = 4) 
     return redis.Redis.from_pool(pool)
 
 
+def drop_idle(client: redis.Redis) -> None:
+    """Close the connections that nobody uses just now: when one is dead, so may be the others, and each would cost
+    whoever uses it next a time-out. Any thread.
+    """
+    pool: Any = client.connection_pool
+    if not isinstance(pool, redis.BlockingConnectionPool):
+        pool.disconnect(inuse_connections=False)
+        return
+    idle = []
+    with suppress(Empty):
+        while True:  # taken out first, so that no other thread gets one that is just being closed
+            idle.append(pool.pool.get_nowait())
+    for connection in idle:
+        if connection is not None:
+            connection.disconnect()
+        pool.pool.put_nowait(connection)
+
+
 def address(settings: RedisSettings) -> str:
-    """Where this Redis is, for messages: never with a password."""
+    """Where this Redis is and as whom we come, for messages: never with a password."""
+    user = f" (user {settings.username})" if settings.username else ""
     if settings.sentinels:
         asked = ", ".join(f"{host}:{port}" for host, port in settings.sentinels)
-        return f"{settings.sentinel_master} (by sentinels {asked})"
-    return f"{settings.host}:{settings.port}"
+        return f"{settings.sentinel_master} (by sentinels {asked}){user}"
+    return f"{settings.host}:{settings.port}{user}"
 
 
 @contextmanager
@@ -133,7 +153,11 @@ def _sentence(error: Exception) -> str:
         case redis.exceptions.OutOfMemoryError():
             return f"is out of memory ({text}): raise maxmemory or delete what is not needed"
         case redis.BusyLoadingError():
-            return "is still loading its data"
+            return "is still loading its data: wait until it has read them from its disk"
+        case redis.ResponseError() if "can't run this command" in text:
+            return f"does not permit a command of our scripts ({text}): give the user the rights that README lists"
+        case redis.ResponseError() if text.startswith("MISCONF"):
+            return f"cannot write to its disk, and so takes no writes ({text}): make room on it or mend it"
         case redis.TimeoutError():
             return f"does not answer in time ({text})"
         case redis.ConnectionError() | OSError():

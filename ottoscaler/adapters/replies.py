@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import redis
 
 from ottoscaler.ports import Entry
+
+#: Tasks in one call of a script or pipeline.
+CHUNK = 200
+
+_T = TypeVar("_T")
+
+
+def chunks(items: Sequence[_T]) -> list[Sequence[_T]]:
+    """The same items in parts that one call can take."""
+    return [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
 
 
 def entries_of(reply: Any) -> list[Entry]:

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import redis
 
-from ottoscaler.adapters.redis_client import Heard, address, connect, mute, translated
-from ottoscaler.adapters.replies import advice_on, delivered_of, entries_of, pairs_of
+from ottoscaler.adapters.redis_client import Heard, address, connect, drop_idle, mute, translated
+from ottoscaler.adapters.replies import advice_on, chunks, delivered_of, entries_of, pairs_of
 from ottoscaler.adapters.tasks import (
     Key,
+    accepted,
     common_json,
     decode_doom,
     decode_task,
@@ -33,21 +35,21 @@ from ottoscaler.adapters.tasks import (
 )
 from ottoscaler.core.acts import Doom
 from ottoscaler.core.events import BadEvent, EventType, ScaleEvent, digest, original
+from ottoscaler.errors import StreamUnavailable
 from ottoscaler.ports import Answer, Entry, Fate, OpenTask, Renewal, StoredWorker, TaskView, Victim
 from ottoscaler.settings import KeySettings, RedisSettings
 
-#: A lost answer of a blocking read is noticed this long after the block's end, seconds.
-READ_MARGIN_S = 2.0
+#: A lost answer of a blocking read is noticed this long after the block's end, seconds. With the longest pause of
+#: retries.py it is how long after a silence of the network events are read again.
+READ_MARGIN_S = 1.5
 SCRIPT_TIMEOUT_S = 5.0
 LEASE_TIMEOUT_S = 2.0
 CONNECTIONS = 16
-#: Tasks in one call of a script or pipeline.
-CHUNK = 200
+#: Connections for what comes before a task is ours: for the reader, control and the lease thread.
+READERS = 3
 PENDING_COUNT = 100
 #: The used retries of a worker that is to have none left, whatever INFRA_RETRIES is.
 NONE_LEFT = 1000
-
-_T = TypeVar("_T")
 
 _SOURCE = (Path(__file__).parent / "protocol.lua").read_bytes()
 _SHA = hashlib.sha1(_SOURCE, usedforsecurity=False).hexdigest()
@@ -67,16 +69,17 @@ class RedisStream:
         self._base = f"{consumer}/{boot}/"
         self._lease_ms = int(lease_s * 1000)
         self._block_ms = server.block_ms
-        self._calling = partial(translated, address(server), heard)
+        self._telling = partial(translated, address(server), heard)
         read_timeout_s = server.block_ms / 1000 + READ_MARGIN_S
-        self._reading = connect(server, timeout_s=read_timeout_s, connections=1)
+        self._reading = connect(server, timeout_s=read_timeout_s, connections=READERS)
         self._peeking = connect(server, timeout_s=read_timeout_s, connections=1)
         self._leasing = connect(server, timeout_s=LEASE_TIMEOUT_S, connections=2)
         self._client = connect(server, timeout_s=SCRIPT_TIMEOUT_S, connections=CONNECTIONS)
+        self._clients = (self._reading, self._peeking, self._leasing, self._client)
 
     def close(self) -> None:
         """Close all connections."""
-        for client in (self._reading, self._peeking, self._leasing, self._client):
+        for client in self._clients:
             client.close()
 
     # -- the stream and its group
@@ -85,23 +88,23 @@ class RedisStream:
         """See ports.Stream. The group starts at 0: what was sent before there was a controller counts too."""
         with self._calling():
             try:
-                self._client.xgroup_create(self._keys.stream, self._keys.group, id="0", mkstream=True)
+                self._reading.xgroup_create(self._keys.stream, self._keys.group, id="0", mkstream=True)
             except redis.ResponseError as error:
                 if "BUSYGROUP" not in str(error):
                     raise
 
     def read(self, count: int) -> Sequence[Entry]:
         """See ports.Stream."""
-        return self._read(self._reading, count, self._block_ms)
+        return self._read(count, self._block_ms)
 
     def read_now(self, count: int) -> Sequence[Entry]:
         """See ports.Stream."""
-        return self._read(self._client, count, None)
+        return self._read(count, None)
 
-    def _read(self, client: redis.Redis, count: int, block_ms: int | None) -> Sequence[Entry]:
+    def _read(self, count: int, block_ms: int | None) -> Sequence[Entry]:
         with self._calling():
             streams: dict[Any, Any] = {self._keys.stream: ">"}
-            reply = client.xreadgroup(self._keys.group, self._consumer, streams, count=count, block=block_ms)
+            reply = self._reading.xreadgroup(self._keys.group, self._consumer, streams, count=count, block=block_ms)
         return entries_of(cast("Any", reply))
 
     def peek(self, after: str, count: int, *, block: bool) -> Sequence[Entry]:
@@ -115,11 +118,12 @@ class RedisStream:
     def delivered(self) -> str:
         """See ports.Stream."""
         with self._calling():
-            return delivered_of(cast("Any", self._client.xinfo_groups(self._keys.stream)), self._keys.group)
+            return delivered_of(cast("Any", self._reading.xinfo_groups(self._keys.stream)), self._keys.group)
 
     def pending(self, *, own: bool, min_idle_s: float) -> Sequence[Entry]:
         """See ports.Stream."""
-        found = self._run("pending", [], self._consumer, int(own), int(min_idle_s * 1000), PENDING_COUNT)
+        arguments = (self._consumer, int(own), int(min_idle_s * 1000), PENDING_COUNT)
+        found = self._run("pending", [], *arguments, client=self._reading)
         return [Entry(stream_id.decode(), pairs_of(fields) if fields else None) for stream_id, fields in found]
 
     def older_pending(self, stream_id: str) -> bool:
@@ -144,7 +148,7 @@ class RedisStream:
             )  # fmt: skip
             calls.append(("accept", [self._key.task(event.event_id)], arguments))
         answers = self._run_many(calls)
-        return [_accepted(event, answer) for (event, _), answer in zip(events, answers, strict=True)]
+        return [accepted(event, answer) for (event, _), answer in zip(events, answers, strict=True)]
 
     def adopt(self, event: ScaleEvent, attempts: Mapping[int, int]) -> None:
         """See ports.Stream."""
@@ -185,7 +189,7 @@ class RedisStream:
         """See ports.Stream. Who has no task asks as well: he has to know, too, when Redis was away."""
         replaced = self._announce(anew=False)
         lost, cancels, forgotten = {}, {}, []
-        for part in _chunks(list(owners.items())):
+        for part in chunks(list(owners.items())):
             keys = [self._key.task(event_id) for event_id, _ in part]
             flat = [text for pair in part for text in pair]
             answers = self._run("renew", keys, self._lease_ms, *flat, client=self._leasing)
@@ -200,26 +204,28 @@ class RedisStream:
 
     def expired(self, *, same_consumer: bool) -> Sequence[str]:
         """See ports.Stream."""
+        if same_consumer:
+            return [name for name, owner in self._open_of(f"{self._consumer}/") if not owner.startswith(self._base)]
         with self._calling():
-            if not same_consumer:
-                seconds, micros = self._leasing.time()
-                now_ms = seconds * 1000 + micros // 1000
-                due = self._leasing.zrangebyscore(self._key.open, "-inf", now_ms)
-                return [event_id.decode() for event_id in cast("list[bytes]", due)]
-            every = [event_id.decode() for event_id in cast("list[bytes]", self._client.zrange(self._key.open, 0, -1))]
-            found = []
-            for part in _chunks(every):
-                pipe = self._client.pipeline(transaction=False)
+            seconds, micros = self._leasing.time()
+            now_ms = seconds * 1000 + micros // 1000
+            due = self._leasing.zrangebyscore(self._key.open, "-inf", now_ms)
+            return [event_id.decode() for event_id in cast("list[bytes]", due)]
+
+    def owned(self) -> Sequence[str]:
+        """See ports.Stream."""
+        return [event_id for event_id, _ in self._open_of(self._base)]
+
+    def _open_of(self, base: str) -> list[tuple[str, str]]:
+        found: list[tuple[str, str]] = []
+        with self._calling():
+            every = cast("list[bytes]", self._leasing.zrange(self._key.open, 0, -1))
+            for part in chunks([event_id.decode() for event_id in every]):
+                pipe = self._leasing.pipeline(transaction=False)
                 for event_id in part:
                     pipe.hget(self._key.task(event_id), "owner")
-                found += [
-                    event_id for event_id, owner in zip(part, pipe.execute(), strict=True) if self._was_ours(owner)
-                ]
-            return found
-
-    def _was_ours(self, owner: bytes | None) -> bool:
-        text = (owner or b"").decode()
-        return text.startswith(f"{self._consumer}/") and not text.startswith(self._base)
+                found += [(name, (owner or b"").decode()) for name, owner in zip(part, pipe.execute(), strict=True)]
+        return [(name, owner) for name, owner in found if owner.startswith(base)]
 
     def take(self, event_id: str, *, same_consumer: bool) -> OpenTask | None:
         """See ports.Stream."""
@@ -235,7 +241,7 @@ class RedisStream:
 
     def release(self, owners: Mapping[str, str]) -> None:
         """See ports.Stream."""
-        for part in _chunks(list(owners.items())):
+        for part in chunks(list(owners.items())):
             keys = [self._key.task(event_id) for event_id, _ in part]
             self._run("release", keys, *(text for pair in part for text in pair), client=self._leasing)
 
@@ -258,7 +264,7 @@ class RedisStream:
     def _hashes(self, event_ids: Sequence[str]) -> list[dict[bytes, bytes]]:
         hashes: list[dict[bytes, bytes]] = []
         with self._calling():
-            for part in _chunks(event_ids):
+            for part in chunks(event_ids):
                 pipe = self._client.pipeline(transaction=False)
                 for event_id in part:
                     pipe.hgetall(self._key.task(event_id))
@@ -296,7 +302,7 @@ class RedisStream:
 
     def note_states(self, event_id: str, owner: str, states: Mapping[int, tuple[str, int, str]]) -> None:
         """See ports.Stream."""
-        for part in _chunks(list(states.items())):
+        for part in chunks(list(states.items())):
             flat = [text for index, state in part for text in (index, worker_json(*state))]
             self._run("note_states", [self._key.task(event_id)], event_id, owner, *flat)
 
@@ -328,7 +334,7 @@ class RedisStream:
         """See ports.Stream. Asked often while a scale_down is under way, so only the fields in question are read."""
         found: list[StoredWorker | None] = []
         with self._calling():
-            for part in _chunks(victims):
+            for part in chunks(victims):
                 pipe = self._client.pipeline(transaction=False)
                 for victim in part:
                     pipe.hmget(self._key.task(victim.event_id), ["state", *worker_fields(victim.index)])
@@ -345,6 +351,17 @@ class RedisStream:
             except redis.exceptions.NoPermissionError:
                 return []
         return advice_on(told)
+
+    @contextmanager
+    def _calling(self) -> Iterator[None]:
+        try:
+            with self._telling():
+                yield
+        except StreamUnavailable as error:
+            if error.unclear:
+                for client in self._clients:
+                    drop_idle(client)
+            raise
 
     # -- scripts
 
@@ -369,9 +386,9 @@ class RedisStream:
         they are idempotent, so the caller repeats all.
         """
         with self._calling():
-            if not self._client.script_exists(_SHA)[0]:
-                self._client.script_load(_SOURCE)
-            pipe = self._client.pipeline(transaction=False)
+            if not self._reading.script_exists(_SHA)[0]:
+                self._reading.script_load(_SOURCE)
+            pipe = self._reading.pipeline(transaction=False)
             for function, tasks, arguments in calls:
                 pipe.execute_command(*self._command(function, tasks, arguments))
             return pipe.execute()
@@ -381,15 +398,3 @@ class RedisStream:
         keys = [names.stream, self._key.open, names.result_stream, names.dead_letter_stream, self._key.buried, *tasks]
         settings = (names.group, names.result_maxlen, names.task_ttl_s)
         return ["EVALSHA", _SHA, len(keys), *keys, function, *settings, *arguments]
-
-
-def _accepted(event: ScaleEvent, answer: list[bytes]) -> OpenTask | None:
-    if answer[0] != b"ok":
-        return None
-    return OpenTask(
-        event=event, owner=answer[1].decode(), received_at=answer[2].decode(), superseded=not event.supersedes
-    )
-
-
-def _chunks(items: Sequence[_T]) -> list[Sequence[_T]]:
-    return [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]

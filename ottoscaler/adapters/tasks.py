@@ -35,6 +35,15 @@ class Key:
         return f"{self._prefix}consumer:{name}"
 
 
+def accepted(event: ScaleEvent, answer: list[bytes]) -> OpenTask | None:
+    """The task that the accept script gave us, if it did."""
+    if answer[0] != b"ok":
+        return None
+    return OpenTask(
+        event=event, owner=answer[1].decode(), received_at=answer[2].decode(), superseded=not event.supersedes
+    )
+
+
 def encode_doom(doom: Doom) -> str:
     """A doom as JSON, with what the result will say, so that the record script needs no table."""
     verdict = doom.verdict

@@ -7,7 +7,8 @@ uses `absorb` too, for what lies before a scale_down.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final
+from functools import partial
+from typing import Final, TypeVar
 
 from ottoscaler import logs
 from ottoscaler.core.events import BadEvent, DeadReason, EventType, ScaleEvent, digest, parse
@@ -21,6 +22,7 @@ PENDING_EVERY_S: Final = 30.0
 ROOM_WAIT_S: Final = 0.5
 BATCH: Final = 100
 
+_T = TypeVar("_T")
 _log = logs.get(__name__)
 
 
@@ -31,6 +33,7 @@ class Intake:
         self._stream = parts.stream
         self._ledger = parts.ledger
         self._metrics = parts.metrics
+        self._retries = parts.retries
         self._max_pods = parts.settings.flow.max_pods_per_event
         self._pump: Callable[[], None] = lambda: None
         self._control: Callable[[OpenTask], None] = lambda task: None
@@ -40,20 +43,26 @@ class Intake:
         self._pump = pump
         self._control = control
 
-    def absorb(self, entries: Sequence[Entry]) -> None:
-        """Accept these entries, or bury them. Raises StreamUnavailable; what is not accepted then is still pending."""
+    def absorb(self, entries: Sequence[Entry], *, patient: bool = True) -> None:
+        """Accept these entries, or bury them, however long Redis is away. Raises Stopping.
+
+        Both are repeated until they are answered: of a task whose acceptance was stored and never answered nobody else
+        would hear before its lease runs out. Who is not `patient` looks for such tasks himself, and gets Unavailable.
+        """
+        retry = self._retries.forever if patient else _at_once
         good: list[tuple[ScaleEvent, str]] = []
         raws = []
         for entry in entries:
             parsed = self._parse(entry)
             if isinstance(parsed, BadEvent):
-                self._bury(entry, parsed)
+                retry("write a dead letter", partial(self._bury, entry, parsed))
             elif entry.fields is not None:
                 good.append((parsed, digest(entry.fields)))
                 raws.append(entry.fields)
         if not good:
             return
-        for (event, _), task in zip(good, self._stream.accept(good, raws), strict=True):
+        tasks = retry("accept events", lambda: self._stream.accept(good, raws))
+        for (event, _), task in zip(good, tasks, strict=True):
             self._received(event)
             if task is not None:
                 self.open(task)
@@ -98,6 +107,11 @@ class Intake:
             "event.received", "Received scaling event: %s (PodCount: %s)", event.type, count,
             event_id=event.event_id, task_id=event.task_id, stream_id=event.stream_id,
         )  # fmt: skip
+
+
+def _at_once(what: str, call: Callable[[], _T]) -> _T:
+    """Once, whatever comes of it."""
+    return call()
 
 
 class Reader:

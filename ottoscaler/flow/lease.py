@@ -8,6 +8,7 @@ steal from everybody.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Final
 
 from ottoscaler import logs
@@ -45,12 +46,14 @@ class Lease:
         self._lease_s = parts.lease_s
         self._ttl_s = parts.settings.keys.task_ttl_s
         self._consumer, self._boot = me.rsplit("/", 1)
+        self._seldom = logs.Seldom()
         self._renew_at = 0.0
         self._renewed_at = self._clock.now()
         self._take_at = 0.0
         self._calm_at = 0.0
         self._announced = False
         self._own_taken = False
+        self._sure = True  # of what we have taken: no answer was lost
         self._turn = threading.Lock()  # held during each step: no renewal may come after the release
 
     def run(self) -> None:
@@ -67,8 +70,10 @@ class Lease:
                 self._step()
             self._pulse.beat()
         except Unavailable as error:
+            self._sure = False
             self._calm_at = self._clock.now() + self._lease_s
-            _log.warning("lease.outage", "Cannot renew our leases: %s", error, error=str(error))
+            if self._seldom.is_due(str(error)):
+                _log.warning("lease.outage", "Cannot renew our leases: %s", error, error=str(error))
             self._pulse.missed(f"cannot renew our leases: {error}")
             pause_s = OUTAGE_PAUSE_S
         self._pool.pump()
@@ -88,6 +93,8 @@ class Lease:
             self._announced = True
         if now >= self._renew_at:
             self._renew(now)
+        if not self._sure:
+            self._take_unheard()
         if not self._own_taken:
             self._take_own()
         elif now >= self._take_at and now >= self._calm_at:
@@ -150,13 +157,22 @@ class Lease:
             self._take(event_id, same_consumer=True)
         self._own_taken = len(left) <= TAKE_AT_ONCE
 
+    def _take_unheard(self) -> None:
+        """What became ours by a call whose answer was lost: nobody else would take it before its lease runs out."""
+        self._sure = not self._take_unknown(self._stream.owned())
+
     def _take_expired(self) -> bool:
         """Tasks of the dead, and what they read and did not live to accept. Returns whether there are more."""
+        more = self._take_unknown(self._stream.expired(same_consumer=False))
+        self._intake.absorb(self._stream.pending(own=False, min_idle_s=self._lease_s), patient=False)
+        return more
+
+    def _take_unknown(self, event_ids: Sequence[str]) -> bool:
+        """Of these, take some of which we know nothing. Returns whether there are more."""
         ours = self._ledger.owners().keys() | self._control.owners().keys()
-        due = [event_id for event_id in self._stream.expired(same_consumer=False) if event_id not in ours]
+        due = [event_id for event_id in event_ids if event_id not in ours]
         for event_id in due[:TAKE_AT_ONCE]:
             self._take(event_id, same_consumer=False)
-        self._intake.absorb(self._stream.pending(own=False, min_idle_s=self._lease_s))
         return len(due) > TAKE_AT_ONCE
 
     def _take(self, event_id: str, *, same_consumer: bool) -> None:

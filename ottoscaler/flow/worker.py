@@ -43,6 +43,7 @@ class Runner:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._say = _Story(parts)
+        self._seldom = logs.Seldom()
         self._pump: Callable[[], None] = lambda: None
 
     def connect(self, pump: Callable[[], None]) -> None:
@@ -77,7 +78,8 @@ class Runner:
             return False
         except Unavailable as error:
             name = pod_name(job.key)
-            _log.warning("worker.outage", "Waiting with %s: %s", name, error, pod=name, error=str(error))
+            if self._seldom.is_due(str(error)):
+                _log.warning("worker.outage", "Waiting with %s: %s", name, error, pod=name, error=str(error))
             parts.ledger.note(job, why=str(error))
             parts.ledger.pause(job, parts.clock.now() + OUTAGE_PAUSE_S)
         except Exception as error:  # the top of a pool thread: a defect of ours must end as a result, not in silence

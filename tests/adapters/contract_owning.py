@@ -152,6 +152,16 @@ class TestTakingOver:
         taken_over(other, admin, task)
         assert stream.take("e-1", same_consumer=False) is None
 
+    def test_is_told_again_to_whoever_has_it(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """The answer was lost: the same tenure again, and no try more; only its owner finds it among his own."""
+        task = opened(stream, admin, event_id="e-1")
+        taken = taken_over(other, admin, task)
+        again = other.take("e-1", same_consumer=False)
+        assert again is not None
+        assert (again.owner, again.event) == (taken.owner, taken.event)
+        assert list(other.owned()) == ["e-1"]
+        assert list(stream.owned()) == []
+
     def test_is_refused_for_what_is_not_open(self, stream: Stream, admin: StreamAdmin) -> None:
         """Finished or never heard of."""
         record(stream, opened(stream, admin, event_id="e-1"))
@@ -240,10 +250,12 @@ class TestRestart:
         assert stream_factory("c1", boot="boot-2").take("e-1", same_consumer=False) is None
 
     def test_does_not_take_from_itself(self, stream: Stream, admin: StreamAdmin) -> None:
-        """The same boot is no earlier one."""
-        opened(stream, admin, event_id="e-1")
+        """The same boot is no earlier one: it has what it has, in the tenure it had."""
+        task = opened(stream, admin, event_id="e-1")
         assert stream.expired(same_consumer=True) == []
-        assert stream.take("e-1", same_consumer=True) is None
+        again = stream.take("e-1", same_consumer=True)
+        assert again is not None
+        assert again.owner == task.owner == admin.task("e-1")["owner"]
 
     def test_leaves_the_tasks_of_others(self, stream_factory: StreamFactory, admin: StreamAdmin) -> None:
         """Also of one whose name begins like its own."""

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import require
+from tests.e2e.bare import BareSystem
 from tests.e2e.controller import Controller
+from tests.e2e.kube_server import KubeServer
 from tests.e2e.recorder import Recorder
 from tests.e2e.redis_server import DATABASES, RedisServer
 from tests.e2e.system import Namespace, System
@@ -54,6 +56,46 @@ def own_redis(tmp_path: Path) -> Iterator[Callable[[str], RedisServer]]:
     yield make
     for server in made:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def _only_kube_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeServer]:
+    for program in ("etcd", "kube-apiserver"):
+        require(program)
+    server = KubeServer(tmp_path_factory.mktemp("kube"))
+    server.open()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def own_kube(_only_kube_server: KubeServer) -> Iterator[KubeServer]:
+    """An API server without a node, that a test may kill, pause and start again; afterwards it is there again."""
+    yield _only_kube_server
+    _only_kube_server.resume()
+    _only_kube_server.start()
+
+
+@pytest.fixture
+def bare_system(
+    own_kube: KubeServer, own_redis: Callable[[], RedisServer], tmp_path: Path
+) -> Iterator[Callable[[], BareSystem]]:
+    """Makes systems without a node, each with a Redis server of its own."""
+    made: list[BareSystem] = []
+
+    def make() -> BareSystem:
+        server = own_redis()
+        server.start()
+        directory = tmp_path / f"system-{len(made)}"
+        directory.mkdir()
+        made.append(BareSystem(server, own_kube, directory))
+        return made[-1]
+
+    yield make
+    own_kube.resume()
+    own_kube.start()
+    for system in made:
+        system.close()
 
 
 SystemFactory = Callable[..., System]

@@ -91,7 +91,7 @@ class FakeKubelet:
     def _work(self) -> None:
         while (job := self._todo.get()) is not None and not self._stopping.is_set():
             name, phase = job
-            body = json.dumps({"status": _status(phase)}).encode()
+            body = json.dumps({"status": pod_status(phase)}).encode()
             response = self._request("PATCH", f"{self._pods}/{name}/status", body=body, headers=_MERGE, timeout=20)
             assert response.status in (200, 404), response.data
             self._note(name, phase)
@@ -109,7 +109,8 @@ class FakeKubelet:
             self._todo.put((each, "Succeeded"))
 
 
-def _status(phase: str) -> dict[str, Any]:
+def pod_status(phase: str) -> dict[str, Any]:
+    """What a kubelet writes of a pod of one container that is in this phase."""
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     scheduled = {"type": "PodScheduled", "status": "True", "lastTransitionTime": now}
     ended = {"exitCode": 0, "reason": "Completed", "startedAt": now, "finishedAt": now}

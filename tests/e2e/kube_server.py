@@ -33,13 +33,13 @@ class KubeServer:
         self._etcd_port, self._peer_port = _free_port(), _free_port()
         self._etcd: subprocess.Popen[bytes] | None = None
         self._server: subprocess.Popen[bytes] | None = None
-        self.kubeconfig = directory / "kubeconfig"
+        self.kubeconfig = directory / f"kubeconfig-{self.port}"
 
     def open(self) -> None:
         """Make certificates, start etcd and the API server, and the ServiceAccount that pods need."""
         self.directory.mkdir(parents=True, exist_ok=True)
         _certificates(self.directory)
-        self._write_kubeconfig()
+        self.kubeconfig_at(self.port)
         peer, listen = f"http://127.0.0.1:{self._peer_port}", f"http://127.0.0.1:{self._etcd_port}"
         self._etcd = self._spawn(
             "etcd", "--data-dir", str(self.directory / "etcd"), "--unsafe-no-fsync", "--listen-peer-urls", peer,
@@ -110,19 +110,22 @@ class KubeServer:
         with (self.directory / f"{program}.log").open("ab") as log:
             return subprocess.Popen([require(program), *arguments], stdout=log, stderr=log, start_new_session=True)
 
-    def _write_kubeconfig(self) -> None:
+    def kubeconfig_at(self, port: int) -> Path:
+        """A kubeconfig for whoever comes by another port of 127.0.0.1, behind which there is this server."""
         here = self.directory
-        self.kubeconfig.write_text(
+        path = here / f"kubeconfig-{port}"
+        path.write_text(
             f"""
 apiVersion: v1
 kind: Config
 current-context: c
 contexts: [{{name: c, context: {{cluster: c, user: u}}}}]
-clusters: [{{name: c, cluster: {{server: "https://127.0.0.1:{self.port}", certificate-authority: {here}/ca.crt}}}}]
+clusters: [{{name: c, cluster: {{server: "https://127.0.0.1:{port}", certificate-authority: {here}/ca.crt}}}}]
 users: [{{name: u, user: {{client-certificate: {here}/admin.crt, client-key: {here}/admin.key}}}}]
 """,
             encoding="utf-8",
         )
+        return path
 
 
 def _ready(kubeconfig: Path) -> bool:

@@ -62,6 +62,15 @@ class TcpProxy:
         """Accept everything and pass on nothing, in both directions, as behind a dead router."""
         self._silent = True
 
+    def freeze(self) -> int:
+        """Pass on nothing more for the connections there are, without a word; new ones are good. So a firewall does
+        that has forgotten them. Returns how many there were.
+        """
+        with self._lock:
+            for link in self._links:
+                link.frozen = True
+            return len(self._links)
+
     def heal(self) -> None:
         """Good weather for new connections. Those that lived through a silence have lost bytes, so they are cut."""
         if self._silent:
@@ -140,6 +149,7 @@ class _Link:
         self._near, self._far = near, far
         far.settimeout(None)
         self._lose_next = False
+        self.frozen = False
         self._pause = threading.Event()
 
     def start(self) -> None:
@@ -160,6 +170,8 @@ class _Link:
     def _up(self) -> None:
         while data := self._near.recv(65536):
             self._hold()
+            if self.frozen:
+                continue
             if self._proxy.swallows(data):
                 self._lose_next = True
             if not self._proxy.silent:
@@ -170,7 +182,7 @@ class _Link:
             self._hold()
             if self._lose_next:
                 return
-            if self._proxy.silent:
+            if self.frozen or self._proxy.silent:
                 continue
             if self._proxy.halves():
                 self._near.sendall(data[: len(data) // 2])

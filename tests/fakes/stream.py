@@ -242,12 +242,19 @@ class FakeStream(WorkerScripts):
         owner = (task.owner if task else None) or ""
         return owner.startswith(f"{self._consumer}/") and not owner.startswith(self._base)
 
+    def owned(self) -> Sequence[str]:
+        with self.server.call("owned"):
+            found = ((event_id, self.server.find(event_id)) for event_id in sorted(self.server.leases))
+            return [event_id for event_id, task in found if task and (task.owner or "").startswith(self._base)]
+
     def take(self, event_id: str, *, same_consumer: bool) -> OpenTask | None:
         server = self.server
         with server.call("take"):
             task, now = server.find(event_id), server.clock.now()
             if task is None or task.event is None or event_id not in server.leases:
                 return None
+            if server.leases[event_id] > now and (task.owner or "").startswith(self._base):
+                return _opened(task, task.event, task.owner or "")
             if server.leases[event_id] > now and not (same_consumer and self._was_ours(task)):
                 return None
             task.tenure += 1

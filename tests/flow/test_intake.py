@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ottoscaler.core.events import ScaleEvent
-from ottoscaler.errors import StreamUnavailable
+from ottoscaler.errors import Stopping
 from tests.fakes.wait import eventually
 from tests.flow.conftest import Lines
 from tests.flow.rig import Rig, World
@@ -96,13 +96,24 @@ class TestAccepting:
             assert told == ["down", "newer"]
             assert rig.ledger.owners().keys() == {"plain", "newer"}
 
+    def test_a_lost_answer_is_asked_for_again(self) -> None:
+        """Before and after it was stored: the task is ours, and no lease has to run out for it to be run."""
+        with Rig() as rig:
+            rig.send(event_id="a")
+            rig.redis.fail_next("accept")
+            rig.redis.fail_next("accept", after=True)
+            rig.intake.absorb(rig.stream.read_now(1))
+            assert rig.redis.calls["accept"] == 3
+            assert rig.ledger.owners() == {"a": "c1/b1/1"}
+
     def test_what_was_not_accepted_is_pending_still(self) -> None:
-        """Redis failed in between: nothing is lost, nothing is run."""
+        """Redis was away until the stop: nothing is lost, nothing is run."""
         with Rig() as rig:
             rig.send(event_id="a")
             rig.redis.fail_next("accept")
             entries = rig.stream.read_now(1)
-            with pytest.raises(StreamUnavailable):
+            rig.stop.set()
+            with pytest.raises(Stopping):
                 rig.intake.absorb(entries)
             assert (rig.redis.pending_count(), rig.ledger.owners()) == (1, {})
             rig.intake.absorb(rig.stream.pending(own=True, min_idle_s=0))

@@ -97,6 +97,20 @@ def test_a_new_boot_of_the_same_consumer_takes_its_own_at_once() -> None:
         assert rig.pod(event_id)
 
 
+def test_a_take_over_whose_answer_was_lost_is_heard_of() -> None:
+    """The task is ours, and nobody else could take it before its lease runs out."""
+    world = World()
+    with Rig(world, boot="b1", threads=["watch"]) as first:
+        event_id = first.accept()
+        first.pod(event_id)
+        first.close(release=False)
+    world.redis.fail_next("take", after=True)
+    with Rig(world, boot="b2", threads=["watch", "lease"]) as rig:
+        eventually(lambda: rig.ledger.has(event_id), what="the task to be heard of")
+        assert world.redis.calls["take"] == 2
+        assert rig.ledger.owners()[event_id] == world.redis.find(event_id).owner  # type: ignore[union-attr]
+
+
 @contract("2.REDIS_CONSUMER")
 def test_the_replaced_process_ends_and_says_why() -> None:
     """Two processes with one consumer name: the older finds out at its next renewal."""

@@ -105,3 +105,12 @@ def test_a_long_outage_does_not_fill_the_log(log: Lines) -> None:
     """Tries 1, 2, 4, 8 … are told."""
     Retries(Pauses(), Metrics()).forever("read", failing(100, StreamUnavailable("away")))
     assert len(log.of("retry.scheduled")) == 7
+
+
+def test_many_who_meet_the_same_outage_say_it_seldom(log: Lines) -> None:
+    """A hundred workers of which each tries four times: a line for the first, the second, the fourth, the eighth …"""
+    retries = Retries(Pauses(), Metrics())
+    for _ in range(100):
+        with pytest.raises(StreamUnavailable):
+            retries.call("do it", failing(4, StreamUnavailable("away")))
+    assert len(log.of("retry.scheduled")) == 9

@@ -7,6 +7,7 @@ import pytest
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable
 from ottoscaler.flow.stop import Stop
 from ottoscaler.ports import Clock
+from ottoscaler.retries import MAX_PAUSE_S
 from tests.fakes.kubernetes import FakeKubernetes, Watch
 from tests.fakes.wait import eventually
 from tests.flow.conftest import Lines
@@ -152,7 +153,7 @@ def test_a_watch_that_is_refused_is_not_asked_for_without_a_break() -> None:
         rig.world.kubernetes.refuse_next("watch", ClusterUnavailable("no"), times=8)
         rig.start("watch")
         watching(rig, 9)
-        assert stop.pauses == [0.1, 0.2, 0.4, 0.8, 1.5, 1.5, 1.5]
+        assert stop.pauses == [0.1, 0.2, 0.4, 0.8, MAX_PAUSE_S, MAX_PAUSE_S, MAX_PAUSE_S]
 
 
 def test_room_that_a_pod_has_made_is_used_at_once() -> None:
