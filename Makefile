@@ -21,7 +21,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 PYTEST := $(BIN)/python -m pytest
 SUITES := $(wildcard tests/core tests/flow tests/adapters tests/local tests/cli tests/test_*.py)
 
-.PHONY: help demo run test test-race test-real test-cov test-313 check fmt lint types layers e2e mutants rows lock clean
+.PHONY: help demo run test test-race test-real test-cov test-313 check fmt lint types layers e2e bench mutants rows lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -81,6 +81,9 @@ fmt: $(DEV) ## format, and repair what ruff can repair
 
 e2e: $(DEV) ## the process itself against a real Kubernetes (TEST_KUBECONFIG) and a real Redis
 	$(PYTEST) -m e2e tests/e2e $(ARGS)
+
+bench: $(DEV) ## the product beside its peers on servers of its own; QUICK=1: counts only; ONLY=idle,ends: some scenarios
+	$(BIN)/python -m tests.bench $(if $(QUICK),--quick) $(if $(ONLY),--only=$(ONLY)) $(ARGS)
 
 mutants: $(DEV) ## break the code on purpose and see the tests notice
 	$(BIN)/python -m tests.mutants $(ARGS)

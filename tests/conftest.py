@@ -50,6 +50,7 @@ _WANTED: dict[str, tuple[Callable[[], str | None], str]] = {
         lambda: _kube_program("kube-apiserver"),
         "the program kube-apiserver, on PATH or in the folder TEST_KUBE_BIN",
     ),
+    "go": (lambda: shutil.which("go"), "the Go tools, 1.21 or later, on PATH"),
     "docker": (_docker, "a Docker daemon that answers"),
     "kind": (lambda: shutil.which("kind"), "the program kind"),
 }

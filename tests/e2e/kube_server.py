@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,10 @@ START_S = 60.0
 class KubeServer:
     """One API server on 127.0.0.1. One thread."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, options: Sequence[str] = ()) -> None:
+        """`options` are further arguments of the API server."""
         self.directory = directory
+        self._options = options
         self.port = _free_port()
         self._etcd_port, self._peer_port = _free_port(), _free_port()
         self._etcd: subprocess.Popen[bytes] | None = None
@@ -62,6 +65,11 @@ class KubeServer:
             core.create_namespace({"metadata": {"name": name}}, _preload_content=False)
             body = {"metadata": {"name": "default"}}
             core.create_namespaced_service_account(name, body, _preload_content=False)
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes of the API server and of etcd, those that run."""
+        return [process.pid for process in (self._server, self._etcd) if process is not None]
 
     def kill(self) -> None:
         """As the kernel does when memory is short. What it remembered of the past is gone with it."""
@@ -104,6 +112,7 @@ class KubeServer:
             f"--service-account-key-file={here}/server.key",
             f"--service-account-signing-key-file={here}/server.key", "--service-account-issuer=https://test",
             "--service-cluster-ip-range=10.96.0.0/16", "--authorization-mode=RBAC", "--endpoint-reconciler-type=none",
+            *self._options,
         )  # fmt: skip
 
     def _spawn(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:

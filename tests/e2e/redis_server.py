@@ -45,6 +45,12 @@ class RedisServer:
         """A plain client, to look past our own code."""
         return redis.Redis("127.0.0.1", self.port, db, password=self._password or None, decode_responses=True)
 
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        assert self._process is not None
+        return self._process.pid
+
     def pause(self) -> None:
         """Let it answer nobody until `resume`."""
         self._signal(signal.SIGSTOP)

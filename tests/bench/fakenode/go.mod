@@ -1,0 +1,3 @@
+module ottoscaler.test/fakenode
+
+go 1.21
