@@ -19,9 +19,10 @@ DEV := $(VENV)/.dev-$(VERSION)
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 PYTEST := $(BIN)/python -m pytest
-SUITES := $(wildcard tests/core tests/flow tests/adapters tests/local tests/cli tests/test_*.py)
+SUITES := $(wildcard tests/core tests/flow tests/adapters tests/local tests/cli tests/deploy tests/test_*.py)
 
-.PHONY: help demo run test test-race test-real test-cov test-313 check fmt lint types layers e2e bench mutants rows lock clean
+.PHONY: help demo run test test-race test-real test-cov test-313 check fmt lint types layers e2e bench mutants rows lock distclean
+.PHONY: setup-user build deploy logs test-event status k8s-status redis-cli clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,7 +37,7 @@ run: $(RUNTIME) ## the controller, configured by environment variables or ENV_FI
 test: $(DEV) ## the tests that need neither a server nor root; the flow twice, the second time with hostile thread switching
 ifeq ($(strip $(ARGS)),)
 	@# side by side, since most of them wait for servers; the slowest first
-	@$(MAKE) --jobs=3 --keep-going --output-sync=target suite-cli suite-adapters suite-local suite-flow test-race suite-core suite-top
+	@$(MAKE) --jobs=3 --keep-going --output-sync=target suite-cli suite-adapters suite-local suite-flow test-race suite-deploy suite-core suite-top
 else
 	$(PYTEST) -m "not e2e" $(SUITES) $(ARGS)
 	@echo "make test: with ARGS the second pass over the flow is left out; 'make test-race' runs it"
@@ -69,7 +70,7 @@ lint: $(DEV) ## format and rules, nothing changed
 	$(BIN)/ruff check .
 
 types: $(DEV) ## mypy, twice: the script and the package have the same name
-	$(BIN)/mypy ottoscaler
+	$(BIN)/mypy ottoscaler deploy/environment.py
 	$(BIN)/mypy --follow-imports=silent ottoscaler.py
 
 layers: $(DEV) ## imports point down, third parties stay in their place, sizes
@@ -100,9 +101,41 @@ lock: ## write the requirements files anew from pyproject.toml (ARGS=--upgrade f
 	done
 	@rm -rf .cache/lock
 
-clean: ## remove the environment and the caches, nothing else
+distclean: ## remove the virtual environment and the caches, nothing else
 	rm -rf $(VENV) .cache .hypothesis .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
+
+# -- a developer's own environment: ENV_FILE names it, and is not needed where there is only one
+
+# every shell has a USER, and many a PORT: they count only when given on the command line
+setup-user: USER_GIVEN = $(if $(filter command,$(origin USER)),$(USER))
+setup-user: PORT_GIVEN = $(if $(filter command,$(origin PORT)),$(PORT))
+setup-user: ## USER=<name> [PORT=<port>]: make or reuse a developer's Redis, Kind cluster, namespace and env file
+	@deploy/setup-user.sh '$(USER_GIVEN)' '$(PORT_GIVEN)'
+
+build: ## the image
+	@deploy/dev.sh build
+
+deploy: ## bring image and manifests into the cluster, and wait until the controller is ready
+	@deploy/dev.sh deploy
+
+logs: ## follow the controller's log (ARGS="--tail=20" instead)
+	@deploy/dev.sh logs $(ARGS)
+
+test-event: $(RUNTIME) ## send an event (PODS=3 TASK=<task id> TYPE=scale_up)
+	@OTTO="$(BIN)/python ottoscaler.py" deploy/dev.sh test-event
+
+status: $(RUNTIME) ## Redis, cluster, controller, workers and the last results at a glance
+	@OTTO="$(BIN)/python ottoscaler.py" deploy/dev.sh status
+
+k8s-status: ## all that is in the namespace, and its last events
+	@deploy/dev.sh k8s-status
+
+redis-cli: ## talk to the environment's Redis (ARGS="XLEN otto:scale:events")
+	@deploy/dev.sh redis-cli $(ARGS)
+
+clean: ## remove the environment: cluster, image, env file; the shared Redis only when told so (FORCE=1)
+	@deploy/dev.sh clean
 
 $(RUNTIME): requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \

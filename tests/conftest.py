@@ -53,6 +53,7 @@ _WANTED: dict[str, tuple[Callable[[], str | None], str]] = {
     "go": (lambda: shutil.which("go"), "the Go tools, 1.21 or later, on PATH"),
     "docker": (_docker, "a Docker daemon that answers"),
     "kind": (lambda: shutil.which("kind"), "the program kind"),
+    "kubectl": (lambda: shutil.which("kubectl"), "the program kubectl"),
 }
 
 

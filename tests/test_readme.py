@@ -29,6 +29,7 @@ from ottoscaler.core.verdicts import TABLE, Retry
 from ottoscaler.local.guard import Guarded
 from ottoscaler.local.handle import LocalCluster
 from ottoscaler.local.redis import EmbeddedRedis
+from tests.e2e.test_devloop import COMMANDS as DEVELOPERS
 from tests.fakes.wait import eventually
 from tests.readme import (
     KOREAN,
@@ -75,6 +76,7 @@ COMMANDS: Final = {
     "redis-cli XREVRANGE otto:scale:results + - COUNT 10": HERE,
     "TEST_KUBECONFIG=kubeconfig make test-real": "stage contracts make test-real",
     "TEST_KUBECONFIG=kubeconfig make e2e": "stage e2e make e2e",
+    **dict.fromkeys(DEVELOPERS, "tests/e2e/test_devloop.py"),
 }
 #: The id in the examples of `dead`.
 DEAD_ID: Final = "1714557600000-0"

@@ -1,0 +1,120 @@
+#!/usr/bin/env bash
+# A developer's own environment, made or reused: Redis container, Kind cluster, namespace, rights, env file.
+# A second run changes nothing.
+#
+#   deploy/setup-user.sh NAME            a name, in Korean or English, from deploy/developers
+#   deploy/setup-user.sh NAME PORT       anybody else, with a port for their Redis
+#
+# KIND_NODE_IMAGE, where it is set, is the image of the cluster's node.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. deploy/common.sh
+
+main() {
+  find_user "${1:-}" "${2:-}"
+  need kind kubectl
+  need_docker
+  say Developer "$user, Redis on port $port, namespace $user-dev, cluster $cluster"
+  ensure_redis
+  ensure_cluster
+  ensure_network
+  ensure_env_file
+  use_env_file
+  ensure_namespace
+  load_image "$OTTO_AGENT_IMAGE"
+  printf '\n%s is ready. Next: make build && make deploy && ENV_FILE=%s make test-event\n' "$ENV_FILE" "$ENV_FILE"
+}
+
+find_user() { # NAME PORT: sets user and port, or ends with the list
+  local found
+  found=$(python3 -I deploy/environment.py user "$1" "$2") || exit 1
+  read -r user port <<<"$found"
+  name_all
+  ENV_FILE=.env.$user.local
+}
+
+ensure_redis() {
+  if ! has_container "$redis"; then
+    port_is_free || fail "Port $port is taken by somebody else, and $redis needs it: end what listens there (ss -ltnp 'sport = :$port')."
+    docker run --detach --name "$redis" --restart unless-stopped --publish "127.0.0.1:$port:$REDIS_INSIDE_PORT" --volume "$redis:/data" \
+      redis:7-alpine redis-server --bind 0.0.0.0 --protected-mode no --dir /data --appendonly yes --maxmemory-policy noeviction \
+      >/dev/null || fail "The container $redis could not be started."
+    say Redis "container $redis on 127.0.0.1:$port: made"
+  elif ! container_runs "$redis"; then
+    docker start "$redis" >/dev/null || fail "The container $redis is there and cannot be started; it is shared with otto-handler, so it is not replaced."
+    say Redis "container $redis: started"
+  else
+    say Redis "container $redis: there already, used as it is"
+  fi
+  local published
+  published=$(docker port "$redis" "$REDIS_INSIDE_PORT/tcp" 2>/dev/null) || true
+  published=${published%%$'\n'*}
+  [ "${published##*:}" = "$port" ] || fail \
+    "The container $redis listens on ${published:-no port of this machine} instead of port $port." \
+    "It is shared with otto-handler, so it is not replaced. If nobody needs it: docker rm --force $redis"
+}
+
+port_is_free() {
+  python3 -I -c 'import socket, sys; socket.create_server(("127.0.0.1", int(sys.argv[1]))).close()' "$port" 2>/dev/null
+}
+
+ensure_cluster() {
+  if ! has_cluster; then
+    kind create cluster --name "$cluster" --wait 120s ${KIND_NODE_IMAGE:+--image "$KIND_NODE_IMAGE"} || fail "The Kind cluster $cluster could not be made."
+    # one node needs one name server, and pods of ours ask it for Redis
+    kube scale deployment/coredns --namespace kube-system --replicas 1 >/dev/null
+    say Kind "cluster $cluster: made"
+  elif ! container_runs "$node"; then
+    docker start "$node" >/dev/null || fail "The Kind cluster $cluster is there, but its node $node cannot be started: kind delete cluster --name $cluster"
+    say Kind "cluster $cluster: started"
+  else
+    say Kind "cluster $cluster: there already"
+  fi
+  # after a start, and for a kubeconfig that does not know the cluster
+  kubectl config get-contexts "kind-$cluster" >/dev/null 2>&1 || kind export kubeconfig --name "$cluster" >/dev/null 2>&1
+  local tries=60
+  until kube get --raw /readyz >/dev/null 2>&1; do
+    [ $((tries -= 1)) -gt 0 ] || fail "The Kind cluster $cluster does not answer: docker logs $node"
+    sleep 1
+  done
+  kube rollout status deployment/coredns --namespace kube-system --timeout 120s >/dev/null ||
+    fail "The name server of $cluster does not get ready: kubectl --context kind-$cluster get pods --namespace kube-system"
+}
+
+ensure_network() { # the controller's pod finds the container by its name there
+  if docker container inspect --format '{{range $name, $_ := .NetworkSettings.Networks}}{{println $name}}{{end}}' "$redis" | grep -Fx "$KIND_NETWORK" >/dev/null; then
+    say Network "$redis is on Docker's network $KIND_NETWORK already"
+  else
+    docker network connect "$KIND_NETWORK" "$redis" || fail "The container $redis could not be put on Docker's network $KIND_NETWORK."
+    say Network "$redis is put on Docker's network $KIND_NETWORK, where pods find it"
+  fi
+}
+
+ensure_env_file() {
+  if [ -f "$ENV_FILE" ]; then
+    say File "$ENV_FILE: there already, kept as it is"
+    return
+  fi
+  cat >"$ENV_FILE" <<ENV
+# The environment of $user, for programs on this machine. In the cluster the same holds, with the container $redis as REDIS_HOST.
+REDIS_HOST=localhost
+REDIS_PORT=$port
+REDIS_STREAM=otto:scale:events
+REDIS_CONSUMER_GROUP=ottoscaler-$user
+NAMESPACE=$user-dev
+OTTO_AGENT_IMAGE=$AGENT_IMAGE
+KIND_CLUSTER_NAME=$cluster
+ENV
+  say File "$ENV_FILE: made"
+}
+
+ensure_namespace() { # and all that the controller finds in it: rights, limits, network policies
+  local how='there already'
+  kube get namespace "$NAMESPACE" >/dev/null 2>&1 || how='made, with ServiceAccount, rights and limits'
+  write_manifests
+  kube apply --kustomize "$manifests" --selector 'app.kubernetes.io/component!=controller' >/dev/null ||
+    fail "The namespace $NAMESPACE could not be set up in $cluster."
+  say Namespace "$NAMESPACE: $how"
+}
+
+main "$@"

@@ -1,0 +1,229 @@
+"""Who gets which environment, and what is said when something is missing: no Docker is needed for that."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import unicodedata
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TEAM = {
+    "한진우": ("jinwoo", 6379),
+    "장준영": ("junyoung", 6380),
+    "고민지": ("minji", 6381),
+    "이지윤": ("jiyoon", 6382),
+    "김보아": ("boa", 6383),
+    "유호준": ("hojun", 6384),
+}
+#: What the scripts take from the system; docker, kind and kubectl are none of it.
+TOOLS = ("bash", "make", "dirname", "sed", "grep", "head", "tail", "mkdir", "rm", "cat", "awk")
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder with what the scripts need of the project, and a PATH on which nothing else is."""
+    folder = tmp_path / "checkout"
+    folder.mkdir()
+    for name in ("Makefile", "requirements.txt"):
+        shutil.copy(ROOT / name, folder / name)
+    shutil.copytree(ROOT / "deploy", folder / "deploy")
+    (folder / "ottoscaler").mkdir()
+    for name in ("__init__.py", "settings_reader.py"):
+        shutil.copy(ROOT / "ottoscaler" / name, folder / "ottoscaler" / name)
+    (folder / "bin").mkdir()
+    for tool in TOOLS:
+        found = shutil.which(tool)
+        assert found, tool
+        (folder / "bin" / tool).symlink_to(found)
+    (folder / "bin" / "python3").symlink_to(Path(sys.executable).resolve())
+    return folder
+
+
+def add_program(checkout: Path, name: str, script: str) -> None:
+    """Put a program on the PATH."""
+    path = checkout / "bin" / name
+    path.write_text(f"#!/usr/bin/env bash\n{script}\n", encoding="utf-8")
+    path.chmod(0o755)
+
+
+def run(checkout: Path, *command: str, environ: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """A command in the checkout, without a terminal."""
+    environment = {"PATH": f"{checkout}/bin", "HOME": str(checkout), "USER": "root", "PORT": "1", **(environ or {})}
+    return subprocess.run(
+        command, cwd=checkout, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
+    )
+
+
+def find(checkout: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Ask who is meant."""
+    return run(checkout, "python3", "-I", "deploy/environment.py", "user", *words)
+
+
+class TestNames:
+    """USER and PORT."""
+
+    @pytest.mark.parametrize("name", TEAM)
+    def test_a_developer_has_one_name_and_port(self, checkout: Path, name: str) -> None:
+        """By the Korean name, composed or not, and by the user name."""
+        user, port = TEAM[name]
+        for written in (name, unicodedata.normalize("NFD", name), user, user.upper()):
+            assert find(checkout, written).stdout.split() == [user, str(port)]
+
+    def test_somebody_else(self, checkout: Path) -> None:
+        """With a port of their own."""
+        assert find(checkout, "anna", "6390").stdout.split() == ["anna", "6390"]
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            ((), "Whose environment?"),
+            (("bob",), "There is no developer 'bob'."),
+            (("Ann A", "6390"), "There is no developer 'Ann A'."),
+            (("an_na", "6390"), "There is no developer 'an_na'."),
+            (("anna", "6381"), "that is minji's"),
+            (("anna", "80"), "PORT is '80', expected a number from 1024 to 65535."),
+            (("anna", "x"), "PORT is 'x', expected a number"),
+            (("jinwoo", "6390"), "jinwoo's is 6379"),
+        ],
+    )
+    def test_a_wrong_one_gets_a_sentence(self, checkout: Path, words: tuple[str, ...], said: str) -> None:
+        """And no traceback."""
+        told = find(checkout, *(words or ("",)))
+        assert told.returncode == 1
+        assert said in told.stderr
+        assert "Traceback" not in told.stderr
+
+    def test_without_a_name_the_list(self, checkout: Path) -> None:
+        """Although every shell has a USER, and this one a PORT: they count only on the command line."""
+        told = run(checkout, "make", "setup-user")
+        assert told.returncode != 0
+        assert all(name in told.stderr for name in TEAM)
+
+    def test_make_and_script_are_the_same(self, checkout: Path) -> None:
+        """Name and port go through."""
+        by_make = run(checkout, "make", "setup-user", "USER=anna", "PORT=6381")
+        by_script = run(checkout, "deploy/setup-user.sh", "anna", "6381")
+        assert by_script.stderr.splitlines()[0] == by_make.stderr.splitlines()[0]
+        assert "minji" in by_make.stderr
+
+
+class TestMissing:
+    """A clear sentence, before anything is made."""
+
+    @pytest.mark.parametrize("missing", ["docker", "kind", "kubectl"])
+    def test_a_program(self, checkout: Path, missing: str) -> None:
+        """It is named, with where to get it."""
+        for program in {"docker", "kind", "kubectl"} - {missing}:
+            add_program(checkout, program, "exit 0")
+        told = run(checkout, "make", "setup-user", "USER=한진우")
+        assert told.returncode != 0
+        assert f"{missing} is missing: install it" in told.stderr.replace("install Docker", "install it")
+        assert not list(checkout.glob(".env.*"))
+
+    def test_the_docker_daemon(self, checkout: Path) -> None:
+        """The program alone is not enough."""
+        for program in ("kind", "kubectl"):
+            add_program(checkout, program, "exit 0")
+        add_program(checkout, "docker", "exit 1")
+        told = run(checkout, "deploy/setup-user.sh", "한진우")
+        assert told.returncode == 1
+        assert "No Docker daemon answers" in told.stderr
+
+
+class TestEnvironments:
+    """Which one is meant."""
+
+    def test_none(self, checkout: Path) -> None:
+        """How to make one."""
+        told = run(checkout, "make", "build")
+        assert "There is no environment yet: make setup-user USER=<name> makes one." in told.stderr
+        assert told.returncode != 0
+
+    def test_the_only_one(self, checkout: Path) -> None:
+        """It is taken, and the missing program is the next thing said."""
+        write_env(checkout, "jinwoo")
+        assert "docker is missing" in run(checkout, "make", "build").stderr
+
+    def test_several(self, checkout: Path) -> None:
+        """They are listed."""
+        for user in ("boa", "minji"):
+            write_env(checkout, user)
+        told = run(checkout, "make", "deploy").stderr
+        assert "There are several environments" in told
+        assert "ENV_FILE=.env.boa.local" in told
+        assert "ENV_FILE=.env.minji.local" in told
+        chosen = run(checkout, "make", "build", environ={"ENV_FILE": ".env.boa.local"})
+        assert "docker is missing" in chosen.stderr
+
+    def test_a_file_that_is_not_there(self, checkout: Path) -> None:
+        """It is named."""
+        told = run(checkout, "make", "build", "ENV_FILE=.env.nobody.local").stderr
+        assert "There is no file .env.nobody.local" in told
+
+    def test_a_file_that_cannot_be_read(self, checkout: Path) -> None:
+        """The fault is told as the controller tells it."""
+        (checkout / ".env.boa.local").write_text("NAMESPACE\n", encoding="utf-8")
+        told = run(checkout, "make", "build")
+        assert told.returncode != 0
+        assert ".env.boa.local" in told.stderr
+        assert "Traceback" not in told.stderr
+
+    def test_a_file_of_another_kind(self, checkout: Path) -> None:
+        """Without a cluster it is not one of ours."""
+        (checkout / ".env.boa.local").write_text("REDIS_PORT=6383\n", encoding="utf-8")
+        assert "expected ottoscaler-<name>" in run(checkout, "make", "build").stderr
+
+    def test_in_the_cluster_the_container_is_redis(self, checkout: Path) -> None:
+        """What is of this machine only stays here, what the developer adds goes along."""
+        write_env(checkout, "boa", "MAX_WORKERS=7", "KUBECONFIG=here")
+        told = run(checkout, "python3", "-I", "deploy/environment.py", "config", ".env.boa.local").stdout
+        values = dict(line.split("=", 1) for line in told.splitlines())
+        assert values == {
+            "REDIS_HOST": "redis-boa",
+            "REDIS_PORT": "6379",
+            "REDIS_CONSUMER_GROUP": "ottoscaler-boa",
+            "MAX_WORKERS": "7",
+        }
+
+    def test_a_redis_elsewhere_stays_where_it_is(self, checkout: Path) -> None:
+        """Host and port of another machine hold in the cluster too."""
+        write_env(checkout, "boa", "REDIS_HOST=redis.example.com", "REDIS_PORT=7000")
+        told = run(checkout, "python3", "-I", "deploy/environment.py", "config", ".env.boa.local").stdout
+        assert {"REDIS_HOST=redis.example.com", "REDIS_PORT=7000"} <= set(told.splitlines())
+
+
+def test_results_are_told_a_line_each(checkout: Path) -> None:
+    """The oldest first; a worker by its pod, a task by its name."""
+    worker = {"kind": "worker", "outcome": "succeeded", "reason": "Completed", "pod": "otto-agent-1", "task_id": "t"}
+    task = {"kind": "task", "outcome": "failed", "reason": "Error", "task_id": "t"}
+    entries = [
+        [str(n), [text for pair in {**each, "finished_at": "now"}.items() for text in pair]]
+        for n, each in enumerate((task, worker))
+    ]
+    told = subprocess.run(
+        [sys.executable, "-I", "deploy/environment.py", "results"],
+        cwd=checkout, input=json.dumps(entries), capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert [line.split()[1:] for line in told.splitlines()] == [
+        ["worker", "succeeded", "Completed", "otto-agent-1"],
+        ["task", "failed", "Error", "t"],
+    ]
+
+
+def write_env(checkout: Path, user: str, *more: str) -> None:
+    """An environment file as setup-user makes it."""
+    lines = [
+        "REDIS_HOST=localhost",
+        f"REDIS_PORT={dict(TEAM.values())[user]}",
+        f"REDIS_CONSUMER_GROUP=ottoscaler-{user}",
+        f"NAMESPACE={user}-dev",
+        f"KIND_CLUSTER_NAME=ottoscaler-{user}",
+        *more,
+    ]
+    (checkout / f".env.{user}.local").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,0 +1,220 @@
+"""The developers' daily round on real Docker and real Kind: two of them at once, and a third one comes and goes."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import require
+from tests.e2e.developer import Developer
+from tests.e2e.waiting import wait_for
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+#: README's commands that the fixture runs, for both of them, and the one that a test of its own runs.
+BEGINNING = (
+    "make setup-user USER=한진우",
+    "make build",
+    "make deploy",
+    "ENV_FILE=.env.jinwoo.local make test-event",
+)
+END = "make clean"
+#: Those that do not end by themselves.
+FOLLOWING = ("make logs", "kubectl get pods -l managed-by=ottoscaler -n jinwoo-dev --watch")
+#: All others, each run as it is printed.
+EVERY_DAY = (
+    "make test-event PODS=3 TASK=task-123",
+    "make test-event TYPE=scale_down TASK=task-123",
+    "make status",
+    "make build && make deploy",
+    "make redis-cli ARGS=ping",
+    "make k8s-status",
+    "kubectl get pods -l managed-by=ottoscaler -n jinwoo-dev",
+    "kubectl describe pods -l managed-by=ottoscaler -n jinwoo-dev",
+    "kubectl logs -l managed-by=ottoscaler -n jinwoo-dev --prefix",
+    "kubectl get events -n jinwoo-dev --sort-by .lastTimestamp",
+)
+COMMANDS = (*BEGINNING, *EVERY_DAY, *FOLLOWING, END)
+
+#: Runs long enough to be redeployed meanwhile; a controller that started it anew would start it twice.
+_LONG = "echo started >&2; trap 'exit 9' TERM; sleep 45 & wait $!"
+
+
+@pytest.fixture(scope="module")
+def developers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Developer, Developer]]:
+    """Two, each as far as README's one line brings them, both at the same time."""
+    for program in ("docker", "kind", "kubectl"):
+        require(program)
+    folder = tmp_path_factory.mktemp("developers")
+    pair = Developer(folder, "한진우", "jinwoo", 6379), Developer(folder, "junyoung", "junyoung", 6380)
+    for one in pair:
+        one.close()  # what an interrupted run has left
+    try:
+        with ThreadPoolExecutor(2) as both:
+            list(both.map(_begin, pair))
+        yield pair
+    finally:
+        for one in pair:
+            one.close()
+
+
+def _begin(one: Developer) -> None:
+    lines = " && ".join(BEGINNING).replace("한진우", one.name).replace(".env.jinwoo.local", one.env_file)
+    one.first = one.run(lines).split()[-1]
+
+
+@pytest.fixture
+def jinwoo(developers: tuple[Developer, Developer]) -> Developer:
+    """The first of them."""
+    return developers[0]
+
+
+class TestRound:
+    """From nothing to results."""
+
+    def test_an_event_becomes_pods_and_results(self, developers: tuple[Developer, Developer]) -> None:
+        """Three workers each, in one's own namespace and one's own Redis only."""
+        for one in developers:
+            assert one.finished(one.first)["succeeded"] == "3"
+            assert len(one.results(one.first, "worker")) == 3
+
+    def test_worker_pods_are_seen(self, jinwoo: Developer) -> None:
+        """By label, with the line of README."""
+        jinwoo.run(f"TASK=seen PODS=2 ENV_FILE={jinwoo.env_file} make test-event")
+        wait_for(lambda: len(jinwoo.workers()) == 2, "two worker pods", 60)
+        assert jinwoo.finished("seen")["succeeded"] == "2"
+
+    def test_a_scale_down(self, jinwoo: Developer) -> None:
+        """TYPE is passed on."""
+        jinwoo.run("TASK=nobody TYPE=scale_down make test-event")
+        found = wait_for(lambda: jinwoo.results("nobody", "scale_down"), "its result", 60)
+        assert found[0]["reason"] == "NothingToEnd"
+
+    def test_status_tells_all_at_a_glance(self, jinwoo: Developer) -> None:
+        """Redis, cluster, deployment, workers, last results."""
+        told = jinwoo.run("make status")
+        for word in ("Redis localhost:6379", "ottoscaler-jinwoo", "deployment.apps/ottoscaler", "1/1", "Last results"):
+            assert word in told
+        assert re.search(r"task +succeeded +Completed", told)
+
+    def test_logs_are_the_controllers(self, jinwoo: Developer) -> None:
+        """JSON lines, as many as are asked for."""
+        assert '"event": "controller.started"' in jinwoo.run('make logs ARGS="--tail=1000"')
+
+    @pytest.mark.parametrize("command", EVERY_DAY)
+    def test_a_line_of_readme(self, jinwoo: Developer, command: str) -> None:
+        """It ends well, in the form in which it is printed."""
+        jinwoo.run(command)
+
+    @pytest.mark.parametrize("command", FOLLOWING)
+    def test_a_line_that_follows(self, jinwoo: Developer, command: str) -> None:
+        """It is still there after a while, and has not failed."""
+        with pytest.raises(subprocess.TimeoutExpired):
+            jinwoo.run(f"exec {command}", timeout_s=4)
+
+    def test_other_views(self, jinwoo: Developer) -> None:
+        """The namespace, and Redis."""
+        assert "pod/ottoscaler" in jinwoo.run("make k8s-status")
+        assert int(jinwoo.run('make redis-cli ARGS="XLEN otto:scale:events"').split()[-1]) >= 1
+
+
+class TestAgain:
+    """What is done twice."""
+
+    def test_setting_up_changes_nothing(self, jinwoo: Developer) -> None:
+        """Neither containers nor the cluster nor the file, even one that was edited."""
+
+        def state() -> tuple[str, ...]:
+            containers = jinwoo.run("docker ps --all --no-trunc --format '{{.ID}} {{.Names}}' | grep jinwoo | sort")
+            objects = f"get deployments,serviceaccounts,roles,rolebindings,resourcequotas -n {jinwoo.namespace}"
+            uids = jinwoo.kubectl(f"{objects} -o jsonpath='{{range .items[*]}}{{.metadata.uid}} {{end}}'")
+            return containers, uids, (jinwoo.checkout / jinwoo.env_file).read_text(encoding="utf-8")
+
+        with jinwoo.more_settings("READ_AHEAD=50"):
+            before = state()
+            told = jinwoo.run("deploy/setup-user.sh jinwoo")
+            assert state() == before
+        assert "made" not in told
+        assert told.count("there already") >= 3
+
+    def test_a_new_image_in_the_middle_of_a_task(self, jinwoo: Developer) -> None:
+        """Nothing is lost, and the same workers go on."""
+        with jinwoo.more_settings(f"OTTO_AGENT_COMMAND={_LONG}"):
+            jinwoo.run("make deploy")
+            jinwoo.run("TASK=long PODS=2 make test-event")
+            running = wait_for(lambda: _running(jinwoo, 2), "two running workers", 60)
+            controller = _controller(jinwoo)
+            with (jinwoo.checkout / "ottoscaler" / "__init__.py").open("a", encoding="utf-8") as code:
+                code.write("# changed\n")
+            jinwoo.run("make build && make deploy")
+            wait_for(lambda: _controller(jinwoo) not in ("", controller), "the new controller", 60)
+            assert jinwoo.finished("long")["succeeded"] == "2"
+        jinwoo.run("make deploy")
+        told = jinwoo.results("long", "worker")
+        assert {one["pod_uid"] for one in told} == running
+        assert [one["attempt"] for one in told] == ["1", "1"]
+
+
+class TestWrong:
+    """A clear sentence."""
+
+    def test_a_port_that_somebody_has(self, jinwoo: Developer) -> None:
+        """It is named, and nothing is made."""
+        told = jinwoo.run(
+            'python3 -c \'import socket, subprocess, sys; s = socket.create_server(("127.0.0.1", 6391));'
+            ' sys.exit(subprocess.run(["make", "setup-user", "USER=anna", "PORT=6391"]).returncode)\'',
+            check=False,
+        )
+        assert "Port 6391 is taken by somebody else" in told
+        assert not (jinwoo.checkout / ".env.anna.local").exists()
+
+    def test_a_roll_out_that_fails(self, developers: tuple[Developer, Developer]) -> None:
+        """The reason is shown: here the configuration's fault, in the controller's last words."""
+        _, junyoung = developers
+        with junyoung.more_settings("MAX_WORKERS=many"):
+            told = junyoung.run("ROLLOUT_S=20 make deploy", check=False)
+        assert "did not get ready" in told
+        assert "MAX_WORKERS" in told
+        junyoung.run("make deploy")
+
+
+def test_clean_takes_only_ones_own(developers: tuple[Developer, Developer], tmp_path: Path) -> None:
+    """Cluster, image and file go; the Redis that is shared stays unless told otherwise, and so does everybody else."""
+    others = "docker ps --all --no-trunc --format '{{.ID}} {{.Names}}' | grep -v minji | sort"
+    before = developers[0].run(others)
+    minji = Developer(tmp_path, "고민지", "minji", 6381)
+    minji.close()
+    try:
+        minji.run("make setup-user USER=고민지 && make build")
+        minji.redis.set("of otto-handler", "1")
+        assert "redis-minji: kept" in minji.run(END)
+        assert minji.redis.get("of otto-handler") == "1"
+        assert minji.cluster not in minji.run("kind get clusters")
+        assert minji.run("docker image ls --quiet ottoscaler:minji") == ""
+        assert not (minji.checkout / minji.env_file).exists()
+        assert "There is no environment" in minji.run(END, check=False)
+        minji.run("make setup-user USER=minji && FORCE=1 make clean")
+        left = minji.run("docker ps --all --format '{{.Names}}'; docker volume ls --quiet; kind get clusters 2>&1")
+        assert "minji" not in left
+    finally:
+        minji.close()
+    assert developers[0].run(others) == before
+
+
+def _running(one: Developer, count: int) -> set[str]:
+    """UIDs of the running workers, when there are so many."""
+    uids = {pod["metadata"]["uid"] for pod in one.workers() if pod["status"]["phase"] == "Running"}
+    return uids if len(uids) == count else set()
+
+
+def _controller(one: Developer) -> str:
+    """The name of the controller's pod that is ready, empty while there is not just one."""
+    names = one.kubectl(
+        f"get pods -n {one.namespace} -l app.kubernetes.io/name=ottoscaler -o jsonpath='{{.items[*].metadata.name}}'"
+    ).split()
+    return names[0] if len(names) == 1 else ""
