@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -45,6 +46,7 @@ WARM = 3000
 def main(arguments: Sequence[str]) -> int:
     """Returns the exit code."""
     asked = _asked(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended, too
     try:
         report = _measured(asked)
     except (pytest.skip.Exception, pytest.fail.Exception) as missing:
