@@ -1,0 +1,25 @@
+"""A real API server with the manifests in it, for all tests here: without a node, for nothing has to run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.deploy.cluster import Cluster, audited
+from tests.e2e.kube_server import KubeServer
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """The production overlay, applied as the guide says; and a second namespace with the overlay for development."""
+    folder = tmp_path_factory.mktemp("kubernetes")
+    server = KubeServer(folder, [*audited(folder), "--allow-privileged=true"])
+    try:
+        server.open()
+        made = Cluster(server)
+        made.apply_all()
+        yield made
+        made.close()
+    finally:
+        server.close()

@@ -1,0 +1,199 @@
+"""The admission policy: the controller's own pods pass, and nothing else that its account might create or delete.
+
+In the namespace `generous` RBAC permits the account anything on pods, and no Pod Security profile is enforced: what is
+refused there is refused by the policy.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+import pytest
+
+from ottoscaler.core.manifest import build
+from ottoscaler.core.names import WorkerKey
+from ottoscaler.settings import WorkerSettings
+from tests.core.builders import HASH, event
+from tests.deploy.cluster import GENEROUS, PRODUCTION, Cluster
+from tests.deploy.manifests import Json, only, rendered
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
+
+PLAIN: Final = WorkerSettings()
+#: Whatever an operator may configure that the policy has a say in.
+CONFIGURED: Final = {
+    "plain": PLAIN,
+    "no-deadline": replace(PLAIN, deadline_s=0),
+    "account": replace(PLAIN, service_account="ottoscaler-worker"),
+    "pull-secret": replace(PLAIN, image_pull_secret="registry"),
+    "nodes": replace(PLAIN, node_selector={"pool": "ci"}),
+    "tolerations": replace(PLAIN, tolerations=[{"key": "ci", "operator": "Exists", "effect": "NoSchedule"}]),
+    "user": replace(PLAIN, run_as_user=65534, cpu_limit="500m"),
+}
+
+
+def worker(template: WorkerSettings = PLAIN, namespace: str = GENEROUS, **fields: Any) -> Json:
+    """The manifest that the controller sends."""
+    key = WorkerKey(HASH, 1, 1)
+    body: Json = json.loads(build(template, event(**fields), key, instance="otto", namespace=namespace))
+    return body
+
+
+@pytest.mark.parametrize("name", CONFIGURED)
+def test_the_controllers_own_pods_pass(cluster: Cluster, name: str) -> None:
+    """As the code builds them, whatever it was configured with."""
+    answer = cluster.create(GENEROUS, worker(CONFIGURED[name], passed_on={"branch": "main"}, traceparent="00-1"))
+    assert answer.status == 201, answer.text
+
+
+def test_they_pass_everything_else_as_well(cluster: Cluster) -> None:
+    """In production: rights, policy, quota, limits and the restricted profile together, for a pod that is kept."""
+    answer = cluster.create(PRODUCTION, worker(namespace=PRODUCTION), dry_run=False)
+    assert answer.status == 201, answer.text
+    (container,) = json.loads(answer.text)["spec"]["containers"]
+    assert container["resources"]["limits"] == {"cpu": "1", "memory": "512Mi", "ephemeral-storage": "20Gi"}
+    path = f"/api/v1/namespaces/{PRODUCTION}/pods/{worker()['metadata']['name']}"
+    assert cluster.ask("DELETE", path, namespace=PRODUCTION).status == 200
+
+
+CHANGES: Final = "changes no pods"
+LABEL: Final = "only pods with the label managed-by=ottoscaler"
+NODE: Final = "uses no network, processes, memory or port of its node"
+ACCOUNT: Final = "ServiceAccount is default or ottoscaler-worker"
+TOKEN: Final = "may have its token mounted"
+VOLUMES: Final = "mounts empty directories only"
+VARIABLES: Final = "takes no variable from a Secret or ConfigMap"
+ROOT_USER: Final = "does not run as root"
+PRIVILEGES: Final = "has no privileges and no capabilities"
+LIMITS: Final = "has limits of CPU and memory"
+PLACE: Final = "goes where the scheduler puts it"
+
+FIRST: Final = "spec.containers.0"
+INIT: Final = {"name": "first", "image": "busybox"}
+TOKENS: Final = {"sources": [{"serviceAccountToken": {"path": "token", "audience": "aws"}}]}
+SECRETS: Final = {"sources": [{"secret": {"name": "ottoscaler-redis"}}]}
+
+#: What is changed in a good pod (None: taken out), and what the policy says to it.
+BAD: Final[dict[str, tuple[Mapping[str, object], str]]] = {
+    "no-labels": ({"metadata.labels": None}, LABEL),
+    "another-label": ({"metadata.labels.managed-by": "somebody"}, LABEL),
+    "another-name": ({"metadata.name": "redis-1"}, "begins with otto-agent-"),
+    "restarts": ({"spec.restartPolicy": "Always"}, "restartPolicy Never"),
+    "host-network": ({"spec.hostNetwork": True}, NODE),
+    "host-pid": ({"spec.hostPID": True}, NODE),
+    "host-ipc": ({"spec.hostIPC": True}, NODE),
+    "host-port": ({f"{FIRST}.ports": [{"containerPort": 80, "hostPort": 80}]}, NODE),
+    "foreign-account": ({"spec.serviceAccountName": "other"}, ACCOUNT),
+    "the-controllers-account": ({"spec.serviceAccountName": "ottoscaler"}, ACCOUNT),
+    "token": ({"spec.automountServiceAccountToken": True}, TOKEN),
+    "token-by-default": ({"spec.automountServiceAccountToken": None}, TOKEN),
+    "token-in-a-volume": ({"spec.volumes": [{"name": "workspace", "projected": TOKENS}]}, TOKEN),
+    "secret": ({"spec.volumes": [{"name": "workspace", "secret": {"secretName": "s"}}]}, VOLUMES),
+    "projected-secret": ({"spec.volumes": [{"name": "workspace", "projected": SECRETS}]}, VOLUMES),
+    "config-map": ({"spec.volumes": [{"name": "workspace", "configMap": {"name": "c"}}]}, VOLUMES),
+    "claim": ({"spec.volumes": [{"name": "workspace", "persistentVolumeClaim": {"claimName": "c"}}]}, VOLUMES),
+    "host-path": ({"spec.volumes": [{"name": "workspace", "hostPath": {"path": "/"}}]}, VOLUMES),
+    "csi": ({"spec.volumes": [{"name": "workspace", "csi": {"driver": "d"}}]}, VOLUMES),
+    "variable-of-a-secret": (
+        {f"{FIRST}.env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]},
+        VARIABLES,
+    ),
+    "variable-of-a-config-map": (
+        {f"{FIRST}.env": [{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "s", "key": "k"}}}]},
+        VARIABLES,
+    ),
+    "variables-of-a-secret": ({f"{FIRST}.envFrom": [{"secretRef": {"name": "s"}}]}, VARIABLES),
+    "root": ({"spec.securityContext.runAsUser": 0, "spec.securityContext.runAsNonRoot": False}, ROOT_USER),
+    "root-by-number": ({"spec.securityContext.runAsUser": 0}, ROOT_USER),
+    "root-in-the-container": ({f"{FIRST}.securityContext.runAsUser": 0}, ROOT_USER),
+    "perhaps-root": ({"spec.securityContext": None}, ROOT_USER),
+    "root-in-a-container-before": ({"spec.initContainers": [INIT]}, ROOT_USER),
+    "privileged": (
+        {f"{FIRST}.securityContext.privileged": True, f"{FIRST}.securityContext.allowPrivilegeEscalation": True},
+        PRIVILEGES,
+    ),
+    "escalation": ({f"{FIRST}.securityContext.allowPrivilegeEscalation": None}, PRIVILEGES),
+    "capability": ({f"{FIRST}.securityContext.capabilities.add": ["NET_ADMIN"]}, PRIVILEGES),
+    "capabilities-kept": ({f"{FIRST}.securityContext.capabilities": None}, PRIVILEGES),
+    "no-limits": ({f"{FIRST}.resources": None}, LIMITS),
+    "no-memory-limit": ({f"{FIRST}.resources": {"limits": {"cpu": "1"}}}, LIMITS),
+    "node-name": ({"spec.nodeName": "node-1"}, PLACE),
+    "every-taint": ({"spec.tolerations": [{"operator": "Exists"}]}, PLACE),
+    "control-plane": (
+        {"spec.tolerations": [{"key": "node-role.kubernetes.io/control-plane", "operator": "Exists"}]},
+        PLACE,
+    ),
+    "critical": ({"spec.priorityClassName": "system-cluster-critical"}, "no priority of the system's"),
+}
+
+
+def changed(pod: Json, changes: Mapping[str, object]) -> Json:
+    """The pod with other values at dotted paths."""
+    for path, value in changes.items():
+        *way, last = path.split(".")
+        place: Any = pod
+        for step in way:
+            place = place[int(step)] if step.isdigit() else place[step]
+        if value is None:
+            del place[last]
+        else:
+            place[last] = value
+    return pod
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_another_kind_of_pod_is_refused(cluster: Cluster, name: str) -> None:
+    """By the rule that is meant, and by the policy alone: an administrator may create it."""
+    changes, message = BAD[name]
+    pod = changed(worker(), changes)
+    answer = cluster.create(GENEROUS, pod)
+    assert (answer.status, "ValidatingAdmissionPolicy 'ottoscaler'" in answer.text) == (422, True), answer.text
+    assert message in answer.text
+    assert cluster.create(GENEROUS, pod, admin=True).status == 201
+
+
+def test_the_table_is_large_enough() -> None:
+    """And every rule has a row, or one of the tests below."""
+    assert len(BAD) >= 20
+    rules = [rule["message"] for rule in only(rendered("cluster"), "ValidatingAdmissionPolicy")["spec"]["validations"]]
+    told = [CHANGES, *(message for _, message in BAD.values())]
+    assert [rule for rule in rules if not any(message in rule for message in told)] == []
+
+
+@pytest.fixture
+def foreign(cluster: Cluster) -> str:
+    """The path of a pod that somebody else has made."""
+    pod = changed(worker(), {"metadata.labels": {"app": "redis"}, "metadata.name": "redis-0"})
+    answer = cluster.create(GENEROUS, pod, dry_run=False, admin=True)
+    assert answer.status in (201, 409), answer.text
+    return f"/api/v1/namespaces/{GENEROUS}/pods/redis-0"
+
+
+def test_a_foreign_pod_is_not_deleted(cluster: Cluster, foreign: str) -> None:
+    """RBAC would permit it."""
+    answer = cluster.ask("DELETE", foreign, namespace=GENEROUS)
+    assert (answer.status, LABEL in answer.text) == (422, True), answer.text
+    assert cluster.ask("GET", foreign, namespace=GENEROUS).status == 200
+
+
+def test_foreign_pods_are_not_deleted_all_at_once(cluster: Cluster, foreign: str) -> None:
+    """Each of a collection is looked at."""
+    answer = cluster.ask("DELETE", foreign.rpartition("/")[0], namespace=GENEROUS)
+    assert answer.status >= 400, answer.text
+    assert cluster.ask("GET", foreign, namespace=GENEROUS).status == 200
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"metadata": {"labels": {"managed-by": "ottoscaler"}}}, id="label"),
+        pytest.param({"spec": {"containers": [{"name": "agent", "image": "evil"}]}}, id="image"),
+    ],
+)
+def test_no_pod_is_changed(cluster: Cluster, foreign: str, change: Json) -> None:
+    """Else a foreign pod would be made one of ours and then deleted."""
+    answer = cluster.ask("PATCH", foreign, change, namespace=GENEROUS)
+    assert (answer.status, CHANGES in answer.text) == (422, True), answer.text
