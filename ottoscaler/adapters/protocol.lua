@@ -220,7 +220,8 @@ function F.take(eid, consumer, boot, lease_ms, same_consumer)
   local mine = base .. redis.call('HINCRBY', task, 'tenure', 1)
   redis.call('HSET', task, 'owner', mine)
   redis.call('ZADD', OPEN, now + lease_ms, eid)
-  if redis.call('HINCRBY', task, 'tries', 1) >= MAX_TRIES and poison(task, eid) then return {} end
+  -- a lease of 0 was given up: whoever had the task did not fail
+  if tonumber(lease) ~= 0 and redis.call('HINCRBY', task, 'tries', 1) >= MAX_TRIES and poison(task, eid) then return {} end
   return {mine, redis.call('HGETALL', task)}
 end
 

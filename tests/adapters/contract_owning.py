@@ -313,6 +313,17 @@ class TestPoison:
         assert expected.items() <= result.items()
         assert ([letter["dead_reason"] for letter in admin.dead_letters()], admin.open_ids()) == (["Poison"], set())
 
+    def test_is_no_task_that_is_handed_over_often(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """A roll-out is nobody's failure, however many there are."""
+        task: OpenTask | None = opened(stream, admin, event_id="e-1")
+        for _ in range(TAKES_TO_POISON + 1):
+            assert task is not None
+            stream.release({"e-1": task.owner})
+            task = other.take("e-1", same_consumer=False)
+            stream, other = other, stream
+        assert task is not None
+        assert (task.workers, admin.dead_letters()) == ({}, [])
+
     def test_needs_ten_tries(self, stream: Stream, admin: StreamAdmin) -> None:
         """Nine are bad luck."""
         opened(stream, admin, event_id="e-1")

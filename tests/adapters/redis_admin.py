@@ -45,7 +45,7 @@ class RedisAdmin:
         return None if left < 0 else float(left)
 
     def expire_lease(self, event_id: str) -> None:
-        self._client.zadd(f"{self.prefix}open", {event_id: 0}, xx=True)
+        self._client.zadd(f"{self.prefix}open", {event_id: 1}, xx=True)  # 0 would be one that was given up
 
     def trim(self) -> None:
         self._client.xtrim(self.stream, maxlen=0, approximate=False)

@@ -12,6 +12,7 @@ import pytest
 from tests.conftest import require
 from tests.e2e.bare import BareSystem
 from tests.e2e.controller import Controller
+from tests.e2e.fleet import AuditedServer, Fleet
 from tests.e2e.kube_server import KubeServer
 from tests.e2e.recorder import Recorder
 from tests.e2e.redis_server import DATABASES, RedisServer
@@ -129,6 +130,25 @@ def shared(new_system: SystemFactory) -> Iterator[System]:
     """A system with a running controller, for tests that look at their own events only."""
     made = new_system()
     made.start(WORKER_MEMORY_LIMIT="32Mi", REDIS_CONSUMER="shared")
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def audited_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AuditedServer]:
+    """An API server without a node that tells who deleted which pod."""
+    for program in ("etcd", "kube-apiserver"):
+        require(program)
+    server = AuditedServer(tmp_path_factory.mktemp("audited"))
+    server.open()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def fleet(redis_server: RedisServer, audited_server: AuditedServer, tmp_path: Path) -> Iterator[Fleet]:
+    """A system for several controllers, with none yet."""
+    made = Fleet(redis_server, next(_numbers) % DATABASES, audited_server, tmp_path)
     yield made
     made.close()
 

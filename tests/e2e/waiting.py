@@ -13,13 +13,13 @@ _POLL_S = 0.05
 LONG_S = 40.0
 
 
-def wait_for(look: Callable[[], _T], what: str, timeout_s: float = LONG_S) -> _T:
+def wait_for(look: Callable[[], _T], what: str, timeout_s: float = LONG_S, poll_s: float = _POLL_S) -> _T:
     """The first true value of `look`. Raises AssertionError after `timeout_s` seconds."""
     deadline = time.monotonic() + timeout_s
     pause = threading.Event()
     while not (value := look()):
         assert time.monotonic() < deadline, f"waited {timeout_s} s in vain for {what}; last seen: {value!r}"
-        pause.wait(_POLL_S)
+        pause.wait(poll_s)
     return value
 
 

@@ -257,7 +257,7 @@ class FakeRedis:
     def expire_lease(self, event_id: str) -> None:
         """As if the owner had been silent for LEASE_S."""
         with self.changed:
-            self.leases[event_id] = 0.0
+            self.leases[event_id] = 0.001  # 0 would be one that was given up
 
     def trim(self) -> None:
         """Remove all entries of the event stream; what is pending stays pending."""

@@ -258,7 +258,7 @@ class FakeStream(WorkerScripts):
             if server.leases[event_id] > now and not (same_consumer and self._was_ours(task)):
                 return None
             task.tenure += 1
-            task.tries += 1
+            task.tries += server.leases[event_id] != 0  # 0: given up, so nobody has failed
             task.owner = f"{self._base}{task.tenure}"
             server.leases[event_id] = now + self._lease_s
             if task.tries >= MAX_TRIES and self._poison(task, task.event):
