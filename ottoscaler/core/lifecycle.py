@@ -240,7 +240,7 @@ def _moved(life: Life, observation: Observation, now: float, limits: Limits) -> 
         case Stage.AWAIT, Missing():
             return replace(life, stage=Stage.LOOK)
         case Stage.AWAIT, TimedOut() if life.pod is not None:
-            relook = life.pod.deleting or life.pod.phase is Phase.UNKNOWN
+            relook = life.doom is not None or life.pod.deleting or life.pod.phase is Phase.UNKNOWN
             return replace(life, stage=Stage.LOOK) if relook else _evaluate(life, life.pod, now, limits)
         case Stage.KILL, Done():
             return replace(life, stage=Stage.AWAIT, until=now + RELOOK_S)

@@ -69,8 +69,11 @@ class Registry:
     # -- worker threads
 
     @contextmanager
-    def expect(self, event_hash: str, index: int) -> Iterator[Waiter]:
+    def expect(self, event_hash: str, index: int, last: Snapshot | None = None) -> Iterator[Waiter]:
         """Subscribe before acting, so that no change is missed; one waiter for each worker.
+
+        A worker that gave its thread back goes on from the pod that it saw `last`: what has become of that meanwhile,
+        when nobody could be told, it is told now.
 
         Whoever had the place before is told NotOurs: his task was taken over anew, and nobody would ever wake him.
         """
@@ -78,6 +81,9 @@ class Registry:
         worker = (event_hash, index)
         with self._lock:
             ousted = self._tell(worker, NotOurs())
+            if last is not None:
+                waiter.latest, waiter.stage = self._pods.get(last.key), last.stage
+                waiter.told += [Missing()] if waiter.latest is None else []
             self._waiters[worker] = waiter
         _resolve(ousted)
         try:

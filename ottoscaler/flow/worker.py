@@ -59,10 +59,10 @@ class Runner:
     @contextmanager
     def follow(self, job: Job) -> Iterator[Waiter]:
         """What has to be so around the steps of a worker: subscribed to its pod, and its name on every log line."""
-        event, index = job.task.event, job.life.index
+        event, life = job.task.event, job.life
         with (
-            logs.bind(event_id=event.event_id, task_id=event.task_id, worker=index),
-            self._parts.registry.expect(job.task.hash, index) as waiter,
+            logs.bind(event_id=event.event_id, task_id=event.task_id, worker=life.index),
+            self._parts.registry.expect(job.task.hash, life.index, life.pod) as waiter,
         ):
             yield waiter
 

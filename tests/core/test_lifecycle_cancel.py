@@ -164,6 +164,16 @@ def test_a_killed_worker_on_a_dead_node_is_cancelled_all_the_same() -> None:
 
 
 @contract("5.ScaledDown")
+def test_a_killed_pod_of_which_nothing_is_heard_is_looked_at() -> None:
+    """It may be gone already, and what is not there can be killed for ever."""
+    drive = Drive()
+    drive.tell(*CREATED, Seen(running()), Marked(KILL), Done())
+    drive.wait(60)
+    assert drive.tell(TimedOut()) == Look(1)
+    assert drive.tell(Absent()) == Record(1, KILL.verdict, running().as_gone())
+
+
+@contract("5.ScaledDown")
 def test_a_cancel_wins_over_a_doom_of_the_attempt() -> None:
     """Or a retry would start what was cancelled."""
     drive = Drive()

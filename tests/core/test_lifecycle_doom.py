@@ -213,7 +213,8 @@ def test_a_kill_that_shows_no_effect_is_repeated() -> None:
     """A minute later, with what is known then."""
     drive = overdue()
     drive.tell(Marked(TIMEOUT), Done())
-    assert drive.tell(TimedOut()) == Kill(pod())
+    assert drive.tell(TimedOut()) == Look(1)
+    assert drive.tell(Seen(pod()), Checked(TIMEOUT)) == Kill(pod())
 
 
 @contract("5.PendingTimeout")

@@ -109,6 +109,27 @@ class TestWaiting:
         assert not registry.retract(waiter, future)
         assert future.result(0) == MARKED
 
+    def test_what_happened_while_nobody_waited_is_told(self, registry: Registry) -> None:
+        """A worker gave its thread back for a while: its pod has ended since, and no further event will say so."""
+        registry.publish(pod(5))
+        registry.publish(pod(6, Phase.SUCCEEDED))
+        with registry.expect(HASH, 1, pod(5)) as waiter:
+            assert waiter.wait(1, PAST) == Seen(pod(6, Phase.SUCCEEDED))
+            assert waiter.wait(1, PAST) == TimedOut()
+
+    def test_a_pod_that_went_while_nobody_waited_is_missing(self, registry: Registry) -> None:
+        """Whoever comes back for it looks live."""
+        registry.publish(pod(5))
+        registry.publish(pod(6, gone=True))
+        with registry.expect(HASH, 1, pod(5)) as waiter:
+            assert waiter.wait(1, PAST) == Missing()
+
+    def test_who_comes_back_to_a_pod_as_it_was_is_told_nothing(self, registry: Registry) -> None:
+        """A newer version of the same stage is none of its business."""
+        registry.publish(pod(6))
+        with registry.expect(HASH, 1, pod(5)) as waiter:
+            assert waiter.wait(1, PAST) == TimedOut()
+
     def test_a_wait_ends_at_its_time(self, waiter: Waiter) -> None:
         """With nothing to tell, a deadline that has passed answers at once."""
         assert waiter.wait(1, PAST) == TimedOut()

@@ -198,6 +198,23 @@ class TestOutages:
             assert len(rig.results(3)) == 3
 
     @contract("5.exactly-once")
+    @pytest.mark.parametrize("change", ["succeed", "vanish"])
+    def test_what_becomes_of_a_pod_in_an_outage_is_not_missed(self, change: str) -> None:
+        """Its worker has no thread then, and the watch tells nobody: it hears of it when it goes on."""
+        with Rig(threads=["watch"], INFRA_RETRIES=0) as rig:
+            rig.redis.fail_next("check", 4)
+            event_id = rig.accept()
+            rig.idle()
+            pod = rig.name(event_id)
+            rig.sees(pod, lambda seen: not seen.finished)
+            rig.cluster.run(pod)
+            getattr(rig.cluster, change)(pod)
+            key = rig.key(event_id)
+            eventually(lambda: (seen := rig.registry.get(key)) is None or seen.finished)
+            rig.pass_time(2)
+            assert rig.result()["reason"] == {"succeed": "Completed", "vanish": "PodLost"}[change]
+            rig.idle()
+
     def test_a_lost_answer_of_a_record_makes_one_result(self) -> None:
         """It is asked again, and was known."""
         with Rig(threads=["watch"]) as rig:
