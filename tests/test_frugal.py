@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -29,6 +29,7 @@ _EVENTS: Final = 4
 _PODS: Final = 8
 _WORKERS: Final = _EVENTS * _PODS
 _INFLIGHT: Final = 4
+_RIGHTS: Final = "POST selfsubjectaccessreviews"
 #: Bytes per pod of what the process has to read; the figures of the day when this was written, and a tenth more.
 _CREATED, _DELETED, _WATCHED = 2800, 3900, 23900
 
@@ -39,19 +40,27 @@ class Cost:
 
     meter: Meter
     scripts: int
-    log: str
 
 
 @pytest.fixture(scope="module")
-def cost(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cost]:
+def cost(tmp_path_factory: pytest.TempPathFactory) -> Cost:
     """A controller that may have four requests under way, and thirty-two workers that all want one."""
     folder = tmp_path_factory.mktemp("frugal")
-    server, cluster = EmbeddedRedis(folder / "redis"), LocalCluster(folder / "cluster")
-    server.start()
-    cluster.start()
-    meter = Meter(int(cluster.url.rpartition(":")[2]), delay_s=0.02)
-    known = cluster.kubeconfig.read_text(encoding="utf-8")
-    (folder / "kubeconfig").write_text(known.replace(cluster.url, f"http://127.0.0.1:{meter.port}"), encoding="utf-8")
+    with ExitStack() as stack:
+        server = stack.enter_context(closing(EmbeddedRedis(folder / "redis")))
+        server.start()
+        cluster = stack.enter_context(closing(LocalCluster(folder / "cluster")))
+        cluster.start()
+        meter = stack.enter_context(closing(Meter(int(cluster.url.rpartition(":")[2]), delay_s=0.02)))
+        known = cluster.kubeconfig.read_text(encoding="utf-8")
+        known = known.replace(cluster.url, f"http://127.0.0.1:{meter.port}")
+        (folder / "kubeconfig").write_text(known, encoding="utf-8")
+        scripts = _carry_out(folder, server, meter)
+    return Cost(meter, scripts)
+
+
+def _carry_out(folder: Path, server: EmbeddedRedis, meter: Meter) -> int:
+    """Run all events through a controller; returns how many scripts Redis was sent."""
     settings = {
         "REDIS_HOST": server.host, "REDIS_PORT": server.port, "KUBECONFIG": folder / "kubeconfig", "HTTP_PORT": 0,
         "KUBE_INFLIGHT": _INFLIGHT, "OTTO_AGENT_COMMAND": '["sleep", "0.2"]', "LOG_FORMAT": "json",
@@ -67,13 +76,9 @@ def cost(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cost]:
                 plain.xadd("otto:scale:events", {"type": "scale_up", "pod_count": str(_PODS)})
             eventually(lambda: meter.requests["DELETE pods"] == _WORKERS, 120, "all pods to be deleted")
             eventually(lambda: not plain.zcard("otto:scale:open"), 20, "all events to be over")
-            scripts = int(plain.info("commandstats")["cmdstat_evalsha"]["calls"])
+            return int(plain.info("commandstats")["cmdstat_evalsha"]["calls"])
         finally:
             process.terminate()
-    meter.close()
-    cluster.close()
-    server.close()
-    yield Cost(meter, scripts, (folder / "log").read_text(encoding="utf-8"))
 
 
 def test_two_requests_for_each_pod(cost: Cost) -> None:
@@ -81,9 +86,6 @@ def test_two_requests_for_each_pod(cost: Cost) -> None:
     requests = {what: count for what, count in cost.meter.requests.items() if what not in ("WATCH", _RIGHTS)}
     assert requests == {"POST pods": _WORKERS, "DELETE pods": _WORKERS, "GET pods": 1}
     assert cost.meter.requests["WATCH"] <= 2  # one, and another where all this took longer than it may stay open
-
-
-_RIGHTS: Final = "POST selfsubjectaccessreviews"
 
 
 @pytest.mark.contract("2.KUBE_INFLIGHT")
