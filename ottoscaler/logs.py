@@ -34,7 +34,7 @@ MASK: Final = "***"
 _HEAD: Final = ("timestamp", "level", "event", "message")
 _USUAL: Final = ("event_id", "task_id", "worker", "pod", "attempt", "duration_s", "error")
 _SHORTEST_SECRET: Final = 4
-_ALIKE: Final = 100
+_ALIKE: Final = 80
 _FORGOTTEN_S: Final = 60.0
 _PATTERNS: Final = (
     (re.compile(r"://[^\s/?#]*@"), f"://{MASK}@"),

@@ -10,6 +10,8 @@ import re
 import socket
 import threading
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,9 @@ class Recorder:
         self._lose = 0  # guarded by _lock: answers to creates that are still to be lost
         self._refuse = 0  # guarded by _lock: creates that are still to be answered with 429
         self._away = False
+        self._held = threading.Event()  # set: nothing is held
+        self._held.set()
+        self._watches: set[Any] = set()  # guarded by _lock
         self._connections: set[socket.socket] = set()  # guarded by _lock
         self.kubeconfig = directory / "recorded.kubeconfig"
 
@@ -86,6 +91,18 @@ users: [{{name: u, user: {{}}}}]
         """Be there again."""
         self._away = False
 
+    def hold(self) -> None:
+        """End the watches as the API server does when their time is over, and let every request wait for `release`."""
+        self._held.clear()
+        with self._lock:
+            watches = list(self._watches)
+        for response in watches:
+            response.shutdown()
+
+    def release(self) -> None:
+        """Pass on what waits, and what comes."""
+        self._held.set()
+
     def cut(self) -> None:
         """Break all connections, watches included."""
         with self._lock:
@@ -94,6 +111,24 @@ users: [{{name: u, user: {{}}}}]
             _shut(connection)
 
     # -- for the handler
+
+    def await_release(self) -> None:
+        """While requests are held."""
+        self._held.wait(60)
+
+    @contextmanager
+    def watched(self, response: Any) -> Iterator[None]:
+        """Follow a watch; that it is ended by `hold` is no error."""
+        with self._lock:
+            self._watches.add(response)
+        try:
+            yield
+        except (urllib3.exceptions.HTTPError, OSError):
+            if self._held.is_set():
+                raise
+        finally:
+            with self._lock:
+                self._watches.discard(response)
 
     def entered(self, connection: socket.socket) -> bool:
         """A connection was made; False if nobody is to answer it."""
@@ -157,6 +192,7 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(length) if length else None
         recorder = self.server.recorder
+        recorder.await_release()
         decision = recorder.note(self.command, self.path)
         if decision == "refuse":
             self._answer(429, {"Content-Type": "application/json", "Retry-After": "1"}, _BUSY)
@@ -190,8 +226,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        for chunk in response.stream(65536):
-            self.wfile.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+        with self.server.recorder.watched(response):
+            for chunk in response.stream(65536):
+                self.wfile.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
         self.wfile.write(b"0\r\n\r\n")
 
     def log_message(self, format: str, *args: Any) -> None:

@@ -28,16 +28,27 @@ class RedisServer:
 
     def start(self) -> None:
         """Start it on the same port and data as before; returns when it answers."""
+        self.start_loading()
+        self.await_answer()
+
+    def start_loading(self, **settings: object) -> None:
+        """Start it, with more settings if need be, and do not wait until it has read its data."""
         program = shutil.which("redis-server")
         assert program is not None
         self._directory.mkdir(parents=True, exist_ok=True)
-        settings = {
+        usual = {
             "bind": "127.0.0.1", "port": self.port, "dir": self._directory, "databases": DATABASES, "appendonly": "yes",
             "save": "", "maxmemory-policy": "noeviction", "requirepass": self._password,
         }  # fmt: skip
-        command = [program, *(word for name, value in settings.items() for word in (f"--{name}", str(value)))]
+        command = [
+            program,
+            *(word for name, value in {**usual, **settings}.items() for word in (f"--{name}", str(value))),
+        ]
         with (self._directory / "log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
+
+    def await_answer(self) -> None:
+        """Wait until it is at work."""
         with self.client() as client:
             wait_for(lambda: _answers(client), "Redis to answer", 20)
 
