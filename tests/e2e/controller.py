@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,10 @@ _TOLD_LINES = 60
 class Controller:
     """`python ottoscaler.py run` with its log in a file. One thread."""
 
-    def __init__(self, directory: Path, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self, directory: Path, environ: Mapping[str, str], entry: Sequence[str] = (str(SCRIPT), "run")
+    ) -> None:
+        """`entry`: another way into the same program, after the interpreter."""
         self._log = directory / f"controller-{len(list(directory.glob('controller-*')))}.log"
         # nothing of the caller's own configuration may reach it
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
@@ -29,7 +32,7 @@ class Controller:
         self._lines: list[dict[str, Any]] = []
         self._read = 0
         with self._log.open("wb") as log:
-            command = [sys.executable, str(SCRIPT), "run"]
+            command = [sys.executable, *entry]
             self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=self._environ)
 
     @property

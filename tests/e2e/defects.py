@@ -1,0 +1,90 @@
+"""The controller with a defect to order: `python -m tests.e2e.defects die:reader` dies, or hangs, in a loop at SIGUSR1;
+`hasty` never pauses for long. What production runs has no such switch.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from ottoscaler.cli import run
+from ottoscaler.flow.control import Control
+from ottoscaler.flow.intake import Reader
+from ottoscaler.flow.lease import Lease
+from ottoscaler.flow.registry import Registry
+from ottoscaler.flow.stop import Stop
+from ottoscaler.flow.sweep import Sweep
+
+#: A method that its loop calls again and again; the watch's with each pod.
+STEPS = {
+    "watch": (Registry, "publish"),
+    "reader": (Reader, "step"),
+    "control": (Control, "step"),
+    "lease": (Lease, "step"),
+    "sweep": (Sweep, "once"),
+}
+#: Longest pause of a hasty controller, seconds.
+HASTE_S = 0.02
+
+
+class _Hasty(threading.Event):
+    def wait(self, timeout: float | None = None) -> bool:
+        return super().wait(timeout if timeout is None else min(timeout, HASTE_S))
+
+
+class HastyStop(Stop):
+    """All pauses of the controller are waits on this."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.event = _Hasty()
+
+
+def _die() -> None:
+    raise RuntimeError("a defect, to order")
+
+
+def _hang() -> None:
+    threading.Event().wait()
+
+
+def arrange(loop: str, defect: Callable[[], None]) -> None:
+    """From SIGUSR1 on, the next step of this loop is the defect."""
+    ordered = threading.Event()
+    owner, name = STEPS[loop]
+    step = getattr(owner, name)
+
+    @wraps(step)
+    def changed(*arguments: Any, **options: Any) -> Any:
+        if ordered.is_set():
+            defect()
+        return step(*arguments, **options)
+
+    def order(_number: int, _frame: FrameType | None) -> None:
+        ordered.set()
+
+    setattr(owner, name, changed)
+    signal.signal(signal.SIGUSR1, order)
+
+
+def main(words: list[str]) -> int:
+    """Run the controller so; its exit code."""
+    for word in words:
+        kind, _, loop = word.partition(":")
+        if kind == "hasty":
+            run.Stop = HastyStop  # type: ignore[misc]
+        else:
+            arrange(loop, {"die": _die, "hang": _hang}[kind])
+    return run.main([])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
