@@ -73,10 +73,15 @@ class FakeKubelet:
 
     def _watch(self) -> None:
         while not self._stopping.is_set():
-            with suppress(urllib3.exceptions.HTTPError, OSError):
+            try:
                 url = f"{self._pods}?watch=true&timeoutSeconds=300"
                 self._response = self._request("GET", url, preload_content=False, timeout=urllib3.Timeout(3, 310))
                 self._follow(self._response)
+            except (urllib3.exceptions.HTTPError, OSError):
+                continue
+            except (AttributeError, ValueError):  # what is read from a response that was shut meanwhile
+                if not self._stopping.is_set():
+                    raise
 
     def _follow(self, response: Any) -> None:
         rest = b""

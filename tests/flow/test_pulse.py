@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import pytest
 
 from ottoscaler.errors import ClusterUnavailable, StreamUnavailable
 from ottoscaler.flow.health import FROZEN_S, Health
 from ottoscaler.flow.pulse import LAPSE_S
+from ottoscaler.flow.stop import Stop
 from tests.fakes.clock import ManualClock
 from tests.fakes.wait import eventually
 from tests.flow.rig import ALL, Rig
@@ -40,23 +42,36 @@ def frozen_loops(probes: Health) -> set[str]:
     return {line.partition(":")[0].removeprefix("loop ") for line in probes.livez()}
 
 
+@dataclass(frozen=True)
+class Hang:
+    """A call that does not come back: whether it was made, and what ends it."""
+
+    there: threading.Event = field(default_factory=threading.Event)
+    release: threading.Event = field(default_factory=threading.Event)
+
+
 @contextmanager
-def hanging(rig: Rig, call: str) -> Iterator[threading.Event]:
-    """The next call of this name to Redis or Kubernetes never comes back, until the end of the block. The event says
-    that it has come.
-    """
-    there, release = threading.Event(), threading.Event()
+def hanging(rig: Rig, call: str) -> Iterator[Hang]:
+    """The next call of this name to Redis or Kubernetes hangs, at most until the end of the block."""
+    held = Hang()
 
     def hang(name: str, *_: object) -> None:
-        if name == call and not there.is_set():
-            there.set()
-            release.wait(30)
+        if name == call and not held.there.is_set():
+            held.there.set()
+            held.release.wait(30)
 
     rig.redis.on_call = rig.world.kubernetes.on_call = hang
     try:
-        yield there
+        yield held
     finally:
-        release.set()
+        held.release.set()
+
+
+class Swift(Stop):
+    """No thread waits on it for long."""
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        return super().wait(timeout_s if timeout_s is None else min(timeout_s, 0.01))
 
 
 @pytest.mark.parametrize(
@@ -66,8 +81,8 @@ def test_a_loop_that_hangs_is_named_after_a_minute(loop: str, call: str) -> None
     """It alone, and not before: the others have come round meanwhile."""
     with Rig(threads=ALL, LEASE_S=3) as rig:
         probes = health(rig)
-        with hanging(rig, call) as there:
-            eventually(there.is_set, 10, "the loop to come by")
+        with hanging(rig, call) as held:
+            eventually(held.there.is_set, 10, "the loop to come by")
             let_pass(rig, FROZEN_S - LAPSE_S)
             eventually(lambda: probes.livez() == [])
             let_pass(rig, 2 * LAPSE_S)
@@ -81,11 +96,32 @@ def test_a_watch_that_hangs_is_named() -> None:
     """In its list: there a loop waits for nobody."""
     with Rig(threads=["watch"]) as rig:
         probes = health(rig)
-        with hanging(rig, "list") as there:
+        with hanging(rig, "list") as held:
             rig.world.kubernetes.end_watches(ClusterUnavailable("broken"))
-            eventually(there.is_set, 10, "the list")
+            eventually(held.there.is_set, 10, "the list")
             let_pass(rig, FROZEN_S + LAPSE_S)
             assert frozen_loops(probes) == {"watch"}
+
+
+@pytest.mark.parametrize("loop", ["lease", "reader", "control", "sweep"])
+def test_a_loop_with_nothing_to_do_gives_signs_of_life(loop: str) -> None:
+    """As often as it comes round."""
+    with Rig(threads=[loop], stop=Swift()) as rig:
+        probes = health(rig)
+        for _ in range(5):
+            let_pass(rig, FROZEN_S / 2)
+            eventually(lambda: not any(age.lasted_s for age in rig.pulse.ages()), what="a sign of life")
+            assert probes.livez() == []
+
+
+def test_an_event_is_a_sign_of_life_of_the_watch() -> None:
+    """A bookmark, too: it need not have come to its end."""
+    with Rig(threads=["watch"]) as rig:
+        probes = health(rig)
+        let_pass(rig, FROZEN_S + LAPSE_S)
+        assert frozen_loops(probes) == {"watch"}
+        rig.pod(rig.accept())
+        eventually(lambda: probes.livez() == [], what="a sign of life")
 
 
 def test_an_outage_restarts_nobody() -> None:
@@ -206,6 +242,36 @@ class TestWork:
                 let_pass(rig, 100)
                 assert probes.readyz() == []
 
+    def test_pods_that_no_thread_follows_take_room_as_well(self) -> None:
+        """There is a free thread, and no room below MAX_WORKERS: nothing can be taken."""
+        with Rig(threads=["watch"], MAX_WORKERS=1) as old:
+            old.pod(old.accept(event_id="old"))
+            old.close(release=False)
+            with Rig(old.world, consumer="c2", threads=["watch"], MAX_WORKERS=1) as rig:
+                probes = health(rig)
+                rig.registry.own(rig.key("old").event_hash)
+                rig.accept()
+                assert rig.ledger.counts() == (0, 1)
+                for _ in range(5):
+                    let_pass(rig, 100)
+                    assert probes.readyz() == []
+
+    def test_one_step_is_enough(self) -> None:
+        """A worker whose calls are slow, and come to an end, is no standstill."""
+        with Rig(threads=["watch"]) as rig:
+            probes = health(rig)
+            with hanging(rig, "intend") as first:
+                rig.accept()
+                eventually(first.there.is_set, 10, "the first call")
+                assert probes.readyz() == []
+                let_pass(rig, 70)
+                assert probes.readyz() == []
+                with hanging(rig, "create") as second:
+                    first.release.set()
+                    eventually(second.there.is_set, 10, "the second call")
+                    let_pass(rig, 70)
+                    assert probes.readyz() == []
+
     def test_waiting_for_a_quota_is_no_standstill(self) -> None:
         """The worker has given its thread back until its next try."""
         with Rig(threads=["watch"]) as rig:
@@ -222,9 +288,9 @@ class TestWork:
         """Threads are held, and by nobody who waits for a pod."""
         with Rig(threads=["watch"], MAX_WORKERS=2) as rig:
             probes = health(rig)
-            with hanging(rig, "intend") as there:
+            with hanging(rig, "intend") as held:
                 rig.accept()
-                eventually(there.is_set, 10, "the worker to come by")
+                eventually(held.there.is_set, 10, "the worker to come by")
                 for _ in range(3):
                     let_pass(rig, 70)
                     told = probes.readyz()
