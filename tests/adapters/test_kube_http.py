@@ -7,7 +7,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -195,3 +195,44 @@ def test_certificates_are_checked_as_before_python_313(tmp_path: Path) -> None:
     context = KubeHttp(made)._pool.connection_pool_kw["ssl_context"]
     assert not context.verify_flags & ssl.VERIFY_X509_STRICT
     assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
+
+
+def test_it_is_told_how_each_call_ended(tmp_path: Path) -> None:
+    """A server that answers is there, also with no; one that fails, or does not know us, is not there for us."""
+    told: list[str] = []
+    answers = {200: "", 404: "", 403: "", 429: "", 500: "500 to GET", 503: "503 to GET", 401: "401 to GET"}
+    for status, error in answers.items():
+
+        def answer(connection: socket.socket, status: int = status) -> None:
+            connection.sendall(b"HTTP/1.1 %d X\r\nContent-Length: 2\r\n\r\n{}" % status)
+
+        with served(answer) as port:
+            http = KubeHttp(settings(tmp_path, port), told.append)
+            with suppress(ClusterUnavailable, ClusterRejected):
+                http.call("GET", "/x")
+            http.close()
+        assert len(told) == 1
+        assert (error in told[0]) if error else told == [""], (status, told)
+        told.clear()
+
+
+def test_it_is_told_of_a_server_that_is_gone_and_of_a_watch(tmp_path: Path) -> None:
+    """Each piece of a watch is an answer, and its breaking off an error."""
+    told: list[str] = []
+    with served(lambda connection: connection.sendall(HEAD + b"1\r\n\n\r\n1\r\n")) as port:
+        cluster = KubeCluster(settings(tmp_path, port), instance="i", heard=told.append)
+        events = iter(cluster.watch("1"))
+        timer = threading.Timer(0.3, cluster.close)
+        timer.start()
+        with pytest.raises(ClusterUnavailable):
+            list(events)
+        timer.join()
+    assert told[:2] == ["", ""]
+    assert "broke off" in told[-1]
+    told.clear()
+    http = KubeHttp(settings(tmp_path, port), told.append)
+    with pytest.raises(ClusterUnavailable):
+        http.call("GET", "/x")
+    http.close()
+    assert len(told) == 1
+    assert "does not answer" in told[0]

@@ -88,13 +88,26 @@ class TestServer:
 
     def test_out_of_reach_is_unavailable(self) -> None:
         """Nobody listens at port 1: told at once, as something that was certainly not carried out."""
-        keys = KeySettings(consumer="c1")
-        stream = RedisStream(RedisSettings(host="127.0.0.1", port=1), keys, lease_s=15, consumer="c1", boot="b")
+        keys, told = KeySettings(consumer="c1"), list[str]()
+        stream = RedisStream(
+            RedisSettings(host="127.0.0.1", port=1), keys, lease_s=15, consumer="c1", boot="b", heard=told.append
+        )
         with pytest.raises(StreamUnavailable):
             stream.ensure_group()
         with pytest.raises(StreamUnavailable):
             stream.renew({})  # else a process without tasks would not know that nobody could renew
         stream.close()
+        assert ["out of reach" in error for error in told] == [True, True]
+
+    def test_an_answer_is_told(self, server: Server, admin: RedisAdmin) -> None:
+        """Also that of a script: `/readyz` goes by it."""
+        told: list[str] = []
+        keys = KeySettings(consumer="c1", stream=admin.stream, prefix=admin.prefix)
+        stream = RedisStream(server.settings, keys, lease_s=15, consumer="c1", boot="b", heard=told.append)
+        stream.ensure_group()
+        stream.renew({"e-1": "c1/b/1"})
+        stream.close()
+        assert told == [""] * len(told) != []
 
     def test_a_closed_stream_leaves_no_connection(self, server: Server, admin: RedisAdmin) -> None:
         """Nor a file descriptor: a process may make many streams, one after the other."""
