@@ -80,7 +80,8 @@ class Hands:
 
     def _watch(self) -> None:
         while not self._closed:
-            with suppress(urllib3.exceptions.HTTPError, OSError):
+            # a ValueError is what urllib3 makes of a chunk that `close` has cut
+            with suppress(urllib3.exceptions.HTTPError, OSError, ValueError):
                 url = f"{self._pods}?watch=true&timeoutSeconds=300"
                 timeout = urllib3.Timeout(3, 310)
                 self._response = self._request("GET", url, preload_content=False, timeout=timeout)

@@ -21,6 +21,9 @@ import urllib3
 from kubernetes import config
 
 _POD = re.compile(r"/api/v1/namespaces/[^/]+/pods(?P<name>/[^/?]+)?")
+_BROKEN = (
+    b'{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"InternalError","message":"broken","code":500}'
+)
 _BUSY = (
     b'{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"TooManyRequests","message":"later","code":429}'
 )
@@ -37,6 +40,9 @@ class Recorder:
         self._counts: Counter[str] = Counter()  # guarded by _lock
         self._lose = 0  # guarded by _lock: answers to creates that are still to be lost
         self._refuse = 0  # guarded by _lock: creates that are still to be answered with 429
+        self._fail = 0  # guarded by _lock: creates that are still to be answered with 500, and not carried out
+        self._delay_s = 0.0
+        self._hold = threading.Event()
         self._away = False
         self._held = threading.Event()  # set: nothing is held
         self._held.set()
@@ -81,6 +87,15 @@ users: [{{name: u, user: {{}}}}]
         """The next creates are answered with 429 and Retry-After: 1."""
         with self._lock:
             self._refuse = count
+
+    def fail(self, count: int) -> None:
+        """The next creates are answered with 500, and not carried out."""
+        with self._lock:
+            self._fail = count
+
+    def delay(self, seconds: float) -> None:
+        """Hold each request so long before it is passed on."""
+        self._delay_s = seconds
 
     def go_away(self) -> None:
         """Cut everything, and from now on every connection."""
@@ -142,7 +157,9 @@ users: [{{name: u, user: {{}}}}]
             self._connections.discard(connection)
 
     def note(self, method: str, path: str) -> str:
-        """Count a request; returns what is to be done with it: `forward`, `lose` or `refuse`."""
+        """Count a request; returns what is to be done with it: `forward`, `lose`, `refuse` or `fail`."""
+        if self._delay_s:
+            self._hold.wait(self._delay_s)
         verb = _verb(method, path)
         with self._lock:
             if verb:
@@ -150,6 +167,9 @@ users: [{{name: u, user: {{}}}}]
             if verb == "create" and self._refuse:
                 self._refuse -= 1
                 return "refuse"
+            if verb == "create" and self._fail:
+                self._fail -= 1
+                return "fail"
             if verb == "create" and self._lose:
                 self._lose -= 1
                 return "lose"
@@ -196,6 +216,9 @@ class _Handler(BaseHTTPRequestHandler):
         decision = recorder.note(self.command, self.path)
         if decision == "refuse":
             self._answer(429, {"Content-Type": "application/json", "Retry-After": "1"}, _BUSY)
+            return
+        if decision == "fail":
+            self._answer(500, {"Content-Type": "application/json"}, _BROKEN)
             return
         kept = {name: self.headers[name] for name in ("Accept", "Content-Type") if name in self.headers}
         response = recorder.forward(self.command, self.path, kept, body)

@@ -9,6 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -183,7 +184,11 @@ def test_while_redis_sleeps_nobody_steals(
     """Longer than any lease, with one that has tasks, and two that have none: each keeps what it had."""
     server = own_redis()
     server.start()
-    fleet = Fleet(server, 0, audited_server, tmp_path)
+    with closing(Fleet(server, 0, audited_server, tmp_path)) as fleet:
+        _sleep(fleet, server)
+
+
+def _sleep(fleet: Fleet, server: RedisServer) -> None:
     fleet.replica().ready()
     tasks = start_tasks(fleet, 3, 2)
     idle = [fleet.replica(), fleet.replica()]
@@ -196,7 +201,6 @@ def test_while_redis_sleeps_nobody_steals(
         assert stays(lambda: fleet.tenures(tasks) == [1] * len(tasks), LEASE_S + 2)
     assert [one.said("task.taken") for one in idle] == [[], []]
     followed_to_the_end(fleet, tasks)
-    fleet.close()
 
 
 class TestOneName:
