@@ -58,7 +58,8 @@ class OpenTask:
     `owner` is the token to show with every write (`<consumer>/<boot>/<tenure>`), or whose it is if it is not ours;
     `workers` are those that differ from "never heard of", by index; `victims` is the stored victim list of a
     scale_down, None before it is chosen, `survivors` the pods that it spares; `superseded` is False while older events
-    of its `supersedes` key are still to be dealt with; `cancels` counts the cancel marks that the task was ever given.
+    of its `supersedes` key are still to be dealt with; `cancels` counts the cancel marks that the task was ever given;
+    `again` says that it had been accepted before: two threads may have the same entry in hand.
     """
 
     event: ScaleEvent
@@ -69,6 +70,7 @@ class OpenTask:
     survivors: Sequence[str] = ()
     superseded: bool = False
     cancels: int = 0
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +97,15 @@ class Fate(Enum):
 class Answer:
     """A script's answer about one worker: the fate, the doom that is stored, the stored attempt.
 
-    `finished` is the message of the task's result where this worker was the last.
+    `finished` is the message of the task's result where this worker was the last, `dead` the detail of the dead
+    letter that the event became by this.
     """
 
     fate: Fate
     doom: Doom | None = None
     attempt: int = 0
     finished: str = ""
+    dead: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,16 +161,21 @@ class Stream(Protocol):
         which become ours by this.
         """
 
+    def retry(self, stream_id: str) -> int:
+        """Count one more try at an entry that was read and not accepted, before it is made. Returns the number of tries
+        with it and with the first reading; 0 if the entry is not pending any more.
+        """
+
     def older_pending(self, stream_id: str) -> bool:
         """Is an entry before this one unread, or read and not yet accepted, by whomever?"""
 
     def accept(
         self, events: Sequence[tuple[ScaleEvent, str]], raws: Sequence[Mapping[bytes, bytes]]
-    ) -> Sequence[OpenTask | None]:
+    ) -> Sequence[OpenTask | BadEvent | None]:
         """Store events (with their digests) as open tasks of ours and acknowledge their entries; atomic for each.
 
-        Returns for each the task, or None where there is nothing for us to run: known already, in conflict or too old
-        (then it is a dead letter now).
+        Returns for each the task; why it is a dead letter now (in conflict, too old); or None where there is nothing
+        to be done, since it was known.
         """
 
     def adopt(self, event: ScaleEvent, attempts: Mapping[int, int]) -> None:
@@ -180,9 +189,9 @@ class Stream(Protocol):
         result is published again. Does nothing if the task is known.
         """
 
-    def bury(self, entry: Entry, bad: BadEvent) -> None:
+    def bury(self, entry: Entry, bad: BadEvent) -> BadEvent | None:
         """Dead letter, a `Rejected` task result where an event id could be read, and acknowledgement;
-        once, however often it is called.
+        once, however often it is called. Returns what it says (it may be a `Conflict`), None if it was there before.
         """
 
     def announce(self) -> None:
@@ -196,9 +205,10 @@ class Stream(Protocol):
         whatever their lease.
         """
 
-    def take(self, event_id: str, *, same_consumer: bool) -> OpenTask | None:
+    def take(self, event_id: str, *, same_consumer: bool) -> OpenTask | BadEvent | None:
         """Take a task over: a new tenure of ours, if its lease has run out (or it was an earlier boot's).
-        None if it is not to be had. One that is ours already is told again as it is: the answer may have been lost.
+        None if it is not to be had. One that is ours already is told again as it is: the answer may have been lost. If
+        it became a dead letter by this, why: it may be taken at once then, if there is something left to be ended.
         """
 
     def owned(self) -> Sequence[str]:

@@ -15,6 +15,8 @@ A task hash has, besides what operators read (state, task_id, pod_count, receive
 local STREAM, OPEN, RESULTS, DEAD, BURIED = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local GROUP, MAXLEN, TTL = ARGV[2], ARGV[3], tonumber(ARGV[4])
 local MAX_TRIES = 10
+-- As many again for ending what is poison; then nobody is able to, and it is closed here.
+local LAST_TRY = 20
 
 local function now_ms()
   local t = redis.call('TIME')
@@ -40,6 +42,16 @@ local function stored_attempt(text)
   local attempt, infra, refused = string.match(text or '0:0', '^(%d+):(%d+)(:?r?)')
   return tonumber(attempt), tonumber(infra), refused == ':r'
 end
+
+-- HMGET; nil where the key holds something else than a hash: nobody but us has any business under these names.
+local function fields_of(key, ...)
+  local found = redis.pcall('HMGET', key, ...)
+  if not found.err then return found end
+  if not string.find(found.err, 'WRONGTYPE', 1, true) then error(found) end
+  return nil
+end
+
+local function wrong_type(key) return 'the key ' .. key .. ' holds something else than a task' end
 
 local function publish(fields)
   redis.call('XADD', RESULTS, 'MAXLEN', '~', MAXLEN, '*', unpack(fields))
@@ -67,17 +79,20 @@ local function dead_letter(marker, reason, detail, eid, sid, attempts, raw)
   return true
 end
 
+-- Returns {'dead', reason, detail}, or {'known'} where there was a dead letter of this entry.
 local function bury(task, sid, reason, detail, eid, task_id, digest, raw, common)
   local fresh = dead_letter(GROUP .. '|' .. sid, reason, detail, eid, sid, 0, raw)
   redis.call('XACK', STREAM, GROUP, sid)
+  local answer = fresh and {'dead', reason, detail} or {'known'}
   -- in conflict with another event of that id: the result under it belongs to the other one
-  if not fresh or eid == '' or redis.call('EXISTS', task) == 1 then return end
+  if not fresh or eid == '' or redis.call('EXISTS', task) == 1 then return answer end
   local at = stamp(now_ms())
   redis.call('HSET', task, 'sid', sid, 'task_id', task_id, 'digest', digest, 'type', '', 'pod_count', 0, 'received_at', at)
   publish(append_pairs({'kind', 'task', 'event_id', eid, 'task_id', task_id, 'outcome', 'failed', 'reason', 'Rejected',
     'message', reason .. ': ' .. detail, 'finished_at', at, 'received_at', at, 'pod_count', 0, 'succeeded', 0, 'failed', 0,
     'cancelled', 0}, cjson.decode(common)))
   close_task(task, eid)
+  return answer
 end
 
 local function tell_task(task, eid)
@@ -96,35 +111,68 @@ local function tell_task(task, eid)
   return message
 end
 
+-- Returns how many workers have their result now.
+local function store_result(task, eid, i, fields, map)
+  local tally = (map.outcome == 'succeeded' or map.outcome == 'cancelled') and map.outcome or 'failed'
+  redis.call('HSET', task, 'outcome:' .. i, map.outcome, 'worker:' .. i, cjson.encode(map))
+  redis.call('HINCRBY', task, tally, 1)
+  if tally ~= 'succeeded' then redis.call('HSETNX', task, 'first_' .. tally, map.reason) end
+  publish(fields)
+  return redis.call('HINCRBY', task, 'done', 1)
+end
+
+-- Once for each event. Returns whether it was written now.
+local function poison_letter(task, eid, detail)
+  local t = redis.call('HMGET', task, 'sid', 'tries', 'raw')
+  return dead_letter(GROUP .. '|poison|' .. eid, 'Poison', detail, eid, t[1] or '', t[2] or 0, t[3] or '{}')
+end
+
+-- The last resort: nobody can carry this task on, nor end it. All that has no result gets one; the sweep ends the pods.
+local function close_poisoned(task, eid)
+  local t = redis.call('HMGET', task, 'pod_count', 'task_id', 'common')
+  local good, common = pcall(cjson.decode, t[3] or '[]')
+  for i = 1, tonumber(t[1]) or 0 do
+    if redis.call('HEXISTS', task, 'outcome:' .. i) == 0 then
+      local map = {kind = 'worker', event_id = eid, task_id = t[2] or '', outcome = 'failed', reason = 'Poison', fault = 'infra',
+        message = 'the controller failed on this event ' .. LAST_TRY .. ' times', index = tostring(i), exit_code = '', pod = '',
+        attempt = string.match(redis.call('HGET', task, 'attempt:' .. i) or '0', '^%d+') or '0', pod_uid = '', node = '',
+        created_at = '', scheduled_at = '', started_at = '', finished_at = stamp(now_ms())}
+      for n = 1, good and #common or 0, 2 do map[common[n]] = common[n + 1] end
+      local fields = {}
+      for name, value in pairs(map) do append_pairs(fields, {name, value}) end
+      store_result(task, eid, i, fields, map)
+    end
+  end
+  if good and t[1] and t[3] and redis.call('HGET', task, 'received_at') then tell_task(task, eid) else close_task(task, eid) end
+end
+
 local F = {}
 
 function F.bury(sid, reason, detail, eid, task_id, digest, raw, common)
-  local known = redis.call('HGET', KEYS[6], 'digest')
+  local known = (fields_of(KEYS[6], 'digest') or {})[1]
   if known and known == digest then
     redis.call('XACK', STREAM, GROUP, sid)
-    return 'known'
+    return {'known'}
   end
   if known then reason, detail = 'Conflict', 'event_id ' .. eid .. ' was used before, with other content' end
-  bury(KEYS[6], sid, reason, detail, eid, task_id, digest, raw, common)
-  return 'ok'
+  return bury(KEYS[6], sid, reason, detail, eid, task_id, digest, raw, common)
 end
 
 function F.accept(sid, eid, digest, event, raw, common, kind, task_id, pod_count, base, lease_ms, supersedes)
   local task = KEYS[6]
-  local known = redis.call('HMGET', task, 'digest', 'sid', 'owner', 'state', 'received_at')
+  local known = fields_of(task, 'digest', 'sid', 'owner', 'state', 'received_at')
+  if not known then return bury(task, sid, 'Conflict', wrong_type(task), eid, task_id, digest, raw, common) end
   if known[1] and known[1] ~= '' and known[1] ~= digest then
-    bury(task, sid, 'Conflict', 'event_id ' .. eid .. ' was used before, with other content', eid, task_id, digest, raw, common)
-    return {'dead', 'Conflict'}
+    return bury(task, sid, 'Conflict', 'event_id ' .. eid .. ' was used before, with other content', eid, task_id, digest, raw, common)
   end
   local now = now_ms()
   if known[1] then
     redis.call('XACK', STREAM, GROUP, sid)
     local ours = known[2] == sid and known[3] and string.sub(known[3], 1, #base) == base
-    return ours and {'ok', known[3], known[5]} or {'known'}
+    return ours and {'again', known[3], known[5]} or {'known'}
   end
   if tonumber(string.match(sid, '^%d+')) < now - TTL * 1000 then
-    bury(task, sid, 'TooOld', 'the entry is older than TASK_TTL_S, ' .. TTL .. ' s', eid, task_id, digest, raw, common)
-    return {'dead', 'TooOld'}
+    return bury(task, sid, 'TooOld', 'the entry is older than TASK_TTL_S, ' .. TTL .. ' s', eid, task_id, digest, raw, common)
   end
   local at = stamp(now)
   redis.call('HSET', task, 'sid', sid, 'type', kind, 'task_id', task_id, 'pod_count', pod_count, 'digest', digest, 'event', event,
@@ -160,7 +208,7 @@ function F.renew(lease_ms, ...)
   local pairs_, answer = {...}, {}
   local till = now_ms() + lease_ms
   for n = 1, #pairs_, 2 do
-    local t = redis.call('HMGET', KEYS[5 + (n + 1) / 2], 'owner', 'cancels')
+    local t = fields_of(KEYS[5 + (n + 1) / 2], 'owner', 'cancels') or {}
     if t[1] == pairs_[n + 1] then
       redis.call('ZADD', OPEN, 'XX', till, pairs_[n])
       answer[#answer + 1] = {'ok', t[2] or '0'}
@@ -177,7 +225,7 @@ function F.release(...)
   local pairs_ = {...}
   for n = 1, #pairs_, 2 do
     local task = KEYS[5 + (n + 1) / 2]
-    if redis.call('HGET', task, 'owner') == pairs_[n + 1] then
+    if (fields_of(task, 'owner') or {})[1] == pairs_[n + 1] then
       redis.call('ZADD', OPEN, 'XX', 0, pairs_[n])
       redis.call('HSET', task, 'tries', 0)
     end
@@ -185,44 +233,57 @@ function F.release(...)
   return 'ok'
 end
 
--- Returns whether the task is over by this; a scale_up has workers whose pods have to be ended first.
+-- A scale_down is over by this; a scale_up has workers whose pods have to be ended first.
 local function poison(task, eid)
-  local t = redis.call('HMGET', task, 'pod_count', 'sid', 'raw', 'type', 'task_id', 'common')
+  local t = redis.call('HMGET', task, 'pod_count', 'type', 'task_id', 'common')
+  if t[2] == 'scale_down' then
+    publish(append_pairs({'kind', 'scale_down', 'event_id', eid, 'task_id', t[3], 'outcome', 'failed', 'reason', 'Poison',
+      'message', 'taken up ' .. MAX_TRIES .. ' times without any progress', 'finished_at', stamp(now_ms()), 'victims', '[]',
+      'survivors', '[]', 'pod_count', 0}, cjson.decode(t[4])))
+    close_task(task, eid)
+    return
+  end
   local text = cjson.encode({reason = 'Poison', outcome = 'failed', fault = 'infra', attempt = 0, drain = false, by = '',
     message = 'the controller failed on this event ' .. MAX_TRIES .. ' times'})
-  dead_letter(GROUP .. '|poison|' .. eid, 'Poison', 'taken up ' .. MAX_TRIES .. ' times without any progress', eid, t[2], MAX_TRIES, t[3])
-  if t[4] == 'scale_down' then
-    publish(append_pairs({'kind', 'scale_down', 'event_id', eid, 'task_id', t[5], 'outcome', 'failed', 'reason', 'Poison',
-      'message', 'taken up ' .. MAX_TRIES .. ' times without any progress', 'finished_at', stamp(now_ms()), 'victims', '[]',
-      'survivors', '[]', 'pod_count', 0}, cjson.decode(t[6])))
-    close_task(task, eid)
-    return true
-  end
-  for i = 1, tonumber(t[1]) do
+  for i = 1, tonumber(t[1]) or 0 do
     if redis.call('HEXISTS', task, 'outcome:' .. i) == 0 then redis.call('HSET', task, 'doom:' .. i, text) end
   end
-  return false
 end
 
+-- Returns {'ok', owner, task}; {'none'}; or {'dead', reason, detail} when it became a dead letter by this. What has pods is
+-- then to be taken once more: whoever cannot even read the task hears of it all the same.
 function F.take(eid, consumer, boot, lease_ms, same_consumer)
   local task, base = KEYS[6], consumer .. '/' .. boot .. '/'
-  local lease, owner = redis.call('ZSCORE', OPEN, eid), redis.call('HGET', task, 'owner')
-  if not lease then return {} end
+  local lease, found = redis.call('ZSCORE', OPEN, eid), fields_of(task, 'owner')
+  if not lease then return {'none'} end
+  if not found then
+    redis.call('ZREM', OPEN, eid)
+    local fresh = dead_letter(GROUP .. '|poison|' .. eid, 'Poison', wrong_type(task), eid, '', 0, '{}')
+    return fresh and {'dead', 'Poison', wrong_type(task)} or {'none'}
+  end
+  local owner = found[1]
   if not owner then
     redis.call('ZREM', OPEN, eid)
-    return {}
+    return {'none'}
   end
   local now = now_ms()
   -- taken or accepted by this very process, which did not hear of it: told again
-  if string.sub(owner, 1, #base) == base and tonumber(lease) > now then return {owner, redis.call('HGETALL', task)} end
+  if string.sub(owner, 1, #base) == base and tonumber(lease) > now then return {'ok', owner, redis.call('HGETALL', task)} end
   local earlier = string.sub(owner, 1, #consumer + 1) == consumer .. '/' and string.sub(owner, 1, #base) ~= base
-  if tonumber(lease) > now and not (same_consumer == '1' and earlier) then return {} end
+  if tonumber(lease) > now and not (same_consumer == '1' and earlier) then return {'none'} end
   local mine = base .. redis.call('HINCRBY', task, 'tenure', 1)
   redis.call('HSET', task, 'owner', mine)
   redis.call('ZADD', OPEN, now + lease_ms, eid)
   -- a lease of 0 was given up: whoever had the task did not fail
-  if tonumber(lease) ~= 0 and redis.call('HINCRBY', task, 'tries', 1) >= MAX_TRIES and poison(task, eid) then return {} end
-  return {mine, redis.call('HGETALL', task)}
+  local tries = redis.call('HINCRBY', task, 'tries', tonumber(lease) ~= 0 and 1 or 0)
+  if tries < MAX_TRIES then return {'ok', mine, redis.call('HGETALL', task)} end
+  local detail = 'taken up ' .. MAX_TRIES .. ' times without any progress'
+  local fresh = poison_letter(task, eid, detail)
+  if tries >= LAST_TRY then close_poisoned(task, eid) else poison(task, eid) end
+  redis.call('ZADD', OPEN, 'XX', fresh and 0 or now + lease_ms, eid)
+  if fresh then return {'dead', 'Poison', detail} end
+  if redis.call('HEXISTS', task, 'owner') == 0 then return {'none'} end
+  return {'ok', mine, redis.call('HGETALL', task)}
 end
 
 function F.intend(eid, owner, i, attempt, infra, worker)
@@ -302,14 +363,11 @@ function F.record(eid, owner, i, attempt, ...)
     for _, name in ipairs({'outcome', 'reason', 'fault', 'message'}) do map[name] = doom[name] end
     for n = 1, #fields, 2 do fields[n + 1] = map[fields[n]] end
   end
-  local outcome = map.outcome
-  local tally = (outcome == 'succeeded' or outcome == 'cancelled') and outcome or 'failed'
-  redis.call('HSET', task, 'outcome:' .. i, outcome, 'worker:' .. i, cjson.encode(map), 'tries', 0)
-  redis.call('HINCRBY', task, tally, 1)
-  if tally ~= 'succeeded' then redis.call('HSETNX', task, 'first_' .. tally, map.reason) end
-  publish(fields)
-  local last = redis.call('HINCRBY', task, 'done', 1) == tonumber(t[5])
-  return {'ok', t[4], attempt, last and tell_task(task, eid) or ''}
+  -- a worker on which our own code failed time and again makes its event a dead letter too
+  local dead = map.reason == 'Poison' and poison_letter(task, eid, map.message) and map.message or ''
+  redis.call('HSET', task, 'tries', 0)
+  local last = store_result(task, eid, i, fields, map) == tonumber(t[5])
+  return {'ok', t[4], attempt, last and tell_task(task, eid) or '', dead}
 end
 
 function F.note_states(eid, owner, ...)
@@ -363,6 +421,16 @@ function F.pending(consumer, own, min_idle_ms, count)
     answer[#answer + 1] = {item[1], entry and entry[2] or false}
   end
   return answer
+end
+
+-- One more try at an entry that was read and not accepted. Returns how often it was tried, 0 if it is not pending any more.
+function F.retry(consumer, sid)
+  local item = redis.call('XPENDING', STREAM, GROUP, sid, sid, 1)[1]
+  if not item then return 0 end
+  -- XCLAIM would drop an entry that was trimmed away
+  if #redis.call('XRANGE', STREAM, sid, sid) == 0 then return item[4] end
+  redis.call('XCLAIM', STREAM, GROUP, consumer, 0, sid, 'RETRYCOUNT', item[4] + 1, 'JUSTID')
+  return item[4] + 1
 end
 
 -- What is about a task that has to be there: where it is not, Redis was wiped, and its owner will restore it.

@@ -7,7 +7,8 @@ from typing import Any, TypeVar, cast
 
 import redis
 
-from ottoscaler.ports import Entry
+from ottoscaler.core.events import BadEvent, DeadReason, ScaleEvent
+from ottoscaler.ports import Entry, OpenTask
 
 #: Tasks in one call of a script or pipeline.
 CHUNK = 200
@@ -51,6 +52,39 @@ def delivered_of(groups: Sequence[Mapping[str, Any]], name: str) -> str:
         if group["name"] == name.encode():
             return cast("bytes", group["last-delivered-id"]).decode()
     raise redis.ResponseError(f"NOGROUP no consumer group {name}")
+
+
+def answers_of(pipe: Any, nothing: Any) -> list[Any]:
+    """The answers of a pipeline that reads task hashes; `nothing` where a key is of another type: it is nobody's task,
+    and must not hide the others. Raises redis.RedisError for any other error.
+    """
+    answers = []
+    for answer in pipe.execute(raise_on_error=False):
+        wrong_type = isinstance(answer, redis.ResponseError) and "WRONGTYPE" in str(answer)
+        if isinstance(answer, Exception) and not wrong_type:
+            raise answer
+        answers.append(nothing if wrong_type else answer)
+    return answers
+
+
+def accepted(event: ScaleEvent, answer: Sequence[bytes]) -> OpenTask | BadEvent | None:
+    """What accept says of one event."""
+    if answer[0] not in (b"ok", b"again"):
+        return buried(answer, event.event_id, event.task_id)
+    return OpenTask(
+        event=event,
+        owner=answer[1].decode(),
+        received_at=answer[2].decode(),
+        superseded=not event.supersedes,
+        again=answer[0] == b"again",
+    )
+
+
+def buried(answer: Sequence[bytes], event_id: str, task_id: str) -> BadEvent | None:
+    """The dead letter that a script says it has written; None if it has written none."""
+    if answer[0] != b"dead":
+        return None
+    return BadEvent(DeadReason(answer[1].decode()), answer[2].decode(), event_id, task_id)
 
 
 def advice_on(told: Mapping[str, Any]) -> list[str]:

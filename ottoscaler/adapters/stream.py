@@ -7,21 +7,28 @@ lease.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import redis
 
 from ottoscaler.adapters.redis_client import Heard, address, connect, drop_idle, mute, translated
-from ottoscaler.adapters.replies import advice_on, chunks, delivered_of, entries_of, pairs_of
+from ottoscaler.adapters.replies import (
+    accepted,
+    advice_on,
+    answers_of,
+    buried,
+    chunks,
+    delivered_of,
+    entries_of,
+    pairs_of,
+)
+from ottoscaler.adapters.scripts import Scripts
 from ottoscaler.adapters.tasks import (
     Key,
-    accepted,
     common_json,
     decode_doom,
     decode_task,
@@ -29,6 +36,7 @@ from ottoscaler.adapters.tasks import (
     decode_workers,
     encode_doom,
     encode_task,
+    readable,
     stored_worker,
     worker_fields,
     worker_json,
@@ -51,9 +59,6 @@ PENDING_COUNT = 100
 #: The used retries of a worker that is to have none left, whatever INFRA_RETRIES is.
 NONE_LEFT = 1000
 
-_SOURCE = (Path(__file__).parent / "protocol.lua").read_bytes()
-_SHA = hashlib.sha1(_SOURCE, usedforsecurity=False).hexdigest()
-
 
 class RedisStream:
     """`ports.Stream` on Redis 7.0 or later, or Valkey. Any thread; `read` and `peek` one thread each."""
@@ -64,6 +69,7 @@ class RedisStream:
         """`heard` is told of each call how it ended: empty for an answer, else the error."""
         self._keys = keys
         self._key = Key(keys.prefix)
+        self._scripts = Scripts(keys)
         self._consumer = consumer
         self._boot = boot
         self._base = f"{consumer}/{boot}/"
@@ -126,6 +132,10 @@ class RedisStream:
         found = self._run("pending", [], *arguments, client=self._reading)
         return [Entry(stream_id.decode(), pairs_of(fields) if fields else None) for stream_id, fields in found]
 
+    def retry(self, stream_id: str) -> int:
+        """See ports.Stream. The number is Redis's own, of deliveries."""
+        return int(self._run("retry", [], self._consumer, stream_id, client=self._reading))
+
     def older_pending(self, stream_id: str) -> bool:
         """See ports.Stream. Unread first: an entry may become pending between the two looks, never unread again."""
         stream, group = self._keys.stream, self._keys.group
@@ -138,7 +148,7 @@ class RedisStream:
 
     def accept(
         self, events: Sequence[tuple[ScaleEvent, str]], raws: Sequence[Mapping[bytes, bytes]]
-    ) -> Sequence[OpenTask | None]:
+    ) -> Sequence[OpenTask | BadEvent | None]:
         """See ports.Stream."""
         calls = []
         for (event, content), raw in zip(events, raws, strict=True):
@@ -147,7 +157,8 @@ class RedisStream:
                 event.type.value, event.task_id, event.pod_count, self._base, self._lease_ms, event.supersedes,
             )  # fmt: skip
             calls.append(("accept", [self._key.task(event.event_id)], arguments))
-        answers = self._run_many(calls)
+        with self._calling():
+            answers = self._scripts.run_many(self._reading, calls)
         return [accepted(event, answer) for (event, _), answer in zip(events, answers, strict=True)]
 
     def adopt(self, event: ScaleEvent, attempts: Mapping[int, int]) -> None:
@@ -167,13 +178,14 @@ class RedisStream:
         flat = [value for pair in encode_task(task).items() for value in pair]
         self._run("restore", [self._key.task(event_id)], event_id, lease_ms, json.dumps(flat), client=self._leasing)
 
-    def bury(self, entry: Entry, bad: BadEvent) -> None:
+    def bury(self, entry: Entry, bad: BadEvent) -> BadEvent | None:
         """See ports.Stream."""
         fields = entry.fields or {}
-        self._run(
+        answer = self._run(
             "bury", [self._key.task(bad.event_id)], entry.stream_id, bad.reason.value, bad.detail, bad.event_id,
             bad.task_id, digest(fields), original(fields), "[]",
         )  # fmt: skip
+        return buried(answer, bad.event_id, bad.task_id)
 
     # -- owning
 
@@ -224,14 +236,17 @@ class RedisStream:
                 pipe = self._leasing.pipeline(transaction=False)
                 for event_id in part:
                     pipe.hget(self._key.task(event_id), "owner")
-                found += [(name, (owner or b"").decode()) for name, owner in zip(part, pipe.execute(), strict=True)]
+                owners = zip(part, answers_of(pipe, None), strict=True)
+                found += [(name, (owner or b"").decode()) for name, owner in owners]
         return [(name, owner) for name, owner in found if owner.startswith(base)]
 
-    def take(self, event_id: str, *, same_consumer: bool) -> OpenTask | None:
+    def take(self, event_id: str, *, same_consumer: bool) -> OpenTask | BadEvent | None:
         """See ports.Stream."""
         arguments = (event_id, self._consumer, self._boot, self._lease_ms, int(same_consumer))
         answer = self._run("take", [self._key.task(event_id)], *arguments, client=self._leasing)
-        return decode_task(answer[0].decode(), pairs_of(answer[1])) if answer else None
+        if answer[0] == b"ok":
+            return decode_task(answer[1].decode(), pairs_of(answer[2]))
+        return buried(answer, event_id, "")
 
     def reload(self, event_id: str) -> OpenTask | None:
         """See ports.Stream."""
@@ -249,17 +264,18 @@ class RedisStream:
         """See ports.Stream."""
         with self._calling():
             ids = [event_id.decode() for event_id in cast("list[bytes]", self._client.zrange(self._key.open, 0, -1))]
-        views = [decode_view(fields) for fields in self._hashes(ids) if b"owner" in fields]
-        return [view for view in views if view.event.type is EventType.SCALE_UP]
+        views = [readable(decode_view, fields) for fields in self._hashes(ids) if b"owner" in fields]
+        return [view for view in views if view is not None and view.event.type is EventType.SCALE_UP]
 
     def known(self, event_ids: Sequence[str]) -> Mapping[str, tuple[str, Mapping[int, StoredWorker]]]:
         """See ports.Stream."""
         found = zip(event_ids, self._hashes(event_ids), strict=True)
-        return {
-            event_id: (fields[b"state"].decode(), decode_workers(fields))
+        workers = {
+            event_id: (fields[b"state"].decode(), readable(decode_workers, fields))
             for event_id, fields in found
             if b"state" in fields
         }
+        return {event_id: (state, known) for event_id, (state, known) in workers.items() if known is not None}
 
     def _hashes(self, event_ids: Sequence[str]) -> list[dict[bytes, bytes]]:
         hashes: list[dict[bytes, bytes]] = []
@@ -268,7 +284,7 @@ class RedisStream:
                 pipe = self._client.pipeline(transaction=False)
                 for event_id in part:
                     pipe.hgetall(self._key.task(event_id))
-                hashes += pipe.execute()
+                hashes += answers_of(pipe, {})
         return hashes
 
     # -- one worker
@@ -338,7 +354,7 @@ class RedisStream:
                 pipe = self._client.pipeline(transaction=False)
                 for victim in part:
                     pipe.hmget(self._key.task(victim.event_id), ["state", *worker_fields(victim.index)])
-                for victim, (state, *values) in zip(part, pipe.execute(), strict=True):
+                for victim, (state, *values) in zip(part, answers_of(pipe, [None] * 4), strict=True):
                     fields = dict(zip(worker_fields(victim.index), values, strict=True))
                     found.append(stored_worker(victim.index, fields) if state else None)
         return found
@@ -369,32 +385,9 @@ class RedisStream:
         reply = self._run(function, [self._key.task(event_id)], event_id, *arguments)
         doom = decode_doom(reply[1]) if len(reply) > 1 else None
         attempt = int(reply[2]) if len(reply) > 2 else 0
-        return Answer(Fate[reply[0].decode().upper()], doom, attempt, reply[3].decode() if len(reply) > 3 else "")
+        told = [text.decode() for text in reply[3:]]
+        return Answer(Fate[reply[0].decode().upper()], doom, attempt, *told)
 
     def _run(self, function: str, tasks: Sequence[str], *arguments: Any, client: redis.Redis | None = None) -> Any:
-        client = client or self._client
-        command = self._command(function, tasks, arguments)
         with self._calling():
-            try:
-                return client.execute_command(*command)
-            except redis.exceptions.NoScriptError:
-                client.script_load(_SOURCE)
-                return client.execute_command(*command)
-
-    def _run_many(self, calls: Sequence[tuple[str, Sequence[str], Sequence[Any]]]) -> list[Any]:
-        """Many calls, one trip. An error of one is raised after all have been sent:
-        they are idempotent, so the caller repeats all.
-        """
-        with self._calling():
-            if not self._reading.script_exists(_SHA)[0]:
-                self._reading.script_load(_SOURCE)
-            pipe = self._reading.pipeline(transaction=False)
-            for function, tasks, arguments in calls:
-                pipe.execute_command(*self._command(function, tasks, arguments))
-            return pipe.execute()
-
-    def _command(self, function: str, tasks: Sequence[str], arguments: Sequence[Any]) -> list[Any]:
-        names = self._keys
-        keys = [names.stream, self._key.open, names.result_stream, names.dead_letter_stream, self._key.buried, *tasks]
-        settings = (names.group, names.result_maxlen, names.task_ttl_s)
-        return ["EVALSHA", _SHA, len(keys), *keys, function, *settings, *arguments]
+            return self._scripts.run(client or self._client, function, tasks, arguments)

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import TypeVar
 
+from ottoscaler import logs
 from ottoscaler.core.acts import Doom
 from ottoscaler.core.events import ScaleEvent, decode
 from ottoscaler.core.results import RESULT_FIELDS, common_fields
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.ports import OpenTask, StoredWorker, TaskView, Victim
 
+_T = TypeVar("_T")
+_log = logs.get(__name__)
 _FIELD = re.compile(rb"(attempt|doom|outcome|spared):([0-9]+)")
 
 
@@ -33,15 +37,6 @@ class Key:
     def consumer(self, name: str) -> str:
         """The boot that runs under a consumer's name."""
         return f"{self._prefix}consumer:{name}"
-
-
-def accepted(event: ScaleEvent, answer: list[bytes]) -> OpenTask | None:
-    """The task that the accept script gave us, if it did."""
-    if answer[0] != b"ok":
-        return None
-    return OpenTask(
-        event=event, owner=answer[1].decode(), received_at=answer[2].decode(), superseded=not event.supersedes
-    )
 
 
 def encode_doom(doom: Doom) -> str:
@@ -117,6 +112,18 @@ def decode_task(owner: str, fields: Mapping[bytes, bytes]) -> OpenTask:
 def decode_view(fields: Mapping[bytes, bytes]) -> TaskView:
     """A task from its hash, for those who choose among all."""
     return TaskView(decode(fields[b"event"]), fields[b"owner"].decode(), decode_workers(fields))
+
+
+def readable(decode_: Callable[[Mapping[bytes, bytes]], _T], fields: Mapping[bytes, bytes]) -> _T | None:
+    """What a task hash says; None for one that was damaged: its neighbours are looked at all the same.
+
+    It is not lost by this: whoever takes it over fails on it, until it is a dead letter.
+    """
+    try:
+        return decode_(fields)
+    except (ValueError, KeyError, TypeError) as error:  # of JSON, msgspec and Unicode too
+        _log.warning("task.unreadable", "A task cannot be read: %r", error, error=repr(error))
+        return None
 
 
 def common_json(event: ScaleEvent) -> str:

@@ -18,6 +18,7 @@ from typing import Final
 from ottoscaler.core.events import EventType
 from ottoscaler.core.plan import is_older
 from ottoscaler.errors import Unavailable
+from ottoscaler.flow.burial import contained
 from ottoscaler.flow.descent import Descent, Descents
 from ottoscaler.flow.intake import Intake
 from ottoscaler.flow.parts import Parts
@@ -104,7 +105,7 @@ class Control:
         if not self._after:
             self._stream.ensure_group()
             # what was read before the error and not accepted: the reader, who had none, would not look for it at once
-            self._intake.absorb(self._stream.pending(own=True, min_idle_s=0))
+            self._intake.absorb_again(self._stream.pending(own=True, min_idle_s=0))
             self._after = self._stream.delivered()
         self._open_new()
         busy = bool(self._open) or self._clock.now() < self._expect_until
@@ -115,7 +116,7 @@ class Control:
             raise
         self._open_new()
         for event_id, descent in list(self._open.items()):
-            if self._advance(descent):
+            if self._is_over(descent):
                 with self._lock:
                     self._open.pop(event_id, None)
         self._pool.run_cancelled()
@@ -131,7 +132,8 @@ class Control:
                     self._open[task.event.event_id] = Descent(task)
         try:
             for event_id in changed:
-                self._descents.apply_marks(event_id)
+                with contained(event_id):  # the sweep ends what is marked, too
+                    self._descents.apply_marks(event_id)
         except Unavailable:
             with self._lock:
                 self._changed |= changed  # nobody tells us of these marks again
@@ -153,6 +155,15 @@ class Control:
                 return
             self._intake.absorb(entries)
 
+    def _is_over(self, descent: Descent) -> bool:
+        """Carry it on. If our own code fails on it, it is left to run out of its lease and to be taken up again; that
+        is counted, so it ends as Poison if it never goes better (`Stream.take`), and the others go on meanwhile.
+        """
+        over = False
+        with contained(descent.task.event.event_id) as defect:
+            over = self._advance(descent)
+        return over or bool(defect.name)
+
     def _advance(self, descent: Descent) -> bool:
         """One look at an open scale_down; returns whether it is over."""
         if not descent.chosen and self._stream.older_pending(descent.task.event.stream_id):
@@ -165,4 +176,4 @@ class Control:
         now = self._clock.now()
         if now >= self._claim_at:
             self._claim_at = now + 1.0
-            self._intake.absorb(self._stream.pending(own=False, min_idle_s=self._lease_s))
+            self._intake.absorb_again(self._stream.pending(own=False, min_idle_s=self._lease_s))

@@ -6,13 +6,15 @@ uses `absorb` too, for what lies before a scale_down.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Final, TypeVar
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Generic, Protocol, TypeVar
 
 from ottoscaler import logs
 from ottoscaler.core.events import BadEvent, DeadReason, EventType, ScaleEvent, digest, parse
-from ottoscaler.errors import Unavailable
+from ottoscaler.errors import Stopping, Unavailable
+from ottoscaler.flow.burial import contained, tell
 from ottoscaler.flow.parts import Parts
 from ottoscaler.ports import Entry, OpenTask
 
@@ -21,9 +23,27 @@ PENDING_EVERY_S: Final = 30.0
 #: How long the reader waits for room before it looks at the stop again, seconds.
 ROOM_WAIT_S: Final = 0.5
 BATCH: Final = 100
+#: An entry that so many processes have had in hand, none of which lived to accept it, is a dead letter.
+MAX_TRIES: Final = 10
 
 _T = TypeVar("_T")
 _log = logs.get(__name__)
+
+
+class _Retry(Protocol):
+    """How a call is made: repeated until it is answered, or once."""
+
+    def __call__(self, what: str, call: Callable[[], _T], /) -> _T: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Good:
+    """An entry that is an event."""
+
+    entry: Entry
+    event: ScaleEvent
+    digest: str
+    fields: Mapping[bytes, bytes]
 
 
 class Intake:
@@ -37,6 +57,8 @@ class Intake:
         self._max_pods = parts.settings.flow.max_pods_per_event
         self._pump: Callable[[], None] = lambda: None
         self._control: Callable[[OpenTask], None] = lambda task: None
+        self._lock = threading.Lock()
+        self._tried: set[str] = set()  # guarded by _lock: entries whose try this process has counted
 
     def connect(self, *, pump: Callable[[], None], control: Callable[[OpenTask], None]) -> None:
         """Where work goes: `pump` gives threads to new workers, `control` takes scale_downs and superseding events."""
@@ -49,56 +71,106 @@ class Intake:
         Both are repeated until they are answered: of a task whose acceptance was stored and never answered nobody else
         would hear before its lease runs out. Who is not `patient` looks for such tasks himself, and gets Unavailable.
         """
-        retry = self._retries.forever if patient else _at_once
-        good: list[tuple[ScaleEvent, str]] = []
-        raws = []
-        for entry in entries:
-            parsed = self._parse(entry)
-            if isinstance(parsed, BadEvent):
-                retry("write a dead letter", partial(self._bury, entry, parsed))
-            elif entry.fields is not None:
-                good.append((parsed, digest(entry.fields)))
-                raws.append(entry.fields)
-        if not good:
-            return
-        tasks = retry("accept events", lambda: self._stream.accept(good, raws))
-        for (event, _), task in zip(good, tasks, strict=True):
-            self._received(event)
-            if task is not None:
-                self.open(task)
+        retry: _Retry = self._retries.forever if patient else _at_once
+        good: list[_Good] = []
+        try:
+            for entry in entries:
+                self._check(entry, good, retry)
+            self._accept(good, retry)
+        except (Unavailable, Stopping):
+            with self._lock:  # that they are not accepted is not their fault
+                self._tried.update(entry.stream_id for entry in entries)
+            raise
+        with self._lock:
+            self._tried.difference_update(entry.stream_id for entry in entries)
         self._pump()
 
+    def absorb_again(self, entries: Sequence[Entry], *, patient: bool = True) -> None:
+        """The same with entries that were read before and not accepted, each for itself and counted.
+
+        One of them may be why a process died, and those behind it are not to blame for that. Each process counts one
+        try, and none for what it could not accept because Redis was away.
+        """
+        for entry in entries:
+            with self._lock:
+                counted = entry.stream_id in self._tried
+                self._tried.add(entry.stream_id)
+            tries = 1 if counted else self._stream.retry(entry.stream_id)
+            if tries >= MAX_TRIES and entry.fields is not None:
+                detail = f"read {tries} times, and each time the controller ended before it was accepted"
+                self._bury(entry, BadEvent(DeadReason.POISON, detail), _at_once)
+            else:
+                self.absorb([entry], patient=patient)
+
     def open(self, task: OpenTask) -> None:
-        """A task is ours now, accepted or taken over: whoever has to know is told."""
-        if task.event.type is EventType.SCALE_DOWN or not task.superseded:
-            self._control(task)
-        if task.event.type is EventType.SCALE_UP:
-            self._ledger.add(task)
+        """A task is ours now, accepted or taken over: whoever has to know is told.
 
-    def _parse(self, entry: Entry) -> ScaleEvent | BadEvent:
+        If our own code fails on it, it is left to run out of its lease: it is taken up again, and if that never goes
+        better it ends as Poison (`Stream.take`), while all others go on.
+        """
+        event = task.event
+        with contained(event.event_id) as defect:
+            if event.type is EventType.SCALE_DOWN or not task.superseded:
+                self._control(task)
+            if event.type is EventType.SCALE_UP:
+                self._ledger.add(task)
+        if defect.name:
+            self._ledger.drop(event.event_id, task.owner)
+
+    def _check(self, entry: Entry, good: list[_Good], retry: _Retry) -> None:
+        """Onto the good ones, or buried."""
         if entry.fields is None:
-            return BadEvent(DeadReason.TRIMMED, "the entry was trimmed away before it was accepted")
-        try:
-            return parse(entry.stream_id, entry.fields, self._max_pods)
-        except Exception as error:  # a defect of ours: the event must not stop all others, nor be lost in silence
-            _log.exception(
-                "event.poison", "Our own code failed on event %s: %s", entry.stream_id, error, event_id=entry.stream_id
-            )
-            return BadEvent(DeadReason.POISON, f"the controller cannot read this event: {type(error).__name__}")
+            self._bury(entry, BadEvent(DeadReason.TRIMMED, "the entry was trimmed away before it was accepted"), retry)
+            return
+        parsed: ScaleEvent | BadEvent | None = None
+        with contained(entry.stream_id) as defect:
+            parsed = parse(entry.stream_id, entry.fields, self._max_pods)
+            if isinstance(parsed, ScaleEvent):
+                good.append(_Good(entry, parsed, digest(entry.fields), entry.fields))
+        if defect.name:
+            parsed = BadEvent(DeadReason.POISON, f"the controller cannot read this event: {defect.name}")
+        if isinstance(parsed, BadEvent):
+            self._bury(entry, parsed, retry)
 
-    def _bury(self, entry: Entry, bad: BadEvent) -> None:
-        self._stream.bury(entry, bad)
-        self._metrics.dead_letters.inc(bad.reason)
-        event_id = bad.event_id or entry.stream_id
-        _log.warning(
-            "event.dead",
-            "Dead letter %s: %s (%s)",
-            event_id,
-            bad.reason,
-            bad.detail,
-            event_id=event_id,
-            stream_id=entry.stream_id,
-        )
+    def _accept(self, good: Sequence[_Good], retry: _Retry) -> None:
+        if not good:
+            return
+        pairs, raws = [(one.event, one.digest) for one in good], [one.fields for one in good]
+        ask = _Asking(lambda: self._stream.accept(pairs, raws))
+        answers: Sequence[OpenTask | BadEvent | None] = ()
+        with contained(good[0].event.event_id if len(good) == 1 else f"(one of {len(good)})") as defect:
+            answers = retry("accept events", ask)
+        if defect.name:
+            self._accept_singly(good, defect.name, retry)
+            return
+        for one, answer in zip(good, answers, strict=True):
+            if isinstance(answer, BadEvent):
+                tell(self._metrics, answer, one.entry.stream_id)
+            elif answer is not None:
+                if ask.repeated or not answer.again:
+                    self._received(one.event)
+                self.open(answer)
+
+    def _accept_singly(self, good: Sequence[_Good], defect: str, retry: _Retry) -> None:
+        """Which of them it is about shows only one by one."""
+        if len(good) > 1:
+            for one in good:
+                self._accept([one], retry)
+            return
+        event, detail = good[0].event, f"the controller cannot accept this event: {defect}"
+        self._bury(good[0].entry, BadEvent(DeadReason.POISON, detail, event.event_id, event.task_id), retry)
+
+    def _bury(self, entry: Entry, bad: BadEvent, retry: _Retry) -> None:
+        ask, written = _Asking(lambda: self._stream.bury(entry, bad)), None
+        with contained(entry.stream_id) as defect:
+            written = retry("write a dead letter", ask)
+        if defect.name:  # then without its fields, rather than never
+            bare = replace(entry, fields=None)
+            written = retry("write a dead letter", lambda: self._stream.bury(bare, bad))
+        if written is None and ask.repeated:  # the answer that said so was lost
+            written = bad
+        if written is not None:
+            tell(self._metrics, written, entry.stream_id)
 
     def _received(self, event: ScaleEvent) -> None:
         self._metrics.events_received.inc(event.type)
@@ -107,6 +179,23 @@ class Intake:
             "event.received", "Received scaling event: %s (PodCount: %s)", event.type, count,
             event_id=event.event_id, task_id=event.task_id, stream_id=event.stream_id,
         )  # fmt: skip
+
+
+class _Asking(Generic[_T]):
+    """A call that may have to be repeated, because its answer was lost. One thread."""
+
+    def __init__(self, call: Callable[[], _T]) -> None:
+        self._call = call
+        self._times = 0
+
+    def __call__(self) -> _T:
+        self._times += 1
+        return self._call()
+
+    @property
+    def repeated(self) -> bool:
+        """May the answer to an earlier call have been lost?"""
+        return self._times > 1
 
 
 def _at_once(what: str, call: Callable[[], _T]) -> _T:
@@ -151,5 +240,5 @@ class Reader:
         if self._clock.now() < self._recover_at:
             return
         self._stream.ensure_group()
-        self._intake.absorb(self._stream.pending(own=True, min_idle_s=0))
+        self._intake.absorb_again(self._stream.pending(own=True, min_idle_s=0))
         self._recover_at = self._clock.now() + PENDING_EVERY_S

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from ottoscaler import logs
+from ottoscaler.core.events import BadEvent
 from ottoscaler.errors import Replaced, Unavailable
+from ottoscaler.flow.burial import contained, tell
 from ottoscaler.flow.control import Control
 from ottoscaler.flow.intake import Intake
 from ottoscaler.flow.parts import Parts
@@ -40,6 +42,7 @@ class Lease:
         self._control = control
         self._intake = intake
         self._pool = pool
+        self._metrics = parts.metrics
         self._stop = parts.stop
         self._clock = parts.clock
         self._pulse = parts.pulse
@@ -121,7 +124,8 @@ class Lease:
             if stale:
                 self._lost(event_id, owners[event_id], "")
             else:
-                self._restore(event_id, owners[event_id])
+                with contained(event_id):
+                    self._restore(event_id, owners[event_id])
         if changed := self._ledger.newly_cancelled(renewal.cancels):
             self._control.reload(changed)
 
@@ -164,7 +168,7 @@ class Lease:
     def _take_expired(self) -> bool:
         """Tasks of the dead, and what they read and did not live to accept. Returns whether there are more."""
         more = self._take_unknown(self._stream.expired(same_consumer=False))
-        self._intake.absorb(self._stream.pending(own=False, min_idle_s=self._lease_s), patient=False)
+        self._intake.absorb_again(self._stream.pending(own=False, min_idle_s=self._lease_s), patient=False)
         return more
 
     def _take_unknown(self, event_ids: Sequence[str]) -> bool:
@@ -176,8 +180,12 @@ class Lease:
         return len(due) > TAKE_AT_ONCE
 
     def _take(self, event_id: str, *, same_consumer: bool) -> None:
-        task = self._stream.take(event_id, same_consumer=same_consumer)
-        if task is not None:
+        task = None
+        with contained(event_id):  # one that cannot be read: its tries are counted
+            task = self._stream.take(event_id, same_consumer=same_consumer)
+        if isinstance(task, BadEvent):
+            tell(self._metrics, task)
+        elif task is not None:
             _log.info(
                 "task.taken", "Taking over task %s", task.event.task_id, event_id=event_id, task_id=task.event.task_id
             )

@@ -15,12 +15,14 @@ from typing import Final
 from ottoscaler import logs
 from ottoscaler.core import acts, lifecycle, manifest
 from ottoscaler.core.acts import Doom, Effect, Observation
+from ottoscaler.core.events import BadEvent, DeadReason
 from ottoscaler.core.lifecycle import Life, Stage
 from ottoscaler.core.names import pod_name
 from ottoscaler.core.pods import Snapshot
 from ottoscaler.core.results import worker_result
 from ottoscaler.core.verdicts import Outcome, Reason, Verdict
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Stopping, Unavailable
+from ottoscaler.flow.burial import tell
 from ottoscaler.flow.jobs import Job
 from ottoscaler.flow.parts import Parts
 from ottoscaler.flow.registry import Waiter
@@ -128,6 +130,10 @@ class Runner:
         )
         parts.ledger.pause(job, parts.clock.now() + lifecycle.backoff_s(job.failures))
         if job.failures < MAX_FAILURES:
+            return
+        if job.life.doom is not None and job.life.doom.reason is Reason.POISON:
+            # not even its end goes well: the lease runs out, whoever takes the task up tries, and that is counted
+            parts.ledger.drop(task.event.event_id, task.owner)
             return
         doom = Doom(Reason.POISON, f"the controller failed on this worker {job.failures} times: {type(error).__name__}")
         try:
@@ -252,6 +258,10 @@ class Runner:
             parts.ledger.recorded(job, _told(effect.verdict, answer.doom))
         if answer.fate is Fate.OK:
             self._say.recorded(job, effect, parts.clock.now())
+            if answer.dead:
+                event = task.event
+                bad = BadEvent(DeadReason.POISON, answer.dead, event.event_id, event.task_id)
+                tell(parts.metrics, bad, event.stream_id)
             if answer.finished:
                 _log.info("task.finished", answer.finished, duration_s=round(now - task.received_at, 3))
         if answer.fate is Fate.KNOWN:

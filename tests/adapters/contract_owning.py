@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import pytest
 
 from ottoscaler.core.acts import Doom
+from ottoscaler.core.events import BadEvent, DeadReason
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.errors import StreamUnavailable
 from ottoscaler.ports import Fate, OpenTask, StoredWorker, Stream
 from tests.adapters.streams import (
     StreamAdmin,
     StreamFactory,
+    accept,
     cancel,
     event_of,
     intend,
@@ -272,11 +275,14 @@ class TestPoison:
 
     @staticmethod
     def take_often(stream: Stream, admin: StreamAdmin, event_id: str, times: int = TAKES_TO_POISON) -> OpenTask:
-        """Take a task so often, without any progress; returns it as it was taken last."""
+        """Take a task so often, without any progress; returns it as it was taken last, once more if it was buried."""
+        taken: OpenTask | BadEvent | None = None
         for _ in range(times):
             admin.expire_lease(event_id)
             taken = stream.take(event_id, same_consumer=False)
-        assert taken is not None
+        if isinstance(taken, BadEvent):
+            taken = stream.take(event_id, same_consumer=False)
+        assert isinstance(taken, OpenTask)
         return taken
 
     @pytest.mark.contract("5.Poison")
@@ -307,6 +313,7 @@ class TestPoison:
         opened(stream, admin, type="scale_down", task_id="t-1", event_id="d-1", repository="a/b")
         self.take_often(stream, admin, "d-1", TAKES_TO_POISON - 1)
         admin.expire_lease("d-1")
+        assert isinstance(stream.take("d-1", same_consumer=False), BadEvent)
         assert stream.take("d-1", same_consumer=False) is None
         [result] = admin.results()
         expected = {"kind": "scale_down", "event_id": "d-1", "task_id": "t-1", "reason": "Poison", "repository": "a/b"}
@@ -343,3 +350,55 @@ class TestPoison:
         steps[progress]()
         self.take_often(stream, admin, "e-1", TAKES_TO_POISON)
         assert admin.dead_letters() == []
+
+    def test_is_told_by_who_wrote_the_dead_letter_and_taken_at_once(
+        self, stream: Stream, other: Stream, admin: StreamAdmin
+    ) -> None:
+        """Before anything is read of the task, which may be what goes wrong; its pods are left to be ended."""
+        opened(stream, admin, event_id="e-1")
+        self.take_often(stream, admin, "e-1", TAKES_TO_POISON - 1)
+        admin.expire_lease("e-1")
+        told = other.take("e-1", same_consumer=False)
+        assert isinstance(told, BadEvent)
+        assert (told.reason, told.detail, told.event_id) == (
+            DeadReason.POISON,
+            admin.dead_letters()[0]["dead_detail"],
+            "e-1",
+        )
+        assert other.expired(same_consumer=False) == ["e-1"]
+        assert isinstance(stream.take("e-1", same_consumer=False), OpenTask)
+
+    @pytest.mark.contract("5.exactly-once")
+    def test_what_nobody_can_end_is_closed_in_the_end(self, stream: Stream, admin: StreamAdmin) -> None:
+        """After ten more tries: each worker that has none gets its result, and the task, with what it passes on."""
+        task = opened(stream, admin, event_id="e-1", task_id="t-1", pod_count="3", repository="a/b")
+        intend(stream, task, 3, attempt=2)
+        record(stream, task, 1)
+        for _ in range(19):  # its progress took the first try back
+            admin.expire_lease("e-1")
+            assert stream.take("e-1", same_consumer=False) is not None
+        admin.expire_lease("e-1")
+        assert stream.take("e-1", same_consumer=False) is None
+        first, *others, total = admin.results()
+        assert (first["reason"], first["index"]) == ("Completed", "1")
+        assert [(each["index"], each["attempt"], each["reason"]) for each in others] == [
+            ("2", "0", "Poison"),
+            ("3", "2", "Poison"),
+        ]
+        for each in others:
+            assert each.keys() == first.keys()
+            assert (each["outcome"], each["fault"], each["repository"]) == ("failed", "infra", "a/b")
+        assert (total["kind"], total["outcome"], total["reason"], total["failed"]) == ("task", "failed", "Poison", "2")
+        assert (admin.open_ids(), len(admin.dead_letters())) == (set(), 1)
+        assert admin.task("e-1")["state"] == "finished"
+
+    def test_a_worker_that_is_recorded_as_poison_makes_a_dead_letter(self, stream: Stream, admin: StreamAdmin) -> None:
+        """Our own code failed on it time and again: once for the event, told to who records it."""
+        sent = send(admin, event_id="e-1", pod_count="2")
+        task = accept(stream, receive(stream))
+        assert isinstance(task, OpenTask)
+        answers = [record(stream, task, index, attempt=0, reason=Reason.POISON) for index in (1, 2)]
+        assert [answer.dead for answer in answers] == ["ended as Poison", ""]
+        [letter] = admin.dead_letters()
+        assert (letter["dead_reason"], letter["stream_id"]) == ("Poison", sent)
+        assert json.loads(letter["event"]) == {"type": "scale_up", "event_id": "e-1", "pod_count": "2"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -22,7 +23,7 @@ from tests.adapters.streams import (
     send,
 )
 
-__all__ = ["TestAccepting", "TestBurying", "TestGroup", "TestPending", "TestReading"]
+__all__ = ["TestAccepting", "TestBurying", "TestGroup", "TestPending", "TestReading", "TestRetrying"]
 
 
 class TestGroup:
@@ -189,6 +190,41 @@ class TestPending:
         assert not stream.older_pending(second)
 
 
+class TestRetrying:
+    """What tells an entry that ends the process every time from one that has bad luck."""
+
+    def test_counts_the_tries_with_the_first_reading(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """Whoever makes them; and it is his from then on."""
+        entry_id = send(admin)
+        receive(stream)
+        assert [each.retry(entry_id) for each in (stream, stream, other)] == [2, 3, 4]
+        assert stream.pending(own=True, min_idle_s=0) == []
+        assert [entry.stream_id for entry in other.pending(own=True, min_idle_s=0)] == [entry_id]
+
+    def test_looking_at_what_is_pending_is_no_try(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """It is looked at after every error of Redis; nor is being claimed from somebody who is gone."""
+        entry_id = send(admin)
+        receive(stream)
+        stream.pending(own=True, min_idle_s=0)
+        other.pending(own=False, min_idle_s=0)
+        assert other.retry(entry_id) == 2
+
+    def test_of_what_is_not_pending_is_none(self, stream: Stream, admin: StreamAdmin) -> None:
+        """Somebody has accepted it meanwhile."""
+        entry_id = send(admin)
+        accept(stream, receive(stream))
+        assert stream.retry(entry_id) == 0
+        assert admin.pending_count() == 0
+
+    def test_of_a_trimmed_entry_leaves_it_pending(self, stream: Stream, admin: StreamAdmin) -> None:
+        """It is still to become a dead letter."""
+        entry_id = send(admin)
+        receive(stream)
+        admin.trim()
+        stream.retry(entry_id)
+        assert admin.pending_count() == 1
+
+
 class TestAccepting:
     """accept: store, lease and acknowledge in one step."""
 
@@ -225,7 +261,7 @@ class TestAccepting:
         entry = receive(stream)
         first = accept(stream, entry)
         assert first is not None
-        assert accept(stream, entry) == first
+        assert accept(stream, entry) == replace(first, again=True)
 
     def test_again_by_another_consumer_gives_nothing(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
         """A claimed entry whose first reader had accepted it is only acknowledged."""
@@ -254,9 +290,11 @@ class TestAccepting:
         opened(stream, admin, event_id="e-1", pod_count="1")
         sent = send(admin, event_id="e-1", pod_count="2")
         entry = receive(stream)
-        assert accept(stream, entry) is None
+        told = accept(stream, entry)
+        assert isinstance(told, BadEvent)
         assert accept(stream, entry) is None
         [letter] = admin.dead_letters()
+        assert (told.reason, told.detail, told.event_id) == ("Conflict", letter["dead_detail"], "e-1")
         assert (letter["dead_reason"], letter["event_id"], letter["stream_id"]) == ("Conflict", "e-1", sent)
         assert (admin.results(), admin.task("e-1")["pod_count"], admin.pending_count()) == ([], "1", 0)
 
@@ -264,7 +302,9 @@ class TestAccepting:
         """TooOld: it may have been run and forgotten."""
         admin.add({"type": "scale_up", "event_id": "e-1", "task_id": "t-1"}, OLD_ID)
         entry = receive(stream)
-        assert accept(stream, entry) is None
+        told = accept(stream, entry)
+        assert isinstance(told, BadEvent)
+        assert (told.reason, told.task_id) == ("TooOld", "t-1")
         assert accept(stream, entry) is None
         assert [letter["dead_reason"] for letter in admin.dead_letters()] == ["TooOld"]
         [result] = admin.results()
@@ -279,7 +319,7 @@ class TestAccepting:
         raws = [entry.fields or {} for entry in entries]
         pairs = [(event_of(entry), digest(raw)) for entry, raw in zip(entries, raws, strict=True)]
         tasks = stream.accept(pairs, raws)
-        assert [task and task.event.event_id for task in tasks] == ["a", None, "b"]
+        assert [task and getattr(task, "reason", "accepted") for task in tasks] == ["accepted", "Conflict", "accepted"]
         assert admin.pending_count() == 0
 
     def test_a_scale_down_is_accepted_like_any_other(self, stream: Stream, admin: StreamAdmin) -> None:
@@ -327,8 +367,8 @@ class TestBurying:
         """After a lost answer, or by somebody who claimed the entry meanwhile."""
         send(admin, pod_count="0")
         entry = receive(stream)
-        for each in (stream, stream, other):
-            each.bury(entry, self.bad(entry))
+        told = [each.bury(entry, self.bad(entry)) for each in (stream, stream, other)]
+        assert told == [self.bad(entry), None, None]
         assert (len(admin.dead_letters()), len(admin.results()), admin.pending_count()) == (1, 1, 0)
 
     def test_without_an_id_there_is_only_a_dead_letter(self, stream: Stream, admin: StreamAdmin) -> None:
@@ -378,7 +418,7 @@ class TestBurying:
         entry = receive(stream)
         stream.bury(entry, self.bad(entry))
         send(admin, event_id="e-1", pod_count="1")
-        assert accept(stream, receive(stream)) is None
+        assert isinstance(accept(stream, receive(stream)), BadEvent)
         assert [letter["dead_reason"] for letter in admin.dead_letters()] == ["Invalid", "Conflict"]
         assert len(admin.results()) == 1
 
@@ -387,6 +427,8 @@ class TestBurying:
         task = opened(stream, admin, event_id="e-1")
         send(admin, event_id="e-1", pod_count="0")
         entry = receive(stream)
-        stream.bury(entry, self.bad(entry))
+        told = stream.bury(entry, self.bad(entry))
+        assert told is not None
+        assert told.reason is DeadReason.CONFLICT
         assert (len(admin.dead_letters()), admin.results(), admin.open_ids()) == (1, [], {"e-1"})
         assert intend(stream, task).fate is Fate.OK

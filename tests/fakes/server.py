@@ -98,10 +98,11 @@ class TaskState:
 
 @dataclass(slots=True)
 class Delivery:
-    """Who read an entry, and when (seconds since the epoch)."""
+    """Who read an entry, when (seconds since the epoch), and how often it was tried."""
 
     consumer: str
     at: float
+    tries: int = 1
 
 
 @dataclass(slots=True)

@@ -8,18 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from ottoscaler.core.acts import Doom
 from ottoscaler.core.events import BadEvent, DeadReason, EventType, ScaleEvent, digest, original
 from ottoscaler.core.results import RESULT_FIELDS, common_fields, rfc3339
-from ottoscaler.core.verdicts import Reason, Verdict
 from ottoscaler.errors import StreamUnavailable
 from ottoscaler.ports import Answer, Entry, Fate, OpenTask, Renewal, StoredWorker, TaskView, Victim
 from tests.fakes.server import GROUP, Delivery, FakeRedis, Group, Id, TaskState, WorkerState, order
-from tests.fakes.workers import WorkerScripts, told
+from tests.fakes.workers import MAX_TRIES, WorkerScripts
 
 __all__ = ["FakeRedis", "FakeStream"]
-
-MAX_TRIES = 10
 
 
 class FakeStream(WorkerScripts):
@@ -103,6 +99,17 @@ class FakeStream(WorkerScripts):
                 found.append(Entry(name, fields))
             return found
 
+    def retry(self, stream_id: str) -> int:
+        server = self.server
+        with server.call("retry"):
+            delivery = server.living_group().pending.get(stream_id)
+            if delivery is None:
+                return 0
+            if stream_id in server.entries:
+                delivery.consumer, delivery.at = self._consumer, server.clock.now()
+                delivery.tries += 1
+            return delivery.tries
+
     def older_pending(self, stream_id: str) -> bool:
         with self.server.call("older_pending"):
             group, limit = self.server.living_group(), order(stream_id)
@@ -115,30 +122,35 @@ class FakeStream(WorkerScripts):
 
     def accept(
         self, events: Sequence[tuple[ScaleEvent, str]], raws: Sequence[Mapping[bytes, bytes]]
-    ) -> Sequence[OpenTask | None]:
+    ) -> Sequence[OpenTask | BadEvent | None]:
         with self.server.call("accept"):
             pairs = zip(events, raws, strict=True)
             return [self._accept(event, content, original(raw)) for (event, content), raw in pairs]
 
-    def _accept(self, event: ScaleEvent, content: str, raw: str) -> OpenTask | None:
+    def _accept(self, event: ScaleEvent, content: str, raw: str) -> OpenTask | BadEvent | None:
         server, event_id, now = self.server, event.event_id, self.server.clock.now()
         known = server.find(event_id)
         bad = None
         # one that was taken up from its pods has no digest: whatever comes under its id is taken for the same
         if known is not None and known.digest not in ("", content):
-            bad = _conflict(event_id)
+            bad = _conflict(event_id, event.task_id)
         elif known is None and order(event.stream_id)[0] < (now - server.task_ttl_s) * 1000:
-            bad = BadEvent(DeadReason.TOO_OLD, "the entry is older than TASK_TTL_S", event_id, event.task_id)
+            bad = BadEvent(
+                DeadReason.TOO_OLD,
+                f"the entry is older than TASK_TTL_S, {server.task_ttl_s} s",
+                event_id,
+                event.task_id,
+            )
         if bad is not None:
-            self._bury(event.stream_id, bad, content, raw)
-            return None
+            return self._bury(event.stream_id, bad, content, raw)
         self._acknowledge(event.stream_id)
+        again = known is not None
         if known is None:
             known = self._open(event, content, raw)
         same = known.event is not None and known.event.stream_id == event.stream_id
         ours = known.owner is not None and known.owner.startswith(self._base)
         return (
-            OpenTask(event, known.owner or "", known.received_at, superseded=not event.supersedes)
+            OpenTask(event, known.owner or "", known.received_at, superseded=not event.supersedes, again=again)
             if same and ours
             else None
         )
@@ -184,16 +196,17 @@ class FakeStream(WorkerScripts):
                     state.tally[tally] += 1
                     state.first.setdefault(tally, known.reason)
 
-    def bury(self, entry: Entry, bad: BadEvent) -> None:
+    def bury(self, entry: Entry, bad: BadEvent) -> BadEvent | None:
         with self.server.call("bury"):
             fields = entry.fields or {}
             known, content = self.server.find(bad.event_id), digest(fields)
             if known is not None and known.digest == content:
                 self._acknowledge(entry.stream_id)
-                return
-            self._bury(entry.stream_id, _conflict(bad.event_id) if known else bad, content, original(fields))
+                return None
+            refused = _conflict(bad.event_id, bad.task_id) if known else bad
+            return self._bury(entry.stream_id, refused, content, original(fields))
 
-    def _bury(self, stream_id: str, bad: BadEvent, content: str, raw: str) -> None:
+    def _bury(self, stream_id: str, bad: BadEvent, content: str, raw: str) -> BadEvent | None:
         server = self.server
         letter = {
             "dead_reason": bad.reason.value,
@@ -205,10 +218,11 @@ class FakeStream(WorkerScripts):
         self._acknowledge(stream_id)
         # in conflict with another event of that id: the result under it belongs to the other one
         if not fresh or not bad.event_id or server.find(bad.event_id) is not None:
-            return
+            return bad if fresh else None
         at = rfc3339(server.clock.now())
         refused = TaskState(task_id=bad.task_id, digest=content, received_at=at)
         self._reject(bad.event_id, refused, f"{bad.reason}: {bad.detail}")
+        return bad
 
     def announce(self) -> None:
         with self.server.call("announce"):
@@ -247,7 +261,7 @@ class FakeStream(WorkerScripts):
             found = ((event_id, self.server.find(event_id)) for event_id in sorted(self.server.leases))
             return [event_id for event_id, task in found if task and (task.owner or "").startswith(self._base)]
 
-    def take(self, event_id: str, *, same_consumer: bool) -> OpenTask | None:
+    def take(self, event_id: str, *, same_consumer: bool) -> OpenTask | BadEvent | None:
         server = self.server
         with server.call("take"):
             task, now = server.find(event_id), server.clock.now()
@@ -261,34 +275,16 @@ class FakeStream(WorkerScripts):
             task.tries += server.leases[event_id] != 0  # 0: given up, so nobody has failed
             task.owner = f"{self._base}{task.tenure}"
             server.leases[event_id] = now + self._lease_s
-            if task.tries >= MAX_TRIES and self._poison(task, task.event):
-                return None
+            if task.tries >= MAX_TRIES:
+                detail = f"taken up {MAX_TRIES} times without any progress"
+                fresh = self._poison_letter(task, event_id, detail)
+                self._poison(task, task.event)
+                if fresh:
+                    server.leases.update({event_id: 0.0} if event_id in server.leases else {})
+                    return BadEvent(DeadReason.POISON, detail, event_id)
+                if task.owner is None:
+                    return None
             return _opened(task, task.event, task.owner)
-
-    def _poison(self, task: TaskState, event: ScaleEvent) -> bool:
-        """Returns whether the task is over by this; a scale_up has pods that are to be ended first."""
-        letter = {"dead_reason": DeadReason.POISON.value, "event_id": event.event_id, "stream_id": event.stream_id}
-        letter |= {
-            "dead_detail": f"taken up {MAX_TRIES} times without any progress",
-            "attempts": str(MAX_TRIES),
-            "event": task.raw,
-        }
-        self.server.entomb(f"{GROUP}|poison|{event.event_id}", letter)
-        verdict = Verdict(Reason.POISON, f"the controller failed on this event {MAX_TRIES} times")
-        if event.type is EventType.SCALE_DOWN:
-            ids = {"event_id": event.event_id, "task_id": event.task_id, **told(verdict)}
-            self._publish_scale_down(event, ids | {"message": letter["dead_detail"]})
-            self._close_task(task, event.event_id)
-            return True
-        for worker in map(task.worker, range(1, event.pod_count + 1)):
-            if not worker.outcome:
-                worker.doom = Doom(verdict.reason, verdict.message)
-        return False
-
-    def _publish_scale_down(self, event: ScaleEvent, fields: Mapping[str, str]) -> None:
-        empty = {"kind": "scale_down", "finished_at": rfc3339(self.server.clock.now())}
-        empty |= {"victims": "[]", "survivors": "[]", "pod_count": "0"}
-        self.server.publish({**empty, **fields, **common_fields(event, RESULT_FIELDS)})
 
     def reload(self, event_id: str) -> OpenTask | None:
         with self.server.call("reload"):
@@ -379,5 +375,5 @@ def _opened(task: TaskState, event: ScaleEvent, owner: str) -> OpenTask:
     )
 
 
-def _conflict(event_id: str) -> BadEvent:
-    return BadEvent(DeadReason.CONFLICT, f"event_id {event_id} was used before, with other content", event_id)
+def _conflict(event_id: str, task_id: str) -> BadEvent:
+    return BadEvent(DeadReason.CONFLICT, f"event_id {event_id} was used before, with other content", event_id, task_id)

@@ -10,11 +10,14 @@ import json
 from collections.abc import Mapping
 
 from ottoscaler.core.acts import Doom
-from ottoscaler.core.events import ScaleEvent
-from ottoscaler.core.results import RESULT_FIELDS, common_fields, rfc3339
+from ottoscaler.core.events import DeadReason, EventType, ScaleEvent
+from ottoscaler.core.results import RESULT_FIELDS, common_fields, rfc3339, worker_result
 from ottoscaler.core.verdicts import Outcome, Reason, Verdict
 from ottoscaler.ports import Answer, Fate
-from tests.fakes.server import FakeRedis, TaskState, WorkerState, worker_json
+from tests.fakes.server import GROUP, FakeRedis, TaskState, WorkerState, worker_json
+
+MAX_TRIES = 10
+LAST_TRY = 20
 
 
 class WorkerScripts:
@@ -103,12 +106,22 @@ class WorkerScripts:
             result = dict(fields)
             if doom is not None and doom.attempt in (0, attempt) and result["outcome"] != Outcome.SUCCEEDED:
                 result |= told(doom.verdict) | {"fault": doom.verdict.fault.value}
+            poison = result["reason"] == Reason.POISON
+            dead = result["message"] if poison and self._poison_letter(task, event_id, result["message"]) else ""
+            task.tries = 0
             finished = self._store(task, task.event, worker, result)
-            return Answer(Fate.OK, doom, attempt, finished)
+            return Answer(Fate.OK, doom, attempt, finished, dead)
+
+    def _poison_letter(self, task: TaskState, event_id: str, detail: str) -> bool:
+        """The one dead letter of an event on which we failed time and again; False if it was there."""
+        letter = {"dead_reason": DeadReason.POISON.value, "dead_detail": detail, "event_id": event_id}
+        stream_id = task.event.stream_id if task.event else ""
+        letter |= {"stream_id": stream_id, "attempts": str(task.tries), "event": task.raw}
+        return self.server.entomb(f"{GROUP}|poison|{event_id}", letter)
 
     def _store(self, task: TaskState, event: ScaleEvent, worker: WorkerState, result: Mapping[str, str]) -> str:
         """The result, and with the last worker's the task's; returns the message of that one."""
-        worker.outcome, worker.shown, task.tries = result["outcome"], json.dumps(result), 0
+        worker.outcome, worker.shown = result["outcome"], json.dumps(result)
         tally = worker.outcome if worker.outcome in ("succeeded", "cancelled") else "failed"
         task.tally[tally] += 1
         task.first.setdefault(tally, result["reason"])
@@ -153,6 +166,29 @@ class WorkerScripts:
         self.server.leases.pop(event_id, None)
         task.state, task.owner, task.why, task.next_at = "finished", None, "", ""
         task.expires_at = self.server.clock.now() + self.server.task_ttl_s
+
+    def _poison(self, task: TaskState, event: ScaleEvent) -> None:
+        """A scale_down is over by this; a scale_up has pods that are to be ended first, unless nobody can."""
+        verdict = Verdict(Reason.POISON, f"the controller failed on this event {MAX_TRIES} times")
+        if event.type is EventType.SCALE_DOWN:
+            ids = {"event_id": event.event_id, "task_id": event.task_id, **told(verdict)}
+            detail = f"taken up {MAX_TRIES} times without any progress"
+            self._publish_scale_down(event, ids | {"message": detail})
+            self._close_task(task, event.event_id)
+            return
+        last = Verdict(Reason.POISON, f"the controller failed on this event {LAST_TRY} times")
+        for worker in map(task.worker, range(1, event.pod_count + 1)):
+            if worker.outcome:
+                continue
+            worker.doom = Doom(verdict.reason, verdict.message)
+            if task.tries >= LAST_TRY:
+                fields = worker_result(event, worker.index, worker.attempt, last, None, self.server.clock.now())
+                self._store(task, event, worker, fields)
+
+    def _publish_scale_down(self, event: ScaleEvent, fields: Mapping[str, str]) -> None:
+        empty = {"kind": "scale_down", "finished_at": rfc3339(self.server.clock.now())}
+        empty |= {"victims": "[]", "survivors": "[]", "pod_count": "0"}
+        self.server.publish({**empty, **fields, **common_fields(event, RESULT_FIELDS)})
 
     def _reject(self, event_id: str, task: TaskState, message: str) -> None:
         """The task result of an event that cannot be carried out."""
