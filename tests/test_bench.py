@@ -98,6 +98,7 @@ def whole_report(**changed: Any) -> dict[str, Any]:
     run = {"pods": 5, "complete": True, "calls": {"create": 5, "delete": 5}, "counted": {"POST": 5, "DELETE": 5}}
     return {
         "faults": {"leaked": 0, "refused": 0, "lost": 0, "doubled": 0},
+        "failures": {},
         "calls": {"1 s": {"per_pod": 2.0}},
         "pairs": {"rounds": [{"one event": run, "events of one": run}]},
         "idle": {"requests": 0},
@@ -116,6 +117,7 @@ def test_right_counts_pass() -> None:
         {"faults": {"leaked": 1, "refused": 0, "lost": 0, "doubled": 0}},
         {"calls": {"1 s": {"per_pod": 2.01}}},
         {"idle": {"requests": 1}},
+        {"failures": {"recovery": "TimeoutExpired"}},
     ],
 )
 def test_wrong_counts_fail(changed: dict[str, Any]) -> None:
@@ -150,3 +152,12 @@ def test_the_table_says_met_and_missed() -> None:
         return row.verdict
 
     assert (verdict(2.9), verdict(3.1)) == ("met", "MISSED")
+
+
+def test_small_sizes_are_judged_by_counts_only() -> None:
+    """The quick run says what it saw of times, and calls nothing met or missed."""
+    report = {"conditions": {"quick": True}, "latency": {"p50_ms": 9, "p99_ms": 99}, "idle": whole_report()["idle"]}
+    report["faults"] = whole_report()["faults"]
+    verdicts = {row.figure: row.verdict for row in goals.rows(report)}
+    assert verdicts["event -> create request, idle"] == "not judged"
+    assert verdicts["leaked pods, refused creates, lost events"] == "met"

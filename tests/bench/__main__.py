@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,8 @@ SCENARIOS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "scaling": scenarios.scaling,
     "sizes": scenarios.sizes,
 }
-#: Their counts are those of others, and their times take time.
-NOT_QUICK = {"stock", "sizes"}
+#: Their counts are those of the other scenarios, and their times take time.
+NOT_QUICK = {"stock", "sizes", "scaling"}
 WARM = 3000
 
 
@@ -103,7 +104,7 @@ def _measured(asked: argparse.Namespace) -> dict[str, Any]:
     finally:
         lab.close()
         print(f"logs: {directory}") if asked.keep else shutil.rmtree(directory)
-    report["faults"] = asdict(bench.faults)
+    report["faults"], report["failures"] = asdict(bench.faults), bench.failures
     return report
 
 
@@ -119,9 +120,9 @@ def _built(folder: Path) -> Path:
 
 def _carry_out(bench: Bench, name: str, scenario: Callable[[Bench], dict[str, Any]], report: dict[str, Any]) -> None:
     try:
-        bench.check_time()
         bench.say(f"-- {name}: {(scenario.__doc__ or '').splitlines()[0]}")
-        report[name] = scenario(bench)
+        if (told := bench.attempt(name, partial(scenario, bench))) is not None:
+            report[name] = told
     except OutOfTimeError:
         report["conditions"]["left out"].append(name)
         bench.say(f"{name} is left out or cut short: the time is used up")
@@ -149,6 +150,8 @@ def _tell_conditions(report: dict[str, Any]) -> None:
     if unclean := report.get("pairs", {}).get("unclean"):
         rounds = len(report["pairs"]["rounds"])
         print(f"{unclean} of {rounds} rounds are not clean: others took more than 10 % of the machine")
+    for name, why in report["failures"].items():
+        print(f"{name} did not come to an end: {why[:300]}")
     for name, share in _foreign(report):
         if share > FOREIGN:
             print(f"{name}: others took {share:.0%} of the machine meanwhile, so its times are not clean")

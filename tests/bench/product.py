@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,8 +71,10 @@ class Product:
             self.controller.terminate()
             try:
                 self.controller.exit_code(_STOP_S)
-            finally:
-                self.controller.process.kill()
+            except subprocess.TimeoutExpired:
+                self.controller.kill()
+                if error[0] is None:  # else there is something worse to tell
+                    raise
         self.redis.close()
         self.lab.clear()
 

@@ -7,6 +7,7 @@ rounds; after that it counts, and is marked as not clean.
 from __future__ import annotations
 
 import random
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -67,6 +68,8 @@ class Bench:
         self.began = time.monotonic()
         self.budget_s = budget_s
         self.faults = Faults()
+        self.failures: dict[str, str] = {}
+        """What did not come to an end, and why."""
         self._numbers = 0
 
     def say(self, text: str) -> None:
@@ -77,6 +80,19 @@ class Bench:
         """Raises OutOfTimeError when nothing new may be begun."""
         if time.monotonic() - self.began > self.budget_s:
             raise OutOfTimeError
+
+    def attempt(self, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
+        """What was measured, or None: one thing that does not come to an end must not cost the figures of all others.
+
+        Raises OutOfTimeError.
+        """
+        self.check_time()
+        try:
+            return measure()
+        except (AssertionError, OSError, subprocess.SubprocessError) as error:
+            self.failures[name] = f"{type(error).__name__}: {error}"[:2000]
+            self.say(f"{name} FAILED: {self.failures[name][:300]}")
+            return None
 
     def pick(self, full: Any, quick: Any) -> Any:
         """The figure for the full run or for the quick one."""

@@ -75,12 +75,16 @@ def sizes(bench: Bench) -> Report:
     """One event of many sizes, and a few events of one pod."""
     told: Report = {}
     for events, pods in bench.pick([(1, 1), (1, 100), (10, 1), (1, 1000), (1, 10000)], [(1, 1), (5, 1)]):
-        bench.check_time()
-        run = bench.product(events, pods)
-        told[f"{events} x {pods}"] = as_dict(run)
-        each = per_pod(run.calls, run.pods)
-        bench.say(f"{events} x {pods}: {run.seconds:.2f} s, {run.pods_per_s:.0f} pods/s, {each:.2f} requests per pod")
+        if (each := bench.attempt(f"{events} x {pods}", partial(_size, bench, events, pods))) is not None:
+            told[f"{events} x {pods}"] = each
     return told
+
+
+def _size(bench: Bench, events: int, pods: int) -> Report:
+    run = bench.product(events, pods)
+    each = per_pod(run.calls, run.pods)
+    bench.say(f"{events} x {pods}: {run.seconds:.2f} s, {run.pods_per_s:.0f} pods/s, {each:.2f} requests per pod")
+    return as_dict(run)
 
 
 def latency(bench: Bench) -> Report:
@@ -265,8 +269,9 @@ def scaling(bench: Bench) -> Report:
     """All live at once, twice as many each time: own CPU per pod, and memory. Linear means that a ratio is 1."""
     told: Report = {}
     for pods in bench.pick([500, 1000, 2000, 4000, 8000], [50, 100]):
-        bench.check_time()
-        told[str(pods)] = bench.calmest(partial(_all_live, bench, pods), 2)
+        measure = partial(bench.calmest, partial(_all_live, bench, pods), 2)
+        if (each := bench.attempt(f"{pods} live", measure)) is not None:
+            told[str(pods)] = each
     cpu = {int(pods): each["cpu_per_1000"] for pods, each in told.items()}
     rss = {int(pods): each["rss_mib"] for pods, each in told.items()}
     return {"runs": told, "cpu_per_1000": cpu, "rss_mib": rss, "growth": growth(cpu)}
