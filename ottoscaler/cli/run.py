@@ -170,7 +170,8 @@ class Controller:
             )
         self._cluster.close()
         hung = self._stop.join(self._clock, deadline, besides=WEB)
-        self._stream.close()
+        if not (hung or busy):  # else they are in the middle of a call; the process ends in a moment anyway
+            self._stream.close()
         if self._web is not None:
             self._web.close()
             hung += self._stop.join(self._clock, deadline)

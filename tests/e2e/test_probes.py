@@ -297,6 +297,7 @@ class TestStop:
         kubelet.close()
         print(f"{hung}: {took_s:.1f} s")
         assert (code, took_s < _STOP_S) == (0, True), took_s
+        assert probed.controller.said("worker.failed") == []  # no connection is closed under a worker that uses it
 
 
 def _pause(lab: Lab, hung: str) -> None:
