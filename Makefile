@@ -21,7 +21,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 PYTEST := $(BIN)/python -m pytest
 SUITES := $(wildcard tests/core tests/flow tests/adapters tests/local tests/cli tests/deploy tests/test_*.py)
 
-.PHONY: help demo run test test-race test-real test-cov test-313 check fmt lint types layers e2e bench mutants rows lock distclean
+.PHONY: help demo run test test-race test-real test-cov test-313 check fmt lint types layers e2e torture bench mutants rows lock distclean
 .PHONY: setup-user build deploy logs test-event status k8s-status redis-cli clean
 
 help: ## show this list
@@ -82,6 +82,9 @@ fmt: $(DEV) ## format, and repair what ruff can repair
 
 e2e: $(DEV) ## the process itself against a real Kubernetes (TEST_KUBECONFIG) and a real Redis
 	$(PYTEST) -m e2e tests/e2e $(ARGS)
+
+torture: $(DEV) ## the controller killed KILLS times (100) with work in flight, its servers and network too; SEED=... again
+	$(BIN)/python -m tests.torture $(ARGS)
 
 bench: $(DEV) ## the product beside its peers on servers of its own; QUICK=1: counts only; ONLY=idle,ends: some scenarios
 	$(BIN)/python -m tests.bench $(if $(QUICK),--quick) $(if $(ONLY),--only=$(ONLY)) $(ARGS)

@@ -45,6 +45,12 @@ class TcpProxy:
         self.cut()
         self._thread.join(5)
 
+    @property
+    def links(self) -> int:
+        """Connections now."""
+        with self._lock:
+            return len(self._links)
+
     def cut(self) -> int:
         """Break all connections with RST; returns how many there were."""
         with self._lock:

@@ -1,0 +1,107 @@
+"""`make torture`, or `python -m tests.torture`: kill the controller KILLS times, with what is in flight, and see that
+every event comes to its one end.
+
+KILLS (100) is how many kills have to find work in flight; events, pods, kills of the servers and network faults go with
+it. SEED gives the dice of an earlier run again; threads and servers keep their own time, so it is not the same run, but
+much like it. KEEP=1 keeps the folder with all logs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import require
+from tests.torture import wiped
+from tests.torture.account import RULES
+from tests.torture.points import RARE, USUAL
+from tests.torture.world import Amount, World
+
+#: A run is given up after so many seconds for each kill.
+LIMIT_S = 5.0
+#: So many violations of a rule are shown.
+SHOWN = 12
+
+
+def main() -> int:
+    """Run it; returns 0 if nothing was violated."""
+    amount, seed = Amount(int(os.environ.get("KILLS") or 100)), int(os.environ.get("SEED") or random.randrange(1 << 31))
+    try:
+        for program in ("redis-server", "etcd", "kube-apiserver"):
+            require(program)
+    except (pytest.skip.Exception, pytest.fail.Exception) as error:
+        print(f"torture: {error}\n0 passed, 1 failed")
+        return 1
+    print(f"torture: {amount.kills} kills, SEED={seed}", flush=True)
+    directory = Path(tempfile.mkdtemp(prefix="torture-"))
+    checks: list[tuple[str, list[str]]] = []
+    with World(directory, amount, seed) as world:
+        world.torture(60 + LIMIT_S * amount.kills, _tell)
+        settled = world.settle()
+        account = world.account(world.producer.sent)
+        checks += [(name, list(rule(account))) for name, rule in RULES]
+        checks.append(("all comes to an end", [] if settled else ["there is work left, and nobody does it"]))
+        checks.append(("no controller ends but by our hand", world.toll.faults))
+        checks.append(("no controller finds a fault of its own", list(_own_faults(directory))))
+        checks.append(("there was enough of everything", list(world.too_little())))
+        _table(world)
+        checks.append(("a wiped Redis hurts nobody who runs", list(wiped.rounds(world))))
+        seconds = world.done.seconds
+    failed = _verdict(checks)
+    if failed or os.environ.get("KEEP"):
+        print(f"logs: {directory}")
+    else:
+        shutil.rmtree(directory)
+    print(f"{len(checks) - failed} passed, {failed} failed in {seconds:.1f}s")
+    return 1 if failed else 0
+
+
+def _own_faults(directory: Path) -> Iterator[str]:
+    """Lines of the controllers that tell of a defect: errors, and what is not JSON (warnings, tracebacks)."""
+    for path in sorted(directory.glob("slot-*/controller-*.log")):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        for line in lines:
+            if not line.startswith("{"):
+                yield f"{path.name}: {line.rstrip()[:200]}"
+            elif line.endswith("\n") and json.loads(line)["level"] in ("ERROR", "CRITICAL"):
+                yield f"{path.parent.name}/{path.name}: {line.rstrip()[:600]}"
+
+
+def _tell(world: World) -> None:
+    figures = ", ".join(f"{count} {what}" for what, count, _ in world.figures())
+    missing = [point for point in USUAL if not world.toll.points[point]]
+    to_come = ", ".join(missing) if len(missing) <= SHOWN else len(missing)
+    print(f"  {world.done.seconds:4.0f} s: {figures}; points to come: {to_come or 'none'}", flush=True)
+
+
+def _table(world: World) -> None:
+    print(f"\n{'':32}{'count':>8}{'wanted':>8}")
+    for what, count, wanted in world.figures():
+        print(f"{what:32}{count:8}{wanted:8}")
+    toll = world.toll
+    for what, count in (("kills without work", toll.idle), ("stops in order", toll.stops)):
+        print(f"{what:32}{count:8}{'-':>8}")
+    print(f"{'died at random':32}{toll.at_random:8}{'-':>8}")
+    for point in (*USUAL, *RARE):
+        print(f"{'died at: ' + point:32}{toll.points[point]:8}{1 if point in USUAL else '-':>8}")
+
+
+def _verdict(checks: list[tuple[str, list[str]]]) -> int:
+    print()
+    for name, faults in checks:
+        print(f"{'ok    ' if not faults else 'FAILED'} {name}{f': {len(faults)}' if faults else ''}")
+        for fault in faults[:SHOWN]:
+            print(f"         {fault}")
+    return sum(1 for _, faults in checks if faults)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

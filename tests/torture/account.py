@@ -1,0 +1,175 @@
+"""What must hold in the end: the results are held against the events that were sent and the programs that were started.
+
+Pure: lists in, sentences out, one for each violation.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from ottoscaler.core.names import WorkerKey, event_hash, pod_name
+from tests.torture.kubelet import Run, Worker
+from tests.torture.producer import Fields, Sent
+
+#: The instance is named like the consumer group, which is the usual one.
+INSTANCE = "ottoscaler"
+#: New attempts after an error of the worker's own: the controllers are configured so.
+WORKER_RETRIES = 1
+#: Ends of workers that this run can lead to. PodLost is not among them: there are retries enough.
+REASONS = frozenset({"Completed", "Error", "PendingTimeout", "ScaledDown", "Superseded"})
+
+
+@dataclass(frozen=True)
+class Account:
+    """All that is known in the end."""
+
+    sent: Sequence[Sent]
+    results: Sequence[Fields]
+    dead: Sequence[Fields]
+    book: Sequence[Run]
+    pods: Sequence[str]
+    open_ids: Sequence[str]
+    pending: int
+
+    def of(self, kind: str) -> Mapping[str, list[Fields]]:
+        """The results of a kind, by event."""
+        found: dict[str, list[Fields]] = defaultdict(list)
+        for result in self.results:
+            if result["kind"] == kind:
+                found[result["event_id"]].append(result)
+        return found
+
+    def runs(self) -> Mapping[Worker, list[Run]]:
+        """The pods of each worker whose program was started, in that order."""
+        found: dict[Worker, list[Run]] = defaultdict(list)
+        for run in sorted(self.book, key=lambda run: run.started_at):
+            if run.started_at:
+                found[run.worker].append(run)
+        return found
+
+
+def lost(account: Account) -> Iterator[str]:
+    """Events and workers without a result."""
+    closing, workers = {**account.of("task"), **account.of("scale_down")}, account.of("worker")
+    for event in account.sent:
+        if not closing.get(event.event_id):
+            yield f"{event.kind} {event.event_id} has no closing result"
+        if event.kind == "scale_up":
+            told = {result["index"] for result in workers.get(event.event_id, ())}
+            missing = [index for index in range(1, event.pod_count + 1) if str(index) not in told]
+            yield from (f"worker {index} of {event.event_id} has no result" for index in missing)
+
+
+def told_twice(account: Account) -> Iterator[str]:
+    """Results that there are twice, or that nobody asked for."""
+    known = {event.event_id: event for event in account.sent}
+    counts = Counter((result["kind"], result["event_id"], result.get("index", "")) for result in account.results)
+    for (kind, event_id, index), count in counts.items():
+        if count > 1:
+            yield f"{kind} {event_id}/{index} is told {count} times"
+        if event_id not in known or (index and int(index) > known[event_id].pod_count):
+            yield f"{kind} {event_id}/{index} is of no event"
+
+
+def buried(account: Account) -> Iterator[str]:
+    """Bad events have one dead letter each, and nobody else has one."""
+    dead = Counter(letter["event_id"] for letter in account.dead)
+    for event in account.sent:
+        wanted = 1 if event.kind == "bad" else 0
+        if dead[event.event_id] != wanted:
+            yield f"{event.kind} {event.event_id} has {dead[event.event_id]} dead letters"
+
+
+def left(account: Account) -> Iterator[str]:
+    """Nothing is left to do, and nothing is left behind."""
+    yield from (f"pod {name} is left" for name in account.pods)
+    yield from (f"event {event_id} is still open" for event_id in account.open_ids)
+    if account.pending:
+        yield f"{account.pending} entries are still pending"
+
+
+def started_twice(account: Account) -> Iterator[str]:
+    """A program is started again only after it has failed, and only as the next attempt."""
+    for worker, runs in account.runs().items():
+        errors = 0
+        for earlier, later in pairwise(runs):
+            failed = earlier.phase == "Failed" and not earlier.stopped and earlier.ended_at <= later.started_at
+            errors += failed and earlier.reason != "Evicted"
+            if not failed or later.attempt <= earlier.attempt or errors > WORKER_RETRIES:
+                yield f"{worker[0]}/{worker[1]} was started as {_told(earlier)} and again as {_told(later)}"
+
+
+def false(account: Account) -> Iterator[str]:
+    """Results that are not what happened."""
+    runs = {run.uid: run for run in account.book}
+    succeeded = {
+        run.worker for run in account.book if run.phase == "Succeeded" and not run.stopped and not run.deleting
+    }
+    for results in account.of("worker").values():
+        for result in results:
+            name = f"{result['event_id']}/{result['index']} told as {result['outcome']}, {result['reason']}"
+            run = runs.get(result["pod_uid"])
+            if result["reason"] not in REASONS:
+                yield f"{name}: {result['message']}"
+            if result["outcome"] == "succeeded" and (run is None or run.phase != "Succeeded"):
+                yield f"{name}: {_told(run) if run else 'there was no such pod'}"
+            if result["reason"] == "Error" and (run is None or run.phase != "Failed" or run.stopped or run.reason):
+                yield f"{name}: {_told(run) if run else 'there was no such pod'}"
+            if result["outcome"] != "succeeded" and (result["event_id"], int(result["index"])) in succeeded:
+                yield f"{name}: its program has succeeded"
+
+
+def miscounted(account: Account) -> Iterator[str]:
+    """Task results that do not add up to their workers' results."""
+    workers = account.of("worker")
+    for event_id, tasks in account.of("task").items():
+        counts = Counter(result["outcome"] for result in workers.get(event_id, ()))
+        for task in tasks:
+            if any(int(task[outcome]) != counts[outcome] for outcome in ("succeeded", "failed", "cancelled")):
+                yield f"task {event_id} says {task['message']!r}, its workers {dict(counts)}"
+
+
+def ended_wrongly(account: Account) -> Iterator[str]:
+    """Workers ended by a scale_down that did not choose them, and more of them than were asked for."""
+    ended: dict[str, set[str]] = defaultdict(set)
+    for results in account.of("worker").values():
+        for result in results:
+            if result["reason"] == "ScaledDown":
+                first = WorkerKey(event_hash(INSTANCE, result["event_id"]), int(result["index"]), 1)
+                ended[result["message"].removeprefix("ended by scale_down ")].add(pod_name(first))
+    told = {event_id: results[0] for event_id, results in account.of("scale_down").items()}
+    for event in account.sent:
+        if event.kind != "scale_down" or event.event_id not in told:
+            continue
+        victims = {_first_name(name) for name in json.loads(told[event.event_id]["victims"])}
+        if len(victims) > event.pod_count or len(ended[event.event_id]) > event.pod_count:
+            yield f"scale_down {event.event_id} of {event.pod_count} ended {victims | ended[event.event_id]}"
+        yield from (f"scale_down {event.event_id} ended {pod}, no victim" for pod in ended[event.event_id] - victims)
+
+
+def _first_name(pod: str) -> str:
+    """The name of the pod of the same worker's first attempt."""
+    return re.sub(r"-r[0-9]+$", "", pod)
+
+
+def _told(run: Run) -> str:
+    how = "still runs" if not run.phase else f"{run.phase} {run.reason}{' when deleted' if run.stopped else ''}"
+    return f"{run.name} ({run.uid[:8]}, started {run.started_at % 1000:.2f}, {how.strip()} {run.ended_at % 1000:.2f})"
+
+
+#: What must not be, in the words of the table.
+RULES: Sequence[tuple[str, Callable[[Account], Iterable[str]]]] = (
+    ("nothing is lost", lost),
+    ("nothing is told twice", told_twice),
+    ("bad events are dead letters, once", buried),
+    ("nothing is left over", left),
+    ("no program is started twice", started_twice),
+    ("what is told has happened", false),
+    ("tasks add up to their workers", miscounted),
+    ("a scale_down ends whom it chose", ended_wrongly),
+)

@@ -1,0 +1,181 @@
+"""Where a controller can be made to die: after each call that writes, and after each that decides what is written next.
+
+All that a controller does to the world goes through two adapters, so the points are laid around them from outside. The
+program itself knows nothing of this: there is no switch in it that somebody could find on.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from ottoscaler.adapters.cluster import KubeCluster
+from ottoscaler.adapters.stream import RedisStream
+from ottoscaler.errors import ClusterUnavailable
+from ottoscaler.ports import Answer, Created, Fate
+
+#: The points of a call, from its arguments by name and its answer.
+Namer = Callable[[Mapping[str, Any], Any], Iterator[str]]
+
+
+def _always(name: str) -> Namer:
+    return lambda arguments, answer: iter((name,))
+
+
+def _if_any(name: str) -> Namer:
+    """Only if there was something in the answer."""
+    return lambda arguments, answer: iter((name,) if answer else ())
+
+
+def _on(fates: Mapping[Fate, str]) -> Namer:
+    return lambda arguments, answer: iter((fates[answer.fate],) if answer.fate in fates else ())
+
+
+def _pending(arguments: Mapping[str, Any], answer: Any) -> Iterator[str]:
+    if answer:
+        yield "own pending read" if arguments["own"] else "pending claimed"
+
+
+def _accepted(arguments: Mapping[str, Any], answer: Any) -> Iterator[str]:
+    yield "accepted" if any(answer) else "duplicate accepted"
+
+
+def _renewed(arguments: Mapping[str, Any], answer: Any) -> Iterator[str]:
+    if arguments["owners"]:
+        yield "renewed"
+
+
+def _doomed(arguments: Mapping[str, Any], answer: Answer) -> Iterator[str]:
+    if answer.fate is Fate.OK:
+        yield "mark stored" if arguments["owner"] is None else "doomed"
+
+
+def _recorded(arguments: Mapping[str, Any], answer: Answer) -> Iterator[str]:
+    if answer.fate is Fate.OK:
+        yield "recorded"
+        if answer.finished:
+            yield "last result"
+
+
+def _created(arguments: Mapping[str, Any], answer: Any) -> Iterator[str]:
+    if isinstance(answer, ClusterUnavailable):
+        yield "create unclear" if answer.unclear else "create refused"
+    else:
+        yield "create in conflict" if answer is Created.ALREADY_THERE else "created"
+
+
+def _looked(arguments: Mapping[str, Any], answer: Any) -> Iterator[str]:
+    yield "found absent" if answer is None else "adopted"
+
+
+def _deleted(arguments: Mapping[str, Any], answer: bool) -> Iterator[str]:
+    if arguments["resource_version"] is None:
+        yield "deleted"
+    else:
+        yield "killed" if answer else "killed too late"
+
+
+#: Points before a call: what was seen or decided is lost with the process.
+BEFORE: Final[Mapping[str, str]] = {
+    "record": "terminal seen",
+    "release": "releasing",
+    "finish_scale_down": "victims gone",
+}
+#: Points after a call on Redis.
+AFTER_STREAM: Final[Mapping[str, Namer]] = {
+    "read": _if_any("read"),
+    "read_now": _if_any("read ahead"),
+    "pending": _pending,
+    "accept": _accepted,
+    "bury": _always("buried"),
+    "intend": _on({Fate.OK: "intended", Fate.CANCELLED: "intend cancelled"}),
+    "check": _always("checked"),
+    "note_refused": _always("refusal noted"),
+    "doom": _doomed,
+    "withdraw": _always("withdrawn"),
+    "record": _recorded,
+    "choose": _always("victims stored"),
+    "mark_superseded": _always("superseded"),
+    "finish_scale_down": _always("scale_down finished"),
+    "renew": _renewed,
+    "take": _if_any("taken over"),
+    "release": _always("released"),
+    "restore": _always("restored"),
+    "adopt": _always("taken up from pods"),
+}
+#: Points after a call on Kubernetes.
+AFTER_CLUSTER: Final[Mapping[str, Namer]] = {"create": _created, "get": _looked, "delete": _deleted}
+
+#: Two points that only a wiped Redis leads to: a scenario of their own, since results may repeat there.
+WIPED: Final = ("restored", "taken up from pods")
+#: Points on the way out: they need a stop in order.
+STOPPING: Final = ("releasing", "released")
+#: Points that an ordinary run cannot be made to reach; where they are met, they are used.
+RARE: Final = ("create in conflict", "killed too late", "withdrawn", "intend cancelled", "pending claimed")
+#: Points that each run has to reach.
+USUAL: Final = (
+    "read", "own pending read", "accepted", "duplicate accepted", "buried", "intended", "create unclear",
+    "create refused", "refusal noted", "created", "found absent", "adopted", "checked", "terminal seen", "doomed",
+    "killed", "recorded", "last result", "deleted", "renewed", "taken over", "read ahead", "victims stored",
+    "mark stored", "victims gone", "scale_down finished", "superseded", *STOPPING,
+)  # fmt: skip
+
+
+class Crash:
+    """Counts visits, and ends the process at the one that was asked for. Any thread."""
+
+    def __init__(self, armed: Mapping[str, int], note: Path) -> None:
+        """`armed` is the number of visits that each point has; at the last, its name is written to `note`."""
+        self._left = dict(armed)  # guarded by _lock
+        self._note = note
+        self._lock = threading.Lock()
+
+    def visit(self, point: str) -> None:
+        """The process is at this point. Does not return if it is the time to die."""
+        with self._lock:
+            if point not in self._left:
+                return
+            self._left[point] -= 1
+            if self._left[point]:
+                return
+            self._note.write_text(point, encoding="utf-8")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def lay_points(crash: Crash) -> tuple[type[RedisStream], type[KubeCluster]]:
+    """The two adapters with points around their calls."""
+    stream = {name: _wrapped(getattr(RedisStream, name), AFTER_STREAM[name], crash) for name in AFTER_STREAM}
+    cluster = {name: _wrapped(getattr(KubeCluster, name), AFTER_CLUSTER[name], crash) for name in AFTER_CLUSTER}
+    return type("RedisStream", (RedisStream,), stream), type("KubeCluster", (KubeCluster,), cluster)
+
+
+def _wrapped(method: Callable[..., Any], after: Namer, crash: Crash) -> Callable[..., Any]:
+    signature = inspect.signature(method)
+
+    @functools.wraps(method)
+    def call(*arguments: Any, **named: Any) -> Any:
+        given = signature.bind(*arguments, **named)
+        given.apply_defaults()
+        if method.__name__ in BEFORE:
+            crash.visit(BEFORE[method.__name__])
+        try:
+            answer = method(*arguments, **named)
+        except ClusterUnavailable as error:
+            if method.__name__ == "create":
+                _visit(crash, after(given.arguments, error))
+            raise
+        _visit(crash, after(given.arguments, answer))
+        return answer
+
+    return call
+
+
+def _visit(crash: Crash, points: Iterator[str]) -> None:
+    for point in points:
+        crash.visit(point)

@@ -1,0 +1,79 @@
+"""Redis is emptied in the middle of the work, and then the controller dies at the point where it puts things right.
+
+Apart from the other kills, for here results may repeat, and those from before are gone. What holds all the same: nobody
+who runs is ended, no program is started twice, whoever was running has one result, and it all comes to an end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+
+from tests.e2e.waiting import wait_for
+from tests.torture.account import false, started_twice, told_twice
+from tests.torture.kubelet import LONG, Run, Stage
+from tests.torture.producer import STREAM, Sent
+from tests.torture.slots import Slot
+from tests.torture.world import World
+
+WORKERS = 5
+#: A dead owner's tasks are taken up after LEASE_S; a lease is renewed each third of it.
+DEATH_S = 60.0
+
+
+def rounds(world: World) -> Iterator[str]:
+    """Once the owner lives, stores the task again and dies at that; once it is dead, and somebody else takes the event
+    up from its pods and dies at that; and so on.
+    """
+    for number in range(world.amount.wipes):
+        yield from _round(world, f"{LONG}restored-{number}", "restored", owner_lives=True)
+        yield from _round(world, f"{LONG}taken-up-{number}", "taken up from pods", owner_lives=False)
+
+
+def _round(world: World, event_id: str, point: str, *, owner_lives: bool) -> Iterator[str]:
+    slot = world.slots[0]
+    for each in world.slots:
+        each.close()
+    slot.start([point] if owner_lives else [])
+    event = Sent(event_id, {"type": "scale_up", "pod_count": str(WORKERS), "event_id": event_id})
+    world.client.xadd(STREAM, event.fields)
+    wait_for(lambda: len(_running(world, event_id)) == WORKERS, f"{event_id} to run")
+    if not owner_lives:
+        slot.close()
+    world.client.flushall()
+    if not owner_lives:
+        slot.start([point])
+    if not _dies(world, slot, point):
+        yield f"{event_id}: nobody died at {point!r}"
+    slot.close()
+    slot.start([])
+    if not world.wait_idle():
+        yield f"{event_id}: there is work left, and nobody does it"
+    yield from _violations(world, event)
+
+
+def _dies(world: World, slot: Slot, point: str) -> bool:
+    before = world.toll.points[point]
+
+    def look() -> bool:
+        slot.watch()
+        return world.toll.points[point] > before
+
+    with suppress(AssertionError):
+        return wait_for(look, f"a death at {point}", DEATH_S)
+    return False
+
+
+def _running(world: World, event_id: str) -> list[Run]:
+    return [run for run in world.kubelet.book if run.event_id == event_id and run.stage is Stage.RUNNING]
+
+
+def _violations(world: World, event: Sent) -> Iterator[str]:
+    account = world.account([event])
+    for rule in (told_twice, started_twice, false):
+        yield from rule(account)
+    yield from (f"{run.name} ran and was ended" for run in account.book if run.stopped)
+    told = {result["index"] for result in account.results if result["kind"] == "worker"}
+    yield from (f"{run.name} has no result" for run in account.book if str(run.index) not in told)
+    if not account.of("task"):
+        yield f"{event.event_id} has no closing result"
