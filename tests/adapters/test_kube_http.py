@@ -7,6 +7,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -89,6 +90,28 @@ def test_a_call_to_a_deaf_server_ends(tmp_path: Path, monkeypatch: pytest.Monkey
             http.call("GET", "/version")
         http.close()
     assert caught.value.unclear
+
+
+def test_one_dead_connection_tells_of_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each answers once and never again: the first that is used again costs a time-out, and no other does.
+
+    They are answered in pairs, so that two calls at once have a connection each.
+    """
+    monkeypatch.setattr(kube_http, "READ_TIMEOUT_S", 1.0)
+    held: list[socket.socket] = []
+
+    def answer(connection: socket.socket) -> None:
+        held.append(connection)
+        for each in held[-2:] if len(held) % 2 == 0 else []:
+            each.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+    with served(answer) as port, ThreadPoolExecutor(2) as two:
+        http = KubeHttp(settings(tmp_path, port))
+        assert list(two.map(http.call, ["GET"] * 2, ["/"] * 2)) == [b"{}"] * 2
+        with pytest.raises(ClusterUnavailable):
+            http.call("GET", "/")
+        assert list(two.map(http.call, ["GET"] * 2, ["/"] * 2)) == [b"{}"] * 2
+        http.close()
 
 
 def test_a_refused_connection_is_clear(tmp_path: Path) -> None:

@@ -14,9 +14,11 @@ import pytest
 import redis
 
 from ottoscaler.adapters.redis_client import address, connect, translated
+from ottoscaler.adapters.stream import RedisStream
 from ottoscaler.errors import StreamUnavailable
-from ottoscaler.settings import RedisSettings
+from ottoscaler.settings import KeySettings, RedisSettings
 from tests.conftest import require
+from tests.e2e.tcp_proxy import TcpProxy
 from tests.fakes.wait import eventually
 
 pytestmark = pytest.mark.real
@@ -121,6 +123,21 @@ def test_nobody_there_is_named_with_its_address() -> None:
     text = refused(RedisSettings(host="127.0.0.1", port=port))
     assert f"127.0.0.1:{port} is out of reach" in text
     assert "REDIS_HOST" in text
+
+
+def test_one_dead_connection_tells_of_the_others(start: Start) -> None:
+    """The first that is used again costs a time-out, and no other does: not one of another client either."""
+    proxy = TcpProxy(start())
+    server = RedisSettings(host="127.0.0.1", port=proxy.port)
+    stream = RedisStream(server, KeySettings(consumer="c1"), lease_s=15, consumer="c1", boot="b")
+    stream.known(["e-1"])
+    stream.expired(same_consumer=False)
+    assert proxy.freeze() == 2
+    with pytest.raises(StreamUnavailable, match="does not answer in time"):
+        stream.expired(same_consumer=False)
+    assert stream.known(["e-1"]) == {}
+    stream.close()
+    proxy.close()
 
 
 @pytest.mark.contract("2.REDIS_DB")
