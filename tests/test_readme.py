@@ -70,7 +70,7 @@ COMMANDS: Final = {
     ".venv/bin/python ottoscaler.py dead purge 1714557600000-0": HERE,
     "redis-cli ACL SETUSER ottoscaler on '>secret' resetkeys '~otto:scale:*' resetchannels -@all +@stream +@hash "
     "+@sortedset +exists +expire +evalsha +script\\|load +script\\|exists +time +info +ping "
-    "+select +hello +client\\|setinfo": FIXTURE,
+    "+select +hello": FIXTURE,
     "redis-cli XADD otto:scale:events '*' type scale_up pod_count 3 task_id task-123": HERE,
     "redis-cli XADD otto:scale:events '*' type scale_down task_id task-123": HERE,
     "redis-cli XREVRANGE otto:scale:results + - COUNT 10": HERE,

@@ -61,11 +61,12 @@ def connect(settings: RedisSettings, *, timeout_s: float, connections: int = 4) 
         "health_check_interval": HEALTH_CHECK_S,
         "retry": Retry(NoBackoff(), 0),
         "decode_responses": False,
+        "driver_info": None,  # else CLIENT SETINFO, a right that Redis 7.0 does not know
         **_credentials(settings),
         **_tls(settings),
     }
     if settings.sentinels:
-        asking = {"socket_timeout": CONNECT_TIMEOUT_S, **_tls(settings)}
+        asking = {"socket_timeout": CONNECT_TIMEOUT_S, "driver_info": None, **_tls(settings)}
         sentinel = Sentinel(list(settings.sentinels), sentinel_kwargs=asking, **common)
         master: redis.Redis = sentinel.master_for(settings.sentinel_master or "", max_connections=connections)
         return master
