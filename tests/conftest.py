@@ -52,6 +52,10 @@ _WANTED: dict[str, tuple[Callable[[], str | None], str]] = {
     ),
     "go": (lambda: shutil.which("go"), "the Go tools, 1.21 or later, on PATH"),
     "docker": (_docker, "a Docker daemon that answers"),
+    "image-load": (
+        lambda: os.environ.get("TEST_IMAGE_LOAD"),
+        "TEST_IMAGE_LOAD, a command line that brings an image archive, named by its last argument, onto the nodes",
+    ),
     "kind": (lambda: shutil.which("kind"), "the program kind"),
     "kubectl": (lambda: shutil.which("kubectl"), "the program kubectl"),
 }

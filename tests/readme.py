@@ -26,6 +26,8 @@ from tests.fakes.wait import eventually
 ROOT: Final = Path(__file__).resolve().parent.parent
 README: Final = ROOT / "README.md"
 KOREAN: Final = ROOT / "deploy" / "README.ko.md"
+PRODUCTION: Final = ROOT / "deploy" / "PRODUCTION.md"
+PRODUCTION_KOREAN: Final = ROOT / "deploy" / "PRODUCTION.ko.md"
 LONG_S: Final = 45
 
 Table = list[list[str]]

@@ -1,0 +1,125 @@
+"""The Redis of the guide: TLS, least rights, sentinels; and a restart of it, which takes its memory of our scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ottoscaler.local.handle import LocalCluster
+from tests.deploy.manifests import overlay, settings_of
+from tests.deploy.secured_redis import SecuredRedis
+from tests.e2e.controller import Controller
+from tests.e2e.waiting import wait_for
+from tests.readme import PRODUCTION, README, commands
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(120)]
+
+#: The guide's lines for an administrator of Redis, in their order.
+LINES = [line for line in commands(PRODUCTION) if line.startswith("redis-cli ACL ")]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[SecuredRedis]:
+    """A server with the user that the guide makes."""
+    made = SecuredRedis(tmp_path / "redis")
+    try:
+        made.start()
+        for line in LINES:
+            made.run(line)
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def start(server: SecuredRedis, tmp_path: Path) -> Iterator[Callable[..., Controller]]:
+    """Starts a controller with the settings of the production overlay, except for where Redis is."""
+    cluster = LocalCluster(tmp_path / "cluster")
+    made: list[Controller] = []
+
+    def launch(**where: str) -> Controller:
+        password = tmp_path / "password"
+        password.write_text("secret\n", encoding="utf-8")
+        kept = {key: value for key, value in settings_of(overlay("production")).items() if key not in _PLACE}
+        files = {"REDIS_PASSWORD_FILE": str(password), "REDIS_CA_FILE": str(server.ca)}
+        kube = {"KUBECONFIG": str(cluster.kubeconfig), "REDIS_CONSUMER": "one"}
+        made.append(Controller(tmp_path, {**kept, **files, **kube, **where}))
+        return made[-1].ready()
+
+    cluster.start()
+    yield launch
+    for each in made:
+        each.close()
+    cluster.close()
+
+
+_PLACE = ("REDIS_HOST", "REDIS_PORT")
+
+
+def outcome(client: Any, event_id: str) -> str:
+    """How a task ended, empty as long as it has not."""
+    found = [fields for _, fields in client.xrange("otto:scale:results") if fields["event_id"] == event_id]
+    return next((str(fields["outcome"]) for fields in found if fields["kind"] != "worker"), "")
+
+
+def carried_out(client: Any, **fields: str) -> str:
+    """Send an event; returns how it ended."""
+    event_id = str(client.xadd("otto:scale:events", fields))
+    return wait_for(lambda: outcome(client, event_id), f"the result of {event_id}", 90)
+
+
+@pytest.mark.parametrize("way", ["host", "sentinel"])
+def test_the_least_rights_are_enough_through_a_restart(
+    server: SecuredRedis, start: Callable[..., Controller], way: str
+) -> None:
+    """Nothing is refused before it or after it, when no script is known to the server any more."""
+    where = {"REDIS_HOST": server.address, "REDIS_PORT": str(server.port)}
+    if way == "sentinel":
+        server.watch_over()
+        where = {"REDIS_SENTINELS": f"{server.address}:{server.sentinel_port}", "REDIS_SENTINEL_MASTER": "mymaster"}
+    start(**where)
+    with server.client() as client:
+        assert carried_out(client, type="scale_up", pod_count="2", supersedes="k") == "succeeded"
+        assert client.acl_log() == []
+    server.restart()
+    with server.client() as client:
+        assert carried_out(client, type="scale_up", pod_count="2") == "succeeded"
+        assert carried_out(client, type="scale_down", task_id="nobody") == "succeeded"
+        assert carried_out(client, type="neither") == "failed"
+        assert client.acl_log() == []
+        used = client.info("commandstats")
+        assert {"cmdstat_script|load", "cmdstat_evalsha"} <= used.keys()
+        assert not {"cmdstat_eval", "cmdstat_keys", "cmdstat_config|get"} & used.keys()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "FLUSHALL",
+        "KEYS *",
+        "CONFIG GET *",
+        "EVAL 'return 1' 0",
+        "GET otto:scale:task:x",
+        "XADD other:stream * a b",
+        "HGET other:hash a",
+        "ACL LIST",
+        "SCRIPT FLUSH",
+        "SUBSCRIBE a",
+        "SHUTDOWN",
+    ],
+)
+def test_the_rights_are_not_more(server: SecuredRedis, command: str) -> None:
+    """What the controller never does is refused to its user."""
+    (user,) = (line.split()[3] for line in LINES if " SETUSER " in line)
+    words = " ".join(command.split())
+    answer = server.run(f"redis-cli ACL DRYRUN {user} {words}")
+    assert "has no permissions" in str(answer) or "permission" in str(answer), answer
+
+
+def test_the_guide_and_the_readme_make_the_same_user() -> None:
+    """Letter for letter."""
+    assert LINES[0] in commands(README)
+    assert LINES[1:] == ["redis-cli ACL SAVE"]
