@@ -21,7 +21,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 PYTEST := $(BIN)/python -m pytest
 SUITES := $(wildcard tests/core tests/flow tests/adapters tests/local tests/cli tests/deploy tests/test_*.py)
 
-.PHONY: help demo run test test-race test-real test-cov test-313 check fmt lint types layers e2e torture bench mutants rows lock distclean
+.PHONY: help demo run test test-race test-real test-cov test-313 check fmt lint types layers e2e torture bench fuzz mutants rows lock distclean
 .PHONY: setup-user build deploy logs test-event status k8s-status redis-cli clean
 
 help: ## show this list
@@ -88,6 +88,9 @@ torture: $(DEV) ## the controller killed KILLS times (100) with work in flight, 
 
 bench: $(DEV) ## the product beside its peers on servers of its own; QUICK=1: counts only; ONLY=idle,ends: some scenarios
 	$(BIN)/python -m tests.bench $(if $(QUICK),--quick) $(if $(ONLY),--only=$(ONLY)) $(ARGS)
+
+fuzz: $(DEV) ## a million random events through the pure core; ARGS="COUNT SEED" for others
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 mutants: $(DEV) ## break the code on purpose and see the tests notice
 	$(BIN)/python -m tests.mutants $(ARGS)

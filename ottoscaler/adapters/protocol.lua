@@ -143,7 +143,7 @@ local function close_poisoned(task, eid)
       store_result(task, eid, i, fields, map)
     end
   end
-  if good and t[1] and t[3] and redis.call('HGET', task, 'received_at') then tell_task(task, eid) else close_task(task, eid) end
+  if good and tonumber(t[1]) and t[3] and redis.call('HGET', task, 'received_at') then tell_task(task, eid) else close_task(task, eid) end
 end
 
 local F = {}

@@ -354,7 +354,9 @@ class RedisStream:
                 pipe = self._client.pipeline(transaction=False)
                 for victim in part:
                     pipe.hmget(self._key.task(victim.event_id), ["state", *worker_fields(victim.index)])
-                for victim, (state, *values) in zip(part, answers_of(pipe, [None] * 4), strict=True):
+                for victim, (state, *values) in zip(
+                    part, answers_of(pipe, [None] * (1 + len(worker_fields(1)))), strict=True
+                ):
                     fields = dict(zip(worker_fields(victim.index), values, strict=True))
                     found.append(stored_worker(victim.index, fields) if state else None)
         return found

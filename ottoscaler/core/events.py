@@ -20,6 +20,9 @@ import msgspec
 MAX_EVENT_BYTES: Final = 64 * 1024
 #: More fields than anybody needs; Redis scripts take no more than some thousand arguments.
 MAX_FIELDS: Final = 256
+#: Each pod carries its event as JSON, in which control characters are six times as long: 256 KiB are allowed for all
+#: annotations (https://kubernetes.io/docs/concepts/overview/working-with-objects/annotations/), and there are others.
+MAX_JSON_BYTES: Final = 240 * 1024
 #: A dead letter keeps the original event up to this size (above it, it is cut, and not to be sent again).
 MAX_DEAD_EVENT_BYTES: Final = 1024 * 1024
 
@@ -133,7 +136,7 @@ def parse(stream_id: str, fields: Mapping[bytes, bytes], max_pods: int) -> Scale
     """
     event_id, task_id = _readable_ids(stream_id, fields)
     try:
-        return _event(stream_id, _texts(fields), max_pods)
+        return _carried(_event(stream_id, _texts(fields), max_pods))
     except _Fault as fault:
         return BadEvent(fault.reason, str(fault), event_id, task_id)
 
@@ -219,6 +222,14 @@ def _event(stream_id: str, texts: dict[str, str], max_pods: int) -> ScaleEvent:
         traceparent=traceparent,
         passed_on=passed_on,
     )
+
+
+def _carried(event: ScaleEvent) -> ScaleEvent:
+    """The event, if its pods can carry it."""
+    if (size := len(event.encode().encode())) > MAX_JSON_BYTES:
+        allowed = f"at most {MAX_JSON_BYTES} are allowed, and control characters take six each"
+        raise _Fault(f"the event has {size} bytes as JSON; {allowed}", DeadReason.TOO_LARGE)
+    return event
 
 
 def _type(texts: dict[str, str]) -> EventType:

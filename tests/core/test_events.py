@@ -346,6 +346,16 @@ def test_an_event_above_64_kib_is_refused() -> None:
 
 
 @contract("3.limits")
+@contract("4.annotations")
+@pytest.mark.parametrize(("count", "fits"), [(40_000, True), (41_000, False)])
+def test_an_event_that_no_pod_could_carry_is_refused(count: int, fits: bool) -> None:
+    """Control characters are six times as long in the annotation, where 256 KiB are allowed."""
+    result = parse(STREAM_ID, {b"type": b"scale_up", b"mine": b"\x01" * count}, 1000)
+    assert isinstance(result, ScaleEvent) is fits
+    assert fits or (result.reason, "as JSON" in result.detail) == (DeadReason.TOO_LARGE, True)  # type: ignore[union-attr]
+
+
+@contract("3.limits")
 @pytest.mark.parametrize(("more", "fits"), [(255, True), (256, False)])
 def test_an_event_has_at_most_256_fields(more: int, fits: bool) -> None:
     """More than a script of Redis can be handed."""
