@@ -118,9 +118,12 @@ class Runner:
         self._say.step(job, before, observation)
 
     def _end(self, job: Job, why: str) -> None:
+        ledger, event_id, owner = self._parts.ledger, job.task.event.event_id, job.task.owner
         if why == lifecycle.NOT_OURS:
-            self._parts.ledger.drop(job.task.event.event_id, job.task.owner)
-        self._parts.ledger.ended(job)
+            if ledger.owners().get(event_id) == owner:  # else it was told before
+                _log.warning("task.lost", "Task %s was taken over by another process", event_id)
+            ledger.drop(event_id, owner)
+        ledger.ended(job)
 
     def _failed(self, job: Job, error: Exception) -> None:
         parts, task = self._parts, job.task

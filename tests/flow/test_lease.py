@@ -11,6 +11,7 @@ from ottoscaler.errors import Replaced
 from ottoscaler.flow.lease import TAKE_AT_ONCE
 from tests.fakes.clock import SystemClock
 from tests.fakes.wait import eventually
+from tests.flow.conftest import Lines
 from tests.flow.rig import Rig, World
 
 contract = pytest.mark.contract
@@ -218,6 +219,22 @@ def test_what_was_taken_from_us_is_let_go() -> None:
         heir.cluster.run(pod)
         heir.cluster.succeed(pod)
         assert heir.result()["outcome"] == "succeeded"
+
+
+def test_a_worker_that_finds_out_first_says_so(log: Lines) -> None:
+    """Before the renewal that would have told: one line, however many workers the task has."""
+    world = World()
+    with Rig(world, threads=["watch"]) as paused, Rig(world, consumer="c2") as heir:
+        event_id = paused.accept(pod_count=2)
+        pods = [paused.pod(event_id, index) for index in (1, 2)]
+        world.redis.expire_lease(event_id)
+        assert heir.stream.take(event_id, same_consumer=False) is not None
+        for pod in pods:
+            paused.cluster.run(pod)
+            paused.cluster.succeed(pod)
+        eventually(lambda: not paused.ledger.has(event_id))
+        paused.idle()
+        assert log.of("task.lost") == [f"Task {event_id} was taken over by another process"]
 
 
 def test_states_are_written_for_those_who_look() -> None:
