@@ -19,7 +19,7 @@ DEV := $(VENV)/.dev-$(VERSION)
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 PYTEST := $(BIN)/python -m pytest
-SUITES := $(wildcard tests/core tests/flow tests/adapters tests/local tests/cli tests/deploy tests/test_*.py)
+SUITES := $(wildcard tests/core tests/flow tests/simulation tests/adapters tests/local tests/cli tests/deploy tests/test_*.py)
 
 .PHONY: help demo run test test-race test-real test-cov test-313 check fmt lint types layers e2e torture bench fuzz mutants rows lock distclean
 .PHONY: setup-user build deploy logs test-event status k8s-status redis-cli clean
@@ -37,7 +37,7 @@ run: $(RUNTIME) ## the controller, configured by environment variables or ENV_FI
 test: $(DEV) ## the tests that need neither a server nor root; the flow twice, the second time with hostile thread switching
 ifeq ($(strip $(ARGS)),)
 	@# side by side, since most of them wait for servers; the slowest first
-	@$(MAKE) --jobs=3 --keep-going --output-sync=target suite-cli suite-adapters suite-local suite-flow test-race suite-deploy suite-core suite-top
+	@$(MAKE) --jobs=3 --keep-going --output-sync=target suite-cli suite-adapters suite-local suite-flow suite-simulation test-race suite-deploy suite-core suite-top
 else
 	$(PYTEST) -m "not e2e" $(SUITES) $(ARGS)
 	@echo "make test: with ARGS the second pass over the flow is left out; 'make test-race' runs it"
@@ -62,6 +62,11 @@ test-cov: $(DEV) ## the tests with branch coverage: core 100 %, all 95 %
 
 test-313: ## the tests in the image python:3.13-slim, if there is a Docker daemon
 	@.ci/test-313 $(ARGS)
+
+# The order of sets has to be the same for the same seed, too.
+simulate: $(DEV) ## several controllers in a world of faults; SEED=... EXAMPLES=... plays the same again
+	@seed=$(or $(SEED),$$(date +%s)) examples=$(or $(EXAMPLES),1000); echo "make simulate SEED=$$seed EXAMPLES=$$examples"; \
+		PYTHONHASHSEED=0 SIMULATE_SEED=$$seed SIMULATE_EXAMPLES=$$examples $(PYTEST) -p no:randomly tests/simulation $(ARGS)
 
 check: lint types layers ## format, lint, types, layers: what must hold before a commit
 

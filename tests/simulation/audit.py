@@ -1,0 +1,305 @@
+"""What must never happen in the simulation, held against every write as it happens.
+
+Faults are collected, not raised: they show up in the middle of the program, which catches what its own code raises.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from ottoscaler.core.lifecycle import Stage
+from ottoscaler.core.names import ANNOTATION_EVENT_ID, LABEL_ATTEMPT, LABEL_WORKER, event_hash, pod_name
+from ottoscaler.flow.jobs import Job
+from ottoscaler.ports import Clock, Victim
+from tests.fakes.kubernetes import FINISHED, FakeKubernetes, Pod
+from tests.fakes.server import FakeRedis, TaskState, order
+
+if TYPE_CHECKING:
+    from tests.simulation.replica import Replica
+
+INSTANCE = "ottoscaler"
+#: A worker whose pod may be about to be created.
+_COMING = (Stage.INTEND, Stage.CLEAN, Stage.CREATE, Stage.LOOK_AFTER_UNCLEAR, Stage.LOOK_AFTER_CONFLICT)
+_Worker = tuple[str, int]
+#: The last lines of what happened that are shown with a fault.
+SHOWN = 400
+
+
+class Audit:
+    """Looks at every result, creation, deletion and start of a program. `actor` is whose request is carried out."""
+
+    redis: FakeRedis
+    kubernetes: FakeKubernetes
+
+    def __init__(self, clock: Clock, max_workers: int, ttl_s: int) -> None:
+        self.actor: Replica | None = None
+        self.replicas: list[Replica] = []
+        self.faults: list[str] = []
+        self.lines: list[str] = []
+        self.sent: dict[str, dict[str, str]] = {}
+        self.dead_nodes: set[str] = set()
+        self.flushes = 0
+        self._clock = clock
+        self._max_workers = max_workers
+        self._ttl_s = ttl_s
+        self._before_flush: set[str] = set()
+        self._results: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+        self._intended: set[str] = set()
+        self._created: Counter[str] = Counter()
+        self._zombies: set[str] = set()
+        self._starts: Counter[_Worker] = Counter()
+        self._licenses: Counter[_Worker] = Counter()
+        self._succeeded: set[_Worker] = set()
+        self._dooms: set[_Worker] = set()
+        self._ended: dict[str, list[_Worker]] = {}
+
+    def send(self, event_id: str, fields: dict[str, str]) -> None:
+        """An event is sent for the first time."""
+        self.sent[event_id] = fields
+        self.note(f"event {event_id} {fields}")
+
+    def note(self, line: str) -> None:
+        """For whoever has to find out what happened."""
+        self.lines.append(f"{self._clock.now() % 100_000:9.1f} {line}")
+
+    def complain(self, fault: str) -> None:
+        """Something that must not be."""
+        self.note(f"FAULT: {fault}")
+        self.faults.append(fault)
+
+    # -- programs
+
+    def started(self, name: str) -> None:
+        """A program starts: the first of its worker, or one that somebody's failure allows."""
+        worker = self._worker(self.kubernetes.pods[name])
+        if name in self._zombies or self._wiped(worker[0]):
+            return
+        self._starts[worker] += 1
+        if self._starts[worker] > 1 + self._licenses[worker]:
+            self.complain(f"the program of {worker} is started a second time, as {name}, for no reason")
+        for event_id, workers in self._ended.items():
+            if worker in workers:
+                self.complain(f"{name} starts after scale_down {event_id} has told of its end")
+
+    def license(self, name: str, why: str) -> None:
+        """A program may be started again: the one before has failed, or the platform has failed it."""
+        worker = self._worker(self.kubernetes.pods[name])
+        self._licenses[worker] += 1
+        if why not in ("its program failed", "evict"):
+            self._succeeded.discard(worker)
+
+    def changed(self, pod: Pod) -> None:
+        """A pod is as it is now: has its worker succeeded, and nobody asked for its end before?"""
+        name, worker = pod["metadata"]["name"], self._worker(pod)
+        task = self.redis.find(worker[0])
+        if pod["status"].get("phase") != "Succeeded" or name in self._zombies or task is None:
+            return
+        state = task.worker(worker[1])
+        asked = "deletionTimestamp" in pod["metadata"]
+        if not asked and not state.outcome and state.doom is None and state.attempt == _attempt(pod):
+            self._succeeded.add(worker)
+
+    # -- pods
+
+    def creating(self, pod: Pod) -> None:
+        """A create request arrives."""
+        name, worker, actor = pod["metadata"]["name"], self._worker(pod), self.actor
+        self.note(f"create {name} by {actor.name if actor else 'a late request'}")
+        if name in self.kubernetes.pods:
+            return
+        wiped = self._wiped(worker[0])
+        if name not in self._intended and not wiped:
+            self.complain(f"{name} is created, and its attempt was never stored")
+        self._created[name] += 1
+        task = self.redis.find(worker[0])
+        if actor is None or task is None or not self._is_current(pod, task, actor):
+            self._zombies.add(name)
+            return
+        if self._created[name] > 1 and not wiped:
+            self.complain(f"{name} is created again")
+
+    def granting(self, actor: Replica, job: Job) -> None:
+        """A worker has been given room for a pod, on top of those that are there or about to be."""
+        live = self._live(actor)
+        coming = [
+            pod_name(worker.job.key)
+            for worker in actor.workers
+            if worker.job is not job and worker.job.life.stage in _COMING
+            and pod_name(worker.job.key) not in self.kubernetes.pods
+        ]  # fmt: skip
+        if len(live) + len(coming) >= self._max_workers:
+            self.complain(f"{actor.name} has room for {pod_name(job.key)}, and owns {live}, with {coming} to come")
+
+    def _is_current(self, pod: Pod, task: TaskState, actor: Replica) -> bool:
+        """Is the creator still the owner, and does it create what is to be created?"""
+        event_id, index = self._worker(pod)
+        state = task.worker(index)
+        owner = actor.ledger.owners().get(event_id)
+        return task.owner == owner and not state.outcome and state.attempt == _attempt(pod)
+
+    def _live(self, actor: Replica) -> list[str]:
+        """The live pods of tasks that are this process's, as Redis and it itself believe; zombies do not count."""
+        owners = actor.ledger.owners()
+        return [
+            name
+            for name, pod in self.kubernetes.pods.items()
+            if pod["status"].get("phase") not in FINISHED and name not in self._zombies
+            and (task := self.redis.tasks.get(self._worker(pod)[0])) is not None
+            and task.owner is not None and task.owner == owners.get(self._worker(pod)[0])
+        ]  # fmt: skip
+
+    def deleting(self, pod: Pod) -> None:
+        """A deletion of ours is about to be carried out."""
+        name, worker = pod["metadata"]["name"], self._worker(pod)
+        self.note(
+            f"delete {name} {pod['status'].get('phase')} by {self.actor.name if self.actor else 'a late request'}"
+        )
+        if "deletionTimestamp" in pod["metadata"] or self._is_over(pod):
+            return
+        task = self.redis.find(worker[0])
+        if pod["status"].get("phase") in FINISHED:
+            if not self._is_old(pod):
+                self.complain(f"{name} is deleted, and how it finished is not stored")
+            return
+        doom = task.worker(worker[1]).doom if task is not None else None
+        if doom is not None and doom.attempt in (0, _attempt(pod)):
+            started = "containerStatuses" in pod["status"] and pod["status"]["phase"] == "Running"
+            if doom.only_before_start and started:
+                self.complain(f"{name} runs, is spared by {doom.reason}, and is deleted")
+        elif not (self._wiped(worker[0]) and worker in self._dooms):
+            self.complain(f"{name} is deleted alive, and nothing that is stored wants it")
+
+    def _is_over(self, pod: Pod) -> bool:
+        """Is what it came to stored, or is it of an attempt that is?"""
+        worker = self._worker(pod)
+        task = self.redis.find(worker[0])
+        if task is not None and (task.worker(worker[1]).outcome or _attempt(pod) < task.worker(worker[1]).attempt):
+            return True
+        return bool(self._results.get(("worker", worker[0], str(worker[1]))))
+
+    def _is_old(self, pod: Pod) -> bool:
+        ended = pod["status"].get("containerStatuses", [{}])[0].get("state", {}).get("terminated", {}).get("finishedAt")
+        return ended is not None and self._wiped(self._worker(pod)[0])
+
+    # -- Redis
+
+    def expired(self, event_id: str) -> None:
+        """A finished task is forgotten after TASK_TTL_S: whoever comes under its id is another."""
+        self.note(f"{event_id} is forgotten")
+        hash_ = event_hash(INSTANCE, event_id)
+        for name in [name for name in self._created if hash_ in name]:
+            del self._created[name]
+        for worker in [worker for worker in self._starts if worker[0] == event_id]:
+            del self._starts[worker]
+        self._succeeded = {worker for worker in self._succeeded if worker[0] != event_id}
+
+    def intended(self, name: str) -> None:
+        """An attempt is stored."""
+        self._intended.add(name)
+
+    def doomed(self, event_id: str, index: int) -> None:
+        """A doom is stored."""
+        self._dooms.add((event_id, index))
+
+    def choosing(self, event_id: str, count: int, victims: Sequence[Victim]) -> None:
+        """A victim list is about to be stored."""
+        self.note(f"victims of {event_id}: {[f'{one.event_id}/{one.index}' for one in victims]}")
+        task, group = self.redis.tasks[event_id], self.redis.group
+        if count and len(victims) > count:
+            self.complain(f"scale_down {event_id} of {count} has {len(victims)} victims")
+        if task.event is None or group is None:
+            return
+        limit = order(task.event.stream_id)
+        missed = [name for name in self.redis.entries if group.delivered < order(name) < limit]
+        missed += [name for name in group.pending if order(name) < limit]
+        if missed:
+            self.complain(f"scale_down {event_id} has chosen, and {missed} are not accepted yet")
+
+    def published(self, fields: Mapping[str, str]) -> None:
+        """A result is told to the world."""
+        kind, event_id, index = fields["kind"], fields["event_id"], fields.get("index", "")
+        now = self._clock.now()
+        self.note(f"result {kind} {event_id} {index} {fields['reason']}")
+        times = self._results[kind, event_id, index]
+        recent = [at for at in times if now - at < self._ttl_s]
+        times.append(now)
+        if len(recent) > (self.flushes if self._wiped(event_id) else 0):
+            self.complain(f"the result of {kind} {event_id} {index} is published {len(recent) + 1} times")
+        if kind == "worker":
+            self._of_worker((event_id, int(index)), fields)
+        elif kind == "scale_down" and not self._wiped(event_id):
+            self._of_scale_down(event_id, json.loads(fields["victims"]), fields["reason"])
+
+    def _of_worker(self, worker: _Worker, fields: Mapping[str, str]) -> None:
+        if worker in self._succeeded and fields["outcome"] != "succeeded" and not self._wiped(worker[0]):
+            self.complain(f"{worker} has succeeded, and {fields['reason']} is recorded")
+        for name, pod in self.kubernetes.pods.items():
+            live = self._worker(pod) == worker and pod["status"].get("phase") not in FINISHED
+            if live and name not in self._zombies and name not in self.dead_nodes and not self._wiped(worker[0]):
+                self.complain(f"{fields['reason']} is recorded, and {name} lives")
+        if fields["reason"] == "ScaledDown" and not self.flushes:
+            lists = [task.victims or [] for task in self.redis.tasks.values()]
+            if not any((one.event_id, one.index) == worker for victims in lists for one in victims):
+                self.complain(f"{worker} is recorded as scaled down, and is nobody's victim")
+
+    def _of_scale_down(self, event_id: str, victims: list[str], reason: str) -> None:
+        task = self.redis.tasks[event_id]
+        asked = task.event.pod_count if task.event is not None else 0
+        if asked and len(victims) > asked:
+            self.complain(f"scale_down {event_id} of {asked} tells of {victims}")
+        if reason == "Poison":
+            return
+        self._ended[event_id] = [(one.event_id, one.index) for one in task.victims or [] if one.pod in victims]
+        for victim, index in self._ended[event_id]:
+            other = self.redis.find(victim)
+            if other is not None and not other.worker(index).outcome:
+                self.complain(f"scale_down {event_id} has its result, and its victim {victim}/{index} has none")
+
+    def flushed(self) -> None:
+        """FLUSHALL: what was known until now may repeat itself, and no more."""
+        self.note("FLUSHALL")
+        self.flushes += 1
+        self._before_flush |= self.sent.keys() | {worker for worker, _ in self._starts}
+        self._succeeded.clear()
+
+    def _wiped(self, event_id: str) -> bool:
+        return event_id in self._before_flush
+
+    # -- the end
+
+    def at_the_end(self, settled: bool) -> None:
+        """Everything has had time to come to its end."""
+        if not settled:
+            self.complain(f"it does not come to an end: {self._left()}")
+            return
+        dead = {letter["event_id"] or letter["stream_id"] for letter in self.redis.dead_entries}
+        for event_id, fields in self.sent.items():
+            if self._wiped(event_id) or event_id in dead:
+                continue
+            kind = "task" if fields["type"] == "scale_up" else "scale_down"
+            if not self._results.get((kind, event_id, "")):
+                self.complain(f"{kind} {event_id} has no result, and is no dead letter")
+            for index in range(1, int(fields["pod_count"]) + 1 if kind == "task" else 1):
+                if not self._results.get(("worker", event_id, str(index))):
+                    self.complain(f"worker {index} of {event_id} has no result")
+
+    def _left(self) -> str:
+        group = self.redis.group
+        pending = list(group.pending) if group else []
+        pods = {name: pod["status"].get("phase") for name, pod in self.kubernetes.pods.items()}
+        for replica in self.replicas:
+            lives = [(worker.job.life, worker.blocked(), worker.busy) for worker in replica.workers]
+            self.note(f"{replica.name} {replica.alive} {replica.runs}: {replica.ledger.owners()}, {lives}")
+        return f"open {dict(self.redis.leases)}, pending {pending}, pods {pods}"
+
+    @staticmethod
+    def _worker(pod: Pod) -> _Worker:
+        metadata = pod["metadata"]
+        return metadata["annotations"][ANNOTATION_EVENT_ID], int(metadata["labels"][LABEL_WORKER])
+
+
+def _attempt(pod: Pod) -> int:
+    return int(pod["metadata"]["labels"][LABEL_ATTEMPT])

@@ -1,0 +1,306 @@
+"""One controller, put together as cli/run.py does it, whose threads are carried on by whoever calls `act`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from ottoscaler.core import acts, lifecycle
+from ottoscaler.core.acts import Observation, TimedOut
+from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Replaced, Stopping, StreamUnavailable, Unavailable
+from ottoscaler.flow.control import Control
+from ottoscaler.flow.descent import Descents
+from ottoscaler.flow.intake import Intake, Reader
+from ottoscaler.flow.jobs import Job
+from ottoscaler.flow.lease import Lease
+from ottoscaler.flow.ledger import Ledger
+from ottoscaler.flow.parts import Parts
+from ottoscaler.flow.pool import Pool
+from ottoscaler.flow.pulse import Pulse
+from ottoscaler.flow.registry import Registry
+from ottoscaler.flow.stop import Stop
+from ottoscaler.flow.sweep import Sweep
+from ottoscaler.flow.watch import Watch
+from ottoscaler.flow.worker import Runner
+from ottoscaler.metrics import Metrics
+from ottoscaler.ports import Cluster, Stream
+from ottoscaler.retries import Retries
+from ottoscaler.settings import Settings
+from tests.fakes.cluster import FakeCluster
+from tests.simulation.links import Crash, Defect, Link
+from tests.simulation.servers import AuditedStream
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+#: The threads of a controller, apart from its workers'.
+ROLES = ("reader", "control", "lease", "sweep", "watch")
+#: A worker that a thread other than its own carries on may await its pod so long, steps of the world.
+PATIENCE = 400
+
+_T = TypeVar("_T")
+
+
+class _Instant(threading.Event):
+    """Nobody pauses on it: time is the world's."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return self.is_set()
+
+
+class _InstantStop(Stop):
+    def __init__(self) -> None:
+        super().__init__()
+        self.event = _Instant()
+
+
+class _Tries(Retries):
+    """A call is tried a few times, at once."""
+
+    def __init__(self, stopping: threading.Event, metrics: Metrics, world: World) -> None:
+        super().__init__(stopping, metrics)
+        self._world = world
+        self._stopped = stopping
+
+    def forever(self, what: str, attempt: Callable[[], _T]) -> _T:
+        """The watch is carried on again anyway; for whoever else cannot be left, the outage ends some time."""
+        while True:
+            try:
+                return attempt()
+            except Unavailable as error:
+                if what == "list pods":
+                    raise
+                if self._stopped.is_set():
+                    raise Stopping(f"stopped while trying to {what}") from error
+                self._world.pass_by()
+                self._world.servers("Redis")
+
+
+class _Threads(Executor):
+    """The pool's threads: each is a worker to be carried on."""
+
+    def __init__(self, start: Callable[[Job], None]) -> None:
+        self._start = start
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self._start(args[0])
+        return Future()
+
+
+class _Ledger(Ledger):
+    """Shows the audit to whom it gives room."""
+
+    def __init__(self, replica: Replica, registry: Registry, settings: Settings) -> None:
+        flow = settings.flow
+        super().__init__(
+            registry,
+            replica.world.clock,
+            instance=settings.instance,
+            max_workers=flow.max_workers,
+            read_ahead=flow.read_ahead,
+        )
+        self._replica = replica
+
+    def take(self) -> Job | None:
+        job = super().take()
+        if job is not None and job.life.needs_room:
+            self._replica.world.audit.granting(self._replica, job)
+        return job
+
+
+class Worker:
+    """The thread of one worker; `step` is one turn of `Runner.run`."""
+
+    def __init__(self, replica: Replica, job: Job) -> None:
+        self.job = job
+        self.busy = False
+        self._replica = replica
+        self._runner = replica.runner
+        self._clock = replica.parts.clock
+        self._registry = replica.parts.registry
+        self._stack = ExitStack()
+        self._waiter = self._stack.enter_context(self._runner.follow(job))
+        self._future: Future[Observation] | None = None
+
+    def blocked(self) -> bool:
+        """Does it await its pod's next stage, and there is none?"""
+        effect = lifecycle.effect(self.job.life, self._clock.now())
+        if not isinstance(effect, acts.Await):
+            return False
+        if self._future is None:
+            self._future = self._registry.offer(self._waiter, self.job.life.attempt)
+        return not self._future.done() and (effect.until is None or self._clock.now() < effect.until)
+
+    def step(self) -> bool:
+        """One effect; False when the thread has let go of the worker."""
+        self.busy = True
+        life = self.job.life
+        self._replica.world.note(
+            f"  {self._replica.name} {self.job.task.event.event_id}/{life.index}: {life.stage.name}"
+        )
+        try:
+            goes_on = self._runner.step(self.job, self._awaited)
+        finally:
+            self.busy = False
+        if not goes_on:
+            self._stack.close()
+        return goes_on
+
+    def _awaited(self, _attempt: int, _until: float | None) -> Observation:
+        future, self._future = self._future, None
+        assert future is not None, "only a worker that is not blocked is carried on"
+        if not future.done() and self._registry.retract(self._waiter, future):
+            return TimedOut()
+        return future.result(0)
+
+
+class _Runner(Runner):
+    """Whoever carries a worker on to its end, on a thread that has other things to do, is held up by its pod."""
+
+    def __init__(self, parts: Parts, replica: Replica) -> None:
+        super().__init__(parts)
+        self._replica = replica
+
+    def run(self, job: Job) -> None:
+        worker = Worker(self._replica, job)
+        for _ in range(PATIENCE):
+            while worker.blocked():
+                self._replica.world.pass_by()
+                self._replica.check_alive()
+            if not worker.step():
+                return
+        self._replica.world.complain(f"{job.key} is carried on for ever, by a thread that has other things to do")
+
+
+class Replica:
+    """A controller: one boot of one consumer."""
+
+    def __init__(self, world: World, consumer: str, boot: int, environ: dict[str, str]) -> None:
+        self.world = world
+        self.consumer = consumer
+        self.name = f"{consumer}/b{boot}"
+        self.alive = True
+        self.asleep = False
+        self.replaced = False
+        self._busy: set[str] = set()
+        self._to_release = False
+        settings = Settings.load({"REDIS_CONSUMER": consumer, **environ}, consumer, None)
+        flow, clock = settings.flow, world.clock
+        stream = AuditedStream(world.redis, consumer, boot=f"b{boot}", lease_s=flow.lease_s, block_s=0)
+        cluster = FakeCluster(world.kubernetes, watch_s=0)
+        self.cluster, self.stop = cluster, _InstantStop()
+        metrics, pulse, self.registry = Metrics(), Pulse(clock), Registry(clock)
+        self.ledger = _Ledger(self, self.registry, settings)
+        self.parts = Parts(
+            settings,
+            cast(Stream, Link(stream, world, self, StreamUnavailable)),
+            cast(Cluster, Link(cluster, world, self, ClusterUnavailable)),
+            self.registry,
+            self.ledger,
+            _Tries(self.stop.event, metrics, world),
+            self.stop,
+            clock,
+            metrics,
+            pulse,
+        )
+        self.workers: list[Worker] = []
+        self.runner = _Runner(self.parts, self)
+        self.pool = Pool(self.parts, self.runner, _Threads(lambda job: self.workers.append(Worker(self, job))))
+        intake = Intake(self.parts)
+        self.control = Control(self.parts, intake, self.pool, Descents(self.parts))
+        intake.connect(pump=self.pool.pump, control=self.control.submit)
+        self.reader = Reader(self.parts, intake)
+        self.lease = Lease(self.parts, self.control, intake, self.pool, me=self.name)
+        self.sweep = Sweep(self.parts, self.pool)
+        self.watch = Watch(self.parts, changed=self.pool.pump)
+
+    @property
+    def runs(self) -> bool:
+        """Is it there, and not about to end?"""
+        return self.alive and not self.asleep and not self.stop.is_set()
+
+    def check_alive(self) -> None:
+        """Whoever acts for a process that is gone is gone with it."""
+        if not self.alive:
+            raise Crash
+
+    def crash(self) -> None:
+        """kill -9, in the middle of whatever it does."""
+        self.world.note(f"{self.name} dies")
+        self.alive = False
+        raise Crash
+
+    def kill(self) -> None:
+        """kill -9, from outside."""
+        self.world.note(f"{self.name} is killed")
+        self.alive = False
+
+    def act(self, role: str) -> None:
+        """Carry one of its threads on by one step."""
+        if not self.runs or role in self._busy:
+            return
+        self._busy.add(role)
+        try:
+            {
+                "reader": lambda: self.reader.step(0),
+                "control": self.control.step,
+                "lease": self.lease.step,
+                "sweep": self.sweep.once,
+                "watch": self.watch.step,
+            }[role]()
+        except (Unavailable, ClusterRejected, Stopping, Crash):
+            pass  # its thread tries again, or there is none any more
+        except (Defect, Replaced) as error:
+            self.replaced = isinstance(error, Replaced)
+            self.shut_down(error)
+        finally:
+            self._busy.discard(role)
+            self._end()
+
+    def work(self, which: int) -> bool:
+        """Carry one of its workers on by one effect; False if none can go on."""
+        acts = self.alive and not self.asleep
+        able = [worker for worker in self.workers if not worker.busy and not worker.blocked()] if acts else []
+        if not able:
+            return False
+        worker = able[which % len(able)]
+        try:
+            if not worker.step():
+                self.workers.remove(worker)
+                if (following := self.pool.next_after(worker.job)) is not None:
+                    self.workers.append(Worker(self, following))
+        except Crash:
+            pass
+        self._end()
+        return True
+
+    def shut_down(self, cause: BaseException | None = None) -> None:
+        """The order of the end, as in cli/run.py: what its threads are in the middle of goes on."""
+        if not self.runs:
+            return
+        self.world.note(f"{self.name} stops ({cause!r})")
+        self.stop.set(cause)
+        self.registry.close()
+        self.pool.close()
+        while self.work(0):
+            pass
+        self._to_release = True
+        self._end()
+
+    def _end(self) -> None:
+        """Its leases are given up when its lease thread has let go of them; it is gone when nothing of it goes on."""
+        if self._to_release and self.alive and "lease" not in self._busy:
+            self._to_release = False
+            with suppress(Unavailable, Crash):
+                self.lease.release()
+            self.cluster.close()
+        if (
+            self.stop.is_set()
+            and not self._to_release
+            and not self._busy
+            and not any(worker.busy for worker in self.workers)
+        ):
+            self.alive = False

@@ -1,0 +1,89 @@
+"""The fakes of Redis and Kubernetes, under supervision: every write is shown to the audit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from ottoscaler.core.acts import Doom
+from ottoscaler.core.pods import Snapshot
+from ottoscaler.ports import Answer, Clock, Created, Fate, Victim
+from tests.fakes.kubernetes import FakeKubernetes, Pod
+from tests.fakes.server import FakeRedis, TaskState
+from tests.fakes.stream import FakeStream
+from tests.simulation.audit import Audit
+
+
+class AuditedKubernetes(FakeKubernetes):
+    """The API server."""
+
+    def __init__(self, clock: Clock, audit: Audit) -> None:
+        super().__init__(clock)
+        self._audit = audit
+
+    def create(self, body: bytes) -> Snapshot | Created:
+        self._audit.creating(msgspec.json.decode(body))
+        return super().create(body)
+
+    def delete(self, name: str, uid: str, version: str | None) -> bool:
+        pod = self.pods.get(name)
+        if pod is not None:
+            metadata = pod["metadata"]
+            if uid == metadata["uid"] and version in (None, metadata["resourceVersion"]):
+                self._audit.deleting(pod)
+        return super().delete(name, uid, version)
+
+    def store(self, pod: Pod) -> None:
+        super().store(pod)
+        self._audit.changed(pod)
+
+
+class AuditedRedis(FakeRedis):
+    """The server of the streams."""
+
+    def __init__(self, clock: Clock, audit: Audit, **settings: Any) -> None:
+        super().__init__(clock, **settings)
+        self.audit = audit
+
+    def find(self, event_id: str) -> TaskState | None:
+        there = event_id in self.tasks
+        task = super().find(event_id)
+        if there and task is None:
+            self.audit.expired(event_id)
+        return task
+
+    def publish(self, fields: Mapping[str, str]) -> None:
+        super().publish(fields)
+        self.audit.published(fields)
+
+    def flush(self) -> None:
+        self.audit.flushed()
+        super().flush()
+
+
+class AuditedStream(FakeStream):
+    """The protocol."""
+
+    server: AuditedRedis
+
+    def intend(self, event_id: str, owner: str, index: int, *, attempt: int, infra_used: int, pod: str) -> Answer:
+        answer = super().intend(event_id, owner, index, attempt=attempt, infra_used=infra_used, pod=pod)
+        if answer.fate is Fate.OK:
+            self.server.audit.intended(pod)
+        return answer
+
+    def doom(self, event_id: str, owner: str | None, index: int, doom: Doom) -> Answer:
+        answer = super().doom(event_id, owner, index, doom)
+        if answer.fate is Fate.OK:
+            self.server.audit.doomed(event_id, index)
+        return answer
+
+    def choose(
+        self, event_id: str, owner: str, victims: Sequence[Victim], survivors: Sequence[str]
+    ) -> tuple[Sequence[Victim], Sequence[str]] | None:
+        task = self.server.find(event_id)
+        if task is not None and task.owner == owner and task.victims is None and task.event is not None:
+            self.server.audit.choosing(event_id, task.event.pod_count, victims)
+        return super().choose(event_id, owner, victims, survivors)
