@@ -124,6 +124,21 @@ class TestServer:
             stream.close()
             eventually(lambda: len(cast("Any", client).client_list()) == count, what="its connections to be closed")
 
+    def test_the_last_result_ends_its_task_in_the_same_command(
+        self, server: Server, stream: Stream, admin: StreamAdmin
+    ) -> None:
+        """A process that dies between two would leave a task that has all results and never ends."""
+        if not server.ours:
+            pytest.skip("others may use the server at TEST_REDIS_URL")
+        task = opened(stream, admin)
+        intend(stream, task)
+        with server.client() as client:
+            cast("Any", client).config_resetstat()
+            record(stream, task)
+            calls = cast("Any", client).info("commandstats")
+        assert len(admin.results("task")) == 1
+        assert sum(calls.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("eval", "evalsha", "fcall")) == 1
+
     def test_forgotten_scripts_are_loaded_again(self, server: Server, stream: Stream, admin: StreamAdmin) -> None:
         """After a restart or fail-over the server does not know them."""
         task = opened(stream, admin)

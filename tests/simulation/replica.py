@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 #: The threads of a controller, apart from its workers'.
 ROLES = ("reader", "control", "lease", "sweep", "watch")
-#: A worker that a thread other than its own carries on may await its pod so long, steps of the world.
+#: So many steps a worker may take on a thread that has other things to do, and all of them together in a stop.
 PATIENCE = 400
 
 _T = TypeVar("_T")
@@ -285,8 +285,11 @@ class Replica:
         self.stop.set(cause)
         self.registry.close()
         self.pool.close()
-        while self.work(0):
-            pass
+        for _ in range(PATIENCE):
+            if not self.work(0):
+                break
+        else:
+            self.world.complain(f"{self.name} does not stop: {[worker.job.life for worker in self.workers]}")
         self._to_release = True
         self._end()
 

@@ -1,0 +1,59 @@
+"""Mutants are patches, and patches break when code moves: here it is seen at once, and not only by `make mutants`."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.mutants.__main__ import HERE, ROOT, read
+
+#: The mistakes that this program must never make without a test that notices.
+WANTED = {
+    "absence-believed-from-a-list",
+    "ack-without-storing",
+    "attempt-not-stored-before-create",
+    "capacity-from-a-counter",
+    "doomed-pod-deleted-unseen",
+    "no-list-after-410",
+    "no-owner-check-in-record",
+    "no-read-time-out",
+    "own-pending-list-not-read",
+    "owner-without-tenure",
+    "random-names",
+    "record-after-delete",
+    "renewal-by-anybody",
+    "result-and-close-in-two-steps",
+    "take-over-after-a-pause",
+    "unclear-create-repeated",
+}
+PATCHES = sorted(HERE.glob("*.patch"))
+
+
+def applies(patch: Path) -> str:
+    """What git has against it; empty if it applies."""
+    # outside of a repository (an unpacked archive) `git apply` takes the paths as they are, too
+    checked = subprocess.run(
+        ["git", "apply", "--check", str(patch)], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
+    )
+    return checked.stderr if checked.returncode else ""
+
+
+def test_each_mistake_that_matters_is_there() -> None:
+    """None is dropped when its patch is a nuisance."""
+    assert {patch.stem for patch in PATCHES} >= WANTED
+
+
+@pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.stem)
+def test_it_applies_and_its_tests_are_there(patch: Path) -> None:
+    """Else it is to be brought up to date, in the same commit as the code that it is about."""
+    assert applies(patch) == ""
+    assert all((ROOT / test).exists() for test in read(patch).tests)
+
+
+def test_a_patch_that_does_not_apply_is_noticed(tmp_path: Path) -> None:
+    """A context that is not there is not overlooked."""
+    stale = tmp_path / "stale.patch"
+    stale.write_text(PATCHES[0].read_text().replace("\n-", "\n-not there "))
+    assert applies(stale) != ""
