@@ -29,7 +29,7 @@ def _quiet() -> Iterator[None]:
 
 
 @pytest.mark.contract("5.exactly-once")
-@pytest.mark.timeout(0 if AT_LENGTH else 60)
+@pytest.mark.timeout(0 if AT_LENGTH else 300)
 def test_nothing_is_lost_and_nothing_done_twice() -> None:
     """Whatever dies when, and whatever the network does."""
     played = settings(
