@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from tests.e2e.waiting import wait_for
 from tests.torture.account import false, started_twice, told_twice
-from tests.torture.kubelet import LONG, Run, Stage
+from tests.torture.kubelet import LONG, Stage
 from tests.torture.producer import STREAM, Sent
 from tests.torture.slots import Slot
 from tests.torture.world import World
@@ -37,7 +37,9 @@ def _round(world: World, event_id: str, point: str, *, owner_lives: bool) -> Ite
     slot.start([point] if owner_lives else [])
     event = Sent(event_id, {"type": "scale_up", "pod_count": str(WORKERS), "event_id": event_id})
     world.client.xadd(STREAM, event.fields)
-    wait_for(lambda: len(_running(world, event_id)) == WORKERS, f"{event_id} to run")
+    if not _runs(world, event_id):
+        yield f"{event_id}: its workers do not run"
+        return
     if not owner_lives:
         slot.close()
     world.client.flushall()
@@ -64,8 +66,14 @@ def _dies(world: World, slot: Slot, point: str) -> bool:
     return False
 
 
-def _running(world: World, event_id: str) -> list[Run]:
-    return [run for run in world.kubelet.book if run.event_id == event_id and run.stage is Stage.RUNNING]
+def _runs(world: World, event_id: str) -> bool:
+    def look() -> bool:
+        mine = [run for run in world.kubelet.book if run.event_id == event_id and run.stage is Stage.RUNNING]
+        return len(mine) == WORKERS
+
+    with suppress(AssertionError):
+        return wait_for(look, f"{event_id} to run")
+    return False
 
 
 def _violations(world: World, event: Sent) -> Iterator[str]:
