@@ -7,7 +7,7 @@ A call is one atomic step, and idempotent: whoever got no answer calls again. Co
 
 A task hash has, besides what operators read (state, task_id, pod_count, received_at, owner, why, next_at, worker:<i>):
   sid, type, digest, raw (the fields as sent), event (the same, checked), common (fields of every result, a flat list),
-  tries, tenure, cancels, done, succeeded, failed, cancelled, first_failed, first_cancelled,
+  tries, tenure, held_since, cancels, done, succeeded, failed, cancelled, first_failed, first_cancelled,
   attempt:<i> = "<attempt>:<infra retries used>[:r]" (r: that attempt's pod was refused and is not there),
   doom:<i> (why its pod is to be ended), spared:<i> (the drain it survived), outcome:<i> (exactly if its result is stored),
   victims, survivors (of a scale_down), superseding ("todo" until older events were dealt with). ]]
@@ -17,6 +17,9 @@ local GROUP, MAXLEN, TTL = ARGV[2], ARGV[3], tonumber(ARGV[4])
 local MAX_TRIES = 10
 -- As many again for ending what is poison; then nobody is able to, and it is closed here.
 local LAST_TRY = 20
+-- Who has lived with a task for so many leases does not die of it. Else workers that only run on, for hours, would be ended
+-- because their controllers die now and then of something else.
+local HELD_LEASES = 4
 
 local function now_ms()
   local t = redis.call('TIME')
@@ -176,7 +179,8 @@ function F.accept(sid, eid, digest, event, raw, common, kind, task_id, pod_count
   end
   local at = stamp(now)
   redis.call('HSET', task, 'sid', sid, 'type', kind, 'task_id', task_id, 'pod_count', pod_count, 'digest', digest, 'event', event,
-    'raw', raw, 'common', common, 'state', 'waiting', 'owner', base .. '1', 'tenure', 1, 'tries', 1, 'received_at', at)
+    'raw', raw, 'common', common, 'state', 'waiting', 'owner', base .. '1', 'tenure', 1, 'tries', 1, 'held_since', now,
+    'received_at', at)
   if supersedes ~= '' then redis.call('HSET', task, 'superseding', 'todo') end
   redis.call('ZADD', OPEN, now + lease_ms, eid)
   redis.call('XACK', STREAM, GROUP, sid)
@@ -206,11 +210,16 @@ end
 
 function F.renew(lease_ms, ...)
   local pairs_, answer = {...}, {}
-  local till = now_ms() + lease_ms
+  local now = now_ms()
+  local till = now + lease_ms
   for n = 1, #pairs_, 2 do
-    local t = fields_of(KEYS[5 + (n + 1) / 2], 'owner', 'cancels') or {}
+    local t = fields_of(KEYS[5 + (n + 1) / 2], 'owner', 'cancels', 'tries', 'held_since') or {}
     if t[1] == pairs_[n + 1] then
       redis.call('ZADD', OPEN, 'XX', till, pairs_[n])
+      local tries, held_ms = tonumber(t[3] or 0), now - (t[4] or now)
+      if tries > 0 and tries < MAX_TRIES and held_ms >= HELD_LEASES * lease_ms then
+        redis.call('HSET', KEYS[5 + (n + 1) / 2], 'tries', 0)
+      end
       answer[#answer + 1] = {'ok', t[2] or '0'}
     elseif redis.call('EXISTS', KEYS[5 + (n + 1) / 2]) == 1 then
       answer[#answer + 1] = {'lost', t[1] or ''}
@@ -272,7 +281,7 @@ function F.take(eid, consumer, boot, lease_ms, same_consumer)
   local earlier = string.sub(owner, 1, #consumer + 1) == consumer .. '/' and string.sub(owner, 1, #base) ~= base
   if tonumber(lease) > now and not (same_consumer == '1' and earlier) then return {'none'} end
   local mine = base .. redis.call('HINCRBY', task, 'tenure', 1)
-  redis.call('HSET', task, 'owner', mine)
+  redis.call('HSET', task, 'owner', mine, 'held_since', now)
   redis.call('ZADD', OPEN, now + lease_ms, eid)
   -- a lease of 0 was given up: whoever had the task did not fail
   local tries = redis.call('HINCRBY', task, 'tries', tonumber(lease) ~= 0 and 1 or 0)

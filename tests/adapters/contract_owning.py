@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -336,6 +337,19 @@ class TestPoison:
         opened(stream, admin, event_id="e-1")
         taken = self.take_often(stream, admin, "e-1", TAKES_TO_POISON - 1)
         assert (dict(taken.workers), admin.dead_letters()) == ({}, [])
+
+    def test_is_no_task_that_somebody_lived_with(self, stream_factory: StreamFactory, admin: StreamAdmin) -> None:
+        """Workers that only run on are not ended because their controllers die, now and then, of something else."""
+        stream = stream_factory("a", lease_s=0.05)
+        stream.ensure_group()
+        opened(stream, admin, event_id="e-1")
+        taken = self.take_often(stream, admin, "e-1", TAKES_TO_POISON - 1)
+        pause = threading.Event()
+        for _ in range(6):  # four leases, and time to spare
+            stream.renew({"e-1": taken.owner})
+            pause.wait(0.04)
+        self.take_often(stream, admin, "e-1", TAKES_TO_POISON)
+        assert admin.dead_letters() == []
 
     @pytest.mark.parametrize("progress", ["intend", "record", "release"])
     def test_progress_counts_anew(self, stream: Stream, admin: StreamAdmin, progress: str) -> None:

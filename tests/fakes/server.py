@@ -72,6 +72,7 @@ class TaskState:
     state: str = "waiting"
     tenure: int = 1
     tries: int = 1
+    held_since: float = float("inf")
     cancels: int = 0
     why: str = ""
     next_at: str = ""

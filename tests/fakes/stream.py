@@ -13,7 +13,7 @@ from ottoscaler.core.results import RESULT_FIELDS, common_fields, rfc3339
 from ottoscaler.errors import StreamUnavailable
 from ottoscaler.ports import Answer, Entry, Fate, OpenTask, Renewal, StoredWorker, TaskView, Victim
 from tests.fakes.server import GROUP, Delivery, FakeRedis, Group, Id, TaskState, WorkerState, order
-from tests.fakes.workers import MAX_TRIES, WorkerScripts
+from tests.fakes.workers import HELD_LEASES, MAX_TRIES, WorkerScripts
 
 __all__ = ["FakeRedis", "FakeStream"]
 
@@ -157,7 +157,9 @@ class FakeStream(WorkerScripts):
 
     def _open(self, event: ScaleEvent, content: str, raw: str) -> TaskState:
         now = self.server.clock.now()
-        task = TaskState(task_id=event.task_id, digest=content, received_at=rfc3339(now), event=event, raw=raw)
+        task = TaskState(
+            task_id=event.task_id, digest=content, received_at=rfc3339(now), event=event, raw=raw, held_since=now
+        )
         task.owner, task.superseded = f"{self._base}1", not event.supersedes
         self.server.tasks[event.event_id] = task
         self.server.leases[event.event_id] = now + self._lease_s
@@ -241,7 +243,10 @@ class FakeStream(WorkerScripts):
                     else:
                         lost[event_id] = other.owner or ""
                     continue
-                self.server.leases[event_id] = self.server.clock.now() + self._lease_s
+                now = self.server.clock.now()
+                self.server.leases[event_id] = now + self._lease_s
+                if task.tries < MAX_TRIES and now - task.held_since >= HELD_LEASES * self._lease_s:
+                    task.tries = 0  # whoever has lived with it for so long does not die of it
                 cancels[event_id] = task.cancels
         return Renewal(lost, cancels, forgotten, replaced)
 
@@ -273,7 +278,7 @@ class FakeStream(WorkerScripts):
                 return None
             task.tenure += 1
             task.tries += server.leases[event_id] != 0  # 0: given up, so nobody has failed
-            task.owner = f"{self._base}{task.tenure}"
+            task.owner, task.held_since = f"{self._base}{task.tenure}", now
             server.leases[event_id] = now + self._lease_s
             if task.tries >= MAX_TRIES:
                 detail = f"taken up {MAX_TRIES} times without any progress"

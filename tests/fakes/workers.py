@@ -17,6 +17,7 @@ from ottoscaler.ports import Answer, Fate
 from tests.fakes.server import GROUP, FakeRedis, TaskState, WorkerState, worker_json
 
 MAX_TRIES = 10
+HELD_LEASES = 4
 LAST_TRY = 20
 
 
