@@ -58,7 +58,7 @@ class Peer:
         assert self._process.stdout is not None
         ready, _, _ = select.select([self._process.stdout], [], [], timeout_s)
         line = self._process.stdout.readline() if ready else ""
-        assert line, f"no word within {timeout_s} s: see {self._log}"
+        assert line, f"no word within {timeout_s} s; its log: {self._log.read_text(errors='replace')[-500:]}"
         return line
 
 

@@ -13,6 +13,7 @@ mpl.rcParams.update({"svg.hashsalt": "ottoscaler", "svg.fonttype": "none", "axes
 mpl.rcParams.update({"axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True})
 
 from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib.ticker import NullFormatter, ScalarFormatter  # noqa: E402
 
 Report = Mapping[str, Any]
 _OURS, _OTHER = "#1f6f8b", "#b8b8b8"
@@ -67,6 +68,8 @@ def _delays(report: Report, axes: Any) -> None:
         side.plot(ordered, [(n + 1) / len(ordered) for n in range(len(ordered))], label=label, color=colour)
     for side, title in zip(axes, ("one event at a time", "50 pods/s"), strict=True):
         side.set_xscale("log")
+        side.xaxis.set_major_formatter(ScalarFormatter())
+        side.xaxis.set_minor_formatter(NullFormatter())
         side.set_xlabel("milliseconds")
         side.set_ylabel("share")
         side.set_title(title, loc="left")

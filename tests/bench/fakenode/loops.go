@@ -85,13 +85,17 @@ func bare(o *options) result {
 	}
 	version := o.api.version(query)
 	go func() {
-		err := o.api.watch(query, version, func(told *podLine) {
-			if wake := ends[told.Object.Metadata.Name]; wake != nil && told.Type == "ADDED" {
-				wake <- struct{}{}
-			}
-		})
-		fmt.Fprintln(os.Stderr, "the watch of the bare loop ended:", err)
-		os.Exit(1)
+		// a server under load cuts a watch that does not keep up: on from where it was
+		for {
+			err := o.api.watch(query, version, func(told *podLine) {
+				version = told.Object.Metadata.ResourceVersion
+				if wake := ends[told.Object.Metadata.Name]; wake != nil && told.Type == "ADDED" {
+					wake <- struct{}{}
+				}
+			})
+			fmt.Fprintln(os.Stderr, "the watch of the bare loop ended:", err)
+			time.Sleep(10 * time.Millisecond)
+		}
 	}()
 	began := time.Now()
 	each(o.pods, func(n int) {
