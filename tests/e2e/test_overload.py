@@ -18,8 +18,6 @@ from tests.e2e.recorder import Recorder
 from tests.e2e.system import sent_at
 from tests.e2e.waiting import stays, wait_for
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
-
 #: Promised: quota that was freed is used so long after, seconds.
 _FREED_S = 5.0
 _BACKLOG = 10_000
@@ -27,6 +25,8 @@ _BACKLOG = 10_000
 _GROWTH_MIB = 24
 #: How long the backlog is worked off, seconds; OTTO_DRAIN_S=900 does so to its end.
 _DRAIN_S = float(os.environ.get("OTTO_DRAIN_S", "8"))
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240 + _DRAIN_S)]
 
 
 def quota(fleet: Fleet, pods: int, used: int) -> None:
