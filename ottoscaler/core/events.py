@@ -134,7 +134,7 @@ def parse(stream_id: str, fields: Mapping[bytes, bytes], max_pods: int) -> Scale
     Arguments: the entry's id, its fields as Redis gave them, and the largest pod_count of a scale_up.
     Returns the event, or why it is none; raises nothing.
     """
-    event_id, task_id = _readable_ids(stream_id, fields)
+    event_id, task_id = readable_ids(stream_id, fields)
     try:
         return _carried(_event(stream_id, _texts(fields), max_pods))
     except _Fault as fault:
@@ -163,7 +163,7 @@ def _text_or_base64(value: bytes) -> object:
         return {"base64": base64.b64encode(value).decode()}
 
 
-def _readable_ids(stream_id: str, fields: Mapping[bytes, bytes]) -> tuple[str, str]:
+def readable_ids(stream_id: str, fields: Mapping[bytes, bytes]) -> tuple[str, str]:
     """The event id and task id of an entry that may be broken elsewhere; empty where they themselves are broken."""
     given = fields.get(b"event_id", b"").decode("utf-8", "replace")
     task_id = fields.get(b"task_id", b"").decode("utf-8", "replace")

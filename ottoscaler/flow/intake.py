@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Generic, Protocol, TypeVar
 
 from ottoscaler import logs
-from ottoscaler.core.events import BadEvent, DeadReason, EventType, ScaleEvent, digest, parse
+from ottoscaler.core.events import BadEvent, DeadReason, EventType, ScaleEvent, digest, parse, readable_ids
 from ottoscaler.errors import Stopping, Unavailable
 from ottoscaler.flow.burial import contained, tell
 from ottoscaler.flow.parts import Parts
@@ -98,7 +98,7 @@ class Intake:
             tries = 1 if counted else self._stream.retry(entry.stream_id)
             if tries >= MAX_TRIES and entry.fields is not None:
                 detail = f"read {tries} times, and each time the controller ended before it was accepted"
-                self._bury(entry, BadEvent(DeadReason.POISON, detail), _at_once)
+                self._bury(entry, _poison(entry, detail), _at_once)
             else:
                 self.absorb([entry], patient=patient)
 
@@ -128,7 +128,7 @@ class Intake:
             if isinstance(parsed, ScaleEvent):
                 good.append(_Good(entry, parsed, digest(entry.fields), entry.fields))
         if defect.name:
-            parsed = BadEvent(DeadReason.POISON, f"the controller cannot read this event: {defect.name}")
+            parsed = _poison(entry, f"the controller cannot read this event: {defect.name}")
         if isinstance(parsed, BadEvent):
             self._bury(entry, parsed, retry)
 
@@ -157,8 +157,8 @@ class Intake:
             for one in good:
                 self._accept([one], retry)
             return
-        event, detail = good[0].event, f"the controller cannot accept this event: {defect}"
-        self._bury(good[0].entry, BadEvent(DeadReason.POISON, detail, event.event_id, event.task_id), retry)
+        entry = good[0].entry
+        self._bury(entry, _poison(entry, f"the controller cannot accept this event: {defect}"), retry)
 
     def _bury(self, entry: Entry, bad: BadEvent, retry: _Retry) -> None:
         ask, written = _Asking(lambda: self._stream.bury(entry, bad)), None
@@ -179,6 +179,14 @@ class Intake:
             "event.received", "Received scaling event: %s (PodCount: %s)", event.type, count,
             event_id=event.event_id, task_id=event.task_id, stream_id=event.stream_id,
         )  # fmt: skip
+
+
+def _poison(entry: Entry, detail: str) -> BadEvent:
+    """An event that we fail on; its producer hears of it if its ids, at least, can be read."""
+    ids = ("", "")
+    with contained(entry.stream_id):
+        ids = readable_ids(entry.stream_id, entry.fields or {})
+    return BadEvent(DeadReason.POISON, detail, *ids)
 
 
 class _Asking(Generic[_T]):

@@ -157,6 +157,8 @@ class TestAccepting:
         (letter,) = world.redis.dead_letters()
         assert letter["dead_reason"] == "Poison"
         assert letter["dead_detail"] == "read 10 times, and each time the controller ended before it was accepted"
+        (told,) = world.redis.results("task")
+        assert (letter["event_id"], told["event_id"], told["reason"]) == ("bad", "bad", "Rejected")
         assert world.redis.open_ids() == {"a", "b"}
         assert len(log.of("event.dead")) == 1
 

@@ -1,0 +1,46 @@
+"""The controller with an event that kills it: `deadly.py accept|create|record` dies by SIGKILL each time that it is
+about to do that with the event of the id `deadly`. What production runs has no such switch.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, Final
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from ottoscaler.adapters.stream import RedisStream
+from ottoscaler.cli import run
+from ottoscaler.core import manifest
+
+DEADLY: Final = "deadly"
+#: Where it dies: whose function, which, and whether a call is about that event.
+STEPS: Final[dict[str, tuple[Any, str, Callable[..., bool]]]] = {
+    "accept": (RedisStream, "accept", lambda _, events, __: any(event.event_id == DEADLY for event, _digest in events)),
+    "create": (manifest, "build", lambda _, event, *__, **___: event.event_id == DEADLY),
+    "record": (RedisStream, "record", lambda _, event_id, *__, **___: event_id == DEADLY),
+}
+
+
+def arrange(step: str) -> None:
+    """From now on that step is the last one."""
+    owner, name, concerns = STEPS[step]
+    done = getattr(owner, name)
+
+    @wraps(done)
+    def changed(*arguments: Any, **options: Any) -> Any:
+        if concerns(*arguments, **options):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return done(*arguments, **options)
+
+    setattr(owner, name, changed)
+
+
+if __name__ == "__main__":
+    arrange(sys.argv[1])
+    sys.exit(run.main([]))
