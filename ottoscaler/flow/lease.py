@@ -83,7 +83,13 @@ class Lease:
         return pause_s
 
     def release(self) -> None:
-        """A clean hand-over: whoever else runs goes on at once. Raises StreamUnavailable."""
+        """A clean hand-over: whoever else runs goes on at once. Raises StreamUnavailable.
+
+        There is none when a part of ours failed: whoever takes the tasks then counts that, and one that makes every
+        process fail ends as Poison.
+        """
+        if self._stop.cause is not None:
+            return
         with self._turn:
             self._stream.release(self._ledger.owners() | self._control.owners())
 

@@ -87,6 +87,20 @@ def test_a_clean_end_hands_over_at_once() -> None:
         assert rig.pod(event_id)
 
 
+def test_a_failure_of_ours_hands_nothing_over() -> None:
+    """A task that makes processes fail would else never have failed often enough to end."""
+    world = World()
+    with Rig(world, consumer="old", threads=["watch"]) as first:
+        first.dies_of = RuntimeError
+        event_id = first.accept()
+        first.stop.set(RuntimeError("a defect"))
+    with Rig(world, threads=["watch", "lease"]) as rig:
+        rig.wait_and_look(rig.parts.lease_s - 2)
+        assert not rig.ledger.has(event_id)
+        rig.wait_and_look(4)
+        assert rig.pod(event_id)
+
+
 def test_a_new_boot_of_the_same_consumer_takes_its_own_at_once() -> None:
     """There cannot be two of us, so the lease need not run out."""
     world = World()
