@@ -116,7 +116,9 @@ def operator(kubeconfig: Path, tmp_path: Path) -> Iterator[Operator]:
     checkout = tmp_path / "checkout"
     checkout.mkdir()
     made = Operator(checkout, kubeconfig, server)
-    gone = "kubectl delete namespace ottoscaler --ignore-not-found"
+    kinds = "validatingadmissionpolicy,validatingadmissionpolicybinding"
+    gone = "kubectl delete --ignore-not-found"
+    gone = f"{gone} namespace ottoscaler && {gone} {kinds} ottoscaler"
     try:
         made.run(gone)
         server.start()
