@@ -124,6 +124,8 @@ class Audit:
 
     def granting(self, actor: Replica, job: Job) -> None:
         """A worker has been given room for a pod, on top of those that are there or about to be."""
+        if not actor.registry.known:
+            self.complain(f"{actor.name} has room for {pod_name(job.key)}, and does not know what there is")
         live = self._live(actor)
         coming = [
             pod_name(worker.job.key)
@@ -196,6 +198,8 @@ class Audit:
         for worker in [worker for worker in self._starts if worker[0] == event_id]:
             del self._starts[worker]
         self._succeeded = {worker for worker in self._succeeded if worker[0] != event_id}
+        for name, workers in self._ended.items():
+            self._ended[name] = [worker for worker in workers if worker[0] != event_id]
 
     def intended(self, name: str) -> None:
         """An attempt is stored."""

@@ -31,12 +31,13 @@ class Simulation(RuleBasedStateMachine):
     @initialize(
         max_workers=st.integers(1, 3),
         replicas=st.integers(1, 3),
+        patient=st.booleans(),
         events=st.lists(st.integers(1, 3), min_size=1, max_size=2),
         wipes=st.integers(0, 5),
     )
-    def begin(self, max_workers: int, replicas: int, events: Sequence[int], wipes: int) -> None:
+    def begin(self, max_workers: int, replicas: int, patient: bool, events: Sequence[int], wipes: int) -> None:
         """A world with controllers and work. In few of them Redis may be wiped: less is promised then."""
-        self.world = World(max_workers=max_workers)
+        self.world = World(max_workers=max_workers, patient=patient)
         self.audit = self.world.audit
         self.may_wipe = wipes == 5
         for who in range(replicas):

@@ -20,12 +20,13 @@ SETTINGS: Final = {
     "LEASE_S": 6,
     "READ_AHEAD": 2,
     "TASK_TTL_S": TTL_S,
-    "PENDING_TIMEOUT_S": 40,
     "IMAGE_PULL_GRACE_S": 5,
-    "WORKER_DEADLINE_S": 60,
     "INFRA_RETRIES": 2,
     "WORKER_RETRIES": 1,
 }
+#: Limits that end many a worker, and none that could help one out which hears of nothing any more.
+STRICT: Final = {"PENDING_TIMEOUT_S": 40, "WORKER_DEADLINE_S": 60}
+PATIENT: Final = {"PENDING_TIMEOUT_S": 1_000_000, "WORKER_DEADLINE_S": 0}
 #: Steps of the clock, seconds: between two renewals, beyond a pause, a lease, a grace, a deadline.
 STEPS_S: Final = (1, 2, 3, 7, 10, 31, 61, 125)
 #: What may be asked of `act`, apart from the roles of a controller.
@@ -51,7 +52,7 @@ MAX_REPLICAS: Final = 4
 class World(NodeControls):
     """Everything. One thread, that of the test."""
 
-    def __init__(self, *, max_workers: int = 2) -> None:
+    def __init__(self, *, max_workers: int, patient: bool) -> None:
         self.clock = ManualClock()
         self.audit = Audit(self.clock, max_workers, TTL_S)
         self.redis = AuditedRedis(self.clock, self.audit, task_ttl_s=TTL_S)
@@ -61,7 +62,9 @@ class World(NodeControls):
         self.cursed: set[str] = set()
         self.late: list[tuple[str, Callable[[], Any]]] = []
         self.replicas: list[Replica] = []
-        self._environ = {name: str(value) for name, value in SETTINGS.items()} | {"MAX_WORKERS": str(max_workers)}
+        limits = PATIENT if patient else STRICT
+        chosen = {**SETTINGS, **limits, "MAX_WORKERS": max_workers}
+        self._environ = {name: str(value) for name, value in chosen.items()}
         self._boots = 0
         self._plan: list[Mishap] = []
         self._requests: Counter[str] = Counter()
