@@ -297,7 +297,7 @@ class Replica:
         """Its leases are given up when its lease thread has let go of them; it is gone when nothing of it goes on."""
         if self._to_release and self.alive and "lease" not in self._busy:
             self._to_release = False
-            with suppress(Unavailable, Crash):
+            with suppress(Unavailable, Defect, Crash):
                 self.lease.release()
             self.cluster.close()
         if (
