@@ -24,7 +24,7 @@ import pytest
 
 from tests.bench import goals, recovery, scenarios
 from tests.bench.lab import Lab
-from tests.bench.runs import FOREIGN, Bench, OutOfTimeError
+from tests.bench.runs import FOREIGN, Bench
 from tests.conftest import require
 
 SCENARIOS: dict[str, Callable[[Bench], dict[str, Any]]] = {
@@ -105,6 +105,7 @@ def _measured(asked: argparse.Namespace) -> dict[str, Any]:
         lab.close()
         print(f"logs: {directory}") if asked.keep else shutil.rmtree(directory)
     report["faults"], report["failures"] = asdict(bench.faults), bench.failures
+    report["conditions"]["left out"] = bench.left_out
     return report
 
 
@@ -119,13 +120,9 @@ def _built(folder: Path) -> Path:
 
 
 def _carry_out(bench: Bench, name: str, scenario: Callable[[Bench], dict[str, Any]], report: dict[str, Any]) -> None:
-    try:
-        bench.say(f"-- {name}: {(scenario.__doc__ or '').splitlines()[0]}")
-        if (told := bench.attempt(name, partial(scenario, bench))) is not None:
-            report[name] = told
-    except OutOfTimeError:
-        report["conditions"]["left out"].append(name)
-        bench.say(f"{name} is left out or cut short: the time is used up")
+    bench.say(f"-- {name}: {(scenario.__doc__ or '').splitlines()[0]}")
+    if (told := bench.attempt(name, partial(scenario, bench))) is not None:
+        report[name] = told
 
 
 def _conditions(asked: argparse.Namespace) -> dict[str, Any]:
@@ -140,7 +137,6 @@ def _conditions(asked: argparse.Namespace) -> dict[str, Any]:
         "etcd": etcd.split("\n", 1)[0],
         "kube-apiserver": kube.strip(),
         "load at the start": os.getloadavg()[0],
-        "left out": [],
     }
 
 
@@ -156,7 +152,7 @@ def _tell_conditions(report: dict[str, Any]) -> None:
         if share > FOREIGN:
             print(f"{name}: others took {share:.0%} of the machine meanwhile, so its times are not clean")
     if told["left out"]:
-        print(f"left out or cut short, for the time was used up: {', '.join(told['left out'])}")
+        print(f"left out, for the time was used up: {', '.join(told['left out'])}")
 
 
 def _foreign(report: dict[str, Any]) -> Iterator[tuple[str, float]]:

@@ -55,10 +55,6 @@ class Run:
         return self.own_cpu_s / self.pods * 1000
 
 
-class OutOfTimeError(Exception):
-    """The bench has used up what it may."""
-
-
 class Bench:
     """What the scenarios share. One thread."""
 
@@ -72,23 +68,23 @@ class Bench:
         self.faults = Faults()
         self.failures: dict[str, str] = {}
         """What did not come to an end, and why."""
+        self.left_out: list[str] = []
+        """What was not begun, for want of time."""
         self._numbers = 0
 
     def say(self, text: str) -> None:
         """Progress."""
         print(f"{time.monotonic() - self.began:7.1f} s  {text}", flush=True)
 
-    def check_time(self) -> None:
-        """Raises OutOfTimeError when nothing new may be begun."""
-        if time.monotonic() - self.began > self.budget_s:
-            raise OutOfTimeError
-
     def attempt(self, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
-        """What was measured, or None: one thing that does not come to an end must not cost the figures of all others.
+        """What was measured; None where it does not come to an end, or there is no time left to begin it.
 
-        Raises OutOfTimeError.
+        One such thing must not cost the figures of all others.
         """
-        self.check_time()
+        if time.monotonic() - self.began > self.budget_s:
+            self.left_out.append(name)
+            self.say(f"{name} is left out: the time is used up")
+            return None
         try:
             return measure()
         except (AssertionError, OSError, subprocess.SubprocessError) as error:

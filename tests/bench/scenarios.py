@@ -173,20 +173,24 @@ def calls(bench: Bench) -> Report:
     pods = bench.pick(200, 20)
     told: Report = {}
     for run_s, lived_s in bench.pick([(1, 1.0), (60, 60.0), (600, 65.0)], [(1, 1.0), (600, 1.0)]):
-        bench.check_time()
-        bench.lab.node.run(None)
-        with Product(bench.lab) as product:
-            product.send(pods)
-            bench.lab.node.until_running(pods)
-            threading.Event().wait(lived_s)
-            bench.lab.node.release(ran_s=run_s)
-            product.until_done(120)
-            by_verb = dict(bench.lab.audit.look().by_verb())
-            bench.faults.add(product.faults())
-        each, besides = per_pod(by_verb, pods), once(by_verb)
-        told[f"{run_s} s"] = {"pods": pods, "lived_s": lived_s, "by_verb": by_verb, "per_pod": each, "besides": besides}
-        bench.say(f"run time {run_s} s: {each:.2f} requests per pod, {besides} for the whole run")
+        if (each := bench.attempt(f"run time {run_s} s", partial(_calls, bench, pods, run_s, lived_s))) is not None:
+            told[f"{run_s} s"] = each
     return told
+
+
+def _calls(bench: Bench, pods: int, run_s: float, lived_s: float) -> Report:
+    bench.lab.node.run(None)
+    with Product(bench.lab) as product:
+        product.send(pods)
+        bench.lab.node.until_running(pods)
+        threading.Event().wait(lived_s)
+        bench.lab.node.release(ran_s=run_s)
+        product.until_done(120)
+        by_verb = dict(bench.lab.audit.look().by_verb())
+        bench.faults.add(product.faults())
+    each, besides = per_pod(by_verb, pods), once(by_verb)
+    bench.say(f"run time {run_s} s: {each:.2f} requests per pod, {besides} for the whole run")
+    return {"pods": pods, "lived_s": lived_s, "by_verb": by_verb, "per_pod": each, "besides": besides}
 
 
 def idle(bench: Bench) -> Report:
