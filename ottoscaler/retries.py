@@ -41,7 +41,12 @@ class Retries:
 
     def call(self, what: str, attempt: Callable[[], _T], *, times: int = 4) -> _T:
         """The result of `attempt`, tried so often; then its last Unavailable. Stopping ends it between two tries."""
-        return self._retrying(what, tenacity.stop_after_attempt(times))(attempt)
+        # the ordinary case, several for each worker, is spared the cost of a retry that is not needed
+        try:
+            return attempt()
+        except Unavailable as error:
+            first = error
+        return self._retrying(what, tenacity.stop_after_attempt(times))(_after(first, attempt))
 
     def forever(self, what: str, attempt: Callable[[], _T]) -> _T:
         """The result of `attempt`, however long its server is away.
@@ -71,6 +76,18 @@ class Retries:
             _log.warning(
                 "retry.scheduled", "Cannot %s, trying again (try %d): %s", what, tries, error, error=str(error)
             )
+
+
+def _after(first: Unavailable, attempt: Callable[[], _T]) -> Callable[[], _T]:
+    """Tries of which the first has been made, and failed."""
+    failed = [first]
+
+    def again() -> _T:
+        if failed:
+            raise failed.pop()
+        return attempt()
+
+    return again
 
 
 _growing = tenacity.wait_exponential_jitter(multiplier=FIRST_PAUSE_S, max=MAX_PAUSE_S, jitter=FIRST_PAUSE_S)
