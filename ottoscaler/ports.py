@@ -6,7 +6,7 @@ suite in tests/adapters that every implementation passes: the fake, the embedded
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Protocol
@@ -197,8 +197,12 @@ class Stream(Protocol):
     def announce(self) -> None:
         """From now on this process is its consumer: whoever was it before learns so at his next renewal."""
 
-    def renew(self, owners: Mapping[str, str]) -> Renewal:
-        """Extend the leases of tasks (event id -> owner token). Asks Redis even if there are none."""
+    def renew(self, owners: Mapping[str, str], failed_on: Collection[str] = ()) -> Renewal:
+        """Extend the leases of tasks (event id -> owner token). Asks Redis even if there are none.
+
+        Who has held a task for long does not die of it, so its tries are forgotten; but not those of the tasks that our
+        own code has `failed_on`.
+        """
 
     def expired(self, *, same_consumer: bool) -> Sequence[str]:
         """Event ids whose lease ran out; with `same_consumer` those of an earlier boot of this consumer,

@@ -208,20 +208,22 @@ function F.announce(boot, anew)
   return ''
 end
 
+-- For each task its id, its owner, and '1' if the owner's code has failed on it: then holding it proves nothing.
 function F.renew(lease_ms, ...)
-  local pairs_, answer = {...}, {}
+  local asked, answer = {...}, {}
   local now = now_ms()
   local till = now + lease_ms
-  for n = 1, #pairs_, 2 do
-    local t = fields_of(KEYS[5 + (n + 1) / 2], 'owner', 'cancels', 'tries', 'held_since') or {}
-    if t[1] == pairs_[n + 1] then
-      redis.call('ZADD', OPEN, 'XX', till, pairs_[n])
+  for n = 1, #asked, 3 do
+    local task = KEYS[5 + (n + 2) / 3]
+    local t = fields_of(task, 'owner', 'cancels', 'tries', 'held_since') or {}
+    if t[1] == asked[n + 1] then
+      redis.call('ZADD', OPEN, 'XX', till, asked[n])
       local tries, held_ms = tonumber(t[3] or 0), now - (t[4] or now)
-      if tries > 0 and tries < MAX_TRIES and held_ms >= HELD_LEASES * lease_ms then
-        redis.call('HSET', KEYS[5 + (n + 1) / 2], 'tries', 0)
+      if tries > 0 and tries < MAX_TRIES and held_ms >= HELD_LEASES * lease_ms and asked[n + 2] == '0' then
+        redis.call('HSET', task, 'tries', 0)
       end
       answer[#answer + 1] = {'ok', t[2] or '0'}
-    elseif redis.call('EXISTS', KEYS[5 + (n + 1) / 2]) == 1 then
+    elseif redis.call('EXISTS', task) == 1 then
       answer[#answer + 1] = {'lost', t[1] or ''}
     else
       answer[#answer + 1] = {'forgotten', ''}

@@ -8,7 +8,7 @@ lease.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -197,13 +197,13 @@ class RedisStream:
         key = self._key.consumer(self._consumer)
         return bool(self._run("announce", [key], self._boot, int(anew), client=self._leasing))
 
-    def renew(self, owners: Mapping[str, str]) -> Renewal:
+    def renew(self, owners: Mapping[str, str], failed_on: Collection[str] = ()) -> Renewal:
         """See ports.Stream. Who has no task asks as well: he has to know, too, when Redis was away."""
         replaced = self._announce(anew=False)
         lost, cancels, forgotten = {}, {}, []
         for part in chunks(list(owners.items())):
             keys = [self._key.task(event_id) for event_id, _ in part]
-            flat = [text for pair in part for text in pair]
+            flat = [each for event_id, owner in part for each in (event_id, owner, int(event_id in failed_on))]
             answers = self._run("renew", keys, self._lease_ms, *flat, client=self._leasing)
             for (event_id, _), (fate, detail) in zip(part, answers, strict=True):
                 if fate == b"ok":

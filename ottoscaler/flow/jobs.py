@@ -17,7 +17,7 @@ class Task:
     change.
 
     `results` of workers, and the cancels (`dooms`) of those that have not had their turn, are kept for the case that
-    Redis is wiped.
+    Redis is wiped. `failed_on`: our own code has failed on one of its workers.
     """
 
     event: ScaleEvent
@@ -33,6 +33,7 @@ class Task:
     next_index: int = 1
     open_workers: int = 0
     monitored: bool = False
+    failed_on: bool = False
 
     def has_fresh(self) -> bool:
         """Are there indices that have not had their turn?"""
@@ -52,6 +53,11 @@ class Job:
     running: bool = False
     queued: int = 0
     until: float | None = None
+
+    @property
+    def worker(self) -> tuple[str, int]:
+        """Event id and index."""
+        return self.task.event.event_id, self.life.index
 
     @property
     def key(self) -> WorkerKey:

@@ -116,7 +116,7 @@ class Lease:
         # after so long, what Redis does not know was finished by somebody else and has expired
         stale = now - self._renewed_at > self._ttl_s
         owners = self._ledger.owners() | self._control.owners()
-        renewal = self._stream.renew(owners)
+        renewal = self._stream.renew(owners, self._ledger.failed_on())
         if renewal.replaced:
             raise self._replaced()
         if late:

@@ -5,9 +5,7 @@ Workers wait here and not in the executor's queue, so that a large event does no
 events), a cancelled worker never starts, and a worker that waits for room holds no thread. Indices of a large event are
 made when their turn comes.
 
-No pod is created while this process has MAX_WORKERS live ones. Live is what the registry shows of our tasks, plus the
-claims: workers whose pod may be there without having been seen (a create in flight, an attempt that a dead process
-stored). Nothing is created while the cluster's state is unknown.
+No pod is created while this process has MAX_WORKERS live ones: see capacity.py.
 """
 
 from __future__ import annotations
@@ -21,6 +19,7 @@ from ottoscaler.core.acts import Doom, Marked, NotOurs
 from ottoscaler.core.lifecycle import Life, resume
 from ottoscaler.core.names import event_hash, pod_name
 from ottoscaler.core.verdicts import Verdict
+from ottoscaler.flow.capacity import Capacity
 from ottoscaler.flow.jobs import Job, Task, remembered
 from ottoscaler.flow.registry import Registry
 from ottoscaler.ports import Clock, OpenTask, StoredWorker
@@ -45,7 +44,7 @@ class Ledger:
         self._due: deque[Job] = deque()
         self._paused: list[tuple[float, int, Job]] = []
         self._cancelled: deque[Job] = deque()
-        self._claims: set[tuple[str, int]] = set()
+        self._capacity = Capacity(registry, max_workers)
         self._busy = 0
         self._serial = 0
         self._notes: dict[str, dict[int, tuple[str, int, str]]] = {}
@@ -76,6 +75,7 @@ class Ledger:
             task.open_workers = event.pod_count - done
             for worker in opened.workers.values():
                 self._restore(task, worker)
+            self._capacity.take_back()
             if task.has_fresh():
                 self._fresh.append(task)
         return task
@@ -111,6 +111,11 @@ class Ledger:
         """Event id -> owner token of all open tasks."""
         with self._lock:
             return {event_id: task.owner for event_id, task in self._tasks.items()}
+
+    def failed_on(self) -> set[str]:
+        """The tasks on which our own code has failed."""
+        with self._lock:
+            return {event_id for event_id, task in self._tasks.items() if task.failed_on}
 
     def has(self, event_id: str) -> bool:
         """Is this task open here?"""
@@ -158,7 +163,7 @@ class Ledger:
         """Would `take` give a worker now? Where it would for long, nobody asks."""
         with self._lock:
             self._wake_due()
-            ready = bool(self._first or (self._has_room() and (self._due or self._fresh)))
+            ready = bool(self._first or (self._capacity.is_free() and (self._due or self._fresh)))
             return ready and self._busy < self._max_workers
 
     def take_cancelled(self) -> Job | None:
@@ -166,7 +171,7 @@ class Ledger:
         with self._lock:
             job = self._next_open(self._cancelled)
             if job is not None:
-                self._claim(job).running = True
+                self._claim(job, used=True).running = True
             return job
 
     def take_waiting(self, hash_: str, index: int) -> Job | None:
@@ -201,9 +206,9 @@ class Ledger:
             return self._settle(job) and bool(self._due or self._fresh)
 
     def holds_room(self, job: Job) -> bool:
-        """May it create a pod now? It needs room anew for each: the room of the pod before may be taken."""
+        """May it create a pod now? It needs room anew for each, and what it was given may have been taken back."""
         with self._lock:
-            return (job.task.event.event_id, job.life.index) in self._claims
+            return self._capacity.use(job.worker)
 
     def pause(self, job: Job, until: float) -> None:
         """Its thread gives it back until then (seconds since the epoch); if a create is next, its room as well."""
@@ -227,7 +232,7 @@ class Ledger:
         self._wake_due()
         if (job := self._next_open(self._first)) is not None:
             return job
-        if not self._has_room():
+        if not self._capacity.is_free():
             return None
         if (job := self._next_open(self._due)) is not None:
             return self._claim(job)
@@ -254,11 +259,8 @@ class Ledger:
                 return job
         return None
 
-    def _has_room(self) -> bool:
-        return self._registry.known and self._registry.owned_live + len(self._claims) < self._max_workers
-
-    def _claim(self, job: Job) -> Job:
-        self._claims.add((job.task.event.event_id, job.life.index))
+    def _claim(self, job: Job, *, used: bool = False) -> Job:
+        self._capacity.claim(job.worker, used=used)
         return job
 
     def _is_open(self, job: Job) -> bool:
@@ -357,7 +359,7 @@ class Ledger:
         elif worker.attempt and not worker.refused:
             task.skip.add(index)
             job = task.jobs[index] = Job(task, resume(index, worker.attempt, worker.infra_used, worker.doom))
-            self._first.append(self._claim(job))
+            self._first.append(self._claim(job, used=True))
         elif worker.doom is not None and worker.doom.attempt == 0:
             task.skip.add(index)
             job = task.jobs[index] = Job(task, Life(index, max(worker.attempt, 1), worker.infra_used))
@@ -369,10 +371,7 @@ class Ledger:
 
     def _settle(self, job: Job) -> bool:
         """Of a task that was taken over anew, only the new tenure's workers have claims."""
-        claim = (job.task.event.event_id, job.life.index)
-        held = self._tasks.get(claim[0]) is job.task and claim in self._claims
-        self._claims -= {claim} if held else set()
-        return held
+        return self._tasks.get(job.task.event.event_id) is job.task and self._capacity.settle(job.worker)
 
     def _requeue(self, job: Job) -> None:
         """Only now that its thread has let go of it: one that is due at once could else be taken twice, or never."""
@@ -394,7 +393,7 @@ class Ledger:
         self._tasks.pop(event_id, None)
         self._registry.disown(task.hash)
         self._notes.pop(event_id, None)
-        self._claims.difference_update((event_id, index) for index in task.jobs)
+        self._capacity.drop(event_id, task.jobs)
         if task in self._fresh:
             self._fresh.remove(task)
         self._room.notify()

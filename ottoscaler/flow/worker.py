@@ -128,6 +128,7 @@ class Runner:
     def _failed(self, job: Job, error: Exception) -> None:
         parts, task = self._parts, job.task
         job.failures += 1
+        task.failed_on = True
         _log.exception(
             "worker.failed", "Our own code failed on %s: %s", pod_name(job.key), error, pod=pod_name(job.key)
         )

@@ -351,6 +351,21 @@ class TestPoison:
         self.take_often(stream, admin, "e-1", TAKES_TO_POISON)
         assert admin.dead_letters() == []
 
+    def test_is_a_task_that_the_owner_failed_on_all_the_while(
+        self, stream_factory: StreamFactory, admin: StreamAdmin
+    ) -> None:
+        """To have held it for long proves nothing then."""
+        stream = stream_factory("a", lease_s=0.05)
+        stream.ensure_group()
+        opened(stream, admin, event_id="e-1")
+        taken = self.take_often(stream, admin, "e-1", TAKES_TO_POISON - 1)
+        pause = threading.Event()
+        for _ in range(6):
+            stream.renew({"e-1": taken.owner}, {"e-1"})
+            pause.wait(0.04)
+        admin.expire_lease("e-1")
+        assert isinstance(stream.take("e-1", same_consumer=False), BadEvent)
+
     @pytest.mark.parametrize("progress", ["intend", "record", "release"])
     def test_progress_counts_anew(self, stream: Stream, admin: StreamAdmin, progress: str) -> None:
         """Stored progress and a clean hand-over show that it is not the event."""

@@ -6,7 +6,7 @@ Written from the port's contract and not from the Lua file, so that the suite th
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from ottoscaler.core.events import BadEvent, DeadReason, EventType, ScaleEvent, digest, original
 from ottoscaler.core.results import RESULT_FIELDS, common_fields, rfc3339
@@ -230,7 +230,7 @@ class FakeStream(WorkerScripts):
         with self.server.call("announce"):
             self.server.boots[self._consumer] = self._boot
 
-    def renew(self, owners: Mapping[str, str]) -> Renewal:
+    def renew(self, owners: Mapping[str, str], failed_on: Collection[str] = ()) -> Renewal:
         lost, cancels, forgotten = {}, {}, []
         with self.server.call("renew"):
             replaced = self.server.boots.setdefault(self._consumer, self._boot) != self._boot
@@ -245,7 +245,8 @@ class FakeStream(WorkerScripts):
                     continue
                 now = self.server.clock.now()
                 self.server.leases[event_id] = now + self._lease_s
-                if task.tries < MAX_TRIES and now - task.held_since >= HELD_LEASES * self._lease_s:
+                held_long = now - task.held_since >= HELD_LEASES * self._lease_s
+                if held_long and task.tries < MAX_TRIES and event_id not in failed_on:
                     task.tries = 0  # whoever has lived with it for so long does not die of it
                 cancels[event_id] = task.cancels
         return Renewal(lost, cancels, forgotten, replaced)

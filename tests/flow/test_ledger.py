@@ -120,6 +120,27 @@ class TestRoom:
         assert not desk.ledger.settled(job)
         assert desk.take().life.index == 2
 
+    @contract("2.MAX_WORKERS")
+    def test_room_that_a_take_over_fills_is_taken_back(self) -> None:
+        """Whoever has not begun to use it waits after all; whoever has cannot be stopped any more."""
+        desk = Desk(max_workers=3)
+        desk.ledger.add(task("ours", 2))
+        first, second = desk.take(), desk.take()
+        assert desk.ledger.holds_room(first)
+        desk.registry.publish(of("theirs", 5, Phase.RUNNING, index=1))
+        desk.registry.publish(of("theirs", 6, Phase.RUNNING, index=2))
+        desk.ledger.add(task("theirs", 2, StoredWorker(1, attempt=1), StoredWorker(2, attempt=1)))
+        assert desk.ledger.holds_room(first)
+        assert not desk.ledger.holds_room(second)
+
+    @contract("2.MAX_WORKERS")
+    def test_room_is_not_used_while_the_state_is_unknown(self, desk: Desk) -> None:
+        """It may be gone meanwhile."""
+        desk.ledger.add(task("a"))
+        job = desk.take()
+        desk.registry.unknown()
+        assert not desk.ledger.holds_room(job)
+
     def test_pods_of_others_take_no_room(self) -> None:
         """Another replica's tasks are its own."""
         desk = Desk(max_workers=1)
@@ -183,7 +204,7 @@ def test_never_are_more_pods_allowed_than_max_workers(steps: Sequence[tuple[str,
         job = running[number % len(running)] if running else None
         if move == "take" and (taken := desk.ledger.take()) is not None:
             assert desk.registry.known
-            assert desk.registry.owned_live + len(desk.ledger._claims) <= most
+            assert desk.registry.owned_live + len(desk.ledger._capacity._claims) <= most
             running.append(taken)
         else:
             _play(desk, move, f"e{number % 3}", job, version)

@@ -122,10 +122,10 @@ class Audit:
         if self._created[name] > 1 and not wiped:
             self.complain(f"{name} is created again")
 
-    def granting(self, actor: Replica, job: Job) -> None:
-        """A worker has been given room for a pod, on top of those that are there or about to be."""
+    def using_room(self, actor: Replica, job: Job) -> None:
+        """A worker is about to create a pod, on top of those that are there or about to be."""
         if not actor.registry.known:
-            self.complain(f"{actor.name} has room for {pod_name(job.key)}, and does not know what there is")
+            self.complain(f"{actor.name} makes {pod_name(job.key)}, and does not know what there is")
         live = self._live(actor)
         coming = [
             pod_name(worker.job.key)
@@ -134,7 +134,7 @@ class Audit:
             and pod_name(worker.job.key) not in self.kubernetes.pods
         ]  # fmt: skip
         if len(live) + len(coming) >= self._max_workers:
-            self.complain(f"{actor.name} has room for {pod_name(job.key)}, and owns {live}, with {coming} to come")
+            self.complain(f"{actor.name} makes {pod_name(job.key)}, and owns {live}, with {coming} to come")
 
     def _is_current(self, pod: Pod, task: TaskState, actor: Replica) -> bool:
         """Is the creator still the owner, and does it create what is to be created?"""

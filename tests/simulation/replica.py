@@ -91,7 +91,7 @@ class _Threads(Executor):
 
 
 class _Ledger(Ledger):
-    """Shows the audit to whom it gives room."""
+    """Shows the audit who uses room."""
 
     def __init__(self, replica: Replica, registry: Registry, settings: Settings) -> None:
         flow = settings.flow
@@ -104,11 +104,11 @@ class _Ledger(Ledger):
         )
         self._replica = replica
 
-    def take(self) -> Job | None:
-        job = super().take()
-        if job is not None and job.life.needs_room:
-            self._replica.world.audit.granting(self._replica, job)
-        return job
+    def holds_room(self, job: Job) -> bool:
+        holds = super().holds_room(job)
+        if holds and job.life.index not in job.task.dooms:  # one that is cancelled creates nothing
+            self._replica.world.audit.using_room(self._replica, job)
+        return holds
 
 
 class Worker:

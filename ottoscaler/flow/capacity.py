@@ -1,0 +1,54 @@
+"""How many pods this process may still create: what is seen of its pods, plus what may be there unseen.
+
+A claim is room that a worker was given and whose pod is not seen yet: a create in flight, or an attempt that a dead
+process stored. Capacity is derived from these two each time, never from a counter that goes up and down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ottoscaler.flow.registry import Registry
+
+_Worker = tuple[str, int]
+
+
+class Capacity:
+    """The claims on room, by event id and index. The ledger's, under its lock."""
+
+    def __init__(self, registry: Registry, max_workers: int) -> None:
+        self._registry = registry
+        self._max_workers = max_workers
+        self._claims: dict[_Worker, bool] = {}  # is it used, so that it cannot be taken back?
+
+    def is_free(self) -> bool:
+        """Is there room for one more pod? Never while the cluster's state is unknown."""
+        return self._registry.known and self._registry.owned_live + len(self._claims) < self._max_workers
+
+    def claim(self, worker: _Worker, *, used: bool = False) -> None:
+        """This worker's pod may be there from now on."""
+        self._claims[worker] = used
+
+    def use(self, worker: _Worker) -> bool:
+        """May it create its pod now? From here on its claim stays until it is settled."""
+        used = self._claims.get(worker)
+        if used is None or not (used or self._registry.known):
+            return False
+        self._claims[worker] = True
+        return True
+
+    def settle(self, worker: _Worker) -> bool:
+        """Its pod is seen, or there is none: its claim ends. Returns whether there was one."""
+        return self._claims.pop(worker, None) is not None
+
+    def take_back(self) -> None:
+        """A task that was taken over has brought live pods: who has room and has not used it has to wait after all."""
+        over = self._registry.owned_live + len(self._claims) - self._max_workers
+        unused = [worker for worker, used in self._claims.items() if not used] if over > 0 else []
+        for worker in unused[:over]:
+            del self._claims[worker]
+
+    def drop(self, event_id: str, indices: Iterable[int]) -> None:
+        """The task is not ours any more."""
+        for index in indices:
+            self._claims.pop((event_id, index), None)
