@@ -244,13 +244,16 @@ function F.release(...)
   return 'ok'
 end
 
--- A scale_down is over by this; a scale_up has workers whose pods have to be ended first.
+-- A scale_down is over by this, and tells whom it had chosen: those that were marked do end. A scale_up has workers whose
+-- pods have to be ended first.
 local function poison(task, eid)
-  local t = redis.call('HMGET', task, 'pod_count', 'type', 'task_id', 'common')
+  local t = redis.call('HMGET', task, 'pod_count', 'type', 'task_id', 'common', 'victims', 'survivors')
   if t[2] == 'scale_down' then
+    local pods = {}
+    for _, victim in ipairs(cjson.decode(t[5] or '[]')) do pods[#pods + 1] = victim[3] end
     publish(append_pairs({'kind', 'scale_down', 'event_id', eid, 'task_id', t[3], 'outcome', 'failed', 'reason', 'Poison',
-      'message', 'taken up ' .. MAX_TRIES .. ' times without any progress', 'finished_at', stamp(now_ms()), 'victims', '[]',
-      'survivors', '[]', 'pod_count', 0}, cjson.decode(t[4])))
+      'message', 'taken up ' .. MAX_TRIES .. ' times without any progress', 'finished_at', stamp(now_ms()),
+      'victims', #pods > 0 and cjson.encode(pods) or '[]', 'survivors', t[6] or '[]', 'pod_count', #pods}, cjson.decode(t[4])))
     close_task(task, eid)
     return
   end

@@ -12,7 +12,7 @@ from ottoscaler.core.acts import Doom
 from ottoscaler.core.events import BadEvent, DeadReason
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.errors import StreamUnavailable
-from ottoscaler.ports import Fate, OpenTask, StoredWorker, Stream
+from ottoscaler.ports import Fate, OpenTask, StoredWorker, Stream, Victim
 from tests.adapters.streams import (
     StreamAdmin,
     StreamFactory,
@@ -320,6 +320,18 @@ class TestPoison:
         expected = {"kind": "scale_down", "event_id": "d-1", "task_id": "t-1", "reason": "Poison", "repository": "a/b"}
         assert expected.items() <= result.items()
         assert ([letter["dead_reason"] for letter in admin.dead_letters()], admin.open_ids()) == (["Poison"], set())
+
+    @pytest.mark.contract("5.Poison")
+    def test_of_a_scale_down_tells_whom_it_had_chosen(self, stream: Stream, admin: StreamAdmin) -> None:
+        """Those that it has marked do end, so its producer has to hear of them."""
+        task = opened(stream, admin, type="scale_down", task_id="t-1", event_id="d-1")
+        assert stream.choose("d-1", task.owner, [Victim("e-1", 2, "p-2"), Victim("e-1", 1, "p-1")], ["p-3"]) is not None
+        for _ in range(TAKES_TO_POISON + 1):  # one more: the choice was progress
+            admin.expire_lease("d-1")
+            stream.take("d-1", same_consumer=False)
+        [result] = admin.results()
+        told = (json.loads(result["victims"]), json.loads(result["survivors"]), result["pod_count"], result["reason"])
+        assert told == (["p-2", "p-1"], ["p-3"], "2", "Poison")
 
     def test_is_no_task_that_is_handed_over_often(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
         """A roll-out is nobody's failure, however many there are."""

@@ -174,7 +174,9 @@ class WorkerScripts:
         if event.type is EventType.SCALE_DOWN:
             ids = {"event_id": event.event_id, "task_id": event.task_id, **told(verdict)}
             detail = f"taken up {MAX_TRIES} times without any progress"
-            self._publish_scale_down(event, ids | {"message": detail})
+            chosen = [victim.pod for victim in task.victims or ()]
+            ids |= {"victims": json.dumps(chosen), "pod_count": str(len(chosen))}
+            self._publish_scale_down(event, ids | {"survivors": json.dumps(task.survivors), "message": detail})
             self._close_task(task, event.event_id)
             return
         last = Verdict(Reason.POISON, f"the controller failed on this event {LAST_TRY} times")
