@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
@@ -48,6 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Bad configuration and bad usage give 2, what this project raises on purpose 1 and its sentence, Ctrl-C 130.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None and (arguments or ["run"])[0] == "run":
+        # In a container it is process 1, which hears only signals that it has a handler for: this one, until all is
+        # imported and `run` sets its own. Nothing has been begun by then.
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(EXIT_OK))
     try:
         code = _dispatch(arguments)
         sys.stdout.flush()

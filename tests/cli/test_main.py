@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -110,3 +111,16 @@ def test_nobody_reading_any_more_is_no_error() -> None:
     ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False, timeout=LONG_S)
     os.close(writing)
     assert (ended.returncode, ended.stderr) == (1, b"")
+
+
+@pytest.mark.contract("1.exit-codes")
+@pytest.mark.parametrize("arguments", [[], ["run"]])
+def test_the_controller_hears_a_signal_while_it_is_still_being_loaded(tmp_path: Path, arguments: list[str]) -> None:
+    """As process 1 of a container it would else not hear it at all."""
+    (tmp_path / "kubernetes.py").write_text("print('loading', flush=True)\nimport time\ntime.sleep(60)\n")
+    with child(*arguments, PYTHONPATH=str(tmp_path)) as loading:
+        assert loading.stdout is not None
+        assert loading.stdout.readline() == "loading\n"
+        loading.send_signal(signal.SIGTERM)
+        _, err = loading.communicate(timeout=LONG_S)
+    assert (loading.returncode, err) == (0, "")
