@@ -142,6 +142,9 @@ class Stream(Protocol):
     def ensure_group(self) -> None:
         """Create the consumer group at the stream's beginning, and the stream, if they are not there."""
 
+    def reserve(self) -> str:
+        """The group that the keys of KEY_PREFIX belong to: ours from now on, unless another came first."""
+
     def read(self, count: int) -> Sequence[Entry]:
         """Up to `count` new entries for this consumer; blocks at most REDIS_BLOCK_MS."""
 

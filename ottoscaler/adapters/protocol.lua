@@ -199,6 +199,12 @@ function F.restore(eid, lease_ms, fields)
   return 'ok'
 end
 
+-- Whoever uses a prefix takes the tasks under it: KEYS[6] holds the one group that it belongs to. Returns that.
+function F.reserve()
+  redis.call('HSETNX', KEYS[6], 'group', GROUP)
+  return redis.call('HGET', KEYS[6], 'group')
+end
+
 -- One process for each consumer: KEYS[6] holds the boot that announced itself last. Returns the one that is in our place.
 function F.announce(boot, anew)
   local held = redis.call('HGET', KEYS[6], 'boot')

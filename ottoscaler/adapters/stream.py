@@ -99,6 +99,10 @@ class RedisStream:
                 if "BUSYGROUP" not in str(error):
                     raise
 
+    def reserve(self) -> str:
+        """See ports.Stream."""
+        return str(self._run("reserve", [self._key.group], client=self._reading).decode())
+
     def read(self, count: int) -> Sequence[Entry]:
         """See ports.Stream."""
         return self._read(count, self._block_ms)

@@ -29,6 +29,7 @@ class Key:
         self.open = f"{prefix}open"
         self.buried = f"{prefix}buried"
         self.redriven = f"{prefix}redriven"
+        self.group = f"{prefix}group"
 
     def task(self, event_id: str) -> str:
         """The hash of one task."""

@@ -105,6 +105,9 @@ class Controller:
             self._stop.wait()
         except Stopping:
             pass
+        except ConfigError:
+            self._shut_down()
+            raise
         hung = self._shut_down()
         if self._stop.cause is not None:
             _log.error(
@@ -120,7 +123,9 @@ class Controller:
         return code
 
     def _await_servers(self) -> None:
-        """Redis first, then the rights in the cluster: before that no event is taken. Raises Stopping."""
+        """Redis first, then the rights in the cluster: before that no event is taken. Raises Stopping, and ConfigError
+        if the names in Redis are another group's.
+        """
         _log.info(
             "controller.starting", "Ottoscaler %s: Redis %s, Kubernetes %s, namespace %s",
             __version__, address(self._settings.redis), self._cluster.address, self._settings.kube.namespace,
@@ -128,6 +133,9 @@ class Controller:
         )  # fmt: skip
         for name in self._settings.not_yet:
             _log.warning("config.not_yet", "%s is set and has no effect yet", name)
+        group, keys = self._retries.forever("reach Redis", self._stream.reserve), self._settings.keys
+        if group != keys.group:
+            raise ConfigError((_not_ours(keys.prefix, group),))
         self._retries.forever("reach Redis", self._stream.ensure_group)
         for advice in self._retries.forever("look at Redis", self._stream.advice):
             _log.warning("redis.advice", advice)
@@ -219,6 +227,11 @@ def main(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, partial(_on_signal, stop))
     return controller.run()
+
+
+def _not_ours(prefix: str, group: str) -> str:
+    expected = f"KEY_PREFIX={prefix!r}: expected one of its own for each group, and this is that of the group {group!r}"
+    return f"{expected}; if that has no task any more and will not come back: redis-cli DEL {prefix}group"
 
 
 def _on_signal(stop: Stop, number: int, frame: FrameType | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,10 +37,10 @@ def server(tmp_path: Path) -> Iterator[EmbeddedRedis]:
     started.close()
 
 
-def stream_on(server: EmbeddedRedis, block_ms: int = 50) -> RedisStream:
-    """A stream with the names above."""
+def stream_on(server: EmbeddedRedis, block_ms: int = 50, keys: KeySettings = KEYS) -> RedisStream:
+    """A stream with the names above, or others."""
     settings = RedisSettings(host=server.host, port=server.port, block_ms=block_ms)
-    return RedisStream(settings, KEYS, lease_s=10, consumer="c", boot="b")
+    return RedisStream(settings, keys, lease_s=10, consumer="c", boot="b")
 
 
 @pytest.mark.contract("2.REDIS_PORT")
@@ -50,6 +51,7 @@ def stream_on(server: EmbeddedRedis, block_ms: int = 50) -> RedisStream:
 def test_only_the_configured_names_are_used(server: EmbeddedRedis) -> None:
     """One event is carried out and one buried: these are all the keys there are."""
     with closing(stream_on(server)) as stream, closing(redis.Redis(server.host, server.port)) as client:
+        stream.reserve()
         stream.ensure_group()
         client.xadd("my:events", {"type": "scale_up", "event_id": "e"})
         client.xadd("my:events", {"type": "nonsense"})
@@ -62,7 +64,19 @@ def test_only_the_configured_names_are_used(server: EmbeddedRedis) -> None:
         stream.record("e", task.owner, 1, attempt=0, fields=result)
         stream.bury(bad, BadEvent(DeadReason.INVALID, "it is nonsense"))
         names = {key.decode() for key in client.scan_iter()}
-    assert names == {"my:events", "my:out", "my:dead", "my:state:buried", "my:state:task:e"}
+    assert names == {"my:events", "my:out", "my:dead", "my:state:buried", "my:state:group", "my:state:task:e"}
+
+
+@pytest.mark.contract("2.KEY_PREFIX")
+def test_a_prefix_belongs_to_the_group_that_came_first(server: EmbeddedRedis) -> None:
+    """Two groups would take each other's tasks; another prefix is another matter."""
+    others, apart = replace(KEYS, group="h"), replace(KEYS, group="h", prefix="my:other:")
+    with (
+        closing(stream_on(server)) as first,
+        closing(stream_on(server, keys=others)) as second,
+        closing(stream_on(server, keys=apart)) as third,
+    ):
+        assert [first.reserve(), second.reserve(), third.reserve(), first.reserve()] == ["g", "g", "h", "g"]
 
 
 @pytest.mark.contract("2.REDIS_BLOCK_MS")

@@ -159,6 +159,19 @@ class TestConfiguration:
         assert "Traceback" not in controller.text
 
     @pytest.mark.contract("1.exit-codes")
+    @pytest.mark.contract("2.KEY_PREFIX")
+    def test_names_that_are_another_groups(self, system: System) -> None:
+        """Two groups under one prefix would take each other's tasks: the second one ends, and says what to do."""
+        first = system.start()
+        second = system.launch(REDIS_CONSUMER_GROUP="others", REDIS_CONSUMER="otto-1", REDIS_STREAM="others:events")
+        assert second.exit_code(20) == 2
+        assert "KEY_PREFIX='otto:scale:'" in second.text
+        assert "'ottoscaler'" in second.text
+        assert "Traceback" not in second.text
+        assert not system.redis.exists("others:events")
+        assert first.process.poll() is None
+
+    @pytest.mark.contract("1.exit-codes")
     def test_no_way_to_a_cluster(self, system: System, tmp_path: Path) -> None:
         """A kubeconfig that is not there."""
         controller = system.launch(KUBECONFIG=str(tmp_path / "nothing"))

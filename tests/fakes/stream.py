@@ -42,6 +42,10 @@ class FakeStream(WorkerScripts):
     def close(self) -> None:
         """Nothing is open."""
 
+    def reserve(self) -> str:
+        with self.server.call("reserve"):
+            return GROUP
+
     def ensure_group(self) -> None:
         with self.server.call("ensure_group"):
             if self.server.group is None:
