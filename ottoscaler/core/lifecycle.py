@@ -254,7 +254,7 @@ def _moved(life: Life, observation: Observation, now: float, limits: Limits) -> 
 
 
 def backoff_s(tries: int) -> float:
-    """Seconds to pause after so many tries: 1, 2, 4 … up to MAX_BACKOFF_S. The caller adds the jitter."""
+    """Seconds to pause after so many tries: 1, 2, 4 … up to MAX_BACKOFF_S."""
     return float(min(2.0 ** min(tries, 10), MAX_BACKOFF_S))
 
 
