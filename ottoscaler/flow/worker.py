@@ -133,12 +133,11 @@ class Runner:
             "worker.failed", "Our own code failed on %s: %s", pod_name(job.key), error, pod=pod_name(job.key)
         )
         parts.ledger.pause(job, parts.clock.now() + lifecycle.backoff_s(job.failures))
-        if job.life.doom is not None and job.life.doom.reason is Reason.POISON:
-            # not even its end goes well: the lease runs out, whoever takes the task up tries, and that is counted; at
-            # once, for who holds a task for long is taken to live well with it
-            parts.ledger.drop(task.event.event_id, task.owner)
-            return
         if job.failures < MAX_FAILURES:
+            return
+        if job.life.doom is not None and job.life.doom.reason is Reason.POISON:
+            # not even its end goes well: the lease runs out, whoever takes the task up tries, and that is counted
+            parts.ledger.drop(task.event.event_id, task.owner)
             return
         doom = Doom(Reason.POISON, f"the controller failed on this worker {job.failures} times: {type(error).__name__}")
         try:
