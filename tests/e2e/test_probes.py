@@ -17,12 +17,13 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import require
+from tests.e2e.bare import BareNamespace
 from tests.e2e.controller import Controller
 from tests.e2e.defects import STEPS
 from tests.e2e.fakekubelet import FakeKubelet
 from tests.e2e.kube_server import KubeServer
 from tests.e2e.redis_server import RedisServer
-from tests.e2e.system import Namespace, System
+from tests.e2e.system import System
 from tests.e2e.tcp_proxy import TcpProxy
 from tests.e2e.waiting import wait_for
 
@@ -35,17 +36,6 @@ _IN_FLIGHT = 200
 _RECONNECTS = 1000
 
 
-class Alone(Namespace):
-    """A namespace on an API server beside which nothing runs that would make its ServiceAccount."""
-
-    def __init__(self, server: KubeServer) -> None:
-        super().__init__(server.kubeconfig)
-        self._server = server
-
-    def open(self) -> None:
-        self._server.new_namespace(self.namespace)
-
-
 @dataclass
 class Lab:
     """Servers to do anything to, and controllers with an HTTP port."""
@@ -53,7 +43,7 @@ class Lab:
     kube: KubeServer
     redis: RedisServer
     directory: Path
-    namespace: Alone
+    namespace: BareNamespace
     system: System
     _controllers: list[Controller] = field(default_factory=list)
 
@@ -140,7 +130,7 @@ def _lab(kube: KubeServer, directory: Path) -> Lab:
     require("redis-server")
     redis = RedisServer(directory / "redis")
     redis.start()
-    namespace = Alone(kube)
+    namespace = BareNamespace(kube)
     namespace.open()
     return Lab(kube, redis, directory, namespace, System(redis, 0, namespace, directory))
 
