@@ -22,8 +22,6 @@ from tests.adapters.kube_admin import KubeAdmin
 
 __all__ = [*contract_cluster.__all__, "TestErrors", "TestMany"]
 
-Order = Callable[..., None]
-
 
 class EmulatorAdmin(KubeAdmin):
     """The emulator forgets changes when it is told to."""

@@ -60,10 +60,6 @@ class NodeControls:
         condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
         self._change(name, lambda pod: _put_condition(pod, condition))
 
-    def set_phase(self, name: str, phase: str) -> None:
-        """Only the phase, such as Unknown."""
-        self._change(name, lambda pod: pod["status"].update(phase=phase))
-
     def set_status(self, name: str, status: dict[str, Any]) -> None:
         """The whole status, as the API has it."""
         self._change(name, lambda pod: pod.update(status=copy.deepcopy(status)))
