@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 UV_VERSION := 0.13.9
+export PYTHON
 
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
@@ -25,8 +26,10 @@ SUITES := $(wildcard tests/core tests/flow tests/simulation tests/adapters tests
 .PHONY: setup-user build deploy logs test-event status k8s-status redis-cli clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@printf '\n  ARGS="..." is passed on; PYTHON=python3.13 VENV=.venv-3.13 uses another Python beside the first.\n'
+
+##@ To begin with
 
 demo: $(RUNTIME) ## the whole system on this machine, with a fixed set of events and a table at the end
 	@$(BIN)/python ottoscaler.py demo $(ARGS)
@@ -47,6 +50,8 @@ suite-top: SUITE = $(wildcard tests/test_*.py)
 suite-%: SUITE = tests/$*
 suite-%: $(DEV)
 	$(PYTEST) -m "not e2e" $(SUITE)
+
+##@ Development
 
 test-race: $(DEV) ## the tests of the flow in development mode, a thread switch every microsecond
 	PYTHONDEVMODE=1 OTTO_SWITCH_INTERVAL=1e-6 $(PYTEST) -m "not e2e" $(wildcard tests/flow) $(ARGS)
@@ -116,7 +121,7 @@ distclean: ## remove the virtual environment and the caches, nothing else
 	rm -rf $(VENV) .cache .hypothesis .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
-# -- a developer's own environment: ENV_FILE names it, and is not needed where there is only one
+##@ A developer's own environment: ENV_FILE names it, and is not needed where there is only one
 
 # every shell has a USER, and many a PORT: they count only when given on the command line
 setup-user: USER_GIVEN = $(if $(filter command,$(origin USER)),$(USER))

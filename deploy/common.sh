@@ -7,6 +7,7 @@
 REDIS_INSIDE_PORT=6379
 KIND_NETWORK=kind
 AGENT_IMAGE=busybox:latest
+PYTHON=${PYTHON:-python3}
 
 say() { printf '%-10s %s\n' "$1" "$2"; } # WHAT HOW
 
@@ -52,7 +53,8 @@ choose_env_file() { # ENV_FILE, or the only one there is
 use_env_file() { # read it as the controller does, and name what belongs to it
   choose_env_file
   local settings
-  settings=$(python3 -I deploy/environment.py shell "$ENV_FILE") || exit 1
+  need "$PYTHON"
+  settings=$("$PYTHON" -I deploy/environment.py shell "$ENV_FILE") || exit 1
   eval "$settings"
   user=${KIND_CLUSTER_NAME#ottoscaler-}
   [ "$user" != "$KIND_CLUSTER_NAME" ] || fail "$ENV_FILE: KIND_CLUSTER_NAME is '$KIND_CLUSTER_NAME', expected ottoscaler-<name>."
@@ -100,7 +102,7 @@ write_manifests() { # a kustomization for this environment, over the overlay for
   local image_id
   image_id=$(docker image inspect --format '{{.Id}}' "$image" 2>/dev/null) || true
   mkdir -p "$manifests"
-  python3 -I deploy/environment.py config "$ENV_FILE" >"$manifests/settings.env"
+  "$PYTHON" -I deploy/environment.py config "$ENV_FILE" >"$manifests/settings.env"
   cat >"$manifests/namespace.yaml" <<YAML
 apiVersion: v1
 kind: Namespace

@@ -37,15 +37,27 @@ explain_rollout() { # and end
   printf '\nThe last events:\n'
   kube get events --namespace "$NAMESPACE" --sort-by .lastTimestamp 2>/dev/null | tail -n 10 || true
   printf '\nIts last words:\n'
-  kube logs --namespace "$NAMESPACE" --selector app.kubernetes.io/name=ottoscaler --tail 20 --prefix || true
+  kube logs "$(newest_controller)" --namespace "$NAMESPACE" --tail 20 || true
   exit 1
 }
 
 logs() { # [kubectl options]: without any it follows
   use_env_file
   need_cluster
-  [ $# -gt 0 ] || set -- --follow --tail 100
-  exec kubectl --context "kind-$cluster" logs deployment/ottoscaler --namespace "$NAMESPACE" "$@"
+  local pod
+  pod=$(newest_controller)
+  [ -n "$pod" ] || fail "There is no controller in namespace $NAMESPACE: make deploy brings it there."
+  if [ $# -gt 0 ]; then
+    kube logs "$pod" --namespace "$NAMESPACE" "$@"
+  else
+    kube logs "$pod" --namespace "$NAMESPACE" --follow --tail 100
+    say End "$pod has ended; make logs follows the one that came after it"
+  fi
+}
+
+newest_controller() { # while one comes and another goes, kubectl would choose the one that goes
+  kube get pods --namespace "$NAMESPACE" --selector app.kubernetes.io/name=ottoscaler \
+    --sort-by .metadata.creationTimestamp --output name | tail -n 1
 }
 
 test_event() {
@@ -68,7 +80,7 @@ status() {
   printf '\nTasks\n'
   $OTTO status
   printf '\nLast results\n'
-  in_redis --json XREVRANGE "$RESULT_STREAM" + - COUNT 5 | python3 -I deploy/environment.py results
+  in_redis --json XREVRANGE "$RESULT_STREAM" + - COUNT 5 | "$PYTHON" -I deploy/environment.py results
 }
 
 k8s_status() {
@@ -124,7 +136,7 @@ clean_redis() {
     docker volume rm --force "$redis" >/dev/null
     say Redis "container $redis: removed, with its data"
   else
-    say Redis "container $redis: kept, since otto-handler uses it, too (FORCE=1 removes it)"
+    say Redis "container $redis: kept, since otto-handler uses it, too; to remove it: docker rm --force $redis && docker volume rm --force $redis"
   fi
 }
 

@@ -77,14 +77,14 @@ def in_cluster(values: Mapping[str, str]) -> dict[str, str]:
 
 
 def told(entries: list[tuple[str, list[str]]]) -> list[str]:
-    """Results as lines, the oldest first."""
+    """Results as lines, the oldest first; of those that went wrong the message, too."""
     lines = []
     for _, flat in reversed(entries):
         fields = dict(zip(flat[::2], flat[1::2], strict=True))
         name = fields["pod"] if fields["kind"] == "worker" and fields["pod"] else fields["task_id"]
-        lines.append(
-            f"{fields['finished_at']}  {fields['kind']:<10} {fields['outcome']:<9} {fields['reason']:<16} {name}"
-        )
+        line = f"{fields['finished_at']}  {fields['kind']:<10} {fields['outcome']:<9} {fields['reason']:<16} {name}"
+        why = fields["message"] if fields["outcome"] in ("failed", "lost") else ""
+        lines.append(f"{line}: {''.join(each if each.isprintable() else ' ' for each in why)}" if why else line)
     return lines or ["none yet"]
 
 

@@ -27,7 +27,8 @@ main() {
 
 find_user() { # NAME PORT: sets user and port, or ends with the list
   local found
-  found=$(python3 -I deploy/environment.py user "$1" "$2") || exit 1
+  need "$PYTHON"
+  found=$("$PYTHON" -I deploy/environment.py user "$1" "$2") || exit 1
   read -r user port <<<"$found"
   name_all
   ENV_FILE=.env.$user.local
@@ -52,10 +53,15 @@ ensure_redis() {
   [ "${published##*:}" = "$port" ] || fail \
     "The container $redis listens on ${published:-no port of this machine} instead of port $port." \
     "It is shared with otto-handler, so it is not replaced. If nobody needs it: docker rm --force $redis"
+  keeps_a_file || say Redis "container $redis keeps no append-only file: a restart of it may lose events; otto-handler should start it with --appendonly yes"
+}
+
+keeps_a_file() { # or does not say
+  [ "$(docker exec "$redis" redis-cli CONFIG GET appendonly 2>/dev/null | tail -n 1)" != no ]
 }
 
 port_is_free() {
-  python3 -I -c 'import socket, sys; socket.create_server(("127.0.0.1", int(sys.argv[1]))).close()' "$port" 2>/dev/null
+  "$PYTHON" -I -c 'import socket, sys; socket.create_server(("127.0.0.1", int(sys.argv[1]))).close()' "$port" 2>/dev/null
 }
 
 ensure_cluster() {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import shutil
 import subprocess
 import sys
@@ -136,6 +138,84 @@ class TestMissing:
         assert "No Docker daemon answers" in told.stderr
 
 
+#: Docker with one container, redis-boa: RUNS, PORT and APPENDONLY say how it is. Every call is written down.
+DOCKER = """
+echo "$*" >>calls
+case "$*" in
+  *State.Running*) echo "$RUNS" ;;
+  "port redis-boa"*) echo "0.0.0.0:$PUBLISHED" ;;
+  "exec redis-boa redis-cli CONFIG GET appendonly") printf 'appendonly\\n%s\\n' "$APPENDONLY" ;;
+esac
+"""
+
+
+class TestRedisOfOthers:
+    """The container may be otto-handler's: whatever it is like, it is never made anew."""
+
+    def told(self, checkout: Path, *, runs: str = "true", port: int = 6383, appendonly: str = "yes") -> tuple[str, str]:
+        """What setting up says until there should be a cluster, and what it had Docker do."""
+        add_program(checkout, "docker", DOCKER)
+        add_program(checkout, "kind", "exit 1")
+        add_program(checkout, "kubectl", "exit 0")
+        environ = {"RUNS": runs, "PUBLISHED": str(port), "APPENDONLY": appendonly}
+        done = run(checkout, "deploy/setup-user.sh", "김보아", environ=environ)
+        calls = (checkout / "calls").read_text(encoding="utf-8")
+        assert not {"run", "rm", "stop"} & {line.split()[0] for line in calls.splitlines()}
+        return done.stdout + done.stderr, calls
+
+    def test_one_that_runs(self, checkout: Path) -> None:
+        """It is used."""
+        told, _ = self.told(checkout)
+        assert "container redis-boa: there already, used as it is" in told
+        assert "append-only" not in told
+
+    def test_one_that_stopped(self, checkout: Path) -> None:
+        """It is started, as after a restart of the machine."""
+        told, calls = self.told(checkout, runs="false")
+        assert "container redis-boa: started" in told
+        assert "start redis-boa" in calls.splitlines()
+
+    def test_one_at_another_port(self, checkout: Path) -> None:
+        """Both ports are named, and nothing is made."""
+        told, _ = self.told(checkout, port=7000)
+        assert "listens on 0.0.0.0:7000 instead of port 6383" in told
+        assert "Kind " not in told
+
+    def test_one_that_keeps_no_file(self, checkout: Path) -> None:
+        """Who else would say it, before it has lost something?"""
+        told, _ = self.told(checkout, appendonly="no")
+        assert "container redis-boa keeps no append-only file" in told
+
+
+class TestClean:
+    """The shared Redis goes only when it is told so."""
+
+    @pytest.mark.parametrize(
+        ("answer", "force", "gone"),
+        [("yes\n", "", True), ("y\n", "", False), ("\n", "", False), ("", "", False), ("", "1", True)],
+    )
+    def test_redis(self, checkout: Path, answer: str, force: str, gone: bool) -> None:
+        """On a terminal it is asked about; without one, which is `answer` empty, it stays."""
+        write_env(checkout, "boa")
+        add_program(checkout, "docker", DOCKER)
+        add_program(checkout, "kind", "exit 0")
+        add_program(checkout, "kubectl", "exit 0")
+        terminal, ours = pty.openpty()
+        os.write(terminal, answer.encode())
+        done = subprocess.run(
+            ["make", "clean", *(["FORCE=1"] if force else [])],
+            cwd=checkout, env={"PATH": f"{checkout}/bin", "RUNS": "true"}, capture_output=True, text=True,
+            stdin=ours if answer else subprocess.DEVNULL, check=False, timeout=30,
+        )  # fmt: skip
+        os.close(terminal)
+        os.close(ours)
+        assert done.returncode == 0, done.stderr
+        calls = (checkout / "calls").read_text(encoding="utf-8").splitlines()
+        assert ("rm --force --volumes redis-boa" in calls) is gone
+        assert ("redis-boa: kept" in done.stdout) is not gone
+        assert not (checkout / ".env.boa.local").exists()
+
+
 class TestEnvironments:
     """Which one is meant."""
 
@@ -160,6 +240,11 @@ class TestEnvironments:
         assert "ENV_FILE=.env.minji.local" in told
         chosen = run(checkout, "make", "build", environ={"ENV_FILE": ".env.boa.local"})
         assert "docker is missing" in chosen.stderr
+
+    @pytest.mark.parametrize("target", ["build", "deploy", "logs", "k8s-status", "redis-cli", "clean"])
+    def test_every_target_asks_for_it(self, checkout: Path, target: str) -> None:
+        """Those that need the virtual environment do it with the same script."""
+        assert "There is no environment yet" in run(checkout, "make", target).stderr
 
     def test_a_file_that_is_not_there(self, checkout: Path) -> None:
         """It is named."""
@@ -199,9 +284,9 @@ class TestEnvironments:
 
 
 def test_results_are_told_a_line_each(checkout: Path) -> None:
-    """The oldest first; a worker by its pod, a task by its name."""
-    worker = {"kind": "worker", "outcome": "succeeded", "reason": "Completed", "pod": "otto-agent-1", "task_id": "t"}
-    task = {"kind": "task", "outcome": "failed", "reason": "Error", "task_id": "t"}
+    """The oldest first; a worker by its pod, a task by its name, and why it failed."""
+    worker = {"kind": "worker", "outcome": "succeeded", "reason": "Completed", "message": "ok", "pod": "otto-agent-1"}
+    task = {"kind": "task", "outcome": "failed", "reason": "Error", "message": "exit\ncode 3", "task_id": "t"}
     entries = [
         [str(n), [text for pair in {**each, "finished_at": "now"}.items() for text in pair]]
         for n, each in enumerate((task, worker))
@@ -212,7 +297,7 @@ def test_results_are_told_a_line_each(checkout: Path) -> None:
     ).stdout  # fmt: skip
     assert [line.split()[1:] for line in told.splitlines()] == [
         ["worker", "succeeded", "Completed", "otto-agent-1"],
-        ["task", "failed", "Error", "t"],
+        ["task", "failed", "Error", "t:", "exit", "code", "3"],
     ]
 
 
