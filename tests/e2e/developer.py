@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,14 +49,32 @@ class Developer:
         assert not check or done.returncode == 0, f"{command}\n{done.stdout}"
         return done.stdout
 
+    def follow(self, command: str, seconds: float) -> str:
+        """Let a command run that does not end by itself, then press Ctrl-C; returns what it printed."""
+        with subprocess.Popen(
+            command, shell=True, executable="/bin/bash", cwd=self.checkout, env=self._environ, text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        ) as process:  # fmt: skip
+            try:
+                told, _ = process.communicate(timeout=seconds)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGINT)
+                return process.communicate(timeout=COMMAND_S)[0]
+            raise AssertionError(f"{command} ended by itself\n{told}")
+
     def kubectl(self, arguments: str) -> str:
         """Ask the developer's own cluster."""
         return self.run(f"kubectl {arguments}")
 
-    def workers(self) -> list[dict[str, Any]]:
-        """Worker pods, as README's line finds them."""
-        found = self.kubectl(f"get pods -l managed-by=ottoscaler -n {self.namespace} -o json")
-        return list(json.loads(found)["items"])
+    def running(self, task_id: str) -> dict[str, str]:
+        """UID -> name of the worker pods of a task that run."""
+        found = json.loads(self.kubectl(f"get pods -l managed-by=ottoscaler -n {self.namespace} -o json"))["items"]
+        return {
+            pod["metadata"]["uid"]: pod["metadata"]["name"]
+            for pod in found
+            if pod["metadata"]["annotations"]["ottoscaler.io/task-id"] == task_id
+            and pod["status"]["phase"] == "Running"
+        }
 
     def results(self, task_id: str, kind: str) -> list[dict[str, str]]:
         """The results of a task."""

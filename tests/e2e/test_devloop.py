@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,6 +25,12 @@ BEGINNING = (
 END = "make clean"
 #: Those that do not end by themselves.
 FOLLOWING = ("make logs", "kubectl get pods -l managed-by=ottoscaler -n jinwoo-dev --watch")
+#: About worker pods, run while there are some.
+ABOUT_WORKERS = (
+    "kubectl get pods -l managed-by=ottoscaler -n jinwoo-dev",
+    "kubectl describe pods -l managed-by=ottoscaler -n jinwoo-dev",
+    "kubectl logs -l managed-by=ottoscaler -n jinwoo-dev --prefix",
+)
 #: All others, each run as it is printed.
 EVERY_DAY = (
     "make test-event PODS=3 TASK=task-123",
@@ -34,12 +39,9 @@ EVERY_DAY = (
     "make build && make deploy",
     "make redis-cli ARGS=ping",
     "make k8s-status",
-    "kubectl get pods -l managed-by=ottoscaler -n jinwoo-dev",
-    "kubectl describe pods -l managed-by=ottoscaler -n jinwoo-dev",
-    "kubectl logs -l managed-by=ottoscaler -n jinwoo-dev --prefix",
     "kubectl get events -n jinwoo-dev --sort-by .lastTimestamp",
 )
-COMMANDS = (*BEGINNING, *EVERY_DAY, *FOLLOWING, END)
+COMMANDS = (*BEGINNING, *EVERY_DAY, *ABOUT_WORKERS, *FOLLOWING, END)
 
 #: Runs long enough to be redeployed meanwhile; a controller that started it anew would start it twice.
 _LONG = "echo started >&2; trap 'exit 9' TERM; sleep 45 & wait $!"
@@ -83,12 +85,6 @@ class TestRound:
             assert one.finished(one.first)["succeeded"] == "3"
             assert len(one.results(one.first, "worker")) == 3
 
-    def test_worker_pods_are_seen(self, jinwoo: Developer) -> None:
-        """By label, with the line of README."""
-        jinwoo.run(f"TASK=seen PODS=2 ENV_FILE={jinwoo.env_file} make test-event")
-        wait_for(lambda: len(jinwoo.workers()) == 2, "two worker pods", 60)
-        assert jinwoo.finished("seen")["succeeded"] == "2"
-
     def test_a_scale_down(self, jinwoo: Developer) -> None:
         """TYPE is passed on."""
         jinwoo.run("TASK=nobody TYPE=scale_down make test-event")
@@ -96,11 +92,15 @@ class TestRound:
         assert found[0]["reason"] == "NothingToEnd"
 
     def test_status_tells_all_at_a_glance(self, jinwoo: Developer) -> None:
-        """Redis, cluster, deployment, workers, last results."""
+        """Redis, cluster, deployment, workers, last results, and what was wrong with a bad event."""
+        jinwoo.run(f"TASK=bad PODS=lots ENV_FILE={jinwoo.env_file} make test-event")
+        jinwoo.run("TASK=told PODS=1 make test-event")
+        jinwoo.finished("told")
         told = jinwoo.run("make status")
         for word in ("Redis localhost:6379", "ottoscaler-jinwoo", "deployment.apps/ottoscaler", "1/1", "Last results"):
             assert word in told
-        assert re.search(r"task +succeeded +Completed", told)
+        assert re.search(r"task +succeeded +Completed +told$", told, re.MULTILINE)
+        assert re.search(r'task +failed +Rejected +bad: .*pod_count is "lots"', told)
 
     def test_logs_are_the_controllers(self, jinwoo: Developer) -> None:
         """JSON lines, as many as are asked for."""
@@ -114,8 +114,7 @@ class TestRound:
     @pytest.mark.parametrize("command", FOLLOWING)
     def test_a_line_that_follows(self, jinwoo: Developer, command: str) -> None:
         """It is still there after a while, and has not failed."""
-        with pytest.raises(subprocess.TimeoutExpired):
-            jinwoo.run(f"exec {command}", timeout_s=4)
+        jinwoo.follow(command, 4)
 
     def test_other_views(self, jinwoo: Developer) -> None:
         """The namespace, and Redis."""
@@ -142,22 +141,34 @@ class TestAgain:
         assert "made" not in told
         assert told.count("there already") >= 3
 
+    def test_deploying_the_same_changes_nothing(self, jinwoo: Developer) -> None:
+        """The controller's pod is the same."""
+        controller = wait_for(lambda: _controller(jinwoo), "the controller", 60)
+        jinwoo.run("make deploy")
+        assert _controller(jinwoo) == controller
+
     def test_a_new_image_in_the_middle_of_a_task(self, jinwoo: Developer) -> None:
-        """Nothing is lost, and the same workers go on."""
+        """Nothing is lost, and the same workers go on; meanwhile README's lines show them."""
         with jinwoo.more_settings(f"OTTO_AGENT_COMMAND={_LONG}"):
+            before = wait_for(lambda: _controller(jinwoo), "the controller", 60)
             jinwoo.run("make deploy")
+            controller = wait_for(lambda: _other_controller(jinwoo, before), "the controller with the settings", 60)
             jinwoo.run("TASK=long PODS=2 make test-event")
             running = wait_for(lambda: _running(jinwoo, 2), "two running workers", 60)
-            controller = _controller(jinwoo)
+            for command in ABOUT_WORKERS:
+                told = jinwoo.run(command)
+                assert all(name in told for name in running.values()), told
+            assert "started" in told
             with (jinwoo.checkout / "ottoscaler" / "__init__.py").open("a", encoding="utf-8") as code:
                 code.write("# changed\n")
             jinwoo.run("make build && make deploy")
-            wait_for(lambda: _controller(jinwoo) not in ("", controller), "the new controller", 60)
+            assert controller not in jinwoo.run('make logs ARGS="--tail=1 --prefix"')  # while it is still going
+            wait_for(lambda: _other_controller(jinwoo, controller), "the new controller", 60)
             assert jinwoo.finished("long")["succeeded"] == "2"
         jinwoo.run("make deploy")
-        told = jinwoo.results("long", "worker")
-        assert {one["pod_uid"] for one in told} == running
-        assert [one["attempt"] for one in told] == ["1", "1"]
+        results = jinwoo.results("long", "worker")
+        assert {one["pod_uid"] for one in results} == running.keys()
+        assert [one["attempt"] for one in results] == ["1", "1"]
 
 
 class TestWrong:
@@ -185,13 +196,17 @@ class TestWrong:
 
 def test_clean_takes_only_ones_own(developers: tuple[Developer, Developer], tmp_path: Path) -> None:
     """Cluster, image and file go; the Redis that is shared stays unless told otherwise, and so does everybody else."""
-    others = "docker ps --all --no-trunc --format '{{.ID}} {{.Names}}' | grep -v minji | sort"
+    others = "docker ps --all --no-trunc --format '{{.ID}} {{.Names}}' | grep -E 'jinwoo|junyoung' | sort"
     before = developers[0].run(others)
     minji = Developer(tmp_path, "고민지", "minji", 6381)
     minji.close()
     try:
-        minji.run("make setup-user USER=고민지 && make build")
+        minji.run("docker run --detach --name redis-minji --publish 6381:6379 redis:7-alpine")  # by otto-handler
+        wait_for(lambda: "PONG" in minji.run("docker exec redis-minji redis-cli ping", check=False), "its Redis")
         minji.redis.set("of otto-handler", "1")
+        told = minji.run("make setup-user USER=고민지 && make build")
+        assert "redis-minji: there already" in told
+        assert "no append-only file" in told
         assert "redis-minji: kept" in minji.run(END)
         assert minji.redis.get("of otto-handler") == "1"
         assert minji.cluster not in minji.run("kind get clusters")
@@ -206,10 +221,15 @@ def test_clean_takes_only_ones_own(developers: tuple[Developer, Developer], tmp_
     assert developers[0].run(others) == before
 
 
-def _running(one: Developer, count: int) -> set[str]:
-    """UIDs of the running workers, when there are so many."""
-    uids = {pod["metadata"]["uid"] for pod in one.workers() if pod["status"]["phase"] == "Running"}
-    return uids if len(uids) == count else set()
+def _running(one: Developer, count: int) -> dict[str, str]:
+    """The running workers of the long task, when there are so many."""
+    found = one.running("long")
+    return found if len(found) == count else {}
+
+
+def _other_controller(one: Developer, than: str) -> str:
+    """The controller's pod, when there is another one than this, and only that."""
+    return "" if (name := _controller(one)) == than else name
 
 
 def _controller(one: Developer) -> str:
