@@ -85,9 +85,10 @@ class NoteRefused:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Live GET of the attempt's pod. Answers: Seen, Absent, Foreign."""
+    """Live GET of the attempt's pod; not `live`: only if the watch does not show it. Answers: Seen, Absent, Foreign."""
 
     attempt: int
+    live: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,7 +165,8 @@ def effect(life: Life, now: float) -> Effect:
         case Stage.REFUSED:
             return NoteRefused(life.attempt)
         case Stage.LOOK | Stage.LOOK_AFTER_CONFLICT | Stage.LOOK_AFTER_UNCLEAR:
-            return Look(life.attempt)
+            # what another process left behind, the watch may show already
+            return Look(life.attempt, live=life.stage is not Stage.LOOK or life.pod is not None)
         case Stage.CHECK:
             return Check(life.attempt)
         case Stage.AWAIT:

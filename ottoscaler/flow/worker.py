@@ -153,8 +153,8 @@ class Runner:
         match effect:
             case acts.Create():
                 return self._create(job)
-            case acts.Look():
-                return self._look(job)
+            case acts.Look(_, live):
+                return self._look(job, live=live)
             case acts.Kill(pod):
                 return acts.Done() if self._delete(pod, self._version(pod)) else acts.Changed()
             case acts.Delete(pod):
@@ -225,9 +225,10 @@ class Runner:
         parts.registry.learn(answer)
         return acts.Seen(answer)
 
-    def _look(self, job: Job) -> Observation:
+    def _look(self, job: Job, *, live: bool) -> Observation:
         parts = self._parts
-        pod = parts.retries.call("look at a pod", lambda: parts.cluster.get(pod_name(job.key)))
+        pod = None if live else parts.registry.get(job.key)
+        pod = pod or parts.retries.call("look at a pod", lambda: parts.cluster.get(pod_name(job.key)))
         if pod is None:
             parts.registry.forget(job.key)
             return acts.Absent()

@@ -266,7 +266,7 @@ def test_a_doom_that_is_not_ours_to_store_is_left_alone(stage: Stage) -> None:
 def test_a_life_goes_on_with_a_live_look() -> None:
     """A pod that is there is adopted."""
     drive = Drive(resume(4, 2, 1, None))
-    assert drive.next == Look(2)
+    assert drive.next == Look(2, live=False)
     assert drive.tell(Seen(running()), Checked(None)) == Await(NOW + 1 + 3600 + 30)
     assert (drive.life.index, drive.life.attempt, drive.life.infra_used) == (4, 2, 1)
 
@@ -303,7 +303,7 @@ def test_a_finished_pod_is_recorded_by_whoever_finds_it() -> None:
 def test_a_resumed_worker_that_is_cancelled_elsewhere_is_seen_to_its_end() -> None:
     """The stored attempt is the one that may have a pod."""
     drive = Drive(Life(index=1, attempt=3, infra_used=2))
-    assert drive.tell(Cancelled(Doom(Reason.SCALED_DOWN), 2)) == Look(2)
+    assert drive.tell(Cancelled(Doom(Reason.SCALED_DOWN), 2)) == Look(2, live=False)
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_a_worker_that_never_had_an_attempt_is_cancelled_at_once(reason: Reason)
 def test_a_worker_with_an_attempt_is_looked_for_before_it_is_cancelled() -> None:
     """Its pod may be there, created by somebody who died: it is seen to its end."""
     drive = Drive(Life(index=1, attempt=2, infra_used=1))
-    assert drive.tell(Cancelled(KILL, 2)) == Look(2)
+    assert drive.tell(Cancelled(KILL, 2)) == Look(2, live=False)
     assert drive.tell(Seen(running()), Checked(KILL)) == Kill(running())
     assert drive.tell(Done()) == Await(NOW + 60)
     assert drive.tell(Seen(GONE)) == Record(2, KILL.verdict, GONE)

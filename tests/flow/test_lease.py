@@ -112,6 +112,21 @@ def test_a_new_boot_of_the_same_consumer_takes_its_own_at_once() -> None:
         assert rig.pod(event_id)
 
 
+def test_what_the_first_list_shows_is_not_asked_for_again() -> None:
+    """A thousand pods that run on are a thousand requests less; only that one is not there takes a live look."""
+    world = World()
+    with Rig(world, boot="b1", threads=["watch"]) as first:
+        event_id = first.accept(pod_count=2)
+        there, vanished = first.pod(event_id, 1), first.pod(event_id, 2)
+        first.close(release=False)
+    world.kubernetes.remove(vanished)
+    with Rig(world, boot="b2", threads=["watch"]) as rig:
+        rig.lease.step()
+        assert rig.pod(event_id, 1) == there
+        eventually(lambda: rig.calls("get", vanished) == 1, what="a live look at the other")
+        assert rig.calls("get", there) == 0
+
+
 def test_a_take_over_whose_answer_was_lost_is_heard_of() -> None:
     """The task is ours, and nobody else could take it before its lease runs out."""
     world = World()
