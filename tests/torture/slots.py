@@ -110,7 +110,7 @@ class Slot:
 
     def _visits(self, point: str) -> int:
         """First where it comes at once, for not all come often; then later in a life, too."""
-        return self._dice.randint(1, 3) if self._toll.points[point] and point not in RARE + STOPPING else 1
+        return self._dice.randint(1, 3) if self._toll.points[point] and point not in (*RARE, *STOPPING, *WIPED) else 1
 
     def _arms(self) -> list[str]:
         missing = self._toll.missing()
