@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 INSTANCE = "ottoscaler"
 #: A worker whose pod may be about to be created.
 _COMING = (Stage.INTEND, Stage.CLEAN, Stage.CREATE, Stage.LOOK_AFTER_UNCLEAR, Stage.LOOK_AFTER_CONFLICT)
+#: Its pod may be there, and it does not know it.
+_UNCLEAR = (Stage.CREATE, Stage.LOOK_AFTER_UNCLEAR)
 _Worker = tuple[str, int]
 #: The last lines of what happened that are shown with a fault.
 SHOWN = 400
@@ -51,6 +53,7 @@ class Audit:
         self._intended: set[str] = set()
         self._created: Counter[str] = Counter()
         self._zombies: set[str] = set()
+        self._unheard: set[str] = set()
         self._starts: Counter[_Worker] = Counter()
         self._licenses: Counter[_Worker] = Counter()
         self._succeeded: set[_Worker] = set()
@@ -86,8 +89,14 @@ class Audit:
                 self.complain(f"{name} starts after scale_down {event_id} has told of its end")
 
     def license(self, name: str, why: str) -> None:
-        """A program may be started again: the one before has failed, or the platform has failed it."""
+        """A program may be started again: the one before has failed, or the platform has failed it.
+
+        If that takes the pod away before the answer to its creation was heard, it may even be created again.
+        """
         worker = self._worker(self.kubernetes.pods[name])
+        unclear = [one.job for replica in self.replicas for one in replica.workers if one.job.life.stage in _UNCLEAR]
+        if name in map(pod_name, (job.key for job in unclear)):
+            self._unheard.add(name)
         self._licenses[worker] += 1
         if why not in ("its program failed", "evict"):
             self._succeeded.discard(worker)
@@ -119,7 +128,7 @@ class Audit:
         if actor is None or task is None or not self._is_current(pod, task, actor):
             self._zombies.add(name)
             return
-        if self._created[name] > 1 and not wiped:
+        if self._created[name] > 1 and not wiped and name not in self._unheard:
             self.complain(f"{name} is created again")
 
     def using_room(self, actor: Replica, job: Job) -> None:
