@@ -1,5 +1,8 @@
 """The controller with an event that kills it: `deadly.py accept|create|record` dies by SIGKILL each time that it is
 about to do that with the event of the id `deadly`. What production runs has no such switch.
+
+It dies a moment later, as one that runs out of memory does, so that what it has besides gets on meanwhile: an event
+that ends every process at once takes what they had in hand along, as README says.
 """
 
 from __future__ import annotations
@@ -7,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -19,6 +23,7 @@ from ottoscaler.cli import run
 from ottoscaler.core import manifest
 
 DEADLY: Final = "deadly"
+MOMENT_S: Final = 0.3
 #: Where it dies: whose function, which, and whether a call is about that event.
 STEPS: Final[dict[str, tuple[Any, str, Callable[..., bool]]]] = {
     "accept": (RedisStream, "accept", lambda _, events, __: any(event.event_id == DEADLY for event, _digest in events)),
@@ -35,6 +40,7 @@ def arrange(step: str) -> None:
     @wraps(done)
     def changed(*arguments: Any, **options: Any) -> Any:
         if concerns(*arguments, **options):
+            threading.Event().wait(MOMENT_S)
             os.kill(os.getpid(), signal.SIGKILL)
         return done(*arguments, **options)
 
