@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from ottoscaler import logs
+
 # A loaded machine, or a hostile switch interval, must not turn a slow example into a failure.
 settings.register_profile("otto", deadline=None)
 settings.load_profile("otto")
@@ -51,6 +53,8 @@ _WANTED: dict[str, tuple[Callable[[], str | None], str]] = {
         "the program kube-apiserver, on PATH or in the folder TEST_KUBE_BIN",
     ),
     "go": (lambda: shutil.which("go"), "the Go tools, 1.21 or later, on PATH"),
+    "git": (lambda: shutil.which("git"), "the program git"),
+    "make": (lambda: shutil.which("make"), "the program make"),
     "docker": (_docker, "a Docker daemon that answers"),
     "image-load": (
         lambda: os.environ.get("TEST_IMAGE_LOAD"),
@@ -76,7 +80,10 @@ def require(name: str) -> str:
 
 @pytest.fixture(autouse=True)
 def _log_as_found() -> Iterator[None]:
-    """Put back what a test's `logs.setup` changed, or later tests would write to its closed stream."""
+    """Put back what a test's `logs.setup` changed, or later tests would write to its closed stream; and forget what a
+    simulated process had bound when it died.
+    """
+    logs._bound.set({})
     loggers = [logging.getLogger(), logging.getLogger("ottoscaler")]
     before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
     yield

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import require
 from tests.mutants.__main__ import HERE, ROOT, read
 
 #: The mistakes that this program must never make without a test that notices.
@@ -35,7 +36,12 @@ def applies(patch: Path) -> str:
     """What git has against it; empty if it applies."""
     # outside of a repository (an unpacked archive) `git apply` takes the paths as they are, too
     checked = subprocess.run(
-        ["git", "apply", "--check", str(patch)], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
+        [require("git"), "apply", "--check", str(patch)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
     )
     return checked.stderr if checked.returncode else ""
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import require
+
 ROOT = Path(__file__).resolve().parents[2]
 TEAM = {
     "한진우": ("jinwoo", 6379),
@@ -39,6 +41,7 @@ def checkout(tmp_path: Path) -> Path:
     for name in ("__init__.py", "settings_reader.py"):
         shutil.copy(ROOT / "ottoscaler" / name, folder / "ottoscaler" / name)
     (folder / "bin").mkdir()
+    require("make")  # the slim image has none
     for tool in TOOLS:
         found = shutil.which(tool)
         assert found, tool
