@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, closing
 
 from ottoscaler.adapters.board import Board
 from ottoscaler.adapters.dead import DeadLetters
@@ -20,23 +20,13 @@ def load(environ: Mapping[str, str]) -> Settings:
     return Settings.load({**environ, "KUBECONFIG": ""}, socket.gethostname(), None)
 
 
-@contextmanager
-def board() -> Iterator[Board]:
+def board() -> AbstractContextManager[Board]:
     """The board of the Redis that the environment names, closed at the end. Raises ConfigError."""
     settings = load(os.environ)
-    opened = Board(settings.redis, settings.keys)
-    try:
-        yield opened
-    finally:
-        opened.close()
+    return closing(Board(settings.redis, settings.keys))
 
 
-@contextmanager
-def dead_letters() -> Iterator[DeadLetters]:
+def dead_letters() -> AbstractContextManager[DeadLetters]:
     """The dead-letter stream of the Redis that the environment names, closed at the end. Raises ConfigError."""
     settings = load(os.environ)
-    opened = DeadLetters(settings.redis, settings.keys)
-    try:
-        yield opened
-    finally:
-        opened.close()
+    return closing(DeadLetters(settings.redis, settings.keys))
