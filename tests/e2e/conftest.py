@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -59,14 +60,22 @@ def own_redis(tmp_path: Path) -> Iterator[Callable[[str], RedisServer]]:
         server.stop()
 
 
-@pytest.fixture(scope="session")
-def _only_kube_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeServer]:
+_Server = TypeVar("_Server", bound=KubeServer)
+
+
+def _opened(make: Callable[[Path], _Server], directory: Path) -> Iterator[_Server]:
+    """The body of a fixture: an API server, ended afterwards."""
     for program in ("etcd", "kube-apiserver"):
         require(program)
-    server = KubeServer(tmp_path_factory.mktemp("kube"))
+    server = make(directory)
     server.open()
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def _only_kube_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeServer]:
+    yield from _opened(KubeServer, tmp_path_factory.mktemp("kube"))
 
 
 @pytest.fixture
@@ -137,12 +146,7 @@ def shared(new_system: SystemFactory) -> Iterator[System]:
 @pytest.fixture(scope="session")
 def audited_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AuditedServer]:
     """An API server without a node that tells who deleted which pod."""
-    for program in ("etcd", "kube-apiserver"):
-        require(program)
-    server = AuditedServer(tmp_path_factory.mktemp("audited"))
-    server.open()
-    yield server
-    server.close()
+    yield from _opened(AuditedServer, tmp_path_factory.mktemp("audited"))
 
 
 @pytest.fixture
