@@ -72,8 +72,11 @@ def _what(reference: dict[str, str]) -> str:
 def test_the_rights_are_enough_and_all_of_them_are_used(
     cluster: Cluster, redis_server: RedisServer, start: Callable[[], Controller], kubelet: FakeKubelet
 ) -> None:
-    """Workers that succeed, one that somebody deletes, one that a scale_down ends after a controller was killed."""
+    """Workers that succeed, one that somebody deletes, one that is gone when the next controller looks for it, one that
+    a scale_down ends after a controller was killed.
+    """
     controller = start()
+    pods = f"/api/v1/namespaces/{DEV}/pods"
     with redis_server.client() as client:
 
         def send(**fields: str) -> str:
@@ -86,13 +89,19 @@ def test_the_rights_are_enough_and_all_of_them_are_used(
 
         first = send(type="scale_up", pod_count=str(WORKERS))
         assert wait_for(lambda: outcome(first), "the result of the first event") == "succeeded"
-        deleted, ended = send(type="scale_up"), send(type="scale_up")
-        wait_for(lambda: kubelet.running == WORKERS + 2, "two more workers to run")
-        pod = controller.until_said("worker.created", event_id=deleted)["pod"]
-        assert cluster.ask("DELETE", f"/api/v1/namespaces/{DEV}/pods/{pod}", namespace=None).status == 200
+        deleted, lost, ended = send(type="scale_up"), send(type="scale_up"), send(type="scale_up")
+        wait_for(lambda: kubelet.running == WORKERS + 3, "three more workers to run")
+
+        def delete_pod_of(event_id: str) -> None:
+            path = f"{pods}/{controller.until_said('worker.created', event_id=event_id)['pod']}"
+            assert cluster.ask("DELETE", path, namespace=None).status == 200
+            wait_for(lambda: cluster.ask("GET", path, namespace=None).status == 404, f"{path} to be gone")
+
+        delete_pod_of(deleted)
         assert wait_for(lambda: outcome(deleted), "the result of the deleted one") == "failed"
         controller.kill()
-        start()
+        delete_pod_of(lost)
+        start().until_said("worker.retried", event_id=lost)
         down = send(type="scale_down", task_id=ended)
         assert wait_for(lambda: outcome(down, "scale_down"), "the result of the scale_down") == "succeeded"
     calls = audited(cluster)
