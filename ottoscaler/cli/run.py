@@ -13,7 +13,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 import uuid
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -25,6 +24,7 @@ from ottoscaler.adapters.cluster import KubeCluster
 from ottoscaler.adapters.redis_client import address
 from ottoscaler.adapters.stream import RedisStream
 from ottoscaler.adapters.web import Page, Web, verdict
+from ottoscaler.cli import process
 from ottoscaler.clock import SystemClock
 from ottoscaler.errors import ConfigError, Stopping, Unavailable
 from ottoscaler.flow.control import Control
@@ -34,7 +34,7 @@ from ottoscaler.flow.intake import Intake, Reader
 from ottoscaler.flow.lease import Lease
 from ottoscaler.flow.ledger import Ledger
 from ottoscaler.flow.parts import Parts
-from ottoscaler.flow.pool import STACK_BYTES, Pool
+from ottoscaler.flow.pool import Pool
 from ottoscaler.flow.pulse import KUBERNETES, REDIS, Pulse
 from ottoscaler.flow.registry import Registry
 from ottoscaler.flow.stop import Stop
@@ -221,11 +221,11 @@ def main(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
     logs.hide(settings.redis.password)
     if settings.redis.password_file:
         logs.hide(Path(settings.redis.password_file).read_text(encoding="utf-8").strip())
-    threading.stack_size(STACK_BYTES)
     stop = Stop()
     controller = Controller(settings, stop)
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, partial(_on_signal, stop))
+    process.prepare(settings.flow.max_workers)
     return controller.run()
 
 

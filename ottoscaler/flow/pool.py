@@ -13,9 +13,6 @@ from ottoscaler.flow.jobs import Job
 from ottoscaler.flow.parts import Parts
 from ottoscaler.flow.worker import Runner
 
-#: Enough for the deepest call that a worker makes, bytes; the default of 8 MiB only costs address space.
-STACK_BYTES = 512 * 1024
-
 
 class Pool:
     """Threads for workers. Any thread may `pump`; `start` and `close` belong to the main thread."""

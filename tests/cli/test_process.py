@@ -1,0 +1,38 @@
+"""What the controller's process asks for, seen in a process of its own: it cannot be taken back."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+ASK = """
+import ctypes, gc, threading
+from ottoscaler.cli import process
+process.prepare({workers})
+print(gc.get_freeze_count() > 1000, gc.get_threshold()[0], threading.stack_size())
+threading.Thread(target=print).start()  # a process with one thread has no table yet
+print(ctypes.CDLL(None).prctl(78, 2, 0, 0, 0))
+"""
+
+
+def answers(workers: int) -> list[str]:
+    """What the process says of itself after it was prepared for so many workers."""
+    told = subprocess.run([sys.executable, "-c", ASK.format(workers=workers)], capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    return told.stdout.split()
+
+
+def test_the_collector_leaves_the_libraries_alone_and_stacks_are_small() -> None:
+    """Cycles are looked for seldom, and never in what was imported."""
+    assert answers(1)[:3] == ["True", "10000", str(512 * 1024)]
+
+
+@pytest.mark.parametrize(("workers", "slots"), [(1, 2), (1000, 1024), (8000, 8192), (10_000, 16384)])
+def test_there_is_a_place_for_each_thread_that_waits(workers: int, slots: int) -> None:
+    """By the kernel's own word."""
+    told = answers(workers)[3]
+    if told == "-1":
+        pytest.skip("this kernel has no futex hash of its own for a process: Linux 6.16 has")
+    assert int(told) == slots
