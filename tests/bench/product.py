@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from tests.bench.lab import NAMESPACE, Lab
@@ -15,6 +17,7 @@ from tests.e2e.waiting import wait_for
 
 STREAM, RESULTS, OPEN = "otto:scale:events", "otto:scale:results", "otto:scale:open"
 _STOP_S = 40.0
+_DOCKERFILE = Path(__file__).parents[2] / "Dockerfile"
 
 
 @dataclass(slots=True)
@@ -61,7 +64,7 @@ class Product:
             "NAMESPACE": NAMESPACE, "KUBECONFIG": self.lab.kubeconfig, "HTTP_PORT": _free_port(),
             "MAX_WORKERS": 1000, "MAX_PODS_PER_EVENT": 10000, **self.settings,
         }  # fmt: skip
-        told = {name: str(value) for name, value in environ.items()}
+        told = {name: str(value) for name, value in environ.items()} | _image()
         # warnings of the libraries are for tests: users do not ask for them
         self.controller = Controller(self.lab.directory, {"PYTHONWARNINGS": "ignore", **told})
         return self.controller
@@ -119,6 +122,12 @@ class Product:
         doubled = sum(times - 1 for by_index in workers.values() for times in by_index.values())
         doubled += sum(times - 1 for times in tasks.values())
         return Faults(len(self.lab.pods()), self.lab.audit.look().refused, lost, doubled)
+
+
+def _image() -> dict[str, str]:
+    """How the image has malloc work."""
+    (tunables,) = re.findall(r"^ENV (GLIBC_TUNABLES)=(\S+)$", _DOCKERFILE.read_text(encoding="utf-8"), re.MULTILINE)
+    return dict([tunables])
 
 
 def _counted(entries: list[tuple[str, dict[str, str]]]) -> tuple[dict[str, dict[str, int]], dict[str, int]]:
