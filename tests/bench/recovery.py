@@ -1,8 +1,9 @@
 """Recovery after `kill -9`: from the exec of a new process until it has adopted every live pod.
 
 Adopted is what clocks outside the process agree on: Redis says that every open task is the new boot's, the API server
-has its watch and has answered whatever else it was asked about the pods, and the kernel counts a thread for each live
-pod. That it is so is shown afterwards: all pods are ended at once, and every result has to come exactly once.
+has its watch and has answered whatever else it was asked about the pods, the kernel counts a thread for each live pod,
+and Redis has answered a script for each: with it the thread sees that its worker is still wanted. That it is so is
+shown afterwards: all pods are ended at once, and every result has to come exactly once.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ def _recover(bench: Bench, pods: int) -> dict[str, Any]:
         owners = _owners(product)
         product.controller.kill()
         bench.lab.audit.forget()
+        product.redis.config_resetstat()
         before, machine = clocks.cpu_s(bench.lab.server_pids), clocks.machine(bench.lab.pids)
         began = time.time()
         product.launch()
@@ -66,16 +68,18 @@ def _owners(product: Product) -> dict[str, str]:
 
 
 def _adopted(bench: Bench, product: Product, pods: int, owners: dict[str, str], began: float) -> dict[str, float]:
-    """When each of the three was so, seconds after the exec."""
+    """When each of these was so, seconds after the exec."""
     times: dict[str, float] = {}
     deadline = began + 60 + pods * 0.01
     pause = threading.Event()
-    while len(times) < 3:
+    while len(times) < 4:
         assert time.time() < deadline, f"not adopted, only {sorted(times)}: {product.controller.text[-2000:]}"
         pause.wait(0.003)
         now = time.time() - began
         if "threads" not in times and clocks.status(product.pid, "Threads") > pods:
             times["threads"] = now
+        if "scripts" not in times and _scripts(product) >= pods:
+            times["scripts"] = now
         if "tasks" not in times and all(_owners(product).get(each) not in (None, old) for each, old in owners.items()):
             times["tasks"] = now
         watches = [call.received for call in bench.lab.audit.look().asked if call.verb == "watch"]
@@ -83,6 +87,10 @@ def _adopted(bench: Bench, product: Product, pods: int, owners: dict[str, str], 
             times["watch"] = watches[0] - began
     times["looks"] = _last_look(bench, began)
     return {**times, "all": max(times.values())}
+
+
+def _scripts(product: Product) -> int:
+    return int(product.redis.info("commandstats").get("cmdstat_evalsha", {}).get("calls", 0))
 
 
 def _last_look(bench: Bench, began: float) -> float:
