@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -50,6 +50,8 @@ _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 #: What is kept of SHUTDOWN_GRACE_S for handing over and closing, seconds.
 CLOSE_S = 3.0
 MAX_RIGHTS_PAUSE_S = 10.0
+#: How long the other threads wait for the first list of pods at most, seconds.
+FIRST_LIST_S = 2.0
 #: The thread that answers probes: it lives as long as anything does.
 WEB = "web"
 
@@ -149,17 +151,19 @@ class Controller:
             pause_s = min(pause_s * 2, MAX_RIGHTS_PAUSE_S)
 
     def _start(self) -> None:
-        for name, run in {
-            "watch": self._watch.run,
-            "lease": self._lease.run,
-            "control": self._control.run,
-            "reader": self._reader.run,
-            "sweep": self._sweep.run,
-        }.items():
-            self._pulse.expect(name)
-            self._stop.spawn(name, run)
+        self._begin("watch", self._watch.run)
+        # it shows the pods of all the workers that the lease thread resumes: else each of them would ask for its own
+        self._registry.wait_known(FIRST_LIST_S)
+        self._begin("lease", self._lease.run)
+        self._begin("control", self._control.run)
+        self._begin("reader", self._reader.run)
+        self._begin("sweep", self._sweep.run)
         self._pulse.phase("")
         _log.info("controller.started", "Waiting for scaling events on %s", self._settings.keys.stream, boot=self._boot)
+
+    def _begin(self, name: str, run: Callable[[], None]) -> None:
+        self._pulse.expect(name)
+        self._stop.spawn(name, run)
 
     def _shut_down(self) -> bool:
         """The order of the end; returns whether something hangs and the process has to be ended by force."""

@@ -63,8 +63,8 @@ class Registry:
         self._live: dict[str, int] = {}
         self._owned: set[str] = set()
         self._owned_live = 0
-        self._known = False
         self._closed = False
+        self._known = threading.Event()
 
     # -- worker threads
 
@@ -147,7 +147,7 @@ class Registry:
                 woken += self._tell(key.worker, Missing(), attempt=key.attempt)
             for pod in listed.pods:
                 woken += self._publish(pod)
-            self._known = True
+            self._known.set()
         _resolve(woken)
 
     def publish(self, pod: Snapshot) -> None:
@@ -159,7 +159,7 @@ class Registry:
     def unknown(self) -> None:
         """The watch is broken: what is here may be old, so nothing is created on it."""
         with self._lock:
-            self._known = False
+            self._known.clear()
 
     # -- whoever else
 
@@ -189,7 +189,11 @@ class Registry:
     @property
     def known(self) -> bool:
         """Is the cluster's state known? While it is not, nothing may be created."""
-        return self._known
+        return self._known.is_set()
+
+    def wait_known(self, timeout_s: float) -> None:
+        """Wait until it is, at most so long."""
+        self._known.wait(timeout_s)
 
     @property
     def owned_live(self) -> int:

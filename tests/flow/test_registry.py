@@ -183,6 +183,14 @@ class TestLists:
         registry.unknown()
         assert [*known, registry.known] == [False, True, False]
 
+    def test_the_first_list_can_be_waited_for(self, registry: Registry, helper: ThreadPoolExecutor) -> None:
+        """And not for ever."""
+        registry.wait_known(0.01)
+        waiting = helper.submit(registry.wait_known, 10)
+        registry.replace(PodList([], "9"))
+        waiting.result(5)
+        assert registry.known
+
     def test_what_is_listed_is_told(self, registry: Registry, waiter: Waiter) -> None:
         """A change that happened while the link was down."""
         registry.publish(pod(5))
