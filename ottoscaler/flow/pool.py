@@ -2,16 +2,23 @@
 
 The executor's own queue stays empty: it is submitted to only when the ledger has found a free thread, so order and
 cancelling stay the ledger's. A thread that has done with one worker asks for the next itself.
+
+Ten thousand threads take seconds to start, which neither the reader nor the watch has. So whoever calls starts a
+few, and each of them begins with starting others.
 """
 
 from __future__ import annotations
 
 import threading
 from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import Final
 
 from ottoscaler.flow.jobs import Job
 from ottoscaler.flow.parts import Parts
 from ottoscaler.flow.worker import Runner
+
+#: Threads that one call starts at most.
+AT_ONCE: Final = 32
 
 
 class Pool:
@@ -29,10 +36,10 @@ class Pool:
         self._closed = False  # guarded by _lock: nothing may be submitted to a closed executor
 
     def pump(self) -> None:
-        """Give threads to all workers that may run now.
+        """Give threads to a few workers that may run now, and these will to others.
         Cheap when there are none; call it whenever something has changed.
         """
-        while True:
+        for _ in range(AT_ONCE):
             with self._lock:
                 if self._closed or self._stop.is_set():
                     return
@@ -82,6 +89,7 @@ class Pool:
         return self._ledger.wait_idle(deadline)
 
     def _run(self, job: Job) -> None:
+        self.pump()
         following: Job | None = job
         while following is not None:
             self._pulse.moved()

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from functools import partial
+from typing import Any
 
 import pytest
 
@@ -10,7 +15,12 @@ from ottoscaler.core.acts import Doom
 from ottoscaler.core.pods import Phase
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.errors import ClusterUnavailable
+from ottoscaler.flow.jobs import Job
+from ottoscaler.flow.parts import Parts
+from ottoscaler.flow.pool import AT_ONCE, Pool
+from ottoscaler.flow.worker import Runner
 from tests.fakes.wait import eventually
+from tests.flow.desk import task
 from tests.flow.pods import of
 from tests.flow.rig import Rig
 
@@ -38,6 +48,48 @@ def test_a_thread_that_is_done_asks_for_the_next_worker() -> None:
         rig.accept(pod_count=20)
         assert len(rig.results(20)) == 20
         assert at_work() == 1
+
+
+class Later(Executor):
+    """Threads that have been started and have not begun; `begin` lets one run to its end."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[Callable[[], Any]] = deque()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.waiting.append(partial(fn, *args, **kwargs))
+        return Future()
+
+    def begin(self) -> None:
+        self.waiting.popleft()()
+
+
+class Quick(Runner):
+    """Every worker is done at once."""
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts)
+        self.done: list[int] = []
+
+    def run(self, job: Job) -> None:
+        self.done.append(job.life.index)
+
+
+def test_nobody_who_calls_starts_a_thousand_threads() -> None:
+    """The reader, the lease thread and the watch have their own work: each thread that begins starts the next ones."""
+    count = 3 * AT_ONCE
+    with Rig(MAX_WORKERS=count) as rig:
+        rig.registry.replace(rig.cluster.list())
+        later, runner = Later(), Quick(rig.parts)
+        pool = Pool(rig.parts, runner, later)
+        rig.ledger.add(task("e1", count))
+        pool.pump()
+        assert len(later.waiting) == AT_ONCE
+        later.begin()
+        assert len(later.waiting) > AT_ONCE
+        while later.waiting:
+            later.begin()
+        assert sorted(runner.done) == list(range(1, count + 1))
 
 
 def test_room_is_used_by_whoever_has_a_thread() -> None:
