@@ -13,7 +13,7 @@ import ssl
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 import msgspec
 import urllib3
@@ -53,9 +53,11 @@ class KubeHttp:
         configuration.connection_pool_maxsize = settings.inflight + 8
         self._configuration = configuration
         self._api = client.ApiClient(configuration)
-        self._pool = self._api.rest_client.pool_manager
+        self._manager = self._api.rest_client.pool_manager
+        self._base = urlsplit(configuration.host).path
         if configuration.host.startswith("https"):
-            _share_context(self._pool, configuration)
+            _share_context(self._manager, configuration)
+        self._pool = self._manager.connection_from_url(configuration.host)
         self._throttle = Throttle(settings.inflight, settings.qps, settings.burst)
         self._lock = threading.Lock()
         self._streams: set[Any] = set()  # guarded by _lock: responses that are being followed
@@ -74,7 +76,7 @@ class KubeHttp:
         self._throttle.close()
         for response in streams:
             _shut(response)
-        self._pool.clear()
+        self.drop_idle()
 
     def call(
         self, method: str, path: str, *, query: Mapping[str, object] | None = None, body: bytes | None = None
@@ -129,11 +131,12 @@ class KubeHttp:
             raise ClusterUnavailable(f"the ServiceAccount's token cannot be read: {error}", unclear=False) from error
         if token:
             headers["Authorization"] = token
-        url = f"{self._configuration.host}{path}" + (f"?{urlencode(query)}" if query else "")
+        target = f"{self._base}{path}" + (f"?{urlencode(query)}" if query else "")
         timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=read_s)
         try:
-            return self._pool.request(
-                method, url, body=body, headers=headers, timeout=timeout, preload_content=False, retries=False
+            # of the pool itself: its manager would find it anew for each request, which costs a quarter of the whole
+            return self._pool.urlopen(
+                method, target, body=body, headers=headers, timeout=timeout, preload_content=False, retries=False
             )
         except (urllib3.exceptions.HTTPError, OSError) as error:
             refused = isinstance(error, (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError))
@@ -152,9 +155,10 @@ class KubeHttp:
 
     def drop_idle(self) -> None:
         """Close the connections that nobody uses just now: when one is dead, so may be the others, and each would cost
-        whoever uses it next a time-out.
+        whoever uses it next a time-out. What is in flight goes on, and its connection is not used again.
         """
-        self._pool.clear()
+        self._manager.clear()
+        self._pool = self._manager.connection_from_url(self._configuration.host)
 
     def _broken(self, error: Exception, *, unclear: bool) -> ClusterUnavailable:
         self.drop_idle()

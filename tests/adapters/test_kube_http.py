@@ -24,8 +24,10 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding:
 
 
 @contextmanager
-def served(answer: Callable[[socket.socket], None]) -> Iterator[int]:
-    """A server that treats each connection as it is told, and leaves it open until the end; yields its port."""
+def served(answer: Callable[[socket.socket], None], asked: list[bytes] | None = None) -> Iterator[int]:
+    """A server that treats each connection as it is told, and leaves it open until the end; yields its port. What each
+    connection begins with is added to `asked`.
+    """
     listener = socket.create_server(("127.0.0.1", 0))
     connections: list[socket.socket] = []
 
@@ -36,7 +38,9 @@ def served(answer: Callable[[socket.socket], None]) -> Iterator[int]:
             except OSError:
                 return
             connections.append(connection)
-            connection.recv(65536)
+            begun = connection.recv(65536)
+            if asked is not None:
+                asked.append(begun)
             answer(connection)
 
     thread = threading.Thread(target=accept, daemon=True)
@@ -215,9 +219,27 @@ def test_certificates_are_checked_as_before_python_313(tmp_path: Path) -> None:
     made = settings(tmp_path, 1)
     kubeconfig = tmp_path / "kubeconfig"
     kubeconfig.write_text(kubeconfig.read_text(encoding="utf-8").replace("http:", "https:"), encoding="utf-8")
-    context = KubeHttp(made)._pool.connection_pool_kw["ssl_context"]
+    context = KubeHttp(made)._pool.conn_kw["ssl_context"]
     assert not context.verify_flags & ssl.VERIFY_X509_STRICT
     assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
+
+
+def test_an_api_server_may_be_behind_a_path(tmp_path: Path) -> None:
+    """As a Rancher gives access to the clusters that it manages."""
+    asked: list[bytes] = []
+
+    def answer(connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
+
+    with served(answer, asked) as port:
+        made = settings(tmp_path, port)
+        kubeconfig = tmp_path / "kubeconfig"
+        text = kubeconfig.read_text(encoding="utf-8").replace(f":{port}", f":{port}/k8s/clusters/c-1")
+        kubeconfig.write_text(text, encoding="utf-8")
+        http = KubeHttp(made)
+        http.call("GET", "/api/v1/pods", query={"limit": 5})
+        http.close()
+    assert asked[0].splitlines()[0] == b"GET /k8s/clusters/c-1/api/v1/pods?limit=5 HTTP/1.1"
 
 
 def test_it_is_told_how_each_call_ended(tmp_path: Path) -> None:
