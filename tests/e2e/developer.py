@@ -87,6 +87,16 @@ class Developer:
         assert len(found) == 1
         return found[0]
 
+    def until_idle(self) -> None:
+        """Wait until whatever was sent before has come to its end."""
+
+        def idle() -> bool:
+            return self.redis.xinfo_groups("otto:scale:events")[0]["lag"] == 0 and not self.redis.zcard(
+                "otto:scale:open"
+            )
+
+        wait_for(idle, "all tasks to end", 120)
+
     @contextmanager
     def more_settings(self, *lines: str) -> Iterator[None]:
         """Lines added to the env file, for a while."""

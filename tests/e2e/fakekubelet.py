@@ -97,7 +97,8 @@ class FakeKubelet:
         while (job := self._todo.get()) is not None and not self._stopping.is_set():
             name, phase = job
             body = json.dumps({"status": pod_status(phase)}).encode()
-            response = self._request("PATCH", f"{self._pods}/{name}/status", body=body, headers=_MERGE, timeout=20)
+            # longer than any test has the API server stopped
+            response = self._request("PATCH", f"{self._pods}/{name}/status", body=body, headers=_MERGE, timeout=60)
             assert response.status in (200, 404), response.data
             self._note(name, phase)
 
