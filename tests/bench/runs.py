@@ -34,6 +34,7 @@ class Run:
     """From the event (of a peer: the first create request) to the answer to the last delete."""
     own_cpu_s: float = 0.0
     server_cpu_s: float = 0.0
+    redis_cpu_s: float = 0.0
     foreign: float = 0.0
     creates_per_s: float = 0.0
     peak_mib: float = 0.0
@@ -110,9 +111,11 @@ class Bench:
         pids = [*self.lab.pids, pid]
         counted = self.lab.counters.pods()
         machine, own, servers = clocks.machine(pids), clocks.cpu_s([pid]), clocks.cpu_s(self.lab.server_pids)
+        redis = clocks.cpu_s([self.lab.redis.pid])
         yield
         run.own_cpu_s = clocks.cpu_s([pid]) - own
         run.server_cpu_s = clocks.cpu_s(self.lab.server_pids) - servers
+        run.redis_cpu_s = clocks.cpu_s([self.lab.redis.pid]) - redis
         run.foreign = clocks.machine(pids).foreign(machine)
         run.peak_mib = clocks.status(pid, "VmHWM") / 1024
         run.calls = dict(self.lab.audit.look().by_verb())

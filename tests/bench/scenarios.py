@@ -44,6 +44,7 @@ def pairs(bench: Bench) -> Report:
             name: statistics.median(each[name].server_cpu_s / each[name].pods * 1000 for each in rounds)
             for name in systems
         },
+        "redis_cpu_per_1000": statistics.median(each["one event"].redis_cpu_s / pods * 1000 for each in rounds),
         "to_bare": ratio("one event", "bare", "pods_per_s"),
         "to_polling_lifted": ratio("one event", "polling, lifted", "pods_per_s"),
         "to_typed": ratio("one event", "typed", "pods_per_s"),
