@@ -81,10 +81,11 @@ def _growth(report: Report, axes: Any) -> None:
     curves = (("cpu_per_1000", "own CPU seconds per 1,000 pods"), ("rss_mib", "RSS, MiB"))
     for side, (what, label) in zip(axes, curves, strict=True):
         live = sorted(map(int, told[what]))
-        side.plot(live, [told[what][str(each)] for each in live], "o-", color=_OURS)
+        values = [told[what][str(each)] for each in live]
+        side.plot(live, values, "o-", color=_OURS)
         side.set_xlabel("live pods")
         side.set_ylabel(label)
-        side.set_ylim(bottom=0)
+        side.set_ylim(0, 1.1 * max(values))
 
 
 _PLOTS: Final[Mapping[str, tuple[str, Callable[[Report, Any], None]]]] = {
