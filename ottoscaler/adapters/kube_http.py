@@ -57,6 +57,8 @@ class KubeHttp:
         self._base = urlsplit(configuration.host).path
         if configuration.host.startswith("https"):
             _share_context(self._manager, configuration)
+        elif isinstance(self._manager, urllib3.ProxyManager):
+            self._base = configuration.host  # without TLS a proxy wants the whole URL
         self._pool = self._manager.connection_from_url(configuration.host)
         self._throttle = Throttle(settings.inflight, settings.qps, settings.burst)
         self._lock = threading.Lock()
@@ -136,8 +138,9 @@ class KubeHttp:
         try:
             # of the pool itself: its manager would find it anew for each request, which costs a quarter of the whole
             return self._pool.urlopen(
-                method, target, body=body, headers=headers, timeout=timeout, preload_content=False, retries=False
-            )
+                method, target, body=body, headers=headers, timeout=timeout, preload_content=False, retries=False,
+                assert_same_host=False,
+            )  # fmt: skip
         except (urllib3.exceptions.HTTPError, OSError) as error:
             refused = isinstance(error, (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError))
             raise self._broken(error, unclear=not refused) from error

@@ -242,6 +242,27 @@ def test_an_api_server_may_be_behind_a_path(tmp_path: Path) -> None:
     assert asked[0].splitlines()[0] == b"GET /k8s/clusters/c-1/api/v1/pods?limit=5 HTTP/1.1"
 
 
+def test_a_proxy_is_told_the_whole_address(tmp_path: Path) -> None:
+    """Without TLS, that is: through TLS it is a tunnel, and knows no path."""
+    asked: list[bytes] = []
+
+    def answer(connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
+
+    with served(answer, asked) as port:
+        made = settings(tmp_path, port)
+        kubeconfig = tmp_path / "kubeconfig"
+        told = json.loads(kubeconfig.read_text(encoding="utf-8"))
+        told["clusters"][0]["cluster"] = {"server": "http://far.example", "proxy-url": f"http://127.0.0.1:{port}"}
+        kubeconfig.write_text(json.dumps(told), encoding="utf-8")
+        http = KubeHttp(made)
+        http.call("GET", "/api/v1/pods")
+        http.close()
+    first, *headers = asked[0].splitlines()
+    assert first == b"GET http://far.example/api/v1/pods HTTP/1.1"
+    assert b"Host: far.example" in headers
+
+
 def test_it_is_told_how_each_call_ended(tmp_path: Path) -> None:
     """A server that answers is there, also with no; one that fails, or does not know us, is not there for us."""
     told: list[str] = []
