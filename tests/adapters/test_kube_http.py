@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import ssl
 import threading
@@ -16,7 +17,7 @@ import pytest
 from ottoscaler.adapters import cluster as cluster_module
 from ottoscaler.adapters import kube_http
 from ottoscaler.adapters.cluster import KubeCluster
-from ottoscaler.adapters.kube_http import MAX_RETRY_AFTER_S, KubeHttp, refusal
+from ottoscaler.adapters.kube_http import MAX_RETRY_AFTER_S, TOKEN_S, KubeHttp, refusal
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, ConfigError, Expired
 from ottoscaler.settings import KubeSettings
 
@@ -240,6 +241,26 @@ def test_an_api_server_may_be_behind_a_path(tmp_path: Path) -> None:
         http.call("GET", "/api/v1/pods", query={"limit": 5})
         http.close()
     assert asked[0].splitlines()[0] == b"GET /k8s/clusters/c-1/api/v1/pods?limit=5 HTTP/1.1"
+
+
+def test_a_new_token_is_used_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library is asked for it, and not for each request."""
+    asked: list[bytes] = []
+    tokens = iter(["Bearer one", "Bearer two"])
+
+    def answer(connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
+
+    with served(answer, asked) as port:
+        http = KubeHttp(settings(tmp_path, port))
+        monkeypatch.setattr(http._configuration, "get_api_key_with_prefix", lambda _name: next(tokens))
+        http.call("GET", "/")
+        http.call("GET", "/")
+        threading.Event().wait(TOKEN_S)
+        http.call("GET", "/")
+        http.close()
+    told = [re.findall(rb"Authorization: (.*)\r", each) for each in asked]
+    assert told == [[b"Bearer one"], [b"Bearer one"], [b"Bearer two"]]
 
 
 def test_a_proxy_is_told_the_whole_address(tmp_path: Path) -> None:
