@@ -56,12 +56,17 @@ def served(answer: Callable[[socket.socket], None], asked: list[bytes] | None = 
             connection.close()
 
 
-def settings(folder: Path, port: int) -> KubeSettings:
-    """Settings with a kubeconfig for a plain server on loopback."""
+def empty_answer(connection: socket.socket) -> None:
+    """An empty object, and the end of the connection: the next request comes on another."""
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
+
+
+def settings(folder: Path, port: int, **cluster: str) -> KubeSettings:
+    """Settings with a kubeconfig for a plain server on loopback; `cluster` is what it says of that instead."""
     kubeconfig = {
         "apiVersion": "v1",
         "kind": "Config",
-        "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{port}"}}],
+        "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{port}"} | cluster}],
         "users": [{"name": "u", "user": {"token": "abc"}}],
         "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
         "current-context": "x",
@@ -217,10 +222,8 @@ def test_no_kubeconfig_is_a_clear_fault(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("strict_tls")
 def test_certificates_are_checked_as_before_python_313(tmp_path: Path) -> None:
     """Whose they are, but not which extensions they have: API servers of EKS have some that Python 3.13 refuses."""
-    made = settings(tmp_path, 1)
-    kubeconfig = tmp_path / "kubeconfig"
-    kubeconfig.write_text(kubeconfig.read_text(encoding="utf-8").replace("http:", "https:"), encoding="utf-8")
-    context = KubeHttp(made)._pool.conn_kw["ssl_context"]
+    http = KubeHttp(settings(tmp_path, 1, server="https://127.0.0.1:1"))
+    context = http._pool.conn_kw["ssl_context"]
     assert not context.verify_flags & ssl.VERIFY_X509_STRICT
     assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
 
@@ -228,16 +231,8 @@ def test_certificates_are_checked_as_before_python_313(tmp_path: Path) -> None:
 def test_an_api_server_may_be_behind_a_path(tmp_path: Path) -> None:
     """As a Rancher gives access to the clusters that it manages."""
     asked: list[bytes] = []
-
-    def answer(connection: socket.socket) -> None:
-        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
-
-    with served(answer, asked) as port:
-        made = settings(tmp_path, port)
-        kubeconfig = tmp_path / "kubeconfig"
-        text = kubeconfig.read_text(encoding="utf-8").replace(f":{port}", f":{port}/k8s/clusters/c-1")
-        kubeconfig.write_text(text, encoding="utf-8")
-        http = KubeHttp(made)
+    with served(empty_answer, asked) as port:
+        http = KubeHttp(settings(tmp_path, port, server=f"http://127.0.0.1:{port}/k8s/clusters/c-1"))
         http.call("GET", "/api/v1/pods", query={"limit": 5})
         http.close()
     assert asked[0].splitlines()[0] == b"GET /k8s/clusters/c-1/api/v1/pods?limit=5 HTTP/1.1"
@@ -247,11 +242,7 @@ def test_a_new_token_is_used_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """The library is asked for it, and not for each request."""
     asked: list[bytes] = []
     tokens = iter(["Bearer one", "Bearer two"])
-
-    def answer(connection: socket.socket) -> None:
-        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
-
-    with served(answer, asked) as port:
+    with served(empty_answer, asked) as port:
         http = KubeHttp(settings(tmp_path, port))
         monkeypatch.setattr(http._configuration, "get_api_key_with_prefix", lambda _name: next(tokens))
         http.call("GET", "/")
@@ -266,17 +257,9 @@ def test_a_new_token_is_used_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_proxy_is_told_the_whole_address(tmp_path: Path) -> None:
     """Without TLS, that is: through TLS it is a tunnel, and knows no path."""
     asked: list[bytes] = []
-
-    def answer(connection: socket.socket) -> None:
-        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
-
-    with served(answer, asked) as port:
-        made = settings(tmp_path, port)
-        kubeconfig = tmp_path / "kubeconfig"
-        told = json.loads(kubeconfig.read_text(encoding="utf-8"))
-        told["clusters"][0]["cluster"] = {"server": "http://far.example", "proxy-url": f"http://127.0.0.1:{port}"}
-        kubeconfig.write_text(json.dumps(told), encoding="utf-8")
-        http = KubeHttp(made)
+    with served(empty_answer, asked) as port:
+        proxy = {"proxy-url": f"http://127.0.0.1:{port}"}
+        http = KubeHttp(settings(tmp_path, port, server="http://far.example", **proxy))
         http.call("GET", "/api/v1/pods")
         http.close()
     first, *headers = asked[0].splitlines()
