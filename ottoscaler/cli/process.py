@@ -23,7 +23,6 @@ _PR_FUTEX_HASH_SET_SLOTS: Final = 1
 def prepare(max_workers: int) -> None:
     """Once, when all is imported and before the first thread starts. Argument: how many workers there may be."""
     threading.stack_size(STACK_BYTES)
-    gc.collect()
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS)
     _spread_waiters(max_workers)
