@@ -81,6 +81,14 @@ class Controller:
         self.stream.finish_scale_down(event_id, task.owner, closing)
 
 
+def printed_by(program: str) -> str:
+    """What a few lines of Python print, in a process of its own."""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=SCRIPT.parent, timeout=LONG_S)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 class Terminal:
     """A command on a terminal of its own. One thread."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ottoscaler.cli.main import COMMANDS, main
-from tests.cli.conftest import LONG_S, SCRIPT, child
+from tests.cli.conftest import LONG_S, SCRIPT, child, printed_by
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -85,10 +85,7 @@ def test_looking_at_redis_does_not_import_kubernetes(module: str) -> None:
     """It would take longer than the command itself."""
     heavy = "{'kubernetes', 'prometheus_client', 'tenacity'}"
     program = f"import sys, {module}, ottoscaler.cli.main; print(sorted({heavy} & sys.modules.keys()))"
-    found = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=SCRIPT.parent, timeout=LONG_S
-    )
-    assert found.stdout == "[]\n"
+    assert printed_by(program) == "[]\n"
 
 
 @pytest.mark.usefixtures("names")

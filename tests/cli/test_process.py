@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
+
+from tests.cli.conftest import printed_by
 
 ASK = """
 import ctypes, gc, threading
@@ -19,9 +18,7 @@ print(ctypes.CDLL(None).prctl(78, 2, 0, 0, 0))
 
 def answers(workers: int) -> list[str]:
     """What the process says of itself after it was prepared for so many workers."""
-    told = subprocess.run([sys.executable, "-c", ASK.format(workers=workers)], capture_output=True, text=True)
-    assert told.returncode == 0, told.stderr
-    return told.stdout.split()
+    return printed_by(ASK.format(workers=workers)).split()
 
 
 def test_the_collector_leaves_the_libraries_alone_and_stacks_are_small() -> None:

@@ -91,9 +91,8 @@ class Developer:
         """Wait until whatever was sent before has come to its end."""
 
         def idle() -> bool:
-            return self.redis.xinfo_groups("otto:scale:events")[0]["lag"] == 0 and not self.redis.zcard(
-                "otto:scale:open"
-            )
+            (group,) = self.redis.xinfo_groups("otto:scale:events")
+            return group["lag"] == 0 and not self.redis.zcard("otto:scale:open")
 
         wait_for(idle, "all tasks to end", 120)
 
