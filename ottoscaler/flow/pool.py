@@ -22,7 +22,7 @@ AT_ONCE: Final = 32
 
 
 class Pool:
-    """Threads for workers. Any thread may `pump`; `start` and `close` belong to the main thread."""
+    """Threads for workers. Any thread may `pump`; `close` belongs to the main thread."""
 
     def __init__(self, parts: Parts, runner: Runner, executor: Executor | None = None) -> None:
         """`executor` stands in for the pool's own threads."""
