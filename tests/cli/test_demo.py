@@ -62,7 +62,7 @@ def test_the_demo_shows_itself_live_on_a_terminal(tmp_path: Path, monkeypatch: p
     terminal = Terminal("demo")
     assert "task with a failing worker" in terminal.until("not sent")
     terminal.process.send_signal(signal.SIGINT)
-    assert terminal.end() == 130
+    assert terminal.end() == 130, terminal.screen
 
 
 def test_the_demo_takes_no_arguments() -> None:
