@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from tests.cli.conftest import printed_by
@@ -33,3 +35,22 @@ def test_there_is_a_place_for_each_thread_that_waits(workers: int, slots: int) -
     if told == "-1":
         pytest.skip("this kernel has no futex hash of its own for a process: Linux 6.16 has")
     assert int(told) == slots
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process choose its CPUs")
+@pytest.mark.parametrize(
+    ("there", "left"),
+    [("allowed", "1"), ("allowed + 1", "allowed")],
+    ids=["all are ours", "somebody has chosen some for us"],
+)
+def test_all_threads_stay_on_one_cpu_unless_somebody_has_chosen(there: str, left: str) -> None:
+    """A thread inherits what the main thread asked for."""
+    code = f"""
+import os, threading
+allowed = len(os.sched_getaffinity(0))
+os.cpu_count = lambda: {there}
+from ottoscaler.cli import process
+process.prepare(1)
+threading.Thread(target=lambda: print(len(os.sched_getaffinity(0)) == {left})).start()
+"""
+    assert printed_by(code).strip() == "True"
