@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from contextlib import contextmanager
 
 from ottoscaler.core.acts import Missing, NotOurs, Observation, Seen, TimedOut
 from ottoscaler.core.names import WorkerKey
@@ -26,15 +25,26 @@ _Worker = tuple[str, int]
 
 
 class Waiter:
-    """One worker's place in the registry. `wait` belongs to its thread; the rest is the registry's, under its lock."""
+    """One worker's place in the registry, until the end of the `with` block that it is for. `wait` and the block belong
+    to its thread; the rest is the registry's, under its lock.
+    """
 
-    def __init__(self, registry: Registry, clock: Clock) -> None:
+    __slots__ = ("_clock", "_registry", "future", "latest", "stage", "told", "worker")
+
+    def __init__(self, registry: Registry, clock: Clock, worker: _Worker) -> None:
         self._registry = registry
         self._clock = clock
+        self.worker = worker
         self.told: list[Observation] = []
         self.latest: Snapshot | None = None
         self.stage: tuple[object, ...] | None = None
         self.future: Future[Observation] | None = None
+
+    def __enter__(self) -> Waiter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._registry.leave(self)
 
     def wait(self, attempt: int, until: float | None) -> Observation:
         """The next observation of that attempt's pod: Seen, Missing, Marked, NotOurs, or TimedOut at `until` (seconds
@@ -68,8 +78,7 @@ class Registry:
 
     # -- worker threads
 
-    @contextmanager
-    def expect(self, event_hash: str, index: int, last: Snapshot | None = None) -> Iterator[Waiter]:
+    def expect(self, event_hash: str, index: int, last: Snapshot | None = None) -> Waiter:
         """Subscribe before acting, so that no change is missed; one waiter for each worker.
 
         A worker that gave its thread back goes on from the pod that it saw `last`: what has become of that meanwhile,
@@ -77,8 +86,8 @@ class Registry:
 
         Whoever had the place before is told NotOurs: his task was taken over anew, and nobody would ever wake him.
         """
-        waiter = Waiter(self, self._clock)
         worker = (event_hash, index)
+        waiter = Waiter(self, self._clock, worker)
         with self._lock:
             ousted = self._tell(worker, NotOurs())
             if last is not None:
@@ -86,12 +95,13 @@ class Registry:
                 waiter.told += [Missing()] if waiter.latest is None else []
             self._waiters[worker] = waiter
         _resolve(ousted)
-        try:
-            yield waiter
-        finally:
-            with self._lock:
-                if self._waiters.get(worker) is waiter:
-                    del self._waiters[worker]
+        return waiter
+
+    def leave(self, waiter: Waiter) -> None:
+        """The place is given up, unless somebody else has it by now."""
+        with self._lock:
+            if self._waiters.get(waiter.worker) is waiter:
+                del self._waiters[waiter.worker]
 
     def offer(self, waiter: Waiter, attempt: int) -> Future[Observation]:
         """A future for the waiter's next observation; already done if there is one that it has not seen."""

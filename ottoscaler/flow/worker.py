@@ -7,8 +7,7 @@ worker back into the ledger as it stands, so nothing is lost and no thread is he
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
@@ -54,19 +53,17 @@ class Runner:
 
     def run(self, job: Job) -> None:
         """Carry a worker on until it ends, pauses, or is to be left for whoever comes next. Raises nothing."""
-        with self.follow(job) as waiter:
+        event = job.task.event
+        with (
+            logs.bind(event_id=event.event_id, task_id=event.task_id, worker=job.life.index),
+            self.follow(job) as waiter,
+        ):
             while self.step(job, waiter.wait):
                 pass
 
-    @contextmanager
-    def follow(self, job: Job) -> Iterator[Waiter]:
-        """What has to be so around the steps of a worker: subscribed to its pod, and its name on every log line."""
-        event, life = job.task.event, job.life
-        with (
-            logs.bind(event_id=event.event_id, task_id=event.task_id, worker=life.index),
-            self._parts.registry.expect(job.task.hash, life.index, life.pod) as waiter,
-        ):
-            yield waiter
+    def follow(self, job: Job) -> Waiter:
+        """A worker's steps are made inside a `with` block of this: subscribed to its pod."""
+        return self._parts.registry.expect(job.task.hash, job.life.index, job.life.pod)
 
     def step(self, job: Job, wait: Wait) -> bool:
         """Carry out one effect; False when the thread is to let go of the worker. Raises nothing.
