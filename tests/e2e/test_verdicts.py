@@ -266,6 +266,7 @@ class TestEvents:
         for _ in range(2):
             shared.send(type="scale_up", event_id="twice")
         shared.verdict("twice")
+        shared.no_pods("twice")  # the last one goes after its result
         shared.send(type="scale_up", event_id="twice")
         assert stays(lambda: len(shared.results("twice", "task")) == 1 and not shared.pods_of("twice"), 1)
 
