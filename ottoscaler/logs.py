@@ -111,7 +111,7 @@ def bind(**facts: object) -> AbstractContextManager[None]:
 
 
 class _Bound:
-    """Every live worker is inside such a block for as long as it runs: a generator's would be 800 bytes larger."""
+    """Every live worker is inside such a block for as long as it runs: 320 bytes, where a generator takes 800."""
 
     __slots__ = ("_facts", "_token")
 
