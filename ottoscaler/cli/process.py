@@ -51,5 +51,5 @@ def _keep_to_one_cpu() -> None:
     What others run is not in its way: the kernel moves that elsewhere.
     """
     if len(os.sched_getaffinity(0)) == os.cpu_count():
-        with suppress(OSError):  # a sandbox may forbid it
+        with suppress(OSError, ValueError):  # a sandbox may forbid it, or not tell which CPU it is (-1)
             os.sched_setaffinity(0, {ctypes.CDLL(None).sched_getcpu()})

@@ -54,3 +54,20 @@ process.prepare(1)
 threading.Thread(target=lambda: print(len(os.sched_getaffinity(0)) == {left})).start()
 """
     assert printed_by(code).strip() == "True"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process choose its CPUs")
+@pytest.mark.parametrize("refusal", ["PermissionError(1, 'not here')", "ValueError('negative CPU number')"])
+def test_a_sandbox_that_does_not_let_us_choose_is_no_reason_not_to_start(refusal: str) -> None:
+    """The second is what Python says of CPU -1, which is the kernel's for: not told."""
+    code = f"""
+import os
+def refuse(*asked):
+    raise {refusal}
+os.sched_setaffinity = refuse
+os.cpu_count = lambda: len(os.sched_getaffinity(0))
+from ottoscaler.cli import process
+process.prepare(1)
+print("started")
+"""
+    assert printed_by(code).strip() == "started"
