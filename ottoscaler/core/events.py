@@ -17,6 +17,8 @@ from typing import Final
 
 import msgspec
 
+from ottoscaler.core.trace import version_00
+
 MAX_EVENT_BYTES: Final = 64 * 1024
 #: More fields than anybody needs; Redis scripts take no more than some thousand arguments.
 MAX_FIELDS: Final = 256
@@ -30,14 +32,17 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 _STREAM_ID = re.compile(r"[0-9]+-[0-9]+")
 _FIELD = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _COUNT = re.compile(r"[0-9]{1,9}")
-_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 #: Fields that choose something; every other field is passed on to workers and results.
-_OWN: Final = frozenset({"type", "pod_count", "task_id", "mode", "event_id", "supersedes", "traceparent"})
+_OWN: Final = frozenset(
+    {"type", "pod_count", "target_replicas", "task_id", "mode", "event_id", "supersedes", "traceparent"}
+)
 #: Fields that change the worker pod: not before there is a policy that says what they may be.
 _OVERRIDES: Final = frozenset(
     {"image", "command", "args", "env", "cpu", "memory", "profile", "deadline_s", "retries", "priority", "not_after"}
 )
+#: Fields of which an empty value counts as not set: client libraries send empty strings for undefined values.
+_OPTIONAL: Final = frozenset(name.encode() for name in _OWN | _OVERRIDES)
 #: Passed-on fields become `OTTO_<FIELD>`: these would hide variables that every worker has.
 _HIDING: Final = frozenset({"worker_index", "worker_count", "attempt", "task_key", "pod_name", "namespace"})
 
@@ -120,10 +125,36 @@ def decode(text: str | bytes) -> ScaleEvent:
     return msgspec.json.decode(text, type=ScaleEvent)
 
 
+def content(fields: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+    """The fields that count: no empty one that only chooses something, and only a valid `traceparent`, as version 00.
+
+    What one event and its repetition differ in besides is no other content.
+    """
+    kept = {name: value for name, value in fields.items() if value or name not in _OPTIONAL}
+    if traceparent := version_00(kept.pop(b"traceparent", b"")):
+        kept[b"traceparent"] = traceparent
+    return kept
+
+
+def ignored(fields: Mapping[bytes, bytes]) -> str:
+    """What of an entry counts as not set though it has a value: a sentence for the log, or empty."""
+    given = fields.get(b"traceparent", b"")
+    if not given or version_00(given):
+        return ""
+    shown = _short(given[:MAX_EVENT_BYTES].decode("utf-8", "backslashreplace"))
+    return f"field traceparent is {shown}; a W3C trace context is expected, and the event goes on without one"
+
+
 def digest(fields: Mapping[bytes, bytes]) -> str:
-    """What tells the content of one event from another's: SHA-256 over the sorted fields, lengths included."""
-    total = hashlib.sha256()
-    for name, value in sorted(fields.items()):
+    """What tells the content of one event from another's: SHA-256 over the sorted fields, lengths included.
+
+    Two spellings of the same content (see `content`, and `target_replicas` for `pod_count`) have one digest.
+    """
+    kept, total = content(fields), hashlib.sha256()
+    replicas = kept.get(b"target_replicas")
+    if replicas is not None and kept.get(b"pod_count", replicas) == replicas:
+        kept[b"pod_count"] = kept.pop(b"target_replicas")
+    for name, value in sorted(kept.items()):
         total.update(b"%d:%b%d:%b" % (len(name), name, len(value), value))
     return total.hexdigest()
 
@@ -167,10 +198,8 @@ def readable_ids(stream_id: str, fields: Mapping[bytes, bytes]) -> tuple[str, st
     """The event id and task id of an entry that may be broken elsewhere; empty where they themselves are broken."""
     given = fields.get(b"event_id", b"").decode("utf-8", "replace")
     task_id = fields.get(b"task_id", b"").decode("utf-8", "replace")
-    if b"event_id" not in fields:
-        event_id = stream_id
-    else:
-        event_id = given if _ID.fullmatch(given) and not _STREAM_ID.fullmatch(given) else ""
+    readable = _ID.fullmatch(given) and not _STREAM_ID.fullmatch(given)
+    event_id = (given if readable else "") if given else stream_id
     return event_id, task_id if _ID.fullmatch(task_id) else stream_id
 
 
@@ -181,7 +210,7 @@ def _texts(fields: Mapping[bytes, bytes]) -> dict[str, str]:
     if len(fields) > MAX_FIELDS:
         raise _Fault(f"the event has {len(fields)} fields; at most {MAX_FIELDS} are allowed", DeadReason.TOO_LARGE)
     texts = {}
-    for raw_name, raw_value in fields.items():
+    for raw_name, raw_value in content(fields).items():
         name = raw_name.decode("utf-8", "backslashreplace")
         if not _FIELD.fullmatch(name):
             raise _Fault(f"field name {_short(name)} is not of the form {_FIELD.pattern}")
@@ -200,9 +229,6 @@ def _event(stream_id: str, texts: dict[str, str], max_pods: int) -> ScaleEvent:
         raise _Fault(f"field {name}: overrides are not supported yet; remove it", DeadReason.UNSUPPORTED)
     passed_on = {name: value for name, value in texts.items() if name not in _OWN}
     _check_passed_on(passed_on)
-    traceparent = texts.get("traceparent", "")
-    if "traceparent" in texts and not _TRACEPARENT.fullmatch(traceparent):
-        raise _Fault(f"field traceparent is {_short(traceparent)}; a W3C trace context is expected")
     event_id = _id(texts, "event_id") or stream_id
     if "event_id" in texts and _STREAM_ID.fullmatch(event_id):
         raise _Fault(f"field event_id is {event_id}; the form digits-digits is kept for entry ids")
@@ -219,7 +245,7 @@ def _event(stream_id: str, texts: dict[str, str], max_pods: int) -> ScaleEvent:
         task_id=task_id or (stream_id if kind is EventType.SCALE_UP else ""),
         mode=_mode(texts),
         supersedes=_id(texts, "supersedes"),
-        traceparent=traceparent,
+        traceparent=texts.get("traceparent", ""),
         passed_on=passed_on,
     )
 
@@ -249,17 +275,25 @@ def _mode(texts: dict[str, str]) -> Mode:
 
 
 def _pod_count(texts: dict[str, str], kind: EventType, max_pods: int) -> int:
-    text = texts.get("pod_count")
-    if text is None:
+    given = {name: _whole(name, texts[name]) for name in ("pod_count", "target_replicas") if name in texts}
+    if not given:
         if kind is EventType.SCALE_UP:
             return 1
         if "task_id" not in texts:
             raise _Fault("field pod_count is missing; a scale_down without task_id needs it")
         return 0
+    if len(set(given.values())) > 1:
+        both = " and ".join(f"{name} is {count}" for name, count in given.items())
+        raise _Fault(f"field {both}; they are two names of one value: send one of them, or the same value in both")
+    (name, count), *_ = given.items()
+    if kind is EventType.SCALE_UP and count > max_pods:
+        raise _Fault(f"field {name} is {texts[name]}; at most {max_pods} are allowed (MAX_PODS_PER_EVENT)")
+    return count
+
+
+def _whole(name: str, text: str) -> int:
     if not _COUNT.fullmatch(text) or int(text) < 1:
-        raise _Fault(f"field pod_count is {_short(text)}; a whole number from 1 is expected")
-    if kind is EventType.SCALE_UP and int(text) > max_pods:
-        raise _Fault(f"field pod_count is {text}; at most {max_pods} are allowed (MAX_PODS_PER_EVENT)")
+        raise _Fault(f"field {name} is {_short(text)}; a whole number from 1 is expected")
     return int(text)
 
 
@@ -273,7 +307,7 @@ def _id(texts: dict[str, str], name: str) -> str:
 def _check_passed_on(passed_on: dict[str, str]) -> None:
     for name in sorted(passed_on.keys() & _HIDING):
         raise _Fault(f"field {name} would hide the worker's own OTTO_{name.upper()}; choose another name")
-    if "metadata" not in passed_on:
+    if not passed_on.get("metadata"):  # empty: passed on as it is, like every other
         return
     try:
         msgspec.json.decode(passed_on["metadata"], type=dict[str, msgspec.Raw])  # unlike json.loads, it refuses NaN

@@ -10,6 +10,7 @@ from ottoscaler.core.pods import Snapshot
 from ottoscaler.core.verdicts import Verdict
 
 MAX_MESSAGE: Final = 1000
+_PREFIX: Final = "event_"
 
 
 def rfc3339(at: float | None) -> str:
@@ -22,12 +23,22 @@ def rfc3339(at: float | None) -> str:
 def common_fields(event: ScaleEvent, names: frozenset[str]) -> dict[str, str]:
     """What every result of an event carries: trace context and passed-on fields.
 
-    A passed-on field that has the name of one of the result's own (`reason` is both) goes in as `event_<name>`.
+    A passed-on field that has the name of one of the result's own (`reason` is both) goes in as `event_<name>`, and so
+    does one that has such a name already behind any number of `event_`: `event_reason` as `event_event_reason`. That
+    makes room for the first, so that no two fields ever get the same name.
     """
     fields = {"traceparent": event.traceparent} if event.traceparent else {}
     for name, value in event.passed_on.items():
-        fields[f"event_{name}" if name in names else name] = value
+        fields[f"{_PREFIX}{name}" if _taken(name, names) else name] = value
     return fields
+
+
+def _taken(name: str, names: frozenset[str]) -> bool:
+    while name not in names:
+        if not name.startswith(_PREFIX):
+            return False
+        name = name.removeprefix(_PREFIX)
+    return True
 
 
 #: The names that results use themselves.

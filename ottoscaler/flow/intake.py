@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Generic, Protocol, TypeVar
 
 from ottoscaler import logs
-from ottoscaler.core.events import BadEvent, DeadReason, EventType, ScaleEvent, digest, parse, readable_ids
+from ottoscaler.core.events import BadEvent, DeadReason, EventType, ScaleEvent, digest, ignored, parse, readable_ids
 from ottoscaler.errors import Stopping, Unavailable
 from ottoscaler.flow.burial import contained, tell
 from ottoscaler.flow.parts import Parts
@@ -148,7 +148,7 @@ class Intake:
                 tell(self._metrics, answer, one.entry.stream_id)
             elif answer is not None:
                 if ask.repeated or not answer.again:
-                    self._received(one.event)
+                    self._received(one)
                 self.open(answer)
 
     def _accept_singly(self, good: Sequence[_Good], defect: str, retry: _Retry) -> None:
@@ -172,13 +172,16 @@ class Intake:
         if written is not None:
             tell(self._metrics, written, entry.stream_id)
 
-    def _received(self, event: ScaleEvent) -> None:
+    def _received(self, one: _Good) -> None:
+        event = one.event
         self._metrics.events_received.inc(event.type)
         count = event.pod_count or "all"
         _log.info(
             "event.received", "Received scaling event: %s (PodCount: %s)", event.type, count,
             event_id=event.event_id, task_id=event.task_id, stream_id=event.stream_id,
         )  # fmt: skip
+        if sentence := ignored(one.fields):
+            _log.warning("event.ignored", "Ignored: %s", sentence, event_id=event.event_id, task_id=event.task_id)
 
 
 def _poison(entry: Entry, detail: str) -> BadEvent:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ottoscaler.core.events import BadEvent, DeadReason, EventType, Mode, ScaleEvent, parse
+from ottoscaler.core import events
+from ottoscaler.core.events import BadEvent, DeadReason, EventType, Mode, ScaleEvent, digest, ignored, parse
 from tests.core.builders import STREAM_ID
 
 contract = pytest.mark.contract
@@ -58,7 +59,7 @@ def test_the_task_is_named_by_the_entry_even_if_the_producer_named_the_event() -
 
 
 @contract("3.type")
-@pytest.mark.parametrize("value", [b"", b"scale", b"SCALE_UP", b"scale_up ", b"scale_up\n", "scale_ùp".encode()])
+@pytest.mark.parametrize("value", [b" ", b"scale", b"SCALE_UP", b"scale_up ", b"scale_up\n", "scale_ùp".encode()])
 def test_an_unknown_type_is_refused(value: bytes) -> None:
     """Only the two types, exactly as written."""
     assert "scale_up or scale_down is expected" in bad({b"type": value}).detail
@@ -83,7 +84,6 @@ def test_pod_count_is_a_whole_number_from_one(value: bytes, count: int) -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        b"",
         b"0",
         b"000",
         b"-1",
@@ -100,18 +100,40 @@ def test_pod_count_is_a_whole_number_from_one(value: bytes, count: int) -> None:
         "²".encode(),
     ],
 )
+@pytest.mark.parametrize("name", ["pod_count", "target_replicas"])
 @pytest.mark.contract("2.MAX_PODS_PER_EVENT")
-def test_any_other_pod_count_is_refused(value: bytes) -> None:
-    """Also what Python's int would take."""
-    result = bad({b"pod_count": value})
+def test_any_other_pod_count_is_refused(name: str, value: bytes) -> None:
+    """Also what Python's int would take; the field that was sent is named."""
+    result = bad({name.encode(): value})
     assert result.reason is DeadReason.INVALID
+    assert result.detail.startswith(f"field {name} is ")
     assert "a whole number from 1 is expected" in result.detail
 
 
 @contract("3.pod_count")
-def test_more_workers_than_allowed_are_refused() -> None:
-    """One above the limit, and the limit is named."""
-    assert "at most 1000 are allowed (MAX_PODS_PER_EVENT)" in bad({b"pod_count": b"1001"}).detail
+@pytest.mark.parametrize("name", ["pod_count", "target_replicas"])
+def test_more_workers_than_allowed_are_refused(name: str) -> None:
+    """One above the limit, and field and limit are named."""
+    expected = f"field {name} is 1001; at most 1000 are allowed (MAX_PODS_PER_EVENT)"
+    assert bad({name.encode(): b"1001"}).detail == expected
+
+
+@contract("3.pod_count")
+@pytest.mark.parametrize("fields", [{b"type": b"scale_up"}, {b"type": b"scale_down"}], ids=["up", "down"])
+@pytest.mark.parametrize("also", [{}, {b"pod_count": b"3"}, {b"pod_count": b"03"}, {b"pod_count": b""}])
+def test_target_replicas_is_another_name_of_pod_count(fields: dict[bytes, bytes], also: dict[bytes, bytes]) -> None:
+    """It chooses how many, and is not passed on besides."""
+    event = _good(fields | also | {b"target_replicas": b"3"})
+    assert (event.pod_count, event.passed_on) == (3, {})
+
+
+@contract("3.pod_count")
+@pytest.mark.parametrize("kind", [b"scale_up", b"scale_down"])
+def test_two_names_with_two_values_are_refused(kind: bytes) -> None:
+    """Which of them was meant nobody can say."""
+    result = bad({b"type": kind, b"pod_count": b"3", b"target_replicas": b"4"})
+    assert result.reason is DeadReason.INVALID
+    assert "pod_count is 3 and target_replicas is 4" in result.detail
 
 
 @contract("3.pod_count")
@@ -151,7 +173,7 @@ def test_a_scale_down_has_two_modes(value: str) -> None:
 
 
 @contract("3.mode")
-@pytest.mark.parametrize("value", [b"", b"Kill", b"stop", b"drain\n"])
+@pytest.mark.parametrize("value", [b" ", b"Kill", b"stop", b"drain\n"])
 def test_an_unknown_mode_is_refused(value: bytes) -> None:
     """A typing error must not kill what was to be spared."""
     assert "kill or drain is expected" in bad({b"type": b"scale_down", b"task_id": b"t", b"mode": value}).detail
@@ -189,7 +211,7 @@ def test_an_id_has_a_plain_form(name: bytes, value: bytes) -> None:
 @contract("3.limits")
 @pytest.mark.parametrize("name", [b"task_id", b"event_id", b"supersedes"])
 @pytest.mark.parametrize(
-    "value", [b"", b"-a", b".a", b"/a", b"_a", b"a b", b"a\n", b"a{b}", b"a*", b"a$", b"x" * 129, "ä".encode()]
+    "value", [b" ", b"-a", b".a", b"/a", b"_a", b"a b", b"a\n", b"a{b}", b"a*", b"a$", b"x" * 129, "ä".encode()]
 )
 def test_any_other_id_is_refused(name: bytes, value: bytes) -> None:
     """Ids become keys, labels' neighbours and command line arguments."""
@@ -221,23 +243,120 @@ def test_a_trace_context_is_kept() -> None:
     assert (event.traceparent, event.passed_on) == (TRACE.decode(), {})
 
 
+#: What W3C Trace Context forbids, and what no version has.
+NO_TRACE = [
+    b"x",
+    b" ",
+    b"\xff",
+    b"a\0b",
+    TRACE.upper(),
+    b"ff" + TRACE[2:],
+    b"ff" + TRACE[2:] + b"-00",
+    b"FE" + TRACE[2:],
+    b"0" + TRACE[2:],
+    b"0g" + TRACE[2:],
+    TRACE + b"-00",
+    TRACE + b"-",
+    TRACE + b"\n",
+    b" " + TRACE,
+    TRACE[:-1],
+    TRACE.replace(b"-", b"_"),
+    b"00-" + b"0" * 32 + TRACE[35:],
+    TRACE[:36] + b"0" * 16 + b"-01",
+    b"01-" + b"0" * 32 + TRACE[35:],
+    b"01" + TRACE[2:36] + b"0" * 16 + b"-01-x",
+    b"01" + TRACE[2:] + b"x",
+    b"01" + TRACE[2:] + b"-x\n",
+    b"01" + TRACE[2:54],
+]
+
+
+@contract("3.traceparent")
+@pytest.mark.parametrize("value", NO_TRACE)
+def test_a_trace_context_that_is_not_valid_is_ignored(value: bytes) -> None:
+    """The event runs without one, the log says so, and a repetition without it is the same event."""
+    event = good(traceparent=value)
+    assert (event.traceparent, event.passed_on) == ("", {})
+    sentence = ignored({b"traceparent": value})
+    assert "a W3C trace context is expected" in sentence
+    assert sentence.isprintable()
+    assert digest({b"type": b"scale_up", b"traceparent": value}) == digest({b"type": b"scale_up"})
+
+
 @contract("3.traceparent")
 @pytest.mark.parametrize(
-    "value",
+    ("value", "read"),
     [
-        b"",
-        b"x",
-        TRACE.upper(),
-        b"ff" + TRACE[2:],
-        TRACE + b"-00",
-        TRACE + b"\n",
-        b"00-" + b"0" * 32 + TRACE[35:],
-        TRACE[:36] + b"0" * 16 + b"-01",
+        (TRACE, TRACE),
+        (TRACE[:-2] + b"00", TRACE[:-2] + b"00"),
+        (TRACE[:-2] + b"ff", TRACE[:-2] + b"ff"),
+        (b"01" + TRACE[2:], TRACE),
+        (b"cc" + TRACE[2:], TRACE),
+        (b"fe" + TRACE[2:], TRACE),
+        (b"01" + TRACE[2:] + b"-", TRACE),
+        (b"cc" + TRACE[2:] + b"-what-the-future-will-be-like.", TRACE),
+        (b"01" + TRACE[2:-2] + b"03", TRACE),
+        (b"01" + TRACE[2:-2] + b"02", TRACE[:-2] + b"00"),
     ],
 )
-def test_a_broken_trace_context_is_refused(value: bytes) -> None:
-    """The forms and the zero ids that W3C Trace Context forbids."""
-    assert "a W3C trace context is expected" in bad({b"traceparent": value}).detail
+def test_a_future_version_is_read_as_version_00(value: bytes, read: bytes) -> None:
+    """Its ids and its sampled bit; what else it may have nobody here can read."""
+    assert good(traceparent=value).traceparent == read.decode()
+    assert ignored({b"traceparent": value}) == ""
+
+
+#: Every field that chooses something: a client library sends an empty string for it when it is not defined.
+CHOOSING = sorted(events._OWN | events._OVERRIDES)
+
+
+@contract("3.limits")
+@pytest.mark.parametrize("name", CHOOSING)
+@pytest.mark.parametrize("kind", [b"scale_up", b"scale_down"])
+def test_an_empty_field_that_chooses_something_counts_as_not_set(name: str, kind: bytes) -> None:
+    """The result is that of an event without it, and so is the content."""
+    without = {b"task_id": b"t"} if name != "task_id" else {b"pod_count": b"2"}
+    if name != "type":
+        without[b"type"] = kind
+    given = without | {name.encode(): b""}
+    assert parse(STREAM_ID, given, 1000) == parse(STREAM_ID, without, 1000)
+    assert digest(given) == digest(without)
+    assert ignored(given) == ""
+
+
+@contract("3.limits")
+def test_all_of_them_may_be_empty_at_once() -> None:
+    """The smallest event, as such a library sends it."""
+    empty = {name.encode(): b"" for name in CHOOSING if name != "type"}
+    assert _good(empty | {b"type": b"scale_up"}) == good()
+
+
+@contract("3.passed-on")
+@pytest.mark.parametrize("name", ["job_id", "reason", "timestamp", "metadata", "mine"])
+def test_an_empty_field_that_is_only_passed_on_is_passed_on(name: str) -> None:
+    """And it is content: without it, it is another event."""
+    assert good(**{name: b""}).passed_on == {name: ""}
+    assert digest({name.encode(): b""}) != digest({})
+
+
+@contract("3.event_id")
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ({b"pod_count": b"3"}, {b"target_replicas": b"3"}, True),
+        ({b"pod_count": b"3"}, {b"target_replicas": b"3", b"pod_count": b"3"}, True),
+        ({b"pod_count": b"3"}, {b"target_replicas": b"3", b"pod_count": b""}, True),
+        ({b"pod_count": b"3"}, {b"target_replicas": b"4"}, False),
+        ({b"pod_count": b"3"}, {b"target_replicas": b"4", b"pod_count": b"3"}, False),
+        ({b"traceparent": TRACE}, {b"traceparent": b"01" + TRACE[2:] + b"-x"}, True),
+        ({b"traceparent": TRACE}, {}, False),
+        ({b"mode": b"kill"}, {}, False),
+    ],
+)
+def test_two_spellings_of_one_content_have_one_digest(
+    one: dict[bytes, bytes], other: dict[bytes, bytes], same: bool
+) -> None:
+    """What is read is what counts; a default that is written down is content like any other value."""
+    assert (digest(one) == digest(other)) is same
 
 
 @contract("3.passed-on")
@@ -250,7 +369,6 @@ def test_a_broken_trace_context_is_refused(value: bytes) -> None:
         "triggered_by",
         "reason",
         "target_deployment",
-        "target_replicas",
         "timestamp",
         "mine",
     ],
@@ -269,7 +387,7 @@ def test_metadata_is_a_json_object(value: bytes) -> None:
 
 @contract("3.passed-on")
 @pytest.mark.parametrize(
-    "value", [b"", b"x", b"[]", b"1", b"null", b'"{}"', b"{", b"{} {}", b"{'a': 1}", b'{"a": NaN}', DEEP]
+    "value", [b" ", b"x", b"[]", b"1", b"null", b'"{}"', b"{", b"{} {}", b"{'a': 1}", b'{"a": NaN}', DEEP]
 )
 def test_metadata_of_any_other_kind_is_refused(value: bytes) -> None:
     """Also the NaN that Python's json would take, and a depth that no parser bears."""
@@ -373,6 +491,7 @@ def test_an_event_has_at_most_256_fields(more: int, fits: bool) -> None:
         ({b"event_id": b"mine"}, ("mine", STREAM_ID)),
         ({b"event_id": b"\xff", b"task_id": b"t"}, ("", "t")),
         ({b"event_id": b"1-1"}, ("", STREAM_ID)),
+        ({b"event_id": b"", b"task_id": b""}, (STREAM_ID, STREAM_ID)),
         ({b"task_id": b"not an id"}, (STREAM_ID, STREAM_ID)),
     ],
 )

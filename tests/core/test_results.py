@@ -140,6 +140,34 @@ def test_a_passed_on_field_never_hides_one_of_the_results_own(passed_on: dict[st
     }
 
 
+#: Names that could meet in a result: the result's own, each behind up to three `event_`, and what is left without it.
+NAMES = sorted(
+    {f"{'event_' * times}{name}" for name in RESULT_FIELDS for times in range(4)}
+    | {name.removeprefix("event_") for name in RESULT_FIELDS}
+    | {"event_", "event_event_", "event_x", "x", "mine", "reasons", "myevent_reason", "event_reasons"}
+)
+
+
+@contract("3.passed-on")
+def test_no_two_passed_on_fields_ever_meet() -> None:
+    """All names at once: each comes back under a name of its own, and none is one of the result's."""
+    given = {name: f"value of {name}" for name in NAMES if name not in ("event_id", "traceparent")}
+    back = common_fields(event(passed_on=given), RESULT_FIELDS)
+    assert sorted(back.values()) == sorted(given.values())
+    assert not back.keys() & RESULT_FIELDS
+    assert {name for name in given if back.get(name) == given[name]} >= {"x", "mine", "reasons", "event_x"}
+    assert back["event_reason"] == "value of reason"
+    assert back["event_event_reason"] == "value of event_reason"
+
+
+@contract("3.passed-on")
+@given(st.dictionaries(st.sampled_from(NAMES) | st.from_regex(r"(event_){0,3}[a-z]{1,3}", fullmatch=True), st.text()))
+def test_none_is_lost_whatever_the_names(passed_on: dict[str, str]) -> None:
+    """As many come back as were sent."""
+    back = common_fields(event(passed_on=passed_on), RESULT_FIELDS)
+    assert sorted(back.values()) == sorted(passed_on.values())
+
+
 @contract("3.passed-on")
 @contract("3.traceparent")
 def test_what_was_passed_on_comes_back_unchanged() -> None:

@@ -187,7 +187,7 @@ class Rig:
         """Add an event (scale_up unless it says otherwise) to the stream; returns its event id."""
         told = {"type": "scale_up", **fields}
         stream_id = self.redis.add({name: str(value) for name, value in told.items()})
-        return str(fields.get("event_id", stream_id))
+        return str(fields.get("event_id") or stream_id)
 
     def accept(self, **fields: object) -> str:
         """The same, taken in on this thread: accepted, opened, and its workers given threads. Returns the event id."""

@@ -43,6 +43,27 @@ class TestAccepting:
             assert metric(rig, 'ottoscaler_dead_letters_total{reason="Invalid"} 1.0')
         assert log.of("event.dead")
 
+    @contract("3.traceparent")
+    def test_a_broken_trace_context_is_ignored_and_logged(self, log: Lines) -> None:
+        """Once, with the event that it is about; an event without one has no such line."""
+        with Rig() as rig:
+            rig.accept(event_id="a", traceparent="00-xyz")
+            rig.accept(event_id="a")
+            assert (rig.ledger.owners().keys(), rig.redis.dead_letters()) == ({"a"}, [])
+        (line,) = log.of("event.ignored")
+        assert '"00-xyz"' in line
+
+    @contract("3.event_id")
+    def test_an_empty_event_id_counts_as_not_set(self) -> None:
+        """The entry's id is the event's, also where something else is wrong: its sender finds the result there."""
+        with Rig() as rig:
+            event_id = rig.accept(event_id="")
+            assert rig.ledger.owners().keys() == {event_id}
+            rig.accept(event_id="", pod_count="many")
+            (letter,) = rig.redis.dead_letters()
+            assert letter["event_id"] == letter["stream_id"]
+            assert [result["event_id"] for result in rig.redis.results("task")] == [letter["stream_id"]]
+
     @contract("3.dead-letter")
     def test_a_bad_event_does_not_hold_up_the_good(self) -> None:
         """All of a batch are dealt with."""
