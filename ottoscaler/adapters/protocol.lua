@@ -46,6 +46,12 @@ local function stored_attempt(text)
   return tonumber(attempt), tonumber(infra), refused == ':r'
 end
 
+-- An owner is <consumer>/<boot>/<tenure>. Only the consumer may contain a slash, so it is cut from the right: compared by
+-- their beginnings, consumer x would take the tasks of consumer x/y for its own.
+local function consumer_and_boot(owner)
+  return string.match(owner or '', '^(.*)/([^/]*)/%d+$')
+end
+
 -- HMGET; nil where the key holds something else than a hash: nobody but us has any business under these names.
 local function fields_of(key, ...)
   local found = redis.pcall('HMGET', key, ...)
@@ -171,7 +177,7 @@ function F.accept(sid, eid, digest, event, raw, common, kind, task_id, pod_count
   local now = now_ms()
   if known[1] then
     redis.call('XACK', STREAM, GROUP, sid)
-    local ours = known[2] == sid and known[3] and string.sub(known[3], 1, #base) == base
+    local ours = known[2] == sid and known[3] and string.match(known[3], '^(.*/)%d+$') == base
     return ours and {'again', known[3], known[5]} or {'known'}
   end
   if tonumber(string.match(sid, '^%d+')) < now - TTL * 1000 then
@@ -288,8 +294,11 @@ function F.take(eid, consumer, boot, lease_ms, same_consumer)
   end
   local now = now_ms()
   -- taken or accepted by this very process, which did not hear of it: told again
-  if string.sub(owner, 1, #base) == base and tonumber(lease) > now then return {'ok', owner, redis.call('HGETALL', task)} end
-  local earlier = string.sub(owner, 1, #consumer + 1) == consumer .. '/' and string.sub(owner, 1, #base) ~= base
+  local whose, held_by = consumer_and_boot(owner)
+  local earlier = whose == consumer and held_by ~= boot
+  if whose == consumer and held_by == boot and tonumber(lease) > now then
+    return {'ok', owner, redis.call('HGETALL', task)}
+  end
   if tonumber(lease) > now and not (same_consumer == '1' and earlier) then return {'none'} end
   local mine = base .. redis.call('HINCRBY', task, 'tenure', 1)
   redis.call('HSET', task, 'owner', mine, 'held_since', now)

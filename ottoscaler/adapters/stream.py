@@ -43,6 +43,7 @@ from ottoscaler.adapters.tasks import (
 )
 from ottoscaler.core.acts import Doom
 from ottoscaler.core.events import BadEvent, EventType, ScaleEvent, digest, original
+from ottoscaler.core.names import process_of
 from ottoscaler.errors import StreamUnavailable
 from ottoscaler.ports import Answer, Entry, Fate, OpenTask, Renewal, StoredWorker, TaskView, Victim
 from ottoscaler.settings import KeySettings, RedisSettings
@@ -221,7 +222,8 @@ class RedisStream:
     def expired(self, *, same_consumer: bool) -> Sequence[str]:
         """See ports.Stream."""
         if same_consumer:
-            return [name for name, owner in self._open_of(f"{self._consumer}/") if not owner.startswith(self._base)]
+            owners = [(name, process_of(owner)) for name, owner in self._open()]
+            return [name for name, (whose, boot) in owners if whose == self._consumer and boot != self._boot]
         with self._calling():
             seconds, micros = self._leasing.time()
             now_ms = seconds * 1000 + micros // 1000
@@ -230,9 +232,10 @@ class RedisStream:
 
     def owned(self) -> Sequence[str]:
         """See ports.Stream."""
-        return [event_id for event_id, _ in self._open_of(self._base)]
+        ours = (self._consumer, self._boot)
+        return [event_id for event_id, owner in self._open() if process_of(owner) == ours]
 
-    def _open_of(self, base: str) -> list[tuple[str, str]]:
+    def _open(self) -> list[tuple[str, str]]:
         found: list[tuple[str, str]] = []
         with self._calling():
             every = cast("list[bytes]", self._leasing.zrange(self._key.open, 0, -1))
@@ -242,7 +245,7 @@ class RedisStream:
                     pipe.hget(self._key.task(event_id), "owner")
                 owners = zip(part, answers_of(pipe, None), strict=True)
                 found += [(name, (owner or b"").decode()) for name, owner in owners]
-        return [(name, owner) for name, owner in found if owner.startswith(base)]
+        return found
 
     def take(self, event_id: str, *, same_consumer: bool) -> OpenTask | BadEvent | None:
         """See ports.Stream."""

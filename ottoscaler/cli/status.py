@@ -29,6 +29,7 @@ from rich.text import Text
 from ottoscaler.adapters.board import Backlog, Board, TaskState
 from ottoscaler.cli.connection import board
 from ottoscaler.cli.table import console, count_text, duration, grid, printable, tally_text
+from ottoscaler.core.names import process_of
 from ottoscaler.errors import StreamUnavailable
 
 _REFRESH_S: Final = 1.0
@@ -204,8 +205,7 @@ def _closed(result: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _owner(task: TaskState) -> str:
-    # consumer/boot/tenure: only the first means something to people, and a consumer may have slashes in its name
-    return task.owner.rsplit("/", 2)[0]
+    return process_of(task.owner)[0]  # the rest means nothing to people
 
 
 def _age_s(task: TaskState, at: float) -> float:

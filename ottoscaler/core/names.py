@@ -51,3 +51,12 @@ def pod_name(key: WorkerKey) -> str:
 def selector(instance: str) -> str:
     """The label selector of all pods of one Ottoscaler."""
     return f"{MANAGED_BY}={MANAGER},{LABEL_INSTANCE}={instance}"
+
+
+def process_of(owner: str) -> tuple[str, str]:
+    """The consumer and the boot in an owner token `<consumer>/<boot>/<tenure>`; two empty texts if it is none.
+
+    It is cut from the right: a consumer's name may contain slashes, and names are compared whole (`x` is not `x/y`).
+    """
+    parts = owner.rsplit("/", 2)
+    return (parts[0], parts[1]) if len(parts) == 3 else ("", "")

@@ -13,6 +13,7 @@ from typing import Final
 
 from ottoscaler import logs
 from ottoscaler.core.events import BadEvent
+from ottoscaler.core.names import process_of
 from ottoscaler.errors import Replaced, Unavailable
 from ottoscaler.flow.burial import contained, tell
 from ottoscaler.flow.control import Control
@@ -137,7 +138,8 @@ class Lease:
 
     def _lost(self, event_id: str, ours: str, theirs: str) -> None:
         """A task without an owner has just been finished; one with another was taken from us."""
-        if theirs.startswith(f"{self._consumer}/") and not theirs.startswith(f"{self._consumer}/{self._boot}/"):
+        consumer, boot = process_of(theirs)
+        if consumer == self._consumer and boot != self._boot:
             raise self._replaced()
         if theirs:
             _log.warning("task.lost", "Task %s was taken over by %s", event_id, theirs, event_id=event_id)

@@ -261,14 +261,29 @@ class TestRestart:
         assert again is not None
         assert again.owner == task.owner == admin.task("e-1")["owner"]
 
-    def test_leaves_the_tasks_of_others(self, stream_factory: StreamFactory, admin: StreamAdmin) -> None:
-        """Also of one whose name begins like its own."""
-        stream = stream_factory("c1-blue")
+    @pytest.mark.parametrize(
+        ("mine", "theirs"),
+        [
+            ("c1", "c1-blue"), ("c1", "c1/blue"), ("c1", "c1/boot-1"), ("c1", "c1/boot-1/1"), ("c1/a", "c1/a/a"),
+            ("c1/blue", "c1"), ("c1/", "c1"), ("c1", "c1/"), ("c1", "a/c1"), ("%a", "c1"), ("c.", "c1"), ("c1", "C1"),
+        ],
+    )  # fmt: skip
+    @pytest.mark.contract("2.REDIS_CONSUMER")
+    def test_leaves_the_tasks_of_others(
+        self, stream_factory: StreamFactory, admin: StreamAdmin, mine: str, theirs: str
+    ) -> None:
+        """Names are compared whole: also of one whose name begins or ends like its own, or that a pattern would fit."""
+        stream = stream_factory(theirs)
         stream.ensure_group()
-        opened(stream, admin, event_id="e-1")
-        restarted = stream_factory("c1", boot="boot-2")
-        assert restarted.expired(same_consumer=True) == []
-        assert restarted.take("e-1", same_consumer=True) is None
+        task = opened(stream, admin, event_id="e-1")
+        for boot in ("boot-1", "boot-2"):
+            other = stream_factory(mine, boot=boot)
+            assert other.expired(same_consumer=True) == []
+            assert other.owned() == []
+            assert other.take("e-1", same_consumer=True) is None
+            assert other.take("e-1", same_consumer=False) is None
+        assert stream.owned() == ["e-1"]
+        assert intend(stream, task).fate is Fate.OK
 
 
 class TestPoison:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ottoscaler.core.names import WorkerKey, event_hash, pod_name, selector
+from ottoscaler.core.names import WorkerKey, event_hash, pod_name, process_of, selector
 
 DNS_1123_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 
@@ -81,3 +81,15 @@ def test_the_selector_takes_one_instances_pods() -> None:
 def test_a_key_tells_its_worker_whatever_the_attempt() -> None:
     """What the attempts at one worker share."""
     assert WorkerKey("0123456789", 2, 1).worker == WorkerKey("0123456789", 2, 3).worker == ("0123456789", 2)
+
+
+@given(st.text(min_size=1), st.text("0123456789abcdef", min_size=1), st.integers(0))
+def test_an_owner_is_cut_from_the_right(consumer: str, boot: str, tenure: int) -> None:
+    """A consumer may have slashes in its name, what follows has none."""
+    assert process_of(f"{consumer}/{boot}/{tenure}") == (consumer, boot)
+
+
+@pytest.mark.parametrize("owner", ["", "c1", "c1/boot"])
+def test_what_is_no_owner_is_nobody(owner: str) -> None:
+    """A finished task has none."""
+    assert process_of(owner) == ("", "")

@@ -9,6 +9,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 
 from ottoscaler.core.events import BadEvent, DeadReason, EventType, ScaleEvent, digest, original
+from ottoscaler.core.names import process_of
 from ottoscaler.core.results import RESULT_FIELDS, common_fields, rfc3339
 from ottoscaler.errors import StreamUnavailable
 from ottoscaler.ports import Answer, Entry, Fate, OpenTask, Renewal, StoredWorker, TaskView, Victim
@@ -152,10 +153,9 @@ class FakeStream(WorkerScripts):
         if known is None:
             known = self._open(event, content, raw)
         same = known.event is not None and known.event.stream_id == event.stream_id
-        ours = known.owner is not None and known.owner.startswith(self._base)
         return (
             OpenTask(event, known.owner or "", known.received_at, superseded=not event.supersedes, again=again)
-            if same and ours
+            if same and self._is_ours(known)
             else None
         )
 
@@ -263,13 +263,16 @@ class FakeStream(WorkerScripts):
             return [event_id for event_id, _ in leases if self._was_ours(self.server.find(event_id))]
 
     def _was_ours(self, task: TaskState | None) -> bool:
-        owner = (task.owner if task else None) or ""
-        return owner.startswith(f"{self._consumer}/") and not owner.startswith(self._base)
+        consumer, boot = process_of((task.owner if task else None) or "")
+        return consumer == self._consumer and boot != self._boot
+
+    def _is_ours(self, task: TaskState | None) -> bool:
+        return process_of((task.owner if task else None) or "") == (self._consumer, self._boot)
 
     def owned(self) -> Sequence[str]:
         with self.server.call("owned"):
             found = ((event_id, self.server.find(event_id)) for event_id in sorted(self.server.leases))
-            return [event_id for event_id, task in found if task and (task.owner or "").startswith(self._base)]
+            return [event_id for event_id, task in found if self._is_ours(task)]
 
     def take(self, event_id: str, *, same_consumer: bool) -> OpenTask | BadEvent | None:
         server = self.server
@@ -277,7 +280,7 @@ class FakeStream(WorkerScripts):
             task, now = server.find(event_id), server.clock.now()
             if task is None or task.event is None or event_id not in server.leases:
                 return None
-            if server.leases[event_id] > now and (task.owner or "").startswith(self._base):
+            if server.leases[event_id] > now and self._is_ours(task):
                 return _opened(task, task.event, task.owner or "")
             if server.leases[event_id] > now and not (same_consumer and self._was_ours(task)):
                 return None
