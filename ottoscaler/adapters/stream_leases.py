@@ -1,0 +1,111 @@
+"""Who owns a task, and for how long: the part of `ports.Stream` about leases, in Redis."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from typing import cast
+
+from ottoscaler.adapters.replies import answers_of, buried, chunks, pairs_of
+from ottoscaler.adapters.stream_calls import StreamCalls
+from ottoscaler.adapters.tasks import decode_task, encode_task
+from ottoscaler.core.events import BadEvent, ScaleEvent
+from ottoscaler.core.names import process_of
+from ottoscaler.ports import OpenTask, Renewal, StoredWorker
+
+#: The used retries of a worker that is to have none left, whatever INFRA_RETRIES is.
+NONE_LEFT = 1000
+
+
+class StreamLeases(StreamCalls):
+    """Leases of tasks: given, renewed, taken over, given up. Any thread."""
+
+    def adopt(self, event: ScaleEvent, attempts: Mapping[int, int]) -> None:
+        """See ports.Stream."""
+        workers = {
+            index: StoredWorker(index, attempts[index]) if index in attempts else StoredWorker(index, 1, NONE_LEFT)
+            for index in range(1, event.pod_count + 1)
+        }
+        self._restore(OpenTask(event, f"{self._base}0", workers=workers, superseded=True), 0)
+
+    def restore(self, task: OpenTask) -> None:
+        """See ports.Stream."""
+        self._restore(task, self._lease_ms)
+
+    def _restore(self, task: OpenTask, lease_ms: int) -> None:
+        event_id = task.event.event_id
+        flat = [value for pair in encode_task(task).items() for value in pair]
+        self._run("restore", [self._key.task(event_id)], event_id, lease_ms, json.dumps(flat), client=self._leasing)
+
+    def announce(self) -> None:
+        """See ports.Stream."""
+        self._announce(anew=True)
+
+    def _announce(self, *, anew: bool) -> bool:
+        key = self._key.consumer(self._consumer)
+        return bool(self._run("announce", [key], self._boot, int(anew), client=self._leasing))
+
+    def renew(self, owners: Mapping[str, str], failed_on: Collection[str] = ()) -> Renewal:
+        """See ports.Stream. Who has no task asks as well: he has to know, too, when Redis was away."""
+        replaced = self._announce(anew=False)
+        lost, cancels, forgotten = {}, {}, []
+        for part in chunks(list(owners.items())):
+            keys = [self._key.task(event_id) for event_id, _ in part]
+            flat = [each for event_id, owner in part for each in (event_id, owner, int(event_id in failed_on))]
+            answers = self._run("renew", keys, self._lease_ms, *flat, client=self._leasing)
+            for (event_id, _), (fate, detail) in zip(part, answers, strict=True):
+                if fate == b"ok":
+                    cancels[event_id] = int(detail)
+                elif fate == b"lost":
+                    lost[event_id] = detail.decode()
+                else:
+                    forgotten.append(event_id)
+        return Renewal(lost, cancels, forgotten, replaced)
+
+    def expired(self, *, same_consumer: bool) -> Sequence[str]:
+        """See ports.Stream."""
+        if same_consumer:
+            owners = [(name, process_of(owner)) for name, owner in self._open()]
+            return [name for name, (whose, boot) in owners if whose == self._consumer and boot != self._boot]
+        with self._calling():
+            seconds, micros = self._leasing.time()
+            now_ms = seconds * 1000 + micros // 1000
+            due = self._leasing.zrangebyscore(self._key.open, "-inf", now_ms)
+            return [event_id.decode() for event_id in cast("list[bytes]", due)]
+
+    def owned(self) -> Sequence[str]:
+        """See ports.Stream."""
+        ours = (self._consumer, self._boot)
+        return [event_id for event_id, owner in self._open() if process_of(owner) == ours]
+
+    def _open(self) -> list[tuple[str, str]]:
+        found: list[tuple[str, str]] = []
+        with self._calling():
+            every = cast("list[bytes]", self._leasing.zrange(self._key.open, 0, -1))
+            for part in chunks([event_id.decode() for event_id in every]):
+                pipe = self._leasing.pipeline(transaction=False)
+                for event_id in part:
+                    pipe.hget(self._key.task(event_id), "owner")
+                owners = zip(part, answers_of(pipe, None), strict=True)
+                found += [(name, (owner or b"").decode()) for name, owner in owners]
+        return found
+
+    def take(self, event_id: str, *, same_consumer: bool) -> OpenTask | BadEvent | None:
+        """See ports.Stream."""
+        arguments = (event_id, self._consumer, self._boot, self._lease_ms, int(same_consumer))
+        answer = self._run("take", [self._key.task(event_id)], *arguments, client=self._leasing)
+        if answer[0] == b"ok":
+            return decode_task(answer[1].decode(), pairs_of(answer[2]))
+        return buried(answer, event_id, "")
+
+    def reload(self, event_id: str) -> OpenTask | None:
+        """See ports.Stream."""
+        with self._calling():
+            fields = cast("dict[bytes, bytes]", self._client.hgetall(self._key.task(event_id)))
+        return decode_task(fields[b"owner"].decode(), fields) if b"owner" in fields else None
+
+    def release(self, owners: Mapping[str, str]) -> None:
+        """See ports.Stream."""
+        for part in chunks(list(owners.items())):
+            keys = [self._key.task(event_id) for event_id, _ in part]
+            self._run("release", keys, *(text for pair in part for text in pair), client=self._leasing)
