@@ -187,7 +187,7 @@ class WebSettings:
     port: int = 8080
     """HTTP_PORT: 0: none."""
     address: str = "127.0.0.1"
-    """HTTP_ADDRESS: what to listen on; default: in a cluster all addresses, for the kubelet asks from outside."""
+    """HTTP_ADDRESS: what to listen on; default: in a cluster `::`, all addresses (IPv4, IPv6): the kubelet asks us."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -350,7 +350,7 @@ def _kube(reader: Reader, in_cluster_namespace: str | None) -> KubeSettings:
 
 
 def _web(reader: Reader, in_cluster_namespace: str | None) -> WebSettings:
-    default = WebSettings(address="0.0.0.0" if in_cluster_namespace else "127.0.0.1")
+    default = WebSettings(address="::" if in_cluster_namespace else "127.0.0.1")
     return WebSettings(
         port=reader.integer("HTTP_PORT", default.port, 0, 65535), address=reader.host("HTTP_ADDRESS", default.address)
     )

@@ -95,6 +95,11 @@ def is_host(value: str) -> bool:
     return True
 
 
+def unbracketed(host: str) -> str:
+    """An IPv6 address without the brackets that a URL needs; anything else as it is."""
+    return host[1:-1] if host.startswith("[") and host.endswith("]") and ":" in host else host
+
+
 def shown(value: str) -> str:
     """The value as a fault shows it: one line, not endless, without the password of a URL."""
     masked = _USERINFO.sub("://***@", value)
@@ -162,8 +167,8 @@ class Reader:
         return self.text(name, "", form) if self.raw(name) else None
 
     def host(self, name: str, default: str) -> str:
-        """A host name or an IP address."""
-        value = self.raw(name) or default
+        """A host name or an IP address; an IPv6 address may stand in brackets, as in a URL."""
+        value = unbracketed(self.raw(name) or default)
         if not is_host(value):
             self.fault(name, "a host name or an IP address, without scheme and port")
         return value
@@ -233,7 +238,7 @@ def addresses(reader: Reader, name: str) -> tuple[tuple[str, int], ...]:
     found: list[tuple[str, int]] = []
     for part in filter(None, (part.strip() for part in reader.raw(name).split(","))):
         host, _, port = part.rpartition(":")
-        host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+        host = unbracketed(host)
         if not is_host(host) or not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
             reader.fault(name, "host:port,host:port,...")
             break

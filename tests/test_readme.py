@@ -88,7 +88,7 @@ SPOKEN: Final = {
     "INSTANCE": "the consumer group",
     "NAMESPACE": "the pod's own, else `default`",
     "OTTO_AGENT_COMMAND": "a shell line that prints its task and ends",
-    "HTTP_ADDRESS": "`0.0.0.0` in a cluster, else `127.0.0.1`",
+    "HTTP_ADDRESS": "`::` in a cluster, else `127.0.0.1`",
     "LOG_FORMAT": "`json` (`text` on a terminal)",
     "ENV_FILE": NONE,
 }

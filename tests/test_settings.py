@@ -230,8 +230,26 @@ def test_the_pod_has_its_own_namespace_as_default() -> None:
 @pytest.mark.contract("2.HTTP_ADDRESS")
 def test_in_a_cluster_probes_are_answered_on_all_addresses() -> None:
     """The kubelet asks from outside; on one's own machine nobody else is to ask."""
-    assert Settings.load({}, "h", "ci").web.address == "0.0.0.0"
+    assert Settings.load({}, "h", "ci").web.address == "::"
     assert Settings.load({"HTTP_ADDRESS": "10.0.0.1"}, "h", "ci").web.address == "10.0.0.1"
+
+
+@pytest.mark.parametrize("name", ["HTTP_ADDRESS", "REDIS_HOST"])
+@pytest.mark.parametrize(
+    ("given", "host"),
+    [("[::]", "::"), ("[::1]", "::1"), ("::1", "::1"), ("[fd00::2]", "fd00::2"), ("1.2.3.4", "1.2.3.4")],
+)
+def test_an_ipv6_address_may_stand_in_brackets(name: str, given: str, host: str) -> None:
+    """As it has to in a URL, and in REDIS_SENTINELS."""
+    loaded = load(**{name: given})
+    assert (loaded.web.address if name == "HTTP_ADDRESS" else loaded.redis.host) == host
+
+
+@pytest.mark.parametrize("value", ["[::1", "::1]", "[localhost]", "[1.2.3.4]", "[]", "[[::1]]", "[::1]:80"])
+def test_other_brackets_are_a_fault(value: str) -> None:
+    """Only an IPv6 address has them."""
+    (line,) = faults(HTTP_ADDRESS=value)
+    assert line.startswith("HTTP_ADDRESS=")
 
 
 def test_the_group_is_the_default_instance() -> None:

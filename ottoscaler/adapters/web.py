@@ -7,11 +7,12 @@ makes room. So somebody who sends a byte a second keeps nobody else from an answ
 
 from __future__ import annotations
 
+import errno
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,6 +30,10 @@ LIFE_S: Final = 10.0
 #: How often the end is looked for, seconds.
 TICK_S: Final = 0.25
 TEXT: Final = "text/plain; charset=utf-8"
+#: All addresses of the machine, IPv4 and IPv6.
+EVERYWHERE: Final = "::"
+#: What bind answers where there is an address of this kind, and we cannot have the port: another kind is no way out.
+_TAKEN: Final = (errno.EADDRINUSE, errno.EACCES)
 #: Bodies of requests that we refuse are read so far, so that the client sees our answer and not a broken connection.
 _BODY_BYTES: Final = 65536
 
@@ -55,9 +60,12 @@ class Web:
     """Serves pages. `run` is the body of one thread; `close` ends it; both are called once."""
 
     def __init__(self, settings: WebSettings, pages: Mapping[str, Callable[[], Page]]) -> None:
-        """Bind the port. Arguments: where, and what is to be found at which path. Raises ConfigError if it cannot."""
+        """Bind the port. Arguments: where, and what is to be found at which path. Raises ConfigError if it cannot.
+
+        `::` is all addresses of both families; where the machine has no IPv6, those of IPv4.
+        """
         try:
-            self._server = _Server(settings.address, settings.port, pages)
+            self._server = _bound(settings.address, settings.port, pages)
         except OSError as error:
             where = f"HTTP_PORT={settings.port}: expected a port that is free at HTTP_ADDRESS={settings.address}"
             raise ConfigError((f"{where} ({error.strerror or error}); 0 for none",)) from error
@@ -80,15 +88,42 @@ class Web:
         self._closing.set()
 
 
+def _bound(address: str, port: int, pages: Mapping[str, Callable[[], Page]]) -> _Server:
+    """Bound to the first address of this name that the machine has. Raises OSError."""
+    failed: OSError | None = None
+    for family, found in _candidates(address, port):
+        try:
+            return _Server(family, found, port, pages)
+        except OSError as error:
+            failed = failed or error
+            if error.errno in _TAKEN:
+                break
+    raise failed or OSError(errno.EADDRNOTAVAIL, "the name has no address")
+
+
+def _candidates(address: str, port: int) -> Iterator[tuple[socket.AddressFamily, str]]:
+    if address == EVERYWHERE:
+        yield socket.AF_INET6, address
+        yield socket.AF_INET, "0.0.0.0"  # noqa: S104 - the same, where IPv6 is off
+        return
+    found = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)
+    for wanted in (socket.AF_INET, socket.AF_INET6):  # a name such as localhost has both, and clients try IPv4 too
+        for place in [place for family, _, _, _, place in found if family == wanted]:
+            yield wanted, address if "%" in address else str(place[0])
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
     request_queue_size = 64
     timeout = TICK_S
 
-    def __init__(self, address: str, port: int, pages: Mapping[str, Callable[[], Page]]) -> None:
+    def __init__(
+        self, family: socket.AddressFamily, address: str, port: int, pages: Mapping[str, Callable[[], Page]]
+    ) -> None:
         self.pages = pages
-        self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self.address_family = family
+        self._lines = logs.Seldom()
         self._lock = threading.Lock()
         self._open: dict[Any, float] = {}  # guarded by _lock: connection -> when it ends; the oldest first
         self._free = threading.BoundedSemaphore(CONNECTIONS)
@@ -97,6 +132,8 @@ class _Server(ThreadingHTTPServer):
     def server_bind(self) -> None:
         """As the plain TCP server does: HTTPServer would ask the DNS for our name."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if self.server_address[0] == EVERYWHERE:  # IPv4 clients too, whatever net.ipv6.bindv6only says
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
 
@@ -111,13 +148,19 @@ class _Server(ThreadingHTTPServer):
             self._open[request] = time.monotonic() + LIFE_S
         try:
             super().process_request(request, client_address)
-        except RuntimeError:  # no thread is to be had
-            self._ended(request)
-            raise
+        except RuntimeError as error:
+            # A limit of pids: an unanswered probe would have the kubelet restart a process that does its work. One
+            # client at a time is answered, each for as long as it keeps sending.
+            if self._lines.is_due("no thread"):
+                _log.warning("web.no_thread", "Answering on the server's own thread: %s", error, error=str(error))
+            self._answer(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """The body of that thread."""
         threading.current_thread().name = "web-request"
+        self._answer(request, client_address)
+
+    def _answer(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import pytest
 
@@ -163,6 +165,91 @@ def test_an_address_that_is_not_ours_is_one_too() -> None:
     """It is named."""
     with pytest.raises(ConfigError, match=r"HTTP_ADDRESS=192\.0\.2\.1"):
         Web(WebSettings(port=0, address="192.0.2.1"), PAGES)
+
+
+def reach(address: str, port: int) -> bool:
+    """Is a page answered at this address?"""
+    try:
+        connection = http.client.HTTPConnection(address, port, timeout=5)
+        connection.request("GET", "/")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+
+
+def _has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+needs_ipv6 = pytest.mark.skipif(not _has_ipv6(), reason="this machine has no IPv6")
+
+
+@needs_ipv6
+@pytest.mark.contract("2.HTTP_ADDRESS")
+@pytest.mark.parametrize(
+    ("address", "reached"),
+    [
+        ("::", {"127.0.0.1": True, "::1": True}),
+        ("0.0.0.0", {"127.0.0.1": True, "::1": False}),
+        ("127.0.0.1", {"127.0.0.1": True, "::1": False}),
+        ("::1", {"127.0.0.1": False, "::1": True}),
+        ("localhost", {"127.0.0.1": True}),
+    ],
+)
+def test_it_listens_where_it_is_asked_to(address: str, reached: Mapping[str, bool]) -> None:
+    """`::` is IPv4 and IPv6: a kubelet asks by the address that the pod has."""
+    with serving(address=address) as found:
+        assert {each: reach(each, found) for each in reached} == reached
+
+
+@pytest.mark.contract("2.HTTP_ADDRESS")
+@pytest.mark.parametrize("step", ["socket", "bind"])
+def test_where_ipv6_is_off_all_addresses_are_those_of_ipv4(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel without it has no such socket; one where it is disabled has no such address."""
+
+    class Without(socket.socket):
+        def __init__(self, family: int = -1, *more: int, **named: Any) -> None:
+            if family == socket.AF_INET6 and step == "socket":
+                raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+            super().__init__(family, *more, **named)
+
+        def bind(self, address: Any) -> None:
+            if self.family == socket.AF_INET6:
+                raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
+            super().bind(address)
+
+    monkeypatch.setattr(socket, "socket", Without)
+    with serving(address="::") as found:
+        assert reach("127.0.0.1", found)
+
+
+@needs_ipv6
+def test_a_port_in_use_on_one_family_is_not_left_for_the_other() -> None:
+    """Half of the probes would be somebody else's."""
+    other = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    with other, pytest.raises(ConfigError, match="in use"):
+        Web(WebSettings(port=other.getsockname()[1], address="::"), PAGES)
+
+
+@pytest.mark.contract("2.probes")
+def test_a_probe_is_answered_though_no_thread_is_to_be_had(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
+    """A limit of pids is no reason to restart the process."""
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if "process_request_thread" in thread.name:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    for _ in range(CONNECTIONS + 2):
+        assert ask(port, "/red")[:2] == (503, b"a\nb\n")
+    monkeypatch.undo()
+    assert ask(port)[0] == 200
 
 
 def test_many_requests_leave_nothing_behind(port: int) -> None:
