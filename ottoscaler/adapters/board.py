@@ -16,7 +16,7 @@ from typing import Any, Final, cast
 import redis
 
 from ottoscaler.adapters.redis_client import address, connect, translated
-from ottoscaler.adapters.replies import text_of, texts_of
+from ottoscaler.adapters.replies import answers_of, text_of, texts_of
 from ottoscaler.adapters.tasks import Key
 from ottoscaler.settings import KeySettings, RedisSettings
 
@@ -186,7 +186,7 @@ class Board:
                 pipe = self._client.pipeline(transaction=False)
                 for event_id in event_ids[start : start + _CHUNK]:
                     pipe.hgetall(self._key.task(event_id))
-                hashes += pipe.execute()
+                hashes += answers_of(self._client, pipe, {})
         return [_task(event_id, found) for event_id, found in zip(event_ids, hashes, strict=True) if found]
 
     # -- streams -------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,9 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from ottoscaler.adapters.redis_client import address, connect, translated
+from ottoscaler.adapters.redis_cluster import remember_script
 from ottoscaler.adapters.replies import texts_of
+from ottoscaler.adapters.scripts import call_script
 from ottoscaler.adapters.tasks import Key
 from ottoscaler.errors import OttoscalerError
 from ottoscaler.settings import KeySettings, RedisSettings
@@ -26,7 +29,9 @@ from ottoscaler.settings import KeySettings, RedisSettings
 _TIMEOUT_S: Final = 5.0
 _ID: Final = re.compile(r"([0-9]{1,20})-([0-9]{1,20})", re.ASCII)
 _LARGEST: Final = 2**64 - 1
-_SOURCE: Final = Path(__file__).parent / "dead.lua"
+_SOURCE: Final = (Path(__file__).parent / "dead.lua").read_bytes()
+_SHA: Final = hashlib.sha1(_SOURCE, usedforsecurity=False).hexdigest()
+remember_script(_SHA, _SOURCE)
 
 
 class NotRedrivable(OttoscalerError):
@@ -88,7 +93,6 @@ class DeadLetters:
         self._keys = keys
         self._key = Key(keys.prefix)
         self._client = connect(server, timeout_s=_TIMEOUT_S)
-        self._script = self._client.register_script(_SOURCE.read_bytes())
         self.where = address(server)
 
     def close(self) -> None:
@@ -135,7 +139,8 @@ class DeadLetters:
     def _run(self, function: str, dead_id: str, more: Sequence[str], rest: Sequence[bytes]) -> tuple[Became, str]:
         keys = [self._keys.dead_letter_stream, self._key.redriven, *more]
         with translated(self.where):
-            fate, sent = cast("list[bytes]", self._script(keys=keys, args=[function, dead_id, *rest]))
+            command = ("EVALSHA", _SHA, len(keys), *keys, function, dead_id, *rest)
+            fate, sent = cast("list[bytes]", call_script(self._client, _SOURCE, command))
         return Became(fate.decode()), sent.decode()
 
     def _letters(self, entries: Any) -> list[Letter]:

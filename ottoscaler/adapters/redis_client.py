@@ -12,20 +12,27 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import Empty
-from typing import Any
+from typing import Any, cast
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from redis.sentinel import Sentinel
+from redis.sentinel import Sentinel, SentinelConnectionPool
 
-from ottoscaler.errors import StreamUnavailable
+from ottoscaler.adapters.redis_cluster import FollowingConnection, FollowingRedis, FollowingSSLConnection, Nodes
+from ottoscaler.errors import ConfigError, StreamUnavailable
 from ottoscaler.settings import RedisSettings
 
 CONNECT_TIMEOUT_S = 2.0
 HEALTH_CHECK_S = 15
 POOL_WAIT_S = 5.0
 
+_NO_DATABASES = "SELECT is not allowed in cluster mode"
+_NO_COMMON_SLOT = (
+    "KEY_PREFIX, REDIS_STREAM, RESULT_STREAM, DEAD_LETTER_STREAM: expected names that share one hash tag, such as"
+    " {{otto}}:scale:, {{otto}}:events, {{otto}}:results and {{otto}}:dead, since Redis at {} is a Redis Cluster and"
+    " keeps names without one on several nodes"
+)
 
 Heard = Callable[[str], None]
 
@@ -47,8 +54,35 @@ class _PasswordFile(redis.CredentialProvider):
         return (self._username, password) if self._username else (password,)
 
 
-def connect(settings: RedisSettings, *, timeout_s: float, connections: int = 4) -> redis.Redis:
-    """A client that is safe to share between threads; it connects when it is first used.
+class _Pool(redis.BlockingConnectionPool):
+    """At its bound a thread waits for a connection; where none gets free in time, that is a ConnectionError."""
+
+    def disconnect(self, inuse_connections: bool = True) -> None:
+        """Close all connections, or the idle ones.
+
+        The idle ones are taken out first: redis-py closes them in place, and another thread could be given one of them
+        in between.
+        """
+        if inuse_connections:
+            super().disconnect()
+            return
+        idle = []
+        with suppress(Empty):
+            while True:
+                idle.append(self.pool.get_nowait())
+        for connection in idle:
+            if connection is not None:
+                connection.disconnect()
+            self.pool.put_nowait(connection)
+
+
+class _SentinelPool(SentinelConnectionPool, _Pool):
+    """The same for the master that the sentinels name: redis-py's own does not wait, it raises at its bound."""
+
+
+def connect(settings: RedisSettings, *, timeout_s: float, connections: int = 4) -> FollowingRedis:
+    """A client that is safe to share between threads; it connects when it is first used. A Redis Cluster is followed,
+    see redis_cluster.py.
 
     Arguments: where and as whom, how long an answer may take in seconds (longer than any blocking read), and how many
     connections at most; a thread that finds none free waits POOL_WAIT_S for one.
@@ -65,40 +99,35 @@ def connect(settings: RedisSettings, *, timeout_s: float, connections: int = 4) 
         **_credentials(settings),
         **_tls(settings),
     }
+    bound = {"max_connections": connections, "timeout": POOL_WAIT_S}
     if settings.sentinels:
-        asking = {"socket_timeout": CONNECT_TIMEOUT_S, "driver_info": None, **_tls(settings)}
+        asking = {
+            "socket_timeout": CONNECT_TIMEOUT_S, "socket_connect_timeout": CONNECT_TIMEOUT_S, "driver_info": None,
+            "retry": Retry(NoBackoff(), 0), **_tls(settings),
+        }  # fmt: skip
         sentinel = Sentinel(list(settings.sentinels), sentinel_kwargs=asking, **common)
-        master: redis.Redis = sentinel.master_for(settings.sentinel_master or "", max_connections=connections)
-        return master
-    kind = redis.SSLConnection if settings.tls else redis.Connection
+        pool = cast("Any", _SentinelPool)(settings.sentinel_master or "", sentinel, **common, **bound)
+        return _client(pool, None)
     common.pop("ssl", None)
-    pool = redis.BlockingConnectionPool(
-        connection_class=kind,
-        host=settings.host,
-        port=settings.port,
-        max_connections=connections,
-        timeout=POOL_WAIT_S,
-        **common,
+    nodes = Nodes((settings.host, settings.port))
+    kind = FollowingSSLConnection if settings.tls else FollowingConnection
+    pool = cast("Any", _Pool)(
+        connection_class=kind, host=settings.host, port=settings.port, nodes=nodes, **common, **bound
     )
-    return redis.Redis.from_pool(pool)
+    return _client(pool, nodes)
+
+
+def _client(pool: _Pool, nodes: Nodes | None) -> FollowingRedis:
+    client: Any = FollowingRedis.from_pool(pool)
+    client.nodes = nodes
+    return client  # type: ignore[no-any-return]  # redis-py does not say which class it makes
 
 
 def drop_idle(client: redis.Redis) -> None:
     """Close the connections that nobody uses just now: when one is dead, so may be the others, and each would cost
     whoever uses it next a time-out. Any thread.
     """
-    pool: Any = client.connection_pool
-    if not isinstance(pool, redis.BlockingConnectionPool):
-        pool.disconnect(inuse_connections=False)
-        return
-    idle = []
-    with suppress(Empty):
-        while True:  # taken out first, so that no other thread gets one that is just being closed
-            idle.append(pool.pool.get_nowait())
-    for connection in idle:
-        if connection is not None:
-            connection.disconnect()
-        pool.pool.put_nowait(connection)
+    client.connection_pool.disconnect(inuse_connections=False)
 
 
 def address(settings: RedisSettings) -> str:
@@ -112,12 +141,17 @@ def address(settings: RedisSettings) -> str:
 
 @contextmanager
 def translated(where: str, heard: Heard = mute) -> Iterator[None]:
-    """Turn what redis-py raises into StreamUnavailable. Arguments: the server's address, for the message; who is told
-    how the call ended: empty for an answer, else the error.
+    """Turn what redis-py raises into StreamUnavailable, or into ConfigError where a cluster cannot ever take what is
+    configured. Arguments: the server's address, for the message; who is told how the call ended: empty for an answer,
+    else the error.
     """
     try:
         yield
+    except redis.exceptions.ClusterCrossSlotError as error:
+        raise ConfigError((_NO_COMMON_SLOT.format(where),)) from error
     except (redis.RedisError, OSError) as error:
+        if _NO_DATABASES in str(error):
+            raise ConfigError((f"REDIS_DB: expected 0, since Redis at {where} is a Redis Cluster",)) from error
         told = StreamUnavailable(f"Redis at {where} {_sentence(error)}", unclear=_unclear(error))
         heard(str(told))
         raise told from error
@@ -159,6 +193,10 @@ def _sentence(error: Exception) -> str:
             return f"does not permit a command of our scripts ({text}): give the user the rights that README lists"
         case redis.ResponseError() if text.startswith("MISCONF"):
             return f"cannot write to its disk, and so takes no writes ({text}): make room on it or mend it"
+        case redis.exceptions.TryAgainError():
+            return f"is moving our keys to another node ({text}): trying again until they are there"
+        case redis.exceptions.ClusterDownError():
+            return f"is a cluster that takes no commands now ({text}): it needs a master for each slot"
         case redis.TimeoutError():
             return f"does not answer in time ({text})"
         case redis.ConnectionError() | OSError():
@@ -168,4 +206,4 @@ def _sentence(error: Exception) -> str:
 
 def _unclear(error: Exception) -> bool:
     """May the command have been carried out? Yes, unless the server said no."""
-    return not isinstance(error, redis.ResponseError) or isinstance(error, redis.exceptions.ClusterError)
+    return not isinstance(error, redis.ResponseError)

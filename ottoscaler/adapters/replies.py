@@ -7,6 +7,7 @@ from typing import Any, TypeVar, cast
 
 import redis
 
+from ottoscaler.adapters.redis_cluster import FollowingRedis
 from ottoscaler.core.events import BadEvent, DeadReason, ScaleEvent
 from ottoscaler.ports import Entry, OpenTask
 
@@ -54,12 +55,12 @@ def delivered_of(groups: Sequence[Mapping[str, Any]], name: str) -> str:
     raise redis.ResponseError(f"NOGROUP no consumer group {name}")
 
 
-def answers_of(pipe: Any, nothing: Any) -> list[Any]:
+def answers_of(client: FollowingRedis, pipe: Any, nothing: Any) -> list[Any]:
     """The answers of a pipeline that reads task hashes; `nothing` where a key is of another type: it is nobody's task,
     and must not hide the others. Raises redis.RedisError for any other error.
     """
     answers = []
-    for answer in pipe.execute(raise_on_error=False):
+    for answer in client.answers(pipe):
         wrong_type = isinstance(answer, redis.ResponseError) and "WRONGTYPE" in str(answer)
         if isinstance(answer, Exception) and not wrong_type:
             raise answer

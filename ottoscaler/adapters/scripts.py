@@ -13,11 +13,13 @@ from typing import Any, Final
 
 import redis
 
+from ottoscaler.adapters.redis_cluster import FollowingRedis, remember_script
 from ottoscaler.adapters.tasks import Key
 from ottoscaler.settings import KeySettings
 
 _SOURCE: Final = (Path(__file__).parent / "protocol.lua").read_bytes()
 _SHA: Final = hashlib.sha1(_SOURCE, usedforsecurity=False).hexdigest()
+remember_script(_SHA, _SOURCE)
 
 
 class Scripts:
@@ -28,26 +30,35 @@ class Scripts:
         self._keys = (keys.stream, own.open, keys.result_stream, keys.dead_letter_stream, own.buried)
         self._settings = (keys.group, keys.result_maxlen, keys.task_ttl_s)
 
-    def run(self, client: redis.Redis, function: str, tasks: Sequence[str], arguments: Sequence[Any]) -> Any:
+    def run(self, client: FollowingRedis, function: str, tasks: Sequence[str], arguments: Sequence[Any]) -> Any:
         """The answer of one function; `tasks` are the keys that it is about."""
-        command = self._command(function, tasks, arguments)
-        try:
-            return client.execute_command(*command)
-        except redis.exceptions.NoScriptError:
-            client.script_load(_SOURCE)
-            return client.execute_command(*command)
+        return call_script(client, _SOURCE, self._command(function, tasks, arguments))
 
-    def run_many(self, client: redis.Redis, calls: Sequence[tuple[str, Sequence[str], Sequence[Any]]]) -> list[Any]:
+    def run_many(self, client: FollowingRedis, calls: Sequence[tuple[str, Sequence[str], Sequence[Any]]]) -> list[Any]:
         """Many calls, one trip. An error of one is raised after all have been sent:
         they are idempotent, so the caller repeats all.
         """
-        if not client.script_exists(_SHA)[0]:
-            client.script_load(_SOURCE)
+        commands = [self._command(*call) for call in calls]
         pipe = client.pipeline(transaction=False)
-        for function, tasks, arguments in calls:
-            pipe.execute_command(*self._command(function, tasks, arguments))
-        return pipe.execute()
+        for command in commands:
+            pipe.execute_command(*command)
+        answers = client.answers(pipe)
+        for number, command in enumerate(commands):
+            if isinstance(answers[number], redis.exceptions.NoScriptError):
+                answers[number] = call_script(client, _SOURCE, command)
+            if isinstance(answers[number], Exception):
+                raise answers[number]
+        return answers
 
     def _command(self, function: str, tasks: Sequence[str], arguments: Sequence[Any]) -> list[Any]:
         keys = [*self._keys, *tasks]
         return ["EVALSHA", _SHA, len(keys), *keys, function, *self._settings, *arguments]
+
+
+def call_script(client: FollowingRedis, source: bytes, command: Sequence[Any]) -> Any:
+    """The answer to an EVALSHA. The script is loaded where it is unknown, as after a restart or failover."""
+    try:
+        return client.execute_command(*command)
+    except redis.exceptions.NoScriptError:
+        client.script_load(source)
+        return client.execute_command(*command)

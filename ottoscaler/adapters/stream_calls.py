@@ -11,9 +11,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import redis
-
 from ottoscaler.adapters.redis_client import Heard, address, connect, drop_idle, mute, translated
+from ottoscaler.adapters.redis_cluster import FollowingRedis
 from ottoscaler.adapters.replies import answers_of, chunks
 from ottoscaler.adapters.scripts import Scripts
 from ottoscaler.adapters.tasks import Key, decode_doom
@@ -66,7 +65,7 @@ class StreamCalls:
                 pipe = self._client.pipeline(transaction=False)
                 for event_id in part:
                     pipe.hgetall(self._key.task(event_id))
-                hashes += answers_of(pipe, {})
+                hashes += answers_of(self._client, pipe, {})
         return hashes
 
     @contextmanager
@@ -89,6 +88,6 @@ class StreamCalls:
         told = [text.decode() for text in reply[3:]]
         return Answer(Fate[reply[0].decode().upper()], doom, attempt, *told)
 
-    def _run(self, function: str, tasks: Sequence[str], *arguments: Any, client: redis.Redis | None = None) -> Any:
+    def _run(self, function: str, tasks: Sequence[str], *arguments: Any, client: FollowingRedis | None = None) -> Any:
         with self._calling():
             return self._scripts.run(client or self._client, function, tasks, arguments)

@@ -86,7 +86,7 @@ class StreamLeases(StreamCalls):
                 pipe = self._leasing.pipeline(transaction=False)
                 for event_id in part:
                     pipe.hget(self._key.task(event_id), "owner")
-                owners = zip(part, answers_of(pipe, None), strict=True)
+                owners = zip(part, answers_of(self._leasing, pipe, None), strict=True)
                 found += [(name, (owner or b"").decode()) for name, owner in owners]
         return found
 

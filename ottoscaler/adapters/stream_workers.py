@@ -81,7 +81,7 @@ class StreamWorkers(StreamCalls):
                 for victim in part:
                     pipe.hmget(self._key.task(victim.event_id), ["state", *worker_fields(victim.index)])
                 for victim, (state, *values) in zip(
-                    part, answers_of(pipe, [None] * (1 + len(worker_fields(1)))), strict=True
+                    part, answers_of(self._client, pipe, [None] * (1 + len(worker_fields(1)))), strict=True
                 ):
                     fields = dict(zip(worker_fields(victim.index), values, strict=True))
                     found.append(stored_worker(victim.index, fields) if state else None)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import redis
+from redis.cluster import RedisCluster
 
 from ottoscaler.adapters.stream import RedisStream
 from ottoscaler.settings import KeySettings, RedisSettings
@@ -18,7 +19,8 @@ class RedisAdmin:
 
     def __init__(self, client: redis.Redis) -> None:
         self._client = cast("Any", client)
-        self.prefix = prefix = f"test:{uuid.uuid4().hex[:12]}:"
+        # one hash tag, as a Redis Cluster asks for
+        self.prefix = prefix = f"{{test:{uuid.uuid4().hex[:12]}}}:"
         self.stream = f"{prefix}events"
 
     def add(self, fields: Fields, stream_id: str | None = None) -> str:
@@ -61,10 +63,13 @@ class Server:
 
     settings: RedisSettings
     ours: bool
+    cluster: bool = False
 
     def client(self) -> redis.Redis:
-        """A plain client of it."""
+        """A plain client of it, or redis-py's own for a cluster."""
         where = self.settings
+        if self.cluster:
+            return cast("redis.Redis", RedisCluster(where.host, where.port, decode_responses=True))
         return redis.Redis(
             where.host, where.port, where.db, username=where.username, password=where.password, decode_responses=True
         )

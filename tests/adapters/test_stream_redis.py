@@ -35,6 +35,7 @@ from tests.adapters.streams import (
     send,
 )
 from tests.conftest import require
+from tests.e2e.redis_nodes import Cluster
 from tests.fakes.wait import eventually
 
 __all__ = [
@@ -47,9 +48,20 @@ __all__ = [
 ]
 
 
-@pytest.fixture(scope="module", params=["embedded", pytest.param("installed", marks=pytest.mark.real)])
+_real = pytest.mark.real
+
+
+@pytest.fixture(
+    scope="module", params=["embedded", pytest.param("installed", marks=_real), pytest.param("cluster", marks=_real)]
+)
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The embedded Valkey, and the Redis at TEST_REDIS_URL or else the redis-server on the PATH."""
+    """The embedded Valkey; the Redis at TEST_REDIS_URL or else the redis-server on the PATH; one node of a cluster."""
+    if request.param == "cluster":
+        cluster = Cluster(tmp_path_factory.mktemp("cluster"))
+        node = cluster.masters[1]
+        yield Server(RedisSettings(host="127.0.0.1", port=node.port, block_ms=int(BLOCK_S * 1000)), False, cluster=True)
+        cluster.close()
+        return
     if request.param == "installed" and (url := os.environ.get("TEST_REDIS_URL")):
         yield named(url)
         return
@@ -102,7 +114,8 @@ class TestServer:
     def test_an_answer_is_told(self, server: Server, admin: RedisAdmin) -> None:
         """Also that of a script: `/readyz` goes by it."""
         told: list[str] = []
-        keys = KeySettings(consumer="c1", stream=admin.stream, prefix=admin.prefix)
+        names = {"result_stream": f"{admin.prefix}results", "dead_letter_stream": f"{admin.prefix}dead"}
+        keys = KeySettings(consumer="c1", stream=admin.stream, prefix=admin.prefix, **names)
         stream = RedisStream(server.settings, keys, lease_s=15, consumer="c1", boot="b", heard=told.append)
         stream.ensure_group()
         stream.renew({"e-1": "c1/b/1"})

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from ottoscaler.core.acts import TimedOut
 from ottoscaler.core.names import WorkerKey, event_hash, pod_name
@@ -31,7 +31,7 @@ from ottoscaler.flow.sweep import Sweep
 from ottoscaler.flow.watch import Watch
 from ottoscaler.flow.worker import Runner
 from ottoscaler.metrics import Metrics
-from ottoscaler.ports import Clock, OpenTask
+from ottoscaler.ports import Clock, OpenTask, Stream
 from ottoscaler.retries import Retries
 from ottoscaler.settings import Settings
 from tests.fakes.clock import ManualClock, SystemClock
@@ -82,6 +82,7 @@ class Rig:
     """A controller. The main thread's own; `threads` are spawned on entry, `settings` are environment variables.
 
     `auto` runs the pods, as in FakeCluster. Without a `world` it gets one of its own, with a clock that stands still.
+    A `stream` on a real Redis takes the place of the fake one.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Rig:
         threads: Sequence[str] = (),
         auto: bool | Callable[[str], int | None] = False,
         stop: Stop | None = None,
+        stream: Stream | None = None,
         **settings: object,
     ) -> None:
         self.world = world or World()
@@ -101,7 +103,7 @@ class Rig:
         environ = {name: str(value) for name, value in settings.items()}
         self.settings = Settings.load({"REDIS_CONSUMER": consumer, **environ}, consumer, None)
         flow, instance = self.settings.flow, self.settings.instance
-        self.stream = FakeStream(self.redis, consumer, boot=boot, lease_s=flow.lease_s)
+        self.stream: Any = stream or FakeStream(self.redis, consumer, boot=boot, lease_s=flow.lease_s)
         self.cluster = FakeCluster(self.world.kubernetes, instance=instance, auto=auto)
         self.stop, self.metrics = stop or Brisk(), Metrics()
         self.registry = Registry(self.clock)
