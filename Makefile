@@ -102,8 +102,8 @@ bench: $(DEV) ## the product beside its peers on servers of its own; QUICK=1: co
 fuzz: $(DEV) ## a million random events through the pure core; ARGS="COUNT SEED" for others
 	$(BIN)/python -m tests.fuzz $(ARGS)
 
-mutants: $(DEV) ## break the code on purpose and see the tests notice
-	$(BIN)/python -m tests.mutants $(ARGS)
+mutants: $(DEV) ## break the code on purpose and see the tests notice; RANDOM=100 SEED=...: so many changes at random
+	$(BIN)/python -m tests.mutants $(if $(RANDOM),--random=$(RANDOM) --seed=$(or $(SEED),1)) $(ARGS)
 
 rows: $(DEV) ## the promises to the outside, and the tests that hold each of them up
 	$(BIN)/python -m tests.rows $(ARGS)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import require
-from tests.mutants.__main__ import HERE, ROOT, read
+from tests.mutants.__main__ import HERE, read
+from tests.mutants.scratch import ROOT
 
 #: The mistakes that this program must never make without a test that notices.
 WANTED = {

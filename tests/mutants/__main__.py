@@ -1,4 +1,5 @@
 """`python -m tests.mutants [NAME…]`: apply each patch to a copy of the checkout and expect its tests to fail.
+With `--random=COUNT --seed=NUMBER` changes made at random take the place of the patches: see trial.py.
 
 A patch is a unified diff below two lines of its own: `Mistake:` what it gets wrong, `Tests:` which tests have to
 notice. A patch that does not apply any more, and tests that cannot be run, are failures too.
@@ -6,20 +7,20 @@ notice. A patch that does not apply any more, and tests that cannot be run, are 
 
 from __future__ import annotations
 
+import argparse
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.mutants import trial
+from tests.mutants.scratch import copy_to
+
 HERE = Path(__file__).parent
-COPIED = ("ottoscaler", "ottoscaler.py", "tests", "pyproject.toml")
 TIMEOUT_S = 180
 TESTS_FAILED = 1  # pytest's exit code; everything above it means that they did not run
-_NO_LITTER = shutil.ignore_patterns("__pycache__", "*.pyc")
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,7 @@ def read(patch: Path) -> Mutant:
 
 def verdict(mutant: Mutant, folder: Path) -> str:
     """Empty if the tests noticed the mistake, else what is wrong. `folder` is for the copy."""
-    for name in COPIED:
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, folder / name, ignore=_NO_LITTER)
-        else:
-            shutil.copy(source, folder / name)
+    copy_to(folder)
     applied = subprocess.run(
         ["git", "apply", str(mutant.patch)], cwd=folder, capture_output=True, text=True, check=False
     )
@@ -79,5 +75,15 @@ def main(names: list[str]) -> int:
     return 1 if failed or not chosen else 0
 
 
+def command(arguments: list[str]) -> int:
+    """The command line; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
+    parser.add_argument("--random", type=int, metavar="COUNT", help="so many changes at random, and no patches")
+    parser.add_argument("--seed", type=int, default=1, metavar="NUMBER", help="the same changes for the same number")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="these patches; all, if there is none")
+    given = parser.parse_args(arguments)
+    return trial.run(given.random, given.seed) if given.random else main(given.names)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(command(sys.argv[1:]))

@@ -1,0 +1,134 @@
+"""Which test runs which line, and how long it takes: measured once, by running the fast suites with coverage."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from coverage import CoverageData
+
+from tests.mutants.places import Place
+from tests.mutants.scratch import ROOT, environment, files, scratch
+
+#: Suites that run beside each other. What these leave unnoticed counts as unnoticed.
+SUITES = (
+    "tests/flow",
+    "tests/adapters",
+    "tests/core tests/simulation",
+    "tests/cli/test_board.py tests/cli/test_dead.py",
+)
+#: A suite that takes longer than this, seconds, is broken.
+LIMIT_S = 400
+
+
+@dataclass(frozen=True)
+class Chart:
+    """`lines` holds for each file and line the numbers of tests; `tests` their ids; `took` their seconds."""
+
+    tests: Sequence[str]
+    took: Sequence[float]
+    lines: dict[str, dict[int, list[int]]]
+
+    def of(self, place: Place) -> list[str]:
+        """The tests that run a place, the likeliest to notice first.
+
+        What runs at import only (constants, defaults), and Lua, is noticed by whoever runs anything of the file.
+        """
+        path = place.path if place.path in self.lines else "ottoscaler/adapters/scripts.py"
+        known = self.lines.get(path, {})
+        lines = range(place.line, place.end_line + 1) if path == place.path else ()
+        found = {number for line in lines for number in known.get(line, ())}
+        found = found or {number for numbers in known.values() for number in numbers}
+        return sorted((self.tests[number] for number in found), key=lambda test: self._rank(place, test))
+
+    def longest(self, tests: Sequence[str]) -> dict[str, float]:
+        """How long each may take, seconds: far longer than it did."""
+        took = dict(zip(self.tests, self.took, strict=True))
+        return {test: 12 + 6 * took[test] for test in tests}
+
+    def _rank(self, place: Place, test: str) -> tuple[bool, bool, float]:
+        module, layer = Path(place.path).stem, Path(place.path).parent.name
+        return module not in test.partition("::")[0], f"tests/{layer}/" not in test, self._seconds(test)
+
+    def _seconds(self, test: str) -> float:
+        return self.took[self._numbers[test]]
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {test: number for number, test in enumerate(self.tests)}
+
+
+def chart() -> Chart:
+    """From the cache, if nothing has changed since. Raises RuntimeError if the tests are red as they are."""
+    cached = ROOT / ".cache" / "mutants" / f"chart-{_digest()}.json"
+    if not cached.exists():
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        for old in cached.parent.glob("chart-*.json"):
+            old.unlink()
+        cached.write_text(json.dumps(_measured()), encoding="utf-8")
+    stored = json.loads(cached.read_text(encoding="utf-8"))
+    lines = {path: {int(line): tests for line, tests in known.items()} for path, known in stored["lines"].items()}
+    return Chart(stored["tests"], stored["took"], lines)
+
+
+def _digest() -> str:
+    seen = hashlib.sha256()
+    for path in sorted(files()):
+        seen.update(path.encode() + b"\0" + (ROOT / path).read_bytes())
+    return seen.hexdigest()[:20]
+
+
+def _measured() -> dict[str, object]:
+    with scratch() as folder, ThreadPoolExecutor(len(SUITES)) as pool:
+        parts = list(pool.map(lambda suite: _suite(folder, suite), SUITES))
+        took = {test: seconds for part in parts for test, seconds in part.items()}
+        tests = sorted(took)
+        numbers = {test: number for number, test in enumerate(tests)}
+        lines: dict[str, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
+        for data in folder.glob("coverage-*"):
+            for path, line, test in _runs(folder, data):
+                if test in numbers:
+                    lines[path][line].add(numbers[test])
+    return {
+        "tests": tests,
+        "took": [took[test] for test in tests],
+        "lines": {path: {line: sorted(found) for line, found in known.items()} for path, known in lines.items()},
+    }
+
+
+def _suite(folder: Path, suite: str) -> dict[str, float]:
+    name = suite.replace("/", "-").replace(" ", "-").replace(".py", "")
+    times = folder / f"times-{name}.json"
+    added = {"COVERAGE_FILE": str(folder / f"coverage-{name}"), "OTTO_MUTANT_TIMES": str(times)}
+    command = [
+        sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", "-p", "tests.mutants.observer", "-m", "not e2e",
+        "-o", f"cache_dir={folder}/cache-{name}", "--cov", "--cov-report=", "--cov-context=test", *suite.split(),
+    ]  # fmt: skip
+    run = subprocess.run(
+        command, cwd=folder, env={**environment(folder), **added}, capture_output=True, timeout=LIMIT_S, check=False
+    )
+    if run.returncode or not times.exists():
+        raise RuntimeError(
+            f"{suite} fails without any mutant:\n{run.stdout.decode()[-3000:]}{run.stderr.decode()[-500:]}"
+        )
+    return dict(json.loads(times.read_text(encoding="utf-8")))
+
+
+def _runs(folder: Path, data: Path) -> Iterator[tuple[str, int, str]]:
+    """Path, line and test: each line that a test has run."""
+    known = CoverageData(str(data))
+    known.read()
+    for path in known.measured_files():
+        for line, contexts in known.contexts_by_lineno(path).items():
+            for context in contexts:
+                if "|" in context:
+                    yield os.path.relpath(path, folder), line, context.rpartition("|")[0]
