@@ -1,4 +1,4 @@
-"""Random mutants: what is broken, that it is the same for the same seed, and that a red suite is told from a green one."""
+"""Random mutants: what is broken, and that it is the same for the same seed."""
 
 from __future__ import annotations
 

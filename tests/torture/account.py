@@ -57,7 +57,7 @@ def lost(account: Account) -> Iterator[str]:
     """Events and workers without a result."""
     closing, workers = {**account.of("task"), **account.of("scale_down")}, account.of("worker")
     for event in account.sent:
-        if not closing.get(event.event_id):
+        if event.answered and not closing.get(event.event_id):
             yield f"{event.kind} {event.event_id} has no closing result"
         if event.kind == "scale_up":
             told = {result["index"] for result in workers.get(event.event_id, ())}
@@ -78,11 +78,15 @@ def told_twice(account: Account) -> Iterator[str]:
 
 def buried(account: Account) -> Iterator[str]:
     """Bad events have one dead letter each, and nobody else has one."""
-    dead = Counter(letter["event_id"] for letter in account.dead)
-    for event in account.sent:
-        wanted = 1 if event.kind == "bad" else 0
-        if dead[event.event_id] != wanted:
-            yield f"{event.kind} {event.event_id} has {dead[event.event_id]} dead letters"
+    dead = Counter(letter["stream_id"] for letter in account.dead)
+    bad = {event.entry_id: event for event in account.sent if event.bad}
+    for entry_id, event in bad.items():
+        if dead[entry_id] != 1:
+            told = {name: str(value)[:40] for name, value in event.fields.items()}
+            yield f"the bad event {entry_id} has {dead[entry_id]} dead letters: {told}"
+    for letter in account.dead:
+        if letter["stream_id"] not in bad:
+            yield f"{letter['event_id']} is a dead letter: {letter['dead_reason']}, {letter['dead_detail']}"
 
 
 def left(account: Account) -> Iterator[str]:

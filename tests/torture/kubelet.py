@@ -116,6 +116,8 @@ class Kubelet:
         self._seed = seed
         self._pending_timeout_s = pending_timeout_s
         self._dice = random.Random(seed)
+        self.shift_s = 0.0
+        """How wrong the node's clock is: what it reports of itself is so much later."""
         self._wake = threading.Condition()
         self._runs: dict[str, Run] = {}  # guarded by _wake, as all below
         self._queue: list[_Due] = []
@@ -249,7 +251,7 @@ class Kubelet:
             run.started_at = time.time()
             run.stage = Stage.STARTED  # from here on the program runs, whether anybody is told or not
         if run.stage is Stage.STARTED:
-            self._report(run, "Running", {"running": {"startedAt": _stamp(run.started_at)}})
+            self._report(run, "Running", {"running": {"startedAt": self._stamp(run.started_at)}})
             run.stage = Stage.RUNNING
             return run.fate.run_s
         if run.stage is Stage.RUNNING:
@@ -269,7 +271,7 @@ class Kubelet:
         run.ended_at = run.ended_at or time.time()
         run.phase, run.reason = phase, reason
         code = 0 if phase == "Succeeded" else 143 if run.stopped else 3
-        times = {"startedAt": _stamp(run.started_at), "finishedAt": _stamp(run.ended_at)}
+        times = {"startedAt": self._stamp(run.started_at), "finishedAt": self._stamp(run.ended_at)}
         ended = {"exitCode": code, "reason": "Completed" if code == 0 else "Error", **times}
         self._report(run, phase, {"terminated": ended}, reason)
         run.stage = Stage.ENDED
@@ -280,6 +282,9 @@ class Kubelet:
         # the UID makes the API server refuse it for another pod of that name
         body = {"metadata": {"uid": run.uid}, "status": status}
         self._send("PATCH", f"{self._pods}/{run.name}/status", body, _MERGE)
+
+    def _stamp(self, at: float) -> str:
+        return datetime.fromtimestamp(at + self.shift_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
     def _send(self, method: str, url: str, body: Any, headers: dict[str, str]) -> int:
         """The answer's status. Raises OSError when it is to be sent again."""
@@ -298,7 +303,3 @@ def _lines(response: Any) -> Iterator[bytes]:
     for chunk in response.stream(65536):
         *lines, rest = (rest + chunk).split(b"\n")
         yield from lines
-
-
-def _stamp(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,16 +1,18 @@
 """The events: of one to five workers, with ids of their own or without; some are sent twice, some are bad, some end
-others.
+others, and a few are larger than any controller should fetch.
 """
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 STREAM = "otto:scale:events"
+#: What an oversized entry carries, bytes.
+OVERSIZED: Final = 12_000_000
 
-Fields = dict[str, str]
+Fields = dict[str, Any]
 
 
 @dataclass
@@ -20,11 +22,16 @@ class Sent:
     event_id: str
     fields: Fields
     copies: int = 1
+    entry_id: str = ""
+    bad: bool = False
+    """It has to become a dead letter."""
+    answered: bool = True
+    """It has to have a closing result, too: not if its id cannot be read, or is another event's."""
 
     @property
     def kind(self) -> str:
         """`scale_up`, `scale_down` or `bad`."""
-        return self.fields["type"] if self.fields["pod_count"] != "0" else "bad"
+        return "bad" if self.bad else str(self.fields["type"])
 
     @property
     def pod_count(self) -> int:
@@ -38,6 +45,8 @@ class Producer:
 
     redis: Any
     dice: random.Random
+    invalid: bool = True
+    """Also events that are no good."""
     sent: list[Sent] = field(default_factory=list)
 
     def send(self) -> None:
@@ -48,10 +57,22 @@ class Producer:
             self._again()
         elif chance < 0.20 and ups:
             self._add(self._scale_down(self.dice.choice(ups)))
-        elif chance < 0.25:
-            self._add({"type": "scale_up", "pod_count": "0", "task_id": f"bad-{len(self.sent)}"})
+        elif chance < 0.32 and self.invalid:
+            self._bad()
         else:
             self._add(self._scale_up())
+
+    def send_oversized(self) -> None:
+        """An entry that no controller should read as a whole."""
+        fields = {"type": "scale_up", "pod_count": "1", "task_id": "large", "reason": "x" * OVERSIZED}
+        entry_id = str(self.redis.xadd(STREAM, fields))
+        kept = {**fields, "reason": f"({OVERSIZED} bytes)"}
+        self.sent.append(Sent(entry_id, kept, entry_id=entry_id, bad=True, answered=False))
+
+    @property
+    def bad(self) -> int:
+        """Events so far that are no good."""
+        return sum(1 for event in self.sent if event.bad)
 
     def _scale_up(self) -> Fields:
         number = len(self.sent)
@@ -68,11 +89,32 @@ class Producer:
             fields["mode"] = "drain"
         return fields
 
+    def _bad(self) -> None:
+        """One of the ways in which an event can be no good."""
+        good = {"type": "scale_up", "pod_count": "1", "task_id": f"bad-{len(self.sent)}"}
+        deep = 9000
+        named = [event for event in self.sent[-12:] if "event_id" in event.fields and event.kind == "scale_up"]
+        ways: list[Fields] = [
+            {**good, "pod_count": "0"},
+            {**good, "pod_count": "1000000"},
+            {**good, "type": "scale_sideways"},
+            {**good, "metadata": "[1"},
+            {**good, "metadata": '{"a":' * deep + "1" + "}" * deep},
+            {**good, "event_id": "no good!"},
+            {**good, "reason": b"\xff\xfe"},
+            {**good, "reason": "x" * 70_000},
+            *({**good, "event_id": event.event_id, "reason": "other"} for event in named[:1]),
+        ]
+        fields = self.dice.choice(ways)
+        named_id = fields.get("event_id", "")
+        entry_id = str(self.redis.xadd(STREAM, fields))
+        self.sent.append(Sent(entry_id, fields, entry_id=entry_id, bad=True, answered=not named_id))
+
     def _add(self, fields: Fields) -> None:
         if self.dice.random() < 0.6:
             fields = {**fields, "event_id": f"event-{len(self.sent)}"}
         entry_id = str(self.redis.xadd(STREAM, fields))
-        self.sent.append(Sent(fields.get("event_id", entry_id), fields))
+        self.sent.append(Sent(str(fields.get("event_id", entry_id)), fields, entry_id=entry_id))
 
     def _again(self) -> None:
         """What a producer does that got no answer: the same event once more."""

@@ -50,9 +50,10 @@ class Slot:
 
     def __init__(
         self, number: int, directory: Path, environ: Mapping[str, str], dice: random.Random, toll: Toll,
-        in_flight: Callable[[], bool],
+        in_flight: Callable[[], bool], *, mortal: bool = True,
     ) -> None:  # fmt: skip
-        """`in_flight` says whether there is work that a kill can hurt."""
+        """`in_flight` says whether there is work that a kill can hurt. Who is not `mortal` is not killed."""
+        self._mortal = mortal
         self._number = number
         self._directory = directory
         directory.mkdir(parents=True)
@@ -64,6 +65,7 @@ class Slot:
         self._renamed = 0
         self._controller: Controller | None = None
         self._note = directory / "point"
+        self._clock = directory / "clock"
         self._start_at = 0.0
         self._end_at: float | None = None
         self._stop_by: float | None = None
@@ -84,7 +86,7 @@ class Slot:
         elif self._end_at is None:
             if "controller.started" in self._controller.text:  # before that it does not even know a SIGTERM
                 self._end_at = now + self._dice.uniform(0, LIFE_S)
-        elif now >= self._end_at and not spared:
+        elif now >= self._end_at and not spared and self._mortal:
             self._end(now)
 
     def watch(self) -> None:
@@ -98,11 +100,15 @@ class Slot:
             self._controller.kill()
         self._controller = None
 
+    def shift(self, seconds: int) -> None:
+        """The wall clock of its controllers is wrong by so much."""
+        self._clock.write_text(str(seconds), encoding="utf-8")
+
     def start(self, armed: Sequence[str]) -> None:
         """Start a controller that dies at the first of these points."""
         self._note.unlink(missing_ok=True)
         visits = [f"{point}:{self._visits(point)}" for point in armed]
-        command = ["-m", victim.__name__, str(self._note), *visits]
+        command = ["-m", victim.__name__, str(self._note), str(self._clock), *visits]
         self._armed = list(armed)
         self._controller = Controller(self._directory, {**self._environ, "REDIS_CONSUMER": self._name}, command)
         self._stop_by = None
@@ -114,7 +120,7 @@ class Slot:
 
     def _arms(self) -> list[str]:
         missing = self._toll.missing()
-        if self._dice.random() < AT_RANDOM or not missing:
+        if self._dice.random() < AT_RANDOM or not missing or not self._mortal:
             return []
         mixed = self._dice.sample(missing, len(missing))
         return sorted(mixed, key=lambda point: self._toll.points[point])[:ARMED_AT_ONCE]

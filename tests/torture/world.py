@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import random
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,9 +20,10 @@ from tests.torture.account import WORKER_RETRIES, Account
 from tests.torture.kubelet import Kubelet
 from tests.torture.points import USUAL
 from tests.torture.producer import STREAM, Producer, Sent
-from tests.torture.quota import Quota
+from tests.torture.refusals import PASSWORD, USER, Refusals
 from tests.torture.slots import Slot, Toll
-from tests.torture.weather import Weather
+from tests.torture.strangers import Strangers
+from tests.torture.troubles import KINDS, LEAD, Chosen, Place, Troubles
 
 ROOT = Path(__file__).resolve().parents[2]
 SLOTS = 3
@@ -34,12 +34,22 @@ MERCY_AT = 5
 TELL_S = 30.0
 #: With so many kills each of the usual points has to be reached.
 WHOLE = 100
+#: So long a kill takes about, seconds: so long is a run that has none.
+KILL_S = 0.6
 PENDING_TIMEOUT_S = 4
 #: Open events, and how many more are sent while there are fewer.
 FEW, MANY = 8, 30
 #: Until all is done after the last kill, seconds.
 END_S = 120.0
 NAMESPACE = "torture"
+_KUBECONFIG = """
+apiVersion: v1
+kind: Config
+current-context: c
+contexts: [{name: c, context: {cluster: c, user: u}}]
+clusters: [{name: c, cluster: {server: "http://127.0.0.1:%d"}}]
+users: [{name: u, user: {}}]
+"""
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,7 @@ class Amount:
     """How much of everything, by the number of kills: for 100 of them what a run in CI has to have."""
 
     kills: int
+    chosen: Chosen
 
     @property
     def events(self) -> int:
@@ -59,26 +70,6 @@ class Amount:
         return 9 * self.kills
 
     @property
-    def redis_kills(self) -> int:
-        """Of redis-server."""
-        return max(1, self.kills // 10)
-
-    @property
-    def kube_kills(self) -> int:
-        """Of kube-apiserver."""
-        return max(1, self.kills // 25)
-
-    @property
-    def quotas(self) -> int:
-        """Times without room."""
-        return max(1, self.kills // 10)
-
-    @property
-    def faults(self) -> int:
-        """Of the network."""
-        return 2 * self.kills
-
-    @property
     def repetitions(self) -> int:
         """Deaths at each point."""
         return max(1, self.kills // 50)
@@ -86,21 +77,7 @@ class Amount:
     @property
     def wipes(self) -> int:
         """Of Redis, with its controller alive, and as many with it dead."""
-        return max(1, self.kills // 100)
-
-
-@dataclass
-class Done:
-    """What was done to the servers so far."""
-
-    redis_kills: int = 0
-    kube_kills: int = 0
-    began: float = field(default_factory=time.monotonic)
-
-    @property
-    def seconds(self) -> float:
-        """How long it has taken."""
-        return time.monotonic() - self.began
+        return max(1, self.kills // 100) if "kills" in self.chosen.kinds else 0
 
 
 class World:
@@ -108,7 +85,7 @@ class World:
 
     def __init__(self, directory: Path, amount: Amount, seed: int) -> None:
         self.amount = amount
-        self.done = Done()
+        self._began = time.monotonic()
         self.toll = Toll(amount.repetitions)
         self._dice = random.Random(seed)
         self._seed = seed
@@ -127,18 +104,24 @@ class World:
             self._kube.new_namespace(NAMESPACE)
             self.client = self._redis.client()
             opened.callback(self.client.close)
-            self.producer = Producer(self.client, random.Random(self._dice.random()))
+            invalid = "invalid" in self.amount.chosen.kinds
+            self.producer = Producer(self.client, random.Random(self._dice.random()), invalid)
             self.kubelet = Kubelet(self._kube.kubeconfig, NAMESPACE, self._seed, PENDING_TIMEOUT_S)
             opened.callback(self.kubelet.close)
             self.kubelet.start()
-            self._quota = Quota(self._kube.kubeconfig, NAMESPACE, random.Random(self._dice.random()))
-            opened.callback(self._quota.close)
+            self.strangers = Strangers(self._kube.kubeconfig, SLOTS, random.Random(self._dice.random()))
+            opened.callback(self.strangers.close)
             self._redis_links = [_opened(opened, self._redis.port) for _ in range(SLOTS)]
-            self._kube_links = [_opened(opened, self._kube.port) for _ in range(SLOTS)]
-            self.weather = Weather(self._redis_links, self._kube_links, random.Random(self._dice.random()))
+            self._kube_links = [_opened(opened, port) for port in self.strangers.ports]
             self.slots = [self._slot(number) for number in range(SLOTS)]
             for slot in self.slots:
                 opened.callback(slot.close)
+            place = Place(
+                self._redis, self._kube, NAMESPACE, self.producer, self.kubelet, self.strangers, self.slots,
+                self._redis_links, self._kube_links, self._start_redis,
+            )  # fmt: skip
+            self.troubles = Troubles(place, self.amount.chosen, self._dice)
+            opened.callback(self.troubles.close)
             self._opened = opened.pop_all()
         return self
 
@@ -149,14 +132,14 @@ class World:
 
     def _slot(self, number: int) -> Slot:
         directory = self._directory / f"slot-{number}"
-        server = f"https://127.0.0.1:{self._kube_links[number].port}"
-        text = self._kube.kubeconfig.read_text(encoding="utf-8")
         kubeconfig = self._directory / f"kubeconfig-{number}"
-        kubeconfig.write_text(re.sub(r'server: "[^"]*"', f'server: "{server}"', text), encoding="utf-8")
+        kubeconfig.write_text(_KUBECONFIG % self._kube_links[number].port, encoding="utf-8")
         environ = {
             "PYTHONPATH": str(ROOT),
             "REDIS_HOST": "127.0.0.1",
             "REDIS_PORT": str(self._redis_links[number].port),
+            "REDIS_USERNAME": USER,
+            "REDIS_PASSWORD": PASSWORD,
             "REDIS_BLOCK_MS": "1000",
             "KUBECONFIG": str(kubeconfig),
             "NAMESPACE": NAMESPACE,
@@ -168,48 +151,49 @@ class World:
             "WORKER_RETRIES": str(WORKER_RETRIES),
             "TERMINATION_GRACE_S": "2",
         }
-        return Slot(number, directory, environ, random.Random(self._dice.random()), self.toll, self.in_flight)
+        dice, mortal = random.Random(self._dice.random()), "kills" in self.amount.chosen.kinds
+        return Slot(number, directory, environ, dice, self.toll, self.in_flight, mortal=mortal)
 
     # -- the run
 
     def torture(self, deadline_s: float, tell: Callable[[World], None]) -> None:
         """Until there was enough of everything, or for so long."""
-        told_at = 0.0
-        while list(self.too_little()) and self.done.seconds < deadline_s:
-            spared = self._most_tries() >= MERCY_AT
+        told_at, spared = 0.0, False
+        while list(self.too_little()) and self.seconds < deadline_s:
+            if not self.troubles.is_refusing:
+                spared = self._most_tries() >= MERCY_AT
+                self._feed()
             for slot in self.slots:
                 slot.tick(spared=spared)
-            self._feed()
-            self._kill_servers()
-            self._quota.tick(self.amount.quotas * self._progress(lead=1.2))
-            self.weather.tick(self.amount.faults * self._progress(lead=1.15))
+            self.troubles.tick(self._progress())
             self._pause.wait(TICK_S)
-            if self.done.seconds - told_at > TELL_S:
-                told_at = self.done.seconds
+            if self.seconds - told_at > TELL_S:
+                told_at = self.seconds
                 tell(self)
 
     def figures(self) -> list[tuple[str, int, int]]:
         """What, how much, and how much there has to be."""
+        events, pods = len(self.producer.sent), len(self.kubelet.book)
         return [
-            ("kills with work in flight", self.toll.kills, self.amount.kills),
-            ("events", len(self.producer.sent), self.amount.events),
-            ("pods", len(self.kubelet.book), self.amount.pods),
-            ("kills of redis-server", self.done.redis_kills, self.amount.redis_kills),
-            ("kills of kube-apiserver", self.done.kube_kills, self.amount.kube_kills),
-            ("quotas without room", self._quota.times, self.amount.quotas),
-            ("network faults", self.weather.faults, self.amount.faults),
+            ("events", events, self.amount.events),
+            ("pods", pods, self.amount.pods),
+            *self.troubles.figures(self.toll.kills),
         ]
+
+    @property
+    def seconds(self) -> float:
+        """How long it has taken."""
+        return time.monotonic() - self._began
 
     def too_little(self) -> Iterator[str]:
         """What there was not enough of."""
         yield from (f"{count} {what}, wanted {wanted}" for what, count, wanted in self.figures() if count < wanted)
-        if self.amount.kills >= WHOLE:
+        if self.amount.kills >= WHOLE and self.amount.chosen.kinds == frozenset(KINDS):
             yield from (f"nobody died at {point!r}" for point in USUAL if not self.toll.points[point])
 
     def settle(self) -> bool:
         """Good weather and controllers that live: returns whether all work came to its end."""
-        self.weather.clear()
-        self._quota.clear()
+        self.troubles.clear()
         for slot in self.slots:
             slot.close()
             slot.start([])
@@ -237,14 +221,15 @@ class World:
 
     def in_flight(self) -> bool:
         """Is there a task or an entry that is not done with, and a pod that has not ended?"""
-        return self.kubelet.live > 0 and bool(self.client.zcard("otto:scale:open") or self._pending())
+        if self.kubelet.live == 0:
+            return False
+        return self.troubles.is_refusing or bool(self.client.zcard("otto:scale:open") or self._pending())
 
-    def _progress(self, lead: float = 1.0) -> float:
-        """How far the run is: 1 when it could end, and more while a point was not reached.
-
-        Faults come a little earlier than kills, so that there are enough.
-        """
-        return lead * (self.toll.kills + 1) / self.amount.kills
+    def _progress(self) -> float:
+        """How far the run is: 1 when it could end, and more while there was not enough of something."""
+        if "kills" in self.amount.chosen.kinds:
+            return (self.toll.kills + 1) / self.amount.kills
+        return self.seconds / (KILL_S * self.amount.kills)
 
     def _most_tries(self) -> int:
         """How often in a row an open task was taken up without any progress."""
@@ -255,7 +240,7 @@ class World:
 
     def _feed(self) -> None:
         waiting = int(self.client.zcard("otto:scale:open")) + self._unread()
-        share = self._progress(lead=1.1)
+        share = LEAD * self._progress()
         events, pods = len(self.producer.sent), len(self.kubelet.book)
         behind = events < self.amount.events * share or pods < self.amount.pods * share
         if waiting < FEW or (behind and waiting < MANY):
@@ -266,20 +251,8 @@ class World:
 
         With "everysec" it may come up to two seconds before, and a kill would then lose what was acknowledged.
         """
-        self._redis.start_loading(appendfsync="no")
+        self._redis.start_loading(appendfsync="no", aclfile=Refusals.rights(self._directory / "redis"))
         self._redis.await_answer()
-
-    def _kill_servers(self) -> None:
-        if self.done.redis_kills < int(self.amount.redis_kills * self._progress(lead=1.1)):
-            self._redis.kill()
-            self._pause.wait(self._dice.uniform(0, 1))
-            self._start_redis()
-            self.done.redis_kills += 1
-        if self.done.kube_kills < int(self.amount.kube_kills * self._progress(lead=1.1)):
-            self._kube.kill()
-            self._pause.wait(self._dice.uniform(0, 1))
-            self._kube.start()
-            self.done.kube_kills += 1
 
     def _is_idle(self) -> bool:
         for slot in self.slots:
