@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 import urllib3
 
 from ottoscaler import logs
-from ottoscaler.adapters.kube_http import KubeHttp, refusal
+from ottoscaler.adapters.kube_answers import Verb, refusal, success
+from ottoscaler.adapters.kube_http import KubeHttp
 from ottoscaler.core.events import ScaleEvent, decode
 from ottoscaler.core.names import selector
 from ottoscaler.core.pods import RawPod, Snapshot, event_annotation, foreign, snapshot
@@ -36,13 +37,26 @@ class _ListMeta(msgspec.Struct, frozen=True):
 
 
 class _RawList(msgspec.Struct, frozen=True):
+    kind: Literal["PodList"]
     metadata: _ListMeta = _ListMeta()
     items: list[RawPod] = []
+
+
+class _RawPod(RawPod, frozen=True, kw_only=True):
+    kind: Literal["Pod"]
 
 
 class _Line(msgspec.Struct, frozen=True):
     type: str
     object: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+class _Name(msgspec.Struct, frozen=True):
+    name: str
+
+
+class _Asked(msgspec.Struct, frozen=True):
+    metadata: _Name
 
 
 class _Bookmark(msgspec.Struct, frozen=True):
@@ -54,12 +68,15 @@ class _ReviewStatus(msgspec.Struct, frozen=True):
 
 
 class _Review(msgspec.Struct, frozen=True):
-    status: _ReviewStatus = _ReviewStatus()
+    kind: Literal["SelfSubjectAccessReview"]
+    status: _ReviewStatus
 
 
 _pod_list = msgspec.json.Decoder(_RawList)
-_pod = msgspec.json.Decoder(RawPod)
+_pod = msgspec.json.Decoder(_RawPod)
+_review = msgspec.json.Decoder(_Review)
 _line = msgspec.json.Decoder(_Line)
+_bookmark = msgspec.json.Decoder(_Bookmark)
 _CHANGES = {"ADDED": Change.UPDATED, "MODIFIED": Change.UPDATED, "DELETED": Change.DELETED}
 
 
@@ -105,7 +122,7 @@ class KubeCluster:
         while True:
             query = {"labelSelector": self._selector, "limit": PAGE, **({"continue": token} if token else {})}
             self._count("list")
-            page = _decoded(_pod_list, self._http.call("GET", self._pods, query=query))
+            page = _decoded(_pod_list, self._http.call(Verb.LIST, self._pods, query=query))
             pods += [pod for raw in page.items if (pod := snapshot(raw)) is not None]
             token = page.metadata.token
             if not token:
@@ -130,6 +147,8 @@ class KubeCluster:
                 for line in lines:
                     if line and (event := _watch_event(line)) is not None:
                         yield event
+            if rest:
+                raise ClusterUnavailable("the watch of pods ended in the middle of a line")
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             self._http.drop_idle()
             broken = ClusterUnavailable(f"the watch of pods broke off ({' '.join(str(error).split())[:200]})")
@@ -141,12 +160,14 @@ class KubeCluster:
     def create(self, body: bytes) -> Snapshot | Created:
         """See ports.Cluster."""
         self._count("create")
+        name = msgspec.json.decode(body, type=_Asked).metadata.name
         try:
-            pod = snapshot(_decoded(_pod, self._http.call("POST", self._pods, body=body)))
+            raw = self._read(self._http.call(Verb.CREATE, self._pods, name=name, body=body), name)
         except ClusterRejected as error:
-            if error.status == 409:
+            if error.reason == "AlreadyExists":
                 return Created.ALREADY_THERE
             raise
+        pod = snapshot(raw)
         if pod is None:
             raise ClusterUnavailable("the Kubernetes API changed the labels of a pod that we created")
         return pod
@@ -156,7 +177,7 @@ class KubeCluster:
         body = self._get(name)
         if body is None:
             return None
-        raw = _decoded(_pod, body)
+        raw = self._read(body, name)
         return snapshot(raw) or foreign(raw)
 
     def event_of(self, name: str) -> ScaleEvent | None:
@@ -170,11 +191,17 @@ class KubeCluster:
     def _get(self, name: str) -> bytes | None:
         self._count("get")
         try:
-            return self._http.call("GET", f"{self._pods}/{name}")
-        except ClusterRejected as error:
-            if error.status == 404:
-                return None
-            raise
+            return self._http.call(Verb.GET, f"{self._pods}/{name}", name=name)
+        except ClusterRejected:  # NotFound: a look is refused for nothing else
+            return None
+
+    @staticmethod
+    def _read(body: bytes, name: str) -> RawPod:
+        """The pod of that name. Raises ClusterUnavailable where the body is anything else."""
+        raw = _decoded(_pod, body)
+        if raw.metadata.name != name:
+            raise ClusterUnavailable(f"the Kubernetes API answered with pod {raw.metadata.name[:100]!r} for {name}")
+        return raw
 
     def delete(self, name: str, uid: str, resource_version: str | None = None) -> bool:
         """See ports.Cluster. Preconditions:
@@ -184,11 +211,11 @@ class KubeCluster:
         conditions = {"uid": uid} if resource_version is None else {"uid": uid, "resourceVersion": resource_version}
         body = msgspec.json.encode({"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": conditions})
         try:
-            self._http.call("DELETE", f"{self._pods}/{name}", body=body)
-        except ClusterRejected as error:
-            if error.status in (404, 409):
-                return error.status == 404
-            raise
+            answer = self._http.call(Verb.DELETE, f"{self._pods}/{name}", name=name, body=body)
+        except ClusterRejected as error:  # NotFound or Conflict
+            return error.reason == "NotFound"
+        if not success(answer):
+            raise ClusterUnavailable(f"the answer to the deletion of {name} is not one of the Kubernetes API")
         return True
 
     def missing_rights(self) -> Sequence[str]:
@@ -210,36 +237,39 @@ class KubeCluster:
         }
         path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
         try:
-            answer = self._http.call("POST", path, body=msgspec.json.encode(review))
+            answer = self._http.call(Verb.REVIEW, path, body=msgspec.json.encode(review))
         except ClusterRejected:
             return True
-        return msgspec.json.decode(answer, type=_Review).status.allowed
+        return _decoded(_review, answer).status.allowed
 
 
 def _watch_event(line: bytes) -> WatchEvent | None:
-    """One line of a watch. A pod that cannot be read is told of and skipped:
-    it must not end the watch for all others.
+    """One line of a watch. A pod that cannot be read is logged and skipped: it must not end the watch for all others.
+
+    Raises Expired or ClusterUnavailable for an error of the server, and where the line is not one of a watch: what
+    comes then is not from the API server, and what it left out only a list shows.
     """
+    told = _decoded(_line, line)
+    if told.type == "ERROR":
+        raise _stream_error(bytes(told.object))
+    if told.type == "BOOKMARK":
+        return WatchEvent(Change.BOOKMARK, _decoded(_bookmark, told.object).metadata.resource_version, None)
+    if told.type not in _CHANGES:
+        raise ClusterUnavailable(f"the watch of pods sent an event of unknown type {told.type[:100]!r}")
     try:
-        told = _line.decode(line)
-        if told.type == "BOOKMARK":
-            version = msgspec.json.decode(told.object, type=_Bookmark).metadata.resource_version
-            return WatchEvent(Change.BOOKMARK, version, None)
-        if told.type == "ERROR":
-            raise _stream_error(bytes(told.object))
         raw = _pod.decode(told.object)
         pod = snapshot(raw)
     except (msgspec.MsgspecError, ValueError) as error:
-        _log.warning("watch.unreadable", "A line of the watch cannot be read and is skipped", error=str(error)[:200])
+        _log.warning("watch.unreadable", "A pod in the watch cannot be read and is skipped", error=str(error)[:200])
         return None
     if pod is not None and told.type == "DELETED":
         pod = pod.as_gone()
-    return WatchEvent(_CHANGES.get(told.type, Change.UPDATED), raw.metadata.resource_version, pod)
+    return WatchEvent(_CHANGES[told.type], raw.metadata.resource_version, pod)
 
 
 def _stream_error(body: bytes) -> Exception:
     """Any ERROR inside a watch means: list again. 410 comes this way too, inside a 200 answer."""
-    error = refusal(_code(body), body, "WATCH")
+    error = refusal(_code(body), body, Verb.WATCH)
     return error if isinstance(error, (Expired, ClusterUnavailable)) else ClusterUnavailable(str(error))
 
 
@@ -250,7 +280,7 @@ def _code(body: bytes) -> int:
         return 500
 
 
-def _decoded(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
+def _decoded(decoder: msgspec.json.Decoder[_T], body: bytes | msgspec.Raw) -> _T:
     try:
         return decoder.decode(body)
     except (msgspec.MsgspecError, ValueError) as error:

@@ -9,6 +9,7 @@ for the client has none of its own.
 from __future__ import annotations
 
 import os
+import socket
 import ssl
 import threading
 import time
@@ -16,32 +17,32 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-import msgspec
 import urllib3
 from kubernetes import client, config
 
+from ottoscaler.adapters.kube_answers import Verb, refusal
 from ottoscaler.adapters.throttle import Throttle
-from ottoscaler.errors import ClusterRejected, ClusterUnavailable, ConfigError, Expired
+from ottoscaler.errors import ClusterUnavailable, ConfigError
 from ottoscaler.settings import KubeSettings
 
 CONNECT_TIMEOUT_S = 3.0
-READ_TIMEOUT_S = 10.0
+#: How long an answer may take, seconds, by what the server may take. The API server ends a request after 60 s
+#: (kube-apiserver --request-timeout), and a create may wait for several webhooks in a row, 30 s each: whoever gives up
+#: before the server does never gets a pod. A loop that /livez watches makes the other calls, so these end within
+#: `health.FROZEN_S`.
+TIMEOUTS_S: Mapping[Verb, float] = {
+    Verb.CREATE: 65.0,
+    Verb.DELETE: 50.0,
+    Verb.GET: 30.0,
+    Verb.LIST: 30.0,
+    Verb.REVIEW: 30.0,
+}
 #: How long a token is used without asking the library for it, seconds.
 TOKEN_S = 1.0
-#: Longest wait that a server may ask for (Retry-After), seconds: a thread may be waiting it out.
-MAX_RETRY_AFTER_S = 30.0
 
-#: 403 is more than one thing; these mean "not now" (quota, a namespace that goes away) or "not with these rights", and
-#: not "never this pod".
-_WAITING_403 = ("exceeded quota", "cannot create resource", "being terminated", "status unknown for quota")
-
-
-class _Status(msgspec.Struct, frozen=True):
-    """The body of a refusal (https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/status/)."""
-
-    message: str = ""
-    reason: str = ""
-    code: int = 0
+#: A link on which nothing comes back, not even from the server's kernel, is given up after about 25 s, however long
+#: the answer may take. Without this a create to a node that is gone would be waited for to the end of its time-out.
+_KEEPALIVE = (("SO_KEEPALIVE", 1), ("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
 
 
 class KubeHttp:
@@ -62,6 +63,7 @@ class KubeHttp:
             _share_context(self._manager, configuration)
         elif isinstance(self._manager, urllib3.ProxyManager):
             self._base = configuration.host  # without TLS a proxy wants the whole URL
+        self._manager.connection_pool_kw["socket_options"] = _socket_options()
         self._pool = self._manager.connection_from_url(configuration.host)
         self._token: str | None = None
         self._asked_until = 0.0
@@ -86,20 +88,26 @@ class KubeHttp:
         self.drop_idle()
 
     def call(
-        self, method: str, path: str, *, query: Mapping[str, object] | None = None, body: bytes | None = None
+        self,
+        verb: Verb,
+        path: str,
+        *,
+        name: str = "",
+        query: Mapping[str, object] | None = None,
+        body: bytes | None = None,
     ) -> bytes:
-        """One request and its whole answer. Raises ClusterUnavailable, ClusterRejected (4xx,
-        404 and 409 included), Expired (410).
+        """One request and its whole answer, where that is a success; `name` is the pod that it is about.
+        Raises what `kube_answers.refusal` makes of any other answer, and ClusterUnavailable for none.
         """
         with self._throttle.slot():
-            response = self._send(method, path, query, body, READ_TIMEOUT_S)
+            response = self._send(verb.method, path, query, body, TIMEOUTS_S[verb])
             try:
                 data: bytes = response.read()
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 raise self._broken(error, unclear=True) from error
             finally:
                 response.release_conn()
-        self._answered(response, data, method)
+        self._answered(response, data, verb, name)
         return data
 
     def follow(self, path: str, *, query: Mapping[str, object], read_timeout_s: float) -> Any:
@@ -108,7 +116,12 @@ class KubeHttp:
         if response.status >= 300:
             data = response.read()
             response.release_conn()
-            self._answered(response, data, "WATCH")
+            self._answered(response, data, Verb.WATCH, "")
+        if not response.headers.get("Content-Type", "").startswith("application/json"):
+            response.close()
+            other = ClusterUnavailable(f"{self.address} answered to a watch with what is not of the Kubernetes API")
+            self._heard(str(other))
+            raise other
         self._heard("")
         with self._lock:
             self._streams.add(response)
@@ -162,15 +175,16 @@ class KubeHttp:
             self._asked_until = now + TOKEN_S
         return self._token
 
-    def _answered(self, response: Any, data: bytes, method: str) -> None:
-        """Raises what the answer means. A server that says no is there; one that is broken, or does not know us, not
-        for us.
+    def _answered(self, response: Any, data: bytes, verb: Verb, name: str) -> None:
+        """Raises what the answer means. A server that says no is there. One that is broken, or does not know us, is
+        not there for us, and neither is one of which we only see a proxy.
         """
-        if response.status < 300:
+        if 200 <= response.status < 300:
             self._heard("")
             return
-        error = refusal(response.status, data, method, response.headers.get("Retry-After"))
-        self._heard(str(error) if response.status >= 500 or response.status == 401 else "")
+        error = refusal(response.status, data, verb, name, response.headers.get("Retry-After"))
+        unclear = isinstance(error, ClusterUnavailable) and error.unclear
+        self._heard(str(error) if unclear or response.status == 401 else "")
         raise error
 
     def drop_idle(self) -> None:
@@ -186,27 +200,6 @@ class KubeHttp:
         told = ClusterUnavailable(f"the Kubernetes API at {self.address} does not answer ({text})", unclear=unclear)
         self._heard(str(told))
         return told
-
-
-def refusal(status: int, body: bytes, method: str, retry_after: str | None = None) -> Exception:
-    """The error for an answer that is not a success.
-    Arguments: HTTP status, body, method, and the Retry-After header, if any.
-    """
-    try:
-        told = msgspec.json.decode(body, type=_Status)
-    except msgspec.MsgspecError:
-        told = _Status(message=body[:300].decode("utf-8", "replace"))
-    message = f"the Kubernetes API answered {status} to {method}: {told.message or told.reason or 'no reason given'}"
-    if status == 410:
-        return Expired(message)
-    waits = status == 403 and any(text in told.message for text in _WAITING_403)
-    if status in (401, 408, 429) or status >= 500 or waits or (status == 403 and method != "POST"):
-        seconds = min(float(retry_after), MAX_RETRY_AFTER_S) if retry_after and retry_after.isdigit() else None
-        # 429 comes before anything was done; a 5xx may have been on the way back
-        return ClusterUnavailable(message, retry_after_s=seconds, unclear=status >= 500 or status == 408)
-    if status == 404 and method == "POST":
-        return ClusterUnavailable(f"{message}: does NAMESPACE exist?", unclear=False)
-    return ClusterRejected(message, status=status, reason=told.reason)
 
 
 def _configuration(settings: KubeSettings) -> Any:
@@ -242,6 +235,16 @@ def _share_context(pool: Any, configuration: Any) -> None:
     for name in ("ca_certs", "ca_cert_data", "cert_file", "key_file", "cert_reqs"):
         pool.connection_pool_kw.pop(name, None)
     pool.connection_pool_kw["ssl_context"] = context
+
+
+def _socket_options() -> list[tuple[int, int, int]]:
+    """What urllib3 sets itself, and keep-alive as far as this platform has it."""
+    options = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
+    for name, value in _KEEPALIVE:
+        if hasattr(socket, name):
+            level = socket.SOL_SOCKET if name.startswith("SO_") else socket.IPPROTO_TCP
+            options.append((level, getattr(socket, name), value))
+    return options
 
 
 def _shut(response: Any) -> None:

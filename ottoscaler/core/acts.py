@@ -224,7 +224,9 @@ class RejectedPod:
 
 @dataclass(frozen=True, slots=True)
 class Unclear:
-    """No answer: the pod may have been created."""
+    """No answer, or none of the API's: the pod may have been created. `after_s` is what the server asked for."""
+
+    after_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

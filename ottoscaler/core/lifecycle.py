@@ -208,9 +208,8 @@ def step(life: Life, observation: Observation, now: float, limits: Limits) -> Li
         case RejectedPod(message):
             return _record(life, Verdict(Reason.REJECTED, message))
         case Foreign():
-            return _record(
-                replace(life, pod=None), Verdict(Reason.NAME_CONFLICT, "a pod of that name exists and is not ours")
-            )
+            taken = Verdict(Reason.NAME_CONFLICT, "a pod of that name exists and is not ours")
+            return _record(replace(life, pod=None), taken)
         case Refused(_, after_s):
             return _refused(life, now, min(backoff_s(life.backoff), MAX_REFUSED_S) if after_s is None else after_s)
         case Seen(pod):
@@ -234,8 +233,8 @@ def _moved(life: Life, observation: Observation, now: float, limits: Limits) -> 
             return replace(life, stage=Stage.CREATE, old=None)
         case Stage.CREATE, AlreadyThere():
             return replace(life, stage=Stage.LOOK_AFTER_CONFLICT)
-        case Stage.CREATE, Unclear():
-            return replace(life, stage=Stage.LOOK_AFTER_UNCLEAR)
+        case Stage.CREATE, Unclear(after_s):
+            return replace(life, stage=Stage.LOOK_AFTER_UNCLEAR, not_before=now + (after_s or 0.0))
         case Stage.REFUSED, Done():
             return replace(life, stage=Stage.INTEND)
         case Stage.AWAIT, Missing():
@@ -304,7 +303,8 @@ def _absent(life: Life, now: float, limits: Limits) -> Life:
     """A live GET found nothing. What was last seen decides, and where nothing ever was: PodLost."""
     if life.stage is Stage.LOOK_AFTER_UNCLEAR:
         # one lost answer costs no time; a server that answers nothing but 500 is not to be asked without a break
-        return _refused(life, now, min(backoff_s(life.backoff - 1), MAX_REFUSED_S) if life.backoff else 0.0)
+        pause_s = backoff_s(life.backoff - 1) if life.backoff else 0.0
+        return _refused(life, now, max(min(pause_s, MAX_REFUSED_S), life.not_before - now))
     if life.pod is None:
         return _ended(life, Verdict(Reason.POD_LOST, "the pod is gone, and nobody knows why"), now, limits)
     gone = life.pod.as_gone()

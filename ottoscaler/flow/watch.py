@@ -65,12 +65,15 @@ class Watch:
             raise ClusterUnavailable(str(error)) from error
 
     def _paced(self, version: str) -> str:
-        """One watch, and the pause after one that was short."""
+        """One watch, and the pause after one that was short. Two that end at once may not be the API server's: what
+        there is then only a list shows.
+        """
         began = self._clock.now()
         version = self._follow(version)
         self._short = self._short + 1 if self._clock.now() - began < SHORT_S else 0
         if self._short > 1:
             self._stop.wait(min(FIRST_PAUSE_S * 2.0 ** min(self._short - 2, 10), MAX_PAUSE_S))
+            return ""
         return version
 
     def _follow(self, version: str) -> str:

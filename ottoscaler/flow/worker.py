@@ -206,6 +206,7 @@ class Runner:
         except ClusterRejected as error:
             return acts.RejectedPod(str(error))
         except ClusterUnavailable as error:
+            parts.ledger.note(job, why=str(error))
             if error.unclear:
                 _log.warning(
                     "worker.unclear",
@@ -213,8 +214,7 @@ class Runner:
                     pod_name(job.key),
                     error=str(error),
                 )
-                return acts.Unclear()
-            parts.ledger.note(job, why=str(error))
+                return acts.Unclear(error.retry_after_s)
             return acts.Refused(str(error), error.retry_after_s)
         if answer is Created.ALREADY_THERE:
             return acts.AlreadyThere()

@@ -17,8 +17,9 @@ import pytest
 from ottoscaler.adapters import cluster as cluster_module
 from ottoscaler.adapters import kube_http
 from ottoscaler.adapters.cluster import KubeCluster
-from ottoscaler.adapters.kube_http import MAX_RETRY_AFTER_S, TOKEN_S, KubeHttp, refusal
-from ottoscaler.errors import ClusterRejected, ClusterUnavailable, ConfigError, Expired
+from ottoscaler.adapters.kube_answers import Verb
+from ottoscaler.adapters.kube_http import TIMEOUTS_S, TOKEN_S, KubeHttp
+from ottoscaler.errors import ClusterRejected, ClusterUnavailable, ConfigError
 from ottoscaler.settings import KubeSettings
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -93,11 +94,11 @@ def test_the_silence_is_longer_than_the_servers_time() -> None:
 
 def test_a_call_to_a_deaf_server_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No answer within the time-out: the request may have been carried out."""
-    monkeypatch.setattr(kube_http, "READ_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(kube_http, "TIMEOUTS_S", dict.fromkeys(TIMEOUTS_S, 0.2))
     with served(lambda connection: None) as port:
         http = KubeHttp(settings(tmp_path, port))
         with pytest.raises(ClusterUnavailable) as caught:
-            http.call("GET", "/version")
+            http.call(Verb.GET, "/version")
         http.close()
     assert caught.value.unclear
 
@@ -107,7 +108,7 @@ def test_one_dead_connection_tells_of_the_others(tmp_path: Path, monkeypatch: py
 
     They are answered in pairs, so that two calls at once have a connection each.
     """
-    monkeypatch.setattr(kube_http, "READ_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(kube_http, "TIMEOUTS_S", dict.fromkeys(TIMEOUTS_S, 1.0))
     held: list[socket.socket] = []
 
     def answer(connection: socket.socket) -> None:
@@ -117,10 +118,10 @@ def test_one_dead_connection_tells_of_the_others(tmp_path: Path, monkeypatch: py
 
     with served(answer) as port, ThreadPoolExecutor(2) as two:
         http = KubeHttp(settings(tmp_path, port))
-        assert list(two.map(http.call, ["GET"] * 2, ["/"] * 2)) == [b"{}"] * 2
+        assert list(two.map(http.call, [Verb.GET] * 2, ["/"] * 2)) == [b"{}"] * 2
         with pytest.raises(ClusterUnavailable):
-            http.call("GET", "/")
-        assert list(two.map(http.call, ["GET"] * 2, ["/"] * 2)) == [b"{}"] * 2
+            http.call(Verb.GET, "/")
+        assert list(two.map(http.call, [Verb.GET] * 2, ["/"] * 2)) == [b"{}"] * 2
         http.close()
 
 
@@ -130,7 +131,7 @@ def test_a_refused_connection_is_clear(tmp_path: Path) -> None:
         port = listener.getsockname()[1]
     http = KubeHttp(settings(tmp_path, port))
     with pytest.raises(ClusterUnavailable) as caught:
-        http.call("POST", "/api/v1/namespaces/default/pods", body=b"{}")
+        http.call(Verb.CREATE, "/api/v1/namespaces/default/pods", body=b"{}")
     http.close()
     assert not caught.value.unclear
 
@@ -146,15 +147,15 @@ def test_half_an_answer_is_unclear(tmp_path: Path) -> None:
     with served(cut) as port:
         http = KubeHttp(settings(tmp_path, port))
         with pytest.raises(ClusterUnavailable) as caught:
-            http.call("POST", "/x", body=b"{}")
+            http.call(Verb.CREATE, "/x", body=b"{}")
         http.close()
     assert caught.value.unclear
 
 
-def test_a_garbled_line_does_not_end_the_watch(tmp_path: Path) -> None:
-    """What cannot be read is skipped, what follows it arrives."""
-    pod = {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "7"}}}
-    body = b'{"type": 5}\n{not json\n' + json.dumps(pod).encode() + b"\n"
+def test_an_unreadable_pod_does_not_end_the_watch(tmp_path: Path) -> None:
+    """It is skipped, what follows it arrives."""
+    mark = {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "7"}}}
+    body = b'{"type": "ADDED", "object": {"kind": "Pod", "metadata": 5}}\n' + json.dumps(mark).encode() + b"\n"
 
     def answer(connection: socket.socket) -> None:
         connection.sendall(HEAD + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
@@ -164,51 +165,6 @@ def test_a_garbled_line_does_not_end_the_watch(tmp_path: Path) -> None:
         events = list(cluster.watch("1"))
         cluster.close()
     assert [event.resource_version for event in events] == ["7"]
-
-
-@pytest.mark.parametrize(
-    ("status", "message", "method", "kind", "unclear"),
-    [
-        (403, "pods is forbidden: exceeded quota: q, requested: pods=1", "POST", ClusterUnavailable, False),
-        (403, 'User "x" cannot create resource "pods" in API group ""', "POST", ClusterUnavailable, False),
-        (403, "violates PodSecurity restricted", "POST", ClusterRejected, None),
-        (403, 'User "x" cannot list resource "pods"', "GET", ClusterUnavailable, False),
-        (422, "Pod is invalid", "POST", ClusterRejected, None),
-        (400, "bad request", "POST", ClusterRejected, None),
-        (413, "too large", "POST", ClusterRejected, None),
-        (401, "Unauthorized", "GET", ClusterUnavailable, False),
-        (404, "namespaces not found", "POST", ClusterUnavailable, False),
-        (404, "pods not found", "GET", ClusterRejected, None),
-        (409, "already exists", "POST", ClusterRejected, None),
-        (429, "too many requests", "POST", ClusterUnavailable, False),
-        (500, "internal", "POST", ClusterUnavailable, True),
-        (503, "unavailable", "POST", ClusterUnavailable, True),
-        (504, "timeout", "POST", ClusterUnavailable, True),
-        (410, "expired", "GET", Expired, None),
-    ],
-)
-def test_what_an_answer_means(
-    status: int, message: str, method: str, kind: type[Exception], unclear: bool | None
-) -> None:
-    """Each refusal has one meaning: later, never, or list again."""
-    error = refusal(status, json.dumps({"message": message}).encode(), method)
-    assert type(error) is kind
-    assert getattr(error, "unclear", None) is unclear
-    assert message in str(error)
-
-
-def test_retry_after_is_kept() -> None:
-    """What the server asks for reaches whoever tries again."""
-    error = refusal(429, b"{}", "POST", "7")
-    assert isinstance(error, ClusterUnavailable)
-    assert error.retry_after_s == 7
-
-
-def test_retry_after_has_a_bound() -> None:
-    """A thread waits it out, and may be the only one that does what it does."""
-    error = refusal(503, b"{}", "GET", "86400")
-    assert isinstance(error, ClusterUnavailable)
-    assert error.retry_after_s == MAX_RETRY_AFTER_S
 
 
 def test_no_kubeconfig_is_a_clear_fault(tmp_path: Path) -> None:
@@ -233,7 +189,7 @@ def test_an_api_server_may_be_behind_a_path(tmp_path: Path) -> None:
     asked: list[bytes] = []
     with served(empty_answer, asked) as port:
         http = KubeHttp(settings(tmp_path, port, server=f"http://127.0.0.1:{port}/k8s/clusters/c-1"))
-        http.call("GET", "/api/v1/pods", query={"limit": 5})
+        http.call(Verb.GET, "/api/v1/pods", query={"limit": 5})
         http.close()
     assert asked[0].splitlines()[0] == b"GET /k8s/clusters/c-1/api/v1/pods?limit=5 HTTP/1.1"
 
@@ -245,10 +201,10 @@ def test_a_new_token_is_used_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with served(empty_answer, asked) as port:
         http = KubeHttp(settings(tmp_path, port))
         monkeypatch.setattr(http._configuration, "get_api_key_with_prefix", lambda _name: next(tokens))
-        http.call("GET", "/")
-        http.call("GET", "/")
+        http.call(Verb.GET, "/")
+        http.call(Verb.GET, "/")
         threading.Event().wait(TOKEN_S)
-        http.call("GET", "/")
+        http.call(Verb.GET, "/")
         http.close()
     told = [re.findall(rb"Authorization: (.*)\r", each) for each in asked]
     assert told == [[b"Bearer one"], [b"Bearer one"], [b"Bearer two"]]
@@ -260,7 +216,7 @@ def test_a_proxy_is_told_the_whole_address(tmp_path: Path) -> None:
     with served(empty_answer, asked) as port:
         proxy = {"proxy-url": f"http://127.0.0.1:{port}"}
         http = KubeHttp(settings(tmp_path, port, server="http://far.example", **proxy))
-        http.call("GET", "/api/v1/pods")
+        http.call(Verb.GET, "/api/v1/pods")
         http.close()
     first, *headers = asked[0].splitlines()
     assert first == b"GET http://far.example/api/v1/pods HTTP/1.1"
@@ -270,16 +226,17 @@ def test_a_proxy_is_told_the_whole_address(tmp_path: Path) -> None:
 def test_it_is_told_how_each_call_ended(tmp_path: Path) -> None:
     """A server that answers is there, also with no; one that fails, or does not know us, is not there for us."""
     told: list[str] = []
-    answers = {200: "", 404: "", 403: "", 429: "", 500: "500 to GET", 503: "503 to GET", 401: "401 to GET"}
+    answers = {200: "", 404: "", 403: "", 429: "", 500: "500 to get", 503: "503 to get", 401: "401 to get"}
     for status, error in answers.items():
 
         def answer(connection: socket.socket, status: int = status) -> None:
-            connection.sendall(b"HTTP/1.1 %d X\r\nContent-Length: 2\r\n\r\n{}" % status)
+            body = b'{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"NotFound","code":%d}' % status
+            connection.sendall(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body))
 
         with served(answer) as port:
             http = KubeHttp(settings(tmp_path, port), told.append)
             with suppress(ClusterUnavailable, ClusterRejected):
-                http.call("GET", "/x")
+                http.call(Verb.GET, "/x")
             http.close()
         assert len(told) == 1
         assert (error in told[0]) if error else told == [""], (status, told)
@@ -302,7 +259,7 @@ def test_it_is_told_of_a_server_that_is_gone_and_of_a_watch(tmp_path: Path) -> N
     told.clear()
     http = KubeHttp(settings(tmp_path, port), told.append)
     with pytest.raises(ClusterUnavailable):
-        http.call("GET", "/x")
+        http.call(Verb.GET, "/x")
     http.close()
     assert len(told) == 1
     assert "does not answer" in told[0]

@@ -171,6 +171,13 @@ def test_creates_that_stay_unclear_are_asked_less_often() -> None:
     assert pauses == [1, 2, 4, 4]
 
 
+def test_after_an_unclear_create_what_the_server_asks_for_is_waited() -> None:
+    """The look comes at once, the next create when the server wants it (Retry-After)."""
+    drive = Drive()
+    assert drive.tell(Intended(), Unclear(after_s=7.0)) == Look(1)
+    assert drive.tell(Absent(), Done()) == Later(7.0)
+
+
 def test_a_refused_create_is_waiting_not_failing() -> None:
     """Noted, the thread given back, and the same attempt intended again."""
     drive = Drive()

@@ -157,6 +157,20 @@ class TestCreating:
             assert rig.calls("create") == 2
 
     @contract("5.waiting")
+    def test_while_admission_fails_why_has_its_words(self) -> None:
+        """The answer is unclear, so a look comes first; no attempt is used up, and the user reads what is to be mended."""
+        with Rig(threads=["watch"]) as rig:
+            words = 'Internal error occurred: failed calling webhook "w.example": connection refused'
+            rig.world.kubernetes.refuse_next("create", ClusterUnavailable(words, unclear=True), times=2)
+            event_id = rig.accept()
+            eventually(lambda: rig.calls("create") == 2)
+            rig.idle()
+            assert [why for _, _, why in rig.ledger.take_notes()] == [words]
+            rig.pass_time(4)
+            finish(rig, rig.pod(event_id))
+            assert (rig.result()["attempt"], rig.calls("create")) == ("1", 3)
+
+    @contract("5.waiting")
     def test_what_the_server_asks_for_is_waited(self) -> None:
         """Retry-After, and not a second less."""
         with Rig(threads=["watch"]) as rig:

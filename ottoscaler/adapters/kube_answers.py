@@ -1,0 +1,150 @@
+"""What an answer of the Kubernetes API means for the request that it answers.
+
+Only the API server may give a verdict: that a pod is absent, that it is refused for good, that a name is taken, that a
+version has expired. It gives one as a `Status` object with a reason, whose code is the HTTP status
+(https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/status/). A proxy, a load balancer or a portal
+between us and the server uses the same numbers with other bodies (HTML, plain text, nothing): what became of the
+request is then unclear, whatever the number.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Expired
+
+#: Longest wait that a server may ask for (Retry-After), seconds: a thread may be waiting it out.
+MAX_RETRY_AFTER_S = 30.0
+
+#: 403 is more than one thing; these mean "not now" (quota, a namespace that goes away) or "not with these rights", and
+#: not "never this pod".
+_WAITING_403: Final = ("exceeded quota", "cannot create resource", "being terminated", "status unknown for quota")
+#: How the API server reports a denial by a webhook or by a policy. Webhooks choose code and reason freely.
+_DENIED: Final = re.compile(r"denied (?:the )?request")
+#: What a refused create may be refused for, by HTTP status, apart from denials
+#: (https://pkg.go.dev/k8s.io/apimachinery/pkg/apis/meta/v1#StatusReason).
+_REFUSALS: Final = {
+    400: "BadRequest", 403: "Forbidden", 405: "MethodNotAllowed", 406: "NotAcceptable",
+    413: "RequestEntityTooLarge", 415: "UnsupportedMediaType", 422: "Invalid",
+}  # fmt: skip
+
+
+class Verb(StrEnum):
+    """What a request asks for. The value is the verb of the API's access rules; a review creates nothing."""
+
+    CREATE = "create"
+    GET = "get"
+    LIST = "list"
+    WATCH = "watch"
+    DELETE = "delete"
+    REVIEW = "review"
+
+    @property
+    def method(self) -> str:
+        """The HTTP method."""
+        return {Verb.CREATE: "POST", Verb.REVIEW: "POST", Verb.DELETE: "DELETE"}.get(self, "GET")
+
+
+class _Details(msgspec.Struct, frozen=True):
+    name: str = ""
+    retry_after_s: float = msgspec.field(default=0, name="retryAfterSeconds")
+
+
+class _Status(msgspec.Struct, frozen=True):
+    kind: str
+    version: str = msgspec.field(name="apiVersion")
+    status: str = "Failure"
+    message: str = ""
+    reason: str = ""
+    code: int = 0
+    details: _Details | None = None
+
+    def about(self, name: str) -> bool:
+        """Does it speak of this object? `details` names the object; a Status for an unknown path names none."""
+        return self.details is None or self.details.name == name
+
+    @property
+    def denied(self) -> bool:
+        """A webhook or a policy said no, not the API server itself."""
+        return _DENIED.search(self.message) is not None
+
+
+def refusal(status: int, body: bytes, verb: Verb, name: str = "", retry_after: str | None = None) -> Exception:
+    """The error for an answer that is not a success.
+
+    Arguments: HTTP status, body, verb, name of the pod asked about (empty for none), the Retry-After header, if any.
+    Returns Expired (list and watch), ClusterRejected with reason `AlreadyExists` (create), `NotFound` (get, delete),
+    `Conflict` (delete) or what a create is refused for; else ClusterUnavailable.
+    """
+    told = _status(status, body)
+    if told is None:
+        text = " ".join(body[:200].decode("utf-8", "replace").split())
+        message = f"{status} to {verb} with a body that is not of the Kubernetes API ({text or 'empty'})"
+        # 429 comes before anything was done, and the API server itself sends it as plain text
+        return _later(f"{message}; is there a proxy in between?", retry_after, unclear=status != 429)
+    message = f"the Kubernetes API answered {status} to {verb}: {told.message or told.reason or 'no reason given'}"
+    if verb in (Verb.LIST, Verb.WATCH) and status == 410 and told.reason in ("Expired", "Gone"):
+        return Expired(message)
+    if _is_verdict(status, told, verb, name):
+        return ClusterRejected(message, status=status, reason=told.reason)
+    if verb is Verb.CREATE and status == 404:
+        message = f"{message}: does NAMESPACE exist?"
+    if not retry_after and told.details is not None and told.details.retry_after_s > 0:
+        retry_after = str(int(told.details.retry_after_s))
+    return _later(message, retry_after, unclear=status >= 500 or status in (408, 410) or status < 400)
+
+
+def _later(message: str, retry_after: str | None, *, unclear: bool) -> ClusterUnavailable:
+    seconds = min(float(retry_after), MAX_RETRY_AFTER_S) if retry_after and retry_after.isdigit() else None
+    return ClusterUnavailable(message, retry_after_s=seconds, unclear=unclear)
+
+
+def _status(status: int, body: bytes) -> _Status | None:
+    """The Status that a body is; None for anything else, and for one that is not about this answer."""
+    try:
+        told = msgspec.json.decode(body, type=_Status)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    genuine = (told.kind, told.version, told.status) == ("Status", "v1", "Failure") and told.code in (0, status)
+    return told if genuine else None
+
+
+def _is_verdict(status: int, told: _Status, verb: Verb, name: str) -> bool:
+    if verb is Verb.CREATE:
+        return _refuses(status, told, name)
+    if verb is Verb.REVIEW:
+        return status in (403, 404, 405)
+    if told.denied:  # by a webhook: it knows nothing of what there is
+        return False
+    if status == 404 and told.reason == "NotFound":
+        return verb in (Verb.GET, Verb.DELETE) and told.about(name)
+    return status == 409 and told.reason == "Conflict" and verb is Verb.DELETE
+
+
+def _refuses(status: int, told: _Status, name: str) -> bool:
+    """Is a create refused for good? Any 409 but AlreadyExists is a quota's or another writer's: there was no create."""
+    if status == 409:
+        return told.reason == "AlreadyExists" and told.about(name) and not told.denied
+    if status == 403 and any(text in told.message for text in _WAITING_403):
+        return False
+    if told.denied:
+        return 400 <= status < 500 and status not in (408, 429)
+    return status in _REFUSALS and told.reason == _REFUSALS[status]
+
+
+def success(body: bytes) -> bool:
+    """Is this the body of a deletion that was accepted: the pod, or a Status of success?"""
+    try:
+        told = msgspec.json.decode(body, type=_Accepted)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return False
+    return told.kind == "Pod" or (told.kind, told.status) == ("Status", "Success")
+
+
+class _Accepted(msgspec.Struct, frozen=True):
+    kind: str
+    status: object = None

@@ -1,0 +1,298 @@
+"""Who may give a verdict: verb x status x body. The table is over a real connection, through `KubeCluster`."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from ottoscaler.adapters.cluster import KubeCluster
+from ottoscaler.adapters.kube_answers import MAX_RETRY_AFTER_S, Verb, refusal
+from ottoscaler.adapters.kube_http import TIMEOUTS_S
+from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Expired
+from ottoscaler.flow.health import FROZEN_S
+from ottoscaler.ports import Created
+from ottoscaler.settings import KubeSettings
+
+NAME = "otto-agent-1234567890-1"
+BODY = json.dumps({"kind": "Pod", "metadata": {"name": NAME}}).encode()
+VERBS = ("create", "get", "list", "watch", "delete")
+
+
+class Answers(ThreadingHTTPServer):
+    """A server, or a proxy, that gives one answer to everything."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.status = 200
+        self.body = b""
+        self.headers: Mapping[str, str] = {}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Answers
+
+    def _answer(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.send_response(self.server.status)
+        for name, value in self.server.headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(self.server.body)))
+        self.end_headers()
+        self.wfile.write(self.server.body)
+
+    do_GET = do_POST = do_DELETE = _answer
+
+    def log_message(self, *_args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def answers() -> Iterator[Answers]:
+    """The server."""
+    server = Answers()
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def cluster(answers: Answers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeCluster]:
+    """A client of it."""
+    kubeconfig = {
+        "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{answers.server_port}"}}],
+        "users": [{"name": "u", "user": {"token": "abc"}}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "current-context": "x",
+    }
+    path: Path = tmp_path_factory.mktemp("kube") / "kubeconfig"
+    path.write_text(json.dumps(kubeconfig), encoding="utf-8")
+    client = KubeCluster(KubeSettings(kubeconfig=str(path)), instance="i")
+    yield client
+    client.close()
+
+
+def status(code: int, reason: str, message: str = "", name: str | None = NAME, **other: object) -> bytes:
+    """A Status of the API server; `name` None: it speaks of no object."""
+    told: dict[str, object] = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure"}
+    told |= {"message": message, "reason": reason, "code": code}
+    told |= {"details": {"name": name, "kind": "pods"}} if name is not None else {}
+    return json.dumps(told | other).encode()
+
+
+def ask(cluster: KubeCluster, verb: str) -> object:
+    """One request of each kind; what it returned."""
+    calls: dict[str, Callable[[], object]] = {
+        "create": lambda: cluster.create(BODY),
+        "get": lambda: cluster.get(NAME),
+        "list": cluster.list,
+        "watch": lambda: list(cluster.watch("1")),
+        "delete": lambda: cluster.delete(NAME, "some-uid", "1"),
+    }
+    return calls[verb]()
+
+
+HTML = b"<html><body><h1>Sign in</h1></body></html>"
+_CUT = status(404, "NotFound")[:-20]
+BODIES = {
+    "html": HTML,
+    "plain text": b"404 page not found\n",
+    "empty": b"",
+    "truncated JSON": _CUT,
+    "JSON, but no Status": b'{"message":"not found","reason":"NotFound"}',
+    "JSON, but no object": b'["Status"]',
+    "not UTF-8": b'{"kind":"Status\xff"}',
+    "a Status of another API": b'{"kind":"Status","apiVersion":"v2","status":"Failure","reason":"NotFound"}',
+    "a Status of success": b'{"kind":"Status","apiVersion":"v1","status":"Success","reason":"NotFound"}',
+    "a Status with another code": status(499, "NotFound"),
+}
+
+
+class TestNoStatus:
+    """What is not of the API decides nothing, whatever its number."""
+
+    @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+    @pytest.mark.parametrize("code", [302, 400, 401, 403, 404, 405, 408, 409, 410, 413, 418, 422, 500, 502, 503, 504])
+    @pytest.mark.parametrize("verb", VERBS)
+    def test_is_unclear(self, answers: Answers, cluster: KubeCluster, verb: str, code: int, body: bytes) -> None:
+        """For all verbs, watch and list included."""
+        answers.status, answers.body = code, body
+        answers.headers = {"Content-Type": "text/html", "Location": "/login"}
+        with pytest.raises(ClusterUnavailable, match=str(code)) as caught:
+            ask(cluster, verb)
+        assert caught.value.unclear
+
+    @pytest.mark.parametrize("verb", VERBS)
+    @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+    @pytest.mark.parametrize("kind", ["text/html", "application/json"])
+    def test_is_no_success(self, answers: Answers, cluster: KubeCluster, verb: str, body: bytes, kind: str) -> None:
+        """A portal answers 200 as well: neither a pod, nor no pods, nor a deletion."""
+        if (verb, body) == ("delete", BODIES["a Status of success"]):
+            return  # that is how a deletion may be answered
+        if (verb, body, kind) == ("watch", b"", "application/json"):
+            return  # a watch that ends: two in a row are followed by a list
+        answers.status, answers.body, answers.headers = 200, body, {"Content-Type": kind}
+        with pytest.raises(ClusterUnavailable) as caught:
+            ask(cluster, verb)
+        assert caught.value.unclear
+
+    @pytest.mark.parametrize("verb", ["create", "get"])
+    def test_another_pod_is_no_success(self, answers: Answers, cluster: KubeCluster, verb: str) -> None:
+        """Nor is any other object of that name."""
+        for kind, name in (("Pod", "another"), ("Service", NAME)):
+            body = json.dumps({"kind": kind, "metadata": {"name": name, "uid": "u"}}).encode()
+            answers.status, answers.body, answers.headers = 200, body, {"Content-Type": "application/json"}
+            with pytest.raises(ClusterUnavailable):
+                ask(cluster, verb)
+
+    def test_another_list_is_not_a_list_of_no_pods(self, answers: Answers, cluster: KubeCluster) -> None:
+        """An object of any kind has no items."""
+        answers.status, answers.headers = 200, {"Content-Type": "application/json"}
+        for body in (b"{}", b'{"kind":"APIVersions","versions":["v1"]}', b'{"kind":"ServiceList","items":[]}'):
+            answers.body = body
+            with pytest.raises(ClusterUnavailable):
+                cluster.list()
+
+    def test_429_comes_before_anything_was_done(self, answers: Answers, cluster: KubeCluster) -> None:
+        """The API server's own is plain text."""
+        answers.status, answers.body = 429, b"Too many requests, please try again later.\n"
+        answers.headers = {"Retry-After": "1"}
+        with pytest.raises(ClusterUnavailable) as caught:
+            ask(cluster, "create")
+        assert (caught.value.unclear, caught.value.retry_after_s) == (False, 1)
+
+
+def webhook(code: int, reason: str) -> bytes:
+    """A webhook's denial, with a code and a reason of its own choice."""
+    return status(code, reason, 'admission webhook "w.example" denied the request: no')
+
+
+_QUOTA = 'Operation cannot be fulfilled on resourcequotas "q": the object has been modified'
+_RIGHTS = 'pods is forbidden: User "x" cannot create resource "pods" in API group ""'
+_POLICY = "pods is forbidden: ValidatingAdmissionPolicy 'p' with binding 'b' denied request: no"
+_CALLING = 'Internal error occurred: failed calling webhook "w.example": context deadline exceeded'
+LATER, UNCLEAR = "later", "unclear"
+#: verb, code, body -> what it means: a reason of ClusterRejected, Expired, or one of the two above.
+TABLE = [
+    ("create", 409, status(409, "AlreadyExists"), "AlreadyExists"),
+    ("create", 409, status(409, "AlreadyExists", name=None), "AlreadyExists"),
+    ("create", 409, status(409, "AlreadyExists", name="another"), LATER),
+    ("create", 409, webhook(409, "AlreadyExists"), LATER),
+    ("create", 409, status(409, "Conflict", _QUOTA, name="q"), LATER),
+    ("create", 409, status(409, "Conflict"), LATER),
+    ("create", 409, status(409, ""), LATER),
+    ("create", 403, status(403, "Forbidden", "pods is forbidden: exceeded quota: q, requested: pods=1"), LATER),
+    ("create", 403, status(403, "Forbidden", _RIGHTS), LATER),
+    ("create", 403, status(403, "Forbidden", "violates PodSecurity restricted"), "Forbidden"),
+    ("create", 403, status(403, "Unknown", "no"), LATER),
+    ("create", 401, status(401, "Unauthorized"), LATER),
+    ("create", 404, status(404, "NotFound", 'namespaces "x" not found', name="x"), LATER),
+    ("create", 408, status(408, "Timeout"), UNCLEAR),
+    ("create", 410, status(410, "Gone"), UNCLEAR),
+    ("create", 422, status(422, "Invalid"), "Invalid"),
+    ("create", 422, status(422, ""), LATER),
+    ("create", 400, status(400, "BadRequest"), "BadRequest"),
+    ("create", 413, status(413, "RequestEntityTooLarge"), "RequestEntityTooLarge"),
+    ("create", 429, status(429, "TooManyRequests"), LATER),
+    ("create", 500, status(500, "InternalError", _CALLING), UNCLEAR),
+    ("create", 503, status(503, "ServiceUnavailable"), UNCLEAR),
+    ("create", 504, status(504, "Timeout"), UNCLEAR),
+    ("create", 400, webhook(400, ""), ""),
+    ("create", 403, webhook(403, "Forbidden"), "Forbidden"),
+    ("create", 404, webhook(404, "NotFound"), "NotFound"),
+    ("create", 410, webhook(410, "Gone"), "Gone"),
+    ("create", 401, status(401, "Unauthorized", _POLICY), "Unauthorized"),
+    ("create", 422, status(422, "Invalid", _POLICY), "Invalid"),
+    ("create", 429, webhook(429, "TooManyRequests"), LATER),
+    ("create", 503, webhook(503, "ServiceUnavailable"), UNCLEAR),
+    ("get", 404, status(404, "NotFound"), "NotFound"),
+    ("get", 404, status(404, "NotFound", name="another"), LATER),
+    ("get", 404, status(404, "NotFound", "the server could not find the requested resource", details={}), LATER),
+    ("get", 404, status(404, ""), LATER),
+    ("get", 403, status(403, "Forbidden", 'User "x" cannot get resource "pods"'), LATER),
+    ("get", 410, status(410, "Gone"), UNCLEAR),
+    ("get", 422, status(422, "Invalid"), LATER),
+    ("delete", 404, status(404, "NotFound"), "NotFound"),
+    ("delete", 404, status(404, "NotFound", name="another"), LATER),
+    ("delete", 404, webhook(404, "NotFound"), LATER),
+    ("delete", 409, status(409, "Conflict", "Precondition failed: UID in precondition: a"), "Conflict"),
+    ("delete", 409, status(409, "AlreadyExists"), LATER),
+    ("delete", 409, webhook(409, "Conflict"), LATER),
+    ("delete", 403, status(403, "Forbidden"), LATER),
+    ("delete", 422, status(422, "Invalid"), LATER),
+    ("list", 410, status(410, "Expired"), "Expired"),
+    ("list", 410, status(410, "Gone"), "Expired"),
+    ("list", 410, status(410, ""), UNCLEAR),
+    ("list", 404, status(404, "NotFound"), LATER),
+    ("list", 403, status(403, "Forbidden"), LATER),
+    ("watch", 410, status(410, "Expired"), "Expired"),
+    ("watch", 410, status(410, "NotFound"), UNCLEAR),
+    ("watch", 404, status(404, "NotFound"), LATER),
+    ("watch", 500, status(500, "InternalError"), UNCLEAR),
+]
+
+
+@pytest.mark.parametrize(("verb", "code", "body", "meaning"), TABLE)
+def test_what_a_status_means(verb: str, code: int, body: bytes, meaning: str) -> None:
+    """Each answer of the API has one meaning: a verdict, later, or unclear."""
+    error = refusal(code, body, Verb(verb), NAME)
+    if meaning in (LATER, UNCLEAR):
+        assert isinstance(error, ClusterUnavailable)
+        assert error.unclear == (meaning == UNCLEAR)
+    elif meaning == "Expired":
+        assert isinstance(error, Expired)
+    else:
+        assert isinstance(error, ClusterRejected)
+        assert error.reason == meaning
+    assert (json.loads(body)["message"] or "answered") in str(error)
+
+
+@pytest.mark.parametrize(
+    ("verb", "code", "reason", "result"),
+    [
+        ("create", 409, "AlreadyExists", Created.ALREADY_THERE),
+        ("get", 404, "NotFound", None),
+        ("delete", 404, "NotFound", True),
+        ("delete", 409, "Conflict", False),
+    ],
+)
+def test_a_verdict_is_a_value(
+    answers: Answers, cluster: KubeCluster, verb: str, code: int, reason: str, result: object
+) -> None:
+    """What the API says of our pod reaches the caller as an answer, not as an error."""
+    answers.status, answers.body, answers.headers = code, status(code, reason), {}
+    assert ask(cluster, verb) == result
+
+
+def test_retry_after_is_kept() -> None:
+    """What the server asks for reaches whoever tries again, in the header or in the body."""
+    for error in (
+        refusal(429, b"", Verb.CREATE, retry_after="7"),
+        refusal(504, status(504, "Timeout", details={"retryAfterSeconds": 7}), Verb.CREATE),
+    ):
+        assert isinstance(error, ClusterUnavailable)
+        assert error.retry_after_s == 7
+
+
+def test_retry_after_has_a_bound() -> None:
+    """A thread waits it out, and may be the only one that does what it does."""
+    error = refusal(503, b"{}", Verb.GET, retry_after="86400")
+    assert isinstance(error, ClusterUnavailable)
+    assert error.retry_after_s == MAX_RETRY_AFTER_S
+
+
+def test_a_call_waits_as_long_as_the_server_may_take() -> None:
+    """A create: longer than the API server's own time-out, so that it is certain to be over when we look. Whatever the
+    supervised loops do is shorter than what `/livez` calls frozen.
+    """
+    assert TIMEOUTS_S[Verb.CREATE] > 60
+    assert all(30 <= seconds < FROZEN_S - 3 for verb, seconds in TIMEOUTS_S.items() if verb is not Verb.CREATE)
