@@ -158,7 +158,7 @@ class TestCreating:
 
     @contract("5.waiting")
     def test_while_admission_fails_why_has_its_words(self) -> None:
-        """The answer is unclear, so a look comes first; no attempt is used up, and the user reads what is to be mended."""
+        """A look comes first; no attempt is used up, and the user reads what is to be mended."""
         with Rig(threads=["watch"]) as rig:
             words = 'Internal error occurred: failed calling webhook "w.example": connection refused'
             rig.world.kubernetes.refuse_next("create", ClusterUnavailable(words, unclear=True), times=2)
