@@ -104,7 +104,7 @@ def _bound(address: str, port: int, pages: Mapping[str, Callable[[], Page]]) -> 
 def _candidates(address: str, port: int) -> Iterator[tuple[socket.AddressFamily, str]]:
     if address == EVERYWHERE:
         yield socket.AF_INET6, address
-        yield socket.AF_INET, "0.0.0.0"  # noqa: S104 - the same, where IPv6 is off
+        yield socket.AF_INET, "0.0.0.0"  # the same, where IPv6 is off
         return
     found = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)
     for wanted in (socket.AF_INET, socket.AF_INET6):  # a name such as localhost has both, and clients try IPv4 too

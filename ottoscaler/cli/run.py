@@ -22,7 +22,7 @@ from ottoscaler.adapters.cluster import KubeCluster
 from ottoscaler.adapters.redis_client import address
 from ottoscaler.adapters.stream import RedisStream
 from ottoscaler.adapters.web import Page, Web, verdict
-from ottoscaler.cli import process
+from ottoscaler.cli import cgroup, process
 from ottoscaler.cli.signals import Signals
 from ottoscaler.clock import SystemClock
 from ottoscaler.errors import ConfigError, Stopping, Unavailable
@@ -98,9 +98,9 @@ class Controller:
 
     def run(self) -> int:
         """Start, wait for the end, stop; returns the exit code."""
-        if self._web is not None:
-            self._stop.spawn(WEB, self._web.run)
         try:
+            if self._web is not None:
+                self._stop.spawn(WEB, self._web.run)
             self._await_servers()
             self._start()
             self._stop.wait()
@@ -132,6 +132,8 @@ class Controller:
             __version__, address(self._settings.redis), self._cluster.address, self._settings.kube.namespace,
             consumer=self._settings.keys.consumer, instance=self._settings.instance,
         )  # fmt: skip
+        if narrow := cgroup.advice(self._settings.flow.max_workers, cgroup.pids_limit()):
+            _log.warning("pids.advice", narrow)
         for name in self._settings.not_yet:
             _log.warning("config.not_yet", "%s is set and has no effect yet", name)
         group, keys = self._retries.forever("reach Redis", self._stream.reserve), self._settings.keys

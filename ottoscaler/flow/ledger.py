@@ -32,7 +32,7 @@ class Ledger:
         self._registry = registry
         self._clock = clock
         self._instance = instance
-        self._max_workers = max_workers
+        self.threads = max_workers  # as many may be given out; the pool lowers it where the machine gives no more
         self._read_ahead = read_ahead
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
@@ -151,7 +151,7 @@ class Ledger:
     def take(self) -> Job | None:
         """The next worker to run, with a thread of its own; None while there is none, no thread is free or no room."""
         with self._lock:
-            if self._busy >= self._max_workers:
+            if self._busy >= self.threads:
                 return None
             job = self._pick()
             if job is not None:
@@ -164,7 +164,7 @@ class Ledger:
         with self._lock:
             self._wake_due()
             ready = bool(self._first or (self._capacity.is_free() and (self._due or self._fresh)))
-            return ready and self._busy < self._max_workers
+            return ready and self._busy < self.threads
 
     def take_cancelled(self) -> Job | None:
         """The next cancelled worker that holds no thread; its two writes are done by whoever asks."""

@@ -5,6 +5,9 @@ cancelling stay the ledger's. A thread that has done with one worker asks for th
 
 Ten thousand threads take seconds to start, which neither the reader nor the watch has. So whoever calls starts a
 few, and each of them begins with starting others.
+
+Where the machine gives no further thread (a limit of pids), the pool goes on with those that it has: each of them takes
+the next worker when it has done with one, and now and then a further thread is tried.
 """
 
 from __future__ import annotations
@@ -13,12 +16,17 @@ import threading
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Final
 
+from ottoscaler import logs
 from ottoscaler.flow.jobs import Job
 from ottoscaler.flow.parts import Parts
 from ottoscaler.flow.worker import Runner
 
 #: Threads that one call starts at most.
 AT_ONCE: Final = 32
+#: After the machine has refused a thread, how long none is tried, seconds.
+GROW_EVERY_S: Final = 10.0
+
+_log = logs.get(__name__)
 
 
 class Pool:
@@ -31,9 +39,13 @@ class Pool:
         runner.connect(self.pump)
         self._stop = parts.stop
         self._pulse = parts.pulse
-        self._executor = executor or ThreadPoolExecutor(parts.settings.flow.max_workers, thread_name_prefix="worker")
+        self._clock = parts.clock
+        self._max_workers = parts.settings.flow.max_workers
+        self._executor = executor or ThreadPoolExecutor(self._max_workers, thread_name_prefix="worker")
         self._lock = threading.Lock()
         self._closed = False  # guarded by _lock: nothing may be submitted to a closed executor
+        self._grow_at = 0.0  # guarded by _lock
+        self._logged = -1  # the size of the pool that the log has last; two lines for one size do no harm
 
     def pump(self) -> None:
         """Give threads to a few workers that may run now, and these will to others.
@@ -43,10 +55,15 @@ class Pool:
             with self._lock:
                 if self._closed or self._stop.is_set():
                     return
+                if self._ledger.threads < self._max_workers and self._clock.now() >= self._grow_at:
+                    self._ledger.threads = self._max_workers
                 job = self._ledger.take()
                 if job is None:
                     return
-                self._executor.submit(self._run, job)
+                refusal = self._start(job)
+            if refusal is not None:
+                self._log_size(refusal)
+                return
 
     def run_cancelled(self) -> int:
         """Carry out, on this thread, the two writes of each cancelled worker that holds none;
@@ -88,10 +105,50 @@ class Pool:
         """
         return self._ledger.wait_idle(deadline)
 
-    def _run(self, job: Job) -> None:
+    def _start(self, job: Job) -> RuntimeError | None:
+        """Under the lock: a thread for this worker. Where there is none, the worker waits for the next that comes free;
+        returns what the machine has against it.
+        """
+        handed = [job]
+        try:
+            self._executor.submit(self._run, handed)
+        except RuntimeError as error:  # can't start new thread
+            # The executor has queued it before it asked for the thread: a thread that came free may have it already.
+            # Otherwise it is taken back out of that queue, in which nobody else would ever see it.
+            if not _taken(handed):
+                return None
+            self._ledger.pause(job, self._clock.now())
+            self._ledger.give_back(job)
+            self._ledger.threads = self._ledger.counts()[0]
+            self._grow_at = self._clock.now() + GROW_EVERY_S
+            return error
+        return None
+
+    def _log_size(self, refusal: RuntimeError) -> None:
+        size = self._ledger.threads
+        if size != self._logged:
+            self._logged = size
+            _log.warning(
+                "pool.shrunk",
+                "The machine gives no further thread (%s): going on with %d for MAX_WORKERS=%d, other workers wait;"
+                " a limit of pids may be raised (Kubernetes: podPidsLimit of the kubelet), or MAX_WORKERS lowered",
+                refusal, size, self._max_workers, error=str(refusal),
+            )  # fmt: skip
+
+    def _run(self, handed: list[Job]) -> None:
+        following = _taken(handed)
+        if following is None:
+            return
         self.pump()
-        following: Job | None = job
         while following is not None:
             self._pulse.moved()
             self._runner.run(following)
             following = self.next_after(following)
+
+
+def _taken(handed: list[Job]) -> Job | None:
+    """The worker, for one of the two who want it; None for the other. `pop` is one step of the interpreter's."""
+    try:
+        return handed.pop()
+    except IndexError:
+        return None

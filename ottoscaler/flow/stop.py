@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Final
 
 from ottoscaler import logs
 from ottoscaler.errors import Stopping
 from ottoscaler.ports import Clock
+
+#: How soon a thread that the machine has refused is asked for again, seconds.
+AGAIN_S: Final = 2.0
 
 _log = logs.get(__name__)
 
@@ -21,7 +25,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.event = threading.Event()
-        self._lock = threading.RLock()  # a signal may come while the main thread is just setting it
+        self._lock = threading.Lock()
         self._cause: BaseException | None = None  # guarded by _lock; the first one stays
         self._threads: list[threading.Thread] = []  # main thread only
 
@@ -48,10 +52,16 @@ class Stop:
     def spawn(self, name: str, run: Callable[[], None]) -> None:
         """Start a supervised thread: if it raises, or returns before the stop,
         the process stops with that as its cause.
+
+        Where the machine gives no thread (a limit of pids) it is tried again: a restart would find the same limit.
+        Raises Stopping.
         """
         thread = threading.Thread(target=self._supervise, args=(name, run), name=name, daemon=True)
+        while not _started(thread):
+            _log.error("thread.refused", "No thread is to be had for %s; trying again: raise the limit of pids", name)
+            if self.wait(AGAIN_S):
+                raise Stopping(f"stopped while waiting for the thread {name}")
         self._threads.append(thread)
-        thread.start()
 
     def join(self, clock: Clock, deadline: float, *, besides: str = "") -> list[str]:
         """Wait until all threads (besides the one of that name) have ended, at most until the deadline;
@@ -73,3 +83,11 @@ class Stop:
             return
         if not self.is_set():
             self.set(RuntimeError(f"thread {name} ended too early"))
+
+
+def _started(thread: threading.Thread) -> bool:
+    try:
+        thread.start()
+    except RuntimeError:
+        return False
+    return True

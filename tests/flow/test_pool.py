@@ -17,9 +17,10 @@ from ottoscaler.core.verdicts import Reason
 from ottoscaler.errors import ClusterUnavailable
 from ottoscaler.flow.jobs import Job
 from ottoscaler.flow.parts import Parts
-from ottoscaler.flow.pool import AT_ONCE, Pool
+from ottoscaler.flow.pool import AT_ONCE, GROW_EVERY_S, Pool
 from ottoscaler.flow.worker import Runner
 from tests.fakes.wait import eventually
+from tests.flow.conftest import Lines
 from tests.flow.desk import task
 from tests.flow.pods import of
 from tests.flow.rig import Rig
@@ -114,6 +115,59 @@ def test_room_is_used_by_whoever_has_a_thread() -> None:
         all_asked.set()
         rig.pod(event_id, 3)
         go_on.set()
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many pool threads the machine gives: the one item of the list, which a test may change."""
+    limit, start = [0], threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith("worker") and at_work() >= limit[0]:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    return limit
+
+
+@contract("2.MAX_WORKERS")
+@pytest.mark.parametrize("size", [1, 3, 9])
+def test_a_pool_that_gets_no_further_thread_goes_on_with_those_it_has(
+    machine: list[int], log: Lines, size: int
+) -> None:
+    """A limit of pids ends nothing: all workers come to their end, and the log says how many threads there are."""
+    machine[0] = size
+    with Rig(threads=["watch"], MAX_WORKERS=10, auto=True) as rig:
+        rig.accept(pod_count=30)
+        assert len(rig.results(30)) == 30
+        assert at_work() <= size
+    assert "can't start new thread" in log.of("pool.shrunk")[0]
+    assert f"going on with {size} for MAX_WORKERS=10" in log.of("pool.shrunk")[-1]
+
+
+def test_who_waits_for_a_thread_is_not_stuck(machine: list[int]) -> None:
+    """All threads follow a pod each: with the rest it is as with a full pool, and the process stays ready."""
+    machine[0] = 2
+    with Rig(threads=["watch"], MAX_WORKERS=10) as rig:
+        event_id = rig.accept(pod_count=5)
+        for index in (1, 2):
+            rig.pod(event_id, index)
+        assert rig.ledger.counts() == (2, 3)
+        assert not rig.ledger.takeable()
+
+
+def test_the_pool_grows_again_when_the_machine_has_threads_again(machine: list[int], log: Lines) -> None:
+    """Also one that got none at all: nothing but time has to pass."""
+    with Rig(threads=["watch"], MAX_WORKERS=10, auto=True) as rig:
+        rig.accept(pod_count=5)
+        assert (at_work(), rig.ledger.counts()) == (0, (0, 5))
+        machine[0] = 10
+        rig.pool.pump()
+        assert at_work() == 0
+        rig.pass_time(GROW_EVERY_S)
+        assert len(rig.results(5)) == 5
+    assert len(log.of("pool.shrunk")) == 1
 
 
 def test_cancelled_workers_need_no_thread() -> None:

@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from ottoscaler.errors import Stopping
+from ottoscaler.flow import stop as stop_module
 from ottoscaler.flow.stop import Stop
 from tests.fakes.clock import SystemClock
 from tests.flow.conftest import Lines
@@ -87,4 +88,46 @@ def test_threads_that_hang_are_named() -> None:
     stop.set()
     assert joined(stop, 0.05) == ["stuck"]
     release.set()
+    assert joined(stop) == []
+
+
+@pytest.mark.parametrize("refusals", [1, 3])
+def test_a_thread_that_the_machine_refuses_is_asked_for_again(
+    refusals: int, log: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit of pids: a restart would only find it again."""
+    left, start = [refusals], threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if left[0]:
+            left[0] -= 1
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    monkeypatch.setattr(stop_module, "AGAIN_S", 0.01)
+    stop, ran = Stop(), threading.Event()
+
+    def run() -> None:
+        ran.set()
+        stop.wait()
+
+    stop.spawn("reader", run)
+    assert ran.wait(5)
+    stop.set()
+    assert joined(stop) == []
+    assert (stop.cause, len(log.of("thread.refused"))) == (None, refusals)
+
+
+def test_a_stop_ends_the_wait_for_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing was begun, and nothing is left to be joined."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    stop = Stop()
+    stop.set()
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(Stopping):
+        stop.spawn("reader", lambda: None)
     assert joined(stop) == []
