@@ -13,7 +13,7 @@ from ottoscaler.core.verdicts import Reason, Verdict
 _BEFORE_START: Final = frozenset(
     {
         Reason.INVALID_IMAGE, Reason.IMAGE_PULL, Reason.IMAGE_PULL_TRANSIENT, Reason.CONFIG_ERROR,
-        Reason.START_ERROR, Reason.PENDING_TIMEOUT, Reason.UNSCHEDULABLE,
+        Reason.START_ERROR, Reason.COMMAND_NOT_FOUND, Reason.PENDING_TIMEOUT, Reason.UNSCHEDULABLE,
     }
 )  # fmt: skip
 
@@ -27,6 +27,8 @@ class Limits(Protocol):
     def pending_timeout_s(self) -> int: ...
     @property
     def image_pull_grace_s(self) -> int: ...
+    @property
+    def termination_grace_s(self) -> int: ...
     @property
     def infra_retries(self) -> int: ...
     @property

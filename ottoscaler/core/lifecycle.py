@@ -8,7 +8,11 @@ or done twice is here:
 - an unclear answer is followed by a live look, never by a blind repetition;
 - absence in a list counts only after a live look;
 - a result is recorded before its finished pod is deleted; a pod that we end is doomed (stored), killed by UID and
-  resourceVersion, and recorded when it is seen finished or gone; `Succeeded` wins over any doom.
+  resourceVersion, and recorded when it is seen finished or gone; `Succeeded` wins over any doom;
+- a pod that other containers keep alive when `agent` has ended is ended in the same way: the stored doom is the
+  verdict on `agent`.
+
+Times are seconds of our own monotonic clock.
 """
 
 from __future__ import annotations
@@ -54,13 +58,11 @@ from ottoscaler.core.acts import (
     Unclear,
     Withdraw,
 )
-from ottoscaler.core.pods import Phase, Snapshot, Trouble, lost_with_node, verdict
+from ottoscaler.core.endings import verdict
+from ottoscaler.core.pods import Phase, Snapshot
+from ottoscaler.core.sight import RELOOK_S, UNSEEN, Sight, end_before_deadline, lost_with_node, observe, overdue
 from ottoscaler.core.verdicts import Outcome, Reason, Retry, Verdict
 
-#: The kubelet ends a pod at its deadline; this long after it we do, seconds.
-DEADLINE_MARGIN_S: Final = 30.0
-#: How often a pod that is being deleted, or in an unknown phase, is looked at live, seconds.
-RELOOK_S: Final = 60.0
 #: Pause before the n-th new attempt or the n-th try after back-pressure: 1, 2, 4 … seconds, at most this.
 MAX_BACKOFF_S: Final = 30.0
 #: While the API server refuses (quota), it is asked again at least this often, so that freed quota is used at once,
@@ -69,16 +71,6 @@ MAX_REFUSED_S: Final = 4.0
 
 #: Why a life ended, where somebody has to know it.
 NOT_OURS: Final = "another process owns the task"
-
-_TROUBLE_REASONS: Final = {
-    Trouble.NONE: Reason.PENDING_TIMEOUT,
-    Trouble.INVALID_IMAGE: Reason.INVALID_IMAGE,
-    Trouble.IMAGE_PULL: Reason.IMAGE_PULL,
-    Trouble.IMAGE_PULL_TRANSIENT: Reason.IMAGE_PULL_TRANSIENT,
-    Trouble.CONFIG: Reason.CONFIG_ERROR,
-    Trouble.START: Reason.START_ERROR,
-    Trouble.UNSCHEDULABLE: Reason.UNSCHEDULABLE,
-}
 
 
 class Stage(Enum):
@@ -107,8 +99,8 @@ class Life:
 
     `attempt` is the current one (from 1), `infra_used` how many of the earlier ones the platform failed, `pod` the last
     that was seen of the attempt's pod, `old` an earlier attempt's pod that is still to be deleted, `not_before` the end
-    of a pause, `until` the next deadline (seconds since the epoch), `trouble` and `trouble_at` since when the pod has
-    not started for which reason, `backoff` the number of pauses for back-pressure in a row.
+    of a pause, `until` the next deadline, `sight` since when the pod has been seen in which state, `backoff` the number
+    of pauses for back-pressure in a row.
     """
 
     index: int
@@ -121,8 +113,7 @@ class Life:
     verdict: Verdict | None = None
     not_before: float = 0.0
     until: float | None = None
-    trouble: Trouble = Trouble.NONE
-    trouble_at: float = 0.0
+    sight: Sight = UNSEEN
     backoff: int = 0
     why: str = ""
 
@@ -140,7 +131,16 @@ class Life:
             return "ending"
         if self.pod is None:
             return "creating"
+        if self.pod.ended:
+            return "ending"
         return "running" if self.pod.started_at is not None else "pending"
+
+    @property
+    def waits_for(self) -> str:
+        """Why its pod does not start, in the cluster's words; empty where nothing is wrong or its turn is over."""
+        if self.stage is not Stage.AWAIT or self.pod is None or self.pod.started_at is not None:
+            return ""
+        return self.pod.trouble_text
 
 
 class IllegalStep(Exception):
@@ -193,7 +193,7 @@ def _effect_on_pod(life: Life) -> Effect:
 
 
 def step(life: Life, observation: Observation, now: float, limits: Limits) -> Life:
-    """The state after an observation. Arguments: time in seconds since the epoch, and the limits.
+    """The state after an observation. Arguments: the time now, and the limits.
     Raises IllegalStep for a defect of ours.
     """
     match observation:
@@ -288,7 +288,8 @@ def _seen(life: Life, pod: Snapshot, now: float, limits: Limits) -> Life:
         if life.stage is Stage.AWAIT:
             return replace(life, stage=Stage.LOOK)
         return _absent(life, now, limits)
-    life = replace(life, pod=pod, backoff=0)
+    sight = replace(life.sight, created=now) if life.stage is Stage.CREATE else life.sight
+    life = replace(life, pod=pod, backoff=0, sight=observe(sight, pod, now))
     if life.stage is Stage.AWAIT:
         return _evaluate(life, pod, now, limits)
     return replace(life, stage=Stage.CHECK)
@@ -309,7 +310,7 @@ def _absent(life: Life, now: float, limits: Limits) -> Life:
         return _ended(life, Verdict(Reason.POD_LOST, "the pod is gone, and nobody knows why"), now, limits)
     gone = life.pod.as_gone()
     life = replace(life, pod=gone)
-    end = verdict(gone) if gone.deleting or gone.finished or gone.disruption else None
+    end = verdict(gone) if gone.deleting or gone.ended or gone.disruption else None
     return _ended(life, end or Verdict(Reason.POD_LOST, "the pod vanished unseen"), now, limits)
 
 
@@ -323,15 +324,15 @@ def _doomed(life: Life, doom: Doom | None, now: float, limits: Limits) -> Life:
 
 def _evaluate(life: Life, pod: Snapshot, now: float, limits: Limits) -> Life:
     """What follows from a pod that is as it is now."""
-    end = verdict(pod)
-    if end is None and lost_with_node(pod, now):
+    sight = life.sight
+    end = verdict(pod, deletion_seen=sight.deleting is not None and (sight.ended or now) > sight.deleting)
+    if end is None and lost_with_node(sight, pod, now):
         end = Verdict(Reason.NODE_LOST, f"node {pod.node} does not answer")
     if end is not None:
-        return _ended(life, end, now, limits)
+        return _ended(life, end_before_deadline(sight, pod, end, now), now, limits)
     if life.doom is not None:
         return _end_by_doom(life, life.doom, pod, now)
-    life = _note_trouble(life, pod, now)
-    doom, until = _overdue(life, pod, now, limits)
+    doom, until = overdue(sight, pod, now, limits, life.attempt)
     if doom is not None:
         return replace(life, doom=doom, stage=Stage.MARK)
     return replace(life, stage=Stage.AWAIT, until=until)
@@ -345,41 +346,11 @@ def _end_by_doom(life: Life, doom: Doom, pod: Snapshot, now: float) -> Life:
     return replace(life, stage=Stage.KILL)
 
 
-def _note_trouble(life: Life, pod: Snapshot, now: float) -> Life:
-    """Since when which trouble. Between two pulls the kubelet may say only "Back-off":
-    the earlier, clearer text then holds.
-    """
-    vague = pod.trouble is Trouble.IMAGE_PULL_TRANSIENT and pod.trouble_text.startswith("ImagePullBackOff")
-    if pod.trouble is life.trouble or (vague and life.trouble is Trouble.IMAGE_PULL):
-        return life
-    return replace(life, trouble=pod.trouble, trouble_at=now)
-
-
-def _overdue(life: Life, pod: Snapshot, now: float, limits: Limits) -> tuple[Doom | None, float | None]:
-    """The doom that is due now, or when to look at the clock again (None: never)."""
-    if pod.deleting or pod.phase is Phase.UNKNOWN:
-        return None, now + RELOOK_S
-    if pod.started_at is not None:
-        if not limits.deadline_s:
-            return None, None
-        due = pod.started_at + limits.deadline_s + DEADLINE_MARGIN_S
-        message = f"the worker ran longer than {limits.deadline_s} s"
-        return (Doom(Reason.DEADLINE_EXCEEDED, message, life.attempt), None) if now >= due else (None, due)
-    due = min(pod.created_at or now, now) + limits.pending_timeout_s
-    if life.trouble is Trouble.INVALID_IMAGE:
-        due = now
-    elif life.trouble in (Trouble.IMAGE_PULL, Trouble.CONFIG, Trouble.START):
-        due = min(due, life.trouble_at + limits.image_pull_grace_s)
-    if now < due:
-        return None, due
-    message = pod.trouble_text or f"the pod did not start within {limits.pending_timeout_s} s"
-    return Doom(_TROUBLE_REASONS[life.trouble], message, life.attempt), None
-
-
 def _ended(life: Life, end: Verdict, now: float, limits: Limits) -> Life:
-    """The attempt is over: a new one, or the result.
-    A doom wins over every end but success, as in the record script.
+    """The attempt is over: a new one, or the result. How `agent` was seen to end wins over what became of its pod
+    later; a doom wins over every end but success, as in the record script.
     """
+    end = life.sight.own or end
     if end.outcome is not Outcome.SUCCEEDED and life.doom is not None:
         end = life.doom.verdict
     if end.retry is Retry.INFRA and life.infra_used < limits.infra_retries:

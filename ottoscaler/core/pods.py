@@ -1,13 +1,17 @@
-"""From a pod as the API server sends it to a `Snapshot`, and from a snapshot to a `Verdict`.
+"""From a pod as the API server sends it to a `Snapshot`.
 
-Only fields that the API server and the kubelet write are read: a worker cannot forge whose fault its end was by what it
-prints, by its exit code or by its termination message. The reasons are those of the kubelet and the controllers
-(https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/ and .../disruptions/#pod-disruption-conditions).
+Only the container named `agent` counts, by its name and never by its position: whatever else is in the pod (sidecars
+that a webhook injected, ephemeral containers) neither starts nor ends a worker. Init containers count as far as they
+keep `agent` from starting.
+
+Times are of the machine that wrote them: the API server's (creation, scheduling, deletion) or the node's (start, end).
+They are for display; two of them are compared only where one machine wrote both.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
@@ -15,6 +19,7 @@ from typing import Final
 
 import msgspec
 
+from ottoscaler.core import startup
 from ottoscaler.core.names import (
     ANNOTATION_EVENT,
     ANNOTATION_EVENT_ID,
@@ -24,39 +29,17 @@ from ottoscaler.core.names import (
     LABEL_WORKER,
     WorkerKey,
 )
-from ottoscaler.core.verdicts import Reason, Verdict
+from ottoscaler.core.startup import START_REASONS
+from ottoscaler.core.startup import Trouble as Trouble
+from ottoscaler.core.verdicts import Reason
 
-#: A pod on a dead node stays "terminating" for ever; this long after its grace it counts as lost with its node,
-#: seconds.
-NODE_LOST_AFTER_S: Final = 30.0
+#: The container that decides how a worker ends.
+CONTAINER: Final = "agent"
 
 _DIGITS = re.compile(r"[0-9]{1,9}")
-#: What registries say when asking again changes nothing; every other text is a passing fault.
-_PULL_PERMANENT = re.compile(
-    r"not found|manifest unknown|does not exist|unauthorized|authorization failed|denied|forbidden|no basic auth"
-    r"|invalid reference|ErrImageNeverPull|no match for platform",
-    re.IGNORECASE,
-)
-_PULL_TRANSIENT = re.compile(
-    # a number behind one of :./- is part of an image's name, not a status
-    r"toomanyrequests|too many requests|QPS exceeded|timeout|timed out|(?<![:./-])\b(?:429|50[0234])\b",
-    re.IGNORECASE,
-)
-_PULL_REASONS: Final = frozenset(
-    {
-        "ErrImagePull",
-        "ImagePullBackOff",
-        "ImageInspectError",
-        "RegistryUnavailable",
-        "ErrImageNeverPull",
-        "SignatureValidationFailed",
-    }
-)
-_CONFIG_REASONS: Final = frozenset({"CreateContainerConfigError", "PreStartHookError", "InvalidMountPropagation"})
-_START_REASONS: Final = frozenset(
-    {"StartError", "ContainerCannotRun", "RunContainerError", "CreateContainerError", "PostStartHookError"}
-)
-_NODE_REASONS: Final = frozenset({"NodeLost", "NodeShutdown", "Shutdown", "Terminated", "NodeAffinity", "NodeNotReady"})
+#: Reasons of the condition DisruptionTarget
+#: (https://kubernetes.io/docs/concepts/workloads/pods/disruptions/#pod-disruption-conditions). One that is not here is
+#: an eviction: the condition itself says that the platform ends the pod.
 _DISRUPTIONS: Final = {
     "PreemptionByScheduler": Reason.PREEMPTED,
     "EvictionByEvictionAPI": Reason.EVICTED,
@@ -77,18 +60,6 @@ class Phase(StrEnum):
 
 
 _PHASES: Final = {phase.value: phase for phase in Phase}
-
-
-class Trouble(StrEnum):
-    """Why a pod has not started yet, as far as it is a fault."""
-
-    NONE = ""
-    INVALID_IMAGE = "InvalidImage"
-    IMAGE_PULL = "ImagePull"
-    IMAGE_PULL_TRANSIENT = "ImagePullTransient"
-    CONFIG = "ConfigError"
-    START = "StartError"
-    UNSCHEDULABLE = "Unschedulable"
 
 
 # -- the wire: only the fields that are used, so that decoding one event costs microseconds and a held pod a few hundred
@@ -124,7 +95,7 @@ class _Running(msgspec.Struct, frozen=True):
 
 
 class _Terminated(msgspec.Struct, frozen=True):
-    exit_code: int = msgspec.field(default=0, name="exitCode")
+    exit_code: int | None = msgspec.field(default=None, name="exitCode")
     reason: str = ""
     message: str = ""
     started_at: str | None = msgspec.field(default=None, name="startedAt")
@@ -138,6 +109,8 @@ class _State(msgspec.Struct, frozen=True):
 
 
 class _ContainerStatus(msgspec.Struct, frozen=True):
+    name: str = ""
+    image: str = ""
     state: _State = _State()
 
 
@@ -154,11 +127,27 @@ class _Status(msgspec.Struct, frozen=True):
     reason: str = ""
     message: str = ""
     conditions: list[_Condition] = []
+    kubelet_began: str | None = msgspec.field(default=None, name="startTime")
     containers: list[_ContainerStatus] = msgspec.field(default_factory=list, name="containerStatuses")
+    init: list[_ContainerStatus] = msgspec.field(default_factory=list, name="initContainerStatuses")
+
+
+class _Container(msgspec.Struct, frozen=True):
+    name: str = ""
+    image: str = ""
+    restart_policy: str = msgspec.field(default="", name="restartPolicy")
+
+
+class _Gate(msgspec.Struct, frozen=True):
+    name: str = ""
 
 
 class _Spec(msgspec.Struct, frozen=True):
     node: str = msgspec.field(default="", name="nodeName")
+    deadline_s: int = msgspec.field(default=0, name="activeDeadlineSeconds")
+    gates: list[_Gate] = msgspec.field(default_factory=list, name="schedulingGates")
+    containers: list[_Container] = []
+    init: list[_Container] = msgspec.field(default_factory=list, name="initContainers")
 
 
 class RawPod(msgspec.Struct, frozen=True):
@@ -178,7 +167,16 @@ class _EventPod(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What is known of a pod at one resource version. Times are seconds since the epoch, None where not yet."""
+    """What is known of a pod at one resource version. Times are seconds since the epoch, None where not yet; the API
+    server wrote `created_at`, `scheduled_at` and `deletion_requested_at`, the node `started_at` and `finished_at`.
+
+    `reason` is the pod's own (`status.reason`). Of the container `agent`: `started_at`, `finished_at`, `exit_code`
+    (None: it has not ended), `ended_as` (why the runtime says it ended) and `start_error` (the runtime's message if it
+    could not be started). `deadline_s` is the kubelet's, `node_ahead_s` how far the node's clock is ahead of the API
+    server's, as far as two of their times show. `ended_first`: the node's own times show that `agent` had ended before
+    the deadline at which the kubelet ended the pod. `outlived`: it has ended, and another container has not.
+    `disrupted_as` is the original word of a disruption that we do not know.
+    """
 
     key: WorkerKey
     name: str
@@ -193,19 +191,31 @@ class Snapshot:
     finished_at: float | None = None
     deletion_requested_at: float | None = None
     deletion_grace_s: float = 0.0
+    deadline_s: int = 0
+    node_ahead_s: float = 0.0
     exit_code: int | None = None
     ended_as: str = ""
+    ended_first: bool = False
+    outlived: bool = False
+    start_error: str = ""
+    reason: str = ""
     message: str = ""
     node: str = ""
     trouble: Trouble = Trouble.NONE
     trouble_text: str = ""
     disruption: Reason | None = None
+    disrupted_as: str = ""
     gone: bool = False
 
     @property
     def finished(self) -> bool:
-        """Its program has ended and its phase says how."""
+        """All of its containers have ended, and its phase says how."""
         return self.phase in (Phase.SUCCEEDED, Phase.FAILED)
+
+    @property
+    def ended(self) -> bool:
+        """The worker's own program has ended; other containers may keep the pod alive."""
+        return self.exit_code is not None or self.finished
 
     @property
     def live(self) -> bool:
@@ -220,7 +230,11 @@ class Snapshot:
     @property
     def stage(self) -> tuple[object, ...]:
         """What a waiter cares about: it is woken only when this changes."""
-        return (self.phase, self.trouble, self.started_at is not None, self.deleting, self.gone, self.uid)
+        gates = self.trouble_text if self.trouble is Trouble.GATED else ""
+        return (
+            self.phase, self.trouble, gates, self.started_at is not None, self.exit_code is not None, self.deleting,
+            self.gone, self.uid,
+        )  # fmt: skip
 
     def as_gone(self) -> Snapshot:
         """The same pod, deleted: the last status stays, as in a DELETED event."""
@@ -243,13 +257,17 @@ def snapshot(raw: RawPod) -> Snapshot | None:
     if LABEL_EVENT not in labels or not all(_DIGITS.fullmatch(number) for number in numbers):
         return None
     meta, status = raw.metadata, raw.status
-    state = status.containers[0].state if status.containers else _State()
-    ended, conditions = state.terminated, {condition.type: condition for condition in status.conditions}
-    scheduled = conditions.get("PodScheduled")
-    disruption = conditions.get("DisruptionTarget")
-    trouble, text = _trouble(state.waiting, scheduled)
+    state = next((one.state for one in status.containers if one.name == CONTAINER), _State())
+    ended = state.terminated if state.terminated and state.terminated.exit_code is not None else None
+    conditions = {condition.type: condition for condition in status.conditions if condition.status == "True"}
+    scheduled, disruption = conditions.get("PodScheduled"), conditions.get("DisruptionTarget")
+    scheduled_at = epoch(scheduled.since) if scheduled else None
+    began = epoch(status.kubelet_began)
+    trouble, text = _trouble(raw, state)
     asked = epoch(meta.deletion_timestamp)
-    started = ended.started_at if ended else state.running.started_at if state.running else None
+    unstarted = ended is not None and ended.reason in START_REASONS
+    running = state.running or _Running()
+    started = None if unstarted else ended.started_at if ended else running.started_at
     return Snapshot(
         key=WorkerKey(labels[LABEL_EVENT], int(numbers[0]), int(numbers[1])),
         name=meta.name,
@@ -259,18 +277,25 @@ def snapshot(raw: RawPod) -> Snapshot | None:
         instance=labels.get(LABEL_INSTANCE, ""),
         phase=_PHASES.get(status.phase, Phase.UNKNOWN),
         created_at=epoch(meta.creation_timestamp),
-        scheduled_at=epoch(scheduled.since) if scheduled and scheduled.status == "True" else None,
+        scheduled_at=scheduled_at,
         started_at=epoch(started),
         finished_at=epoch(ended.finished_at) if ended else None,
         deletion_requested_at=None if asked is None else asked - (meta.deletion_grace_s or 0),
         deletion_grace_s=meta.deletion_grace_s or 0,
+        deadline_s=raw.spec.deadline_s,
+        node_ahead_s=began - scheduled_at if began is not None and scheduled_at is not None else 0.0,
         exit_code=ended.exit_code if ended else None,
-        ended_as=status.reason or (ended.reason if ended else ""),
-        message=status.message or (ended.message if ended and ended.reason in _START_REASONS else ""),
+        ended_as=ended.reason if ended else "",
+        ended_first=_ended_first(raw, ended),
+        outlived=_outlived(raw, ended),
+        start_error=ended.message if ended and unstarted else "",
+        reason=status.reason,
+        message=status.message,
         node=raw.spec.node,
         trouble=trouble,
         trouble_text=text,
-        disruption=_DISRUPTIONS.get(disruption.reason) if disruption and disruption.status == "True" else None,
+        disruption=_DISRUPTIONS.get(disruption.reason, Reason.EVICTED) if disruption else None,
+        disrupted_as=disruption.reason if disruption and disruption.reason not in _DISRUPTIONS else "",
     )
 
 
@@ -293,73 +318,57 @@ def event_annotation(body: bytes) -> str:
     return msgspec.json.decode(body, type=_EventPod).metadata.annotations.event
 
 
-def verdict(pod: Snapshot) -> Verdict | None:
-    """How this pod ended, or None while it has not (a pod that is gone has)."""
-    if pod.phase is Phase.SUCCEEDED:
-        return Verdict(Reason.COMPLETED, "the worker exited with code 0")
-    if pod.phase is Phase.FAILED:
-        return _failed(pod)
-    if not pod.gone:
-        return None
-    if pod.disruption is not None:
-        return Verdict(pod.disruption, f"the pod was removed in phase {pod.phase}")
-    return Verdict(Reason.POD_DELETED, f"somebody deleted the pod in phase {pod.phase}")
-
-
-def lost_with_node(pod: Snapshot, now: float) -> bool:
-    """The node controller asked for its deletion and the kubelet never answered: the node is dead."""
-    if pod.disruption is not Reason.NODE_LOST or pod.deletion_requested_at is None or pod.finished:
+def _ended_first(raw: RawPod, ended: _Terminated | None) -> bool:
+    """Do the node's own times show that `agent` had ended before the kubelet's deadline for the pod?"""
+    finished, began = epoch(ended.finished_at) if ended else None, epoch(raw.status.kubelet_began)
+    if finished is None or began is None or raw.status.reason != "DeadlineExceeded":
         return False
-    return now > pod.deletion_requested_at + pod.deletion_grace_s + NODE_LOST_AFTER_S
+    return 0 < finished - began < raw.spec.deadline_s
 
 
-def _failed(pod: Snapshot) -> Verdict:
-    code = "" if pod.exit_code is None else f"the worker exited with code {pod.exit_code}"
-    # first: the kubelet's one DisruptionTarget reason, TerminationByKubelet, covers eviction, preemption and node
-    # shutdown
-    if pod.ended_as.startswith("Preempt"):
-        return Verdict(Reason.PREEMPTED, pod.message)
-    if pod.ended_as in _NODE_REASONS:
-        return Verdict(Reason.NODE_LOST, pod.message or code)
-    if pod.disruption is not None:
-        return Verdict(pod.disruption, pod.message or code)
-    if pod.ended_as == "DeadlineExceeded":
-        return Verdict(Reason.DEADLINE_EXCEEDED, pod.message)
-    if pod.ended_as == "Evicted":
-        return Verdict(Reason.EVICTED, pod.message)
-    if pod.ended_as == "ContainerStatusUnknown":
-        return Verdict(Reason.NODE_LOST, pod.message or code)
-    if pod.ended_as in _START_REASONS:
-        return Verdict(Reason.START_ERROR, pod.message or code)
-    if pod.ended_as == "OOMKilled":
-        return Verdict(Reason.OOM_KILLED, f"{code}: it used more memory than its limit")
-    if pod.ended_as.startswith("UnexpectedAdmission") or pod.ended_as.startswith("OutOf"):
-        return Verdict(Reason.START_ERROR, pod.message or f"the node refused the pod: {pod.ended_as}")
-    if _ended_by_deletion(pod):
-        return Verdict(Reason.POD_DELETED, f"somebody deleted the pod; {code}" if code else "somebody deleted the pod")
-    return Verdict(Reason.ERROR, code or pod.message or "the pod failed")
-
-
-def _ended_by_deletion(pod: Snapshot) -> bool:
-    """Whole seconds are all that Kubernetes tells: an end in the very second of the request counts as caused by it."""
-    if pod.deletion_requested_at is None:
+def _outlived(raw: RawPod, ended: _Terminated | None) -> bool:
+    """Has `agent` ended while another container runs, is to start, or is not reported yet? The kubelet reports nothing
+    while it stops a pod, so `agent` had ended before that.
+    """
+    if ended is None:
         return False
-    return pod.finished_at is None or pod.finished_at >= int(pod.deletion_requested_at)
+    restarting = {one.name for one in raw.spec.init if one.restart_policy == "Always"}
+    others = [*raw.status.containers, *(one for one in raw.status.init if one.name in restarting)]
+    unreported = len(raw.status.containers) < len(raw.spec.containers)
+    return unreported or any(one.state.terminated is None for one in others if one.name != CONTAINER)
 
 
-def _trouble(waiting: _Waiting | None, scheduled: _Condition | None) -> tuple[Trouble, str]:
-    if scheduled is not None and scheduled.status == "False" and scheduled.reason == "Unschedulable":
+def _trouble(raw: RawPod, agent: _State) -> tuple[Trouble, str]:
+    """Why `agent` has not started: a gate, no node, its own image or configuration, or an init container's."""
+    scheduled = next((one for one in raw.status.conditions if one.type == "PodScheduled"), None)
+    unscheduled = scheduled.reason if scheduled is not None and scheduled.status == "False" else ""
+    if unscheduled == "SchedulingGated" or (raw.spec.gates and not raw.spec.node):
+        gates = ", ".join(gate.name for gate in raw.spec.gates)
+        return Trouble.GATED, f"scheduling gate {gates}" if gates else "a scheduling gate"
+    if scheduled is not None and unscheduled == "Unschedulable":
         return Trouble.UNSCHEDULABLE, scheduled.message
-    if waiting is None:
+    if agent.running is not None or agent.terminated is not None:
         return Trouble.NONE, ""
-    text = f"{waiting.reason}: {waiting.message}" if waiting.message else waiting.reason
-    if waiting.reason == "InvalidImageName":
-        return Trouble.INVALID_IMAGE, text
-    if waiting.reason in _PULL_REASONS:
-        permanent = _PULL_PERMANENT.search(text) and not _PULL_TRANSIENT.search(text)
-        return (Trouble.IMAGE_PULL if permanent else Trouble.IMAGE_PULL_TRANSIENT), text
-    if waiting.reason in _CONFIG_REASONS:
-        return Trouble.CONFIG, text
-    if waiting.reason in _START_REASONS:
-        return Trouble.START, text
-    return Trouble.NONE, ""
+    waiting = agent.waiting or _Waiting()
+    trouble = startup.of_waiting(waiting.reason, waiting.message)
+    if trouble is not Trouble.NONE:
+        return trouble, startup.describe(waiting.reason, waiting.message)
+    return next(_init_troubles(raw), (Trouble.NONE, startup.describe(waiting.reason, waiting.message)))
+
+
+def _init_troubles(raw: RawPod) -> Iterator[tuple[Trouble, str]]:
+    """What is wrong with init containers, in their order, each named with its image. One that restarts (a native
+    sidecar) ends without harm.
+    """
+    declared = {one.name: one for one in raw.spec.init}
+    for status in raw.status.init:
+        spec = declared.get(status.name, _Container())
+        name = f"init container {status.name} (image {spec.image or status.image})"
+        waiting, ended = status.state.waiting, status.state.terminated
+        if waiting is not None and (text := startup.describe(waiting.reason, waiting.message)):
+            yield startup.of_waiting(waiting.reason, waiting.message), f"{name}: {text}"
+        elif ended is not None and ended.exit_code and spec.restart_policy != "Always":
+            unstarted = ended.reason in START_REASONS
+            missing = unstarted and startup.cannot_execute(ended.message, ended.exit_code)
+            how = f"{ended.reason}: {ended.message}" if unstarted else f"exited with code {ended.exit_code}"
+            yield (Trouble.COMMAND if missing else Trouble.START), f"{name}: {how}"

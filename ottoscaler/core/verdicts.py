@@ -39,6 +39,7 @@ class Reason(StrEnum):
     CONFIG_ERROR = "ConfigError"
     REJECTED = "Rejected"
     NAME_CONFLICT = "NameConflict"
+    COMMAND_NOT_FOUND = "CommandNotFound"
     IMAGE_PULL_TRANSIENT = "ImagePullTransient"
     EVICTED = "Evicted"
     PREEMPTED = "Preempted"
@@ -72,6 +73,7 @@ TABLE: Final[Mapping[Reason, tuple[Outcome, Fault, Retry]]] = {
     Reason.CONFIG_ERROR: (Outcome.FAILED, Fault.CONFIG, Retry.NEVER),
     Reason.REJECTED: (Outcome.FAILED, Fault.CONFIG, Retry.NEVER),
     Reason.NAME_CONFLICT: (Outcome.FAILED, Fault.CONFIG, Retry.NEVER),
+    Reason.COMMAND_NOT_FOUND: (Outcome.FAILED, Fault.CONFIG, Retry.NEVER),
     Reason.IMAGE_PULL_TRANSIENT: (Outcome.FAILED, Fault.INFRA, Retry.INFRA),
     Reason.EVICTED: (Outcome.FAILED, Fault.INFRA, Retry.INFRA),
     Reason.PREEMPTED: (Outcome.FAILED, Fault.INFRA, Retry.INFRA),

@@ -110,7 +110,10 @@ class Runner:
         job.life = lifecycle.step(before, observation, parts.clock.now(), parts.settings.worker)
         if not _may_be_there(job.life) and parts.ledger.settled(job):
             self._pump()
-        if job.life.state != before.state or job.life.attempt != before.attempt:
+        why = job.life.waits_for
+        if why != before.waits_for:
+            parts.ledger.note(job, why=why)
+        elif job.life.state != before.state or job.life.attempt != before.attempt:
             parts.ledger.note(job)
         self._say.step(job, before, observation)
 
@@ -304,10 +307,10 @@ class _Story:
             old = pod_name(replace(job.key, attempt=before.attempt))
             _log.warning("worker.retried", "%s ended; trying again as %s", old, name, pod=name, attempt=life.attempt)
         if life.stage is Stage.MARK and life.doom is not None:
-            reason = life.doom.reason
-            _log.warning(
-                "worker.doomed", "Ending %s: %s (%s)", name, reason, life.doom.message, pod=name, attempt=life.attempt
-            )
+            reason, why = life.doom.reason, life.doom.message
+            if life.pod is not None and life.pod.ended:
+                why += "; other containers outlived it by TERMINATION_GRACE_S"
+            _log.warning("worker.doomed", "Ending %s: %s (%s)", name, reason, why, pod=name, attempt=life.attempt)
 
     def recorded(self, job: Job, effect: acts.Record, now: float) -> None:
         """After a result was stored for the first time."""

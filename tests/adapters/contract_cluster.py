@@ -6,8 +6,9 @@ import threading
 
 import pytest
 
+from ottoscaler.core.endings import verdict
 from ottoscaler.core.names import LABEL_INSTANCE, MANAGED_BY, MANAGER, WorkerKey
-from ottoscaler.core.pods import Phase, Trouble, verdict
+from ottoscaler.core.pods import Phase, Trouble
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Expired
 from ottoscaler.ports import Change, Created

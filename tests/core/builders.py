@@ -91,6 +91,25 @@ def seen(raw: Json) -> Snapshot:
     return result
 
 
+RUNS: Json = {"running": {"startedAt": stamp(5)}}
+
+
+def container(name: str, state: Json) -> Json:
+    """One container's status."""
+    return {"name": name, "image": f"registry.test/{name}:1", "ready": False, "state": state}
+
+
+def with_others(raw: Json, *others: Json, first: bool = False, init: Sequence[Json] = (), **spec: Any) -> Json:
+    """The same pod with the statuses of more containers, behind `agent` or before it, and of init containers. `spec`
+    goes into the pod's spec.
+    """
+    own = raw["status"]["containerStatuses"]
+    statuses = [*others, *own] if first else [*own, *others]
+    names = [{"name": "agent"}, *({"name": other["name"]} for other in others)]
+    status = raw["status"] | {"containerStatuses": statuses, "initContainerStatuses": list(init)}
+    return raw | {"spec": raw["spec"] | {"containers": names} | spec, "status": status}
+
+
 def terminated(code: int, reason: str = "Error", **more: Any) -> Json:
     """A container state: ended ten seconds after its start."""
     return {"terminated": {"exitCode": code, "reason": reason, "startedAt": stamp(5), "finishedAt": stamp(15), **more}}
@@ -102,7 +121,7 @@ def unscheduled(reason: str) -> Json:
 
 
 def disrupted(reason: str) -> Json:
-    """The condition that tells that somebody other than the worker ended it."""
+    """The condition that says that somebody other than the worker ended it."""
     return {
         "type": "DisruptionTarget",
         "status": "True",
@@ -152,7 +171,7 @@ def failed(code: int = 1, **changes: Any) -> Snapshot:
 
 def evicted(**changes: Any) -> Snapshot:
     """The node ended it."""
-    return failed(137, **({"ended_as": "Evicted", "message": "The node was low on resource: memory."} | changes))
+    return failed(137, **({"reason": "Evicted", "message": "The node was low on resource: memory."} | changes))
 
 
 def deleting(plain: Snapshot, **changes: Any) -> Snapshot:

@@ -62,7 +62,7 @@ def test_the_effects_of_the_normal_way_say_what_is_meant() -> None:
     assert drive.tell(Intended()) == Create(1)
     assert drive.tell(Seen(pod())) == Check(1)
     assert drive.tell(Checked(None)) == Await(NOW + LIMITS.pending_timeout_s)
-    assert drive.tell(Seen(running())) == Await(NOW + 1 + LIMITS.deadline_s + 30)
+    assert drive.tell(Seen(running())) == Await(NOW + LIMITS.deadline_s + 30)
     assert drive.tell(Seen(succeeded())) == Record(1, COMPLETED, succeeded())
     assert drive.tell(Done()) == Delete(succeeded())
 
@@ -104,7 +104,7 @@ def test_a_pod_that_is_there_already_is_adopted() -> None:
     """409 and ours: the create of a process that died."""
     drive = Drive()
     assert drive.tell(Intended(), AlreadyThere()) == Look(1)
-    assert drive.tell(Seen(running()), Checked(None)) == Await(NOW + 1 + 3600 + 30)
+    assert drive.tell(Seen(running()), Checked(None)) == Await(NOW + 3600 + 30)
 
 
 @contract("4.name")
@@ -274,7 +274,7 @@ def test_a_life_goes_on_with_a_live_look() -> None:
     """A pod that is there is adopted."""
     drive = Drive(resume(4, 2, 1, None))
     assert drive.next == Look(2, live=False)
-    assert drive.tell(Seen(running()), Checked(None)) == Await(NOW + 1 + 3600 + 30)
+    assert drive.tell(Seen(running()), Checked(None)) == Await(NOW + 3600 + 30)
     assert (drive.life.index, drive.life.attempt, drive.life.infra_used) == (4, 2, 1)
 
 

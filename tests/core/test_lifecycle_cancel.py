@@ -198,7 +198,7 @@ def test_a_drain_spares_a_worker_that_has_started() -> None:
     drive = Drive()
     drive.tell(*CREATED, Seen(running()))
     assert drive.tell(Marked(DRAIN)) == Withdraw(DRAIN)
-    assert drive.tell(Checked(None)) == Await(NOW + 1 + 3600 + 30)
+    assert drive.tell(Checked(None)) == Await(NOW + 3600 + 30)
     end = drive.tell(Seen(failed()))
     assert isinstance(end, Record)
     assert end.verdict.reason is Reason.ERROR

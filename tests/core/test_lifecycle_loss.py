@@ -29,6 +29,7 @@ from ottoscaler.core.acts import (
 )
 from ottoscaler.core.lifecycle import Life, Stage, resume
 from ottoscaler.core.pods import Phase, Snapshot
+from ottoscaler.core.sight import Sight
 from ottoscaler.core.verdicts import Reason, Verdict
 from tests.core.builders import NOW, deleting, evicted, failed, pod, running, succeeded
 from tests.core.drive import LIMITS, Drive
@@ -49,7 +50,7 @@ def test_absence_in_a_list_is_looked_at_live() -> None:
     """A list may be older than the pod."""
     drive = Drive()
     assert drive.tell(*RUNNING, Missing()) == Look(1)
-    assert drive.tell(Seen(running()), Checked(None)) == Await(NOW + 1 + 3600 + 30)
+    assert drive.tell(Seen(running()), Checked(None)) == Await(NOW + 3600 + 30)
 
 
 @contract("5.PodLost")
@@ -165,8 +166,8 @@ def test_a_result_that_came_before_the_next_attempt_deletes_the_old_pod() -> Non
 
 
 INFRA = [
-    failed(137, ended_as="Evicted"),
-    failed(137, ended_as="Preempting"),
+    failed(137, reason="Evicted"),
+    failed(137, reason="Preempting"),
     failed(137, disruption=Reason.NODE_LOST),
     failed(128, ended_as="StartError"),
 ]
@@ -214,7 +215,7 @@ def test_the_two_budgets_are_counted_apart() -> None:
 
 
 NEVER: list[tuple[str, Observation]] = [
-    ("DeadlineExceeded", Seen(failed(137, ended_as="DeadlineExceeded"))),
+    ("DeadlineExceeded", Seen(failed(137, reason="DeadlineExceeded"))),
     ("PodDeleted", Seen(deleting(failed(143)))),
     ("PodDeleted", Seen(running().as_gone())),
 ]
@@ -231,7 +232,7 @@ def test_what_was_meant_to_end_is_not_tried_again(reason: str, seen: Observation
 
 def test_a_new_attempt_starts_with_a_clean_slate() -> None:
     """No trouble, doom or pause of the attempt before it."""
-    drive = Drive(Life(index=7, trouble_at=NOW, backoff=3))
+    drive = Drive(Life(index=7, sight=Sight(trouble_at=NOW), backoff=3))
     drive.tell(*CREATED, Seen(evicted()))
     assert drive.life == Life(index=7, attempt=2, infra_used=1, old=evicted(), not_before=NOW + 1)
 

@@ -19,10 +19,8 @@ from ottoscaler.core.pods import (
     epoch,
     event_annotation,
     foreign,
-    lost_with_node,
     snapshot,
 )
-from ottoscaler.core.verdicts import Reason
 from tests.core.builders import (
     HASH,
     LABELS,
@@ -242,29 +240,6 @@ def test_a_waiter_is_woken_by_what_it_waits_for(change: Json) -> None:
 def test_a_waiter_sleeps_through_the_rest(change: Json) -> None:
     """Most updates of a pod change nothing that matters."""
     assert replace(pod(), **change).stage == pod().stage
-
-
-@contract("5.NodeLost")
-@pytest.mark.parametrize(("after_s", "lost"), [(0, False), (60, False), (60.1, True)])
-def test_a_pod_that_a_dead_node_cannot_end_is_lost_with_it(after_s: float, lost: bool) -> None:
-    """Thirty seconds after the grace of a deletion that the node controller asked for."""
-    stuck = running(disruption=Reason.NODE_LOST, deletion_requested_at=NOW, deletion_grace_s=30.0)
-    assert lost_with_node(stuck, NOW + after_s) is lost
-
-
-@contract("5.NodeLost")
-@pytest.mark.parametrize(
-    "snap",
-    [
-        deleting(running()),
-        running(disruption=Reason.NODE_LOST),
-        deleting(running(disruption=Reason.EVICTED)),
-        deleting(succeeded(disruption=Reason.NODE_LOST)),
-    ],
-)
-def test_no_other_pod_is_lost_with_its_node(snap: Snapshot) -> None:
-    """However long its deletion takes."""
-    assert not lost_with_node(snap, NOW + 10**6)
 
 
 def test_a_disruption_counts_only_while_its_condition_is_true() -> None:

@@ -25,6 +25,7 @@ ROWS = [
     ("ConfigError", FAILED, CONFIG, Retry.NEVER),
     ("Rejected", FAILED, CONFIG, Retry.NEVER),
     ("NameConflict", FAILED, CONFIG, Retry.NEVER),
+    ("CommandNotFound", FAILED, CONFIG, Retry.NEVER),
     ("ImagePullTransient", FAILED, INFRA, Retry.INFRA),
     ("Evicted", FAILED, INFRA, Retry.INFRA),
     ("Preempted", FAILED, INFRA, Retry.INFRA),

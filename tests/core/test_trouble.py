@@ -84,7 +84,7 @@ def test_the_kubelets_reason_tells_the_trouble(reason: str, trouble: Trouble) ->
 
 @contract("5.Unschedulable")
 @pytest.mark.parametrize(
-    ("reason", "trouble"), [("Unschedulable", Trouble.UNSCHEDULABLE), ("SchedulingGated", Trouble.NONE)]
+    ("reason", "trouble"), [("Unschedulable", Trouble.UNSCHEDULABLE), ("SchedulingGated", Trouble.GATED)]
 )
 def test_the_schedulers_reason_tells_the_trouble(reason: str, trouble: Trouble) -> None:
     """A gate that somebody put there is no fault."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ottoscaler.core.pods import Phase, Snapshot, verdict
+from ottoscaler.core.endings import verdict
+from ottoscaler.core.pods import Phase, Snapshot
 from ottoscaler.core.verdicts import Reason, Verdict
 from tests.core.builders import (
     NOW,
@@ -17,6 +18,7 @@ from tests.core.builders import (
     raw_pod,
     running,
     seen,
+    stamp,
     succeeded,
     terminated,
 )
@@ -54,7 +56,6 @@ def test_what_succeeded_is_completed(raw: Json) -> None:
         (terminated(143, "Error", message="Evicted"), "the worker exited with code 143"),
         (terminated(1, "Error", message="OOMKilled: DeadlineExceeded"), "the worker exited with code 1"),
         (terminated(1, "ErrorOfALaterRuntime"), "the worker exited with code 1"),
-        (None, "the pod failed"),
     ],
 )
 def test_a_worker_that_failed_by_itself_is_an_error(state: Json | None, message: str) -> None:
@@ -72,10 +73,39 @@ def test_a_termination_message_never_gets_into_a_verdict(ended_as: str) -> None:
     )
 
 
-@contract("5.Error")
-def test_a_failure_without_a_container_tells_the_pods_message() -> None:
-    """The best that is known."""
-    assert end(raw_pod("Failed", status={"reason": "Novel", "message": "a new way"})).message == "a new way"
+@contract("5.StartError")
+@contract("5.Evicted")
+@pytest.mark.parametrize(("ran", "reason"), [(False, Reason.START_ERROR), (True, Reason.EVICTED)])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "TopologyAffinityError", "TaintToleration", "PodOSNotSupported", "VolumeAttachmentLimitExceeded",
+        "PodOSSelectorNodeLabelDoesNotMatch", "InvalidNodeInfo", "AppArmor", "SysctlForbidden", "Novel",
+    ],
+)  # fmt: skip
+def test_a_reason_that_we_do_not_know_is_the_platforms(word: str, ran: bool, reason: Reason) -> None:
+    """It says so of the whole pod: refused before any container ran, or ended. Its word stays in the message."""
+    state = terminated(137) if ran else None
+    assert end(raw_pod("Failed", state=state, status={"reason": word, "message": "a new way"})) == Verdict(
+        reason, f"{word}: a new way"
+    )
+    assert end(raw_pod("Failed", state=state, status={"reason": word})) == Verdict(reason, word)
+
+
+@contract("5.StartError")
+@contract("5.Evicted")
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        (None, Reason.START_ERROR),
+        ({"waiting": {"reason": "ContainerCreating"}}, Reason.START_ERROR),
+        ({"terminated": {"reason": "Error"}}, Reason.START_ERROR),
+        ({"running": {"startedAt": stamp(1)}}, Reason.EVICTED),
+    ],
+)
+def test_a_failure_without_an_end_of_the_worker_is_the_platforms(state: Json | None, reason: Reason) -> None:
+    """No status of it, or a partial one: nothing says that its program ended."""
+    assert end(raw_pod("Failed", state=state)).reason is reason
 
 
 @contract("5.OOMKilled")

@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 
 from ottoscaler.core import acts
 from ottoscaler.core.acts import Doom, Effect, Observation
+from ottoscaler.core.endings import verdict
 from ottoscaler.core.lifecycle import Life, effect, resume, step
 from ottoscaler.core.names import WorkerKey
-from ottoscaler.core.pods import Phase, Snapshot, Trouble, verdict
+from ottoscaler.core.pods import Phase, Snapshot, Trouble
 from ottoscaler.core.verdicts import Outcome, Reason, Verdict
 from tests.core.builders import HASH, NOW, pod
 from tests.core.drive import ANSWERS, LIMITS
@@ -37,7 +38,7 @@ _PENDING: Sequence[dict[str, Any]] = (
 _RUNNING: Sequence[dict[str, Any]] = (
     {"phase": Phase.SUCCEEDED, "ended_as": "Completed", "exit_code": 0},
     {"phase": Phase.FAILED, "ended_as": "Error", "exit_code": 1},
-    {"phase": Phase.FAILED, "ended_as": "Evicted"},
+    {"phase": Phase.FAILED, "reason": "Evicted"},
     {"phase": Phase.FAILED, "ended_as": "OOMKilled", "exit_code": 137},
     {"phase": Phase.UNKNOWN},
 )

@@ -108,6 +108,26 @@ class TestConfiguration:
         assert result["attempt"] == "1"
         assert registry.image(status) in result["message"]
 
+    @pytest.mark.contract("5.CommandNotFound")
+    @pytest.mark.parametrize("program", ["/no/such/program", "no-such-program", "/etc/hostname", "/tmp"])
+    def test_a_program_that_cannot_be_executed(self, system: System, program: str) -> None:
+        """Not found, no permission, a directory: it is not tried again, and its pod goes."""
+        system.start(OTTO_AGENT_COMMAND=json.dumps([program]), INFRA_RETRIES="1", WORKER_RETRIES="1")
+        event_id = system.send(type="scale_up")
+        result = system.verdict(event_id)
+        assert told(result) == ("failed", "CommandNotFound", "config")
+        assert (result["attempt"], result["started_at"]) == ("1", "")
+        assert program in result["message"]
+        system.no_pods(event_id)
+
+    @pytest.mark.contract("5.Error")
+    def test_a_shells_own_exit_code(self, system: System) -> None:
+        """127 of a program that ran is the program's."""
+        system.start(OTTO_AGENT_COMMAND="no-such-program")
+        result = system.verdict(system.send(type="scale_up"))
+        assert told(result) == ("failed", "Error", "user")
+        assert result["exit_code"] == "127"
+
     @pytest.mark.contract("5.Rejected")
     def test_a_pod_that_the_server_refuses(self, system: System) -> None:
         """Here for a ServiceAccount that does not exist."""
@@ -149,18 +169,7 @@ class TestPlatform:
         assert told(result) == ("failed", "ImagePullTransient", "infra")
         assert image in result["message"]
 
-    @pytest.mark.contract("5.StartError")
-    def test_a_program_that_is_not_there(self, system: System) -> None:
-        """The container cannot be started; a second attempt is made, and both pods go."""
-        system.start(OTTO_AGENT_COMMAND='["/no/such/program"]', INFRA_RETRIES="1")
-        event_id = system.send(type="scale_up")
-        result = system.verdict(event_id)
-        assert told(result) == ("failed", "StartError", "infra")
-        assert result["attempt"] == "2"
-        assert "/no/such/program" in result["message"]
-        system.no_pods(event_id)
-
-    @pytest.mark.contract("5.StartError")
+    @pytest.mark.contract("5.started_at")
     def test_what_never_started_has_no_start(self, system: System) -> None:
         """The kubelet then tells the beginning of the epoch; a result says nothing instead."""
         system.start(OTTO_AGENT_COMMAND='["/no/such/program"]', INFRA_RETRIES="0")

@@ -60,6 +60,26 @@ class NodeControls:
         condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
         self._change(name, lambda pod: _put_condition(pod, condition))
 
+    def gate(self, name: str, *gates: str) -> None:
+        """Somebody holds the pod back with scheduling gates; without any, they are lifted."""
+        condition = {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "message": "blocked"}
+
+        def hold(pod: Pod) -> None:
+            pod["spec"]["schedulingGates"] = [{"name": gate} for gate in gates]
+            _put_condition(pod, condition if gates else {**condition, "reason": "Pending"})
+
+        self._change(name, hold)
+
+    def outlive(self, name: str, code: int = 0, *, first: bool = True) -> None:
+        """`agent` ends with a code, and a sidecar that somebody injected runs on, listed `first` or last."""
+        self.run(name)
+        times = {"startedAt": self.server.stamp(), "finishedAt": self.server.stamp()}
+        reason = "Error" if code else "Completed"
+        own = {"name": "agent", "state": {"terminated": {"exitCode": code, "reason": reason, **times}}}
+        other = {"name": "aaa-proxy", "state": {"running": {"startedAt": self.server.stamp()}}}
+        statuses = [other, own] if first else [own, other]
+        self._change(name, lambda pod: pod["status"].update(phase="Running", containerStatuses=statuses))
+
     def set_status(self, name: str, status: dict[str, Any]) -> None:
         """The whole status, as the API has it."""
         self._change(name, lambda pod: pod.update(status=copy.deepcopy(status)))

@@ -1,0 +1,112 @@
+"""Why a container has not started: from the words of the kubelet, the scheduler and the container runtime to a
+`Trouble`.
+
+Only fields that the API server and the kubelet write are read. The words of a container that has run (its exit code,
+its termination message) never get here: the worker may have written them.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import Final
+
+
+class Trouble(StrEnum):
+    """Why a pod has not started yet, as far as it is a fault. GATED is none: somebody holds the pod back on purpose."""
+
+    NONE = ""
+    INVALID_IMAGE = "InvalidImage"
+    IMAGE_PULL = "ImagePull"
+    IMAGE_PULL_TRANSIENT = "ImagePullTransient"
+    CONFIG = "ConfigError"
+    START = "StartError"
+    COMMAND = "CommandNotFound"
+    UNSCHEDULABLE = "Unschedulable"
+    GATED = "SchedulingGated"
+
+
+#: Words for a container that the runtime could not start, waiting or terminated.
+START_REASONS: Final = frozenset(
+    {"StartError", "ContainerCannotRun", "RunContainerError", "CreateContainerError", "PostStartHookError"}
+)
+#: What a container waits for in the normal course of a start.
+_ORDINARY: Final = frozenset({"", "ContainerCreating", "PodInitializing"})
+_CONFIG_REASONS: Final = frozenset({"CreateContainerConfigError", "PreStartHookError", "InvalidMountPropagation"})
+_PULL_REASONS: Final = frozenset(
+    {
+        "ErrImagePull",
+        "ImagePullBackOff",
+        "ImageInspectError",
+        "RegistryUnavailable",
+        "ErrImageNeverPull",
+        "SignatureValidationFailed",
+    }
+)
+#: What registries say when asking again changes nothing; every other text is a passing fault.
+_PULL_PERMANENT = re.compile(
+    r"not found|manifest unknown|does not exist|unauthorized|authorization failed|denied|forbidden|no basic auth"
+    r"|invalid reference|ErrImageNeverPull|no match for platform",
+    re.IGNORECASE,
+)
+_PULL_TRANSIENT = re.compile(
+    # a number behind one of :./- is part of an image's name, not a status
+    r"toomanyrequests|too many requests|QPS exceeded|timeout|timed out|(?<![:./-])\b(?:429|50[0234])\b",
+    re.IGNORECASE,
+)
+#: Docker's exit codes for a program that cannot be invoked and for one that is not there
+#: (https://docs.docker.com/reference/cli/docker/container/run/#exit-status). Only the runtime's own count: see
+#: `cannot_execute`.
+_RUNTIME_CODES: Final = frozenset({126, 127})
+#: What runtimes say when the container's own program cannot be executed. Each pattern names the program or the step, so
+#: that a runtime, a shim or a hook which is missing on the node does not match: that is the platform's fault.
+_CANNOT_EXECUTE = re.compile(
+    # runc, under containerd, CRI-O and Docker: 'unable to start container process: … exec: "x": permission denied'
+    r"container process.*\bexec:? (?:\\*\"[^\"]*\"|/[^\"\s]*): (?:.*: )?(?:executable file not found"
+    r"|no such file or directory|permission denied|exec format error|is a directory|not a directory"
+    r"|invalid argument|argument list too long)|container process.*\bchdir to cwd\b"
+    # crun, under CRI-O and Podman
+    r"|executable file [`'\"][^`'\"]*[`'\"]? not found|cannot find [`'\"][^`'\"]*[`'\"] in \$PATH"
+    r"|\bopen executable: |\bexec container process\b|\bchdir to [`'\"]"
+    # gVisor, Kata, youki, Windows
+    r"|error finding executable|failed to load \S+: (?:no such file|permission denied|exec format)"
+    r"|the file \S+ was not found|executable '[^']*' (?:for container )?not found"
+    r"|CreateProcess.*(?:cannot find the (?:file|path) specified|is not a valid)",
+    re.IGNORECASE | re.DOTALL,
+)
+#: What is missing or refused there is the runtime's or a hook's program, not the container's.
+_NODES_OWN = re.compile(r"\bhooks?\b|\bshim(?:-\w+)*\": executable|runtime error \(", re.IGNORECASE)
+
+
+def of_waiting(reason: str, message: str) -> Trouble:
+    """The trouble of a container that waits, by `state.waiting` of its status."""
+    text = describe(reason, message)
+    if reason == "InvalidImageName":
+        return Trouble.INVALID_IMAGE
+    if reason in _PULL_REASONS:
+        permanent = _PULL_PERMANENT.search(text) and not _PULL_TRANSIENT.search(text)
+        return Trouble.IMAGE_PULL if permanent else Trouble.IMAGE_PULL_TRANSIENT
+    if reason in _CONFIG_REASONS:
+        return Trouble.CONFIG
+    if reason in START_REASONS:
+        return Trouble.COMMAND if cannot_execute(message) else Trouble.START
+    return Trouble.NONE
+
+
+def describe(reason: str, message: str) -> str:
+    """What the kubelet says of a container that waits; empty where it merely starts."""
+    if reason in _ORDINARY:
+        return ""
+    return f"{reason}: {message}" if message else reason
+
+
+def cannot_execute(message: str, exit_code: int | None = None) -> bool:
+    """Did the runtime fail because the container's program cannot be executed: not there, no right, no program, no
+    working directory?
+
+    Arguments: the runtime's message, and the exit code that it gave to a container which it could not start. Neither
+    may be those of a program that ran: a shell's own exit code 127 says nothing here.
+    """
+    if _NODES_OWN.search(message):
+        return False
+    return exit_code in _RUNTIME_CODES or _CANNOT_EXECUTE.search(message) is not None

@@ -1,0 +1,320 @@
+"""The container `agent` decides, and only it: by its name, whatever else is in the pod, wherever it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ottoscaler.core.acts import (
+    Absent,
+    Await,
+    Changed,
+    Checked,
+    Done,
+    Doom,
+    Intend,
+    Intended,
+    Kill,
+    Look,
+    Mark,
+    Marked,
+    Missing,
+    Record,
+    Seen,
+    TimedOut,
+)
+from ottoscaler.core.endings import verdict
+from ottoscaler.core.lifecycle import resume
+from ottoscaler.core.pods import Phase, Snapshot, Trouble
+from ottoscaler.core.verdicts import Reason, Verdict
+from tests.core.builders import (
+    NOW,
+    RUNS,
+    Json,
+    container,
+    deleted_at,
+    deleting,
+    disrupted,
+    failed,
+    raw_pod,
+    running,
+    seen,
+    stamp,
+    succeeded,
+    terminated,
+    with_others,
+)
+from tests.core.drive import LIMITS, Drive
+
+contract = pytest.mark.contract
+
+WAITS: Json = {"waiting": {"reason": "ImagePullBackOff", "message": "not found"}}
+STARTED = {"status": "True", "type": "PodScheduled", "lastTransitionTime": stamp()}
+CREATED = (Intended(), Seen(running()), Checked(None))
+DONE = Verdict(Reason.COMPLETED, "the worker exited with code 0")
+
+
+def outlived(code: int = 0, **changes: Any) -> Snapshot:
+    """`agent` has ended, and a sidecar runs on."""
+    ended = {"exit_code": code, "ended_as": "Error" if code else "Completed", "finished_at": NOW + 5, "outlived": True}
+    return running(**(ended | changes))
+
+
+def end_of(raw: Json) -> Verdict | None:
+    """How the pod ended."""
+    return verdict(seen(raw))
+
+
+@contract("4.container")
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("other", [RUNS, WAITS, terminated(0, "Completed"), terminated(143), terminated(137), {}])
+@pytest.mark.parametrize(
+    ("state", "started", "code"),
+    [
+        (RUNS, True, None),
+        ({"waiting": {"reason": "ContainerCreating"}}, False, None),
+        (terminated(0, "Completed"), True, 0),
+        (terminated(7), True, 7),
+    ],
+)
+def test_a_sidecar_changes_nothing_that_is_known_of_the_worker(
+    first: bool, other: Json, state: Json, started: bool, code: int | None
+) -> None:
+    """Its start, its end and its trouble are those of `agent`, whichever container is listed first."""
+    found = seen(with_others(raw_pod("Running", state=state), container("aaa-proxy", other), first=first))
+    assert (found.started_at is not None, found.exit_code, found.trouble) == (started, code, Trouble.NONE)
+
+
+@contract("4.container")
+@pytest.mark.parametrize(
+    ("state", "phase", "reason"),
+    [
+        (terminated(0, "Completed"), "Failed", Reason.COMPLETED),
+        (terminated(0, "Completed"), "Succeeded", Reason.COMPLETED),
+        (terminated(7), "Failed", Reason.ERROR),
+        (terminated(137, "OOMKilled"), "Failed", Reason.OOM_KILLED),
+    ],
+)
+@pytest.mark.parametrize("other", [terminated(143), terminated(137, "OOMKilled"), terminated(127), terminated(0)])
+@pytest.mark.parametrize("first", [True, False])
+def test_the_end_of_the_worker_wins_over_the_pods_phase(
+    state: Json, phase: str, reason: Reason, other: Json, first: bool
+) -> None:
+    """A pod fails because any of its containers did; the worker did not."""
+    result = end_of(with_others(raw_pod(phase, state=state), container("aaa", other), first=first))
+    assert result is not None
+    assert result.reason is reason
+
+
+@contract("4.container")
+@pytest.mark.parametrize("kind", ["ephemeralContainerStatuses", "initContainerStatuses"])
+def test_ephemeral_and_init_containers_never_end_a_worker(kind: str) -> None:
+    """Somebody debugged it, or a native sidecar was stopped after it: neither is the worker's end."""
+    raw = raw_pod("Failed", state=terminated(0, "Completed"), status={kind: [container("aaa", terminated(137))]})
+    assert end_of(raw) == DONE
+
+
+@contract("4.container")
+@pytest.mark.parametrize(
+    ("phase", "conditions", "metadata"),
+    [
+        ("Running", [], deleted_at(9)),
+        ("Failed", [], deleted_at(9)),
+        ("Failed", [disrupted("EvictionByEvictionAPI")], deleted_at(9)),
+        ("Unknown", [disrupted("DeletionByPodGC")], {}),
+    ],
+)
+def test_a_worker_that_did_its_work_has_done_it_whatever_became_of_its_pod(
+    phase: str, conditions: Sequence[Json], metadata: Json
+) -> None:
+    """As it would have `Succeeded` alone in its pod."""
+    raw = raw_pod(phase, state=terminated(0, "Completed"), conditions=conditions, metadata=metadata)
+    assert verdict(seen(with_others(raw, container("aaa", terminated(143)))).as_gone()) == DONE
+
+
+@contract("4.container")
+@pytest.mark.parametrize(("finished_s", "own"), [(15, True), (64, True), (65, False), (90, False)])
+@pytest.mark.parametrize("code", [0, 1])
+@pytest.mark.parametrize("node_s", [-4200, 0, 4200])
+def test_a_deadline_after_the_end_of_the_worker_is_not_its_end(
+    finished_s: int, own: bool, code: int, node_s: int
+) -> None:
+    """The kubelet's deadline and the end of `agent` are two times of one clock, whatever that shows."""
+    state = terminated(code, finishedAt=stamp(node_s + finished_s))
+    status = {"reason": "DeadlineExceeded", "message": "too long", "startTime": stamp(node_s + 5)}
+    raw = with_others(
+        raw_pod("Failed", state=state, status=status), container("aaa", terminated(137)), activeDeadlineSeconds=60
+    )
+    reason = (Reason.ERROR if code else Reason.COMPLETED) if own else Reason.DEADLINE_EXCEEDED
+    result = end_of(raw)
+    assert result is not None
+    assert result.reason is reason
+
+
+@pytest.mark.parametrize(
+    ("others", "init", "spec", "expected"),
+    [
+        ([], [], {}, False),
+        ([container("aaa", RUNS)], [], {}, True),
+        ([container("aaa", WAITS)], [], {}, True),
+        ([container("aaa", {})], [], {}, True),
+        ([container("aaa", terminated(143))], [], {}, False),
+        ([], [], {"containers": [{"name": "aaa"}, {"name": "agent"}]}, True),
+        ([], [container("aaa", RUNS)], {"initContainers": [{"name": "aaa", "restartPolicy": "Always"}]}, True),
+        ([], [container("aaa", terminated(0))], {"initContainers": [{"name": "aaa"}]}, False),
+        ([], [container("aaa", terminated(0))], {"initContainers": [{"name": "a", "restartPolicy": "Always"}]}, False),
+    ],
+)
+def test_a_worker_is_outlived_while_another_container_has_not_ended(
+    others: Sequence[Json], init: Sequence[Json], spec: Json, expected: bool
+) -> None:
+    """Sidecars, native ones too, and such as are not reported yet. Where all have ended the phase follows."""
+    raw = with_others(raw_pod("Running", state=terminated(1)), *others, init=init, **spec)
+    assert seen(raw).outlived is expected
+
+
+class TestOutlived:
+    """`agent` has ended, and its pod lives on."""
+
+    @contract("4.container")
+    @contract("2.TERMINATION_GRACE_S")
+    @pytest.mark.parametrize(("code", "reason"), [(0, Reason.COMPLETED), (3, Reason.ERROR)])
+    def test_the_pod_is_ended_after_the_grace_with_the_workers_own_verdict(self, code: int, reason: Reason) -> None:
+        """The intent is stored first, as for every pod that we end."""
+        drive, snap = Drive(), outlived(code)
+        drive.tell(*CREATED)
+        drive.wait(50)
+        assert drive.tell(Seen(snap)) == Await(NOW + 50 + LIMITS.termination_grace_s)
+        assert drive.life.state == "ending"
+        drive.wait(LIMITS.termination_grace_s - 1)
+        assert isinstance(drive.tell(TimedOut()), Await)
+        drive.wait(1)
+        doom = Doom(reason, f"the worker exited with code {code}", 1)
+        assert drive.tell(TimedOut()) == Mark(doom)
+        assert drive.tell(Marked(doom)) == Kill(snap)
+        drive.tell(Done())
+        over = replace(deleting(snap), phase=Phase.FAILED, outlived=False)
+        assert drive.tell(Seen(over)) == Record(1, doom.verdict, over)
+
+    @contract("4.container")
+    def test_a_pod_that_ends_within_the_grace_is_left_to_end(self) -> None:
+        """The sidecar noticed by itself."""
+        drive = Drive()
+        drive.tell(*CREATED, Seen(outlived()))
+        assert drive.tell(Seen(succeeded())) == Record(1, DONE, succeeded())
+
+    @contract("4.container")
+    @pytest.mark.parametrize("code", [0, 3])
+    def test_the_verdict_is_kept_over_a_take_over(self, code: int) -> None:
+        """Whoever goes on reads the stored doom, and ends the pod without a second grace."""
+        doom = Doom(Reason.ERROR if code else Reason.COMPLETED, f"the worker exited with code {code}", 1)
+        drive = Drive(resume(1, 1, 0, doom))
+        assert drive.tell(Seen(outlived(code)), Checked(doom)) == Kill(outlived(code))
+        drive.tell(Changed())
+        end = drive.tell(Absent())
+        assert isinstance(end, Record)
+        assert end.verdict == doom.verdict
+
+    @contract("4.container")
+    def test_a_take_over_before_the_intent_begins_a_grace(self) -> None:
+        """Nothing proves how long it has lasted."""
+        drive = Drive(resume(1, 1, 0, None))
+        assert drive.tell(Seen(outlived()), Checked(None)) == Await(NOW + LIMITS.termination_grace_s)
+
+    @contract("4.container")
+    @pytest.mark.parametrize(
+        "blow",
+        [
+            {"reason": "Evicted", "message": "low on memory"},
+            {"reason": "DeadlineExceeded"},
+            {"reason": "Novel"},
+            {"disruption": Reason.EVICTED},
+            {"deletion_requested_at": NOW + 4, "deletion_grace_s": 30.0},
+        ],
+    )
+    @pytest.mark.parametrize(("code", "reason"), [(0, Reason.COMPLETED), (3, Reason.ERROR)])
+    def test_what_befalls_the_pod_later_changes_nothing(self, blow: dict[str, Any], code: int, reason: Reason) -> None:
+        """The end of `agent` was seen first."""
+        drive = Drive()
+        drive.tell(*CREATED, Seen(outlived(code)))
+        end = drive.tell(Seen(replace(outlived(code), phase=Phase.FAILED, outlived=False, **blow)))
+        assert isinstance(end, Record)
+        assert end.verdict.reason is reason
+
+    @contract("4.container")
+    @pytest.mark.parametrize("code", [0, 3])
+    def test_a_pod_that_vanished_is_not_lost_when_its_worker_had_ended(self, code: int) -> None:
+        """Somebody removed it by force."""
+        drive = Drive()
+        drive.tell(*CREATED, Seen(outlived(code)), Missing())
+        end = drive.tell(Absent())
+        assert isinstance(end, Record)
+        assert end.verdict.message == f"the worker exited with code {code}"
+
+    @contract("4.container")
+    @contract("5.DeadlineExceeded")
+    def test_where_all_containers_were_ended_together_the_pod_says_why(self) -> None:
+        """The kubelet reports the ends of the containers a moment before its reason: not the worker's own end."""
+        drive = Drive()
+        drive.tell(*CREATED, Seen(outlived(143, outlived=False)))
+        end = drive.tell(Seen(failed(143, reason="DeadlineExceeded", message="too long")))
+        assert isinstance(end, Record)
+        assert end.verdict.reason is Reason.DEADLINE_EXCEEDED
+
+    @contract("2.WORKER_RETRIES")
+    @contract("4.container")
+    def test_a_failed_worker_is_tried_again_when_its_pod_is_gone(self) -> None:
+        """Not while the old pod lives: two attempts never run together, and each uses room."""
+        drive, snap = Drive(limits=replace(LIMITS, worker_retries=1)), outlived(3)
+        drive.tell(*CREATED, Seen(snap))
+        drive.wait(LIMITS.termination_grace_s)
+        doom = Doom(Reason.ERROR, "the worker exited with code 3", 1)
+        drive.tell(TimedOut(), Marked(doom), Done(), Seen(deleting(snap)))
+        assert snap.live
+        assert drive.tell(Seen(deleting(snap).as_gone())) == Intend(2, 0)
+
+    @contract("4.container")
+    def test_a_doom_for_not_starting_is_withdrawn_and_the_end_counts(self) -> None:
+        """It started and ended between two looks."""
+        doom = Doom(Reason.PENDING_TIMEOUT, "late", 1)
+        drive = Drive(resume(1, 1, 0, doom))
+        drive.tell(Seen(outlived()), Checked(doom), Checked(None))
+        assert drive.next == Await(NOW + LIMITS.termination_grace_s)
+
+    @contract("4.container")
+    @contract("5.ScaledDown")
+    @pytest.mark.parametrize(("code", "reason"), [(0, Reason.COMPLETED), (3, Reason.SCALED_DOWN)])
+    def test_a_cancel_ends_the_pod_at_once_and_spares_only_a_success(self, code: int, reason: Reason) -> None:
+        """As for every other pod."""
+        cancel, snap = Doom(Reason.SCALED_DOWN, "cancelled", by="e-2"), outlived(code)
+        drive = Drive()
+        drive.tell(*CREATED, Seen(snap))
+        assert drive.tell(Marked(cancel)) == Kill(snap)
+        drive.tell(Done())
+        end = drive.tell(Seen(deleting(snap).as_gone()))
+        assert isinstance(end, Record)
+        assert end.verdict.reason is reason
+
+    @contract("4.container")
+    def test_a_start_error_beside_a_sidecar_is_ended_too(self) -> None:
+        """It never started, and its doom says so: it is not withdrawn."""
+        state = terminated(128, "StartError", startedAt="1970-01-01T00:00:00Z", message="no room in the cgroup")
+        snap = seen(with_others(raw_pod("Running", state=state), container("aaa", RUNS)))
+        drive = Drive()
+        drive.tell(Intended(), Seen(replace(snap, exit_code=None, ended_as="", outlived=False)), Checked(None))
+        drive.tell(Seen(snap))
+        drive.wait(LIMITS.termination_grace_s)
+        doom = Doom(Reason.START_ERROR, "no room in the cgroup", 1)
+        assert drive.tell(TimedOut()) == Mark(doom)
+        assert drive.tell(Marked(doom)) == Kill(snap)
+
+    def test_a_look_in_between_starts_no_second_grace(self) -> None:
+        """A list without the pod, and a live look that finds it."""
+        drive = Drive()
+        drive.tell(*CREATED, Seen(outlived()))
+        drive.wait(20)
+        assert drive.tell(Missing()) == Look(1)
+        assert drive.tell(Seen(outlived()), Checked(None)) == Await(NOW + LIMITS.termination_grace_s)
