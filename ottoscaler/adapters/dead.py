@@ -15,13 +15,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 from typing import Any, Final, cast
 
 from ottoscaler.adapters.redis_client import address, connect, translated
 from ottoscaler.adapters.redis_cluster import remember_script
 from ottoscaler.adapters.replies import texts_of
-from ottoscaler.adapters.scripts import call_script
+from ottoscaler.adapters.scripts import call_script, source
 from ottoscaler.adapters.tasks import Key
 from ottoscaler.errors import OttoscalerError
 from ottoscaler.settings import KeySettings, RedisSettings
@@ -29,7 +28,7 @@ from ottoscaler.settings import KeySettings, RedisSettings
 _TIMEOUT_S: Final = 5.0
 _ID: Final = re.compile(r"([0-9]{1,20})-([0-9]{1,20})", re.ASCII)
 _LARGEST: Final = 2**64 - 1
-_SOURCE: Final = (Path(__file__).parent / "dead.lua").read_bytes()
+_SOURCE: Final = source("dead.lua")
 _SHA: Final = hashlib.sha1(_SOURCE, usedforsecurity=False).hexdigest()
 remember_script(_SHA, _SOURCE)
 

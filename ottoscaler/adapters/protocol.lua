@@ -1,6 +1,7 @@
 --[[ The protocol by which nothing is lost: every write of the controller, one function each.
 
 A call is one atomic step, and idempotent: whoever got no answer calls again. Commands of Redis 7.0 / Valkey only.
+No function writes: it reads first, and then plans its writes (`write`, see atomic.lua), so that all of them happen or none.
   KEYS  1 event stream, 2 open (zset: event id -> end of lease, ms), 3 result stream, 4 dead letter stream,
         5 buried (zset: marker -> ms), 6… task hashes
   ARGV  1 function, 2 group, 3 RESULT_MAXLEN, 4 TASK_TTL_S, 5… the function's own
@@ -63,7 +64,7 @@ end
 local function wrong_type(key) return 'the key ' .. key .. ' holds something else than a task' end
 
 local function publish(fields)
-  redis.call('XADD', RESULTS, 'MAXLEN', '~', MAXLEN, '*', unpack(fields))
+  write('XADD', RESULTS, 'MAXLEN', '~', MAXLEN, '*', unpack(fields))
 end
 
 local function append_pairs(fields, list)
@@ -72,31 +73,33 @@ local function append_pairs(fields, list)
 end
 
 local function close_task(task, eid)
-  redis.call('ZREM', OPEN, eid)
-  redis.call('HSET', task, 'state', 'finished', 'why', '', 'next_at', '')
-  redis.call('HDEL', task, 'owner')
-  redis.call('EXPIRE', task, TTL)
+  write('ZREM', OPEN, eid)
+  write('HSET', task, 'state', 'finished', 'why', '', 'next_at', '')
+  write('HDEL', task, 'owner')
+  write('EXPIRE', task, TTL)
 end
 
--- Once for each marker: the dead letter.
+-- Once for each marker, as long as TASK_TTL_S: the dead letter. Returns whether it is written by this.
 local function dead_letter(marker, reason, detail, eid, sid, attempts, raw)
   local now = now_ms()
-  if redis.call('ZADD', BURIED, 'NX', now, marker) == 0 then return false end
-  redis.call('ZREMRANGEBYSCORE', BURIED, '-inf', now - TTL * 1000)
-  redis.call('XADD', DEAD, '*', 'dead_reason', reason, 'dead_detail', detail, 'event_id', eid, 'stream_id', sid,
+  local earlier = redis.call('ZSCORE', BURIED, marker)
+  if earlier and tonumber(earlier) >= now - TTL * 1000 then return false end
+  write('XADD', DEAD, '*', 'dead_reason', reason, 'dead_detail', detail, 'event_id', eid, 'stream_id', sid,
     'group', GROUP, 'attempts', attempts, 'at', stamp(now), 'event', raw)
+  write('ZADD', BURIED, now, marker)
+  write('ZREMRANGEBYSCORE', BURIED, '-inf', '(' .. (now - TTL * 1000))
   return true
 end
 
 -- Returns {'dead', reason, detail}, or {'known'} where there was a dead letter of this entry.
 local function bury(task, sid, reason, detail, eid, task_id, digest, raw, common)
   local fresh = dead_letter(GROUP .. '|' .. sid, reason, detail, eid, sid, 0, raw)
-  redis.call('XACK', STREAM, GROUP, sid)
+  write('XACK', STREAM, GROUP, sid)
   local answer = fresh and {'dead', reason, detail} or {'known'}
   -- in conflict with another event of that id: the result under it belongs to the other one
   if not fresh or eid == '' or redis.call('EXISTS', task) == 1 then return answer end
   local at = stamp(now_ms())
-  redis.call('HSET', task, 'sid', sid, 'task_id', task_id, 'digest', digest, 'type', '', 'pod_count', 0, 'received_at', at)
+  write('HSET', task, 'sid', sid, 'task_id', task_id, 'digest', digest, 'type', '', 'pod_count', 0, 'received_at', at)
   publish(append_pairs({'kind', 'task', 'event_id', eid, 'task_id', task_id, 'outcome', 'failed', 'reason', 'Rejected',
     'message', reason .. ': ' .. detail, 'finished_at', at, 'received_at', at, 'pod_count', 0, 'succeeded', 0, 'failed', 0,
     'cancelled', 0}, cjson.decode(common)))
@@ -104,42 +107,60 @@ local function bury(task, sid, reason, detail, eid, task_id, digest, raw, common
   return answer
 end
 
-local function tell_task(task, eid)
-  local t = redis.call('HMGET', task, 'task_id', 'pod_count', 'succeeded', 'failed', 'cancelled', 'received_at',
-    'first_failed', 'first_cancelled', 'common')
-  local count, succeeded, failed = tonumber(t[2]), tonumber(t[3] or 0), tonumber(t[4] or 0)
+-- How many workers ended how, with the first reasons: read once, counted on by `store_result`, written by `write_tally`.
+local TALLY = {'done', 'succeeded', 'failed', 'cancelled', 'first_failed', 'first_cancelled'}
+
+local function tally_of(task)
+  local found, tally = redis.call('HMGET', task, unpack(TALLY)), {}
+  for n, name in ipairs(TALLY) do tally[name] = n <= 4 and tonumber(found[n] or 0) or found[n] end
+  return tally
+end
+
+local function write_tally(task, tally)
+  local fields = {}
+  for _, name in ipairs(TALLY) do
+    if tally[name] then append_pairs(fields, {name, tally[name]}) end
+  end
+  write_hash(task, fields)
+end
+
+local function tell_task(task, eid, tally)
+  local t = redis.call('HMGET', task, 'task_id', 'pod_count', 'received_at', 'common')
+  local count = tonumber(t[2])
   local outcome, reason = 'succeeded', 'Completed'
-  if failed > 0 then outcome, reason = 'failed', t[7]
-  elseif succeeded < count then outcome, reason = 'cancelled', t[8] end
-  local message = string.format('%d of %d workers completed', succeeded, count)
+  if tally.failed > 0 then outcome, reason = 'failed', tally.first_failed
+  elseif tally.succeeded < count then outcome, reason = 'cancelled', tally.first_cancelled end
+  local message = string.format('%d of %d workers completed', tally.succeeded, count)
   if outcome == 'succeeded' then message = string.format('All %d workers completed successfully', count) end
   publish(append_pairs({'kind', 'task', 'event_id', eid, 'task_id', t[1], 'outcome', outcome, 'reason', reason,
-    'message', message, 'finished_at', stamp(now_ms()), 'received_at', t[6], 'pod_count', count, 'succeeded', succeeded,
-    'failed', failed, 'cancelled', tonumber(t[5] or 0)}, cjson.decode(t[9])))
+    'message', message, 'finished_at', stamp(now_ms()), 'received_at', t[3], 'pod_count', count, 'succeeded', tally.succeeded,
+    'failed', tally.failed, 'cancelled', tally.cancelled}, cjson.decode(t[4])))
   close_task(task, eid)
   return message
 end
 
--- Returns how many workers have their result now.
-local function store_result(task, eid, i, fields, map)
-  local tally = (map.outcome == 'succeeded' or map.outcome == 'cancelled') and map.outcome or 'failed'
-  redis.call('HSET', task, 'outcome:' .. i, map.outcome, 'worker:' .. i, cjson.encode(map))
-  redis.call('HINCRBY', task, tally, 1)
-  if tally ~= 'succeeded' then redis.call('HSETNX', task, 'first_' .. tally, map.reason) end
+local function store_result(task, tally, i, fields, map)
+  local kind = (map.outcome == 'succeeded' or map.outcome == 'cancelled') and map.outcome or 'failed'
+  write('HSET', task, 'outcome:' .. i, map.outcome, 'worker:' .. i, cjson.encode(map))
+  tally.done, tally[kind] = tally.done + 1, tally[kind] + 1
+  if kind ~= 'succeeded' then tally['first_' .. kind] = tally['first_' .. kind] or map.reason end
   publish(fields)
-  return redis.call('HINCRBY', task, 'done', 1)
 end
 
--- Once for each event. Returns whether it was written now.
-local function poison_letter(task, eid, detail)
-  local t = redis.call('HMGET', task, 'sid', 'tries', 'raw')
-  return dead_letter(GROUP .. '|poison|' .. eid, 'Poison', detail, eid, t[1] or '', t[2] or 0, t[3] or '{}')
+-- Once for each event. Returns whether it is written by this.
+local function poison_letter(task, eid, detail, tries)
+  local t = redis.call('HMGET', task, 'sid', 'raw', 'poisoned')
+  -- the marker among those of all dead letters ends after TASK_TTL_S, and a task may be open for longer
+  if t[3] then return false end
+  write('HSET', task, 'poisoned', '1')
+  return dead_letter(GROUP .. '|poison|' .. eid, 'Poison', detail, eid, t[1] or '', tries, t[2] or '{}')
 end
 
 -- The last resort: nobody can carry this task on, nor end it. All that has no result gets one; the sweep ends the pods.
 local function close_poisoned(task, eid)
-  local t = redis.call('HMGET', task, 'pod_count', 'task_id', 'common')
+  local t = redis.call('HMGET', task, 'pod_count', 'task_id', 'common', 'received_at')
   local good, common = pcall(cjson.decode, t[3] or '[]')
+  local tally = tally_of(task)
   for i = 1, tonumber(t[1]) or 0 do
     if redis.call('HEXISTS', task, 'outcome:' .. i) == 0 then
       local map = {kind = 'worker', event_id = eid, task_id = t[2] or '', outcome = 'failed', reason = 'Poison', fault = 'infra',
@@ -149,10 +170,11 @@ local function close_poisoned(task, eid)
       for n = 1, good and #common or 0, 2 do map[common[n]] = common[n + 1] end
       local fields = {}
       for name, value in pairs(map) do append_pairs(fields, {name, value}) end
-      store_result(task, eid, i, fields, map)
+      store_result(task, tally, i, fields, map)
     end
   end
-  if good and tonumber(t[1]) and t[3] and redis.call('HGET', task, 'received_at') then tell_task(task, eid) else close_task(task, eid) end
+  write_tally(task, tally)
+  if good and tonumber(t[1]) and t[3] and t[4] then tell_task(task, eid, tally) else close_task(task, eid) end
 end
 
 local F = {}
@@ -160,7 +182,7 @@ local F = {}
 function F.bury(sid, reason, detail, eid, task_id, digest, raw, common)
   local known = (fields_of(KEYS[6], 'digest') or {})[1]
   if known and known == digest then
-    redis.call('XACK', STREAM, GROUP, sid)
+    write('XACK', STREAM, GROUP, sid)
     return {'known'}
   end
   if known then reason, detail = 'Conflict', 'event_id ' .. eid .. ' was used before, with other content' end
@@ -176,7 +198,7 @@ function F.accept(sid, eid, digest, event, raw, common, kind, task_id, pod_count
   end
   local now = now_ms()
   if known[1] then
-    redis.call('XACK', STREAM, GROUP, sid)
+    write('XACK', STREAM, GROUP, sid)
     local ours = known[2] == sid and known[3] and string.match(known[3], '^(.*/)%d+$') == base
     return ours and {'again', known[3], known[5]} or {'known'}
   end
@@ -184,12 +206,12 @@ function F.accept(sid, eid, digest, event, raw, common, kind, task_id, pod_count
     return bury(task, sid, 'TooOld', 'the entry is older than TASK_TTL_S, ' .. TTL .. ' s', eid, task_id, digest, raw, common)
   end
   local at = stamp(now)
-  redis.call('HSET', task, 'sid', sid, 'type', kind, 'task_id', task_id, 'pod_count', pod_count, 'digest', digest, 'event', event,
+  write('HSET', task, 'sid', sid, 'type', kind, 'task_id', task_id, 'pod_count', pod_count, 'digest', digest, 'event', event,
     'raw', raw, 'common', common, 'state', 'waiting', 'owner', base .. '1', 'tenure', 1, 'tries', 1, 'held_since', now,
     'received_at', at)
-  if supersedes ~= '' then redis.call('HSET', task, 'superseding', 'todo') end
-  redis.call('ZADD', OPEN, now + lease_ms, eid)
-  redis.call('XACK', STREAM, GROUP, sid)
+  if supersedes ~= '' then write('HSET', task, 'superseding', 'todo') end
+  write('ZADD', OPEN, now + lease_ms, eid)
+  write('XACK', STREAM, GROUP, sid)
   return {'ok', base .. '1', at}
 end
 
@@ -197,26 +219,27 @@ end
 -- more than some thousand arguments.
 function F.restore(eid, lease_ms, fields)
   local task = KEYS[6]
-  if redis.call('EXISTS', task) == 1 then return 'known' end
-  local now, list = now_ms(), cjson.decode(fields)
-  for n = 1, #list, 2 do redis.call('HSET', task, list[n], list[n + 1]) end
-  redis.call('HSETNX', task, 'received_at', stamp(now))
-  redis.call('ZADD', OPEN, now + lease_ms, eid)
+  if redis.call('HLEN', task) > 0 then return 'known' end
+  local now = now_ms()
+  write('HSET', task, 'received_at', stamp(now))
+  write_hash(task, cjson.decode(fields))
+  write('ZADD', OPEN, now + lease_ms, eid)
   return 'ok'
 end
 
 -- Whoever uses a prefix takes the tasks under it: KEYS[6] holds the one group that it belongs to. Returns that.
 function F.reserve()
-  redis.call('HSETNX', KEYS[6], 'group', GROUP)
-  return redis.call('HGET', KEYS[6], 'group')
+  local held = redis.call('HGET', KEYS[6], 'group')
+  if not held then write('HSET', KEYS[6], 'group', GROUP) end
+  return held or GROUP
 end
 
 -- One process for each consumer: KEYS[6] holds the boot that announced itself last. Returns the one that is in our place.
 function F.announce(boot, anew)
   local held = redis.call('HGET', KEYS[6], 'boot')
   if anew == '0' and held and held ~= boot then return held end
-  redis.call('HSET', KEYS[6], 'boot', boot)
-  redis.call('EXPIRE', KEYS[6], TTL)
+  write('HSET', KEYS[6], 'boot', boot)
+  write('EXPIRE', KEYS[6], TTL)
   return ''
 end
 
@@ -229,10 +252,10 @@ function F.renew(lease_ms, ...)
     local task = KEYS[5 + (n + 2) / 3]
     local t = fields_of(task, 'owner', 'cancels', 'tries', 'held_since') or {}
     if t[1] == asked[n + 1] then
-      redis.call('ZADD', OPEN, 'XX', till, asked[n])
+      write('ZADD', OPEN, 'XX', till, asked[n])
       local tries, held_ms = tonumber(t[3] or 0), now - (t[4] or now)
       if tries > 0 and tries < MAX_TRIES and held_ms >= HELD_LEASES * lease_ms and asked[n + 2] == '0' then
-        redis.call('HSET', task, 'tries', 0)
+        write('HSET', task, 'tries', 0)
       end
       answer[#answer + 1] = {'ok', t[2] or '0'}
     elseif redis.call('EXISTS', task) == 1 then
@@ -249,8 +272,8 @@ function F.release(...)
   for n = 1, #pairs_, 2 do
     local task = KEYS[5 + (n + 1) / 2]
     if (fields_of(task, 'owner') or {})[1] == pairs_[n + 1] then
-      redis.call('ZADD', OPEN, 'XX', 0, pairs_[n])
-      redis.call('HSET', task, 'tries', 0)
+      write('ZADD', OPEN, 'XX', 0, pairs_[n])
+      write('HSET', task, 'tries', 0)
     end
   end
   return 'ok'
@@ -272,24 +295,24 @@ local function poison(task, eid)
   local text = cjson.encode({reason = 'Poison', outcome = 'failed', fault = 'infra', attempt = 0, drain = false, by = '',
     message = 'the controller failed on this event ' .. MAX_TRIES .. ' times'})
   for i = 1, tonumber(t[1]) or 0 do
-    if redis.call('HEXISTS', task, 'outcome:' .. i) == 0 then redis.call('HSET', task, 'doom:' .. i, text) end
+    if redis.call('HEXISTS', task, 'outcome:' .. i) == 0 then write('HSET', task, 'doom:' .. i, text) end
   end
 end
 
--- Returns {'ok', owner, task}; {'none'}; or {'dead', reason, detail} when it became a dead letter by this. What has pods is
+-- Returns {'ok', owner, task}; {'none'}; or {'dead', reason, detail} when it becomes a dead letter by this. What has pods is
 -- then to be taken once more: whoever cannot even read the task hears of it all the same.
 function F.take(eid, consumer, boot, lease_ms, same_consumer)
   local task, base = KEYS[6], consumer .. '/' .. boot .. '/'
-  local lease, found = redis.call('ZSCORE', OPEN, eid), fields_of(task, 'owner')
+  local lease, found = redis.call('ZSCORE', OPEN, eid), fields_of(task, 'owner', 'tenure', 'tries')
   if not lease then return {'none'} end
   if not found then
-    redis.call('ZREM', OPEN, eid)
+    -- It stays open: the key may be mended, and then the task goes on.
     local fresh = dead_letter(GROUP .. '|poison|' .. eid, 'Poison', wrong_type(task), eid, '', 0, '{}')
     return fresh and {'dead', 'Poison', wrong_type(task)} or {'none'}
   end
   local owner = found[1]
   if not owner then
-    redis.call('ZREM', OPEN, eid)
+    write('ZREM', OPEN, eid)
     return {'none'}
   end
   local now = now_ms()
@@ -300,19 +323,20 @@ function F.take(eid, consumer, boot, lease_ms, same_consumer)
     return {'ok', owner, redis.call('HGETALL', task)}
   end
   if tonumber(lease) > now and not (same_consumer == '1' and earlier) then return {'none'} end
-  local mine = base .. redis.call('HINCRBY', task, 'tenure', 1)
-  redis.call('HSET', task, 'owner', mine, 'held_since', now)
-  redis.call('ZADD', OPEN, now + lease_ms, eid)
+  local tenure = tonumber(found[2] or 0) + 1
   -- a lease of 0 was given up: whoever had the task did not fail
-  local tries = redis.call('HINCRBY', task, 'tries', tonumber(lease) ~= 0 and 1 or 0)
-  if tries < MAX_TRIES then return {'ok', mine, redis.call('HGETALL', task)} end
-  local detail = 'taken up ' .. MAX_TRIES .. ' times without any progress'
-  local fresh = poison_letter(task, eid, detail)
-  if tries >= LAST_TRY then close_poisoned(task, eid) else poison(task, eid) end
-  redis.call('ZADD', OPEN, 'XX', fresh and 0 or now + lease_ms, eid)
+  local tries = tonumber(found[3] or 0) + (tonumber(lease) ~= 0 and 1 or 0)
+  write('HSET', task, 'owner', base .. tenure, 'tenure', tenure, 'tries', tries, 'held_since', now)
+  local fresh, detail = false, 'taken up ' .. MAX_TRIES .. ' times without any progress'
+  if tries >= MAX_TRIES then fresh = poison_letter(task, eid, detail, tries) end
+  write('ZADD', OPEN, fresh and 0 or now + lease_ms, eid)
+  if tries >= LAST_TRY then close_poisoned(task, eid) elseif tries >= MAX_TRIES then poison(task, eid) end
+  -- The answer is what the task is like by then.
+  local refused = refusal('HGETALL', task) or refusal('HEXISTS', task) or commit()
+  if refused then return refused end
   if fresh then return {'dead', 'Poison', detail} end
   if redis.call('HEXISTS', task, 'owner') == 0 then return {'none'} end
-  return {'ok', mine, redis.call('HGETALL', task)}
+  return {'ok', base .. tenure, redis.call('HGETALL', task)}
 end
 
 function F.intend(eid, owner, i, attempt, infra, worker)
@@ -325,10 +349,10 @@ function F.intend(eid, owner, i, attempt, infra, worker)
   if t[4] then
     local doomed = cjson.decode(t[4]).attempt
     if doomed == 0 or doomed >= attempt then return {'cancelled', t[4], stored} end
-    redis.call('HDEL', task, 'doom:' .. i)
+    write('HDEL', task, 'doom:' .. i)
   end
   if attempt < stored then return {'old_attempt', false, stored} end
-  redis.call('HSET', task, 'attempt:' .. i, attempt .. ':' .. infra, 'worker:' .. i, worker, 'state', 'running', 'tries', 0, 'why', '',
+  write('HSET', task, 'attempt:' .. i, attempt .. ':' .. infra, 'worker:' .. i, worker, 'state', 'running', 'tries', 0, 'why', '',
     'next_at', '')
   return {'ok', false, attempt}
 end
@@ -339,7 +363,7 @@ function F.refused(eid, owner, i, attempt, worker)
   if t[1] ~= owner then return {'not_ours'} end
   local stored, infra = stored_attempt(t[2])
   if stored == tonumber(attempt) and not t[3] then
-    redis.call('HSET', task, 'attempt:' .. i, stored .. ':' .. infra .. ':r', 'worker:' .. i, worker)
+    write('HSET', task, 'attempt:' .. i, stored .. ':' .. infra .. ':r', 'worker:' .. i, worker)
   end
   return {'ok'}
 end
@@ -353,7 +377,7 @@ end
 
 function F.doom(eid, owner, i, text)
   local task = KEYS[6]
-  local t = redis.call('HMGET', task, 'owner', 'outcome:' .. i, 'attempt:' .. i, 'doom:' .. i, 'spared:' .. i)
+  local t = redis.call('HMGET', task, 'owner', 'outcome:' .. i, 'attempt:' .. i, 'doom:' .. i, 'spared:' .. i, 'cancels')
   if t[2] then return {'has_result'} end
   if not t[1] or (owner ~= '' and t[1] ~= owner) then return {'not_ours'} end
   local new, old = cjson.decode(text), t[4] and cjson.decode(t[4])
@@ -361,8 +385,8 @@ function F.doom(eid, owner, i, text)
   if new.drain and t[5] == new.by then return {'ok', t[4]} end
   local stays = old and (old.attempt == 0 and (new.attempt ~= 0 or new.drain or not old.drain) or old.attempt > 0 and new.attempt == old.attempt)
   if stays then return {'ok', t[4]} end
-  redis.call('HSET', task, 'doom:' .. i, text)
-  if new.attempt == 0 then redis.call('HINCRBY', task, 'cancels', 1) end
+  write('HSET', task, 'doom:' .. i, text)
+  if new.attempt == 0 then write('HSET', task, 'cancels', tonumber(t[6] or 0) + 1) end
   return {'ok', text}
 end
 
@@ -373,14 +397,14 @@ function F.withdraw(eid, owner, i, text)
   if t[1] ~= owner then return {'not_ours'} end
   local want, have = cjson.decode(text), t[3] and cjson.decode(t[3])
   if not have or have.attempt ~= want.attempt or have.reason ~= want.reason or have.by ~= want.by then return {'ok', t[3]} end
-  redis.call('HDEL', task, 'doom:' .. i)
-  if want.drain then redis.call('HSET', task, 'spared:' .. i, want.by) end
+  write('HDEL', task, 'doom:' .. i)
+  if want.drain then write('HSET', task, 'spared:' .. i, want.by) end
   return {'ok', false}
 end
 
 function F.record(eid, owner, i, attempt, ...)
   local task = KEYS[6]
-  local t = redis.call('HMGET', task, 'owner', 'outcome:' .. i, 'attempt:' .. i, 'doom:' .. i, 'pod_count')
+  local t = redis.call('HMGET', task, 'owner', 'outcome:' .. i, 'attempt:' .. i, 'doom:' .. i, 'pod_count', 'tries')
   if t[2] then return {'known'} end
   if t[1] ~= owner then return {'not_ours'} end
   local fields, map = {...}, {}
@@ -393,39 +417,41 @@ function F.record(eid, owner, i, attempt, ...)
     for n = 1, #fields, 2 do fields[n + 1] = map[fields[n]] end
   end
   -- a worker on which our own code failed time and again makes its event a dead letter too
-  local dead = map.reason == 'Poison' and poison_letter(task, eid, map.message) and map.message or ''
-  redis.call('HSET', task, 'tries', 0)
-  local last = store_result(task, eid, i, fields, map) == tonumber(t[5])
-  return {'ok', t[4], attempt, last and tell_task(task, eid) or '', dead}
+  local dead = map.reason == 'Poison' and poison_letter(task, eid, map.message, t[6] or 0) and map.message or ''
+  local tally = tally_of(task)
+  store_result(task, tally, i, fields, map)
+  write('HSET', task, 'tries', 0)
+  write_tally(task, tally)
+  return {'ok', t[4], attempt, tally.done == tonumber(t[5]) and tell_task(task, eid, tally) or '', dead}
 end
 
 function F.note_states(eid, owner, ...)
   local task, list = KEYS[6], {...}
   if redis.call('HGET', task, 'owner') ~= owner then return 'not_ours' end
   for n = 1, #list, 2 do
-    if redis.call('HEXISTS', task, 'outcome:' .. list[n]) == 0 then redis.call('HSET', task, 'worker:' .. list[n], list[n + 1]) end
+    if redis.call('HEXISTS', task, 'outcome:' .. list[n]) == 0 then write('HSET', task, 'worker:' .. list[n], list[n + 1]) end
   end
   return 'ok'
 end
 
 function F.note_why(eid, owner, why, next_at)
   if redis.call('HGET', KEYS[6], 'owner') ~= owner then return 'not_ours' end
-  redis.call('HSET', KEYS[6], 'why', why, 'next_at', next_at)
+  write('HSET', KEYS[6], 'why', why, 'next_at', next_at)
   return 'ok'
 end
 
 function F.choose(eid, owner, victims, survivors)
   local task = KEYS[6]
   if redis.call('HGET', task, 'owner') ~= owner then return {'not_ours'} end
-  if redis.call('HSETNX', task, 'victims', victims) == 1 then
-    redis.call('HSET', task, 'survivors', survivors, 'state', 'running', 'tries', 0)
-  end
-  return {'ok', redis.call('HGET', task, 'victims'), redis.call('HGET', task, 'survivors')}
+  local chosen = redis.call('HMGET', task, 'victims', 'survivors')
+  if chosen[1] then return {'ok', chosen[1], chosen[2]} end
+  write('HSET', task, 'victims', victims, 'survivors', survivors, 'state', 'running', 'tries', 0)
+  return {'ok', victims, survivors}
 end
 
 function F.superseded(eid, owner)
   if redis.call('HGET', KEYS[6], 'owner') ~= owner then return 'not_ours' end
-  redis.call('HSET', KEYS[6], 'superseding', 'done')
+  write('HSET', KEYS[6], 'superseding', 'done')
   return 'ok'
 end
 
@@ -446,7 +472,7 @@ function F.pending(consumer, own, min_idle_ms, count)
   for _, item in ipairs(found) do
     local entry = redis.call('XRANGE', STREAM, item[1], item[1])[1]
     -- XCLAIM would silently drop an entry that was trimmed away: it is left pending until it is buried
-    if entry and own == '0' then redis.call('XCLAIM', STREAM, GROUP, consumer, 0, item[1], 'JUSTID') end
+    if entry and own == '0' then write('XCLAIM', STREAM, GROUP, consumer, 0, item[1], 'JUSTID') end
     answer[#answer + 1] = {item[1], entry and entry[2] or false}
   end
   return answer
@@ -458,7 +484,7 @@ function F.retry(consumer, sid)
   if not item then return 0 end
   -- XCLAIM would drop an entry that was trimmed away
   if #redis.call('XRANGE', STREAM, sid, sid) == 0 then return item[4] end
-  redis.call('XCLAIM', STREAM, GROUP, consumer, 0, sid, 'RETRYCOUNT', item[4] + 1, 'JUSTID')
+  write('XCLAIM', STREAM, GROUP, consumer, 0, sid, 'RETRYCOUNT', item[4] + 1, 'JUSTID')
   return item[4] + 1
 end
 
@@ -468,4 +494,4 @@ if OF_A_TASK[ARGV[1]] and redis.call('EXISTS', KEYS[6]) == 0 then
   return redis.error_reply('FORGOTTEN the task of event ' .. ARGV[5] .. ' is unknown: was Redis wiped?')
 end
 
-return F[ARGV[1]](unpack(ARGV, 5))
+return concluded(F[ARGV[1]](unpack(ARGV, 5)))

@@ -189,7 +189,7 @@ def _sentence(error: Exception) -> str:
             return f"is out of memory ({text}): raise maxmemory or delete what is not needed"
         case redis.BusyLoadingError():
             return "is still loading its data: wait until it has read them from its disk"
-        case redis.ResponseError() if "can't run this command" in text:
+        case redis.ResponseError() if "can't run this command" in text or "ACL failure in script" in text:
             return f"does not permit a command of our scripts ({text}): give the user the rights that README lists"
         case redis.ResponseError() if text.startswith("MISCONF"):
             return f"cannot write to its disk, and so takes no writes ({text}): make room on it or mend it"

@@ -17,7 +17,14 @@ from ottoscaler.adapters.redis_cluster import FollowingRedis, remember_script
 from ottoscaler.adapters.tasks import Key
 from ottoscaler.settings import KeySettings
 
-_SOURCE: Final = (Path(__file__).parent / "protocol.lua").read_bytes()
+
+def source(name: str) -> bytes:
+    """A Lua file, behind atomic.lua, on which all of them stand."""
+    folder = Path(__file__).parent
+    return (folder / "atomic.lua").read_bytes() + (folder / name).read_bytes()
+
+
+_SOURCE: Final = source("protocol.lua")
 _SHA: Final = hashlib.sha1(_SOURCE, usedforsecurity=False).hexdigest()
 remember_script(_SHA, _SOURCE)
 

@@ -137,13 +137,15 @@ def test_an_event_whose_key_is_of_a_wrong_type_is_a_dead_letter(
         assert (admin.results(), client.get(f"{admin.prefix}task:odd")) == ([], "x")
 
 
-def test_a_task_whose_key_was_overwritten_ends_and_hides_no_other(
+def test_a_task_whose_key_was_overwritten_is_a_dead_letter_and_hides_no_other(
     server: Server, admin: RedisAdmin, stream: Stream, other: Stream
 ) -> None:
-    """Renewed, released, looked at: the others are as ever; at the next take-over it is a dead letter, once."""
+    """Renewed, released, looked at: the others are as ever; at the next take-over it is a dead letter, once.
+    It stays open: when the key is back, the task goes on.
+    """
     gone, task = opened(stream, admin, event_id="gone"), opened(stream, admin, event_id="e-1")
     with server.client() as client:
-        client.delete(f"{admin.prefix}task:gone")
+        client.rename(f"{admin.prefix}task:gone", f"{admin.prefix}kept")
         client.set(f"{admin.prefix}task:gone", "x")
     owners = {"gone": gone.owner, "e-1": task.owner}
     renewal = stream.renew(owners)
@@ -159,7 +161,10 @@ def test_a_task_whose_key_was_overwritten_ends_and_hides_no_other(
     assert isinstance(told[0], BadEvent)
     assert (told[0].reason, told[1], isinstance(told[2], OpenTask)) == ("Poison", None, True)
     assert [letter["event_id"] for letter in admin.dead_letters()] == ["gone"]
-    assert admin.open_ids() == {"e-1"}
+    assert admin.open_ids() == {"gone", "e-1"}
+    with server.client() as client:
+        client.rename(f"{admin.prefix}kept", f"{admin.prefix}task:gone")
+    assert isinstance(other.take("gone", same_consumer=False), OpenTask)
 
 
 @pytest.mark.contract("5.Poison")

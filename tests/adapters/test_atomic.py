@@ -1,0 +1,550 @@
+"""Each script happens as a whole or not at all: every function of the Lua files x everything that Redis can refuse.
+
+The functions, commands and keys are read from the Lua files, so that a new one is in the table or the test is red.
+While something is refused, nothing may have changed or everything; once it is mended, the same call again leads to
+where it leads without the fault: nothing is lost and nothing is there twice.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+import ottoscaler.adapters
+from ottoscaler.adapters.dead import DeadLetters
+from ottoscaler.adapters.stream import RedisStream
+from ottoscaler.core.events import BadEvent, DeadReason
+from ottoscaler.core.verdicts import Reason
+from ottoscaler.errors import StreamUnavailable
+from ottoscaler.local.redis import EmbeddedRedis, find_binary
+from ottoscaler.ports import OpenTask, Victim
+from ottoscaler.settings import KeySettings, RedisSettings
+from tests.adapters.redis_admin import RedisAdmin, Server
+from tests.adapters.streams import (
+    BLOCK_S,
+    LEASE_S,
+    OLD_ID,
+    RESULT_MAXLEN,
+    TASK_TTL_S,
+    cancel,
+    event_of,
+    intend,
+    opened,
+    receive,
+    record,
+    send,
+    taken_over,
+)
+from tests.conftest import require
+
+FOLDER = Path(ottoscaler.adapters.__file__).parent
+SOURCES = {name: (FOLDER / name).read_text(encoding="utf-8") for name in ("atomic.lua", "protocol.lua", "dead.lua")}
+FUNCTIONS = {name for text in SOURCES.values() for name in re.findall(r"^function F\.(\w+)", text, re.M)}
+WRITES = {name for text in SOURCES.values() for name in re.findall(r"\bwrite\('([A-Z]+)'", text)}
+#: `redis.call` and the probes of atomic.lua, `HSET = {'HLEN', ...`.
+READS = {name for text in SOURCES.values() for name in re.findall(r"(?:p?call\(| = \{)'([A-Z]+)'", text)}
+PASSWORD = "secret"
+#: The keys that are no task's, by their ends; and a task's.
+KEYS = ("events", "open", "results", "dead", "buried", "redriven", "group", "consumer:c1", "task:e-1", "task:redrive")
+
+
+@dataclass
+class Rig:
+    """One set of keys: `strong` may do everything, `weak` is the same process under a user that loses rights."""
+
+    client: Any
+    admin: RedisAdmin
+    strong: RedisStream
+    weak: RedisStream
+    letters: DeadLetters
+
+    def allow(self, *rules: str) -> None:
+        """The rights that README lists, and then these rules."""
+        self.client.acl_setuser(
+            "weak", enabled=True, reset=True, passwords=[f"+{PASSWORD}"], keys=[f"{self.admin.prefix}*"],
+            categories=["-@all", "+@stream", "+@hash", "+@sortedset"],
+            commands=["+exists", "+expire", "+evalsha", "+script|load", "+script|exists", "+time", "+info", "+ping"],
+        )  # fmt: skip
+        if rules:
+            self.client.execute_command("ACL", "SETUSER", "weak", *rules)
+
+    def names(self) -> list[str]:
+        """All keys of this test."""
+        return sorted(self.client.scan_iter(f"{self.admin.prefix}*"))
+
+    def dump(self) -> dict[str, Any]:
+        """Everything that there is."""
+        return {name: (self._content(name), self.client.ttl(name) < 0) for name in self.names()}
+
+    def _content(self, name: str) -> object:
+        match self.client.type(name):
+            case "hash":
+                return self.client.hgetall(name)
+            case "zset":
+                return self.client.zrange(name, 0, -1, withscores=True)
+            case "stream":
+                groups = [group["name"] for group in self.client.xinfo_groups(name)]
+                pending = [(each["message_id"], each["consumer"], each["times_delivered"]) for group in groups
+                           for each in self.client.xpending_range(name, group, "-", "+", 100)]  # fmt: skip
+                return self.client.xrange(name), pending
+        return None
+
+    def shown(self) -> object:
+        """All that matters, without times and ids."""
+        tasks = {name: _timeless(self.client.hgetall(name)) for name in self.names() if ":task:" in name}
+        results = [sorted(_timeless(result).items()) for result in self.admin.results()]
+        letters = [(each["dead_reason"], each["event_id"]) for each in self.admin.dead_letters()]
+        groups = self.client.xpending(self.admin.stream, "group")["pending"]
+        leases = {
+            name: min(score, 1)
+            for name, score in self.client.zrange(f"{self.admin.prefix}open", 0, -1, withscores=True)
+        }
+        sent = self.client.xlen(self.admin.stream)
+        return (
+            tasks,
+            sorted(results),
+            letters,
+            groups,
+            leases,
+            sent,
+            len(self.client.zrange(f"{self.admin.prefix}buried", 0, -1)),
+        )
+
+
+def _timeless(fields: dict[str, str]) -> dict[str, str]:
+    times = ("finished_at", "received_at", "held_since", "sid", "worker", "event", "at")
+    return {
+        name: re.sub(r"\d{4}-\d\d-\d\dT[0-9:.]+Z", "", value) for name, value in fields.items() if name not in times
+    }
+
+
+# -- one situation for each way through a function: what was there before, and the call
+
+Call = Callable[[], object]
+SITUATIONS: dict[str, Callable[[Rig], Call]] = {}
+
+
+def situation(make: Callable[[Rig], Call]) -> Callable[[Rig], Call]:
+    """Of the name `_<function>` or `_<function>__<what about it>`."""
+    SITUATIONS[make.__name__[1:]] = make
+    return make
+
+
+def _task(rig: Rig, **fields: str) -> OpenTask:
+    return opened(rig.strong, rig.admin, event_id="e-1", **{"task_id": "t", **fields})
+
+
+@situation
+def _reserve(rig: Rig) -> Call:
+    return rig.weak.reserve
+
+
+@situation
+def _announce(rig: Rig) -> Call:
+    return rig.weak.announce
+
+
+@situation
+def _bury(rig: Rig) -> Call:
+    send(rig.admin, event_id="e-1", pod_count="0")
+    entry = receive(rig.strong)
+    return lambda: rig.weak.bury(entry, BadEvent(DeadReason.INVALID, "wrong", "e-1", "t"))
+
+
+@situation
+def _bury__again(rig: Rig) -> Call:
+    call = _bury(rig)
+    rig.strong.bury(rig.strong.pending(own=True, min_idle_s=0)[0], BadEvent(DeadReason.INVALID, "wrong", "e-1", "t"))
+    return call
+
+
+def _accepting(rig: Rig, stream_id: str | None = None, **fields: str) -> Call:
+    rig.admin.add({"type": "scale_up", "event_id": "e-1", "task_id": "t", **fields}, stream_id)
+    entry = receive(rig.strong)
+    event, content = event_of(entry), "d"
+    return lambda: [
+        isinstance(found, BadEvent) and found for found in rig.weak.accept([(event, content)], [entry.fields or {}])
+    ]
+
+
+@situation
+def _accept(rig: Rig) -> Call:
+    return _accepting(rig)
+
+
+@situation
+def _accept__superseding(rig: Rig) -> Call:
+    return _accepting(rig, supersedes="k")
+
+
+@situation
+def _accept__too_old(rig: Rig) -> Call:
+    return _accepting(rig, OLD_ID)
+
+
+@situation
+def _accept__in_conflict(rig: Rig) -> Call:
+    _task(rig)
+    return _accepting(rig, reason="another")
+
+
+@situation
+def _restore(rig: Rig) -> Call:
+    task = replace(_task(rig, pod_count="2"), received_at="")
+    rig.client.delete(f"{rig.admin.prefix}task:e-1", f"{rig.admin.prefix}open")
+    return lambda: rig.weak.restore(task)
+
+
+@situation
+def _renew(rig: Rig) -> Call:
+    task = _task(rig)
+    rig.admin.expire_lease("e-1")
+    return lambda: rig.weak.renew({"e-1": task.owner}).cancels
+
+
+@situation
+def _renew__held_for_long(rig: Rig) -> Call:
+    call = _renew(rig)
+    rig.client.hset(f"{rig.admin.prefix}task:e-1", mapping={"tries": 3, "held_since": 1})
+    return call
+
+
+@situation
+def _release(rig: Rig) -> Call:
+    task = _task(rig)
+    return lambda: rig.weak.release({"e-1": task.owner})
+
+
+def _taking(rig: Rig, tries: int, **fields: str) -> Call:
+    task = taken_over(rig.strong, rig.admin, _task(rig, **fields))
+    rig.client.hset(f"{rig.admin.prefix}task:e-1", mapping={"tries": tries, "owner": "c2/b/1"})
+    rig.admin.expire_lease(task.event.event_id)
+    return lambda: isinstance(rig.weak.take("e-1", same_consumer=False), (OpenTask, BadEvent))
+
+
+@situation
+def _take(rig: Rig) -> Call:
+    return _taking(rig, 1)
+
+
+@situation
+def _take__poison(rig: Rig) -> Call:
+    return _taking(rig, 9, pod_count="2")
+
+
+@situation
+def _take__poison_scale_down(rig: Rig) -> Call:
+    return _taking(rig, 9, type="scale_down", task_id="t")
+
+
+@situation
+def _take__for_the_last_time(rig: Rig) -> Call:
+    return _taking(rig, 19, pod_count="3")
+
+
+@situation
+def _take__of_nothing(rig: Rig) -> Call:
+    call = _take(rig)
+    rig.client.delete(f"{rig.admin.prefix}task:e-1")
+    return call
+
+
+@situation
+def _intend(rig: Rig) -> Call:
+    task = _task(rig)
+    return lambda: intend(rig.weak, task)
+
+
+@situation
+def _intend__after_a_doom(rig: Rig) -> Call:
+    task = _task(rig)
+    intend(rig.strong, task)
+    rig.strong.doom("e-1", task.owner, 1, replace(cancel(Reason.PENDING_TIMEOUT), attempt=1))
+    return lambda: intend(rig.weak, task, attempt=2)
+
+
+@situation
+def _refused(rig: Rig) -> Call:
+    task = _task(rig)
+    intend(rig.strong, task)
+    return lambda: rig.weak.note_refused("e-1", task.owner, 1, 1)
+
+
+@situation
+def _check(rig: Rig) -> Call:
+    task = _task(rig)
+    return lambda: rig.weak.check("e-1", task.owner, 1)
+
+
+@situation
+def _doom(rig: Rig) -> Call:
+    _task(rig)
+    return lambda: rig.weak.doom("e-1", None, 1, cancel())
+
+
+@situation
+def _withdraw(rig: Rig) -> Call:
+    task = _task(rig)
+    mark = cancel(drain=True)
+    rig.strong.doom("e-1", None, 1, mark)
+    return lambda: rig.weak.withdraw("e-1", task.owner, 1, mark)
+
+
+def _recording(rig: Rig, count: str, reason: Reason = Reason.COMPLETED) -> Call:
+    task = _task(rig, pod_count=count)
+    intend(rig.strong, task)
+    return lambda: record(rig.weak, task, reason=reason).fate
+
+
+@situation
+def _record(rig: Rig) -> Call:
+    return _recording(rig, "2", Reason.ERROR)
+
+
+@situation
+def _record__the_last(rig: Rig) -> Call:
+    return _recording(rig, "1")
+
+
+@situation
+def _record__poison(rig: Rig) -> Call:
+    return _recording(rig, "1", Reason.POISON)
+
+
+@situation
+def _note_states(rig: Rig) -> Call:
+    task = _task(rig, pod_count="2")
+    states = {1: ("running", 1, "p"), 2: ("pending", 1, "q")}
+    return lambda: rig.weak.note_states("e-1", task.owner, states)
+
+
+@situation
+def _note_why(rig: Rig) -> Call:
+    task = _task(rig)
+    return lambda: rig.weak.note_why("e-1", task.owner, "why", "when")
+
+
+@situation
+def _choose(rig: Rig) -> Call:
+    task = _task(rig, type="scale_down", task_id="t")
+    return lambda: rig.weak.choose("e-1", task.owner, [Victim("a", 1, "p")], ["s"])
+
+
+@situation
+def _superseded(rig: Rig) -> Call:
+    task = _task(rig, supersedes="k")
+    return lambda: rig.weak.mark_superseded("e-1", task.owner)
+
+
+@situation
+def _finish(rig: Rig) -> Call:
+    task = _task(rig, type="scale_down", task_id="t")
+    fields = {"kind": "scale_down", "event_id": "e-1"}
+    return lambda: rig.weak.finish_scale_down("e-1", task.owner, fields).fate
+
+
+@situation
+def _pending(rig: Rig) -> Call:
+    other = rig.client
+    for _ in range(2):
+        send(rig.admin, event_id="e-1")
+    other.xreadgroup("group", "c9", {rig.admin.stream: ">"}, count=2)
+    return lambda: len(rig.weak.pending(own=False, min_idle_s=0))
+
+
+@situation
+def _retry(rig: Rig) -> Call:
+    entry = send(rig.admin, event_id="e-1")
+    receive(rig.strong)
+    return lambda: bool(rig.weak.retry(entry))
+
+
+def _letter(rig: Rig) -> str:
+    _bury(rig)()
+    return str(rig.client.xrange(f"{rig.admin.prefix}dead")[0][0])
+
+
+@situation
+def _redrive(rig: Rig) -> Call:
+    dead_id = _letter(rig)
+    return lambda: rig.letters.redrive(dead_id, {b"type": b"scale_up"})[0] is not None
+
+
+@situation
+def _purge(rig: Rig) -> Call:
+    dead_id = _letter(rig)
+    return lambda: rig.letters.purge(dead_id) is not None
+
+
+# -- what Redis can refuse: `begin` makes the fault
+
+
+@contextmanager
+def denied(rig: Rig, command: str) -> Iterator[None]:
+    """The user has lost one command."""
+    rig.allow(f"-{command.lower()}")
+    yield
+    rig.allow()
+
+
+@contextmanager
+def locked(rig: Rig, key: str) -> Iterator[None]:
+    """The user has lost one key, and may still read it."""
+    name = f"{rig.admin.prefix}{key}"
+    others = [f"~{each}" for each in {*rig.names(), *(f"{rig.admin.prefix}{each}" for each in KEYS)} - {name}]
+    rig.allow("resetkeys", f"%R~{name}", *others)
+    yield
+    rig.allow()
+
+
+@contextmanager
+def moved(rig: Rig, key: str, put: Callable[[Any, str], object]) -> Iterator[None]:
+    """A key holds something else."""
+    name = f"{rig.admin.prefix}{key}"
+    there = bool(rig.client.exists(name))
+    if there:
+        rig.client.rename(name, f"kept:{name}")
+    put(rig.client, name)
+    yield
+    rig.client.delete(name)
+    if there:
+        rig.client.rename(f"kept:{name}", name)
+
+
+@contextmanager
+def configured(rig: Rig, name: str, value: str, normal: str) -> Iterator[None]:
+    """The server takes no writes, or none that needs memory."""
+    rig.client.config_set(name, value)
+    yield
+    rig.client.config_set(name, normal)
+
+
+PUTS: dict[str, Callable[[Any, str], object]] = {
+    "string": lambda client, name: client.set(name, "x"),
+    "list": lambda client, name: client.rpush(name, "x"),
+    "hash": lambda client, name: client.hset(name, "x", "y"),
+    "stream": lambda client, name: client.xadd(name, {"x": "y"}),
+}
+Fault = Callable[[Rig], Any]
+
+
+def faults() -> dict[str, Fault]:
+    """The whole column of the table, by name."""
+    found: dict[str, Fault] = {f"denied {command}": partial(denied, command=command) for command in WRITES | READS}
+    for key in KEYS:
+        found[f"locked {key}"] = partial(locked, key=key)
+        wrong = {kind: put for kind, put in PUTS.items() if kind != _kind(key)}
+        found |= {f"{key} is a {kind}": partial(moved, key=key, put=put) for kind, put in wrong.items()}
+    for key in ("results", "dead"):
+        found[f"{key} is full"] = partial(moved, key=key, put=partial(_last, room=0))
+        found[f"{key} is all but full"] = partial(moved, key=key, put=partial(_last, room=1))
+    found["no memory"] = partial(configured, name="maxmemory", value="1", normal="0")
+    found["no replica"] = partial(configured, name="min-replicas-to-write", value="1", normal="0")
+    return found
+
+
+def _last(client: Any, name: str, *, room: int) -> None:
+    """A stream that has given its last ids, but for some."""
+    client.xadd(name, {"x": "y"}, id=f"{2**64 - 1}-{2**64 - 1 - room}")
+
+
+def _kind(key: str) -> str:
+    return {
+        "events": "stream",
+        "results": "stream",
+        "dead": "stream",
+        "open": "sorted set",
+        "buried": "sorted set",
+    }.get(key, "hash")
+
+
+FAULTS = faults()
+
+
+@pytest.fixture(scope="module", params=["embedded", pytest.param("installed", marks=pytest.mark.real)])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One that is only for this table: it is reconfigured."""
+    binary = find_binary() if request.param == "embedded" else Path(require("redis-server"))
+    started = EmbeddedRedis(tmp_path_factory.mktemp("redis"), binary=binary)
+    started.start()
+    yield Server(RedisSettings(host=started.host, port=started.port, block_ms=int(BLOCK_S * 1000)), ours=True)
+    started.close()
+
+
+@pytest.fixture(scope="module")
+def rig(server: Server) -> Iterator[Rig]:
+    """The same two processes for the whole table."""
+    with server.client() as client:
+        admin = RedisAdmin(client)
+        keys = KeySettings(
+            stream=admin.stream, group="group", consumer="c1", result_stream=f"{admin.prefix}results",
+            dead_letter_stream=f"{admin.prefix}dead", prefix=admin.prefix, result_maxlen=RESULT_MAXLEN,
+            task_ttl_s=TASK_TTL_S,
+        )  # fmt: skip
+        user = replace(server.settings, username="weak", password=PASSWORD)
+        strong, weak = (
+            RedisStream(settings, keys, lease_s=LEASE_S, consumer="c1", boot="b")
+            for settings in (server.settings, user)
+        )
+        made = Rig(client, admin, strong, weak, DeadLetters(user, keys))
+        made.allow()
+        yield made
+        for each in (strong, weak, made.letters):
+            each.close()
+
+
+def test_every_function_is_in_the_table() -> None:
+    """By name: a new one without its row is a gap."""
+    assert {name.split("__")[0] for name in SITUATIONS} == FUNCTIONS
+
+
+def test_no_function_writes_by_itself(rig: Rig) -> None:
+    """Writes are planned: what `redis.call` is given is a read, by what Redis says of the command."""
+    told = cast("dict[str, Any]", rig.client.execute_command("COMMAND"))
+    assert {name for name in READS if "write" in told[name.lower()]["flags"]} == set()
+    assert {name for name in WRITES if "write" not in told[name.lower()]["flags"]} == set()
+
+
+@pytest.mark.parametrize("name", sorted(SITUATIONS))
+def test_all_or_nothing(rig: Rig, name: str) -> None:
+    """One row of the table."""
+    _prepared(rig, name)()
+    expected = rig.shown()
+    told = {fault: _cell(rig, name, fault, expected) for fault in FAULTS}
+    assert {fault: cell for fault, cell in told.items() if cell != "right"} == {}
+
+
+def _cell(rig: Rig, name: str, fault: str, expected: object) -> str:
+    """One cell: the answer is what is wrong with it."""
+    call, refused = _prepared(rig, name), False
+    with FAULTS[fault](rig):
+        before = rig.dump()
+        try:
+            call()
+        except StreamUnavailable:
+            refused = True
+            if rig.dump() != before:
+                return "half done"
+    if refused:
+        call()
+    elif "full" in fault:
+        return "right"  # what it did is in the stream that is gone now
+    elif fault.startswith("task:e-1 is a"):  # an answer of its own: a dead letter, or left for the next take-over
+        known = rig.admin.open_ids() | {letter["event_id"] for letter in rig.admin.dead_letters()}
+        if "e-1" in known:
+            return "right"
+    return "right" if rig.shown() == expected else "lost or twice"
+
+
+def _prepared(rig: Rig, name: str) -> Call:
+    rig.admin.flush()
+    rig.strong.ensure_group()
+    rig.strong.announce()
+    return SITUATIONS[name](rig)
