@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +12,7 @@ from typing import Any, cast
 import pytest
 
 from ottoscaler.adapters.stream import RedisStream
+from ottoscaler.core.events import BadEvent, DeadReason
 from ottoscaler.errors import StreamUnavailable
 from ottoscaler.local.redis import EmbeddedRedis, find_binary
 from ottoscaler.ports import Stream
@@ -25,6 +27,7 @@ from tests.adapters.redis_admin import RedisAdmin, Server, named, open_stream
 from tests.adapters.streams import (
     BLOCK_S,
     LEASE_S,
+    TASK_TTL_S,
     StreamAdmin,
     StreamFactory,
     accept,
@@ -230,3 +233,18 @@ class TestServer:
         for thread in threads:
             thread.join(20)
         assert found == [admin.task("e-1")["owner"]]
+
+    def test_a_marker_of_a_dead_letter_goes_after_the_window_of_its_event(
+        self, server: Server, stream: Stream, admin: RedisAdmin
+    ) -> None:
+        """Else the set of them would grow without end; one that is younger stays, so that its entry is buried once."""
+        with server.client() as client:
+            now_ms, markers = time.time() * 1000, f"{admin.prefix}buried"
+            old, young = now_ms - (TASK_TTL_S + 60) * 1000, now_ms - (TASK_TTL_S - 60) * 1000
+            cast("Any", client).zadd(markers, {"old": old, "young": young})
+            send(admin, pod_count="many")
+            entry = receive(stream)
+            stream.bury(entry, BadEvent(DeadReason.INVALID, "no number"))
+            assert cast("Any", client).zscore(markers, "old") is None
+            assert cast("Any", client).zscore(markers, "young") == pytest.approx(young, abs=1)
+            assert cast("Any", client).zcard(markers) == 2

@@ -303,17 +303,27 @@ def test_a_stored_doom_that_was_cleared_no_longer_counts() -> None:
     assert drive.wait(1) == Intend(2, 1)
 
 
-@pytest.mark.parametrize(
-    ("doom", "before_start"),
-    [
-        (TIMEOUT, True),
-        (Doom(Reason.IMAGE_PULL, "", 1), True),
-        (Doom(Reason.DEADLINE_EXCEEDED, "", 1), False),
-        (Doom(Reason.POISON, "", 1), False),
-        (Doom(Reason.SCALED_DOWN), False),
-        (Doom(Reason.SUPERSEDED, drain=True), True),
-    ],
-)
-def test_only_what_is_doomed_for_not_starting_is_spared_by_a_start(doom: Doom, before_start: bool) -> None:
-    """And what is drained."""
-    assert doom.only_before_start is before_start
+#: What is said of a pod that does not start. Once it has started after all, it is spared.
+NOT_STARTED = {
+    Reason.INVALID_IMAGE,
+    Reason.IMAGE_PULL,
+    Reason.IMAGE_PULL_TRANSIENT,
+    Reason.CONFIG_ERROR,
+    Reason.COMMAND_NOT_FOUND,
+    Reason.START_ERROR,
+    Reason.PENDING_TIMEOUT,
+    Reason.UNSCHEDULABLE,
+}
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_a_start_spares_only_what_is_ended_for_not_starting(reason: Reason) -> None:
+    """Of all reasons these, and none of an attempt that was stored before (0: a cancel)."""
+    assert Doom(reason, "", 1).only_before_start is (reason in NOT_STARTED)
+    assert not Doom(reason).only_before_start
+
+
+@pytest.mark.parametrize("reason", [Reason.SCALED_DOWN, Reason.SUPERSEDED])
+def test_a_start_spares_what_is_drained(reason: Reason) -> None:
+    """A drain ends only what has not started."""
+    assert Doom(reason, drain=True).only_before_start

@@ -104,6 +104,8 @@ def _table(world: World) -> None:
     for what, count, wanted in world.figures():
         print(f"{what:32}{count:8}{wanted:8}")
     toll = world.toll
+    if "kills" not in world.amount.chosen.kinds:
+        return
     for what, count in (("kills without work", toll.idle), ("stops in order", toll.stops)):
         print(f"{what:32}{count:8}{'-':>8}")
     print(f"{'died at random':32}{toll.at_random:8}{'-':>8}")

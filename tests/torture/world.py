@@ -150,6 +150,7 @@ class World:
             "INFRA_RETRIES": "10",
             "WORKER_RETRIES": str(WORKER_RETRIES),
             "TERMINATION_GRACE_S": "2",
+            "WORKER_DEADLINE_S": "900",  # less than a wrong clock is wrong by
         }
         dice, mortal = random.Random(self._dice.random()), "kills" in self.amount.chosen.kinds
         return Slot(number, directory, environ, dice, self.toll, self.in_flight, mortal=mortal)
