@@ -79,6 +79,13 @@ class _Pool(redis.BlockingConnectionPool):
 class _SentinelPool(SentinelConnectionPool, _Pool):
     """The same for the master that the sentinels name: redis-py's own does not wait, it raises at its bound."""
 
+    def disconnect(self, inuse_connections: bool = True) -> None:
+        """The same; with all connections also those to the sentinels."""
+        super().disconnect(inuse_connections)
+        if inuse_connections:
+            for sentinel in cast("Any", self).sentinel_manager.sentinels:
+                sentinel.connection_pool.disconnect()
+
 
 def connect(settings: RedisSettings, *, timeout_s: float, connections: int = 4) -> FollowingRedis:
     """A client that is safe to share between threads; it connects when it is first used. A Redis Cluster is followed,

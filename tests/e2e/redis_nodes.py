@@ -53,6 +53,11 @@ class Node:
         with self.client() as client:
             return client.execute_command(*command)
 
+    def info(self, section: str) -> dict[str, Any]:
+        """A section of INFO."""
+        with self.client() as client:
+            return dict(client.info(section))
+
     def kill(self) -> None:
         """End it without a word."""
         self._process.kill()
@@ -151,21 +156,21 @@ class Cluster:
 
     def replica_of(self, node: Node) -> Node:
         """A replica of a master."""
-        replicas = [
-            each for each in self._living() if each.client().info("replication").get("master_port") == node.port
-        ]
+        replicas = [each for each in self._living() if each.info("replication").get("master_port") == node.port]
         return replicas[0]
 
     def _living(self) -> list[Node]:
         return [node for node in self.nodes if node._process.poll() is None]
 
     def _knows_all(self, node: Node) -> bool:
-        return int(node.client().cluster("info")["cluster_known_nodes"]) == len(self.nodes)
+        with node.client() as client:
+            return int(client.cluster("info")["cluster_known_nodes"]) == len(self.nodes)
 
     def _ready(self, node: Node) -> bool:
-        told = node.client().cluster("info")
-        link = node.client().info("replication")
-        return told["cluster_state"] == "ok" and link.get("master_link_status", "up") == "up"
+        with node.client() as client:
+            state = client.cluster("info")["cluster_state"]
+        link = node.info("replication")
+        return state == "ok" and link.get("master_link_status", "up") == "up"
 
 
 class Sentinels:
@@ -177,7 +182,7 @@ class Sentinels:
         self.master = Node(folder, "--appendonly", "yes", tls=tls, password=password)
         follow = ("--replicaof", "127.0.0.1", str(self.master.port))
         self.replica = Node(folder, "--appendonly", "yes", *follow, tls=tls, password=password)
-        eventually(lambda: self.replica.client().info("replication")["master_link_status"] == "up", 20, "the replica")
+        eventually(lambda: self.replica.info("replication")["master_link_status"] == "up", 20, "the replica")
         self._sentinels = [self._sentinel(folder, number, tls, password) for number in range(3)]
         for sentinel in self._sentinels:
             eventually(lambda: self._knows_all(sentinel), 20, "the sentinels to meet")  # noqa: B023
@@ -193,7 +198,7 @@ class Sentinels:
         eventually(lambda: self.replica.say("ROLE")[0] == "master", 30, "the replica to be the master")
         told = lambda sentinel: sentinel.say("SENTINEL GET-MASTER-ADDR-BY-NAME", self.name)[1]  # noqa: E731
         for sentinel in self._sentinels:
-            eventually(lambda: told(sentinel) == str(self.replica.port), 30, "the sentinels to agree")  # noqa: B023
+            eventually(lambda: told(sentinel) == self.replica.port, 30, "the sentinels to agree")  # noqa: B023
 
     def close(self) -> None:
         """End all of them."""
@@ -201,8 +206,11 @@ class Sentinels:
             node.close()
 
     def _sentinel(self, folder: Path, number: int, tls: Sequence[str], password: str) -> Node:
+        host = "localhost" if tls else "127.0.0.1"  # what the certificate says
         lines = [
-            f"sentinel monitor {self.name} 127.0.0.1 {self.master.port} 2",
+            "sentinel resolve-hostnames yes",
+            "sentinel announce-hostnames yes",
+            f"sentinel monitor {self.name} {host} {self.master.port} 2",
             f"sentinel down-after-milliseconds {self.name} 1000",
             f"sentinel failover-timeout {self.name} 5000",
         ]
@@ -213,7 +221,8 @@ class Sentinels:
         return Node(folder, str(config), "--sentinel", tls=tls)
 
     def _knows_all(self, sentinel: Node) -> bool:
-        [told] = sentinel.client().sentinel_masters().values()
+        with sentinel.client() as client:
+            [told] = client.sentinel_masters().values()
         return bool(told["num-other-sentinels"] == 2 and told["num-slaves"] == 1)
 
 
