@@ -12,7 +12,9 @@ from enum import Enum, auto
 from typing import Protocol
 
 from ottoscaler.core.acts import Doom
-from ottoscaler.core.events import BadEvent, ScaleEvent
+from ottoscaler.core.choice import Blocker, Choice, Claim
+from ottoscaler.core.choice import Victim as Victim
+from ottoscaler.core.events import BadEvent, EventType, ScaleEvent
 from ottoscaler.core.pods import Snapshot
 
 
@@ -72,14 +74,12 @@ class OpenTask:
     cancels: int = 0
     again: bool = False
 
-
-@dataclass(frozen=True, slots=True)
-class Victim:
-    """One worker that a scale_down chose: event, index and, where one was seen, the name of its pod."""
-
-    event_id: str
-    index: int
-    pod: str = ""
+    @property
+    def undecided(self) -> bool:
+        """Has it victims to choose, and has not chosen them?"""
+        if self.event.type is EventType.SCALE_DOWN:
+            return self.victims is None
+        return bool(self.event.supersedes) and not self.superseded
 
 
 class Fate(Enum):
@@ -169,8 +169,11 @@ class Stream(Protocol):
         with it and with the first reading; 0 if the entry is not pending any more.
         """
 
-    def older_pending(self, stream_id: str) -> bool:
-        """Is an entry before this one unread, or read and not yet accepted, by whomever?"""
+    def blocker(self, stream_id: str) -> Blocker | None:
+        """What has to come before the choice of the event with this stream id: an older entry that is unread, or read
+        and not accepted, by any consumer; else an older event that is accepted and has not chosen its victims. None
+        if there is neither, and then there never will be.
+        """
 
     def accept(
         self, events: Sequence[tuple[ScaleEvent, str]], raws: Sequence[Mapping[bytes, bytes]]
@@ -271,15 +274,13 @@ class Stream(Protocol):
     def note_why(self, event_id: str, owner: str, why: str, next_at: str) -> None:
         """For whoever looks: why the task stands where it stands, and when it goes on."""
 
-    def choose(
-        self, event_id: str, owner: str, victims: Sequence[Victim], survivors: Sequence[str]
-    ) -> tuple[Sequence[Victim], Sequence[str]] | None:
-        """Store a scale_down's victims and survivors, once; returns those that hold, or None if the task is not
-        ours.
-        """
+    def choose(self, event_id: str, owner: str, claim: Claim) -> Choice | Blocker | None:
+        """Choose and mark the victims of a scale_down, or of an event that supersedes others: once, in one step.
 
-    def mark_superseded(self, event_id: str, owner: str) -> None:
-        """Store that the older events of this one's `supersedes` key were dealt with."""
+        A candidate becomes a victim if its task is open, it has no result, and no earlier choice has it. Returns the
+        choice that holds, which may be an earlier one (of an event that supersedes others the victims are returned
+        by the first call only); a Blocker while an older event comes first; None if the task is not ours.
+        """
 
     def finish_scale_down(self, event_id: str, owner: str, fields: Mapping[str, str]) -> Answer:
         """Store a scale_down's result, once. OK, KNOWN, NOT_OURS."""

@@ -3,7 +3,8 @@
 A call is one atomic step, and idempotent: whoever got no answer calls again. Commands of Redis 7.0 / Valkey only.
 No function writes: it reads first, and then plans its writes (`write`, see atomic.lua), so that all of them happen or none.
   KEYS  1 event stream, 2 open (zset: event id -> end of lease, ms), 3 result stream, 4 dead letter stream,
-        5 buried (zset: marker -> ms), 6… task hashes
+        5 buried (zset: marker -> ms), 6… task hashes, where needed then
+          choices (zset of equal scores: the place of each event that is accepted and has its victims still to choose)
   ARGV  1 function, 2 group, 3 RESULT_MAXLEN, 4 TASK_TTL_S, 5… the function's own
 
 A task hash has, besides what operators read (state, task_id, pod_count, received_at, owner, why, next_at, worker:<i>):
@@ -177,6 +178,68 @@ local function close_poisoned(task, eid)
   if good and tonumber(t[1]) and t[3] and t[4] then tell_task(task, eid, tally) else close_task(task, eid) end
 end
 
+-- Where an event stands among the choices. Of one width, so that places sort as the ids of the stream do.
+local function place(sid)
+  local ms, number = string.match(sid, '^(%d+)%-?(%d*)$')
+  return string.rep('0', 20 - #ms) .. ms .. '-' .. string.rep('0', 20 - #number) .. number .. '|'
+end
+
+-- What comes before the choice of this entry: {'entry', id} of one that is unread or not accepted, {'event', place} of one
+-- that is accepted and has not chosen; nil if nothing does, and then nothing ever will.
+local function in_front(sid, choices)
+  local last
+  for _, flat in ipairs(redis.call('XINFO', 'GROUPS', STREAM)) do
+    local group = {}
+    for n = 1, #flat, 2 do group[flat[n]] = flat[n + 1] end
+    if group.name == GROUP then last = group['last-delivered-id'] end
+  end
+  if not last then error({err = 'NOGROUP no consumer group ' .. GROUP}) end
+  local entry = redis.call('XRANGE', STREAM, '(' .. last, '(' .. sid, 'COUNT', 1)[1]
+    or redis.call('XPENDING', STREAM, GROUP, '-', '(' .. sid, 1)[1]
+  if entry then return {'entry', entry[1]} end
+  local first = redis.call('ZRANGEBYLEX', choices, '-', '(' .. place(sid), 'LIMIT', 0, 1)[1]
+  return first and {'event', first} or nil
+end
+
+-- Of a claim's candidates those that become victims, up to the count: their tasks are open, they have no result, and no
+-- earlier choice has them. Returns victims, survivors, and for each task the indices to mark and its number of marks so far.
+-- Reads some hundred fields at once: a call for each of a hundred thousand candidates would hold Redis up.
+local function select_victims(claim, first_key)
+  local victims, survivors, marks, cancels = {}, {}, {}, {}
+  local total, at = #claim.tasks, 1
+  local function enough() return claim.count > 0 and #victims >= claim.count end
+  while at <= total and not enough() do
+    local till, asked, found, row = math.min(at + 499, total), {}, {}, {}
+    for n = at, till do
+      local k, i = claim.tasks[n], claim.indices[n]
+      local names = asked[k] or {'owner', 'cancels'}
+      asked[k], row[n] = names, #names + 1
+      names[#names + 1], names[#names + 2] = 'outcome:' .. i, 'doom:' .. i
+    end
+    for k, names in pairs(asked) do
+      found[k] = redis.call('HMGET', KEYS[first_key + k], unpack(names))
+      cancels[k] = found[k][2] or 0
+    end
+    for n = at, till do
+      local k, doom = claim.tasks[n], found[claim.tasks[n]][row[n] + 1]
+      local free = found[k][1] and not found[k][row[n]] and not (doom and cjson.decode(doom).attempt == 0)
+      if enough() then
+        survivors[#survivors + 1] = claim.pods[n]
+      elseif free then
+        victims[#victims + 1] = {claim.events[k], claim.indices[n], claim.pods[n]}
+        marks[k] = marks[k] or {}
+        table.insert(marks[k], claim.indices[n])
+      end
+    end
+    at = till + 1
+  end
+  for n = at, total do survivors[#survivors + 1] = claim.pods[n] end
+  for _, pod in ipairs(claim.spared) do survivors[#survivors + 1] = pod end
+  return victims, survivors, marks, cancels
+end
+
+local function encode_list(list) return #list > 0 and cjson.encode(list) or '[]' end
+
 local F = {}
 
 function F.bury(sid, reason, detail, eid, task_id, digest, raw, common)
@@ -206,6 +269,7 @@ function F.accept(sid, eid, digest, event, raw, common, kind, task_id, pod_count
     return bury(task, sid, 'TooOld', 'the entry is older than TASK_TTL_S, ' .. TTL .. ' s', eid, task_id, digest, raw, common)
   end
   local at = stamp(now)
+  if kind == 'scale_down' or supersedes ~= '' then write('ZADD', KEYS[7], 0, place(sid) .. eid) end
   write('HSET', task, 'sid', sid, 'type', kind, 'task_id', task_id, 'pod_count', pod_count, 'digest', digest, 'event', event,
     'raw', raw, 'common', common, 'state', 'waiting', 'owner', base .. '1', 'tenure', 1, 'tries', 1, 'held_since', now,
     'received_at', at)
@@ -217,10 +281,12 @@ end
 
 -- Redis was wiped: a task is stored again, as its owner knows it or as its pods tell. A JSON list, since a script takes no
 -- more than some thousand arguments.
-function F.restore(eid, lease_ms, fields)
+-- `undecided` is the entry's id if it has its victims still to choose, else empty.
+function F.restore(eid, lease_ms, fields, undecided)
   local task = KEYS[6]
   if redis.call('HLEN', task) > 0 then return 'known' end
   local now = now_ms()
+  if undecided ~= '' then write('ZADD', KEYS[7], 0, place(undecided) .. eid) end
   write('HSET', task, 'received_at', stamp(now))
   write_hash(task, cjson.decode(fields))
   write('ZADD', OPEN, now + lease_ms, eid)
@@ -440,19 +506,44 @@ function F.note_why(eid, owner, why, next_at)
   return 'ok'
 end
 
-function F.choose(eid, owner, victims, survivors)
-  local task = KEYS[6]
-  if redis.call('HGET', task, 'owner') ~= owner then return {'not_ours'} end
-  local chosen = redis.call('HMGET', task, 'victims', 'survivors')
-  if chosen[1] then return {'ok', chosen[1], chosen[2]} end
-  write('HSET', task, 'victims', victims, 'survivors', survivors, 'state', 'running', 'tries', 0)
-  return {'ok', victims, survivors}
+function F.blocker(sid) return in_front(sid, KEYS[6]) or {} end
+
+-- A place is given up if its event has nothing more to choose (it was closed as poison, or its task is gone). Returns the
+-- owner of an event that has.
+function F.clear_place(eid, at)
+  local t = fields_of(KEYS[6], 'sid', 'owner', 'type', 'victims', 'superseding') or {}
+  local undecided = t[5] == 'todo' or (t[3] == 'scale_down' and not t[4])
+  if t[2] and undecided and place(t[1]) .. eid == at then return t[2] end
+  write('ZREM', KEYS[7], at)
+  return ''
 end
 
-function F.superseded(eid, owner)
-  if redis.call('HGET', KEYS[6], 'owner') ~= owner then return 'not_ours' end
-  write('HSET', KEYS[6], 'superseding', 'done')
-  return 'ok'
+-- Victims are chosen and marked in one step and in the order of the stream: KEYS[7] is choices, and from KEYS[8] on are the
+-- tasks of the candidates. `text` is the claim: doom, count, tasks (their numbers), indices and pods of the candidates, the
+-- event ids of the tasks, and pods that are spared.
+function F.choose(eid, owner, text)
+  local task, choices = KEYS[6], KEYS[7]
+  local t = redis.call('HMGET', task, 'owner', 'sid', 'type', 'victims', 'survivors', 'superseding')
+  if t[1] ~= owner then return {'not_ours'} end
+  local decided = t[4] or t[6] == 'done'
+  local blocker = not decided and in_front(t[2], choices)
+  if blocker then return {blocker[1], t[2]} end
+  write('ZREM', choices, place(t[2]) .. eid)
+  if decided then return {'ok', t[4] or '[]', t[5] or '[]'} end
+  local claim = cjson.decode(text)
+  local victims, survivors, marks, cancels = select_victims(claim, 7)
+  local chosen, spared = encode_list(victims), encode_list(survivors)
+  if t[3] == 'scale_down' then
+    write('HSET', task, 'victims', chosen, 'survivors', spared, 'state', 'running', 'tries', 0)
+  else
+    write('HSET', task, 'superseding', 'done')
+  end
+  for k, indices in pairs(marks) do
+    local fields = {'cancels', cancels[k] + #indices}
+    for _, i in ipairs(indices) do append_pairs(fields, {'doom:' .. i, claim.doom}) end
+    write_hash(KEYS[7 + k], fields)
+  end
+  return {'ok', chosen, spared}
 end
 
 function F.finish(eid, owner, ...)

@@ -12,6 +12,7 @@ import redis
 
 from ottoscaler.adapters.replies import accepted, advice_on, buried, delivered_of, entries_of, pairs_of
 from ottoscaler.adapters.stream_leases import StreamLeases
+from ottoscaler.adapters.stream_scale_downs import StreamScaleDowns
 from ottoscaler.adapters.stream_workers import StreamWorkers
 from ottoscaler.adapters.tasks import common_json, decode_view, decode_workers, readable
 from ottoscaler.core.events import BadEvent, EventType, ScaleEvent, digest, original
@@ -20,7 +21,7 @@ from ottoscaler.ports import Entry, OpenTask, StoredWorker, TaskView
 PENDING_COUNT = 100
 
 
-class RedisStream(StreamLeases, StreamWorkers):
+class RedisStream(StreamLeases, StreamWorkers, StreamScaleDowns):
     """`ports.Stream` on Redis 7.0 or later, or Valkey. Any thread; `read` and `peek` one thread each."""
 
     # -- the stream and its group
@@ -75,14 +76,6 @@ class RedisStream(StreamLeases, StreamWorkers):
         """See ports.Stream. The number is Redis's own, of deliveries."""
         return int(self._run("retry", [], self._consumer, stream_id, client=self._reading))
 
-    def older_pending(self, stream_id: str) -> bool:
-        """See ports.Stream. Unread first: an entry may become pending between the two looks, never unread again."""
-        stream, group = self._keys.stream, self._keys.group
-        with self._calling():
-            last = delivered_of(cast("Any", self._client.xinfo_groups(stream)), group)
-            unread = self._client.xrange(stream, f"({last}", f"({stream_id}", count=1)
-            return bool(unread or self._client.xpending_range(stream, group, "-", f"({stream_id}", 1))
-
     # -- accepting
 
     def accept(
@@ -95,7 +88,7 @@ class RedisStream(StreamLeases, StreamWorkers):
                 event.stream_id, event.event_id, content, event.encode(), original(raw), common_json(event),
                 event.type.value, event.task_id, event.pod_count, self._base, self._lease_ms, event.supersedes,
             )  # fmt: skip
-            calls.append(("accept", [self._key.task(event.event_id)], arguments))
+            calls.append(("accept", [self._key.task(event.event_id), self._key.choices], arguments))
         with self._calling():
             answers = self._scripts.run_many(self._reading, calls)
         return [accepted(event, answer) for (event, _), answer in zip(events, answers, strict=True)]

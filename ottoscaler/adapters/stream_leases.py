@@ -35,7 +35,8 @@ class StreamLeases(StreamCalls):
     def _restore(self, task: OpenTask, lease_ms: int) -> None:
         event_id = task.event.event_id
         flat = [value for pair in encode_task(task).items() for value in pair]
-        self._run("restore", [self._key.task(event_id)], event_id, lease_ms, json.dumps(flat), client=self._leasing)
+        keys, undecided = [self._key.task(event_id), self._key.choices], task.event.stream_id if task.undecided else ""
+        self._run("restore", keys, event_id, lease_ms, json.dumps(flat), undecided, client=self._leasing)
 
     def announce(self) -> None:
         """See ports.Stream."""

@@ -30,6 +30,7 @@ class Key:
         self.buried = f"{prefix}buried"
         self.redriven = f"{prefix}redriven"
         self.group = f"{prefix}group"
+        self.choices = f"{prefix}choices"
 
     def task(self, event_id: str) -> str:
         """The hash of one task."""

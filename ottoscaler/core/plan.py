@@ -1,4 +1,4 @@
-"""Who is ended by a scale_down, and who is spared: decided once, from what is known of all candidates.
+"""Which workers a scale_down ends first, and which it spares.
 
 First those that cost least: workers not yet created, then those waiting for a new attempt, then pods that have not
 started, then the youngest running ones.
@@ -42,16 +42,16 @@ class Candidate:
         return Progress.WAITING if self.attempt else Progress.NOT_CREATED
 
 
-def choose(candidates: Sequence[Candidate], count: int, mode: Mode) -> tuple[list[Candidate], list[Candidate]]:
-    """Victims, in the order in which they are ended, and survivors.
+def rank(candidates: Sequence[Candidate], mode: Mode) -> tuple[list[Candidate], list[Candidate]]:
+    """The workers that may be ended, those that cost least first, and those that are spared whatever happens.
 
-    Arguments: all workers it may end, how many to end (0: all), and whether started ones are spared.
+    Arguments: all workers that a scale_down is about, and whether started ones are spared (drain). How many are ended,
+    and whether each still can be, the choice in Redis decides (`Stream.choose`).
     """
     ordered = sorted(candidates, key=_last_first)
-    eligible = [one for one in ordered if mode is Mode.KILL or one.progress is not Progress.RUNNING]
-    victims = eligible[:count] if count else eligible
-    chosen = {id(one) for one in victims}
-    return victims, [one for one in ordered if id(one) not in chosen]
+    spared = [one for one in ordered if mode is Mode.DRAIN and one.progress is Progress.RUNNING]
+    kept = {id(one) for one in spared}
+    return [one for one in ordered if id(one) not in kept], spared
 
 
 def is_older(stream_id: str, than: str) -> bool:

@@ -2,10 +2,10 @@
 the task.
 
 Control reads the stream ahead of the group. When it sees a scale_down it accepts, as waiting tasks, everything before
-it; when nothing older is left unread or pending anywhere, it chooses the victims and stores the list, once. From then
-on only that list is acted on: each victim gets a cancel mark in its task, its pod is ended by whoever sees it, its
-owner records. The result is written when all victims have theirs and their pods are gone. `supersedes` is a drain of
-the older tasks of the same key, without a list: it can be repeated without harm.
+it. When no older event is unread, pending, or has its own victims still to choose, on any replica, it chooses the
+victims and marks them, in one script, once. From then on only that list is acted on: the pod of a victim is ended by
+whoever sees it, its owner records. The result is written when all victims have theirs and their pods are gone.
+`supersedes` is a drain of the older tasks of the same key: chosen in the same way, followed by their own tasks.
 """
 
 from __future__ import annotations
@@ -166,10 +166,10 @@ class Control:
 
     def _advance(self, descent: Descent) -> bool:
         """One look at an open scale_down; returns whether it is over."""
-        if not descent.chosen and self._stream.older_pending(descent.task.event.stream_id):
+        over = self._descents.advance(descent)
+        if descent.blocker is not None and not descent.blocker.owner:
             self._help_older()
-            return False
-        return self._descents.advance(descent)
+        return over
 
     def _help_older(self) -> None:
         """An older event was read by somebody and not accepted: taken from him, if he is gone."""

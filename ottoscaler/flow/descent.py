@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from ottoscaler import logs
 from ottoscaler.core.acts import Doom
+from ottoscaler.core.choice import Blocker, Choice, Claim, Victim
 from ottoscaler.core.events import EventType, Mode
 from ottoscaler.core.names import WorkerKey, event_hash, pod_name
-from ottoscaler.core.plan import Candidate, Progress, choose, is_older
+from ottoscaler.core.plan import Candidate, is_older, rank
 from ottoscaler.core.results import rfc3339
 from ottoscaler.core.verdicts import Outcome, Reason
 from ottoscaler.flow.parts import Parts
-from ottoscaler.ports import Fate, OpenTask, StoredWorker, Victim
+from ottoscaler.ports import Fate, OpenTask, StoredWorker
 
 #: How often a victim that has not ended is ended again, seconds: its pod may have been seen only now.
 AGAIN_EVERY_S: Final = 5.0
@@ -31,12 +32,17 @@ _log = logs.get(__name__)
 
 @dataclass(slots=True)
 class Descent:
-    """A scale_down under way. Belongs to the control thread."""
+    """A scale_down (or superseding event) under way. Belongs to the control thread.
+
+    `blocker` is the older event that comes first, if one does; `lost`: another process owns the task now.
+    """
 
     task: OpenTask
     victims: list[Victim] | None = None
     waiting: list[Victim] = field(default_factory=list)
     survivors: list[str] = field(default_factory=list)
+    blocker: Blocker | None = None
+    lost: bool = False
     again_at: float = 0.0
 
     def __post_init__(self) -> None:
@@ -80,10 +86,10 @@ class Descents:
         """Carry it on as far as it goes now; returns whether it is over.
         Raises Unavailable; then it goes on later from where it stands.
         """
-        if descent.task.event.type is EventType.SCALE_UP:
-            return self._supersede(descent)
         if not descent.chosen and not self._choose(descent):
-            return True
+            return False
+        if descent.lost or descent.task.event.type is EventType.SCALE_UP:
+            return True  # who is superseded is followed by its own task
         if self._clock.now() >= descent.again_at:
             self._end(descent)
             descent.again_at = self._clock.now() + AGAIN_EVERY_S
@@ -101,20 +107,43 @@ class Descents:
                 self._end_worker(event_id, worker, worker.doom)
 
     def _choose(self, descent: Descent) -> bool:
-        """Choose and store the victims. False if the scale_down is not ours any more."""
+        """Choose the victims, unless an older event comes first. Returns False while one does.
+
+        The candidates are read only when nothing comes first any more: then no worker of an older event can be missing.
+        """
         event = descent.task.event
-        victims, survivors = choose(self._candidates(event.task_id, event.stream_id), event.pod_count, event.mode)
-        listed = [Victim(one.event.event_id, one.index, self._name(one)) for one in victims]
-        spared = [self._name(one) for one in survivors]
-        stored = self._stream.choose(event.event_id, descent.task.owner, listed, spared)
-        if stored is None:
-            return False
-        descent.choose(*stored)  # not what was chosen now: an earlier choice may have been stored and its answer lost
+        descent.blocker = self._stream.blocker(event.stream_id)
+        if descent.blocker is None:
+            answer = self._stream.choose(event.event_id, descent.task.owner, self._claim(descent))
+            if isinstance(answer, Choice):
+                self._chosen(descent, answer)
+            descent.lost = answer is None
+            descent.blocker = answer if isinstance(answer, Blocker) else None
+        return descent.blocker is None
+
+    def _claim(self, descent: Descent) -> Claim:
+        event = descent.task.event
+        if event.type is EventType.SCALE_DOWN:
+            found, mode, count = self._candidates(event.task_id, event.stream_id), event.mode, event.pod_count
+        else:
+            found, mode, count = self._candidates("", event.stream_id, event.supersedes), Mode.DRAIN, 0
+        ranked, spared = rank(found, mode)
+        listed = [Victim(one.event.event_id, one.index, self._name(one)) for one in ranked]
+        return Claim(descent.doom(), listed, count, [self._name(one) for one in spared])
+
+    def _chosen(self, descent: Descent, choice: Choice) -> None:
+        """This choice holds: not what was asked for now, since an earlier one may have been stored and its answer
+        lost.
+        """
+        event = descent.task.event
+        descent.choose(choice.victims, choice.survivors)
+        if event.type is EventType.SCALE_UP:
+            self._end(descent)
+            return
         _log.info(
-            "scale_down.chosen", "Scaling down: %d workers end, %d stay", *map(len, stored),
+            "scale_down.chosen", "Scaling down: %d workers end, %d stay", len(choice.victims), len(choice.survivors),
             event_id=event.event_id, task_id=event.task_id, mode=event.mode.value,
         )  # fmt: skip
-        return True
 
     def _candidates(self, task_id: str, before: str, supersedes: str = "") -> list[Candidate]:
         """Unfinished workers of older tasks: of that task id, of that key, or all.
@@ -130,7 +159,7 @@ class Descents:
             for index in range(1, event.pod_count + 1):
                 worker = view.workers.get(index, StoredWorker(index))
                 pod = self._registry.get(WorkerKey(hash_, index, worker.attempt))
-                cancelled = worker.doom is not None and worker.doom.attempt == 0 and not worker.doom.drain
+                cancelled = worker.doom is not None and worker.doom.attempt == 0
                 if not worker.outcome and not cancelled and not (pod is not None and pod.finished):
                     found.append(Candidate(event, index, worker.attempt, pod))
         return found
@@ -139,15 +168,19 @@ class Descents:
         return pod_name(WorkerKey(event_hash(self._instance, one.event.event_id), one.index, max(one.attempt, 1)))
 
     def _end(self, descent: Descent) -> None:
-        """Mark every victim that has no result, and see to it that its pod is ended."""
-        doom = descent.doom()
+        """See to it that each victim that has no result is ended. A victim has its mark since it was chosen; only a
+        Redis that was wiped may have lost it.
+        """
+        event_id, doom = descent.task.event.event_id, descent.doom()
         stored = self._stream.outcomes(descent.waiting)
         for victim, worker in zip(descent.waiting, stored, strict=True):
-            if worker is None or worker.outcome:
+            if worker is None or worker.outcome or worker.spared == event_id:
                 continue
-            answer = self._stream.doom(victim.event_id, None, victim.index, doom)
-            if answer.fate is Fate.OK and answer.doom is not None:
-                self._end_worker(victim.event_id, worker, answer.doom)
+            if worker.doom is None or worker.doom.by != event_id:
+                answer = self._stream.doom(victim.event_id, None, victim.index, doom)
+                worker = replace(worker, doom=answer.doom if answer.fate is Fate.OK else None)
+            if worker.doom is not None:
+                self._end_worker(victim.event_id, worker, worker.doom)
 
     def _end_worker(self, event_id: str, worker: StoredWorker, doom: Doom) -> None:
         if self._ledger.cancel(event_id, worker.index, doom):
@@ -203,15 +236,3 @@ class Descents:
                 event_id=event.event_id,
                 task_id=event.task_id,
             )
-
-    def _supersede(self, descent: Descent) -> bool:
-        """Drain the older tasks of the same key: no list is kept, for what has not started only gets less."""
-        event, doom = descent.task.event, descent.doom()
-        for one in self._candidates("", event.stream_id, event.supersedes):
-            if one.progress is Progress.RUNNING:
-                continue
-            answer = self._stream.doom(one.event.event_id, None, one.index, doom)
-            if answer.fate is Fate.OK and answer.doom is not None:
-                self._end_worker(one.event.event_id, StoredWorker(one.index, one.attempt), answer.doom)
-        self._stream.mark_superseded(event.event_id, descent.task.owner)
-        return True

@@ -6,6 +6,7 @@ import pytest
 pytest.register_assert_rewrite(
     "tests.adapters.clusters",
     "tests.adapters.contract_cluster",
+    "tests.adapters.contract_choices",
     "tests.adapters.contract_knowing",
     "tests.adapters.contract_owning",
     "tests.adapters.contract_results",

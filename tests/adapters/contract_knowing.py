@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ottoscaler.core.choice import Blocker, Choice, Victim
 from ottoscaler.core.verdicts import Reason
-from ottoscaler.ports import Fate, OpenTask, StoredWorker, Stream, Victim
+from ottoscaler.ports import Fate, OpenTask, StoredWorker, Stream
 from tests.adapters.streams import (
     LATE_ID,
     StreamAdmin,
     accept,
     cancel,
+    claim,
     intend,
     opened,
     owned_by,
@@ -128,14 +130,27 @@ class TestRestoring:
 
     def test_of_a_scale_down_keeps_its_victims(self, stream: Stream, admin: StreamAdmin) -> None:
         """Chosen once stays chosen."""
+        opened(stream, admin, event_id="e-1", pod_count="2")
         task = opened(stream, admin, event_id="d-1", type="scale_down", pod_count="1")
-        victims = [Victim("e-1", 2, "pod-2")]
-        assert stream.choose("d-1", task.owner, victims, ["pod-1"]) == (victims, ["pod-1"])
+        choice = Choice([Victim("e-1", 2, "pod-2")], ["pod-1"])
+        assert stream.choose("d-1", task.owner, claim(*choice.victims, spared=choice.survivors)) == choice
         before = reloaded(stream, "d-1")
         admin.flush()
         stream.restore(before)
         assert reloaded(stream, "d-1") == before
-        assert stream.choose("d-1", task.owner, [Victim("e-9", 9)], []) == (victims, ["pod-1"])
+        assert stream.choose("d-1", task.owner, claim(Victim("e-9", 9))) == choice
+
+    def test_of_what_has_still_to_choose_keeps_its_turn(self, stream: Stream, admin: StreamAdmin) -> None:
+        """Younger choices wait for it as before; not for one that had chosen."""
+        tasks = [opened(stream, admin, event_id=f"d-{number}", type="scale_down", pod_count="1") for number in (1, 2)]
+        younger = opened(stream, admin, event_id="d-3", type="scale_down", pod_count="1")
+        stream.choose("d-1", tasks[0].owner, claim())
+        before = [reloaded(stream, name) for name in ("d-1", "d-2", "d-3")]
+        admin.flush()
+        stream.ensure_group()
+        for task in before:
+            stream.restore(task)
+        assert stream.blocker(younger.event.stream_id) == Blocker("d-2", tasks[1].owner)
 
 
 class TestKnowing:

@@ -9,15 +9,17 @@ from collections.abc import Callable
 import pytest
 
 from ottoscaler.core.acts import Doom
+from ottoscaler.core.choice import Choice, Victim
 from ottoscaler.core.events import BadEvent, DeadReason
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.errors import StreamUnavailable
-from ottoscaler.ports import Fate, OpenTask, StoredWorker, Stream, Victim
+from ottoscaler.ports import Fate, OpenTask, StoredWorker, Stream
 from tests.adapters.streams import (
     StreamAdmin,
     StreamFactory,
     accept,
     cancel,
+    claim,
     event_of,
     intend,
     opened,
@@ -339,8 +341,10 @@ class TestPoison:
     @pytest.mark.contract("5.Poison")
     def test_of_a_scale_down_tells_whom_it_had_chosen(self, stream: Stream, admin: StreamAdmin) -> None:
         """Those that it has marked do end, so its producer has to hear of them."""
+        opened(stream, admin, event_id="e-1", pod_count="3")
         task = opened(stream, admin, type="scale_down", task_id="t-1", event_id="d-1")
-        assert stream.choose("d-1", task.owner, [Victim("e-1", 2, "p-2"), Victim("e-1", 1, "p-1")], ["p-3"]) is not None
+        asked = claim(Victim("e-1", 2, "p-2"), Victim("e-1", 1, "p-1"), Victim("e-1", 3, "p-3"), count=2)
+        assert isinstance(stream.choose("d-1", task.owner, asked), Choice)
         for _ in range(TAKES_TO_POISON + 1):  # one more: the choice was progress
             admin.expire_lease("d-1")
             stream.take("d-1", same_consumer=False)

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from ottoscaler.core.verdicts import Reason
-from ottoscaler.ports import Answer, Fate, Stream, Victim
+from ottoscaler.ports import Answer, Fate, Stream
 from tests.adapters.streams import (
     RESULT_MAXLEN,
     TASK_TTL_S,
@@ -18,9 +18,7 @@ from tests.adapters.streams import (
     intend,
     opened,
     record,
-    reloaded,
     result_of,
-    taken_over,
 )
 
 __all__ = ["TestRecording", "TestScaleDown", "TestTaskResult"]
@@ -198,32 +196,7 @@ class TestTaskResult:
 
 
 class TestScaleDown:
-    """choose, finish_scale_down, mark_superseded."""
-
-    VICTIMS = (Victim("e-1", 2, "pod-2"), Victim("e-1", 1))
-
-    def test_the_victims_are_chosen_once(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
-        """A second list changes nothing: the first may have been acted on."""
-        task = opened(stream, admin, type="scale_down", task_id="t-1", event_id="d-1")
-        assert stream.choose("d-1", task.owner, self.VICTIMS, ["pod-9"]) == (list(self.VICTIMS), ["pod-9"])
-        assert stream.choose("d-1", task.owner, [Victim("e-9", 9)], []) == (list(self.VICTIMS), ["pod-9"])
-        taken = taken_over(other, admin, task)
-        assert (taken.victims, taken.survivors) == (list(self.VICTIMS), ["pod-9"])
-
-    def test_no_victims_are_a_choice_as_well(self, stream: Stream, admin: StreamAdmin) -> None:
-        """An empty list is not the same as none yet."""
-        task = opened(stream, admin, type="scale_down", task_id="t-1", event_id="d-1")
-        assert stream.choose("d-1", task.owner, [], []) == ([], [])
-        assert stream.choose("d-1", task.owner, self.VICTIMS, ["p"]) == ([], [])
-        assert reloaded(stream, "d-1").victims == []
-
-    def test_only_the_owner_chooses(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
-        """None for the old owner, before and after the list is stored."""
-        task = opened(stream, admin, type="scale_down", task_id="t-1", event_id="d-1")
-        taken = taken_over(other, admin, task)
-        assert stream.choose("d-1", task.owner, self.VICTIMS, []) is None
-        other.choose("d-1", taken.owner, self.VICTIMS, [])
-        assert stream.choose("d-1", task.owner, self.VICTIMS, []) is None
+    """finish_scale_down."""
 
     @pytest.mark.contract("5.scale_down")
     def test_its_result_is_published_once(self, stream: Stream, admin: StreamAdmin) -> None:
@@ -235,17 +208,3 @@ class TestScaleDown:
         assert admin.results() == [fields | {"repository": "a/b"}]
         assert (admin.open_ids(), admin.task("d-1")["state"]) == (set(), "finished")
         assert admin.expires_in("d-1") is not None
-
-    def test_superseding_is_remembered(self, stream: Stream, admin: StreamAdmin) -> None:
-        """Whoever takes over knows whether the older events were dealt with."""
-        task = opened(stream, admin, event_id="e-1", supersedes="main")
-        assert not task.superseded
-        stream.mark_superseded("e-1", "c9/boot-1/1")
-        assert not reloaded(stream, "e-1").superseded
-        stream.mark_superseded("e-1", task.owner)
-        assert reloaded(stream, "e-1").superseded
-
-    def test_without_a_key_nothing_is_to_be_superseded(self, stream: Stream, admin: StreamAdmin) -> None:
-        """There is nothing left to do about older events."""
-        assert opened(stream, admin, event_id="e-1").superseded
-        assert reloaded(stream, "e-1").superseded

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from ottoscaler.core.choice import Blocker
 from ottoscaler.core.events import BadEvent, DeadReason, digest, parse
 from ottoscaler.errors import StreamUnavailable
 from ottoscaler.ports import Entry, Fate, Stream
@@ -164,30 +165,30 @@ class TestPending:
         assert stream.pending(own=own, min_idle_s=0) == [gone]
         assert stream.pending(own=own, min_idle_s=0) == [gone]
 
-    def test_an_unread_entry_is_older(self, stream: Stream, admin: StreamAdmin) -> None:
-        """Older means before this id; the entry itself does not count."""
+    def test_an_unread_entry_comes_first(self, stream: Stream, admin: StreamAdmin) -> None:
+        """What lies before this id; the entry itself does not count."""
         first, second = send(admin), send(admin)
-        assert stream.older_pending(second)
-        assert not stream.older_pending(first)
+        assert stream.blocker(second) == Blocker(first)
+        assert stream.blocker(first) is None
 
-    def test_an_entry_somebody_read_is_older_until_accepted(
+    def test_an_entry_somebody_read_comes_first_until_it_is_accepted(
         self, stream: Stream, other: Stream, admin: StreamAdmin
     ) -> None:
         """Whoever has it: it counts until it is accepted."""
         send(admin)
         second = send(admin)
         entry = receive(other)
-        assert stream.older_pending(second)
-        assert not stream.older_pending(entry.stream_id)
+        assert stream.blocker(second) == Blocker(entry.stream_id)
+        assert stream.blocker(entry.stream_id) is None
         accept(other, entry)
-        assert not stream.older_pending(second)
+        assert stream.blocker(second) is None
 
-    def test_a_buried_entry_is_not_older(self, stream: Stream, admin: StreamAdmin) -> None:
+    def test_a_buried_entry_does_not_come_first(self, stream: Stream, admin: StreamAdmin) -> None:
         """A dead letter holds nobody up."""
         send(admin)
         second = send(admin)
         stream.bury(receive(stream), BadEvent(DeadReason.INVALID, "why"))
-        assert not stream.older_pending(second)
+        assert stream.blocker(second) is None
 
 
 class TestRetrying:

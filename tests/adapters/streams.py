@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
 from ottoscaler.core.acts import Doom
+from ottoscaler.core.choice import Claim, Victim
 from ottoscaler.core.events import ScaleEvent, digest, parse
 from ottoscaler.core.results import worker_result
 from ottoscaler.core.verdicts import Reason, Verdict
@@ -131,6 +132,11 @@ def record(
 def cancel(reason: Reason = Reason.SCALED_DOWN, *, by: str = "down-1", drain: bool = False) -> Doom:
     """A cancel of an index, as a scale_down stores it."""
     return Doom(reason, f"asked for by {by}", drain=drain, by=by)
+
+
+def claim(*candidates: Victim, count: int = 0, spared: Sequence[str] = (), by: str = "d-1") -> Claim:
+    """What a scale_down asks for: these workers, or so many of them."""
+    return Claim(cancel(by=by), candidates, count, spared)
 
 
 def end(attempt: int, reason: Reason = Reason.PENDING_TIMEOUT) -> Doom:

@@ -20,11 +20,12 @@ import pytest
 import ottoscaler.adapters
 from ottoscaler.adapters.dead import DeadLetters
 from ottoscaler.adapters.stream import RedisStream
+from ottoscaler.core.choice import Victim
 from ottoscaler.core.events import BadEvent, DeadReason
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.errors import StreamUnavailable
 from ottoscaler.local.redis import EmbeddedRedis, find_binary
-from ottoscaler.ports import OpenTask, Victim
+from ottoscaler.ports import OpenTask
 from ottoscaler.settings import KeySettings, RedisSettings
 from tests.adapters.redis_admin import RedisAdmin, Server
 from tests.adapters.streams import (
@@ -34,6 +35,7 @@ from tests.adapters.streams import (
     RESULT_MAXLEN,
     TASK_TTL_S,
     cancel,
+    claim,
     event_of,
     intend,
     opened,
@@ -52,7 +54,19 @@ WRITES = {name for text in SOURCES.values() for name in re.findall(r"\bwrite\('(
 READS = {name for text in SOURCES.values() for name in re.findall(r"(?:p?call\(| = \{)'([A-Z]+)'", text)}
 PASSWORD = "secret"
 #: The keys that are no task's, by their ends; and a task's.
-KEYS = ("events", "open", "results", "dead", "buried", "redriven", "group", "consumer:c1", "task:e-1", "task:redrive")
+KEYS = (
+    "events",
+    "open",
+    "results",
+    "dead",
+    "buried",
+    "redriven",
+    "group",
+    "consumer:c1",
+    "task:e-1",
+    "task:redrive",
+    "choices",
+)
 
 
 @dataclass
@@ -115,6 +129,7 @@ class Rig:
             leases,
             sent,
             len(self.client.zrange(f"{self.admin.prefix}buried", 0, -1)),
+            [re.sub(".*[|]", "", place) for place in self.client.zrange(f"{self.admin.prefix}choices", 0, -1)],
         )
 
 
@@ -199,6 +214,13 @@ def _accept__in_conflict(rig: Rig) -> Call:
 def _restore(rig: Rig) -> Call:
     task = replace(_task(rig, pod_count="2"), received_at="")
     rig.client.delete(f"{rig.admin.prefix}task:e-1", f"{rig.admin.prefix}open")
+    return lambda: rig.weak.restore(task)
+
+
+@situation
+def _restore__undecided(rig: Rig) -> Call:
+    task = replace(_task(rig, type="scale_down"), received_at="")
+    rig.client.delete(*(f"{rig.admin.prefix}{name}" for name in ("task:e-1", "open", "choices")))
     return lambda: rig.weak.restore(task)
 
 
@@ -331,16 +353,46 @@ def _note_why(rig: Rig) -> Call:
     return lambda: rig.weak.note_why("e-1", task.owner, "why", "when")
 
 
+def _choosing(rig: Rig, **fields: str) -> Call:
+    _task(rig, pod_count="2")
+    task = opened(rig.strong, rig.admin, event_id="d-1", **{"task_id": "t", **fields})
+    asked = claim(Victim("e-1", 1, "p"), Victim("e-1", 2, "q"), count=1, spared=["s"])
+    return lambda: bool(rig.weak.choose("d-1", task.owner, asked))
+
+
 @situation
 def _choose(rig: Rig) -> Call:
-    task = _task(rig, type="scale_down", task_id="t")
-    return lambda: rig.weak.choose("e-1", task.owner, [Victim("a", 1, "p")], ["s"])
+    return _choosing(rig, type="scale_down")
 
 
 @situation
-def _superseded(rig: Rig) -> Call:
-    task = _task(rig, supersedes="k")
-    return lambda: rig.weak.mark_superseded("e-1", task.owner)
+def _choose__superseding(rig: Rig) -> Call:
+    return _choosing(rig, supersedes="k")
+
+
+@situation
+def _choose__again(rig: Rig) -> Call:
+    call = _choose(rig)
+    call()
+    return call
+
+
+def _behind(rig: Rig) -> str:
+    _task(rig, type="scale_down", task_id="t")
+    return send(rig.admin, event_id="d-1")
+
+
+@situation
+def _blocker(rig: Rig) -> Call:
+    entry = _behind(rig)
+    return lambda: rig.weak.blocker(entry)
+
+
+@situation
+def _clear_place(rig: Rig) -> Call:
+    entry = _behind(rig)
+    rig.client.delete(f"{rig.admin.prefix}task:e-1")
+    return lambda: rig.weak.blocker(entry)
 
 
 @situation
@@ -462,6 +514,7 @@ def _kind(key: str) -> str:
         "dead": "stream",
         "open": "sorted set",
         "buried": "sorted set",
+        "choices": "sorted set",
     }.get(key, "hash")
 
 

@@ -8,7 +8,15 @@ import pytest
 
 from ottoscaler.errors import StreamUnavailable
 from ottoscaler.ports import Stream
-from tests.adapters import contract_knowing, contract_owning, contract_results, contract_stream, contract_workers
+from tests.adapters import (
+    contract_choices,
+    contract_knowing,
+    contract_owning,
+    contract_results,
+    contract_stream,
+    contract_workers,
+)
+from tests.adapters.contract_choices import *  # noqa: F403
 from tests.adapters.contract_knowing import *  # noqa: F403
 from tests.adapters.contract_owning import *  # noqa: F403
 from tests.adapters.contract_results import *  # noqa: F403
@@ -31,6 +39,7 @@ from tests.fakes.stream import FakeRedis, FakeStream
 from tests.fakes.wait import eventually
 
 __all__ = [
+    *contract_choices.__all__,
     *contract_knowing.__all__,
     *contract_owning.__all__,
     *contract_results.__all__,

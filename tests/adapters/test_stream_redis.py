@@ -17,7 +17,15 @@ from ottoscaler.errors import StreamUnavailable
 from ottoscaler.local.redis import EmbeddedRedis, find_binary
 from ottoscaler.ports import Stream
 from ottoscaler.settings import KeySettings, RedisSettings
-from tests.adapters import contract_knowing, contract_owning, contract_results, contract_stream, contract_workers
+from tests.adapters import (
+    contract_choices,
+    contract_knowing,
+    contract_owning,
+    contract_results,
+    contract_stream,
+    contract_workers,
+)
+from tests.adapters.contract_choices import *  # noqa: F403
 from tests.adapters.contract_knowing import *  # noqa: F403
 from tests.adapters.contract_owning import *  # noqa: F403
 from tests.adapters.contract_results import *  # noqa: F403
@@ -42,6 +50,7 @@ from tests.e2e.redis_nodes import Cluster
 from tests.fakes.wait import eventually
 
 __all__ = [
+    *contract_choices.__all__,
     *contract_knowing.__all__,
     *contract_owning.__all__,
     *contract_results.__all__,

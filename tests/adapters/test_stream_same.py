@@ -16,11 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ottoscaler.core.acts import Doom
+from ottoscaler.core.choice import Claim, Victim
 from ottoscaler.core.events import BadEvent, ScaleEvent, digest, parse
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.errors import StreamUnavailable
 from ottoscaler.local.redis import EmbeddedRedis
-from ottoscaler.ports import Entry, OpenTask, Stream, Victim
+from ottoscaler.ports import Entry, OpenTask, Stream
 from ottoscaler.settings import RedisSettings
 from tests.adapters.redis_admin import RedisAdmin, Server, open_stream
 from tests.adapters.streams import BLOCK_S, LEASE_S, RESULT_MAXLEN, TASK_TTL_S, StreamAdmin, result_of
@@ -90,7 +91,7 @@ class World:
 
     def ask(self, who: int, sent: int) -> object:
         stream = self.streams[who]
-        return stream.delivered(), stream.older_pending(f"{FAR_FUTURE_MS + sent}-0"), stream.peek("0-0", 9, block=False)
+        return stream.delivered(), stream.blocker(f"{FAR_FUTURE_MS + sent}-0"), stream.peek("0-0", 9, block=False)
 
     def expire(self, event_id: str) -> None:
         if event_id in self.admin.open_ids():
@@ -132,8 +133,11 @@ class World:
         fields = result_of(OpenTask(event, ""), index, attempt, reason)
         return self.streams[0].record(event_id, self._token(token), index, attempt=attempt, fields=fields)
 
-    def choose(self, index: int, token: int) -> object:
-        return self.streams[0].choose("d", self._token(token), [Victim("a", index, "p")], ["s"])
+    def choose(self, event_id: str, doom: Doom, count: int, token: int) -> object:
+        if event_id == "a":
+            return None  # it has nobody to choose
+        listed = [Victim("a", 2, "p2"), Victim("b", 1, "p1"), Victim("a", 1, "p3")]
+        return self.streams[0].choose(event_id, self._token(token), Claim(doom, listed, count, ["s"]))
 
     def finish(self, token: int) -> object:
         return self.streams[0].finish_scale_down("d", self._token(token), {"kind": "scale_down", "event_id": "d"})
@@ -142,7 +146,6 @@ class World:
         owner = self._token(token)
         self.streams[0].note_states(event_id, owner, {index: ("running", 1, "p")})
         self.streams[0].note_why(event_id, owner, "why", "when")
-        self.streams[0].mark_superseded(event_id, owner)
 
     def state(self) -> object:
         """All that anybody can see, but for times."""
@@ -203,7 +206,7 @@ STEPS = st.one_of(
     step("doom", IDS, INDEX, DOOM, TOKEN),
     step("withdraw", IDS, INDEX, DOOM, TOKEN),
     step("record", IDS, INDEX, ATTEMPT, st.sampled_from(REASONS), TOKEN),
-    step("choose", INDEX, TOKEN),
+    step("choose", IDS, st.sampled_from(DOOMS[:3]), st.integers(0, 2), TOKEN),
     step("finish", TOKEN),
     step("note", IDS, INDEX, TOKEN),
 )

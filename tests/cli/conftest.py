@@ -20,11 +20,13 @@ import redis
 from ottoscaler.adapters.board import Board
 from ottoscaler.adapters.stream import RedisStream
 from ottoscaler.cli.connection import load
+from ottoscaler.core.acts import Doom
+from ottoscaler.core.choice import Claim, Victim
 from ottoscaler.core.events import BadEvent, ScaleEvent, digest, parse
 from ottoscaler.core.results import worker_result
 from ottoscaler.core.verdicts import Reason, Verdict
 from ottoscaler.local.redis import EmbeddedRedis
-from ottoscaler.ports import Entry, OpenTask, Victim
+from ottoscaler.ports import Entry, OpenTask
 from ottoscaler.settings import Settings
 from tests.fakes.wait import eventually
 
@@ -71,12 +73,13 @@ class Controller:
         if (task := self.take()) is not None:
             self.end(task, *reasons, **fields)
 
-    def scale_down(self, *pods: str) -> None:
-        """Take the next event, a scale_down, and end these pods."""
+    def scale_down(self, of: OpenTask, *pods: str) -> None:
+        """Take the next event, a scale_down, and end these pods of a task's workers."""
         task = self.take()
         assert task is not None
         event_id = task.event.event_id
-        self.stream.choose(event_id, task.owner, [Victim("e", index, pod) for index, pod in enumerate(pods, 1)], [])
+        victims = [Victim(of.event.event_id, index, pod) for index, pod in enumerate(pods, 1)]
+        self.stream.choose(event_id, task.owner, Claim(Doom(Reason.SCALED_DOWN, by=event_id), victims))
         closing = {"kind": "scale_down", "event_id": event_id, "outcome": "succeeded", "reason": "Completed"}
         self.stream.finish_scale_down(event_id, task.owner, closing)
 

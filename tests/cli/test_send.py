@@ -167,7 +167,10 @@ def test_a_scale_down_names_whom_it_ended(
     controller: Controller, meanwhile: Meanwhile, capsys: pytest.CaptureFixture[str], pods: tuple[str], sentence: str
 ) -> None:
     """Also when there was nothing to end, it succeeded."""
-    meanwhile(controller.scale_down, *pods)
+    main(["send", "type=scale_up", "pod_count=2"])
+    running = controller.take()
+    assert running is not None
+    meanwhile(controller.scale_down, running, *pods)
     assert main(["send", "type=scale_down", "task_id=task-123", *WAIT]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"scale_down succeeded (Completed); {sentence}"
 

@@ -1,4 +1,4 @@
-"""Who is ended by a scale_down: those first that cost least, and never more than were asked for."""
+"""Who is ended by a scale_down: those first that cost least."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ottoscaler.core.events import Mode
-from ottoscaler.core.plan import Candidate, Progress, choose, is_older
+from ottoscaler.core.plan import Candidate, Progress, is_older, rank
 from ottoscaler.core.pods import Phase, Snapshot
 from tests.core.builders import NOW, event, pod, running
 
@@ -21,9 +21,9 @@ def worker(index: int = 1, *, attempt: int = 1, stream_id: str = "5-0", last: Sn
     return Candidate(event(stream_id=stream_id), index, attempt, last)
 
 
-def order(*candidates: Candidate, count: int = 0, mode: Mode = Mode.KILL) -> list[Candidate]:
-    """The victims, in their order."""
-    return choose(candidates, count, mode)[0]
+def order(*candidates: Candidate, mode: Mode = Mode.KILL) -> list[Candidate]:
+    """Who may be ended, in order."""
+    return rank(candidates, mode)[0]
 
 
 workers = st.builds(
@@ -81,40 +81,35 @@ def test_of_one_event_the_highest_index_is_ended_first() -> None:
 
 
 @contract("3.pod_count")
-@given(groups, st.integers(1, 10))
-def test_as_many_are_ended_as_were_asked_for_if_there_are_so_many(group: list[Candidate], count: int) -> None:
-    """The first of all that could be."""
-    assert order(*group, count=count) == order(*group)[:count]
-
-
-@contract("3.pod_count")
 @given(groups)
-def test_without_a_count_all_are_ended(group: list[Candidate]) -> None:
-    """A kill spares nobody."""
-    victims, survivors = choose(group, 0, Mode.KILL)
-    assert (len(victims), survivors) == (len(group), [])
+def test_a_kill_may_end_all(group: list[Candidate]) -> None:
+    """It spares nobody."""
+    victims, spared = rank(group, Mode.KILL)
+    assert (len(victims), spared) == (len(group), [])
 
 
 @contract("3.mode")
-@given(groups, st.integers(0, 10))
-def test_a_drain_spares_all_that_have_started(group: list[Candidate], count: int) -> None:
-    """Even if it then finds fewer than were asked for."""
-    assert all(one.progress is not Progress.RUNNING for one in order(*group, count=count, mode=Mode.DRAIN))
+@given(groups)
+def test_a_drain_spares_all_that_have_started(group: list[Candidate]) -> None:
+    """And nobody else."""
+    victims, spared = rank(group, Mode.DRAIN)
+    assert all(one.progress is not Progress.RUNNING for one in victims)
+    assert all(one.progress is Progress.RUNNING for one in spared)
 
 
 @contract("5.victims")
 @contract("5.survivors")
-@given(groups, st.integers(0, 10), st.sampled_from(Mode))
-def test_everybody_is_either_ended_or_spared(group: list[Candidate], count: int, mode: Mode) -> None:
+@given(groups, st.sampled_from(Mode))
+def test_everybody_may_either_be_ended_or_is_spared(group: list[Candidate], mode: Mode) -> None:
     """Nobody both, nobody forgotten, also among workers that look alike."""
-    victims, survivors = choose(group, count, mode)
+    victims, survivors = rank(group, mode)
     assert sorted(map(id, [*victims, *survivors])) == sorted(map(id, group))
 
 
 @given(st.permutations([worker(index, last=last) for index in (1, 2) for last in (None, pod(), running())]))
 def test_the_choice_does_not_depend_on_the_order_of_asking(group: list[Candidate]) -> None:
     """The victims are chosen once; whoever had chosen would have chosen the same."""
-    assert order(*group, count=3) == order(*sorted(group, key=_by_index), count=3)
+    assert order(*group)[:3] == order(*sorted(group, key=_by_index))[:3]
 
 
 def _by_index(one: Candidate) -> Any:

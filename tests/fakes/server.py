@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from ottoscaler.core.acts import Doom
-from ottoscaler.core.events import ScaleEvent
+from ottoscaler.core.events import EventType, ScaleEvent
 from ottoscaler.core.results import rfc3339
 from ottoscaler.errors import StreamUnavailable
 from ottoscaler.ports import Clock, StoredWorker, Victim
@@ -83,6 +83,13 @@ class TaskState:
     survivors: list[str] = field(default_factory=list)
     superseded: bool = False
     expires_at: float | None = None
+
+    @property
+    def undecided(self) -> bool:
+        """Is it open, has it victims to choose, and has not chosen them?"""
+        if self.event is None or self.owner is None:
+            return False
+        return self.victims is None if self.event.type is EventType.SCALE_DOWN else not self.superseded
 
     def worker(self, index: int) -> WorkerState:
         """The fields of a worker, new ones if there are none."""

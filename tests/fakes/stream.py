@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 
+from ottoscaler.core.choice import Blocker, Choice, Claim, Victim
 from ottoscaler.core.events import BadEvent, DeadReason, EventType, ScaleEvent, digest, original
 from ottoscaler.core.names import process_of
 from ottoscaler.core.results import RESULT_FIELDS, common_fields, rfc3339
 from ottoscaler.errors import StreamUnavailable
-from ottoscaler.ports import Answer, Entry, Fate, OpenTask, Renewal, StoredWorker, TaskView, Victim
+from ottoscaler.ports import Answer, Entry, Fate, OpenTask, Renewal, StoredWorker, TaskView
 from tests.fakes.server import GROUP, Delivery, FakeRedis, Group, Id, TaskState, WorkerState, order
 from tests.fakes.workers import HELD_LEASES, MAX_TRIES, WorkerScripts
 
@@ -115,11 +116,27 @@ class FakeStream(WorkerScripts):
                 delivery.tries += 1
             return delivery.tries
 
-    def older_pending(self, stream_id: str) -> bool:
-        with self.server.call("older_pending"):
-            group, limit = self.server.living_group(), order(stream_id)
-            unread = any(group.delivered < order(name) < limit for name in self.server.entries)
-            return unread or any(order(name) < limit for name in group.pending)
+    def blocker(self, stream_id: str) -> Blocker | None:
+        with self.server.call("blocker"):
+            return self._blocker(stream_id)
+
+    def _blocker(self, stream_id: str) -> Blocker | None:
+        group, limit = self.server.living_group(), order(stream_id)
+        unread = [name for name in self.server.entries if group.delivered < order(name) < limit]
+        held = [name for name in group.pending if order(name) < limit]
+        for names in (unread, held):
+            if names:
+                return Blocker(min(names, key=order))
+        found = [(order(task.event.stream_id), event_id, task) for event_id, task in self._undecided() if task.event]
+        first = min(found, key=lambda item: item[0], default=None)
+        if first is None or first[0] >= limit:
+            return None
+        return Blocker(first[1], first[2].owner or "")
+
+    def _undecided(self) -> list[tuple[str, TaskState]]:
+        """The open events that have their victims still to choose."""
+        tasks = [(event_id, self.server.find(event_id)) for event_id in self.server.leases]
+        return [(event_id, task) for event_id, task in tasks if task is not None and task.undecided]
 
     def _acknowledge(self, stream_id: str) -> None:
         if self.server.group is not None:
@@ -327,22 +344,36 @@ class FakeStream(WorkerScripts):
             found = {event_id: self.server.find(event_id) for event_id in event_ids}
             return {event_id: (task.state, task.stored()) for event_id, task in found.items() if task is not None}
 
-    def choose(
-        self, event_id: str, owner: str, victims: Sequence[Victim], survivors: Sequence[str]
-    ) -> tuple[Sequence[Victim], Sequence[str]] | None:
+    def choose(self, event_id: str, owner: str, claim: Claim) -> Choice | Blocker | None:
         with self.server.call("choose"):
             task = self.server.known(event_id)
-            if task.owner != owner:
+            if task.owner != owner or task.event is None:
                 return None
-            if task.victims is None:
-                task.victims, task.survivors = list(victims), list(survivors)
+            if not task.undecided:
+                return Choice(list(task.victims or ()), list(task.survivors))
+            if (blocker := self._blocker(task.event.stream_id)) is not None:
+                return blocker
+            victims = [one for one in claim.candidates if self._is_free(one)][: claim.count or None]
+            last = claim.candidates.index(victims[-1]) if claim.count and len(victims) == claim.count else None
+            survivors = [] if last is None else [one.pod for one in claim.candidates[last + 1 :]]
+            for victim in victims:
+                state = self.server.known(victim.event_id)
+                state.worker(victim.index).doom = claim.doom
+                state.cancels += 1
+            choice = Choice(victims, [*survivors, *claim.spared])
+            if task.event.type is EventType.SCALE_DOWN:
+                task.victims, task.survivors = list(choice.victims), list(choice.survivors)
                 task.state, task.tries = "running", 0
-            return list(task.victims), list(task.survivors)
+            task.superseded = True
+            return choice
 
-    def mark_superseded(self, event_id: str, owner: str) -> None:
-        with self.server.call("mark_superseded"):
-            if (task := self._owned(event_id, owner)) is not None:
-                task.superseded = True
+    def _is_free(self, candidate: Victim) -> bool:
+        """Is its task open, has it no result, and has no earlier choice taken it?"""
+        task = self.server.find(candidate.event_id)
+        if task is None or task.owner is None:
+            return False
+        worker = task.workers.get(candidate.index, WorkerState(candidate.index))
+        return not worker.outcome and (worker.doom is None or worker.doom.attempt != 0)
 
     def finish_scale_down(self, event_id: str, owner: str, fields: Mapping[str, str]) -> Answer:
         with self.server.call("finish_scale_down"):

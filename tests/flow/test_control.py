@@ -6,7 +6,10 @@ import json
 
 import pytest
 
-from ottoscaler.ports import OpenTask, Victim
+from ottoscaler.core.acts import Doom
+from ottoscaler.core.choice import Choice, Claim, Victim
+from ottoscaler.core.verdicts import Reason
+from ottoscaler.ports import OpenTask
 from tests.fakes.wait import eventually
 from tests.flow.rig import Rig, World
 
@@ -151,7 +154,7 @@ def accepted(rig: Rig, **fields: object) -> OpenTask:
     return taken[0]
 
 
-@pytest.mark.parametrize("op", ["choose", "doom", "finish_scale_down", "outcomes", "older_pending"])
+@pytest.mark.parametrize("op", ["choose", "finish_scale_down", "outcomes", "blocker"])
 @pytest.mark.parametrize("after", [False, True])
 def test_a_failure_at_any_step_is_made_good(op: str, after: bool) -> None:
     """Redis fails once, before or after the effect: the same victims, once each, and one result."""
@@ -175,8 +178,9 @@ def test_who_takes_over_ends_the_same_victims() -> None:
         for index in (1, 2, 3):
             first.pod(event_id, index)
         task = accepted(first, type="scale_down", task_id="t", pod_count=1)
-        stored = first.stream.choose(task.event.event_id, task.owner, victims(first, event_id, 1), ["x"])
-        assert stored is not None
+        doom = Doom(Reason.SCALED_DOWN, by=task.event.event_id)
+        chosen = Claim(doom, [Victim(event_id, 1, first.name(event_id, 1))])
+        assert isinstance(first.stream.choose(task.event.event_id, task.owner, chosen), Choice)
         first.close(release=False)
     with Rig(world, threads=[*THREADS, "lease"]) as rig:
         rig.wait_and_look(rig.parts.lease_s + 2)
@@ -184,11 +188,6 @@ def test_who_takes_over_ends_the_same_victims() -> None:
             rig.wait_and_look(2)  # a worker that found its pod gone before it heard of the mark pauses first
         assert names(rig.result("scale_down")["victims"]) == {rig.name(event_id, 1)}
         assert len(world.redis.results("worker")) == 1
-
-
-def victims(rig: Rig, event_id: str, index: int) -> list[Victim]:
-    """A victim list of one."""
-    return [Victim(event_id, index, rig.name(event_id, index))]
 
 
 @contract("3.supersedes")

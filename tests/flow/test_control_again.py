@@ -7,9 +7,9 @@ import json
 import pytest
 
 from ottoscaler.core.acts import Doom
+from ottoscaler.core.choice import Claim, Victim
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.errors import StreamUnavailable
-from ottoscaler.ports import Victim
 from tests.fakes.wait import eventually
 from tests.flow.rig import Rig, World
 
@@ -101,9 +101,9 @@ def test_a_worker_that_a_drain_spared_is_a_survivor_for_the_next_one_too() -> No
         pods = [rig.pod(event_id, index) for index in (1, 2)]
         doom = Doom(Reason.SCALED_DOWN, drain=True, by="down")
         rig.accept(type="scale_down", task_id="t", mode="drain", event_id="down")
-        rig.stream.choose("down", "c1/b1/1", [Victim(event_id, 1, pods[0]), Victim(event_id, 2, pods[1])], [])
+        victims = [Victim(event_id, 1, pods[0]), Victim(event_id, 2, pods[1])]
+        rig.stream.choose("down", "c1/b1/1", Claim(doom, victims))
         task = rig.taken(event_id)
-        rig.stream.doom(event_id, None, 1, doom)
         rig.stream.withdraw(event_id, task.owner, 1, doom)
         rig.cluster.succeed(pods[0])
         rig.results(1)
@@ -116,7 +116,7 @@ def test_a_worker_that_a_drain_spared_is_a_survivor_for_the_next_one_too() -> No
 
 
 @contract("3.pod_count")
-@pytest.mark.parametrize("op", ["read_now", "accept", "choose", "doom", "outcomes", "finish_scale_down"])
+@pytest.mark.parametrize("op", ["read_now", "accept", "blocker", "choose", "outcomes", "finish_scale_down"])
 def test_who_goes_on_after_a_death_ends_nobody_else(op: str) -> None:
     """Wherever the first one died: two victims were asked for, two there are, and one result."""
     world = World()
@@ -157,7 +157,7 @@ def test_nothing_is_chosen_while_an_older_event_is_in_somebodys_hands() -> None:
         older = slow.send(task_id="t", pod_count=2)
         slow.stream.read_now(1)
         rig.send(type="scale_down", task_id="t")
-        eventually(lambda: rig.redis.calls["older_pending"] > 3)
+        eventually(lambda: rig.redis.calls["blocker"] > 3)
         assert (rig.redis.calls["choose"], rig.redis.results()) == (0, [])
         rig.pass_time(rig.parts.lease_s)
         assert rig.result("scale_down")["pod_count"] == "2"

@@ -176,7 +176,7 @@ class TestReader:
             rig.start("reader")
             pod = rig.pod("e0")
             eventually(lambda: rig.redis.open_count() == 3)
-            assert rig.stream.older_pending("9999999999999-0")
+            assert rig.stream.blocker("9999999999999-0")
             rig.cluster.run(pod)
             rig.cluster.succeed(pod)
             eventually(lambda: rig.redis.open_ids() == {"e1", "e2", "e3"})

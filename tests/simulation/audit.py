@@ -10,12 +10,14 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from ottoscaler.core.choice import Choice
+from ottoscaler.core.events import EventType, Mode
 from ottoscaler.core.lifecycle import Stage
-from ottoscaler.core.names import ANNOTATION_EVENT_ID, LABEL_ATTEMPT, LABEL_WORKER, event_hash, pod_name
+from ottoscaler.core.names import ANNOTATION_EVENT_ID, LABEL_ATTEMPT, LABEL_WORKER, WorkerKey, event_hash, pod_name
 from ottoscaler.flow.jobs import Job
-from ottoscaler.ports import Clock, Victim
+from ottoscaler.ports import Clock
 from tests.fakes.kubernetes import FINISHED, FakeKubernetes, Pod
-from tests.fakes.server import FakeRedis, TaskState, order
+from tests.fakes.server import FakeRedis, Group, Id, TaskState, WorkerState, order
 from tests.fakes.workers import LAST_TRY
 
 if TYPE_CHECKING:
@@ -59,6 +61,7 @@ class Audit:
         self._succeeded: set[_Worker] = set()
         self._dooms: set[_Worker] = set()
         self._ended: dict[str, list[_Worker]] = {}
+        self._victim_of: dict[_Worker, str] = {}
 
     def send(self, event_id: str, fields: dict[str, str]) -> None:
         """An event is sent for the first time."""
@@ -207,6 +210,7 @@ class Audit:
         for worker in [worker for worker in self._starts if worker[0] == event_id]:
             del self._starts[worker]
         self._succeeded = {worker for worker in self._succeeded if worker[0] != event_id}
+        self._victim_of = {worker: by for worker, by in self._victim_of.items() if worker[0] != event_id}
         for name, workers in self._ended.items():
             self._ended[name] = [worker for worker in workers if worker[0] != event_id]
 
@@ -218,19 +222,55 @@ class Audit:
         """A doom is stored."""
         self._dooms.add((event_id, index))
 
-    def choosing(self, event_id: str, count: int, victims: Sequence[Victim]) -> None:
-        """A victim list is about to be stored."""
-        self.note(f"victims of {event_id}: {[f'{one.event_id}/{one.index}' for one in victims]}")
+    def chosen(self, event_id: str, could: Sequence[_Worker], choice: Choice) -> None:
+        """Victims were chosen. `could` are the workers that could be ended, just before."""
+        victims = [(one.event_id, one.index) for one in choice.victims]
+        self.note(f"victims of {event_id}: {victims}")
         task, group = self.redis.tasks[event_id], self.redis.group
-        if count and len(victims) > count:
-            self.complain(f"scale_down {event_id} of {count} has {len(victims)} victims")
         if task.event is None or group is None:
             return
-        limit = order(task.event.stream_id)
+        self._in_turn(event_id, order(task.event.stream_id), group)
+        scale_down = task.event.type is EventType.SCALE_DOWN
+        count = task.event.pod_count if scale_down else 0
+        if (
+            scale_down
+            and task.event.mode is Mode.KILL
+            and len(victims) != (min(count, len(could)) if count else len(could))
+        ):
+            self.complain(f"scale_down {event_id} of {count or 'all'} ends {victims}, and there were {could}")
+        if count and len(victims) > count:
+            self.complain(f"scale_down {event_id} of {count} has {len(victims)} victims")
+        for worker in victims:
+            if self._victim_of.setdefault(worker, event_id) != event_id and not self._wiped(worker[0]):
+                self.complain(f"{worker} is a victim of {self._victim_of[worker]} and of {event_id}")
+
+    def _in_turn(self, event_id: str, limit: Id, group: Group) -> None:
+        """Had everything older been accepted, and chosen its own victims?"""
         missed = [name for name in self.redis.entries if group.delivered < order(name) < limit]
         missed += [name for name in group.pending if order(name) < limit]
         if missed:
-            self.complain(f"scale_down {event_id} has chosen, and {missed} are not accepted yet")
+            self.complain(f"{event_id} has chosen, and {missed} are not accepted yet")
+        for other, task in self.redis.tasks.items():
+            if task.undecided and task.event is not None and order(task.event.stream_id) < limit:
+                self.complain(f"{event_id} has chosen before {other}, which is older")
+
+    def could_end(self, event_id: str) -> list[_Worker]:
+        """The workers that a scale_down could end now, by what is stored and by the pods that there are."""
+        down = self.redis.tasks[event_id].event
+        found: list[_Worker] = []
+        for name, task in self.redis.tasks.items():
+            event = task.event
+            if down is None or event is None or task.owner is None or event.type is not EventType.SCALE_UP:
+                continue
+            if order(event.stream_id) < order(down.stream_id) and down.task_id in ("", event.task_id):
+                found += [(name, index) for index in range(1, event.pod_count + 1) if self._can_end(name, task, index)]
+        return found
+
+    def _can_end(self, event_id: str, task: TaskState, index: int) -> bool:
+        state = task.workers.get(index, WorkerState(index))
+        pod = self.kubernetes.pods.get(pod_name(WorkerKey(event_hash(INSTANCE, event_id), index, state.attempt)))
+        finished = pod is not None and pod["status"].get("phase") in FINISHED
+        return not finished and not state.outcome and (state.doom is None or state.doom.attempt != 0)
 
     def published(self, fields: Mapping[str, str]) -> None:
         """A result is told to the world."""
@@ -280,6 +320,7 @@ class Audit:
         self.flushes += 1
         self._before_flush |= self.sent.keys() | {worker for worker, _ in self._starts}
         self._succeeded.clear()
+        self._victim_of.clear()
 
     def _wiped(self, event_id: str) -> bool:
         return event_id in self._before_flush

@@ -36,12 +36,10 @@ MISHAPS = (
 KINDS = (
     "*", "announce", "owned", "read", "pending", "accept", "bury", "renew", "expired", "take", "release",
     "intend", "create", "get", "check", "doom", "withdraw", "record", "delete", "note_refused", "choose",
-    "finish_scale_down", "outcomes", "older_pending", "reload", "known", "list", "watch", "mark_superseded",
+    "finish_scale_down", "outcomes", "blocker", "reload", "known", "list", "watch",
     "restore", "adopt",
 )  # fmt: skip
-_READS = frozenset(
-    {"peek", "delivered", "older_pending", "reload", "tasks", "known", "outcomes", "owned", "list", "get"}
-)
+_READS = frozenset({"peek", "delivered", "blocker", "reload", "tasks", "known", "outcomes", "owned", "list", "get"})
 
 #: A kind of happening, whom it concerns and how it goes: `World.act` knows what they mean.
 Move = tuple[str, int, int]

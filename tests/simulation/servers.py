@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 from ottoscaler.core.acts import Doom
+from ottoscaler.core.choice import Blocker, Choice, Claim
 from ottoscaler.core.pods import Snapshot
-from ottoscaler.ports import Answer, Clock, Created, Fate, Victim
+from ottoscaler.ports import Answer, Clock, Created, Fate
 from tests.fakes.kubernetes import FakeKubernetes, Pod
 from tests.fakes.server import FakeRedis, TaskState
 from tests.fakes.stream import FakeStream
@@ -80,10 +81,11 @@ class AuditedStream(FakeStream):
             self.server.audit.doomed(event_id, index)
         return answer
 
-    def choose(
-        self, event_id: str, owner: str, victims: Sequence[Victim], survivors: Sequence[str]
-    ) -> tuple[Sequence[Victim], Sequence[str]] | None:
+    def choose(self, event_id: str, owner: str, claim: Claim) -> Choice | Blocker | None:
         task = self.server.find(event_id)
-        if task is not None and task.owner == owner and task.victims is None and task.event is not None:
-            self.server.audit.choosing(event_id, task.event.pod_count, victims)
-        return super().choose(event_id, owner, victims, survivors)
+        fresh = task is not None and task.undecided
+        could = self.server.audit.could_end(event_id) if fresh else []
+        answer = super().choose(event_id, owner, claim)
+        if fresh and isinstance(answer, Choice):
+            self.server.audit.chosen(event_id, could, answer)
+        return answer

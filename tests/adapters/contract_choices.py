@@ -1,0 +1,183 @@
+"""The contract of `ports.Stream`, sixth part: the choice of victims. All implementations run it."""
+
+from __future__ import annotations
+
+import pytest
+
+from ottoscaler.core.choice import Blocker, Choice, Claim, Victim
+from ottoscaler.ports import Stream
+from tests.adapters.streams import (
+    LATE_ID,
+    StreamAdmin,
+    accept,
+    cancel,
+    claim,
+    end,
+    intend,
+    opened,
+    receive,
+    record,
+    reloaded,
+    send,
+    taken_over,
+)
+
+__all__ = ["TestChoosing"]
+
+LATE_MS = LATE_ID.partition("-")[0]
+
+
+class TestChoosing:
+    """choose, blocker: each worker is the victim of one choice, and choices are made in the order of the stream."""
+
+    VICTIMS = (Victim("e-1", 2, "pod-2"), Victim("e-1", 1))
+
+    def test_the_victims_are_chosen_and_marked_once(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """A second list changes nothing: the first may have been acted on."""
+        opened(stream, admin, event_id="e-1", pod_count="3")
+        task = opened(stream, admin, type="scale_down", task_id="t-1", event_id="d-1")
+        choice = Choice(list(self.VICTIMS), ["pod-9"])
+        assert stream.choose("d-1", task.owner, claim(*self.VICTIMS, spared=["pod-9"])) == choice
+        assert stream.choose("d-1", task.owner, claim(Victim("e-1", 3))) == choice
+        taken = taken_over(other, admin, task)
+        assert (taken.victims, taken.survivors) == (list(self.VICTIMS), ["pod-9"])
+        seen = reloaded(stream, "e-1")
+        assert {index: worker.doom for index, worker in seen.workers.items()} == dict.fromkeys((1, 2), cancel(by="d-1"))
+        assert seen.cancels == 2
+
+    def test_no_more_than_asked_for_in_the_order_of_preference(self, stream: Stream, admin: StreamAdmin) -> None:
+        """Who comes after the last victim stays, and so does who is spared."""
+        opened(stream, admin, event_id="e-1", pod_count="3")
+        task = opened(stream, admin, type="scale_down", event_id="d-1", pod_count="2")
+        listed = [Victim("e-1", index, f"pod-{index}") for index in (3, 1, 2)]
+        answer = stream.choose("d-1", task.owner, claim(*listed, count=2, spared=["pod-8"]))
+        assert answer == Choice(listed[:2], ["pod-2", "pod-8"])
+        assert set(reloaded(stream, "e-1").workers) == {1, 3}
+
+    def test_no_victims_are_a_choice_as_well(self, stream: Stream, admin: StreamAdmin) -> None:
+        """An empty list is not the same as none yet."""
+        opened(stream, admin, event_id="e-1", pod_count="2")
+        task = opened(stream, admin, type="scale_down", task_id="t-1", event_id="d-1")
+        assert stream.choose("d-1", task.owner, claim()) == Choice([], [])
+        assert stream.choose("d-1", task.owner, claim(*self.VICTIMS)) == Choice([], [])
+        assert reloaded(stream, "d-1").victims == []
+
+    def test_only_the_owner_chooses(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """None for the old owner, before and after the list is stored."""
+        opened(stream, admin, event_id="e-1", pod_count="2")
+        task = opened(stream, admin, type="scale_down", task_id="t-1", event_id="d-1")
+        taken = taken_over(other, admin, task)
+        assert stream.choose("d-1", task.owner, claim(*self.VICTIMS)) is None
+        assert reloaded(stream, "e-1").workers == {}
+        other.choose("d-1", taken.owner, claim(*self.VICTIMS))
+        assert stream.choose("d-1", task.owner, claim(*self.VICTIMS)) is None
+
+    @pytest.mark.contract("3.pod_count")
+    def test_a_worker_is_the_victim_of_one_choice(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """The next takes the ones behind, whatever it believed when it asked; a drain's victim is no exception."""
+        opened(stream, admin, event_id="e-1", pod_count="4")
+        first = opened(stream, admin, type="scale_down", event_id="d-1", pod_count="2", mode="drain")
+        second = opened(other, admin, type="scale_down", event_id="d-2", pod_count="1")
+        listed = [Victim("e-1", index, f"pod-{index}") for index in (1, 2, 3, 4)]
+        drain = Claim(cancel(by="d-1", drain=True), listed, 2)
+        assert stream.choose("d-1", first.owner, drain) == Choice(listed[:2], ["pod-3", "pod-4"])
+        answer = other.choose("d-2", second.owner, claim(*listed, count=1, by="d-2"))
+        assert answer == Choice(listed[2:3], ["pod-4"])
+        dooms = {index: worker.doom and worker.doom.by for index, worker in reloaded(stream, "e-1").workers.items()}
+        assert dooms == {1: "d-1", 2: "d-1", 3: "d-2"}
+
+    def test_who_has_ended_or_is_unknown_is_no_victim(self, stream: Stream, admin: StreamAdmin) -> None:
+        """The list was made before: one more is taken instead. A deadline's mark gives way."""
+        task = opened(stream, admin, event_id="e-1", pod_count="3")
+        record(stream, opened(stream, admin, event_id="e-2"))
+        record(stream, task, 1)
+        intend(stream, task, 2)
+        stream.doom("e-1", task.owner, 2, end(1))
+        down = opened(stream, admin, type="scale_down", event_id="d-1", pod_count="2")
+        listed = [Victim("e-1", 1, "p-1"), Victim("e-2", 1), Victim("e-9", 1), Victim("e-1", 2), Victim("e-1", 3)]
+        assert stream.choose("d-1", down.owner, claim(*listed, count=2)) == Choice(listed[3:], [])
+        assert reloaded(stream, "e-1").workers[2].doom == cancel(by="d-1")
+
+    def test_an_older_entry_comes_first(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """While it is unread, and while it is in anybody's hands and not accepted."""
+        entry = send(admin, event_id="e-1")
+        read = receive(other)
+        down = opened(stream, admin, type="scale_down", event_id="d-1", pod_count="1")
+        assert stream.choose("d-1", down.owner, claim(Victim("e-1", 1))) == Blocker(entry)
+        assert stream.blocker(down.event.stream_id) == Blocker(entry)
+        assert stream.blocker(entry) is None
+        accept(other, read)
+        assert stream.blocker(down.event.stream_id) is None
+        assert isinstance(stream.choose("d-1", down.owner, claim(Victim("e-1", 1))), Choice)
+
+    @pytest.mark.parametrize("fields", [{"type": "scale_down", "pod_count": "1"}, {"supersedes": "k"}])
+    def test_an_older_event_chooses_first(
+        self, stream: Stream, other: Stream, admin: StreamAdmin, fields: dict[str, str]
+    ) -> None:
+        """Whoever has accepted it: a scale_down, or an event that supersedes others."""
+        opened(stream, admin, event_id="e-1", pod_count="2")
+        older = opened(other, admin, event_id="d-1", **fields)
+        younger = opened(stream, admin, type="scale_down", event_id="d-2", pod_count="1")
+        asked = claim(Victim("e-1", 1), by="d-2")
+        for _ in range(2):
+            assert stream.choose("d-2", younger.owner, asked) == Blocker("d-1", older.owner)
+        assert stream.blocker(younger.event.stream_id) == Blocker("d-1", older.owner)
+        assert isinstance(other.choose("d-1", older.owner, claim(Victim("e-1", 2))), Choice)
+        assert stream.blocker(younger.event.stream_id) is None
+        assert stream.choose("d-2", younger.owner, asked) == Choice([Victim("e-1", 1)], [])
+
+    def test_who_has_nothing_to_choose_any_more_holds_nobody_up(
+        self, stream: Stream, other: Stream, admin: StreamAdmin
+    ) -> None:
+        """A scale_down that was closed without a choice: as poison, for one."""
+        older = opened(other, admin, type="scale_down", event_id="d-1", pod_count="1")
+        younger = opened(stream, admin, type="scale_down", event_id="d-2", pod_count="1")
+        other.finish_scale_down("d-1", older.owner, {"kind": "scale_down", "event_id": "d-1"})
+        assert stream.blocker(younger.event.stream_id) is None
+        assert isinstance(stream.choose("d-2", younger.owner, claim(by="d-2")), Choice)
+
+    def test_order_is_that_of_the_stream_and_not_of_the_alphabet(self, stream: Stream, admin: StreamAdmin) -> None:
+        """Numbers of different lengths, in both halves of an id."""
+        ids = [f"{LATE_MS}-9", f"{LATE_MS}-10", f"{LATE_MS}0-1", f"{LATE_MS}0-18446744073709551614"]
+        tasks = []
+        for number, stream_id in enumerate(ids):
+            admin.add({"type": "scale_down", "pod_count": "1", "event_id": f"d-{number}"}, stream_id)
+            tasks.append(accept(stream, receive(stream)))
+        for number, task in enumerate(tasks):
+            assert task is not None
+            earlier = tasks[number - 1] if number else None
+            blocker = Blocker(f"d-{number - 1}", earlier.owner) if earlier else None
+            assert stream.blocker(task.event.stream_id) == (Blocker("d-0", tasks[0].owner) if blocker else None)  # type: ignore[union-attr]
+
+    def test_superseding_is_a_choice_that_is_remembered(
+        self, stream: Stream, other: Stream, admin: StreamAdmin
+    ) -> None:
+        """Its victims are marked; no list of them is kept."""
+        opened(stream, admin, event_id="e-0", supersedes="main")
+        stream.choose("e-0", reloaded(stream, "e-0").owner, claim(by="e-0"))
+        task = opened(stream, admin, event_id="e-1", supersedes="main")
+        assert not task.superseded
+        assert stream.choose("e-1", "c9/boot-1/1", claim(Victim("e-0", 1))) is None
+        assert not reloaded(stream, "e-1").superseded
+        assert stream.choose("e-1", task.owner, claim(Victim("e-0", 1, "p"), by="e-1")) == Choice(
+            [Victim("e-0", 1, "p")], []
+        )
+        assert reloaded(stream, "e-1").superseded
+        assert reloaded(stream, "e-0").workers[1].doom == cancel(by="e-1")
+        assert stream.choose("e-1", task.owner, claim(Victim("e-0", 1))) == Choice([], [])
+
+    def test_without_a_key_nothing_is_to_be_superseded(self, stream: Stream, admin: StreamAdmin) -> None:
+        """There is nothing left to do about older events."""
+        assert opened(stream, admin, event_id="e-1").superseded
+        assert reloaded(stream, "e-1").superseded
+
+    @pytest.mark.timeout(60)
+    def test_of_very_many_candidates(self, stream: Stream, admin: StreamAdmin) -> None:
+        """More than a script could take as arguments of one command."""
+        for number in range(3):
+            opened(stream, admin, event_id=f"e-{number}", pod_count="1000")
+        task = opened(stream, admin, type="scale_down", event_id="d-1", pod_count="2500")
+        listed = [Victim(f"e-{index % 3}", index // 3 + 1, f"pod-{index}") for index in range(3000)]
+        answer = stream.choose("d-1", task.owner, claim(*listed, count=2500))
+        assert answer == Choice(listed[:2500], [victim.pod for victim in listed[2500:]])
+        assert sum(len(reloaded(stream, f"e-{number}").workers) for number in range(3)) == 2500
