@@ -1,6 +1,4 @@
-"""The clock of the process: the wall clock of its start, carried on by the monotonic one,
-so that nobody can turn it back.
-"""
+"""The two clocks of the process: a monotonic one for all that is measured, and the wall clock for what people read."""
 
 from __future__ import annotations
 
@@ -10,9 +8,10 @@ import time
 class SystemClock:
     """`ports.Clock`. Immutable: any thread."""
 
-    def __init__(self) -> None:
-        self._offset_s = time.time() - time.monotonic()
-
     def now(self) -> float:
-        """Seconds since the epoch, never going back."""
-        return self._offset_s + time.monotonic()
+        """See ports.Clock."""
+        return time.monotonic()
+
+    def wall(self, at: float) -> float:
+        """See ports.Clock. Asked each time: a wall clock that was wrong at the start is right once somebody sets it."""
+        return time.time() + (at - time.monotonic())

@@ -80,12 +80,12 @@ class Metrics:
         self.ready_workers = gauge("ottoscaler_ready_workers", "Workers that wait for a thread.")
         self.event_to_create_seconds = histogram(
             "ottoscaler_event_to_create_seconds",
-            "From the acceptance of an event to each of its pods' creation: the wait for room is in it.",
+            "From an event's arrival in the stream to each of its pods' creation: the wait for room is in it.",
             buckets=_CREATE_BUCKETS,
         )
         self.end_to_result_seconds = histogram(
             "ottoscaler_end_to_result_seconds",
-            "From the end of a worker's container to its recorded result.",
+            "From when the end of a worker's container was seen to its recorded result.",
             buckets=_RECORD_BUCKETS,
         )
         ProcessCollector(registry=self._registry)

@@ -19,10 +19,15 @@ from ottoscaler.core.pods import Snapshot
 
 
 class Clock(Protocol):
-    """Time that no adjustment of the system's clock can turn back."""
+    """How long something has lasted is measured by `now`, which nobody can set. Times of other machines, and `wall`,
+    are for display: their clocks may be wrong, and may be set at any moment.
+    """
 
     def now(self) -> float:
-        """Seconds since the epoch: the wall clock at the start of the process plus what has passed since, monotonic."""
+        """Monotonic, in seconds from an origin without a meaning: only differences count."""
+
+    def wall(self, at: float) -> float:
+        """What the wall clock shows at the moment `at` of `now`, as far as it is known now; seconds since the epoch."""
 
 
 # -- stream

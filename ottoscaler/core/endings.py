@@ -23,7 +23,7 @@ _UNKNOWN_ENDS: Final = frozenset({"ContainerStatusUnknown", "Unknown"})
 _ADMISSION: Final = ("UnexpectedAdmission", "OutOf")
 
 
-def verdict(pod: Snapshot, *, deletion_seen: bool = False) -> Verdict | None:
+def verdict(pod: Snapshot, *, deleted_first: bool = False) -> Verdict | None:
     """How this pod ended, or None while it has not (a pod that is gone has).
 
     Arguments: the pod, and whether somebody's deletion of it was seen before the end of `agent` was.
@@ -41,7 +41,7 @@ def verdict(pod: Snapshot, *, deletion_seen: bool = False) -> Verdict | None:
         return platform
     if pod.phase is not Phase.FAILED:
         return Verdict(Reason.POD_DELETED, f"somebody deleted the pod in phase {pod.phase}")
-    return _failed(pod, own, deletion_seen=deletion_seen)
+    return _failed(pod, own, deleted_first=deleted_first)
 
 
 def own_end(pod: Snapshot) -> Verdict | None:
@@ -86,10 +86,10 @@ def _platform_end(pod: Snapshot) -> Verdict | None:
     return None
 
 
-def _failed(pod: Snapshot, own: Verdict | None, *, deletion_seen: bool) -> Verdict:
+def _failed(pod: Snapshot, own: Verdict | None, *, deleted_first: bool) -> Verdict:
     """The end of a pod that failed and of which the platform says nothing."""
     unclear = own is None or own.reason is Reason.ERROR or (own.reason is Reason.NODE_LOST and pod.started_at is None)
-    if unclear and (deletion_seen or _ended_by_deletion(pod)):
+    if unclear and (deleted_first or _ended_by_deletion(pod)):
         code = f"; the worker exited with code {pod.exit_code}" if pod.started_at is not None and own else ""
         return Verdict(Reason.POD_DELETED, f"somebody deleted the pod{code}")
     if own is not None:

@@ -325,7 +325,7 @@ def _doomed(life: Life, doom: Doom | None, now: float, limits: Limits) -> Life:
 def _evaluate(life: Life, pod: Snapshot, now: float, limits: Limits) -> Life:
     """What follows from a pod that is as it is now."""
     sight = life.sight
-    end = verdict(pod, deletion_seen=sight.deleting is not None and (sight.ended or now) > sight.deleting)
+    end = verdict(pod, deleted_first=sight.deleted_first)
     if end is None and lost_with_node(sight, pod, now):
         end = Verdict(Reason.NODE_LOST, f"node {pod.node} does not answer")
     if end is not None:

@@ -60,9 +60,10 @@ def is_older(stream_id: str, than: str) -> bool:
 
 
 def _last_first(one: Candidate) -> tuple[int, float, tuple[int, int], int]:
-    started = one.pod.started_at if one.pod is not None and one.pod.started_at is not None else 0.0
+    # by its creation, which the API server wrote for all of them: each node has its own idea of when a pod started
+    created = one.pod.created_at if one.pod is not None and one.pod.created_at is not None else 0.0
     milliseconds, number = _id(one.event.stream_id)
-    return one.progress, -started, (-milliseconds, -number), -one.index
+    return one.progress, -created, (-milliseconds, -number), -one.index
 
 
 def _id(stream_id: str) -> tuple[int, int]:

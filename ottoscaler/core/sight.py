@@ -40,15 +40,17 @@ _TROUBLE_REASONS: Final = {
 class Sight:
     """When each of these was first seen, in seconds of our monotonic clock; None: not yet.
 
-    `created`: our own create was answered. `waiting`: it has not started, and no gate holds it. `ended`: `agent` has
-    ended, and `own` is how, where another container outlived it and nobody had touched the pod before. `trouble` with
-    `trouble_at`: since when it has not started for which reason.
+    `created`: our own create was answered. `waiting`: it has not started, and no gate holds it. `deleted_first`:
+    somebody asked for its deletion before `agent` was seen to have ended. `ended`: `agent` has ended, and `own` is how,
+    where another container outlived it and nobody had touched the pod before. `trouble` with `trouble_at`: since when
+    it has not started for which reason.
     """
 
     created: float | None = None
     waiting: float | None = None
     started: float | None = None
     deleting: float | None = None
+    deleted_first: bool = False
     ended: float | None = None
     own: Verdict | None = None
     trouble: Trouble = Trouble.NONE
@@ -70,6 +72,7 @@ def observe(sight: Sight, pod: Snapshot, now: float) -> Sight:
         waiting=None if gated else _first(sight.waiting, now),
         started=_first(sight.started, now) if pod.started_at is not None else sight.started,
         deleting=_first(sight.deleting, now) if pod.deleting else sight.deleting,
+        deleted_first=sight.deleted_first or (pod.deleting and not pod.ended),
     )
 
 

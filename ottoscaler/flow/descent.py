@@ -222,7 +222,7 @@ class Descents:
             "outcome": Outcome.SUCCEEDED.value,
             "reason": Reason.COMPLETED.value if victims else NOTHING_TO_END,
             "message": f"{len(victims)} workers ended, {len(descent.survivors)} stay",
-            "finished_at": rfc3339(self._clock.now()),
+            "finished_at": rfc3339(self._clock.wall(self._clock.now())),
             "victims": json.dumps(victims),
             "survivors": json.dumps(descent.survivors),
             "pod_count": str(len(victims)),

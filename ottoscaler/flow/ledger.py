@@ -194,7 +194,7 @@ class Ledger:
                 self._idle.notify_all()
 
     def wait_idle(self, deadline: float) -> int:
-        """Wait until no worker holds a thread, at most until then (seconds since the epoch); returns how many do."""
+        """Wait until no worker holds a thread, at most until then (`Clock.now`); returns how many do."""
         with self._idle:
             while self._busy and (left_s := deadline - self._clock.now()) > 0:
                 self._idle.wait(left_s)
@@ -211,7 +211,7 @@ class Ledger:
             return self._capacity.use(job.worker)
 
     def pause(self, job: Job, until: float) -> None:
-        """Its thread gives it back until then (seconds since the epoch); if a create is next, its room as well."""
+        """Its thread gives it back until then (`Clock.now`); if a create is next, its room as well."""
         with self._lock:
             job.until = until
             if job.life.needs_room:

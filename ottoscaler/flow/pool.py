@@ -100,7 +100,7 @@ class Pool:
         self._executor.shutdown(wait=False)
 
     def wait_idle(self, deadline: float) -> int:
-        """Wait until no worker holds a thread, at most until then (seconds since the epoch);
+        """Wait until no worker holds a thread, at most until then (`Clock.now`);
         returns how many still do.
         """
         return self._ledger.wait_idle(deadline)

@@ -154,4 +154,4 @@ class Pulse:
         return _Sign(now, self._awake_s)
 
     def _trouble(self, what: str, sign: _Sign) -> Trouble:
-        return Trouble(what, sign.why, sign.at, self._now().awake_s - sign.awake_s)
+        return Trouble(what, sign.why, self._clock.wall(sign.at), self._now().awake_s - sign.awake_s)

@@ -47,8 +47,8 @@ class Waiter:
         self._registry.leave(self)
 
     def wait(self, attempt: int, until: float | None) -> Observation:
-        """The next observation of that attempt's pod: Seen, Missing, Marked, NotOurs, or TimedOut at `until` (seconds
-        since the epoch).
+        """The next observation of that attempt's pod: Seen, Missing, Marked, NotOurs, or TimedOut at `until`
+        (`Clock.now`).
 
         Raises Stopping when the registry is closed.
         """

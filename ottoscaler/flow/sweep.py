@@ -39,6 +39,7 @@ class Sweep:
         self._lease_s = parts.lease_s
         self._ttl_s = parts.settings.keys.task_ttl_s
         self._unknown_since: dict[str, float] = {}
+        self._finished_since: dict[str, float] = {}  # UID of a pod that no thread follows -> when we saw that
 
     def run(self) -> None:
         """Until the stop."""
@@ -57,6 +58,9 @@ class Sweep:
         pods = [
             pod for pod in self._registry.snapshots() if pod.event_id and not self._registry.followed(*pod.key.worker)
         ]
+        now = self._clock.now()
+        finished = [pod.uid for pod in pods if pod.finished]
+        self._finished_since = {uid: self._finished_since.get(uid, now) for uid in finished}
         known = self._stream.known(sorted({pod.event_id for pod in pods}))
         unknown = [pod for pod in pods if pod.event_id not in known]
         for pod in pods:
@@ -100,9 +104,8 @@ class Sweep:
         for event_id, pods in events.items():
             if now - self._unknown_since[event_id] < self._lease_s:
                 continue
-            if all(
-                not pod.live and pod.finished_at is not None and now - pod.finished_at > self._ttl_s for pod in pods
-            ):
+            # by our own clock: a node's may be days behind, and the result of a pod that has just finished is wanted
+            if all(now - self._finished_since.get(pod.uid, now) > self._ttl_s for pod in pods):
                 for pod in pods:
                     self._delete(pod)
                 continue

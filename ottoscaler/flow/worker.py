@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 from typing import Final
 
 from ottoscaler import logs
@@ -22,7 +23,7 @@ from ottoscaler.core.results import worker_result
 from ottoscaler.core.verdicts import Outcome, Reason, Verdict
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Stopping, Unavailable
 from ottoscaler.flow.burial import tell
-from ottoscaler.flow.jobs import Job
+from ottoscaler.flow.jobs import Job, Task
 from ottoscaler.flow.parts import Parts
 from ottoscaler.flow.registry import Waiter
 from ottoscaler.ports import Answer, Created, Fate
@@ -254,7 +255,7 @@ class Runner:
     def _record(self, job: Job, effect: acts.Record) -> Observation:
         parts, task, index = self._parts, job.task, job.life.index
         now = parts.clock.now()
-        fields = worker_result(task.event, index, effect.attempt, effect.verdict, effect.pod, now)
+        fields = worker_result(task.event, index, effect.attempt, effect.verdict, effect.pod, parts.clock.wall(now))
         answer = self._script(
             "record a result",
             lambda: parts.stream.record(task.event.event_id, task.owner, index, attempt=effect.attempt, fields=fields),
@@ -285,7 +286,7 @@ class _Story:
     def creating(self, job: Job) -> None:
         """Just before the create request."""
         name, now = pod_name(job.key), self._clock.now()
-        since_event_s = max(0.0, now - _sent_at(job.task.event.stream_id, now))
+        since_event_s = _queued_s(job.task) + now - job.task.received_at
         self._metrics.event_to_create_seconds.observe(since_event_s)
         _log.info(
             "worker.created",
@@ -318,8 +319,8 @@ class _Story:
         verdict = effect.verdict if effect.verdict.reason is Reason.COMPLETED else verdict
         self._metrics.workers_finished.inc(verdict.outcome)
         started, ended = (pod.started_at, pod.finished_at) if pod else (None, None)
-        if ended is not None:
-            self._metrics.end_to_result_seconds.observe(max(0.0, now - ended))
+        if job.life.sight.ended is not None:
+            self._metrics.end_to_result_seconds.observe(now - job.life.sight.ended)
         duration_s = round(ended - started, 3) if started is not None and ended is not None else None
         say = _log.info if verdict.reason is Reason.COMPLETED else _log.warning
         say(
@@ -355,7 +356,11 @@ def _observation(answer: Answer) -> Observation | None:
     return None
 
 
-def _sent_at(stream_id: str, fallback: float) -> float:
-    """When an entry was added, by Redis's clock, seconds since the epoch."""
-    milliseconds = stream_id.partition("-")[0]
-    return int(milliseconds) / 1000 if milliseconds.isdigit() else fallback
+def _queued_s(task: Task) -> float:
+    """How long the event was in the stream before it was accepted, by Redis's clock, which wrote both times; seconds.
+    0 where that cannot be known, as for an entry with an id that its producer made up.
+    """
+    milliseconds = task.event.stream_id.partition("-")[0]
+    if not (task.received and milliseconds.isdigit()):
+        return 0.0
+    return max(0.0, datetime.fromisoformat(task.received).timestamp() - int(milliseconds) / 1000)

@@ -20,6 +20,9 @@ class ManualClock:
         with self._lock:
             return self._now
 
+    def wall(self, at: float) -> float:
+        return at
+
     def advance(self, seconds: float) -> None:
         """Let so many seconds pass; never backwards. Raises ValueError for a negative number."""
         if seconds < 0:
@@ -29,10 +32,13 @@ class ManualClock:
 
 
 class SystemClock:
-    """The wall clock at the start plus what has passed since, monotonic. Any thread."""
+    """The wall clock at the start, carried on by the monotonic one: fakes stamp with it. Any thread."""
 
     def __init__(self) -> None:
         self._offset = time.time() - time.monotonic()
 
     def now(self) -> float:
         return self._offset + time.monotonic()
+
+    def wall(self, at: float) -> float:
+        return at

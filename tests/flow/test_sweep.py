@@ -214,6 +214,7 @@ def test_a_finished_pod_of_a_long_forgotten_event_goes() -> None:
         rig.cluster.run(pod)
         rig.cluster.succeed(pod)
         rig.sees(pod, lambda seen: seen.finished)
+        rig.sweep.once()
         world.redis.flush()
         rig.pass_time(200)
         rig.sweep.once()

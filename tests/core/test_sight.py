@@ -1,0 +1,239 @@
+"""How long something has lasted: on our own clock, whatever the clocks of node and API server show or are set to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from ottoscaler.core.acts import Await, Checked, Intended, Mark, Observation, Record, Seen, TimedOut
+from ottoscaler.core.pods import Phase, Snapshot
+from ottoscaler.core.sight import UNSEEN, lost_with_node, observe
+from ottoscaler.core.verdicts import Reason
+from tests.core.builders import (
+    NOW,
+    Json,
+    deleting,
+    disrupted,
+    failed,
+    pod,
+    raw_pod,
+    running,
+    seen,
+    stamp,
+    succeeded,
+)
+from tests.core.drive import LIMITS, Drive
+
+contract = pytest.mark.contract
+
+OFF_S = (-4200.0, -1.0, 0.0, 1.0, 4200.0)
+HOUR = replace(LIMITS, deadline_s=60, pending_timeout_s=40, image_pull_grace_s=10)
+
+
+@dataclass
+class Clocks:
+    """What the node's and the API server's clocks show at a moment `t`, in seconds after NOW. Both are off by so much,
+    and are set by so much more at the moment 20.
+    """
+
+    node_s: float
+    server_s: float
+    node_step_s: float = 0.0
+    server_step_s: float = 0.0
+
+    def node(self, t: float) -> str:
+        """As the kubelet writes it."""
+        return stamp(t + self.node_s + (self.node_step_s if t >= 20 else 0))
+
+    def server(self, t: float) -> str:
+        """As the API server writes it."""
+        return stamp(t + self.server_s + (self.server_step_s if t >= 20 else 0))
+
+    def pod(self, phase: str, state: Json | None = None, *, deleted: float | None = None, **status: Any) -> Snapshot:
+        """A pod that was created and bound at 0, whose deletion was asked for at a moment with a grace of 30 s."""
+        bound = {"type": "PodScheduled", "status": "True", "lastTransitionTime": self.server(0)}
+        conditions = [bound, *status.pop("conditions", [])]
+        metadata: Json = {"creationTimestamp": self.server(0)}
+        if deleted is not None:
+            metadata |= {"deletionTimestamp": self.server(deleted + 30), "deletionGracePeriodSeconds": 30}
+        status = {"startTime": self.node(0), **status}
+        return seen(raw_pod(phase, state=state, conditions=conditions, metadata=metadata, status=status))
+
+    def runs(self, **more: float) -> Snapshot:
+        """It has run since 1."""
+        return self.pod("Running", {"running": {"startedAt": self.node(1)}}, **more)
+
+    def ended(self, t: float, code: int, **more: float) -> Snapshot:
+        """It has run from 1 to a moment."""
+        reason = "Error" if code else "Completed"
+        state = {"exitCode": code, "reason": reason, "startedAt": self.node(1), "finishedAt": self.node(t)}
+        return self.pod("Failed" if code else "Succeeded", {"terminated": state}, **more)
+
+
+def every() -> Sequence[Clocks]:
+    """The table: each clock off, and each set while the worker runs."""
+    off = [Clocks(node, server) for node in OFF_S for server in OFF_S]
+    steps = [(node, server) for node in (-4200.0, 0.0, 4200.0) for server in (-4200.0, 0.0, 4200.0)]
+    return off + [Clocks(node, server, *step) for node in (0.0, -4200.0) for server in (0.0, 4200.0) for step in steps]
+
+
+table = pytest.mark.parametrize("clocks", every(), ids=repr)
+
+
+def until(drive: Drive, moment: float) -> None:
+    """Let time pass up to a moment after NOW, and let the life look at its clock whenever it asked for that."""
+    while isinstance(drive.next, Await) and drive.next.until is not None and drive.next.until <= NOW + moment:
+        drive.wait(drive.next.until - drive.now)
+        drive.tell(TimedOut())
+    if drive.now < NOW + moment:
+        drive.wait(NOW + moment - drive.now)
+
+
+def led(*told: tuple[float, Observation]) -> Drive:
+    """A life that saw each of these at its moment."""
+    drive = Drive(limits=HOUR)
+    drive.tell(Intended())
+    for moment, observation in told:
+        until(drive, moment)
+        drive.tell(observation, *([Checked(None)] if moment == 0 else []))
+    return drive
+
+
+@table
+@contract("2.WORKER_DEADLINE_S")
+@contract("5.Completed")
+def test_no_worker_is_ended_early(clocks: Clocks) -> None:
+    """Not at its start, not when a clock is set, not a second before its time."""
+    drive = led((0, Seen(clocks.pod("Pending"))), (1, Seen(clocks.runs())), (25, Seen(clocks.runs())))
+    until(drive, 90)
+    assert isinstance(drive.next, Await)
+    end = drive.tell(Seen(clocks.ended(90, 0)))
+    assert isinstance(end, Record)
+    assert end.verdict.reason is Reason.COMPLETED
+
+
+@table
+@contract("2.WORKER_DEADLINE_S")
+@contract("5.DeadlineExceeded")
+def test_no_worker_is_kept_without_end(clocks: Clocks) -> None:
+    """Where the kubelet does not end it at its deadline, we do half a minute later."""
+    drive = led((0, Seen(clocks.pod("Pending"))), (1, Seen(clocks.runs())))
+    until(drive, 91)
+    assert isinstance(drive.next, Mark)
+    assert drive.next.doom.reason is Reason.DEADLINE_EXCEEDED
+
+
+@table
+@contract("2.PENDING_TIMEOUT_S")
+@contract("5.PendingTimeout")
+def test_a_pod_that_does_not_start_has_its_whole_time_and_no_more(clocks: Clocks) -> None:
+    """From when it was created, on our clock."""
+    drive = led((0, Seen(clocks.pod("Pending"))))
+    until(drive, 39)
+    assert drive.next == Await(NOW + 40)
+    until(drive, 40)
+    assert isinstance(drive.next, Mark)
+    assert drive.next.doom.reason is Reason.PENDING_TIMEOUT
+
+
+@table
+@contract("2.IMAGE_PULL_GRACE_S")
+@contract("5.ImagePull")
+def test_an_image_has_its_grace(clocks: Clocks) -> None:
+    """From when the trouble was seen."""
+    waits = clocks.pod("Pending", {"waiting": {"reason": "ErrImagePull", "message": "not found"}})
+    drive = led((0, Seen(clocks.pod("Pending"))), (15, Seen(waits)))
+    until(drive, 24)
+    assert drive.next == Await(NOW + 25)
+    until(drive, 25)
+    assert isinstance(drive.next, Mark)
+
+
+@table
+@contract("5.NodeLost")
+def test_a_node_is_lost_in_its_time(clocks: Clocks) -> None:
+    """Thirty seconds after the grace of a deletion, from when that was seen."""
+    lost = clocks.pod(
+        "Running",
+        {"running": {"startedAt": clocks.node(1)}},
+        deleted=10,
+        conditions=[disrupted("DeletionByTaintManager")],
+    )
+    drive = led((0, Seen(clocks.pod("Pending"))), (1, Seen(clocks.runs())), (10, Seen(lost)))
+    drive.wait(59)
+    assert isinstance(drive.tell(Seen(lost)), Await)
+    drive.wait(2)
+    drive.tell(Seen(lost))
+    assert drive.life.infra_used == 1
+
+
+@table
+@contract("5.PodDeleted")
+def test_whoever_deleted_a_running_worker_ended_it(clocks: Clocks) -> None:
+    """The deletion was seen first."""
+    drive = led((0, Seen(clocks.pod("Pending"))), (1, Seen(clocks.runs())), (22, Seen(clocks.runs(deleted=22))))
+    end = drive.tell(Seen(clocks.ended(24, 143, deleted=22)))
+    assert isinstance(end, Record)
+    assert end.verdict.reason is Reason.POD_DELETED
+
+
+@pytest.mark.parametrize("clocks", [Clocks(node, server) for node in OFF_S for server in OFF_S], ids=repr)
+@pytest.mark.parametrize(("ended", "reason"), [(15, Reason.ERROR), (35, Reason.POD_DELETED)])
+@contract("5.PodDeleted")
+@contract("5.Error")
+def test_where_both_are_seen_at_once_the_clocks_are_set_against_each_other(
+    clocks: Clocks, ended: float, reason: Reason
+) -> None:
+    """The kubelet began when the API server had bound the pod: so far apart are their clocks."""
+    drive = led((0, Seen(clocks.pod("Pending"))), (1, Seen(clocks.runs())))
+    end = drive.tell(Seen(clocks.ended(ended, 1, deleted=25)))
+    assert isinstance(end, Record)
+    assert end.verdict.reason is reason
+
+
+@pytest.mark.parametrize(("after_s", "reason"), [(30, Reason.DEADLINE_EXCEEDED), (29, Reason.EVICTED)])
+@contract("5.DeadlineExceeded")
+@contract("5.Evicted")
+def test_a_deadline_that_came_too_early_is_the_nodes_fault(after_s: float, reason: Reason) -> None:
+    """The kubelet counts it on its own clock, which somebody set: the worker is tried again."""
+    drive = Drive(limits=replace(LIMITS, infra_retries=0))
+    drive.tell(Intended(), Seen(pod(deadline_s=60)), Checked(None), Seen(running(deadline_s=60)))
+    drive.wait(after_s)
+    end = drive.tell(Seen(failed(137, reason="DeadlineExceeded", message="too long", deadline_s=60)))
+    assert isinstance(end, Record)
+    assert end.verdict.reason is reason
+    assert "DeadlineExceeded" in end.verdict.message or reason is Reason.DEADLINE_EXCEEDED
+
+
+@contract("5.NodeLost")
+@pytest.mark.parametrize(("after_s", "lost"), [(0, False), (60, False), (60.1, True)])
+def test_a_pod_that_a_dead_node_cannot_end_is_lost_with_it(after_s: float, lost: bool) -> None:
+    """Thirty seconds after the grace of a deletion that the node controller asked for."""
+    stuck = running(disruption=Reason.NODE_LOST, deletion_requested_at=NOW - 4200, deletion_grace_s=30.0)
+    assert lost_with_node(observe(UNSEEN, stuck, 5), stuck, 5 + after_s) is lost
+
+
+@contract("5.NodeLost")
+@pytest.mark.parametrize(
+    "snap",
+    [
+        deleting(running()),
+        running(disruption=Reason.NODE_LOST),
+        deleting(running(disruption=Reason.EVICTED)),
+        deleting(succeeded(disruption=Reason.NODE_LOST)),
+    ],
+)
+def test_no_other_pod_is_lost_with_its_node(snap: Snapshot) -> None:
+    """However long its deletion takes."""
+    assert not lost_with_node(observe(UNSEEN, snap, 0), snap, 10**6)
+
+
+def test_what_was_seen_first_stays_the_first() -> None:
+    """Later looks change nothing."""
+    first = observe(UNSEEN, deleting(running()), 5)
+    assert observe(first, deleting(running()), 9) == first
+    assert (first.waiting, first.started, first.deleting) == (5, 5, 5)
+    assert pod(Phase.UNKNOWN).stage != pod().stage
