@@ -293,6 +293,11 @@ class Stream(Protocol):
     def outcomes(self, victims: Sequence[Victim]) -> Sequence[StoredWorker | None]:
         """What is stored of each of these workers; None where the task is unknown."""
 
+    def obstacles(self) -> Sequence[str]:
+        """One sentence for each key of ours that is of another type or on which we lack rights; empty if all is well.
+        Changes nothing.
+        """
+
     def advice(self) -> Sequence[str]:
         """Sentences on how this Redis is set up dangerously for us (no append-only file, eviction, too old); empty if
         it is not, or not to be seen.

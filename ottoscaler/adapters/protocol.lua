@@ -300,6 +300,45 @@ function F.reserve()
   return held or GROUP
 end
 
+-- What the controller does with each key, in the order of KEYS, and then: the group's, the consumer's, a task.
+local NEEDED = {
+  {'stream', {'XREADGROUP', 'XREAD', 'XRANGE', 'XPENDING', 'XACK', 'XCLAIM', 'XGROUP CREATE', 'XINFO GROUPS', 'XLEN'}},
+  {'sorted set', {'ZADD', 'ZREM', 'ZSCORE', 'ZRANGE', 'ZRANGEBYSCORE', 'ZCARD'}},
+  {'stream', {'XADD', 'XINFO STREAM', 'XLEN'}},
+  {'stream', {'XADD', 'XINFO STREAM', 'XLEN'}},
+  {'sorted set', {'ZADD', 'ZREMRANGEBYSCORE', 'ZSCORE', 'ZCARD'}},
+  {'hash', {'HGET', 'HSET', 'HLEN'}},
+  {'hash', {'HGET', 'HSET', 'HLEN', 'EXPIRE', 'EXISTS'}},
+  {'hash', {'HGET', 'HMGET', 'HGETALL', 'HEXISTS', 'HLEN', 'HSET', 'HDEL', 'EXPIRE', 'EXISTS'}},
+}
+local KIND_PROBES = {stream = 'XLEN', ['sorted set'] = 'ZCARD', hash = 'HLEN'}
+
+local function permitted(command, key)
+  local name, part = string.match(command, '^(%S+) ?(%S*)$')
+  if name == 'XREADGROUP' then return redis.acl_check_cmd(name, 'GROUP', GROUP, 'c', 'STREAMS', key, '>') end
+  if name == 'XREAD' then return redis.acl_check_cmd(name, 'STREAMS', key, '0') end
+  if part ~= '' then return redis.acl_check_cmd(name, part, key) end
+  return redis.acl_check_cmd(name, key)
+end
+
+-- Changes nothing. Gets the keys as arguments: a script that names a key to which the user has no right is not run at all,
+-- and the server does not say which key it was. For each key with which something is wrong: the key, what it holds something else than ('' where it does
+-- not), and the commands that the user may not run on it. Last the same for commands that are about no key.
+function F.examine(...)
+  local found, keys = {}, {...}
+  for n, needed in ipairs(NEEDED) do
+    local missing, kind = {}, ''
+    for _, command in ipairs(needed[2]) do
+      if not permitted(command, keys[n]) then missing[#missing + 1] = command end
+    end
+    local told = redis.pcall(KIND_PROBES[needed[1]], keys[n])
+    if type(told) == 'table' and string.find(told.err or '', 'WRONGTYPE', 1, true) then kind = needed[1] end
+    if kind ~= '' or #missing > 0 then found[#found + 1] = {keys[n], kind, table.concat(missing, ', ')} end
+  end
+  if not redis.acl_check_cmd('TIME') then found[#found + 1] = {'', '', 'TIME'} end
+  return found
+end
+
 -- One process for each consumer: KEYS[6] holds the boot that announced itself last. Returns the one that is in our place.
 function F.announce(boot, anew)
   local held = redis.call('HGET', KEYS[6], 'boot')

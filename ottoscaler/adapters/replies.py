@@ -102,3 +102,16 @@ def advice_on(told: Mapping[str, Any]) -> list[str]:
             f"Redis may evict keys (maxmemory-policy {policy}): tasks can vanish; set maxmemory-policy noeviction"
         )
     return found
+
+
+def obstacle(key: str, kind: str, commands: str, setting: str) -> str:
+    """What the script `examine` says of one key, as a sentence: the key, what it should hold if it holds something
+    else, the commands that are not permitted on it, the setting that names it.
+    """
+    if kind:
+        return (
+            f"the key {key} holds something else than a {kind}: rename that key, or set {setting} to another name;"
+            " nothing is read until then"
+        )
+    where = f" on the key {key}" if key else ""
+    return f"the user may not run {commands}{where}: give it the rights that README lists; nothing is read until then"

@@ -57,6 +57,11 @@ class Scripts:
                 raise answers[number]
         return answers
 
+    def examine(self, client: FollowingRedis, keys: Sequence[str]) -> Any:
+        """The answer of `examine` on the keys that all functions get and these."""
+        names = [*self._keys, *keys]
+        return call_script(client, _SOURCE, ["EVALSHA", _SHA, 0, "examine", *self._settings, *names])
+
     def _command(self, function: str, tasks: Sequence[str], arguments: Sequence[Any]) -> list[Any]:
         keys = [*self._keys, *tasks]
         return ["EVALSHA", _SHA, len(keys), *keys, function, *self._settings, *arguments]

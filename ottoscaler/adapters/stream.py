@@ -10,7 +10,16 @@ from typing import Any, cast
 
 import redis
 
-from ottoscaler.adapters.replies import accepted, advice_on, buried, delivered_of, entries_of, pairs_of
+from ottoscaler.adapters.replies import (
+    accepted,
+    advice_on,
+    buried,
+    delivered_of,
+    entries_of,
+    obstacle,
+    pairs_of,
+    text_of,
+)
 from ottoscaler.adapters.stream_leases import StreamLeases
 from ottoscaler.adapters.stream_scale_downs import StreamScaleDowns
 from ottoscaler.adapters.stream_workers import StreamWorkers
@@ -120,6 +129,16 @@ class RedisStream(StreamLeases, StreamWorkers, StreamScaleDowns):
             if b"state" in fields
         }
         return {event_id: (state, known) for event_id, (state, known) in workers.items() if known is not None}
+
+    def obstacles(self) -> Sequence[str]:
+        """See ports.Stream. Asked of the server by one script, which needs no right beyond those of all scripts."""
+        keys = [self._key.group, self._key.consumer(self._consumer), self._key.task("any")]
+        with self._calling():
+            found = self._scripts.examine(self._reading, keys)
+        settings = {self._keys.stream: "REDIS_STREAM", self._keys.result_stream: "RESULT_STREAM"}
+        settings[self._keys.dead_letter_stream] = "DEAD_LETTER_STREAM"
+        told = [(text_of(key), text_of(kind), text_of(commands)) for key, kind, commands in found]
+        return [obstacle(key, kind, commands, settings.get(key, "KEY_PREFIX")) for key, kind, commands in told]
 
     def advice(self) -> Sequence[str]:
         """See ports.Stream."""

@@ -1,7 +1,7 @@
 """The controller: `python ottoscaler.py` or `... run`. Here, and only here, settings, adapters and flow are put
 together.
 
-Start: settings -> adapters -> probes -> wait for Redis and for the rights in Kubernetes -> threads. Stop, in one
+Start: settings -> adapters -> probes -> wait for Redis, its keys and the rights in Kubernetes -> threads. Stop, in one
 function: reader and control end, workers finish the write they are at (their pods run on), leases are given up, the
 watch and the connections close, and last of all the probes.
 """
@@ -48,7 +48,7 @@ from ottoscaler.settings import Settings
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 #: What is kept of SHUTDOWN_GRACE_S for handing over and closing, seconds.
 CLOSE_S = 3.0
-MAX_RIGHTS_PAUSE_S = 10.0
+MAX_PAUSE_S = 10.0
 #: How long the other threads wait for the first list of pods at most, seconds.
 FIRST_LIST_S = 2.0
 #: The thread that answers probes: it lives as long as anything does.
@@ -136,20 +136,32 @@ class Controller:
             _log.warning("pids.advice", narrow)
         for name in self._settings.not_yet:
             _log.warning("config.not_yet", "%s is set and has no effect yet", name)
+        self._await_clear("Redis", "redis.refused", self._obstacles)
         group, keys = self._retries.forever("reach Redis", self._stream.reserve), self._settings.keys
         if group != keys.group:
             raise ConfigError((_not_ours(keys.prefix, group),))
         self._retries.forever("reach Redis", self._stream.ensure_group)
         for advice in self._retries.forever("look at Redis", self._stream.advice):
             _log.warning("redis.advice", advice)
+        self._await_clear("rights", "kubernetes.forbidden", self._missing_rights)
+
+    def _obstacles(self) -> list[str]:
+        return list(self._retries.forever("reach Redis", self._stream.obstacles))
+
+    def _missing_rights(self) -> list[str]:
+        missing = self._retries.forever("reach Kubernetes", self._cluster.missing_rights)
+        return [f"the controller {sentence}" for sentence in missing]
+
+    def _await_clear(self, what: str, event: str, look: Callable[[], Sequence[str]]) -> None:
+        """Look again until nothing is in the way, and log each sentence each time. Raises Stopping."""
         pause_s = 1.0
-        while missing := self._retries.forever("reach Kubernetes", self._cluster.missing_rights):
-            self._pulse.phase(f"waiting for rights: it {'; '.join(missing)}")
-            for sentence in missing:
-                _log.error("kubernetes.forbidden", "The controller %s", sentence)
+        while found := look():
+            self._pulse.phase(f"waiting for {what}: {'; '.join(found)}")
+            for sentence in found:
+                _log.error(event, "%s", sentence[0].upper() + sentence[1:])
             if self._stop.wait(pause_s):
-                raise Stopping("stopped while waiting for rights")
-            pause_s = min(pause_s * 2, MAX_RIGHTS_PAUSE_S)
+                raise Stopping(f"stopped while waiting for {what}")
+            pause_s = min(pause_s * 2, MAX_PAUSE_S)
 
     def _start(self) -> None:
         self._begin("watch", self._watch.run)

@@ -162,6 +162,11 @@ def _reserve(rig: Rig) -> Call:
 
 
 @situation
+def _examine(rig: Rig) -> Call:
+    return rig.weak.obstacles
+
+
+@situation
 def _announce(rig: Rig) -> Call:
     return rig.weak.announce
 
@@ -563,6 +568,43 @@ def test_no_function_writes_by_itself(rig: Rig) -> None:
     told = cast("dict[str, Any]", rig.client.execute_command("COMMAND"))
     assert {name for name in READS if "write" in told[name.lower()]["flags"]} == set()
     assert {name for name in WRITES if "write" not in told[name.lower()]["flags"]} == set()
+
+
+def test_nothing_is_in_the_way(rig: Rig) -> None:
+    """With the rights that README lists, whether the keys are there or not."""
+    _prepared(rig, "record__the_last")()
+    assert rig.weak.obstacles() == []
+    rig.admin.flush()
+    assert rig.weak.obstacles() == []
+
+
+OF_CONTROLLER = re.findall(r"(?:p?call\(|write\(|= \{)'([A-Z]+)'", SOURCES["protocol.lua"])
+
+
+@pytest.mark.parametrize(
+    "command", sorted({*OF_CONTROLLER, "XREADGROUP", "XREAD", "XGROUP", "ZRANGE", "ZRANGEBYSCORE"})
+)
+def test_each_missing_right_is_named_before_it_is_needed(rig: Rig, command: str) -> None:
+    """Every command of the scripts and of the reads around them: a sentence for each key that it is needed on."""
+    with denied(rig, command):
+        told = rig.weak.obstacles()
+    assert told
+    assert all(command in sentence and "README" in sentence for sentence in told)
+
+
+@pytest.mark.parametrize("key", [key for key in KEYS if not key.startswith(("redriven", "task"))])
+def test_each_key_of_another_type_is_named(rig: Rig, key: str) -> None:
+    """With the key, what it should hold and the setting to change: one sentence."""
+    _prepared(rig, "record__the_last")()
+    with moved(rig, key, PUTS["string"]):
+        [sentence] = rig.weak.obstacles()
+    setting = {"events": "REDIS_STREAM", "results": "RESULT_STREAM", "dead": "DEAD_LETTER_STREAM"}.get(
+        key, "KEY_PREFIX"
+    )
+    assert f"the key {rig.admin.prefix}{key} holds something else than a {_kind(key)}" in sentence
+    assert setting in sentence
+    with locked(rig, key):
+        assert [each for each in rig.weak.obstacles() if f"{rig.admin.prefix}{key}:" in each]
 
 
 @pytest.mark.parametrize("name", sorted(SITUATIONS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,14 +56,14 @@ def start(server: SecuredRedis, tmp_path: Path) -> Iterator[Callable[..., Contro
     cluster = LocalCluster(tmp_path / "cluster")
     made: list[Controller] = []
 
-    def launch(**where: str) -> Controller:
+    def launch(*, ready: bool = True, **where: str) -> Controller:
         password = tmp_path / "password"
         password.write_text("secret\n", encoding="utf-8")
         kept = {key: value for key, value in settings_of(overlay("production")).items() if key not in _PLACE}
         files = {"REDIS_PASSWORD_FILE": str(password), "REDIS_CA_FILE": str(server.ca)}
         kube = {"KUBECONFIG": str(cluster.kubeconfig), "REDIS_CONSUMER": "one"}
         made.append(Controller(tmp_path, {**kept, **files, **kube, **where}))
-        return made[-1].ready()
+        return made[-1].ready() if ready else made[-1]
 
     cluster.start()
     yield launch
@@ -108,6 +109,76 @@ def test_the_least_rights_are_enough_through_a_restart(
         used = client.info("commandstats")
         assert {"cmdstat_script|load", "cmdstat_evalsha"} <= used.keys()
         assert not {"cmdstat_eval", "cmdstat_keys", "cmdstat_config|get"} & used.keys()
+
+
+#: How long something is refused, seconds: longer than the workers need to end, and than a few retries.
+REFUSED_S = 6.0
+
+
+@contextmanager
+def no_right_to_add(client: Any) -> Iterator[None]:
+    """The user loses a right and gets it back."""
+    client.execute_command("ACL", "SETUSER", "ottoscaler", "-xadd")
+    yield
+    client.execute_command("ACL", "SETUSER", "ottoscaler", "+xadd")
+
+
+@contextmanager
+def another_result_stream(client: Any) -> Iterator[None]:
+    """Somebody has put something else in its place, and takes it away again."""
+    client.renamenx("otto:scale:results", "kept") if client.exists("otto:scale:results") else None
+    client.set("otto:scale:results", "x")
+    yield
+    client.delete("otto:scale:results")
+    client.rename("kept", "otto:scale:results") if client.exists("kept") else None
+
+
+@contextmanager
+def no_memory(client: Any) -> Iterator[None]:
+    """The server takes no writes that need memory."""
+    client.config_set("maxmemory", "1")
+    yield
+    client.config_set("maxmemory", "0")
+
+
+@pytest.mark.parametrize("refused", [no_right_to_add, another_result_stream, no_memory])
+def test_what_is_refused_for_a_while_is_neither_lost_nor_twice(
+    server: SecuredRedis, start: Callable[..., Controller], refused: Callable[[Any], Any]
+) -> None:
+    """Workers that end meanwhile, and an invalid event: each has its results and its dead letter in the end, once."""
+    start(REDIS_HOST=server.address, REDIS_PORT=str(server.port), OTTO_AGENT_COMMAND='["sleep", "2"]')
+    with server.client() as client:
+        task, running = client.xadd("otto:scale:events", {"type": "scale_up", "pod_count": "2"}), '"running"'
+        shown = f"otto:scale:task:{task}"
+        wait_for(lambda: running in (client.hget(shown, "worker:1") or ""), "a worker to run", 30)
+        bad = ""
+        with refused(client):
+            if refused is not no_memory:  # then the producer is refused as well
+                bad = client.xadd("otto:scale:events", {"type": "neither"})
+            time.sleep(REFUSED_S)
+        bad = bad or client.xadd("otto:scale:events", {"type": "neither"})
+        assert wait_for(lambda: outcome(client, str(task)), "the task's result", 30) == "succeeded"
+        assert wait_for(lambda: outcome(client, str(bad)), "the bad event's result", 30) == "failed"
+        found = [(fields["kind"], fields["event_id"]) for _, fields in client.xrange("otto:scale:results")]
+        assert sorted(found) == sorted([("worker", task)] * 2 + [("task", task), ("task", bad)])
+        assert [fields["stream_id"] for _, fields in client.xrange("otto:scale:dead")] == [bad]
+
+
+def test_a_key_of_another_type_is_named_at_the_start(server: SecuredRedis, start: Callable[..., Controller]) -> None:
+    """In one sentence, and nothing is read before it is mended; then everything goes on by itself."""
+    with server.client() as client:
+        client.set("otto:scale:results", "x")
+        client.execute_command("ACL", "SETUSER", "ottoscaler", "-zadd")
+        controller = start(ready=False, REDIS_HOST=server.address, REDIS_PORT=str(server.port))
+        controller.until_said("redis.refused")
+        task = client.xadd("otto:scale:events", {"type": "scale_up"})
+        said = [line["message"] for line in controller.said("redis.refused")]
+        assert any("RESULT_STREAM" in line and "something else than a stream" in line for line in said), said
+        assert any("may not run ZADD on the key otto:scale:open" in line for line in said), said
+        assert not client.exists(f"otto:scale:task:{task}")
+        client.delete("otto:scale:results")
+        client.execute_command("ACL", "SETUSER", "ottoscaler", "+zadd")
+        assert wait_for(lambda: outcome(client, str(task)), "the task's result", 60) == "succeeded"
 
 
 @pytest.mark.parametrize(

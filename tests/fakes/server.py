@@ -132,8 +132,8 @@ class FakeRedis:
     """The server. Any thread; `changed` guards all of its state and wakes blocked readers.
 
     Attributes without underscore are for the fake streams; tests use the methods, `calls` (how often each operation was
-    called), `advice` (what is wrong with this server) and `on_call`, which gets the name of each operation before it is
-    carried out, and may raise or block.
+    called), `advice` and `obstacles` (what is wrong with this server) and `on_call`, which gets the name of each
+    operation before it is carried out, and may raise or block.
     """
 
     def __init__(self, clock: Clock | None = None, *, result_maxlen: int = 100_000, task_ttl_s: int = 604_800) -> None:
@@ -144,6 +144,7 @@ class FakeRedis:
         self.calls: Counter[str] = Counter()
         self.on_call: Callable[[str], None] = lambda _op: None
         self.advice: list[str] = []
+        self.obstacles: list[str] = []
         self._faults: list[_Fault] = []
         self._down = False
         self._clear()

@@ -391,6 +391,10 @@ class FakeStream(WorkerScripts):
             found = [(self.server.find(victim.event_id), victim.index) for victim in victims]
             return [None if task is None else task.stored().get(index, StoredWorker(index)) for task, index in found]
 
+    def obstacles(self) -> Sequence[str]:
+        with self.server.call("obstacles"):
+            return list(self.server.obstacles)
+
     def advice(self) -> Sequence[str]:
         with self.server.call("advice"):
             return list(self.server.advice)
