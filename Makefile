@@ -3,15 +3,31 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-ARGS ?=
 UV_VERSION := 0.13.9
-export PYTHON
 
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
+
+# What is given on the command line reaches a recipe by the environment, as it was written: make expands nothing in it,
+# and no shell reads it. USER and PORT count only where they are given here, since every shell has a USER.
+export USER_GIVEN := $(if $(filter command,$(origin USER)),$(value USER))
+export PORT_GIVEN := $(if $(filter command,$(origin PORT)),$(value PORT))
+# bash has a RANDOM of its own
+export RANDOM_GIVEN := $(value RANDOM)
+GIVEN := ARGS ENV_FILE EXAMPLES FORCE KILLS KIND_NODE_IMAGE ONLY PODS PORT PYTHON QUICK RANDOM ROLLOUT_S SEED TASK TYPE USER VENV
+$(foreach name,$(GIVEN),$(if $(filter-out undefined,$(origin $(name))),$(eval override $(name) := $$(value $(name)))$(eval export $(name))))
+
+# The words of ARGS as the arguments of a recipe: quotes count as in a shell, and nothing in them is carried out.
+SET_ARGS = [ -z "$${ARGS:-}" ] || { words=$$("$$PYTHON" -I deploy/environment.py words) && eval "set -- $$words" || exit 1; }
+
+# These two are also names of targets and parts of commands.
+ALLOWED := a b c d e f g h i j k l m n o p q r s t u v w x y z A B C D E F G H I J K L M N O P Q R S T U V W X Y Z 0 1 2 3 4 5 6 7 8 9 . _ / + - @
+without = $(if $(2),$(call without,$(subst $(firstword $(2)),,$(1)),$(wordlist 2,$(words $(2)),$(2))),$(1))
+path = $(if $(filter-out -%,$(firstword $($(1)))),$(if $(call without,$($(1)),$(ALLOWED)),,1))
+$(foreach name,PYTHON VENV,$(if $(call path,$(name)),,$(error $(name) is '$($(name))', expected a path of letters, digits and . _ / + - @, without a dash at its beginning)))
 
 # The stamps carry the version, so that another PYTHON gets a new environment instead of a mixture of both.
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
@@ -21,6 +37,10 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 PYTEST := $(BIN)/python -m pytest
 SUITES := $(wildcard tests/core tests/flow tests/simulation tests/adapters tests/local tests/cli tests/deploy tests/test_*.py)
+
+# A folder that is there is emptied only if it is a virtual environment.
+OURS = [ ! -e $(VENV) ] || [ -e $(VENV)/pyvenv.cfg ] || [ -z "$$(ls -A $(VENV))" ] || \
+	{ echo "VENV is $(VENV): this is no virtual environment, and is left as it is" >&2; exit 1; }
 
 .PHONY: help demo run test test-race test-real test-cov test-313 check fmt lint types layers e2e torture bench fuzz mutants rows lock distclean
 .PHONY: setup-user build deploy logs test-event status k8s-status redis-cli clean
@@ -32,17 +52,17 @@ help: ## show this list
 ##@ To begin with
 
 demo: $(RUNTIME) ## the whole system on this machine, with a fixed set of events and a table at the end
-	@$(BIN)/python ottoscaler.py demo $(ARGS)
+	@$(SET_ARGS); $(BIN)/python ottoscaler.py demo "$$@"
 
 run: $(RUNTIME) ## the controller, configured by environment variables or ENV_FILE
-	@$(BIN)/python ottoscaler.py run $(ARGS)
+	@$(SET_ARGS); OTTO_PYTHON=$(BIN)/python deploy/dev.sh run "$$@"
 
 test: $(DEV) ## the tests that need neither a server nor root; the flow twice, the second time with hostile thread switching
 ifeq ($(strip $(ARGS)),)
 	@# side by side, since most of them wait for servers; the slowest first
 	@$(MAKE) --jobs=3 --keep-going --output-sync=target suite-cli suite-adapters suite-local suite-flow suite-simulation test-race suite-deploy suite-core suite-top
 else
-	$(PYTEST) -m "not e2e" $(SUITES) $(ARGS)
+	@$(SET_ARGS); $(PYTEST) -m "not e2e" $(SUITES) "$$@"
 	@echo "make test: with ARGS the second pass over the flow is left out; 'make test-race' runs it"
 endif
 
@@ -54,24 +74,24 @@ suite-%: $(DEV)
 ##@ Development
 
 test-race: $(DEV) ## the tests of the flow in development mode, a thread switch every microsecond
-	PYTHONDEVMODE=1 OTTO_SWITCH_INTERVAL=1e-6 $(PYTEST) -m "not e2e" $(wildcard tests/flow) $(ARGS)
+	@$(SET_ARGS); PYTHONDEVMODE=1 OTTO_SWITCH_INTERVAL=1e-6 $(PYTEST) -m "not e2e" $(wildcard tests/flow) "$$@"
 
 test-real: $(DEV) ## the contract suites against real servers (TEST_KUBECONFIG, redis-server); OTTO_CI=1 forbids to skip
-	$(PYTEST) -m "real and not e2e" tests $(ARGS)
+	@$(SET_ARGS); $(PYTEST) -m "real and not e2e" tests "$$@"
 
 test-cov: $(DEV) ## the tests with branch coverage: core 100 %, all 95 %
 	@mkdir -p .cache/coverage
-	$(PYTEST) -m "not e2e" --cov --cov-report= $(SUITES) $(ARGS)
+	@$(SET_ARGS); $(PYTEST) -m "not e2e" --cov --cov-report= $(SUITES) "$$@"
 	$(BIN)/coverage report --fail-under=95
 	$(BIN)/coverage report --include='ottoscaler/core/*' --fail-under=100
 
 test-313: ## the tests in the image python:3.13-slim, if there is a Docker daemon
-	@.ci/test-313 $(ARGS)
+	@$(SET_ARGS); .ci/test-313 "$$@"
 
 # The order of sets has to be the same for the same seed, too.
 simulate: $(DEV) ## several controllers in a world of faults; SEED=... EXAMPLES=... plays the same again
-	@seed=$(or $(SEED),$$(date +%s)) examples=$(or $(EXAMPLES),1000); echo "make simulate SEED=$$seed EXAMPLES=$$examples"; \
-		PYTHONHASHSEED=0 SIMULATE_SEED=$$seed SIMULATE_EXAMPLES=$$examples $(PYTEST) -p no:randomly tests/simulation $(ARGS)
+	@$(SET_ARGS); seed=$${SEED:-$$(date +%s)} examples=$${EXAMPLES:-1000}; echo "make simulate SEED=$$seed EXAMPLES=$$examples"; \
+		PYTHONHASHSEED=0 SIMULATE_SEED=$$seed SIMULATE_EXAMPLES=$$examples $(PYTEST) -p no:randomly tests/simulation "$$@"
 
 check: lint types layers ## format, lint, types, layers: what must hold before a commit
 
@@ -91,71 +111,70 @@ fmt: $(DEV) ## format, and repair what ruff can repair
 	$(BIN)/ruff check --fix .
 
 e2e: $(DEV) ## the process itself against a real Kubernetes (TEST_KUBECONFIG) and a real Redis
-	$(PYTEST) -m e2e tests/e2e $(ARGS)
+	@$(SET_ARGS); $(PYTEST) -m e2e tests/e2e "$$@"
 
 torture: $(DEV) ## the controller killed KILLS times (100) with work in flight, its servers and network too; SEED=... again
-	$(BIN)/python -m tests.torture $(ARGS)
+	@$(SET_ARGS); $(BIN)/python -m tests.torture "$$@"
 
 bench: $(DEV) ## the product beside its peers on servers of its own; QUICK=1: counts only; ONLY=idle,ends: some scenarios
-	$(BIN)/python -m tests.bench $(if $(QUICK),--quick) $(if $(ONLY),--only=$(ONLY)) $(ARGS)
+	@$(SET_ARGS); $(BIN)/python -m tests.bench $(if $(QUICK),--quick) $(if $(ONLY),"--only=$$ONLY") "$$@"
 
 fuzz: $(DEV) ## a million random events through the pure core; ARGS="COUNT SEED" for others
-	$(BIN)/python -m tests.fuzz $(ARGS)
+	@$(SET_ARGS); $(BIN)/python -m tests.fuzz "$$@"
 
 mutants: $(DEV) ## break the code on purpose and see the tests notice; RANDOM=100 SEED=...: so many changes at random
-	$(BIN)/python -m tests.mutants $(if $(RANDOM),--random=$(RANDOM) --seed=$(or $(SEED),1)) $(ARGS)
+	@$(SET_ARGS); $(BIN)/python -m tests.mutants $(if $(RANDOM),"--random=$$RANDOM_GIVEN" "--seed=$${SEED:-1}") "$$@"
 
 rows: $(DEV) ## the promises to the outside, and the tests that hold each of them up
-	$(BIN)/python -m tests.rows $(ARGS)
+	@$(SET_ARGS); $(BIN)/python -m tests.rows "$$@"
 
 lock: ## write the requirements files anew from pyproject.toml (ARGS=--upgrade for newer versions)
 	@rm -rf .cache/lock && $(PYTHON) -m venv .cache/lock
 	@.cache/lock/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	@for set in "requirements.txt" "requirements-dev.txt --extra dev --constraint requirements.txt"; do \
+	@$(SET_ARGS); for set in "requirements.txt" "requirements-dev.txt --extra dev --constraint requirements.txt"; do \
 		.cache/lock/bin/uv pip compile pyproject.toml --quiet --output-file $$set --universal --python-version 3.11 \
-			--generate-hashes --no-strip-extras --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(ARGS); \
+			--generate-hashes --no-strip-extras --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" "$$@"; \
 	done
 	@rm -rf .cache/lock
 
 distclean: ## remove the virtual environment and the caches, nothing else
+	@$(OURS)
 	rm -rf $(VENV) .cache .hypothesis .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
 ##@ A developer's own environment: ENV_FILE names it, and is not needed where there is only one
 
-# every shell has a USER, and many a PORT: they count only when given on the command line
-setup-user: USER_GIVEN = $(if $(filter command,$(origin USER)),$(USER))
-setup-user: PORT_GIVEN = $(if $(filter command,$(origin PORT)),$(PORT))
 setup-user: ## USER=<name> [PORT=<port>]: make or reuse a developer's Redis, Kind cluster, namespace and env file
-	@deploy/setup-user.sh '$(USER_GIVEN)' '$(PORT_GIVEN)'
+	@deploy/setup-user.sh "$$USER_GIVEN" "$$PORT_GIVEN"
 
 build: ## the image
 	@deploy/dev.sh build
 
-deploy: ## bring image and manifests into the cluster, and wait until the controller is ready
+deploy: ## check the env file, bring image and manifests into the cluster, and wait until the controller is ready
 	@deploy/dev.sh deploy
 
 logs: ## follow the controller's log (ARGS="--tail=20" instead)
-	@deploy/dev.sh logs $(ARGS)
+	@$(SET_ARGS); deploy/dev.sh logs "$$@"
 
-test-event: $(RUNTIME) ## send an event (PODS=3 TASK=<task id> TYPE=scale_up)
-	@OTTO="$(BIN)/python ottoscaler.py" deploy/dev.sh test-event
+test-event: $(RUNTIME) ## send an event (PODS=3 TASK=<task id> TYPE=scale_up), unless the controller would refuse it
+	@OTTO_PYTHON=$(BIN)/python deploy/dev.sh test-event
 
 status: $(RUNTIME) ## Redis, cluster, controller, workers and the last results at a glance
-	@OTTO="$(BIN)/python ottoscaler.py" deploy/dev.sh status
+	@OTTO_PYTHON=$(BIN)/python deploy/dev.sh status
 
 k8s-status: ## all that is in the namespace, and its last events
 	@deploy/dev.sh k8s-status
 
 redis-cli: ## talk to the environment's Redis (ARGS="XLEN otto:scale:events")
-	@deploy/dev.sh redis-cli $(ARGS)
+	@$(SET_ARGS); deploy/dev.sh redis-cli "$$@"
 
-clean: ## remove the environment: cluster, image, env file; the shared Redis only when told so (FORCE=1)
+clean: ## remove the environment: cluster, image, env file; the shared Redis only on "yes" or with FORCE=1
 	@deploy/dev.sh clean
 
 $(RUNTIME): requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 		{ echo "Python 3.11 or later is needed, and '$(PYTHON)' is not: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@$(OURS)
 	@echo "Making $(VENV) with Python $(VERSION)"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(PIP_INSTALL) -r requirements.txt

@@ -6,14 +6,21 @@
 # A pod reaches the Redis container on Kind's network by its name and its own port; REDIS_PORT is this machine's.
 REDIS_INSIDE_PORT=6379
 KIND_NETWORK=kind
-AGENT_IMAGE=busybox:latest
 PYTHON=${PYTHON:-python3}
+FAIL_CODE=1
+umask 077 # env files, manifests and kubeconfigs hold secrets
 
 say() { printf '%-10s %s\n' "$1" "$2"; } # WHAT HOW
 
 fail() {
   printf '%s\n' "$@" >&2
-  exit 1
+  exit "$FAIL_CODE"
+}
+
+environment() { "$PYTHON" -I deploy/environment.py "$@"; }
+
+check() { # NAME PATTERN EXPECTED: a variable that goes into a command has to match a whole pattern, or be empty
+  [[ -z ${!1:-} || ${!1} =~ ^($2)$ ]] || fail "$1 is $(printf '%q' "${!1}"), expected $3."
 }
 
 need() { # PROGRAM...: or say where it comes from
@@ -31,42 +38,68 @@ need() { # PROGRAM...: or say where it comes from
 
 need_docker() {
   need docker
-  docker version >/dev/null 2>&1 || fail "No Docker daemon answers at ${DOCKER_HOST:-the default socket}: start Docker."
+  local said
+  said=$(docker version 2>&1 >/dev/null) && return
+  case ${said,,} in
+    *'permission denied'*) fail "Docker runs, and its socket refuses this account ($(id -un)): sudo usermod -aG docker $(id -un), then log in again." ;;
+    '' | *'is the docker daemon running'* | *'connection refused'* | *'no such file or directory'*)
+      fail "No Docker daemon answers at ${DOCKER_HOST:-the default socket}: start Docker." ;;
+    *) fail "Docker does not answer at ${DOCKER_HOST:-the default socket}: ${said##*$'\n'}" ;;
+  esac
 }
 
 # -- an environment
 
+# Which one is meant is checked here, and every value in it by environment.py: a name becomes a part of commands and paths.
+
+env_files() { compgen -G '.env.*.local' || true; }
+
+check_env_file() { check ENV_FILE '[^-[:cntrl:]][^[:cntrl:]]*' 'the path of a file, without a dash at its beginning'; }
+
 choose_env_file() { # ENV_FILE, or the only one there is
   local -a found
+  check_env_file
   if [ -z "${ENV_FILE:-}" ]; then
-    mapfile -t found < <(compgen -G '.env.*.local')
+    mapfile -t found < <(env_files)
     case ${#found[@]} in
       0) fail "There is no environment yet: make setup-user USER=<name> makes one." ;;
       1) ENV_FILE=${found[0]} ;;
-      *) fail "There are several environments; say which one:" "${found[@]/#/  ENV_FILE=}" ;;
+      *) several "${found[@]/#/  ENV_FILE=}" ;;
     esac
   fi
   [ -f "$ENV_FILE" ] || fail "There is no file $ENV_FILE: make setup-user USER=<name> makes the file of an environment."
   export ENV_FILE
 }
 
-use_env_file() { # read it as the controller does, and name what belongs to it
+several() { fail "There are several environments; say which one:" "$@"; }
+
+use_env_file() { # [check]: read it as the controller does, and name what belongs to it; with check, check all of it first
   choose_env_file
   local settings
   need "$PYTHON"
-  settings=$("$PYTHON" -I deploy/environment.py shell "$ENV_FILE") || exit 1
+  settings=$(environment "${1:-shell}" "$ENV_FILE") || exit 1
   eval "$settings"
-  user=${KIND_CLUSTER_NAME#ottoscaler-}
-  [ "$user" != "$KIND_CLUSTER_NAME" ] || fail "$ENV_FILE: KIND_CLUSTER_NAME is '$KIND_CLUSTER_NAME', expected ottoscaler-<name>."
   name_all
 }
 
-name_all() { # after `user`
+name_all() { # after `user`, which environment.py has checked
   redis=redis-$user
   cluster=ottoscaler-$user
   node=$cluster-control-plane
   image=ottoscaler:$user
-  manifests=.cache/deploy/$user
+  state=.cache/deploy/$user
+  manifests=$state/manifests
+  kept=$state/redis-is-kept
+}
+
+lock_environment() { # two commands that make and remove the same things at once would each find half of them
+  local wait_s=900
+  need flock
+  mkdir -p .cache/deploy
+  exec 9>".cache/deploy/$user.lock"
+  flock --nonblock 9 && return
+  say Waiting "another command works on the environment of $user" >&2
+  flock --wait "$wait_s" 9 || fail "Another command has worked on the environment of $user for $wait_s s: end it, or wait."
 }
 
 kube() { kubectl --context "kind-$cluster" "$@"; }
@@ -101,37 +134,7 @@ load_image() { # IMAGE: into the cluster's node, if Docker has it
 write_manifests() { # a kustomization for this environment, over the overlay for developers
   local image_id
   image_id=$(docker image inspect --format '{{.Id}}' "$image" 2>/dev/null) || true
-  mkdir -p "$manifests"
-  "$PYTHON" -I deploy/environment.py config "$ENV_FILE" >"$manifests/settings.env"
-  cat >"$manifests/namespace.yaml" <<YAML
-apiVersion: v1
-kind: Namespace
-metadata:
-  name: $NAMESPACE
-  labels: {pod-security.kubernetes.io/enforce: restricted}
-YAML
-  # the image's id is written down, so that a new image under the same name rolls out, and the same one does not
-  cat >"$manifests/kustomization.yaml" <<YAML
-# Made from $ENV_FILE, and made anew each time.
-apiVersion: kustomize.config.k8s.io/v1beta1
-kind: Kustomization
-namespace: $NAMESPACE
-resources:
-  - namespace.yaml
-  - ../../../deploy/overlays/dev
-images:
-  - name: ottoscaler
-    newName: ${image%:*}
-    newTag: ${image#*:}
-configMapGenerator:
-  - name: ottoscaler
-    behavior: merge
-    envs: [settings.env]
-patches:
-  - patch: |
-      apiVersion: apps/v1
-      kind: Deployment
-      metadata: {name: ottoscaler}
-      spec: {template: {metadata: {annotations: {ottoscaler.io/image-id: "${image_id:-none}"}}}}
-YAML
+  # an older version of this script wrote them here, for everybody to read, and a password with them
+  rm -f "$state"/settings.env "$state"/namespace.yaml "$state"/kustomization.yaml
+  environment manifests "$ENV_FILE" "$manifests" "$image" "$image_id" || exit 1
 }

@@ -1,14 +1,45 @@
 #!/usr/bin/env bash
 # The daily round in a developer's environment, which ENV_FILE names; the Makefile calls this.
 #
-#   deploy/dev.sh build | deploy | logs | test-event | status | k8s-status | redis-cli | clean
+#   deploy/dev.sh run | build | deploy | logs | test-event | status | k8s-status | redis-cli | clean
 #
-# OTTO is the command line of ottoscaler.py with its Python, for those that send and ask.
+# OTTO_PYTHON is the Python that has what ottoscaler.py needs, for those that run, send and ask.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . deploy/common.sh
 
 ROLLOUT_S=${ROLLOUT_S:-180}
+OTTO_PYTHON=${OTTO_PYTHON:-.venv/bin/python}
+check ROLLOUT_S '[1-9][0-9]{0,3}' 'a number of seconds from 1 to 9999'
+check FORCE '[01]' '1, or nothing'
+
+otto() { "$OTTO_PYTHON" ottoscaler.py "$@"; }
+
+run() { # [options]: the controller on this machine, with the cluster of the env file and no other
+  FAIL_CODE=2
+  local -a found
+  if [ -z "${ENV_FILE:-}" ]; then
+    mapfile -t found < <(env_files)
+    if [ ${#found[@]} -gt 1 ] && [ -z "${KUBECONFIG:-}" ]; then several "${found[@]/#/  ENV_FILE=}"; fi
+    if [ ${#found[@]} = 1 ]; then export ENV_FILE=${found[0]}; fi
+  fi
+  check_env_file
+  # a KUBECONFIG given by hand wins; in a pod the ServiceAccount is meant
+  if [ -n "${ENV_FILE:-}" ] && [ -z "${KUBECONFIG:-}${KUBERNETES_SERVICE_HOST:-}" ]; then use_kind_cluster; fi
+  exec "$OTTO_PYTHON" ottoscaler.py run "$@"
+}
+
+use_kind_cluster() { # as KUBECONFIG, in a file of its own: kubectl's current context may be another developer's
+  need "$PYTHON"
+  user=$(environment cluster "$ENV_FILE") || exit "$FAIL_CODE"
+  [ -n "$user" ] || return 0
+  name_all
+  need_cluster
+  mkdir -p "$state"
+  kind get kubeconfig --name "$cluster" >"$state/kubeconfig.new" || fail "Kind gives no kubeconfig for its cluster $cluster."
+  mv "$state/kubeconfig.new" "$state/kubeconfig"
+  export KUBECONFIG=$PWD/$state/kubeconfig
+}
 
 build() {
   use_env_file
@@ -18,7 +49,8 @@ build() {
 }
 
 deploy() {
-  use_env_file
+  use_env_file check
+  lock_environment
   need_cluster
   has_image "$image" || fail "There is no image $image: make build makes it."
   container_runs "$redis" || fail "The container $redis does not run: make setup-user USER=$user starts it."
@@ -27,6 +59,7 @@ deploy() {
   write_manifests
   kube apply --kustomize "$manifests"
   kube rollout status deployment/ottoscaler --namespace "$NAMESPACE" --timeout "${ROLLOUT_S}s" || explain_rollout
+  remove_old_secrets
   say Deployed "$image in namespace $NAMESPACE; make logs shows what it says"
 }
 
@@ -39,6 +72,17 @@ explain_rollout() { # and end
   printf '\nIts last words:\n'
   kube logs "$(newest_controller)" --namespace "$NAMESPACE" --tail 20 || true
   exit 1
+}
+
+remove_old_secrets() { # after the rollout: until then a pod uses them
+  local name
+  if [ ! -f "$manifests/secret.yaml" ]; then
+    kube delete secret --namespace "$NAMESPACE" --selector ottoscaler.io/from-env-file --ignore-not-found >/dev/null
+  fi
+  # an older version of this script put the password into ConfigMaps, which everybody in the namespace may read
+  kube get configmaps --namespace "$NAMESPACE" --selector app.kubernetes.io/part-of=ottoscaler \
+    --output 'jsonpath={range .items[?(@.data.REDIS_PASSWORD)]}{.metadata.name}{"\n"}{end}' |
+    while read -r name; do kube delete configmap --namespace "$NAMESPACE" "$name" >/dev/null; done
 }
 
 logs() { # [kubectl options]: without any it follows
@@ -66,7 +110,7 @@ test_event() {
   [ -z "${PODS:-}" ] && [ "${TYPE:-scale_up}" = scale_up ] && PODS=3
   [ -z "${PODS:-}" ] || fields+=("pod_count=$PODS")
   [ -z "${TASK:-}" ] || fields+=("task_id=$TASK")
-  $OTTO send "${fields[@]}"
+  otto send "${fields[@]}"
 }
 
 status() {
@@ -78,7 +122,7 @@ status() {
   printf '\nWorker pods\n'
   kube get pods --namespace "$NAMESPACE" --selector managed-by=ottoscaler || true
   printf '\nTasks\n'
-  $OTTO status
+  otto status
   printf '\nLast results\n'
   in_redis --json XREVRANGE "$RESULT_STREAM" + - COUNT 5 | "$PYTHON" -I deploy/environment.py results
 }
@@ -99,49 +143,126 @@ redis_cli() { # [redis-cli arguments]
 
 in_redis() {
   container_runs "$redis" || fail "The container $redis does not run: make setup-user USER=$user starts it."
-  if [ -t 0 ] && [ -t 1 ]; then
-    docker exec --interactive --tty "$redis" redis-cli "$@"
-  else
-    docker exec --interactive "$redis" redis-cli "$@"
-  fi
+  local -a terminal=() login
+  local lines
+  if [ -t 0 ] && [ -t 1 ]; then terminal=(--tty); fi
+  lines=$(environment login "$ENV_FILE") || exit 1
+  mapfile -t login <<<"$lines"
+  # the password goes by the environment: everybody on this machine may read a command line
+  REDISCLI_AUTH=${login[1]:-} docker exec --interactive "${terminal[@]}" ${login[1]:+--env REDISCLI_AUTH} "$redis" \
+    redis-cli ${login[0]:+--user "${login[0]}"} "$@"
 }
 
 clean() { # everything of this environment, and the shared Redis only when told so
-  use_env_file
+  local remove_redis='' context
+  choose_what_to_clean
   need kind kubectl
   need_docker
+  lock_environment
+  # the one question comes before the first thing is gone
+  if has_container "$redis"; then ask_about_redis; fi
+  context=$(kubectl config current-context 2>/dev/null) || true
   if has_cluster; then
     kind delete cluster --name "$cluster" || fail "The Kind cluster $cluster could not be deleted."
     say Kind "cluster $cluster: deleted"
+    if [ "$context" = "kind-$cluster" ]; then choose_context; fi
   fi
   if has_image "$image"; then
     docker image rm --force "$image" >/dev/null
     say Image "$image: removed"
   fi
+  rm -rf "$state"
   if has_container "$redis"; then clean_redis; fi
-  rm -rf "$manifests"
-  rm -f "$ENV_FILE"
-  say File "$ENV_FILE: removed"
+  if [ -f "$ENV_FILE" ]; then clean_env_file; fi
 }
 
-clean_redis() {
+choose_what_to_clean() { # an env file, or what an earlier clean has left: a Redis that was kept
+  local -a found left
+  local of_user=''
+  check_env_file
+  if [ -n "${USER_GIVEN:-}" ]; then
+    need "$PYTHON"
+    of_user=$(environment name "$USER_GIVEN") || exit 1
+    [ -z "${ENV_FILE:-}" ] || [ "$ENV_FILE" = ".env.$of_user.local" ] || fail "USER is $of_user, and ENV_FILE is $ENV_FILE: leave one of them out."
+    ENV_FILE=.env.$of_user.local
+  elif [ -z "${ENV_FILE:-}" ]; then
+    mapfile -t found < <(env_files)
+    mapfile -t left < <(compgen -G '.cache/deploy/*/redis-is-kept' | sed 's|^\.cache/deploy/\(.*\)/redis-is-kept$|.env.\1.local|' || true)
+    mapfile -t found < <(printf '%s\n' ${found[@]+"${found[@]}"} ${left[@]+"${left[@]}"} | sed '/^$/d' | sort -u)
+    case ${#found[@]} in
+      0) fail "There is no environment yet: make setup-user USER=<name> makes one." "To clean what is left of one: make clean USER=<name>" ;;
+      1) ENV_FILE=${found[0]} ;;
+      *) several "${found[@]/#/  ENV_FILE=}" ;;
+    esac
+  fi
+  if [ -f "$ENV_FILE" ]; then
+    use_env_file
+    [ "${of_user:-$user}" = "$user" ] || fail "$ENV_FILE is the file of another environment, of $cluster: say which one with ENV_FILE."
+  elif [[ $ENV_FILE =~ ^\.env\.([a-z0-9-]+)\.local$ ]]; then
+    need "$PYTHON"
+    user=$(environment name "${BASH_REMATCH[1]}") || exit 1
+    name_all
+  else
+    fail "There is no file $ENV_FILE."
+  fi
+}
+
+ask_about_redis() {
   local answer=''
   if [ "${FORCE:-}" = 1 ]; then
     answer=yes
   elif [ -t 0 ]; then
-    read -r -p "Remove the container $redis with all that is in it? otto-handler uses it, too. [yes/NO] " answer
+    read -r -p "Remove the container $redis with all that is in it? otto-handler uses it, too. [yes/NO] " answer || true
+  else
+    read -r -t 5 answer || true # from a pipe; one that says nothing must not hold this up
   fi
-  if [ "$answer" = yes ]; then
+  if [ "$answer" = yes ]; then remove_redis=1; fi
+}
+
+clean_redis() {
+  if [ -n "$remove_redis" ]; then
     docker rm --force --volumes "$redis" >/dev/null
     docker volume rm --force "$redis" >/dev/null
     say Redis "container $redis: removed, with its data"
   else
-    say Redis "container $redis: kept, since otto-handler uses it, too; to remove it: docker rm --force $redis && docker volume rm --force $redis"
+    mkdir -p "$state"
+    : >"$kept"
+    say Redis "container $redis: kept, since otto-handler uses it, too; to remove it: make clean USER=$user FORCE=1"
   fi
 }
 
+choose_context() { # kind takes the current one along, and then kubectl talks to nothing
+  local before=''
+  [ ! -f "$state/context" ] || before=$(<"$state/context")
+  if [ -n "$before" ] && kubectl config use-context "$before" >/dev/null 2>&1; then
+    say kubectl "uses the context $before again, as before this environment was made"
+    return
+  fi
+  local -a others
+  mapfile -t others < <(kubectl config get-contexts --output name 2>/dev/null | grep '^kind-ottoscaler-' || true)
+  if [ ${#others[@]} = 1 ] && kubectl config use-context "${others[0]}" >/dev/null 2>&1; then
+    say kubectl "uses the context ${others[0]} now"
+  else
+    say kubectl "has no current context now: kubectl config get-contexts, then kubectl config use-context <name>"
+  fi
+}
+
+clean_env_file() { # one that was edited has work in it
+  local number='' was
+  was=$(environment template "$user" "$REDIS_PORT")
+  if [ "$was" = "$(<"$ENV_FILE")" ]; then
+    rm -f -- "$ENV_FILE"
+    say File "$ENV_FILE: removed"
+    return
+  fi
+  while [ -e "$ENV_FILE.edited$number" ]; do number=$((${number:-1} + 1)); done
+  mv -- "$ENV_FILE" "$ENV_FILE.edited$number"
+  chmod go= "$ENV_FILE.edited$number"
+  say File "$ENV_FILE was edited: it is $ENV_FILE.edited$number now"
+}
+
 case ${1:-} in
-  build | deploy | logs | status | clean) "$@" ;;
+  run | build | deploy | logs | status | clean) "$@" ;;
   test-event) shift && test_event "$@" ;;
   k8s-status) shift && k8s_status "$@" ;;
   redis-cli) shift && redis_cli "$@" ;;

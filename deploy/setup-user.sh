@@ -12,8 +12,10 @@ cd "$(dirname "$0")/.."
 
 main() {
   find_user "${1:-}" "${2:-}"
+  check KIND_NODE_IMAGE '[A-Za-z0-9][A-Za-z0-9._:/@-]*' 'the name of an image'
   need kind kubectl
   need_docker
+  lock_environment
   say Developer "$user, Redis on port $port, namespace $user-dev, cluster $cluster"
   ensure_redis
   ensure_cluster
@@ -22,13 +24,13 @@ main() {
   use_env_file
   ensure_namespace
   load_image "$OTTO_AGENT_IMAGE"
-  printf '\n%s is ready. Next: make build && make deploy && ENV_FILE=%s make test-event\n' "$ENV_FILE" "$ENV_FILE"
+  printf '\n%s is ready. Next: export ENV_FILE=%s; make build && make deploy && make test-event\n' "$ENV_FILE" "$ENV_FILE"
 }
 
 find_user() { # NAME PORT: sets user and port, or ends with the list
   local found
   need "$PYTHON"
-  found=$("$PYTHON" -I deploy/environment.py user "$1" "$2") || exit 1
+  found=$(environment user "$1" "$2") || exit 1
   read -r user port <<<"$found"
   name_all
   ENV_FILE=.env.$user.local
@@ -36,11 +38,8 @@ find_user() { # NAME PORT: sets user and port, or ends with the list
 
 ensure_redis() {
   if ! has_container "$redis"; then
-    port_is_free || fail "Port $port is taken by somebody else, and $redis needs it: end what listens there (ss -ltnp 'sport = :$port')."
-    docker run --detach --name "$redis" --restart unless-stopped --publish "127.0.0.1:$port:$REDIS_INSIDE_PORT" --volume "$redis:/data" \
-      redis:7-alpine redis-server --bind 0.0.0.0 --protected-mode no --dir /data --appendonly yes --maxmemory-policy noeviction \
-      >/dev/null || fail "The container $redis could not be started."
-    say Redis "container $redis on 127.0.0.1:$port: made"
+    port_is_free || fail "Port $port is taken by another program, and $redis needs it: end what listens there (ss -ltnp 'sport = :$port')."
+    make_redis
   elif ! container_runs "$redis"; then
     docker start "$redis" >/dev/null || fail "The container $redis is there and cannot be started; it is shared with otto-handler, so it is not replaced."
     say Redis "container $redis: started"
@@ -53,7 +52,28 @@ ensure_redis() {
   [ "${published##*:}" = "$port" ] || fail \
     "The container $redis listens on ${published:-no port of this machine} instead of port $port." \
     "It is shared with otto-handler, so it is not replaced. If nobody needs it: docker rm --force $redis"
+  rm -f "$kept" # it has an env file again, or will have one
   keeps_a_file || say Redis "container $redis keeps no append-only file: a restart of it may lose events; otto-handler should start it with --appendonly yes"
+}
+
+make_redis() {
+  local cid
+  mkdir -p "$state"
+  cid=$state/cid
+  rm -f "$cid"
+  if docker run --detach --cidfile "$cid" --name "$redis" --restart unless-stopped --publish "127.0.0.1:$port:$REDIS_INSIDE_PORT" \
+    --volume "$redis:/data" redis:7-alpine redis-server --bind 0.0.0.0 --protected-mode no --dir /data --appendonly yes \
+    --maxmemory-policy noeviction >/dev/null; then
+    say Redis "container $redis on 127.0.0.1:$port: made"
+  elif [ -s "$cid" ]; then
+    # it was made and does not start: left there, the next run would take it for one of otto-handler's
+    docker rm --force "$(<"$cid")" >/dev/null 2>&1 || true
+    fail "The container $redis could not be started."
+  elif has_container "$redis"; then
+    say Redis "container $redis: made by another program at the same time, used as it is"
+  else
+    fail "The container $redis could not be made."
+  fi
 }
 
 keeps_a_file() { # or does not say
@@ -66,6 +86,8 @@ port_is_free() {
 
 ensure_cluster() {
   if ! has_cluster; then
+    mkdir -p "$state"
+    kubectl config current-context >"$state/context" 2>/dev/null || rm -f "$state/context" # make clean goes back to it
     kind create cluster --name "$cluster" --wait 120s ${KIND_NODE_IMAGE:+--image "$KIND_NODE_IMAGE"} || fail "The Kind cluster $cluster could not be made."
     # one node needs one name server, and pods of ours ask it for Redis
     kube scale deployment/coredns --namespace kube-system --replicas 1 >/dev/null
@@ -101,16 +123,8 @@ ensure_env_file() {
     say File "$ENV_FILE: there already, kept as it is"
     return
   fi
-  cat >"$ENV_FILE" <<ENV
-# The environment of $user, for programs on this machine. In the cluster the same holds, with the container $redis as REDIS_HOST.
-REDIS_HOST=localhost
-REDIS_PORT=$port
-REDIS_STREAM=otto:scale:events
-REDIS_CONSUMER_GROUP=ottoscaler-$user
-NAMESPACE=$user-dev
-OTTO_AGENT_IMAGE=$AGENT_IMAGE
-KIND_CLUSTER_NAME=$cluster
-ENV
+  environment template "$user" "$port" >"$ENV_FILE.new" || exit 1
+  mv -- "$ENV_FILE.new" "$ENV_FILE"
   say File "$ENV_FILE: made"
 }
 

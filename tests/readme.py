@@ -142,7 +142,7 @@ def without_make(command: str) -> str:
 def make_checkout(path: Path) -> Path:
     """The files of this one, beside a virtual environment that is one in name only: no test must change the real."""
     (path / ".venv" / "bin").mkdir(parents=True)
-    for name in ("Makefile", "ottoscaler.py", "ottoscaler", "requirements.txt", "requirements-dev.txt"):
+    for name in ("Makefile", "deploy", "ottoscaler.py", "ottoscaler", "requirements.txt", "requirements-dev.txt"):
         (path / name).symlink_to(ROOT / name)
     python = path / ".venv" / "bin" / "python"
     python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n', encoding="utf-8")

@@ -1,11 +1,15 @@
-"""A real API server with the manifests in it, for all tests here: without a node, for nothing has to run."""
+"""What the tests here share: a real API server with the manifests in it, without a node, for nothing has to run; and a
+checkout of a developer's own.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.deploy.checkout import make_checkout
 from tests.deploy.cluster import Cluster, audited
 from tests.e2e.kube_server import KubeServer
 
@@ -23,3 +27,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         made.close()
     finally:
         server.close()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """What the scripts of a developer's environment need, and nothing else."""
+    return make_checkout(tmp_path / "checkout")

@@ -5,64 +5,14 @@ from __future__ import annotations
 import json
 import os
 import pty
-import shutil
 import subprocess
 import sys
 import unicodedata
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import require
-
-ROOT = Path(__file__).resolve().parents[2]
-TEAM = {
-    "한진우": ("jinwoo", 6379),
-    "장준영": ("junyoung", 6380),
-    "고민지": ("minji", 6381),
-    "이지윤": ("jiyoon", 6382),
-    "김보아": ("boa", 6383),
-    "유호준": ("hojun", 6384),
-}
-#: What the scripts take from the system; docker, kind and kubectl are none of it.
-TOOLS = ("bash", "make", "dirname", "sed", "grep", "head", "tail", "mkdir", "rm", "cat", "awk")
-
-
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """A folder with what the scripts need of the project, and a PATH on which nothing else is."""
-    folder = tmp_path / "checkout"
-    folder.mkdir()
-    for name in ("Makefile", "requirements.txt"):
-        shutil.copy(ROOT / name, folder / name)
-    shutil.copytree(ROOT / "deploy", folder / "deploy")
-    (folder / "ottoscaler").mkdir()
-    for name in ("__init__.py", "settings_reader.py"):
-        shutil.copy(ROOT / "ottoscaler" / name, folder / "ottoscaler" / name)
-    (folder / "bin").mkdir()
-    require("make")  # the slim image has none
-    for tool in TOOLS:
-        found = shutil.which(tool)
-        assert found, tool
-        (folder / "bin" / tool).symlink_to(found)
-    (folder / "bin" / "python3").symlink_to(Path(sys.executable).resolve())
-    return folder
-
-
-def add_program(checkout: Path, name: str, script: str) -> None:
-    """Put a program on the PATH."""
-    path = checkout / "bin" / name
-    path.write_text(f"#!/usr/bin/env bash\n{script}\n", encoding="utf-8")
-    path.chmod(0o755)
-
-
-def run(checkout: Path, *command: str, environ: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """A command in the checkout, without a terminal."""
-    environment = {"PATH": f"{checkout}/bin", "HOME": str(checkout), "USER": "root", "PORT": "1", **(environ or {})}
-    return subprocess.run(
-        command, cwd=checkout, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
-    )
+from tests.deploy.checkout import TEAM, add_program, run, write_env
 
 
 def find(checkout: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -87,7 +37,7 @@ class TestNames:
     @pytest.mark.parametrize(
         ("words", "said"),
         [
-            ((), "Whose environment?"),
+            ((), "Which environment?"),
             (("bob",), "There is no developer 'bob'."),
             (("Ann A", "6390"), "There is no developer 'Ann A'."),
             (("an_na", "6390"), "There is no developer 'an_na'."),
@@ -267,24 +217,6 @@ class TestEnvironments:
         (checkout / ".env.boa.local").write_text("REDIS_PORT=6383\n", encoding="utf-8")
         assert "expected ottoscaler-<name>" in run(checkout, "make", "build").stderr
 
-    def test_in_the_cluster_the_container_is_redis(self, checkout: Path) -> None:
-        """What is of this machine only stays here, what the developer adds goes along."""
-        write_env(checkout, "boa", "MAX_WORKERS=7", "KUBECONFIG=here")
-        told = run(checkout, "python3", "-I", "deploy/environment.py", "config", ".env.boa.local").stdout
-        values = dict(line.split("=", 1) for line in told.splitlines())
-        assert values == {
-            "REDIS_HOST": "redis-boa",
-            "REDIS_PORT": "6379",
-            "REDIS_CONSUMER_GROUP": "ottoscaler-boa",
-            "MAX_WORKERS": "7",
-        }
-
-    def test_a_redis_elsewhere_stays_where_it_is(self, checkout: Path) -> None:
-        """Host and port of another machine hold in the cluster too."""
-        write_env(checkout, "boa", "REDIS_HOST=redis.example.com", "REDIS_PORT=7000")
-        told = run(checkout, "python3", "-I", "deploy/environment.py", "config", ".env.boa.local").stdout
-        assert {"REDIS_HOST=redis.example.com", "REDIS_PORT=7000"} <= set(told.splitlines())
-
 
 def test_results_are_told_a_line_each(checkout: Path) -> None:
     """The oldest first; a worker by its pod, a task by its name, and why it failed."""
@@ -302,16 +234,3 @@ def test_results_are_told_a_line_each(checkout: Path) -> None:
         ["worker", "succeeded", "Completed", "otto-agent-1"],
         ["task", "failed", "Error", "t:", "exit", "code", "3"],
     ]
-
-
-def write_env(checkout: Path, user: str, *more: str) -> None:
-    """An environment file as setup-user makes it."""
-    lines = [
-        "REDIS_HOST=localhost",
-        f"REDIS_PORT={dict(TEAM.values())[user]}",
-        f"REDIS_CONSUMER_GROUP=ottoscaler-{user}",
-        f"NAMESPACE={user}-dev",
-        f"KIND_CLUSTER_NAME=ottoscaler-{user}",
-        *more,
-    ]
-    (checkout / f".env.{user}.local").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -18,18 +18,20 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 #: README's commands that the fixture runs, for both of them, and the one that a test of its own runs.
 BEGINNING = (
     "make setup-user USER=한진우",
+    "export ENV_FILE=.env.jinwoo.local",
     "make build",
     "make deploy",
-    "ENV_FILE=.env.jinwoo.local make test-event",
+    "make test-event",
 )
 END = "make clean"
 #: Those that do not end by themselves.
-FOLLOWING = ("make logs", "kubectl get pods -l managed-by=ottoscaler -n jinwoo-dev --watch")
+_KUBECTL = "kubectl --context kind-ottoscaler-jinwoo"
+FOLLOWING = ("make logs", f"{_KUBECTL} get pods -l managed-by=ottoscaler -n jinwoo-dev --watch")
 #: About worker pods, run while there are some.
 ABOUT_WORKERS = (
-    "kubectl get pods -l managed-by=ottoscaler -n jinwoo-dev",
-    "kubectl describe pods -l managed-by=ottoscaler -n jinwoo-dev",
-    "kubectl logs -l managed-by=ottoscaler -n jinwoo-dev --prefix",
+    f"{_KUBECTL} get pods -l managed-by=ottoscaler -n jinwoo-dev",
+    f"{_KUBECTL} describe pods -l managed-by=ottoscaler -n jinwoo-dev",
+    f"{_KUBECTL} logs -l managed-by=ottoscaler -n jinwoo-dev --prefix",
 )
 #: All others, each run as it is printed.
 EVERY_DAY = (
@@ -39,7 +41,7 @@ EVERY_DAY = (
     "make build && make deploy",
     "make redis-cli ARGS=ping",
     "make k8s-status",
-    "kubectl get events -n jinwoo-dev --sort-by .lastTimestamp",
+    f"{_KUBECTL} get events -n jinwoo-dev --sort-by .lastTimestamp",
 )
 COMMANDS = (*BEGINNING, *EVERY_DAY, *ABOUT_WORKERS, *FOLLOWING, END)
 
