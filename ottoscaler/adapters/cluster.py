@@ -90,11 +90,14 @@ class KubeCluster:
         instance: str,
         count: Callable[[str], None] = lambda verb: None,
         heard: Callable[[str], None] = lambda error: None,
+        urgent: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`count` is told the verb of each request, `heard` how it ended: empty for an answer, else the error."""
+        """`count` is told the verb of each request, `heard` how it ended: empty for an answer, else the error.
+        `urgent` tells whether the calling thread's requests wait for no other's.
+        """
         self._count = count
         self._heard = heard
-        self._http = KubeHttp(settings, heard)
+        self._http = KubeHttp(settings, heard, urgent)
         self._namespace = settings.namespace
         self._pods = f"/api/v1/namespaces/{settings.namespace}/pods"
         self._selector = selector(instance)

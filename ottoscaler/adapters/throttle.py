@@ -31,9 +31,17 @@ class Throttle:
         self._closed.set()
 
     @contextmanager
-    def slot(self) -> Iterator[None]:
-        """Hold one call's place. Raises ClusterUnavailable when the throttle is closed while waiting for the rate."""
-        if self._qps and self._closed.wait(self._reserve_s()):
+    def slot(self, *, urgent: bool = False) -> Iterator[None]:
+        """Hold one call's place. Raises ClusterUnavailable when the throttle is closed while waiting for the rate.
+
+        An urgent call waits neither for a place nor for its turn: the few loops that make such calls, one at a time
+        each, have a way of their own past the workers. It uses up the rate, which the workers' calls then wait for.
+        """
+        wait_s = self._reserve_s() if self._qps else 0.0
+        if urgent:
+            yield
+            return
+        if self._qps and self._closed.wait(wait_s):
             raise ClusterUnavailable("the connection to the Kubernetes API is closed", unclear=False)
         with self._slots:
             yield

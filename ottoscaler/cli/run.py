@@ -77,8 +77,9 @@ class Controller:
             heard=self._heard_redis,
         )
         cluster = KubeCluster(
-            settings.kube, instance=instance, count=metrics.kube_requests.inc, heard=partial(pulse.heard, KUBERNETES)
-        )
+            settings.kube, instance=instance, count=metrics.kube_requests.inc, heard=partial(pulse.heard, KUBERNETES),
+            urgent=pulse.is_loop,
+        )  # fmt: skip
         registry = Registry(clock)
         ledger = Ledger(registry, clock, instance=instance, max_workers=flow.max_workers, read_ahead=flow.read_ahead)
         metrics.show(live_pods=lambda: registry.owned_live, ready_workers=lambda: ledger.counts()[1])

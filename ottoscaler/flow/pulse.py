@@ -70,6 +70,10 @@ class Pulse:
         with self._lock:
             self._beats[name] = self._now()
 
+    def is_loop(self) -> bool:
+        """Is the thread that calls one whose signs of life are missed? What it does waits for no worker."""
+        return threading.current_thread().name in self._beats
+
     def beat(self) -> None:
         """The loop that calls has finished an iteration."""
         name = threading.current_thread().name

@@ -7,9 +7,11 @@ import re
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,10 +19,12 @@ import pytest
 from ottoscaler.adapters import cluster as cluster_module
 from ottoscaler.adapters import kube_http
 from ottoscaler.adapters.cluster import KubeCluster
+from ottoscaler.adapters.kube_access import TOKEN_S
 from ottoscaler.adapters.kube_answers import Verb
-from ottoscaler.adapters.kube_http import TIMEOUTS_S, TOKEN_S, KubeHttp
+from ottoscaler.adapters.kube_http import TIMEOUTS_S, KubeHttp
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, ConfigError
 from ottoscaler.settings import KubeSettings
+from tests.fakes.wait import eventually
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -200,7 +204,7 @@ def test_a_new_token_is_used_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     tokens = iter(["Bearer one", "Bearer two"])
     with served(empty_answer, asked) as port:
         http = KubeHttp(settings(tmp_path, port))
-        monkeypatch.setattr(http._configuration, "get_api_key_with_prefix", lambda _name: next(tokens))
+        monkeypatch.setattr(http._access.configuration, "get_api_key_with_prefix", lambda _name: next(tokens))
         http.call(Verb.GET, "/")
         http.call(Verb.GET, "/")
         threading.Event().wait(TOKEN_S)
@@ -208,6 +212,37 @@ def test_a_new_token_is_used_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         http.close()
     told = [re.findall(rb"Authorization: (.*)\r", each) for each in asked]
     assert told == [[b"Bearer one"], [b"Bearer one"], [b"Bearer two"]]
+
+
+def test_loops_wait_for_no_worker(tmp_path: Path) -> None:
+    """Neither for a place (all are taken by creates that hang) nor for their turn (KUBE_QPS=1, and a long queue)."""
+    loops = {"watch", "sweep"}
+
+    def answer(connection: socket.socket, begun: bytes) -> None:
+        if not begun.startswith(b"POST"):
+            empty_answer(connection)
+
+    asked: list[bytes] = []
+    with ThreadPoolExecutor(8) as workers, served(lambda connection: answer(connection, asked[-1]), asked) as port:
+        narrow = replace(settings(tmp_path, port), inflight=1, qps=1, burst=1)
+        http = KubeHttp(narrow, urgent=lambda: threading.current_thread().name in loops)
+        hanging = [workers.submit(http.call, Verb.CREATE, "/x", body=b"{}") for _ in range(8)]
+        eventually(lambda: len(asked) == 1, what="a create to be in flight")
+        took: dict[str, float] = {}
+
+        def look() -> None:
+            began = time.monotonic()
+            http.call(Verb.LIST, "/x")
+            took[threading.current_thread().name] = time.monotonic() - began
+
+        for name in loops:
+            thread = threading.Thread(target=look, name=name)
+            thread.start()
+            thread.join(10)
+        assert set(took) == loops
+        assert max(took.values()) < 1
+        http.close()
+    assert all(isinstance(each.exception(), ClusterUnavailable) for each in hanging)
 
 
 def test_a_proxy_is_told_the_whole_address(tmp_path: Path) -> None:

@@ -315,3 +315,19 @@ def test_redis_away_is_a_sign_of_life_of_each_try() -> None:
         thread.start()
         thread.join()
         assert [each.why for each in rig.pulse.failing()] == ["cannot read: away"]
+
+
+def test_a_thread_with_signs_of_life_is_a_loop() -> None:
+    """Its requests wait for no worker's; those of all other threads may."""
+    with Rig() as rig:
+        told: dict[str, bool] = {}
+        rig.pulse.expect("watch")
+        for name in ("watch", "worker-1"):
+            thread = threading.Thread(target=lambda: told.update({_name(): rig.pulse.is_loop()}), name=name)
+            thread.start()
+            thread.join(5)
+        assert told == {"watch": True, "worker-1": False}
+
+
+def _name() -> str:
+    return threading.current_thread().name

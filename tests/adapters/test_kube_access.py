@@ -1,0 +1,325 @@
+"""The way to the API server: what no kubeconfig may do to us, and credentials that come and go."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ottoscaler.adapters import kube_plugin
+from ottoscaler.adapters.kube_access import TOKEN_S, Access
+from ottoscaler.cli.main import main
+from ottoscaler.errors import ClusterUnavailable, ConfigError
+from ottoscaler.settings import KubeSettings
+from tests.fakes.wait import eventually
+
+Json = dict[str, Any]
+SECRET = "s3cr3t-t0k3n"
+API = "client.authentication.k8s.io/v1"
+
+
+def config(*, server: str = "https://127.0.0.1:6443", cluster: Json | None = None, **user: Any) -> Json:
+    """A kubeconfig as an object."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "c", "cluster": {"server": server} | (cluster or {})}],
+        "users": [{"name": "u", "user": user or {"token": SECRET}}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "current-context": "x",
+    }
+
+
+def written(folder: Path, content: Json | str | bytes) -> Path:
+    """A kubeconfig with that content."""
+    path = folder / "kubeconfig"
+    text = json.dumps(content) if isinstance(content, dict) else content
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def access(folder: Path, content: Json | str | bytes) -> Access:
+    """What comes of a kubeconfig with that content."""
+    return Access(KubeSettings(kubeconfig=str(written(folder, content))))
+
+
+def b64(text: str) -> str:
+    """As kubeconfigs have their data."""
+    return base64.b64encode(text.encode()).decode()
+
+
+def without(content: Json, *path: str | int) -> Json:
+    """The same without the value at that place."""
+    copy: Json = json.loads(json.dumps(content))
+    place: Any = copy
+    for step in path[:-1]:
+        place = place[step]
+    del place[path[-1]]
+    return copy
+
+
+_PEM = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
+UNUSABLE: dict[str, Json | str | bytes] = {
+    "text": f"this is a note, my token is {SECRET}",
+    "bad YAML": f"clusters: [\n  token: {SECRET}: {{",
+    "a tab": f"users:\n\t- token: {SECRET}",
+    "a list": "- a\n- b",
+    "a number": "7",
+    "empty": "",
+    "an empty object": "{}",
+    "binary": b"\x00\xff\xfe" + SECRET.encode(),
+    "not UTF-8": b"clusters: \xff\xff",
+    "clusters is text": config() | {"clusters": "none"},
+    "users is an object": config() | {"users": {"u": {"token": SECRET}}},
+    "a user without user": config() | {"users": [{"name": "u", "token": SECRET}]},
+    "a cluster without name": config() | {"clusters": [{"cluster": {"server": "https://127.0.0.1:1"}}]},
+    "unknown context": config() | {"current-context": "elsewhere"},
+    "no current context": without(config(), "current-context"),
+    "unknown cluster": config() | {"clusters": []},
+    "no server": without(config(), "clusters", 0, "cluster", "server"),
+    "server without scheme": config(server="10.0.0.1:6443"),
+    "server of another scheme": config(server="ftp://10.0.0.1"),
+    "server is a number": config() | {"clusters": [{"name": "c", "cluster": {"server": 6443}}]},
+    "port too large": config(server="https://10.0.0.1:99999"),
+    "port 0": config(server="https://10.0.0.1:0"),
+    "port is a word": config(server="https://10.0.0.1:https"),
+    "no host": config(server="https://:6443"),
+    "CA file missing": config(cluster={"certificate-authority": "/not/there.crt"}),
+    "CA file is a folder": config(cluster={"certificate-authority": "/"}),
+    "CA data is not base64": config(cluster={"certificate-authority-data": "%%%"}),
+    "CA data is text": config(cluster={"certificate-authority-data": b64("hello")}),
+    "CA data is no certificate": config(cluster={"certificate-authority-data": b64(_PEM)}),
+    "client certificate missing": config(**{"client-certificate": "/no.crt", "client-key": "/no.key"}),
+    "client certificate is text": config(**{"client-certificate-data": b64("hi"), "client-key-data": b64("hi")}),
+    "client certificate without key": config(**{"client-certificate-data": b64(_PEM)}),
+    "client certificate is not base64": config(**{"client-certificate-data": "%", "client-key-data": "%"}),
+    "token file missing": config(tokenFile="/not/there"),
+    "plugin missing": config(exec={"apiVersion": API, "command": "otto-no-such-plugin"}),
+    "plugin missing, with a path": config(exec={"apiVersion": API, "command": "/no/such/plugin"}),
+    "plugin without command": config(exec={"apiVersion": API}),
+    "plugin without version": config(exec={"command": "true"}),
+    "plugin is text": config(exec="aws eks get-token"),
+    "proxy of another scheme": config(cluster={"proxy-url": "ftp://127.0.0.1:1"}),
+    "proxy port": config(cluster={"proxy-url": "http://127.0.0.1:99999"}),
+}
+
+
+@pytest.mark.contract("1.exit 2")
+@pytest.mark.parametrize("content", UNUSABLE.values(), ids=UNUSABLE)
+def test_an_unusable_kubeconfig_is_one_sentence(tmp_path: Path, content: Json | str | bytes) -> None:
+    """It names the variable and the file, says what is wrong and what to do, and never shows a secret."""
+    with pytest.raises(ConfigError) as caught:
+        access(tmp_path, content)
+    [fault] = caught.value.faults
+    assert fault.startswith(f"KUBECONFIG={tmp_path / 'kubeconfig'} ")
+    assert "set KUBECONFIG" in fault
+    assert "\n" not in fault
+    assert SECRET not in fault
+
+
+def test_a_kubeconfig_that_is_not_there(tmp_path: Path) -> None:
+    """Nor one that may not be read."""
+    for path in (tmp_path / "none", tmp_path):
+        with pytest.raises(ConfigError, match="KUBECONFIG="):
+            Access(KubeSettings(kubeconfig=str(path)))
+
+
+def test_the_command_ends_with_exit_code_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And one line, without a traceback."""
+    path = written(tmp_path, config(cluster={"certificate-authority-data": b64("hello")}))
+    for name, value in {"KUBECONFIG": str(path), "HTTP_PORT": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert main([]) == 2
+    told = capsys.readouterr().err
+    assert "certificate authority" in told
+    assert "Traceback" not in told
+
+
+def test_a_key_of_another_certificate_and_an_encrypted_one(tmp_path: Path) -> None:
+    """OpenSSL would ask for the password on the terminal, and wait."""
+
+    def run(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    run("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "a.key", "-out", "a.crt", "-subj", "/CN=a")
+    run("genrsa", "-out", "b.key", "2048")
+    run("rsa", "-aes256", "-passout", "pass:x", "-in", "a.key", "-out", "locked.key")
+    for key in ("b.key", "locked.key"):
+        with pytest.raises(ConfigError, match="client certificate and key"):
+            access(tmp_path, config(**{"client-certificate": "a.crt", "client-key": key}))
+    access(tmp_path, config(**{"client-certificate": "a.crt", "client-key": "a.key"}))
+
+
+def test_a_token_file_is_read_again(tmp_path: Path) -> None:
+    """Tokens of ServiceAccounts rotate."""
+    (tmp_path / "token").write_text("one\n")
+    made = access(tmp_path, config(tokenFile="token"))
+    assert made.bearer() == "Bearer one"
+    (tmp_path / "token").write_text("two\n")
+    eventually(lambda: made.bearer() == "Bearer two", TOKEN_S + 1)
+    (tmp_path / "token").unlink()
+
+    def refused() -> bool:
+        try:
+            made.bearer()
+        except ClusterUnavailable:
+            return True
+        return False
+
+    eventually(refused, TOKEN_S + 1)
+
+
+# -- credential plugins
+
+
+class Script:
+    """A plugin that says what the test wants, and counts its calls."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / "plugin.sh"
+        self.path.write_text(
+            f"#!/bin/sh\necho x >> {folder}/calls\nsleep $(cat {folder}/slow)\n"
+            f"test -e {folder}/out || {{ echo not now >&2; exit 3; }}\ncat {folder}/out\n"
+        )
+        self.path.chmod(0o755)
+        self.slow(0)
+
+    def slow(self, seconds: float) -> None:
+        (self.folder / "slow").write_text(str(seconds))
+
+    def says(self, token: str, lasts_s: float | None = None, **status: object) -> None:
+        told: Json = {"token": token, **status}
+        if lasts_s is not None:
+            told["expirationTimestamp"] = (datetime.now(UTC) + timedelta(seconds=lasts_s)).isoformat()
+        self.prints(json.dumps({"apiVersion": API, "kind": "ExecCredential", "status": told}))
+
+    def prints(self, text: str) -> None:
+        (self.folder / "out").write_text(text)
+
+    def fails(self) -> None:
+        (self.folder / "out").unlink(missing_ok=True)
+
+    @property
+    def calls(self) -> int:
+        path = self.folder / "calls"
+        return path.read_text().count("x") if path.exists() else 0
+
+    def access(self) -> Access:
+        return access(self.folder, config(exec={"apiVersion": API, "command": str(self.path)}))
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Script:
+    """A plugin that fails."""
+    return Script(tmp_path)
+
+
+def outcome(bearer: Callable[[], str | None]) -> str:
+    """The credential, or why there is none."""
+    try:
+        return bearer() or ""
+    except ClusterUnavailable as error:
+        return f"unclear: {error}" if error.unclear else str(error)
+
+
+class TestPlugin:
+    def test_that_fails_once_is_called_again(self, script: Script) -> None:
+        """At the start, too: that is no fault of the configuration. Not for each request, but with a growing pause."""
+        made = script.access()
+        assert "exit code 3: not now" in outcome(made.bearer)
+        assert [outcome(made.bearer)[:4] for _ in range(50)] == ["the "] * 50
+        assert script.calls == 1
+        script.says("abc")
+        eventually(lambda: outcome(made.bearer) == "Bearer abc", 3)
+        assert script.calls <= 3
+
+    def test_is_called_once_at_an_expiry_however_many_threads_need_it(
+        self, script: Script, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """All of them get the new credential."""
+        monkeypatch.setattr(kube_plugin, "EARLY_S", 0.0)
+        script.says("one", lasts_s=2.5)
+        made = script.access()
+        assert made.bearer() == "Bearer one"
+        script.says("two", lasts_s=600)
+        script.slow(0.3)
+        threading.Event().wait(2.6)
+        with ThreadPoolExecutor(32) as threads:
+            assert set(threads.map(lambda _: outcome(made.bearer), range(64))) == {"Bearer two"}
+        assert script.calls == 2
+
+    def test_is_waited_for_by_nobody_while_the_old_credential_holds(self, script: Script) -> None:
+        """It is renewed early, by one thread."""
+        script.says("one", lasts_s=10)  # less than EARLY_S: due at once
+        made = script.access()
+        made.bearer()
+        threading.Event().wait(1.1)
+        script.slow(2)
+        renewing = threading.Thread(target=made.bearer)
+        renewing.start()
+        eventually(lambda: script.calls == 2)
+        began = time.monotonic()
+        assert made.bearer() == "Bearer one"
+        assert time.monotonic() - began < 0.5
+        renewing.join(10)
+
+    def test_that_fails_at_a_renewal_leaves_the_old_credential_in_use(self, script: Script) -> None:
+        """As long as it holds."""
+        script.says("one", lasts_s=10)
+        made = script.access()
+        made.bearer()
+        script.fails()
+        threading.Event().wait(1.1)
+        assert made.bearer() == "Bearer one"
+        assert script.calls == 2
+
+    def test_is_asked_for_another_when_the_server_refuses_one(self, script: Script) -> None:
+        """Once for many threads; and a server that refuses each is no reason to call it all the time."""
+        script.says("one")
+        made = script.access()
+        assert made.bearer() == "Bearer one"
+        script.says("two")
+        threading.Event().wait(1.1)
+        for _ in range(32):
+            made.refused("Bearer one")
+        assert made.bearer() == "Bearer two"
+        for _ in range(20):
+            made.refused("Bearer two")
+            assert "401" in outcome(made.bearer)
+        assert script.calls == 2
+
+    @pytest.mark.parametrize(
+        "text",
+        ["", "oops", "[]", "{}", '{"apiVersion": "v9", "status": {"token": "s3cr3t"}}', '{"status": {"token": 1}}'],
+    )
+    def test_that_prints_anything_else_has_failed(self, script: Script, text: str) -> None:
+        """What it printed is not shown: it may be a secret."""
+        script.prints(text)
+        made = script.access()
+        assert "gives no credential" in outcome(made.bearer)
+        assert "s3cr3t" not in outcome(made.bearer)
+
+    def test_that_hangs_is_given_up(self, script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The client's own call has no time-out."""
+        monkeypatch.setattr(kube_plugin, "PLUGIN_S", 0.3)
+        script.slow(5)
+        assert "timed out" in outcome(script.access().bearer)
+
+    def test_with_a_wrong_clock_is_not_called_for_each_request(self, script: Script) -> None:
+        """A credential that is given out as expired is used for a moment all the same."""
+        script.says("one", lasts_s=-4000)
+        made = script.access()
+        assert {made.bearer() for _ in range(100)} == {"Bearer one"}
+        assert script.calls == 1
