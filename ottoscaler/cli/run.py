@@ -165,6 +165,7 @@ class Controller:
             pause_s = min(pause_s * 2, MAX_PAUSE_S)
 
     def _start(self) -> None:
+        self._stop.spawn("cpu", partial(process.OneCpu().run, self._stop.wait))
         self._begin("watch", self._watch.run)
         # it shows the pods of all the workers that the lease thread resumes: else each of them would ask for its own
         self._registry.wait_known(FIRST_LIST_S)
