@@ -271,7 +271,9 @@ def test_the_controller_of_the_example_says_where_it_is(running: Running) -> Non
     assert (
         f"Redis {running.environ['REDIS_HOST']}:{running.environ['REDIS_PORT']} (user ottoscaler)," in line["message"]
     )
+    assert "(by KUBECONFIG=kubeconfig, context " in line["message"]
     assert "namespace default" in line["message"]
+    assert line == running.lines()[0]
 
 
 def test_the_options_of_local_are_told(running: Running) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from ottoscaler import __version__, logs
 from ottoscaler.adapters.cluster import KubeCluster
+from ottoscaler.adapters.kubeconfig import origin
 from ottoscaler.adapters.redis_client import address
 from ottoscaler.adapters.stream import RedisStream
 from ottoscaler.adapters.web import Page, Web, verdict
@@ -129,8 +130,9 @@ class Controller:
         if the names in Redis are another group's.
         """
         _log.info(
-            "controller.starting", "Ottoscaler %s: Redis %s, Kubernetes %s, namespace %s",
-            __version__, address(self._settings.redis), self._cluster.address, self._settings.kube.namespace,
+            "controller.starting", "Ottoscaler %s: Redis %s, Kubernetes %s (%s), namespace %s",
+            __version__, address(self._settings.redis), self._cluster.address, origin(self._settings.kube),
+            self._settings.kube.namespace,
             consumer=self._settings.keys.consumer, instance=self._settings.instance,
         )  # fmt: skip
         if narrow := cgroup.advice(self._settings.flow.max_workers, cgroup.pids_limit()):

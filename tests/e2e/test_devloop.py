@@ -96,7 +96,7 @@ class TestRound:
     def test_status_tells_all_at_a_glance(self, jinwoo: Developer) -> None:
         """Redis, cluster, deployment, workers, last results, and what was wrong with a bad event."""
         jinwoo.until_idle()  # only the last few results are shown
-        jinwoo.run(f"TASK=bad PODS=lots ENV_FILE={jinwoo.env_file} make test-event")
+        jinwoo.redis.xadd("otto:scale:events", {"type": "scale_up", "task_id": "bad", "pod_count": "lots"})
         jinwoo.run("TASK=told PODS=1 make test-event")
         jinwoo.finished("told")
         told = jinwoo.run("make status")
@@ -188,13 +188,90 @@ class TestWrong:
         assert not (jinwoo.checkout / ".env.anna.local").exists()
 
     def test_a_roll_out_that_fails(self, developers: tuple[Developer, Developer]) -> None:
-        """The reason is shown: here the configuration's fault, in the controller's last words."""
+        """The reason is shown: here in the controller's last words."""
         _, junyoung = developers
-        with junyoung.more_settings("MAX_WORKERS=many"):
+        with junyoung.more_settings("REDIS_HOST=redis-nobody"):
             told = junyoung.run("ROLLOUT_S=20 make deploy", check=False)
         assert "did not get ready" in told
-        assert "MAX_WORKERS" in told
+        assert "Cannot reach Redis" in told
         junyoung.run("make deploy")
+
+    def test_a_wrong_env_file(self, developers: tuple[Developer, Developer]) -> None:
+        """All faults are named at once, within seconds, and the cluster stays as it is."""
+        _, junyoung = developers
+        before = wait_for(lambda: _controller(junyoung), "the controller", 60)
+        with junyoung.more_settings("MAX_WORKERS=many", "LEASE_S=1"):
+            told = junyoung.run("make deploy", check=False, timeout_s=15)
+        assert "MAX_WORKERS='many': expected" in told
+        assert "LEASE_S='1': expected" in told
+        assert "did not get ready" not in told
+        assert _controller(junyoung) == before
+
+    def test_an_event_that_would_be_refused(self, jinwoo: Developer) -> None:
+        """It is not sent, and make fails."""
+        sent = jinwoo.redis.xlen("otto:scale:events")
+        told = jinwoo.run("TASK=bad PODS=lots make test-event", check=False)
+        assert "pod_count" in told
+        assert "Error" in told
+        assert jinwoo.redis.xlen("otto:scale:events") == sent
+
+
+class TestApart:
+    """Nobody gets into another one's environment."""
+
+    def test_two_environments_in_one_checkout(self, jinwoo: Developer) -> None:
+        """Without ENV_FILE a target asks which one; with it all is as before."""
+        other = jinwoo.checkout / ".env.minji.local"
+        other.write_text((jinwoo.checkout / jinwoo.env_file).read_text("utf-8").replace("jinwoo", "minji"), "utf-8")
+        try:
+            assert "There are several environments" in jinwoo.run("make status", check=False)
+            told = jinwoo.run(f"export ENV_FILE={jinwoo.env_file}; make build && make deploy && make test-event")
+            assert re.fullmatch(r"[0-9]+-[0-9]+", told.split()[-1])
+        finally:
+            other.unlink()
+
+    def test_run_uses_the_cluster_of_the_file(self, jinwoo: Developer, tmp_path: Path) -> None:
+        """Whatever kubectl's current context is."""
+        kube = tmp_path / ".kube"
+        kube.mkdir()
+        (kube / "config").write_text(_ELSEWHERE, encoding="utf-8")
+        told = jinwoo.follow(f"env -u KUBECONFIG HOME={tmp_path} HTTP_PORT=0 make run", 30)
+        first = next(line for line in told.splitlines() if "controller.starting" in line)
+        assert "context kind-ottoscaler-jinwoo" in first
+        assert "controller.started" in told
+        assert "elsewhere" not in told
+
+    def test_a_password_is_in_the_secret_alone(self, developers: tuple[Developer, Developer]) -> None:
+        """The controller in the cluster comes in with it, and so do the targets here."""
+        _, junyoung = developers
+        junyoung.redis.config_set("requirepass", "hunter2")
+        try:
+            with junyoung.more_settings("REDIS_PASSWORD=hunter2"):
+                told = junyoung.run("make deploy && TASK=secured make test-event && make redis-cli ARGS=ping")
+                assert "PONG" in told
+                assert junyoung.finished("secured")["succeeded"] == "3"
+                told += junyoung.run("make status && make k8s-status && make logs ARGS=--tail=1000")
+                told += junyoung.kubectl(f"get configmaps,deployments,pods -n {junyoung.namespace} -o yaml")
+                assert "hunter2" not in told
+                held = junyoung.kubectl(f"get secret ottoscaler-redis -n {junyoung.namespace} -o yaml")
+                assert "aHVudGVyMg==" in held
+        finally:
+            junyoung.redis.config_set("requirepass", "")
+        junyoung.run("make deploy")
+        assert "NotFound" in junyoung.run(
+            f"kubectl get secret ottoscaler-redis -n {junyoung.namespace} 2>&1", check=False
+        )
+
+
+#: A kubeconfig that leads elsewhere.
+_ELSEWHERE = """
+apiVersion: v1
+kind: Config
+current-context: elsewhere
+contexts: [{name: elsewhere, context: {cluster: elsewhere, user: elsewhere}}]
+clusters: [{name: elsewhere, cluster: {server: "https://127.0.0.1:1"}}]
+users: [{name: elsewhere, user: {}}]
+"""
 
 
 def test_clean_takes_only_ones_own(developers: tuple[Developer, Developer], tmp_path: Path) -> None:
@@ -215,8 +292,10 @@ def test_clean_takes_only_ones_own(developers: tuple[Developer, Developer], tmp_
         assert minji.cluster not in minji.run("kind get clusters")
         assert minji.run("docker image ls --quiet ottoscaler:minji") == ""
         assert not (minji.checkout / minji.env_file).exists()
+        assert "redis-minji: kept" in minji.run(END)  # again: it can still be removed
+        assert "redis-minji: removed" in minji.run("make clean FORCE=1")
         assert "There is no environment" in minji.run(END, check=False)
-        minji.run("make setup-user USER=minji && FORCE=1 make clean")
+        minji.run("make setup-user USER=minji && echo yes | make clean")
         left = minji.run("docker ps --all --format '{{.Names}}'; docker volume ls --quiet; kind get clusters 2>&1")
         assert "minji" not in left
     finally:
