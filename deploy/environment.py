@@ -85,6 +85,10 @@ def find_user(name: str, port: str) -> tuple[str, int]:
     for _, user, known_port in table:
         if port == known_port:
             raise SystemExit(f"PORT is {port}, and that is {user}'s: take one that is in no line of deploy/developers.")
+    for path in sorted(Path().glob(".env.*.local")):
+        values, _ = read_env_file(str(path))
+        if values.get("REDIS_PORT") == port and path.name != f".env.{wanted}.local":
+            raise SystemExit(f"PORT is {port}, and that is the one in {path}: take another.")
     return wanted, int(port)
 
 

@@ -34,6 +34,12 @@ class TestNames:
         """With a port of their own."""
         assert find(checkout, "anna", "6390").stdout.split() == ["anna", "6390"]
 
+    def test_somebody_else_with_a_port_that_is_in_use(self, checkout: Path) -> None:
+        """By another environment of this checkout; its own it may keep."""
+        (checkout / ".env.anna.local").write_text("REDIS_PORT=6390\n", encoding="utf-8")
+        assert "that is the one in .env.anna.local" in find(checkout, "bert", "6390").stderr
+        assert find(checkout, "anna", "6390").stdout.split() == ["anna", "6390"]
+
     @pytest.mark.parametrize(
         ("words", "said"),
         [
