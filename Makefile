@@ -113,7 +113,7 @@ fmt: $(DEV) ## format, and repair what ruff can repair
 e2e: $(DEV) ## the process itself against a real Kubernetes (TEST_KUBECONFIG) and a real Redis
 	@$(SET_ARGS); $(PYTEST) -m e2e tests/e2e "$$@"
 
-torture: $(DEV) ## the controller killed KILLS times (100) with work in flight, its servers and network too; SEED=... again
+torture: $(DEV) ## the controller killed KILLS times (100) with work in flight, all around it failing; SEED=... again; ARGS="--only=denied,html"
 	@$(SET_ARGS); $(BIN)/python -m tests.torture "$$@"
 
 bench: $(DEV) ## the product beside its peers on servers of its own; QUICK=1: counts only; ONLY=idle,ends: some scenarios

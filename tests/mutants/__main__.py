@@ -80,9 +80,12 @@ def command(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
     parser.add_argument("--random", type=int, metavar="COUNT", help="so many changes at random, and no patches")
     parser.add_argument("--seed", type=int, default=1, metavar="NUMBER", help="the same changes for the same number")
+    parser.add_argument("--in", dest="within", default="", metavar="PATH,...", help="only in these files, or folders")
     parser.add_argument("names", nargs="*", metavar="NAME", help="these patches; all, if there is none")
     given = parser.parse_args(arguments)
-    return trial.run(given.random, given.seed) if given.random else main(given.names)
+    if given.random:
+        return trial.run(given.random, given.seed, [path for path in given.within.split(",") if path])
+    return main(given.names)
 
 
 if __name__ == "__main__":

@@ -114,11 +114,13 @@ def stale(listed: Iterable[tuple[str, str, str]], among: Sequence[Place]) -> lis
     return [f"{path}: {before}" for path, before, after in listed if (path, before, after) not in known]
 
 
-def run(amount: int, seed: int) -> int:
-    """Try them, and report; returns 0 if enough were noticed."""
+def run(amount: int, seed: int, within: Sequence[str] = ()) -> int:
+    """Try them, and report; returns 0 if enough were noticed. `within`: only files whose paths have one of these in
+    them.
+    """
     began, jobs = time.monotonic(), int(os.environ.get("JOBS") or 2 * (os.cpu_count() or 1))
     known = equivalents(EQUIVALENT.read_text(encoding="utf-8"))
-    chosen = drawn(places(), amount, seed)
+    chosen = drawn([one for one in places() if not within or any(word in one.path for word in within)], amount, seed)
     same = [place for place in chosen if (place.path, *change(place)) in known]
     print(f"mutants: {len(chosen)} at random, SEED={seed}, {len(same)} of them equivalent", flush=True)
     charted = chart()

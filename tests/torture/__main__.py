@@ -15,6 +15,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -46,6 +47,7 @@ def main(arguments: list[str]) -> int:
         print(f"torture: {error}\n0 passed, 1 failed")
         return 1
     print(f"torture: {amount.kills} kills, SEED={seed}: {', '.join(sorted(amount.chosen.kinds))}", flush=True)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that no server is left behind
     directory = Path(tempfile.mkdtemp(prefix="torture-"))
     checks: list[tuple[str, list[str]]] = []
     with World(directory, amount, seed) as world:

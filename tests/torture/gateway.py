@@ -13,7 +13,8 @@ import select
 import socket
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
@@ -41,6 +42,7 @@ class Faults:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._waiting: list[dict[str, Any]] = []  # guarded by _lock
+        self._watches: set[Any] = set()  # guarded by _lock
         self.shift_s = 0
 
     def lead(self) -> None:
@@ -55,6 +57,20 @@ class Faults:
                     self.shift_s = order["seconds"]
                 else:
                     self._waiting.append(order)
+                    watches = list(self._watches) if order["verb"] == "watch" else ()
+                    for response in watches:  # else the next one would come in minutes
+                        response.shutdown()
+
+    @contextmanager
+    def watched(self, response: Any) -> Iterator[None]:
+        """Follow a watch: a fault that is meant for the next one ends it."""
+        with self._lock:
+            self._watches.add(response)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._watches.discard(response)
 
     def for_request(self, verb: str, port: int) -> dict[str, Any] | None:
         """The fault of this request, if it is to have one."""
@@ -150,10 +166,11 @@ class Handler(BaseHTTPRequestHandler):
         threading.Thread(target=self._end_with_client, args=(response, over), daemon=True).start()
         try:
             rest = b""
-            for chunk in response.stream(65536):
-                lines, _, rest = (rest + chunk).rpartition(b"\n")
-                if lines:
-                    self._chunk(self._shifted(lines) + b"\n")
+            with self.server.faults.watched(response), suppress(urllib3.exceptions.HTTPError):
+                for chunk in response.stream(65536):
+                    lines, _, rest = (rest + chunk).rpartition(b"\n")
+                    if lines:
+                        self._chunk(self._shifted(lines) + b"\n")
             self.wfile.write(b"0\r\n\r\n")
         finally:
             over.set()

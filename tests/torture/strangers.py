@@ -16,7 +16,9 @@ from tests.torture import gateway
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 _PAGES: Final = (302, 403, 404, 413, 502, 503, 200)
-_VERBS: Final = ("create", "create", "get", "delete", "list", "watch", "any")
+_VERBS: Final = ("create", "create", "get", "delete", "delete", "list", "watch", "any")
+#: So many orders may wait for a request that they fit to.
+_OPEN: Final = 6
 
 
 class Strangers:
@@ -50,7 +52,7 @@ class Strangers:
             return
         self._next_at = now + self._dice.uniform(0.05, 0.4)
         for kind, count in wanted.items():
-            if hits[kind] < int(count) and self._asked[kind] - hits[kind] < 3:
+            if hits[kind] < int(count) and self._asked[kind] - hits[kind] < _OPEN:
                 self._asked[kind] += 1
                 self._order(self._fault(kind))
 
@@ -78,8 +80,11 @@ class Strangers:
         port = self._dice.choice((0, *self.ports))
         if kind == "conflict":
             return {"fault": kind, "verb": "create", "port": port}
+        verb = self._dice.choice(_VERBS)
+        if verb == "list":  # nobody lists before a watch has failed
+            self._order({"fault": kind, "verb": "watch", "port": port, "status": 502, "body": "html"})
         return {
-            "fault": kind, "verb": self._dice.choice(_VERBS), "port": port, "status": self._dice.choice(_PAGES),
+            "fault": kind, "verb": verb, "port": port, "status": self._dice.choice(_PAGES),
             "body": self._dice.choice(("html", "html", "text")), "after": self._dice.random() < 0.3,
         }  # fmt: skip
 
