@@ -83,7 +83,7 @@ class TestIntending:
         for _ in range(2):
             assert stream.note_refused("e-1", task.owner, 1, 1).fate is Fate.OK
             assert stored(stream, task) == StoredWorker(1, attempt=1, refused=True)
-        assert json.loads(admin.task("e-1")["worker:1"])["state"] == "waiting"
+        assert json.loads(admin.task("e-1")["worker:1"]) == {"state": "waiting", "attempt": 1, "pod": ""}
         intend(stream, task)
         assert stored(stream, task) == StoredWorker(1, attempt=1)
 

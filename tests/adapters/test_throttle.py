@@ -43,6 +43,33 @@ def test_no_more_calls_than_allowed_are_in_flight() -> None:
 
 
 @pytest.mark.contract("2.KUBE_QPS")
+def test_each_call_beyond_the_bucket_waits_for_its_own_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 4 a second, and 6 at once, the seventh waits for a quarter of a second and the eighth for a half. Tokens come
+    back with the time, and never more than the bucket holds.
+    """
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    throttle = Throttle(1, 4, 6)
+    assert [throttle._reserve_s() for _ in range(8)] == [0.0] * 6 + [0.25, 0.5]
+    now += 1.0
+    assert [throttle._reserve_s() for _ in range(4)] == [0.0, 0.0, 0.25, 0.5]
+    now += 1000.0
+    assert [throttle._reserve_s() for _ in range(7)] == [0.0] * 6 + [0.25]
+
+
+@pytest.mark.contract("2.KUBE_QPS")
+@pytest.mark.parametrize(("qps", "burst", "at_once"), [(2, 0, 2), (2, 5, 5), (5, 2, 5)])
+def test_the_bucket_holds_a_second_or_the_burst_if_that_is_more(
+    monkeypatch: pytest.MonkeyPatch, qps: int, burst: int, at_once: int
+) -> None:
+    """So many calls are made at once."""
+    monkeypatch.setattr(time, "monotonic", lambda: 100.0)
+    throttle = Throttle(1, qps, burst)
+    waits = [throttle._reserve_s() for _ in range(at_once + 1)]
+    assert (waits[:-1], waits[-1] > 0) == ([0.0] * at_once, True)
+
+
+@pytest.mark.contract("2.KUBE_QPS")
 def test_the_rate_is_kept() -> None:
     """Ten calls more than the bucket holds, at 100 a second, take a tenth of a second."""
     assert elapsed(Throttle(4, 100, 0), 110) >= 0.08

@@ -150,6 +150,8 @@ class TestTasks:
         desk = Desk(max_workers=1)
         desk.ledger.add(task("a", 2, StoredWorker(1, attempt=1), StoredWorker(2, attempt=1)))
         desk.take()
+        for stranger, index in (("b", 2), ("a", 3)):
+            assert desk.ledger.take_waiting(event_hash(INSTANCE, stranger), index) is None
         job = desk.ledger.take_waiting(event_hash(INSTANCE, "a"), 2)
         assert job is not None
         assert desk.ledger.take_waiting(event_hash(INSTANCE, "a"), 2) is None

@@ -81,10 +81,14 @@ def command(arguments: list[str]) -> int:
     parser.add_argument("--random", type=int, metavar="COUNT", help="so many changes at random, and no patches")
     parser.add_argument("--seed", type=int, default=1, metavar="NUMBER", help="the same changes for the same number")
     parser.add_argument("--in", dest="within", default="", metavar="PATH,...", help="only in these files, or folders")
+    parser.add_argument(
+        "--suites", default="", metavar="PATH,...", help="only against these tests, which takes less time"
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help="these patches; all, if there is none")
     given = parser.parse_args(arguments)
     if given.random:
-        return trial.run(given.random, given.seed, [path for path in given.within.split(",") if path])
+        within, suites = ([path for path in text.split(",") if path] for text in (given.within, given.suites))
+        return trial.run(given.random, given.seed, within, suites or trial.SUITES)
     return main(given.names)
 
 

@@ -67,14 +67,15 @@ class Chart:
         return {test: number for number, test in enumerate(self.tests)}
 
 
-def chart() -> Chart:
+def chart(suites: Sequence[str] = SUITES) -> Chart:
     """From the cache, if nothing has changed since. Raises RuntimeError if the tests are red as they are."""
-    cached = ROOT / ".cache" / "mutants" / f"chart-{_digest()}.json"
+    name = hashlib.sha256(" ".join(suites).encode()).hexdigest()[:8]
+    cached = ROOT / ".cache" / "mutants" / f"chart-{name}-{_digest()}.json"
     if not cached.exists():
         cached.parent.mkdir(parents=True, exist_ok=True)
-        for old in cached.parent.glob("chart-*.json"):
+        for old in cached.parent.glob(f"chart-{name}-*.json"):
             old.unlink()
-        cached.write_text(json.dumps(_measured()), encoding="utf-8")
+        cached.write_text(json.dumps(_measured(suites)), encoding="utf-8")
     stored = json.loads(cached.read_text(encoding="utf-8"))
     lines = {path: {int(line): tests for line, tests in known.items()} for path, known in stored["lines"].items()}
     return Chart(stored["tests"], stored["took"], lines)
@@ -87,9 +88,9 @@ def _digest() -> str:
     return seen.hexdigest()[:20]
 
 
-def _measured() -> dict[str, object]:
-    with scratch() as folder, ThreadPoolExecutor(len(SUITES)) as pool:
-        parts = list(pool.map(lambda suite: _suite(folder, suite), SUITES))
+def _measured(suites: Sequence[str]) -> dict[str, object]:
+    with scratch() as folder, ThreadPoolExecutor(len(suites)) as pool:
+        parts = list(pool.map(lambda suite: _suite(folder, suite), suites))
         took = {test: seconds for part in parts for test, seconds in part.items()}
         tests = sorted(took)
         numbers = {test: number for number, test in enumerate(tests)}

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from tests.mutants.chart import Chart, chart
+from tests.mutants.chart import SUITES, Chart, chart
 from tests.mutants.lua_places import lua_places
 from tests.mutants.places import Place, python_places
 from tests.mutants.scratch import ROOT, environment, scratch
@@ -114,16 +114,16 @@ def stale(listed: Iterable[tuple[str, str, str]], among: Sequence[Place]) -> lis
     return [f"{path}: {before}" for path, before, after in listed if (path, before, after) not in known]
 
 
-def run(amount: int, seed: int, within: Sequence[str] = ()) -> int:
+def run(amount: int, seed: int, within: Sequence[str] = (), suites: Sequence[str] = SUITES) -> int:
     """Try them, and report; returns 0 if enough were noticed. `within`: only files whose paths have one of these in
-    them.
+    them; `suites`: only against these tests.
     """
     began, jobs = time.monotonic(), int(os.environ.get("JOBS") or 2 * (os.cpu_count() or 1))
     known = equivalents(EQUIVALENT.read_text(encoding="utf-8"))
     chosen = drawn([one for one in places() if not within or any(word in one.path for word in within)], amount, seed)
     same = [place for place in chosen if (place.path, *change(place)) in known]
     print(f"mutants: {len(chosen)} at random, SEED={seed}, {len(same)} of them equivalent", flush=True)
-    charted = chart()
+    charted = chart(suites)
     print(f"  {time.monotonic() - began:4.0f} s: known which of {len(charted.tests)} tests runs which line", flush=True)
     tried = _try_all([place for place in chosen if place not in same], charted, jobs, began)
     missed = [one for one in tried if one.verdict == "missed"]
