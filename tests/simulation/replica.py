@@ -208,7 +208,9 @@ class Replica:
         )
         self.workers: list[Worker] = []
         self.runner = _Runner(self.parts, self)
-        self.pool = Pool(self.parts, self.runner, _Threads(lambda job: self.workers.append(Worker(self, job))))
+        self.pool = Pool(
+            self.parts, self.runner, _Threads(lambda handed: self.workers.append(Worker(self, handed.pop())))
+        )
         intake = Intake(self.parts)
         self.control = Control(self.parts, intake, self.pool, Descents(self.parts))
         intake.connect(pump=self.pool.pump, control=self.control.submit)
