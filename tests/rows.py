@@ -18,6 +18,8 @@ from typing import Final
 
 import pytest
 
+from tests.promises import HEADING, PROMISES, README, unmatched
+
 ROOT: Final = Path(__file__).resolve().parent.parent
 SECTIONS: Final = {
     "1": "Starting it",
@@ -27,6 +29,7 @@ SECTIONS: Final = {
     "5": "Results",
     "6": "Log lines",
     "7": "Log handler",
+    "8": HEADING,
 }
 #: So many tests of a row are named.
 NAMED: Final = 3
@@ -117,6 +120,7 @@ _POD: Final = {
     "labels": "who runs it, which event, worker and attempt",
     "annotations": "event id, task id, digest, and the event, enough to take it up again",
     "env": "OTTO_... and TRACEPARENT; a field that would hide one of ours is refused",
+    "container": "only the container agent decides the outcome; no other keeps the pod for longer than the grace",
     "security": "restricted profile, no token, limits, restartPolicy Never, not to be evicted for scaling",
 }
 _RESULT: Final = {
@@ -155,6 +159,7 @@ _RESULT: Final = {
 _REASONS: Final = _words(
     """
     Completed Error OOMKilled DeadlineExceeded InvalidImage ImagePull ConfigError Rejected NameConflict
+    CommandNotFound
     ImagePullTransient Evicted Preempted NodeLost PodLost StartError PendingTimeout Unschedulable PodDeleted ScaledDown
     Superseded Poison NothingToEnd
 """
@@ -169,6 +174,7 @@ _LOG: Final = {
     "worker.finished": "how a worker ended",
     "task.finished": "All 3 workers completed successfully / 2 of 3 workers completed",
     "worker.deleted": "Cleaning up pod: ...",
+    "task.taken": "a task of another process is gone on with",
 }
 _HANDLER: Final = {
     "StreamLogs": "the workers' lines, with sequence numbers and an end",
@@ -188,6 +194,7 @@ ROWS: Final[tuple[Row, ...]] = (
     *_rows("5", {"NotAfter": "not started after its time: expired"}, "the policy for overrides"),
     *_rows("6", _LOG),
     *_rows("7", _HANDLER, "the log handler"),
+    *(Row(f"8.{each.name}", each.beginning) for each in PROMISES),
 )
 #: Another spelling of a row, in tests that are older than this list.
 ALIASES: Final = {"2 environment": "2.environment"}
@@ -199,13 +206,25 @@ class Coverage:
 
     tests: dict[str, list[str]] = field(default_factory=dict)
     """Name in a marker -> node ids, in the order of collection."""
+    gone: list[str] = field(default_factory=list)
+    """Tests that tests/promises.py names, and that are not in their file."""
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Note what every collected test says of itself."""
+        """Note what every collected test says of itself, and what the list of promises says of it."""
+        functions: dict[str, list[str]] = {}
         for item in session.items:
             for mark in item.iter_markers("contract"):
                 name = str(mark.args[0])
                 self.tests.setdefault(ALIASES.get(name, name), []).append(item.nodeid)
+            path, _, rest = item.nodeid.partition("::")
+            functions.setdefault(f"{path}::{rest.partition('[')[0].rpartition('::')[2]}", []).append(item.nodeid)
+        files = {function.partition("::")[0] for function in functions}
+        for promise in PROMISES:
+            for test in promise.tests:
+                if test in functions:
+                    self.tests.setdefault(f"8.{promise.name}", []).extend(functions[test])
+                elif test.partition("::")[0] in files or not (ROOT / test.partition("::")[0]).is_file():
+                    self.gone.append(f"8.{promise.name}: {test}")
 
     def unknown(self) -> list[str]:
         """Names in markers that are no rows."""
@@ -251,7 +270,7 @@ def _functions(tests: Iterable[str]) -> list[str]:
 
 
 def main(paths: Sequence[str]) -> int:
-    """Print the table. Returns 0; 1 if a promise has no test, or a marker names no promise."""
+    """Print the table. Returns 0; 1 if a promise or a line of README has no test, or a marker names no promise."""
     try:
         coverage = collect(paths or [str(ROOT / "tests")])
     except RuntimeError as error:
@@ -260,12 +279,17 @@ def main(paths: Sequence[str]) -> int:
     print(*report(coverage), sep="\n", flush=True)
     now = [row for row in ROWS if not row.later]
     missing, unknown = coverage.missing(), coverage.unknown()
+    faults = unmatched(README.read_text(encoding="utf-8"), PROMISES)
     print(f"\n{len(now) - len(missing)} of {len(now)} rows have tests; {len(ROWS) - len(now)} are left for later.")
     for row in missing:
         print(f"no test: {row.name}: {row.promise}", file=sys.stderr)
     for name in unknown:
         print(f"no such row: {name}, in {', '.join(_functions(coverage.tests[name]))}", file=sys.stderr)
-    return 1 if missing or unknown else 0
+    for test in coverage.gone:
+        print(f"no such test: {test}", file=sys.stderr)
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    return 1 if missing or unknown or coverage.gone or faults else 0
 
 
 if __name__ == "__main__":

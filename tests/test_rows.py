@@ -5,7 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
+import pytest
+
+from tests.promises import PROMISES, README, Promise, lines, unmatched
 from tests.readme import variables
 from tests.rows import ALIASES, ROWS, SECTIONS, Coverage, report
 
@@ -90,6 +95,74 @@ def test_no_marker_names_an_unknown_row() -> None:
     """In the whole suite."""
     unknown = [words for words in rows().stderr.splitlines() if not words.startswith("no test: ")]
     assert unknown == []
+
+
+def test_every_line_of_readmes_promises_has_an_entry_and_tests() -> None:
+    """In the order of README."""
+    assert unmatched(README.read_text(encoding="utf-8"), PROMISES) == []
+    assert [each.name for each in PROMISES if not each.tests] == []
+    there = lines(README.read_text(encoding="utf-8"))
+    order = [next(n for n, line in enumerate(there) if line.startswith(each.beginning)) for each in PROMISES]
+    assert order == sorted(order)
+
+
+SECTION = """# x
+
+## What is promised, and what is not
+
+One is kept. Two is, too: `x`.
+It goes on.
+
+| what | happens |
+|---|---|
+| a | b |
+
+- a point
+  of two lines
+- another
+
+## Next
+
+Not this.
+"""
+
+
+def test_a_line_is_a_sentence_a_row_or_a_point() -> None:
+    """Whatever the width of the text is."""
+    assert lines(SECTION) == [
+        "One is kept.",
+        "Two is, too: `x`.",
+        "It goes on.",
+        "a | b",
+        "a point of two lines",
+        "another",
+    ]
+
+
+def test_a_line_without_an_entry_and_an_entry_without_a_line_are_failures() -> None:
+    """Each is named; so are two entries of one line."""
+    known = tuple(Promise(str(n), words, ("x",)) for n, words in enumerate(lines(SECTION)))
+    assert unmatched(SECTION, known) == []
+    (fault,) = unmatched(SECTION, known[1:])
+    assert fault == "README's line has no entries in tests/promises.py: One is kept."
+    (fault,) = unmatched(SECTION, (*known, Promise("more", "Three", ("x",))))
+    assert fault == "no line of README begins as 8.more says: Three"
+    (fault,) = unmatched(SECTION, (*known, Promise("more", "It", ("x",))))
+    assert "has 2 entries" in fault
+
+
+def test_a_promised_test_that_is_gone_is_a_failure() -> None:
+    """Renaming a test must not leave its line without one in silence."""
+    coverage = Coverage()
+
+    class Item:
+        nodeid = f"{PROMISES[0].tests[0].partition('::')[0]}::test_renamed"
+
+        def iter_markers(self, name: str) -> list[object]:
+            return []
+
+    coverage.pytest_collection_finish(cast(pytest.Session, SimpleNamespace(items=[Item()])))
+    assert f"8.{PROMISES[0].name}: {PROMISES[0].tests[0]}" in coverage.gone
 
 
 def test_a_complete_coverage_lacks_nothing() -> None:

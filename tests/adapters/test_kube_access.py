@@ -113,7 +113,7 @@ UNUSABLE: dict[str, Json | str | bytes] = {
 }
 
 
-@pytest.mark.contract("1.exit 2")
+@pytest.mark.contract("1.exit-codes")
 @pytest.mark.parametrize("content", UNUSABLE.values(), ids=UNUSABLE)
 def test_an_unusable_kubeconfig_is_one_sentence(tmp_path: Path, content: Json | str | bytes) -> None:
     """It names the variable and the file, says what is wrong and what to do, and never shows a secret."""

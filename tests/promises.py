@@ -1,0 +1,314 @@
+"""README's section "What is promised, and what is not", line by line, and the tests that hold each line up.
+
+A line is a row of a table, a point of a list or a sentence. Each has an entry here, which begins with the words with
+which the line begins, in the order of the section: a line without an entry, and an entry without a line, are failures
+of `make rows` and of `make test`. A test may name its line with `@pytest.mark.contract("8.<name>")` as well.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+README: Final = Path(__file__).resolve().parent.parent / "README.md"
+HEADING: Final = "What is promised, and what is not"
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """One line. `tests` are file::function, as pytest collects them, without class and parameters."""
+
+    name: str
+    beginning: str
+    tests: tuple[str, ...]
+
+
+def lines(text: str) -> list[str]:
+    """The lines of the section in a README: rows of tables without their head, points of lists, sentences."""
+    (section,) = re.findall(rf"^## {HEADING}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    found: list[str] = []
+    for block in re.split(r"\n{2,}", section.strip()):
+        if block.startswith("|"):
+            found += [line.strip("| ") for line in block.splitlines()[2:]]
+        elif block.startswith("- "):
+            found += [" ".join(point.split()) for point in re.split(r"^- ", block, flags=re.MULTILINE)[1:]]
+        else:
+            found += re.split(r"(?<=[.]) (?=[A-Z`])", " ".join(block.split()))
+    return found
+
+
+def unmatched(text: str, promises: tuple[Promise, ...]) -> list[str]:
+    """What is wrong with the mapping: each line of the README needs one entry, and each entry one line."""
+    there, faults = lines(text), []
+    for line in there:
+        names = [each.name for each in promises if line.startswith(each.beginning)]
+        if len(names) != 1:
+            faults.append(f"README's line has {len(names) or 'no'} entries in tests/promises.py: {line}")
+    for each in promises:
+        if not any(line.startswith(each.beginning) for line in there):
+            faults.append(f"no line of README begins as 8.{each.name} says: {each.beginning}")
+    return faults
+
+
+_FLOW: Final = "tests/flow"
+_E2E: Final = "tests/e2e"
+_ADAPTERS: Final = "tests/adapters"
+
+PROMISES: Final = (
+    Promise(
+        "acknowledged",
+        "An event that Redis has acknowledged is carried out",
+        (
+            "tests/simulation/test_simulation.py::test_nothing_is_lost_and_nothing_done_twice",
+            f"{_FLOW}/test_intake.py::test_what_breaks_a_rule_is_buried",
+        ),
+    ),
+    Promise(
+        "exactly-once",
+        "Whatever is killed, restarted or cut off, it leads to exactly one result",
+        (
+            f"{_FLOW}/test_system.py::test_a_death_between_any_two_steps_leaves_one_result",
+            "tests/simulation/test_simulation.py::test_nothing_is_lost_and_nothing_done_twice",
+            f"{_E2E}/test_scale_down_death.py::test_it_is_told_of_once",
+        ),
+    ),
+    Promise(
+        "result-before-delete",
+        "A finished pod is deleted only after its result",
+        (
+            f"{_FLOW}/test_worker.py::test_each_step_is_stored_before_the_next",
+            f"{_FLOW}/test_worker.py::test_a_pod_that_finishes_before_our_delete_arrives_is_recorded_first",
+        ),
+    ),
+    Promise(
+        "running-pods",
+        "A running pod is ended by a scale_down",
+        (
+            f"{_FLOW}/test_sweep.py::test_a_running_pod_of_an_unknown_event_is_not_deleted",
+            f"{_E2E}/test_scale_down_death.py::test_no_other_running_pod_was_deleted",
+            f"{_FLOW}/test_worker_ends.py::test_after_five_failures_it_is_a_result",
+        ),
+    ),
+    Promise(
+        "killed",
+        "the controller is killed",
+        (
+            f"{_E2E}/test_restart.py::test_the_same_pods_go_on",
+            f"{_E2E}/test_replicas.py::test_within_the_lease_and_two_seconds",
+            f"{_FLOW}/test_lease.py::test_a_new_boot_of_the_same_consumer_takes_its_own_at_once",
+        ),
+    ),
+    Promise(
+        "stopped",
+        "the controller is stopped or rolled out",
+        (
+            f"{_E2E}/test_replicas.py::test_it_is_handed_over_at_once_and_nobody_has_failed",
+            f"{_FLOW}/test_lease.py::test_a_clean_end_hands_over_at_once",
+        ),
+    ),
+    Promise(
+        "sleeper",
+        "a replica sleeps longer than",
+        (
+            f"{_E2E}/test_replicas.py::test_it_drops_what_it_had",
+            f"{_FLOW}/test_lease.py::test_what_was_taken_from_us_is_let_go",
+        ),
+    ),
+    Promise(
+        "redis-away",
+        "Redis is away or restarts",
+        (
+            f"{_E2E}/test_restart.py::test_restarted",
+            f"{_FLOW}/test_worker.py::test_redis_away_holds_no_thread_and_loses_no_result",
+            f"{_FLOW}/test_lease.py::test_nothing_is_taken_over_right_after_an_outage",
+        ),
+    ),
+    Promise(
+        "redis-refuses",
+        "Redis is read-only, full, loading, or refuses our user",
+        (f"{_E2E}/test_refusals.py::test_refusals", "tests/test_logs.py::test_ever_less_often"),
+    ),
+    Promise(
+        "wiped",
+        "Redis is wiped (FLUSHALL)",
+        (
+            f"{_E2E}/test_servers.py::test_wiped_under_a_live_owner",
+            f"{_FLOW}/test_wiped.py::test_what_was_recorded_counts_and_is_not_told_again",
+        ),
+    ),
+    Promise(
+        "api-away",
+        "the API server is away or restarts",
+        (
+            f"{_E2E}/test_restart.py::test_away",
+            f"{_FLOW}/test_worker.py::test_what_becomes_of_a_pod_in_an_outage_is_not_missed",
+        ),
+    ),
+    Promise(
+        "lost-answer",
+        "the network loses an answer",
+        (
+            f"{_E2E}/test_network.py::test_of_a_record",
+            f"{_FLOW}/test_worker.py::test_a_lost_answer_is_followed_by_a_look",
+            f"{_FLOW}/test_worker.py::test_a_lost_request_is_intended_again_and_then_repeated",
+        ),
+    ),
+    Promise(
+        "quota",
+        "a quota is full, the API server says 429",
+        (
+            f"{_FLOW}/test_worker.py::test_quota_is_waited_for_without_a_thread",
+            f"{_FLOW}/test_worker.py::test_what_the_server_asks_for_is_waited",
+            f"{_E2E}/test_overload.py::test_what_is_freed_is_used_soon",
+        ),
+    ),
+    Promise(
+        "admission",
+        "another writer changes the quota at the same moment",
+        (
+            f"{_FLOW}/test_worker.py::test_while_admission_fails_why_has_its_words",
+            f"{_ADAPTERS}/test_kube_answers.py::test_a_call_waits_as_long_as_the_server_may_take",
+            f"{_ADAPTERS}/test_kube_answers.py::test_what_a_status_means",
+        ),
+    ),
+    Promise(
+        "credentials",
+        "the kubeconfig's credential plugin fails",
+        (
+            f"{_ADAPTERS}/test_kube_access.py::test_that_fails_once_is_called_again",
+            f"{_ADAPTERS}/test_kube_access.py::test_is_called_once_at_an_expiry_however_many_threads_need_it",
+            f"{_ADAPTERS}/test_kube_access.py::test_the_command_ends_with_exit_code_2",
+        ),
+    ),
+    Promise(
+        "proxy",
+        "a proxy answers instead of the API server",
+        (
+            f"{_ADAPTERS}/test_kube_answers.py::test_is_unclear",
+            f"{_ADAPTERS}/test_kube_answers.py::test_is_no_success",
+        ),
+    ),
+    Promise(
+        "node", "a node dies", ("tests/core/test_verdicts.py::test_a_container_of_unknown_status_went_with_its_node",)
+    ),
+    Promise(
+        "evicted",
+        "a pod is evicted, or gives way",
+        (f"{_E2E}/test_verdicts.py::test_preempted", f"{_E2E}/test_verdicts.py::test_evicted"),
+    ),
+    Promise(
+        "pod-deleted",
+        "somebody deletes a pod",
+        (
+            f"{_FLOW}/test_worker_ends.py::test_somebody_deleted_it",
+            f"{_E2E}/test_verdicts.py::test_somebody_deleted_the_pod",
+        ),
+    ),
+    Promise(
+        "poison",
+        "the controller's own code fails on an event",
+        (
+            f"{_FLOW}/test_worker_ends.py::test_after_five_failures_it_is_a_result",
+            f"{_FLOW}/test_poison.py::test_a_worker_that_fails_makes_its_event_a_dead_letter",
+            f"{_ADAPTERS}/test_stream_fake.py::test_needs_ten_tries",
+        ),
+    ),
+    Promise(
+        "deaths",
+        "controllers die again and again",
+        (
+            f"{_E2E}/test_deadly.py::test_one_that_kills_when_it_is_recorded_is_poison",
+            f"{_ADAPTERS}/test_stream_fake.py::test_is_no_task_that_somebody_lived_with",
+        ),
+    ),
+    Promise(
+        "not-once",
+        "Not promised is that a program runs only once.",
+        (f"{_FLOW}/test_worker.py::test_the_platforms_failure_is_tried_again_under_a_new_name",),
+    ),
+    Promise(
+        "not-once-when",
+        "It may run again, or twice at the same time, in these cases:",
+        (f"{_FLOW}/test_worker.py::test_the_platforms_failure_is_tried_again_under_a_new_name",),
+    ),
+    Promise(
+        "again-attempt",
+        "There is a new attempt, after a failure of the platform or of the worker",
+        (
+            f"{_FLOW}/test_worker.py::test_the_platforms_failures_are_counted",
+            f"{_E2E}/test_verdicts.py::test_tried_again",
+        ),
+    ),
+    Promise(
+        "again-paused",
+        "A controller was paused between storing an attempt and creating its pod",
+        (f"{_E2E}/test_replicas.py::test_in_the_middle_of_creates",),
+    ),
+    Promise(
+        "again-lost-answer",
+        "The answer to a create request was lost, and somebody deleted the pod",
+        ("tests/core/test_lifecycle.py::test_an_unclear_create_that_made_nothing_is_intended_again",),
+    ),
+    Promise(
+        "again-kubernetes",
+        "Kubernetes started it twice",
+        ("tests/core/test_manifest.py::test_a_worker_knows_who_it_is",),
+    ),
+    Promise("again-redis", "Redis has lost data.", (f"{_E2E}/test_servers.py::test_wiped_after_its_owner_died",)),
+    Promise(
+        "task-key",
+        "Work that must not be done twice takes `OTTO_TASK_KEY`",
+        ("tests/core/test_manifest.py::test_a_worker_knows_who_it_is",),
+    ),
+    Promise(
+        "redis-keeps",
+        "What is in Redis is as safe as Redis keeps it",
+        (f"{_E2E}/test_start.py::test_one_that_forgets",),
+    ),
+    Promise("fsync", "With `appendfsync everysec` a crash", (f"{_E2E}/test_servers.py::test_killed",)),
+    Promise(
+        "flush-loses",
+        "FLUSHALL in the middle of the work loses the events that were not",
+        (
+            f"{_E2E}/test_servers.py::test_stream_or_group_removed",
+            f"{_E2E}/test_servers.py::test_wiped_under_a_live_owner",
+        ),
+    ),
+    Promise(
+        "flush-living",
+        "A controller that lives stores its open tasks again",
+        (
+            f"{_FLOW}/test_wiped.py::test_what_was_recorded_counts_and_is_not_told_again",
+            f"{_FLOW}/test_wiped.py::test_a_worker_that_ends_before_its_task_is_restored_is_told_of_then",
+        ),
+    ),
+    Promise(
+        "flush-dead",
+        "Tasks whose controller died as well are taken up",
+        (
+            f"{_FLOW}/test_sweep.py::test_an_unknown_event_is_taken_up_from_its_pods_after_a_lease",
+            f"{_E2E}/test_servers.py::test_wiped_after_its_owner_died",
+        ),
+    ),
+    Promise(
+        "memory",
+        "An `event_id` is known for `TASK_TTL_S`",
+        (
+            f"{_ADAPTERS}/test_stream_fake.py::test_a_finished_event_sent_again_is_known",
+            f"{_ADAPTERS}/test_stream_fake.py::test_an_entry_older_than_the_memory_is_never_run",
+            f"{_ADAPTERS}/test_stream_fake.py::test_closes_the_task",
+        ),
+    ),
+    Promise(
+        "trimmed",
+        "`otto:scale:results` is trimmed at about `RESULT_MAXLEN` entries",
+        (f"{_ADAPTERS}/test_stream_fake.py::test_goes_to_a_bounded_stream",),
+    ),
+    Promise(
+        "order",
+        "The workers of a task finish in any order.",
+        ("tests/simulation/test_simulation.py::test_nothing_is_lost_and_nothing_done_twice",),
+    ),
+)
