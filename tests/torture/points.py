@@ -17,6 +17,8 @@ from typing import Any, Final
 
 from ottoscaler.adapters.cluster import KubeCluster
 from ottoscaler.adapters.stream import RedisStream
+from ottoscaler.core.choice import Choice
+from ottoscaler.core.verdicts import Reason
 from ottoscaler.errors import ClusterUnavailable
 from ottoscaler.ports import Answer, Created, Fate
 
@@ -54,6 +56,11 @@ def _renewed(arguments: Mapping[str, Any], answer: Any) -> Iterator[str]:
 def _doomed(arguments: Mapping[str, Any], answer: Answer) -> Iterator[str]:
     if answer.fate is Fate.OK:
         yield "mark stored" if arguments["owner"] is None else "doomed"
+
+
+def _chosen(arguments: Mapping[str, Any], answer: Any) -> Iterator[str]:
+    if isinstance(answer, Choice):
+        yield "superseded" if arguments["claim"].doom.reason is Reason.SUPERSEDED else "victims stored"
 
 
 def _recorded(arguments: Mapping[str, Any], answer: Answer) -> Iterator[str]:
@@ -100,8 +107,7 @@ AFTER_STREAM: Final[Mapping[str, Namer]] = {
     "doom": _doomed,
     "withdraw": _always("withdrawn"),
     "record": _recorded,
-    "choose": _always("victims stored"),
-    "mark_superseded": _always("superseded"),
+    "choose": _chosen,
     "finish_scale_down": _always("scale_down finished"),
     "renew": _renewed,
     "take": _if_any("taken over"),
@@ -117,13 +123,20 @@ WIPED: Final = ("restored", "taken up from pods")
 #: Points on the way out: they need a stop in order.
 STOPPING: Final = ("releasing", "released")
 #: Points that an ordinary run cannot be made to reach; where they are met, they are used.
-RARE: Final = ("create in conflict", "killed too late", "withdrawn", "intend cancelled", "pending claimed")
+RARE: Final = (
+    "create in conflict",
+    "killed too late",
+    "withdrawn",
+    "intend cancelled",
+    "pending claimed",
+    "mark stored",
+)
 #: Points that each run has to reach.
 USUAL: Final = (
     "read", "own pending read", "accepted", "duplicate accepted", "buried", "intended", "create unclear",
     "create refused", "refusal noted", "created", "found absent", "adopted", "checked", "terminal seen", "doomed",
     "killed", "recorded", "last result", "deleted", "renewed", "taken over", "read ahead", "victims stored",
-    "mark stored", "victims gone", "scale_down finished", "superseded", *STOPPING,
+    "victims gone", "scale_down finished", "superseded", *STOPPING,
 )  # fmt: skip
 
 

@@ -34,6 +34,8 @@ MERCY_AT = 5
 TELL_S = 30.0
 #: With so many kills each of the usual points has to be reached.
 WHOLE = 100
+#: Controllers that ended by themselves: then something is broken, and the run ends.
+HOPELESS = 10
 #: So long a kill takes about, seconds: so long is a run that has none.
 KILL_S = 0.6
 PENDING_TIMEOUT_S = 4
@@ -160,7 +162,7 @@ class World:
     def torture(self, deadline_s: float, tell: Callable[[World], None]) -> None:
         """Until there was enough of everything, or for so long."""
         told_at, spared = 0.0, False
-        while list(self.too_little()) and self.seconds < deadline_s:
+        while list(self.too_little()) and self.seconds < deadline_s and len(self.toll.faults) < HOPELESS:
             if not self.troubles.is_refusing:
                 spared = self._most_tries() >= MERCY_AT
                 self._feed()
