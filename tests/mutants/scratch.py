@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-COPIED = ("ottoscaler", "ottoscaler.py", "tests", "pyproject.toml")
+COPIED = ("ottoscaler", "ottoscaler.py", "tests", "pyproject.toml", "deploy", "Makefile", "requirements.txt")
 _NO_LITTER = shutil.ignore_patterns("__pycache__", "*.pyc")
 
 
