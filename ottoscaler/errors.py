@@ -61,5 +61,9 @@ class ClusterRejected(OttoscalerError):
         self.reason = reason
 
 
+class TooMuch(OttoscalerError):
+    """One read would bring more bytes than it may: nothing was brought. What was read is pending: take it in parts."""
+
+
 class Expired(OttoscalerError):
     """A watch cannot go on from its resource version (410): list again."""

@@ -35,10 +35,14 @@ class Clock(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One entry of the event stream, as it is. `fields` is None for one that was trimmed away while it was pending."""
+    """One entry of the event stream, as it is. `fields` is None for one that was trimmed away while it was pending.
+
+    One that is too large to be brought has a `size`, in bytes: then `fields` has only its first fields and its ids.
+    """
 
     stream_id: str
     fields: Mapping[bytes, bytes] | None
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,22 +155,26 @@ class Stream(Protocol):
         """The group that the keys of KEY_PREFIX belong to: ours from now on, unless another came first."""
 
     def read(self, count: int) -> Sequence[Entry]:
-        """Up to `count` new entries for this consumer; blocks at most REDIS_BLOCK_MS."""
+        """Up to `count` new entries for this consumer; blocks at most REDIS_BLOCK_MS. Raises TooMuch if they are too
+        large to be brought at once: they are pending then.
+        """
 
     def read_now(self, count: int) -> Sequence[Entry]:
         """Up to `count` new entries for this consumer, without blocking (control,
-        to get at what lies before a scale_down).
+        to get at what lies before a scale_down). Raises TooMuch like `read`.
         """
 
     def peek(self, after: str, count: int, *, block: bool) -> Sequence[Entry]:
-        """Entries behind an id, without the group; with `block` waits at most REDIS_BLOCK_MS for one."""
+        """Some entries behind an id, at most `count`, without the group; with `block` waits at most REDIS_BLOCK_MS for
+        one.
+        """
 
     def delivered(self) -> str:
         """The last id that was delivered to the group."""
 
     def pending(self, *, own: bool, min_idle_s: float) -> Sequence[Entry]:
-        """Entries that were read but not accepted: our own, or those of any consumer idle for so long,
-        which become ours by this.
+        """Some entries that were read but not accepted: our own, or those of any consumer idle for so long, which
+        become ours by this. No more than fit into memory: ask again when these are dealt with.
         """
 
     def retry(self, stream_id: str) -> int:

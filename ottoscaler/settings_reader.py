@@ -16,6 +16,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from ottoscaler.core.nesting import MAX_LEVELS, levels
+
 _Option = TypeVar("_Option", bound=str)
 
 _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,18}")
@@ -227,8 +229,10 @@ class Reader:
         if not value:
             return None
         try:
+            if levels(value) > MAX_LEVELS:
+                raise ValueError(f"more than {MAX_LEVELS} levels")
             return json.loads(value)
-        except (ValueError, RecursionError):
+        except ValueError:
             self.fault(name, expected)
             return None
 

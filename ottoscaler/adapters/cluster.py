@@ -279,12 +279,12 @@ def _stream_error(body: bytes) -> Exception:
 def _code(body: bytes) -> int:
     try:
         return int(msgspec.json.decode(body)["code"])
-    except (msgspec.MsgspecError, KeyError, TypeError, ValueError):
+    except (msgspec.MsgspecError, KeyError, TypeError, ValueError, RecursionError):
         return 500
 
 
 def _decoded(decoder: msgspec.json.Decoder[_T], body: bytes | msgspec.Raw) -> _T:
     try:
         return decoder.decode(body)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ClusterUnavailable(f"the Kubernetes API sent what cannot be read: {error}") from error

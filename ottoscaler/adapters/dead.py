@@ -22,6 +22,7 @@ from ottoscaler.adapters.redis_cluster import remember_script
 from ottoscaler.adapters.replies import texts_of
 from ottoscaler.adapters.scripts import call_script, source
 from ottoscaler.adapters.tasks import Key
+from ottoscaler.core.nesting import MAX_LEVELS, levels
 from ottoscaler.errors import OttoscalerError
 from ottoscaler.settings import KeySettings, RedisSettings
 
@@ -66,7 +67,7 @@ class Letter:
     def fields(self) -> dict[bytes, bytes]:
         """The fields of the event, byte for byte as they were sent. Raises NotRedrivable."""
         try:
-            kept = json.loads(self.event)
+            kept = json.loads(self.event) if levels(self.event) <= MAX_LEVELS else None
         except ValueError:
             kept = None
         if not isinstance(kept, dict):

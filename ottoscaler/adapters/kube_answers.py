@@ -107,7 +107,7 @@ def _status(status: int, body: bytes) -> _Status | None:
     """The Status that a body is; None for anything else, and for one that is not about this answer."""
     try:
         told = msgspec.json.decode(body, type=_Status)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     genuine = (told.kind, told.version, told.status) == ("Status", "v1", "Failure") and told.code in (0, status)
     return told if genuine else None
@@ -140,7 +140,7 @@ def success(body: bytes) -> bool:
     """Is this the body of a deletion that was accepted: the pod, or a Status of success?"""
     try:
         told = msgspec.json.decode(body, type=_Accepted)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return False
     return told.kind == "Pod" or (told.kind, told.status) == ("Status", "Success")
 

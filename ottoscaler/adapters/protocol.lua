@@ -594,16 +594,52 @@ function F.finish(eid, owner, ...)
   return {'ok'}
 end
 
-function F.pending(consumer, own, min_idle_ms, count)
-  local found
+-- Returns {id, fields, 0}; {id, false, 0} for one that was trimmed away; {id, head, size} for one of more than `most` bytes,
+-- where the head has its first fields and its ids. And how many bytes that is.
+local function measured(entry, sid, most, room)
+  if not entry then return {sid, false, 0}, 0 end
+  local size, fields, head, open = 0, entry[2], {}, true
+  for _, part in ipairs(fields) do size = size + #part end
+  if size <= most then return {sid, fields, 0}, size end
+  local kept = 0
+  for n = 1, #fields, 2 do
+    local length = #fields[n] + #fields[n + 1]
+    open = open and kept + length <= room
+    if open or (fields[n] == 'event_id' or fields[n] == 'task_id') and length <= 200 then
+      append_pairs(head, {fields[n], fields[n + 1]})
+      kept = kept + length
+    end
+  end
+  return {sid, head, size}, kept
+end
+
+function F.peek(after, count, most, room, total)
+  local answer, sum = {}, 0
+  repeat
+    local entry = redis.call('XRANGE', STREAM, '(' .. after, '+', 'COUNT', 1)[1]
+    if not entry then break end
+    local size
+    answer[#answer + 1], size = measured(entry, entry[1], tonumber(most), tonumber(room))
+    sum, after = sum + size, entry[1]
+  until #answer >= tonumber(count) or sum > tonumber(total)
+  return answer
+end
+
+-- At most `total` bytes, but for the last entry: a process may have died of them.
+function F.pending(consumer, own, min_idle_ms, count, most, room, total)
+  local found, sum
   if own == '1' then found = redis.call('XPENDING', STREAM, GROUP, '-', '+', count, consumer)
   else found = redis.call('XPENDING', STREAM, GROUP, 'IDLE', min_idle_ms, '-', '+', count) end
   local answer = {}
+  sum = 0
   for _, item in ipairs(found) do
+    if sum > tonumber(total) then break end
     local entry = redis.call('XRANGE', STREAM, item[1], item[1])[1]
     -- XCLAIM would silently drop an entry that was trimmed away: it is left pending until it is buried
     if entry and own == '0' then write('XCLAIM', STREAM, GROUP, consumer, 0, item[1], 'JUSTID') end
-    answer[#answer + 1] = {item[1], entry and entry[2] or false}
+    local size
+    answer[#answer + 1], size = measured(entry, item[1], tonumber(most), tonumber(room))
+    sum = sum + size
   end
   return answer
 end

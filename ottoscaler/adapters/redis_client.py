@@ -26,6 +26,8 @@ from ottoscaler.settings import RedisSettings
 CONNECT_TIMEOUT_S = 2.0
 HEALTH_CHECK_S = 15
 POOL_WAIT_S = 5.0
+#: More than a read of the largest valid events brings: 100 of 64 KiB.
+MAX_REPLY_BYTES = 8 * 1024 * 1024
 
 _NO_DATABASES = "SELECT is not allowed in cluster mode"
 _NO_COMMON_SLOT = (
@@ -87,12 +89,42 @@ class _SentinelPool(SentinelConnectionPool, _Pool):
                 sentinel.connection_pool.disconnect()
 
 
-def connect(settings: RedisSettings, *, timeout_s: float, connections: int = 4) -> FollowingRedis:
+class ReplyTooLarge(redis.RedisError):
+    """A reply had more bytes than were allowed: the connection was closed before it was read to the end."""
+
+
+class _BoundedParser(redis.connection.DefaultParser):  # type: ignore[misc, valid-type]
+    """Reads replies of at most MAX_REPLY_BYTES: whoever sends us something decides how long the answer to a read is,
+    and must not decide how much memory we need. Counts what the socket gives, since hiredis tells of no reply's length.
+    """
+
+    _received = 0
+
+    def read_response(self, *args: Any, **options: Any) -> Any:
+        """One reply. Raises ReplyTooLarge."""
+        self._received = 0
+        return super().read_response(*args, **options)
+
+    def read_from_socket(self, *args: Any, **options: Any) -> bool:
+        """What is there, into the buffer. Raises ReplyTooLarge."""
+        reader = self._reader
+        before = reader.len() if reader is not None else 0
+        there = bool(super().read_from_socket(*args, **options))
+        self._received += reader.len() - before if reader is not None else 0
+        if self._received > MAX_REPLY_BYTES:
+            raise ReplyTooLarge(f"the reply has more than {MAX_REPLY_BYTES} bytes")
+        return there
+
+
+def connect(
+    settings: RedisSettings, *, timeout_s: float, connections: int = 4, bounded: bool = False
+) -> FollowingRedis:
     """A client that is safe to share between threads; it connects when it is first used. A Redis Cluster is followed,
     see redis_cluster.py.
 
     Arguments: where and as whom, how long an answer may take in seconds (longer than any blocking read), and how many
-    connections at most; a thread that finds none free waits POOL_WAIT_S for one.
+    connections at most; a thread that finds none free waits POOL_WAIT_S for one. `bounded`: a reply of more than
+    MAX_REPLY_BYTES raises ReplyTooLarge.
     """
     common: dict[str, Any] = {
         "db": settings.db,
@@ -103,6 +135,7 @@ def connect(settings: RedisSettings, *, timeout_s: float, connections: int = 4) 
         "retry": Retry(NoBackoff(), 0),
         "decode_responses": False,
         "driver_info": None,  # else CLIENT SETINFO, a right that Redis 7.0 does not know
+        **({"parser_class": _BoundedParser} if bounded else {}),
         **_credentials(settings),
         **_tls(settings),
     }

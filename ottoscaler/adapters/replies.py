@@ -27,6 +27,13 @@ def entries_of(reply: Any) -> list[Entry]:
     return [Entry(stream_id.decode(), fields or None) for _, entries in reply or () for stream_id, fields in entries]
 
 
+def measured(reply: Any) -> list[Entry]:
+    """The entries that a script has measured: id, fields, and the size of one of which only the head is there."""
+    return [
+        Entry(stream_id.decode(), pairs_of(fields) if fields else None, int(size)) for stream_id, fields, size in reply
+    ]
+
+
 def text_of(value: Any) -> str:
     """What a person is shown of a value: whatever is not UTF-8 is replaced."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -10,28 +10,36 @@ from typing import Any, cast
 
 import redis
 
+from ottoscaler.adapters.redis_client import ReplyTooLarge
 from ottoscaler.adapters.replies import (
     accepted,
     advice_on,
     buried,
     delivered_of,
     entries_of,
+    measured,
     obstacle,
-    pairs_of,
     text_of,
 )
 from ottoscaler.adapters.stream_leases import StreamLeases
 from ottoscaler.adapters.stream_scale_downs import StreamScaleDowns
 from ottoscaler.adapters.stream_workers import StreamWorkers
 from ottoscaler.adapters.tasks import common_json, decode_view, decode_workers, readable
-from ottoscaler.core.events import BadEvent, EventType, ScaleEvent, digest, original
+from ottoscaler.core.events import MAX_DEAD_EVENT_BYTES, BadEvent, EventType, ScaleEvent, digest, original
+from ottoscaler.errors import TooMuch
 from ottoscaler.ports import Entry, OpenTask, StoredWorker, TaskView
 
 PENDING_COUNT = 100
+#: What one look at pending entries brings, bytes, if it is more than one entry: a process may have died of them.
+PENDING_BYTES = 1024 * 1024
+#: What is brought of an entry that is too large for a dead letter, bytes.
+HEAD_BYTES = 16 * 1024
 
 
 class RedisStream(StreamLeases, StreamWorkers, StreamScaleDowns):
     """`ports.Stream` on Redis 7.0 or later, or Valkey. Any thread; `read` and `peek` one thread each."""
+
+    _limits = (MAX_DEAD_EVENT_BYTES, HEAD_BYTES, PENDING_BYTES)
 
     # -- the stream and its group
 
@@ -59,15 +67,21 @@ class RedisStream(StreamLeases, StreamWorkers, StreamScaleDowns):
     def _read(self, count: int, block_ms: int | None) -> Sequence[Entry]:
         with self._calling():
             streams: dict[Any, Any] = {self._keys.stream: ">"}
-            reply = self._reading.xreadgroup(self._keys.group, self._consumer, streams, count=count, block=block_ms)
+            try:
+                reply = self._reading.xreadgroup(self._keys.group, self._consumer, streams, count=count, block=block_ms)
+            except ReplyTooLarge as error:
+                raise TooMuch(f"reading {count} entries: {error}") from error
         return entries_of(cast("Any", reply))
 
     def peek(self, after: str, count: int, *, block: bool) -> Sequence[Entry]:
         """See ports.Stream."""
         with self._calling():
-            reply = self._peeking.xread(
-                {self._keys.stream: after}, count=count, block=self._block_ms if block else None
-            )
+            try:
+                reply = self._peeking.xread(
+                    {self._keys.stream: after}, count=count, block=self._block_ms if block else None
+                )
+            except ReplyTooLarge:
+                return measured(self._scripts.run(self._peeking, "peek", [], (after, count, *self._limits)))
         return entries_of(cast("Any", reply))
 
     def delivered(self) -> str:
@@ -77,9 +91,8 @@ class RedisStream(StreamLeases, StreamWorkers, StreamScaleDowns):
 
     def pending(self, *, own: bool, min_idle_s: float) -> Sequence[Entry]:
         """See ports.Stream."""
-        arguments = (self._consumer, int(own), int(min_idle_s * 1000), PENDING_COUNT)
-        found = self._run("pending", [], *arguments, client=self._reading)
-        return [Entry(stream_id.decode(), pairs_of(fields) if fields else None) for stream_id, fields in found]
+        arguments = (self._consumer, int(own), int(min_idle_s * 1000), PENDING_COUNT, *self._limits)
+        return measured(self._run("pending", [], *arguments, client=self._reading))
 
     def retry(self, stream_id: str) -> int:
         """See ports.Stream. The number is Redis's own, of deliveries."""
@@ -107,7 +120,7 @@ class RedisStream(StreamLeases, StreamWorkers, StreamScaleDowns):
         fields = entry.fields or {}
         answer = self._run(
             "bury", [self._key.task(bad.event_id)], entry.stream_id, bad.reason.value, bad.detail, bad.event_id,
-            bad.task_id, digest(fields), original(fields), "[]",
+            bad.task_id, digest(fields), original(fields, cut=bool(entry.size)), "[]",
         )  # fmt: skip
         return buried(answer, bad.event_id, bad.task_id)
 

@@ -17,6 +17,7 @@ from ottoscaler.cli.connection import dead_letters
 from ottoscaler.cli.send import fields_of
 from ottoscaler.cli.table import console, count_text, grid, printable
 from ottoscaler.core.events import MAX_FIELDS
+from ottoscaler.core.nesting import MAX_LEVELS, levels
 from ottoscaler.errors import OttoscalerError
 
 #: More rows than a screen has help nobody, unless they are asked for.
@@ -133,7 +134,7 @@ def _show(letter: Letter, as_json: bool) -> None:
 def _event_lines(letter: Letter) -> list[str]:
     """A field a line. What is not UTF-8 or was cut shows as it stands there."""
     try:
-        kept = json.loads(letter.event)
+        kept = json.loads(letter.event) if levels(letter.event) <= MAX_LEVELS else None
     except ValueError:
         return [printable(letter.event)]
     if not isinstance(kept, dict):

@@ -17,6 +17,7 @@ from typing import Final
 
 import msgspec
 
+from ottoscaler.core.nesting import MAX_LEVELS, levels
 from ottoscaler.core.trace import version_00
 
 MAX_EVENT_BYTES: Final = 64 * 1024
@@ -25,6 +26,9 @@ MAX_FIELDS: Final = 256
 #: Each pod carries its event as JSON, in which control characters are six times as long: 256 KiB are allowed for all
 #: annotations (https://kubernetes.io/docs/concepts/overview/working-with-objects/annotations/), and there are others.
 MAX_JSON_BYTES: Final = 240 * 1024
+#: Each pod carries its event, and each result repeats what is passed on: an event of the largest size may have 128
+#: workers. etcd has room for 2 GiB (https://etcd.io/docs/v3.6/dev-guide/limit/), and one event must not fill it.
+MAX_CARRIED_BYTES: Final = 8 * 1024 * 1024
 #: A dead letter keeps the original event up to this size (above it, it is cut, and not to be sent again).
 MAX_DEAD_EVENT_BYTES: Final = 1024 * 1024
 
@@ -121,7 +125,9 @@ class _Fault(Exception):
 
 
 def decode(text: str | bytes) -> ScaleEvent:
-    """An event from its own JSON (see `ScaleEvent.encode`). Raises msgspec.MsgspecError for anything else."""
+    """An event from its own JSON (see `ScaleEvent.encode`). Raises ValueError, as msgspec does."""
+    if levels(text if isinstance(text, str) else text.decode()) > MAX_LEVELS:  # somebody may have changed it
+        raise ValueError(f"the event's JSON has more than {MAX_LEVELS} levels")
     return msgspec.json.decode(text, type=ScaleEvent)
 
 
@@ -172,12 +178,12 @@ def parse(stream_id: str, fields: Mapping[bytes, bytes], max_pods: int) -> Scale
         return BadEvent(fault.reason, str(fault), event_id, task_id)
 
 
-def original(fields: Mapping[bytes, bytes]) -> str:
+def original(fields: Mapping[bytes, bytes], *, cut: bool = False) -> str:
     """The fields as JSON for a dead letter: text where it is UTF-8, `{"base64": ...}` where not;
-    cut above 1 MiB and marked.
+    cut above 1 MiB and marked. `cut`: these are not all fields.
     """
     kept: dict[str, object] = {}
-    room, cut = MAX_DEAD_EVENT_BYTES, False
+    room = MAX_DEAD_EVENT_BYTES
     for name, value in fields.items():
         if len(name) + len(value) > room:
             cut = True
@@ -203,10 +209,19 @@ def readable_ids(stream_id: str, fields: Mapping[bytes, bytes]) -> tuple[str, st
     return event_id, task_id if _ID.fullmatch(task_id) else stream_id
 
 
+def too_large(stream_id: str, fields: Mapping[bytes, bytes] | None, size: int) -> BadEvent:
+    """Why an entry of so many bytes, of which only these fields are known, is not an event."""
+    return BadEvent(DeadReason.TOO_LARGE, _too_many(size), *readable_ids(stream_id, fields or {}))
+
+
+def _too_many(size: int) -> str:
+    return f"the event has {size} bytes; at most {MAX_EVENT_BYTES} are allowed"
+
+
 def _texts(fields: Mapping[bytes, bytes]) -> dict[str, str]:
     size = sum(len(name) + len(value) for name, value in fields.items())
     if size > MAX_EVENT_BYTES:
-        raise _Fault(f"the event has {size} bytes; at most {MAX_EVENT_BYTES} are allowed", DeadReason.TOO_LARGE)
+        raise _Fault(_too_many(size), DeadReason.TOO_LARGE)
     if len(fields) > MAX_FIELDS:
         raise _Fault(f"the event has {len(fields)} fields; at most {MAX_FIELDS} are allowed", DeadReason.TOO_LARGE)
     texts = {}
@@ -255,6 +270,13 @@ def _carried(event: ScaleEvent) -> ScaleEvent:
     if (size := len(event.encode().encode())) > MAX_JSON_BYTES:
         allowed = f"at most {MAX_JSON_BYTES} are allowed, and control characters take six each"
         raise _Fault(f"the event has {size} bytes as JSON; {allowed}", DeadReason.TOO_LARGE)
+    count = event.pod_count
+    if event.type is EventType.SCALE_UP and size * count > MAX_CARRIED_BYTES:
+        allowed = f"at most {MAX_CARRIED_BYTES} are allowed: with this pod_count {MAX_CARRIED_BYTES // count} per event"
+        raise _Fault(
+            f"each of {count} workers carries the event of {size} bytes as JSON, which makes {size * count}; {allowed}",
+            DeadReason.TOO_LARGE,
+        )
     return event
 
 
@@ -309,9 +331,11 @@ def _check_passed_on(passed_on: dict[str, str]) -> None:
         raise _Fault(f"field {name} would hide the worker's own OTTO_{name.upper()}; choose another name")
     if not passed_on.get("metadata"):  # empty: passed on as it is, like every other
         return
+    if (depth := levels(passed_on["metadata"])) > MAX_LEVELS:
+        raise _Fault(f"field metadata has {depth} levels, one inside the other; at most {MAX_LEVELS} are allowed")
     try:
         msgspec.json.decode(passed_on["metadata"], type=dict[str, msgspec.Raw])  # unlike json.loads, it refuses NaN
-    except (msgspec.MsgspecError, RecursionError):
+    except msgspec.MsgspecError:
         raise _Fault(f"field metadata is {_short(passed_on['metadata'])}; a JSON object is expected") from None
 
 

@@ -17,7 +17,7 @@ from typing import Final
 
 from ottoscaler.core.events import EventType
 from ottoscaler.core.plan import is_older
-from ottoscaler.errors import Unavailable
+from ottoscaler.errors import TooMuch, Unavailable
 from ottoscaler.flow.burial import contained
 from ottoscaler.flow.descent import Descent, Descents
 from ottoscaler.flow.intake import Intake
@@ -30,7 +30,7 @@ BUSY_WAIT_S: Final = 0.05
 #: After a scale_down was seen in the stream, how long it is expected to be accepted by somebody, seconds.
 EXPECT_S: Final = 3.0
 BATCH: Final = 100
-PEEK: Final = 1000
+PEEK: Final = 100
 
 
 class Control:
@@ -105,7 +105,7 @@ class Control:
         if not self._after:
             self._stream.ensure_group()
             # what was read before the error and not accepted: the reader, who had none, would not look for it at once
-            self._intake.absorb_again(self._stream.pending(own=True, min_idle_s=0))
+            self._absorb_pending()
             self._after = self._stream.delivered()
         self._open_new()
         busy = bool(self._open) or self._clock.now() < self._expect_until
@@ -150,10 +150,19 @@ class Control:
 
     def _accept_up_to(self, stream_id: str) -> None:
         while is_older(self._stream.delivered(), stream_id):
-            entries = self._stream.read_now(BATCH)
+            try:
+                entries = self._stream.read_now(BATCH)
+            except TooMuch:
+                self._absorb_pending()
+                continue
             if not entries:
                 return
             self._intake.absorb(entries)
+
+    def _absorb_pending(self) -> None:
+        """What we have read and not accepted; one look brings only so many bytes."""
+        while entries := self._stream.pending(own=True, min_idle_s=0):
+            self._intake.absorb_again(entries)
 
     def _is_over(self, descent: Descent) -> bool:
         """Carry it on. If our own code fails on it, it is left to run out of its lease and to be taken up again; that

@@ -7,13 +7,23 @@ uses `absorb` too, for what lies before a scale_down.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Generic, Protocol, TypeVar
 
 from ottoscaler import logs
-from ottoscaler.core.events import BadEvent, DeadReason, EventType, ScaleEvent, digest, ignored, parse, readable_ids
-from ottoscaler.errors import Stopping, Unavailable
+from ottoscaler.core.events import (
+    BadEvent,
+    DeadReason,
+    EventType,
+    ScaleEvent,
+    digest,
+    ignored,
+    parse,
+    readable_ids,
+    too_large,
+)
+from ottoscaler.errors import Stopping, TooMuch, Unavailable
 from ottoscaler.flow.burial import contained, tell
 from ottoscaler.flow.parts import Parts
 from ottoscaler.ports import Entry, OpenTask
@@ -23,6 +33,9 @@ PENDING_EVERY_S: Final = 30.0
 #: How long the reader waits for room before it looks at the stop again, seconds.
 ROOM_WAIT_S: Final = 0.5
 BATCH: Final = 100
+#: What is checked and accepted at once, bytes of the entries. Each is in memory as an event and as several JSON texts
+#: meanwhile, in which a control character takes six bytes.
+ACCEPT_BYTES: Final = 512 * 1024
 #: An entry that so many processes have had in hand, none of which lived to accept it, is a dead letter.
 MAX_TRIES: Final = 10
 
@@ -72,11 +85,12 @@ class Intake:
         would hear before its lease runs out. Who is not `patient` looks for such tasks himself, and gets Unavailable.
         """
         retry: _Retry = self._retries.forever if patient else _at_once
-        good: list[_Good] = []
         try:
-            for entry in entries:
-                self._check(entry, good, retry)
-            self._accept(good, retry)
+            for part in _parts(entries):
+                good: list[_Good] = []
+                for entry in part:
+                    self._check(entry, good, retry)
+                self._accept(good, retry)
         except (Unavailable, Stopping):
             with self._lock:  # that they are not accepted is not their fault
                 self._tried.update(entry.stream_id for entry in entries)
@@ -121,6 +135,9 @@ class Intake:
         """Onto the good ones, or buried."""
         if entry.fields is None:
             self._bury(entry, BadEvent(DeadReason.TRIMMED, "the entry was trimmed away before it was accepted"), retry)
+            return
+        if entry.size:
+            self._bury(entry, too_large(entry.stream_id, entry.fields, entry.size), retry)
             return
         parsed: ScaleEvent | BadEvent | None = None
         with contained(entry.stream_id) as defect:
@@ -184,6 +201,21 @@ class Intake:
             _log.warning("event.ignored", "Ignored: %s", sentence, event_id=event.event_id, task_id=event.task_id)
 
 
+def _parts(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
+    """The same entries in parts of ACCEPT_BYTES, or one by one where they are larger."""
+    part: list[Entry] = []
+    room = ACCEPT_BYTES
+    for entry in entries:
+        size = sum(len(name) + len(value) for name, value in (entry.fields or {}).items())
+        if part and size > room:
+            yield part
+            part, room = [], ACCEPT_BYTES
+        part.append(entry)
+        room -= size
+    if part:
+        yield part
+
+
 def _poison(entry: Entry, detail: str) -> BadEvent:
     """An event that we fail on; its producer hears of it if its ids, at least, can be read."""
     ids = ("", "")
@@ -240,6 +272,8 @@ class Reader:
             room = self._ledger.wait_for_room(wait_s)
             if room and not self._stop.is_set():
                 self._intake.absorb(self._stream.read(min(room, BATCH)))
+        except TooMuch:
+            self._recover_at = 0.0
         except Unavailable:
             self._recover_at = 0.0
             raise
@@ -251,5 +285,7 @@ class Reader:
         if self._clock.now() < self._recover_at:
             return
         self._stream.ensure_group()
-        self._intake.absorb_again(self._stream.pending(own=True, min_idle_s=0))
-        self._recover_at = self._clock.now() + PENDING_EVERY_S
+        entries = self._stream.pending(own=True, min_idle_s=0)
+        self._intake.absorb_again(entries)
+        if not entries:  # else there may be more: one look brings only so many bytes
+            self._recover_at = self._clock.now() + PENDING_EVERY_S

@@ -11,6 +11,7 @@ from ottoscaler.ports import Stream
 from tests.adapters import (
     contract_choices,
     contract_knowing,
+    contract_large,
     contract_owning,
     contract_results,
     contract_stream,
@@ -18,6 +19,7 @@ from tests.adapters import (
 )
 from tests.adapters.contract_choices import *  # noqa: F403
 from tests.adapters.contract_knowing import *  # noqa: F403
+from tests.adapters.contract_large import *  # noqa: F403
 from tests.adapters.contract_owning import *  # noqa: F403
 from tests.adapters.contract_results import *  # noqa: F403
 from tests.adapters.contract_stream import *  # noqa: F403
@@ -41,6 +43,7 @@ from tests.fakes.wait import eventually
 __all__ = [
     *contract_choices.__all__,
     *contract_knowing.__all__,
+    *contract_large.__all__,
     *contract_owning.__all__,
     *contract_results.__all__,
     *contract_stream.__all__,

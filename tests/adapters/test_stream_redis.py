@@ -20,6 +20,7 @@ from ottoscaler.settings import KeySettings, RedisSettings
 from tests.adapters import (
     contract_choices,
     contract_knowing,
+    contract_large,
     contract_owning,
     contract_results,
     contract_stream,
@@ -27,6 +28,7 @@ from tests.adapters import (
 )
 from tests.adapters.contract_choices import *  # noqa: F403
 from tests.adapters.contract_knowing import *  # noqa: F403
+from tests.adapters.contract_large import *  # noqa: F403
 from tests.adapters.contract_owning import *  # noqa: F403
 from tests.adapters.contract_results import *  # noqa: F403
 from tests.adapters.contract_stream import *  # noqa: F403
@@ -52,6 +54,7 @@ from tests.fakes.wait import eventually
 __all__ = [
     *contract_choices.__all__,
     *contract_knowing.__all__,
+    *contract_large.__all__,
     *contract_owning.__all__,
     *contract_results.__all__,
     *contract_stream.__all__,

@@ -6,18 +6,30 @@ Written from the port's contract and not from the Lua file, so that the suite th
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import takewhile
 
 from ottoscaler.core.choice import Blocker, Choice, Claim, Victim
-from ottoscaler.core.events import BadEvent, DeadReason, EventType, ScaleEvent, digest, original
+from ottoscaler.core.events import (
+    MAX_DEAD_EVENT_BYTES,
+    BadEvent,
+    DeadReason,
+    EventType,
+    ScaleEvent,
+    digest,
+    original,
+)
 from ottoscaler.core.names import process_of
 from ottoscaler.core.results import RESULT_FIELDS, common_fields, rfc3339
-from ottoscaler.errors import StreamUnavailable
+from ottoscaler.errors import StreamUnavailable, TooMuch
 from ottoscaler.ports import Answer, Entry, Fate, OpenTask, Renewal, StoredWorker, TaskView
 from tests.fakes.server import GROUP, Delivery, FakeRedis, Group, Id, TaskState, WorkerState, order
 from tests.fakes.workers import HELD_LEASES, MAX_TRIES, WorkerScripts
 
 __all__ = ["FakeRedis", "FakeStream"]
+
+#: What one read brings, one look at pending entries, and of one large entry; bytes.
+MAX_READ_BYTES, MAX_PENDING_BYTES, MAX_HEAD_BYTES = 8 * 1024 * 1024, 1024 * 1024, 16 * 1024
 
 
 class FakeStream(WorkerScripts):
@@ -70,9 +82,12 @@ class FakeStream(WorkerScripts):
                 raise StreamUnavailable(f"{op}: the connection was lost")
             group = server.living_group()
             found = self._behind(group.delivered, count)
+            bytes_ = sum(_size(entry.fields or {}) for entry in found)
             for entry in found:
                 group.pending[entry.stream_id] = Delivery(self._consumer, server.clock.now())
                 group.delivered = order(entry.stream_id)
+            if bytes_ > MAX_READ_BYTES:
+                raise TooMuch(f"{bytes_} bytes")
             return found
 
     def _behind(self, position: Id, count: int) -> list[Entry]:
@@ -85,7 +100,10 @@ class FakeStream(WorkerScripts):
             server.changed.wait_for(lambda: server.down or server.last > position, self._block_s if block else 0)
             if server.down:
                 raise StreamUnavailable("peek: the connection was lost")
-            return self._behind(position, count)
+            found = self._behind(position, count)
+            if sum(_size(entry.fields or {}) for entry in found) <= MAX_READ_BYTES:
+                return found
+            return list(_part(found))
 
     def delivered(self) -> str:
         with self.server.call("delivered"):
@@ -99,11 +117,13 @@ class FakeStream(WorkerScripts):
                 wanted = delivery.consumer == self._consumer if own else now - delivery.at >= min_idle_s
                 if not wanted:
                     continue
-                fields = server.entries.get(name)
-                if not own and fields is not None:
+                found.append(Entry(name, server.entries.get(name)))
+            brought = list(_part(found))
+            for entry in brought:
+                if not own and entry.fields is not None:
+                    delivery = server.living_group().pending[entry.stream_id]
                     delivery.consumer, delivery.at = self._consumer, now
-                found.append(Entry(name, fields))
-            return found
+            return brought
 
     def retry(self, stream_id: str) -> int:
         server = self.server
@@ -227,7 +247,7 @@ class FakeStream(WorkerScripts):
                 self._acknowledge(entry.stream_id)
                 return None
             refused = _conflict(bad.event_id, bad.task_id) if known else bad
-            return self._bury(entry.stream_id, refused, content, original(fields))
+            return self._bury(entry.stream_id, refused, content, original(fields, cut=bool(entry.size)))
 
     def _bury(self, stream_id: str, bad: BadEvent, content: str, raw: str) -> BadEvent | None:
         server = self.server
@@ -398,6 +418,24 @@ class FakeStream(WorkerScripts):
     def advice(self) -> Sequence[str]:
         with self.server.call("advice"):
             return list(self.server.advice)
+
+
+def _size(fields: Mapping[bytes, bytes]) -> int:
+    return sum(len(name) + len(value) for name, value in fields.items())
+
+
+def _part(entries: Sequence[Entry]) -> Iterator[Entry]:
+    """As many of them as are brought at once; of the larger ones what stands before the first large field."""
+    brought = 0
+    for entry in entries:
+        if brought > MAX_PENDING_BYTES:
+            return
+        size = _size(entry.fields or {})
+        if size > MAX_DEAD_EVENT_BYTES:
+            small = takewhile(lambda pair: len(pair[1]) < MAX_HEAD_BYTES, (entry.fields or {}).items())
+            entry = Entry(entry.stream_id, dict(small), size)
+        brought += _size(entry.fields or {})
+        yield entry
 
 
 def _restored(worker: StoredWorker) -> WorkerState:

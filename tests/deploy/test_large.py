@@ -1,0 +1,79 @@
+"""A producer sends more than a small controller has memory for: entries of 12 MB, with 150 MiB for the process."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ottoscaler.local.handle import LocalCluster
+from tests.e2e.controller import SCRIPT, Controller
+from tests.e2e.redis_server import RedisServer
+from tests.e2e.waiting import wait_for
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
+
+LARGE = 12_000_000
+COUNT = 12
+LIMIT_MIB = 150
+#: Ends the process where it asks for more memory than that. Stacks of threads count whole, though they are hardly used.
+LIMITED = f"""
+import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_DATA, ({LIMIT_MIB} * 2**20,) * 2)
+sys.argv = [{str(SCRIPT)!r}, "run"]
+runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
+"""
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    """A Redis with as much memory as it wants."""
+    made = RedisServer(tmp_path / "redis")
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def controller(server: RedisServer, tmp_path: Path) -> Iterator[Controller]:
+    """One whose memory is limited."""
+    cluster = LocalCluster(tmp_path / "cluster")
+    cluster.start()
+    environ = {
+        "REDIS_HOST": "127.0.0.1", "REDIS_PORT": str(server.port), "REDIS_CONSUMER": "one", "LEASE_S": "3",
+        "KUBECONFIG": str(cluster.kubeconfig), "OTTO_AGENT_COMMAND": '["sleep", "15"]', "MAX_WORKERS": "10",
+    }  # fmt: skip
+    made = Controller(tmp_path, environ, ("-c", LIMITED))
+    yield made
+    made.close()
+    cluster.close()
+
+
+@pytest.mark.contract("3.TooLarge")
+def test_entries_that_are_too_large_are_dead_letters_and_end_nothing_else(
+    server: RedisServer, controller: Controller
+) -> None:
+    """Before a task, behind it and while its worker runs; the process lives through it, and so does the worker."""
+    client: Any = server.client()
+    large = [client.xadd("otto:scale:events", {"type": "scale_up", "x": os.urandom(LARGE)}) for _ in range(COUNT)]
+    task = client.xadd("otto:scale:events", {"type": "scale_up"})
+    large += [client.xadd("otto:scale:events", {"type": "scale_up", "x": "y" * LARGE}) for _ in range(COUNT)]
+    wait_for(lambda: client.xlen("otto:scale:dead") == len(large), "the dead letters", 60)
+    letters = [fields for _, fields in client.xrange("otto:scale:dead")]
+    assert [(each["dead_reason"], each["stream_id"]) for each in letters] == [("TooLarge", name) for name in large]
+    assert all("the event has 120000" in each["dead_detail"] for each in letters)
+    assert all(json.loads(each["event"])["cut"] for each in letters)
+    shown = f"otto:scale:task:{task}"
+    wait_for(lambda: '"running"' in (client.hget(shown, "worker:1") or ""), "the worker to run", 30)
+    more = client.xadd("otto:scale:events", {"type": "scale_down", "task_id": "t", "x": "y" * LARGE})
+    wait_for(lambda: client.xlen("otto:scale:dead") == len(large) + 1, "the last dead letter", 60)
+    assert client.xrevrange("otto:scale:dead", count=1)[0][1]["stream_id"] == more
+    wait_for(lambda: client.hget(shown, "state") == "finished", "the task's end", 60)
+    assert json.loads(client.hget(shown, "worker:1"))["outcome"] == "succeeded"
+    assert controller.process.poll() is None
+    assert controller.status("VmHWM") < LIMIT_MIB * 1024
+    print("peak memory, KiB:", controller.status("VmHWM"))
