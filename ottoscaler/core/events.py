@@ -125,9 +125,10 @@ class _Fault(Exception):
 
 
 def decode(text: str | bytes) -> ScaleEvent:
-    """An event from its own JSON (see `ScaleEvent.encode`). Raises ValueError, as msgspec does."""
-    if levels(text if isinstance(text, str) else text.decode()) > MAX_LEVELS:  # somebody may have changed it
-        raise ValueError(f"the event's JSON has more than {MAX_LEVELS} levels")
+    """An event from its own JSON (see `ScaleEvent.encode`). Raises msgspec.MsgspecError for anything else."""
+    shown = text if isinstance(text, str) else text.decode("utf-8", "replace")
+    if levels(shown) > MAX_LEVELS:  # somebody may have changed it
+        raise msgspec.ValidationError(f"the event's JSON has more than {MAX_LEVELS} levels")
     return msgspec.json.decode(text, type=ScaleEvent)
 
 
