@@ -154,7 +154,7 @@ _RESULT: Final = {
     "state": "the task hash while it runs, and TASK_TTL_S after",
     "open": "the sorted set of unfinished event ids",
     "deletion": "a finished pod is deleted only after its result is stored; a Succeeded seen in between wins",
-    "waiting": "quota and back-pressure of the API are waiting, not failing",
+    "waiting": "quota, back-pressure of the API and a gated pod are waiting, not failing",
 }
 _REASONS: Final = _words(
     """

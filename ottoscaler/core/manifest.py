@@ -16,9 +16,9 @@ import msgspec
 from ottoscaler.core import names
 from ottoscaler.core.events import ScaleEvent
 from ottoscaler.core.names import WorkerKey
+from ottoscaler.core.pods import CONTAINER
 
 WORKSPACE = "/workspace"
-CONTAINER = "agent"
 
 
 class Template(Protocol):
@@ -98,13 +98,20 @@ def environment(event: ScaleEvent, key: WorkerKey) -> list[dict[str, Any]]:
     if event.traceparent:
         own["TRACEPARENT"] = event.traceparent
     passed = {f"OTTO_{name.upper()}": value for name, value in event.passed_on.items()}
-    # "$(NAME)" in a value would be expanded by the kubelet, and "$$" read as "$": an event must not read other
-    # variables
+    # an event must not read other variables
     variables: list[dict[str, Any]] = [
-        {"name": name, "value": value.replace("$", "$$")} for name, value in {**passed, **own}.items()
+        {"name": name, "value": literal(value)} for name, value in {**passed, **own}.items()
     ]
     variables.append({"name": "OTTO_NAMESPACE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}})
     return variables
+
+
+def literal(text: str) -> str:
+    """A text that the kubelet hands on as it was, where it would expand `$(NAME)` and read `$$` as `$`: in `command`,
+    `args` and the values of `env`
+    (https://kubernetes.io/docs/tasks/inject-data-application/define-interdependent-environment-variables/).
+    """
+    return text.replace("$", "$$")
 
 
 def _spec(template: Template, event: ScaleEvent, key: WorkerKey) -> dict[str, Any]:
@@ -142,7 +149,9 @@ def _container(template: Template, event: ScaleEvent, key: WorkerKey) -> dict[st
         "name": CONTAINER,
         "image": template.image,
         "imagePullPolicy": template.image_pull_policy,
-        "command": list(template.command),
+        # as the operator wrote it: an expanded $(OTTO_X) would put an event's text into a shell's line, and $$ is the
+        # shell's
+        "command": [literal(word) for word in template.command],
         "workingDir": WORKSPACE,
         "env": environment(event, key),
         "resources": {

@@ -189,9 +189,31 @@ def test_no_mixture_of_signs_is_expanded(value: str) -> None:
 @contract("2.OTTO_AGENT_IMAGE")
 @pytest.mark.contract("2.IMAGE_PULL_POLICY")
 def test_image_and_command_are_the_operators() -> None:
-    """There a reference to a variable is meant as one."""
+    """The program gets each word as it was written: no event can change it."""
     assert (container()["image"], container()["imagePullPolicy"]) == ("img:1", "IfNotPresent")
-    assert container()["command"] == ["run", "$(OTTO_TASK_ID)"]
+    assert [expand(word, values()) for word in container()["command"]] == ["run", "$(OTTO_TASK_ID)"]
+
+
+@contract("2.OTTO_AGENT_COMMAND")
+@pytest.mark.parametrize(
+    "line",
+    [
+        'echo "$OTTO_TASK_ID"', 'echo "${OTTO_TASK_ID}"', "echo $(date)", "echo $$", "kill $$", "echo $(OTTO_TASK_ID)",
+        "echo $$(OTTO_TASK_ID)", "echo $((1 + 2))", "awk '{print $1}'", "echo $", "a=$(b)$$$(c)", "$", "$$$$",
+    ],
+)  # fmt: skip
+def test_a_command_means_what_the_shell_means(line: str) -> None:
+    """Variables, substitutions and process ids are the shell's; the kubelet changes none of them."""
+    words = container(replace(PLAIN, command=("/bin/sh", "-c", line)))["command"]
+    assert [expand(word, {**values(), "date": "x", "b": "x"}) for word in words] == ["/bin/sh", "-c", line]
+
+
+@contract("2.OTTO_AGENT_COMMAND")
+@given(st.lists(st.text("$()OTA_KSID{} ", max_size=20), min_size=1, max_size=3))
+def test_no_mixture_of_signs_in_a_command_is_expanded(words: list[str]) -> None:
+    """The program is started with just these words."""
+    written = container(replace(PLAIN, command=tuple(words)))["command"]
+    assert [expand(word, {"A": "secret", "": "secret", "OTTO": "secret"}) for word in written] == words
 
 
 @contract("4.security")
