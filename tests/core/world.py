@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 from ottoscaler.core import acts
 from ottoscaler.core.acts import Doom, Effect, Observation
-from ottoscaler.core.endings import verdict
 from ottoscaler.core.lifecycle import Life, effect, resume, step
 from ottoscaler.core.names import WorkerKey
 from ottoscaler.core.pods import Phase, Snapshot, Trouble
@@ -34,6 +33,8 @@ _PENDING: Sequence[dict[str, Any]] = (
     {"trouble": Trouble.IMAGE_PULL_TRANSIENT, "trouble_text": "ImagePullBackOff: Back-off"},
     {"trouble": Trouble.UNSCHEDULABLE},
     {"trouble": Trouble.START},
+    {"trouble": Trouble.COMMAND},
+    {"trouble": Trouble.GATED, "trouble_text": "scheduling gate a"},
 )
 _RUNNING: Sequence[dict[str, Any]] = (
     {"phase": Phase.SUCCEEDED, "ended_as": "Completed", "exit_code": 0},
@@ -41,6 +42,8 @@ _RUNNING: Sequence[dict[str, Any]] = (
     {"phase": Phase.FAILED, "reason": "Evicted"},
     {"phase": Phase.FAILED, "ended_as": "OOMKilled", "exit_code": 137},
     {"phase": Phase.UNKNOWN},
+    {"ended_as": "Completed", "exit_code": 0, "outlived": True},
+    {"ended_as": "Error", "exit_code": 1, "outlived": True},
 )
 _BLOWS: Sequence[dict[str, Any]] = (
     {"gone": True},
@@ -149,9 +152,13 @@ class World:
         blows = [blow for blow in _BLOWS if may_go or "gone" not in blow]
         if now.deleting:
             ends: tuple[dict[str, Any], ...] = ({"gone": True},) if may_go else ({},)
-            return dict(self.roll(*ends, {}, {} if now.finished else _RUNNING[0], {} if now.finished else _RUNNING[1]))
+            over = {"phase": Phase.FAILED, "outlived": False} if now.exit_code is not None else None
+            last = ({}, {}) if now.finished else (over, over) if over else _RUNNING[:2]
+            return dict(self.roll(*ends, {}, *last))
         if now.finished:
             return dict(self.roll({}, {}, *blows))
+        if now.exit_code is not None:  # a sidecar lives on, or ends in whichever way
+            return dict(self.roll({}, {}, {"phase": Phase.FAILED, "outlived": False}, *blows))
         return dict(self.roll(*(_RUNNING if now.started_at is not None else _PENDING), *blows))
 
     def _refusal(self) -> acts.NotOurs | acts.HasResult | None:
@@ -195,13 +202,17 @@ class World:
             assert there.finished or there.deleting, f"attempt {attempt} still runs when its result is stored"
         if asked.verdict.outcome is Outcome.SUCCEEDED:
             assert asked.pod is not None
-            assert asked.pod.phase is Phase.SUCCEEDED
-        if asked.pod is not None and asked.pod.phase is Phase.SUCCEEDED:
-            assert asked.verdict == verdict(asked.pod), "Succeeded wins over everything"
+            assert asked.pod.phase is Phase.SUCCEEDED or asked.pod.exit_code == 0
+        if asked.pod is not None and (asked.pod.phase is Phase.SUCCEEDED or self._did_its_work(asked.pod)):
+            assert asked.verdict.reason is Reason.COMPLETED, "success wins over everything"
         if asked.verdict.outcome is Outcome.CANCELLED:
             assert self.cancel is not None
         self.result = self.result or asked.verdict
         return acts.Done()
+
+    def _did_its_work(self, last: Snapshot) -> bool:
+        """`agent` ended well, and nothing that the platform forced on the pod says that it was not by itself."""
+        return last.exit_code == 0 and not last.reason
 
     def _make(self, attempt: int) -> Snapshot:
         fresh = pod(key=WorkerKey(HASH, 1, attempt), uid=f"u-{attempt}", created_at=self.now)
