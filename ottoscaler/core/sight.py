@@ -78,10 +78,12 @@ def observe(sight: Sight, pod: Snapshot, now: float) -> Sight:
 
 def overdue(sight: Sight, pod: Snapshot, now: float, limits: Limits, attempt: int) -> tuple[Doom | None, float | None]:
     """The doom that is due now, or when to look at the clock again (None: never), for a pod that has not ended."""
-    if pod.deleting or pod.phase is Phase.UNKNOWN:
+    if pod.deleting:
         return None, now + RELOOK_S
     if pod.exit_code is not None:
         return _outlived(sight, pod, now, limits, attempt)
+    if pod.phase is Phase.UNKNOWN:
+        return None, now + RELOOK_S
     if pod.started_at is not None:
         if not limits.deadline_s:
             return None, None

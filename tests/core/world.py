@@ -252,6 +252,9 @@ class World:
         if not self.ours:
             return acts.NotOurs()
         ways = ["seen", "seen", "missing", *([] if asked.until is None else ["late"])]
+        there = self.pods.get(self.life.attempt)
+        if there is not None and there.outlived and not there.deleting:
+            ways.insert(0, "late")  # a sidecar that never ends
         if self.cancel is not None and self.life.doom != self.cancel:
             return acts.Marked(self.cancel)
         way = self.roll(*ways)
