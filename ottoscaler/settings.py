@@ -14,6 +14,7 @@ from fractions import Fraction
 from typing import Any, Final, Literal
 
 from ottoscaler.errors import ConfigError
+from ottoscaler.nearly import variables
 from ottoscaler.settings_reader import (
     DNS_LABEL,
     DNS_NAME,
@@ -215,6 +216,8 @@ class Settings:
     """INSTANCE: tells apart Ottoscalers in one namespace; in names and labels. Default: consumer group."""
     not_yet: tuple[str, ...] = ()
     """Variables that are set and have no effect yet."""
+    nearly: tuple[str, ...] = ()
+    """A sentence for each variable that is set and nearly one of ours."""
 
     @classmethod
     def load(cls, environ: Mapping[str, str], host_name: str, in_cluster_namespace: str | None) -> Settings:
@@ -226,7 +229,8 @@ class Settings:
         """
         path = environ.get("ENV_FILE", "").strip()
         from_file, file_faults = read_env_file(path) if path else ({}, [])
-        reader = Reader(ChainMap(dict(environ), from_file) if path else environ)
+        everything = ChainMap(dict(environ), from_file) if path else environ
+        reader = Reader(everything)
         keys = _keys(reader, host_name)
         settings = cls(
             redis=_redis(reader),
@@ -238,9 +242,10 @@ class Settings:
             log=_log(reader),
             instance=reader.text("INSTANCE", keys.group, LABEL_VALUE),
             not_yet=tuple(name for name in NOT_YET if reader.raw(name)),
+            nearly=variables(everything, reader.asked | {"ENV_FILE"}),
         )
         if faults := (*file_faults, *reader.faults):
-            raise ConfigError(faults)
+            raise ConfigError((*faults, *settings.nearly))
         return settings
 
 

@@ -34,10 +34,11 @@ _HOST_NAME: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]{0,252})")
 _USERINFO: Final = re.compile(r"://[^\s/?#]*@")
 _LINE: Final = re.compile(
     r"""\s*(?:export\s+)?(?P<name>[A-Za-z_][A-Za-z0-9_]*)\s*=\s*
-        (?: "(?P<double>(?:[^"\\]|\\.)*)" | '(?P<single>[^']*)' | (?P<plain>[^\s"'\#](?:.*?\S)??)? )
-        \s*(?:(?<=\s)\#.*)?""",
+        (?: (?: "(?P<double>(?:[^"\\]|\\.)*)" | '(?P<single>[^']*)' )? \s*(?:(?<=\s)\#.*)? | (?P<bare>[^\s"'\#].*) )""",
     re.VERBOSE,
 )
+#: What a bare value is made of: text in quotes, in which a # is a # , and anything else up to a comment.
+_BARE: Final = re.compile(r"""(?:"(?:[^"\\]|\\.)*"|'[^']*'|(?!\s\#)[^"'])*""")
 
 
 _TOLERATION: Final[Mapping[str, tuple[str, ...]]] = {
@@ -112,7 +113,8 @@ def read_env_file(path: str) -> tuple[dict[str, str], list[str]]:
     """The variables in a file of KEY=VALUE lines, and the faults found in it.
 
     A line may begin with `export`; a value may be quoted, in double quotes with a backslash before quote and backslash.
-    `#` begins a comment at the start of a line and after a space. A fault never shows the line: it may hold a secret.
+    `#` begins a comment at the start of a line and after a space, but not inside quotes, wherever in the value they
+    begin; quotes in the middle of a value stay there. A fault never shows the line: it may hold a secret.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
@@ -124,13 +126,29 @@ def read_env_file(path: str) -> tuple[dict[str, str], list[str]]:
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         match = _LINE.fullmatch(line)
-        if match is None:
-            faults.append(f"ENV_FILE={shown(path)}: line {number}: expected KEY=VALUE, the value bare or in quotes")
-        elif match["double"] is not None:
-            values[match["name"]] = re.sub(r'\\(["\\])', r"\1", match["double"])
+        value = None if match is None else _value(match)
+        if match is None or value is None:
+            expected = "KEY=VALUE, the value bare or in quotes, and before a # every quote closed"
+            faults.append(f"ENV_FILE={shown(path)}: line {number}: expected {expected}")
         else:
-            values[match["name"]] = match["single"] or match["plain"] or ""
+            values[match["name"]] = value
     return values, faults
+
+
+def _value(match: re.Match[str]) -> str | None:
+    """The value of a line; None where nobody can say whether a # in it begins a comment."""
+    if match["double"] is not None:
+        return re.sub(r'\\(["\\])', r"\1", match["double"])
+    if match["bare"] is None:
+        return match["single"] or ""
+    bare = match["bare"]
+    read = _BARE.match(bare)
+    end = read.end() if read else 0
+    rest = bare[end:]
+    if not rest or rest.lstrip().startswith("#"):
+        return bare[:end].rstrip()
+    # a quote that is never closed, as in it's: a part of the value, if there is no # of which it could decide
+    return None if re.search(r"\s#", rest) else bare.rstrip()
 
 
 class Reader:
@@ -142,6 +160,7 @@ class Reader:
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
         self.faults: list[str] = []
+        self.asked: set[str] = set()
 
     def fault(self, name: str, expected: str) -> None:
         """Note that the value of a variable, which is shown, is not what is expected."""
@@ -149,10 +168,12 @@ class Reader:
 
     def raw(self, name: str) -> str:
         """The value without the space around it; empty if it is not set."""
+        self.asked.add(name)
         return self._environ.get(name, "").strip()
 
     def secret(self, name: str) -> str | None:
         """A value that is never shown, exactly as it is set."""
+        self.asked.add(name)
         return self._environ.get(name) or None
 
     def text(self, name: str, default: str, form: Form = WORD) -> str:

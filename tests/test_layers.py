@@ -25,6 +25,7 @@ SOURCES = sorted(
 LAYERS = {
     "__init__": 0,
     "errors": 1,
+    "nearly": 1,
     "core": 2,
     "ports": 3,
     "settings": 3,

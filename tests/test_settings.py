@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ottoscaler import settings
 from ottoscaler.errors import ConfigError
 from ottoscaler.settings import DEFAULT_COMMAND, Settings
-from ottoscaler.settings_reader import quantity
+from ottoscaler.settings_reader import quantity, read_env_file
 
 #: Variable, where its value ends up, its promised default, another value and what becomes of it.
 VARIABLES: list[tuple[str, str, Any, str, Any]] = [
@@ -285,6 +285,52 @@ def test_the_file_supplies_and_the_environment_wins(tmp_path: Path) -> None:
     assert (loaded.keys.stream, loaded.redis.username) == ("a#b", None)
     assert loaded.worker.node_selector == {"a": "b"}
     assert loaded.flow.max_workers == 8
+
+
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        ("a b", "a b"),
+        ("a#b", "a#b"),
+        ("a # b", "a"),
+        ("a\t# b", "a"),
+        ("a #", "a"),
+        ("# b", None),
+        (" # b", None),
+        ('"a # b"', "a # b"),
+        ("'a # b'", "a # b"),
+        ("'a # b' # c", "a # b"),
+        ('"a \\" # b" # c', 'a " # b'),
+        ('sh -c "echo # hi"', 'sh -c "echo # hi"'),
+        ("sh -c 'echo # hi' # c", "sh -c 'echo # hi'"),
+        ('sh -c "a # b" && echo "c # d" # e', 'sh -c "a # b" && echo "c # d"'),
+        ('{"a": "b # c"}', '{"a": "b # c"}'),
+        ('{"a": "b \\" # c"} # d', '{"a": "b \\" # c"}'),
+        ('["sh", "-c", "echo # hi"]', '["sh", "-c", "echo # hi"]'),
+        ("it's", "it's"),
+        ("it's fine", "it's fine"),
+        ('say "it\'s # 1" # c', 'say "it\'s # 1"'),
+        ('5" disk', '5" disk'),
+        ("a'b'c", "a'b'c"),
+        ("a # it's", "a"),
+        ('a # say "b', "a"),
+    ],
+)
+def test_a_hash_inside_quotes_is_a_hash(tmp_path: Path, line: str, value: str | None) -> None:
+    """Wherever in the value the quotes begin: nothing is cut off without a word."""
+    file = tmp_path / "env"
+    file.write_text(f"REDIS_USERNAME= {line}\n")
+    read, found = read_env_file(str(file))
+    assert (read, found) == ({"REDIS_USERNAME": value or ""}, [])
+
+
+@pytest.mark.parametrize("line", ["it's # b", 'a "b # c', 'sh -c "echo # hi', "a 'b\" # c"])
+def test_a_hash_behind_an_open_quote_is_a_fault(tmp_path: Path, line: str) -> None:
+    """Nobody can say whether it begins a comment."""
+    file = tmp_path / "env"
+    file.write_text(f"REDIS_USERNAME={line}\n")
+    (fault,) = faults(ENV_FILE=str(file))
+    assert "before a # every quote closed" in fault
 
 
 @pytest.mark.parametrize("line", ["REDIS_HOST", "1A=b", "A='b", 'A="b', "A='b'c", "=hunter22", "A B=c"])

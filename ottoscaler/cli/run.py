@@ -137,6 +137,8 @@ class Controller:
         )  # fmt: skip
         if narrow := cgroup.advice(self._settings.flow.max_workers, cgroup.pids_limit()):
             _log.warning("pids.advice", narrow)
+        for sentence in self._settings.nearly:
+            _log.warning("config.unknown", sentence)
         for name in self._settings.not_yet:
             _log.warning("config.not_yet", "%s is set and has no effect yet", name)
         self._await_clear("Redis", "redis.refused", self._obstacles)

@@ -45,6 +45,12 @@ _OWN: Final = frozenset(
 _OVERRIDES: Final = frozenset(
     {"image", "command", "args", "env", "cpu", "memory", "profile", "deadline_s", "retries", "priority", "not_after"}
 )
+#: Fields that mean something, here or by custom: another name that is nearly one of these may be a slip.
+KNOWN_FIELDS: Final = (
+    _OWN
+    | _OVERRIDES
+    | {"job_id", "repository", "commit_sha", "triggered_by", "reason", "target_deployment", "timestamp", "metadata"}
+)
 #: Fields of which an empty value counts as not set: client libraries send empty strings for undefined values.
 _OPTIONAL: Final = frozenset(name.encode() for name in _OWN | _OVERRIDES)
 #: Passed-on fields become `OTTO_<FIELD>`: these would hide variables that every worker has.

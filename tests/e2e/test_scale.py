@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
 _WORKERS = 1000
 _PEAK_MIB = 250
-#: Threads besides the pool's: main, signals, cpu, reader, control, lease, watch, sweep, web and a few of the libraries'.
+#: Threads besides the pool's: main, signals, cpu, reader, control, lease, watch, sweep, web and some of libraries'.
 _OTHER_THREADS = 14
 
 

@@ -1,0 +1,68 @@
+"""Which known name somebody may have meant: for a variable or an event field that is nearly one of ours."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Mapping
+from typing import Final
+
+#: How alike two names are, from 0 to 1 (difflib's ratio): one letter in eight may differ.
+ALIKE: Final = 0.87
+#: A last word is an abbreviation of another, in this order of letters, from so many on: USER of USERNAME, CMD, IMG.
+_SHORTEST: Final = 3
+#: Of shorter names, as many as make sense are only one letter apart: model, mode.
+_LONG: Final = 6
+#: Endings that only give a unit.
+_UNIT: Final = re.compile(r"_(S|SEC|SECS|SECOND|SECONDS|MS|MILLIS)$")
+#: What others put before a name, to say of which program it is.
+_OWNER: Final = re.compile(r"^(OTTO|OTTOSCALER)_")
+#: Variables that Kubernetes gives each container for each Service of the namespace:
+#: https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
+_SERVICE: Final = re.compile(r"_SERVICE_(HOST|PORT)(_.*)?$|_PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$")
+_SERVICE_VALUE: Final = re.compile(r"(tcp|udp|sctp)://")
+#: Variables of others that are like ours by chance; OTTO_NAMESPACE is a worker's own.
+_OTHERS: Final = frozenset({"HTTPS_PORT", "OTTO_NAMESPACE"})
+
+
+def meant(name: str, known: Collection[str]) -> str:
+    """The known name that this one nearly is; empty if it is one itself, or like none."""
+    if name in known:
+        return ""
+    plain = {_plain(other): other for other in known}
+    given = _plain(name)
+    if given in plain:
+        return plain[given]
+    if shortened := [other for other in plain if _shortened(given, other)]:
+        return plain[max(shortened, key=lambda other: difflib.SequenceMatcher(None, given, other).ratio())]
+    if plural := [other for other in plain if given == f"{other}S" or other == f"{given}S"]:
+        return plain[plural[0]]
+    near = difflib.get_close_matches(given, plain, n=1, cutoff=ALIKE) if len(given) >= _LONG else []
+    return plain[near[0]] if near else ""
+
+
+def variables(environ: Mapping[str, str], known: Collection[str]) -> tuple[str, ...]:
+    """A sentence for each variable that is set and nearly one of the known ones. Values are in none of them."""
+    sentences = []
+    for name, value in sorted(environ.items()):
+        if not value.strip() or name in _OTHERS or _SERVICE.search(name) or _SERVICE_VALUE.match(value):
+            continue
+        if other := meant(name, known):
+            sentences.append(f"{name} is set and is no variable of Ottoscaler's; did you mean {other}?")
+    return tuple(sentences)
+
+
+def _plain(name: str) -> str:
+    """Without what people mix up: case, dashes, a unit, and of whom it is."""
+    upper = name.upper().replace("-", "_").replace(".", "_")
+    return _UNIT.sub("", _OWNER.sub("", upper)).replace("__", "_")
+
+
+def _shortened(one: str, other: str) -> bool:
+    *first, last = one.split("_")
+    *other_first, other_last = other.split("_")
+    short, long = sorted((last, other_last), key=len)
+    if not first or first != other_first or len(short) < _SHORTEST or short[0] != long[0]:
+        return False
+    letters = iter(long)
+    return all(letter in letters for letter in short)
