@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import ChainMap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Final, Literal
@@ -47,6 +47,15 @@ NOT_YET: Final = (
     "WORKER_LOGS",
     "KUBERNETES_EVENTS",
     "OTEL_EXPORTER_OTLP_ENDPOINT",
+)
+
+#: All that a command needs that only looks into Redis, or adds to the stream.
+REDIS_ONLY: Final = frozenset(
+    {
+        *("REDIS_HOST", "REDIS_PORT", "REDIS_DB", "REDIS_USERNAME", "REDIS_PASSWORD", "REDIS_PASSWORD_FILE"),
+        *("REDIS_SENTINELS", "REDIS_SENTINEL_MASTER", "REDIS_TLS", "REDIS_CA_FILE"),
+        *("REDIS_STREAM", "REDIS_CONSUMER_GROUP", "RESULT_STREAM", "DEAD_LETTER_STREAM", "KEY_PREFIX"),
+    }
 )
 
 LogFormat = Literal["json", "text"]
@@ -220,11 +229,18 @@ class Settings:
     """A sentence for each variable that is set and nearly one of ours."""
 
     @classmethod
-    def load(cls, environ: Mapping[str, str], host_name: str, in_cluster_namespace: str | None) -> Settings:
+    def load(
+        cls,
+        environ: Mapping[str, str],
+        host_name: str,
+        in_cluster_namespace: str | None,
+        used: Collection[str] | None = None,
+    ) -> Settings:
         """Read the configuration out of the environment and the file that ENV_FILE names; the environment wins.
 
         Arguments: the environment; this machine's name, the default of REDIS_CONSUMER; the namespace of the pod that we
-        run in, or None outside a cluster. Files are only looked at: a missing one is told now, not when it is needed.
+        run in, or None outside a cluster; the variables that the caller uses (None: all): a fault of another one is no
+        concern of the caller's, and that value is the default. Files are only looked at: a missing one is reported now.
         Raises ConfigError with all faults at once, one line each; a secret's value is in none of them.
         """
         path = environ.get("ENV_FILE", "").strip()
@@ -244,7 +260,8 @@ class Settings:
             not_yet=tuple(name for name in NOT_YET if reader.raw(name)),
             nearly=variables(everything, reader.asked | {"ENV_FILE"}),
         )
-        if faults := (*file_faults, *reader.faults):
+        found = [fault for fault in reader.faults if used is None or fault.partition("=")[0] in used]
+        if faults := (*file_faults, *found):
             raise ConfigError((*faults, *settings.nearly))
         return settings
 

@@ -4,29 +4,42 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, closing
 
 from ottoscaler.adapters.board import Board
 from ottoscaler.adapters.dead import DeadLetters
-from ottoscaler.settings import Settings
+from ottoscaler.settings import REDIS_ONLY, Settings
 
 
 def load(environ: Mapping[str, str]) -> Settings:
     """The configuration without Kubernetes. Raises ConfigError.
 
-    KUBECONFIG is left out: whoever sends an event need not have the file that it names.
+    KUBECONFIG is left out: whoever starts a local system need not have the file that it names.
     """
     return Settings.load({**environ, "KUBECONFIG": ""}, socket.gethostname(), None)
 
 
-def board() -> AbstractContextManager[Board]:
+def used(*more: str) -> Settings:
+    """The configuration of a command that only needs Redis, and these variables besides: a fault of any other variable,
+    which the controller may have on this machine, is no reason to refuse. Raises ConfigError.
+
+    A variable that is nearly one of ours is named on standard error.
+    """
+    settings = Settings.load(os.environ, socket.gethostname(), None, used=REDIS_ONLY | set(more))
+    for sentence in settings.nearly:
+        print(f"warning: {sentence}", file=sys.stderr)
+    return settings
+
+
+def board(settings: Settings | None = None) -> AbstractContextManager[Board]:
     """The board of the Redis that the environment names, closed at the end. Raises ConfigError."""
-    settings = load(os.environ)
+    settings = settings or used()
     return closing(Board(settings.redis, settings.keys))
 
 
 def dead_letters() -> AbstractContextManager[DeadLetters]:
     """The dead-letter stream of the Redis that the environment names, closed at the end. Raises ConfigError."""
-    settings = load(os.environ)
+    settings = used()
     return closing(DeadLetters(settings.redis, settings.keys))

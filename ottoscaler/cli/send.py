@@ -1,7 +1,7 @@
 """`send FIELD=VALUE...`: put one event into the stream, and with `--wait` see it to its end.
 
-Nothing is checked here but the shape of the arguments: what an event may be, the controller alone decides, and its
-answer to a bad one, the dead letter, is shown by `--wait`.
+What the controller would refuse is refused here, by the same rules and in the same words: a dead letter helps nobody
+who sits in front of a terminal. `--force` sends it all the same.
 """
 
 from __future__ import annotations
@@ -10,31 +10,39 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ottoscaler.cli.connection import board
+from ottoscaler.cli.connection import board, used
 from ottoscaler.cli.follow import Follower, Look, ending
-from ottoscaler.cli.table import console, progress_text
+from ottoscaler.cli.table import console, printable, progress_text
+from ottoscaler.core.events import KNOWN_FIELDS, BadEvent, ignored, parse
 from ottoscaler.errors import StreamUnavailable
+from ottoscaler.nearly import meant
 
 #: After so many seconds without anybody taking the event, the person is asked whether a controller runs.
 _LONELY_S: Final = 5.0
 _WAIT_S: Final = 1.0
+#: An entry's id of the usual length: it is what the task is called that has no name of its own.
+_SOME_ID: Final = "1714557600000-0"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Send the event and print its entry's id. Returns 0; with `--wait` 1 unless all workers succeeded.
+    """Send the event and print its entry's id. Returns 0; 1 if the controller would refuse it, and with `--wait` unless
+    all workers succeeded.
 
     Raises ConfigError, StreamUnavailable; SystemExit (2) for an argument that is not FIELD=VALUE.
     """
     parser = _parser()
     options = parser.parse_intermixed_args(arguments)
     fields = fields_of(parser, options.fields)
-    with board() as opened:
+    settings = used("MAX_PODS_PER_EVENT")
+    if not _check(fields, settings.flow.max_pods_per_event, force=options.force):
+        return 1
+    with board(settings) as opened:
         follower = Follower(opened, fields)
         print(follower.send(), flush=True)
         if not options.wait:
@@ -58,9 +66,34 @@ def _parser() -> argparse.ArgumentParser:
         "--wait", action="store_true", help="follow it to the end; exit code 0 only if all workers succeeded"
     )
     parser.add_argument(
+        "--force", action="store_true", help="send it even if the controller, as configured here, would refuse it"
+    )
+    parser.add_argument(
         "--timeout", type=_seconds, metavar="SECONDS", help="with --wait: give up after so long (exit code 1)"
     )
     return parser
+
+
+def _check(fields: Mapping[str, str], max_pods: int, *, force: bool) -> bool:
+    """Say what is wrong with the event, and what may be; False if it is not to be sent."""
+    raw = {name.encode(): value.encode() for name, value in fields.items()}
+    for name in fields:
+        if near := meant(name, KNOWN_FIELDS):
+            _warn(f"field {name} is only passed on; did you mean {near}?")
+    if sentence := ignored(raw):
+        _warn(sentence)
+    parsed = parse(_SOME_ID, raw, max_pods)
+    if not isinstance(parsed, BadEvent):
+        return True
+    if force:
+        _warn(f"the controller refuses this event: {parsed.reason}: {parsed.detail}")
+        return True
+    print(f"Not sent, the controller would refuse it: {parsed.reason}: {parsed.detail}", file=sys.stderr)
+    return False
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {printable(text)}", file=sys.stderr)
 
 
 def _seconds(text: str) -> float:

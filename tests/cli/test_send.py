@@ -13,6 +13,7 @@ import redis
 
 from ottoscaler.adapters.board import Board
 from ottoscaler.cli.main import main
+from ottoscaler.core.events import BadEvent, parse
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.local.redis import EmbeddedRedis
 from ottoscaler.settings import Settings
@@ -53,10 +54,141 @@ def test_a_timeout_is_a_number_of_seconds(capsys: pytest.CaptureFixture[str], wr
     assert "not a number of seconds above 0" in capsys.readouterr().err
 
 
-def test_an_event_may_be_sent_without_the_cluster_at_hand(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A KUBECONFIG that names no file is no reason to refuse."""
-    monkeypatch.setenv("KUBECONFIG", "/nowhere/kubeconfig")
+#: Variables of the controller's that no command needs which only talks to Redis, with values that break a rule.
+UNRELATED = {
+    "KUBECONFIG": "/nowhere/kubeconfig",
+    "NAMESPACE": "Not A Name",
+    "OTTO_AGENT_IMAGE": "busy box",
+    "OTTO_AGENT_COMMAND": "[]",
+    "WORKER_CPU_LIMIT": "lots",
+    "WORKER_NODE_SELECTOR": "{",
+    "WORKER_DEADLINE_S": "soon",
+    "MAX_WORKERS": "0",
+    "LEASE_S": "1",
+    "KUBE_QPS": "x",
+    "HTTP_PORT": "http",
+    "LOG_LEVEL": "loud",
+    "INSTANCE": "a:b",
+    "REDIS_CONSUMER": "not one word",
+    "REDIS_BLOCK_MS": "0",
+    "RESULT_MAXLEN": "0",
+    "TASK_TTL_S": "0",
+}
+
+
+@pytest.mark.parametrize("command", [["send", *UP], ["status"], ["dead", "list"]], ids=lambda command: command[0])
+@pytest.mark.usefixtures("names")
+def test_a_setting_that_a_command_does_not_use_is_no_concern_of_it(
+    command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them, and all at once."""
+    for name, value in UNRELATED.items():
+        with monkeypatch.context() as one:
+            one.setenv(name, value)
+            assert main(command) == 0, name
+    for name, value in UNRELATED.items():
+        monkeypatch.setenv(name, value)
+    assert main(command) == 0
+
+
+@pytest.mark.parametrize("command", [["send", *UP], ["status"], ["dead", "list"]], ids=lambda command: command[0])
+@pytest.mark.parametrize(
+    ("name", "value"), [("REDIS_PORT", "x"), ("REDIS_STREAM", "a b"), ("KEY_PREFIX", "a b"), ("REDIS_TLS", "perhaps")]
+)
+@pytest.mark.usefixtures("names")
+def test_a_setting_that_it_uses_is(
+    command: list[str], name: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 2, and the variable is named."""
+    monkeypatch.setenv(name, value)
+    monkeypatch.setenv("WORKER_CPU_LIMIT", "lots")
+    assert main(command) == 2
+    assert [line.partition("=")[0] for line in capsys.readouterr().err.splitlines()] == [name]
+
+
+def test_only_send_needs_the_limit_of_an_event(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It refuses what is above it."""
+    monkeypatch.setenv("MAX_PODS_PER_EVENT", "x")
+    assert (main(["status"]), main(["send", *UP])) == (0, 2)
+    monkeypatch.setenv("MAX_PODS_PER_EVENT", "2")
+    capsys.readouterr()
+    assert main(["send", *UP]) == 1
+    assert "field pod_count is 3; at most 2 are allowed (MAX_PODS_PER_EVENT)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        ["type=scale_sideways"],
+        ["pod_count=3"],
+        ["type="],
+        ["type=scale_up", "pod_count=lots"],
+        ["type=scale_up", "pod_count=1001"],
+        ["type=scale_up", "pod_count=1", "target_replicas=2"],
+        ["type=scale_up", "task_id=no spaces"],
+        ["type=scale_up", "event_id=12-3"],
+        ["type=scale_up", "metadata=[]"],
+        ["type=scale_up", "image=busybox"],
+        ["type=scale_up", "podCount=3"],
+        ["type=scale_up", "task-id=3"],
+        ["type=scale_up", "worker_index=3"],
+        ["type=scale_up", f"note={'x' * 70_000}"],
+        ["type=scale_down"],
+        ["type=scale_down", "task_id=t", "mode=stop"],
+    ],
+    ids=lambda fields: " ".join(fields)[:40],
+)
+def test_what_the_controller_would_refuse_is_not_sent(
+    settings: Settings, client: redis.Redis, capsys: pytest.CaptureFixture[str], fields: list[str]
+) -> None:
+    """In the same words, and there is no dead letter; with --force it is sent."""
+    assert main(["send", *fields]) == 1
+    raw = {name.encode(): value.encode() for name, _, value in (field.partition("=") for field in fields)}
+    bad = parse("1-0", raw, settings.flow.max_pods_per_event)
+    assert isinstance(bad, BadEvent)
+    printed = capsys.readouterr()
+    assert printed.err.splitlines()[-1] == f"Not sent, the controller would refuse it: {bad.reason}: {bad.detail}"
+    assert (printed.out, entries(client, settings.keys.stream)) == ("", [])
+    assert main(["send", *fields, "--force"]) == 0
+    assert len(entries(client, settings.keys.stream)) == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "warning"),
+    [
+        ("podcount=3", "field podcount is only passed on; did you mean pod_count?"),
+        ("taskid=a", "field taskid is only passed on; did you mean task_id?"),
+        (
+            "traceparent=x",
+            'field traceparent is "x"; a W3C trace context is expected, and the event goes on without one',
+        ),
+    ],
+)
+def test_a_slip_is_a_warning(
+    settings: Settings, client: redis.Redis, capsys: pytest.CaptureFixture[str], field: str, warning: str
+) -> None:
+    """The event is a good one: it is sent."""
+    assert main(["send", "type=scale_up", field]) == 0
+    assert capsys.readouterr().err == f"warning: {warning}\n"
+    assert len(entries(client, settings.keys.stream)) == 1
+
+
+def test_a_good_event_has_no_warning(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nor has one with fields of its producer's."""
+    assert main(["send", *UP, "job_id=7", "reason=why", "model=big", "branch=main"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("names")
+def test_a_variable_that_is_nearly_ours_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The event may have gone to another Redis than was meant."""
+    monkeypatch.setenv("REDIS_HOSTS", "elsewhere")
     assert main(["send", *UP]) == 0
+    assert "warning: REDIS_HOSTS is set" in capsys.readouterr().err
 
 
 def test_wait_gives_0_when_all_workers_succeeded(
@@ -111,19 +243,19 @@ def test_wait_tells_why_an_event_became_a_dead_letter(
 ) -> None:
     """The reason, and the detail that names field and value."""
     meanwhile(controller.carry_out)
-    assert main(["send", "type=scale_up", "pod_count=lots", *WAIT]) == 1
+    assert main(["send", "type=scale_up", "pod_count=lots", "--force", *WAIT]) == 1
     sentence = capsys.readouterr().out.splitlines()[-1]
     assert "became a dead letter" in sentence
     assert 'Invalid: field pod_count is "lots"; a whole number from 1 is expected' in sentence
 
 
-@pytest.mark.parametrize("event_id", ["", "12-3", "no spaces"])
+@pytest.mark.parametrize("event_id", ["12-3", "no spaces"])
 def test_a_dead_letter_without_a_readable_event_id_is_seen(
     controller: Controller, meanwhile: Meanwhile, capsys: pytest.CaptureFixture[str], event_id: str
 ) -> None:
     """It is known by its entry."""
     meanwhile(controller.carry_out)
-    assert main(["send", *UP, f"event_id={event_id}", *WAIT]) == 1
+    assert main(["send", *UP, f"event_id={event_id}", "--force", *WAIT]) == 1
     assert "Invalid: field event_id is " in capsys.readouterr().out
 
 
@@ -131,7 +263,7 @@ def test_a_refused_event_that_is_sent_again_is_told_the_same(
     controller: Controller, meanwhile: Meanwhile, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A repeated one gets no dead letter of its own, and is not taken for a success."""
-    bad = ["send", "type=scale_up", "pod_count=lots", "event_id=bad-1", *WAIT]
+    bad = ["send", "type=scale_up", "pod_count=lots", "event_id=bad-1", "--force", *WAIT]
     for _ in range(2):
         meanwhile(controller.carry_out)
         assert main(bad) == 1

@@ -106,7 +106,7 @@ def test_a_large_backlog_is_not_counted_to_its_end(
 
 def test_dead_letters_are_counted(controller: Controller, capsys: pytest.CaptureFixture[str]) -> None:
     """Each refused event is one; its result is among those that finished."""
-    main(["send", "type=scale_up", "pod_count=lots"])
+    main(["send", "type=scale_up", "pod_count=lots", "--force"])
     controller.take()
     found = status(capsys)
     assert found["dead_letters"] == 1
