@@ -70,7 +70,8 @@ def test_without_a_task_the_youngest_of_the_group_end() -> None:
     """The later event's worker, not the earlier one's."""
     with Rig(threads=THREADS, auto=lambda name: None) as rig:
         older, younger = rig.send(task_id="a"), rig.send(task_id="b")
-        rig.pod(older)
+        for event_id in (older, younger):  # equals: who has not started would be ended first
+            rig.sees(rig.pod(event_id), lambda seen: seen.started_at is not None)
         rig.send(type="scale_down", pod_count=1)
         assert names(rig.result("scale_down")["victims"]) == {rig.name(younger)}
 

@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
     """Once, and if it fails once more."""
-    if not _PLAN:
+    if not (_PLAN or _TIMES):
         return None
     for last in (False, True):
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
@@ -41,7 +41,7 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
             break
     for report in reports:
         item.ihook.pytest_runtest_logreport(report=report)
-    if any(report.failed for report in reports):
+    if _PLAN and any(report.failed for report in reports):
         item.session.shouldstop = "noticed"
     return True
 
