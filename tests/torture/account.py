@@ -139,7 +139,9 @@ def miscounted(account: Account) -> Iterator[str]:
 
 
 def ended_wrongly(account: Account) -> Iterator[str]:
-    """Workers ended by a scale_down that did not choose them, and more of them than were asked for."""
+    """Workers ended by a scale_down that did not choose them, or by two; more of them than were asked for, and fewer
+    although there were more.
+    """
     ended: dict[str, set[str]] = defaultdict(set)
     for results in account.of("worker").values():
         for result in results:
@@ -147,10 +149,17 @@ def ended_wrongly(account: Account) -> Iterator[str]:
                 first = WorkerKey(event_hash(INSTANCE, result["event_id"]), int(result["index"]), 1)
                 ended[result["message"].removeprefix("ended by scale_down ")].add(pod_name(first))
     told = {event_id: results[0] for event_id, results in account.of("scale_down").items()}
+    of: dict[str, str] = {}
     for event in account.sent:
         if event.kind != "scale_down" or event.event_id not in told:
             continue
         victims = {_first_name(name) for name in json.loads(told[event.event_id]["victims"])}
+        survivors = json.loads(told[event.event_id]["survivors"])
+        if len(victims) < event.pod_count and survivors and event.fields.get("mode") != "drain":
+            yield f"scale_down {event.event_id} of {event.pod_count} ended {victims}, and {survivors} stayed"
+        for pod in victims:
+            if of.setdefault(pod, event.event_id) != event.event_id:
+                yield f"{pod} is a victim of {of[pod]} and of {event.event_id}"
         if len(victims) > event.pod_count or len(ended[event.event_id]) > event.pod_count:
             yield f"scale_down {event.event_id} of {event.pod_count} ended {victims | ended[event.event_id]}"
         yield from (f"scale_down {event.event_id} ended {pod}, no victim" for pod in ended[event.event_id] - victims)
