@@ -152,6 +152,11 @@ def _try_all(chosen: Sequence[Place], charted: Chart, jobs: int, began: float) -
                 folders.put(folder)
             what = f"{tried.verdict} {place.path}:{place.line} ({place.kind}) {tried.by}"
             print(f"  {time.monotonic() - began:4.0f} s: {what} {tried.seconds:.1f} s", flush=True)
+            if tried.verdict == "missed":
+                print(
+                    "".join(f"          {sign} {line}\n" for sign, line in zip("-+", change(place), strict=True)),
+                    end="",
+                )
             return tried
 
         return list(pool.map(one, chosen))
