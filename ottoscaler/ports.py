@@ -7,15 +7,23 @@ suite in tests/adapters that every implementation passes: the fake, the embedded
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
 
 from ottoscaler.core.acts import Doom
 from ottoscaler.core.choice import Blocker, Choice, Claim
 from ottoscaler.core.choice import Victim as Victim
-from ottoscaler.core.events import BadEvent, EventType, ScaleEvent
+from ottoscaler.core.events import BadEvent, ScaleEvent
 from ottoscaler.core.pods import Snapshot
+from ottoscaler.stored import Answer as Answer
+from ottoscaler.stored import Entry as Entry
+from ottoscaler.stored import Fate as Fate
+from ottoscaler.stored import Note as Note
+from ottoscaler.stored import OpenTask as OpenTask
+from ottoscaler.stored import Renewal as Renewal
+from ottoscaler.stored import StoredWorker as StoredWorker
+from ottoscaler.stored import TaskView as TaskView
 
 
 class Clock(Protocol):
@@ -31,112 +39,6 @@ class Clock(Protocol):
 
 
 # -- stream
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One entry of the event stream, as it is. `fields` is None for one that was trimmed away while it was pending.
-
-    One that is too large to be brought has a `size`, in bytes: then `fields` has only its first fields and its ids.
-    """
-
-    stream_id: str
-    fields: Mapping[bytes, bytes] | None
-    size: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class StoredWorker:
-    """What the task hash knows of a worker. `attempt` 0: none was ever stored. `refused`: that attempt's pod was
-    refused and is not there. `reason` is told with the outcome, and only by what gives whole tasks. `spared` is the
-    scale_down or event whose drain it survived, since it had started.
-    """
-
-    index: int
-    attempt: int = 0
-    infra_used: int = 0
-    refused: bool = False
-    doom: Doom | None = None
-    outcome: str = ""
-    reason: str = ""
-    spared: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class OpenTask:
-    """An unfinished task as Redis has it.
-
-    `owner` is the token to show with every write (`<consumer>/<boot>/<tenure>`), or whose it is if it is not ours;
-    `workers` are those that differ from "never heard of", by index; `victims` is the stored victim list of a
-    scale_down, None before it is chosen, `survivors` the pods that it spares; `superseded` is False while older events
-    of its `supersedes` key are still to be dealt with; `cancels` counts the cancel marks that the task was ever given;
-    `again` says that it had been accepted before: two threads may have the same entry in hand.
-    """
-
-    event: ScaleEvent
-    owner: str
-    received_at: str = ""
-    workers: Mapping[int, StoredWorker] = field(default_factory=dict)
-    victims: Sequence[Victim] | None = None
-    survivors: Sequence[str] = ()
-    superseded: bool = False
-    cancels: int = 0
-    again: bool = False
-
-    @property
-    def undecided(self) -> bool:
-        """Has it victims to choose, and has not chosen them?"""
-        if self.event.type is EventType.SCALE_DOWN:
-            return self.victims is None
-        return bool(self.event.supersedes) and not self.superseded
-
-
-class Fate(Enum):
-    """What a script answers."""
-
-    OK = auto()
-    NOT_OURS = auto()
-    HAS_RESULT = auto()
-    CANCELLED = auto()
-    OLD_ATTEMPT = auto()
-    KNOWN = auto()
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A script's answer about one worker: the fate, the doom that is stored, the stored attempt.
-
-    `finished` is the message of the task's result where this worker was the last, `dead` the detail of the dead
-    letter that the event became by this.
-    """
-
-    fate: Fate
-    doom: Doom | None = None
-    attempt: int = 0
-    finished: str = ""
-    dead: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Renewal:
-    """What a renewal found: tasks that are no longer ours, with their owner ("" where the task is finished), those
-    that Redis does not know any more, the cancel counts of the others, and whether another process has announced
-    itself under our consumer's name.
-    """
-
-    lost: Mapping[str, str]
-    cancels: Mapping[str, int]
-    forgotten: Sequence[str] = ()
-    replaced: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class TaskView:
-    """A task for those who choose victims or show the state: the event, and each worker's stored state by index."""
-
-    event: ScaleEvent
-    owner: str
-    workers: Mapping[int, StoredWorker]
 
 
 class Stream(Protocol):
@@ -243,6 +145,20 @@ class Stream(Protocol):
     def release(self, owners: Mapping[str, str]) -> None:
         """A clean hand-over: end the leases of our tasks at once."""
 
+    def hand_over(self) -> None:
+        """The same for entries that this consumer has read and not accepted: `pending` gives them to others at once."""
+
+    def interrupt(self) -> None:
+        """End the blocking reads that are under way, as if nothing had come. One that begins just now is not noticed:
+        call it again until the readers have ended.
+        """
+
+    def remove_consumers(self, gone_s: float) -> Sequence[str]:
+        """Remove consumers, besides ours, that have nothing pending and neither read nor renewed for so long; which."""
+
+    def trim(self, keep: int) -> int:
+        """Remove the oldest events that every group has acknowledged, about down to `keep`; returns how many."""
+
     def tasks(self) -> Sequence[TaskView]:
         """All open scale_up tasks of the group, whoever owns them."""
 
@@ -279,13 +195,10 @@ class Stream(Protocol):
         The stored doom wins over an outcome that is not a success.
         """
 
-    def note_states(self, event_id: str, owner: str, states: Mapping[int, tuple[str, int, str]]) -> None:
-        """For whoever looks: the state, attempt and pod of workers, by index.
-        Ignored for workers that have a result.
+    def write_notes(self, notes: Sequence[Note]) -> None:
+        """Show how tasks and workers stand; many in one trip. Ignored for workers that have a result, and for tasks
+        that are not the owner's any more.
         """
-
-    def note_why(self, event_id: str, owner: str, why: str, next_at: str) -> None:
-        """For whoever looks: why the task stands where it stands, and when it goes on."""
 
     def choose(self, event_id: str, owner: str, claim: Claim) -> Choice | Blocker | None:
         """Choose and mark the victims of a scale_down, or of an event that supersedes others: once, in one step.

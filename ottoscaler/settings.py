@@ -112,6 +112,9 @@ class KeySettings:
     """KEY_PREFIX: begins the names of all other keys."""
     result_maxlen: int = 100_000
     """RESULT_MAXLEN: results kept, about."""
+    events_keep: int = 0
+    """EVENTS_KEEP: events kept in REDIS_STREAM, about; older ones are trimmed when every group has acknowledged them.
+    0: none is trimmed."""
     task_ttl_s: int = 604_800
     """TASK_TTL_S: how long a finished task, and so its event id, is remembered, in seconds."""
 
@@ -303,6 +306,7 @@ def _keys(reader: Reader, host_name: str) -> KeySettings:
         dead_letter_stream=reader.text("DEAD_LETTER_STREAM", default.dead_letter_stream),
         prefix=reader.text("KEY_PREFIX", default.prefix),
         result_maxlen=reader.integer("RESULT_MAXLEN", default.result_maxlen, 1, 2**53),
+        events_keep=reader.integer("EVENTS_KEEP", default.events_keep, 0, 2**53),
         task_ttl_s=reader.integer("TASK_TTL_S", default.task_ttl_s, 1, _TEN_YEARS_S),
     )
     if settings.result_stream == settings.stream:

@@ -28,6 +28,7 @@ LAYERS = {
     "nearly": 1,
     "core": 2,
     "ports": 3,
+    "stored": 3,
     "settings": 3,
     "settings_reader": 3,
     "logs": 4,
@@ -41,7 +42,13 @@ LAYERS = {
     "local": 6,
 }
 #: Neighbours in one layer that may be imported all the same; never both ways.
-NEIGHBOURS = {("settings", "settings_reader"), ("retries", "logs"), ("retries", "metrics"), ("cli", "local")}
+NEIGHBOURS = {
+    ("ports", "stored"),
+    ("settings", "settings_reader"),
+    ("retries", "logs"),
+    ("retries", "metrics"),
+    ("cli", "local"),
+}
 #: Third parties that have one place.
 PLACES = {
     "kubernetes": ("adapters/",),

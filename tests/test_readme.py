@@ -70,9 +70,12 @@ COMMANDS: Final = {
     ".venv/bin/python ottoscaler.py dead purge 1714557600000-0": HERE,
     "redis-cli ACL SETUSER ottoscaler on '>secret' resetkeys '~otto:scale:*' resetchannels -@all +@stream +@hash "
     "+@sortedset +exists +expire +evalsha +script\\|load +script\\|exists +time +info +ping "
-    "+select +hello": FIXTURE,
+    "+select +hello +client\\|unblock": FIXTURE,
     "redis-cli XADD otto:scale:events '*' type scale_up pod_count 3 task_id task-123": HERE,
     "redis-cli XADD otto:scale:events '*' type scale_down task_id task-123": HERE,
+    "redis-cli XTRIM otto:scale:events MAXLEN 100000": HERE,
+    "redis-cli XTRIM otto:scale:results MAXLEN 10000": HERE,
+    "redis-cli XTRIM otto:scale:dead MAXLEN 1000": HERE,
     "redis-cli XREVRANGE otto:scale:results + - COUNT 10": HERE,
     "TEST_KUBECONFIG=kubeconfig make test-real": "stage contracts make test-real",
     "TEST_KUBECONFIG=kubeconfig make e2e": "stage e2e make e2e",

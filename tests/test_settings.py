@@ -38,6 +38,7 @@ VARIABLES: list[tuple[str, str, Any, str, Any]] = [
     ("DEAD_LETTER_STREAM", "keys.dead_letter_stream", "otto:scale:dead", "d", "d"),
     ("KEY_PREFIX", "keys.prefix", "otto:scale:", "{otto}:", "{otto}:"),
     ("RESULT_MAXLEN", "keys.result_maxlen", 100000, "1", 1),
+    ("EVENTS_KEEP", "keys.events_keep", 0, "1000", 1000),
     ("TASK_TTL_S", "keys.task_ttl_s", 604800, "60", 60),
     ("INSTANCE", "instance", "ottoscaler", "team-a.Ci_1", "team-a.Ci_1"),
     ("NAMESPACE", "kube.namespace", "default", "ci", "ci"),

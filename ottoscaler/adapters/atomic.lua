@@ -15,6 +15,7 @@ local PROBES = {
   ZADD = {'ZCARD', 'sorted set'}, ZREM = {'ZCARD', 'sorted set'}, ZREMRANGEBYSCORE = {'ZCARD', 'sorted set'},
   HGETALL = {'HLEN', 'hash'}, HEXISTS = {'HLEN', 'hash'},
   XADD = {'XLEN', 'stream'}, XACK = {'XLEN', 'stream'}, XCLAIM = {'XLEN', 'stream'}, XDEL = {'XLEN', 'stream'},
+  XTRIM = {'XLEN', 'stream'},
 }
 local LAST_MS = '18446744073709551615-'
 -- Lua passes no more than some thousand arguments.

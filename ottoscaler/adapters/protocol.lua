@@ -343,10 +343,13 @@ end
 function F.announce(boot, anew)
   local held = redis.call('HGET', KEYS[6], 'boot')
   if anew == '0' and held and held ~= boot then return held end
-  write('HSET', KEYS[6], 'boot', boot)
+  write('HSET', KEYS[6], 'boot', boot, 'seen', now_ms())
   write('EXPIRE', KEYS[6], TTL)
   return ''
 end
+
+-- Event ids whose lease has run out, by the clock by which it was given.
+function F.expired() return redis.call('ZRANGEBYSCORE', OPEN, '-inf', now_ms()) end
 
 -- For each task its id, its owner, and '1' if the owner's code has failed on it: then holding it proves nothing.
 function F.renew(lease_ms, ...)
@@ -652,6 +655,68 @@ function F.retry(consumer, sid)
   if #redis.call('XRANGE', STREAM, sid, sid) == 0 then return item[4] end
   write('XCLAIM', STREAM, GROUP, consumer, 0, sid, 'RETRYCOUNT', item[4] + 1, 'JUSTID')
   return item[4] + 1
+end
+
+-- A consumer stops: what it has read and not accepted counts as idle for so long that whoever looks next takes it.
+-- A try is not counted by this.
+function F.hand_over(consumer, idle_ms, count)
+  local found = redis.pcall('XPENDING', STREAM, GROUP, '-', '+', count, consumer)
+  -- without the group, since Redis was wiped, there is nothing to hand over
+  if found.err then return string.find(found.err, 'NOGROUP', 1, true) and 'ok' or found end
+  for _, item in ipairs(found) do
+    -- XCLAIM would drop an entry that was trimmed away
+    if #redis.call('XRANGE', STREAM, item[1], item[1]) > 0 then
+      write('XCLAIM', STREAM, GROUP, consumer, 0, item[1], 'IDLE', idle_ms, 'RETRYCOUNT', item[4], 'JUSTID')
+    end
+  end
+  return 'ok'
+end
+
+local function pairs_in(flat)
+  local map = {}
+  for n = 1, #flat, 2 do map[flat[n]] = flat[n + 1] end
+  return map
+end
+
+-- Of these consumers, KEYS[6…] are theirs, remove those that have nothing pending and gave no sign of life for so long:
+-- neither by a read nor by a renewal (a process whose room is full reads nothing, and lives). One that has announced itself
+-- and does not say when it was seen is of an earlier release: it stays as long as it is remembered. Returns their names.
+function F.remove_consumers(gone_ms, ...)
+  local seen, now, gone = {}, now_ms(), {}
+  for n, name in ipairs({...}) do
+    local told = fields_of(KEYS[5 + n], 'seen', 'boot') or {}
+    seen[name] = tonumber(told[1] or (told[2] and now or 0))
+  end
+  for _, flat in ipairs(redis.call('XINFO', 'CONSUMERS', STREAM, GROUP)) do
+    local told = pairs_in(flat)
+    if seen[told.name] and told.pending == 0 and told.idle >= tonumber(gone_ms) and now - seen[told.name] >= tonumber(gone_ms) then
+      -- at once, not planned: each removal is whole by itself, and where one is refused so are all
+      redis.call('XGROUP', 'DELCONSUMER', STREAM, GROUP, told.name)
+      gone[#gone + 1] = told.name
+    end
+  end
+  return gone
+end
+
+-- Trim the event stream below the first entry that some group has not acknowledged or not read, but leave so many. By
+-- whole nodes of the stream ('~'), since a limit is possible only so. Returns how many entries are gone.
+function F.trim(keep)
+  local length, floor = redis.call('XLEN', STREAM), nil
+  local function older(a, b)
+    local ams, an = string.match(a, '^(%d+)-(%d+)$')
+    local bms, bn = string.match(b, '^(%d+)-(%d+)$')
+    if #ams ~= #bms then return #ams < #bms end
+    if ams ~= bms then return ams < bms end
+    return #an < #bn or #an == #bn and an < bn
+  end
+  for _, flat in ipairs(length > tonumber(keep) and redis.call('XINFO', 'GROUPS', STREAM) or {}) do
+    local told = pairs_in(flat)
+    local first = told.pending > 0 and redis.call('XPENDING', STREAM, told.name)[2] or told['last-delivered-id']
+    if not floor or older(first, floor) then floor = first end
+  end
+  if not floor then return 0 end
+  write('XTRIM', STREAM, 'MINID', '~', floor, 'LIMIT', length - keep)
+  return commit() or length - redis.call('XLEN', STREAM)
 end
 
 -- What is about a task that has to be there: where it is not, Redis was wiped, and its owner will restore it.

@@ -154,6 +154,12 @@ class FollowingRedis(redis.Redis):
                     found[number] = error
         return found
 
+    def connection_ids(self) -> list[int]:
+        """The numbers by which the server knows the open connections of this client, for CLIENT UNBLOCK."""
+        pool: Any = self.connection_pool
+        told = [each.handshake_metadata or {} for each in list(pool._connections) if each.is_connected]
+        return [int(hello[b"id"]) for hello in told if b"id" in hello]
+
     def _ask(self, node: Address, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """One command on the node to which the slot is migrating, over a connection for this alone."""
         pool = self.connection_pool

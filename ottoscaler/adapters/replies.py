@@ -17,9 +17,9 @@ CHUNK = 200
 _T = TypeVar("_T")
 
 
-def chunks(items: Sequence[_T]) -> list[Sequence[_T]]:
+def chunks(items: Sequence[_T], size: int = CHUNK) -> list[Sequence[_T]]:
     """The same items in parts that one call can take."""
-    return [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def entries_of(reply: Any) -> list[Entry]:

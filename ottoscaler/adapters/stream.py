@@ -15,6 +15,7 @@ from ottoscaler.adapters.replies import (
     accepted,
     advice_on,
     buried,
+    chunks,
     delivered_of,
     entries_of,
     measured,
@@ -72,6 +73,29 @@ class RedisStream(StreamLeases, StreamWorkers, StreamScaleDowns):
             except ReplyTooLarge as error:
                 raise TooMuch(f"reading {count} entries: {error}") from error
         return entries_of(cast("Any", reply))
+
+    def interrupt(self) -> None:
+        """See ports.Stream. CLIENT UNBLOCK, unlike a closed connection, leaves no doubt about what was delivered."""
+        with self._calling():
+            for client in (self._reading, self._peeking):
+                for connection_id in client.connection_ids():
+                    self._client.client_unblock(connection_id)
+
+    def remove_consumers(self, gone_s: float) -> Sequence[str]:
+        """See ports.Stream."""
+        with self._calling():
+            found = cast("Any", self._client.xinfo_consumers(self._keys.stream, self._keys.group))
+        names = [each["name"].decode() for each in found if each["name"] != self._consumer.encode()]
+        gone: list[str] = []
+        for part in chunks(names):
+            keys = [self._key.consumer(name) for name in part]
+            answer = self._run("remove_consumers", keys, int(gone_s * 1000), *part)
+            gone += [name.decode() for name in answer]
+        return gone
+
+    def trim(self, keep: int) -> int:
+        """See ports.Stream."""
+        return int(self._run("trim", [], keep))
 
     def peek(self, after: str, count: int, *, block: bool) -> Sequence[Entry]:
         """See ports.Stream."""

@@ -49,9 +49,10 @@ class StreamCalls:
         read_timeout_s = server.block_ms / 1000 + READ_MARGIN_S
         self._reading = connect(server, timeout_s=read_timeout_s, connections=READERS, bounded=True)
         self._peeking = connect(server, timeout_s=read_timeout_s, connections=1, bounded=True)
-        self._leasing = connect(server, timeout_s=LEASE_TIMEOUT_S, connections=2)
+        self._leasing = connect(server, timeout_s=LEASE_TIMEOUT_S, connections=1)  # for renewals alone
+        self._taking = connect(server, timeout_s=LEASE_TIMEOUT_S, connections=2)
         self._client = connect(server, timeout_s=SCRIPT_TIMEOUT_S, connections=CONNECTIONS)
-        self._clients = (self._reading, self._peeking, self._leasing, self._client)
+        self._clients = (self._reading, self._peeking, self._leasing, self._taking, self._client)
 
     def close(self) -> None:
         """Close all connections."""

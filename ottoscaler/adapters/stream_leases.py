@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 from ottoscaler.adapters.replies import answers_of, buried, chunks, pairs_of
 from ottoscaler.adapters.stream_calls import StreamCalls
@@ -15,6 +15,13 @@ from ottoscaler.ports import OpenTask, Renewal, StoredWorker
 
 #: The used retries of a worker that is to have none left, whatever INFRA_RETRIES is.
 NONE_LEFT = 1000
+
+#: Scripts of `CHUNK` renewals that are sent in one trip.
+RENEWALS_AT_ONCE = 10
+#: As if it had been idle for so long: longer than any LEASE_S.
+HANDED_OVER_MS = 86_400_000
+#: More than a stopping process has in hand.
+HANDED_OVER_COUNT = 1000
 
 
 class StreamLeases(StreamCalls):
@@ -36,7 +43,7 @@ class StreamLeases(StreamCalls):
         event_id = task.event.event_id
         flat = [value for pair in encode_task(task).items() for value in pair]
         keys, undecided = [self._key.task(event_id), self._key.choices], task.event.stream_id if task.undecided else ""
-        self._run("restore", keys, event_id, lease_ms, json.dumps(flat), undecided, client=self._leasing)
+        self._run("restore", keys, event_id, lease_ms, json.dumps(flat), undecided, client=self._taking)
 
     def announce(self) -> None:
         """See ports.Stream."""
@@ -50,29 +57,32 @@ class StreamLeases(StreamCalls):
         """See ports.Stream. Who has no task asks as well: he has to know, too, when Redis was away."""
         replaced = self._announce(anew=False)
         lost, cancels, forgotten = {}, {}, []
-        for part in chunks(list(owners.items())):
-            keys = [self._key.task(event_id) for event_id, _ in part]
-            flat = [each for event_id, owner in part for each in (event_id, owner, int(event_id in failed_on))]
-            answers = self._run("renew", keys, self._lease_ms, *flat, client=self._leasing)
-            for (event_id, _), (fate, detail) in zip(part, answers, strict=True):
-                if fate == b"ok":
-                    cancels[event_id] = int(detail)
-                elif fate == b"lost":
-                    lost[event_id] = detail.decode()
-                else:
-                    forgotten.append(event_id)
+        for some in chunks(chunks(list(owners.items())), RENEWALS_AT_ONCE):
+            calls = [self._renewal(part, failed_on) for part in some]
+            with self._calling():
+                answers = self._scripts.run_many(self._leasing, calls)
+            for part, answer in zip(some, answers, strict=True):
+                for (event_id, _), (fate, detail) in zip(part, answer, strict=True):
+                    if fate == b"ok":
+                        cancels[event_id] = int(detail)
+                    elif fate == b"lost":
+                        lost[event_id] = detail.decode()
+                    else:
+                        forgotten.append(event_id)
         return Renewal(lost, cancels, forgotten, replaced)
+
+    def _renewal(
+        self, part: Sequence[tuple[str, str]], failed_on: Collection[str]
+    ) -> tuple[str, Sequence[str], Sequence[Any]]:
+        flat = [each for event_id, owner in part for each in (event_id, owner, int(event_id in failed_on))]
+        return "renew", [self._key.task(event_id) for event_id, _ in part], (self._lease_ms, *flat)
 
     def expired(self, *, same_consumer: bool) -> Sequence[str]:
         """See ports.Stream."""
         if same_consumer:
             owners = [(name, process_of(owner)) for name, owner in self._open()]
             return [name for name, (whose, boot) in owners if whose == self._consumer and boot != self._boot]
-        with self._calling():
-            seconds, micros = self._leasing.time()
-            now_ms = seconds * 1000 + micros // 1000
-            due = self._leasing.zrangebyscore(self._key.open, "-inf", now_ms)
-            return [event_id.decode() for event_id in cast("list[bytes]", due)]
+        return [event_id.decode() for event_id in self._run("expired", [], client=self._taking)]
 
     def owned(self) -> Sequence[str]:
         """See ports.Stream."""
@@ -82,19 +92,19 @@ class StreamLeases(StreamCalls):
     def _open(self) -> list[tuple[str, str]]:
         found: list[tuple[str, str]] = []
         with self._calling():
-            every = cast("list[bytes]", self._leasing.zrange(self._key.open, 0, -1))
+            every = cast("list[bytes]", self._taking.zrange(self._key.open, 0, -1))
             for part in chunks([event_id.decode() for event_id in every]):
-                pipe = self._leasing.pipeline(transaction=False)
+                pipe = self._taking.pipeline(transaction=False)
                 for event_id in part:
                     pipe.hget(self._key.task(event_id), "owner")
-                owners = zip(part, answers_of(self._leasing, pipe, None), strict=True)
+                owners = zip(part, answers_of(self._taking, pipe, None), strict=True)
                 found += [(name, (owner or b"").decode()) for name, owner in owners]
         return found
 
     def take(self, event_id: str, *, same_consumer: bool) -> OpenTask | BadEvent | None:
         """See ports.Stream."""
         arguments = (event_id, self._consumer, self._boot, self._lease_ms, int(same_consumer))
-        answer = self._run("take", [self._key.task(event_id)], *arguments, client=self._leasing)
+        answer = self._run("take", [self._key.task(event_id)], *arguments, client=self._taking)
         if answer[0] == b"ok":
             return decode_task(answer[1].decode(), pairs_of(answer[2]))
         return buried(answer, event_id, "")
@@ -109,4 +119,8 @@ class StreamLeases(StreamCalls):
         """See ports.Stream."""
         for part in chunks(list(owners.items())):
             keys = [self._key.task(event_id) for event_id, _ in part]
-            self._run("release", keys, *(text for pair in part for text in pair), client=self._leasing)
+            self._run("release", keys, *(text for pair in part for text in pair), client=self._taking)
+
+    def hand_over(self) -> None:
+        """See ports.Stream."""
+        self._run("hand_over", [], self._consumer, HANDED_OVER_MS, HANDED_OVER_COUNT, client=self._taking)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ottoscaler.adapters.replies import chunks
 from ottoscaler.adapters.stream_calls import StreamCalls
 from ottoscaler.adapters.tasks import encode_doom, worker_json
 from ottoscaler.core.acts import Doom
-from ottoscaler.ports import Answer
+from ottoscaler.ports import Answer, Note
 
 
 class StreamWorkers(StreamCalls):
@@ -41,12 +42,16 @@ class StreamWorkers(StreamCalls):
             "record", event_id, owner, index, attempt, *(text for pair in fields.items() for text in pair)
         )
 
-    def note_states(self, event_id: str, owner: str, states: Mapping[int, tuple[str, int, str]]) -> None:
+    def write_notes(self, notes: Sequence[Note]) -> None:
         """See ports.Stream."""
-        for part in chunks(list(states.items())):
-            flat = [text for index, state in part for text in (index, worker_json(*state))]
-            self._run("note_states", [self._key.task(event_id)], event_id, owner, *flat)
-
-    def note_why(self, event_id: str, owner: str, why: str, next_at: str) -> None:
-        """See ports.Stream."""
-        self._run("note_why", [self._key.task(event_id)], event_id, owner, why, next_at)
+        calls: list[tuple[str, Sequence[str], Sequence[Any]]] = []
+        for note in notes:
+            key, whose = [self._key.task(note.event_id)], (note.event_id, note.owner)
+            for part in chunks(list(note.states.items())):
+                flat = [text for index, state in part for text in (index, worker_json(*state))]
+                calls.append(("note_states", key, (*whose, *flat)))
+            if note.why is not None:
+                calls.append(("note_why", key, (*whose, note.why, note.next_at)))
+        with self._calling():
+            for some in chunks(calls):
+                self._scripts.run_many(self._taking, some)

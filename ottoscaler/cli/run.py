@@ -14,6 +14,7 @@ import socket
 import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -39,6 +40,7 @@ from ottoscaler.flow.pulse import KUBERNETES, REDIS, Pulse
 from ottoscaler.flow.registry import Registry
 from ottoscaler.flow.stop import Stop
 from ottoscaler.flow.sweep import Sweep
+from ottoscaler.flow.takeover import TakeOver
 from ottoscaler.flow.watch import Watch
 from ottoscaler.flow.worker import Runner
 from ottoscaler.metrics import CONTENT_TYPE, Metrics
@@ -52,6 +54,12 @@ CLOSE_S = 3.0
 MAX_PAUSE_S = 10.0
 #: How long the other threads wait for the first list of pods at most, seconds.
 FIRST_LIST_S = 2.0
+#: The threads by which something becomes ours.
+TAKERS = ("reader", "control", "takeover")
+#: How long the last call of a thread that reads may take after its blocking read, seconds.
+LAST_READ_S = 1.0
+#: How often the reads that block are ended while the process stops, seconds.
+INTERRUPT_EVERY_S = 0.02
 #: The thread that answers probes: it lives as long as anything does.
 WEB = "web"
 
@@ -94,7 +102,8 @@ class Controller:
         self._control = control = Control(parts, intake, pool, Descents(parts))
         intake.connect(pump=pool.pump, control=control.submit)
         self._reader = Reader(parts, intake)
-        self._lease = Lease(parts, control, intake, pool, me=f"{keys.consumer}/{self._boot}")
+        self._takeover = TakeOver(parts, control, intake, pool)
+        self._lease = Lease(parts, control, self._takeover, me=f"{keys.consumer}/{self._boot}")
         self._sweep = Sweep(parts, pool)
         self._watch = Watch(parts, changed=pool.pump)
 
@@ -174,6 +183,7 @@ class Controller:
         # it shows the pods of all the workers that the lease thread resumes: else each of them would ask for its own
         self._registry.wait_known(FIRST_LIST_S)
         self._begin("lease", self._lease.run)
+        self._begin("takeover", self._takeover.run)
         self._begin("control", self._control.run)
         self._begin("reader", self._reader.run)
         self._begin("sweep", self._sweep.run)
@@ -192,13 +202,10 @@ class Controller:
         _log.info("controller.stopping", "Stopping: %d worker pods run on", self._registry.owned_live)
         self._registry.close()
         self._pool.close()
+        self._end_takers(deadline)
+        self._release(all_=False)
         busy = self._pool.wait_idle(deadline - CLOSE_S)
-        try:
-            self._lease.release()
-        except Unavailable as error:
-            _log.warning(
-                "lease.kept", "Leases are not given up, they run out by themselves: %s", error, error=str(error)
-            )
+        self._release(all_=True)
         self._cluster.close()
         hung = self._stop.join(self._clock, deadline, besides=WEB)
         if not (hung or busy):  # else they are in the middle of a call; the process ends in a moment anyway
@@ -214,6 +221,29 @@ class Controller:
                 ", ".join(hung) or "none",
             )
         return bool(hung or busy)
+
+    def _end_takers(self, deadline: float) -> None:
+        """Wait until nothing more is read, accepted or taken over: what came later would wait for its lease to run out.
+
+        The reads that block are ended, again and again, since one may begin between two looks. Where that is not
+        permitted, they end by themselves.
+        """
+        now = self._clock.now()
+        until = min(deadline, now + self._settings.redis.block_ms / 1000 + LAST_READ_S)
+        with suppress(Unavailable):
+            while now < until and self._stop.join(self._clock, now, only=TAKERS):
+                self._stream.interrupt()
+                self._stop.join(self._clock, now + INTERRUPT_EVERY_S, only=TAKERS)
+                now = self._clock.now()
+        self._stop.join(self._clock, until, only=TAKERS)
+
+    def _release(self, *, all_: bool) -> None:
+        try:
+            self._lease.release(all_=all_)
+        except Unavailable as error:
+            _log.warning(
+                "lease.kept", "Leases are not given up, they run out by themselves: %s", error, error=str(error)
+            )
 
     def _bind(self, health: Health) -> Web | None:
         """Raises ConfigError if the port is not to be had."""

@@ -17,10 +17,11 @@ from collections.abc import Mapping
 
 from ottoscaler.core.acts import Doom, Marked, NotOurs
 from ottoscaler.core.lifecycle import Life, resume
-from ottoscaler.core.names import event_hash, pod_name
+from ottoscaler.core.names import event_hash
 from ottoscaler.core.verdicts import Verdict
 from ottoscaler.flow.capacity import Capacity
 from ottoscaler.flow.jobs import Job, Task, remembered
+from ottoscaler.flow.notes import Notes, States
 from ottoscaler.flow.registry import Registry
 from ottoscaler.ports import Clock, OpenTask, StoredWorker
 
@@ -47,8 +48,7 @@ class Ledger:
         self._capacity = Capacity(registry, max_workers)
         self._busy = 0
         self._serial = 0
-        self._notes: dict[str, dict[int, tuple[str, int, str]]] = {}
-        self._whys: dict[str, str] = {}
+        self._notes = Notes()
 
     # -- tasks
 
@@ -90,7 +90,7 @@ class Ledger:
             if task is None:
                 return None
             for job in task.jobs.values():
-                self._note(job)
+                self._notes.add(job)
             return remembered(task)
 
     def recorded(self, job: Job, verdict: Verdict) -> None:
@@ -100,12 +100,15 @@ class Ledger:
         with self._lock:
             job.task.results[life.index] = told
 
-    def drop(self, event_id: str, owner: str) -> None:
-        """The task is somebody else's now: stop whatever we do for it. `owner` is the token that was refused."""
+    def drop(self, event_id: str, owner: str) -> bool:
+        """The task is somebody else's now: stop whatever we do for it. `owner` is the token that was refused. Returns
+        whether it was open here until now.
+        """
         with self._lock:
             task = self._tasks.get(event_id)
-            if task is not None and task.owner == owner:
+            if open_here := task is not None and task.owner == owner:
                 self._abandon(task)
+            return open_here
 
     def owners(self) -> dict[str, str]:
         """Event id -> owner token of all open tasks."""
@@ -116,6 +119,11 @@ class Ledger:
         """The tasks on which our own code has failed."""
         with self._lock:
             return {event_id for event_id, task in self._tasks.items() if task.failed_on}
+
+    def in_hand(self) -> set[str]:
+        """The tasks of which some thread carries on a worker."""
+        with self._lock:
+            return {name for name, task in self._tasks.items() if any(job.running for job in task.jobs.values())}
 
     def has(self, event_id: str) -> bool:
         """Is this task open here?"""
@@ -320,20 +328,13 @@ class Ledger:
     def note(self, job: Job, why: str | None = None) -> None:
         """Its state is to be shown; written together with others, now and then."""
         with self._lock:
-            self._note(job)
-            if why is not None:
-                self._whys[job.task.event.event_id] = why
+            self._notes.add(job, why)
 
-    def take_notes(self) -> list[tuple[Task, Mapping[int, tuple[str, int, str]], str | None]]:
+    def take_notes(self) -> list[tuple[Task, States, str | None]]:
         """The states that changed since the last call, by task, and why a task waits."""
         with self._lock:
-            notes, whys = self._notes, self._whys
-            self._notes, self._whys = {}, {}
-            return [
-                (self._tasks[event_id], states, whys.get(event_id))
-                for event_id, states in notes.items()
-                if event_id in self._tasks
-            ]
+            notes = self._notes.take()
+            return [(self._tasks[event_id], states, why) for event_id, states, why in notes if event_id in self._tasks]
 
     def counts(self) -> tuple[int, int]:
         """Threads at work, and workers known to wait for one."""
@@ -342,11 +343,6 @@ class Ledger:
             return self._busy, waiting + len(self._first) + len(self._due) + len(self._paused)
 
     # -- under the lock
-
-    def _note(self, job: Job) -> None:
-        life = job.life
-        pod = "" if life.state == "waiting" else pod_name(job.key)
-        self._notes.setdefault(job.task.event.event_id, {})[life.index] = (life.state, life.attempt, pod)
 
     def _restore(self, task: Task, worker: StoredWorker) -> None:
         """How a worker goes on that a dead process, or we ourselves, left somewhere."""
@@ -392,7 +388,7 @@ class Ledger:
         event_id = task.event.event_id
         self._tasks.pop(event_id, None)
         self._registry.disown(task.hash)
-        self._notes.pop(event_id, None)
+        self._notes.drop(event_id)
         self._capacity.drop(event_id, task.jobs)
         if task in self._fresh:
             self._fresh.remove(task)

@@ -7,7 +7,7 @@ restarts.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 from ottoscaler import logs
@@ -63,11 +63,13 @@ class Stop:
                 raise Stopping(f"stopped while waiting for the thread {name}")
         self._threads.append(thread)
 
-    def join(self, clock: Clock, deadline: float, *, besides: str = "") -> list[str]:
-        """Wait until all threads (besides the one of that name) have ended, at most until the deadline;
-        returns the names of those that have not.
+    def join(self, clock: Clock, deadline: float, *, besides: str = "", only: Collection[str] = ()) -> list[str]:
+        """Wait until all threads (besides the one of that name; or only those of these names) have ended, at most until
+        the deadline; returns the names of those that have not.
         """
         threads = [thread for thread in self._threads if thread.name != besides]
+        if only:
+            threads = [thread for thread in threads if thread.name in only]
         for thread in threads:
             thread.join(max(0.0, deadline - clock.now()))
         return [thread.name for thread in threads if thread.is_alive()]

@@ -120,10 +120,9 @@ class Runner:
 
     def _end(self, job: Job, why: str) -> None:
         ledger, event_id, owner = self._parts.ledger, job.task.event.event_id, job.task.owner
-        if why == lifecycle.NOT_OURS:
-            if ledger.owners().get(event_id) == owner:  # else it was told before
-                _log.warning("task.lost", "Task %s was taken over by another process", event_id)
-            ledger.drop(event_id, owner)
+        # where another worker of the task was first, that one has logged it
+        if why == lifecycle.NOT_OURS and ledger.drop(event_id, owner):
+            _log.warning("task.lost", "Task %s was taken over by another process", event_id)
         ledger.ended(job)
 
     def _failed(self, job: Job, error: Exception) -> None:

@@ -30,7 +30,7 @@ from tests.adapters.streams import (
 )
 from tests.fakes.wait import eventually
 
-__all__ = ["TestLeases", "TestPoison", "TestRestart", "TestTakingOver"]
+__all__ = ["TestHandingOver", "TestLeases", "TestPoison", "TestRestart", "TestTakingOver", "TestTidying"]
 
 #: `accept` is the first try, each take-over one more; at ten the event counts as poison.
 TAKES_TO_POISON = 9
@@ -462,3 +462,125 @@ class TestPoison:
         [letter] = admin.dead_letters()
         assert (letter["dead_reason"], letter["stream_id"]) == ("Poison", sent)
         assert json.loads(letter["event"]) == {"type": "scale_up", "event_id": "e-1", "pod_count": "2"}
+
+
+class TestHandingOver:
+    """A process stops: what it read and did not accept must not wait for a lease."""
+
+    def test_others_find_it_at_once(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """As if it had been idle for long."""
+        sent = send(admin)
+        receive(stream)
+        assert other.pending(own=False, min_idle_s=3600) == []
+        stream.hand_over()
+        [entry] = other.pending(own=False, min_idle_s=3600)
+        assert entry.stream_id == sent
+        assert accept(other, entry) is not None
+        assert stream.pending(own=True, min_idle_s=0) == []
+
+    def test_counts_no_try(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """It was no failure of the entry."""
+        sent = send(admin)
+        receive(stream)
+        stream.hand_over()
+        assert other.retry(sent) == 2
+
+    def test_concerns_its_own_entries_only(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """What others have in hand stays theirs."""
+        send(admin)
+        receive(other)
+        stream.hand_over()
+        assert stream.pending(own=False, min_idle_s=3600) == []
+
+    def test_leaves_what_was_trimmed_to_be_buried(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """It is not forgotten."""
+        send(admin)
+        receive(stream)
+        admin.trim()
+        stream.hand_over()
+        assert admin.pending_count() == 1
+        assert [entry.fields for entry in other.pending(own=False, min_idle_s=0)] == [None]
+
+    def test_of_nothing_is_nothing(self, stream: Stream) -> None:
+        """Nor does it matter how often."""
+        stream.hand_over()
+        stream.hand_over()
+
+    def test_a_blocked_read_is_ended(self, stream: Stream) -> None:
+        """It returns as if nothing had come, and no error."""
+        found: list[list[object]] = []
+
+        def read() -> None:
+            found.append([*stream.read(1), *stream.peek("0-0", 1, block=True)])
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        eventually(lambda: stream.interrupt() or not reader.is_alive(), what="the reader to end")
+        reader.join(5)
+        assert found == [[]]
+
+
+class TestTidying:
+    """Consumers and entries that are of no use any more."""
+
+    def test_consumers_that_are_gone_are_removed(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """Not seen for so long, and nothing pending; ourselves never."""
+        for each in (other, stream):
+            send(admin)
+            accept(each, receive(each))
+            each.announce()
+        assert admin.consumers() == {"c1", "c2"}
+        assert list(stream.remove_consumers(3600)) == []
+        eventually(lambda: list(stream.remove_consumers(0.1)) == ["c2"], what="c2 to be gone")
+        assert admin.consumers() == {"c1"}
+        assert list(stream.remove_consumers(0)) == []
+
+    def test_one_that_has_something_pending_stays(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """However long it was not seen: the entry would be lost."""
+        send(admin)
+        receive(other)
+        assert list(stream.remove_consumers(0)) == []
+        assert (admin.consumers(), admin.pending_count()) == ({"c2"}, 1)
+
+    @pytest.mark.parametrize("sign", ["announce", "renew", "read"])
+    def test_one_that_lives_stays(self, stream: Stream, other: Stream, admin: StreamAdmin, sign: str) -> None:
+        """It reads something, or it renews while it has no room to read: either is a sign of life."""
+        read = lambda: send(admin) and accept(other, receive(other))  # noqa: E731
+        signs = {"announce": other.announce, "renew": lambda: other.renew({}), "read": read}
+        send(admin)
+        assert accept(other, receive(other)) is not None
+        threading.Event().wait(0.6)
+        signs[sign]()
+        assert list(stream.remove_consumers(0.5)) == []
+        assert admin.consumers() == {"c2"}
+
+    @pytest.mark.contract("2.EVENTS_KEEP")
+    def test_acknowledged_entries_are_trimmed(self, stream: Stream, admin: StreamAdmin) -> None:
+        """About down to so many, and none that is still to be read or accepted."""
+        for _ in range(500):
+            opened(stream, admin)
+        send(admin)
+        assert stream.trim(100) >= 250
+        assert 100 <= admin.length() <= 250
+        assert stream.trim(1000) == 0
+        assert receive(stream).fields is not None
+
+    @pytest.mark.contract("2.EVENTS_KEEP")
+    def test_what_is_pending_and_what_comes_after_it_is_kept(self, stream: Stream, admin: StreamAdmin) -> None:
+        """It would be a dead letter `Trimmed`."""
+        send(admin)
+        receive(stream)
+        for _ in range(300):
+            opened(stream, admin)
+        assert stream.trim(1) == 0
+        [entry] = stream.pending(own=True, min_idle_s=0)
+        accept(stream, entry)
+        assert stream.trim(1) > 0
+
+    @pytest.mark.contract("2.EVENTS_KEEP")
+    def test_what_another_group_has_not_read_is_kept(self, stream: Stream, admin: StreamAdmin) -> None:
+        """Groups may share the stream."""
+        admin.add_group("slow")
+        for _ in range(300):
+            opened(stream, admin)
+        assert stream.trim(1) == 0

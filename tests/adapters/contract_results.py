@@ -16,6 +16,7 @@ from tests.adapters.streams import (
     cancel,
     end,
     intend,
+    note_why,
     opened,
     record,
     result_of,
@@ -184,7 +185,7 @@ class TestTaskResult:
     def test_closes_the_task(self, stream: Stream, admin: StreamAdmin) -> None:
         """It is not open, has no owner, and is forgotten after TASK_TTL_S."""
         task = opened(stream, admin, event_id="e-1")
-        stream.note_why("e-1", task.owner, "why", "when")
+        note_why(stream, "e-1", task.owner, "why", "when")
         assert admin.expires_in("e-1") is None
         record(stream, task)
         assert admin.open_ids() == set()

@@ -9,7 +9,7 @@ import pytest
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.errors import StreamUnavailable
 from ottoscaler.ports import Answer, Fate, OpenTask, StoredWorker, Stream
-from tests.adapters.streams import StreamAdmin, cancel, end, intend, opened, record, reloaded
+from tests.adapters.streams import StreamAdmin, cancel, end, intend, note_states, note_why, opened, record, reloaded
 
 __all__ = ["TestCancels", "TestDooms", "TestIntending", "TestShowing"]
 
@@ -236,12 +236,12 @@ class TestCancels:
 
 
 class TestShowing:
-    """note_states and note_why: for whoever looks."""
+    """write_notes: for whoever looks."""
 
     def test_states_are_shown(self, stream: Stream, admin: StreamAdmin) -> None:
         """By index, as operators read them."""
         task = opened(stream, admin, event_id="e-1", pod_count="2")
-        stream.note_states("e-1", task.owner, {1: ("running", 1, "pod-1"), 2: ("pending", 2, "pod-2-r2")})
+        note_states(stream, "e-1", task.owner, {1: ("running", 1, "pod-1"), 2: ("pending", 2, "pod-2-r2")})
         shown = admin.task("e-1")
         assert json.loads(shown["worker:1"]) == {"state": "running", "attempt": 1, "pod": "pod-1"}
         assert json.loads(shown["worker:2"]) == {"state": "pending", "attempt": 2, "pod": "pod-2-r2"}
@@ -251,21 +251,21 @@ class TestShowing:
         task = opened(stream, admin, event_id="e-1", pod_count="2")
         record(stream, task, 1)
         before = admin.task("e-1")["worker:1"]
-        stream.note_states("e-1", task.owner, {1: ("running", 1, "pod-1")})
+        note_states(stream, "e-1", task.owner, {1: ("running", 1, "pod-1")})
         assert admin.task("e-1")["worker:1"] == before
 
     def test_only_the_owner_tells(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
         """What a replaced process still says is not shown."""
         opened(stream, admin, event_id="e-1")
-        other.note_states("e-1", "c2/boot-1/1", {1: ("running", 1, "pod-1")})
-        other.note_why("e-1", "c2/boot-1/1", "why", "when")
+        note_states(other, "e-1", "c2/boot-1/1", {1: ("running", 1, "pod-1")})
+        note_why(other, "e-1", "c2/boot-1/1", "why", "when")
         shown = admin.task("e-1")
         assert ("worker:1" in shown, shown.get("why", "")) == (False, "")
 
     def test_why_is_shown_until_it_goes_on(self, stream: Stream, admin: StreamAdmin) -> None:
         """Why the task stands still, and when it goes on."""
         task = opened(stream, admin, event_id="e-1")
-        stream.note_why("e-1", task.owner, "QuotaExceeded", "2026-01-01T00:00:00Z")
+        note_why(stream, "e-1", task.owner, "QuotaExceeded", "2026-01-01T00:00:00Z")
         shown = admin.task("e-1")
         assert (shown["why"], shown["next_at"]) == ("QuotaExceeded", "2026-01-01T00:00:00Z")
         intend(stream, task)

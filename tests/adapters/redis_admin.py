@@ -36,6 +36,15 @@ class RedisAdmin:
     def pending_count(self) -> int:
         return int(self._client.xpending(self.stream, "group")["pending"])
 
+    def length(self) -> int:
+        return int(self._client.xlen(self.stream))
+
+    def consumers(self) -> set[str]:
+        return {each["name"] for each in self._client.xinfo_consumers(self.stream, "group")}
+
+    def add_group(self, name: str) -> None:
+        self._client.xgroup_create(self.stream, name, id="0")
+
     def open_ids(self) -> set[str]:
         return set(self._client.zrange(f"{self.prefix}open", 0, -1))
 

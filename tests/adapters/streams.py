@@ -11,7 +11,7 @@ from ottoscaler.core.choice import Claim, Victim
 from ottoscaler.core.events import ScaleEvent, digest, parse
 from ottoscaler.core.results import worker_result
 from ottoscaler.core.verdicts import Reason, Verdict
-from ottoscaler.ports import Answer, Entry, OpenTask, Stream
+from ottoscaler.ports import Answer, Entry, Note, OpenTask, Stream
 
 #: What the implementations under test are configured with.
 RESULT_MAXLEN = 50
@@ -49,6 +49,18 @@ class StreamAdmin(Protocol):
 
     def pending_count(self) -> int:
         """Entries read and not acknowledged."""
+        ...
+
+    def length(self) -> int:
+        """Entries of the event stream."""
+        ...
+
+    def consumers(self) -> set[str]:
+        """The consumers of the group."""
+        ...
+
+    def add_group(self, name: str) -> None:
+        """A second group, of somebody else, that has read nothing."""
         ...
 
     def open_ids(self) -> set[str]:
@@ -162,3 +174,13 @@ def reloaded(stream: Stream, event_id: str) -> OpenTask:
 def owned_by(task: OpenTask, owner: str) -> OpenTask:
     """The same task as somebody else sees it."""
     return replace(task, owner=owner)
+
+
+def note_states(stream: Stream, event_id: str, owner: str, states: Mapping[int, tuple[str, int, str]]) -> None:
+    """Show the states of workers."""
+    stream.write_notes([Note(event_id, owner, states)])
+
+
+def note_why(stream: Stream, event_id: str, owner: str, why: str, next_at: str) -> None:
+    """Show why a task stands where it stands."""
+    stream.write_notes([Note(event_id, owner, why=why, next_at=next_at)])

@@ -42,6 +42,7 @@ from tests.adapters.streams import (
     StreamFactory,
     accept,
     intend,
+    note_states,
     opened,
     receive,
     record,
@@ -195,7 +196,7 @@ class TestServer:
         """MAX_PODS_PER_EVENT is the operator's choice."""
         task = opened(stream, admin, event_id="e-1", pod_count="1000")
         many = {index: ("running", 1, f"pod-{index}") for index in range(1, 9001)}
-        stream.note_states("e-1", task.owner, many)
+        note_states(stream, "e-1", task.owner, many)
         assert "worker:9000" in admin.task("e-1")
 
     def test_serves_many_threads(self, stream: Stream, admin: StreamAdmin) -> None:

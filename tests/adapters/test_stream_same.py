@@ -24,7 +24,16 @@ from ottoscaler.local.redis import EmbeddedRedis
 from ottoscaler.ports import Entry, OpenTask, Stream
 from ottoscaler.settings import RedisSettings
 from tests.adapters.redis_admin import RedisAdmin, Server, open_stream
-from tests.adapters.streams import BLOCK_S, LEASE_S, RESULT_MAXLEN, TASK_TTL_S, StreamAdmin, result_of
+from tests.adapters.streams import (
+    BLOCK_S,
+    LEASE_S,
+    RESULT_MAXLEN,
+    TASK_TTL_S,
+    StreamAdmin,
+    note_states,
+    note_why,
+    result_of,
+)
 from tests.fakes.stream import FakeRedis, FakeStream
 
 CONSUMERS = (("c1", "boot-1"), ("c1", "boot-2"), ("c2", "boot-1"))
@@ -144,8 +153,8 @@ class World:
 
     def note(self, event_id: str, index: int, token: int) -> None:
         owner = self._token(token)
-        self.streams[0].note_states(event_id, owner, {index: ("running", 1, "p")})
-        self.streams[0].note_why(event_id, owner, "why", "when")
+        note_states(self.streams[0], event_id, owner, {index: ("running", 1, "p")})
+        note_why(self.streams[0], event_id, owner, "why", "when")
 
     def state(self) -> object:
         """All that anybody can see, but for times."""

@@ -16,6 +16,7 @@ from ottoscaler.cli.main import main
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.local.redis import EmbeddedRedis
 from ottoscaler.settings import Settings
+from tests.adapters.streams import note_why
 from tests.cli.conftest import LONG_S, Controller, Terminal, child
 
 pytestmark = pytest.mark.contract("1.status")
@@ -48,7 +49,7 @@ def test_a_task_is_shown_with_its_workers(controller: Controller, capsys: pytest
     assert task is not None
     controller.end(task, Reason.COMPLETED)
     controller.start(task, 2)
-    controller.stream.note_why("e-1", task.owner, "QuotaExceeded", "2030-01-01T00:00:00.000Z")
+    note_why(controller.stream, "e-1", task.owner, "QuotaExceeded", "2030-01-01T00:00:00.000Z")
     (found,) = status(capsys)["tasks"]
     assert found["workers"] == {"succeeded": 1, "creating": 1, "waiting": 1}
     assert (found["state"], found["owner"], found["why"]) == ("running", "otto-0", "QuotaExceeded")
@@ -142,7 +143,7 @@ def test_what_came_from_outside_cannot_move_the_cursor(
     main(["send", *UP])
     task = controller.take()
     assert task is not None
-    controller.stream.note_why("e-1", task.owner, "\x1b[2J", "")
+    note_why(controller.stream, "e-1", task.owner, "\x1b[2J", "")
     capsys.readouterr()
     main(["status"])
     assert "\\x1b[2J" in capsys.readouterr().out
@@ -195,7 +196,7 @@ def test_why_nothing_moves_is_told_with_the_next_time(
     main(["send", *UP])
     task = controller.take()
     assert task is not None
-    controller.stream.note_why("e-1", task.owner, "QuotaExceeded", "2030-01-01T00:00:00.000Z")
+    note_why(controller.stream, "e-1", task.owner, "QuotaExceeded", "2030-01-01T00:00:00.000Z")
     capsys.readouterr()
     main(["status"])
     assert capsys.readouterr().out.rstrip().endswith("QuotaExceeded, again at 2030-01-01T00:00:00.000Z")

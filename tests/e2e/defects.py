@@ -22,6 +22,7 @@ from ottoscaler.flow.lease import Lease
 from ottoscaler.flow.registry import Registry
 from ottoscaler.flow.stop import Stop
 from ottoscaler.flow.sweep import Sweep
+from ottoscaler.flow.takeover import TakeOver
 
 #: A method that its loop calls again and again; the watch's with each pod.
 STEPS = {
@@ -29,6 +30,7 @@ STEPS = {
     "reader": (Reader, "step"),
     "control": (Control, "step"),
     "lease": (Lease, "step"),
+    "takeover": (TakeOver, "step"),
     "sweep": (Sweep, "once"),
 }
 #: Longest pause of a hasty controller, seconds.

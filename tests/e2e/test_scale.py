@@ -18,8 +18,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
 _WORKERS = 1000
 _PEAK_MIB = 250
-#: Threads besides the pool's: main, signals, cpu, reader, control, lease, watch, sweep, web and some of libraries'.
-_OTHER_THREADS = 14
+#: Besides the pool: main, signals, cpu, reader, control, lease, takeover, watch, sweep, web and some of the libraries.
+_OTHER_THREADS = 15
 
 
 @dataclass(frozen=True)

@@ -115,10 +115,11 @@ class Delivery:
 
 @dataclass(slots=True)
 class Group:
-    """The consumer group: the last id that was delivered, and what was read and not acknowledged."""
+    """The consumer group: the last id that was delivered, what was read and not acknowledged, when who read last."""
 
     delivered: Id = (0, 0)
     pending: dict[str, Delivery] = field(default_factory=dict)
+    consumers: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -156,6 +157,8 @@ class FakeRedis:
         self.tasks: dict[str, TaskState] = {}
         self.leases: dict[str, float] = {}
         self.boots: dict[str, str] = {}
+        self.seen: dict[str, float] = {}
+        self.other_groups: set[str] = set()
         self.buried: set[str] = set()
         self.result_entries: list[dict[str, str]] = []
         self.dead_entries: list[dict[str, str]] = []
@@ -237,6 +240,20 @@ class FakeRedis:
         """The dead-letter stream."""
         with self.changed:
             return [dict(entry) for entry in self.dead_entries]
+
+    def length(self) -> int:
+        """Entries of the event stream."""
+        with self.changed:
+            return len(self.entries)
+
+    def consumers(self) -> set[str]:
+        """The consumers of the group."""
+        with self.changed:
+            return set(self.living_group().consumers)
+
+    def add_group(self, name: str) -> None:
+        """A second group, which has read nothing: no entry may be trimmed."""
+        self.other_groups.add(name)
 
     def pending_count(self) -> int:
         """How many entries were read and not acknowledged."""

@@ -6,6 +6,7 @@ Written from the port's contract and not from the Lua file, so that the suite th
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import takewhile
 
@@ -81,6 +82,7 @@ class FakeStream(WorkerScripts):
             if server.down:
                 raise StreamUnavailable(f"{op}: the connection was lost")
             group = server.living_group()
+            group.consumers[self._consumer] = server.clock.now()
             found = self._behind(group.delivered, count)
             bytes_ = sum(_size(entry.fields or {}) for entry in found)
             for entry in found:
@@ -270,11 +272,14 @@ class FakeStream(WorkerScripts):
     def announce(self) -> None:
         with self.server.call("announce"):
             self.server.boots[self._consumer] = self._boot
+            self.server.seen[self._consumer] = self.server.clock.now()
 
     def renew(self, owners: Mapping[str, str], failed_on: Collection[str] = ()) -> Renewal:
         lost, cancels, forgotten = {}, {}, []
         with self.server.call("renew"):
             replaced = self.server.boots.setdefault(self._consumer, self._boot) != self._boot
+            if not replaced:
+                self.server.seen[self._consumer] = self.server.clock.now()
             for event_id, owner in owners.items():
                 task = self._owned(event_id, owner)
                 if task is None:
@@ -349,6 +354,38 @@ class FakeStream(WorkerScripts):
                 if (task := self._owned(event_id, owner)) is not None:
                     self.server.leases[event_id] = 0.0
                     task.tries = 0
+
+    def hand_over(self) -> None:
+        with self.server.call("hand_over"):
+            for delivery in (self.server.group or Group()).pending.values():
+                if delivery.consumer == self._consumer:
+                    delivery.at = -math.inf
+
+    def interrupt(self) -> None:
+        with self.server.call("interrupt"):
+            pass  # a blocking read ends within `block_s`
+
+    def remove_consumers(self, gone_s: float) -> Sequence[str]:
+        server = self.server
+        with server.call("remove_consumers"):
+            group, now = server.living_group(), server.clock.now()
+            busy = {delivery.consumer for delivery in group.pending.values()} | {self._consumer}
+            seen = {name: max(at, server.seen.get(name, 0)) for name, at in group.consumers.items()}
+            gone = [name for name, at in seen.items() if name not in busy and now - at >= gone_s]
+            for name in gone:
+                del group.consumers[name]
+            return gone
+
+    def trim(self, keep: int) -> int:
+        with self.server.call("trim"):
+            group = self.server.living_group()
+            unread: list[Id] = [(0, 0)] if self.server.other_groups else []
+            first = min([*map(order, group.pending), group.delivered, *unread])
+            acknowledged = [name for name in self.server.entries if order(name) < first]
+            gone = acknowledged[: max(0, len(self.server.entries) - keep)]
+            for name in gone:
+                del self.server.entries[name]
+            return len(gone)
 
     def tasks(self) -> Sequence[TaskView]:
         with self.server.call("tasks"):

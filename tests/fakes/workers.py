@@ -7,13 +7,13 @@ stored once, and the last one brings the task's.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ottoscaler.core.acts import Doom
 from ottoscaler.core.events import DeadReason, EventType, ScaleEvent
 from ottoscaler.core.results import RESULT_FIELDS, common_fields, rfc3339, worker_result
 from ottoscaler.core.verdicts import Outcome, Reason, Verdict
-from ottoscaler.ports import Answer, Fate
+from ottoscaler.ports import Answer, Fate, Note
 from tests.fakes.server import GROUP, FakeRedis, TaskState, WorkerState, worker_json
 
 MAX_TRIES = 10
@@ -134,19 +134,20 @@ class WorkerScripts:
         self._close_task(task, event.event_id)
         return ended["message"]
 
-    def note_states(self, event_id: str, owner: str, states: Mapping[int, tuple[str, int, str]]) -> None:
-        with self.server.call("note_states"):
-            if (task := self._owned(event_id, owner)) is None:
-                return
-            for index, state in states.items():
-                worker = task.worker(index)
-                if not worker.outcome:
-                    worker.shown = worker_json(*state)
+    def write_notes(self, notes: Sequence[Note]) -> None:
+        with self.server.call("write_notes"):
+            for note in notes:
+                self._note(note)
 
-    def note_why(self, event_id: str, owner: str, why: str, next_at: str) -> None:
-        with self.server.call("note_why"):
-            if (task := self._owned(event_id, owner)) is not None:
-                task.why, task.next_at = why, next_at
+    def _note(self, note: Note) -> None:
+        if (task := self._owned(note.event_id, note.owner)) is None:
+            return
+        for index, state in note.states.items():
+            worker = task.worker(index)
+            if not worker.outcome:
+                worker.shown = worker_json(*state)
+        if note.why is not None:
+            task.why, task.next_at = note.why, note.next_at
 
     def _look(self, event_id: str, index: int) -> tuple[TaskState, WorkerState]:
         task = self.server.known(event_id)

@@ -187,6 +187,7 @@ class TestWiped:
             restores = world.redis.calls["restore"]
             rig.live(LEASE_S)
             eventually(lambda: world.redis.calls["restore"] > restores, what="the task to be stored again")
+            rig.live(LEASE_S)  # the worker, which Redis did not know meanwhile, tries again
             assert rig.taken("e").workers[1].doom == Doom(Reason.SCALED_DOWN, "enough", by="d-1")
             rig.cluster.kill(pod)
             assert rig.result()["reason"] == "ScaledDown"

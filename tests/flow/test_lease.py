@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ottoscaler.errors import Replaced
-from ottoscaler.flow.lease import TAKE_AT_ONCE
+from ottoscaler.flow.takeover import TAKE_AT_ONCE
 from tests.fakes.clock import SystemClock
 from tests.fakes.wait import eventually
 from tests.flow.conftest import Lines
@@ -55,6 +55,7 @@ def test_what_a_dead_one_read_and_did_not_accept_is_taken_over() -> None:
     with Rig(world, consumer="dead") as dead:
         event_id = dead.send()
         dead.stream.read_now(1)
+        dead.close(release=False)
     with Rig(world, threads=["watch", "lease"]) as rig:
         rig.wait_and_look(rig.parts.lease_s - 2)
         assert not rig.ledger.has(event_id)
@@ -62,18 +63,19 @@ def test_what_a_dead_one_read_and_did_not_accept_is_taken_over() -> None:
         assert rig.pod(event_id)
 
 
-def test_so_many_tasks_are_taken_over_that_no_renewal_comes_late() -> None:
-    """The rest in the next steps, each after the renewal that is due."""
+def test_so_many_tasks_are_taken_over_that_notes_come_in_between() -> None:
+    """The rest in the next steps."""
     world = World()
     with Rig(world, consumer="dead") as dead:
         for _ in range(TAKE_AT_ONCE + 1):
             dead.accept()
         dead.close(release=True)
     with Rig(world) as rig:
-        rig.lease._own_taken = True
-        rig.lease._step()
+        rig.lease.step()
+        rig.takeover._own_taken = True
+        rig.takeover._step()
         assert len(rig.ledger.owners()) == TAKE_AT_ONCE
-        rig.lease._step()
+        rig.takeover._step()
         assert len(rig.ledger.owners()) == TAKE_AT_ONCE + 1
 
 
@@ -85,6 +87,40 @@ def test_a_clean_end_hands_over_at_once() -> None:
         first.pod(event_id)
     with Rig(world, threads=["watch", "lease"]) as rig:
         assert rig.pod(event_id)
+
+
+def test_what_was_read_and_not_accepted_is_handed_over_at_once() -> None:
+    """A clean end leaves nothing that has to wait for a lease, and counts no try."""
+    world = World()
+    with Rig(world, consumer="old") as first:
+        event_id = first.send()
+        first.stream.read_now(1)
+    with Rig(world, threads=["watch", "lease"]) as rig:
+        assert rig.pod(event_id)
+
+
+def test_what_a_thread_works_on_is_handed_over_last() -> None:
+    """The write that it is at would else be refused; all others change hands before it is done."""
+    arrived, go_on = threading.Event(), threading.Event()
+
+    def hold(verb: str, _name: str = "") -> None:
+        if verb == "create" and not arrived.is_set():
+            arrived.set()
+            go_on.wait(10)
+
+    with Rig(threads=["watch"], MAX_WORKERS=1) as rig:
+        rig.world.kubernetes.on_call = hold
+        busy = rig.accept()
+        assert arrived.wait(5)
+        waits = rig.accept()
+        rig.stop.set()
+        rig.lease.release(all_=False)
+        assert rig.stream.expired(same_consumer=False) == [waits]
+        go_on.set()
+        rig.registry.close()
+        rig.idle()
+        rig.lease.release()
+        assert set(rig.stream.expired(same_consumer=False)) == {busy, waits}
 
 
 def test_a_failure_of_ours_hands_nothing_over() -> None:
@@ -122,6 +158,7 @@ def test_what_the_first_list_shows_is_not_asked_for_again() -> None:
     world.kubernetes.remove(vanished)
     with Rig(world, boot="b2", threads=["watch"]) as rig:
         rig.lease.step()
+        rig.takeover.step()
         assert rig.pod(event_id, 1) == there
         eventually(lambda: rig.calls("get", vanished) == 1, what="a live look at the other")
         assert rig.calls("get", there) == 0

@@ -127,6 +127,7 @@ class Simulation(RuleBasedStateMachine):
             self.world.start(who)
             newest = self.world.replicas[-1]
             newest.act("lease")
+            newest.act("takeover")
             newest.kill()
 
     # -- the rest of the world

@@ -23,6 +23,7 @@ from ottoscaler.flow.pulse import Pulse
 from ottoscaler.flow.registry import Registry
 from ottoscaler.flow.stop import Stop
 from ottoscaler.flow.sweep import Sweep
+from ottoscaler.flow.takeover import TakeOver
 from ottoscaler.flow.watch import Watch
 from ottoscaler.flow.worker import Runner
 from ottoscaler.metrics import Metrics
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 #: The threads of a controller, apart from its workers'.
-ROLES = ("reader", "control", "lease", "sweep", "watch")
+ROLES = ("reader", "control", "lease", "takeover", "sweep", "watch")
 #: So many steps a worker may take on a thread that has other things to do, and all of them together in a stop.
 PATIENCE = 400
 
@@ -215,7 +216,8 @@ class Replica:
         self.control = Control(self.parts, intake, self.pool, Descents(self.parts))
         intake.connect(pump=self.pool.pump, control=self.control.submit)
         self.reader = Reader(self.parts, intake)
-        self.lease = Lease(self.parts, self.control, intake, self.pool, me=self.name)
+        self.takeover = TakeOver(self.parts, self.control, intake, self.pool)
+        self.lease = Lease(self.parts, self.control, self.takeover, me=self.name)
         self.sweep = Sweep(self.parts, self.pool)
         self.watch = Watch(self.parts, changed=self.pool.pump)
 
@@ -250,6 +252,7 @@ class Replica:
                 "reader": lambda: self.reader.step(0),
                 "control": self.control.step,
                 "lease": self.lease.step,
+                "takeover": self.takeover.step,
                 "sweep": self.sweep.once,
                 "watch": self.watch.step,
             }[role]()
@@ -297,7 +300,7 @@ class Replica:
 
     def _end(self) -> None:
         """Its leases are given up when its lease thread has let go of them; it is gone when nothing of it goes on."""
-        if self._to_release and self.alive and "lease" not in self._busy:
+        if self._to_release and self.alive and not self._busy & {"lease", "takeover", "reader", "control"}:
             self._to_release = False
             with suppress(Unavailable, Defect, Crash):
                 self.lease.release()

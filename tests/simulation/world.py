@@ -103,7 +103,7 @@ class World(NodeControls):
         """A second passes, in which pods get on, and are seen to."""
         self.clock.advance(1)
         self.kubelets()
-        for role in ("watch", "lease"):
+        for role in ("watch", "lease", "takeover"):
             for replica in list(self.replicas):
                 replica.act(role)
 

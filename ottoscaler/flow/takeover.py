@@ -1,0 +1,199 @@
+"""The take-over thread: takes the tasks of the dead, stores again what a wiped Redis forgot, writes down how workers
+stand, and tidies the stream. All that may take long; no renewal waits for it (lease.py).
+
+After any trouble with Redis it takes nothing over for one LEASE_S: a Redis that was paused must not make everybody
+steal from everybody.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from ottoscaler import logs
+from ottoscaler.core.events import BadEvent
+from ottoscaler.errors import Unavailable
+from ottoscaler.flow.burial import contained, tell
+from ottoscaler.flow.control import Control
+from ottoscaler.flow.intake import Intake
+from ottoscaler.flow.parts import Parts
+from ottoscaler.flow.pool import Pool
+from ottoscaler.ports import Note
+
+TICK_S: Final = 0.25
+#: How often what the dead have left is looked for, seconds: it changes hands within LEASE_S + 2 s, and what a stopping
+#: process hands over within one, so this and a tick must leave room for the taking.
+TAKE_EVERY_S: Final = 0.4
+#: Tasks taken over in one step: between two steps notes are written.
+TAKE_AT_ONCE: Final = 200
+#: Pause after Redis could not be reached, seconds.
+OUTAGE_PAUSE_S: Final = 1.25
+#: How often consumers that are gone are removed and old entries are trimmed, seconds.
+TIDY_EVERY_S: Final = 600.0
+#: A consumer that was not seen for so long is gone, seconds: longer than any lease, and than any pause of a process.
+CONSUMER_GONE_S: Final = 6 * 3600.0
+
+_log = logs.get(__name__)
+
+
+class TakeOver:
+    """`run` is the body of one thread; `begin`, `calm`, `disturbed` and `restore` are for the lease thread."""
+
+    def __init__(self, parts: Parts, control: Control, intake: Intake, pool: Pool) -> None:
+        self._stream = parts.stream
+        self._ledger = parts.ledger
+        self._control = control
+        self._intake = intake
+        self._pool = pool
+        self._metrics = parts.metrics
+        self._stop = parts.stop
+        self._clock = parts.clock
+        self._pulse = parts.pulse
+        self._lease_s = parts.lease_s
+        self._events_keep = parts.settings.keys.events_keep
+        self._seldom = logs.Seldom()
+        self._lock = threading.Lock()
+        self._forgotten: dict[str, str] = {}  # guarded by _lock
+        self._begun = False  # the rest is written by either thread, whole: no reader sees half of a float
+        self._renewed_at = -math.inf
+        self._calm_at = 0.0
+        self._sure = True  # of what we have taken: no answer was lost
+        self._take_at = 0.0
+        self._tidy_at = 0.0
+        self._own_taken = False
+
+    def begin(self) -> None:
+        """We have announced ourselves: an earlier boot of our consumer learns of us, so its tasks may be taken."""
+        self._begun = True
+
+    def renewed(self) -> None:
+        """A renewal was answered: this process is not just waking up from a pause, in which others took its tasks."""
+        self._renewed_at = self._clock.now()
+
+    def calm(self) -> None:
+        """For one LEASE_S nothing is taken over: others could not renew either."""
+        self._calm_at = self._clock.now() + self._lease_s
+
+    def disturbed(self) -> None:
+        """A call failed: its answer may be lost, and others may have been unable to renew."""
+        self._sure = False
+        self.calm()
+
+    def restore(self, owners: Mapping[str, str]) -> None:
+        """These tasks of ours (event id -> owner token) are unknown to Redis: they are to be stored again."""
+        with self._lock:
+            self._forgotten.update(owners)
+
+    def run(self) -> None:
+        """Until the stop."""
+        while not self._stop.wait(self.step()):
+            pass
+
+    def step(self) -> float:
+        """What is due now; returns the pause before the next, seconds."""
+        pause_s = TICK_S
+        try:
+            self._step()
+            self._pulse.beat()
+        except Unavailable as error:
+            self.disturbed()
+            if self._seldom.is_due(str(error)):
+                _log.warning("takeover.outage", "Cannot look for tasks of the dead: %s", error, error=str(error))
+            self._pulse.missed(f"cannot look for tasks of the dead: {error}")
+            pause_s = OUTAGE_PAUSE_S
+        self._pool.pump()
+        return pause_s
+
+    def _step(self) -> None:
+        if self._stop.is_set() or not self._begun:
+            return
+        self._restore_forgotten()
+        if not self._sure:
+            self._sure = True  # before the look: what the lease thread reports meanwhile counts again
+            self._sure = not self._take_unknown(self._stream.owned()) and self._sure
+        now = self._clock.now()
+        if not self._own_taken:
+            self._take_own()
+        elif now >= self._take_at and now >= self._calm_at and now - self._renewed_at <= self._lease_s:
+            more = self._take_expired()
+            self._take_at = now if more else now + TAKE_EVERY_S
+        self._write_notes()
+        if now >= self._tidy_at:
+            self._tidy_at = now + TIDY_EVERY_S
+            self._tidy()
+
+    def _restore_forgotten(self) -> None:
+        """Redis was wiped: what we know of the tasks is stored again, and their workers go on undisturbed."""
+        while not self._stop.is_set():
+            with self._lock:
+                event_id, owner = next(iter(self._forgotten.items()), ("", ""))
+            if not event_id:
+                return
+            with contained(event_id):
+                self._restore(event_id, owner)
+            with self._lock:  # only now: where Redis did not answer it is tried again
+                self._forgotten.pop(event_id, None)
+
+    def _restore(self, event_id: str, owner: str) -> None:
+        task = self._ledger.recall(event_id) or self._control.recall(event_id)
+        if task is None or task.owner != owner:
+            return
+        _log.warning(
+            "task.restored", "Redis does not know event %s any more: storing it again", event_id, event_id=event_id
+        )
+        self._stream.restore(task)
+
+    def _take_own(self) -> None:
+        """What an earlier boot of this consumer left: taken at once, for there cannot be two of us."""
+        left = self._stream.expired(same_consumer=True)
+        for event_id in left[:TAKE_AT_ONCE]:
+            self._take(event_id, same_consumer=True)
+        self._own_taken = len(left) <= TAKE_AT_ONCE
+
+    def _take_expired(self) -> bool:
+        """Tasks of the dead, and what they read and did not live to accept. Returns whether there are more."""
+        more = self._take_unknown(self._stream.expired(same_consumer=False))
+        self._intake.absorb_again(self._stream.pending(own=False, min_idle_s=self._lease_s), patient=False)
+        return more
+
+    def _take_unknown(self, event_ids: Sequence[str]) -> bool:
+        """Of these, take some of which we know nothing. Returns whether there are more."""
+        ours = self._ledger.owners().keys() | self._control.owners().keys()
+        due = [event_id for event_id in event_ids if event_id not in ours]
+        for event_id in due[:TAKE_AT_ONCE]:
+            self._take(event_id, same_consumer=False)
+        return len(due) > TAKE_AT_ONCE
+
+    def _take(self, event_id: str, *, same_consumer: bool) -> None:
+        if self._stop.is_set():  # what is taken now would have to be handed over again
+            return
+        task = None
+        with contained(event_id):  # one that cannot be read: its tries are counted
+            task = self._stream.take(event_id, same_consumer=same_consumer)
+        if isinstance(task, BadEvent):
+            tell(self._metrics, task)
+        elif task is not None:
+            _log.info(
+                "task.taken", "Taking over task %s", task.event.task_id, event_id=event_id, task_id=task.event.task_id
+            )
+            self._intake.open(task)
+
+    def _write_notes(self) -> None:
+        notes = [Note(task.event.event_id, task.owner, states, why) for task, states, why in self._ledger.take_notes()]
+        if notes:
+            self._stream.write_notes(notes)
+
+    def _tidy(self) -> None:
+        """What nobody needs any more. A server that refuses it (a missing right) refuses nothing else by that."""
+        try:
+            gone = self._stream.remove_consumers(CONSUMER_GONE_S)
+            trimmed = self._stream.trim(self._events_keep) if self._events_keep else 0
+        except Unavailable as error:
+            if error.unclear:
+                raise
+            _log.warning("stream.untidied", "Cannot tidy the event stream: %s", error, error=str(error))
+            return
+        if gone or trimmed:
+            _log.info("stream.tidied", "Removed %d consumers that are gone and %d entries", len(gone), trimmed)

@@ -1,0 +1,130 @@
+"""What the port to Redis speaks of: tasks, workers and entries as they are stored, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from ottoscaler.core.acts import Doom
+from ottoscaler.core.choice import Victim
+from ottoscaler.core.events import EventType, ScaleEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of the event stream, as it is. `fields` is None for one that was trimmed away while it was pending.
+
+    One that is too large to be brought has a `size`, in bytes: then `fields` has only its first fields and its ids.
+    """
+
+    stream_id: str
+    fields: Mapping[bytes, bytes] | None
+    size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWorker:
+    """What the task hash knows of a worker. `attempt` 0: none was ever stored. `refused`: that attempt's pod was
+    refused and is not there. `reason` is told with the outcome, and only by what gives whole tasks. `spared` is the
+    scale_down or event whose drain it survived, since it had started.
+    """
+
+    index: int
+    attempt: int = 0
+    infra_used: int = 0
+    refused: bool = False
+    doom: Doom | None = None
+    outcome: str = ""
+    reason: str = ""
+    spared: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenTask:
+    """An unfinished task as Redis has it.
+
+    `owner` is the token to show with every write (`<consumer>/<boot>/<tenure>`), or whose it is if it is not ours;
+    `workers` are those that differ from "never heard of", by index; `victims` is the stored victim list of a
+    scale_down, None before it is chosen, `survivors` the pods that it spares; `superseded` is False while older events
+    of its `supersedes` key are still to be dealt with; `cancels` counts the cancel marks that the task was ever given;
+    `again` says that it had been accepted before: two threads may have the same entry in hand.
+    """
+
+    event: ScaleEvent
+    owner: str
+    received_at: str = ""
+    workers: Mapping[int, StoredWorker] = field(default_factory=dict)
+    victims: Sequence[Victim] | None = None
+    survivors: Sequence[str] = ()
+    superseded: bool = False
+    cancels: int = 0
+    again: bool = False
+
+    @property
+    def undecided(self) -> bool:
+        """Has it victims to choose, and has not chosen them?"""
+        if self.event.type is EventType.SCALE_DOWN:
+            return self.victims is None
+        return bool(self.event.supersedes) and not self.superseded
+
+
+class Fate(Enum):
+    """What a script answers."""
+
+    OK = auto()
+    NOT_OURS = auto()
+    HAS_RESULT = auto()
+    CANCELLED = auto()
+    OLD_ATTEMPT = auto()
+    KNOWN = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A script's answer about one worker: the fate, the doom that is stored, the stored attempt.
+
+    `finished` is the message of the task's result where this worker was the last, `dead` the detail of the dead
+    letter that the event became by this.
+    """
+
+    fate: Fate
+    doom: Doom | None = None
+    attempt: int = 0
+    finished: str = ""
+    dead: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """What a renewal found: tasks that are no longer ours, with their owner ("" where the task is finished), those
+    that Redis does not know any more, the cancel counts of the others, and whether another process has announced
+    itself under our consumer's name.
+    """
+
+    lost: Mapping[str, str]
+    cancels: Mapping[str, int]
+    forgotten: Sequence[str] = ()
+    replaced: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TaskView:
+    """A task for those who choose victims or show the state: the event, and each worker's stored state by index."""
+
+    event: ScaleEvent
+    owner: str
+    workers: Mapping[int, StoredWorker]
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """For people who look at a task of ours: state, attempt and pod of workers, by index; why the task stands where it
+    stands (None: as before), and when it goes on.
+    """
+
+    event_id: str
+    owner: str
+    states: Mapping[int, tuple[str, int, str]] = field(default_factory=dict)
+    why: str | None = None
+    next_at: str = ""
