@@ -20,6 +20,7 @@ fail() {
 environment() { "$PYTHON" -I deploy/environment.py "$@"; }
 
 check() { # NAME PATTERN EXPECTED: a variable that goes into a command has to match a whole pattern, or be empty
+  local LC_ALL=C # a range is one of bytes, not of what a language takes for a letter
   [[ -z ${!1:-} || ${!1} =~ ^($2)$ ]] || fail "$1 is $(printf '%q' "${!1}"), expected $3."
 }
 
@@ -38,13 +39,14 @@ need() { # PROGRAM...: or say where it comes from
 
 need_docker() {
   need docker
-  local said
+  local said where=${DOCKER_HOST:-the default socket}
+  where=${where/\/\/*@/\/\/***@}
   said=$(docker version 2>&1 >/dev/null) && return
   case ${said,,} in
     *'permission denied'*) fail "Docker runs, and its socket refuses this account ($(id -un)): sudo usermod -aG docker $(id -un), then log in again." ;;
     '' | *'is the docker daemon running'* | *'connection refused'* | *'no such file or directory'*)
-      fail "No Docker daemon answers at ${DOCKER_HOST:-the default socket}: start Docker." ;;
-    *) fail "Docker does not answer at ${DOCKER_HOST:-the default socket}: ${said##*$'\n'}" ;;
+      fail "No Docker daemon answers at $where: start Docker." ;;
+    *) fail "Docker does not answer at $where: ${said##*$'\n'}" ;;
   esac
 }
 

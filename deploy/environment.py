@@ -219,6 +219,8 @@ def cluster_of(path: str) -> str:
             f"{path} names no cluster: set KIND_CLUSTER_NAME or KUBECONFIG in it, or KUBECONFIG in the environment. "
             "kubectl's current context is not used: it may be another developer's."
         )
+    if values.get("REDIS_PASSWORD"):
+        keep_private(path)
     if not CLUSTER.fits(name):
         raise SystemExit(f"{path}: KIND_CLUSTER_NAME={shown(name)}: expected {CLUSTER.expected}")
     return name.removeprefix("ottoscaler-")

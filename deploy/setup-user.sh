@@ -38,7 +38,7 @@ find_user() { # NAME PORT: sets user and port, or ends with the list
 
 ensure_redis() {
   if ! has_container "$redis"; then
-    port_is_free || fail "Port $port is taken by another program, and $redis needs it: end what listens there (ss -ltnp 'sport = :$port')."
+    port_is_free || fail "Port $port is taken by somebody else, and $redis needs it: end what listens there (ss -ltnp 'sport = :$port')."
     make_redis
   elif ! container_runs "$redis"; then
     docker start "$redis" >/dev/null || fail "The container $redis is there and cannot be started; it is shared with otto-handler, so it is not replaced."

@@ -23,8 +23,6 @@ TEAM: Final = {
 }
 #: What the scripts take from the system; docker, kind and kubectl are none of it.
 TOOLS: Final = "bash make dirname sed grep head tail mkdir rm mv cat awk flock id sort chmod ls sleep"
-#: What the scripts take from the project.
-FILES: Final = ("__init__.py", "errors.py", "settings.py", "settings_reader.py")
 
 
 def make_checkout(folder: Path) -> Path:
@@ -34,8 +32,8 @@ def make_checkout(folder: Path) -> Path:
         shutil.copy(ROOT / name, folder / name)
     shutil.copytree(ROOT / "deploy", folder / "deploy")
     (folder / "ottoscaler").mkdir()
-    for name in FILES:
-        shutil.copy(ROOT / "ottoscaler" / name, folder / "ottoscaler" / name)
+    for path in (ROOT / "ottoscaler").glob("*.py"):  # the settings and what they import; no third party is there
+        shutil.copy(path, folder / "ottoscaler" / path.name)
     (folder / "bin").mkdir()
     require("make")  # the slim image has none
     for tool in TOOLS.split():

@@ -213,6 +213,15 @@ esac
 """
 
 
+def test_the_password_of_a_docker_host_is_not_shown(ready: Path) -> None:
+    """It may be a part of the URL."""
+    write_env(ready, "boa")
+    add_program(ready, "docker", "exit 1")
+    done = run(ready, "make", "build", environ={"DOCKER_HOST": "tcp://anna:hunter2@example.com:2375"})
+    assert "at tcp://***@example.com:2375: start Docker" in done.stderr
+    assert "hunter2" not in done.stderr
+
+
 class TestAtOnce:
     """Several commands, and several developers."""
 
