@@ -113,7 +113,7 @@ fmt: $(DEV) ## format, and repair what ruff can repair
 e2e: $(DEV) ## the process itself against a real Kubernetes (TEST_KUBECONFIG) and a real Redis
 	@$(SET_ARGS); $(PYTEST) -m e2e tests/e2e "$$@"
 
-torture: $(DEV) ## the controller killed KILLS times (100) with work in flight, all around it failing; SEED=... again; ARGS="--only=denied,html"
+torture: $(DEV) ## the controller killed KILLS times (100) with work in flight; its servers, network, rights and clocks fail too; SEED=... again; ARGS="--only=denied,html": only these faults
 	@$(SET_ARGS); $(BIN)/python -m tests.torture "$$@"
 
 bench: $(DEV) ## the product beside its peers on servers of its own; QUICK=1: counts only; ONLY=idle,ends: some scenarios
@@ -122,7 +122,7 @@ bench: $(DEV) ## the product beside its peers on servers of its own; QUICK=1: co
 fuzz: $(DEV) ## a million random events through the pure core; ARGS="COUNT SEED" for others
 	@$(SET_ARGS); $(BIN)/python -m tests.fuzz "$$@"
 
-mutants: $(DEV) ## break the code on purpose and see the tests notice; RANDOM=100 SEED=...: so many changes at random
+mutants: $(DEV) ## break the code on purpose and see the tests notice; `RANDOM=100 SEED=7`: 100 changes at random
 	@$(SET_ARGS); $(BIN)/python -m tests.mutants $(if $(RANDOM),"--random=$$RANDOM_GIVEN" "--seed=$${SEED:-1}") "$$@"
 
 rows: $(DEV) ## the promises to the outside, and the tests that hold each of them up

@@ -111,6 +111,8 @@ _EVENT: Final = {
     "traceparent": "W3C trace context, to workers and results",
     "passed-on": "all other fields reach workers and results unchanged",
     "overrides": "refused, as long as there is no policy",
+    "metadata": "a JSON object, of at most 100 levels",
+    "TooLarge": "an event that is too large, alone or times its workers, is a dead letter that is never fetched whole",
     "limits": "sizes and forms; what breaks a rule creates nothing",
     "dead-letter": "its fields, each once; a task result Rejected where an event id could be read",
     "redrive": "a dead letter is sent again, changed as asked, once",
@@ -175,7 +177,6 @@ _LOG: Final = {
     "worker.finished": "how a worker ended",
     "task.finished": "All 3 workers completed successfully / 2 of 3 workers completed",
     "worker.deleted": "Cleaning up pod: ...",
-    "task.taken": "a task of another process is gone on with",
 }
 _HANDLER: Final = {
     "StreamLogs": "the workers' lines, with sequence numbers and an end",

@@ -129,7 +129,7 @@ class TestLines:
         [line] = [line for line in log.all() if line["event"] == "worker.created"]
         assert line["since_event_s"] == 7.5
 
-    @contract("6.task.taken")
+    @contract("6.fields")
     def test_a_task_that_is_taken_over_is_named(self, log: Lines) -> None:
         """With its own name and its event's id; a task of ours is not taken over."""
         world = World()
