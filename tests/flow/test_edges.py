@@ -63,6 +63,49 @@ class TestRoom:
             assert free == [False]
             assert has_room(rig.ledger) is False
 
+    def test_room_that_is_one_too_much_is_taken_back(self) -> None:
+        """A task that was taken over has a pod: who was to create one waits after all."""
+        desk = Desk(max_workers=1)
+        desk.ledger.add(task("ours"))
+        job = desk.take()
+        desk.ledger.add(task("taken", 1, StoredWorker(1, attempt=1)))
+        assert not desk.ledger.holds_room(job)
+
+    def test_room_that_is_just_enough_is_not_taken_back(self) -> None:
+        """Two workers, two places."""
+        desk = Desk(max_workers=2)
+        desk.ledger.add(task("ours"))
+        job = desk.take()
+        desk.ledger.add(task("taken", 1, StoredWorker(1, attempt=1)))
+        assert desk.ledger.holds_room(job)
+
+    def test_who_waits_for_room_to_read_goes_on_as_soon_as_a_task_is_dropped(self) -> None:
+        """Not only when its wait is over: somebody else has the task now, and its place is free."""
+        desk = Desk(read_ahead=1)
+        opened = task("a")
+        desk.ledger.add(opened)
+        found: list[int] = []
+        reader = threading.Thread(target=lambda: found.append(desk.ledger.wait_for_room(30)))
+        reader.start()
+        eventually(lambda: desk.ledger._room._waiters, what="the reader to wait")
+        desk.ledger.drop("a", opened.owner)
+        reader.join(5)
+        assert found == [1]
+
+    def test_who_is_due_and_finds_no_room_is_counted_as_waiting(self) -> None:
+        """As long as another worker has the only place."""
+        desk = Desk(max_workers=1)
+        desk.ledger.add(task("a", 2))
+        desk.pause(desk.take(), 5)
+        assert desk.ledger.counts() == (0, 2)
+        second = desk.take()
+        desk.clock.advance(10)
+        assert not desk.ledger.takeable()
+        assert desk.ledger.counts() == (1, 1)
+        desk.end(second)
+        assert desk.ledger.takeable()
+        assert desk.ledger.counts() == (0, 1)
+
     def test_a_create_that_was_refused_gives_its_room_back(self) -> None:
         """It is known that there is no pod: another worker may have the room meanwhile."""
         with Rig(threads=["watch"], MAX_WORKERS=1) as rig:
@@ -143,6 +186,27 @@ class TestLines:
             rig.pod("e")
         [line] = [line for line in log.all() if line["event"] == "task.taken"]
         assert (line["message"], line["event_id"], line["task_id"]) == ("Taking over task t", "e", "t")
+
+    def test_a_scale_down_that_is_over_is_logged_once(self, log: Lines) -> None:
+        """By who has stored its result, and by nobody else."""
+        with Rig(threads=["watch", "control", "reader"], auto=lambda name: None) as rig:
+            rig.pod(rig.send(task_id="t"))
+            rig.redis.fail_next("finish_scale_down", after=True)
+            rig.send(type="scale_down", task_id="t")
+            rig.result("scale_down")
+            eventually(lambda: not rig.control.owners(), what="the scale_down to be over")
+            rig.send(type="scale_down", task_id="t")
+            rig.results(2, "scale_down")
+            eventually(lambda: not rig.control.owners(), what="the scale_down to be over")
+        assert log.of("scale_down.finished") == ["Scaled down: 0 workers ended, 0 stay"]
+
+    def test_a_watch_that_breaks_off_at_the_stop_is_no_warning(self, log: Lines) -> None:
+        """It was we who ended it."""
+        with Rig(threads=["watch"]) as rig:
+            eventually(lambda: rig.world.kubernetes.watching(), what="the watch")
+            rig.stop.set()
+            rig.world.kubernetes.end_watches(ClusterUnavailable("closed"))
+        assert log.of("watch.broken") == []
 
 
 class TestControl:

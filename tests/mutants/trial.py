@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import cache
 from itertools import count
 from pathlib import Path
 
@@ -41,6 +42,12 @@ EQUIVALENT = Path(__file__).parent / "equivalent.txt"
 _stamps = count(int(time.time()) - 10_000_000)
 
 
+@cache
+def source_of(path: str) -> bytes:
+    """A file as it was first read: it may be edited while mutants are tried."""
+    return (ROOT / path).read_bytes()
+
+
 @dataclass(frozen=True)
 class Tried:
     """One mutant and what came of it."""
@@ -58,9 +65,9 @@ def places() -> list[Place]:
         for path in sorted((ROOT / "ottoscaler" / layer).iterdir()):
             name = str(path.relative_to(ROOT))
             if path.suffix == ".py":
-                found += python_places(name, path.read_bytes())
+                found += python_places(name, source_of(name))
             elif path.suffix == ".lua":
-                found += lua_places(name, path.read_bytes())
+                found += lua_places(name, source_of(name))
     return found
 
 
@@ -79,7 +86,7 @@ def drawn(among: Sequence[Place], amount: int, seed: int) -> list[Place]:
 
 def is_a_change(place: Place) -> bool:
     """Not what is no Python, or the same Python as before."""
-    source = (ROOT / place.path).read_bytes()
+    source = source_of(place.path)
     if not place.path.endswith(".py"):
         return True
     with suppress(SyntaxError):
@@ -89,7 +96,7 @@ def is_a_change(place: Place) -> bool:
 
 def change(place: Place) -> tuple[str, str]:
     """The lines before and after, without their indentation: so a mutant is named in equivalent.txt."""
-    source = (ROOT / place.path).read_bytes()
+    source = source_of(place.path)
     start = source.rfind(b"\n", 0, place.start) + 1
     end = source.find(b"\n", place.end)
     before, after = source[start:end], source[start : place.start] + place.text.encode() + source[place.end : end]
@@ -164,7 +171,7 @@ def _try_all(chosen: Sequence[Place], charted: Chart, jobs: int, began: float) -
 
 def _try(place: Place, folder: Path, charted: Chart) -> Tried:
     began, path = time.monotonic(), folder / place.path
-    source = (ROOT / place.path).read_bytes()
+    source = source_of(place.path)
     _write(path, place.broken(source))
     try:
         tests = charted.of(place)
@@ -219,6 +226,6 @@ def _line(text: bytes) -> str:
 
 
 def _diff(place: Place) -> str:
-    source = (ROOT / place.path).read_bytes()
+    source = source_of(place.path)
     before, after = source.decode().splitlines(), place.broken(source).decode().splitlines()
     return "\n".join(difflib.unified_diff(before, after, place.path, place.path, lineterm="", n=1))
