@@ -172,6 +172,18 @@ def makes_threads(path: str, source: str) -> list[str]:
     ]
 
 
+def handles_signals(path: str, source: str) -> list[str]:
+    """A signal handler that does more than nothing, or end: it may run inside any lock of the main thread's."""
+    allowed = ("_nothing", "old", "signal.default_int_handler", "lambda *_: None", "lambda *_: os._exit(EXIT_OK)")
+    return [
+        f"{path}:{node.lineno}"
+        for node in ast.walk(_tree(source))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("signal.signal", "signal")
+        if len(node.args) == 2 and ast.unparse(node.args[1]) not in allowed
+        if path != "local/guard.py"  # Popen.terminate waits for no lock
+    ]
+
+
 def _broad(source: str) -> list[int]:
     handlers = [node for node in ast.walk(_tree(source)) if isinstance(node, ast.ExceptHandler)]
     return [
@@ -208,6 +220,7 @@ RULES: list[Rule] = [
     imports_late,
     sleeps,
     makes_threads,
+    handles_signals,
     catches_all,
     too_long,
 ]
@@ -228,6 +241,8 @@ BREACHES: list[tuple[Rule, str, str]] = [
     (sleeps, "flow/worker.py", "import time\ntime.sleep(1)"),
     (sleeps, "flow/worker.py", "from time import sleep"),
     (makes_threads, "flow/worker.py", "import threading\nthreading.Thread(target=print)"),
+    (handles_signals, "cli/run.py", "import signal\nsignal.signal(15, lambda *_: stop.set())"),
+    (handles_signals, "cli/run.py", "import signal\nsignal.signal(15, stop)"),
     (catches_all, "flow/lease.py", "try:\n    x()\nexcept (Exception, OSError):\n    pass"),
     (catches_all, "flow/lease.py", "try:\n    x()\nexcept:\n    pass"),
     (too_long, "flow/worker.py", "\n" * 401),

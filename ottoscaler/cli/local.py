@@ -9,7 +9,6 @@ import argparse
 import os
 import shlex
 import shutil
-import signal
 import sys
 import tempfile
 import threading
@@ -18,6 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
+from ottoscaler.cli.signals import Signals
 from ottoscaler.cli.system import SCRIPT, LocalSystem, redis_server
 
 _LOOK_S: Final = 0.2
@@ -29,9 +29,9 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     binary = _binary(parser, options.redis_server)
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
     with ExitStack() as stack:
+        # a second signal does not end it by force: what was started is to be stopped in order
+        stack.enter_context(Signals(stop.set, 0, force=stop.set))
         data_dir = options.data_dir or _temporary(stack)
         system = LocalSystem(data_dir, os.environ, binary=binary, external=options.external_redis)
         stack.enter_context(system)
@@ -79,12 +79,13 @@ def _temporary(stack: ExitStack) -> Path:
 def _introduction(system: LocalSystem, *, kept: Path | None) -> str:
     settings = system.settings
     server, stream, web = settings.redis, settings.keys.stream, settings.web
+    host = f"[{web.address}]" if ":" in web.address else web.address
     prefix = system.redis_prefix()
     ours = " ".join(filter(None, [prefix, interpreter(), shlex.quote(_near(SCRIPT))]))
     lines = [
         f"Redis            {server.host}:{server.port}",
         f"Kubernetes API   {system.url}",
-        *([f"Probes, figures  http://{web.address}:{web.port}/"] if web.port else []),
+        *([f"Probes, figures  http://{host}:{web.port}/"] if web.port else []),
         f"Data             {kept.resolve() if kept else 'in a temporary directory, removed at the end'}",
         "",
         "In another terminal:",

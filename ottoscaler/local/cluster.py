@@ -45,13 +45,27 @@ def _write_kubeconfig(path: Path, url: str) -> None:
     os.replace(unfinished, path)
 
 
-def _stop_when_a_thread_dies(stop: threading.Event) -> None:
+def _pipe_of_the_end() -> tuple[int, int]:
+    """Where the end is read, and where it is written: by a signal too, without a handler that takes a lock.
+
+    The main thread may be inside the lock of whatever it waits for when a signal comes: the interpreter's own handler
+    writes into the pipe, and ours do nothing.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    return reading, writing
+
+
+def _stop_when_a_thread_dies(writing: int) -> None:
     """A node that no longer looks after its pods must not look alive: end, with the traceback in the log."""
     report = threading.excepthook
 
     def hook(arguments: threading.ExceptHookArgs) -> None:
         report(arguments)
-        stop.set()
+        os.write(writing, b"!")
 
     threading.excepthook = hook
 
@@ -62,10 +76,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--port", type=int, default=0)
     options = parser.parse_args(arguments)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    _stop_when_a_thread_dies(stop)
+    reading, writing = _pipe_of_the_end()
+    _stop_when_a_thread_dies(writing)
     options.data_dir.mkdir(parents=True, exist_ok=True)
     # Many short requests on many threads: the default switch interval of 5 ms would be most of their time.
     sys.setswitchinterval(0.001)
@@ -81,7 +93,7 @@ def main(arguments: list[str]) -> int:
     node.start()
     server.start()
     _write_kubeconfig(options.data_dir / "kubeconfig", server.url)
-    stop.wait()
+    os.read(reading, 1)
     server.close()
     node.close()
     return 0
