@@ -22,10 +22,10 @@ from ottoscaler.flow.parts import Parts
 from ottoscaler.flow.pool import Pool
 from ottoscaler.ports import Note
 
-TICK_S: Final = 0.25
+TICK_S: Final = 0.2
 #: How often what the dead have left is looked for, seconds: it changes hands within LEASE_S + 2 s, and what a stopping
-#: process hands over within one, so this and a tick must leave room for the taking.
-TAKE_EVERY_S: Final = 0.4
+#: process hands over within one, so this and a tick must leave room for the stop and for the taking.
+TAKE_EVERY_S: Final = 0.2
 #: Tasks taken over in one step: between two steps notes are written.
 TAKE_AT_ONCE: Final = 200
 #: Pause after Redis could not be reached, seconds.
