@@ -283,9 +283,10 @@ class Cluster(Protocol):
     def event_of(self, name: str) -> ScaleEvent | None:
         """The event that a pod carries in its annotation; None if the pod or a readable event is not there."""
 
-    def delete(self, name: str, uid: str, resource_version: str | None = None) -> bool:
-        """Delete a pod if it has that UID (and version). True if the request was accepted or the pod is gone; False if
-        it is another or has changed.
+    def delete(self, name: str, uid: str, resource_version: str | None = None, *, grace_s: int | None = None) -> bool:
+        """Delete a pod if it has that UID (and version). Its containers have `grace_s` seconds between SIGTERM and
+        SIGKILL, None: what its spec gives them. True if the request was accepted or the pod is gone; False if it is
+        another or has changed.
         """
 
     def missing_rights(self) -> Sequence[str]:

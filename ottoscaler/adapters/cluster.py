@@ -206,13 +206,15 @@ class KubeCluster:
             raise ClusterUnavailable(f"the Kubernetes API answered with pod {raw.metadata.name[:100]!r} for {name}")
         return raw
 
-    def delete(self, name: str, uid: str, resource_version: str | None = None) -> bool:
+    def delete(self, name: str, uid: str, resource_version: str | None = None, *, grace_s: int | None = None) -> bool:
         """See ports.Cluster. Preconditions:
         https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/delete-options/.
         """
         self._count("delete")
         conditions = {"uid": uid} if resource_version is None else {"uid": uid, "resourceVersion": resource_version}
-        body = msgspec.json.encode({"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": conditions})
+        grace = {} if grace_s is None else {"gracePeriodSeconds": grace_s}
+        options = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": conditions, **grace}
+        body = msgspec.json.encode(options)
         try:
             answer = self._http.call(Verb.DELETE, f"{self._pods}/{name}", name=name, body=body)
         except ClusterRejected as error:  # NotFound or Conflict

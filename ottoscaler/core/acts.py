@@ -17,6 +17,10 @@ _BEFORE_START: Final = frozenset(
     }
 )  # fmt: skip
 
+#: What is left to containers that have had their time, seconds. Not 0, which would take the pod out of the API at once,
+#: whatever still runs.
+LAST_GRACE_S: Final = 1
+
 
 class Limits(Protocol):
     """Times in seconds and numbers of new attempts; `settings.WorkerSettings` is one."""
@@ -53,6 +57,12 @@ class Doom:
     def verdict(self) -> Verdict:
         """What is recorded if the pod does not succeed meanwhile."""
         return Verdict(self.reason, self.message)
+
+    def grace_s(self, pod: Snapshot) -> int | None:
+        """Seconds between SIGTERM and SIGKILL for a pod that it ends; None: what the pod's spec gives. Containers that
+        outlived `agent` have had TERMINATION_GRACE_S already.
+        """
+        return LAST_GRACE_S if self.attempt and pod.exit_code is not None else None
 
     @property
     def only_before_start(self) -> bool:
@@ -123,9 +133,13 @@ class Withdraw:
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """Delete the pod as it was seen, by UID and resourceVersion. Answers: Done, Changed."""
+    """Delete the pod as it was seen, by UID and resourceVersion. Answers: Done, Changed.
+
+    Its containers have `grace_s` seconds between SIGTERM and SIGKILL, None: what the pod's spec gives them.
+    """
 
     pod: Snapshot
+    grace_s: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -186,7 +186,7 @@ def _effect_on_pod(life: Life) -> Effect:
     if life.stage is Stage.CLEAN and life.old is not None:
         return Delete(life.old)
     if life.stage is Stage.KILL and life.pod is not None:
-        return Kill(life.pod)
+        return Kill(life.pod, life.doom.grace_s(life.pod) if life.doom is not None else None)
     if life.stage is Stage.DELETE and life.pod is not None:
         return Delete(life.pod)
     raise IllegalStep(f"{life.stage.name} lacks what it needs: {life}")

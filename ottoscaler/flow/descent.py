@@ -160,7 +160,7 @@ class Descents:
                 worker = view.workers.get(index, StoredWorker(index))
                 pod = self._registry.get(WorkerKey(hash_, index, worker.attempt))
                 cancelled = worker.doom is not None and worker.doom.attempt == 0
-                if not worker.outcome and not cancelled and not (pod is not None and pod.finished):
+                if not worker.outcome and not cancelled and not (pod is not None and pod.ended):
                     found.append(Candidate(event, index, worker.attempt, pod))
         return found
 

@@ -90,7 +90,8 @@ class Sweep:
         if live.deleting or spared:
             return
         _log.info("sweep.deleted", "Cleaning up pod: %s", pod.name, pod=pod.name, event_id=pod.event_id)
-        self._cluster.delete(live.name, live.uid, None if doom is None else live.resource_version)
+        version, grace_s = (None, None) if doom is None else (live.resource_version, doom.grace_s(live))
+        self._cluster.delete(live.name, live.uid, version, grace_s=grace_s)
 
     def _take_up(self, unknown: Iterable[Snapshot]) -> None:
         """Pods of events that Redis does not know: it was wiped.

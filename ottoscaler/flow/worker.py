@@ -155,8 +155,8 @@ class Runner:
                 return self._create(job)
             case acts.Look(_, live):
                 return self._look(job, live=live)
-            case acts.Kill(pod):
-                return acts.Done() if self._delete(pod, self._version(pod)) else acts.Changed()
+            case acts.Kill(pod, grace_s):
+                return acts.Done() if self._delete(pod, self._version(pod), grace_s) else acts.Changed()
             case acts.Delete(pod):
                 self._delete(pod, None)
                 return acts.Done()
@@ -237,10 +237,12 @@ class Runner:
         parts.registry.learn(pod)
         return acts.Seen(pod)
 
-    def _delete(self, pod: Snapshot, resource_version: str | None) -> bool:
-        parts = self._parts
+    def _delete(self, pod: Snapshot, resource_version: str | None, grace_s: int | None = None) -> bool:
+        cluster, parts = self._parts.cluster, self._parts
         _log.info("worker.deleted", "Cleaning up pod: %s", pod.name, pod=pod.name, attempt=pod.key.attempt)
-        done = parts.retries.call("delete a pod", lambda: parts.cluster.delete(pod.name, pod.uid, resource_version))
+        done = parts.retries.call(
+            "delete a pod", lambda: cluster.delete(pod.name, pod.uid, resource_version, grace_s=grace_s)
+        )
         if done:
             parts.metrics.pods_deleted.inc()
         return done

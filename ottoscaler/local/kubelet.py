@@ -40,9 +40,9 @@ def terminated(started_at: str, code: int) -> Object:
 def start_error(container: Object, error: Exception) -> Object:
     """A container's state when its command could not be executed; it never started, hence the time."""
     word = (container.get("command") or container["args"])[0]
-    why = (
-        "executable file not found in $PATH" if "/" not in word and isinstance(error, FileNotFoundError) else str(error)
-    )
+    why = (error.strerror or "").lower() if isinstance(error, OSError) else str(error)
+    if "/" not in word and isinstance(error, FileNotFoundError):
+        why = "executable file not found in $PATH"
     runc = f'unable to start container process: error during container init: exec: "{word}": {why}: unknown'
     message = f"failed to create containerd task: OCI runtime create failed: runc create failed: {runc}"
     state = {"exitCode": 128, "reason": "StartError", "message": message}

@@ -93,12 +93,13 @@ class TestLooking:
         """All of it: enough to take the task up again when Redis was wiped."""
         assert pods.cluster.event_of(pods.create().name) == EVENT
 
-    def test_a_pod_that_is_being_deleted_says_so(self, pods: Pods) -> None:
-        """With the grace that it has."""
+    @pytest.mark.parametrize(("asked", "given"), [(None, 30), (1, 1)])
+    def test_a_pod_that_is_being_deleted_says_so(self, pods: Pods, asked: int | None, given: int) -> None:
+        """With the grace that it has: its own, or the one that was asked for."""
         pod = pods.create()
-        pods.cluster.delete(pod.name, pod.uid)
+        pods.cluster.delete(pod.name, pod.uid, grace_s=asked)
         now = pods.look(pod.name)
-        assert (now.deleting, now.deletion_grace_s, now.live) == (True, 30, True)
+        assert (now.deleting, now.deletion_grace_s, now.live) == (True, given, True)
         assert now.deletion_requested_at is not None
         assert abs(now.deletion_requested_at - (pod.created_at or 0)) < 30
 

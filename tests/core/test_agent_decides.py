@@ -194,7 +194,7 @@ class TestOutlived:
         drive.wait(1)
         doom = Doom(reason, f"the worker exited with code {code}", 1)
         assert drive.tell(TimedOut()) == Mark(doom)
-        assert drive.tell(Marked(doom)) == Kill(snap)
+        assert drive.tell(Marked(doom)) == Kill(snap, 1), "the others have had their grace"
         drive.tell(Done())
         over = replace(deleting(snap), phase=Phase.FAILED, outlived=False)
         assert drive.tell(Seen(over)) == Record(1, doom.verdict, over)
@@ -212,7 +212,7 @@ class TestOutlived:
         """Whoever goes on reads the stored doom, and ends the pod without a second grace."""
         doom = Doom(Reason.ERROR if code else Reason.COMPLETED, f"the worker exited with code {code}", 1)
         drive = Drive(resume(1, 1, 0, doom))
-        assert drive.tell(Seen(outlived(code)), Checked(doom)) == Kill(outlived(code))
+        assert drive.tell(Seen(outlived(code)), Checked(doom)) == Kill(outlived(code), 1)
         drive.tell(Changed())
         end = drive.tell(Absent())
         assert isinstance(end, Record)
@@ -309,7 +309,7 @@ class TestOutlived:
         drive.wait(LIMITS.termination_grace_s)
         doom = Doom(Reason.START_ERROR, "no room in the cgroup", 1)
         assert drive.tell(TimedOut()) == Mark(doom)
-        assert drive.tell(Marked(doom)) == Kill(snap)
+        assert drive.tell(Marked(doom)) == Kill(snap, 1)
 
     def test_a_look_in_between_starts_no_second_grace(self) -> None:
         """A list without the pod, and a live look that finds it."""

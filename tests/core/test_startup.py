@@ -20,6 +20,7 @@ from tests.core.builders import (
     Json,
     container,
     raw_pod,
+    running,
     seen,
     terminated,
     with_others,
@@ -130,6 +131,7 @@ class TestGate:
         drive = Drive()
         assert drive.tell(Intended(), Seen(gated), Checked(None)) == Await(None)
         assert drive.life.waits_for == "scheduling gate a"
+        assert replace(drive.life, pod=running()).waits_for == ""
         drive.wait(10**7)
         free = replace(gated, trouble=Trouble.NONE, trouble_text="")
         assert drive.tell(Seen(free)) == Await(drive.now + LIMITS.pending_timeout_s)

@@ -81,10 +81,10 @@ class FakeCluster(NodeControls):
         except msgspec.MsgspecError:
             return None
 
-    def delete(self, name: str, uid: str, resource_version: str | None = None) -> bool:
+    def delete(self, name: str, uid: str, resource_version: str | None = None, *, grace_s: int | None = None) -> bool:
         self._check_open()
         with self.server.call("delete", name):
-            return self.server.delete(name, uid, resource_version)
+            return self.server.delete(name, uid, resource_version, grace_s)
 
     def missing_rights(self) -> Sequence[str]:
         self._check_open()

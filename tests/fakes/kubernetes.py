@@ -122,7 +122,7 @@ class FakeKubernetes:
         self.on_created(name)
         return created
 
-    def delete(self, name: str, uid: str, version: str | None) -> bool:
+    def delete(self, name: str, uid: str, version: str | None, grace_s: int | None = None) -> bool:
         """Delete under preconditions: at once if nothing runs, else by request. False if they do not hold."""
         pod = self.pods.get(name)
         if pod is None:
@@ -130,16 +130,16 @@ class FakeKubernetes:
         metadata = pod["metadata"]
         if uid != metadata["uid"] or version not in (None, metadata["resourceVersion"]):
             return False
-        self.request_deletion(name)
+        self.request_deletion(name, grace_s)
         return True
 
-    def request_deletion(self, name: str) -> None:
+    def request_deletion(self, name: str, grace_s: int | None = None) -> None:
         """What any accepted DELETE does."""
         pod = self.pods[name]
         if not pod["spec"].get("nodeName") or pod["status"].get("phase") in FINISHED:
             self.remove(name)
         elif "deletionTimestamp" not in pod["metadata"]:
-            grace = pod["spec"].get("terminationGracePeriodSeconds", 30)
+            grace = pod["spec"].get("terminationGracePeriodSeconds", 30) if grace_s is None else grace_s
             mark = {"deletionTimestamp": self.stamp(grace), "deletionGracePeriodSeconds": grace}
             self.store({**pod, "metadata": {**pod["metadata"], **mark}})
             self.on_deletion(name)

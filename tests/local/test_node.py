@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ottoscaler.core.startup import cannot_execute
 from ottoscaler.local.handle import LocalCluster
 from tests.local.kube import Kube, Object, Space, eventually
 
@@ -110,12 +111,13 @@ def test_an_exit_code_makes_the_phase(node: Space, command: list[str], phase: st
     assert state(pod)["terminated"]["finishedAt"] >= state(pod)["terminated"]["startedAt"]
 
 
-@pytest.mark.parametrize("command", ["no-such-program", "/no/such/program"])
+@pytest.mark.parametrize("command", ["no-such-program", "/no/such/program", "/etc/hostname", "/tmp"])
 def test_a_command_that_cannot_be_executed_is_a_start_error(node: Space, command: str) -> None:
     """Exit code 128, as runc's."""
     ended = state(run(node, [command]))["terminated"]
     assert (ended["exitCode"], ended["reason"]) == (128, "StartError")
     assert command in ended["message"]
+    assert cannot_execute(ended["message"])
 
 
 def test_environment_with_references_and_fields(node: Space) -> None:

@@ -28,13 +28,13 @@ class AuditedKubernetes(FakeKubernetes):
         self._audit.creating(msgspec.json.decode(body))
         return super().create(body)
 
-    def delete(self, name: str, uid: str, version: str | None) -> bool:
+    def delete(self, name: str, uid: str, version: str | None, grace_s: int | None = None) -> bool:
         pod = self.pods.get(name)
         if pod is not None:
             metadata = pod["metadata"]
             if uid == metadata["uid"] and version in (None, metadata["resourceVersion"]):
                 self._audit.deleting(pod)
-        return super().delete(name, uid, version)
+        return super().delete(name, uid, version, grace_s)
 
     def store(self, pod: Pod) -> None:
         super().store(pod)
