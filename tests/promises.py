@@ -199,6 +199,42 @@ PROMISES: Final = (
         (f"{_E2E}/test_verdicts.py::test_preempted", f"{_E2E}/test_verdicts.py::test_evicted"),
     ),
     Promise(
+        "sidecars",
+        "a webhook adds containers that fail",
+        (
+            f"{_FLOW}/test_outlived.py::test_the_pod_is_ended_after_the_grace",
+            f"{_E2E}/test_agent_decides.py::test_the_result_is_the_agents",
+        ),
+    ),
+    Promise(
+        "unknown-reasons",
+        "a node, the scheduler or a controller of the cluster gives a reason",
+        (
+            "tests/core/test_verdicts.py::test_a_reason_that_we_do_not_know_is_the_platforms",
+            f"{_E2E}/test_agent_decides.py::test_a_disruption_for_a_reason_of_a_later_time",
+            f"{_E2E}/test_agent_decides.py::test_a_pod_that_the_kubelet_refuses",
+        ),
+    ),
+    Promise(
+        "gates",
+        "a pod is held by a scheduling gate",
+        (
+            f"{_FLOW}/test_outlived.py::test_no_clock_runs_and_why_names_the_gate",
+            f"{_E2E}/test_agent_decides.py::test_a_gate",
+        ),
+    ),
+    Promise(
+        "clocks",
+        "a clock is wrong or is set",
+        (
+            "tests/core/test_sight.py::test_no_worker_is_ended_early",
+            "tests/core/test_sight.py::test_no_worker_is_kept_without_end",
+            "tests/core/test_sight.py::test_a_deadline_that_came_too_early_is_the_nodes_fault",
+            f"{_FLOW}/test_clocks.py::test_a_worker_has_its_time",
+            "tests/test_clock.py::test_setting_the_wall_clock_changes_what_is_shown_and_nothing_that_is_measured",
+        ),
+    ),
+    Promise(
         "pod-deleted",
         "somebody deletes a pod",
         (
