@@ -16,7 +16,6 @@ Every value that is printed for a shell was checked and quoted here, for a scrip
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import shlex
@@ -35,6 +34,7 @@ if sys.version_info < (3, 11):  # noqa: UP036 - the Python that a shell finds ma
 
 from deploy import manifests  # noqa: E402 - of this checkout, installed or not
 from ottoscaler.errors import ConfigError  # noqa: E402
+from ottoscaler.nearly import meant
 from ottoscaler.settings import NOT_YET, Settings  # noqa: E402
 from ottoscaler.settings_reader import DNS_LABEL, WORD, Form, read_env_file, shown  # noqa: E402
 
@@ -190,8 +190,8 @@ def warn(path: str, values: Mapping[str, str]) -> None:
     """Name the variables that the controller does not read: they stay on this machine, and one may be misspelt."""
     mine = {*manifests.known(), *NOT_YET, *USED}
     for name in values.keys() - mine:
-        near = difflib.get_close_matches(name, mine, 1, 0.8)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        near = meant(name, mine)
+        hint = f"; did you mean {near}?" if near else ""
         print(f"{path}: {name} is no setting of the controller and does not reach it{hint}", file=sys.stderr)
 
 
