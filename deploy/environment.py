@@ -34,7 +34,7 @@ if sys.version_info < (3, 11):  # noqa: UP036 - the Python that a shell finds ma
 
 from deploy import manifests  # noqa: E402 - of this checkout, installed or not
 from ottoscaler.errors import ConfigError  # noqa: E402
-from ottoscaler.nearly import meant
+from ottoscaler.nearly import meant  # noqa: E402
 from ottoscaler.settings import NOT_YET, Settings  # noqa: E402
 from ottoscaler.settings_reader import DNS_LABEL, WORD, Form, read_env_file, shown  # noqa: E402
 

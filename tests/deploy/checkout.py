@@ -31,9 +31,7 @@ def make_checkout(folder: Path) -> Path:
     for name in ("Makefile", "requirements.txt"):
         shutil.copy(ROOT / name, folder / name)
     shutil.copytree(ROOT / "deploy", folder / "deploy")
-    (folder / "ottoscaler").mkdir()
-    for path in (ROOT / "ottoscaler").glob("*.py"):  # the settings and what they import; no third party is there
-        shutil.copy(path, folder / "ottoscaler" / path.name)
+    shutil.copytree(ROOT / "ottoscaler", folder / "ottoscaler", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "bin").mkdir()
     require("make")  # the slim image has none
     for tool in TOOLS.split():

@@ -209,6 +209,14 @@ def test_every_variable_of_the_makefile_is_in_the_table() -> None:
     )
 
 
+@pytest.mark.parametrize("command", ["shell", "check", "cluster", "login"])
+def test_no_third_party_is_needed(ready: Path, command: str) -> None:
+    """The Python that a shell finds has none: the virtual environment may not be there yet."""
+    write_env(ready, "boa")
+    done = run(ready, "python3", "-I", "-S", "deploy/environment.py", command, ".env.boa.local")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_the_shell_reads_an_env_file_as_python_does(ready: Path) -> None:
     """There is one reader: what it makes of quotes and of # is what the scripts and the controller get."""
     text = "a 'b' \"c\" # d"
