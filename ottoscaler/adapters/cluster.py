@@ -13,7 +13,7 @@ from ottoscaler.adapters.kube_answers import Verb, refusal, success
 from ottoscaler.adapters.kube_http import KubeHttp
 from ottoscaler.core.events import ScaleEvent, decode
 from ottoscaler.core.names import selector
-from ottoscaler.core.pods import RawPod, Snapshot, event_annotation, foreign, snapshot
+from ottoscaler.core.pods import RawPod, Snapshot, as_asked, event_annotation, foreign, snapshot
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Expired
 from ottoscaler.ports import Change, Created, PodList, WatchEvent
 from ottoscaler.settings import KubeSettings
@@ -49,14 +49,6 @@ class _RawPod(RawPod, frozen=True, kw_only=True):
 class _Line(msgspec.Struct, frozen=True):
     type: str
     object: msgspec.Raw = msgspec.Raw(b"{}")
-
-
-class _Name(msgspec.Struct, frozen=True):
-    name: str
-
-
-class _Asked(msgspec.Struct, frozen=True):
-    metadata: _Name
 
 
 class _Bookmark(msgspec.Struct, frozen=True):
@@ -100,6 +92,7 @@ class KubeCluster:
         self._http = KubeHttp(settings, heard, urgent)
         self._namespace = settings.namespace
         self._pods = f"/api/v1/namespaces/{settings.namespace}/pods"
+        self._instance = instance
         self._selector = selector(instance)
 
     @property
@@ -126,7 +119,7 @@ class KubeCluster:
             query = {"labelSelector": self._selector, "limit": PAGE, **({"continue": token} if token else {})}
             self._count("list")
             page = _decoded(_pod_list, self._http.call(Verb.LIST, self._pods, query=query))
-            pods += [pod for raw in page.items if (pod := snapshot(raw)) is not None]
+            pods += [pod for raw in page.items if (pod := snapshot(raw, self._instance)) is not None]
             token = page.metadata.token
             if not token:
                 return PodList(pods, page.metadata.resource_version)
@@ -148,7 +141,7 @@ class KubeCluster:
                 self._heard("")
                 *lines, rest = (rest + chunk).split(b"\n") if rest else chunk.split(b"\n")
                 for line in lines:
-                    if line and (event := _watch_event(line)) is not None:
+                    if line and (event := _watch_event(line, self._instance)) is not None:
                         yield event
             if rest:
                 raise ClusterUnavailable("the watch of pods ended in the middle of a line")
@@ -163,17 +156,15 @@ class KubeCluster:
     def create(self, body: bytes) -> Snapshot | Created:
         """See ports.Cluster."""
         self._count("create")
-        name = msgspec.json.decode(body, type=_Asked).metadata.name
+        asked = msgspec.json.decode(body, type=RawPod)
+        name = asked.metadata.name
         try:
             raw = self._read(self._http.call(Verb.CREATE, self._pods, name=name, body=body), name)
         except ClusterRejected as error:
             if error.reason == "AlreadyExists":
                 return Created.ALREADY_THERE
             raise
-        pod = snapshot(raw)
-        if pod is None:
-            raise ClusterUnavailable("the Kubernetes API changed the labels of a pod that we created")
-        return pod
+        return as_asked(raw, asked)
 
     def get(self, name: str) -> Snapshot | None:
         """See ports.Cluster."""
@@ -181,7 +172,7 @@ class KubeCluster:
         if body is None:
             return None
         raw = self._read(body, name)
-        return snapshot(raw) or foreign(raw)
+        return snapshot(raw, self._instance) or foreign(raw)
 
     def event_of(self, name: str) -> ScaleEvent | None:
         """See ports.Cluster."""
@@ -248,7 +239,7 @@ class KubeCluster:
         return _decoded(_review, answer).status.allowed
 
 
-def _watch_event(line: bytes) -> WatchEvent | None:
+def _watch_event(line: bytes, instance: str) -> WatchEvent | None:
     """One line of a watch. A pod that cannot be read is logged and skipped: it must not end the watch for all others.
 
     Raises Expired or ClusterUnavailable for an error of the server, and where the line is not one of a watch: what
@@ -263,7 +254,7 @@ def _watch_event(line: bytes) -> WatchEvent | None:
         raise ClusterUnavailable(f"the watch of pods sent an event of unknown type {told.type[:100]!r}")
     try:
         raw = _pod.decode(told.object)
-        pod = snapshot(raw)
+        pod = snapshot(raw, instance)
     except (msgspec.MsgspecError, ValueError) as error:
         _log.warning("watch.unreadable", "A pod in the watch cannot be read and is skipped", error=str(error)[:200])
         return None

@@ -60,7 +60,7 @@ from ottoscaler.core.acts import (
 )
 from ottoscaler.core.endings import verdict
 from ottoscaler.core.pods import Phase, Snapshot
-from ottoscaler.core.sight import RELOOK_S, UNSEEN, Sight, end_before_deadline, lost_with_node, observe, overdue
+from ottoscaler.core.sight import UNSEEN, Sight, end_before_deadline, lost_with_node, observe, overdue, relook_s
 from ottoscaler.core.verdicts import Outcome, Reason, Retry, Verdict
 
 #: Pause before the n-th new attempt or the n-th try after back-pressure: 1, 2, 4 … seconds, at most this.
@@ -240,10 +240,10 @@ def _moved(life: Life, observation: Observation, now: float, limits: Limits) -> 
         case Stage.AWAIT, Missing():
             return replace(life, stage=Stage.LOOK)
         case Stage.AWAIT, TimedOut() if life.pod is not None:
-            relook = life.doom is not None or life.pod.deleting or life.pod.phase is Phase.UNKNOWN
+            relook = life.doom is not None or life.pod.deleting or life.pod.phase is Phase.UNKNOWN or life.pod.altered
             return replace(life, stage=Stage.LOOK) if relook else _evaluate(life, life.pod, now, limits)
-        case Stage.KILL, Done():
-            return replace(life, stage=Stage.AWAIT, until=now + RELOOK_S)
+        case Stage.KILL, Done() if life.pod is not None:
+            return replace(life, stage=Stage.AWAIT, until=now + relook_s(life.pod))
         case Stage.KILL, Changed():
             return replace(life, stage=Stage.LOOK)
         case Stage.RECORD, Done():
@@ -290,9 +290,12 @@ def _seen(life: Life, pod: Snapshot, now: float, limits: Limits) -> Life:
         return _absent(life, now, limits)
     sight = replace(life.sight, created=now) if life.stage is Stage.CREATE else life.sight
     life = replace(life, pod=pod, backoff=0, sight=observe(sight, pod, now))
-    if life.stage is Stage.AWAIT:
-        return _evaluate(life, pod, now, limits)
-    return replace(life, stage=Stage.CHECK)
+    if life.stage is not Stage.AWAIT:
+        return replace(life, stage=Stage.CHECK)
+    if pod.gone and not (pod.deleting or pod.ended or pod.disruption or life.doom):
+        # a watch also says DELETED of a pod that has lost the labels by which it is selected, and that may run on
+        return replace(life, stage=Stage.LOOK)
+    return _evaluate(life, pod, now, limits)
 
 
 def _refused(life: Life, now: float, pause_s: float) -> Life:
@@ -308,9 +311,9 @@ def _absent(life: Life, now: float, limits: Limits) -> Life:
         return _refused(life, now, max(min(pause_s, MAX_REFUSED_S), life.not_before - now))
     if life.pod is None:
         return _ended(life, Verdict(Reason.POD_LOST, "the pod is gone, and nobody knows why"), now, limits)
-    gone = life.pod.as_gone()
+    seen, gone = life.pod.gone, life.pod.as_gone()
     life = replace(life, pod=gone)
-    end = verdict(gone) if gone.deleting or gone.ended or gone.disruption else None
+    end = verdict(gone) if seen or gone.deleting or gone.ended or gone.disruption else None
     return _ended(life, end or Verdict(Reason.POD_LOST, "the pod vanished unseen"), now, limits)
 
 
@@ -340,7 +343,7 @@ def _evaluate(life: Life, pod: Snapshot, now: float, limits: Limits) -> Life:
 
 def _end_by_doom(life: Life, doom: Doom, pod: Snapshot, now: float) -> Life:
     if pod.deleting:
-        return replace(life, stage=Stage.AWAIT, until=now + RELOOK_S)
+        return replace(life, stage=Stage.AWAIT, until=now + relook_s(pod))
     if doom.only_before_start and pod.started_at is not None:
         return replace(life, stage=Stage.WITHDRAW)
     return replace(life, stage=Stage.KILL)

@@ -15,6 +15,7 @@ import msgspec
 
 from ottoscaler.core import names
 from ottoscaler.core.events import ScaleEvent
+from ottoscaler.core.identity import labels_of
 from ottoscaler.core.names import WorkerKey
 from ottoscaler.core.pods import CONTAINER
 
@@ -65,13 +66,7 @@ def build(template: Template, event: ScaleEvent, key: WorkerKey, *, instance: st
     metadata = {
         "name": names.pod_name(key),
         "namespace": namespace,
-        "labels": {
-            names.MANAGED_BY: names.MANAGER,
-            names.LABEL_INSTANCE: instance,
-            names.LABEL_EVENT: key.event_hash,
-            names.LABEL_WORKER: str(key.index),
-            names.LABEL_ATTEMPT: str(key.attempt),
-        },
+        "labels": labels_of(key, instance),
         "annotations": {
             names.ANNOTATION_EVENT_ID: event.event_id,
             names.ANNOTATION_TASK_ID: event.task_id,

@@ -10,7 +10,6 @@ They are for display; two of them are compared only where one machine wrote both
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -20,13 +19,11 @@ from typing import Final
 import msgspec
 
 from ottoscaler.core import startup
+from ottoscaler.core.identity import altered, by_annotation, by_labels, labels_of
 from ottoscaler.core.names import (
     ANNOTATION_EVENT,
     ANNOTATION_EVENT_ID,
-    LABEL_ATTEMPT,
-    LABEL_EVENT,
     LABEL_INSTANCE,
-    LABEL_WORKER,
     WorkerKey,
 )
 from ottoscaler.core.startup import START_REASONS
@@ -36,7 +33,6 @@ from ottoscaler.core.verdicts import Reason
 #: The container that decides how a worker ends.
 CONTAINER: Final = "agent"
 
-_DIGITS = re.compile(r"[0-9]{1,9}")
 #: Reasons of the condition DisruptionTarget
 #: (https://kubernetes.io/docs/concepts/workloads/pods/disruptions/#pod-disruption-conditions). One that is not here is
 #: an eviction: the condition itself says that the platform ends the pod.
@@ -81,6 +77,7 @@ class _Metadata(msgspec.Struct, frozen=True):
     creation_timestamp: str = msgspec.field(default="", name="creationTimestamp")
     deletion_timestamp: str = msgspec.field(default="", name="deletionTimestamp")
     deletion_grace_s: float = msgspec.field(default=0, name="deletionGracePeriodSeconds")
+    finalizers: tuple[str, ...] = ()
     labels: dict[str, str] = {}
     annotations: _Annotations = _Annotations()
 
@@ -175,7 +172,8 @@ class Snapshot:
     could not be started). `deadline_s` is the kubelet's, `node_ahead_s` how far the node's clock is ahead of the API
     server's, as far as two of their times show. `ended_first`: the node's own times show that `agent` had ended before
     the deadline at which the kubelet ended the pod. `outlived`: it has ended, and another container has not.
-    `disrupted_as` is the original word of a disruption that we do not know.
+    `disrupted_as` is the original word of a disruption that we do not know. `altered` says which of our labels somebody
+    changed: no watch shows such a pod. `finalizers` keep a pod there after its end.
     """
 
     key: WorkerKey
@@ -205,6 +203,8 @@ class Snapshot:
     trouble_text: str = ""
     disruption: Reason | None = None
     disrupted_as: str = ""
+    altered: str = ""
+    finalizers: tuple[str, ...] = ()
     gone: bool = False
 
     @property
@@ -228,12 +228,17 @@ class Snapshot:
         return self.deletion_requested_at is not None
 
     @property
+    def held(self) -> bool:
+        """Nothing runs in it any more, its deletion was asked for, and finalizers keep it there."""
+        return bool(self.finalizers) and self.deleting and (self.finished or self.scheduled_at is None)
+
+    @property
     def stage(self) -> tuple[object, ...]:
         """What a waiter cares about: it is woken only when this changes."""
         gates = self.trouble_text if self.trouble is Trouble.GATED else ""
         return (
             self.phase, self.trouble, gates, self.started_at is not None, self.exit_code is not None, self.deleting,
-            self.gone, self.uid,
+            self.gone, self.uid, self.altered,
         )  # fmt: skip
 
     def as_gone(self) -> Snapshot:
@@ -250,12 +255,31 @@ def epoch(stamp: str | None) -> float | None:
     return seconds if seconds > 0 else None
 
 
-def snapshot(raw: RawPod) -> Snapshot | None:
-    """The snapshot of a pod, or None if its labels are not those of one of our workers."""
-    labels = raw.metadata.labels
-    numbers = labels.get(LABEL_WORKER, ""), labels.get(LABEL_ATTEMPT, "")
-    if LABEL_EVENT not in labels or not all(_DIGITS.fullmatch(number) for number in numbers):
+def snapshot(raw: RawPod, instance: str = "") -> Snapshot | None:
+    """The snapshot of a pod of that instance (empty: of any), or None if it is not one of our workers."""
+    meta = raw.metadata
+    key = by_labels(meta.name, meta.labels)
+    if key is not None and (not instance or altered(labels_of(key, instance), meta.labels) == ""):
+        return _snapshot(raw, key, meta.labels.get(LABEL_INSTANCE, ""))
+    key = by_annotation(meta.name, meta.annotations.event_id, instance)
+    if key is None:
         return None
+    return replace(_snapshot(raw, key, instance), altered=altered(labels_of(key, instance), meta.labels))
+
+
+def as_asked(raw: RawPod, asked: RawPod) -> Snapshot:
+    """The snapshot of the pod that came of our create, whatever became of its labels and of its annotation. Raises
+    ValueError if we asked for a pod that is no worker.
+    """
+    key, event_id = by_labels(asked.metadata.name, asked.metadata.labels), asked.metadata.annotations.event_id
+    if key is None:
+        raise ValueError(f"{asked.metadata.name} has not the labels of a worker")
+    instance = asked.metadata.labels.get(LABEL_INSTANCE, "")
+    changes = altered(labels_of(key, instance), raw.metadata.labels, (event_id, raw.metadata.annotations.event_id))
+    return replace(_snapshot(raw, key, instance), event_id=event_id, altered=changes)
+
+
+def _snapshot(raw: RawPod, key: WorkerKey, instance: str) -> Snapshot:
     meta, status = raw.metadata, raw.status
     state = next((one.state for one in status.containers if one.name == CONTAINER), _State())
     ended = state.terminated if state.terminated and state.terminated.exit_code is not None else None
@@ -269,12 +293,12 @@ def snapshot(raw: RawPod) -> Snapshot | None:
     running = state.running or _Running()
     started = None if unstarted else ended.started_at if ended else running.started_at
     return Snapshot(
-        key=WorkerKey(labels[LABEL_EVENT], int(numbers[0]), int(numbers[1])),
+        key=key,
         name=meta.name,
         uid=meta.uid,
         resource_version=meta.resource_version,
         event_id=meta.annotations.event_id,
-        instance=labels.get(LABEL_INSTANCE, ""),
+        instance=instance,
         phase=_PHASES.get(status.phase, Phase.UNKNOWN),
         created_at=epoch(meta.creation_timestamp),
         scheduled_at=scheduled_at,
@@ -296,21 +320,13 @@ def snapshot(raw: RawPod) -> Snapshot | None:
         trouble_text=text,
         disruption=_DISRUPTIONS.get(disruption.reason, Reason.EVICTED) if disruption else None,
         disrupted_as=disruption.reason if disruption and disruption.reason not in _DISRUPTIONS else "",
+        finalizers=meta.finalizers,
     )
 
 
 def foreign(raw: RawPod) -> Snapshot:
-    """What is known of a pod that is not a worker of ours: that it is there, under which name and UID."""
-    return Snapshot(
-        key=WorkerKey("", 0, 0),
-        name=raw.metadata.name,
-        uid=raw.metadata.uid,
-        resource_version=raw.metadata.resource_version,
-        event_id="",
-        instance="",
-        phase=Phase.UNKNOWN,
-        created_at=None,
-    )
+    """A pod that is not a worker of ours: it has neither a key nor an event."""
+    return replace(_snapshot(raw, WorkerKey("", 0, 0), ""), event_id="")
 
 
 def event_annotation(body: bytes) -> str:

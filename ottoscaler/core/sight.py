@@ -19,6 +19,8 @@ from ottoscaler.core.verdicts import Reason, Verdict
 DEADLINE_MARGIN_S: Final = 30.0
 #: How often a pod that is being deleted, or in an unknown phase, is looked at live, seconds.
 RELOOK_S: Final = 60.0
+#: The same for a pod that no watch shows, since somebody changed its labels, seconds.
+RELOOK_UNWATCHED_S: Final = 2.0
 #: A pod on a dead node stays "terminating" without end; this long after its grace it counts as lost with its node,
 #: seconds.
 NODE_LOST_AFTER_S: Final = 30.0
@@ -76,14 +78,21 @@ def observe(sight: Sight, pod: Snapshot, now: float) -> Sight:
     )
 
 
+def relook_s(pod: Snapshot) -> float:
+    """After how many seconds a pod is looked at live when nothing is seen of it."""
+    return RELOOK_UNWATCHED_S if pod.altered else RELOOK_S
+
+
 def overdue(sight: Sight, pod: Snapshot, now: float, limits: Limits, attempt: int) -> tuple[Doom | None, float | None]:
     """The doom that is due now, or when to look at the clock again (None: never), for a pod that has not ended."""
+    if pod.altered and pod.exit_code is None:
+        return Doom(Reason.REJECTED, pod.altered, attempt), None
     if pod.deleting:
-        return None, now + RELOOK_S
+        return None, now + relook_s(pod)
     if pod.exit_code is not None:
         return _outlived(sight, pod, now, limits, attempt)
     if pod.phase is Phase.UNKNOWN:
-        return None, now + RELOOK_S
+        return None, now + relook_s(pod)
     if pod.started_at is not None:
         if not limits.deadline_s:
             return None, None

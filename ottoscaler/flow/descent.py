@@ -20,7 +20,7 @@ from ottoscaler.core.plan import Candidate, is_older, rank
 from ottoscaler.core.results import rfc3339
 from ottoscaler.core.verdicts import Outcome, Reason
 from ottoscaler.flow.parts import Parts
-from ottoscaler.ports import Fate, OpenTask, StoredWorker
+from ottoscaler.ports import Fate, Note, OpenTask, StoredWorker
 
 #: How often a victim that has not ended is ended again, seconds: its pod may have been seen only now.
 AGAIN_EVERY_S: Final = 5.0
@@ -34,7 +34,8 @@ _log = logs.get(__name__)
 class Descent:
     """A scale_down (or superseding event) under way. Belongs to the control thread.
 
-    `blocker` is the older event that comes first, if one does; `lost`: another process owns the task now.
+    `blocker` is the older event that comes first, if one does; `lost`: another process owns the task now; `why` is what
+    was last stored of what it waits for.
     """
 
     task: OpenTask
@@ -43,6 +44,7 @@ class Descent:
     survivors: list[str] = field(default_factory=list)
     blocker: Blocker | None = None
     lost: bool = False
+    why: str = ""
     again_at: float = 0.0
 
     def __post_init__(self) -> None:
@@ -94,6 +96,7 @@ class Descents:
             self._end(descent)
             descent.again_at = self._clock.now() + AGAIN_EVERY_S
         self._note_ended(descent)
+        self._note_why(descent)
         if descent.waiting:
             return False
         self._tell(descent)
@@ -202,6 +205,17 @@ class Descents:
             elif not worker.outcome or self._has_pod(victim, worker):
                 waiting.append(victim)
         descent.waiting = waiting
+
+    def _note_why(self, descent: Descent) -> None:
+        """Store which pods stay although they have ended: whoever set a finalizer on a pod has to take it away."""
+        names = {victim.pod for victim in descent.waiting}
+        held = [pod for pod in self._registry.snapshots() if pod.name in names and pod.held] if names else []
+        why = "; ".join(
+            f"pod {pod.name} has ended and is kept by finalizer {', '.join(pod.finalizers)}" for pod in held
+        )
+        if why != descent.why:
+            self._stream.write_notes([Note(descent.task.event.event_id, descent.task.owner, why=why[:1000])])
+            descent.why = why
 
     def _may_run(self, victim: Victim) -> bool:
         """Is the task of a victim open here, or is there a pod that has its name?"""

@@ -2,6 +2,7 @@
 
 The watch thread publishes, worker threads wait; a change of one pod costs the same however many pods there are. A
 snapshot is replaced only by a newer one: what a create or a live look told is not undone by an older line of the watch.
+A list is the truth about all that was known before it.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ class Registry:
         # all guarded by _lock
         self._pods: dict[WorkerKey, Snapshot] = {}
         self._waiters: dict[_Worker, Waiter] = {}
-        self._gone: OrderedDict[str, None] = OrderedDict()
+        self._gone: OrderedDict[str, int] = OrderedDict()  # UID -> the version at which it was gone
+        self._since: set[WorkerKey] | None = None  # learnt since a list was asked for; None: none is under way
         self._live: dict[str, int] = {}
         self._owned: set[str] = set()
         self._owned_live = 0
@@ -128,8 +130,10 @@ class Registry:
     def learn(self, pod: Snapshot) -> None:
         """What a create or a live look has shown: as good as the watch, and earlier. The waiter knows it already."""
         with self._lock:
-            if pod.uid in self._gone or not self._newer(pod):
+            if self._was_gone(pod) or not self._newer(pod):
                 return
+            if self._since is not None:
+                self._since.add(pod.key)
             self._store(pod)
             waiter = self._waiters.get(pod.key.worker)
             if waiter is not None:
@@ -142,21 +146,33 @@ class Registry:
 
     # -- the watch thread
 
+    def listing(self) -> None:
+        """A list is about to be asked for: what is learnt from now on may be newer than it."""
+        with self._lock:
+            self._since = set()
+
     def replace(self, listed: PodList) -> None:
-        """A new list: publish what is in it, and tell those whose pods are not. A pod newer than the list stays."""
+        """A new list: publish what is in it, and tell those whose pods are not.
+
+        It is the truth for all that was known before it was asked for. Versions are not compared with that: they belong
+        to another history if the API server's data were restored from a backup meanwhile, and such a history goes back.
+        """
         present = {pod.key for pod in listed.pods}
         woken: list[tuple[Future[Observation], Observation]] = []
         with self._lock:
+            since, self._since = self._since or set(), None
             lost = [
                 key
                 for key, pod in self._pods.items()
-                if key not in present and _age(pod) <= _version(listed.resource_version)
+                if key not in present
+                and not pod.altered
+                and not (key in since and _age(pod) > _version(listed.resource_version))
             ]
             for key in lost:
                 self._drop(key)
                 woken += self._tell(key.worker, Missing(), attempt=key.attempt)
             for pod in listed.pods:
-                woken += self._publish(pod)
+                woken += self._publish(pod, certain=pod.key not in since)
             self._known.set()
         _resolve(woken)
 
@@ -252,12 +268,15 @@ class Registry:
             return Seen(pod)
         return None
 
-    def _publish(self, pod: Snapshot) -> list[tuple[Future[Observation], Observation]]:
-        if pod.uid in self._gone or not self._newer(pod):
+    def _publish(self, pod: Snapshot, *, certain: bool = False) -> list[tuple[Future[Observation], Observation]]:
+        """`certain`: whatever is known of it is older."""
+        if certain:
+            self._gone.pop(pod.uid, None)
+        elif self._was_gone(pod) or not self._newer(pod):
             return []
         if pod.gone:
             self._drop(pod.key)
-            self._gone[pod.uid] = None
+            self._gone[pod.uid] = _age(pod)
             if len(self._gone) > TOMBSTONES:
                 self._gone.popitem(last=False)
         else:
@@ -284,6 +303,11 @@ class Registry:
             return []
         waiter.future = None
         return [(future, observation)]
+
+    def _was_gone(self, pod: Snapshot) -> bool:
+        """Is this older than the end of that pod? One that comes later is there: it had only lost its labels."""
+        version = self._gone.get(pod.uid)
+        return version is not None and (_age(pod) < version or (pod.gone and _age(pod) == version))
 
     def _newer(self, pod: Snapshot) -> bool:
         old = self._pods.get(pod.key)

@@ -58,6 +58,7 @@ class Watch:
         return listed.resource_version
 
     def _listed(self) -> PodList:
+        self._registry.listing()
         try:
             return self._cluster.list()
         except ClusterRejected as error:

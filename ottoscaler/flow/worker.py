@@ -123,6 +123,8 @@ class Runner:
         # where another worker of the task was first, that one has logged it
         if why == lifecycle.NOT_OURS and ledger.drop(event_id, owner):
             _log.warning("task.lost", "Task %s was taken over by another process", event_id)
+        if job.life.pod is not None and job.life.pod.altered:
+            self._parts.registry.forget(job.life.pod.key)  # no watch would ever say that it is gone
         ledger.ended(job)
 
     def _failed(self, job: Job, error: Exception) -> None:
@@ -232,8 +234,13 @@ class Runner:
         if pod is None:
             parts.registry.forget(job.key)
             return acts.Absent()
-        if pod.event_id != job.task.event.event_id or pod.instance != parts.settings.instance or pod.key != job.key:
-            return acts.Foreign()
+        event_id, instance, known = job.task.event.event_id, parts.settings.instance, job.life.pod
+        if (pod.event_id, pod.instance, pod.key) != (event_id, instance, job.key):
+            if known is None or known.uid != pod.uid:
+                return acts.Foreign()
+            # the UID says that it is ours, whatever somebody has made of its labels and annotations
+            altered = known.altered or pod.altered or "the pod's labels and annotations were changed"
+            pod = replace(pod, event_id=event_id, instance=instance, key=job.key, altered=altered)
         parts.registry.learn(pod)
         return acts.Seen(pod)
 

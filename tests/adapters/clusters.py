@@ -49,6 +49,10 @@ class ClusterAdmin(Protocol):
         """Somebody else's pod."""
         ...
 
+    def relabel(self, name: str, labels: Mapping[str, str | None]) -> None:
+        """Somebody changes a pod's labels; None removes one."""
+        ...
+
     def forget_changes(self, version: str) -> str:
         """Make changes behind a version of now unavailable; returns a version that is too old."""
         ...

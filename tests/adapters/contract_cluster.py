@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from ottoscaler.core.endings import verdict
-from ottoscaler.core.names import LABEL_INSTANCE, MANAGED_BY, MANAGER, WorkerKey
+from ottoscaler.core.names import LABEL_EVENT, LABEL_INSTANCE, LABEL_WORKER, MANAGED_BY, MANAGER, WorkerKey
 from ottoscaler.core.pods import Phase, Trouble
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Expired
@@ -15,7 +15,16 @@ from ottoscaler.ports import Change, Created
 from tests.adapters.clusters import EVENT, ClusterAdmin, ClusterFactory, Pods, Status, ended, running, waiting
 from tests.fakes.wait import eventually
 
-__all__ = ["TestClosing", "TestCreating", "TestDeleting", "TestListing", "TestLooking", "TestStatus", "TestWatching"]
+__all__ = [
+    "TestClosing",
+    "TestCreating",
+    "TestDeleting",
+    "TestListing",
+    "TestLooking",
+    "TestRelabelled",
+    "TestStatus",
+    "TestWatching",
+]
 
 
 class TestCreating:
@@ -294,6 +303,57 @@ class TestWatching:
         pods.create()
         events = pods.watch_until(version, lambda event: event.pod is not None)
         assert len(events) == 1
+
+
+class TestRelabelled:
+    """Somebody has changed the labels of a worker's pod: name and annotation say that it is ours."""
+
+    @pytest.mark.parametrize(
+        ("labels", "text"),
+        [
+            ({LABEL_INSTANCE: "another"}, f"label {LABEL_INSTANCE} was changed from "),
+            ({LABEL_INSTANCE: None}, f"label {LABEL_INSTANCE} was removed"),
+            ({MANAGED_BY: "helm"}, f"label {MANAGED_BY} was changed from 'ottoscaler' to 'helm'"),
+            ({LABEL_WORKER: "2"}, f"label {LABEL_WORKER} was changed from '1' to '2'"),
+            ({LABEL_EVENT: None}, f"label {LABEL_EVENT} was removed"),
+        ],
+    )
+    def test_a_look_shows_it_under_its_own_key(
+        self, pods: Pods, admin: ClusterAdmin, labels: dict[str, str | None], text: str
+    ) -> None:
+        """With what was changed; and it can be deleted by its UID."""
+        pod = pods.create(bound=False)
+        admin.relabel(pod.name, labels)
+        now = pods.look(pod.name)
+        assert (now.key, now.uid, now.event_id, now.instance) == (pod.key, pod.uid, "e-1", pods.instance)
+        assert text in now.altered
+        assert pods.cluster.delete(now.name, now.uid, now.resource_version)
+
+    def test_what_we_do_not_need_may_change(self, pods: Pods, admin: ClusterAdmin) -> None:
+        """Labels of others are none of our business."""
+        pod = pods.create()
+        admin.relabel(pod.name, {"team": "blue"})
+        assert pods.look(pod.name).altered == ""
+
+    def test_the_watch_says_that_it_is_gone(self, pods: Pods, admin: ClusterAdmin) -> None:
+        """It left the selection, with the version at which it did: a look shows that it is there."""
+        pod = pods.create()
+        version = pods.cluster.list().resource_version
+        admin.relabel(pod.name, {LABEL_INSTANCE: "another"})
+        [event] = pods.watch_until(version, lambda event: event.pod is not None)
+        assert event.pod is not None
+        assert (event.change, event.pod.gone, event.pod.deleting) == (Change.DELETED, True, False)
+        assert int(pods.look(pod.name).resource_version) >= int(event.pod.resource_version)
+        assert list(pods.cluster.list().pods) == []
+
+    def test_no_key_but_its_own(self, pods: Pods, admin: ClusterAdmin) -> None:
+        """In lists and in the watch: it must not be taken for another worker's pod."""
+        pods.create(2)
+        version = pods.cluster.list().resource_version
+        admin.relabel(pods.create(1).name, {LABEL_WORKER: "2"})
+        assert sorted(pod.key.index for pod in pods.cluster.list().pods) == [1, 2]
+        events = pods.watch_until(version, lambda event: event.pod is not None and event.pod.altered != "")
+        assert {event.pod.key.index for event in events if event.pod} == {1}
 
 
 class TestDeleting:

@@ -66,6 +66,10 @@ class KubeAdmin:
         body = {"metadata": {"name": name, "labels": dict(labels)}, "spec": spec}
         self.api.create_namespaced_pod(self.namespace, body, _preload_content=False)
 
+    def relabel(self, name: str, labels: Mapping[str, str | None]) -> None:
+        body = {"metadata": {"labels": dict(labels)}}
+        self.api.patch_namespaced_pod(name, self.namespace, body, _content_type=_MERGE, _preload_content=False)
+
     def forget_changes(self, version: str) -> str:
         """An API server keeps changes for minutes; the very first version is older than anything it keeps.
 

@@ -35,6 +35,9 @@ class FakeAdmin:
     def add_foreign(self, name: str, labels: Mapping[str, str]) -> None:
         self.cluster.add_foreign(name, dict(labels))
 
+    def relabel(self, name: str, labels: Mapping[str, str | None]) -> None:
+        self.cluster.relabel(name, labels)
+
     def forget_changes(self, version: str) -> str:
         self.cluster.server.compact()
         return version

@@ -8,6 +8,7 @@ import pytest
 
 from ottoscaler.core.acts import (
     Absent,
+    AlreadyThere,
     Await,
     Changed,
     Checked,
@@ -27,9 +28,11 @@ from ottoscaler.core.acts import (
     Record,
     Seen,
     TimedOut,
+    Unclear,
     Withdraw,
 )
 from ottoscaler.core.pods import Phase, Snapshot, Trouble
+from ottoscaler.core.sight import RELOOK_UNWATCHED_S
 from ottoscaler.core.verdicts import Reason, Verdict
 from tests.core.builders import NOW, deleting, evicted, failed, pod, running, succeeded
 from tests.core.drive import LIMITS, Drive
@@ -327,3 +330,66 @@ def test_a_start_spares_only_what_is_ended_for_not_starting(reason: Reason) -> N
 def test_a_start_spares_what_is_drained(reason: Reason) -> None:
     """A drain ends only what has not started."""
     assert Doom(reason, drain=True).only_before_start
+
+
+ALTERED = "the pod's label x was changed from 'a' to 'b'"
+REJECTED = Doom(Reason.REJECTED, ALTERED, 1)
+
+
+@contract("5.Rejected")
+@contract("5.deletion")
+@pytest.mark.parametrize("how", ["answered", "found after a lost answer", "found after a conflict"])
+def test_a_pod_with_changed_labels_is_ended_and_rejected(how: str) -> None:
+    """Intent first, by UID and version, recorded when it is gone. No watch shows it, so it is looked at often."""
+    drive, there = Drive(), pod(altered=ALTERED)
+    drive.tell(Intended())
+    if how != "answered":
+        drive.tell(Unclear() if "lost" in how else AlreadyThere())
+    assert drive.tell(Seen(there), Checked(None)) == Mark(REJECTED)
+    assert drive.tell(Marked(REJECTED)) == Kill(there)
+    assert drive.tell(Done()) == Await(NOW + RELOOK_UNWATCHED_S)
+    drive.wait(RELOOK_UNWATCHED_S)
+    assert drive.tell(TimedOut()) == Look(1)
+    gone = deleting(there)
+    assert drive.tell(Seen(gone), Checked(REJECTED)) == Await(NOW + 2 * RELOOK_UNWATCHED_S)
+    drive.wait(RELOOK_UNWATCHED_S)
+    drive.tell(TimedOut())
+    assert drive.tell(Absent()) == Record(1, Verdict(Reason.REJECTED, ALTERED), gone.as_gone())
+
+
+@contract("5.Rejected")
+def test_labels_that_are_changed_while_it_runs_end_it_as_well() -> None:
+    """The watch says that the pod is gone: a look shows that it is not."""
+    drive = Drive()
+    drive.tell(*CREATED, Seen(running()))
+    assert drive.tell(Seen(running().as_gone())) == Look(1)
+    assert drive.tell(Seen(running(altered=ALTERED)), Checked(None)) == Mark(REJECTED)
+
+
+@contract("5.Completed")
+def test_a_pod_with_changed_labels_that_has_succeeded_has_succeeded() -> None:
+    """It was quicker than we."""
+    drive = Drive()
+    drive.tell(*CREATED)
+    effect = drive.tell(Seen(succeeded(altered=ALTERED)))
+    assert isinstance(effect, Record)
+    assert effect.verdict.reason is Reason.COMPLETED
+
+
+@contract("5.PodDeleted")
+def test_a_pod_that_the_watch_says_is_gone_is_looked_for() -> None:
+    """Where nobody asked for its deletion and it has not ended: it may only have lost its labels."""
+    drive = Drive()
+    drive.tell(*CREATED)
+    assert drive.tell(Seen(running().as_gone())) == Look(1)
+    effect = drive.tell(Absent())
+    assert isinstance(effect, Record)
+    assert effect.verdict.reason is Reason.POD_DELETED
+
+
+def test_a_pod_whose_end_was_seen_is_not_looked_for() -> None:
+    """It costs no request."""
+    for gone in (deleting(running()), failed(), evicted()):
+        drive = Drive()
+        drive.tell(*CREATED)
+        assert not isinstance(drive.tell(Seen(gone.as_gone())), Look)

@@ -122,17 +122,16 @@ def test_a_pod_without_our_labels_is_none_of_ours(labels: Json) -> None:
 
 
 @contract("5.NameConflict")
-def test_of_a_strangers_pod_no_more_is_known_than_that_it_is_there() -> None:
-    """Enough to see that it is not ours, and under no worker's key."""
+def test_a_strangers_pod_has_neither_a_key_nor_an_event() -> None:
+    """Enough to see that it is not ours."""
     found = foreign(decode(raw_pod("Succeeded", metadata={"labels": {}})))
     assert (found.name, found.uid, found.resource_version) == ("otto-agent-0123456789-2", "u-1", "7")
     assert (found.key, found.event_id, found.instance) == (WorkerKey("", 0, 0), "", "")
-    assert not found.finished
 
 
 def test_a_pod_needs_no_more_than_name_and_labels() -> None:
     """All else may be missing in the first moment of its life."""
-    found = snapshot(decode({"metadata": {"name": "a", "labels": LABELS}}))
+    found = snapshot(decode({"metadata": {"name": "otto-agent-0123456789-2", "labels": LABELS}}))
     assert found is not None
     assert (found.phase, found.trouble, found.created_at, found.event_id) == (Phase.PENDING, Trouble.NONE, None, "")
 

@@ -70,7 +70,7 @@ class FakeCluster(NodeControls):
         self._check_open()
         with self.server.call("get", name):
             pod = self.server.pods.get(name)
-            return None if pod is None else seen(pod)
+            return None if pod is None else seen(pod, self._instance)
 
     def event_of(self, name: str) -> ScaleEvent | None:
         self._check_open()

@@ -6,6 +6,7 @@ luck through its controls (tests/fakes/node.py).
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 import uuid
@@ -20,7 +21,7 @@ from typing import Any
 import msgspec
 
 from ottoscaler.core.names import LABEL_INSTANCE, MANAGED_BY, MANAGER
-from ottoscaler.core.pods import RawPod, Snapshot, foreign, snapshot
+from ottoscaler.core.pods import RawPod, Snapshot, as_asked, foreign, snapshot
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Expired
 from ottoscaler.ports import Change, Clock, Created, PodList, WatchEvent
 from tests.fakes.clock import SystemClock
@@ -60,7 +61,8 @@ class FakeKubernetes:
     """The API server. Any thread; `changed` guards all of its state and wakes blocked watches.
 
     `calls` counts requests by verb and pod name; `on_call` gets both before each, and may raise or block; `on_created`
-    and `on_deletion` get the name of a pod within the request. `window`: how many changes a watch can begin behind.
+    and `on_deletion` get the name of a pod within the request; `admit` may change a pod before it is stored. `window`:
+    how many changes a watch can begin behind.
     """
 
     def __init__(self, clock: Clock | None = None, *, window: int = 100_000) -> None:
@@ -70,6 +72,7 @@ class FakeKubernetes:
         self.on_call: Callable[[str, str], None] = lambda _verb, _name: None
         self.on_created: Callable[[str], None] = lambda _name: None
         self.on_deletion: Callable[[str], None] = lambda _name: None
+        self.admit: Callable[[Pod], None] = lambda _pod: None
         self.pods: dict[str, Pod] = {}
         self._window = window
         self._version = 1000
@@ -100,7 +103,7 @@ class FakeKubernetes:
     def select(self, instance: str) -> PodList:
         """The worker pods of an instance; those of an earlier time while lists are frozen."""
         version, pods = self._frozen or (self._version, list(self.pods.values()))
-        found = [snapshot(parsed(pod)) for pod in pods if _instance(pod) == instance]
+        found = [snapshot(parsed(pod), instance) for pod in pods if _instance(pod) == instance]
         return PodList([pod for pod in found if pod is not None], str(version))
 
     def create(self, body: bytes) -> Snapshot | Created:
@@ -115,10 +118,13 @@ class FakeKubernetes:
             return Created.ALREADY_THERE
         if not pod["spec"].get("containers"):
             raise ClusterRejected(f'Pod "{name}" is invalid: spec.containers', status=422, reason="Invalid")
+        asked = parsed(pod)
+        pod = copy.deepcopy(pod)
+        self.admit(pod)
         pod["metadata"] |= {"uid": str(uuid.uuid4()), "creationTimestamp": self.stamp()}
         pod["status"] = {"phase": "Pending"}
         self.store(pod)
-        created = seen(pod)
+        created = as_asked(parsed(pod), asked)
         self.on_created(name)
         return created
 
@@ -149,7 +155,14 @@ class FakeKubernetes:
         with self.changed:
             self._version += 1
             pod["metadata"]["resourceVersion"] = str(self._version)
+            before = self.pods.get(pod["metadata"]["name"])
             self.pods[pod["metadata"]["name"]] = pod
+            if before is not None and _instance(before) != _instance(pod):
+                # it left the selection of whoever watches by the old labels
+                self._tell(
+                    Change.DELETED,
+                    {**before, "metadata": {**before["metadata"], "resourceVersion": str(self._version)}},
+                )
             self._tell(Change.UPDATED, pod)
 
     def remove(self, name: str, *, unseen: bool = False) -> None:
@@ -167,7 +180,7 @@ class FakeKubernetes:
         return datetime.fromtimestamp(self.clock.now() + later_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
     def _tell(self, change: Change, pod: Pod) -> None:
-        worker = snapshot(parsed(pod))
+        worker = snapshot(parsed(pod), _instance(pod))
         if worker is not None and change is Change.DELETED:
             worker = worker.as_gone()
         self._history.append(_Changed(self._version, change, _instance(pod), worker))
@@ -276,10 +289,10 @@ def parsed(pod: Pod) -> RawPod:
     return msgspec.convert(pod, RawPod)
 
 
-def seen(pod: Pod) -> Snapshot:
-    """The snapshot of any pod: one that is not a worker has an empty `event_id`."""
+def seen(pod: Pod, instance: str = "") -> Snapshot:
+    """The snapshot of any pod: one that is not a worker of that instance has an empty `event_id`."""
     raw = parsed(pod)
-    return snapshot(raw) or foreign(raw)
+    return snapshot(raw, instance) or foreign(raw)
 
 
 def _instance(pod: Pod) -> str:

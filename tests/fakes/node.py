@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tests.fakes.kubernetes import FakeKubernetes, Pod
@@ -112,6 +112,19 @@ class NodeControls:
             "creationTimestamp": self.server.stamp(),
         }
         self.server.store({"metadata": metadata, "spec": spec, "status": {"phase": "Pending"}})
+
+    def relabel(self, name: str, labels: Mapping[str, str | None]) -> None:
+        """Somebody changes labels; None removes one."""
+
+        def change(pod: Pod) -> None:
+            merged = {**pod["metadata"].get("labels", {}), **labels}
+            pod["metadata"]["labels"] = {label: value for label, value in merged.items() if value is not None}
+
+        self._change(name, change)
+
+    def hold(self, name: str, *finalizers: str) -> None:
+        """Somebody sets these finalizers, and no others."""
+        self._change(name, lambda pod: pod["metadata"].update(finalizers=list(finalizers)))
 
     def names(self) -> set[str]:
         """The names of all pods that are there."""

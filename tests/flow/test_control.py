@@ -52,6 +52,28 @@ def test_the_result_comes_after_the_pods_are_gone() -> None:
         assert rig.result()["exit_code"] == "143"
 
 
+@contract("5.scale_down")
+def test_a_finalizer_that_keeps_a_finished_victim_is_named() -> None:
+    """With its pod: whoever set it has to take it away."""
+    with Rig(threads=THREADS) as rig:
+        pod = rig.pod(rig.send(task_id="t"))
+        rig.cluster.run(pod)
+        rig.cluster.hold(pod, "example.org/keep")
+        rig.sees(pod, lambda seen: seen.started_at is not None and bool(seen.finalizers))
+        event_id = rig.send(type="scale_down", task_id="t")
+        rig.sees(pod, lambda seen: seen.deleting)
+        rig.cluster.fail(pod, 143)
+        assert rig.result()["reason"] == "ScaledDown"
+
+        def why() -> str:
+            return rig.redis.tasks[event_id].why if event_id in rig.redis.tasks else ""
+
+        eventually(lambda: why() == f"pod {pod} has ended and is kept by finalizer example.org/keep", what="the reason")
+        assert rig.redis.results("scale_down") == []
+        rig.cluster.vanish(pod)
+        assert rig.result("scale_down")["outcome"] == "succeeded"
+
+
 @contract("3.pod_count")
 def test_no_more_victims_than_asked_for() -> None:
     """The rest survives, and is named."""

@@ -161,7 +161,7 @@ class TestLearning:
         """An answer that comes late cannot bring it back."""
         registry.publish(pod(8, gone=True))
         registry.learn(pod(7))
-        registry.publish(pod(9))
+        registry.publish(pod(7, Phase.RUNNING))
         assert registry.snapshots() == []
         assert waiter.wait(1, PAST) == Seen(pod(8, gone=True))
 
@@ -205,11 +205,54 @@ class TestLists:
         assert registry.snapshots() == []
 
     def test_a_list_older_than_the_pod_says_nothing(self, registry: Registry, waiter: Waiter) -> None:
-        """It was taken before the pod was created."""
-        registry.learn(pod(10))
-        registry.replace(PodList([], "9"))
+        """It was taken before the pod was created: the create was answered while the list was under way."""
+        registry.listing()
+        registry.learn(pod(7))
+        registry.replace(PodList([], "6"))
         assert waiter.wait(1, PAST) == TimedOut()
-        assert registry.get(pod(10).key) == pod(10)
+        assert registry.get(pod(7).key) == pod(7)
+        registry.replace(PodList([], "6"))
+        assert registry.get(pod(7).key) is None
+
+    def test_it_is_the_truth_after_a_restore(self, registry: Registry, waiter: Waiter) -> None:
+        """Versions have gone back: what was known before is not newer for that."""
+        registry.publish(pod(500, Phase.RUNNING))
+        registry.publish(pod(501, index=2))
+        waiter.wait(1, PAST)
+        registry.listing()
+        registry.replace(PodList([pod(90)], "100"))
+        assert registry.snapshots() == [pod(90)]
+        assert waiter.wait(1, PAST) == Seen(pod(90))
+        registry.publish(pod(101, Phase.SUCCEEDED))
+        assert waiter.wait(1, PAST) == Seen(pod(101, Phase.SUCCEEDED))
+
+    def test_a_pod_that_was_gone_is_back_after_a_restore(self, registry: Registry) -> None:
+        """With its UID of then."""
+        registry.publish(pod(500))
+        registry.publish(pod(510, gone=True))
+        registry.replace(PodList([pod(90)], "100"))
+        assert registry.get(pod(90).key) == pod(90)
+
+    def test_a_pod_that_no_watch_shows_is_not_missing(self, registry: Registry) -> None:
+        """Its labels were changed: it counts until its worker finds that it is gone."""
+        registry.own(HASH)
+        registry.learn(pod(5, altered="the pod's label x was changed"))
+        registry.replace(PodList([], "9"))
+        assert registry.owned_live == 1
+        registry.forget(pod(5).key)
+        assert registry.owned_live == 0
+
+    def test_a_pod_that_only_left_the_selection_comes_back(self, registry: Registry) -> None:
+        """The watch said that it was gone; a look, and a later line of the watch, say that it is there."""
+        registry.publish(pod(5, Phase.RUNNING))
+        registry.publish(pod(6, Phase.RUNNING, gone=True))
+        registry.learn(pod(5, Phase.RUNNING))
+        assert registry.snapshots() == []
+        registry.learn(pod(6, Phase.RUNNING, altered="x"))
+        assert registry.snapshots() == [pod(6, Phase.RUNNING, altered="x")]
+        registry.publish(pod(8, Phase.RUNNING))
+        registry.publish(pod(9, Phase.RUNNING, gone=True))
+        assert registry.snapshots() == []
 
 
 class TestTelling:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from ottoscaler.core import manifest
 from ottoscaler.core.events import EventType, ScaleEvent
+from ottoscaler.core.names import LABEL_INSTANCE
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable
 from tests.fakes.wait import eventually
 from tests.flow.conftest import Lines
@@ -183,6 +186,81 @@ class TestCreating:
             assert rig.ledger.counts() == (0, 1)
             rig.pass_time(0.2)
             finish(rig, rig.pod(event_id))
+
+
+class TestRelabelled:
+    """An admission webhook changes labels of our pods: no watch shows them, and they are ours all the same."""
+
+    @contract("5.Rejected")
+    @contract("5.deletion")
+    @pytest.mark.parametrize("lost", [False, True])
+    def test_it_is_ended_by_its_uid_and_rejected(self, lost: bool) -> None:
+        """The intent first; also where the create's answer was lost. It counts until it is gone."""
+        with Rig(threads=["watch"]) as rig:
+            steps = rig.steps()
+            rig.world.kubernetes.admit = lambda pod: pod["metadata"]["labels"].update({LABEL_INSTANCE: "other"})
+            if lost:
+                rig.world.kubernetes.drop_replies("create")
+            event_id = rig.accept()
+            name = rig.name(event_id)
+            eventually(lambda: rig.redis.calls["doom"])
+            result = rig.result()
+            assert (result["reason"], result["attempt"], result["pod"]) == ("Rejected", "1", name)
+            assert f"label {LABEL_INSTANCE} was changed from 'ottoscaler' to 'other'" in result["message"]
+            rig.idle()
+            assert name not in rig.cluster.names()
+            assert rig.registry.snapshots() == []
+            assert steps.index("check") < steps.index("delete") < steps.index("record")
+
+    @contract("2.MAX_WORKERS")
+    def test_it_uses_room_until_it_is_gone(self) -> None:
+        """However many lists do not show it."""
+        with Rig(threads=["watch"], MAX_WORKERS=1) as rig:
+
+            def admit(pod: dict[str, Any]) -> None:
+                pod["spec"]["nodeName"] = "n"
+                del pod["metadata"]["labels"][LABEL_INSTANCE]
+
+            rig.world.kubernetes.admit = admit
+            event_id = rig.accept(pod_count=2)
+            name = rig.name(event_id)
+            eventually(lambda: rig.calls("delete", name))
+            rig.world.kubernetes.end_watches(ClusterUnavailable("cut"))
+            eventually(lambda: rig.calls("list") >= 2)
+            assert rig.registry.owned_live == 1
+            assert rig.calls("create") == 1
+            rig.world.kubernetes.admit = lambda _pod: None
+            rig.cluster.kill(name)
+            rig.pass_time(3)
+            eventually(lambda: rig.calls("create") == 2)
+
+    @contract("5.Rejected")
+    def test_labels_that_are_changed_while_it_runs(self) -> None:
+        """The watch says that it is gone. It is not, and it is ended."""
+        with Rig(threads=["watch"]) as rig:
+            pod = rig.pod(rig.accept())
+            rig.cluster.run(pod)
+            eventually(lambda: any(each.started_at for each in rig.registry.snapshots()))
+            rig.cluster.relabel(pod, {LABEL_INSTANCE: "other"})
+            eventually(lambda: rig.calls("delete", pod))
+            rig.cluster.kill(pod)
+            rig.pass_time(3)
+            assert rig.result()["reason"] == "Rejected"
+
+    def test_what_we_do_not_need_may_change(self) -> None:
+        """Other labels are none of our business."""
+        with Rig(threads=["watch"]) as rig:
+            rig.world.kubernetes.admit = lambda pod: pod["metadata"]["labels"].update(team="blue")
+            assert finish(rig, rig.pod(rig.accept()))["reason"] == "Completed"
+
+    def test_a_strangers_pod_is_a_conflict_as_before(self) -> None:
+        """It has our name, and not our annotation: it is never deleted."""
+        with Rig(threads=["watch"]) as rig:
+            event_id = rig.send()
+            rig.cluster.add_foreign(rig.name(event_id))
+            rig.intake.absorb(rig.stream.read_now(1))
+            assert rig.result()["reason"] == "NameConflict"
+            assert rig.calls("delete") == 0
 
 
 class TestOutages:
