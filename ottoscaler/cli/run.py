@@ -240,7 +240,7 @@ class Controller:
     def _release(self, *, all_: bool) -> None:
         try:
             self._lease.release(all_=all_)
-        except Unavailable as error:
+        except (Unavailable, ConfigError) as error:
             _log.warning(
                 "lease.kept", "Leases are not given up, they run out by themselves: %s", error, error=str(error)
             )

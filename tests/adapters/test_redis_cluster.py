@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from ottoscaler.adapters.redis_cluster import remember_script
 from ottoscaler.core.names import event_hash
 from ottoscaler.errors import ConfigError, StreamUnavailable
 from ottoscaler.settings import RedisSettings
-from tests.adapters.redis_commands import NAMES, all_commands_work, stream_at
+from tests.adapters.redis_commands import NAMES, all_commands_work, run, stream_at
 from tests.adapters.test_redis_client import certificate
 from tests.e2e.redis_nodes import Cluster, Node
 from tests.fakes.clock import SystemClock
@@ -161,6 +162,23 @@ def test_names_without_a_common_slot_are_named_at_the_start(calm: Cluster, apart
             pytest.raises(ConfigError, match=r"share one hash tag, such as \{otto\}"),
         ):
             stream.reserve()
+
+
+@pytest.mark.contract("1.run")
+def test_the_controller_ends_where_its_names_share_no_slot(calm: Cluster, tmp_path: Path) -> None:
+    """Exit code 2 and the sentence, before anything is taken; no trace of a program."""
+    kubeconfig = tmp_path / "kubeconfig"
+    cluster, context = {"server": "http://127.0.0.1:1"}, {"cluster": "c", "user": "u"}
+    told = {
+        "clusters": [{"name": "c", "cluster": cluster}], "contexts": [{"name": "x", "context": context}],
+        "users": [{"name": "u", "user": {}}], "current-context": "x",
+    }  # fmt: skip
+    kubeconfig.write_text(json.dumps(told), encoding="utf-8")
+    environ = {"REDIS_HOST": "127.0.0.1", "REDIS_PORT": str(calm.nodes[0].port), "KUBECONFIG": str(kubeconfig)}
+    ended = run({**environ, "KEY_PREFIX": "otto:scale:", "HTTP_PORT": "0"}, "run")
+    assert ended.returncode == 2, ended
+    assert "expected names that share one hash tag" in ended.stderr
+    assert "Traceback" not in ended.stdout + ended.stderr
 
 
 @pytest.mark.contract("2.REDIS_DB")
