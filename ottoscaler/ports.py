@@ -118,11 +118,11 @@ class Stream(Protocol):
     def announce(self) -> None:
         """From now on this process is its consumer: whoever was it before learns so at his next renewal."""
 
-    def renew(self, owners: Mapping[str, str], failed_on: Collection[str] = ()) -> Renewal:
+    def renew(self, owners: Mapping[str, str], at_work: Collection[str] = ()) -> Renewal:
         """Extend the leases of tasks (event id -> owner token). Asks Redis even if there are none.
 
-        Who has held a task for long does not die of it, so its tries are forgotten; but not those of the tasks that our
-        own code has `failed_on`.
+        A death of ours is counted against the tasks that we are `at_work` on, those on which our own code has failed
+        included; the tries of the others are forgotten, and none is counted for them until they are taken over.
         """
 
     def expired(self, *, same_consumer: bool) -> Sequence[str]:

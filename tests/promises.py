@@ -131,6 +131,14 @@ PROMISES: Final = (
         (f"{_E2E}/test_refusals.py::test_refusals", "tests/test_logs.py::test_ever_less_often"),
     ),
     Promise(
+        "all-or-nothing",
+        "a key of ours holds something else for a while",
+        (
+            f"{_ADAPTERS}/test_atomic.py::test_all_or_nothing",
+            "tests/deploy/test_redis.py::test_what_is_refused_for_a_while_is_neither_lost_nor_twice",
+        ),
+    ),
+    Promise(
         "wiped",
         "Redis is wiped (FLUSHALL)",
         (
@@ -256,7 +264,17 @@ PROMISES: Final = (
         "controllers die again and again",
         (
             f"{_E2E}/test_deadly.py::test_one_that_kills_when_it_is_recorded_is_poison",
-            f"{_ADAPTERS}/test_stream_fake.py::test_is_no_task_that_somebody_lived_with",
+            f"{_ADAPTERS}/test_stream_fake.py::test_is_no_task_that_only_runs",
+            f"{_ADAPTERS}/test_stream_fake.py::test_is_no_task_of_a_process_that_died_over_what_it_read",
+            "tests/deploy/test_large.py::test_a_task_that_only_runs_is_not_to_blame",
+        ),
+    ),
+    Promise(
+        "large",
+        "a producer sends entries of any size",
+        (
+            f"{_ADAPTERS}/test_stream_fake.py::test_come_one_by_one_and_only_in_part",
+            "tests/deploy/test_large.py::test_entries_that_are_too_large_are_dead_letters_and_end_nothing_else",
         ),
     ),
     Promise(

@@ -9,7 +9,7 @@ No function writes: it reads first, and then plans its writes (`write`, see atom
 
 A task hash has, besides what operators read (state, task_id, pod_count, received_at, owner, why, next_at, worker:<i>):
   sid, type, digest, raw (the fields as sent), event (the same, checked), common (fields of every result, a flat list),
-  tries, tenure, held_since, cancels, done, succeeded, failed, cancelled, first_failed, first_cancelled,
+  tries, tenure, at_work ("0" once its owner only waits for its pods), cancels, done, succeeded, failed, cancelled, first_failed, first_cancelled,
   attempt:<i> = "<attempt>:<infra retries used>[:r]" (r: that attempt's pod was refused and is not there),
   doom:<i> (why its pod is to be ended), spared:<i> (the drain it survived), outcome:<i> (exactly if its result is stored),
   victims, survivors (of a scale_down), superseding ("todo" until older events were dealt with). ]]
@@ -19,9 +19,6 @@ local GROUP, MAXLEN, TTL = ARGV[2], ARGV[3], tonumber(ARGV[4])
 local MAX_TRIES = 10
 -- As many again for ending what is poison; then nobody is able to, and it is closed here.
 local LAST_TRY = 20
--- Who has lived with a task for so many leases does not die of it. Else workers that only run on, for hours, would be ended
--- because their controllers die now and then of something else.
-local HELD_LEASES = 4
 
 local function now_ms()
   local t = redis.call('TIME')
@@ -271,7 +268,7 @@ function F.accept(sid, eid, digest, event, raw, common, kind, task_id, pod_count
   local at = stamp(now)
   if kind == 'scale_down' or supersedes ~= '' then write('ZADD', KEYS[7], 0, place(sid) .. eid) end
   write('HSET', task, 'sid', sid, 'type', kind, 'task_id', task_id, 'pod_count', pod_count, 'digest', digest, 'event', event,
-    'raw', raw, 'common', common, 'state', 'waiting', 'owner', base .. '1', 'tenure', 1, 'tries', 1, 'held_since', now,
+    'raw', raw, 'common', common, 'state', 'waiting', 'owner', base .. '1', 'tenure', 1, 'tries', 1, 'at_work', 1,
     'received_at', at)
   if supersedes ~= '' then write('HSET', task, 'superseding', 'todo') end
   write('ZADD', OPEN, now + lease_ms, eid)
@@ -339,11 +336,21 @@ function F.examine(...)
   return found
 end
 
--- One process for each consumer: KEYS[6] holds the boot that announced itself last. Returns the one that is in our place.
-function F.announce(boot, anew)
+-- Has this consumer read entries that are not accepted?
+local function is_reading(consumer)
+  local found = redis.pcall('XPENDING', STREAM, GROUP, '-', '+', 1, consumer)
+  return not found.err and #found > 0
+end
+
+-- One process for each consumer: KEYS[6] holds the boot that announced itself last, and whether the one before it left entries
+-- that it had read and not accepted. Returns the boot that is in our place.
+function F.announce(boot, anew, consumer)
   local held = redis.call('HGET', KEYS[6], 'boot')
   if anew == '0' and held and held ~= boot then return held end
-  write('HSET', KEYS[6], 'boot', boot, 'seen', now_ms())
+  if held ~= boot then
+    write('HSET', KEYS[6], 'boot', boot, 'reading', anew == '1' and is_reading(consumer) and 1 or 0)
+  end
+  write('HSET', KEYS[6], 'seen', now_ms())
   write('EXPIRE', KEYS[6], TTL)
   return ''
 end
@@ -351,19 +358,19 @@ end
 -- Event ids whose lease has run out, by the clock by which it was given.
 function F.expired() return redis.call('ZRANGEBYSCORE', OPEN, '-inf', now_ms()) end
 
--- For each task its id, its owner, and '1' if the owner's code has failed on it: then holding it proves nothing.
+-- For each task its id, its owner, and '1' if the owner is at work on it, or has failed on it: what is held then proves nothing.
 function F.renew(lease_ms, ...)
   local asked, answer = {...}, {}
   local now = now_ms()
   local till = now + lease_ms
   for n = 1, #asked, 3 do
     local task = KEYS[5 + (n + 2) / 3]
-    local t = fields_of(task, 'owner', 'cancels', 'tries', 'held_since') or {}
+    local t = fields_of(task, 'owner', 'cancels', 'tries', 'at_work') or {}
     if t[1] == asked[n + 1] then
       write('ZADD', OPEN, 'XX', till, asked[n])
-      local tries, held_ms = tonumber(t[3] or 0), now - (t[4] or now)
-      if tries > 0 and tries < MAX_TRIES and held_ms >= HELD_LEASES * lease_ms and asked[n + 2] == '0' then
-        write('HSET', task, 'tries', 0)
+      local tries = tonumber(t[3] or 0)
+      if asked[n + 2] == '0' and tries < MAX_TRIES and (tries > 0 or t[4] ~= '0') then
+        write('HSET', task, 'tries', 0, 'at_work', 0)
       end
       answer[#answer + 1] = {'ok', t[2] or '0'}
     elseif redis.call('EXISTS', task) == 1 then
@@ -407,11 +414,20 @@ local function poison(task, eid)
   end
 end
 
+-- Did the owner that is taken from fail on this task? Not one that gave it up (a lease of 0), nor one that only waited for its
+-- pods. One that died over an entry that it had read died of that: the tries of entries are counted as well (F.retry). An
+-- earlier boot of our own consumer left its entries to us, and by now we may have accepted them: `own` is where that was noted.
+local function has_failed(lease, at_work, whose, own)
+  if tonumber(lease) == 0 or at_work == '0' then return false end
+  if own then return redis.call('HGET', own, 'reading') ~= '1' end
+  return not is_reading(whose)
+end
+
 -- Returns {'ok', owner, task}; {'none'}; or {'dead', reason, detail} when it becomes a dead letter by this. What has pods is
 -- then to be taken once more: whoever cannot even read the task hears of it all the same.
 function F.take(eid, consumer, boot, lease_ms, same_consumer)
   local task, base = KEYS[6], consumer .. '/' .. boot .. '/'
-  local lease, found = redis.call('ZSCORE', OPEN, eid), fields_of(task, 'owner', 'tenure', 'tries')
+  local lease, found = redis.call('ZSCORE', OPEN, eid), fields_of(task, 'owner', 'tenure', 'tries', 'at_work')
   if not lease then return {'none'} end
   if not found then
     -- It stays open: the key may be mended, and then the task goes on.
@@ -432,9 +448,9 @@ function F.take(eid, consumer, boot, lease_ms, same_consumer)
   end
   if tonumber(lease) > now and not (same_consumer == '1' and earlier) then return {'none'} end
   local tenure = tonumber(found[2] or 0) + 1
-  -- a lease of 0 was given up: whoever had the task did not fail
-  local tries = tonumber(found[3] or 0) + (tonumber(lease) ~= 0 and 1 or 0)
-  write('HSET', task, 'owner', base .. tenure, 'tenure', tenure, 'tries', tries, 'held_since', now)
+  local failed = has_failed(lease, found[4], whose, whose == consumer and KEYS[7])
+  local tries = tonumber(found[3] or 0) + (failed and 1 or 0)
+  write('HSET', task, 'owner', base .. tenure, 'tenure', tenure, 'tries', tries, 'at_work', 1)
   local fresh, detail = false, 'taken up ' .. MAX_TRIES .. ' times without any progress'
   if tries >= MAX_TRIES then fresh = poison_letter(task, eid, detail, tries) end
   write('ZADD', OPEN, fresh and 0 or now + lease_ms, eid)

@@ -51,14 +51,14 @@ class StreamLeases(StreamCalls):
 
     def _announce(self, *, anew: bool) -> bool:
         key = self._key.consumer(self._consumer)
-        return bool(self._run("announce", [key], self._boot, int(anew), client=self._leasing))
+        return bool(self._run("announce", [key], self._boot, int(anew), self._consumer, client=self._leasing))
 
-    def renew(self, owners: Mapping[str, str], failed_on: Collection[str] = ()) -> Renewal:
+    def renew(self, owners: Mapping[str, str], at_work: Collection[str] = ()) -> Renewal:
         """See ports.Stream. Who has no task asks as well: he has to know, too, when Redis was away."""
         replaced = self._announce(anew=False)
         lost, cancels, forgotten = {}, {}, []
         for some in chunks(chunks(list(owners.items())), RENEWALS_AT_ONCE):
-            calls = [self._renewal(part, failed_on) for part in some]
+            calls = [self._renewal(part, at_work) for part in some]
             with self._calling():
                 answers = self._scripts.run_many(self._leasing, calls)
             for part, answer in zip(some, answers, strict=True):
@@ -72,9 +72,9 @@ class StreamLeases(StreamCalls):
         return Renewal(lost, cancels, forgotten, replaced)
 
     def _renewal(
-        self, part: Sequence[tuple[str, str]], failed_on: Collection[str]
+        self, part: Sequence[tuple[str, str]], at_work: Collection[str]
     ) -> tuple[str, Sequence[str], Sequence[Any]]:
-        flat = [each for event_id, owner in part for each in (event_id, owner, int(event_id in failed_on))]
+        flat = [each for event_id, owner in part for each in (event_id, owner, int(event_id in at_work))]
         return "renew", [self._key.task(event_id) for event_id, _ in part], (self._lease_ms, *flat)
 
     def expired(self, *, same_consumer: bool) -> Sequence[str]:
@@ -104,7 +104,8 @@ class StreamLeases(StreamCalls):
     def take(self, event_id: str, *, same_consumer: bool) -> OpenTask | BadEvent | None:
         """See ports.Stream."""
         arguments = (event_id, self._consumer, self._boot, self._lease_ms, int(same_consumer))
-        answer = self._run("take", [self._key.task(event_id)], *arguments, client=self._taking)
+        keys = [self._key.task(event_id), self._key.consumer(self._consumer)]
+        answer = self._run("take", keys, *arguments, client=self._taking)
         if answer[0] == b"ok":
             return decode_task(answer[1].decode(), pairs_of(answer[2]))
         return buried(answer, event_id, "")

@@ -53,6 +53,7 @@ class Control:
         self._inbox: list[OpenTask] = []  # guarded by _lock
         self._changed: set[str] = set()  # guarded by _lock: tasks that were given cancel marks by somebody else
         self._open: dict[str, Descent] = {}  # guarded by _lock; changed by the control thread and by `drop`
+        self._advancing: set[str] = set()  # guarded by _lock: the one that the control thread is at
         self._after = ""  # the rest is the control thread's
         self._expect_until = 0.0
         self._claim_at = 0.0
@@ -76,6 +77,14 @@ class Control:
             return own | {
                 name: one.task.owner for name, one in self._open.items() if one.task.event.type is EventType.SCALE_DOWN
             }
+
+    def at_work(self) -> set[str]:
+        """The scale_downs that have not chosen yet, and what is just being carried on."""
+        with self._lock:
+            fresh = {task.event.event_id for task in self._inbox} | {
+                name for name, one in self._open.items() if one.victims is None
+            }
+            return fresh | self._advancing
 
     def recall(self, event_id: str) -> OpenTask | None:
         """A scale_down of ours that Redis has forgotten, to be stored again; None if it is not open here."""
@@ -170,7 +179,11 @@ class Control:
         """
         over = False
         with contained(descent.task.event.event_id) as defect:
+            with self._lock:
+                self._advancing = {descent.task.event.event_id}
             over = self._advance(descent)
+        with self._lock:
+            self._advancing = set()
         return over or bool(defect.name)
 
     def _advance(self, descent: Descent) -> bool:

@@ -51,6 +51,7 @@ class Job:
     life: Life
     failures: int = 0
     running: bool = False
+    waiting: bool = False  # its thread only waits for its pod; written by that thread
     queued: int = 0
     until: float | None = None
 

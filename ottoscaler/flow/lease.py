@@ -43,6 +43,7 @@ class Lease:
         self._renew_at = 0.0
         self._renewed_at = self._clock.now()
         self._announced = False
+        self._opened: set[str] = set()  # tasks that were taken over, until they were seen at rest
         self._turn = threading.Lock()  # held during each step: no renewal may come after the release
 
     def run(self) -> None:
@@ -91,13 +92,14 @@ class Lease:
             self._takeover.begin()
         if now >= self._renew_at:
             self._renew(now)
+        self._note_rest()
 
     def _renew(self, now: float) -> None:
         late = now - self._renewed_at > self._lease_s
         # after so long, what Redis does not know was finished by somebody else and has expired
         stale = now - self._renewed_at > self._ttl_s
         owners = self._ledger.owners() | self._control.owners()
-        renewal = self._stream.renew(owners, self._ledger.failed_on())
+        renewal = self._stream.renew(owners, self._at_work())
         if renewal.replaced:
             raise self._replaced()
         if late:
@@ -113,6 +115,23 @@ class Lease:
             self._takeover.restore({event_id: owners[event_id] for event_id in renewal.forgotten})
         if changed := self._ledger.newly_cancelled(renewal.cancels):
             self._control.reload(changed)
+
+    def _note_rest(self) -> None:
+        """Tasks taken over that only wait by now: noted at once, and not with the next renewal, so that a process that
+        is killed soon after its start has not failed on them.
+        """
+        self._opened |= self._takeover.opened()
+        if not self._opened:
+            return
+        owners = self._ledger.owners() | self._control.owners()
+        self._opened &= owners.keys()
+        resting = {event_id: owners[event_id] for event_id in self._opened - self._at_work()}
+        if resting:
+            self._stream.renew(resting)
+            self._opened -= resting.keys()
+
+    def _at_work(self) -> set[str]:
+        return self._ledger.at_work() | self._control.at_work()
 
     def _lost(self, event_id: str, ours: str, theirs: str) -> None:
         """A task without an owner has just been finished; one with another was taken from us."""

@@ -115,10 +115,16 @@ class Ledger:
         with self._lock:
             return {event_id: task.owner for event_id, task in self._tasks.items()}
 
-    def failed_on(self) -> set[str]:
-        """The tasks on which our own code has failed."""
+    def at_work(self) -> set[str]:
+        """The tasks that a thread is at work on just now, and those on which our own code has failed. A thread that
+        waits for its pod is not at work.
+        """
         with self._lock:
-            return {event_id for event_id, task in self._tasks.items() if task.failed_on}
+            return {
+                event_id
+                for event_id, task in self._tasks.items()
+                if task.failed_on or any(job.running and not job.waiting for job in task.jobs.values())
+            }
 
     def in_hand(self) -> set[str]:
         """The tasks of which some thread carries on a worker."""

@@ -39,7 +39,7 @@ _log = logs.get(__name__)
 
 
 class TakeOver:
-    """`run` is the body of one thread; `begin`, `calm`, `disturbed` and `restore` are for the lease thread."""
+    """`run` is the body of one thread; all other public methods are for the lease thread."""
 
     def __init__(self, parts: Parts, control: Control, intake: Intake, pool: Pool) -> None:
         self._stream = parts.stream
@@ -56,6 +56,8 @@ class TakeOver:
         self._seldom = logs.Seldom()
         self._lock = threading.Lock()
         self._forgotten: dict[str, str] = {}  # guarded by _lock
+        self._opened: set[str] = set()  # guarded by _lock: tasks taken over whose threads have been started
+        self._taken: set[str] = set()  # the take-over thread's own: the same, of which no thread was started yet
         self._begun = False  # the rest is written by either thread, whole: no reader sees half of a float
         self._renewed_at = -math.inf
         self._calm_at = 0.0
@@ -81,6 +83,12 @@ class TakeOver:
         self._sure = False
         self.calm()
 
+    def opened(self) -> set[str]:
+        """The tasks that were taken over and given their threads since the last call."""
+        with self._lock:
+            opened, self._opened = self._opened, set()
+            return opened
+
     def restore(self, owners: Mapping[str, str]) -> None:
         """These tasks of ours (event id -> owner token) are unknown to Redis: they are to be stored again."""
         with self._lock:
@@ -104,6 +112,9 @@ class TakeOver:
             self._pulse.missed(f"cannot look for tasks of the dead: {error}")
             pause_s = OUTAGE_PAUSE_S
         self._pool.pump()
+        with self._lock:  # only now: without its threads a task would seem to be at rest
+            self._opened |= self._taken
+        self._taken.clear()
         return pause_s
 
     def _step(self) -> None:
@@ -179,6 +190,7 @@ class TakeOver:
                 "task.taken", "Taking over task %s", task.event.task_id, event_id=event_id, task_id=task.event.task_id
             )
             self._intake.open(task)
+            self._taken.add(event_id)
 
     def _write_notes(self) -> None:
         notes = [Note(task.event.event_id, task.owner, states, why) for task, states, why in self._ledger.take_notes()]

@@ -100,7 +100,12 @@ class Runner:
                 self._end(job, why)
                 return False
             case acts.Await(until):
-                self._advance(job, wait(job.life.attempt, until))
+                job.waiting = True
+                try:
+                    seen = wait(job.life.attempt, until)
+                finally:
+                    job.waiting = False
+                self._advance(job, seen)
             case effect:
                 self._advance(job, self._perform(job, effect))
         return True

@@ -33,7 +33,7 @@ class TestLargeEntries:
         """The ids of too many too large entries, each with its id in front of and a part behind what is large."""
         return [send(admin, event_id=f"e-{number}", blob="x" * SIZE, behind="y") for number in range(COUNT)]
 
-    @pytest.mark.contract("3.TooLarge")
+    @pytest.mark.contract("3.limits")
     def test_come_one_by_one_and_only_in_part(self, stream: Stream, admin: StreamAdmin, sent: list[str]) -> None:
         """A read brings none; they are pending, with what a dead letter needs."""
         with pytest.raises(TooMuch):

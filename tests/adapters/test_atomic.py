@@ -137,7 +137,7 @@ class Rig:
 
 
 def _timeless(fields: dict[str, str]) -> dict[str, str]:
-    times = ("finished_at", "received_at", "held_since", "sid", "worker", "event", "at")
+    times = ("finished_at", "received_at", "sid", "worker", "event", "at")
     return {
         name: re.sub(r"\d{4}-\d\d-\d\dT[0-9:.]+Z", "", value) for name, value in fields.items() if name not in times
     }
@@ -240,9 +240,9 @@ def _renew(rig: Rig) -> Call:
 
 
 @situation
-def _renew__held_for_long(rig: Rig) -> Call:
+def _renew__at_rest(rig: Rig) -> Call:
     call = _renew(rig)
-    rig.client.hset(f"{rig.admin.prefix}task:e-1", mapping={"tries": 3, "held_since": 1})
+    rig.client.hset(f"{rig.admin.prefix}task:e-1", mapping={"tries": 3})
     return call
 
 

@@ -57,7 +57,7 @@ def event(**fields: str) -> ScaleEvent | BadEvent:
     return parse("1-1", {name.encode(): value.encode() for name, value in {"type": "scale_up", **fields}.items()}, 1000)
 
 
-@pytest.mark.contract("3.metadata")
+@pytest.mark.contract("3.limits")
 def test_metadata_may_have_a_hundred_levels() -> None:
     """And not one more; the dead letter names both figures."""
     assert isinstance(event(metadata=nested(MAX_LEVELS)), ScaleEvent)
@@ -92,7 +92,7 @@ def test_a_kept_event_that_somebody_has_changed_is_no_event() -> None:
         decode('{"event_id":"e","stream_id":"1-1","type":"scale_up","pod_count":1,"x":' + nested(50_000) + "}")
 
 
-@pytest.mark.contract("3.TooLarge")
+@pytest.mark.contract("3.limits")
 @pytest.mark.parametrize(("size", "count"), [(60_000, 140), (60_000, 1000), (8_400, 1000)])
 def test_size_times_workers_is_limited(size: int, count: int) -> None:
     """Each pod carries its event: the dead letter says what each would, and how large it may be."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -20,6 +20,8 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
 LARGE = 12_000_000
 COUNT = 12
 LIMIT_MIB = 150
+#: More than the tries that a task has.
+KILLS = 12
 #: Ends the process where it asks for more memory than that. Stacks of threads count whole, though they are hardly used.
 LIMITED = f"""
 import resource, runpy, sys
@@ -39,26 +41,33 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-def controller(server: RedisServer, tmp_path: Path) -> Iterator[Controller]:
-    """One whose memory is limited."""
+def start(server: RedisServer, tmp_path: Path) -> Iterator[Callable[[], Controller]]:
+    """Starts one controller after the other, with limited memory."""
     cluster = LocalCluster(tmp_path / "cluster")
     cluster.start()
     environ = {
         "REDIS_HOST": "127.0.0.1", "REDIS_PORT": str(server.port), "REDIS_CONSUMER": "one", "LEASE_S": "3",
-        "KUBECONFIG": str(cluster.kubeconfig), "OTTO_AGENT_COMMAND": '["sleep", "15"]', "MAX_WORKERS": "10",
+        "KUBECONFIG": str(cluster.kubeconfig), "MAX_WORKERS": "10",
+        "OTTO_AGENT_COMMAND": f"until [ -e {tmp_path}/end ]; do sleep 0.1; done",
     }  # fmt: skip
-    made = Controller(tmp_path, environ, ("-c", LIMITED))
-    yield made
-    made.close()
+    made: list[Controller] = []
+
+    def launch() -> Controller:
+        made.append(Controller(tmp_path, environ, ("-c", LIMITED)))
+        return made[-1]
+
+    yield launch
+    for each in made:
+        each.close()
     cluster.close()
 
 
-@pytest.mark.contract("3.TooLarge")
+@pytest.mark.contract("3.limits")
 def test_entries_that_are_too_large_are_dead_letters_and_end_nothing_else(
-    server: RedisServer, controller: Controller
+    server: RedisServer, start: Callable[[], Controller], tmp_path: Path
 ) -> None:
     """Before a task, behind it and while its worker runs; the process lives through it, and so does the worker."""
-    client: Any = server.client()
+    client, controller = cast("Any", server.client()), start()
     large = [client.xadd("otto:scale:events", {"type": "scale_up", "x": os.urandom(LARGE)}) for _ in range(COUNT)]
     task = client.xadd("otto:scale:events", {"type": "scale_up"})
     large += [client.xadd("otto:scale:events", {"type": "scale_up", "x": "y" * LARGE}) for _ in range(COUNT)]
@@ -72,8 +81,32 @@ def test_entries_that_are_too_large_are_dead_letters_and_end_nothing_else(
     more = client.xadd("otto:scale:events", {"type": "scale_down", "task_id": "t", "x": "y" * LARGE})
     wait_for(lambda: client.xlen("otto:scale:dead") == len(large) + 1, "the last dead letter", 60)
     assert client.xrevrange("otto:scale:dead", count=1)[0][1]["stream_id"] == more
+    (tmp_path / "end").touch()
     wait_for(lambda: client.hget(shown, "state") == "finished", "the task's end", 60)
     assert json.loads(client.hget(shown, "worker:1"))["outcome"] == "succeeded"
     assert controller.process.poll() is None
     assert controller.status("VmHWM") < LIMIT_MIB * 1024
     print("peak memory, KiB:", controller.status("VmHWM"))
+
+
+@pytest.mark.contract("5.Poison")
+def test_a_task_that_only_runs_is_not_to_blame(
+    server: RedisServer, start: Callable[[], Controller], tmp_path: Path
+) -> None:
+    """Its controllers are killed soon after their start, more often than a task may be tried: its pod runs on."""
+    client = cast("Any", server.client())
+    client.xadd("otto:scale:events", {"type": "scale_up", "event_id": "innocent"})
+    shown = "otto:scale:task:innocent"
+    for number in range(1, KILLS + 1):
+        controller = start()
+        wait_for(lambda: '"running"' in (client.hget(shown, "worker:1") or ""), "the worker to run", 30)
+        rest = [str(number), "0"]
+        wait_for(lambda: client.hmget(shown, "tenure", "at_work") == rest, "the task to be at rest", 30)  # noqa: B023
+        controller.kill()
+    assert client.xlen("otto:scale:dead") == 0
+    assert '"running"' in client.hget(shown, "worker:1")
+    start()
+    (tmp_path / "end").touch()
+    wait_for(lambda: client.hget(shown, "state") == "finished", "the task's end", 60)
+    assert json.loads(client.hget(shown, "worker:1"))["outcome"] == "succeeded"
+    assert json.loads(client.hget(shown, "worker:1"))["attempt"] == "1"

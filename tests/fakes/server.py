@@ -72,7 +72,7 @@ class TaskState:
     state: str = "waiting"
     tenure: int = 1
     tries: int = 1
-    held_since: float = float("inf")
+    at_work: bool = True
     cancels: int = 0
     why: str = ""
     next_at: str = ""
@@ -159,6 +159,7 @@ class FakeRedis:
         self.boots: dict[str, str] = {}
         self.seen: dict[str, float] = {}
         self.other_groups: set[str] = set()
+        self.left_entries: dict[str, bool] = {}  # those of a consumer's boot before this one
         self.buried: set[str] = set()
         self.result_entries: list[dict[str, str]] = []
         self.dead_entries: list[dict[str, str]] = []

@@ -25,7 +25,7 @@ from ottoscaler.core.results import RESULT_FIELDS, common_fields, rfc3339
 from ottoscaler.errors import StreamUnavailable, TooMuch
 from ottoscaler.ports import Answer, Entry, Fate, OpenTask, Renewal, StoredWorker, TaskView
 from tests.fakes.server import GROUP, Delivery, FakeRedis, Group, Id, TaskState, WorkerState, order
-from tests.fakes.workers import HELD_LEASES, MAX_TRIES, WorkerScripts
+from tests.fakes.workers import MAX_TRIES, WorkerScripts
 
 __all__ = ["FakeRedis", "FakeStream"]
 
@@ -200,9 +200,7 @@ class FakeStream(WorkerScripts):
 
     def _open(self, event: ScaleEvent, content: str, raw: str) -> TaskState:
         now = self.server.clock.now()
-        task = TaskState(
-            task_id=event.task_id, digest=content, received_at=rfc3339(now), event=event, raw=raw, held_since=now
-        )
+        task = TaskState(task_id=event.task_id, digest=content, received_at=rfc3339(now), event=event, raw=raw)
         task.owner, task.superseded = f"{self._base}1", not event.supersedes
         self.server.tasks[event.event_id] = task
         self.server.leases[event.event_id] = now + self._lease_s
@@ -271,10 +269,25 @@ class FakeStream(WorkerScripts):
 
     def announce(self) -> None:
         with self.server.call("announce"):
+            if self.server.boots.get(self._consumer) != self._boot:
+                self.server.left_entries[self._consumer] = self._is_reading(self._consumer)
             self.server.boots[self._consumer] = self._boot
             self.server.seen[self._consumer] = self.server.clock.now()
 
-    def renew(self, owners: Mapping[str, str], failed_on: Collection[str] = ()) -> Renewal:
+    def _is_reading(self, consumer: str) -> bool:
+        pending = self.server.group.pending.values() if self.server.group else []
+        return any(delivery.consumer == consumer for delivery in pending)
+
+    def _has_failed(self, lease: float, task: TaskState) -> bool:
+        """0: given up. Who died over what it had read died of that."""
+        if lease == 0 or not task.at_work:
+            return False
+        whose, _ = process_of(task.owner or "")
+        if whose == self._consumer:
+            return not self.server.left_entries.get(whose, False)
+        return not self._is_reading(whose)
+
+    def renew(self, owners: Mapping[str, str], at_work: Collection[str] = ()) -> Renewal:
         lost, cancels, forgotten = {}, {}, []
         with self.server.call("renew"):
             replaced = self.server.boots.setdefault(self._consumer, self._boot) != self._boot
@@ -291,9 +304,8 @@ class FakeStream(WorkerScripts):
                     continue
                 now = self.server.clock.now()
                 self.server.leases[event_id] = now + self._lease_s
-                held_long = now - task.held_since >= HELD_LEASES * self._lease_s
-                if held_long and task.tries < MAX_TRIES and event_id not in failed_on:
-                    task.tries = 0  # whoever has lived with it for so long does not die of it
+                if event_id not in at_work and task.tries < MAX_TRIES:
+                    task.tries, task.at_work = 0, False
                 cancels[event_id] = task.cancels
         return Renewal(lost, cancels, forgotten, replaced)
 
@@ -327,8 +339,8 @@ class FakeStream(WorkerScripts):
             if server.leases[event_id] > now and not (same_consumer and self._was_ours(task)):
                 return None
             task.tenure += 1
-            task.tries += server.leases[event_id] != 0  # 0: given up, so nobody has failed
-            task.owner, task.held_since = f"{self._base}{task.tenure}", now
+            task.tries += self._has_failed(server.leases[event_id], task)
+            task.owner, task.at_work = f"{self._base}{task.tenure}", True
             server.leases[event_id] = now + self._lease_s
             if task.tries >= MAX_TRIES:
                 detail = f"taken up {MAX_TRIES} times without any progress"

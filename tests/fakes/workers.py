@@ -17,7 +17,6 @@ from ottoscaler.ports import Answer, Fate, Note
 from tests.fakes.server import GROUP, FakeRedis, TaskState, WorkerState, worker_json
 
 MAX_TRIES = 10
-HELD_LEASES = 4
 LAST_TRY = 20
 
 
