@@ -297,7 +297,8 @@ function F.reserve()
   return held or GROUP
 end
 
--- What the controller does with each key, in the order of KEYS, and then: the group's, the consumer's, a task.
+-- What the controller does with each key, in the order of KEYS, and then: the group's, the consumer's, a task, the choices. Without
+-- what tidies the stream (XTRIM and others): it can do without.
 local NEEDED = {
   {'stream', {'XREADGROUP', 'XREAD', 'XRANGE', 'XPENDING', 'XACK', 'XCLAIM', 'XGROUP CREATE', 'XINFO GROUPS', 'XLEN'}},
   {'sorted set', {'ZADD', 'ZREM', 'ZSCORE', 'ZRANGE', 'ZRANGEBYSCORE', 'ZCARD'}},
@@ -307,6 +308,7 @@ local NEEDED = {
   {'hash', {'HGET', 'HSET', 'HLEN'}},
   {'hash', {'HGET', 'HSET', 'HLEN', 'EXPIRE', 'EXISTS'}},
   {'hash', {'HGET', 'HMGET', 'HGETALL', 'HEXISTS', 'HLEN', 'HSET', 'HDEL', 'EXPIRE', 'EXISTS'}},
+  {'sorted set', {'ZADD', 'ZREM', 'ZRANGEBYLEX', 'ZCARD'}},
 }
 local KIND_PROBES = {stream = 'XLEN', ['sorted set'] = 'ZCARD', hash = 'HLEN'}
 

@@ -169,7 +169,7 @@ class RedisStream(StreamLeases, StreamWorkers, StreamScaleDowns):
 
     def obstacles(self) -> Sequence[str]:
         """See ports.Stream. Asked of the server by one script, which needs no right beyond those of all scripts."""
-        keys = [self._key.group, self._key.consumer(self._consumer), self._key.task("any")]
+        keys = [self._key.group, self._key.consumer(self._consumer), self._key.task("any"), self._key.choices]
         with self._calling():
             found = self._scripts.examine(self._reading, keys)
         settings = {self._keys.stream: "REDIS_STREAM", self._keys.result_stream: "RESULT_STREAM"}

@@ -35,6 +35,10 @@ class Task:
     monitored: bool = False
     failed_on: bool = False
 
+    def at_work(self) -> bool:
+        """Is a thread at work on it just now, or has our own code failed on it? One that waits for its pod is not."""
+        return self.failed_on or any(job.running and not job.waiting for job in self.jobs.values())
+
     def has_fresh(self) -> bool:
         """Are there indices that have not had their turn?"""
         while self.next_index in self.skip:

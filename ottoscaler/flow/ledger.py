@@ -116,15 +116,9 @@ class Ledger:
             return {event_id: task.owner for event_id, task in self._tasks.items()}
 
     def at_work(self) -> set[str]:
-        """The tasks that a thread is at work on just now, and those on which our own code has failed. A thread that
-        waits for its pod is not at work.
-        """
+        """The tasks that a thread is at work on just now, and those on which our own code has failed."""
         with self._lock:
-            return {
-                event_id
-                for event_id, task in self._tasks.items()
-                if task.failed_on or any(job.running and not job.waiting for job in task.jobs.values())
-            }
+            return {name for name, task in self._tasks.items() if task.at_work()}
 
     def in_hand(self) -> set[str]:
         """The tasks of which some thread carries on a worker."""
