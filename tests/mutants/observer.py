@@ -19,6 +19,7 @@ _PLAN = os.environ.get("OTTO_MUTANT_PLAN")
 _TIMES = os.environ.get("OTTO_MUTANT_TIMES")
 _longest: dict[str, float] = json.loads(Path(_PLAN).read_text(encoding="utf-8")) if _PLAN else {}
 _took: dict[str, float] = defaultdict(float)
+_red: set[str] = set()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -47,14 +48,17 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """How long it took."""
+    """How long it took, and how it ended."""
     _took[report.nodeid] += report.duration
+    if report.failed:
+        _red.add(report.nodeid)
 
 
 def pytest_sessionfinish() -> None:
     """Write down the times."""
     if _TIMES:
-        Path(_TIMES).write_text(json.dumps(_took), encoding="utf-8")
+        green = {test: seconds for test, seconds in _took.items() if test not in _red}
+        Path(_TIMES).write_text(json.dumps({"took": green, "red": sorted(_red)}), encoding="utf-8")
 
 
 @pytest.hookimpl(trylast=True)

@@ -36,7 +36,6 @@ WANTED = 97.0
 FIRST = 40
 #: A round that takes longer than this, seconds, hangs, which somebody would notice.
 ROUND_S = 300.0
-TESTS_FAILED = 1
 NO_TESTS = 5
 EQUIVALENT = Path(__file__).parent / "equivalent.txt"
 _stamps = count(int(time.time()) - 10_000_000)
