@@ -191,6 +191,28 @@ PROMISES: Final = (
         ),
     ),
     Promise(
+        "labels",
+        "an admission webhook, or a person, changes the labels",
+        (
+            "tests/core/test_lifecycle_doom.py::test_a_pod_with_changed_labels_is_ended_and_rejected",
+            f"{_FLOW}/test_worker.py::test_it_is_ended_by_its_uid_and_rejected",
+            f"{_FLOW}/test_worker.py::test_what_we_do_not_need_may_change",
+        ),
+    ),
+    Promise(
+        "finalizer",
+        "a finalizer keeps a victim of a scale_down",
+        (f"{_FLOW}/test_control.py::test_a_finalizer_that_keeps_a_finished_victim_is_named",),
+    ),
+    Promise(
+        "restored",
+        "etcd is restored from a backup",
+        (
+            f"{_FLOW}/test_registry.py::test_it_is_the_truth_after_a_restore",
+            f"{_FLOW}/test_registry.py::test_a_pod_that_was_gone_is_back_after_a_restore",
+        ),
+    ),
+    Promise(
         "proxy",
         "a proxy answers instead of the API server",
         (
