@@ -122,7 +122,7 @@ class Stream(Protocol):
         """Extend the leases of tasks (event id -> owner token). Asks Redis even if there are none.
 
         A death of ours is counted against the tasks that we are `at_work` on, those on which our own code has failed
-        included; the tries of the others are forgotten, and none is counted for them until they are taken over.
+        included. The tries of the others are forgotten.
         """
 
     def expired(self, *, same_consumer: bool) -> Sequence[str]:

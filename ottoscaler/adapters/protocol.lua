@@ -9,7 +9,7 @@ No function writes: it reads first, and then plans its writes (`write`, see atom
 
 A task hash has, besides what operators read (state, task_id, pod_count, received_at, owner, why, next_at, worker:<i>):
   sid, type, digest, raw (the fields as sent), event (the same, checked), common (fields of every result, a flat list),
-  tries, tenure, at_work ("0" once its owner only waits for its pods), cancels, done, succeeded, failed, cancelled, first_failed, first_cancelled,
+  tries, tenure, cancels, done, succeeded, failed, cancelled, first_failed, first_cancelled,
   attempt:<i> = "<attempt>:<infra retries used>[:r]" (r: that attempt's pod was refused and is not there),
   doom:<i> (why its pod is to be ended), spared:<i> (the drain it survived), outcome:<i> (exactly if its result is stored),
   victims, survivors (of a scale_down), superseding ("todo" until older events were dealt with). ]]
@@ -137,9 +137,19 @@ local function tell_task(task, eid, tally)
   return message
 end
 
-local function store_result(task, tally, i, fields, map)
+-- Returns the flat list of what every result of a task carries, empty where somebody has damaged it.
+local function common_of(text)
+  local good, common = pcall(cjson.decode, text or '[]')
+  return good and type(common) == 'table' and common or {}
+end
+
+-- The hash has `common` once, and not again with each worker: a large event would be there as often as it has workers.
+local function store_result(task, tally, i, fields, map, common)
+  local own = {}
+  for name, value in pairs(map) do own[name] = value end
+  for n = 1, #common, 2 do own[common[n]] = nil end
   local kind = (map.outcome == 'succeeded' or map.outcome == 'cancelled') and map.outcome or 'failed'
-  write('HSET', task, 'outcome:' .. i, map.outcome, 'worker:' .. i, cjson.encode(map))
+  write('HSET', task, 'outcome:' .. i, map.outcome, 'worker:' .. i, cjson.encode(own))
   tally.done, tally[kind] = tally.done + 1, tally[kind] + 1
   if kind ~= 'succeeded' then tally['first_' .. kind] = tally['first_' .. kind] or map.reason end
   publish(fields)
@@ -157,7 +167,7 @@ end
 -- The last resort: nobody can carry this task on, nor end it. All that has no result gets one; the sweep ends the pods.
 local function close_poisoned(task, eid)
   local t = redis.call('HMGET', task, 'pod_count', 'task_id', 'common', 'received_at')
-  local good, common = pcall(cjson.decode, t[3] or '[]')
+  local good, common = pcall(cjson.decode, t[3] or '[]'), common_of(t[3])
   local tally = tally_of(task)
   for i = 1, tonumber(t[1]) or 0 do
     if redis.call('HEXISTS', task, 'outcome:' .. i) == 0 then
@@ -165,10 +175,10 @@ local function close_poisoned(task, eid)
         message = 'the controller failed on this event ' .. LAST_TRY .. ' times', index = tostring(i), exit_code = '', pod = '',
         attempt = string.match(redis.call('HGET', task, 'attempt:' .. i) or '0', '^%d+') or '0', pod_uid = '', node = '',
         created_at = '', scheduled_at = '', started_at = '', finished_at = stamp(now_ms())}
-      for n = 1, good and #common or 0, 2 do map[common[n]] = common[n + 1] end
+      for n = 1, #common, 2 do map[common[n]] = common[n + 1] end
       local fields = {}
       for name, value in pairs(map) do append_pairs(fields, {name, value}) end
-      store_result(task, tally, i, fields, map)
+      store_result(task, tally, i, fields, map, common)
     end
   end
   write_tally(task, tally)
@@ -268,7 +278,7 @@ function F.accept(sid, eid, digest, event, raw, common, kind, task_id, pod_count
   local at = stamp(now)
   if kind == 'scale_down' or supersedes ~= '' then write('ZADD', KEYS[7], 0, place(sid) .. eid) end
   write('HSET', task, 'sid', sid, 'type', kind, 'task_id', task_id, 'pod_count', pod_count, 'digest', digest, 'event', event,
-    'raw', raw, 'common', common, 'state', 'waiting', 'owner', base .. '1', 'tenure', 1, 'tries', 1, 'at_work', 1,
+    'raw', raw, 'common', common, 'state', 'waiting', 'owner', base .. '1', 'tenure', 1, 'tries', 1,
     'received_at', at)
   if supersedes ~= '' then write('HSET', task, 'superseding', 'todo') end
   write('ZADD', OPEN, now + lease_ms, eid)
@@ -360,20 +370,19 @@ end
 -- Event ids whose lease has run out, by the clock by which it was given.
 function F.expired() return redis.call('ZRANGEBYSCORE', OPEN, '-inf', now_ms()) end
 
--- For each task its id, its owner, and '1' if the owner is at work on it, or has failed on it: what is held then proves nothing.
+-- For each task its id, its owner, and '1' if the owner is at work on it, or has failed on it. Of the others, which only wait for
+-- their pods, the tries are forgotten: nobody dies of what it only waits for.
 function F.renew(lease_ms, ...)
   local asked, answer = {...}, {}
   local now = now_ms()
   local till = now + lease_ms
   for n = 1, #asked, 3 do
     local task = KEYS[5 + (n + 2) / 3]
-    local t = fields_of(task, 'owner', 'cancels', 'tries', 'at_work') or {}
+    local t = fields_of(task, 'owner', 'cancels', 'tries') or {}
     if t[1] == asked[n + 1] then
       write('ZADD', OPEN, 'XX', till, asked[n])
       local tries = tonumber(t[3] or 0)
-      if asked[n + 2] == '0' and tries < MAX_TRIES and (tries > 0 or t[4] ~= '0') then
-        write('HSET', task, 'tries', 0, 'at_work', 0)
-      end
+      if asked[n + 2] == '0' and tries > 0 and tries < MAX_TRIES then write('HSET', task, 'tries', 0) end
       answer[#answer + 1] = {'ok', t[2] or '0'}
     elseif redis.call('EXISTS', task) == 1 then
       answer[#answer + 1] = {'lost', t[1] or ''}
@@ -416,11 +425,10 @@ local function poison(task, eid)
   end
 end
 
--- Did the owner that is taken from fail on this task? Not one that gave it up (a lease of 0), nor one that only waited for its
--- pods. One that died over an entry that it had read died of that: the tries of entries are counted as well (F.retry). An
+-- May the owner that is taken from have failed on this task? Not one that gave it up (a lease of 0). One that died over an entry that it had read died of that: the tries of entries are counted as well (F.retry). An
 -- earlier boot of our own consumer left its entries to us, and by now we may have accepted them: `own` is where that was noted.
-local function has_failed(lease, at_work, whose, own)
-  if tonumber(lease) == 0 or at_work == '0' then return false end
+local function has_failed(lease, whose, own)
+  if tonumber(lease) == 0 then return false end
   if own then return redis.call('HGET', own, 'reading') ~= '1' end
   return not is_reading(whose)
 end
@@ -429,7 +437,7 @@ end
 -- then to be taken once more: whoever cannot even read the task hears of it all the same.
 function F.take(eid, consumer, boot, lease_ms, same_consumer)
   local task, base = KEYS[6], consumer .. '/' .. boot .. '/'
-  local lease, found = redis.call('ZSCORE', OPEN, eid), fields_of(task, 'owner', 'tenure', 'tries', 'at_work')
+  local lease, found = redis.call('ZSCORE', OPEN, eid), fields_of(task, 'owner', 'tenure', 'tries')
   if not lease then return {'none'} end
   if not found then
     -- It stays open: the key may be mended, and then the task goes on.
@@ -450,9 +458,9 @@ function F.take(eid, consumer, boot, lease_ms, same_consumer)
   end
   if tonumber(lease) > now and not (same_consumer == '1' and earlier) then return {'none'} end
   local tenure = tonumber(found[2] or 0) + 1
-  local failed = has_failed(lease, found[4], whose, whose == consumer and KEYS[7])
+  local failed = has_failed(lease, whose, whose == consumer and KEYS[7])
   local tries = tonumber(found[3] or 0) + (failed and 1 or 0)
-  write('HSET', task, 'owner', base .. tenure, 'tenure', tenure, 'tries', tries, 'at_work', 1)
+  write('HSET', task, 'owner', base .. tenure, 'tenure', tenure, 'tries', tries)
   local fresh, detail = false, 'taken up ' .. MAX_TRIES .. ' times without any progress'
   if tries >= MAX_TRIES then fresh = poison_letter(task, eid, detail, tries) end
   write('ZADD', OPEN, fresh and 0 or now + lease_ms, eid)
@@ -530,7 +538,8 @@ end
 
 function F.record(eid, owner, i, attempt, ...)
   local task = KEYS[6]
-  local t = redis.call('HMGET', task, 'owner', 'outcome:' .. i, 'attempt:' .. i, 'doom:' .. i, 'pod_count', 'tries')
+  local t = redis.call('HMGET', task, 'owner', 'outcome:' .. i, 'attempt:' .. i, 'doom:' .. i, 'pod_count', 'tries',
+    'common')
   if t[2] then return {'known'} end
   if t[1] ~= owner then return {'not_ours'} end
   local fields, map = {...}, {}
@@ -545,7 +554,7 @@ function F.record(eid, owner, i, attempt, ...)
   -- a worker on which our own code failed time and again makes its event a dead letter too
   local dead = map.reason == 'Poison' and poison_letter(task, eid, map.message, t[6] or 0) and map.message or ''
   local tally = tally_of(task)
-  store_result(task, tally, i, fields, map)
+  store_result(task, tally, i, fields, map, common_of(t[7]))
   write('HSET', task, 'tries', 0)
   write_tally(task, tally)
   return {'ok', t[4], attempt, tally.done == tonumber(t[5]) and tell_task(task, eid, tally) or '', dead}

@@ -12,7 +12,9 @@ from typing import Any, cast
 import pytest
 
 from ottoscaler.adapters.stream import RedisStream
+from ottoscaler.core.acts import Doom
 from ottoscaler.core.events import BadEvent, DeadReason
+from ottoscaler.core.verdicts import Reason
 from ottoscaler.errors import StreamUnavailable
 from ottoscaler.local.redis import EmbeddedRedis, find_binary
 from ottoscaler.ports import Stream
@@ -184,6 +186,23 @@ class TestServer:
         task = opened(stream, admin, event_id="e-1", **many)
         assert record(stream, task).fate.name == "OK"
         assert many.items() <= admin.results("task")[0].items()
+
+    def test_a_large_event_is_not_kept_with_each_worker(
+        self, server: Server, stream: Stream, admin: RedisAdmin
+    ) -> None:
+        """Its hash has it a few times, however many workers and cancels there are; results have what is passed on."""
+        count, size = 40, 60_000
+        task = opened(stream, admin, event_id="e-1", pod_count=str(count), blob="x" * size)
+        for index in range(1, count + 1):
+            intend(stream, task, index)
+            stream.doom("e-1", None, index, Doom(Reason.SCALED_DOWN, "asked", by="d"))
+            record(stream, task, index, reason=Reason.ERROR)
+        with server.client() as client:
+            kept = cast("Any", client).memory_usage(f"{admin.prefix}task:e-1", samples=0)
+            told = cast("Any", client).memory_usage(f"{admin.prefix}results", samples=0)
+        assert kept < 5 * size
+        assert size * count < told < 1.5 * size * (count + 1)
+        assert all(len(result["blob"]) == size for result in admin.results("worker"))
 
     def test_takes_the_largest_bad_events(self, stream: Stream, admin: StreamAdmin) -> None:
         """And they end as dead letters."""

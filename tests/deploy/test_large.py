@@ -101,7 +101,7 @@ def test_a_task_that_only_runs_is_not_to_blame(
         controller = start()
         wait_for(lambda: '"running"' in (client.hget(shown, "worker:1") or ""), "the worker to run", 30)
         rest = [str(number), "0"]
-        wait_for(lambda: client.hmget(shown, "tenure", "at_work") == rest, "the task to be at rest", 30)  # noqa: B023
+        wait_for(lambda: client.hmget(shown, "tenure", "tries") == rest, "the task to be at rest", 30)  # noqa: B023
         controller.kill()
     assert client.xlen("otto:scale:dead") == 0
     assert '"running"' in client.hget(shown, "worker:1")

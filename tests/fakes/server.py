@@ -72,7 +72,6 @@ class TaskState:
     state: str = "waiting"
     tenure: int = 1
     tries: int = 1
-    at_work: bool = True
     cancels: int = 0
     why: str = ""
     next_at: str = ""

@@ -280,7 +280,7 @@ class FakeStream(WorkerScripts):
 
     def _has_failed(self, lease: float, task: TaskState) -> bool:
         """0: given up. Who died over what it had read died of that."""
-        if lease == 0 or not task.at_work:
+        if lease == 0:
             return False
         whose, _ = process_of(task.owner or "")
         if whose == self._consumer:
@@ -305,7 +305,7 @@ class FakeStream(WorkerScripts):
                 now = self.server.clock.now()
                 self.server.leases[event_id] = now + self._lease_s
                 if event_id not in at_work and task.tries < MAX_TRIES:
-                    task.tries, task.at_work = 0, False
+                    task.tries = 0
                 cancels[event_id] = task.cancels
         return Renewal(lost, cancels, forgotten, replaced)
 
@@ -340,7 +340,7 @@ class FakeStream(WorkerScripts):
                 return None
             task.tenure += 1
             task.tries += self._has_failed(server.leases[event_id], task)
-            task.owner, task.at_work = f"{self._base}{task.tenure}", True
+            task.owner = f"{self._base}{task.tenure}"
             server.leases[event_id] = now + self._lease_s
             if task.tries >= MAX_TRIES:
                 detail = f"taken up {MAX_TRIES} times without any progress"

@@ -121,7 +121,9 @@ class WorkerScripts:
 
     def _store(self, task: TaskState, event: ScaleEvent, worker: WorkerState, result: Mapping[str, str]) -> str:
         """The result, and with the last worker's the task's; returns the message of that one."""
-        worker.outcome, worker.shown = result["outcome"], json.dumps(result)
+        common = common_fields(event, RESULT_FIELDS)  # the hash has these once, not with each worker
+        own = {name: value for name, value in result.items() if name not in common}
+        worker.outcome, worker.shown = result["outcome"], json.dumps(own)
         tally = worker.outcome if worker.outcome in ("succeeded", "cancelled") else "failed"
         task.tally[tally] += 1
         task.first.setdefault(tally, result["reason"])
