@@ -111,8 +111,6 @@ _EVENT: Final = {
     "traceparent": "W3C trace context, to workers and results",
     "passed-on": "all other fields reach workers and results unchanged",
     "overrides": "refused, as long as there is no policy",
-    "metadata": "a JSON object, of at most 100 levels",
-    "TooLarge": "an event that is too large, alone or times its workers, is a dead letter that is never fetched whole",
     "limits": "sizes and forms; what breaks a rule creates nothing",
     "dead-letter": "its fields, each once; a task result Rejected where an event id could be read",
     "redrive": "a dead letter is sent again, changed as asked, once",
