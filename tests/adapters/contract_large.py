@@ -62,6 +62,18 @@ class TestLargeEntries:
             stream.read_now(100)
         assert admin.pending_count() == len(sent)
 
+    def test_the_ids_behind_what_is_large_are_kept_if_they_can_be_ids(self, stream: Stream, admin: StreamAdmin) -> None:
+        """So that its sender finds the result, wherever the ids stand; what is too long for an id is left out."""
+        sent = [
+            send(admin, blob="x" * SIZE, event_id="e-behind", task_id="t", other="o"),
+            send(admin, blob="x" * SIZE, event_id="e" * 300),
+        ]
+        stream.read(100)
+        behind, long = stream.pending(own=True, min_idle_s=0)
+        assert [behind.stream_id, long.stream_id] == sent
+        assert behind.fields == {b"type": b"scale_up", b"event_id": b"e-behind", b"task_id": b"t"}
+        assert long.fields == {b"type": b"scale_up"}
+
     def test_others_come_between_them(self, stream: Stream, admin: StreamAdmin, sent: list[str]) -> None:
         """With all that they have, in the order of the stream."""
         small = send(admin, event_id="small")

@@ -257,3 +257,16 @@ def test_many_requests_leave_nothing_behind(port: int) -> None:
     for _ in range(300):
         assert ask(port)[0] == 200
     eventually(lambda: not [thread for thread in threading.enumerate() if thread.name == "web-request"])
+
+
+def test_a_connection_that_is_over_is_forgotten() -> None:
+    """Else each probe would be kept for as long as the process lives."""
+    stop = Stop()
+    web = Web(WebSettings(port=0, address="127.0.0.1"), PAGES)
+    stop.spawn("web", web.run)
+    for _ in range(3):
+        assert ask(web.port)[0] == 200
+    eventually(lambda: not web._server._open, 5, "the connections to be forgotten")
+    stop.set()
+    web.close()
+    assert stop.join(SystemClock(), SystemClock().now() + 5) == []

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from itertools import takewhile
 
 from ottoscaler.core.choice import Blocker, Choice, Claim, Victim
 from ottoscaler.core.events import (
@@ -469,6 +468,18 @@ class FakeStream(WorkerScripts):
             return list(self.server.advice)
 
 
+def _head(fields: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+    """The first fields of a large entry, and its ids wherever they are."""
+    head: dict[bytes, bytes] = {}
+    is_open = True
+    for name, value in fields.items():
+        length = len(name) + len(value)
+        is_open = is_open and _size(head) + length <= MAX_HEAD_BYTES
+        if is_open or (name in (b"event_id", b"task_id") and length <= 200):
+            head[name] = value
+    return head
+
+
 def _size(fields: Mapping[bytes, bytes]) -> int:
     return sum(len(name) + len(value) for name, value in fields.items())
 
@@ -481,8 +492,7 @@ def _part(entries: Sequence[Entry]) -> Iterator[Entry]:
             return
         size = _size(entry.fields or {})
         if size > MAX_DEAD_EVENT_BYTES:
-            small = takewhile(lambda pair: len(pair[1]) < MAX_HEAD_BYTES, (entry.fields or {}).items())
-            entry = Entry(entry.stream_id, dict(small), size)
+            entry = Entry(entry.stream_id, _head(entry.fields or {}), size)
         brought += _size(entry.fields or {})
         yield entry
 

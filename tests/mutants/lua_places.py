@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from tests.mutants.places import Place
 
 _TOKEN = re.compile(
-    r"""(?P<comment>--[^\n]*)|(?P<text>'(?:\\.|[^'\\\n])*'|"(?:\\.|[^"\\\n])*")|(?P<name>[A-Za-z_][A-Za-z0-9_]*)"""
+    r"""(?P<comment>--\[\[(?s:.*?)\]\]|--[^\n]*)|(?P<text>'(?:\\.|[^'\\\n])*'|"(?:\\.|[^"\\\n])*")"""
+    r"""|(?P<name>[A-Za-z_][A-Za-z0-9_]*)"""
     r"""|(?P<number>[0-9]+(?:\.[0-9]+)?)|(?P<sign>==|~=|<=|>=|\.\.\.|\.\.|[<>+\-*/%#(){}\[\];:,.=])""",
     re.VERBOSE,
 )
@@ -37,8 +38,8 @@ def lua_places(path: str, source: bytes) -> list[Place]:
 def _all(text: str) -> Iterator[tuple[str, int, int, str]]:
     yield from _tokens(text)
     at = 0
-    for line in text.split("\n"):
-        code = _blanked(line)
+    for line, code in zip(text.split("\n"), _blanked(text).split("\n"), strict=True):
+        code = code.rstrip()
         for found in _CONDITION.finditer(code):
             yield "condition", at + found.start(1), at + found.end(1), f"not ({line[found.start(1) : found.end(1)]})"
         for pattern in (_CALL, _SET):
@@ -72,15 +73,15 @@ def _tokens(text: str) -> Iterator[tuple[str, int, int, str]]:
         before = word
 
 
-def _blanked(line: str) -> str:
-    """The line without what is inside its strings and comments, as long as before."""
+def _blanked(text: str) -> str:
+    """The text without what is inside its strings and comments, as long as before and in the same lines."""
 
     def blank(token: re.Match[str]) -> str:
         if token.lastgroup == "comment":
-            return " " * len(token.group())
+            return re.sub(r"[^\n]", " ", token.group())
         return token.group() if token.lastgroup != "text" else "'" + "x" * (len(token.group()) - 2) + "'"
 
-    return _TOKEN.sub(blank, line).rstrip()
+    return _TOKEN.sub(blank, text)
 
 
 def _is_balanced(code: str) -> bool:

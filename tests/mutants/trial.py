@@ -126,7 +126,10 @@ def run(amount: int, seed: int, within: Sequence[str] = (), suites: Sequence[str
     """
     began, jobs = time.monotonic(), int(os.environ.get("JOBS") or 2 * (os.cpu_count() or 1))
     known = equivalents(EQUIVALENT.read_text(encoding="utf-8"))
-    chosen = drawn([one for one in places() if not within or any(word in one.path for word in within)], amount, seed)
+    every = places()
+    for line in stale(known, every):
+        print(f"  {EQUIVALENT.name} lists what cannot happen any more: {line}", flush=True)
+    chosen = drawn([one for one in every if not within or any(word in one.path for word in within)], amount, seed)
     same = [place for place in chosen if (place.path, *change(place)) in known]
     print(f"mutants: {len(chosen)} at random, SEED={seed}, {len(same)} of them equivalent", flush=True)
     charted = chart(suites)
