@@ -173,8 +173,10 @@ class Stream(Protocol):
     def note_refused(self, event_id: str, owner: str, index: int, attempt: int) -> Answer:
         """Store that an intended pod was refused and is not there. OK, NOT_OURS."""
 
-    def check(self, event_id: str, owner: str, index: int) -> Answer:
-        """OK with the doom if there is one, HAS_RESULT, NOT_OURS."""
+    def check(self, event_id: str, owner: str, index: int, attempt: int) -> Answer:
+        """The attempt's pod is there: stores that it was seen. OK with the doom if there is one, HAS_RESULT,
+        NOT_OURS.
+        """
 
     def doom(self, event_id: str, owner: str | None, index: int, doom: Doom) -> Answer:
         """Store why a pod is to be ended. A cancel (`doom.attempt` 0) may come from any replica (`owner` None) and
@@ -192,7 +194,8 @@ class Stream(Protocol):
         """Store a worker's result (`core.results.worker_result`), once, and with the last one the task's. OK, KNOWN,
         OLD_ATTEMPT, NOT_OURS.
 
-        The stored doom wins over an outcome that is not a success.
+        The stored doom wins over an outcome that is not a success, but for one that spares a worker that has started.
+        With OK comes the doom that has won.
         """
 
     def write_notes(self, notes: Sequence[Note]) -> None:

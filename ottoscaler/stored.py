@@ -26,8 +26,8 @@ class Entry:
 @dataclass(frozen=True, slots=True)
 class StoredWorker:
     """What the task hash knows of a worker. `attempt` 0: none was ever stored. `refused`: that attempt's pod was
-    refused and is not there. `reason` is told with the outcome, and only by what gives whole tasks. `spared` is the
-    scale_down or event whose drain it survived, since it had started.
+    refused and is not there. `seen`: somebody has seen that attempt's pod. `reason` is told with the outcome, and only
+    by what gives whole tasks. `spared` are the scale_downs or events whose drains it survived, since it had started.
     """
 
     index: int
@@ -37,7 +37,8 @@ class StoredWorker:
     doom: Doom | None = None
     outcome: str = ""
     reason: str = ""
-    spared: str = ""
+    spared: Sequence[str] = ()
+    seen: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ No function writes: it reads first, and then plans its writes (`write`, see atom
 A task hash has, besides what operators read (state, task_id, pod_count, received_at, owner, why, next_at, worker:<i>):
   sid, type, digest, raw (the fields as sent), event (the same, checked), common (fields of every result, a flat list),
   tries, tenure, cancels, done, succeeded, failed, cancelled, first_failed, first_cancelled,
-  attempt:<i> = "<attempt>:<infra retries used>[:r]" (r: that attempt's pod was refused and is not there),
-  doom:<i> (why its pod is to be ended), spared:<i> (the drain it survived), outcome:<i> (exactly if its result is stored),
+  attempt:<i> = "<attempt>:<infra retries used>[:r|:s]" (r: that attempt's pod was refused and is not there, s: it was seen),
+  doom:<i> (why its pod is to be ended), spared:<i> (the drains it survived), outcome:<i> (exactly if its result is stored),
   victims, survivors (of a scale_down), superseding ("todo" until older events were dealt with). ]]
 
 local STREAM, OPEN, RESULTS, DEAD, BURIED = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
@@ -40,9 +40,10 @@ local function stamp(ms)
     math.floor(s % 86400 / 3600), math.floor(s % 3600 / 60), s % 60, ms % 1000)
 end
 
+-- Returns attempt, infra retries used, and the flag: '' where no pod of it was ever seen.
 local function stored_attempt(text)
-  local attempt, infra, refused = string.match(text or '0:0', '^(%d+):(%d+)(:?r?)')
-  return tonumber(attempt), tonumber(infra), refused == ':r'
+  local attempt, infra, flag = string.match(text or '0:0', '^(%d+):(%d+):?([rs]?)')
+  return tonumber(attempt), tonumber(infra), flag
 end
 
 -- An owner is <consumer>/<boot>/<tenure>. Only the consumer may contain a slash, so it is cut from the right: compared by
@@ -478,7 +479,7 @@ function F.intend(eid, owner, i, attempt, infra, worker)
   local t = redis.call('HMGET', task, 'owner', 'outcome:' .. i, 'attempt:' .. i, 'doom:' .. i)
   if t[2] then return {'has_result'} end
   if t[1] ~= owner then return {'not_ours'} end
-  local stored = stored_attempt(t[3])
+  local stored, _, flag = stored_attempt(t[3])
   attempt = tonumber(attempt)
   if t[4] then
     local doomed = cjson.decode(t[4]).attempt
@@ -486,8 +487,11 @@ function F.intend(eid, owner, i, attempt, infra, worker)
     write('HDEL', task, 'doom:' .. i)
   end
   if attempt < stored then return {'old_attempt', false, stored} end
-  write('HSET', task, 'attempt:' .. i, attempt .. ':' .. infra, 'worker:' .. i, worker, 'state', 'running', 'tries', 0, 'why', '',
-    'next_at', '')
+  -- an attempt that is stored again, and of which no pod was seen, is no progress: its creator may have died of it
+  local again = stored == attempt
+  local text = attempt .. ':' .. infra .. (again and flag == 's' and ':s' or '')
+  write('HSET', task, 'attempt:' .. i, text, 'worker:' .. i, worker, 'state', 'running', 'why', '', 'next_at', '')
+  if not again or flag ~= '' then write('HSET', task, 'tries', 0) end
   return {'ok', false, attempt}
 end
 
@@ -495,18 +499,29 @@ function F.refused(eid, owner, i, attempt, worker)
   local task = KEYS[6]
   local t = redis.call('HMGET', task, 'owner', 'attempt:' .. i, 'outcome:' .. i)
   if t[1] ~= owner then return {'not_ours'} end
-  local stored, infra = stored_attempt(t[2])
-  if stored == tonumber(attempt) and not t[3] then
+  local stored, infra, flag = stored_attempt(t[2])
+  if stored == tonumber(attempt) and flag ~= 's' and not t[3] then
     write('HSET', task, 'attempt:' .. i, stored .. ':' .. infra .. ':r', 'worker:' .. i, worker)
   end
   return {'ok'}
 end
 
-function F.check(eid, owner, i)
-  local t = redis.call('HMGET', KEYS[6], 'owner', 'outcome:' .. i, 'doom:' .. i)
+function F.check(eid, owner, i, attempt)
+  local t = redis.call('HMGET', KEYS[6], 'owner', 'outcome:' .. i, 'doom:' .. i, 'attempt:' .. i)
   if t[2] then return {'has_result'} end
   if t[1] ~= owner then return {'not_ours'} end
+  local stored, infra, flag = stored_attempt(t[4])
+  if stored == tonumber(attempt) and flag ~= 's' then
+    write('HSET', KEYS[6], 'attempt:' .. i, stored .. ':' .. infra .. ':s', 'tries', 0)
+  end
   return {'ok', t[3]}
+end
+
+local function is_among(list, name) return string.find(' ' .. (list or '') .. ' ', ' ' .. name .. ' ', 1, true) ~= nil end
+
+local function with_name(list, name)
+  if is_among(list, name) then return list end
+  return list and list .. ' ' .. name or name
 end
 
 function F.doom(eid, owner, i, text)
@@ -516,7 +531,7 @@ function F.doom(eid, owner, i, text)
   if not t[1] or (owner ~= '' and t[1] ~= owner) then return {'not_ours'} end
   local new, old = cjson.decode(text), t[4] and cjson.decode(t[4])
   if new.attempt ~= 0 and new.attempt ~= stored_attempt(t[3]) then return {'old_attempt'} end
-  if new.drain and t[5] == new.by then return {'ok', t[4]} end
+  if new.drain and is_among(t[5], new.by) then return {'ok', t[4]} end
   local stays = old and (old.attempt == 0 and (new.attempt ~= 0 or new.drain or not old.drain) or old.attempt > 0 and new.attempt == old.attempt)
   if stays then return {'ok', t[4]} end
   write('HSET', task, 'doom:' .. i, text)
@@ -526,20 +541,20 @@ end
 
 function F.withdraw(eid, owner, i, text)
   local task = KEYS[6]
-  local t = redis.call('HMGET', task, 'owner', 'outcome:' .. i, 'doom:' .. i)
+  local t = redis.call('HMGET', task, 'owner', 'outcome:' .. i, 'doom:' .. i, 'spared:' .. i)
   if t[2] then return {'has_result'} end
   if t[1] ~= owner then return {'not_ours'} end
   local want, have = cjson.decode(text), t[3] and cjson.decode(t[3])
   if not have or have.attempt ~= want.attempt or have.reason ~= want.reason or have.by ~= want.by then return {'ok', t[3]} end
   write('HDEL', task, 'doom:' .. i)
-  if want.drain then write('HSET', task, 'spared:' .. i, want.by) end
+  if want.drain then write('HSET', task, 'spared:' .. i, with_name(t[4], want.by)) end
   return {'ok', false}
 end
 
 function F.record(eid, owner, i, attempt, ...)
   local task = KEYS[6]
   local t = redis.call('HMGET', task, 'owner', 'outcome:' .. i, 'attempt:' .. i, 'doom:' .. i, 'pod_count', 'tries',
-    'common')
+    'common', 'spared:' .. i)
   if t[2] then return {'known'} end
   if t[1] ~= owner then return {'not_ours'} end
   local fields, map = {...}, {}
@@ -547,7 +562,13 @@ function F.record(eid, owner, i, attempt, ...)
   local stored, doom = stored_attempt(t[3]), t[4] and cjson.decode(t[4])
   attempt = tonumber(attempt)
   if stored ~= 0 and stored ~= attempt and not (doom and doom.attempt == 0) then return {'old_attempt', false, stored} end
-  if doom and map.outcome ~= 'succeeded' and (doom.attempt == 0 or doom.attempt == attempt) then
+  if doom and doom.attempt ~= 0 and doom.attempt ~= attempt then doom = nil end
+  -- Started, and not deleted (which may well be the doom's doing): a doom of what has not started had no part in this end.
+  local spares = doom and (doom.drain or doom.before_start) and (map.started_at or '') ~= '' and map.reason ~= 'PodDeleted'
+    and map.reason ~= doom.reason
+  if spares and doom.drain then write('HSET', task, 'spared:' .. i, with_name(t[8], doom.by)) end
+  local wins = doom and map.outcome ~= 'succeeded' and not spares
+  if wins then
     for _, name in ipairs({'outcome', 'reason', 'fault', 'message'}) do map[name] = doom[name] end
     for n = 1, #fields, 2 do fields[n + 1] = map[fields[n]] end
   end
@@ -557,7 +578,7 @@ function F.record(eid, owner, i, attempt, ...)
   store_result(task, tally, i, fields, map, common_of(t[7]))
   write('HSET', task, 'tries', 0)
   write_tally(task, tally)
-  return {'ok', t[4], attempt, tally.done == tonumber(t[5]) and tell_task(task, eid, tally) or '', dead}
+  return {'ok', wins and t[4], attempt, tally.done == tonumber(t[5]) and tell_task(task, eid, tally) or '', dead}
 end
 
 function F.note_states(eid, owner, ...)

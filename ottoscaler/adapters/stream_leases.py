@@ -30,7 +30,7 @@ class StreamLeases(StreamCalls):
     def adopt(self, event: ScaleEvent, attempts: Mapping[int, int]) -> None:
         """See ports.Stream."""
         workers = {
-            index: StoredWorker(index, attempts[index]) if index in attempts else StoredWorker(index, 1, NONE_LEFT)
+            index: StoredWorker(index, attempts.get(index, 1), 0 if index in attempts else NONE_LEFT, seen=True)
             for index in range(1, event.pod_count + 1)
         }
         self._restore(OpenTask(event, f"{self._base}0", workers=workers, superseded=True), 0)

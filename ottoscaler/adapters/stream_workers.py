@@ -24,9 +24,9 @@ class StreamWorkers(StreamCalls):
         """See ports.Stream."""
         return self._answer("refused", event_id, owner, index, attempt, worker_json("waiting", attempt, ""))
 
-    def check(self, event_id: str, owner: str, index: int) -> Answer:
+    def check(self, event_id: str, owner: str, index: int, attempt: int) -> Answer:
         """See ports.Stream."""
-        return self._answer("check", event_id, owner, index)
+        return self._answer("check", event_id, owner, index, attempt)
 
     def doom(self, event_id: str, owner: str | None, index: int, doom: Doom) -> Answer:
         """See ports.Stream."""

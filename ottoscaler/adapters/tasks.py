@@ -52,6 +52,7 @@ def encode_doom(doom: Doom) -> str:
             "message": doom.message,
             "attempt": doom.attempt,
             "drain": doom.drain,
+            "before_start": doom.only_before_start,
             "by": doom.by,
         }
     )
@@ -78,10 +79,10 @@ def worker_fields(index: int) -> list[str]:
 def stored_worker(index: int, fields: Mapping[str, bytes | None]) -> StoredWorker:
     """How a worker stands, by its `worker_fields`."""
     attempt, doom, outcome, spared = (fields.get(name) for name in worker_fields(index))
-    number, infra_used, *refused = (attempt or b"0:0").decode().split(":")
+    number, infra_used, *flag = (attempt or b"0:0").decode().split(":")
     return StoredWorker(
-        index, int(number), int(infra_used), bool(refused), decode_doom(doom), (outcome or b"").decode(),
-        spared=(spared or b"").decode(),
+        index, int(number), int(infra_used), flag == ["r"], decode_doom(doom), (outcome or b"").decode(),
+        spared=tuple((spared or b"").decode().split()), seen=flag == ["s"],
     )  # fmt: skip
 
 
@@ -163,11 +164,12 @@ def encode_task(task: OpenTask) -> dict[str, str | int]:
 def _encode_worker(worker: StoredWorker, fields: dict[str, str | int]) -> None:
     attempt, doom, outcome, spared = worker_fields(worker.index)
     if worker.attempt:
-        fields[attempt] = f"{worker.attempt}:{worker.infra_used}{':r' if worker.refused else ''}"
+        flag = ":r" if worker.refused else ":s" if worker.seen else ""
+        fields[attempt] = f"{worker.attempt}:{worker.infra_used}{flag}"
     if worker.doom is not None:
         fields[doom] = encode_doom(worker.doom)
     if worker.spared:
-        fields[spared] = worker.spared
+        fields[spared] = " ".join(worker.spared)
     if worker.outcome:
         fields[outcome] = worker.outcome
         ended = {"outcome": worker.outcome, "reason": worker.reason, "attempt": worker.attempt}

@@ -30,6 +30,7 @@ from ottoscaler.clock import SystemClock
 from ottoscaler.errors import ConfigError, Stopping, Unavailable
 from ottoscaler.flow.control import Control
 from ottoscaler.flow.descent import Descents
+from ottoscaler.flow.ender import Ender
 from ottoscaler.flow.health import Health
 from ottoscaler.flow.intake import Intake, Reader
 from ottoscaler.flow.lease import Lease
@@ -97,15 +98,17 @@ class Controller:
         self._web = self._bind(Health(pulse, ledger, registry))
         self._stream, self._cluster, self._registry, self._retries = stream, cluster, registry, retries
 
-        self._pool = pool = Pool(parts, Runner(parts))
+        runner = Runner(parts)
+        self._pool = pool = Pool(parts, runner)
+        self._ender = ender = Ender(parts, runner)
         intake = Intake(parts)
-        self._control = control = Control(parts, intake, pool, Descents(parts))
+        self._control = control = Control(parts, intake, pool, Descents(parts, ender), ender)
         intake.connect(pump=pool.pump, control=control.submit)
         self._reader = Reader(parts, intake)
         self._takeover = TakeOver(parts, control, intake, pool)
         self._lease = Lease(parts, control, self._takeover, me=f"{keys.consumer}/{self._boot}")
-        self._sweep = Sweep(parts, pool)
-        self._watch = Watch(parts, changed=pool.pump)
+        self._sweep = Sweep(parts, pool, ender)
+        self._watch = Watch(parts, changed=self._pods_changed)
 
     def run(self) -> int:
         """Start, wait for the end, stop; returns the exit code."""
@@ -185,10 +188,18 @@ class Controller:
         self._begin("lease", self._lease.run)
         self._begin("takeover", self._takeover.run)
         self._begin("control", self._control.run)
+        self._begin("scale-down", self._control.carry_out)
+        self._begin("ender", self._ender.run)
         self._begin("reader", self._reader.run)
         self._begin("sweep", self._sweep.run)
         self._pulse.phase("")
         _log.info("controller.started", "Waiting for scaling events on %s", self._settings.keys.stream, boot=self._boot)
+
+    def _pods_changed(self) -> None:
+        """A pod has ended, or all are known anew: who waits for room or for that pod looks."""
+        self._pool.pump()
+        self._control.nudge()
+        self._ender.nudge()
 
     def _begin(self, name: str, run: Callable[[], None]) -> None:
         self._pulse.expect(name)

@@ -99,8 +99,8 @@ class Life:
 
     `attempt` is the current one (from 1), `infra_used` how many of the earlier ones the platform failed, `pod` the last
     that was seen of the attempt's pod, `old` an earlier attempt's pod that is still to be deleted, `not_before` the end
-    of a pause, `until` the next deadline, `sight` since when the pod has been seen in which state, `backoff` the number
-    of pauses for back-pressure in a row.
+    of a pause, `until` the next deadline, `sight` since when the pod has been seen in which state, `seen` that an
+    earlier process has stored that it saw the attempt's pod, `backoff` the number of pauses for back-pressure in a row.
     """
 
     index: int
@@ -114,6 +114,7 @@ class Life:
     not_before: float = 0.0
     until: float | None = None
     sight: Sight = UNSEEN
+    seen: bool = False
     backoff: int = 0
     why: str = ""
 
@@ -147,9 +148,18 @@ class IllegalStep(Exception):
     """An observation came that the stage has no rule for: a defect of ours."""
 
 
-def resume(index: int, attempt: int, infra_used: int, doom: Doom | None) -> Life:
-    """The life of a worker whose attempt was stored by a process that is gone: a live look comes first."""
-    return Life(index=index, attempt=attempt, infra_used=infra_used, doom=doom, stage=Stage.LOOK)
+def resume(index: int, attempt: int, infra_used: int, doom: Doom | None, *, seen: bool = False) -> Life:
+    """The life of a worker whose attempt was stored by a process that is gone: a live look comes first. `seen`: that
+    process, or one before it, has seen the attempt's pod.
+    """
+    return Life(index=index, attempt=attempt, infra_used=infra_used, doom=doom, stage=Stage.LOOK, seen=seen)
+
+
+def hurried(life: Life) -> Life:
+    """The same without its pause: it was cancelled, so nothing is left to wait for but the end of its pod."""
+    if life.needs_room:
+        return replace(life, stage=Stage.INTEND, not_before=0.0)
+    return replace(life, stage=Stage.LOOK) if life.stage is Stage.AWAIT else life
 
 
 def effect(life: Life, now: float) -> Effect:
@@ -202,7 +212,7 @@ def step(life: Life, observation: Observation, now: float, limits: Limits) -> Li
         case OldAttempt():
             return _end(life, "a higher attempt is stored")
         case HasResult():
-            return _after_result(life if life.pod is not None else replace(life, pod=life.old))
+            return _after_result(life)
         case Cancelled(doom, attempt):
             return _cancelled(life, doom, attempt)
         case RejectedPod(message):
@@ -267,7 +277,8 @@ def _record(life: Life, verdict: Verdict) -> Life:
 
 
 def _after_result(life: Life) -> Life:
-    """The result is stored: the pod may go. One that is being deleted already needs no second request."""
+    """The result is stored: the pod may go, or an earlier attempt's. One that is being deleted needs no request."""
+    life = life if life.pod is not None else replace(life, pod=life.old)
     if life.pod is None or life.pod.gone or (life.pod.deleting and life.pod.finished):
         return _end(life, "done")
     return replace(life, stage=Stage.DELETE)
@@ -275,8 +286,10 @@ def _after_result(life: Life) -> Life:
 
 def _cancelled(life: Life, doom: Doom, attempt: int) -> Life:
     """intend was refused: a pod of the stored attempt, if there is one,
-    is seen to its end before anything is recorded.
+    is seen to its end before anything is recorded. Of an earlier attempt this life has seen the end already.
     """
+    if 0 < attempt < life.attempt:
+        return _record(replace(life, doom=doom, attempt=attempt), doom.verdict)
     if attempt:
         return replace(life, doom=doom, attempt=attempt, stage=Stage.LOOK)
     return _record(replace(life, doom=doom, attempt=0), doom.verdict)
@@ -304,11 +317,18 @@ def _refused(life: Life, now: float, pause_s: float) -> Life:
 
 
 def _absent(life: Life, now: float, limits: Limits) -> Life:
-    """A live GET found nothing. What was last seen decides, and where nothing ever was: PodLost."""
+    """A live GET found nothing: what was last seen of the pod decides.
+
+    Where nobody ever saw one, the process that stored the attempt ended before its create or in the middle of it. The
+    create is made again under the same name, and costs no retry: a request that is still on its way then meets the pod
+    that is there, and makes no second one.
+    """
     if life.stage is Stage.LOOK_AFTER_UNCLEAR:
         # one lost answer costs no time; a server that answers nothing but 500 is not to be asked without a break
         pause_s = backoff_s(life.backoff - 1) if life.backoff else 0.0
         return _refused(life, now, max(min(pause_s, MAX_REFUSED_S), life.not_before - now))
+    if life.pod is None and life.stage is Stage.LOOK and not life.seen and life.doom is None:
+        return replace(life, stage=Stage.INTEND, not_before=now)
     if life.pod is None:
         return _ended(life, Verdict(Reason.POD_LOST, "the pod is gone, and nobody knows why"), now, limits)
     seen, gone = life.pod.gone, life.pod.as_gone()
@@ -322,6 +342,8 @@ def _doomed(life: Life, doom: Doom | None, now: float, limits: Limits) -> Life:
         life = replace(life, doom=doom)
     if life.pod is None:
         raise IllegalStep(f"{life.stage.name} was asked about a doom without a pod")
+    if life.verdict is not None:
+        return _ended(replace(life, verdict=None), life.verdict, now, limits)
     return _evaluate(life, life.pod, now, limits)
 
 
@@ -351,10 +373,13 @@ def _end_by_doom(life: Life, doom: Doom, pod: Snapshot, now: float) -> Life:
 
 def _ended(life: Life, end: Verdict, now: float, limits: Limits) -> Life:
     """The attempt is over: a new one, or the result. How `agent` was seen to end wins over what became of its pod
-    later; a doom wins over every end but success, as in the record script.
+    later; a doom wins over every end but success, as in the record script. One that spares what has started is
+    withdrawn first: it had no part in this end.
     """
     end = life.sight.own or end
     if end.outcome is not Outcome.SUCCEEDED and life.doom is not None:
+        if life.doom.only_before_start and life.sight.started_unasked:
+            return replace(life, stage=Stage.WITHDRAW, verdict=end)
         end = life.doom.verdict
     if end.retry is Retry.INFRA and life.infra_used < limits.infra_retries:
         return _again(life, now, infra=1)

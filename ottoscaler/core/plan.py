@@ -15,12 +15,13 @@ from ottoscaler.core.pods import Snapshot
 
 
 class Progress(IntEnum):
-    """How far a worker has come; the least far are ended first."""
+    """How far a worker has come; the least far are ended first. ENDED: its pod has, and it may be tried again."""
 
     NOT_CREATED = 0
     WAITING = 1
     PENDING = 2
     RUNNING = 3
+    ENDED = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,8 @@ class Candidate:
     @property
     def progress(self) -> Progress:
         """How far it has come."""
+        if self.pod is not None and self.pod.ended:
+            return Progress.ENDED
         if self.pod is not None:
             return Progress.RUNNING if self.pod.started_at is not None else Progress.PENDING
         return Progress.WAITING if self.attempt else Progress.NOT_CREATED
@@ -56,16 +59,17 @@ def rank(candidates: Sequence[Candidate], mode: Mode) -> tuple[list[Candidate], 
 
 def is_older(stream_id: str, than: str) -> bool:
     """Was this entry added before that one?"""
-    return _id(stream_id) < _id(than)
+    return stream_order(stream_id) < stream_order(than)
 
 
 def _last_first(one: Candidate) -> tuple[int, float, tuple[int, int], int]:
     # by its creation, which the API server wrote for all of them: each node has its own idea of when a pod started
     created = one.pod.created_at if one.pod is not None and one.pod.created_at is not None else 0.0
-    milliseconds, number = _id(one.event.stream_id)
+    milliseconds, number = stream_order(one.event.stream_id)
     return one.progress, -created, (-milliseconds, -number), -one.index
 
 
-def _id(stream_id: str) -> tuple[int, int]:
+def stream_order(stream_id: str) -> tuple[int, int]:
+    """By what entries are in order: their ids as numbers."""
     milliseconds, _, number = stream_id.partition("-")
     return int(milliseconds), int(number or 0)

@@ -58,6 +58,13 @@ class Sight:
     trouble: Trouble = Trouble.NONE
     trouble_at: float = 0.0
 
+    @property
+    def started_unasked(self) -> bool:
+        """Had the worker started before its pod was asked to go? A doom that spares what has started deletes a pod only
+        as it was seen before its start.
+        """
+        return self.started is not None and (self.deleting is None or self.started < self.deleting)
+
 
 #: Nothing has been seen.
 UNSEEN: Final = Sight()

@@ -16,29 +16,33 @@ from dataclasses import replace
 from typing import Final
 
 from ottoscaler.core.events import EventType
-from ottoscaler.core.plan import is_older
+from ottoscaler.core.plan import is_older, stream_order
 from ottoscaler.errors import TooMuch, Unavailable
 from ottoscaler.flow.burial import contained
 from ottoscaler.flow.descent import Descent, Descents
+from ottoscaler.flow.ender import Ender
 from ottoscaler.flow.intake import Intake
 from ottoscaler.flow.parts import Parts
 from ottoscaler.flow.pool import Pool
 from ottoscaler.ports import Entry, OpenTask
 
-#: While a scale_down is under way: how often it is looked at, seconds.
-BUSY_WAIT_S: Final = 0.05
-#: After a scale_down was seen in the stream, how long it is expected to be accepted by somebody, seconds.
-EXPECT_S: Final = 3.0
+#: Pause between two looks at open scale_downs, seconds: the first after something has changed, and doubled from there
+#: on to the longest. What is seen without Redis (a pod that ends, a task that comes) ends a pause.
+FIRST_PAUSE_S: Final = 0.05
+LONGEST_PAUSE_S: Final = 2.0
 BATCH: Final = 100
 PEEK: Final = 100
 
 
 class Control:
     """Carries out scale_downs and superseding events.
-    `run` is the body of one thread; `submit` and `reload` are for any.
+
+    `run` is the body of one thread, which looks ahead in the stream; `carry_out` of another, which does what is to be
+    done, so that neither waits for what the other waits for. `submit`, `reload` and `nudge` are for any.
     """
 
-    def __init__(self, parts: Parts, intake: Intake, pool: Pool, descents: Descents) -> None:
+    def __init__(self, parts: Parts, intake: Intake, pool: Pool, descents: Descents, ender: Ender) -> None:
+        self._ender = ender
         self._stream = parts.stream
         self._intake = intake
         self._pool = pool
@@ -52,11 +56,12 @@ class Control:
         self._wake = threading.Event()
         self._inbox: list[OpenTask] = []  # guarded by _lock
         self._changed: set[str] = set()  # guarded by _lock: tasks that were given cancel marks by somebody else
-        self._open: dict[str, Descent] = {}  # guarded by _lock; changed by the control thread and by `drop`
-        self._advancing: set[str] = set()  # guarded by _lock: the one that the control thread is at
-        self._after = ""  # the rest is the control thread's
-        self._expect_until = 0.0
+        self._open: dict[str, Descent] = {}  # guarded by _lock; changed by the carrying-out thread and by `drop`
+        self._advancing: set[str] = set()  # guarded by _lock: the one that the carrying-out thread is at
+        self._after = ""  # the thread's that looks ahead
+        self._pause_s = FIRST_PAUSE_S  # the rest is the carrying-out thread's
         self._claim_at = 0.0
+        parts.stop.wakes(self._wake)
 
     def submit(self, task: OpenTask) -> None:
         """A scale_down, or an event that supersedes others, is ours now."""
@@ -69,6 +74,11 @@ class Control:
         with self._lock:
             self._changed.update(event_ids)
         self._wake.set()
+
+    def nudge(self) -> None:
+        """Some pod has ended."""
+        if self._open:
+            self._wake.set()
 
     def owners(self) -> dict[str, str]:
         """Event id -> owner token of the scale_downs that are ours."""
@@ -101,37 +111,67 @@ class Control:
                 del self._open[event_id]
 
     def run(self) -> None:
-        """Until the stop. Raises Stopping."""
+        """Look ahead in the stream until the stop. Raises Stopping."""
         while not self._stop.is_set():
-            busy = self._retries.forever("follow scale_downs", self.step)
+            self._retries.forever("look ahead in the stream", self.look_ahead)
             self._pulse.beat()
-            if busy:
-                self._wake.wait(BUSY_WAIT_S)
+
+    def carry_out(self) -> None:
+        """Carry out scale_downs until the stop. Raises Stopping."""
+        woken = True
+        while not self._stop.is_set():
+            self._retries.forever("carry out scale_downs", lambda: self.step(due=not woken))  # noqa: B023
+            self._pulse.beat()
+            woken = self._wake.wait(self._pause_s)
             self._wake.clear()
 
-    def step(self) -> bool:
-        """One look at the stream and at what is open; returns whether something is under way. Raises Unavailable."""
-        if not self._after:
-            self._stream.ensure_group()
-            # what was read before the error and not accepted: the reader, who had none, would not look for it at once
-            self._absorb_pending()
-            self._after = self._stream.delivered()
-        self._open_new()
-        busy = bool(self._open) or self._clock.now() < self._expect_until
+    def look_ahead(self) -> None:
+        """Wait for new entries, and accept all up to a scale_down. Raises Unavailable."""
         try:
-            self._look_ahead(self._stream.peek(self._after, PEEK, block=not busy))
+            if not self._after:
+                self._stream.ensure_group()
+                # what was read before the error and not accepted: the reader, who had none, would not look for it at
+                # once
+                self._absorb_pending()
+                self._after = self._stream.delivered()
+            self._look_ahead(self._stream.peek(self._after, PEEK, block=True))
         except Unavailable:
             self._after = ""
             raise
-        self._open_new()
-        for event_id, descent in list(self._open.items()):
+
+    def step(self, *, due: bool = True) -> None:
+        """One look at what is open. Redis is asked if the pause is over (`due`), or something has changed that is seen
+        without it. Raises Unavailable.
+        """
+        changed = self._open_new()
+        with self._lock:
+            opened = sorted(self._open.items(), key=lambda item: stream_order(item[1].task.event.stream_id))
+        blocked = False
+        for event_id, descent in opened:
+            if not descent.chosen and blocked:
+                continue  # behind one that has to choose first
+            if not due and not changed and not self._has_news(descent):
+                blocked = blocked or not descent.chosen
+                continue
+            self._pause_s = min(self._pause_s, FIRST_PAUSE_S) if not due else self._pause_s
             if self._is_over(descent):
                 with self._lock:
                     self._open.pop(event_id, None)
-        self._pool.run_cancelled()
-        return bool(self._open) or self._clock.now() < self._expect_until
+            elif not descent.chosen:
+                blocked = True
+        if self._pool.run_cancelled(self._ender.follow):
+            self._pause_s = FIRST_PAUSE_S
+        elif due:
+            self._pause_s = min(self._pause_s * 2, LONGEST_PAUSE_S)
 
-    def _open_new(self) -> None:
+    def _has_news(self, descent: Descent) -> bool:
+        """Has something changed that can be seen without Redis?"""
+        signs = self._descents.signs(descent) if descent.chosen else ()
+        changed, descent.signs = signs != descent.signs, signs
+        return changed
+
+    def _open_new(self) -> bool:
+        """Take in what has come; returns whether anything has."""
         with self._lock:
             tasks, self._inbox = self._inbox, []
             changed, self._changed = self._changed, set()
@@ -147,6 +187,7 @@ class Control:
             with self._lock:
                 self._changed |= changed  # nobody tells us of these marks again
             raise
+        return bool(tasks or changed)
 
     def _look_ahead(self, entries: Sequence[Entry]) -> None:
         """Behind the first scale_down nothing is looked at before all before it is accepted."""
@@ -154,7 +195,6 @@ class Control:
             kind = (entry.fields or {}).get(b"type")
             if kind == b"scale_down":
                 self._accept_up_to(entry.stream_id)
-                self._expect_until = self._clock.now() + EXPECT_S
             self._after = entry.stream_id
 
     def _accept_up_to(self, stream_id: str) -> None:

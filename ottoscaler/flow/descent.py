@@ -17,13 +17,15 @@ from ottoscaler.core.choice import Blocker, Choice, Claim, Victim
 from ottoscaler.core.events import EventType, Mode
 from ottoscaler.core.names import WorkerKey, event_hash, pod_name
 from ottoscaler.core.plan import Candidate, is_older, rank
+from ottoscaler.core.pods import Snapshot
 from ottoscaler.core.results import rfc3339
 from ottoscaler.core.verdicts import Outcome, Reason
+from ottoscaler.flow.ender import Ender
 from ottoscaler.flow.parts import Parts
 from ottoscaler.ports import Fate, Note, OpenTask, StoredWorker
 
 #: How often a victim that has not ended is ended again, seconds: its pod may have been seen only now.
-AGAIN_EVERY_S: Final = 5.0
+AGAIN_EVERY_S: Final = 5
 #: The reason of a scale_down's own result when there was nobody to end.
 NOTHING_TO_END: Final = "NothingToEnd"
 
@@ -35,7 +37,7 @@ class Descent:
     """A scale_down (or superseding event) under way. Belongs to the control thread.
 
     `blocker` is the older event that comes first, if one does; `lost`: another process owns the task now; `why` is what
-    was last stored of what it waits for.
+    was last stored of what it waits for; `attempts` are the last that were stored of the victims.
     """
 
     task: OpenTask
@@ -45,7 +47,9 @@ class Descent:
     blocker: Blocker | None = None
     lost: bool = False
     why: str = ""
+    attempts: dict[Victim, int] = field(default_factory=dict)
     again_at: float = 0.0
+    signs: Sequence[object] = ()
 
     def __post_init__(self) -> None:
         if self.task.victims is not None:
@@ -76,9 +80,9 @@ class Descent:
 class Descents:
     """The steps of a scale_down. Belongs to the control thread."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, ender: Ender) -> None:
+        self._ender = ender
         self._stream = parts.stream
-        self._cluster = parts.cluster
         self._registry = parts.registry
         self._ledger = parts.ledger
         self._clock = parts.clock
@@ -95,12 +99,31 @@ class Descents:
         if self._clock.now() >= descent.again_at:
             self._end(descent)
             descent.again_at = self._clock.now() + AGAIN_EVERY_S
-        self._note_ended(descent)
+            self._note_ended(descent, descent.waiting)
+        else:
+            self._note_ended(descent, [victim for victim in descent.waiting if self._may_be_over(descent, victim)])
         self._note_why(descent)
         if descent.waiting:
             return False
         self._tell(descent)
         return True
+
+    def signs(self, descent: Descent) -> Sequence[object]:
+        """What can be seen of the victims without asking Redis: while it stays the same, their results do as well, but
+        for those of workers that have no pod here.
+        """
+        pods = (self._pod(descent, victim) for victim in descent.waiting)
+        return [pod and (pod.uid, pod.live, pod.started_at) for pod in pods]
+
+    def _may_be_over(self, descent: Descent, victim: Victim) -> bool:
+        """A worker whose pod is alive has no result, and is spared by a drain only if it has started."""
+        pod = self._pod(descent, victim)
+        drain = descent.task.event.mode is Mode.DRAIN
+        return pod is None or not pod.live or (drain and pod.started_at is not None)
+
+    def _pod(self, descent: Descent, victim: Victim) -> Snapshot | None:
+        attempt = descent.attempts.get(victim, 0)
+        return self._registry.get(WorkerKey(event_hash(self._instance, victim.event_id), victim.index, attempt))
 
     def apply_marks(self, event_id: str) -> None:
         """Another replica has cancelled workers of a task of ours."""
@@ -114,7 +137,7 @@ class Descents:
 
         The candidates are read only when nothing comes first any more: then no worker of an older event can be missing.
         """
-        event = descent.task.event
+        event, before = descent.task.event, descent.blocker
         descent.blocker = self._stream.blocker(event.stream_id)
         if descent.blocker is None:
             answer = self._stream.choose(event.event_id, descent.task.owner, self._claim(descent))
@@ -122,6 +145,8 @@ class Descents:
                 self._chosen(descent, answer)
             descent.lost = answer is None
             descent.blocker = answer if isinstance(answer, Blocker) else None
+        if descent.blocker != before and event.type is EventType.SCALE_DOWN and not descent.lost:
+            self._store_why(descent, _why(descent.blocker))
         return descent.blocker is None
 
     def _claim(self, descent: Descent) -> Claim:
@@ -163,7 +188,8 @@ class Descents:
                 worker = view.workers.get(index, StoredWorker(index))
                 pod = self._registry.get(WorkerKey(hash_, index, worker.attempt))
                 cancelled = worker.doom is not None and worker.doom.attempt == 0
-                if not worker.outcome and not cancelled and not (pod is not None and pod.ended):
+                succeeded = pod is not None and pod.ended and pod.exit_code == 0  # its result is certain
+                if not worker.outcome and not cancelled and not succeeded:
                     found.append(Candidate(event, index, worker.attempt, pod))
         return found
 
@@ -177,7 +203,8 @@ class Descents:
         event_id, doom = descent.task.event.event_id, descent.doom()
         stored = self._stream.outcomes(descent.waiting)
         for victim, worker in zip(descent.waiting, stored, strict=True):
-            if worker is None or worker.outcome or worker.spared == event_id:
+            descent.attempts[victim] = worker.attempt if worker is not None else 0
+            if worker is None or worker.outcome or event_id in worker.spared:
                 continue
             if worker.doom is None or worker.doom.by != event_id:
                 answer = self._stream.doom(victim.event_id, None, victim.index, doom)
@@ -191,20 +218,20 @@ class Descents:
         pod = self._registry.get(WorkerKey(event_hash(self._instance, event_id), worker.index, worker.attempt))
         if pod is None or not pod.live or pod.deleting or (doom.drain and pod.started_at is not None):
             return
-        _log.info("worker.deleted", "Cleaning up pod: %s", pod.name, pod=pod.name, event_id=event_id)
-        self._cluster.delete(pod.name, pod.uid, pod.resource_version)
+        self._ender.end(pod, doom)
 
-    def _note_ended(self, descent: Descent) -> None:
+    def _note_ended(self, descent: Descent, asked: Sequence[Victim]) -> None:
         """Who has a result and no pod any more is done with; who was spared by a drain has become a survivor."""
-        waiting = []
-        for victim, worker in zip(descent.waiting, self._stream.outcomes(descent.waiting), strict=True):
+        over = set()
+        for victim, worker in zip(asked, self._stream.outcomes(asked) if asked else (), strict=True):
             if worker is None:  # Redis was wiped: its owner restores the task, or it is taken up from its pods
-                waiting += [victim] if self._may_run(victim) else []
-            elif worker.spared == descent.task.event.event_id:
+                over |= set() if self._may_run(victim) else {victim}
+            elif descent.task.event.event_id in worker.spared:
                 descent.survivors.append(victim.pod)
-            elif not worker.outcome or self._has_pod(victim, worker):
-                waiting.append(victim)
-        descent.waiting = waiting
+                over.add(victim)
+            elif worker.outcome and not self._has_pod(victim, worker):
+                over.add(victim)
+        descent.waiting = [victim for victim in descent.waiting if victim not in over]
 
     def _note_why(self, descent: Descent) -> None:
         """Store which pods stay although they have ended: whoever set a finalizer on a pod has to take it away."""
@@ -213,6 +240,9 @@ class Descents:
         why = "; ".join(
             f"pod {pod.name} has ended and is kept by finalizer {', '.join(pod.finalizers)}" for pod in held
         )
+        self._store_why(descent, why)
+
+    def _store_why(self, descent: Descent, why: str) -> None:
         if why != descent.why:
             self._stream.write_notes([Note(descent.task.event.event_id, descent.task.owner, why=why[:1000])])
             descent.why = why
@@ -250,3 +280,15 @@ class Descents:
                 event_id=event.event_id,
                 task_id=event.task_id,
             )
+
+
+def _why(blocker: Blocker | None) -> str:
+    """What a scale_down waits for, in words."""
+    if blocker is None:
+        return ""
+    if not blocker.owner:
+        return f"waits for entry {blocker.name}, which was sent before it and is not accepted yet"
+    return (
+        f"waits for event {blocker.name}, which was sent before it and has its victims still to choose;"
+        f" it is {blocker.owner}'s, and is taken over within LEASE_S if that replica is gone"
+    )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from ottoscaler.core.acts import Doom
 from ottoscaler.core.events import ScaleEvent
-from ottoscaler.core.lifecycle import Life, Stage
+from ottoscaler.core.lifecycle import Life, Stage, resume
 from ottoscaler.core.names import WorkerKey
 from ottoscaler.ports import OpenTask, StoredWorker
 
@@ -65,6 +65,11 @@ class Job:
         return self.task.event.event_id, self.life.index
 
     @property
+    def cancelled(self) -> bool:
+        """Is a cancel of it known here that was not withdrawn? Under the ledger's lock."""
+        return self.life.index in self.task.dooms
+
+    @property
     def key(self) -> WorkerKey:
         """What its pod's labels say."""
         return WorkerKey(self.task.hash, self.life.index, self.life.attempt)
@@ -87,4 +92,27 @@ def _stored(life: Life, cancel: Doom | None) -> StoredWorker:
     """
     podless = life.stage in (Stage.INTEND, Stage.REFUSED)
     doom = life.doom or (cancel if podless else None)
-    return StoredWorker(life.index, life.attempt, life.infra_used, refused=podless, doom=doom)
+    seen = life.seen or life.pod is not None
+    return StoredWorker(life.index, life.attempt, life.infra_used, refused=podless, doom=doom, seen=seen)
+
+
+def restored(task: Task, worker: StoredWorker) -> Job | None:
+    """How a worker goes on that was left somewhere: by a dead process, or by us. None if it needs no job of its own
+    yet, or has its result. Under the ledger's lock.
+    """
+    index, cancelled = worker.index, worker.doom is not None and worker.doom.attempt == 0
+    if worker.doom is not None and cancelled:
+        task.dooms[index] = worker.doom
+    if worker.outcome:
+        task.skip.add(index)
+        task.results[index] = worker
+        return None
+    if worker.attempt and not worker.refused:  # its pod may be there
+        life = resume(index, worker.attempt, worker.infra_used, worker.doom, seen=worker.seen)
+    elif worker.attempt or cancelled:
+        life = Life(index, max(worker.attempt, 1), worker.infra_used)
+    else:
+        return None
+    task.skip.add(index)
+    task.jobs[index] = Job(task, life)
+    return task.jobs[index]

@@ -16,11 +16,11 @@ from collections import deque
 from collections.abc import Mapping
 
 from ottoscaler.core.acts import Doom, Marked, NotOurs
-from ottoscaler.core.lifecycle import Life, resume
+from ottoscaler.core.lifecycle import Life, Stage, hurried
 from ottoscaler.core.names import event_hash
 from ottoscaler.core.verdicts import Verdict
 from ottoscaler.flow.capacity import Capacity
-from ottoscaler.flow.jobs import Job, Task, remembered
+from ottoscaler.flow.jobs import Job, Task, remembered, restored
 from ottoscaler.flow.notes import Notes, States
 from ottoscaler.flow.registry import Registry
 from ottoscaler.ports import Clock, OpenTask, StoredWorker
@@ -175,8 +175,9 @@ class Ledger:
             return ready and self._busy < self.threads
 
     def take_cancelled(self) -> Job | None:
-        """The next cancelled worker that holds no thread; its two writes are done by whoever asks."""
+        """The next cancelled worker that holds no thread; whoever asks carries it on."""
         with self._lock:
+            self._wake_due()
             job = self._next_open(self._cancelled)
             if job is not None:
                 self._claim(job, used=True).running = True
@@ -280,7 +281,8 @@ class Ledger:
             _, serial, job = heapq.heappop(self._paused)
             if job.queued == serial and self._is_open(job):
                 job.queued = 0
-                (self._due if job.life.needs_room else self._first).append(job)
+                waiting = self._due if job.life.needs_room else self._first
+                (self._cancelled if job.cancelled else waiting).append(job)
 
     # -- cancelling
 
@@ -304,18 +306,23 @@ class Ledger:
             if job is None:
                 return True
             if not job.running:
-                return self._cancel_waiting(job)
+                self._cancel_waiting(job)
+                return True
         return self._registry.tell(task.hash, index, Marked(doom))
 
-    def _cancel_waiting(self, job: Job) -> bool:
-        if not job.life.needs_room:
-            return False
-        if job in self._due:
-            self._due.remove(job)
-        job.queued = 0
+    def _cancel_waiting(self, job: Job) -> None:
+        """Whatever it waits for (a pause, room, a thread), it does no longer."""
+        for jobs in (self._due, self._first):
+            if job in jobs:
+                jobs.remove(job)
+        job.queued, job.life = 0, hurried(job.life)
         if job not in self._cancelled:
             self._cancelled.append(job)
-        return True
+
+    def spared(self, job: Job) -> None:
+        """It is not cancelled any more: the mark was withdrawn."""
+        with self._lock:
+            job.task.dooms.pop(job.life.index, None)
 
     def first_look(self, task: Task) -> bool:
         """True once for each task: when the first of its pods is there."""
@@ -346,24 +353,13 @@ class Ledger:
 
     def _restore(self, task: Task, worker: StoredWorker) -> None:
         """How a worker goes on that a dead process, or we ourselves, left somewhere."""
-        index = worker.index
-        if worker.doom is not None and worker.doom.attempt == 0:
-            task.dooms[index] = worker.doom
-        if worker.outcome:
-            task.skip.add(index)
-            task.results[index] = worker
-        elif worker.attempt and not worker.refused:
-            task.skip.add(index)
-            job = task.jobs[index] = Job(task, resume(index, worker.attempt, worker.infra_used, worker.doom))
+        job = restored(task, worker)
+        if job is None:
+            return
+        if job.life.stage is Stage.LOOK:
             self._first.append(self._claim(job, used=True))
-        elif worker.doom is not None and worker.doom.attempt == 0:
-            task.skip.add(index)
-            job = task.jobs[index] = Job(task, Life(index, max(worker.attempt, 1), worker.infra_used))
-            self._cancelled.append(job)
-        elif worker.attempt:
-            task.skip.add(index)
-            job = task.jobs[index] = Job(task, Life(index, worker.attempt, worker.infra_used))
-            self._due.append(job)
+        else:
+            (self._cancelled if worker.index in task.dooms else self._due).append(job)
 
     def _settle(self, job: Job) -> bool:
         """Of a task that was taken over anew, only the new tenure's workers have claims."""
@@ -372,7 +368,9 @@ class Ledger:
     def _requeue(self, job: Job) -> None:
         """Only now that its thread has let go of it: one that is due at once could else be taken twice, or never."""
         until, job.until = job.until, None
-        if until is not None and self._is_open(job):
+        if until is not None and self._is_open(job) and job.cancelled and job.life.not_before > self._clock.now():
+            self._cancel_waiting(job)
+        elif until is not None and self._is_open(job):
             self._serial += 1
             job.queued = self._serial
             heapq.heappush(self._paused, (until, self._serial, job))

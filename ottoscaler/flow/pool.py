@@ -13,6 +13,7 @@ the next worker when it has done with one, and now and then a further thread is 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Final
 
@@ -65,15 +66,17 @@ class Pool:
                 self._log_size(refusal)
                 return
 
-    def run_cancelled(self) -> int:
-        """Carry out, on this thread, the two writes of each cancelled worker that holds none;
-        returns how many there were.
+    def run_cancelled(self, follow: Callable[[Job], None]) -> int:
+        """Carry each cancelled worker that holds no thread on, as far as writes to Redis go: for most these are two.
+        `follow` gets those that need the cluster. Returns how many there were.
         """
         done = 0
         while not self._stop.is_set() and (job := self._ledger.take_cancelled()) is not None:
-            self._runner.run(job)
-            self._ledger.give_back(job, thread=False)
             done += 1
+            if self._runner.write(job):
+                self._ledger.give_back(job, thread=False)
+            else:
+                follow(job)
         return done
 
     def run_waiting(self, event_hash: str, index: int) -> bool:

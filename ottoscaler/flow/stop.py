@@ -28,6 +28,7 @@ class Stop:
         self._lock = threading.Lock()
         self._cause: BaseException | None = None  # guarded by _lock; the first one stays
         self._threads: list[threading.Thread] = []  # main thread only
+        self._woken: list[threading.Event] = []  # guarded by _lock
 
     @property
     def cause(self) -> BaseException | None:
@@ -43,7 +44,17 @@ class Stop:
         with self._lock:
             if not self.event.is_set():
                 self._cause = cause
-        self.event.set()
+            self.event.set()
+            woken = list(self._woken)
+        for each in woken:
+            each.set()
+
+    def wakes(self, event: threading.Event) -> None:
+        """Whoever waits for this event is woken by the stop as well."""
+        with self._lock:
+            self._woken.append(event)
+            if self.event.is_set():
+                event.set()
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait for the stop, at most so long; returns whether it is set."""

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from ottoscaler import logs
-from ottoscaler.core.acts import Doom
 from ottoscaler.core.names import pod_name
 from ottoscaler.core.pods import Snapshot
-from ottoscaler.errors import ClusterRejected, Unavailable
+from ottoscaler.errors import Unavailable
+from ottoscaler.flow.ender import Ender, contained
 from ottoscaler.flow.parts import Parts
 from ottoscaler.flow.pool import Pool
 from ottoscaler.ports import StoredWorker
@@ -28,7 +28,8 @@ _log = logs.get(__name__)
 class Sweep:
     """Puts right what fell between two steps. `run` is the body of one thread."""
 
-    def __init__(self, parts: Parts, pool: Pool) -> None:
+    def __init__(self, parts: Parts, pool: Pool, ender: Ender) -> None:
+        self._ender = ender
         self._stream = parts.stream
         self._cluster = parts.cluster
         self._registry = parts.registry
@@ -39,6 +40,7 @@ class Sweep:
         self._lease_s = parts.lease_s
         self._ttl_s = parts.settings.keys.task_ttl_s
         self._unknown_since: dict[str, float] = {}
+        self._left: set[str] = set()  # UIDs of pods for which the last sweep had no time
         self._finished_since: dict[str, float] = {}  # UID of a pod that no thread follows -> when we saw that
 
     def run(self) -> None:
@@ -47,12 +49,12 @@ class Sweep:
             try:
                 self.once()
                 self._pulse.beat()
-            except (Unavailable, ClusterRejected) as error:
+            except Unavailable as error:
                 _log.warning("sweep.outage", "The sweep was cut short: %s", error, error=str(error))
                 self._pulse.missed(f"the sweep was cut short: {error}")
 
     def once(self) -> None:
-        """One look at all pods. Raises Unavailable or ClusterRejected; what was not done is done by the next."""
+        """One look at all pods. Each pod's trouble is its own. Raises Unavailable if Redis is away."""
         if not self._registry.known:
             return
         pods = [
@@ -62,36 +64,27 @@ class Sweep:
         finished = [pod.uid for pod in pods if pod.finished]
         self._finished_since = {uid: self._finished_since.get(uid, now) for uid in finished}
         known = self._stream.known(sorted({pod.event_id for pod in pods}))
-        unknown = [pod for pod in pods if pod.event_id not in known]
-        for pod in pods:
-            if self._stop.is_set():
-                return
-            if pod.event_id in known:
-                self._compare(pod, known)
-        self._take_up(unknown)
+        self._take_up([pod for pod in pods if pod.event_id not in known])
+        # where the API server answers nothing, each pod costs a time-out: those that were left come first the next time
+        until, left = now + SWEEP_EVERY_S, set()
+        for pod in sorted(pods, key=lambda pod: pod.uid in self._left, reverse=True):
+            if pod.event_id not in known or self._stop.is_set():
+                continue
+            if self._clock.now() >= until:
+                left.add(pod.uid)
+            else:
+                contained(pod, lambda: self._compare(pod, known))  # noqa: B023
+        self._left = left
 
     def _compare(self, pod: Snapshot, known: _Known) -> None:
         state, workers = known[pod.event_id]
         worker = workers.get(pod.key.index, StoredWorker(pod.key.index))
         if worker.outcome or pod.key.attempt < worker.attempt or (state == "finished" and not pod.live):
-            self._delete(pod)
+            self._ender.delete(pod)
         elif worker.doom is not None and pod.live and worker.doom.attempt in (0, pod.key.attempt):
-            self._delete(pod, worker.doom)
+            self._ender.delete(pod, worker.doom)
         elif not pod.live:
             self._pool.run_waiting(pod.key.event_hash, pod.key.index)
-
-    def _delete(self, pod: Snapshot, doom: Doom | None = None) -> None:
-        """After a live look. With a doom only a pod that has not finished, and that the doom does not spare."""
-        live = self._cluster.get(pod.name)
-        if live is None or live.uid != pod.uid:
-            self._registry.forget(pod.key)
-            return
-        spared = doom is not None and (live.finished or (doom.only_before_start and live.started_at is not None))
-        if live.deleting or spared:
-            return
-        _log.info("sweep.deleted", "Cleaning up pod: %s", pod.name, pod=pod.name, event_id=pod.event_id)
-        version, grace_s = (None, None) if doom is None else (live.resource_version, doom.grace_s(live))
-        self._cluster.delete(live.name, live.uid, version, grace_s=grace_s)
 
     def _take_up(self, unknown: Iterable[Snapshot]) -> None:
         """Pods of events that Redis does not know: it was wiped.
@@ -108,9 +101,9 @@ class Sweep:
             # by our own clock: a node's may be days behind, and the result of a pod that has just finished is wanted
             if all(now - self._finished_since.get(pod.uid, now) > self._ttl_s for pod in pods):
                 for pod in pods:
-                    self._delete(pod)
+                    contained(pod, lambda: self._ender.delete(pod))  # noqa: B023
                 continue
-            self._adopt(event_id, pods)
+            contained(pods[0], lambda: self._adopt(event_id, pods))  # noqa: B023
 
     def _adopt(self, event_id: str, pods: list[Snapshot]) -> None:
         attempts: dict[int, int] = {}

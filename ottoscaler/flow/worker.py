@@ -20,7 +20,7 @@ from ottoscaler.core.lifecycle import Life, Stage
 from ottoscaler.core.names import pod_name
 from ottoscaler.core.pods import Snapshot
 from ottoscaler.core.results import worker_result
-from ottoscaler.core.verdicts import Outcome, Reason, Verdict
+from ottoscaler.core.verdicts import Reason, Verdict
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Stopping, Unavailable
 from ottoscaler.flow.burial import tell
 from ottoscaler.flow.jobs import Job, Task
@@ -35,6 +35,11 @@ OUTAGE_PAUSE_S: Final = 2.0
 
 #: The next observation of an attempt's pod, TimedOut at the time given: `registry.Waiter.wait`.
 Wait = Callable[[int, float | None], Observation]
+
+#: What is done by one script each, or without any server.
+_WRITES: Final = (
+    acts.Intend, acts.NoteRefused, acts.Check, acts.Mark, acts.Withdraw, acts.Record, acts.Later, acts.End,
+)  # fmt: skip
 
 _log = logs.get(__name__)
 
@@ -61,6 +66,20 @@ class Runner:
         ):
             while self.step(job, waiter.wait):
                 pass
+
+    def write(self, job: Job) -> bool:
+        """Carry a worker on as far as writes to Redis go, on a thread that must not wait for the cluster. Returns False
+        if the next step needs the cluster. Raises nothing.
+        """
+        parts, event = self._parts, job.task.event
+        with logs.bind(event_id=event.event_id, task_id=event.task_id, worker=job.life.index):
+            while isinstance(lifecycle.effect(job.life, parts.clock.now()), _WRITES):
+                if not self.step(job, _nothing_to_await):
+                    return True
+        if job.life.needs_room:  # it is not cancelled any more: it waits for room and a thread as all others do
+            parts.ledger.pause(job, parts.clock.now())
+            return True
+        return False
 
     def follow(self, job: Job) -> Waiter:
         """A worker's steps are made inside a `with` block of this: subscribed to its pod."""
@@ -114,6 +133,8 @@ class Runner:
         parts, before = self._parts, job.life
         parts.pulse.moved()
         job.life = lifecycle.step(before, observation, parts.clock.now(), parts.settings.worker)
+        if isinstance(observation, acts.Intended) or observation == acts.Checked(None):
+            parts.ledger.spared(job)
         if not _may_be_there(job.life) and parts.ledger.settled(job):
             self._pump()
         why = job.life.waits_for
@@ -181,8 +202,8 @@ class Runner:
                     lambda: stream.intend(event_id, owner, index, attempt=attempt, infra_used=infra_used, pod=name),
                 )
                 return _observation(answer) or acts.Intended()
-            case acts.Check():
-                answer = self._script("check a worker", lambda: stream.check(event_id, owner, index))
+            case acts.Check(attempt):
+                answer = self._script("check a worker", lambda: stream.check(event_id, owner, index, attempt))
                 return _observation(answer) or acts.Checked(answer.doom)
             case acts.Mark(doom):
                 answer = self._script("store a doom", lambda: stream.doom(event_id, owner, index, doom))
@@ -274,9 +295,10 @@ class Runner:
             lambda: parts.stream.record(task.event.event_id, task.owner, index, attempt=effect.attempt, fields=fields),
         )
         if answer.fate in (Fate.OK, Fate.KNOWN):
-            parts.ledger.recorded(job, _told(effect.verdict, answer.doom))
+            verdict = answer.doom.verdict if answer.doom is not None else effect.verdict
+            parts.ledger.recorded(job, verdict)
         if answer.fate is Fate.OK:
-            self._say.recorded(job, effect, parts.clock.now())
+            self._say.recorded(job, verdict, effect.pod, parts.clock.now())
             if answer.dead:
                 event = task.event
                 bad = BadEvent(DeadReason.POISON, answer.dead, event.event_id, event.task_id)
@@ -326,10 +348,9 @@ class _Story:
                 why += "; other containers outlived it by TERMINATION_GRACE_S"
             _log.warning("worker.doomed", "Ending %s: %s (%s)", name, reason, why, pod=name, attempt=life.attempt)
 
-    def recorded(self, job: Job, effect: acts.Record, now: float) -> None:
-        """After a result was stored for the first time."""
-        pod, verdict, name = effect.pod, job.life.doom.verdict if job.life.doom else effect.verdict, pod_name(job.key)
-        verdict = effect.verdict if effect.verdict.reason is Reason.COMPLETED else verdict
+    def recorded(self, job: Job, verdict: Verdict, pod: Snapshot | None, now: float) -> None:
+        """After a result was stored for the first time: this one."""
+        name = pod_name(job.key)
         self._metrics.workers_finished.inc(verdict.outcome)
         started, ended = (pod.started_at, pod.finished_at) if pod else (None, None)
         if job.life.sight.ended is not None:
@@ -338,14 +359,13 @@ class _Story:
         say = _log.info if verdict.reason is Reason.COMPLETED else _log.warning
         say(
             "worker.finished", "Worker pod %s %s: %s", name, verdict.outcome, verdict.reason,
-            pod=name, attempt=effect.attempt, duration_s=duration_s, reason=verdict.reason.value,
+            pod=name, attempt=job.life.attempt, duration_s=duration_s, reason=verdict.reason.value,
             detail=verdict.message,
         )  # fmt: skip
 
 
-def _told(verdict: Verdict, doom: Doom | None) -> Verdict:
-    """The verdict that the record script stores: a doom wins over every end but success."""
-    return verdict if doom is None or verdict.outcome is Outcome.SUCCEEDED else doom.verdict
+def _nothing_to_await(_attempt: int, _until: float | None) -> Observation:
+    raise lifecycle.IllegalStep("only writes were to be made, and a pod is to be waited for")
 
 
 def _may_be_there(life: Life) -> bool:

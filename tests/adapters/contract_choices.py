@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from ottoscaler.core.acts import Doom
 from ottoscaler.core.choice import Blocker, Choice, Claim, Victim
-from ottoscaler.ports import Stream
+from ottoscaler.core.events import BadEvent
+from ottoscaler.core.verdicts import Reason
+from ottoscaler.ports import Fate, StoredWorker, Stream
 from tests.adapters.streams import (
     LATE_ID,
     StreamAdmin,
@@ -18,11 +21,12 @@ from tests.adapters.streams import (
     receive,
     record,
     reloaded,
+    result_of,
     send,
     taken_over,
 )
 
-__all__ = ["TestChoosing"]
+__all__ = ["TestChoosing", "TestSeeing", "TestSparing"]
 
 LATE_MS = LATE_ID.partition("-")[0]
 
@@ -181,3 +185,108 @@ class TestChoosing:
         answer = stream.choose("d-1", task.owner, claim(*listed, count=2500))
         assert answer == Choice(listed[:2500], [victim.pod for victim in listed[2500:]])
         assert sum(len(reloaded(stream, f"e-{number}").workers) for number in range(3)) == 2500
+
+
+class TestSparing:
+    """What has started is spared by a drain, and by every doom that is for what has not started."""
+
+    @pytest.mark.parametrize("reason", [Reason.ERROR, Reason.EVICTED, Reason.COMPLETED])
+    @pytest.mark.parametrize("by", [Reason.SCALED_DOWN, Reason.SUPERSEDED])
+    def test_one_that_started_all_the_same_and_ended_by_itself_has_its_own_outcome(
+        self, stream: Stream, admin: StreamAdmin, reason: Reason, by: Reason
+    ) -> None:
+        """Its owner did not know of the mark; the drain counts it among the survivors."""
+        task = opened(stream, admin, event_id="e-1", pod_count="2")
+        intend(stream, task)
+        stream.doom("e-1", None, 1, cancel(by, drain=True))
+        fields = result_of(task, reason=reason) | {"started_at": "then", "exit_code": "1"}
+        answer = stream.record("e-1", task.owner, 1, attempt=1, fields=fields)
+        assert (answer.fate, answer.doom) == (Fate.OK, None)
+        assert admin.results() == [fields]
+        assert reloaded(stream, "e-1").workers[1].spared == ("down-1",)
+
+    @pytest.mark.parametrize("started", ["", "then"])
+    @pytest.mark.parametrize("doom", [cancel(), cancel(drain=True)])
+    def test_one_that_was_deleted_is_cancelled(
+        self, stream: Stream, admin: StreamAdmin, doom: Doom, started: str
+    ) -> None:
+        """Whoever saw the mark deleted it: its owner sees only that somebody did."""
+        task = opened(stream, admin, event_id="e-1", pod_count="2")
+        stream.doom("e-1", None, 1, doom)
+        fields = result_of(task, reason=Reason.POD_DELETED) | {"started_at": started}
+        assert stream.record("e-1", task.owner, 1, attempt=1, fields=fields).doom == doom
+        assert admin.results()[0]["reason"] == "ScaledDown"
+        assert reloaded(stream, "e-1").workers[1].spared == ()
+
+    def test_a_kill_spares_nobody(self, stream: Stream, admin: StreamAdmin) -> None:
+        """But one that succeeds."""
+        task = opened(stream, admin, event_id="e-1", pod_count="2")
+        stream.doom("e-1", None, 1, cancel())
+        fields = result_of(task, reason=Reason.ERROR) | {"started_at": "then"}
+        stream.record("e-1", task.owner, 1, attempt=1, fields=fields)
+        assert admin.results()[0]["reason"] == "ScaledDown"
+
+    def test_a_doom_for_not_starting_has_no_part_in_the_end_of_what_has_started(
+        self, stream: Stream, admin: StreamAdmin
+    ) -> None:
+        """PendingTimeout, and then it started and failed."""
+        task = opened(stream, admin, event_id="e-1", pod_count="2")
+        intend(stream, task)
+        stream.doom("e-1", task.owner, 1, end(1))
+        fields = result_of(task, reason=Reason.ERROR) | {"started_at": "then"}
+        assert stream.record("e-1", task.owner, 1, attempt=1, fields=fields).doom is None
+        assert admin.results()[0]["reason"] == "Error"
+
+    def test_one_that_several_drains_have_spared_is_a_survivor_of_each(
+        self, stream: Stream, admin: StreamAdmin
+    ) -> None:
+        """And is marked by none of them again."""
+        task = opened(stream, admin, event_id="e-1", pod_count="2")
+        for name in ("a", "b", "a"):
+            stream.doom("e-1", None, 1, cancel(by=name, drain=True))
+            stream.withdraw("e-1", task.owner, 1, cancel(by=name, drain=True))
+        assert reloaded(stream, "e-1").workers[1].doom is None
+        record(stream, task)
+        [worker] = stream.outcomes([Victim("e-1", 1)])
+        assert worker is not None
+        assert worker.spared == ("a", "b")
+
+
+class TestSeeing:
+    """check: a pod that was seen is lost when it is gone; an attempt without one is made again."""
+
+    def test_is_stored_once_the_pod_is_there(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """Whoever takes over knows; a late repetition of the intent changes nothing, the next attempt does."""
+        task = opened(stream, admin, event_id="e-1")
+        intend(stream, task, infra_used=2)
+        assert not reloaded(stream, "e-1").workers[1].seen
+        stream.check("e-1", task.owner, 1, 1)
+        intend(stream, task, infra_used=2)
+        taken = taken_over(other, admin, task)
+        assert taken.workers == {1: StoredWorker(1, attempt=1, infra_used=2, seen=True)}
+        other.note_refused("e-1", taken.owner, 1, 1)
+        assert reloaded(stream, "e-1").workers[1].seen
+        intend(other, taken, attempt=2, infra_used=3)
+        assert not reloaded(stream, "e-1").workers[1].seen
+
+    def test_of_another_attempt_says_nothing(self, stream: Stream, admin: StreamAdmin) -> None:
+        """It came late."""
+        task = opened(stream, admin, event_id="e-1")
+        intend(stream, task, attempt=2)
+        stream.check("e-1", task.owner, 1, 1)
+        assert not reloaded(stream, "e-1").workers[1].seen
+
+    @pytest.mark.parametrize("seen", [False, True])
+    def test_who_dies_of_every_create_ends_as_poison(
+        self, stream: Stream, other: Stream, admin: StreamAdmin, *, seen: bool
+    ) -> None:
+        """To store the same attempt again is no progress, to see its pod is."""
+        task = opened(stream, admin, event_id="e-1")
+        intend(stream, task)
+        for _ in range(9):
+            task = taken_over(other, admin, task)
+            intend(other, task)
+        if seen:
+            other.check("e-1", task.owner, 1, 1)
+        admin.expire_lease("e-1")
+        assert isinstance(other.take("e-1", same_consumer=False), BadEvent) is not seen

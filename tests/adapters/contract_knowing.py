@@ -49,10 +49,10 @@ class TestAdopting:
         self.adopted(stream, admin)
         taken = stream.take("e-1", same_consumer=False)
         assert taken is not None
-        assert taken.workers[2] == StoredWorker(2, attempt=3)
+        assert taken.workers[2] == StoredWorker(2, attempt=3, seen=True)
         lost = [taken.workers[index] for index in (1, 3)]
         assert [worker.attempt for worker in lost] == [1, 1]
-        assert all(worker.infra_used > 10 for worker in lost)
+        assert all(worker.infra_used > 10 and worker.seen for worker in lost)
 
     def test_again_changes_nothing(self, stream: Stream, admin: StreamAdmin) -> None:
         """A known task is not stored anew: it may have gone on meanwhile."""
@@ -60,7 +60,7 @@ class TestAdopting:
         taken = stream.take("e-1", same_consumer=False)
         stream.adopt(task.event, {1: 7})
         assert taken is not None
-        assert stream.check("e-1", taken.owner, 1).fate is Fate.OK
+        assert stream.check("e-1", taken.owner, 1, 1).fate is Fate.OK
         assert reloaded(stream, "e-1").workers[1].attempt == 1
 
     def test_the_event_sent_again_is_known(self, stream: Stream, admin: StreamAdmin) -> None:

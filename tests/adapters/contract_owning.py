@@ -41,7 +41,7 @@ _DOOM = Doom(Reason.PENDING_TIMEOUT, "late", 1)
 WRITES: dict[str, Write] = {
     "intend": lambda s, e, o: s.intend(e, o, 1, attempt=1, infra_used=0, pod="p").fate,
     "note_refused": lambda s, e, o: s.note_refused(e, o, 1, 1).fate,
-    "check": lambda s, e, o: s.check(e, o, 1).fate,
+    "check": lambda s, e, o: s.check(e, o, 1, 1).fate,
     "doom": lambda s, e, o: s.doom(e, o, 1, _DOOM).fate,
     "withdraw": lambda s, e, o: s.withdraw(e, o, 1, _DOOM).fate,
     "record": lambda s, e, o: s.record(e, o, 1, attempt=1, fields={"outcome": "succeeded", "reason": "x"}).fate,
@@ -139,7 +139,7 @@ class TestLeases:
         task = opened(stream, admin, event_id="e-1")
         other.release({"e-1": "c2/boot-1/1", "never": "c2/boot-1/1"})
         assert other.expired(same_consumer=False) == []
-        assert stream.check("e-1", task.owner, 1).fate is Fate.OK
+        assert stream.check("e-1", task.owner, 1, 1).fate is Fate.OK
 
 
 class TestTakingOver:

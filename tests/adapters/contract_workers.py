@@ -74,7 +74,7 @@ class TestIntending:
         intend(stream, task)
         stream.doom("e-1", task.owner, 1, end(1))
         assert intend(stream, task, attempt=2).fate is Fate.OK
-        assert stream.check("e-1", task.owner, 1) == Answer(Fate.OK)
+        assert stream.check("e-1", task.owner, 1, 1) == Answer(Fate.OK)
 
     def test_a_refused_pod_is_noted(self, stream: Stream, admin: StreamAdmin) -> None:
         """Whoever takes over knows that there is nothing to look for; the next intent clears it."""
@@ -102,7 +102,7 @@ class TestDooms:
         """The usual case, right after a create."""
         task = opened(stream, admin, event_id="e-1")
         intend(stream, task)
-        assert stream.check("e-1", task.owner, 1) == Answer(Fate.OK)
+        assert stream.check("e-1", task.owner, 1, 1) == Answer(Fate.OK)
 
     def test_is_stored_and_told(self, stream: Stream, admin: StreamAdmin) -> None:
         """Reason, message, attempt, drain and who asked for it."""
@@ -110,7 +110,7 @@ class TestDooms:
         intend(stream, task)
         for _ in range(2):
             assert stream.doom("e-1", task.owner, 1, end(1)) == Answer(Fate.OK, end(1))
-        assert stream.check("e-1", task.owner, 1) == Answer(Fate.OK, end(1))
+        assert stream.check("e-1", task.owner, 1, 1) == Answer(Fate.OK, end(1))
         assert stored(stream, task).doom == end(1)
 
     def test_the_first_of_an_attempt_holds(self, stream: Stream, admin: StreamAdmin) -> None:
@@ -135,7 +135,7 @@ class TestDooms:
         record(stream, task)
         assert stream.doom("e-1", task.owner, 1, end(1)).fate is Fate.HAS_RESULT
         assert stream.doom("e-1", None, 1, cancel()).fate is Fate.HAS_RESULT
-        assert stream.check("e-1", task.owner, 1).fate is Fate.HAS_RESULT
+        assert stream.check("e-1", task.owner, 1, 1).fate is Fate.HAS_RESULT
         assert stream.withdraw("e-1", task.owner, 1, end(1)).fate is Fate.HAS_RESULT
 
     def test_is_withdrawn_when_the_pod_has_started(self, stream: Stream, admin: StreamAdmin) -> None:
@@ -164,7 +164,7 @@ class TestCancels:
         """The owner need not be known."""
         task = opened(stream, admin, event_id="e-1")
         assert other.doom("e-1", None, 1, cancel()) == Answer(Fate.OK, cancel())
-        assert stream.check("e-1", task.owner, 1) == Answer(Fate.OK, cancel())
+        assert stream.check("e-1", task.owner, 1, 1) == Answer(Fate.OK, cancel())
 
     def test_of_unknown_tasks_are_refused(self, stream: Stream) -> None:
         """Nothing is stored for a task that is not there: Redis was wiped, and its owner restores it."""
@@ -232,7 +232,7 @@ class TestCancels:
         """Worker 1 is not worker 11."""
         task = opened(stream, admin, event_id="e-1", pod_count="11")
         stream.doom("e-1", None, 11, cancel())
-        assert stream.check("e-1", task.owner, 1) == Answer(Fate.OK)
+        assert stream.check("e-1", task.owner, 1, 1) == Answer(Fate.OK)
 
 
 class TestShowing:

@@ -310,7 +310,7 @@ def _refused(rig: Rig) -> Call:
 @situation
 def _check(rig: Rig) -> Call:
     task = _task(rig)
-    return lambda: rig.weak.check("e-1", task.owner, 1)
+    return lambda: rig.weak.check("e-1", task.owner, 1, 1)
 
 
 @situation

@@ -126,8 +126,8 @@ class World:
     def refused(self, event_id: str, index: int, attempt: int, token: int) -> object:
         return self.streams[0].note_refused(event_id, self._token(token), index, attempt)
 
-    def check(self, event_id: str, index: int, token: int) -> object:
-        return self.streams[0].check(event_id, self._token(token), index)
+    def check(self, event_id: str, index: int, attempt: int, token: int) -> object:
+        return self.streams[0].check(event_id, self._token(token), index, attempt)
 
     def doom(self, event_id: str, index: int, doom: Doom, token: int) -> object:
         owner = None if token == 0 and doom.attempt == 0 else self._token(token)
@@ -136,10 +136,10 @@ class World:
     def withdraw(self, event_id: str, index: int, doom: Doom, token: int) -> object:
         return self.streams[0].withdraw(event_id, self._token(token), index, doom)
 
-    def record(self, event_id: str, index: int, attempt: int, reason: Reason, token: int) -> object:
+    def record(self, event_id: str, index: int, attempt: int, reason: Reason, started: bool, token: int) -> object:
         event = parse("1-1", {b"type": b"scale_up", b"event_id": event_id.encode()}, 9)
         assert isinstance(event, ScaleEvent)
-        fields = result_of(OpenTask(event, ""), index, attempt, reason)
+        fields = result_of(OpenTask(event, ""), index, attempt, reason) | ({"started_at": "then"} if started else {})
         return self.streams[0].record(event_id, self._token(token), index, attempt=attempt, fields=fields)
 
     def choose(self, event_id: str, doom: Doom, count: int, token: int) -> object:
@@ -211,10 +211,10 @@ STEPS = st.one_of(
     step("lease", WHO, IDS, TOKEN, YES),
     step("intend", IDS, INDEX, ATTEMPT, TOKEN),
     step("refused", IDS, INDEX, ATTEMPT, TOKEN),
-    step("check", IDS, INDEX, TOKEN),
+    step("check", IDS, INDEX, ATTEMPT, TOKEN),
     step("doom", IDS, INDEX, DOOM, TOKEN),
     step("withdraw", IDS, INDEX, DOOM, TOKEN),
-    step("record", IDS, INDEX, ATTEMPT, st.sampled_from(REASONS), TOKEN),
+    step("record", IDS, INDEX, ATTEMPT, st.sampled_from(REASONS), YES, TOKEN),
     step("choose", IDS, st.sampled_from(DOOMS[:3]), st.integers(0, 2), TOKEN),
     step("finish", TOKEN),
     step("note", IDS, INDEX, TOKEN),

@@ -36,8 +36,9 @@ from ottoscaler.core.acts import (
     Unclear,
 )
 from ottoscaler.core.lifecycle import IllegalStep, Life, Stage, backoff_s, effect, resume, step
+from ottoscaler.core.names import WorkerKey
 from ottoscaler.core.verdicts import Reason, Verdict
-from tests.core.builders import NOW, deleting, evicted, failed, pod, running, succeeded
+from tests.core.builders import HASH, NOW, deleting, evicted, failed, pod, running, succeeded
 from tests.core.drive import LIMITS, Drive
 
 contract = pytest.mark.contract
@@ -281,16 +282,25 @@ def test_a_life_goes_on_with_a_live_look() -> None:
 @contract("5.PodLost")
 @contract("2.INFRA_RETRIES")
 def test_a_life_without_its_pod_has_lost_it() -> None:
-    """An intent without a pod: the next attempt, under its own name."""
-    drive = Drive(resume(1, 2, 1, None))
+    """A pod that was seen and is not there: the next attempt, under its own name."""
+    drive = Drive(resume(1, 2, 1, None, seen=True))
     drive.tell(Absent())
     assert drive.wait(2) == Intend(3, 2)
+
+
+@contract("2.INFRA_RETRIES")
+def test_an_attempt_of_which_nobody_saw_a_pod_is_made_again() -> None:
+    """Under the same name, so that a create which is still on its way makes no second pod; and no retry is used up."""
+    drive = Drive(resume(1, 4, 3, None), limits=replace(LIMITS, infra_retries=3))
+    assert drive.tell(Absent()) == Intend(4, 3)
+    assert drive.tell(Intended()) == Create(4)
+    assert drive.tell(AlreadyThere(), Seen(running(key=WorkerKey(HASH, 1, 4))), Checked(None)) == Await(NOW + 3630)
 
 
 @contract("5.PodLost")
 def test_a_life_without_its_pod_and_without_retries_is_lost() -> None:
     """Its result says that nobody knows why."""
-    drive = Drive(resume(1, 4, 3, None))
+    drive = Drive(resume(1, 4, 3, None, seen=True))
     assert drive.tell(Absent()) == Record(4, Verdict(Reason.POD_LOST, "the pod is gone, and nobody knows why"), None)
 
 
@@ -307,10 +317,10 @@ def test_a_finished_pod_is_recorded_by_whoever_finds_it() -> None:
     assert drive.tell(Seen(evicted()), Checked(None)) == Later(1.0)
 
 
-def test_a_resumed_worker_that_is_cancelled_elsewhere_is_seen_to_its_end() -> None:
-    """The stored attempt is the one that may have a pod."""
+def test_a_worker_that_is_cancelled_before_its_next_attempt_ends_at_once() -> None:
+    """This life has seen the end of the stored attempt: there is nothing to look at."""
     drive = Drive(Life(index=1, attempt=3, infra_used=2))
-    assert drive.tell(Cancelled(Doom(Reason.SCALED_DOWN), 2)) == Look(2, live=False)
+    assert drive.tell(Cancelled(Doom(Reason.SCALED_DOWN), 2)) == Record(2, Verdict(Reason.SCALED_DOWN), None)
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,11 @@ from ottoscaler.core.acts import (
     Delete,
     Done,
     Doom,
+    Effect,
     End,
     Intended,
     Kill,
+    Later,
     Look,
     Marked,
     Missing,
@@ -30,7 +32,7 @@ from ottoscaler.core.acts import (
     Unclear,
     Withdraw,
 )
-from ottoscaler.core.lifecycle import Life
+from ottoscaler.core.lifecycle import Life, hurried
 from ottoscaler.core.pods import Snapshot
 from ottoscaler.core.verdicts import Reason, Verdict
 from tests.core.builders import NOW, deleting, evicted, failed, pod, running, succeeded
@@ -71,12 +73,13 @@ def test_a_cancelled_attempt_without_a_pod_is_recorded() -> None:
 
 
 @contract("5.ScaledDown")
-def test_a_cancel_between_two_attempts_finds_the_old_pod() -> None:
-    """The stored attempt is still the failed one: its pod is recorded and deleted as the cancelled worker's."""
+@pytest.mark.parametrize("doom", [KILL, DRAIN])
+def test_a_cancel_between_two_attempts_is_recorded_at_once(doom: Doom) -> None:
+    """The stored attempt is over, and how it ended is not how the worker does; its pod goes after the record."""
     drive = Drive()
     drive.tell(*CREATED, Seen(evicted()))
-    drive.wait(1)
-    assert drive.tell(Cancelled(KILL, 1), Seen(evicted()), Checked(KILL)) == Record(1, KILL.verdict, evicted())
+    drive.life = hurried(drive.life)
+    assert drive.tell(Cancelled(doom, 1)) == Record(1, doom.verdict, None)
     assert drive.tell(Done()) == Delete(evicted())
 
 
@@ -220,10 +223,50 @@ def test_a_kill_after_a_drain_ends_the_worker() -> None:
     assert drive.tell(Checked(KILL)) == Kill(running())
 
 
+BY_ITSELF: dict[str, tuple[Snapshot, Reason]] = {
+    "failed": (failed(), Reason.ERROR),
+    "evicted": (evicted(started_at=NOW), Reason.EVICTED),
+}
+
+
 @contract("3.mode")
-def test_a_drain_between_two_attempts_lets_no_new_one_start() -> None:
-    """The stored attempt has ended; the next has not started."""
+@pytest.mark.parametrize("doom", [DRAIN, replace(DRAIN, reason=Reason.SUPERSEDED)])
+@pytest.mark.parametrize(("last", "reason"), BY_ITSELF.values(), ids=BY_ITSELF)
+def test_a_drained_worker_that_had_started_all_the_same_ends_as_it_does(
+    doom: Doom, last: Snapshot, reason: Reason
+) -> None:
+    """The mark and the start have crossed: the mark is withdrawn, and the end is the worker's own."""
+    drive = Drive(limits=replace(LIMITS, infra_retries=0))
+    drive.tell(*CREATED, Marked(doom), Changed())
+    assert drive.tell(Seen(last), Checked(doom)) == Withdraw(doom)
+    assert recorded(drive.tell(Checked(None))) is reason
+
+
+@contract("3.mode")
+def test_a_drained_worker_that_is_to_be_tried_again_is() -> None:
+    """Its own end decides, with its retries."""
     drive = Drive()
-    drive.tell(*CREATED, Seen(evicted()))
-    drive.wait(1)
-    assert drive.tell(Cancelled(DRAIN, 1), Seen(evicted()), Checked(DRAIN)) == Record(1, DRAIN.verdict, evicted())
+    drive.tell(*CREATED, Marked(DRAIN), Changed(), Seen(evicted(started_at=NOW)), Checked(DRAIN))
+    assert drive.tell(Checked(None)) == Later(1.0)
+
+
+@contract("3.mode")
+def test_a_drained_worker_that_ends_in_our_deletion_is_cancelled() -> None:
+    """It was deleted before its start was seen: that it started all the same, and was ended, is our doing."""
+    drive = Drive()
+    drive.tell(*CREATED, Marked(DRAIN), Done())
+    assert recorded(drive.tell(Seen(deleting(failed(143))))) is Reason.SCALED_DOWN
+
+
+@contract("3.mode")
+def test_a_kill_that_comes_while_a_drain_is_withdrawn_holds() -> None:
+    """What is stored decides."""
+    drive = Drive()
+    drive.tell(*CREATED, Marked(DRAIN), Changed(), Seen(failed()), Checked(DRAIN))
+    assert recorded(drive.tell(Checked(KILL))) is Reason.SCALED_DOWN
+
+
+def recorded(asked: Effect) -> Reason:
+    """The reason of a Record."""
+    assert isinstance(asked, Record), asked
+    return asked.verdict.reason

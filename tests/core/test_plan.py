@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ottoscaler.core.events import Mode
 from ottoscaler.core.plan import Candidate, Progress, is_older, rank
 from ottoscaler.core.pods import Phase, Snapshot
-from tests.core.builders import NOW, event, pod, running
+from tests.core.builders import NOW, event, failed, pod, running
 
 contract = pytest.mark.contract
 
@@ -44,6 +44,7 @@ groups = st.lists(workers, max_size=8)
         (worker(last=pod()), Progress.PENDING),
         (worker(last=pod(Phase.UNKNOWN)), Progress.PENDING),
         (worker(last=running()), Progress.RUNNING),
+        (worker(last=failed()), Progress.ENDED),
     ],
 )
 def test_progress_is_how_far_the_current_attempt_has_come(candidate: Candidate, progress: Progress) -> None:

@@ -97,11 +97,13 @@ class World:
         self.stored = attempt
         self.cancel = self.roll(None, None, KILL, DRAIN)
         self.doom = self.roll(None, None, Doom(Reason.PENDING_TIMEOUT, "", attempt))
-        if self.roll(True, False):
+        made = self.roll(True, False)
+        if made:
             self._make(attempt)
             self._befall(attempt)
-        self.names_used = [attempt]
-        return resume(1, attempt, attempt - 1, self.cancel or self.doom)
+        seen = self.roll(True, False)
+        self.names_used = [attempt] if made or seen else []
+        return resume(1, attempt, attempt - 1, self.cancel or self.doom, seen=seen)
 
     def _answer(self, asked: Effect) -> Observation:
         self._meddle()
@@ -207,6 +209,8 @@ class World:
             assert asked.verdict.reason is Reason.COMPLETED, "success wins over everything"
         if asked.verdict.outcome is Outcome.CANCELLED:
             assert self.cancel is not None
+            by_itself = asked.pod is not None and asked.pod.started_at is not None and not asked.pod.deleting
+            assert not (self.cancel.drain and by_itself), "a drain spares what has started, and ends by itself"
         self.result = self.result or asked.verdict
         return acts.Done()
 

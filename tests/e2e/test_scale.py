@@ -18,8 +18,9 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
 _WORKERS = 1000
 _PEAK_MIB = 250
-#: Besides the pool: main, signals, cpu, reader, control, lease, takeover, watch, sweep, web and some of the libraries.
-_OTHER_THREADS = 15
+#: Besides the pool: main, signals, cpu, reader, control, scale-down, ender, lease, takeover, watch, sweep, web and some
+#: of the libraries.
+_OTHER_THREADS = 17
 
 
 @dataclass(frozen=True)

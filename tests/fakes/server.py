@@ -32,7 +32,7 @@ def order(stream_id: str) -> Id:
 
 @dataclass(slots=True)
 class WorkerState:
-    """The fields of one worker in a task hash: `shown` is `worker:<index>`, `spared` the drain that it survived."""
+    """The fields of one worker in a task hash: `shown` is `worker:<index>`, `spared` the drains that it survived."""
 
     index: int
     attempt: int = 0
@@ -40,19 +40,21 @@ class WorkerState:
     refused: bool = False
     doom: Doom | None = None
     outcome: str = ""
-    spared: str = ""
+    spared: tuple[str, ...] = ()
+    seen: bool = False
     shown: str = ""
 
     @property
     def heard_of(self) -> bool:
         """Does it differ from a worker of which nothing was ever stored?"""
-        return bool(self.attempt or self.doom or self.outcome)
+        return bool(self.attempt or self.doom or self.outcome or self.spared)
 
     def stored(self) -> StoredWorker:
         """The same as the port tells it."""
         return StoredWorker(
-            self.index, self.attempt, self.infra_used, self.refused, self.doom, self.outcome, spared=self.spared
-        )
+            self.index, self.attempt, self.infra_used, self.refused, self.doom, self.outcome, spared=self.spared,
+            seen=self.seen,
+        )  # fmt: skip
 
     def told(self) -> StoredWorker:
         """The same with the reason, as whole tasks have it."""

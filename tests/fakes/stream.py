@@ -215,6 +215,7 @@ class FakeStream(WorkerScripts):
             for index in range(1, event.pod_count + 1):
                 worker = task.worker(index)
                 worker.attempt, worker.infra_used = (attempts[index], 0) if index in attempts else (1, 1000)
+                worker.seen = True
 
     def restore(self, task: OpenTask) -> None:
         with self.server.call("restore"):
@@ -499,7 +500,14 @@ def _part(entries: Sequence[Entry]) -> Iterator[Entry]:
 
 def _restored(worker: StoredWorker) -> WorkerState:
     state = WorkerState(
-        worker.index, worker.attempt, worker.infra_used, worker.refused, worker.doom, worker.outcome, worker.spared
+        worker.index,
+        worker.attempt,
+        worker.infra_used,
+        worker.refused,
+        worker.doom,
+        worker.outcome,
+        tuple(worker.spared),
+        worker.seen,
     )
     ended = {"outcome": worker.outcome, "reason": worker.reason, "attempt": worker.attempt}
     state.shown = json.dumps(ended) if worker.outcome else ""

@@ -38,9 +38,13 @@ class WorkerScripts:
             worker.doom = None
             if attempt < worker.attempt:
                 return Answer(Fate.OLD_ATTEMPT, None, worker.attempt)
+            again = worker.attempt == attempt
+            if not again or worker.refused or worker.seen:
+                task.tries = 0
+            worker.seen = again and worker.seen
             worker.attempt, worker.infra_used, worker.refused = attempt, infra_used, False
             worker.shown = worker_json("creating", attempt, pod)
-            task.state, task.tries, task.why, task.next_at = "running", 0, "", ""
+            task.state, task.why, task.next_at = "running", "", ""
             return Answer(Fate.OK, None, attempt)
 
     def note_refused(self, event_id: str, owner: str, index: int, attempt: int) -> Answer:
@@ -48,18 +52,20 @@ class WorkerScripts:
             task, worker = self._look(event_id, index)
             if task.owner != owner:
                 return Answer(Fate.NOT_OURS)
-            if worker.attempt == attempt and not worker.outcome:
+            if worker.attempt == attempt and not worker.outcome and not worker.seen:
                 worker.refused = True
                 worker.shown = worker_json("waiting", attempt, "")
             return Answer(Fate.OK)
 
-    def check(self, event_id: str, owner: str, index: int) -> Answer:
+    def check(self, event_id: str, owner: str, index: int, attempt: int) -> Answer:
         with self.server.call("check"):
             task, worker = self._look(event_id, index)
             if worker.outcome:
                 return Answer(Fate.HAS_RESULT)
             if task.owner != owner:
                 return Answer(Fate.NOT_OURS)
+            if worker.attempt == attempt and not worker.seen:
+                worker.seen, worker.refused, task.tries = True, False, 0
             return Answer(Fate.OK, worker.doom)
 
     def doom(self, event_id: str, owner: str | None, index: int, doom: Doom) -> Answer:
@@ -71,7 +77,7 @@ class WorkerScripts:
                 return Answer(Fate.NOT_OURS)
             if doom.attempt not in (0, worker.attempt):
                 return Answer(Fate.OLD_ATTEMPT)
-            spared = doom.drain and worker.spared == doom.by
+            spared = doom.drain and doom.by in worker.spared
             if spared or (worker.doom is not None and _stays(worker.doom, doom)):
                 return Answer(Fate.OK, worker.doom)
             worker.doom = doom
@@ -89,7 +95,8 @@ class WorkerScripts:
             if held is None or (held.attempt, held.reason, held.by) != (doom.attempt, doom.reason, doom.by):
                 return Answer(Fate.OK, held)
             worker.doom = None
-            worker.spared = doom.by if doom.drain else worker.spared
+            if doom.drain:
+                _spare(worker, doom.by)
             return Answer(Fate.OK)
 
     def record(self, event_id: str, owner: str, index: int, *, attempt: int, fields: Mapping[str, str]) -> Answer:
@@ -104,8 +111,14 @@ class WorkerScripts:
             if worker.attempt not in (0, attempt) and not cancelled:
                 return Answer(Fate.OLD_ATTEMPT, None, worker.attempt)
             result = dict(fields)
-            if doom is not None and doom.attempt in (0, attempt) and result["outcome"] != Outcome.SUCCEEDED:
+            if doom is not None and (doom.attempt not in (0, attempt) or _had_no_part(doom, result)):
+                if doom.drain and doom.attempt == 0:
+                    _spare(worker, doom.by)
+                doom = None
+            if doom is not None and result["outcome"] != Outcome.SUCCEEDED:
                 result |= told(doom.verdict) | {"fault": doom.verdict.fault.value}
+            else:
+                doom = None
             poison = result["reason"] == Reason.POISON
             dead = result["message"] if poison and self._poison_letter(task, event_id, result["message"]) else ""
             task.tries = 0
@@ -200,6 +213,16 @@ class WorkerScripts:
         self.server.tasks[event_id] = task
         self._close_task(task, event_id)
         self.server.publish(self._task_fields(event_id, task) | told(Verdict(Reason.REJECTED, message)))
+
+
+def _spare(worker: WorkerState, by: str) -> None:
+    worker.spared = tuple(dict.fromkeys((*worker.spared, by)))
+
+
+def _had_no_part(doom: Doom, result: Mapping[str, str]) -> bool:
+    """It spares what has started, and this worker had, and ended for another reason than that its pod was deleted."""
+    by_itself = result["reason"] not in (Reason.POD_DELETED, doom.reason)
+    return doom.only_before_start and bool(result["started_at"]) and by_itself
 
 
 def _stays(held: Doom, new: Doom) -> bool:

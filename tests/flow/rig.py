@@ -19,6 +19,7 @@ from ottoscaler.core.names import WorkerKey, event_hash, pod_name
 from ottoscaler.core.pods import Snapshot
 from ottoscaler.flow.control import Control
 from ottoscaler.flow.descent import Descents
+from ottoscaler.flow.ender import Ender
 from ottoscaler.flow.intake import Intake, Reader
 from ottoscaler.flow.lease import TICK_S, Lease
 from ottoscaler.flow.ledger import Ledger
@@ -120,14 +121,15 @@ class Rig:
         self.runner = Runner(self.parts)
         self.pool = Pool(self.parts, self.runner)
         self.intake = Intake(self.parts)
-        self.descents = Descents(self.parts)
-        self.control = Control(self.parts, self.intake, self.pool, self.descents)
+        self.ender = Ender(self.parts, self.runner)
+        self.descents = Descents(self.parts, self.ender)
+        self.control = Control(self.parts, self.intake, self.pool, self.descents, self.ender)
         self.intake.connect(pump=self.pool.pump, control=self.control.submit)
         self.reader = Reader(self.parts, self.intake)
         self.takeover = TakeOver(self.parts, self.control, self.intake, self.pool)
         self.lease = Lease(self.parts, self.control, self.takeover, me=f"{consumer}/{boot}")
-        self.sweep = Sweep(self.parts, self.pool)
-        self.watch = Watch(self.parts, changed=self.pool.pump)
+        self.sweep = Sweep(self.parts, self.pool, self.ender)
+        self.watch = Watch(self.parts, changed=self._pods_changed)
         self.stream.ensure_group()
         self._threads = threads
         self._closed = False
@@ -140,13 +142,21 @@ class Rig:
 
     def start(self, *names: str) -> None:
         """Spawn these threads; returns when the cluster's state is known, where a watch is among them."""
-        # what the one finds out, the other has to do: tests that want both ask for the lease thread
-        parts = [part for name in names for part in ((name, "takeover") if name == "lease" else (name,))]
-        for name in parts:
+        bodies = {name: getattr(self, name).run for name in names}
+        if "lease" in names:  # what the one finds out, the other has to do
+            bodies["takeover"] = self.takeover.run
+        if "control" in names:  # one lane, of several threads
+            bodies |= {"scale-down": self.control.carry_out, "ender": self.ender.run}
+        for name, run in bodies.items():
             self.pulse.expect(name)
-            self.stop.spawn(name, getattr(self, name).run)
+            self.stop.spawn(name, run)
         if "watch" in names:
             eventually(lambda: self.registry.known, what="the first list of pods")
+
+    def _pods_changed(self) -> None:
+        self.pool.pump()
+        self.control.nudge()
+        self.ender.nudge()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -244,7 +244,7 @@ class TestWiped:
             first.sees(pod, lambda seen: seen.started_at is not None)
             first.stream.doom("e", None, 1, Doom(Reason.SCALED_DOWN, "enough", by="d-1"))
             first.close(release=False)
-        with Rig(world, threads=["watch", "lease"], LEASE_S=LEASE_S) as rig:
+        with Rig(world, threads=["watch", "lease", "control"], LEASE_S=LEASE_S) as rig:
             rig.wait_and_look(LEASE_S + 2)
             rig.sees(pod, lambda seen: seen.deleting)
             world.redis.flush()

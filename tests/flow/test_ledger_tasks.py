@@ -71,11 +71,14 @@ class TestCancel:
             assert desk.ledger.cancel("a", 1, CANCEL)
             assert waiter.wait(1, START) == Marked(CANCEL)
 
-    def test_one_that_was_resumed_and_has_no_thread_is_the_callers(self, desk: Desk) -> None:
-        """Its pod may be there, and nobody follows it."""
+    def test_one_that_was_resumed_and_has_no_thread_needs_none(self, desk: Desk) -> None:
+        """Its pod may be there: it is led to its end without a thread of the pool."""
         desk.ledger.add(task("a", 1, StoredWorker(1, attempt=1)))
-        assert not desk.ledger.cancel("a", 1, CANCEL)
-        assert desk.take().life.stage is Stage.LOOK
+        assert desk.ledger.cancel("a", 1, CANCEL)
+        assert desk.ledger.take() is None
+        job = desk.ledger.take_cancelled()
+        assert job is not None
+        assert job.life.stage is Stage.LOOK
 
     def test_one_that_has_ended_needs_nothing(self, desk: Desk) -> None:
         """There is nothing left to end."""

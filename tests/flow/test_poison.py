@@ -239,7 +239,7 @@ class TestOwning:
     @POISON
     def test_a_worker_that_cannot_even_be_recorded_ends(self) -> None:
         """It is let go of until it is closed without our help; its neighbours have long ended."""
-        with Rig(threads=["watch", "lease"], auto=True, LEASE_S=3) as rig:
+        with Rig(threads=["watch", "lease", "control"], auto=True, LEASE_S=3) as rig:
             break_(rig.runner, "_record", lambda job, _effect: job.task.event.event_id == "bad")
             rig.accept(event_id="bad")
             rig.accept(event_id="good")

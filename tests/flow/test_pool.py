@@ -178,7 +178,7 @@ def test_cancelled_workers_need_no_thread() -> None:
         for index in range(1, 6):
             rig.stream.doom(event_id, None, index, doom)
             rig.ledger.cancel(event_id, index, doom)
-        assert rig.pool.run_cancelled() == 5
+        assert rig.pool.run_cancelled(rig.ender.follow) == 5
         assert {result["reason"] for result in rig.results(5)} == {"ScaledDown"}
         assert rig.ledger.counts() == (1, 0)
 

@@ -6,7 +6,7 @@ import pytest
 
 from ottoscaler.core.acts import Doom
 from ottoscaler.core.verdicts import Reason
-from ottoscaler.errors import StreamUnavailable
+from ottoscaler.errors import ClusterRejected, ClusterUnavailable, StreamUnavailable
 from ottoscaler.flow.stop import Stop
 from tests.flow.conftest import Lines
 from tests.flow.rig import Rig, World
@@ -141,6 +141,37 @@ def test_an_outage_cuts_the_sweep_short_and_no_more(log: Lines) -> None:
             rig.sweep.once()
         rig.sweep.run()
     assert len(log.of("sweep.outage")) == 2
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [ClusterRejected("the webhook denies it", status=403, reason="Forbidden"), ClusterUnavailable("no answer")],
+)
+def test_one_pod_that_cannot_be_deleted_is_no_other_pods_trouble(trouble: Exception, log: Lines) -> None:
+    """The rest is deleted, what Redis does not know is adopted, and the sweep counts as done."""
+    world = World()
+    with Rig(world, consumer="dead", threads=["watch"], LEASE_S=3) as first:
+        kept = [first.accept(event_id=name) for name in ("a", "b", "c")]
+        pods = [first.pod(event_id) for event_id in kept]
+        unknown = first.accept(event_id="unknown")
+        first.pod(unknown)
+        first.close(release=False)
+    for event_id in kept:
+        world.redis.find(event_id).worker(1).outcome = "failed"  # type: ignore[union-attr]
+    del world.redis.tasks[unknown], world.redis.leases[unknown]
+
+    def refuse(verb: str, name: str) -> None:
+        if verb == "delete" and name == pods[0]:
+            raise trouble
+
+    with Rig(world, threads=["watch"], LEASE_S=3) as rig:
+        world.kubernetes.on_call = refuse
+        rig.sweep.once()
+        rig.pass_time(4)
+        rig.sweep.once()
+        assert [rig.calls("delete", pod) > 0 for pod in pods] == [False, True, True]
+        assert world.redis.find(unknown) is not None
+    assert len(log.of("pod.trouble")) == 2
 
 
 def test_a_pod_that_is_as_it_should_be_is_left_alone() -> None:

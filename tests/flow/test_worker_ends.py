@@ -178,7 +178,7 @@ class TestCancelled:
             rig.pod(first)
             event_id = rig.accept()
             cancel(rig, event_id, CANCEL)
-            assert rig.pool.run_cancelled() == 1
+            assert rig.pool.run_cancelled(rig.ender.follow) == 1
             assert rig.result()["event_id"] == event_id
             assert rig.calls("create") == 1
 

@@ -269,8 +269,8 @@ class Audit:
     def _can_end(self, event_id: str, task: TaskState, index: int) -> bool:
         state = task.workers.get(index, WorkerState(index))
         pod = self.kubernetes.pods.get(pod_name(WorkerKey(event_hash(INSTANCE, event_id), index, state.attempt)))
-        finished = pod is not None and pod["status"].get("phase") in FINISHED
-        return not finished and not state.outcome and (state.doom is None or state.doom.attempt != 0)
+        succeeded = pod is not None and pod["status"].get("phase") == "Succeeded"
+        return not succeeded and not state.outcome and (state.doom is None or state.doom.attempt != 0)
 
     def published(self, fields: Mapping[str, str]) -> None:
         """A result is told to the world."""

@@ -13,6 +13,7 @@ from ottoscaler.core.acts import Observation, TimedOut
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Replaced, Stopping, StreamUnavailable, Unavailable
 from ottoscaler.flow.control import Control
 from ottoscaler.flow.descent import Descents
+from ottoscaler.flow.ender import Ender
 from ottoscaler.flow.intake import Intake, Reader
 from ottoscaler.flow.jobs import Job
 from ottoscaler.flow.lease import Lease
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 #: The threads of a controller, apart from its workers'.
-ROLES = ("reader", "control", "lease", "takeover", "sweep", "watch")
+ROLES = ("reader", "control", "scale_down", "ender", "lease", "takeover", "sweep", "watch")
 #: So many steps a worker may take on a thread that has other things to do, and all of them together in a stop.
 PATIENCE = 400
 
@@ -213,12 +214,13 @@ class Replica:
             self.parts, self.runner, _Threads(lambda handed: self.workers.append(Worker(self, handed.pop())))
         )
         intake = Intake(self.parts)
-        self.control = Control(self.parts, intake, self.pool, Descents(self.parts))
+        self.ender = Ender(self.parts, self.runner)
+        self.control = Control(self.parts, intake, self.pool, Descents(self.parts, self.ender), self.ender)
         intake.connect(pump=self.pool.pump, control=self.control.submit)
         self.reader = Reader(self.parts, intake)
         self.takeover = TakeOver(self.parts, self.control, intake, self.pool)
         self.lease = Lease(self.parts, self.control, self.takeover, me=self.name)
-        self.sweep = Sweep(self.parts, self.pool)
+        self.sweep = Sweep(self.parts, self.pool, self.ender)
         self.watch = Watch(self.parts, changed=self.pool.pump)
 
     @property
@@ -250,7 +252,9 @@ class Replica:
         try:
             {
                 "reader": lambda: self.reader.step(0),
-                "control": self.control.step,
+                "control": self.control.look_ahead,
+                "scale_down": self.control.step,
+                "ender": self.ender.step,
                 "lease": self.lease.step,
                 "takeover": self.takeover.step,
                 "sweep": self.sweep.once,

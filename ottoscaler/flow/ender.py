@@ -1,0 +1,155 @@
+"""Ends the pods of cancelled workers that no thread of the pool follows, so that the lane of scale_down never waits for
+the Kubernetes API or for a pod.
+
+Two kinds come here: pods that somebody else follows, or nobody (the request to delete is made once, after the mark);
+and workers of ours that were cancelled while they held no thread, and whose stored attempt may have a pod. One thread
+leads all of them: it makes the steps of each that can make one, and waits for no pod in particular.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Final
+
+from ottoscaler import logs
+from ottoscaler.core import acts, lifecycle
+from ottoscaler.core.acts import Doom, Observation, TimedOut
+from ottoscaler.core.pods import Snapshot
+from ottoscaler.errors import ClusterRejected, Unavailable
+from ottoscaler.flow.jobs import Job
+from ottoscaler.flow.parts import Parts
+from ottoscaler.flow.registry import Waiter
+from ottoscaler.flow.worker import Runner
+
+#: How often a worker whose pod gives no news is looked at, seconds.
+LOOK_EVERY_S: Final = 1.0
+
+_log = logs.get(__name__)
+
+
+@dataclass(slots=True)
+class _Followed:
+    """A cancelled worker, and its place in the registry."""
+
+    job: Job
+    waiter: Waiter
+
+
+class Ender:
+    """Ends pods. `run` is the body of one thread; `end`, `follow` and `nudge` are for any."""
+
+    def __init__(self, parts: Parts, runner: Runner) -> None:
+        self._cluster = parts.cluster
+        self._registry = parts.registry
+        self._ledger = parts.ledger
+        self._clock = parts.clock
+        self._pulse = parts.pulse
+        self._stop = parts.stop
+        self._runner = runner
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._pods: dict[str, tuple[Snapshot, Doom]] = {}  # guarded by _lock
+        self._arrived: list[Job] = []  # guarded by _lock
+        self._followed: list[_Followed] = []  # the thread's
+        parts.stop.wakes(self._wake)
+
+    def end(self, pod: Snapshot, doom: Doom) -> None:
+        """See to it that this pod is deleted, unless the doom spares it."""
+        with self._lock:
+            self._pods[pod.uid] = (pod, doom)
+        self._wake.set()
+
+    def follow(self, job: Job) -> None:
+        """Lead this cancelled worker to its end; it counts as running meanwhile."""
+        with self._lock:
+            self._arrived.append(job)
+        self._wake.set()
+
+    def nudge(self) -> None:
+        """Some pod has ended."""
+        if self._followed:
+            self._wake.set()
+
+    def run(self) -> None:
+        """Until the stop."""
+        while not self._stop.is_set():
+            self.step()
+            self._pulse.beat()
+            self._wake.wait(LOOK_EVERY_S)
+            self._wake.clear()
+        for one in self._followed:
+            self._let_go(one)
+
+    def step(self) -> None:
+        """End what is to be ended, and carry on who can be. Raises nothing."""
+        with self._lock:
+            pods, self._pods = self._pods, {}
+            arrived, self._arrived = self._arrived, []
+        for pod, doom in pods.values():
+            if not self._stop.is_set():
+                contained(pod, lambda: self.delete(pod, doom))  # noqa: B023
+        self._followed += [_Followed(job, self._runner.follow(job)) for job in arrived]
+        self._followed = [one for one in self._followed if self._goes_on(one)]
+
+    def delete(self, pod: Snapshot, doom: Doom | None = None) -> None:
+        """Delete a pod after a live look; with a doom only one that has not finished, and that the doom does not spare.
+        Raises Unavailable and ClusterRejected.
+        """
+        live = self._cluster.get(pod.name)
+        if live is None or live.uid != pod.uid:
+            self._registry.forget(pod.key)
+            return
+        spared = doom is not None and (live.finished or (doom.only_before_start and live.started_at is not None))
+        if live.deleting or spared:
+            return
+        _log.info("pod.deleted", "Cleaning up pod: %s", pod.name, pod=pod.name, event_id=pod.event_id)
+        version, grace_s = (None, None) if doom is None else (live.resource_version, doom.grace_s(live))
+        self._cluster.delete(live.name, live.uid, version, grace_s=grace_s)
+
+    def _goes_on(self, one: _Followed) -> bool:
+        """Carry a worker on until it waits for its pod; False when it is let go of."""
+        job = one.job
+        while not self._stop.is_set():
+            effect = lifecycle.effect(job.life, self._clock.now())
+            if isinstance(effect, acts.Await):
+                if job.life.doom is None:  # the mark was withdrawn: it runs on, and a thread of the pool follows it
+                    self._ledger.pause(job, self._clock.now())
+                    break
+                news = self._news(one, effect)
+                if news is None:
+                    return True
+                if not self._runner.step(job, _given(news)):
+                    break
+            elif not self._runner.step(job, one.waiter.wait):
+                break
+        self._let_go(one)
+        return False
+
+    def _news(self, one: _Followed, awaited: acts.Await) -> Observation | None:
+        """The next observation of its pod if there is one now. Raises Stopping as an observation would."""
+        future: Future[Observation] = self._registry.offer(one.waiter, one.job.life.attempt)
+        if not future.done() and self._registry.retract(one.waiter, future):
+            late = awaited.until is not None and self._clock.now() >= awaited.until
+            return TimedOut() if late else None
+        return future.result() if future.exception() is None else TimedOut()
+
+    def _let_go(self, one: _Followed) -> None:
+        self._registry.leave(one.waiter)
+        self._ledger.give_back(one.job, thread=False)
+
+
+def _given(news: Observation) -> Callable[[int, float | None], Observation]:
+    return lambda _attempt, _until: news
+
+
+def contained(pod: Snapshot, act: Callable[[], None]) -> bool:
+    """Do something about one pod; trouble with it is logged and is no other pod's. Returns whether it went well."""
+    try:
+        act()
+    except (Unavailable, ClusterRejected) as error:
+        _log.warning("pod.trouble", "Going on without pod %s: %s", pod.name, error, pod=pod.name, error=str(error))
+        return False
+    return True
