@@ -56,6 +56,11 @@ class Stream(Protocol):
     def reserve(self) -> str:
         """The group that the keys of KEY_PREFIX belong to: ours from now on, unless another came first."""
 
+    def reserve_cluster(self, cluster: str) -> str:
+        """The cluster (`Cluster.identity`) that the queue belongs to: this one from now on, unless another came
+        first.
+        """
+
     def read(self, count: int) -> Sequence[Entry]:
         """Up to `count` new entries for this consumer; blocks at most REDIS_BLOCK_MS. Raises TooMuch if they are too
         large to be brought at once: they are pending then.
@@ -291,6 +296,9 @@ class Cluster(Protocol):
         SIGKILL, None: what its spec gives them. True if the request was accepted or the pod is gone; False if it is
         another or has changed.
         """
+
+    def identity(self) -> str:
+        """Which cluster and namespace this is, `<namespace>/<uid>`; empty where our user may not read its namespace."""
 
     def missing_rights(self) -> Sequence[str]:
         """Sentences that name each verb on a resource in the namespace that we need and do not have;

@@ -213,6 +213,14 @@ PROMISES: Final = (
         ),
     ),
     Promise(
+        "other-cluster",
+        "a controller is pointed at another cluster or namespace",
+        (
+            "tests/cli/test_cluster_identity.py::test_a_replica_of_another_cluster_refuses_to_start",
+            "tests/cli/test_cluster_identity.py::test_another_namespace_is_another_queue_too",
+        ),
+    ),
+    Promise(
         "proxy",
         "a proxy answers instead of the API server",
         (

@@ -85,6 +85,7 @@ _VARIABLES: Final = _words(
 _ENVIRONMENT: Final = {
     "environment": "every variable is read, with its default; no other is",
     "ENV_FILE": "a file of KEY=VALUE lines; the real environment wins",
+    "cluster": "a queue belongs to one cluster and namespace; a replica that sees another ends with exit code 2",
     "probes": "/livez, /readyz, /metrics, / at HTTP_PORT",
     "redis": "Redis 7.0, append-only file, noeviction: the start says so when it is not",
 } | dict.fromkeys(_VARIABLES, "is read, with its default")

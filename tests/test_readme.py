@@ -162,10 +162,11 @@ def test_the_workers_environment_is_told_whole() -> None:
 
 
 def test_the_rights_are_those_that_the_controller_asks_for() -> None:
-    """Verbs on pods, and nothing more."""
+    """Verbs on pods, a look at the namespace, and nothing more."""
     (text,) = (text for kind, text in fences(README) if kind == "yaml")
     role, binding = yaml.safe_load_all(text)
-    assert role["rules"] == [{"apiGroups": [""], "resources": ["pods"], "verbs": list(VERBS)}]
+    look = {"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"]}
+    assert role["rules"] == [{"apiGroups": [""], "resources": ["pods"], "verbs": list(VERBS)}, look]
     assert binding["roleRef"]["name"] == role["metadata"]["name"]
 
 

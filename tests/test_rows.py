@@ -182,6 +182,6 @@ def test_the_names_of_rows_are_unique_and_have_their_section() -> None:
 
 def test_each_variable_is_a_row_that_holds_now() -> None:
     """Those that the program reads, and no others."""
-    apart = {"environment", "redis", "probes"}
+    apart = {"environment", "redis", "probes", "cluster"}
     now = {row.name.removeprefix("2.") for row in ROWS if row.name.startswith("2.") and not row.later}
     assert now - apart == variables().keys()

@@ -55,6 +55,15 @@ class _Bookmark(msgspec.Struct, frozen=True):
     metadata: _ListMeta = _ListMeta()
 
 
+class _Uid(msgspec.Struct, frozen=True):
+    uid: str
+
+
+class _Namespace(msgspec.Struct, frozen=True):
+    kind: Literal["Namespace"]
+    metadata: _Uid
+
+
 class _ReviewStatus(msgspec.Struct, frozen=True):
     allowed: bool = False
 
@@ -66,6 +75,7 @@ class _Review(msgspec.Struct, frozen=True):
 
 _pod_list = msgspec.json.Decoder(_RawList)
 _pod = msgspec.json.Decoder(_RawPod)
+_namespace = msgspec.json.Decoder(_Namespace)
 _review = msgspec.json.Decoder(_Review)
 _line = msgspec.json.Decoder(_Line)
 _bookmark = msgspec.json.Decoder(_Bookmark)
@@ -224,8 +234,20 @@ class KubeCluster:
             if not self._permitted(verb)
         ]
 
-    def _permitted(self, verb: str) -> bool:
-        attributes = {"namespace": self._namespace, "verb": verb, "resource": "pods"}
+    def identity(self) -> str:
+        """See ports.Cluster. The namespace's UID: no other cluster and no other namespace has it, a cluster that is
+        restored from a backup keeps it, and to read it takes a right on our own namespace alone.
+        """
+        if not self._permitted("get", "namespaces", self._namespace):
+            return ""
+        try:
+            body = self._http.call(Verb.GET, f"/api/v1/namespaces/{self._namespace}", name=self._namespace)
+        except ClusterRejected as error:
+            raise ClusterUnavailable(f"{error}: make the namespace, or set NAMESPACE", unclear=False) from error
+        return f"{self._namespace}/{_decoded(_namespace, body).metadata.uid}"
+
+    def _permitted(self, verb: str, resource: str = "pods", name: str = "") -> bool:
+        attributes = {"namespace": self._namespace, "verb": verb, "resource": resource, "name": name}
         review = {
             "apiVersion": "authorization.k8s.io/v1",
             "kind": "SelfSubjectAccessReview",

@@ -308,6 +308,14 @@ function F.reserve()
   return held or GROUP
 end
 
+-- A replica that does not see the pods would start everything again: KEYS[6] holds the one cluster and namespace that
+-- the queue belongs to. Returns that.
+function F.reserve_cluster(cluster)
+  local held = redis.call('HGET', KEYS[6], 'cluster')
+  if not held then write('HSET', KEYS[6], 'cluster', cluster) end
+  return held or cluster
+end
+
 -- What the controller does with each key, in the order of KEYS, and then: the group's, the consumer's, a task, the choices. Without
 -- what tidies the stream (XTRIM and others): it can do without.
 local NEEDED = {

@@ -57,6 +57,10 @@ class RedisStream(StreamLeases, StreamWorkers, StreamScaleDowns):
         """See ports.Stream."""
         return str(self._run("reserve", [self._key.group], client=self._reading).decode())
 
+    def reserve_cluster(self, cluster: str) -> str:
+        """See ports.Stream."""
+        return str(self._run("reserve_cluster", [self._key.group], cluster, client=self._reading).decode())
+
     def read(self, count: int) -> Sequence[Entry]:
         """See ports.Stream."""
         return self._read(count, self._block_ms)

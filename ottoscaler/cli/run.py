@@ -161,6 +161,24 @@ class Controller:
         for advice in self._retries.forever("look at Redis", self._stream.advice):
             _log.warning("redis.advice", advice)
         self._await_clear("rights", "kubernetes.forbidden", self._missing_rights)
+        self._check_cluster()
+
+    def _check_cluster(self) -> None:
+        """One queue belongs to one cluster and namespace: a replica that sees other pods takes every pod of the queue
+        for lost, and starts everything again. Raises Stopping, and ConfigError if the queue is another cluster's.
+        """
+        cluster = self._retries.forever("look which cluster this is", self._cluster.identity)
+        if not cluster:
+            name = self._settings.kube.namespace
+            _log.warning(
+                "kubernetes.unknown",
+                "The controller may not get namespace %s, so it cannot check that this queue belongs to this cluster: "
+                "bind our user to a Role with that verb on namespaces", name,
+            )  # fmt: skip
+            return
+        held = self._retries.forever("reach Redis", lambda: self._stream.reserve_cluster(cluster))
+        if held != cluster:
+            raise ConfigError((_not_here(self._settings, self._cluster.address, cluster, held),))
 
     def _obstacles(self) -> list[str]:
         return list(self._retries.forever("reach Redis", self._stream.obstacles))
@@ -295,6 +313,15 @@ def main(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
 def _not_ours(prefix: str, group: str) -> str:
     expected = f"KEY_PREFIX={prefix!r}: expected one of its own for each group, and this is that of the group {group!r}"
     return f"{expected}; if that has no task any more and will not come back: redis-cli DEL {prefix}group"
+
+
+def _not_here(settings: Settings, address: str, cluster: str, held: str) -> str:
+    prefix = settings.keys.prefix
+    return (
+        f"KEY_PREFIX={prefix!r}: this queue belongs to another cluster or namespace ({held}), and the controller sees "
+        f"{cluster} at {address}: set KUBECONFIG and NAMESPACE to those, or use a queue of its own; to move the queue "
+        f"here, let its tasks end there, stop all controllers there, then: redis-cli HDEL {prefix}group cluster"
+    )
 
 
 def _own_namespace() -> str | None:

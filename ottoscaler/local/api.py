@@ -95,9 +95,9 @@ class Api:
             )
         return handler(request, target)
 
-    def add_namespace(self, name: str) -> None:
-        """Make a namespace that is there from the start."""
-        self._store.create("namespaces", {"metadata": {"name": name}, "status": {"phase": "Active"}})
+    def add_namespace(self, name: str, uid: str = "") -> None:
+        """Make a namespace that is there from the start; `uid`: by which it is known after a restart, too."""
+        self._store.create("namespaces", {"metadata": {"name": name}, "status": {"phase": "Active"}}, uid=uid)
         self._add_service_account(name)
 
     def compact(self) -> None:

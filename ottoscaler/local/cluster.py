@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import uuid
 from pathlib import Path
 
 from ottoscaler.local.api import Api
@@ -84,7 +85,8 @@ def main(arguments: list[str]) -> int:
     store = Store()
     node = LocalNode(store, options.data_dir / "pods")
     api = Api(store, node)
-    api.add_namespace("default")
+    # the data folder is the cluster: a queue in a Redis that outlives this process goes on belonging to it
+    api.add_namespace("default", str(uuid.uuid5(uuid.NAMESPACE_URL, options.data_dir.resolve().as_uri())))
     try:
         server = ApiServer(api, options.port)
     except OSError as error:

@@ -97,8 +97,8 @@ class Store:
             version, items = self._version, sorted(self._records[resource].items())
         return version, [record for _, record in items if matches(record.object)]
 
-    def create(self, resource: str, obj: Object, *, dry_run: bool = False) -> Record:
-        """Store a new object; its metadata gets name (from generateName), uid, version, time.
+    def create(self, resource: str, obj: Object, *, dry_run: bool = False, uid: str = "") -> Record:
+        """Store a new object; its metadata gets name (from generateName), uid (a new one, unless given), version, time.
         Raises ApiError 404 (namespace), 409.
         """
         metadata = obj["metadata"]
@@ -112,7 +112,7 @@ class Store:
                 leaving = "object is being deleted: " if "deletionTimestamp" in existing.object["metadata"] else ""
                 message = f'{leaving}{resource} "{name}" already exists'
                 raise ApiError(409, message, reason="AlreadyExists", details={"name": name, "kind": resource})
-            owned = {"name": name, "uid": str(uuid.uuid4()), "creationTimestamp": timestamp(), "generation": 1}
+            owned = {"name": name, "uid": uid or str(uuid.uuid4()), "creationTimestamp": timestamp(), "generation": 1}
             given = {key: value for key, value in metadata.items() if key not in _SERVER_OWNED or key == "namespace"}
             body = {key: value for key, value in obj.items() if key not in ("kind", "apiVersion", "metadata")}
             obj = {"kind": KINDS[resource].kind, "apiVersion": "v1", "metadata": given | owned, **body}

@@ -444,6 +444,15 @@ class TestClosing:
         with pytest.raises(ClusterUnavailable):
             pods.cluster.get(pods.name())
 
+    def test_the_cluster_has_an_identity(
+        self, pods: Pods, cluster_factory: ClusterFactory, admin: ClusterAdmin
+    ) -> None:
+        """The same for all that look at this namespace."""
+        identity = pods.cluster.identity()
+        assert identity.startswith(f"{admin.namespace}/")
+        assert len(identity) > len(admin.namespace) + 8
+        assert cluster_factory("another").identity() == identity
+
     def test_an_admin_lacks_no_rights(self, pods: Pods) -> None:
         """Nothing to tell."""
         assert list(pods.cluster.missing_rights()) == []

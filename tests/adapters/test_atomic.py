@@ -165,6 +165,11 @@ def _reserve(rig: Rig) -> Call:
 
 
 @situation
+def _reserve_cluster(rig: Rig) -> Call:
+    return lambda: rig.weak.reserve_cluster("default/uid")
+
+
+@situation
 def _examine(rig: Rig) -> Call:
     return rig.weak.obstacles
 

@@ -79,6 +79,15 @@ def test_a_prefix_belongs_to_the_group_that_came_first(server: EmbeddedRedis) ->
         assert [first.reserve(), second.reserve(), third.reserve(), first.reserve()] == ["g", "g", "h", "g"]
 
 
+def test_a_queue_belongs_to_the_cluster_that_came_first(server: EmbeddedRedis) -> None:
+    """And to its namespace. Another group, with a prefix of its own, is another queue."""
+    apart = replace(KEYS, group="h", prefix="my:other:")
+    with closing(stream_on(server)) as one, closing(stream_on(server, keys=apart)) as other:
+        assert [one.reserve_cluster(name) for name in ("a/1", "b/2", "a/1")] == ["a/1"] * 3
+        assert other.reserve_cluster("b/2") == "b/2"
+        assert one.reserve() == "g"
+
+
 @pytest.mark.contract("2.REDIS_BLOCK_MS")
 def test_a_read_blocks_as_long_as_it_says(server: EmbeddedRedis) -> None:
     """And no longer: a reader notices that late that it has to stop."""

@@ -137,9 +137,11 @@ def test_the_password_is_a_file_of_the_secret() -> None:
 
 @every_overlay
 def test_the_role_has_the_verbs_of_the_code(name: str) -> None:
-    """Those, on pods, in the namespace; no right that is the cluster's."""
+    """Those, on pods, in the namespace, and a look at the namespace; no right that is the cluster's."""
     objects = overlay(name)
-    assert only(objects, "Role")["rules"] == [{"apiGroups": [""], "resources": ["pods"], "verbs": list(VERBS)}]
+    look = {"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"]}
+    pods = {"apiGroups": [""], "resources": ["pods"], "verbs": list(VERBS)}
+    assert only(objects, "Role")["rules"] == [pods, look]
     binding = only(objects, "RoleBinding")
     assert [(each["kind"], each["name"]) for each in binding["subjects"]] == [("ServiceAccount", "ottoscaler")]
     assert binding["roleRef"]["name"] == only(objects, "Role")["metadata"]["name"]

@@ -151,6 +151,15 @@ def test_allowed(cluster: Cluster, row: Row) -> None:
     assert not answer.forbidden, answer.text
 
 
+def test_its_own_namespace_may_be_looked_at(cluster: Cluster) -> None:
+    """Its UID says which cluster this is. Not that of another, and no list of them."""
+    asked = {"verb": "get", "group": "", "resource": "namespaces", "subresource": ""}
+    assert cluster.may(PRODUCTION, {**asked, "namespace": PRODUCTION, "name": PRODUCTION})
+    answer = cluster.ask("GET", f"/api/v1/namespaces/{PRODUCTION}", None, namespace=PRODUCTION)
+    assert (answer.status, answer.forbidden) == (200, False)
+    assert cluster.ask("GET", "/api/v1/namespaces/default", None, namespace=PRODUCTION).forbidden
+
+
 @pytest.mark.parametrize("row", FORBIDDEN, ids=str)
 def test_forbidden(cluster: Cluster, row: Row) -> None:
     """RBAC says so, and stops the request."""

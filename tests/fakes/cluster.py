@@ -86,6 +86,11 @@ class FakeCluster(NodeControls):
         with self.server.call("delete", name):
             return self.server.delete(name, uid, resource_version, grace_s)
 
+    def identity(self) -> str:
+        self._check_open()
+        with self.server.call("identity"):
+            return self.server.identity
+
     def missing_rights(self) -> Sequence[str]:
         self._check_open()
         return self.rights

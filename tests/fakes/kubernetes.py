@@ -74,6 +74,7 @@ class FakeKubernetes:
         self.on_deletion: Callable[[str], None] = lambda _name: None
         self.admit: Callable[[Pod], None] = lambda _pod: None
         self.pods: dict[str, Pod] = {}
+        self.identity = f"default/{uuid.uuid4()}"
         self._window = window
         self._version = 1000
         self._oldest = 1000

@@ -156,6 +156,7 @@ class FakeRedis:
         self.last: Id = (0, 0)
         self.group: Group | None = None
         self.tasks: dict[str, TaskState] = {}
+        self.cluster = ""
         self.leases: dict[str, float] = {}
         self.boots: dict[str, str] = {}
         self.seen: dict[str, float] = {}

@@ -60,6 +60,11 @@ class FakeStream(WorkerScripts):
         with self.server.call("reserve"):
             return GROUP
 
+    def reserve_cluster(self, cluster: str) -> str:
+        with self.server.call("reserve_cluster"):
+            self.server.cluster = self.server.cluster or cluster
+            return self.server.cluster
+
     def ensure_group(self) -> None:
         with self.server.call("ensure_group"):
             if self.server.group is None:
