@@ -188,6 +188,22 @@ def test_a_task_that_cannot_be_read_ends_and_hides_no_other(
     assert admin.task("bad")["state"] == "finished"
 
 
+def test_the_mark_of_poison_stays_as_long_as_its_task(
+    server: Server, admin: RedisAdmin, stream: Stream, other: Stream
+) -> None:
+    """The marks of dead letters end after TASK_TTL_S; a task that nobody can end is open for longer, and has one."""
+    opened(stream, admin, event_id="e-1")
+    for _ in range(12):
+        admin.expire_lease("e-1")
+        other.take("e-1", same_consumer=False)
+    assert len(admin.dead_letters()) == 1
+    with server.client() as client:
+        assert client.delete(f"{admin.prefix}buried") == 1
+    admin.expire_lease("e-1")
+    assert isinstance(other.take("e-1", same_consumer=False), OpenTask)
+    assert len(admin.dead_letters()) == 1
+
+
 def _take_if_readable(stream: Stream) -> None:
     try:
         stream.take("bad", same_consumer=False)
