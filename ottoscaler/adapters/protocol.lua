@@ -242,7 +242,6 @@ local function select_victims(claim, first_key)
     at = till + 1
   end
   for n = at, total do survivors[#survivors + 1] = claim.pods[n] end
-  for _, pod in ipairs(claim.spared) do survivors[#survivors + 1] = pod end
   return victims, survivors, marks, cancels
 end
 
@@ -617,20 +616,26 @@ function F.clear_place(eid, at)
 end
 
 -- Victims are chosen and marked in one step and in the order of the stream: KEYS[7] is choices, and from KEYS[8] on are the
--- tasks of the candidates. `text` is the claim: doom, count, tasks (their numbers), indices and pods of the candidates, the
--- event ids of the tasks, and pods that are spared.
-function F.choose(eid, owner, text)
+-- tasks of the candidates. `text` is the claim: doom, count, tasks (their numbers), indices and pods of the candidates, and
+-- the event ids of the tasks. `others` are further survivors, as the inside of a JSON list: they are not even read here. If
+-- there are further candidates among them (`partial`), and those that came do not suffice, nothing happens: {'more'}.
+function F.choose(eid, owner, text, others, partial)
   local task, choices = KEYS[6], KEYS[7]
   local t = redis.call('HMGET', task, 'owner', 'sid', 'type', 'victims', 'survivors', 'superseding')
   if t[1] ~= owner then return {'not_ours'} end
   local decided = t[4] or t[6] == 'done'
   local blocker = not decided and in_front(t[2], choices)
   if blocker then return {blocker[1], t[2]} end
-  write('ZREM', choices, place(t[2]) .. eid)
-  if decided then return {'ok', t[4] or '[]', t[5] or '[]'} end
+  if decided then
+    write('ZREM', choices, place(t[2]) .. eid)
+    return {'ok', t[4] or '[]', t[5] or '[]'}
+  end
   local claim = cjson.decode(text)
   local victims, survivors, marks, cancels = select_victims(claim, 7)
+  if partial == '1' and #victims < claim.count then return {'more'} end
+  write('ZREM', choices, place(t[2]) .. eid)
   local chosen, spared = encode_list(victims), encode_list(survivors)
+  if others ~= '' then spared = (#survivors > 0 and string.sub(spared, 1, -2) .. ',' or '[') .. others .. ']' end
   if t[3] == 'scale_down' then
     write('HSET', task, 'victims', chosen, 'survivors', spared, 'state', 'running', 'tries', 0)
   else

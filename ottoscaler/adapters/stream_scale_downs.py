@@ -11,6 +11,10 @@ from ottoscaler.adapters.tasks import encode_doom, stored_worker, worker_fields
 from ottoscaler.core.choice import Blocker, Choice, Claim, Victim
 from ottoscaler.ports import Answer, StoredWorker
 
+#: So many candidates more than are asked for are sent at first: some have ended, or are another choice's. Of a hundred
+#: thousand the script would read all, and Redis would answer nobody meanwhile.
+SPARE = 100
+
 
 class StreamScaleDowns(StreamCalls):
     """Choices in the order of the stream. Any thread."""
@@ -29,11 +33,17 @@ class StreamScaleDowns(StreamCalls):
 
     def choose(self, event_id: str, owner: str, claim: Claim) -> Choice | Blocker | None:
         """See ports.Stream."""
-        tasks = list(dict.fromkeys(candidate.event_id for candidate in claim.candidates))
-        keys = [self._key.task(event_id), self._key.choices, *(self._key.task(task) for task in tasks)]
-        text = _encoded(claim, tasks)
+        sent = claim.count + max(SPARE, claim.count // 4) if claim.count else len(claim.candidates)
         while True:
-            answer = self._run("choose", keys, event_id, owner, text)
+            first, others = claim.candidates[:sent], claim.candidates[sent:]
+            tasks = list(dict.fromkeys(candidate.event_id for candidate in first))
+            keys = [self._key.task(event_id), self._key.choices, *(self._key.task(task) for task in tasks)]
+            survivors = json.dumps([candidate.pod for candidate in others] + list(claim.spared))[1:-1]
+            text = _encoded(claim, first, tasks)
+            answer = self._run("choose", keys, event_id, owner, text, survivors, int(bool(others)))
+            if answer[0] == b"more":
+                sent = len(claim.candidates)
+                continue
             if answer[0] == b"ok":
                 return Choice([Victim(*item) for item in json.loads(answer[1])], json.loads(answer[2]))
             if answer[0] == b"not_ours":
@@ -46,32 +56,35 @@ class StreamScaleDowns(StreamCalls):
         return self._answer("finish", event_id, owner, *(text for pair in fields.items() for text in pair))
 
     def outcomes(self, victims: Sequence[Victim]) -> Sequence[StoredWorker | None]:
-        """See ports.Stream. Only the fields in question are read."""
-        found: list[StoredWorker | None] = []
+        """See ports.Stream. One command for each task, however many of its workers are victims."""
+        of_task: dict[str, list[int]] = {}
+        for victim in victims:
+            of_task.setdefault(victim.event_id, []).append(victim.index)
+        found: dict[tuple[str, int], StoredWorker | None] = {}
         with self._calling():
-            for part in chunks(victims):
+            for part in chunks(list(of_task.items())):
                 pipe = self._client.pipeline(transaction=False)
-                for victim in part:
-                    pipe.hmget(self._key.task(victim.event_id), ["state", *worker_fields(victim.index)])
-                for victim, (state, *values) in zip(
-                    part, answers_of(self._client, pipe, [None] * (1 + len(worker_fields(1)))), strict=True
-                ):
-                    fields = dict(zip(worker_fields(victim.index), values, strict=True))
-                    found.append(stored_worker(victim.index, fields) if state else None)
-        return found
+                for event_id, indices in part:
+                    names = [name for index in indices for name in worker_fields(index)]
+                    pipe.hmget(self._key.task(event_id), ["state", *names])
+                for (event_id, indices), answer in zip(part, answers_of(self._client, pipe, [None]), strict=True):
+                    names = [name for index in indices for name in worker_fields(index)]
+                    fields = dict(zip(names, answer[1:], strict=False))
+                    for index in indices:
+                        found[event_id, index] = stored_worker(index, fields) if answer[0] else None
+        return [found[victim.event_id, victim.index] for victim in victims]
 
 
-def _encoded(claim: Claim, tasks: Sequence[str]) -> str:
-    """A claim as the script reads it: flat lists, which cost it half of what a list of lists does."""
+def _encoded(claim: Claim, candidates: Sequence[Victim], tasks: Sequence[str]) -> str:
+    """A claim on these candidates as the script reads it: flat lists, which cost it half of what lists in a list do."""
     numbers = {event_id: number for number, event_id in enumerate(tasks, 1)}
     return json.dumps(
         {
             "doom": encode_doom(claim.doom),
             "count": claim.count,
             "events": tasks,
-            "tasks": [numbers[candidate.event_id] for candidate in claim.candidates],
-            "indices": [candidate.index for candidate in claim.candidates],
-            "pods": [candidate.pod for candidate in claim.candidates],
-            "spared": list(claim.spared),
+            "tasks": [numbers[candidate.event_id] for candidate in candidates],
+            "indices": [candidate.index for candidate in candidates],
+            "pods": [candidate.pod for candidate in candidates],
         }
     )

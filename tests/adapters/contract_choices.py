@@ -186,6 +186,17 @@ class TestChoosing:
         assert answer == Choice(listed[:2500], [victim.pod for victim in listed[2500:]])
         assert sum(len(reloaded(stream, f"e-{number}").workers) for number in range(3)) == 2500
 
+    @pytest.mark.timeout(60)
+    def test_of_few_among_very_many_none_is_missed(self, stream: Stream, admin: StreamAdmin) -> None:
+        """The first five hundred are taken already, and those behind them are found all the same."""
+        opened(stream, admin, event_id="e-1", pod_count="1000")
+        first = opened(stream, admin, type="scale_down", event_id="d-1", pod_count="500")
+        second = opened(stream, admin, type="scale_down", event_id="d-2", pod_count="2")
+        listed = [Victim("e-1", index, f"pod-{index}") for index in range(1, 1001)]
+        stream.choose("d-1", first.owner, claim(*listed[:500], count=500))
+        answer = stream.choose("d-2", second.owner, claim(*listed, count=2, spared=["s"], by="d-2"))
+        assert answer == Choice(listed[500:502], [*(each.pod for each in listed[502:]), "s"])
+
 
 class TestSparing:
     """What has started is spared by a drain, and by every doom that is for what has not started."""
