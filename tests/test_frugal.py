@@ -82,9 +82,11 @@ def _carry_out(folder: Path, server: EmbeddedRedis, meter: Meter) -> int:
 
 
 def test_two_requests_for_each_pod(cost: Cost) -> None:
-    """One create and one delete; one list, one watch and the question what we may do for all of them together."""
+    """One create and one delete; one list, one watch, the cluster's identity and the question what we may do for all
+    of them together.
+    """
     requests = {what: count for what, count in cost.meter.requests.items() if what not in ("WATCH", _RIGHTS)}
-    assert requests == {"POST pods": _WORKERS, "DELETE pods": _WORKERS, "GET pods": 1}
+    assert requests == {"POST pods": _WORKERS, "DELETE pods": _WORKERS, "GET pods": 1, "GET namespaces": 1}
     assert cost.meter.requests["WATCH"] <= 2  # one, and another where all this took longer than it may stay open
 
 

@@ -61,11 +61,13 @@ def altered(asked: Mapping[str, str], found: Mapping[str, str], event_ids: tuple
     """One sentence on the first label that is not as it was asked for, or on the event id in the annotation (as asked
     for, as found); empty if all that we need is there. Other labels may be added, changed and removed.
     """
+    wanted, there = event_ids
+    if asked.items() <= found.items() and wanted == there:  # as good as always, and for each change of a pod
+        return ""
     for name, value in asked.items():
         if found.get(name) != value:
             return _changed(f"label {name}", value, found.get(name))
-    wanted, there = event_ids
-    return "" if wanted == there else _changed(f"annotation {ANNOTATION_EVENT_ID}", wanted, there or None)
+    return _changed(f"annotation {ANNOTATION_EVENT_ID}", wanted, there or None)
 
 
 def _changed(what: str, before: str, after: str | None) -> str:
