@@ -179,6 +179,9 @@ PROMISES: Final = (
             f"{_FLOW}/test_worker.py::test_while_admission_fails_why_has_its_words",
             f"{_ADAPTERS}/test_kube_answers.py::test_a_call_waits_as_long_as_the_server_may_take",
             f"{_ADAPTERS}/test_kube_answers.py::test_what_a_status_means",
+            f"{_E2E}/test_admission.py::test_a_quota_with_two_writers_uses_up_no_attempt",
+            f"{_E2E}/test_admission.py::test_a_slow_webhook_is_waited_for",
+            f"{_E2E}/test_admission.py::test_a_failing_webhook_is_waited_for_and_says_why",
         ),
     ),
     Promise(
@@ -197,6 +200,7 @@ PROMISES: Final = (
             "tests/core/test_lifecycle_doom.py::test_a_pod_with_changed_labels_is_ended_and_rejected",
             f"{_FLOW}/test_worker.py::test_it_is_ended_by_its_uid_and_rejected",
             f"{_FLOW}/test_worker.py::test_what_we_do_not_need_may_change",
+            f"{_E2E}/test_admission.py::test_a_label_that_we_need_is_changed",
         ),
     ),
     Promise(
@@ -210,6 +214,7 @@ PROMISES: Final = (
         (
             f"{_FLOW}/test_registry.py::test_it_is_the_truth_after_a_restore",
             f"{_FLOW}/test_registry.py::test_a_pod_that_was_gone_is_back_after_a_restore",
+            f"{_E2E}/test_etcd.py::test_a_restore_in_mid_task",
         ),
     ),
     Promise(

@@ -241,7 +241,7 @@ class Runner:
             if error.unclear:
                 _log.warning(
                     "worker.unclear",
-                    "No answer about %s: looking whether it is there",
+                    "It is unclear whether %s was created: looking whether it is there",
                     pod_name(job.key),
                     error=str(error),
                 )

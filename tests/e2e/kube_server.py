@@ -7,6 +7,7 @@ TEST_KUBE_BIN names.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -43,12 +44,30 @@ class KubeServer:
         self.directory.mkdir(parents=True, exist_ok=True)
         _certificates(self.directory)
         self.kubeconfig_at(self.port)
+        self._start_etcd()
+        self.start()
+
+    def _start_etcd(self) -> None:
         peer, listen = f"http://127.0.0.1:{self._peer_port}", f"http://127.0.0.1:{self._etcd_port}"
         self._etcd = self._spawn(
             "etcd", "--data-dir", str(self.directory / "etcd"), "--unsafe-no-fsync", "--listen-peer-urls", peer,
             "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}",
             "--listen-client-urls", listen, "--advertise-client-urls", listen,
         )  # fmt: skip
+
+    def back_up(self) -> None:
+        """Keep a copy of etcd's data as they are; the servers are away for a moment."""
+        self._replace_data(self.directory / "etcd", self.directory / "backup")
+
+    def restore(self) -> None:
+        """Put that copy in place of the data: all versions since then are forgotten, and will be given again."""
+        self._replace_data(self.directory / "backup", self.directory / "etcd")
+
+    def _replace_data(self, source: Path, target: Path) -> None:
+        self.close()
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(source, target)
+        self._start_etcd()
         self.start()
 
     def start(self) -> None:

@@ -33,8 +33,8 @@ class Webhook:
     def __init__(self, namespace: Namespace, directory: Path) -> None:
         self.change: Callable[[Pod], object] = lambda _pod: None
         self.asked = 0
-        self._namespace = namespace
-        self._name = f"{namespace.namespace}.ottoscaler.test"
+        self.namespace = namespace
+        self.name = f"{namespace.namespace}.ottoscaler.test"
         self._certificate, key = directory / "webhook.crt", directory / "webhook.key"
         subject = ["-subj", "/CN=webhook", "-addext", "subjectAltName=IP:127.0.0.1"]
         made = ["-newkey", "rsa:2048", "-nodes", "-days", "2", "-keyout", str(key), "-out", str(self._certificate)]
@@ -51,29 +51,29 @@ class Webhook:
         self._thread.start()
         bundle = base64.b64encode(self._certificate.read_bytes()).decode()
         hook = {
-            "name": self._name,
+            "name": self.name,
             "clientConfig": {"url": f"https://127.0.0.1:{self._server.server_port}/", "caBundle": bundle},
             "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}],
-            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": self._namespace.namespace}},
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": self.namespace.namespace}},
             "failurePolicy": "Fail",
             "sideEffects": "None",
             "timeoutSeconds": timeout_s,
             "admissionReviewVersions": ["v1"],
         }
-        body = {"metadata": {"name": self._name}, "webhooks": [hook]}
+        body = {"metadata": {"name": self.name}, "webhooks": [hook]}
         self._api.create_mutating_webhook_configuration(body, _preload_content=False)
         wait_for(self._is_asked, "the webhook to be asked", 20)
         self.asked = 0
 
     def close(self) -> None:
         """Take it away again."""
-        self._api.delete_mutating_webhook_configuration(self._name, _preload_content=False)
+        self._api.delete_mutating_webhook_configuration(self.name, _preload_content=False)
         self._server.shutdown()
         self._server.server_close()
 
     def _is_asked(self) -> bool:
-        self._namespace.api.create_namespaced_pod(
-            self._namespace.namespace, _PROBE, dry_run="All", _preload_content=False
+        self.namespace.api.create_namespaced_pod(
+            self.namespace.namespace, _PROBE, dry_run="All", _preload_content=False
         )
         return self.asked > 0
 
