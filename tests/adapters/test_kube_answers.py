@@ -257,6 +257,15 @@ def test_what_a_status_means(verb: str, code: int, body: bytes, meaning: str) ->
 
 
 @pytest.mark.parametrize(
+    ("verb", "code", "asks"), [("create", 404, True), ("create", 429, False), ("list", 404, False), ("get", 404, False)]
+)
+def test_only_a_create_without_its_namespace_asks_whether_there_is_one(verb: str, code: int, asks: bool) -> None:
+    """What the reader can do about it."""
+    error = refusal(code, status(code, "NotFound", name="other"), Verb(verb), NAME)
+    assert ("does NAMESPACE exist?" in str(error)) is asks
+
+
+@pytest.mark.parametrize(
     ("verb", "code", "reason", "result"),
     [
         ("create", 409, "AlreadyExists", Created.ALREADY_THERE),
