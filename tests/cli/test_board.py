@@ -60,6 +60,12 @@ def test_a_worker_has_its_state_and_then_its_outcome(controller: Controller, boa
     assert (found.failed, found.finished) == (1, False)
 
 
+def test_its_time_is_that_of_the_server(board: Board) -> None:
+    """Which runs on this machine here."""
+    before = time.time()
+    assert before - 1 <= board.now() <= time.time() + 1
+
+
 def test_news_begin_behind_the_mark(controller: Controller, board: Board) -> None:
     """What was there before is not told, what comes after is told once."""
     board.send(UP)

@@ -157,6 +157,15 @@ def test_a_pull_that_fails_in_another_way_has_another_trouble() -> None:
     assert drive.tell(Seen(troubled(Trouble.IMAGE_PULL_TRANSIENT, "ErrImagePull: i/o timeout"))) == Await(NOW + 900)
 
 
+@contract("5.ImagePullTransient")
+def test_a_back_off_that_is_the_first_news_is_the_trouble() -> None:
+    """There is no clearer text before it: the pod that never starts has not just been slow."""
+    drive = Drive()
+    drive.tell(*CREATED, Seen(troubled(Trouble.IMAGE_PULL_TRANSIENT, BACK_OFF)))
+    drive.wait(900)
+    assert marked(drive.tell(TimedOut())).reason is Reason.IMAGE_PULL_TRANSIENT
+
+
 def test_a_trouble_that_went_away_is_forgotten() -> None:
     """When it comes again, its grace starts again."""
     drive = Drive()

@@ -106,6 +106,14 @@ class TestRoom:
         assert desk.ledger.takeable()
         assert desk.ledger.counts() == (0, 1)
 
+    def test_resumed_workers_that_find_no_thread_are_counted_as_waiting(self) -> None:
+        """They are the first to get one."""
+        desk = Desk(max_workers=1)
+        desk.ledger.add(task("a", 3, *(StoredWorker(index, attempt=1) for index in (1, 2, 3))))
+        assert desk.ledger.counts() == (0, 3)
+        desk.take()
+        assert desk.ledger.counts() == (1, 2)
+
     def test_a_create_that_was_refused_gives_its_room_back(self) -> None:
         """It is known that there is no pod: another worker may have the room meanwhile."""
         with Rig(threads=["watch"], MAX_WORKERS=1) as rig:
@@ -229,6 +237,20 @@ class TestControl:
             assert rig.result("scale_down")["event_id"] == "down-quick"
             rig.cluster.kill(rig.name(slow))
             assert rig.results(2, "scale_down")[1]["event_id"] == "down-slow"
+
+
+class TestStop:
+    """What does not begin any more."""
+
+    def test_nothing_is_taken_over_once_we_stop(self) -> None:
+        """It would have to be handed over again, and would count as one more try."""
+        world = World()
+        with Rig(world, consumer="dead") as first:
+            first.accept(event_id="e")
+        with Rig(world) as rig:
+            rig.stop.set()
+            rig.takeover._take_unknown(["e"])
+            assert (world.redis.calls["take"], rig.ledger.owners()) == (0, {})
 
 
 class TestWiped:
