@@ -69,7 +69,7 @@ endif
 suite-top: SUITE = $(wildcard tests/test_*.py)
 suite-%: SUITE = tests/$*
 suite-%: $(DEV)
-	$(PYTEST) -m "not e2e" $(SUITE)
+	$(PYTEST) -m "not e2e and not real" $(SUITE)
 
 ##@ Development
 

@@ -60,7 +60,7 @@ def test_any_node_will_do(calm: Cluster) -> None:
         with closing(stream_at(settings_of(node))) as stream:
             assert stream.reserve() == "ottoscaler"
             stream.ensure_group()
-            assert stream.known(["e-1", "e-2"]) == {}
+            assert stream.known(["not-sent-1", "not-sent-2"]) == {}
             assert stream._client.nodes is not None
             assert stream._client.nodes.owner[1] == owner.port
             assert stream._client.info("server")["tcp_port"] == owner.port
