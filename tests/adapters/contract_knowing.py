@@ -122,6 +122,15 @@ class TestRestoring:
         taken = taken_over(other, admin, task)
         assert (taken.owner, taken.workers) == ("c2/boot-1/2", after.workers)
 
+    def test_keeps_who_was_spared_by_which_drain(self, stream: Stream, admin: StreamAdmin) -> None:
+        """Such a worker has started in spite of them, and stays a survivor of each."""
+        task = opened(stream, admin, event_id="e-1", pod_count="2")
+        admin.flush()
+        spared = StoredWorker(1, attempt=1, spared=("d-1", "d-2"))
+        stream.restore(replace(task, workers={1: spared, 2: StoredWorker(2, attempt=1)}))
+        after = reloaded(stream, "e-1").workers
+        assert (after[1].spared, after[2].spared) == (("d-1", "d-2"), ())
+
     def test_of_a_known_task_changes_nothing(self, stream: Stream, admin: StreamAdmin) -> None:
         """Somebody has taken it up from its pods meanwhile, or the answer was lost and this is the second time."""
         task, after = self.restored(stream, admin)

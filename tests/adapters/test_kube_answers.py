@@ -117,11 +117,16 @@ BODIES = {
 }
 
 
+NUMBERS = [300, 302, 400, 401, 403, 404, 405, 408, 409, 410, 413, 418, 422, 500, 502, 503, 504]
+
+
 class TestNoStatus:
     """What is not of the API decides nothing, whatever its number."""
 
     @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
-    @pytest.mark.parametrize("code", [302, 400, 401, 403, 404, 405, 408, 409, 410, 413, 418, 422, 500, 502, 503, 504])
+    @pytest.mark.parametrize(
+        "code", [300, 302, 400, 401, 403, 404, 405, 408, 409, 410, 413, 418, 422, 500, 502, 503, 504]
+    )
     @pytest.mark.parametrize("verb", VERBS)
     def test_is_unclear(self, answers: Answers, cluster: KubeCluster, verb: str, code: int, body: bytes) -> None:
         """For all verbs, watch and list included."""

@@ -7,6 +7,7 @@ import time
 import pytest
 import redis
 
+from ottoscaler.adapters import board as board_module
 from ottoscaler.adapters.board import Board, Mark
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.settings import Settings
@@ -58,6 +59,27 @@ def test_a_worker_has_its_state_and_then_its_outcome(controller: Controller, boa
     assert (ended.state, ended.outcome, ended.reason, ended.exit_code) == ("finished", "failed", "OOMKilled", "137")
     assert (begun.state, begun.attempt, begun.pod) == ("creating", 1, "otto-agent-x-2")
     assert (found.failed, found.finished) == (1, False)
+
+
+@pytest.mark.parametrize("count", [0, 4, 5, 6, 10, 13])
+def test_the_backlog_is_counted_to_its_end(board: Board, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """In chunks, a last one that is full included."""
+    monkeypatch.setattr(board_module, "_COUNT_CHUNK", 5)
+    for _ in range(count):
+        board.send(UP)
+    assert (board.backlog().unread, board.backlog().exact) == (count, True)
+
+
+@pytest.mark.parametrize(("count", "exact"), [(9, True), (10, False), (14, False)])
+def test_a_long_backlog_is_counted_up_to_a_bound(
+    board: Board, monkeypatch: pytest.MonkeyPatch, count: int, exact: bool
+) -> None:
+    """From there on it is only known to be at least so long."""
+    monkeypatch.setattr(board_module, "_COUNT_CHUNK", 5)
+    monkeypatch.setattr(board_module, "COUNT_LIMIT", 10)
+    for _ in range(count):
+        board.send(UP)
+    assert (board.backlog().unread >= min(count, 10), board.backlog().exact) == (True, exact)
 
 
 def test_its_time_is_that_of_the_server(board: Board) -> None:

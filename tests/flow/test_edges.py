@@ -11,7 +11,7 @@ from ottoscaler.core.verdicts import Reason
 from ottoscaler.errors import ClusterUnavailable
 from ottoscaler.flow.ledger import Ledger
 from ottoscaler.flow.stop import Stop
-from ottoscaler.ports import StoredWorker
+from ottoscaler.ports import OpenTask, StoredWorker
 from tests.fakes.clock import START
 from tests.fakes.wait import eventually
 from tests.flow.conftest import Lines
@@ -239,6 +239,63 @@ class TestControl:
             assert rig.results(2, "scale_down")[1]["event_id"] == "down-slow"
 
 
+class TestFailures:
+    """Our own code fails on a task."""
+
+    def test_a_task_on_whose_opening_our_code_fails_is_let_go_of(self) -> None:
+        """Its lease runs out, and whoever takes it up counts that; nobody may go on with half of it here."""
+        with Rig() as rig:
+            add = rig.ledger.add
+
+            def fail(opened: OpenTask) -> None:
+                add(opened)
+                raise RuntimeError("a defect")
+
+            rig.ledger.add = fail  # type: ignore[method-assign, assignment]
+            rig.accept(event_id="e")
+            assert (rig.ledger.has("e"), rig.redis.open_ids()) == (False, {"e"})
+
+
+class TestEnder:
+    """Cancelled workers that no thread of the pool follows."""
+
+    def test_a_pod_that_takes_its_time_is_looked_at_now_and_then_only(self) -> None:
+        """Once a minute, and not at each step: the watch says what changes."""
+        world = World()
+        with Rig(world, consumer="dead", threads=["watch"]) as first:
+            first.accept(event_id="e", pod_count=2)
+            pods = [first.pod("e", 1), first.pod("e", 2)]
+            for pod in pods:
+                first.cluster.run(pod)
+                first.sees(pod, lambda seen: seen.started_at is not None)
+            first.close(release=False)
+        with Rig(world, threads=["watch"], MAX_WORKERS=1) as rig:
+            world.redis.expire_lease("e")
+            opened = rig.stream.take("e", same_consumer=False)
+            assert isinstance(opened, OpenTask)
+            rig.intake.open(opened)
+            rig.pool.pump()
+            eventually(lambda: rig.ledger.counts() == (1, 1), what="one thread for two workers")
+            doom = Doom(Reason.SCALED_DOWN, "enough", by="d-1")
+            rig.stream.doom("e", None, 2, doom)
+            assert rig.ledger.cancel("e", 2, doom)
+            rig.pool.run_cancelled(rig.ender.follow)
+            rig.ender.step()
+            rig.sees(pods[1], lambda seen: seen.deleting)
+            rig.ender.step()
+            looks = rig.calls("get", pods[1])
+            for _ in range(3):
+                rig.ender.step()
+            assert rig.calls("get", pods[1]) == looks
+            rig.pass_time(61)
+            rig.ender.step()
+            assert rig.calls("get", pods[1]) == looks + 1
+            rig.cluster.kill(pods[1])
+            rig.sees(pods[1], lambda seen: seen.finished) if pods[1] in rig.cluster.names() else None
+            eventually(lambda: rig.ender.step() or rig.redis.results("worker"), what="its result")
+            assert (rig.result()["index"], rig.result()["reason"]) == ("2", "ScaledDown")
+
+
 class TestStop:
     """What does not begin any more."""
 
@@ -251,6 +308,18 @@ class TestStop:
             rig.stop.set()
             rig.takeover._take_unknown(["e"])
             assert (world.redis.calls["take"], rig.ledger.owners()) == (0, {})
+
+    def test_an_event_that_waits_to_supersede_others_says_nothing_of_it(self) -> None:
+        """Its own workers run meanwhile: `why` is theirs."""
+        world = World()
+        with Rig(world, consumer="dead") as dead:
+            dead.accept(type="scale_down", task_id="t", event_id="d-1")
+            dead.close(release=False)
+        with Rig(world, threads=["watch", "control", "reader"]) as rig:
+            rig.send(event_id="s-2", supersedes="key")
+            eventually(lambda: "s-2" in rig.control._open and rig.control._open["s-2"].blocker, what="it to wait")
+            eventually(lambda: rig.control._pause_s > 0.3, what="a further look")
+            assert not world.redis.task("s-2").get("why")
 
 
 class TestWiped:

@@ -24,7 +24,7 @@ from functools import cache
 from itertools import count
 from pathlib import Path
 
-from tests.mutants.chart import CHOSEN, SUITES, Chart, chart
+from tests.mutants.chart import SUITES, Chart, chart
 from tests.mutants.lua_places import lua_places
 from tests.mutants.places import Place, python_places
 from tests.mutants.scratch import ROOT, environment, scratch
@@ -198,7 +198,7 @@ def _round(folder: Path, longest: Mapping[str, float]) -> tuple[str, str]:
     plan = folder / "plan.json"
     plan.write_text(json.dumps(longest), encoding="utf-8")
     command = [
-        sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", "-p", "tests.mutants.observer", "-m", CHOSEN,
+        sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", "-p", "tests.mutants.observer", "-m", "not e2e",
         "-rfE", "--tb=no", "-o", "cache_dir=cache", *sorted({test.partition("::")[0] for test in longest}),
     ]  # fmt: skip
     added = {"OTTO_MUTANT_PLAN": str(plan)}
