@@ -51,7 +51,7 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.contract("1.run")
-@pytest.mark.parametrize("arguments", [[], ["run"], ["status"], ["local"], ["dead", "list"]])
+@pytest.mark.parametrize("arguments", [[], ["run"], ["local"]])
 def test_all_faults_of_the_configuration_are_told_together(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
@@ -62,6 +62,22 @@ def test_all_faults_of_the_configuration_are_told_together(
     assert [line.partition(":")[0] for line in capsys.readouterr().err.splitlines()] == [
         "REDIS_BLOCK_MS='often'",
         "MAX_WORKERS='0'",
+    ]
+
+
+@pytest.mark.contract("1.status")
+@pytest.mark.parametrize("arguments", [["status"], ["dead", "list"], ["send", "type=scale_up"]])
+def test_what_only_reads_redis_reports_the_faults_of_its_own_settings(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    """All of them, one line each, exit code 2; the controller alone uses MAX_WORKERS."""
+    monkeypatch.setenv("REDIS_PORT", "often")
+    monkeypatch.setenv("REDIS_DB", "-1")
+    monkeypatch.setenv("MAX_WORKERS", "0")
+    assert main(arguments) == 2
+    assert [line.partition(":")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "REDIS_PORT='often'",
+        "REDIS_DB='-1'",
     ]
 
 
