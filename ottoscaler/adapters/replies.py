@@ -39,6 +39,13 @@ def text_of(value: Any) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
+def names_of(values: Sequence[bytes]) -> list[str]:
+    """Names as Redis has them (of events, of consumers), without those that are not UTF-8: they are none of ours, since
+    anybody may name a consumer, and must not end the process that meets them.
+    """
+    return [name for name, value in ((text_of(value), value) for value in values) if name.encode() == value]
+
+
 def texts_of(entries: Any) -> list[tuple[str, dict[str, str]]]:
     """The entries of XRANGE, XREVRANGE or of one stream of XREAD, as texts for people."""
     return [

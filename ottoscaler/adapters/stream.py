@@ -19,6 +19,7 @@ from ottoscaler.adapters.replies import (
     delivered_of,
     entries_of,
     measured,
+    names_of,
     obstacle,
     text_of,
 )
@@ -55,11 +56,11 @@ class RedisStream(StreamLeases, StreamWorkers, StreamScaleDowns):
 
     def reserve(self) -> str:
         """See ports.Stream."""
-        return str(self._run("reserve", [self._key.group], client=self._reading).decode())
+        return text_of(self._run("reserve", [self._key.group], client=self._reading))
 
     def reserve_cluster(self, cluster: str) -> str:
         """See ports.Stream."""
-        return str(self._run("reserve_cluster", [self._key.group], cluster, client=self._reading).decode())
+        return text_of(self._run("reserve_cluster", [self._key.group], cluster, client=self._reading))
 
     def read(self, count: int) -> Sequence[Entry]:
         """See ports.Stream."""
@@ -89,7 +90,7 @@ class RedisStream(StreamLeases, StreamWorkers, StreamScaleDowns):
         """See ports.Stream."""
         with self._calling():
             found = cast("Any", self._client.xinfo_consumers(self._keys.stream, self._keys.group))
-        names = [each["name"].decode() for each in found if each["name"] != self._consumer.encode()]
+        names = [name for name in names_of([each["name"] for each in found]) if name != self._consumer]
         gone: list[str] = []
         for part in chunks(names):
             keys = [self._key.consumer(name) for name in part]
@@ -157,7 +158,7 @@ class RedisStream(StreamLeases, StreamWorkers, StreamScaleDowns):
     def tasks(self) -> Sequence[TaskView]:
         """See ports.Stream."""
         with self._calling():
-            ids = [event_id.decode() for event_id in cast("list[bytes]", self._client.zrange(self._key.open, 0, -1))]
+            ids = names_of(cast("list[bytes]", self._client.zrange(self._key.open, 0, -1)))
         views = [readable(decode_view, fields) for fields in self._hashes(ids) if b"owner" in fields]
         return [view for view in views if view is not None and view.event.type is EventType.SCALE_UP]
 
@@ -165,7 +166,7 @@ class RedisStream(StreamLeases, StreamWorkers, StreamScaleDowns):
         """See ports.Stream."""
         found = zip(event_ids, self._hashes(event_ids), strict=True)
         workers = {
-            event_id: (fields[b"state"].decode(), readable(decode_workers, fields))
+            event_id: (text_of(fields[b"state"]), readable(decode_workers, fields))
             for event_id, fields in found
             if b"state" in fields
         }

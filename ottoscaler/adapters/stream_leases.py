@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
-from ottoscaler.adapters.replies import answers_of, buried, chunks, pairs_of
+from ottoscaler.adapters.replies import answers_of, buried, chunks, names_of, pairs_of, text_of
 from ottoscaler.adapters.stream_calls import StreamCalls
 from ottoscaler.adapters.tasks import decode_task, encode_task
 from ottoscaler.core.events import BadEvent, ScaleEvent
@@ -66,7 +66,7 @@ class StreamLeases(StreamCalls):
                     if fate == b"ok":
                         cancels[event_id] = int(detail)
                     elif fate == b"lost":
-                        lost[event_id] = detail.decode()
+                        lost[event_id] = text_of(detail)
                     else:
                         forgotten.append(event_id)
         return Renewal(lost, cancels, forgotten, replaced)
@@ -82,7 +82,7 @@ class StreamLeases(StreamCalls):
         if same_consumer:
             owners = [(name, process_of(owner)) for name, owner in self._open()]
             return [name for name, (whose, boot) in owners if whose == self._consumer and boot != self._boot]
-        return [event_id.decode() for event_id in self._run("expired", [], client=self._taking)]
+        return names_of(self._run("expired", [], client=self._taking))
 
     def owned(self) -> Sequence[str]:
         """See ports.Stream."""
@@ -93,12 +93,12 @@ class StreamLeases(StreamCalls):
         found: list[tuple[str, str]] = []
         with self._calling():
             every = cast("list[bytes]", self._taking.zrange(self._key.open, 0, -1))
-            for part in chunks([event_id.decode() for event_id in every]):
+            for part in chunks(names_of(every)):
                 pipe = self._taking.pipeline(transaction=False)
                 for event_id in part:
                     pipe.hget(self._key.task(event_id), "owner")
                 owners = zip(part, answers_of(self._taking, pipe, None), strict=True)
-                found += [(name, (owner or b"").decode()) for name, owner in owners]
+                found += [(name, text_of(owner or b"")) for name, owner in owners]
         return found
 
     def take(self, event_id: str, *, same_consumer: bool) -> OpenTask | BadEvent | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from ottoscaler.adapters.replies import answers_of, chunks
+from ottoscaler.adapters.replies import answers_of, chunks, text_of
 from ottoscaler.adapters.stream_calls import StreamCalls
 from ottoscaler.adapters.tasks import encode_doom, stored_worker, worker_fields
 from ottoscaler.core.choice import Blocker, Choice, Claim, Victim
@@ -22,13 +22,13 @@ class StreamScaleDowns(StreamCalls):
     def blocker(self, stream_id: str) -> Blocker | None:
         """See ports.Stream. A place that its event no longer needs is cleared away on the way."""
         while answer := self._run("blocker", [self._key.choices], stream_id):
-            kind, name = (text.decode() for text in answer)
+            kind, name = map(text_of, answer)
             if kind == "entry":
                 return Blocker(name)
             event_id = name.partition("|")[2]
             owner = self._run("clear_place", [self._key.task(event_id), self._key.choices], event_id, name)
             if owner:
-                return Blocker(event_id, owner.decode())
+                return Blocker(event_id, text_of(owner))
         return None
 
     def choose(self, event_id: str, owner: str, claim: Claim) -> Choice | Blocker | None:
