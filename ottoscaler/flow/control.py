@@ -44,6 +44,7 @@ class Control:
     def __init__(self, parts: Parts, intake: Intake, pool: Pool, descents: Descents, ender: Ender) -> None:
         self._ender = ender
         self._stream = parts.stream
+        self._ledger = parts.ledger
         self._intake = intake
         self._pool = pool
         self._descents = descents
@@ -224,6 +225,9 @@ class Control:
             over = self._advance(descent)
         with self._lock:
             self._advancing = set()
+        if defect.name and not descent.chosen:
+            # The ledger would renew the lease of an event that supersedes others, and all later choices wait for that.
+            self._ledger.drop(descent.task.event.event_id, descent.task.owner)
         return over or bool(defect.name)
 
     def _advance(self, descent: Descent) -> bool:

@@ -78,7 +78,7 @@ class Job:
 def remembered(task: Task) -> OpenTask:
     """The task as Redis had it, as far as we know: for a Redis that was wiped. Under the ledger's lock.
 
-    Whether older events were superseded is not known here; it can be done again without harm.
+    Whether older events were superseded is not known here: control does it again, without harm.
     """
     workers = dict(task.results)
     for index, job in task.jobs.items():

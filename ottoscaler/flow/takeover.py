@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from ottoscaler import logs
-from ottoscaler.core.events import BadEvent
+from ottoscaler.core.events import BadEvent, EventType
 from ottoscaler.errors import Unavailable
 from ottoscaler.flow.burial import contained, tell
 from ottoscaler.flow.control import Control
@@ -155,6 +155,10 @@ class TakeOver:
             "task.restored", "Redis does not know event %s any more: storing it again", event_id, event_id=event_id
         )
         self._stream.restore(task)
+        if task.undecided and task.event.type is EventType.SCALE_UP:
+            # It is stored as one that has older events to supersede still. Later choices wait for that, and only we can
+            # do it: nobody takes over the task of an owner that is alive.
+            self._control.submit(task)
 
     def _take_own(self) -> None:
         """What an earlier boot of this consumer left: taken at once, for there cannot be two of us."""

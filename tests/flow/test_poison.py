@@ -237,6 +237,20 @@ class TestOwning:
         assert len(log.of("event.dead")) == 1
 
     @POISON
+    def test_an_event_that_cannot_supersede_others_ends(self) -> None:
+        """Else its worker would run on, its lease be renewed, and each later scale_down wait for its choice."""
+        with Rig(threads=["watch", "control", "reader", "lease"], auto=lambda name: None, LEASE_S=3) as rig:
+            break_(rig.descents, "advance", descends("bad"))
+            rig.send(event_id="bad", task_id="t", supersedes="branch")
+            rig.send(event_id="good", type="scale_down", task_id="none")
+            for _ in range(100):
+                if rig.redis.results("scale_down"):
+                    break
+                rig.wait_and_look(4)
+            assert rig.result("scale_down")["event_id"] == "good"
+            assert rig.result("task")["reason"] == "Poison"
+
+    @POISON
     def test_a_worker_that_cannot_even_be_recorded_ends(self) -> None:
         """It is let go of until it is closed without our help; its neighbours have long ended."""
         with Rig(threads=["watch", "lease", "control"], auto=True, LEASE_S=3) as rig:

@@ -169,3 +169,17 @@ def test_an_attempt_that_has_no_pod_counts_as_refused(stage: Stage, refused: boo
     known = desk.ledger.recall("e-1")
     assert known is not None
     assert known.workers == {1: StoredWorker(1, attempt=2, infra_used=1, refused=refused)}
+
+
+def test_who_has_superseded_others_holds_no_scale_down_up() -> None:
+    """The event's victims were chosen before the wipe: a later scale_down does not wait for that choice again."""
+    with Rig(threads=["watch", "lease", "control", "reader"], LEASE_S=LEASE_S) as rig:
+        event_id = rig.send(task_id="t", supersedes="branch")
+        pod = rig.pod(event_id)
+        rig.cluster.run(pod)
+        rig.sees(pod, lambda seen: seen.started_at is not None)
+        eventually(lambda: rig.taken(event_id).superseded, what="the older events to be superseded")
+        rig.redis.flush()
+        restored(rig)
+        down_id = rig.send(type="scale_down", task_id="none")
+        assert rig.result("scale_down")["event_id"] == down_id
