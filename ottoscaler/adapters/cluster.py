@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal, TypeVar
 
 import msgspec
@@ -39,7 +40,15 @@ class _ListMeta(msgspec.Struct, frozen=True):
 class _RawList(msgspec.Struct, frozen=True):
     kind: Literal["PodList"]
     metadata: _ListMeta = _ListMeta()
-    items: list[RawPod] = []
+    items: list[RawPod] | None = None  # null: none
+
+
+class _LooseList(msgspec.Struct, frozen=True):
+    """The same, in which a pod may be anything."""
+
+    kind: Literal["PodList"]
+    metadata: _ListMeta = _ListMeta()
+    items: list[msgspec.Raw] | None = None
 
 
 class _RawPod(RawPod, frozen=True, kw_only=True):
@@ -74,6 +83,8 @@ class _Review(msgspec.Struct, frozen=True):
 
 
 _pod_list = msgspec.json.Decoder(_RawList)
+_loose_list = msgspec.json.Decoder(_LooseList)
+_listed_pod = msgspec.json.Decoder(RawPod)
 _pod = msgspec.json.Decoder(_RawPod)
 _namespace = msgspec.json.Decoder(_Namespace)
 _review = msgspec.json.Decoder(_Review)
@@ -128,11 +139,11 @@ class KubeCluster:
         while True:
             query = {"labelSelector": self._selector, "limit": PAGE, **({"continue": token} if token else {})}
             self._count("list")
-            page = _decoded(_pod_list, self._http.call(Verb.LIST, self._pods, query=query))
-            pods += [pod for raw in page.items if (pod := snapshot(raw, self._instance)) is not None]
-            token = page.metadata.token
+            page, meta = _page(self._http.call(Verb.LIST, self._pods, query=query), self._instance)
+            pods += page
+            token = meta.token
             if not token:
-                return PodList(pods, page.metadata.resource_version)
+                return PodList(pods, meta.resource_version)
 
     def watch(self, resource_version: str) -> Iterator[WatchEvent]:
         """See ports.Cluster."""
@@ -174,7 +185,8 @@ class KubeCluster:
             if error.reason == "AlreadyExists":
                 return Created.ALREADY_THERE
             raise
-        return as_asked(raw, asked)
+        with _legible():
+            return as_asked(raw, asked)
 
     def get(self, name: str) -> Snapshot | None:
         """See ports.Cluster."""
@@ -182,7 +194,8 @@ class KubeCluster:
         if body is None:
             return None
         raw = self._read(body, name)
-        return snapshot(raw, self._instance) or foreign(raw)
+        with _legible():
+            return snapshot(raw, self._instance) or foreign(raw)
 
     def event_of(self, name: str) -> ScaleEvent | None:
         """See ports.Cluster."""
@@ -259,6 +272,34 @@ class KubeCluster:
         except ClusterRejected:
             return True
         return _decoded(_review, answer).status.allowed
+
+
+def _page(body: bytes, instance: str) -> tuple[Sequence[Snapshot], _ListMeta]:
+    """The pods of one page of a list. One that cannot be read is logged and left out: it must not hide all others."""
+    try:
+        page = _pod_list.decode(body)
+        found = [snapshot(raw, instance) for raw in page.items or ()]
+        return [pod for pod in found if pod is not None], page.metadata
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        loose = _decoded(_loose_list, body)
+    pods: list[Snapshot] = []
+    for item in loose.items or ():
+        try:
+            pod = snapshot(_listed_pod.decode(item), instance)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            _log.warning("watch.unreadable", "A pod in the list cannot be read and is skipped", error=str(error)[:200])
+        else:
+            pods += [pod] if pod is not None else []
+    return pods, loose.metadata
+
+
+@contextmanager
+def _legible() -> Iterator[None]:
+    """What cannot be read in a pod, such as a time, is trouble with that pod and no defect of ours."""
+    try:
+        yield
+    except ValueError as error:
+        raise ClusterUnavailable(f"the Kubernetes API sent a pod that cannot be read: {error}") from error
 
 
 def _watch_event(line: bytes, instance: str) -> WatchEvent | None:

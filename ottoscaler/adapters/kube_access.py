@@ -20,9 +20,10 @@ import urllib3
 import yaml
 from kubernetes import client, config
 from kubernetes.config.exec_provider import ExecProvider
-from kubernetes.config.kube_config import KUBE_CONFIG_DEFAULT_LOCATION, KubeConfigLoader, KubeConfigMerger
+from kubernetes.config.kube_config import KUBE_CONFIG_DEFAULT_LOCATION, KubeConfigLoader
 
-from ottoscaler.adapters.kube_plugin import Plugin, sentence
+from ottoscaler.adapters.kube_plugin import Plugin, header, sentence
+from ottoscaler.adapters.kubeconfig import merged
 from ottoscaler.errors import ClusterUnavailable, ConfigError
 from ottoscaler.settings import KubeSettings
 
@@ -67,13 +68,14 @@ class Access:
             raise ConfigError((f"{fault}; set KUBECONFIG to a kubeconfig file that kubectl accepts",)) from error
 
     def _load(self, path: str) -> None:
-        merged = KubeConfigMerger(path)
-        if merged.config is None:
-            raise ValueError("there is no such file")
-        loader: Any = cast(Any, _Loader)(merged.config, config_base_path=None, config_persister=merged.save_changes)
+        files = merged(path)
+        if files.config is None:
+            raise ValueError("it is empty" if files.empty else "there is no such file")
+        loader: Any = cast(Any, _Loader)(files.config, config_base_path=None, config_persister=files.save_changes)
         loader.load_and_set(self.configuration)
         if "host" not in vars(loader):
             raise ValueError("its cluster has no server")
+        loader.check_user()
         self._token_file = loader.token_file
         if loader.plugin is not None:
             self._plugin = Plugin(loader.plugin, self._use_certificate)
@@ -100,11 +102,11 @@ class Access:
         """
         try:
             if self._token_file is not None:
-                return f"Bearer {self._token_file.read_text(encoding='utf-8').strip()}"
+                return header(f"Bearer {self._token_file.read_text(encoding='utf-8')}")
             token: str | None = self.configuration.get_api_key_with_prefix("BearerToken")
+            return header(token) if token else None
         except (OSError, ValueError, config.ConfigException) as error:
             raise ClusterUnavailable(f"our token cannot be read: {error}", unclear=False) from error
-        return token
 
     def _use_certificate(self, certificate: str, key: str) -> None:
         """Connections that are opened from now on show this certificate."""
@@ -121,12 +123,25 @@ class _Loader(KubeConfigLoader):
 
     _user: Any
     _cluster: Any
+    _current_context: Any
     plugin: Any = None
     token_file: Path | None = None
 
     def _base(self, node: Any) -> str:
         """The folder of the file that this part comes from: paths are relative to it."""
         return str(cast(Any, self)._get_base_path(node.path))
+
+    def check_user(self) -> None:
+        """Raises ValueError where we would act as somebody else than kubectl does: the library goes on without a user
+        that is not there, sends any token, and does not impersonate.
+        """
+        name = self._current_context["context"].safe_get("user")
+        if name and self._user is None:
+            raise ValueError(f"its context names the user {name!r}, which is not there")
+        if self._user is not None and self._user.safe_get("as"):
+            raise ValueError("its user impersonates another one (`as`), which is not supported")
+        if token := vars(self).get("token"):
+            header(token)
 
     def _load_from_exec_plugin(self) -> bool | None:
         if "exec" not in self._user:

@@ -22,7 +22,17 @@ MAX_RETRY_AFTER_S = 30.0
 
 #: 403 is more than one thing; these mean "not now" (quota, a namespace that goes away) or "not with these rights", and
 #: not "never this pod".
-_WAITING_403: Final = ("exceeded quota", "cannot create resource", "being terminated", "status unknown for quota")
+_WAITING_403: Final = (
+    "exceeded quota", "insufficient quota", "status unknown for quota", "being terminated",
+    "cannot create resource", "cannot impersonate resource",
+)  # fmt: skip
+#: What admission answers, with 403 as well, when it could not find out whether the pod is allowed: the API server has
+#: just started and its caches are empty (`admission.WaitForReady`), or a lookup or a backend did not answer.
+_UNDECIDED_403: Final = re.compile(
+    r"not yet ready to handle request|caches? not sync|error looking up service account (?!.*not found)"
+    r'|\b(?:Get|Post) "|context deadline exceeded|etcdserver: |timed out',
+    re.DOTALL,
+)
 #: How the API server reports a denial by a webhook or by a policy. Webhooks choose code and reason freely.
 _DENIED: Final = re.compile(r"denied (?:the )?request")
 #: What a refused create may be refused for, by HTTP status, apart from denials
@@ -99,7 +109,8 @@ def refusal(status: int, body: bytes, verb: Verb, name: str = "", retry_after: s
 
 
 def _later(message: str, retry_after: str | None, *, unclear: bool) -> ClusterUnavailable:
-    seconds = min(float(retry_after), MAX_RETRY_AFTER_S) if retry_after and retry_after.isdigit() else None
+    decimal = retry_after is not None and retry_after.isascii() and retry_after.isdigit()
+    seconds = min(float(retry_after), MAX_RETRY_AFTER_S) if retry_after and decimal else None
     return ClusterUnavailable(message, retry_after_s=seconds, unclear=unclear)
 
 
@@ -133,6 +144,8 @@ def _refuses(status: int, told: _Status, name: str) -> bool:
         return False
     if told.denied:
         return 400 <= status < 500 and status not in (408, 429)
+    if status == 403 and _UNDECIDED_403.search(told.message):
+        return False
     return status in _REFUSALS and told.reason == _REFUSALS[status]
 
 

@@ -91,6 +91,7 @@ class Plugin:
                 self._use_certificate(status["clientCertificateData"], status["clientKeyData"])
             elif not status.get("token"):
                 raise ValueError("it printed neither a token nor a certificate")
+            token = header(f"Bearer {status['token']}") if status.get("token") else None
             expires = status.get("expirationTimestamp")
             lasts_s = datetime.fromisoformat(expires).timestamp() - time.time() if expires else float("inf")
         except (OSError, ValueError, KeyError, TypeError, AttributeError, subprocess.SubprocessError) as error:
@@ -98,8 +99,7 @@ class Plugin:
             self._again_at = now + min(2.0**self._failures, MAX_PAUSE_S)
             self._failures += 1
             return
-        token = status.get("token")
-        self._token = f"Bearer {token}" if token else None
+        self._token = token
         self._failures, self._renewed_at = 0, now
         # one that is given out as expired is used for a moment all the same: a wrong clock must not call it each time
         self._expires_at = now + max(lasts_s, 2 * LEAST_S)
@@ -129,6 +129,16 @@ def _ask(provider: Any) -> dict[str, Any]:
     if version != provider.api_version:
         raise ValueError(f"it speaks {version!r}, the kubeconfig wants {provider.api_version}")
     return status
+
+
+def header(credential: str) -> str:
+    """The value of the Authorization header, without white space around it. Raises ValueError, which does not quote
+    it, where no header can carry it: the HTTP library quotes it in its own error, and that error reaches the log.
+    """
+    text = credential.strip()
+    if " " not in text or not text.isascii() or not text.isprintable():
+        raise ValueError("its token is empty, or has characters that no HTTP header can carry")
+    return text
 
 
 def sentence(error: BaseException) -> str:

@@ -369,7 +369,9 @@ def _trouble(raw: RawPod, agent: _State) -> tuple[Trouble, str]:
     trouble = startup.of_waiting(waiting.reason, waiting.message)
     if trouble is not Trouble.NONE:
         return trouble, startup.describe(waiting.reason, waiting.message)
-    return next(_init_troubles(raw), (Trouble.NONE, startup.describe(waiting.reason, waiting.message)))
+    # a native sidecar that crashes again and again keeps nobody from starting: a trouble with a name comes first
+    found = [*_init_troubles(raw), (Trouble.NONE, startup.describe(waiting.reason, waiting.message))]
+    return next((one for one in found if one[0] is not Trouble.NONE), found[0])
 
 
 def _init_troubles(raw: RawPod) -> Iterator[tuple[Trouble, str]]:

@@ -26,13 +26,22 @@ class Trouble(StrEnum):
     GATED = "SchedulingGated"
 
 
-#: Words for a container that the runtime could not start, waiting or terminated.
+#: Words for a container that the runtime could not start, waiting or terminated. PreCreate and PreStart are the
+#: kubelet's own steps (CPUs, devices), and no hooks of the pod.
 START_REASONS: Final = frozenset(
-    {"StartError", "ContainerCannotRun", "RunContainerError", "CreateContainerError", "PostStartHookError"}
+    {
+        "StartError",
+        "ContainerCannotRun",
+        "RunContainerError",
+        "CreateContainerError",
+        "PreCreateHookError",
+        "PreStartHookError",
+        "PostStartHookError",
+    }
 )
 #: What a container waits for in the normal course of a start.
 _ORDINARY: Final = frozenset({"", "ContainerCreating", "PodInitializing"})
-_CONFIG_REASONS: Final = frozenset({"CreateContainerConfigError", "PreStartHookError", "InvalidMountPropagation"})
+_CONFIG_REASONS: Final = frozenset({"CreateContainerConfigError", "InvalidMountPropagation"})
 _PULL_REASONS: Final = frozenset(
     {
         "ErrImagePull",
@@ -46,12 +55,24 @@ _PULL_REASONS: Final = frozenset(
 #: What registries say when asking again changes nothing; every other text is a passing fault.
 _PULL_PERMANENT = re.compile(
     r"not found|manifest unknown|does not exist|unauthorized|authorization failed|denied|forbidden|no basic auth"
-    r"|invalid reference|ErrImageNeverPull|no match for platform",
+    r"|invalid reference|ErrImageNeverPull|no match for platform|no matching manifest|no image found in"
+    r"|name unknown|not known to registry|did not resolve to an alias|short name mode is enforcing"
+    r"|rejected by policy|SignatureValidationFailed"
+    r"|no longer supported",
     re.IGNORECASE,
 )
 _PULL_TRANSIENT = re.compile(
     # a number behind one of :./- is part of an image's name, not a status
-    r"toomanyrequests|too many requests|QPS exceeded|timeout|timed out|(?<![:./-])\b(?:429|50[0234])\b",
+    r"toomanyrequests|too many requests|QPS exceeded|timeout|timed out|(?<![:./-])\b(?:429|50[0234])\b"
+    # what a load balancer sent instead of the image; the node's firewall, disk and store of layers
+    r"|unexpected media type|connect: (?:permission denied|operation not permitted)"
+    r"|failed to (?:unpack|extract)|(?:extraction|parent) snapshot",
+    re.IGNORECASE,
+)
+#: Names of images and addresses in such a text: the words that they are made of say nothing ("acme/timeout:1").
+_PULL_NAMES = re.compile(
+    r"[^\s\"'`,]*/[^\s\"'`,]*|(?<=image )\"[^\"]*\"|(?<=reference )\"[^\"]*\""
+    r"|(?<=short-name )\"[^\"]*\"|(?<=image name )\S+|(?<=manifest for )\S+|(?<=denied for )[^\s,]+|(?<=reading manifest )\S+(?= in )",
     re.IGNORECASE,
 )
 #: Docker's exit codes for a program that cannot be invoked and for one that is not there
@@ -84,7 +105,8 @@ def of_waiting(reason: str, message: str) -> Trouble:
     if reason == "InvalidImageName":
         return Trouble.INVALID_IMAGE
     if reason in _PULL_REASONS:
-        permanent = _PULL_PERMANENT.search(text) and not _PULL_TRANSIENT.search(text)
+        words = _PULL_NAMES.sub("…", text)
+        permanent = _PULL_PERMANENT.search(words) and not _PULL_TRANSIENT.search(words)
         return Trouble.IMAGE_PULL if permanent else Trouble.IMAGE_PULL_TRANSIENT
     if reason in _CONFIG_REASONS:
         return Trouble.CONFIG

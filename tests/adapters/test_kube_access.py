@@ -17,6 +17,7 @@ import pytest
 
 from ottoscaler.adapters import kube_plugin
 from ottoscaler.adapters.kube_access import TOKEN_S, Access
+from ottoscaler.adapters.kubeconfig import origin
 from ottoscaler.cli.main import main
 from ottoscaler.errors import ClusterUnavailable, ConfigError
 from ottoscaler.settings import KubeSettings
@@ -102,6 +103,10 @@ UNUSABLE: dict[str, Json | str | bytes] = {
     "client certificate is text": config(**{"client-certificate-data": b64("hi"), "client-key-data": b64("hi")}),
     "client certificate without key": config(**{"client-certificate-data": b64(_PEM)}),
     "client certificate is not base64": config(**{"client-certificate-data": "%", "client-key-data": "%"}),
+    "token of two lines": config(token=f"{SECRET}\nx"),
+    "token of other letters": config(token=f"{SECRET}\u20ac"),
+    "user missing": config() | {"users": [{"name": "v", "user": {"token": SECRET}}]},
+    "impersonation": config(token=SECRET, **{"as": "admin"}),
     "token file missing": config(tokenFile="/not/there"),
     "plugin missing": config(exec={"apiVersion": API, "command": "otto-no-such-plugin"}),
     "plugin missing, with a path": config(exec={"apiVersion": API, "command": "/no/such/plugin"}),
@@ -178,6 +183,44 @@ def test_a_token_file_is_read_again(tmp_path: Path) -> None:
         return False
 
     eventually(refused, TOKEN_S + 1)
+
+
+def test_white_space_around_a_token_is_none_of_it(tmp_path: Path) -> None:
+    """A block of YAML ends with a line break."""
+    assert access(tmp_path, config(token="one\n")).bearer() == "Bearer one"
+    assert access(tmp_path, config(username="a", password="b")).bearer() == "Basic YTpi"
+
+
+@pytest.mark.parametrize("text", ["", " \n", "one\ntwo", "one\x00", "\u20ac"])
+def test_a_token_file_with_what_no_header_can_carry_gives_no_token(tmp_path: Path, text: str) -> None:
+    """The HTTP library would raise, and quote it: here it is an outage, which ends when the file is whole again."""
+    (tmp_path / "token").write_text(text, encoding="utf-8")
+    with pytest.raises(ClusterUnavailable, match="no HTTP header can carry") as caught:
+        access(tmp_path, config(tokenFile="token")).bearer()
+    assert not text.strip() or text not in str(caught.value)
+    assert not caught.value.unclear
+
+
+def test_of_several_files_the_first_one_that_names_a_context_decides(tmp_path: Path) -> None:
+    """As in kubectl: else we would work in another cluster than it does. Files that are empty or missing are none."""
+    for name, port in (("a", 1), ("b", 2)):
+        content = config(server=f"https://127.0.0.1:{port}") | {"current-context": name}
+        content["clusters"][0]["name"] = name
+        content["contexts"][0] |= {"name": name, "context": content["contexts"][0]["context"] | {"cluster": name}}
+        (tmp_path / name).write_text(json.dumps(content))
+    (tmp_path / "empty").write_text("\n")
+    (tmp_path / "unset").write_text('{"current-context": ""}')
+    for first, port in (("a", 1), ("b", 2)):
+        other = "ab".replace(first, "")
+        for files in (
+            [first, other],
+            ["empty", first, "none", other],
+            ["unset", first, other],
+            [first, "empty", other, "unset"],
+        ):
+            settings = KubeSettings(kubeconfig=":".join(str(tmp_path / name) for name in files))
+            assert Access(settings).configuration.host == f"https://127.0.0.1:{port}"
+            assert origin(settings).endswith(f", context {first}")
 
 
 # -- credential plugins
@@ -302,8 +345,12 @@ class TestPlugin:
 
     @pytest.mark.parametrize(
         "text",
-        ["", "oops", "[]", "{}", '{"apiVersion": "v9", "status": {"token": "s3cr3t"}}', '{"status": {"token": 1}}'],
-    )
+        [
+            "", "oops", "[]", "{}", '{"apiVersion": "v9", "status": {"token": "s3cr3t"}}', '{"status": {"token": 1}}',
+            json.dumps({"apiVersion": API, "kind": "ExecCredential", "status": {"token": "s3cr3t\ns3cr3t"}}),
+            json.dumps({"apiVersion": API, "kind": "ExecCredential", "status": {"token": "s3cr3t\u20ac"}}),
+        ],
+    )  # fmt: skip
     def test_that_prints_anything_else_has_failed(self, script: Script, text: str) -> None:
         """What it printed is not shown: it may be a secret."""
         script.prints(text)

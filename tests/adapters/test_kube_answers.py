@@ -185,6 +185,26 @@ _QUOTA = 'Operation cannot be fulfilled on resourcequotas "q": the object has be
 _RIGHTS = 'pods is forbidden: User "x" cannot create resource "pods" in API group ""'
 _POLICY = "pods is forbidden: ValidatingAdmissionPolicy 'p' with binding 'b' denied request: no"
 _CALLING = 'Internal error occurred: failed calling webhook "w.example": context deadline exceeded'
+#: Admission could not find out whether the pod is allowed, or the quota does not allow it now.
+_UNDECIDED = (
+    "not yet ready to handle request",
+    "caches not synchronized",
+    "insufficient quota to match these scopes: [{PriorityClass In [high]}]",
+    "status unknown for quota: q, resources: pods",
+    'error looking up service account ns/default: Get "https://10.0.0.1/api/v1": connect: connection refused',
+    "error looking up service account ns/default: etcdserver: request timed out",
+    'Post "https://images.example/check": dial tcp 10.0.0.1:443: connect: connection refused',
+    "unable to read the policy: context deadline exceeded",
+)
+#: Admission found out, and says no.
+_DECIDED = (
+    'error looking up service account ns/worker: serviceaccount "worker" not found',
+    "failed quota: q: must specify cpu for: agent",
+    "maximum cpu usage per Container is 500m, but limit is 1",
+    "no PriorityClass with name high was found",
+    'violates PodSecurity "restricted:latest": runAsNonRoot != true',
+    "image policy webhook backend denied one or more images: not signed",
+)
 LATER, UNCLEAR = "later", "unclear"
 #: verb, code, body -> what it means: a reason of ClusterRejected, Expired, or one of the two above.
 TABLE = [
@@ -199,6 +219,9 @@ TABLE = [
     ("create", 403, status(403, "Forbidden", _RIGHTS), LATER),
     ("create", 403, status(403, "Forbidden", "violates PodSecurity restricted"), "Forbidden"),
     ("create", 403, status(403, "Unknown", "no"), LATER),
+    *(("create", 403, status(403, "Forbidden", f"pods is forbidden: {text}"), LATER) for text in _UNDECIDED),
+    *(("create", 403, status(403, "Forbidden", f"pods is forbidden: {text}"), "Forbidden") for text in _DECIDED),
+    ("create", 403, status(403, "Forbidden", 'users "b" is forbidden: cannot impersonate resource "users"'), LATER),
     ("create", 401, status(401, "Unauthorized"), LATER),
     ("create", 404, status(404, "NotFound", 'namespaces "x" not found', name="x"), LATER),
     ("create", 408, status(408, "Timeout"), UNCLEAR),
@@ -302,6 +325,60 @@ def test_retry_after_has_a_bound() -> None:
     error = refusal(503, b"{}", Verb.GET, retry_after="86400")
     assert isinstance(error, ClusterUnavailable)
     assert error.retry_after_s == MAX_RETRY_AFTER_S
+
+
+@pytest.mark.parametrize("text", ["\xb2", "\u0663", "1.5", "-1", "", "soon", "Wed, 21 Oct 2026 07:28:00 GMT"])
+def test_a_retry_after_that_is_no_number_of_seconds_is_left_out(text: str) -> None:
+    """A digit of another script is none of HTTP's."""
+    error = refusal(503, b"{}", Verb.GET, retry_after=text)
+    assert isinstance(error, ClusterUnavailable)
+    assert error.retry_after_s is None
+
+
+_LABELS = {"ottoscaler.io/event": "1234567890", "ottoscaler.io/worker": "1", "ottoscaler.io/attempt": "1"}
+_GOOD = {"name": NAME, "labels": _LABELS | {"managed-by": "ottoscaler", "ottoscaler.io/instance": "i"}}
+#: What may be wrong with one pod: its metadata, or its status.
+UNREADABLE: list[dict[str, object]] = [
+    {"metadata": _GOOD | {"creationTimestamp": "yesterday"}},
+    {"metadata": _GOOD | {"creationTimestamp": "12024-01-01T00:00:00Z"}},
+    {"metadata": _GOOD | {"finalizers": None}},
+    {"metadata": _GOOD | {"labels": None}},
+    {"metadata": _GOOD, "status": {"conditions": None}},
+    {"metadata": _GOOD, "status": {"containerStatuses": [{"name": "agent", "state": 7}]}},
+    {"metadata": None},
+    {},
+]
+
+
+@pytest.mark.parametrize("pod", UNREADABLE)
+@pytest.mark.parametrize("first", [True, False])
+def test_one_pod_that_cannot_be_read_hides_no_other(
+    answers: Answers, cluster: KubeCluster, pod: dict[str, object], first: bool
+) -> None:
+    """Without a list nothing is seen and nothing is created."""
+    items = [pod, {"metadata": _GOOD}] if first else [{"metadata": _GOOD}, pod]
+    listed = {"kind": "PodList", "metadata": {"resourceVersion": "9"}, "items": items}
+    answers.status, answers.headers, answers.body = 200, {}, json.dumps(listed).encode()
+    found = cluster.list()
+    assert ([one.name for one in found.pods], found.resource_version) == ([NAME], "9")
+
+
+def test_a_list_of_none_is_one_of_no_pods(answers: Answers, cluster: KubeCluster) -> None:
+    """How Go writes a list that was never filled."""
+    answers.status, answers.headers, answers.body = 200, {}, b'{"kind":"PodList","metadata":{},"items":null}'
+    assert not cluster.list().pods
+
+
+@pytest.mark.parametrize("verb", ["create", "get"])
+def test_a_pod_that_cannot_be_read_is_an_answer_that_cannot_be_read(
+    answers: Answers, cluster: KubeCluster, verb: str
+) -> None:
+    """It is no defect of ours, and no verdict on the worker."""
+    pod = {"kind": "Pod", "metadata": _GOOD | {"creationTimestamp": "yesterday"}}
+    answers.status, answers.headers, answers.body = 200, {}, json.dumps(pod).encode()
+    with pytest.raises(ClusterUnavailable, match="cannot be read") as caught:
+        cluster.get(NAME) if verb == "get" else cluster.create(json.dumps({"metadata": _GOOD}).encode())
+    assert caught.value.unclear
 
 
 def test_a_call_waits_as_long_as_the_server_may_take() -> None:

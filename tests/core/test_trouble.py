@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ottoscaler.core.pods import Trouble
-from tests.core.builders import Json, raw_pod, seen, unscheduled
+from tests.core.builders import Json, container, raw_pod, seen, unscheduled, with_others
 
 contract = pytest.mark.contract
 
@@ -30,6 +30,17 @@ def waiting(reason: str, message: str = "") -> Json:
         "no match for platform in manifest",
         'failed to resolve reference "docker.io/mine/app:503": docker.io/mine/app:503: not found',
         'failed to resolve reference "docker.io/mine/app:1.429-500": docker.io/mine/app:1.429-500: not found',
+        'failed to resolve reference "ghcr.io/acme/timeout:1": ghcr.io/acme/timeout:1: not found',
+        'Back-off pulling image "timeout:1": ErrImagePull: docker.io/library/timeout:1: not found',
+        "manifest for timeout:1 not found: manifest unknown",
+        "pull access denied for timeout, repository does not exist or may require 'docker login'",
+        "no matching manifest for linux/arm64/v8 in the manifest list entries",
+        'choosing image instance: no image found in image index for architecture "arm64", OS "linux"',
+        "reading manifest 1-timeout in harbor.example/y/z: name unknown: repository name not known to registry",
+        'short-name "timeout:1" did not resolve to an alias and no unqualified-search registries are defined',
+        "short name mode is enforcing, but image name timeout:1 returns ambiguous list",
+        "SignatureValidationFailed: Source image rejected: running image docker://r/x:1 is rejected by policy",
+        'media type "application/vnd.docker.distribution.manifest.v1+prettyjws" is no longer supported',
     ],
 )
 def test_a_registry_that_will_never_give_the_image_is_a_fault_of_the_configuration(reason: str, message: str) -> None:
@@ -51,6 +62,13 @@ def test_a_registry_that_will_never_give_the_image_is_a_fault_of_the_configurati
         "dial tcp: lookup registry.example: no such host",
         "connection refused",
         'Back-off pulling image "nope:1"',
+        'Back-off pulling image "forbidden:1"',
+        'failed to do request: Head "https://r.example/v2/acme/denied/manifests/1": connect: connection refused',
+        "dial tcp 10.0.0.1:443: connect: permission denied",
+        'failed to pull and unpack image "r.example/x:1": failed to unpack image on snapshotter overlayfs: '
+        "unexpected media type text/html for sha256:aa: not found",
+        'failed to prepare extraction snapshot "extract-1": parent snapshot sha256:c does not exist: not found',
+        "failed to extract layer sha256:aa: mkdir etc: permission denied",
         "",
     ],
 )
@@ -73,6 +91,8 @@ def test_a_registry_that_may_yet_give_the_image_is_a_passing_fault(message: str)
         ("CreateContainerConfigError", Trouble.CONFIG),
         ("RunContainerError", Trouble.START),
         ("CreateContainerError", Trouble.START),
+        ("PreCreateHookError", Trouble.START),
+        ("PreStartHookError", Trouble.START),
         ("ContainerCreating", Trouble.NONE),
         ("PodInitializing", Trouble.NONE),
     ],
@@ -89,6 +109,18 @@ def test_the_kubelets_reason_tells_the_trouble(reason: str, trouble: Trouble) ->
 def test_the_schedulers_reason_tells_the_trouble(reason: str, trouble: Trouble) -> None:
     """A gate that somebody put there is no fault."""
     assert seen(raw_pod(conditions=[unscheduled(reason)])).trouble is trouble
+
+
+def test_a_native_sidecar_that_crashes_again_and_again_hides_no_other_trouble() -> None:
+    """It has started once, which is all that the init containers behind it wait for."""
+    crashes = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s restarting"}}
+    init = [container("mesh", crashes), container("setup", waiting("ErrImagePull", "not found"))]
+    names = [{"name": "mesh", "restartPolicy": "Always"}, {"name": "setup", "image": "setup:1"}]
+    found = seen(with_others(raw_pod(state=waiting("PodInitializing")), init=init, initContainers=names))
+    assert (found.trouble, found.trouble_text) == (
+        Trouble.IMAGE_PULL,
+        "init container setup (image setup:1): ErrImagePull: not found",
+    )
 
 
 def test_the_trouble_comes_with_the_clusters_own_words() -> None:
