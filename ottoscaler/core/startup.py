@@ -72,7 +72,8 @@ _PULL_TRANSIENT = re.compile(
 #: Names of images and addresses in such a text: the words that they are made of say nothing ("acme/timeout:1").
 _PULL_NAMES = re.compile(
     r"[^\s\"'`,]*/[^\s\"'`,]*|(?<=image )\"[^\"]*\"|(?<=reference )\"[^\"]*\""
-    r"|(?<=short-name )\"[^\"]*\"|(?<=image name )\S+|(?<=manifest for )\S+|(?<=denied for )[^\s,]+|(?<=reading manifest )\S+(?= in )",
+    r"|(?<=short-name )\"[^\"]*\"|(?<=image name )\S+|(?<=manifest for )\S+|(?<=denied for )[^\s,]+"
+    r"|(?<=reading manifest )\S+(?= in )",
     re.IGNORECASE,
 )
 #: Docker's exit codes for a program that cannot be invoked and for one that is not there
