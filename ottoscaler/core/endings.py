@@ -39,7 +39,8 @@ def verdict(pod: Snapshot, *, deleted_first: bool = False) -> Verdict | None:
         return own
     if platform is not None:
         return platform
-    if pod.phase is not Phase.FAILED:
+    # a pod that other containers kept alive is deleted in phase Running: `agent` alone in it would have made it Failed
+    if pod.phase is not Phase.FAILED and own is None:
         return Verdict(Reason.POD_DELETED, f"somebody deleted the pod in phase {pod.phase}")
     return _failed(pod, own, deleted_first=deleted_first)
 

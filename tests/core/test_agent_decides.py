@@ -136,6 +136,28 @@ def test_a_worker_that_did_its_work_has_done_it_whatever_became_of_its_pod(
 
 
 @contract("4.container")
+@pytest.mark.parametrize("phase", ["Running", "Unknown", "Failed"])
+@pytest.mark.parametrize(
+    ("state", "asked_s", "reason"),
+    [
+        (terminated(7), None, Reason.ERROR),
+        (terminated(7), 20, Reason.ERROR),
+        (terminated(137, "OOMKilled"), 20, Reason.OOM_KILLED),
+        (terminated(143), 12, Reason.POD_DELETED),
+        (terminated(255, "Unknown"), 20, Reason.NODE_LOST),
+    ],
+)
+def test_a_worker_that_failed_has_failed_whatever_became_of_its_pod(
+    phase: str, state: Json, asked_s: float | None, reason: Reason
+) -> None:
+    """As it would be `Failed` alone in its pod: a deletion that was asked for after its end is not its end."""
+    raw = raw_pod(phase, state=state, metadata={} if asked_s is None else deleted_at(asked_s))
+    result = verdict(seen(with_others(raw, container("aaa", RUNS))).as_gone())
+    assert result is not None
+    assert result.reason is reason
+
+
+@contract("4.container")
 @pytest.mark.parametrize(("finished_s", "own"), [(15, True), (64, True), (65, False), (90, False)])
 @pytest.mark.parametrize("code", [0, 1])
 @pytest.mark.parametrize("node_s", [-4200, 0, 4200])
