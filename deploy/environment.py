@@ -36,7 +36,8 @@ from deploy import manifests  # noqa: E402 - of this checkout, installed or not
 from ottoscaler.errors import ConfigError  # noqa: E402
 from ottoscaler.nearly import meant  # noqa: E402
 from ottoscaler.settings import NOT_YET, Settings  # noqa: E402
-from ottoscaler.settings_reader import DNS_LABEL, WORD, Form, read_env_file, shown  # noqa: E402
+from ottoscaler.settings_files import read_env_file, shown  # noqa: E402
+from ottoscaler.settings_reader import DNS_LABEL, WORD, Form  # noqa: E402
 
 DEVELOPERS: Final = ROOT / "deploy" / "developers"
 #: A part of container, cluster and namespace names.

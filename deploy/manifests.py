@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ottoscaler.settings import NOT_YET, Settings
-from ottoscaler.settings_reader import read_env_file, shown
+from ottoscaler.settings_files import read_env_file, shown
 
 OVERLAY: Final = Path(__file__).resolve().parent / "overlays" / "dev"
 #: Of this machine only. In the cluster the probes ask at the manifests' port, and each pod is a consumer of its own.

@@ -33,12 +33,12 @@ def meant(name: str, known: Collection[str]) -> str:
     given = _plain(name)
     if given in plain:
         return plain[given]
-    if shortened := [other for other in plain if _shortened(given, other)]:
-        return plain[max(shortened, key=lambda other: difflib.SequenceMatcher(None, given, other).ratio())]
-    if plural := [other for other in plain if given == f"{other}S" or other == f"{given}S"]:
-        return plain[plural[0]]
-    near = difflib.get_close_matches(given, plain, n=1, cutoff=ALIKE) if len(given) >= _LONG else []
-    return plain[near[0]] if near else ""
+    near = {other for other in plain if _shortened(given, other) or f"{other}S" == given or other == f"{given}S"}
+    if len(given) >= _LONG:
+        near.update(difflib.get_close_matches(given, plain, n=1, cutoff=ALIKE))
+    # of several the most alike: REDIS_PASSWORT could also stand for REDIS_PORT, of which it has all letters
+    likeness = {other: difflib.SequenceMatcher(None, given, other).ratio() for other in sorted(near)}
+    return plain[max(likeness, key=likeness.__getitem__)] if likeness else ""
 
 
 def variables(environ: Mapping[str, str], known: Collection[str]) -> tuple[str, ...]:

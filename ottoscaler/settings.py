@@ -15,6 +15,7 @@ from typing import Any, Final, Literal
 
 from ottoscaler.errors import ConfigError
 from ottoscaler.nearly import variables
+from ottoscaler.settings_files import read_env_file
 from ottoscaler.settings_reader import (
     DNS_LABEL,
     DNS_NAME,
@@ -24,7 +25,6 @@ from ottoscaler.settings_reader import (
     command,
     node_selector,
     quantity,
-    read_env_file,
     tolerations,
 )
 
@@ -277,11 +277,11 @@ def _redis(reader: Reader) -> RedisSettings:
         db=reader.integer("REDIS_DB", default.db, 0, 2**31 - 1),
         username=reader.optional("REDIS_USERNAME"),
         password=reader.secret("REDIS_PASSWORD"),
-        password_file=reader.file("REDIS_PASSWORD_FILE"),
+        password_file=reader.text_file("REDIS_PASSWORD_FILE"),
         sentinels=addresses(reader, "REDIS_SENTINELS"),
         sentinel_master=reader.optional("REDIS_SENTINEL_MASTER"),
         tls=reader.boolean("REDIS_TLS", default.tls),
-        ca_file=reader.file("REDIS_CA_FILE"),
+        ca_file=reader.certificates("REDIS_CA_FILE"),
         block_ms=reader.integer("REDIS_BLOCK_MS", default.block_ms, 1, 10_000),
     )
     if settings.password and settings.password_file:

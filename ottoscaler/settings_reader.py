@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from ottoscaler.core.nesting import MAX_LEVELS, levels
+from ottoscaler.settings_files import load_certificates, read_one, read_text, shown, why
 
 _Option = TypeVar("_Option", bound=str)
 
@@ -30,15 +29,8 @@ _SUFFIXES: Final[Mapping[str, Fraction]] = {
     },
     **{f"{suffix}i": Fraction(1024) ** power for power, suffix in enumerate("KMGTPE", start=1)},
 }
-_HOST_NAME: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]{0,252})")
-_USERINFO: Final = re.compile(r"://[^\s/?#]*@")
-_LINE: Final = re.compile(
-    r"""\s*(?:export\s+)?(?P<name>[A-Za-z_][A-Za-z0-9_]*)\s*=\s*
-        (?: (?: "(?P<double>(?:[^"\\]|\\.)*)" | '(?P<single>[^']*)' )? \s*(?:(?<=\s)\#.*)? | (?P<bare>[^\s"'\#].*) )""",
-    re.VERBOSE,
-)
-#: What a bare value is made of: text in quotes, in which a # is a # , and anything else up to a comment.
-_BARE: Final = re.compile(r"""(?:"(?:[^"\\]|\\.)*"|'[^']*'|(?!\s\#)[^"'])*""")
+#: Labels of 1 to 63 characters: Python's own resolver raises UnicodeError for an empty one, or a longer one.
+_HOST_NAME: Final = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_][A-Za-z0-9_-]{0,62}(\.[A-Za-z0-9_-]{1,63})*\.?")
 
 
 _TOLERATION: Final[Mapping[str, tuple[str, ...]]] = {
@@ -103,54 +95,6 @@ def unbracketed(host: str) -> str:
     return host[1:-1] if host.startswith("[") and host.endswith("]") and ":" in host else host
 
 
-def shown(value: str) -> str:
-    """The value as a fault shows it: one line, not endless, without the password of a URL."""
-    masked = _USERINFO.sub("://***@", value)
-    return repr(masked if len(masked) <= 100 else masked[:97] + "...")
-
-
-def read_env_file(path: str) -> tuple[dict[str, str], list[str]]:
-    """The variables in a file of KEY=VALUE lines, and the faults found in it.
-
-    A line may begin with `export`; a value may be quoted, in double quotes with a backslash before quote and backslash.
-    `#` begins a comment at the start of a line and after a space, but not inside quotes, wherever in the value they
-    begin; quotes in the middle of a value stay there. A fault never shows the line: it may hold a secret.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        return {}, [f"ENV_FILE={shown(path)}: expected a readable text file ({_why(error)})"]
-    values: dict[str, str] = {}
-    faults: list[str] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        match = _LINE.fullmatch(line)
-        value = None if match is None else _value(match)
-        if match is None or value is None:
-            expected = "KEY=VALUE, the value bare or in quotes, and before a # every quote closed"
-            faults.append(f"ENV_FILE={shown(path)}: line {number}: expected {expected}")
-        else:
-            values[match["name"]] = value
-    return values, faults
-
-
-def _value(match: re.Match[str]) -> str | None:
-    """The value of a line; None where nobody can say whether a # in it begins a comment."""
-    if match["double"] is not None:
-        return re.sub(r'\\(["\\])', r"\1", match["double"])
-    if match["bare"] is None:
-        return match["single"] or ""
-    bare = match["bare"]
-    read = _BARE.match(bare)
-    end = read.end() if read else 0
-    rest = bare[end:]
-    if not rest or rest.lstrip().startswith("#"):
-        return bare[:end].rstrip()
-    # a quote that is never closed, as in it's: a part of the value, if there is no # of which it could decide
-    return None if re.search(r"\s#", rest) else bare.rstrip()
-
-
 class Reader:
     """Reads typed values from an environment and collects the faults. Used by one thread, once.
 
@@ -167,14 +111,25 @@ class Reader:
         self.faults.append(f"{name}={shown(self.raw(name))}: expected {expected}")
 
     def raw(self, name: str) -> str:
-        """The value without the space around it; empty if it is not set."""
-        self.asked.add(name)
-        return self._environ.get(name, "").strip()
+        """The value without the space around it; empty if it is not set, or not UTF-8, which is a fault."""
+        return self._given(name, secret=False).strip()
 
     def secret(self, name: str) -> str | None:
         """A value that is never shown, exactly as it is set."""
+        return self._given(name, secret=True) or None
+
+    def _given(self, name: str, *, secret: bool) -> str:
+        """The value as it is set. Python keeps bytes that are not UTF-8 as lone surrogates, which neither Redis nor
+        Kubernetes takes.
+        """
+        value = self._environ.get(name, "")
+        if _is_utf8(value):
+            self.asked.add(name)
+            return value
+        if name not in self.asked:  # else the fault is known
+            self.faults.append(f"{name}={'***' if secret else shown(value)}: expected UTF-8")
         self.asked.add(name)
-        return self._environ.get(name) or None
+        return ""
 
     def text(self, name: str, default: str, form: Form = WORD) -> str:
         """A text of a form. The default is checked as well, for it may come from the machine or another variable."""
@@ -225,14 +180,24 @@ class Reader:
 
     def file(self, name: str) -> str | None:
         """The path of a file that can be read now."""
+        return self._checked(name, "a readable file", read_one)
+
+    def text_file(self, name: str) -> str | None:
+        """The path of a file that can be read now and holds text."""
+        return self._checked(name, "a readable text file", read_text)
+
+    def certificates(self, name: str) -> str | None:
+        """The path of a file that can be read now and holds certificates."""
+        return self._checked(name, "a readable file of certificates in PEM form", load_certificates)
+
+    def _checked(self, name: str, expected: str, check: Callable[[str], object]) -> str | None:
         path = self.raw(name)
         if not path:
             return None
         try:
-            with Path(path).open("rb") as file:
-                file.read(1)
+            check(path)
         except (OSError, ValueError) as error:
-            self.fault(name, f"a readable file ({_why(error)})")
+            self.fault(name, f"{expected} ({why(error)})")
         return path
 
     def amount(self, name: str, default: str, *, unit: Fraction, example: str) -> str:
@@ -328,7 +293,9 @@ def _is_toleration(value: object) -> bool:
     return seconds is None or (type(seconds) is int and value.get("effect") == "NoExecute")
 
 
-def _why(error: OSError | ValueError) -> str:
-    if isinstance(error, OSError) and error.errno:
-        return os.strerror(error.errno).lower()
-    return "not UTF-8" if isinstance(error, UnicodeDecodeError) else "no such path"
+def _is_utf8(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

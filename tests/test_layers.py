@@ -26,6 +26,7 @@ LAYERS = {
     "__init__": 0,
     "errors": 1,
     "nearly": 1,
+    "settings_files": 1,
     "core": 2,
     "ports": 3,
     "stored": 3,

@@ -9,6 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import certifi
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +17,8 @@ from hypothesis import strategies as st
 from ottoscaler import settings
 from ottoscaler.errors import ConfigError
 from ottoscaler.settings import DEFAULT_COMMAND, Settings
-from ottoscaler.settings_reader import quantity, read_env_file
+from ottoscaler.settings_files import read_env_file
+from ottoscaler.settings_reader import quantity
 
 #: Variable, where its value ends up, its promised default, another value and what becomes of it.
 VARIABLES: list[tuple[str, str, Any, str, Any]] = [
@@ -29,7 +31,7 @@ VARIABLES: list[tuple[str, str, Any, str, Any]] = [
     ("REDIS_SENTINELS", "redis.sentinels", (), "a:1, [::1]:2", (("a", 1), ("::1", 2))),
     ("REDIS_SENTINEL_MASTER", "redis.sentinel_master", None, "main", "main"),
     ("REDIS_TLS", "redis.tls", False, "yes", True),
-    ("REDIS_CA_FILE", "redis.ca_file", None, __file__, __file__),
+    ("REDIS_CA_FILE", "redis.ca_file", None, certifi.where(), certifi.where()),
     ("REDIS_BLOCK_MS", "redis.block_ms", 2000, "10000", 10000),
     ("REDIS_STREAM", "keys.stream", "otto:scale:events", "{otto}:e", "{otto}:e"),
     ("REDIS_CONSUMER_GROUP", "keys.group", "ottoscaler", "ci", "ci"),
@@ -81,7 +83,8 @@ BESIDE = {
     "REDIS_CA_FILE": {"REDIS_TLS": "true"},
 }
 WRONG: list[tuple[str, str]] = [
-    *[("REDIS_HOST", value) for value in ("redis://h", "h:1", "a b", "-")],
+    *[("REDIS_HOST", value) for value in ("redis://h", "h:1", "a b", "-", "a..b", ".a", "a..", "a" * 64)],
+    *[("HTTP_ADDRESS", value) for value in ("a..b", f"{'a.' * 127}a")],
     *[("REDIS_PORT", value) for value in ("0", "65536", "1_0", "0x1", "1.0", "x", "9" * 5000)],
     *[("REDIS_BLOCK_MS", value) for value in ("0", "10001")],
     *[("REDIS_TLS", value) for value in ("on", "2")],
@@ -112,6 +115,7 @@ WRONG: list[tuple[str, str]] = [
     ("LOG_LEVEL", "loud"),
     ("LOG_FORMAT", "xml"),
     *[(name, "/nowhere/at/all") for name in ("REDIS_PASSWORD_FILE", "REDIS_CA_FILE", "KUBECONFIG")],
+    ("REDIS_CA_FILE", __file__),
 ]
 
 
@@ -190,7 +194,7 @@ def test_all_faults_come_at_once() -> None:
         ({"REDIS_PASSWORD": "x", "REDIS_PASSWORD_FILE": __file__}, "REDIS_PASSWORD_FILE"),
         ({"REDIS_SENTINELS": "a:1"}, "REDIS_SENTINEL_MASTER"),
         ({"REDIS_SENTINEL_MASTER": "a"}, "REDIS_SENTINELS"),
-        ({"REDIS_CA_FILE": __file__}, "REDIS_TLS"),
+        ({"REDIS_CA_FILE": certifi.where()}, "REDIS_TLS"),
         ({"WORKER_CPU_REQUEST": "1001m"}, "WORKER_CPU_REQUEST"),
         ({"WORKER_MEMORY_LIMIT": "100Mi"}, "WORKER_MEMORY_REQUEST"),
         ({"RESULT_STREAM": "otto:scale:events"}, "RESULT_STREAM"),
@@ -211,6 +215,54 @@ def test_no_secret_is_shown() -> None:
         faults(REDIS_PASSWORD="hunter22", REDIS_PASSWORD_FILE="/nowhere", REDIS_HOST="redis://:hunter22@h")
     )
     assert "hunter22" not in shown + repr(load(REDIS_PASSWORD="hunter22"))
+
+
+@pytest.mark.parametrize(
+    "name", ["REDIS_HOST", "REDIS_PORT", "REDIS_DB", "REDIS_SENTINELS", "HTTP_ADDRESS", "HTTP_PORT"]
+)
+@pytest.mark.parametrize(
+    "value",
+    [
+        "redis://:hunter22@h:1",
+        "rediss://u:hunter22@h/0",
+        "redis://u:hun/ter22@h",
+        "redis://u:hun#ter22?@h",
+        "redis://u:hun@ter22@h",
+        "u:hunter22@h",
+        ":hunter22@h:1",
+        "u:hunter22@h:1,u:hunter22@i:1",
+        "1?password=hunter22",
+        "redis://h?db=1&Password=hunter22&x=1",
+    ],
+)
+def test_the_secret_of_an_address_is_not_shown(name: str, value: str) -> None:
+    """Somebody gives a whole URL where only a host or a port is expected; the rest of it is shown."""
+    shown = "\n".join(faults(**BESIDE.get(name, {}), **{name: value}))
+    assert f"{name}=" in shown
+    assert "ter22" not in shown
+    assert "***" in shown
+
+
+@pytest.mark.parametrize("name", sorted({row[0] for row in VARIABLES} | {"REDIS_PASSWORD"}))
+def test_a_value_that_is_not_utf_8_is_a_fault(name: str) -> None:
+    """Neither Redis nor Kubernetes could take it later. One line names it, and never shows a secret."""
+    lines = faults(**BESIDE.get(name, {}), **{name: "hunter22\udcff"})
+    (line,) = (line for line in lines if line.endswith(": expected UTF-8"))
+    assert line.startswith(f"{name}=")
+    assert ("hunter22" in line) == (name != "REDIS_PASSWORD")
+    assert line.isascii()
+
+
+def test_a_password_file_that_is_no_text_is_a_fault(tmp_path: Path) -> None:
+    """Said at the start, and not at the first connection; a file without end is not read to its end."""
+    file = tmp_path / "password"
+    file.write_bytes(b"hunter22\xff")
+    assert faults(REDIS_PASSWORD_FILE=str(file)) == (
+        f"REDIS_PASSWORD_FILE='{file}': expected a readable text file (not UTF-8)",
+    )
+    endless = "expected a readable text file (larger than 1 MiB)"
+    assert faults(REDIS_PASSWORD_FILE="/dev/zero") == (f"REDIS_PASSWORD_FILE='/dev/zero': {endless}",)
+    assert faults(ENV_FILE="/dev/zero") == (f"ENV_FILE='/dev/zero': {endless}",)
 
 
 def test_an_empty_variable_counts_as_not_set() -> None:

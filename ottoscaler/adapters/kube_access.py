@@ -26,6 +26,8 @@ from ottoscaler.adapters.kube_plugin import Plugin, header, sentence
 from ottoscaler.adapters.kubeconfig import merged
 from ottoscaler.errors import ClusterUnavailable, ConfigError
 from ottoscaler.settings import KubeSettings
+from ottoscaler.settings_files import shown
+from ottoscaler.settings_reader import is_host
 
 #: How long a token is used without asking the library, or reading its file, again, seconds.
 TOKEN_S: Final = 1.0
@@ -169,8 +171,8 @@ class _Loader(KubeConfigLoader):
 def _check_url(url: str) -> None:
     """Raises ValueError for a server that no connection can be made to."""
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
-        raise ValueError(f"server {url!r} is not of the form https://HOST:PORT")
+    if parts.scheme not in ("http", "https") or not is_host(parts.hostname or "") or parts.port == 0:
+        raise ValueError(f"server {shown(url)} is not of the form https://HOST:PORT")
 
 
 def _client(configuration: Any, inflight: int, context: ssl.SSLContext | None) -> Any:

@@ -7,10 +7,10 @@ comes out as StreamUnavailable with a sentence that names the server and what to
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from queue import Empty
 from typing import Any, cast
 
@@ -22,6 +22,7 @@ from redis.sentinel import Sentinel, SentinelConnectionPool
 from ottoscaler.adapters.redis_cluster import FollowingConnection, FollowingRedis, FollowingSSLConnection, Nodes
 from ottoscaler.errors import ConfigError, StreamUnavailable
 from ottoscaler.settings import RedisSettings
+from ottoscaler.settings_files import read_text, shown, why
 
 CONNECT_TIMEOUT_S = 2.0
 HEALTH_CHECK_S = 15
@@ -36,6 +37,9 @@ _NO_COMMON_SLOT = (
     " keeps names without one on several nodes"
 )
 
+#: How redis-py names a sentinel in an error: its client with all settings.
+_SENTINEL = re.compile(r"<redis\.client\.Redis\(.*?,host=([^,]*),port=([0-9]+),.*?\)>\)>\)>")
+
 Heard = Callable[[str], None]
 
 
@@ -43,16 +47,23 @@ def mute(error: str) -> None:
     """Nobody is told how a call ended."""
 
 
+class PasswordUnreadable(redis.RedisError):
+    """The file that holds the password cannot be read."""
+
+
 class _PasswordFile(redis.CredentialProvider):
     """Reads the password at each connection, so that a rotated one is used without a restart."""
 
     def __init__(self, username: str | None, path: str) -> None:
         self._username = username
-        self._path = Path(path)
+        self._path = path
 
     def get_credentials(self) -> tuple[str] | tuple[str, str]:
-        """User, if there is one, and password."""
-        password = self._path.read_text(encoding="utf-8").rstrip("\r\n")
+        """User, if there is one, and password. Raises PasswordUnreadable."""
+        try:
+            password = read_text(self._path).rstrip("\r\n")
+        except (OSError, ValueError) as error:
+            raise PasswordUnreadable(f"{shown(self._path)}: {why(error)}") from error
         return (self._username, password) if self._username else (password,)
 
 
@@ -215,8 +226,15 @@ def _tls(settings: RedisSettings) -> dict[str, Any]:
 
 def _sentence(error: Exception) -> str:
     """What happened and what to do; the server's own words are kept, for they never carry the password."""
-    text = " ".join(str(error).split())
+    text = _SENTINEL.sub(r"\1:\2", " ".join(str(error).split()))
     match error:
+        case PasswordUnreadable():
+            return f"is not asked, since its password cannot be read (REDIS_PASSWORD_FILE={text}): mend that file"
+        case redis.sentinel.MasterNotFoundError():
+            return (
+                f"is not known to any sentinel that answers ({text}): are they running, and are REDIS_SENTINELS and"
+                " REDIS_SENTINEL_MASTER right?"
+            )
         case redis.AuthenticationError():
             return (
                 f"refuses our user or password ({text}): set REDIS_USERNAME and REDIS_PASSWORD or REDIS_PASSWORD_FILE"

@@ -39,7 +39,6 @@ def board(settings: Settings | None = None) -> AbstractContextManager[Board]:
     return closing(Board(settings.redis, settings.keys))
 
 
-def dead_letters() -> AbstractContextManager[DeadLetters]:
-    """The dead-letter stream of the Redis that the environment names, closed at the end. Raises ConfigError."""
-    settings = used()
+def dead_letters(settings: Settings) -> AbstractContextManager[DeadLetters]:
+    """The dead-letter stream of the Redis that the settings name, closed at the end."""
     return closing(DeadLetters(settings.redis, settings.keys))

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from ottoscaler.adapters.dead import Became, DeadLetters, Letter, NotRedrivable, canonical, redrive_id
-from ottoscaler.cli.connection import dead_letters
-from ottoscaler.cli.send import fields_of
+from ottoscaler.cli.connection import dead_letters, used
+from ottoscaler.cli.send import fields_of, to_be_sent
 from ottoscaler.cli.table import console, count_text, grid, printable
 from ottoscaler.core.events import MAX_FIELDS
 from ottoscaler.core.nesting import MAX_LEVELS, levels
@@ -30,20 +30,21 @@ class NoSuchLetter(OttoscalerError):
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Do what the first argument says. Returns 0.
+    """Do what the first argument says. Returns 0; 1 if `redrive` refuses what the controller would refuse.
 
     Raises ConfigError, StreamUnavailable, NoSuchLetter, NotRedrivable; SystemExit (2) for wrong arguments.
     """
     parser = _parser()
     options = parser.parse_args(arguments)
-    with dead_letters() as opened:
+    settings = used(*(("MAX_PODS_PER_EVENT",) if options.action == "redrive" else ()))
+    with dead_letters(settings) as opened:
         match options.action:
             case "list":
                 _list(opened, options.count, options.json)
             case "show":
                 _show(_found(opened, options.id), options.json)
             case "redrive":
-                _redrive(parser, opened, options)
+                return _redrive(parser, opened, options, settings.flow.max_pods_per_event)
             case "purge":
                 _purge(opened, options.id)
     return 0
@@ -66,6 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument("fields", nargs="*", metavar="FIELD=VALUE", help="fields that are changed or added")
     again.add_argument(
         "--without", action="append", default=[], metavar="FIELD", help="a field that is left out; may be repeated"
+    )
+    again.add_argument(
+        "--force", action="store_true", help="send it even if the controller, as configured here, would refuse it"
     )
     return parser
 
@@ -161,8 +165,11 @@ def _json(letter: Letter) -> dict[str, Any]:
     }
 
 
-def _redrive(parser: argparse.ArgumentParser, opened: DeadLetters, options: argparse.Namespace) -> None:
-    """Standard output gets the id of the entry, the first time and every other time."""
+def _redrive(parser: argparse.ArgumentParser, opened: DeadLetters, options: argparse.Namespace, max_pods: int) -> int:
+    """Standard output gets the id of the entry, the first time and every other time. Returns the exit code.
+
+    An event is sent again once, so one that the controller would refuse is not sent: it would use up that one time.
+    """
     changes = {name.encode(): value.encode() for name, value in fields_of(parser, options.fields).items()}
     left_out = {name.encode("utf-8", "replace") for name in options.without}
     _check_names(parser, set(changes), left_out)
@@ -171,12 +178,16 @@ def _redrive(parser: argparse.ArgumentParser, opened: DeadLetters, options: argp
     if not letter.redriven:
         opened.check_group(letter)
     fields = {} if letter.redriven else _changed(letter, changes, left_out)
+    whole = {**fields, b"event_id": redrive_id(letter.id).encode()}
+    if not letter.redriven and not to_be_sent(whole, max_pods, force=options.force):
+        return 1
     became, sent = opened.redrive(letter.id, fields)
     if became is Became.GONE:
         raise NoSuchLetter(_unknown(letter.id))
     print(sent, flush=True)
     if became is Became.KNOWN:
         print(f"Dead letter {letter.id} was sent again before, as {sent}: nothing was changed", file=sys.stderr)
+    return 0
 
 
 def _check_names(parser: argparse.ArgumentParser, changed: set[bytes], left_out: set[bytes]) -> None:

@@ -40,7 +40,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
     fields = fields_of(parser, options.fields)
     settings = used("MAX_PODS_PER_EVENT")
-    if not _check(fields, settings.flow.max_pods_per_event, force=options.force):
+    raw = {name.encode(): value.encode() for name, value in fields.items()}
+    if not to_be_sent(raw, settings.flow.max_pods_per_event, force=options.force):
         return 1
     with board(settings) as opened:
         follower = Follower(opened, fields)
@@ -74,10 +75,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check(fields: Mapping[str, str], max_pods: int, *, force: bool) -> bool:
-    """Say what is wrong with the event, and what may be; False if it is not to be sent."""
-    raw = {name.encode(): value.encode() for name, value in fields.items()}
-    for name in fields:
+def to_be_sent(raw: Mapping[bytes, bytes], max_pods: int, *, force: bool) -> bool:
+    """Report on standard error what is wrong with the event, and what may be; for `dead redrive` too.
+
+    Arguments: the fields as they would be sent, and the largest pod_count of a scale_up.
+    Returns False if the controller would refuse the event, unless `force` is set.
+    """
+    for name in (name.decode("utf-8", "backslashreplace") for name in raw):
         if near := meant(name, KNOWN_FIELDS):
             _warn(f"field {name} is only passed on; did you mean {near}?")
     if sentence := ignored(raw):

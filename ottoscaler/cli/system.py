@@ -24,7 +24,7 @@ from ottoscaler.errors import LocalError
 from ottoscaler.local.handle import LocalCluster
 from ottoscaler.local.redis import EmbeddedRedis
 from ottoscaler.settings import Settings
-from ottoscaler.settings_reader import read_env_file
+from ottoscaler.settings_files import read_env_file
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 SCRIPT: Final = ROOT / "ottoscaler.py"

@@ -90,6 +90,8 @@ UNUSABLE: dict[str, Json | str | bytes] = {
     "server without scheme": config(server="10.0.0.1:6443"),
     "server of another scheme": config(server="ftp://10.0.0.1"),
     "server is a number": config() | {"clusters": [{"name": "c", "cluster": {"server": 6443}}]},
+    "server with an empty label": config(server=f"https://u:{SECRET}@a..b:1"),
+    "server of another scheme with a password": config(server=f"ftp://u:{SECRET}@10.0.0.1"),
     "port too large": config(server="https://10.0.0.1:99999"),
     "port 0": config(server="https://10.0.0.1:0"),
     "port is a word": config(server="https://10.0.0.1:https"),

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import socket
+from contextlib import closing
+from pathlib import Path
+
 import pytest
 import redis
 
-from ottoscaler.adapters.redis_client import translated
+from ottoscaler.adapters.redis_client import connect, translated
 from ottoscaler.errors import StreamUnavailable
+from ottoscaler.settings import RedisSettings
 
 ERRORS = [
     (redis.AuthenticationError("WRONGPASS"), "refuses our user or password", "set REDIS_USERNAME"),
@@ -34,3 +39,44 @@ def test_an_error_says_what_happened_and_what_to_do(error: Exception, happened: 
     told = str(raised.value)
     assert told.startswith(f"Redis at here:1 {happened}")
     assert remedy in told
+
+
+@pytest.mark.parametrize(("content", "reason"), [(None, "no such file or directory"), (b"hunter22\xff", "not UTF-8")])
+def test_a_password_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None, reason: str) -> None:
+    """The file is read at each connection, so it may go wrong at any time: the server is not to blame."""
+    file = tmp_path / "password"
+    if content is not None:
+        file.write_bytes(content)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        settings = RedisSettings(host="127.0.0.1", port=port, password_file=str(file))
+        with (
+            closing(connect(settings, timeout_s=2)) as client,
+            pytest.raises(StreamUnavailable) as raised,
+            translated("here:1"),
+        ):
+            client.ping()
+    assert str(raised.value) == (
+        f"Redis at here:1 is not asked, since its password cannot be read (REDIS_PASSWORD_FILE='{file}': {reason}):"
+        " mend that file"
+    )
+
+
+def test_sentinels_that_do_not_answer_are_named_shortly() -> None:
+    """By their addresses, and not by all settings of a client; and the variables are those of sentinels."""
+    free = []
+    for _ in range(2):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            free.append(("127.0.0.1", listener.getsockname()[1]))
+    settings = RedisSettings(sentinels=tuple(free), sentinel_master="main", password="hunter22")
+    with (
+        closing(connect(settings, timeout_s=2)) as client,
+        pytest.raises(StreamUnavailable) as raised,
+        translated("here:1"),
+    ):
+        client.ping()
+    told = str(raised.value)
+    assert told.startswith("Redis at here:1 is not known to any sentinel that answers (No master found for 'main'")
+    assert all(f"127.0.0.1:{port} - " in told for _, port in free)
+    assert told.endswith("are REDIS_SENTINELS and REDIS_SENTINEL_MASTER right?")
+    assert len(told) < 300

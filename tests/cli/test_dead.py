@@ -132,7 +132,7 @@ def test_values_come_back_byte_for_byte(bury: Callable[..., str], sent: Callable
     """Also those that are no text, and those that only look like the form in which such are kept."""
     raw = bytes(range(256))
     dead_id = bury(raw=raw, cut="true", fields="x", text='{"base64": "AA=="}', umlaut="\u00e4\n")
-    assert main(["dead", "redrive", dead_id]) == 0
+    assert main(["dead", "redrive", dead_id, "--force"]) == 0
     found = sent()
     assert (found[b"raw"], found[b"text"], found[b"umlaut"]) == (raw, b'{"base64": "AA=="}', "\u00e4\n".encode())
     assert (found[b"cut"], found[b"fields"], found[b"pod_count"]) == (b"true", b"x", b"lots")
@@ -216,7 +216,7 @@ def test_an_answer_that_is_lost_may_be_asked_for_again(
             patch.setenv("REDIS_PORT", str(proxy.port))
             proxy.lose_answer_to(b"redrive\r\n")
             capsys.readouterr()
-            assert main(["dead", "redrive", dead_id]) == 1
+            assert main(["dead", "redrive", dead_id, "pod_count=1"]) == 1
             assert "is out of reach" in capsys.readouterr().err
     finally:
         proxy.close()
@@ -326,7 +326,69 @@ def test_a_change_that_cannot_be_meant_is_refused(
     dead_id = bury()
     assert main(["dead", "redrive", dead_id, *wrong]) == 2
     assert sentence in capsys.readouterr().err
-    assert main(["dead", "redrive", dead_id]) == 0
+    assert main(["dead", "redrive", dead_id, "pod_count=1"]) == 0
+
+
+@redrive
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ([], 'Invalid: field pod_count is "lots"; a whole number from 1 is expected'),
+        (["pod_count=7"], "Invalid: field pod_count is 7; at most 5 are allowed (MAX_PODS_PER_EVENT)"),
+        (["pod_count=1", "type=scale_sideways"], 'Invalid: field type is "scale_sideways"'),
+        (["pod_count=1", "--without", "type"], "Invalid: field type is missing"),
+        (["pod_count=1", "Reason=x"], 'Invalid: field name "Reason" is not of the form'),
+        (["pod_count=1", "image=busybox"], "Unsupported: field image: overrides are not supported yet"),
+        (["pod_count=1", "metadata=1"], 'Invalid: field metadata is "1"; a JSON object is expected'),
+        (["pod_count=1", f"reason={'x' * 65536}"], "TooLarge: the event has"),
+    ],
+)
+def test_what_the_controller_would_refuse_is_not_sent_again(
+    bury: Callable[..., str],
+    settings: Settings,
+    client: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Out,
+    changes: list[str],
+    sentence: str,
+) -> None:
+    """It would be a dead letter once more, and the one time that it is sent again would be used up."""
+    monkeypatch.setenv("MAX_PODS_PER_EVENT", "5")
+    dead_id = bury()
+    before = entries(client, settings.keys.stream)
+    assert main(["dead", "redrive", dead_id, *changes]) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert f"Not sent, the controller would refuse it: {sentence}" in told.err
+    assert entries(client, settings.keys.stream) == before
+    assert main(["dead", "redrive", dead_id, "pod_count=1"]) == 0
+    assert len(entries(client, settings.keys.stream)) == len(before) + 1
+
+
+@redrive
+def test_force_sends_again_what_the_controller_would_refuse(
+    bury: Callable[..., str], sent: Callable[[], dict[bytes, bytes]], capsys: Out
+) -> None:
+    """The limits of the controller may be others than ours; a field that is nearly a known one is named either way."""
+    dead_id = bury(podcount="1")
+    assert main(["dead", "redrive", dead_id, "--force"]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: field podcount is only passed on; did you mean pod_count?",
+        'warning: the controller refuses this event: Invalid: field pod_count is "lots"; a whole number from 1 is'
+        " expected",
+    ]
+    assert sent()[b"pod_count"] == b"lots"
+
+
+def test_only_redrive_needs_the_limit_of_an_event(
+    bury: Callable[..., str], monkeypatch: pytest.MonkeyPatch, capsys: Out
+) -> None:
+    """A fault of that variable is no reason not to look."""
+    dead_id = bury()
+    monkeypatch.setenv("MAX_PODS_PER_EVENT", "many")
+    assert main(["dead", "list"]) == 0
+    assert main(["dead", "redrive", dead_id, "pod_count=1"]) == 2
+    assert "MAX_PODS_PER_EVENT='many'" in capsys.readouterr().err
 
 
 def test_a_field_that_is_not_there_cannot_be_left_out(bury: Callable[..., str], capsys: Out) -> None:
@@ -395,8 +457,8 @@ def test_an_entry_has_one_id_however_it_is_written(bury: Callable[..., str], cap
     """With zeros before it, it is not sent a second time."""
     dead_id = bury()
     assert canonical(f"0{dead_id}") == dead_id
-    assert main(["dead", "redrive", dead_id]) == 0
-    assert main(["dead", "redrive", f"0{dead_id}"]) == 0
+    assert main(["dead", "redrive", dead_id, "pod_count=1"]) == 0
+    assert main(["dead", "redrive", f"0{dead_id}", "pod_count=1"]) == 0
     assert "was sent again before" in capsys.readouterr().err
 
 
