@@ -18,6 +18,7 @@ from ottoscaler.ports import OpenTask, StoredWorker, TaskView, Victim
 
 _T = TypeVar("_T")
 _log = logs.get(__name__)
+_NOTED = re.compile(rb'\{"state": "(?:pending|running)", "attempt": ([0-9]{1,9}),')  # what worker_json writes
 _FIELD = re.compile(rb"(attempt|doom|outcome|spared):([0-9]+)")
 
 
@@ -90,7 +91,15 @@ def decode_workers(fields: Mapping[bytes, bytes]) -> dict[int, StoredWorker]:
     """What a task hash knows of its workers, by index."""
     indices = {int(match[2]) for name in fields if (match := _FIELD.fullmatch(name))}
     texts = {name.decode(): value for name, value in fields.items() if _FIELD.fullmatch(name)}
-    return {index: stored_worker(index, texts) for index in sorted(indices)}
+    workers = {index: stored_worker(index, texts) for index in sorted(indices)}
+    return {index: _with_note(worker, fields.get(b"worker:%d" % index)) for index, worker in workers.items()}
+
+
+def _with_note(worker: StoredWorker, note: bytes | None) -> StoredWorker:
+    """The same; an attempt that is noted as pending or running was seen. Earlier releases noted only that."""
+    match = _NOTED.match(note or b"")
+    noted = match is not None and int(match[1]) == worker.attempt and not worker.outcome
+    return replace(worker, seen=True) if noted else worker
 
 
 def decode_task(owner: str, fields: Mapping[bytes, bytes]) -> OpenTask:
