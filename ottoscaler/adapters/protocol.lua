@@ -19,6 +19,8 @@ local GROUP, MAXLEN, TTL = ARGV[2], ARGV[3], tonumber(ARGV[4])
 local MAX_TRIES = 10
 -- As many again for ending what is poison; then nobody is able to, and it is closed here.
 local LAST_TRY = 20
+-- No replica gives leases that are so many times as long as another's.
+local LEASES_AHEAD = 10
 
 local function now_ms()
   local t = redis.call('TIME')
@@ -375,8 +377,16 @@ function F.announce(boot, anew, consumer)
   return ''
 end
 
--- Event ids whose lease has run out, by the clock by which it was given.
-function F.expired() return redis.call('ZRANGEBYSCORE', OPEN, '-inf', now_ms()) end
+-- Event ids whose lease has run out, by the clock by which it was given. One that ends later than any may was given before
+-- that clock was set back (or on a master whose clock was ahead): it ends one lease from now, as after a renewal. Its owner
+-- renews it by then, if it lives; else its task would wait for as long as the clock was set back.
+function F.expired(lease_ms)
+  local now = now_ms()
+  for _, eid in ipairs(redis.call('ZRANGEBYSCORE', OPEN, now + LEASES_AHEAD * lease_ms, '+inf')) do
+    write('ZADD', OPEN, 'XX', now + lease_ms, eid)
+  end
+  return redis.call('ZRANGEBYSCORE', OPEN, '-inf', now)
+end
 
 -- For each task its id, its owner, and '1' if the owner is at work on it, or has failed on it. Of the others, which only wait for
 -- their pods, the tries are forgotten: nobody dies of what it only waits for.
@@ -388,7 +398,8 @@ function F.renew(lease_ms, ...)
     local task = KEYS[5 + (n + 2) / 3]
     local t = fields_of(task, 'owner', 'cancels', 'tries') or {}
     if t[1] == asked[n + 1] then
-      write('ZADD', OPEN, 'XX', till, asked[n])
+      -- who has an owner is open: also where somebody has removed it from the set, by which nobody would take it over
+      write('ZADD', OPEN, till, asked[n])
       local tries = tonumber(t[3] or 0)
       if asked[n + 2] == '0' and tries > 0 and tries < MAX_TRIES then write('HSET', task, 'tries', 0) end
       answer[#answer + 1] = {'ok', t[2] or '0'}

@@ -82,7 +82,7 @@ class StreamLeases(StreamCalls):
         if same_consumer:
             owners = [(name, process_of(owner)) for name, owner in self._open()]
             return [name for name, (whose, boot) in owners if whose == self._consumer and boot != self._boot]
-        return names_of(self._run("expired", [], client=self._taking))
+        return names_of(self._run("expired", [], self._lease_ms, client=self._taking))
 
     def owned(self) -> Sequence[str]:
         """See ports.Stream."""

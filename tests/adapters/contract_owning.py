@@ -69,6 +69,28 @@ class TestLeases:
         assert other.expired(same_consumer=False) == []
         assert other.take("e-1", same_consumer=False) is None
 
+    @pytest.mark.parametrize("ahead_s", [1.0, 4200.0])
+    def test_outlive_a_clock_that_is_set_back_by_one_lease(
+        self, stream: Stream, stream_factory: StreamFactory, admin: StreamAdmin, ahead_s: float
+    ) -> None:
+        """Whoever lives renews it meanwhile; the tasks of the dead do not wait for the clock."""
+        other = stream_factory("c2", lease_s=0.3 if ahead_s > 1 else 15)
+        opened(stream, admin, event_id="e-1")
+        admin.postpone_lease("e-1", ahead_s)
+        assert other.expired(same_consumer=False) == []
+        assert other.take("e-1", same_consumer=False) is None
+        if ahead_s > 1:
+            eventually(lambda: other.expired(same_consumer=False) == ["e-1"], what="the lease to run out")
+            assert other.take("e-1", same_consumer=False) is not None
+
+    def test_are_those_of_all_that_have_an_owner(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """Somebody has removed the set of open tasks: with the next renewal they can be taken over again."""
+        task = opened(stream, admin, event_id="e-1")
+        admin.close_to_others("e-1")
+        assert stream.renew({"e-1": task.owner}).lost == {}
+        assert admin.open_ids() == {"e-1"}
+        assert taken_over(other, admin, task) is not None
+
     def test_of_somebody_else_are_reported_as_lost(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
         """With the new owner's name, so that the log can tell who has it."""
         task = opened(stream, admin, event_id="e-1")

@@ -58,6 +58,12 @@ class RedisAdmin:
     def expire_lease(self, event_id: str) -> None:
         self._client.zadd(f"{self.prefix}open", {event_id: 1}, xx=True)  # 0 would be one that was given up
 
+    def postpone_lease(self, event_id: str, seconds: float) -> None:
+        self._client.zincrby(f"{self.prefix}open", seconds * 1000, event_id)
+
+    def close_to_others(self, event_id: str) -> None:
+        self._client.zrem(f"{self.prefix}open", event_id)
+
     def trim(self) -> None:
         self._client.xtrim(self.stream, maxlen=0, approximate=False)
 

@@ -79,6 +79,14 @@ class StreamAdmin(Protocol):
         """As if the owner had been silent for LEASE_S."""
         ...
 
+    def postpone_lease(self, event_id: str, seconds: float) -> None:
+        """As if the server's clock had been set back by so much since the lease was given."""
+        ...
+
+    def close_to_others(self, event_id: str) -> None:
+        """As if somebody had removed a task from the set of those that are open."""
+        ...
+
     def trim(self) -> None:
         """Remove all entries of the event stream."""
         ...

@@ -289,6 +289,16 @@ class FakeRedis:
         with self.changed:
             self.leases[event_id] = 0.001  # 0 would be one that was given up
 
+    def postpone_lease(self, event_id: str, seconds: float) -> None:
+        """As if the server's clock had been set back by so much since the lease was given."""
+        with self.changed:
+            self.leases[event_id] += seconds
+
+    def close_to_others(self, event_id: str) -> None:
+        """As if somebody had removed a task from the set of those that are open."""
+        with self.changed:
+            del self.leases[event_id]
+
     def trim(self) -> None:
         """Remove all entries of the event stream; what is pending stays pending."""
         with self.changed:

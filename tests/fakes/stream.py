@@ -29,6 +29,8 @@ from tests.fakes.workers import MAX_TRIES, WorkerScripts
 __all__ = ["FakeRedis", "FakeStream"]
 
 #: What one read brings, one look at pending entries, and of one large entry; bytes.
+#: As in protocol.lua.
+LEASES_AHEAD = 10
 MAX_READ_BYTES, MAX_PENDING_BYTES, MAX_HEAD_BYTES = 8 * 1024 * 1024, 1024 * 1024, 16 * 1024
 
 
@@ -316,7 +318,11 @@ class FakeStream(WorkerScripts):
 
     def expired(self, *, same_consumer: bool) -> Sequence[str]:
         with self.server.call("expired"):
-            now, leases = self.server.clock.now(), sorted(self.server.leases.items(), key=lambda item: item[1])
+            now = self.server.clock.now()
+            for event_id, until in self.server.leases.items():
+                if not same_consumer and until >= now + LEASES_AHEAD * self._lease_s:
+                    self.server.leases[event_id] = now + self._lease_s
+            leases = sorted(self.server.leases.items(), key=lambda item: item[1])
             if not same_consumer:
                 return [event_id for event_id, until in leases if until <= now]
             return [event_id for event_id, _ in leases if self._was_ours(self.server.find(event_id))]
