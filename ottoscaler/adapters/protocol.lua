@@ -444,6 +444,13 @@ local function poison(task, eid)
   end
 end
 
+-- An event that has its victims still to choose keeps its place among the choices: earlier releases gave it none.
+local function keep_place(task, eid, choices)
+  local t = redis.call('HMGET', task, 'sid', 'type', 'victims', 'superseding')
+  local undecided = t[4] == 'todo' or (t[2] == 'scale_down' and not t[3])
+  if t[1] and undecided then write('ZADD', choices, 0, place(t[1]) .. eid) end
+end
+
 -- May the owner that is taken from have failed on this task? Not one that gave it up (a lease of 0). One that died over an entry that it had read died of that: the tries of entries are counted as well (F.retry). An
 -- earlier boot of our own consumer left its entries to us, and by now we may have accepted them: `own` is where that was noted.
 local function has_failed(lease, whose, own)
@@ -481,7 +488,8 @@ function F.take(eid, consumer, boot, lease_ms, same_consumer)
   local tries = tonumber(found[3] or 0) + (failed and 1 or 0)
   write('HSET', task, 'owner', base .. tenure, 'tenure', tenure, 'tries', tries)
   local fresh, detail = false, 'taken up ' .. MAX_TRIES .. ' times without any progress'
-  if tries >= MAX_TRIES then fresh = poison_letter(task, eid, detail, tries) end
+  if tries >= MAX_TRIES then fresh = poison_letter(task, eid, detail, tries)
+  else keep_place(task, eid, KEYS[8]) end
   write('ZADD', OPEN, fresh and 0 or now + lease_ms, eid)
   if tries >= LAST_TRY then close_poisoned(task, eid) elseif tries >= MAX_TRIES then poison(task, eid) end
   -- The answer is what the task is like by then.

@@ -104,7 +104,7 @@ class StreamLeases(StreamCalls):
     def take(self, event_id: str, *, same_consumer: bool) -> OpenTask | BadEvent | None:
         """See ports.Stream."""
         arguments = (event_id, self._consumer, self._boot, self._lease_ms, int(same_consumer))
-        keys = [self._key.task(event_id), self._key.consumer(self._consumer)]
+        keys = [self._key.task(event_id), self._key.consumer(self._consumer), self._key.choices]
         answer = self._run("take", keys, *arguments, client=self._taking)
         if answer[0] == b"ok":
             return decode_task(answer[1].decode(), pairs_of(answer[2]))

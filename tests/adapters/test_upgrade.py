@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-import pytest
+from contextlib import closing
+from pathlib import Path
 
+import pytest
+import redis
+
+from ottoscaler.adapters.stream import RedisStream
 from ottoscaler.adapters.tasks import decode_workers, worker_json
+from ottoscaler.core.choice import Blocker
+from ottoscaler.local.redis import EmbeddedRedis
+from ottoscaler.ports import OpenTask
+from ottoscaler.settings import KeySettings, RedisSettings
+from tests.adapters.streams import accept
 
 
 @pytest.mark.parametrize(
@@ -29,3 +39,35 @@ def test_an_attempt_whose_pod_is_noted_was_seen(attempt: str, note: str | None, 
 def test_several_drains_were_one() -> None:
     """The field had one name, and has a list of them by now."""
     assert decode_workers({b"attempt:1": b"1:0", b"spared:1": b"d-1"})[1].spared == ("d-1",)
+
+
+@pytest.mark.parametrize(
+    ("fields", "holds_up"),
+    [
+        ({"type": "scale_down", "pod_count": "1"}, True),
+        ({"type": "scale_up", "supersedes": "branch"}, True),
+        ({"type": "scale_up"}, False),
+    ],
+)
+def test_who_has_still_to_choose_gets_its_place_when_it_is_taken(
+    tmp_path: Path, fields: dict[str, str], *, holds_up: bool
+) -> None:
+    """Earlier releases kept no places. Without one, later events would choose first."""
+    server = EmbeddedRedis(tmp_path)
+    server.start()
+    settings = RedisSettings(host=server.host, port=server.port, block_ms=50)
+    with (
+        closing(server),
+        closing(RedisStream(settings, KeySettings(consumer="new"), lease_s=9, consumer="new", boot="b")) as stream,
+        closing(redis.Redis(server.host, server.port)) as client,
+    ):
+        stream.ensure_group()
+        client.xadd("otto:scale:events", {"event_id": "e", **fields})
+        task = accept(stream, stream.read(1)[0])
+        assert task is not None
+        client.delete("otto:scale:choices")
+        client.zadd("otto:scale:open", {"e": 1})
+        taken = stream.take("e", same_consumer=False)
+        assert isinstance(taken, OpenTask)
+        last = f"{int(task.event.stream_id.partition('-')[0]) + 1}-0"
+        assert stream.blocker(last) == (Blocker("e", taken.owner) if holds_up else None)
