@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -162,12 +162,35 @@ def redact(text: str) -> str:
     return text
 
 
+class _Handler(logging.StreamHandler[TextIO]):
+    """Writes lines to a stream. Where it takes none (its reader is gone, the disk is full), the line is lost, and the
+    work goes on: that is reported once, in one sentence, until the stream takes lines again.
+    """
+
+    _lost = _failed = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        self._failed = False
+        super().emit(record)
+        self._lost = self._failed
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Called by `emit`, with its lock held, while the error is handled."""
+        self._failed = True
+        if not self._lost:
+            with suppress(OSError, ValueError, AttributeError):  # standard error may be closed as well
+                sentence = "Cannot write log lines to standard output, and goes on without them"
+                sys.stderr.write(f"{sentence}: {redact(str(sys.exc_info()[1]))}\n")
+                sys.stderr.flush()
+
+
 def setup(level: str, fmt: str, stream: TextIO) -> None:
     """Send the lines of the package, from `level` on, to a stream: `json` or `text`. A second call replaces the first.
 
     What libraries have to say comes as a line of the same form, from WARNING on.
     """
-    handler = logging.StreamHandler(stream)
+    handler = _Handler(stream)
     handler.setFormatter(_Json() if fmt == "json" else _Text())
     package, root = logging.getLogger(PACKAGE), logging.getLogger()
     for old in [old for old in root.handlers if isinstance(old.formatter, _Json | _Text)]:

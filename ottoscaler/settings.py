@@ -7,6 +7,7 @@ names of the variables and their defaults are a promise to operators; the README
 from __future__ import annotations
 
 import os
+import re
 from collections import ChainMap
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ from ottoscaler.settings_reader import (
     tolerations,
 )
 
+#: Names of keys behind KEY_PREFIX that no stream may have (adapters/tasks.py makes them).
+OWN_KEYS: Final = re.compile(r"(open|buried|redriven|group|choices)|(task|consumer):.*")
 #: Says what the worker is and ends: enough to see the whole chain work before there is a program to run.
 DEFAULT_COMMAND: Final = (
     "/bin/sh",
@@ -313,6 +316,10 @@ def _keys(reader: Reader, host_name: str) -> KeySettings:
         reader.fault("RESULT_STREAM", "another name than REDIS_STREAM has")
     if settings.dead_letter_stream in (settings.stream, settings.result_stream):
         reader.fault("DEAD_LETTER_STREAM", "another name than REDIS_STREAM and RESULT_STREAM have")
+    named = ("REDIS_STREAM", settings.stream), ("RESULT_STREAM", settings.result_stream)
+    for name, value in (*named, ("DEAD_LETTER_STREAM", settings.dead_letter_stream)):
+        if OWN_KEYS.fullmatch(value.removeprefix(settings.prefix)) and value.startswith(settings.prefix):
+            reader.fault(name, f"a name that is none of our own keys below KEY_PREFIX, {settings.prefix}")
     return settings
 
 

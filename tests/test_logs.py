@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
@@ -322,3 +323,29 @@ class TestSeldom:
         assert [seldom.is_due("away") for _ in range(3)] == [True, True, False]
         now[0] = 61.0
         assert seldom.is_due("away")
+
+
+def test_a_stream_that_takes_no_lines_is_reported_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its reader is gone: one sentence on standard error; once more after it took lines meanwhile."""
+
+    class Pipe(io.StringIO):
+        broken = True
+
+        def write(self, text: str) -> int:
+            if self.broken:
+                raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+            return super().write(text)
+
+    pipe = Pipe()
+    logs.setup("INFO", "json", pipe)
+    log = logs.get("ottoscaler.test")
+    sentence = "Cannot write log lines to standard output, and goes on without them: [Errno 32] Broken pipe\n"
+    for _ in range(3):
+        log.info("a.b", "A line")
+    assert capsys.readouterr().err == sentence
+    pipe.broken = False
+    log.info("a.b", "Another line")
+    pipe.broken = True
+    log.info("a.b", "A line")
+    assert capsys.readouterr().err == sentence
+    assert "Another line" in pipe.getvalue()

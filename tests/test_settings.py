@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ottoscaler import settings
+from ottoscaler.adapters.tasks import Key
 from ottoscaler.errors import ConfigError
 from ottoscaler.settings import DEFAULT_COMMAND, Settings
 from ottoscaler.settings_files import read_env_file
@@ -200,6 +201,9 @@ def test_all_faults_come_at_once() -> None:
         ({"RESULT_STREAM": "otto:scale:events"}, "RESULT_STREAM"),
         ({"DEAD_LETTER_STREAM": "otto:scale:results"}, "DEAD_LETTER_STREAM"),
         ({"REDIS_CONSUMER_GROUP": "otto:ci"}, "INSTANCE"),
+        ({"REDIS_STREAM": "otto:scale:open"}, "REDIS_STREAM"),
+        ({"RESULT_STREAM": "otto:scale:task:1-1"}, "RESULT_STREAM"),
+        ({"DEAD_LETTER_STREAM": "q:choices", "KEY_PREFIX": "q:"}, "DEAD_LETTER_STREAM"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -207,6 +211,17 @@ def test_values_that_do_not_go_together_are_a_fault(environ: dict[str, str], nam
     """What each value alone does not show is found as well."""
     (line,) = faults(**environ)
     assert line.startswith(f"{named}=")
+
+
+def test_every_key_of_ours_is_no_name_of_a_stream() -> None:
+    """Also one that is added later; below another prefix the same name is free."""
+    key = Key("q:")
+    made = [name for name in vars(key).values() if name != "q:"] + [key.task("a"), key.consumer("a")]
+    assert len(made) > 5
+    for name in made:
+        (line,) = faults(KEY_PREFIX="q:", REDIS_STREAM=name)
+        assert line.startswith(f"REDIS_STREAM='{name}'")
+        assert load(KEY_PREFIX="r:", REDIS_STREAM=name).keys.stream == name
 
 
 def test_no_secret_is_shown() -> None:

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from ottoscaler import __version__
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Bad configuration and bad usage give 2, what this project raises on purpose 1 and its sentence, Ctrl-C 130.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _open_missing_streams()
     if argv is None and (arguments or ["run"])[0] == "run":
         # In a container it is process 1, which hears only signals that it has a handler for: this one, until all is
         # imported and `run` sets its own. Nothing has been begun by then.
@@ -72,6 +74,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as end:  # argparse, after --help or a wrong argument
         return end.code if isinstance(end.code, int) else EXIT_OK
     return code
+
+
+def _open_missing_streams() -> None:
+    """Open the null device in place of each standard stream that was closed by the parent process (`>&-`).
+
+    Python has None there, on which every flush would fail, and the next socket would get the free descriptor: a library
+    that writes to descriptor 1 or 2 would write into a connection.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            with suppress(OSError):
+                os.fstat(number)
+                continue
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+            setattr(sys, name, open(number, "r" if number == 0 else "w", encoding="utf-8"))  # noqa: SIM115
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -137,3 +137,16 @@ def test_the_controller_hears_a_signal_while_it_is_still_being_loaded(tmp_path: 
         loading.send_signal(signal.SIGTERM)
         _, err = loading.communicate(timeout=LONG_S)
     assert (loading.returncode, err) == (0, "")
+
+
+@pytest.mark.contract("1.exit-codes")
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1), (1, 2), (0, 1, 2)], ids=str)
+@pytest.mark.parametrize(("arguments", "code"), [(["--version"], 0), (["statsu"], 2), (["status"], 1), (["run"], 2)])
+def test_a_closed_standard_stream_is_no_error(closed: tuple[int, ...], arguments: list[str], code: int) -> None:
+    """As with `>&-`: no traceback, and the exit code is that of the command."""
+    closing = " ".join(f"{number}{'<' if number == 0 else '>'}&-" for number in closed)
+    environ = {**os.environ, "REDIS_HOST": "127.0.0.1", "REDIS_PORT": "1", "KUBECONFIG": "/nowhere"}
+    command = ["/bin/sh", "-c", f'exec "$@" {closing}', "sh", sys.executable, str(SCRIPT), *arguments]
+    ended = subprocess.run(command, capture_output=True, env=environ, check=False, timeout=LONG_S)
+    assert ended.returncode == code
+    assert b"Traceback" not in ended.stderr
