@@ -331,5 +331,6 @@ def _own_namespace() -> str | None:
 def _exit_now(code: int) -> None:
     """Without waiting for threads that hang: pool threads would be waited for for ever."""
     logging.shutdown()
-    sys.stdout.flush()
+    with suppress(OSError, ValueError):  # its reader may be gone, and the exit code must not depend on that
+        sys.stdout.flush()
     os._exit(code)

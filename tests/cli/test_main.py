@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from ottoscaler.cli import run
 from ottoscaler.cli.main import COMMANDS, main
 from tests.cli.conftest import LONG_S, SCRIPT, child, printed_by
 
@@ -150,3 +152,18 @@ def test_a_closed_standard_stream_is_no_error(closed: tuple[int, ...], arguments
     ended = subprocess.run(command, capture_output=True, env=environ, check=False, timeout=LONG_S)
     assert ended.returncode == code
     assert b"Traceback" not in ended.stderr
+
+
+@pytest.mark.contract("1.exit-codes")
+def test_the_exit_code_does_not_depend_on_the_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the end of `run` standard output may have lost its reader."""
+
+    class Gone(io.StringIO):
+        def flush(self) -> None:
+            raise BrokenPipeError
+
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(sys, "stdout", Gone())
+    run._exit_now(0)
+    assert ended == [0]
