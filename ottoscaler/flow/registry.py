@@ -102,8 +102,11 @@ class Registry:
     def leave(self, waiter: Waiter) -> None:
         """The place is given up, unless somebody else has it by now."""
         with self._lock:
-            if self._waiters.get(waiter.worker) is waiter:
-                del self._waiters[waiter.worker]
+            if self._waiters.get(waiter.worker) is not waiter:
+                return
+            del self._waiters[waiter.worker]
+            if waiter.latest is not None and any(isinstance(each, Missing) for each in waiter.told):
+                self._drop(waiter.latest.key)  # nobody looks for it any more
 
     def offer(self, waiter: Waiter, attempt: int) -> Future[Observation]:
         """A future for the waiter's next observation; already done if there is one that it has not seen."""
@@ -169,7 +172,9 @@ class Registry:
                 and not (key in since and _age(pod) > _version(listed.resource_version))
             ]
             for key in lost:
-                self._drop(key)
+                # It uses room until the worker's live look confirms that it is gone: the list may have been older.
+                if not self._is_followed(key):
+                    self._drop(key)
                 woken += self._tell(key.worker, Missing(), attempt=key.attempt)
             for pod in listed.pods:
                 woken += self._publish(pod, certain=pod.key not in since)
@@ -303,6 +308,10 @@ class Registry:
             return []
         waiter.future = None
         return [(future, observation)]
+
+    def _is_followed(self, key: WorkerKey) -> bool:
+        waiter = self._waiters.get(key.worker)
+        return waiter is not None and waiter.latest is not None and waiter.latest.key == key
 
     def _was_gone(self, pod: Snapshot) -> bool:
         """Is this older than the end of that pod? One that comes later is there: it had only lost its labels."""

@@ -251,6 +251,7 @@ class TestOwning:
             assert rig.result("task")["reason"] == "Poison"
 
     @POISON
+    @pytest.mark.timeout(240)  # some twenty deaths and their leases, each of which several threads have to look at
     def test_a_worker_that_cannot_even_be_recorded_ends(self) -> None:
         """It is let go of until it is closed without our help; its neighbours have long ended."""
         with Rig(threads=["watch", "lease", "control"], auto=True, LEASE_S=3) as rig:

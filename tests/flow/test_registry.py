@@ -198,11 +198,31 @@ class TestLists:
         assert waiter.wait(1, PAST) == Seen(pod(8, Phase.RUNNING))
 
     def test_a_pod_that_is_not_listed_is_missing(self, registry: Registry, waiter: Waiter) -> None:
-        """The thread has to look, since a list may be wrong about it."""
+        """The thread has to look, since a list may be older than the pod: until then the pod uses room."""
+        registry.own(HASH)
         registry.learn(pod(5))
         registry.replace(PodList([], "9"))
         assert waiter.wait(1, PAST) == Missing()
-        assert registry.snapshots() == []
+        assert registry.owned_live == 1
+        registry.forget(pod(5).key)
+        assert registry.owned_live == 0
+
+    def test_a_missing_pod_that_no_thread_follows_is_gone(self, registry: Registry, waiter: Waiter) -> None:
+        """Otherwise it would use room for good: a thread that goes on with it later looks for it."""
+        registry.own(HASH)
+        registry.learn(pod(5))
+        registry.leave(waiter)
+        registry.replace(PodList([], "9"))
+        assert registry.owned_live == 0
+        assert registry.expect(HASH, 1, pod(5)).wait(1, PAST) == Missing()
+
+    def test_a_thread_that_leaves_before_it_looks_keeps_no_room(self, registry: Registry, waiter: Waiter) -> None:
+        """Its worker has ended, or goes on with another thread, which looks."""
+        registry.own(HASH)
+        registry.learn(pod(5))
+        registry.replace(PodList([], "9"))
+        registry.leave(waiter)
+        assert registry.owned_live == 0
 
     def test_a_list_older_than_the_pod_says_nothing(self, registry: Registry, waiter: Waiter) -> None:
         """It was taken before the pod was created: the create was answered while the list was under way."""
@@ -212,7 +232,7 @@ class TestLists:
         assert waiter.wait(1, PAST) == TimedOut()
         assert registry.get(pod(7).key) == pod(7)
         registry.replace(PodList([], "6"))
-        assert registry.get(pod(7).key) is None
+        assert waiter.wait(1, PAST) == Missing()
 
     def test_it_is_the_truth_after_a_restore(self, registry: Registry, waiter: Waiter) -> None:
         """Versions have gone back: what was known before is not newer for that."""
