@@ -28,7 +28,8 @@ from ottoscaler.flow.takeover import TakeOver
 STEPS = {
     "watch": (Registry, "publish"),
     "reader": (Reader, "step"),
-    "control": (Control, "step"),
+    "control": (Control, "look_ahead"),
+    "scale-down": (Control, "step"),
     "lease": (Lease, "step"),
     "takeover": (TakeOver, "step"),
     "sweep": (Sweep, "once"),

@@ -274,6 +274,8 @@ class Audit:
         state = task.workers.get(index, WorkerState(index))
         pod = self.kubernetes.pods.get(pod_name(WorkerKey(event_hash(INSTANCE, event_id), index, state.attempt)))
         succeeded = pod is not None and pod["status"].get("phase") == "Succeeded"
+        # who is to choose may see a pod that has succeeded and is gone by now
+        succeeded = succeeded or (event_id, index) in self._succeeded
         return not succeeded and not state.outcome and (state.doom is None or state.doom.attempt != 0)
 
     def published(self, fields: Mapping[str, str]) -> None:
