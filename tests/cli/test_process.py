@@ -248,8 +248,25 @@ print(pinned, time.process_time() - before)
 """
 
 
+def test_a_process_that_waits_on_its_cpu_may_use_all_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And it does not try the next one at once."""
+    looks = iter([sample(0, [0, 0]), sample(10, [10, 0], 5, (0, 0)), sample(11, [11, 0], 6, (0, 0))])
+    monkeypatch.setattr(process, "figures", lambda _proc: next(looks))
+    monkeypatch.setattr(Figures, "contended", lambda *_: True)
+    one = process.OneCpu()
+    one._all, one._set = frozenset({0, 1}), frozenset({0})
+    moves: list[set[int]] = []
+    monkeypatch.setattr(one, "_move", lambda cpus: not moves.append(set(cpus)))
+    assert [one.step(), one.step()] == [True, True]
+    assert moves == [{0, 1}]
+    one._set = one._all
+    assert one.step()
+    assert moves == [{0, 1}]
+
+
 @linux
 @needs_two
+@pytest.mark.real  # it measures CPU time, so no other suite may run beside it
 @pytest.mark.timeout(90)
 @pytest.mark.parametrize("cpus", [["0,1"] * 4, ["0", "0", "0", "1"]], ids=["on both", "three on one"])
 def test_four_controllers_on_two_cpus_have_a_fair_share_each(cpus: list[str]) -> None:

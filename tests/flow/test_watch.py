@@ -99,7 +99,7 @@ def test_a_version_that_is_too_old_means_a_new_list(log: Lines) -> None:
             rig.cluster.succeed(pod)
             rig.world.kubernetes.compact()
         assert rig.result()["outcome"] == "succeeded"
-        assert rig.calls("list") == 2
+        assert [rig.calls(verb) for verb in ("list", "watch")] == [2, 2]
     assert log.of("watch.expired")
 
 

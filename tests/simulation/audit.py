@@ -59,6 +59,7 @@ class Audit:
         self._starts: Counter[_Worker] = Counter()
         self._licenses: Counter[_Worker] = Counter()
         self._succeeded: set[_Worker] = set()
+        self._once_succeeded: set[_Worker] = set()  # the pod is gone, and a replica may still see it as it was
         self._dooms: set[_Worker] = set()
         self._ended: dict[str, list[_Worker]] = {}
         self._victim_of: dict[_Worker, str] = {}
@@ -104,6 +105,8 @@ class Audit:
             self._unheard.add(name)
         self._licenses[worker] += 1
         if why not in ("its program failed", "evict"):
+            if worker in self._succeeded:
+                self._once_succeeded.add(worker)
             self._succeeded.discard(worker)
 
     def changed(self, pod: Pod) -> None:
@@ -275,7 +278,7 @@ class Audit:
         pod = self.kubernetes.pods.get(pod_name(WorkerKey(event_hash(INSTANCE, event_id), index, state.attempt)))
         succeeded = pod is not None and pod["status"].get("phase") == "Succeeded"
         # who is to choose may see a pod that has succeeded and is gone by now
-        succeeded = succeeded or (event_id, index) in self._succeeded
+        succeeded = succeeded or (event_id, index) in self._once_succeeded
         return not succeeded and not state.outcome and (state.doom is None or state.doom.attempt != 0)
 
     def published(self, fields: Mapping[str, str]) -> None:
