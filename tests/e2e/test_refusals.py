@@ -99,7 +99,7 @@ REFUSALS = (
         "script",
         lambda system: _user(system, "-hset"),
         lambda system: _user(system, "+@all"),
-        (f"(user {_USER})", "does not permit a command of our scripts", "give the user the rights"),
+        (f"(user {_USER})", "does not permit a command", "may not run HSET on the key", "give the user the rights"),
     ),
     Refusal(
         "password",
