@@ -137,11 +137,12 @@ def test_one_that_kills_when_it_is_recorded_is_poison(place: Place) -> None:
     assert len(place.results("task")) == 2
 
 
-@pytest.mark.contract("5.PodLost")
-def test_one_that_kills_when_its_pod_is_created_uses_its_retries_up(place: Place) -> None:
-    """Each attempt is stored, so each is progress: after INFRA_RETRIES its workers are lost. It is no dead letter."""
+@pytest.mark.contract("5.Poison")
+def test_one_that_kills_when_its_pod_is_created_is_poison(place: Place) -> None:
+    """No pod of it was ever seen, so no retry is used up, and storing the same attempt again is no progress."""
     place.live_through("create")
+    (letter,) = place.letters()
+    assert (letter["dead_reason"], letter["event_id"], letter["attempts"]) == ("Poison", DEADLY, "10")
     mine = [fields for fields in place.results("worker") if fields["event_id"] == DEADLY]
-    assert sorted((fields["index"], fields["reason"]) for fields in mine) == [("1", "PodLost"), ("2", "PodLost")]
-    assert place.letters() == []
+    assert sorted((fields["index"], fields["reason"]) for fields in mine) == [("1", "Poison"), ("2", "Poison")]
     assert len(place.results("task")) == 2
