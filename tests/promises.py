@@ -204,31 +204,6 @@ PROMISES: Final = (
         ),
     ),
     Promise(
-        "two-scale-downs",
-        "several scale_downs are sent at once",
-        (
-            f"{_FLOW}/test_scale_down_waits.py::test_two_scale_downs_on_two_replicas_end_as_many_as_both_asked_for",
-            f"{_FLOW}/test_scale_down_waits.py::test_why_names_the_older_event_that_has_to_choose_first",
-            f"{_ADAPTERS}/test_choices_interleaved.py::test_as_many_end_as_were_asked_for_and_there_were",
-        ),
-    ),
-    Promise(
-        "drained-and-started",
-        "a worker starts while it is drained or superseded",
-        (
-            "tests/core/test_lifecycle_cancel.py::test_a_drained_worker_that_had_started_all_the_same_ends_as_it_does",
-            "tests/core/test_lifecycle_cancel.py::test_a_drained_worker_that_ends_in_our_deletion_is_cancelled",
-        ),
-    ),
-    Promise(
-        "held-pod",
-        "a pod cannot be deleted",
-        (
-            f"{_FLOW}/test_scale_down_waits.py::test_the_lane_does_not_wait_for_the_cluster",
-            f"{_FLOW}/test_sweep.py::test_one_pod_that_cannot_be_deleted_is_no_other_pods_trouble",
-        ),
-    ),
-    Promise(
         "finalizer",
         "a finalizer keeps a victim of a scale_down",
         (f"{_FLOW}/test_control.py::test_a_finalizer_that_keeps_a_finished_victim_is_named",),
@@ -311,6 +286,31 @@ PROMISES: Final = (
         ),
     ),
     Promise(
+        "two-scale-downs",
+        "several scale_downs are sent at once",
+        (
+            f"{_FLOW}/test_scale_down_waits.py::test_two_scale_downs_on_two_replicas_end_as_many_as_both_asked_for",
+            f"{_FLOW}/test_scale_down_waits.py::test_why_names_the_older_event_that_has_to_choose_first",
+            f"{_ADAPTERS}/test_choices_interleaved.py::test_as_many_end_as_were_asked_for_and_there_were",
+        ),
+    ),
+    Promise(
+        "drained-and-started",
+        "a worker starts while it is drained or superseded",
+        (
+            "tests/core/test_lifecycle_cancel.py::test_a_drained_worker_that_had_started_all_the_same_ends_as_it_does",
+            "tests/core/test_lifecycle_cancel.py::test_a_drained_worker_that_ends_in_our_deletion_is_cancelled",
+        ),
+    ),
+    Promise(
+        "held-pod",
+        "a pod cannot be deleted",
+        (
+            f"{_FLOW}/test_scale_down_waits.py::test_the_lane_does_not_wait_for_the_cluster",
+            f"{_FLOW}/test_sweep.py::test_one_pod_that_cannot_be_deleted_is_no_other_pods_trouble",
+        ),
+    ),
+    Promise(
         "poison",
         "the controller's own code fails on an event",
         (
@@ -361,14 +361,14 @@ PROMISES: Final = (
         (f"{_E2E}/test_replicas.py::test_in_the_middle_of_creates",),
     ),
     Promise(
-        "again-lost-answer",
-        "The answer to a create request was lost, and somebody deleted the pod",
-        ("tests/core/test_lifecycle.py::test_an_unclear_create_that_made_nothing_is_intended_again",),
-    ),
-    Promise(
         "late-create",
         "The network delivered a create request late",
         (f"{_FLOW}/test_scale_down_waits.py::test_an_attempt_without_a_pod_is_made_again_under_its_name",),
+    ),
+    Promise(
+        "again-lost-answer",
+        "The answer to a create request was lost, and somebody deleted the pod",
+        ("tests/core/test_lifecycle.py::test_an_unclear_create_that_made_nothing_is_intended_again",),
     ),
     Promise(
         "again-kubernetes",
