@@ -160,7 +160,11 @@ class TestSleeper:
         results = {worker["index"]: worker for worker in fleet.once([event_id], timeout_s=120)}
         assert {worker["outcome"] for worker in results.values()} == {"succeeded"}
         fleet.nothing_left()
-        assert fleet.wrongly_deleted(lambda one: one.attempt < int(results[one.index]["attempt"])) == []
+        # a late create may bring a name back whose pod has ended and is gone: the pod of the result is another one
+        stale = fleet.wrongly_deleted(
+            lambda one: one.attempt < int(results[one.index]["attempt"]) or one.uid != results[one.index]["pod_uid"]
+        )
+        assert stale == []
         print("attempts", Counter(worker["attempt"] for worker in results.values()))
 
 

@@ -49,7 +49,7 @@ def _marked(fleet: Fleet, case: Case) -> int:
 MOMENTS: dict[str, Callable[[Fleet, Case], object]] = {
     "before it has chosen": lambda fleet, case: fleet.stored(case.down, "owner"),
     "when it has chosen": lambda fleet, case: fleet.stored(case.down, "victims"),
-    "after the first mark": lambda fleet, case: _marked(fleet, case) == 1,
+    "when all are marked": lambda fleet, case: _marked(fleet, case) == _ASKED,
     "after the deletions": lambda fleet, case: len(fleet.pods_of(case.up)) == _WORKERS - _ASKED,
     "before it tells": lambda fleet, case: len(fleet.results(case.up)) == _ASKED,
 }
