@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
 
-from ottoscaler.core.acts import Doom
 from ottoscaler.core.choice import Blocker, Choice, Claim
 from ottoscaler.core.choice import Victim as Victim
 from ottoscaler.core.events import BadEvent, ScaleEvent
 from ottoscaler.core.pods import Snapshot
+from ottoscaler.core.termination import Termination
 from ottoscaler.stored import Answer as Answer
 from ottoscaler.stored import Entry as Entry
 from ottoscaler.stored import Fate as Fate
@@ -171,7 +171,7 @@ class Stream(Protocol):
         """For each event id that Redis knows, finished ones included: its state and its workers."""
 
     def intend(self, event_id: str, owner: str, index: int, *, attempt: int, infra_used: int, pod: str) -> Answer:
-        """Store an attempt before its pod is created. OK, HAS_RESULT, CANCELLED (with doom and stored attempt),
+        """Store an attempt before its pod is created. OK, HAS_RESULT, CANCELLED (with termination and stored attempt),
         OLD_ATTEMPT, NOT_OURS.
         """
 
@@ -179,28 +179,28 @@ class Stream(Protocol):
         """Store that an intended pod was refused and is not there. OK, NOT_OURS."""
 
     def check(self, event_id: str, owner: str, index: int, attempt: int) -> Answer:
-        """The attempt's pod is there: stores that it was seen. OK with the doom if there is one, HAS_RESULT,
+        """The attempt's pod is there: stores that it was seen. OK with the termination if there is one, HAS_RESULT,
         NOT_OURS.
         """
 
-    def doom(self, event_id: str, owner: str | None, index: int, doom: Doom) -> Answer:
-        """Store why a pod is to be ended. A cancel (`doom.attempt` 0) may come from any replica (`owner` None) and
-        overrides other dooms.
+    def doom(self, event_id: str, owner: str | None, index: int, termination: Termination) -> Answer:
+        """Store why a pod is to be ended. A cancel (`termination.attempt` 0) may come from any replica (`owner` None)
+        and overrides other terminations.
 
-        OK with the doom that holds now, HAS_RESULT, OLD_ATTEMPT, NOT_OURS.
+        OK with the termination that holds now, HAS_RESULT, OLD_ATTEMPT, NOT_OURS.
         """
 
-    def withdraw(self, event_id: str, owner: str, index: int, doom: Doom) -> Answer:
-        """Take exactly this doom back, because the pod has started.
-        OK with the doom that holds now, HAS_RESULT, NOT_OURS.
+    def withdraw(self, event_id: str, owner: str, index: int, termination: Termination) -> Answer:
+        """Take exactly this termination back, because the pod has started.
+        OK with the termination that holds now, HAS_RESULT, NOT_OURS.
         """
 
     def record(self, event_id: str, owner: str, index: int, *, attempt: int, fields: Mapping[str, str]) -> Answer:
         """Store a worker's result (`core.results.worker_result`), once, and with the last one the task's. OK, KNOWN,
         OLD_ATTEMPT, NOT_OURS.
 
-        The stored doom wins over an outcome that is not a success, but for one that spares a worker that has started.
-        With OK comes the doom that has won.
+        The stored termination wins over an outcome that is not a success, but for one that spares a worker that has
+        started. With OK comes the termination that has won.
         """
 
     def write_notes(self, notes: Sequence[Note]) -> None:

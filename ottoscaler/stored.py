@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from ottoscaler.core.acts import Doom
 from ottoscaler.core.choice import Victim
 from ottoscaler.core.events import EventType, ScaleEvent
+from ottoscaler.core.termination import Termination
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class StoredWorker:
     attempt: int = 0
     infra_used: int = 0
     refused: bool = False
-    doom: Doom | None = None
+    termination: Termination | None = None
     outcome: str = ""
     reason: str = ""
     spared: Sequence[str] = ()
@@ -83,14 +83,14 @@ class Fate(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A script's answer about one worker: the fate, the doom that is stored, the stored attempt.
+    """A script's answer about one worker: the fate, the termination that is stored, the stored attempt.
 
     `finished` is the message of the task's result where this worker was the last, `dead` the detail of the dead
     letter that the event became by this.
     """
 
     fate: Fate
-    doom: Doom | None = None
+    termination: Termination | None = None
     attempt: int = 0
     finished: str = ""
     dead: str = ""

@@ -197,7 +197,7 @@ PROMISES: Final = (
         "labels",
         "an admission webhook, or a person, changes the labels",
         (
-            "tests/core/test_lifecycle_doom.py::test_a_pod_with_changed_labels_is_ended_and_rejected",
+            "tests/core/test_lifecycle_termination.py::test_a_pod_with_changed_labels_is_ended_and_rejected",
             f"{_FLOW}/test_worker.py::test_it_is_ended_by_its_uid_and_rejected",
             f"{_FLOW}/test_worker.py::test_what_we_do_not_need_may_change",
             f"{_E2E}/test_admission.py::test_a_label_that_we_need_is_changed",

@@ -17,7 +17,7 @@ WANTED = {
     "ack-without-storing",
     "attempt-not-stored-before-create",
     "capacity-from-a-counter",
-    "doomed-pod-deleted-unseen",
+    "terminated-pod-deleted-unseen",
     "no-list-after-410",
     "no-owner-check-in-record",
     "no-read-time-out",

@@ -15,7 +15,7 @@ from ottoscaler.adapters.redis_client import Heard, address, connect, drop_idle,
 from ottoscaler.adapters.redis_cluster import FollowingRedis
 from ottoscaler.adapters.replies import answers_of, chunks
 from ottoscaler.adapters.scripts import Scripts
-from ottoscaler.adapters.tasks import Key, decode_doom
+from ottoscaler.adapters.tasks import Key, decode_termination
 from ottoscaler.errors import StreamUnavailable
 from ottoscaler.ports import Answer, Fate
 from ottoscaler.settings import KeySettings, RedisSettings
@@ -84,10 +84,10 @@ class StreamCalls:
 
     def _answer(self, function: str, event_id: str, *arguments: Any) -> Answer:
         reply = self._run(function, [self._key.task(event_id)], event_id, *arguments)
-        doom = decode_doom(reply[1]) if len(reply) > 1 else None
+        termination = decode_termination(reply[1]) if len(reply) > 1 else None
         attempt = int(reply[2]) if len(reply) > 2 else 0
         told = [text.decode() for text in reply[3:]]
-        return Answer(Fate[reply[0].decode().upper()], doom, attempt, *told)
+        return Answer(Fate[reply[0].decode().upper()], termination, attempt, *told)
 
     def _run(self, function: str, tasks: Sequence[str], *arguments: Any, client: FollowingRedis | None = None) -> Any:
         with self._calling():

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from ottoscaler.adapters.replies import answers_of, chunks, text_of
 from ottoscaler.adapters.stream_calls import StreamCalls
-from ottoscaler.adapters.tasks import encode_doom, stored_worker, worker_fields
+from ottoscaler.adapters.tasks import encode_termination, stored_worker, worker_fields
 from ottoscaler.core.choice import Blocker, Choice, Claim, Victim
 from ottoscaler.ports import Answer, StoredWorker
 
@@ -80,7 +80,7 @@ def _encoded(claim: Claim, candidates: Sequence[Victim], tasks: Sequence[str]) -
     numbers = {event_id: number for number, event_id in enumerate(tasks, 1)}
     return json.dumps(
         {
-            "doom": encode_doom(claim.doom),
+            "doom": encode_termination(claim.termination),
             "count": claim.count,
             "events": tasks,
             "tasks": [numbers[candidate.event_id] for candidate in candidates],

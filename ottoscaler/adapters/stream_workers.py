@@ -7,13 +7,13 @@ from typing import Any
 
 from ottoscaler.adapters.replies import chunks
 from ottoscaler.adapters.stream_calls import StreamCalls
-from ottoscaler.adapters.tasks import encode_doom, worker_json
-from ottoscaler.core.acts import Doom
+from ottoscaler.adapters.tasks import encode_termination, worker_json
+from ottoscaler.core.termination import Termination
 from ottoscaler.ports import Answer, Note
 
 
 class StreamWorkers(StreamCalls):
-    """Attempts, dooms, results. Any thread."""
+    """Attempts, terminations, results. Any thread."""
 
     def intend(self, event_id: str, owner: str, index: int, *, attempt: int, infra_used: int, pod: str) -> Answer:
         """See ports.Stream."""
@@ -28,13 +28,13 @@ class StreamWorkers(StreamCalls):
         """See ports.Stream."""
         return self._answer("check", event_id, owner, index, attempt)
 
-    def doom(self, event_id: str, owner: str | None, index: int, doom: Doom) -> Answer:
+    def doom(self, event_id: str, owner: str | None, index: int, termination: Termination) -> Answer:
         """See ports.Stream."""
-        return self._answer("doom", event_id, owner or "", index, encode_doom(doom))
+        return self._answer("doom", event_id, owner or "", index, encode_termination(termination))
 
-    def withdraw(self, event_id: str, owner: str, index: int, doom: Doom) -> Answer:
+    def withdraw(self, event_id: str, owner: str, index: int, termination: Termination) -> Answer:
         """See ports.Stream."""
-        return self._answer("withdraw", event_id, owner, index, encode_doom(doom))
+        return self._answer("withdraw", event_id, owner, index, encode_termination(termination))
 
     def record(self, event_id: str, owner: str, index: int, *, attempt: int, fields: Mapping[str, str]) -> Answer:
         """See ports.Stream."""

@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import TypeVar
 
 from ottoscaler import logs
-from ottoscaler.core.acts import Doom
 from ottoscaler.core.events import ScaleEvent, decode
 from ottoscaler.core.results import RESULT_FIELDS, common_fields
+from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.ports import OpenTask, StoredWorker, TaskView, Victim
 
@@ -42,29 +42,29 @@ class Key:
         return f"{self._prefix}consumer:{name}"
 
 
-def encode_doom(doom: Doom) -> str:
-    """A doom as JSON, with what the result will say, so that the record script needs no table."""
-    verdict = doom.verdict
+def encode_termination(termination: Termination) -> str:
+    """A termination as JSON, with what the result will say, so that the record script needs no table."""
+    verdict = termination.verdict
     return json.dumps(
         {
-            "reason": doom.reason,
+            "reason": termination.reason,
             "outcome": verdict.outcome,
             "fault": verdict.fault,
-            "message": doom.message,
-            "attempt": doom.attempt,
-            "drain": doom.drain,
-            "before_start": doom.only_before_start,
-            "by": doom.by,
+            "message": termination.message,
+            "attempt": termination.attempt,
+            "drain": termination.drain,
+            "before_start": termination.only_before_start,
+            "by": termination.by,
         }
     )
 
 
-def decode_doom(text: bytes | None) -> Doom | None:
-    """The doom of its JSON; None for none."""
+def decode_termination(text: bytes | None) -> Termination | None:
+    """The termination of its JSON; None for none."""
     if not text:
         return None
     fields = json.loads(text)
-    return Doom(Reason(fields["reason"]), fields["message"], fields["attempt"], fields["drain"], fields["by"])
+    return Termination(Reason(fields["reason"]), fields["message"], fields["attempt"], fields["drain"], fields["by"])
 
 
 def worker_json(state: str, attempt: int, pod: str) -> str:
@@ -79,10 +79,10 @@ def worker_fields(index: int) -> list[str]:
 
 def stored_worker(index: int, fields: Mapping[str, bytes | None]) -> StoredWorker:
     """How a worker stands, by its `worker_fields`."""
-    attempt, doom, outcome, spared = (fields.get(name) for name in worker_fields(index))
+    attempt, termination, outcome, spared = (fields.get(name) for name in worker_fields(index))
     number, infra_used, *flag = (attempt or b"0:0").decode().split(":")
     return StoredWorker(
-        index, int(number), int(infra_used), flag == ["r"], decode_doom(doom), (outcome or b"").decode(),
+        index, int(number), int(infra_used), flag == ["r"], decode_termination(termination), (outcome or b"").decode(),
         spared=tuple((spared or b"").decode().split()), seen=flag == ["s"],
     )  # fmt: skip
 
@@ -171,12 +171,12 @@ def encode_task(task: OpenTask) -> dict[str, str | int]:
 
 
 def _encode_worker(worker: StoredWorker, fields: dict[str, str | int]) -> None:
-    attempt, doom, outcome, spared = worker_fields(worker.index)
+    attempt, termination, outcome, spared = worker_fields(worker.index)
     if worker.attempt:
         flag = ":r" if worker.refused else ":s" if worker.seen else ""
         fields[attempt] = f"{worker.attempt}:{worker.infra_used}{flag}"
-    if worker.doom is not None:
-        fields[doom] = encode_doom(worker.doom)
+    if worker.termination is not None:
+        fields[termination] = encode_termination(worker.termination)
     if worker.spared:
         fields[spared] = " ".join(worker.spared)
     if worker.outcome:

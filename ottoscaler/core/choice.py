@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ottoscaler.core.acts import Doom
+from ottoscaler.core.termination import Termination
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +24,11 @@ class Victim:
 @dataclass(frozen=True, slots=True)
 class Claim:
     """What a scale_down, or an event that supersedes others, asks for: at most `count` victims (0: all) out of the
-    `candidates`, in this order of preference. Each victim gets the mark `doom`. `spared` are the pods of the workers
-    that it may not end.
+    `candidates`, in this order of preference. Each victim gets the mark `termination`. `spared` are the pods of the
+    workers that it may not end.
     """
 
-    doom: Doom
+    termination: Termination
     candidates: Sequence[Victim]
     count: int = 0
     spared: Sequence[str] = ()

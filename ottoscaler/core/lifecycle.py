@@ -7,9 +7,9 @@ or done twice is here:
 - an attempt is stored before its pod is created, and the name of an attempt is created once;
 - an unclear answer is followed by a live look, never by a blind repetition;
 - absence in a list counts only after a live look;
-- a result is recorded before its finished pod is deleted; a pod that we end is doomed (stored), killed by UID and
-  resourceVersion, and recorded when it is seen finished or gone; `Succeeded` wins over any doom;
-- a pod that other containers keep alive when `agent` has ended is ended in the same way: the stored doom is the
+- a result is recorded before its finished pod is deleted; a pod that we end is terminated (stored), killed by UID and
+  resourceVersion, and recorded when it is seen finished or gone; `Succeeded` wins over any termination;
+- a pod that other containers keep alive when `agent` has ended is ended in the same way: the stored termination is the
   verdict on `agent`.
 
 Times are seconds of our own monotonic clock.
@@ -21,46 +21,33 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Final
 
-from ottoscaler.core.acts import (
+from ottoscaler.core import effects
+from ottoscaler.core.effects import Effect
+from ottoscaler.core.endings import verdict
+from ottoscaler.core.observations import (
     Absent,
     AlreadyThere,
-    Await,
     Cancelled,
     Changed,
-    Check,
     Checked,
-    Create,
-    Delete,
     Done,
-    Doom,
-    Effect,
-    End,
     Foreign,
     HasResult,
-    Intend,
     Intended,
-    Kill,
-    Later,
-    Limits,
-    Look,
-    Mark,
-    Marked,
     Missing,
-    NoteRefused,
     NotOurs,
     Observation,
     OldAttempt,
-    Record,
     Refused,
     RejectedPod,
     Seen,
+    TerminationStored,
     TimedOut,
     Unclear,
-    Withdraw,
 )
-from ottoscaler.core.endings import verdict
 from ottoscaler.core.pods import Phase, Snapshot
-from ottoscaler.core.sight import UNSEEN, Sight, end_before_deadline, lost_with_node, observe, overdue, relook_s
+from ottoscaler.core.sight import UNSEEN, Limits, Sight, end_before_deadline, lost_with_node, observe, overdue, relook_s
+from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Outcome, Reason, Retry, Verdict
 
 #: Pause before the n-th new attempt or the n-th try after back-pressure: 1, 2, 4 … seconds, at most this.
@@ -85,9 +72,9 @@ class Stage(Enum):
     LOOK = auto()
     CHECK = auto()
     AWAIT = auto()
-    MARK = auto()
-    WITHDRAW = auto()
-    KILL = auto()
+    STORE_TERMINATION = auto()
+    CLEAR_TERMINATION = auto()
+    DELETE_IF_UNCHANGED = auto()
     RECORD = auto()
     DELETE = auto()
     END = auto()
@@ -109,7 +96,7 @@ class Life:
     stage: Stage = Stage.INTEND
     pod: Snapshot | None = None
     old: Snapshot | None = None
-    doom: Doom | None = None
+    termination: Termination | None = None
     verdict: Verdict | None = None
     not_before: float = 0.0
     until: float | None = None
@@ -128,7 +115,13 @@ class Life:
         """The word that the task hash shows for it."""
         if self.stage in (Stage.INTEND, Stage.REFUSED):
             return "waiting"
-        if self.doom is not None or self.stage in (Stage.MARK, Stage.KILL, Stage.RECORD, Stage.DELETE, Stage.END):
+        if self.termination is not None or self.stage in (
+            Stage.STORE_TERMINATION,
+            Stage.DELETE_IF_UNCHANGED,
+            Stage.RECORD,
+            Stage.DELETE,
+            Stage.END,
+        ):
             return "ending"
         if self.pod is None:
             return "creating"
@@ -148,11 +141,11 @@ class IllegalStep(Exception):
     """An observation came that the stage has no rule for: a defect of ours."""
 
 
-def resume(index: int, attempt: int, infra_used: int, doom: Doom | None, *, seen: bool = False) -> Life:
+def resume(index: int, attempt: int, infra_used: int, termination: Termination | None, *, seen: bool = False) -> Life:
     """The life of a worker whose attempt was stored by a process that is gone: a live look comes first. `seen`: that
     process, or one before it, has seen the attempt's pod.
     """
-    return Life(index=index, attempt=attempt, infra_used=infra_used, doom=doom, stage=Stage.LOOK, seen=seen)
+    return Life(index, attempt, infra_used, Stage.LOOK, termination=termination, seen=seen)
 
 
 def hurried(life: Life) -> Life:
@@ -169,36 +162,37 @@ def effect(life: Life, now: float) -> Effect:
     match life.stage:
         case Stage.INTEND:
             wait_s = life.not_before - now
-            return Later(wait_s) if wait_s > 0 else Intend(life.attempt, life.infra_used)
+            return effects.Later(wait_s) if wait_s > 0 else effects.Intend(life.attempt, life.infra_used)
         case Stage.CREATE:
-            return Create(life.attempt)
+            return effects.Create(life.attempt)
         case Stage.REFUSED:
-            return NoteRefused(life.attempt)
+            return effects.NoteRefused(life.attempt)
         case Stage.LOOK | Stage.LOOK_AFTER_CONFLICT | Stage.LOOK_AFTER_UNCLEAR:
             # what another process left behind, the watch may show already
-            return Look(life.attempt, live=life.stage is not Stage.LOOK or life.pod is not None)
+            return effects.Look(life.attempt, live=life.stage is not Stage.LOOK or life.pod is not None)
         case Stage.CHECK:
-            return Check(life.attempt)
+            return effects.Check(life.attempt)
         case Stage.AWAIT:
-            return Await(life.until)
+            return effects.Await(life.until)
         case Stage.END:
-            return End(life.why)
+            return effects.End(life.why)
     return _effect_on_pod(life)
 
 
 def _effect_on_pod(life: Life) -> Effect:
     if life.stage is Stage.RECORD and life.verdict is not None:
-        return Record(life.attempt, life.verdict, life.pod)
-    if life.stage is Stage.MARK and life.doom is not None:
-        return Mark(life.doom)
-    if life.stage is Stage.WITHDRAW and life.doom is not None:
-        return Withdraw(life.doom)
+        return effects.Record(life.attempt, life.verdict, life.pod)
+    if life.stage is Stage.STORE_TERMINATION and life.termination is not None:
+        return effects.StoreTermination(life.termination)
+    if life.stage is Stage.CLEAR_TERMINATION and life.termination is not None:
+        return effects.ClearTermination(life.termination)
     if life.stage is Stage.CLEAN and life.old is not None:
-        return Delete(life.old)
-    if life.stage is Stage.KILL and life.pod is not None:
-        return Kill(life.pod, life.doom.grace_s(life.pod) if life.doom is not None else None)
+        return effects.Delete(life.old)
+    if life.stage is Stage.DELETE_IF_UNCHANGED and life.pod is not None:
+        grace_s = life.termination.grace_s(life.pod) if life.termination is not None else None
+        return effects.DeleteIfUnchanged(life.pod, grace_s)
     if life.stage is Stage.DELETE and life.pod is not None:
-        return Delete(life.pod)
+        return effects.Delete(life.pod)
     raise IllegalStep(f"{life.stage.name} lacks what it needs: {life}")
 
 
@@ -213,8 +207,8 @@ def step(life: Life, observation: Observation, now: float, limits: Limits) -> Li
             return _end(life, "a higher attempt is stored")
         case HasResult():
             return _after_result(life)
-        case Cancelled(doom, attempt):
-            return _cancelled(life, doom, attempt)
+        case Cancelled(termination, attempt):
+            return _cancelled(life, termination, attempt)
         case RejectedPod(message):
             return _record(life, Verdict(Reason.REJECTED, message))
         case Foreign():
@@ -226,10 +220,10 @@ def step(life: Life, observation: Observation, now: float, limits: Limits) -> Li
             return _seen(life, pod, now, limits)
         case Absent():
             return _absent(life, now, limits)
-        case Marked(doom) if life.stage is Stage.AWAIT and doom == life.doom:
+        case TerminationStored(termination) if life.stage is Stage.AWAIT and termination == life.termination:
             return life  # told twice: its pod is being ended already
-        case Checked(doom) | Marked(doom):
-            return _doomed(life, doom, now, limits)
+        case Checked(termination) | TerminationStored(termination):
+            return _terminated(life, termination, now, limits)
         case _:
             return _moved(life, observation, now, limits)
 
@@ -250,11 +244,12 @@ def _moved(life: Life, observation: Observation, now: float, limits: Limits) -> 
         case Stage.AWAIT, Missing():
             return replace(life, stage=Stage.LOOK)
         case Stage.AWAIT, TimedOut() if life.pod is not None:
-            relook = life.doom is not None or life.pod.deleting or life.pod.phase is Phase.UNKNOWN or life.pod.altered
-            return replace(life, stage=Stage.LOOK) if relook else _evaluate(life, life.pod, now, limits)
-        case Stage.KILL, Done() if life.pod is not None:
+            pod, ends = life.pod, life.termination is not None
+            relook = ends or pod.deleting or pod.phase is Phase.UNKNOWN or pod.altered
+            return replace(life, stage=Stage.LOOK) if relook else _evaluate(life, pod, now, limits)
+        case Stage.DELETE_IF_UNCHANGED, Done() if life.pod is not None:
             return replace(life, stage=Stage.AWAIT, until=now + relook_s(life.pod))
-        case Stage.KILL, Changed():
+        case Stage.DELETE_IF_UNCHANGED, Changed():
             return replace(life, stage=Stage.LOOK)
         case Stage.RECORD, Done():
             return _after_result(life)
@@ -284,15 +279,15 @@ def _after_result(life: Life) -> Life:
     return replace(life, stage=Stage.DELETE)
 
 
-def _cancelled(life: Life, doom: Doom, attempt: int) -> Life:
+def _cancelled(life: Life, termination: Termination, attempt: int) -> Life:
     """intend was refused: a pod of the stored attempt, if there is one,
     is seen to its end before anything is recorded. Of an earlier attempt this life has seen the end already.
     """
     if 0 < attempt < life.attempt:
-        return _record(replace(life, doom=doom, attempt=attempt), doom.verdict)
+        return _record(replace(life, termination=termination, attempt=attempt), termination.verdict)
     if attempt:
-        return replace(life, doom=doom, attempt=attempt, stage=Stage.LOOK)
-    return _record(replace(life, doom=doom, attempt=0), doom.verdict)
+        return replace(life, termination=termination, attempt=attempt, stage=Stage.LOOK)
+    return _record(replace(life, termination=termination, attempt=0), termination.verdict)
 
 
 def _seen(life: Life, pod: Snapshot, now: float, limits: Limits) -> Life:
@@ -305,7 +300,7 @@ def _seen(life: Life, pod: Snapshot, now: float, limits: Limits) -> Life:
     life = replace(life, pod=pod, backoff=0, sight=observe(sight, pod, now))
     if life.stage is not Stage.AWAIT:
         return replace(life, stage=Stage.CHECK)
-    if pod.gone and not (pod.deleting or pod.ended or pod.disruption or life.doom):
+    if pod.gone and not (pod.deleting or pod.ended or pod.disruption or life.termination):
         # a watch also says DELETED of a pod that has lost the labels by which it is selected, and that may run on
         return replace(life, stage=Stage.LOOK)
     return _evaluate(life, pod, now, limits)
@@ -327,7 +322,7 @@ def _absent(life: Life, now: float, limits: Limits) -> Life:
         # one lost answer costs no time; a server that answers nothing but 500 is not to be asked without a break
         pause_s = backoff_s(life.backoff - 1) if life.backoff else 0.0
         return _refused(life, now, max(min(pause_s, MAX_REFUSED_S), life.not_before - now))
-    if life.pod is None and life.stage is Stage.LOOK and not life.seen and life.doom is None:
+    if life.pod is None and life.stage is Stage.LOOK and not life.seen and life.termination is None:
         return replace(life, stage=Stage.INTEND, not_before=now)
     if life.pod is None:
         return _ended(life, Verdict(Reason.POD_LOST, "the pod is gone, and nobody knows why"), now, limits)
@@ -337,11 +332,16 @@ def _absent(life: Life, now: float, limits: Limits) -> Life:
     return _ended(life, end or Verdict(Reason.POD_LOST, "the pod vanished unseen"), now, limits)
 
 
-def _doomed(life: Life, doom: Doom | None, now: float, limits: Limits) -> Life:
-    if doom is None or life.doom is None or doom.attempt == 0 or life.stage is Stage.MARK:
-        life = replace(life, doom=doom)
+def _terminated(life: Life, termination: Termination | None, now: float, limits: Limits) -> Life:
+    if (
+        termination is None
+        or life.termination is None
+        or termination.attempt == 0
+        or life.stage is Stage.STORE_TERMINATION
+    ):
+        life = replace(life, termination=termination)
     if life.pod is None:
-        raise IllegalStep(f"{life.stage.name} was asked about a doom without a pod")
+        raise IllegalStep(f"{life.stage.name} was asked about a termination without a pod")
     if life.verdict is not None:
         return _ended(replace(life, verdict=None), life.verdict, now, limits)
     return _evaluate(life, life.pod, now, limits)
@@ -355,32 +355,32 @@ def _evaluate(life: Life, pod: Snapshot, now: float, limits: Limits) -> Life:
         end = Verdict(Reason.NODE_LOST, f"node {pod.node} does not answer")
     if end is not None:
         return _ended(life, end_before_deadline(sight, pod, end, now), now, limits)
-    if life.doom is not None:
-        return _end_by_doom(life, life.doom, pod, now)
-    doom, until = overdue(sight, pod, now, limits, life.attempt)
-    if doom is not None:
-        return replace(life, doom=doom, stage=Stage.MARK)
+    if life.termination is not None:
+        return _end_by_termination(life, life.termination, pod, now)
+    termination, until = overdue(sight, pod, now, limits, life.attempt)
+    if termination is not None:
+        return replace(life, termination=termination, stage=Stage.STORE_TERMINATION)
     return replace(life, stage=Stage.AWAIT, until=until)
 
 
-def _end_by_doom(life: Life, doom: Doom, pod: Snapshot, now: float) -> Life:
+def _end_by_termination(life: Life, termination: Termination, pod: Snapshot, now: float) -> Life:
     if pod.deleting:
         return replace(life, stage=Stage.AWAIT, until=now + relook_s(pod))
-    if doom.only_before_start and pod.started_at is not None:
-        return replace(life, stage=Stage.WITHDRAW)
-    return replace(life, stage=Stage.KILL)
+    if termination.only_before_start and pod.started_at is not None:
+        return replace(life, stage=Stage.CLEAR_TERMINATION)
+    return replace(life, stage=Stage.DELETE_IF_UNCHANGED)
 
 
 def _ended(life: Life, end: Verdict, now: float, limits: Limits) -> Life:
     """The attempt is over: a new one, or the result. How `agent` was seen to end wins over what became of its pod
-    later; a doom wins over every end but success, as in the record script. One that spares what has started is
+    later; a termination wins over every end but success, as in the record script. One that spares what has started is
     withdrawn first: it had no part in this end.
     """
     end = life.sight.own or end
-    if end.outcome is not Outcome.SUCCEEDED and life.doom is not None:
-        if life.doom.only_before_start and life.sight.started_unasked:
-            return replace(life, stage=Stage.WITHDRAW, verdict=end)
-        end = life.doom.verdict
+    if end.outcome is not Outcome.SUCCEEDED and life.termination is not None:
+        if life.termination.only_before_start and life.sight.started_unasked:
+            return replace(life, stage=Stage.CLEAR_TERMINATION, verdict=end)
+        end = life.termination.verdict
     if end.retry is Retry.INFRA and life.infra_used < limits.infra_retries:
         return _again(life, now, infra=1)
     if end.retry is Retry.WORKER and life.attempt - 1 - life.infra_used < limits.worker_retries:

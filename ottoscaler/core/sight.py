@@ -8,11 +8,11 @@ to count again. What bounds that: the kubelet keeps a pod's deadline by itself, 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Protocol
 
-from ottoscaler.core.acts import Doom, Limits
 from ottoscaler.core.endings import own_end
 from ottoscaler.core.pods import Phase, Snapshot, Trouble
+from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Reason, Verdict
 
 #: The kubelet ends a pod at its deadline; this long after it we do, seconds.
@@ -38,6 +38,23 @@ _TROUBLE_REASONS: Final = {
 }
 
 
+class Limits(Protocol):
+    """Times in seconds and numbers of new attempts; `settings.WorkerSettings` is one."""
+
+    @property
+    def deadline_s(self) -> int: ...
+    @property
+    def pending_timeout_s(self) -> int: ...
+    @property
+    def image_pull_grace_s(self) -> int: ...
+    @property
+    def termination_grace_s(self) -> int: ...
+    @property
+    def infra_retries(self) -> int: ...
+    @property
+    def worker_retries(self) -> int: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Sight:
     """When each of these was first seen, in seconds of our monotonic clock; None: not yet.
@@ -60,8 +77,8 @@ class Sight:
 
     @property
     def started_unasked(self) -> bool:
-        """Had the worker started before its pod was asked to go? A doom that spares what has started deletes a pod only
-        as it was seen before its start.
+        """Had the worker started before its pod was asked to go? A termination that spares what has started deletes a
+        pod only as it was seen before its start.
         """
         return self.started is not None and (self.deleting is None or self.started < self.deleting)
 
@@ -90,10 +107,14 @@ def relook_s(pod: Snapshot) -> float:
     return RELOOK_UNWATCHED_S if pod.altered else RELOOK_S
 
 
-def overdue(sight: Sight, pod: Snapshot, now: float, limits: Limits, attempt: int) -> tuple[Doom | None, float | None]:
-    """The doom that is due now, or when to look at the clock again (None: never), for a pod that has not ended."""
+def overdue(
+    sight: Sight, pod: Snapshot, now: float, limits: Limits, attempt: int
+) -> tuple[Termination | None, float | None]:
+    """The termination that is due now, or when to look at the clock again (None: never), for a pod that has not
+    ended.
+    """
     if pod.altered and pod.exit_code is None:
-        return Doom(Reason.REJECTED, pod.altered, attempt), None
+        return Termination(Reason.REJECTED, pod.altered, attempt), None
     if pod.deleting:
         return None, now + relook_s(pod)
     if pod.exit_code is not None:
@@ -105,7 +126,7 @@ def overdue(sight: Sight, pod: Snapshot, now: float, limits: Limits, attempt: in
             return None, None
         due = _first(sight.started, now) + limits.deadline_s + DEADLINE_MARGIN_S
         message = f"the worker ran longer than {limits.deadline_s} s"
-        return (Doom(Reason.DEADLINE_EXCEEDED, message, attempt), None) if now >= due else (None, due)
+        return (Termination(Reason.DEADLINE_EXCEEDED, message, attempt), None) if now >= due else (None, due)
     if sight.trouble is Trouble.GATED:
         return None, None
     due = _first(sight.waiting, now) + limits.pending_timeout_s
@@ -116,7 +137,7 @@ def overdue(sight: Sight, pod: Snapshot, now: float, limits: Limits, attempt: in
     if now < due:
         return None, due
     message = pod.trouble_text or f"the pod did not start within {limits.pending_timeout_s} s"
-    return Doom(_TROUBLE_REASONS[sight.trouble], message, attempt), None
+    return Termination(_TROUBLE_REASONS[sight.trouble], message, attempt), None
 
 
 def lost_with_node(sight: Sight, pod: Snapshot, now: float) -> bool:
@@ -143,13 +164,13 @@ def end_before_deadline(sight: Sight, pod: Snapshot, end: Verdict, now: float) -
 
 def _outlived(
     sight: Sight, pod: Snapshot, now: float, limits: Limits, attempt: int
-) -> tuple[Doom | None, float | None]:
+) -> tuple[Termination | None, float | None]:
     """`agent` has ended, and other containers keep the pod alive: they have TERMINATION_GRACE_S."""
     due = _first(sight.ended, now) + limits.termination_grace_s
     end = sight.own or own_end(pod)
     if now < due or end is None:
         return None, due
-    return Doom(end.reason, end.message, attempt), None
+    return Termination(end.reason, end.message, attempt), None
 
 
 def _note_trouble(sight: Sight, pod: Snapshot, now: float) -> Sight:

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from ottoscaler import logs
-from ottoscaler.core.acts import Doom
 from ottoscaler.core.choice import Blocker, Choice, Claim, Victim
 from ottoscaler.core.events import EventType, Mode
 from ottoscaler.core.names import WorkerKey, event_hash, pod_name
 from ottoscaler.core.plan import Candidate, is_older, rank
 from ottoscaler.core.pods import Snapshot
 from ottoscaler.core.results import rfc3339
+from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Outcome, Reason
 from ottoscaler.flow.ender import Ender
 from ottoscaler.flow.parts import Parts
@@ -64,12 +64,14 @@ class Descent:
         """This list holds."""
         self.victims, self.waiting, self.survivors = list(victims), list(victims), list(survivors)
 
-    def doom(self) -> Doom:
+    def termination(self) -> Termination:
         """The mark that each victim is given."""
         event = self.task.event
         if event.type is EventType.SCALE_UP:
-            return Doom(Reason.SUPERSEDED, f"superseded by event {event.event_id}", drain=True, by=event.event_id)
-        return Doom(
+            return Termination(
+                Reason.SUPERSEDED, f"superseded by event {event.event_id}", drain=True, by=event.event_id
+            )
+        return Termination(
             Reason.SCALED_DOWN,
             f"ended by scale_down {event.event_id}",
             drain=event.mode is Mode.DRAIN,
@@ -129,8 +131,8 @@ class Descents:
         """Another replica has cancelled workers of a task of ours."""
         task = self._stream.reload(event_id)
         for worker in task.workers.values() if task else ():
-            if worker.doom is not None and worker.doom.attempt == 0 and not worker.outcome:
-                self._end_worker(event_id, worker, worker.doom)
+            if worker.termination is not None and worker.termination.attempt == 0 and not worker.outcome:
+                self._end_worker(event_id, worker, worker.termination)
 
     def _choose(self, descent: Descent) -> bool:
         """Choose the victims, unless an older event comes first. Returns False while one does.
@@ -157,7 +159,7 @@ class Descents:
             found, mode, count = self._candidates("", event.stream_id, event.supersedes), Mode.DRAIN, 0
         ranked, spared = rank(found, mode)
         listed = [Victim(one.event.event_id, one.index, self._name(one)) for one in ranked]
-        return Claim(descent.doom(), listed, count, [self._name(one) for one in spared])
+        return Claim(descent.termination(), listed, count, [self._name(one) for one in spared])
 
     def _chosen(self, descent: Descent, choice: Choice) -> None:
         """This choice holds: not what was asked for now, since an earlier one may have been stored and its answer
@@ -187,7 +189,7 @@ class Descents:
             for index in range(1, event.pod_count + 1):
                 worker = view.workers.get(index, StoredWorker(index))
                 pod = self._registry.get(WorkerKey(hash_, index, worker.attempt))
-                cancelled = worker.doom is not None and worker.doom.attempt == 0
+                cancelled = worker.termination is not None and worker.termination.attempt == 0
                 succeeded = pod is not None and pod.ended and pod.exit_code == 0  # its result is certain
                 if not worker.outcome and not cancelled and not succeeded:
                     found.append(Candidate(event, index, worker.attempt, pod))
@@ -200,25 +202,25 @@ class Descents:
         """See to it that each victim that has no result is ended. A victim has its mark since it was chosen; only a
         Redis that was wiped may have lost it.
         """
-        event_id, doom = descent.task.event.event_id, descent.doom()
+        event_id, termination = descent.task.event.event_id, descent.termination()
         stored = self._stream.outcomes(descent.waiting)
         for victim, worker in zip(descent.waiting, stored, strict=True):
             descent.attempts[victim] = worker.attempt if worker is not None else 0
             if worker is None or worker.outcome or event_id in worker.spared:
                 continue
-            if worker.doom is None or worker.doom.by != event_id:
-                answer = self._stream.doom(victim.event_id, None, victim.index, doom)
-                worker = replace(worker, doom=answer.doom if answer.fate is Fate.OK else None)
-            if worker.doom is not None:
-                self._end_worker(victim.event_id, worker, worker.doom)
+            if worker.termination is None or worker.termination.by != event_id:
+                answer = self._stream.doom(victim.event_id, None, victim.index, termination)
+                worker = replace(worker, termination=answer.termination if answer.fate is Fate.OK else None)
+            if worker.termination is not None:
+                self._end_worker(victim.event_id, worker, worker.termination)
 
-    def _end_worker(self, event_id: str, worker: StoredWorker, doom: Doom) -> None:
-        if self._ledger.cancel(event_id, worker.index, doom):
+    def _end_worker(self, event_id: str, worker: StoredWorker, termination: Termination) -> None:
+        if self._ledger.cancel(event_id, worker.index, termination):
             return
         pod = self._registry.get(WorkerKey(event_hash(self._instance, event_id), worker.index, worker.attempt))
-        if pod is None or not pod.live or pod.deleting or (doom.drain and pod.started_at is not None):
+        if pod is None or not pod.live or pod.deleting or (termination.drain and pod.started_at is not None):
             return
-        self._ender.end(pod, doom)
+        self._ender.end(pod, termination)
 
     def _note_ended(self, descent: Descent, asked: Sequence[Victim]) -> None:
         """Who has a result and no pod any more is done with; who was spared by a drain has become a survivor."""

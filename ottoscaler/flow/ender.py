@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from ottoscaler import logs
-from ottoscaler.core import acts, lifecycle
-from ottoscaler.core.acts import Doom, Observation, TimedOut
+from ottoscaler.core import effects, lifecycle
+from ottoscaler.core.observations import Observation, TimedOut
 from ottoscaler.core.pods import Snapshot
+from ottoscaler.core.termination import Termination
 from ottoscaler.errors import ClusterRejected, Unavailable
 from ottoscaler.flow.jobs import Job
 from ottoscaler.flow.parts import Parts
@@ -51,15 +52,15 @@ class Ender:
         self._runner = runner
         self._lock = threading.Lock()
         self._wake = threading.Event()
-        self._pods: dict[str, tuple[Snapshot, Doom]] = {}  # guarded by _lock
+        self._pods: dict[str, tuple[Snapshot, Termination]] = {}  # guarded by _lock
         self._arrived: list[Job] = []  # guarded by _lock
         self._followed: list[_Followed] = []  # the thread's
         parts.stop.wakes(self._wake)
 
-    def end(self, pod: Snapshot, doom: Doom) -> None:
-        """See to it that this pod is deleted, unless the doom spares it."""
+    def end(self, pod: Snapshot, termination: Termination) -> None:
+        """See to it that this pod is deleted, unless the termination spares it."""
         with self._lock:
-            self._pods[pod.uid] = (pod, doom)
+            self._pods[pod.uid] = (pod, termination)
         self._wake.set()
 
     def follow(self, job: Job) -> None:
@@ -88,25 +89,27 @@ class Ender:
         with self._lock:
             pods, self._pods = self._pods, {}
             arrived, self._arrived = self._arrived, []
-        for pod, doom in pods.values():
+        for pod, termination in pods.values():
             if not self._stop.is_set():
-                contained(pod, lambda: self.delete(pod, doom))  # noqa: B023
+                contained(pod, lambda: self.delete(pod, termination))  # noqa: B023
         self._followed += [_Followed(job, self._runner.follow(job)) for job in arrived]
         self._followed = [one for one in self._followed if self._goes_on(one)]
 
-    def delete(self, pod: Snapshot, doom: Doom | None = None) -> None:
-        """Delete a pod after a live look; with a doom only one that has not finished, and that the doom does not spare.
-        Raises Unavailable and ClusterRejected.
+    def delete(self, pod: Snapshot, termination: Termination | None = None) -> None:
+        """Delete a pod after a live look; with a termination only one that has not finished, and that the termination
+        does not spare. Raises Unavailable and ClusterRejected.
         """
         live = self._cluster.get(pod.name)
         if live is None or live.uid != pod.uid:
             self._registry.forget(pod.key)
             return
-        spared = doom is not None and (live.finished or (doom.only_before_start and live.started_at is not None))
+        spared = termination is not None and (
+            live.finished or (termination.only_before_start and live.started_at is not None)
+        )
         if live.deleting or spared:
             return
         _log.info("pod.deleted", "Cleaning up pod: %s", pod.name, pod=pod.name, event_id=pod.event_id)
-        version, grace_s = (None, None) if doom is None else (live.resource_version, doom.grace_s(live))
+        version, grace_s = (None, None) if termination is None else (live.resource_version, termination.grace_s(live))
         self._cluster.delete(live.name, live.uid, version, grace_s=grace_s)
 
     def _goes_on(self, one: _Followed) -> bool:
@@ -114,8 +117,9 @@ class Ender:
         job = one.job
         while not self._stop.is_set():
             effect = lifecycle.effect(job.life, self._clock.now())
-            if isinstance(effect, acts.Await):
-                if job.life.doom is None:  # the mark was withdrawn: it runs on, and a thread of the pool follows it
+            if isinstance(effect, effects.Await):
+                if job.life.termination is None:
+                    # the termination was cleared: the worker runs on, and a thread of the pool follows it
                     self._ledger.pause(job, self._clock.now())
                     break
                 news = self._news(one, effect)
@@ -128,7 +132,7 @@ class Ender:
         self._let_go(one)
         return False
 
-    def _news(self, one: _Followed, awaited: acts.Await) -> Observation | None:
+    def _news(self, one: _Followed, awaited: effects.Await) -> Observation | None:
         """The next observation of its pod if there is one now. Raises Stopping as an observation would."""
         future: Future[Observation] = self._registry.offer(one.waiter, one.job.life.attempt)
         if not future.done() and self._registry.retract(one.waiter, future):

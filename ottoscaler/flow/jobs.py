@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 
-from ottoscaler.core.acts import Doom
 from ottoscaler.core.events import ScaleEvent
 from ottoscaler.core.lifecycle import Life, Stage, resume
 from ottoscaler.core.names import WorkerKey
+from ottoscaler.core.termination import Termination
 from ottoscaler.ports import OpenTask, StoredWorker
 
 
@@ -16,8 +17,8 @@ class Task:
     """An open task of ours. Guarded by the ledger's lock, but for `event`, `hash`, `owner` and `received`, which never
     change.
 
-    `results` of workers, and the cancels (`dooms`) of those that have not had their turn, are kept for the case that
-    Redis is wiped. `failed_on`: our own code has failed on one of its workers.
+    `results` of workers, and the cancels (`terminations`) of those that have not had their turn, are kept for the case
+    that Redis is wiped. `failed_on`: our own code has failed on one of its workers.
     """
 
     event: ScaleEvent
@@ -29,11 +30,21 @@ class Task:
     jobs: dict[int, Job] = field(default_factory=dict)
     skip: set[int] = field(default_factory=set)
     results: dict[int, StoredWorker] = field(default_factory=dict)
-    dooms: dict[int, Doom] = field(default_factory=dict)
+    terminations: dict[int, Termination] = field(default_factory=dict)
     next_index: int = 1
     open_workers: int = 0
     monitored: bool = False
     failed_on: bool = False
+
+    @property
+    def queued_s(self) -> float:
+        """Seconds that the event was in the stream before it was accepted, by Redis's clock, which wrote both times. 0
+        where that cannot be known, as for an entry with an id that its producer made up.
+        """
+        milliseconds = self.event.stream_id.partition("-")[0]
+        if not (self.received and milliseconds.isdigit()):
+            return 0.0
+        return max(0.0, datetime.fromisoformat(self.received).timestamp() - int(milliseconds) / 1000)
 
     def at_work(self) -> bool:
         """Is a thread at work on it just now, or has our own code failed on it? One that waits for its pod is not."""
@@ -67,7 +78,7 @@ class Job:
     @property
     def cancelled(self) -> bool:
         """Is a cancel of it known here that was not withdrawn? Under the ledger's lock."""
-        return self.life.index in self.task.dooms
+        return self.life.index in self.task.terminations
 
     @property
     def key(self) -> WorkerKey:
@@ -82,33 +93,33 @@ def remembered(task: Task) -> OpenTask:
     """
     workers = dict(task.results)
     for index, job in task.jobs.items():
-        workers.setdefault(index, _stored(job.life, task.dooms.get(index)))
+        workers.setdefault(index, _stored(job.life, task.terminations.get(index)))
     return OpenTask(task.event, task.owner, task.received, workers, cancels=task.cancels)
 
 
-def _stored(life: Life, cancel: Doom | None) -> StoredWorker:
+def _stored(life: Life, cancel: Termination | None) -> StoredWorker:
     """An attempt without a pod counts as refused: whoever takes the task over then creates it. A worker that has had
     its turn knows itself whether it is cancelled.
     """
     podless = life.stage in (Stage.INTEND, Stage.REFUSED)
-    doom = life.doom or (cancel if podless else None)
+    termination = life.termination or (cancel if podless else None)
     seen = life.seen or life.pod is not None
-    return StoredWorker(life.index, life.attempt, life.infra_used, refused=podless, doom=doom, seen=seen)
+    return StoredWorker(life.index, life.attempt, life.infra_used, refused=podless, termination=termination, seen=seen)
 
 
 def restored(task: Task, worker: StoredWorker) -> Job | None:
     """How a worker goes on that was left somewhere: by a dead process, or by us. None if it needs no job of its own
     yet, or has its result. Under the ledger's lock.
     """
-    index, cancelled = worker.index, worker.doom is not None and worker.doom.attempt == 0
-    if worker.doom is not None and cancelled:
-        task.dooms[index] = worker.doom
+    index, cancelled = worker.index, worker.termination is not None and worker.termination.attempt == 0
+    if worker.termination is not None and cancelled:
+        task.terminations[index] = worker.termination
     if worker.outcome:
         task.skip.add(index)
         task.results[index] = worker
         return None
     if worker.attempt and not worker.refused:  # its pod may be there
-        life = resume(index, worker.attempt, worker.infra_used, worker.doom, seen=worker.seen)
+        life = resume(index, worker.attempt, worker.infra_used, worker.termination, seen=worker.seen)
     elif worker.attempt or cancelled:
         life = Life(index, max(worker.attempt, 1), worker.infra_used)
     else:

@@ -15,9 +15,10 @@ import threading
 from collections import deque
 from collections.abc import Mapping
 
-from ottoscaler.core.acts import Doom, Marked, NotOurs
 from ottoscaler.core.lifecycle import Life, Stage, hurried
 from ottoscaler.core.names import event_hash
+from ottoscaler.core.observations import NotOurs, TerminationStored
+from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Verdict
 from ottoscaler.flow.capacity import Capacity
 from ottoscaler.flow.jobs import Job, Task, remembered, restored
@@ -286,7 +287,7 @@ class Ledger:
 
     # -- cancelling
 
-    def cancel(self, event_id: str, index: int, doom: Doom) -> bool:
+    def cancel(self, event_id: str, index: int, termination: Termination) -> bool:
         """A cancel is stored for this worker: whatever stage it is in, it ends.
 
         Returns False if the task is not open here, or no thread follows a pod that may be there: then the caller ends
@@ -296,7 +297,7 @@ class Ledger:
             task = self._tasks.get(event_id)
             if task is None:
                 return False
-            task.dooms[index] = doom
+            task.terminations[index] = termination
             job = task.jobs.get(index)
             if job is None and index >= task.next_index and index not in task.skip:
                 task.skip.add(index)
@@ -308,7 +309,7 @@ class Ledger:
             if not job.running:
                 self._cancel_waiting(job)
                 return True
-        return self._registry.tell(task.hash, index, Marked(doom))
+        return self._registry.tell(task.hash, index, TerminationStored(termination))
 
     def _cancel_waiting(self, job: Job) -> None:
         """Whatever it waits for (a pause, room, a thread), it does no longer."""
@@ -322,7 +323,7 @@ class Ledger:
     def spared(self, job: Job) -> None:
         """It is not cancelled any more: the mark was withdrawn."""
         with self._lock:
-            job.task.dooms.pop(job.life.index, None)
+            job.task.terminations.pop(job.life.index, None)
 
     def first_look(self, task: Task) -> bool:
         """True once for each task: when the first of its pods is there."""
@@ -359,7 +360,7 @@ class Ledger:
         if job.life.stage is Stage.LOOK:
             self._first.append(self._claim(job, used=True))
         else:
-            (self._cancelled if worker.index in task.dooms else self._due).append(job)
+            (self._cancelled if worker.index in task.terminations else self._due).append(job)
 
     def _settle(self, job: Job) -> bool:
         """Of a task that was taken over anew, only the new tenure's workers have claims."""

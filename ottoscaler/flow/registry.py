@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 
-from ottoscaler.core.acts import Missing, NotOurs, Observation, Seen, TimedOut
 from ottoscaler.core.names import WorkerKey
+from ottoscaler.core.observations import Missing, NotOurs, Observation, Seen, TimedOut
 from ottoscaler.core.pods import Snapshot
 from ottoscaler.errors import Stopping
 from ottoscaler.ports import Clock, PodList
@@ -48,7 +48,7 @@ class Waiter:
         self._registry.leave(self)
 
     def wait(self, attempt: int, until: float | None) -> Observation:
-        """The next observation of that attempt's pod: Seen, Missing, Marked, NotOurs, or TimedOut at `until`
+        """The next observation of that attempt's pod: Seen, Missing, TerminationStored, NotOurs, or TimedOut at `until`
         (`Clock.now`).
 
         Raises Stopping when the registry is closed.

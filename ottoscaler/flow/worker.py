@@ -9,21 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime
 from typing import Final
 
 from ottoscaler import logs
-from ottoscaler.core import acts, lifecycle, manifest
-from ottoscaler.core.acts import Doom, Effect, Observation
+from ottoscaler.core import effects, lifecycle, manifest, observations
+from ottoscaler.core.effects import Effect
 from ottoscaler.core.events import BadEvent, DeadReason
 from ottoscaler.core.lifecycle import Life, Stage
 from ottoscaler.core.names import pod_name
+from ottoscaler.core.observations import Observation
 from ottoscaler.core.pods import Snapshot
 from ottoscaler.core.results import worker_result
+from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Reason, Verdict
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Stopping, Unavailable
 from ottoscaler.flow.burial import tell
-from ottoscaler.flow.jobs import Job, Task
+from ottoscaler.flow.jobs import Job
 from ottoscaler.flow.parts import Parts
 from ottoscaler.flow.registry import Waiter
 from ottoscaler.ports import Answer, Created, Fate
@@ -38,7 +39,8 @@ Wait = Callable[[int, float | None], Observation]
 
 #: What is done by one script each, or without any server.
 _WRITES: Final = (
-    acts.Intend, acts.NoteRefused, acts.Check, acts.Mark, acts.Withdraw, acts.Record, acts.Later, acts.End,
+    effects.Intend, effects.NoteRefused, effects.Check, effects.StoreTermination, effects.ClearTermination,
+    effects.Record, effects.Later, effects.End,
 )  # fmt: skip
 
 _log = logs.get(__name__)
@@ -108,17 +110,17 @@ class Runner:
     def _step(self, job: Job, wait: Wait) -> bool:
         ledger, now = self._parts.ledger, self._parts.clock.now()
         match lifecycle.effect(job.life, now):
-            case acts.Later(delay_s):
+            case effects.Later(delay_s):
                 ledger.pause(job, now + delay_s)
                 return False
-            case acts.Intend() if not ledger.holds_room(job):
+            case effects.Intend() if not ledger.holds_room(job):
                 ledger.pause(job, now)
                 return False
-            case acts.End(why):
+            case effects.End(why):
                 _log.debug("worker.ended", "Nothing is left to do for %s: %s", pod_name(job.key), why)
                 self._end(job, why)
                 return False
-            case acts.Await(until):
+            case effects.Await(until):
                 job.waiting = True
                 try:
                     seen = wait(job.life.attempt, until)
@@ -133,7 +135,7 @@ class Runner:
         parts, before = self._parts, job.life
         parts.pulse.moved()
         job.life = lifecycle.step(before, observation, parts.clock.now(), parts.settings.worker)
-        if isinstance(observation, acts.Intended) or observation == acts.Checked(None):
+        if isinstance(observation, observations.Intended) or observation == observations.Checked(None):
             parts.ledger.spared(job)
         if not _may_be_there(job.life) and parts.ledger.settled(job):
             self._pump()
@@ -163,31 +165,33 @@ class Runner:
         parts.ledger.pause(job, parts.clock.now() + lifecycle.backoff_s(job.failures))
         if job.failures < MAX_FAILURES:
             return
-        if job.life.doom is not None and job.life.doom.reason is Reason.POISON:
+        if job.life.termination is not None and job.life.termination.reason is Reason.POISON:
             # not even its end goes well: the lease runs out, whoever takes the task up tries, and that is counted
             parts.ledger.drop(task.event.event_id, task.owner)
             return
-        doom = Doom(Reason.POISON, f"the controller failed on this worker {job.failures} times: {type(error).__name__}")
+        termination = Termination(
+            Reason.POISON, f"the controller failed on this worker {job.failures} times: {type(error).__name__}"
+        )
         try:
-            parts.stream.doom(task.event.event_id, task.owner, job.life.index, doom)
+            parts.stream.doom(task.event.event_id, task.owner, job.life.index, termination)
         except Unavailable as outage:
             _log.warning("worker.outage", "Cannot mark %s as poison: %s", pod_name(job.key), outage)
             return
-        job.life = lifecycle.resume(job.life.index, job.life.attempt, job.life.infra_used, doom)
+        job.life = lifecycle.resume(job.life.index, job.life.attempt, job.life.infra_used, termination)
 
     # -- effects
 
     def _perform(self, job: Job, effect: Effect) -> Observation:
         match effect:
-            case acts.Create():
+            case effects.Create():
                 return self._create(job)
-            case acts.Look(_, live):
+            case effects.Look(_, live):
                 return self._look(job, live=live)
-            case acts.Kill(pod, grace_s):
-                return acts.Done() if self._delete(pod, self._version(pod), grace_s) else acts.Changed()
-            case acts.Delete(pod):
+            case effects.DeleteIfUnchanged(pod, grace_s):
+                return observations.Done() if self._delete(pod, self._version(pod), grace_s) else observations.Changed()
+            case effects.Delete(pod):
                 self._delete(pod, None)
-                return acts.Done()
+                return observations.Done()
         return self._write(job, effect)
 
     def _write(self, job: Job, effect: Effect) -> Observation:
@@ -195,26 +199,28 @@ class Runner:
         stream, index = self._parts.stream, job.life.index
         event_id, owner = job.task.event.event_id, job.task.owner
         match effect:
-            case acts.Intend(attempt, infra_used):
+            case effects.Intend(attempt, infra_used):
                 name = pod_name(job.key)
                 answer = self._script(
                     "store an attempt",
                     lambda: stream.intend(event_id, owner, index, attempt=attempt, infra_used=infra_used, pod=name),
                 )
-                return _observation(answer) or acts.Intended()
-            case acts.Check(attempt):
+                return _observation(answer) or observations.Intended()
+            case effects.Check(attempt):
                 answer = self._script("check a worker", lambda: stream.check(event_id, owner, index, attempt))
-                return _observation(answer) or acts.Checked(answer.doom)
-            case acts.Mark(doom):
-                answer = self._script("store a doom", lambda: stream.doom(event_id, owner, index, doom))
-                return _observation(answer) or acts.Marked(answer.doom or doom)
-            case acts.Withdraw(doom):
-                answer = self._script("withdraw a doom", lambda: stream.withdraw(event_id, owner, index, doom))
-                return _observation(answer) or acts.Checked(answer.doom)
-            case acts.NoteRefused(attempt):
+                return _observation(answer) or observations.Checked(answer.termination)
+            case effects.StoreTermination(termination):
+                answer = self._script("store a termination", lambda: stream.doom(event_id, owner, index, termination))
+                return _observation(answer) or observations.TerminationStored(answer.termination or termination)
+            case effects.ClearTermination(termination):
+                answer = self._script(
+                    "clear a termination", lambda: stream.withdraw(event_id, owner, index, termination)
+                )
+                return _observation(answer) or observations.Checked(answer.termination)
+            case effects.NoteRefused(attempt):
                 answer = self._script("store a refusal", lambda: stream.note_refused(event_id, owner, index, attempt))
-                return _observation(answer) or acts.Done()
-            case acts.Record():
+                return _observation(answer) or observations.Done()
+            case effects.Record():
                 return self._record(job, effect)
         raise lifecycle.IllegalStep(f"no way to carry out {effect}")
 
@@ -235,7 +241,7 @@ class Runner:
         try:
             answer = parts.cluster.create(body)
         except ClusterRejected as error:
-            return acts.RejectedPod(str(error))
+            return observations.RejectedPod(str(error))
         except ClusterUnavailable as error:
             parts.ledger.note(job, why=str(error))
             if error.unclear:
@@ -245,13 +251,13 @@ class Runner:
                     pod_name(job.key),
                     error=str(error),
                 )
-                return acts.Unclear(error.retry_after_s)
-            return acts.Refused(str(error), error.retry_after_s)
+                return observations.Unclear(error.retry_after_s)
+            return observations.Refused(str(error), error.retry_after_s)
         if answer is Created.ALREADY_THERE:
-            return acts.AlreadyThere()
+            return observations.AlreadyThere()
         parts.metrics.pods_created.inc()
         parts.registry.learn(answer)
-        return acts.Seen(answer)
+        return observations.Seen(answer)
 
     def _look(self, job: Job, *, live: bool) -> Observation:
         parts = self._parts
@@ -259,16 +265,16 @@ class Runner:
         pod = pod or parts.retries.call("look at a pod", lambda: parts.cluster.get(pod_name(job.key)))
         if pod is None:
             parts.registry.forget(job.key)
-            return acts.Absent()
+            return observations.Absent()
         event_id, instance, known = job.task.event.event_id, parts.settings.instance, job.life.pod
         if (pod.event_id, pod.instance, pod.key) != (event_id, instance, job.key):
             if known is None or known.uid != pod.uid:
-                return acts.Foreign()
+                return observations.Foreign()
             # the UID says that it is ours, whatever somebody has made of its labels and annotations
             altered = known.altered or pod.altered or "the pod's labels and annotations were changed"
             pod = replace(pod, event_id=event_id, instance=instance, key=job.key, altered=altered)
         parts.registry.learn(pod)
-        return acts.Seen(pod)
+        return observations.Seen(pod)
 
     def _delete(self, pod: Snapshot, resource_version: str | None, grace_s: int | None = None) -> bool:
         cluster, parts = self._parts.cluster, self._parts
@@ -286,7 +292,7 @@ class Runner:
         same = latest is not None and latest.stage == pod.stage
         return latest.resource_version if latest is not None and same else pod.resource_version
 
-    def _record(self, job: Job, effect: acts.Record) -> Observation:
+    def _record(self, job: Job, effect: effects.Record) -> Observation:
         parts, task, index = self._parts, job.task, job.life.index
         now = parts.clock.now()
         fields = worker_result(task.event, index, effect.attempt, effect.verdict, effect.pod, parts.clock.wall(now))
@@ -295,7 +301,7 @@ class Runner:
             lambda: parts.stream.record(task.event.event_id, task.owner, index, attempt=effect.attempt, fields=fields),
         )
         if answer.fate in (Fate.OK, Fate.KNOWN):
-            verdict = answer.doom.verdict if answer.doom is not None else effect.verdict
+            verdict = answer.termination.verdict if answer.termination is not None else effect.verdict
             parts.ledger.recorded(job, verdict)
         if answer.fate is Fate.OK:
             self._say.recorded(job, verdict, effect.pod, parts.clock.now())
@@ -306,8 +312,8 @@ class Runner:
             if answer.finished:
                 _log.info("task.finished", answer.finished, duration_s=round(now - task.received_at, 3))
         if answer.fate is Fate.KNOWN:
-            return acts.Done()
-        return _observation(answer) or acts.Done()
+            return observations.Done()
+        return _observation(answer) or observations.Done()
 
 
 class _Story:
@@ -321,7 +327,7 @@ class _Story:
     def creating(self, job: Job) -> None:
         """Just before the create request."""
         name, now = pod_name(job.key), self._clock.now()
-        since_event_s = _queued_s(job.task) + now - job.task.received_at
+        since_event_s = job.task.queued_s + now - job.task.received_at
         self._metrics.event_to_create_seconds.observe(since_event_s)
         _log.info(
             "worker.created",
@@ -335,18 +341,18 @@ class _Story:
     def step(self, job: Job, before: Life, observation: Observation) -> None:
         """After each step: the few that operators want to see."""
         life, name = job.life, pod_name(job.key)
-        if before.stage is Stage.LOOK_AFTER_CONFLICT and isinstance(observation, acts.Seen):
+        if before.stage is Stage.LOOK_AFTER_CONFLICT and isinstance(observation, observations.Seen):
             _log.info("worker.adopted", "Adopting worker pod: %s", name, pod=name, attempt=life.attempt)
         if life.stage is Stage.AWAIT and self._ledger.first_look(job.task):
             _log.info("task.monitoring", "Monitoring pod completion")
         if life.attempt > before.attempt:
             old = pod_name(replace(job.key, attempt=before.attempt))
             _log.warning("worker.retried", "%s ended; trying again as %s", old, name, pod=name, attempt=life.attempt)
-        if life.stage is Stage.MARK and life.doom is not None:
-            reason, why = life.doom.reason, life.doom.message
+        if life.stage is Stage.STORE_TERMINATION and life.termination is not None:
+            reason, why = life.termination.reason, life.termination.message
             if life.pod is not None and life.pod.ended:
                 why += "; other containers outlived it by TERMINATION_GRACE_S"
-            _log.warning("worker.doomed", "Ending %s: %s (%s)", name, reason, why, pod=name, attempt=life.attempt)
+            _log.warning("worker.terminating", "Ending %s: %s (%s)", name, reason, why, pod=name, attempt=life.attempt)
 
     def recorded(self, job: Job, verdict: Verdict, pod: Snapshot | None, now: float) -> None:
         """After a result was stored for the first time: this one."""
@@ -379,21 +385,11 @@ def _observation(answer: Answer) -> Observation | None:
     """What an answer says beyond "done"; None if it is just that."""
     match answer.fate:
         case Fate.NOT_OURS:
-            return acts.NotOurs()
+            return observations.NotOurs()
         case Fate.HAS_RESULT:
-            return acts.HasResult()
+            return observations.HasResult()
         case Fate.OLD_ATTEMPT:
-            return acts.OldAttempt()
-        case Fate.CANCELLED if answer.doom is not None:
-            return acts.Cancelled(answer.doom, answer.attempt)
+            return observations.OldAttempt()
+        case Fate.CANCELLED if answer.termination is not None:
+            return observations.Cancelled(answer.termination, answer.attempt)
     return None
-
-
-def _queued_s(task: Task) -> float:
-    """How long the event was in the stream before it was accepted, by Redis's clock, which wrote both times; seconds.
-    0 where that cannot be known, as for an entry with an id that its producer made up.
-    """
-    milliseconds = task.event.stream_id.partition("-")[0]
-    if not (task.received and milliseconds.isdigit()):
-        return 0.0
-    return max(0.0, datetime.fromisoformat(task.received).timestamp() - int(milliseconds) / 1000)

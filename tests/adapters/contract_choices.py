@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ottoscaler.core.acts import Doom
 from ottoscaler.core.choice import Blocker, Choice, Claim, Victim
 from ottoscaler.core.events import BadEvent
+from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.ports import Fate, StoredWorker, Stream
 from tests.adapters.streams import (
@@ -46,7 +46,9 @@ class TestChoosing:
         taken = taken_over(other, admin, task)
         assert (taken.victims, taken.survivors) == (list(self.VICTIMS), ["pod-9"])
         seen = reloaded(stream, "e-1")
-        assert {index: worker.doom for index, worker in seen.workers.items()} == dict.fromkeys((1, 2), cancel(by="d-1"))
+        assert {index: worker.termination for index, worker in seen.workers.items()} == dict.fromkeys(
+            (1, 2), cancel(by="d-1")
+        )
         assert seen.cancels == 2
 
     def test_no_more_than_asked_for_in_the_order_of_preference(self, stream: Stream, admin: StreamAdmin) -> None:
@@ -87,8 +89,11 @@ class TestChoosing:
         assert stream.choose("d-1", first.owner, drain) == Choice(listed[:2], ["pod-3", "pod-4"])
         answer = other.choose("d-2", second.owner, claim(*listed, count=1, by="d-2"))
         assert answer == Choice(listed[2:3], ["pod-4"])
-        dooms = {index: worker.doom and worker.doom.by for index, worker in reloaded(stream, "e-1").workers.items()}
-        assert dooms == {1: "d-1", 2: "d-1", 3: "d-2"}
+        terminations = {
+            index: worker.termination and worker.termination.by
+            for index, worker in reloaded(stream, "e-1").workers.items()
+        }
+        assert terminations == {1: "d-1", 2: "d-1", 3: "d-2"}
 
     def test_who_has_ended_or_is_unknown_is_no_victim(self, stream: Stream, admin: StreamAdmin) -> None:
         """The list was made before: one more is taken instead. A deadline's mark gives way."""
@@ -100,7 +105,7 @@ class TestChoosing:
         down = opened(stream, admin, type="scale_down", event_id="d-1", pod_count="2")
         listed = [Victim("e-1", 1, "p-1"), Victim("e-2", 1), Victim("e-9", 1), Victim("e-1", 2), Victim("e-1", 3)]
         assert stream.choose("d-1", down.owner, claim(*listed, count=2)) == Choice(listed[3:], [])
-        assert reloaded(stream, "e-1").workers[2].doom == cancel(by="d-1")
+        assert reloaded(stream, "e-1").workers[2].termination == cancel(by="d-1")
 
     def test_an_older_entry_comes_first(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
         """While it is unread, and while it is in anybody's hands and not accepted."""
@@ -167,7 +172,7 @@ class TestChoosing:
             [Victim("e-0", 1, "p")], []
         )
         assert reloaded(stream, "e-1").superseded
-        assert reloaded(stream, "e-0").workers[1].doom == cancel(by="e-1")
+        assert reloaded(stream, "e-0").workers[1].termination == cancel(by="e-1")
         assert stream.choose("e-1", task.owner, claim(Victim("e-0", 1))) == Choice([], [])
 
     def test_without_a_key_nothing_is_to_be_superseded(self, stream: Stream, admin: StreamAdmin) -> None:
@@ -199,7 +204,7 @@ class TestChoosing:
 
 
 class TestSparing:
-    """What has started is spared by a drain, and by every doom that is for what has not started."""
+    """What has started is spared by a drain, and by every termination that is for what has not started."""
 
     @pytest.mark.parametrize("reason", [Reason.ERROR, Reason.EVICTED, Reason.COMPLETED])
     @pytest.mark.parametrize("by", [Reason.SCALED_DOWN, Reason.SUPERSEDED])
@@ -212,20 +217,20 @@ class TestSparing:
         stream.doom("e-1", None, 1, cancel(by, drain=True))
         fields = result_of(task, reason=reason) | {"started_at": "then", "exit_code": "1"}
         answer = stream.record("e-1", task.owner, 1, attempt=1, fields=fields)
-        assert (answer.fate, answer.doom) == (Fate.OK, None)
+        assert (answer.fate, answer.termination) == (Fate.OK, None)
         assert admin.results() == [fields]
         assert reloaded(stream, "e-1").workers[1].spared == ("down-1",)
 
     @pytest.mark.parametrize("started", ["", "then"])
-    @pytest.mark.parametrize("doom", [cancel(), cancel(drain=True)])
+    @pytest.mark.parametrize("termination", [cancel(), cancel(drain=True)])
     def test_one_that_was_deleted_is_cancelled(
-        self, stream: Stream, admin: StreamAdmin, doom: Doom, started: str
+        self, stream: Stream, admin: StreamAdmin, termination: Termination, started: str
     ) -> None:
         """Whoever saw the mark deleted it: its owner sees only that somebody did."""
         task = opened(stream, admin, event_id="e-1", pod_count="2")
-        stream.doom("e-1", None, 1, doom)
+        stream.doom("e-1", None, 1, termination)
         fields = result_of(task, reason=Reason.POD_DELETED) | {"started_at": started}
-        assert stream.record("e-1", task.owner, 1, attempt=1, fields=fields).doom == doom
+        assert stream.record("e-1", task.owner, 1, attempt=1, fields=fields).termination == termination
         assert admin.results()[0]["reason"] == "ScaledDown"
         assert reloaded(stream, "e-1").workers[1].spared == ()
 
@@ -237,7 +242,7 @@ class TestSparing:
         stream.record("e-1", task.owner, 1, attempt=1, fields=fields)
         assert admin.results()[0]["reason"] == "ScaledDown"
 
-    def test_a_doom_for_not_starting_has_no_part_in_the_end_of_what_has_started(
+    def test_a_termination_for_not_starting_has_no_part_in_the_end_of_what_has_started(
         self, stream: Stream, admin: StreamAdmin
     ) -> None:
         """PendingTimeout, and then it started and failed."""
@@ -245,7 +250,7 @@ class TestSparing:
         intend(stream, task)
         stream.doom("e-1", task.owner, 1, end(1))
         fields = result_of(task, reason=Reason.ERROR) | {"started_at": "then"}
-        assert stream.record("e-1", task.owner, 1, attempt=1, fields=fields).doom is None
+        assert stream.record("e-1", task.owner, 1, attempt=1, fields=fields).termination is None
         assert admin.results()[0]["reason"] == "Error"
 
     def test_one_that_several_drains_have_spared_is_a_survivor_of_each(
@@ -256,7 +261,7 @@ class TestSparing:
         for name in ("a", "b", "a"):
             stream.doom("e-1", None, 1, cancel(by=name, drain=True))
             stream.withdraw("e-1", task.owner, 1, cancel(by=name, drain=True))
-        assert reloaded(stream, "e-1").workers[1].doom is None
+        assert reloaded(stream, "e-1").workers[1].termination is None
         record(stream, task)
         [worker] = stream.outcomes([Victim("e-1", 1)])
         assert worker is not None

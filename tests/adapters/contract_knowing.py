@@ -98,7 +98,7 @@ class TestRestoring:
         return before, reloaded(stream, "e-1")
 
     def test_brings_back_all_that_was_known(self, stream: Stream, admin: StreamAdmin) -> None:
-        """Owner, attempts, refusals, dooms and outcomes; nothing is published again."""
+        """Owner, attempts, refusals, terminations and outcomes; nothing is published again."""
         before, after = self.restored(stream, admin)
         assert after == before
         assert admin.results() == []

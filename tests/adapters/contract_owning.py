@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
-from ottoscaler.core.acts import Doom
 from ottoscaler.core.choice import Choice, Victim
 from ottoscaler.core.events import BadEvent, DeadReason
+from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.errors import StreamUnavailable
 from ottoscaler.ports import Fate, OpenTask, StoredWorker, Stream
@@ -36,14 +36,14 @@ __all__ = ["TestHandingOver", "TestLeases", "TestPoison", "TestRestart", "TestTa
 TAKES_TO_POISON = 9
 
 Write = Callable[[Stream, str, str], object]
-_DOOM = Doom(Reason.PENDING_TIMEOUT, "late", 1)
+_TERMINATION = Termination(Reason.PENDING_TIMEOUT, "late", 1)
 #: Every write that shows an owner token, with the answer for one that is not the owner.
 WRITES: dict[str, Write] = {
     "intend": lambda s, e, o: s.intend(e, o, 1, attempt=1, infra_used=0, pod="p").fate,
     "note_refused": lambda s, e, o: s.note_refused(e, o, 1, 1).fate,
     "check": lambda s, e, o: s.check(e, o, 1, 1).fate,
-    "doom": lambda s, e, o: s.doom(e, o, 1, _DOOM).fate,
-    "withdraw": lambda s, e, o: s.withdraw(e, o, 1, _DOOM).fate,
+    "doom": lambda s, e, o: s.doom(e, o, 1, _TERMINATION).fate,
+    "withdraw": lambda s, e, o: s.withdraw(e, o, 1, _TERMINATION).fate,
     "record": lambda s, e, o: s.record(e, o, 1, attempt=1, fields={"outcome": "succeeded", "reason": "x"}).fate,
     "finish_scale_down": lambda s, e, o: s.finish_scale_down(e, o, {"kind": "scale_down"}).fate,
 }
@@ -198,7 +198,7 @@ class TestTakingOver:
         assert admin.open_ids() == set()
 
     def test_brings_all_that_is_stored(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
-        """Attempts, used retries, refusals, dooms and outcomes, by index."""
+        """Attempts, used retries, refusals, terminations and outcomes, by index."""
         task = opened(stream, admin, event_id="e-1", pod_count="5")
         intend(stream, task, 1, attempt=2, infra_used=1)
         intend(stream, task, 2)
@@ -209,7 +209,7 @@ class TestTakingOver:
         assert dict(taken.workers) == {
             1: StoredWorker(1, attempt=2, infra_used=1),
             2: StoredWorker(2, attempt=1, refused=True),
-            3: StoredWorker(3, doom=cancel()),
+            3: StoredWorker(3, termination=cancel()),
             4: StoredWorker(4, outcome="succeeded", reason="Completed"),
         }
         assert (taken.event, taken.received_at, taken.cancels) == (task.event, task.received_at, 1)
@@ -332,8 +332,12 @@ class TestPoison:
         record(stream, task, 1)
         taken = self.take_often(stream, admin, "e-1", 10)
         worker = taken.workers[2]
-        assert worker.doom is not None
-        assert (worker.doom.reason, worker.doom.attempt, taken.workers[1].doom) == (Reason.POISON, 0, None)
+        assert worker.termination is not None
+        assert (worker.termination.reason, worker.termination.attempt, taken.workers[1].termination) == (
+            Reason.POISON,
+            0,
+            None,
+        )
         assert record(stream, taken, 2, attempt=0, reason=Reason.ERROR).fate is Fate.OK
         assert [result["reason"] for result in admin.results("task")] == ["Poison"]
 

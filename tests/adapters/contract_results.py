@@ -99,17 +99,17 @@ class TestRecording:
         assert [result["reason"] for result in admin.results()] == ["ScaledDown", "ScaledDown"]
 
     @pytest.mark.contract("5.Completed")
-    def test_a_success_wins_over_any_doom(self, stream: Stream, admin: StreamAdmin) -> None:
+    def test_a_success_wins_over_any_termination(self, stream: Stream, admin: StreamAdmin) -> None:
         """The pod finished before it could be ended."""
         task = opened(stream, admin, event_id="e-1", pod_count="2")
-        for index, doom in ((1, cancel()), (2, end(1))):
+        for index, termination in ((1, cancel()), (2, end(1))):
             intend(stream, task, index)
-            stream.doom("e-1", task.owner, index, doom)
+            stream.doom("e-1", task.owner, index, termination)
             record(stream, task, index)
         assert [result["reason"] for result in admin.results("worker")] == ["Completed", "Completed"]
 
     @pytest.mark.contract("5.PendingTimeout")
-    def test_the_doom_of_this_attempt_wins(self, stream: Stream, admin: StreamAdmin) -> None:
+    def test_the_termination_of_this_attempt_wins(self, stream: Stream, admin: StreamAdmin) -> None:
         """We deleted the pod because it did not start: nobody else did."""
         task = opened(stream, admin, event_id="e-1", pod_count="2")
         intend(stream, task)

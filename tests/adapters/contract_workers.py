@@ -1,4 +1,4 @@
-"""The contract of `ports.Stream`, fourth part: intents, dooms, what is shown. All implementations run it."""
+"""The contract of `ports.Stream`, fourth part: intents, terminations, what is shown. All implementations run it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ottoscaler.errors import StreamUnavailable
 from ottoscaler.ports import Answer, Fate, OpenTask, StoredWorker, Stream
 from tests.adapters.streams import StreamAdmin, cancel, end, intend, note_states, note_why, opened, record, reloaded
 
-__all__ = ["TestCancels", "TestDooms", "TestIntending", "TestShowing"]
+__all__ = ["TestCancels", "TestIntending", "TestShowing", "TestTerminations"]
 
 
 def stored(stream: Stream, task: OpenTask, index: int = 1) -> StoredWorker:
@@ -53,7 +53,7 @@ class TestIntending:
 
     @pytest.mark.parametrize("attempt", [0, 2])
     def test_is_refused_when_cancelled(self, stream: Stream, admin: StreamAdmin, attempt: int) -> None:
-        """With the doom, and the attempt whose pod may be there (0: none ever was)."""
+        """With the termination, and the attempt whose pod may be there (0: none ever was)."""
         task = opened(stream, admin, event_id="e-1")
         if attempt:
             intend(stream, task, attempt=attempt)
@@ -61,15 +61,15 @@ class TestIntending:
         assert intend(stream, task, attempt=attempt + 1) == Answer(Fate.CANCELLED, cancel(), attempt)
         assert stored(stream, task).attempt == attempt
 
-    def test_is_refused_for_the_attempt_that_is_doomed(self, stream: Stream, admin: StreamAdmin) -> None:
+    def test_is_refused_for_the_attempt_that_is_terminated(self, stream: Stream, admin: StreamAdmin) -> None:
         """It has to end first."""
         task = opened(stream, admin, event_id="e-1")
         intend(stream, task)
         stream.doom("e-1", task.owner, 1, end(1))
         assert intend(stream, task) == Answer(Fate.CANCELLED, end(1), 1)
 
-    def test_of_the_next_attempt_clears_the_doom_of_the_last(self, stream: Stream, admin: StreamAdmin) -> None:
-        """A doom that is no cancel ends with its attempt."""
+    def test_of_the_next_attempt_clears_the_termination_of_the_last(self, stream: Stream, admin: StreamAdmin) -> None:
+        """A termination that is no cancel ends with its attempt."""
         task = opened(stream, admin, event_id="e-1")
         intend(stream, task)
         stream.doom("e-1", task.owner, 1, end(1))
@@ -95,7 +95,7 @@ class TestIntending:
         assert stored(stream, task) == StoredWorker(1, attempt=2)
 
 
-class TestDooms:
+class TestTerminations:
     """doom, check, withdraw: why a pod is to be ended is stored before it is."""
 
     def test_check_tells_none_where_there_is_none(self, stream: Stream, admin: StreamAdmin) -> None:
@@ -111,7 +111,7 @@ class TestDooms:
         for _ in range(2):
             assert stream.doom("e-1", task.owner, 1, end(1)) == Answer(Fate.OK, end(1))
         assert stream.check("e-1", task.owner, 1, 1) == Answer(Fate.OK, end(1))
-        assert stored(stream, task).doom == end(1)
+        assert stored(stream, task).termination == end(1)
 
     def test_the_first_of_an_attempt_holds(self, stream: Stream, admin: StreamAdmin) -> None:
         """Or a repetition would change the reason that somebody acted on."""
@@ -127,7 +127,7 @@ class TestDooms:
         task = opened(stream, admin, event_id="e-1")
         intend(stream, task, attempt=2)
         assert stream.doom("e-1", task.owner, 1, end(attempt)).fate is Fate.OLD_ATTEMPT
-        assert stored(stream, task).doom is None
+        assert stored(stream, task).termination is None
 
     def test_comes_too_late_for_a_result(self, stream: Stream, admin: StreamAdmin) -> None:
         """So do check and withdraw, and a cancel of another replica."""
@@ -145,7 +145,7 @@ class TestDooms:
         stream.doom("e-1", task.owner, 1, end(1))
         for _ in range(2):
             assert stream.withdraw("e-1", task.owner, 1, end(1)) == Answer(Fate.OK)
-        assert stored(stream, task).doom is None
+        assert stored(stream, task).termination is None
 
     def test_withdrawing_spares_any_other(self, stream: Stream, admin: StreamAdmin) -> None:
         """A cancel that came in between stays and is told."""
@@ -154,11 +154,11 @@ class TestDooms:
         stream.doom("e-1", task.owner, 1, end(1))
         stream.doom("e-1", None, 1, cancel())
         assert stream.withdraw("e-1", task.owner, 1, end(1)) == Answer(Fate.OK, cancel())
-        assert stored(stream, task).doom == cancel()
+        assert stored(stream, task).termination == cancel()
 
 
 class TestCancels:
-    """Dooms of an index, not of an attempt: they stay, and any replica may store them."""
+    """Terminations of an index, not of an attempt: they stay, and any replica may store them."""
 
     def test_come_from_any_replica(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
         """The owner need not be known."""
@@ -181,7 +181,7 @@ class TestCancels:
         assert reloaded(stream, "e-1").cancels == 2
 
     def test_are_not_what_a_deadline_is(self, stream: Stream, admin: StreamAdmin) -> None:
-        """A doom of one attempt is not counted as a cancel."""
+        """A termination of one attempt is not counted as a cancel."""
         task = opened(stream, admin, event_id="e-1")
         intend(stream, task)
         stream.doom("e-1", task.owner, 1, end(1))
@@ -194,7 +194,7 @@ class TestCancels:
         stream.doom("e-1", None, 1, held)
         assert stream.withdraw("e-1", task.owner, 1, cancel(by="down-2", drain=True)) == Answer(Fate.OK, held)
 
-    def test_override_other_dooms_and_not_the_other_way_round(self, stream: Stream, admin: StreamAdmin) -> None:
+    def test_override_other_terminations_and_not_the_other_way_round(self, stream: Stream, admin: StreamAdmin) -> None:
         """A cancel forbids new attempts, a deadline does not."""
         task = opened(stream, admin, event_id="e-1")
         intend(stream, task)
@@ -215,7 +215,7 @@ class TestCancels:
         stream.doom("e-1", None, 1, drain)
         assert stream.doom("e-1", None, 1, kill) == Answer(Fate.OK, kill)
         assert stream.doom("e-1", None, 1, drain) == Answer(Fate.OK, kill)
-        assert stored(stream, task).doom == kill
+        assert stored(stream, task).termination == kill
 
     def test_a_drain_that_was_survived_does_not_come_back(self, stream: Stream, admin: StreamAdmin) -> None:
         """Its scale_down stores it again after a restart, and the worker runs all the same; another one may."""
@@ -224,7 +224,7 @@ class TestCancels:
         stream.doom("e-1", None, 1, drain)
         stream.withdraw("e-1", task.owner, 1, drain)
         assert stream.doom("e-1", None, 1, drain) == Answer(Fate.OK)
-        assert stored(stream, task).doom is None
+        assert stored(stream, task).termination is None
         again = cancel(by="down-2", drain=True)
         assert stream.doom("e-1", None, 1, again) == Answer(Fate.OK, again)
 

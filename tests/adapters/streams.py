@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from ottoscaler.core.acts import Doom
 from ottoscaler.core.choice import Claim, Victim
 from ottoscaler.core.events import ScaleEvent, digest, parse
 from ottoscaler.core.results import worker_result
+from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Reason, Verdict
 from ottoscaler.ports import Answer, Entry, Note, OpenTask, Stream
 
@@ -149,9 +149,9 @@ def record(
     return stream.record(task.event.event_id, task.owner, index, attempt=attempt, fields=fields)
 
 
-def cancel(reason: Reason = Reason.SCALED_DOWN, *, by: str = "down-1", drain: bool = False) -> Doom:
+def cancel(reason: Reason = Reason.SCALED_DOWN, *, by: str = "down-1", drain: bool = False) -> Termination:
     """A cancel of an index, as a scale_down stores it."""
-    return Doom(reason, f"asked for by {by}", drain=drain, by=by)
+    return Termination(reason, f"asked for by {by}", drain=drain, by=by)
 
 
 def claim(*candidates: Victim, count: int = 0, spared: Sequence[str] = (), by: str = "d-1") -> Claim:
@@ -159,9 +159,9 @@ def claim(*candidates: Victim, count: int = 0, spared: Sequence[str] = (), by: s
     return Claim(cancel(by=by), candidates, count, spared)
 
 
-def end(attempt: int, reason: Reason = Reason.PENDING_TIMEOUT) -> Doom:
-    """A doom of one attempt, as a deadline stores it."""
-    return Doom(reason, "took too long", attempt)
+def end(attempt: int, reason: Reason = Reason.PENDING_TIMEOUT) -> Termination:
+    """A termination of one attempt, as a deadline stores it."""
+    return Termination(reason, "took too long", attempt)
 
 
 def taken_over(stream: Stream, admin: StreamAdmin, task: OpenTask) -> OpenTask:

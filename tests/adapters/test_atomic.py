@@ -298,7 +298,7 @@ def _intend(rig: Rig) -> Call:
 
 
 @situation
-def _intend__after_a_doom(rig: Rig) -> Call:
+def _intend__after_a_termination(rig: Rig) -> Call:
     task = _task(rig)
     intend(rig.strong, task)
     rig.strong.doom("e-1", task.owner, 1, replace(cancel(Reason.PENDING_TIMEOUT), attempt=1))

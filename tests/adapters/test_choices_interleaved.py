@@ -15,9 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ottoscaler.core.acts import Doom
 from ottoscaler.core.choice import Choice, Claim, Victim
 from ottoscaler.core.events import EventType
+from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.local.redis import EmbeddedRedis
 from ottoscaler.ports import OpenTask, Stream
@@ -91,8 +91,8 @@ class World:
             if name != event_id and _id(up.event.stream_id) < _id(event.stream_id)
             for index in range(1, up.event.pod_count + 1)
         ]
-        doom = Doom(reason, "asked", drain=reason is Reason.SUPERSEDED, by=event_id)
-        self.claims[event_id] = Claim(doom, found[::-1] if which % 2 else found, self.asked[event_id].count)
+        termination = Termination(reason, "asked", drain=reason is Reason.SUPERSEDED, by=event_id)
+        self.claims[event_id] = Claim(termination, found[::-1] if which % 2 else found, self.asked[event_id].count)
 
     def choose(self, which: int, who: int) -> None:
         """A replica chooses by what it had read, perhaps for the second time."""
@@ -151,8 +151,8 @@ class World:
         for (name, index), by in taken.items():
             stored = self.streams[0].outcomes([Victim(name, index)])[0]
             assert stored is not None
-            assert stored.doom is not None
-            assert stored.doom.by == by
+            assert stored.termination is not None
+            assert stored.termination.by == by
 
 
 def _id(stream_id: str) -> tuple[int, ...]:

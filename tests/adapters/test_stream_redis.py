@@ -12,8 +12,8 @@ from typing import Any, cast
 import pytest
 
 from ottoscaler.adapters.stream import RedisStream
-from ottoscaler.core.acts import Doom
 from ottoscaler.core.events import BadEvent, DeadReason
+from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.errors import StreamUnavailable
 from ottoscaler.local.redis import EmbeddedRedis, find_binary
@@ -195,7 +195,7 @@ class TestServer:
         task = opened(stream, admin, event_id="e-1", pod_count=str(count), blob="x" * size)
         for index in range(1, count + 1):
             intend(stream, task, index)
-            stream.doom("e-1", None, index, Doom(Reason.SCALED_DOWN, "asked", by="d"))
+            stream.doom("e-1", None, index, Termination(Reason.SCALED_DOWN, "asked", by="d"))
             record(stream, task, index, reason=Reason.ERROR)
         with server.client() as client:
             kept = cast("Any", client).memory_usage(f"{admin.prefix}task:e-1", samples=0)

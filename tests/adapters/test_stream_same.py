@@ -15,9 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ottoscaler.core.acts import Doom
 from ottoscaler.core.choice import Claim, Victim
 from ottoscaler.core.events import BadEvent, ScaleEvent, digest, parse
+from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.errors import StreamUnavailable
 from ottoscaler.local.redis import EmbeddedRedis
@@ -48,13 +48,13 @@ EVENTS: tuple[dict[str, str], ...] = (
     {"type": "scale_up", "event_id": "bad", "pod_count": "0"},
     {"type": "scale_up", "event_id": "no id"},
 )
-DOOMS = (
-    Doom(Reason.SCALED_DOWN, "asked", by="d"),
-    Doom(Reason.SCALED_DOWN, "asked", by="d", drain=True),
-    Doom(Reason.SUPERSEDED, "newer", by="b", drain=True),
-    Doom(Reason.PENDING_TIMEOUT, "late", 1),
-    Doom(Reason.UNSCHEDULABLE, "no node", 1),
-    Doom(Reason.PENDING_TIMEOUT, "late", 2),
+TERMINATIONS = (
+    Termination(Reason.SCALED_DOWN, "asked", by="d"),
+    Termination(Reason.SCALED_DOWN, "asked", by="d", drain=True),
+    Termination(Reason.SUPERSEDED, "newer", by="b", drain=True),
+    Termination(Reason.PENDING_TIMEOUT, "late", 1),
+    Termination(Reason.UNSCHEDULABLE, "no node", 1),
+    Termination(Reason.PENDING_TIMEOUT, "late", 2),
 )
 REASONS = (Reason.COMPLETED, Reason.ERROR, Reason.POD_DELETED, Reason.SCALED_DOWN)
 FAR_FUTURE_MS = 9_999_999_990_000
@@ -129,12 +129,12 @@ class World:
     def check(self, event_id: str, index: int, attempt: int, token: int) -> object:
         return self.streams[0].check(event_id, self._token(token), index, attempt)
 
-    def doom(self, event_id: str, index: int, doom: Doom, token: int) -> object:
-        owner = None if token == 0 and doom.attempt == 0 else self._token(token)
-        return self.streams[0].doom(event_id, owner, index, doom)
+    def doom(self, event_id: str, index: int, termination: Termination, token: int) -> object:
+        owner = None if token == 0 and termination.attempt == 0 else self._token(token)
+        return self.streams[0].doom(event_id, owner, index, termination)
 
-    def withdraw(self, event_id: str, index: int, doom: Doom, token: int) -> object:
-        return self.streams[0].withdraw(event_id, self._token(token), index, doom)
+    def withdraw(self, event_id: str, index: int, termination: Termination, token: int) -> object:
+        return self.streams[0].withdraw(event_id, self._token(token), index, termination)
 
     def record(self, event_id: str, index: int, attempt: int, reason: Reason, started: bool, token: int) -> object:
         event = parse("1-1", {b"type": b"scale_up", b"event_id": event_id.encode()}, 9)
@@ -142,11 +142,11 @@ class World:
         fields = result_of(OpenTask(event, ""), index, attempt, reason) | ({"started_at": "then"} if started else {})
         return self.streams[0].record(event_id, self._token(token), index, attempt=attempt, fields=fields)
 
-    def choose(self, event_id: str, doom: Doom, count: int, token: int) -> object:
+    def choose(self, event_id: str, termination: Termination, count: int, token: int) -> object:
         if event_id == "a":
             return None  # it has nobody to choose
         listed = [Victim("a", 2, "p2"), Victim("b", 1, "p1"), Victim("a", 1, "p3")]
-        return self.streams[0].choose(event_id, self._token(token), Claim(doom, listed, count, ["s"]))
+        return self.streams[0].choose(event_id, self._token(token), Claim(termination, listed, count, ["s"]))
 
     def finish(self, token: int) -> object:
         return self.streams[0].finish_scale_down("d", self._token(token), {"kind": "scale_down", "event_id": "d"})
@@ -197,7 +197,7 @@ def step(name: str, *arguments: st.SearchStrategy[Any]) -> st.SearchStrategy[tup
 
 
 WHO, INDEX, ATTEMPT, TOKEN = st.integers(0, 2), st.integers(1, 2), st.integers(1, 2), st.integers(0, 2)
-IDS, DOOM, YES = st.sampled_from(["a", "a", "b", "d"]), st.sampled_from(DOOMS), st.booleans()
+IDS, TERMINATION, YES = st.sampled_from(["a", "a", "b", "d"]), st.sampled_from(TERMINATIONS), st.booleans()
 STEPS = st.one_of(
     step("send", st.integers(0, len(EVENTS) - 1)),
     step("read", WHO),
@@ -212,10 +212,10 @@ STEPS = st.one_of(
     step("intend", IDS, INDEX, ATTEMPT, TOKEN),
     step("refused", IDS, INDEX, ATTEMPT, TOKEN),
     step("check", IDS, INDEX, ATTEMPT, TOKEN),
-    step("doom", IDS, INDEX, DOOM, TOKEN),
-    step("withdraw", IDS, INDEX, DOOM, TOKEN),
+    step("doom", IDS, INDEX, TERMINATION, TOKEN),
+    step("withdraw", IDS, INDEX, TERMINATION, TOKEN),
     step("record", IDS, INDEX, ATTEMPT, st.sampled_from(REASONS), YES, TOKEN),
-    step("choose", IDS, st.sampled_from(DOOMS[:3]), st.integers(0, 2), TOKEN),
+    step("choose", IDS, st.sampled_from(TERMINATIONS[:3]), st.integers(0, 2), TOKEN),
     step("finish", TOKEN),
     step("note", IDS, INDEX, TOKEN),
 )

@@ -20,10 +20,10 @@ import redis
 from ottoscaler.adapters.board import Board
 from ottoscaler.adapters.stream import RedisStream
 from ottoscaler.cli.connection import load
-from ottoscaler.core.acts import Doom
 from ottoscaler.core.choice import Claim, Victim
 from ottoscaler.core.events import BadEvent, ScaleEvent, digest, parse
 from ottoscaler.core.results import worker_result
+from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Reason, Verdict
 from ottoscaler.local.redis import EmbeddedRedis
 from ottoscaler.ports import Entry, OpenTask
@@ -79,7 +79,7 @@ class Controller:
         assert task is not None
         event_id = task.event.event_id
         victims = [Victim(of.event.event_id, index, pod) for index, pod in enumerate(pods, 1)]
-        self.stream.choose(event_id, task.owner, Claim(Doom(Reason.SCALED_DOWN, by=event_id), victims))
+        self.stream.choose(event_id, task.owner, Claim(Termination(Reason.SCALED_DOWN, by=event_id), victims))
         closing = {"kind": "scale_down", "event_id": event_id, "outcome": "succeeded", "reason": "Completed"}
         self.stream.finish_scale_down(event_id, task.owner, closing)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from ottoscaler.core import acts
-from ottoscaler.core.acts import Effect, Observation
+from ottoscaler.core import effects, observations
+from ottoscaler.core.effects import Effect
 from ottoscaler.core.lifecycle import Life, Stage, effect, step
+from ottoscaler.core.observations import Observation
 from ottoscaler.settings import WorkerSettings
 from tests.core.builders import NOW
 
@@ -16,17 +17,40 @@ LIMITS = WorkerSettings(
 
 #: What the docstrings of the effects promise: nothing else ever answers them.
 ANSWERS: Final[dict[type, tuple[type, ...]]] = {
-    acts.Intend: (acts.Intended, acts.Cancelled, acts.HasResult, acts.OldAttempt, acts.NotOurs),
-    acts.Create: (acts.Seen, acts.AlreadyThere, acts.Refused, acts.RejectedPod, acts.Unclear),
-    acts.NoteRefused: (acts.Done, acts.NotOurs),
-    acts.Look: (acts.Seen, acts.Absent, acts.Foreign),
-    acts.Check: (acts.Checked, acts.HasResult, acts.NotOurs),
-    acts.Await: (acts.Seen, acts.Missing, acts.Marked, acts.TimedOut, acts.NotOurs),
-    acts.Mark: (acts.Marked, acts.HasResult, acts.OldAttempt, acts.NotOurs),
-    acts.Withdraw: (acts.Checked, acts.HasResult, acts.NotOurs),
-    acts.Kill: (acts.Done, acts.Changed),
-    acts.Record: (acts.Done, acts.OldAttempt, acts.NotOurs),
-    acts.Delete: (acts.Done,),
+    effects.Intend: (
+        observations.Intended,
+        observations.Cancelled,
+        observations.HasResult,
+        observations.OldAttempt,
+        observations.NotOurs,
+    ),
+    effects.Create: (
+        observations.Seen,
+        observations.AlreadyThere,
+        observations.Refused,
+        observations.RejectedPod,
+        observations.Unclear,
+    ),
+    effects.NoteRefused: (observations.Done, observations.NotOurs),
+    effects.Look: (observations.Seen, observations.Absent, observations.Foreign),
+    effects.Check: (observations.Checked, observations.HasResult, observations.NotOurs),
+    effects.Await: (
+        observations.Seen,
+        observations.Missing,
+        observations.TerminationStored,
+        observations.TimedOut,
+        observations.NotOurs,
+    ),
+    effects.StoreTermination: (
+        observations.TerminationStored,
+        observations.HasResult,
+        observations.OldAttempt,
+        observations.NotOurs,
+    ),
+    effects.ClearTermination: (observations.Checked, observations.HasResult, observations.NotOurs),
+    effects.DeleteIfUnchanged: (observations.Done, observations.Changed),
+    effects.Record: (observations.Done, observations.OldAttempt, observations.NotOurs),
+    effects.Delete: (observations.Done,),
 }
 
 

@@ -8,27 +8,22 @@ from typing import Any
 
 import pytest
 
-from ottoscaler.core.acts import (
+from ottoscaler.core.effects import Await, DeleteIfUnchanged, Intend, Look, Record, StoreTermination
+from ottoscaler.core.endings import verdict
+from ottoscaler.core.lifecycle import resume
+from ottoscaler.core.observations import (
     Absent,
-    Await,
     Changed,
     Checked,
     Done,
-    Doom,
-    Intend,
     Intended,
-    Kill,
-    Look,
-    Mark,
-    Marked,
     Missing,
-    Record,
     Seen,
+    TerminationStored,
     TimedOut,
 )
-from ottoscaler.core.endings import verdict
-from ottoscaler.core.lifecycle import resume
 from ottoscaler.core.pods import Phase, Snapshot, Trouble
+from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Reason, Verdict
 from tests.core.builders import (
     NOW,
@@ -214,12 +209,14 @@ class TestOutlived:
         drive.wait(LIMITS.termination_grace_s - 1)
         assert isinstance(drive.tell(TimedOut()), Await)
         drive.wait(1)
-        doom = Doom(reason, f"the worker exited with code {code}", 1)
-        assert drive.tell(TimedOut()) == Mark(doom)
-        assert drive.tell(Marked(doom)) == Kill(snap, 1), "the others have had their grace"
+        termination = Termination(reason, f"the worker exited with code {code}", 1)
+        assert drive.tell(TimedOut()) == StoreTermination(termination)
+        assert drive.tell(TerminationStored(termination)) == DeleteIfUnchanged(snap, 1), (
+            "the others have had their grace"
+        )
         drive.tell(Done())
         over = replace(deleting(snap), phase=Phase.FAILED, outlived=False)
-        assert drive.tell(Seen(over)) == Record(1, doom.verdict, over)
+        assert drive.tell(Seen(over)) == Record(1, termination.verdict, over)
 
     @contract("4.container")
     def test_a_pod_that_ends_within_the_grace_is_left_to_end(self) -> None:
@@ -231,14 +228,14 @@ class TestOutlived:
     @contract("4.container")
     @pytest.mark.parametrize("code", [0, 3])
     def test_the_verdict_is_kept_over_a_take_over(self, code: int) -> None:
-        """Whoever goes on reads the stored doom, and ends the pod without a second grace."""
-        doom = Doom(Reason.ERROR if code else Reason.COMPLETED, f"the worker exited with code {code}", 1)
-        drive = Drive(resume(1, 1, 0, doom))
-        assert drive.tell(Seen(outlived(code)), Checked(doom)) == Kill(outlived(code), 1)
+        """Whoever goes on reads the stored termination, and ends the pod without a second grace."""
+        termination = Termination(Reason.ERROR if code else Reason.COMPLETED, f"the worker exited with code {code}", 1)
+        drive = Drive(resume(1, 1, 0, termination))
+        assert drive.tell(Seen(outlived(code)), Checked(termination)) == DeleteIfUnchanged(outlived(code), 1)
         drive.tell(Changed())
         end = drive.tell(Absent())
         assert isinstance(end, Record)
-        assert end.verdict == doom.verdict
+        assert end.verdict == termination.verdict
 
     @contract("4.container")
     def test_a_take_over_before_the_intent_begins_a_grace(self) -> None:
@@ -293,17 +290,17 @@ class TestOutlived:
         drive, snap = Drive(limits=replace(LIMITS, worker_retries=1)), outlived(3)
         drive.tell(*CREATED, Seen(snap))
         drive.wait(LIMITS.termination_grace_s)
-        doom = Doom(Reason.ERROR, "the worker exited with code 3", 1)
-        drive.tell(TimedOut(), Marked(doom), Done(), Seen(deleting(snap)))
+        termination = Termination(Reason.ERROR, "the worker exited with code 3", 1)
+        drive.tell(TimedOut(), TerminationStored(termination), Done(), Seen(deleting(snap)))
         assert snap.live
         assert drive.tell(Seen(deleting(snap).as_gone())) == Intend(2, 0)
 
     @contract("4.container")
-    def test_a_doom_for_not_starting_is_withdrawn_and_the_end_counts(self) -> None:
+    def test_a_termination_for_not_starting_is_withdrawn_and_the_end_counts(self) -> None:
         """It started and ended between two looks."""
-        doom = Doom(Reason.PENDING_TIMEOUT, "late", 1)
-        drive = Drive(resume(1, 1, 0, doom))
-        drive.tell(Seen(outlived()), Checked(doom), Checked(None))
+        termination = Termination(Reason.PENDING_TIMEOUT, "late", 1)
+        drive = Drive(resume(1, 1, 0, termination))
+        drive.tell(Seen(outlived()), Checked(termination), Checked(None))
         assert drive.next == Await(NOW + LIMITS.termination_grace_s)
 
     @contract("4.container")
@@ -311,10 +308,10 @@ class TestOutlived:
     @pytest.mark.parametrize(("code", "reason"), [(0, Reason.COMPLETED), (3, Reason.SCALED_DOWN)])
     def test_a_cancel_ends_the_pod_at_once_and_spares_only_a_success(self, code: int, reason: Reason) -> None:
         """As for every other pod."""
-        cancel, snap = Doom(Reason.SCALED_DOWN, "cancelled", by="e-2"), outlived(code)
+        cancel, snap = Termination(Reason.SCALED_DOWN, "cancelled", by="e-2"), outlived(code)
         drive = Drive()
         drive.tell(*CREATED, Seen(snap))
-        assert drive.tell(Marked(cancel)) == Kill(snap)
+        assert drive.tell(TerminationStored(cancel)) == DeleteIfUnchanged(snap)
         drive.tell(Done())
         end = drive.tell(Seen(deleting(snap).as_gone()))
         assert isinstance(end, Record)
@@ -322,16 +319,16 @@ class TestOutlived:
 
     @contract("4.container")
     def test_a_start_error_beside_a_sidecar_is_ended_too(self) -> None:
-        """It never started, and its doom says so: it is not withdrawn."""
+        """It never started, and its termination says so: it is not withdrawn."""
         state = terminated(128, "StartError", startedAt="1970-01-01T00:00:00Z", message="no room in the cgroup")
         snap = seen(with_others(raw_pod("Running", state=state), container("aaa", RUNS)))
         drive = Drive()
         drive.tell(Intended(), Seen(replace(snap, exit_code=None, ended_as="", outlived=False)), Checked(None))
         drive.tell(Seen(snap))
         drive.wait(LIMITS.termination_grace_s)
-        doom = Doom(Reason.START_ERROR, "no room in the cgroup", 1)
-        assert drive.tell(TimedOut()) == Mark(doom)
-        assert drive.tell(Marked(doom)) == Kill(snap, 1)
+        termination = Termination(Reason.START_ERROR, "no room in the cgroup", 1)
+        assert drive.tell(TimedOut()) == StoreTermination(termination)
+        assert drive.tell(TerminationStored(termination)) == DeleteIfUnchanged(snap, 1)
 
     def test_a_look_in_between_starts_no_second_grace(self) -> None:
         """A list without the pod, and a live look that finds it."""

@@ -172,7 +172,7 @@ def test_a_scale_down_has_two_modes(value: str) -> None:
 
 
 @contract("3.mode")
-@pytest.mark.parametrize("value", [b" ", b"Kill", b"stop", b"drain\n"])
+@pytest.mark.parametrize("value", [b" ", b"DeleteIfUnchanged", b"stop", b"drain\n"])
 def test_an_unknown_mode_is_refused(value: bytes) -> None:
     """A typing error must not kill what was to be spared."""
     assert "kill or drain is expected" in bad({b"type": b"scale_down", b"task_id": b"t", b"mode": value}).detail

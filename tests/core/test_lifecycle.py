@@ -6,37 +6,27 @@ from dataclasses import replace
 
 import pytest
 
-from ottoscaler.core.acts import (
+from ottoscaler.core.effects import Await, Check, Create, Delete, Effect, End, Intend, Later, Look, NoteRefused, Record
+from ottoscaler.core.lifecycle import IllegalStep, Life, Stage, backoff_s, effect, resume, step
+from ottoscaler.core.names import WorkerKey
+from ottoscaler.core.observations import (
     Absent,
     AlreadyThere,
-    Await,
     Cancelled,
-    Check,
     Checked,
-    Create,
-    Delete,
     Done,
-    Doom,
-    Effect,
-    End,
     Foreign,
     HasResult,
-    Intend,
     Intended,
-    Later,
-    Look,
-    NoteRefused,
     NotOurs,
     Observation,
     OldAttempt,
-    Record,
     Refused,
     RejectedPod,
     Seen,
     Unclear,
 )
-from ottoscaler.core.lifecycle import IllegalStep, Life, Stage, backoff_s, effect, resume, step
-from ottoscaler.core.names import WorkerKey
+from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Reason, Verdict
 from tests.core.builders import HASH, NOW, deleting, evicted, failed, pod, running, succeeded
 from tests.core.drive import LIMITS, Drive
@@ -88,8 +78,10 @@ def test_the_task_hash_shows_how_far_a_worker_is() -> None:
 
 @contract("5.state")
 def test_a_worker_whose_pod_is_being_ended_is_ending() -> None:
-    """From the moment at which its doom is known."""
-    assert Life(index=1, stage=Stage.AWAIT, pod=running(), doom=Doom(Reason.SCALED_DOWN)).state == "ending"
+    """From the moment at which its termination is known."""
+    assert (
+        Life(index=1, stage=Stage.AWAIT, pod=running(), termination=Termination(Reason.SCALED_DOWN)).state == "ending"
+    )
     assert Life(index=1, stage=Stage.REFUSED).state == "waiting"
 
 
@@ -246,7 +238,7 @@ def test_a_higher_attempt_ends_the_life() -> None:
     assert Drive().tell(OldAttempt()) == End("a higher attempt is stored")
 
 
-DOOM = Doom(Reason.PENDING_TIMEOUT, "", 1)
+TERMINATION = Termination(Reason.PENDING_TIMEOUT, "", 1)
 BEFORE: dict[str, tuple[Observation, ...]] = {
     "Intend": (),
     "NoteRefused": (Intended(), Refused("quota")),
@@ -264,10 +256,10 @@ def test_a_task_that_is_no_longer_ours_is_left_alone(asked: str) -> None:
     assert drive.tell(NotOurs()) == End("another process owns the task")
 
 
-@pytest.mark.parametrize("stage", [Stage.MARK, Stage.WITHDRAW])
-def test_a_doom_that_is_not_ours_to_store_is_left_alone(stage: Stage) -> None:
+@pytest.mark.parametrize("stage", [Stage.STORE_TERMINATION, Stage.CLEAR_TERMINATION])
+def test_a_termination_that_is_not_ours_to_store_is_left_alone(stage: Stage) -> None:
     """The new owner decides anew."""
-    drive = Drive(Life(index=1, stage=stage, pod=pod(), doom=DOOM))
+    drive = Drive(Life(index=1, stage=stage, pod=pod(), termination=TERMINATION))
     assert drive.tell(NotOurs()) == End("another process owns the task")
 
 
@@ -305,9 +297,9 @@ def test_a_life_without_its_pod_and_without_retries_is_lost() -> None:
 
 
 @contract("5.ScaledDown")
-def test_a_doomed_life_without_its_pod_ends_as_it_was_doomed_to() -> None:
+def test_a_terminated_life_without_its_pod_ends_as_it_was_terminated_to() -> None:
     """The process before us had killed the pod, and died before the record."""
-    drive = Drive(resume(1, 1, 0, Doom(Reason.SCALED_DOWN, "by e-2")))
+    drive = Drive(resume(1, 1, 0, Termination(Reason.SCALED_DOWN, "by e-2")))
     assert drive.tell(Absent()) == Record(1, Verdict(Reason.SCALED_DOWN, "by e-2"), None)
 
 
@@ -320,7 +312,7 @@ def test_a_finished_pod_is_recorded_by_whoever_finds_it() -> None:
 def test_a_worker_that_is_cancelled_before_its_next_attempt_ends_at_once() -> None:
     """This life has seen the end of the stored attempt: there is nothing to look at."""
     drive = Drive(Life(index=1, attempt=3, infra_used=2))
-    assert drive.tell(Cancelled(Doom(Reason.SCALED_DOWN), 2)) == Record(2, Verdict(Reason.SCALED_DOWN), None)
+    assert drive.tell(Cancelled(Termination(Reason.SCALED_DOWN), 2)) == Record(2, Verdict(Reason.SCALED_DOWN), None)
 
 
 @pytest.mark.parametrize(
@@ -339,9 +331,19 @@ def test_an_answer_that_no_rule_knows_is_a_defect(life: Life, answer: Observatio
         step(life, answer, NOW, LIMITS)
 
 
-@pytest.mark.parametrize("stage", [Stage.RECORD, Stage.MARK, Stage.WITHDRAW, Stage.CLEAN, Stage.KILL, Stage.DELETE])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        Stage.RECORD,
+        Stage.STORE_TERMINATION,
+        Stage.CLEAR_TERMINATION,
+        Stage.CLEAN,
+        Stage.DELETE_IF_UNCHANGED,
+        Stage.DELETE,
+    ],
+)
 def test_a_stage_without_what_it_needs_is_a_defect(stage: Stage) -> None:
-    """No effect without a pod, a doom or a verdict to do it with."""
+    """No effect without a pod, a termination or a verdict to do it with."""
     with pytest.raises(IllegalStep, match=f"{stage.name} lacks what it needs"):
         effect(Life(index=1, stage=stage), NOW)
 

@@ -6,34 +6,26 @@ from dataclasses import replace
 
 import pytest
 
-from ottoscaler.core.acts import (
+from ottoscaler.core.effects import Await, ClearTermination, Delete, DeleteIfUnchanged, Effect, End, Later, Look, Record
+from ottoscaler.core.lifecycle import Life, hurried
+from ottoscaler.core.observations import (
     Absent,
     AlreadyThere,
-    Await,
     Cancelled,
     Changed,
     Checked,
-    Delete,
     Done,
-    Doom,
-    Effect,
-    End,
     Intended,
-    Kill,
-    Later,
-    Look,
-    Marked,
     Missing,
     Observation,
-    Record,
     Refused,
     Seen,
+    TerminationStored,
     TimedOut,
     Unclear,
-    Withdraw,
 )
-from ottoscaler.core.lifecycle import Life, hurried
 from ottoscaler.core.pods import Snapshot
+from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Reason, Verdict
 from tests.core.builders import NOW, deleting, evicted, failed, pod, running, succeeded
 from tests.core.drive import LIMITS, Drive
@@ -41,7 +33,7 @@ from tests.core.drive import LIMITS, Drive
 contract = pytest.mark.contract
 
 CREATED = (Intended(), Seen(pod()), Checked(None))
-KILL = Doom(Reason.SCALED_DOWN, "by e-2", by="e-2")
+KILL = Termination(Reason.SCALED_DOWN, "by e-2", by="e-2")
 DRAIN = replace(KILL, drain=True)
 GONE = deleting(running()).as_gone()
 
@@ -52,7 +44,7 @@ GONE = deleting(running()).as_gone()
 def test_a_worker_that_never_had_an_attempt_is_cancelled_at_once(reason: Reason) -> None:
     """Attempt 0: there was none, and there is no pod to look for."""
     drive = Drive()
-    assert drive.tell(Cancelled(Doom(reason), 0)) == Record(0, Verdict(reason), None)
+    assert drive.tell(Cancelled(Termination(reason), 0)) == Record(0, Verdict(reason), None)
     assert drive.tell(Done()) == End("done")
 
 
@@ -61,7 +53,7 @@ def test_a_worker_with_an_attempt_is_looked_for_before_it_is_cancelled() -> None
     """Its pod may be there, created by somebody who died: it is seen to its end."""
     drive = Drive(Life(index=1, attempt=2, infra_used=1))
     assert drive.tell(Cancelled(KILL, 2)) == Look(2, live=False)
-    assert drive.tell(Seen(running()), Checked(KILL)) == Kill(running())
+    assert drive.tell(Seen(running()), Checked(KILL)) == DeleteIfUnchanged(running())
     assert drive.tell(Done()) == Await(NOW + 60)
     assert drive.tell(Seen(GONE)) == Record(2, KILL.verdict, GONE)
 
@@ -73,13 +65,13 @@ def test_a_cancelled_attempt_without_a_pod_is_recorded() -> None:
 
 
 @contract("5.ScaledDown")
-@pytest.mark.parametrize("doom", [KILL, DRAIN])
-def test_a_cancel_between_two_attempts_is_recorded_at_once(doom: Doom) -> None:
+@pytest.mark.parametrize("termination", [KILL, DRAIN])
+def test_a_cancel_between_two_attempts_is_recorded_at_once(termination: Termination) -> None:
     """The stored attempt is over, and how it ended is not how the worker does; its pod goes after the record."""
     drive = Drive()
     drive.tell(*CREATED, Seen(evicted()))
     drive.life = hurried(drive.life)
-    assert drive.tell(Cancelled(doom, 1)) == Record(1, doom.verdict, None)
+    assert drive.tell(Cancelled(termination, 1)) == Record(1, termination.verdict, None)
     assert drive.tell(Done()) == Delete(evicted())
 
 
@@ -106,17 +98,17 @@ def test_a_cancel_that_crossed_the_create_is_found_by_the_check(way: str) -> Non
     """However the pod came to be known, it is ended."""
     drive = Drive()
     drive.tell(*BEFORE[way])
-    assert drive.tell(Checked(KILL)) == Kill(running())
+    assert drive.tell(Checked(KILL)) == DeleteIfUnchanged(running())
 
 
 @contract("5.ScaledDown")
 @pytest.mark.parametrize("snap", [pod(), running()])
 def test_a_cancel_of_a_waiting_or_running_worker_kills_it(snap: Snapshot) -> None:
-    """Marked, killed, seen gone, recorded; nothing more to delete."""
+    """TerminationStored, killed, seen gone, recorded; nothing more to delete."""
     drive = Drive()
-    drive.tell(*CREATED, Seen(snap), Marked(KILL), Done())
+    drive.tell(*CREATED, Seen(snap), TerminationStored(KILL), Done())
     assert drive.tell(Seen(GONE), Done()) == End("done")
-    assert drive.asked[-4:] == ["Await", "Kill", "Await", "Record"]
+    assert drive.asked[-4:] == ["Await", "DeleteIfUnchanged", "Await", "Record"]
 
 
 @contract("5.ScaledDown")
@@ -124,14 +116,16 @@ def test_a_killed_worker_that_ends_with_an_error_is_cancelled() -> None:
     """We ended it: that it did not like it is not its fault."""
     drive = Drive(limits=replace(LIMITS, worker_retries=9, infra_retries=9))
     last = deleting(failed(143))
-    assert drive.tell(*CREATED, Seen(running()), Marked(KILL), Done(), Seen(last)) == Record(1, KILL.verdict, last)
+    assert drive.tell(*CREATED, Seen(running()), TerminationStored(KILL), Done(), Seen(last)) == Record(
+        1, KILL.verdict, last
+    )
 
 
 @contract("5.Completed")
 def test_a_worker_that_succeeds_before_it_is_killed_has_succeeded() -> None:
     """The kill's precondition fails, and the look shows why."""
     drive = Drive()
-    end = drive.tell(*CREATED, Seen(running()), Marked(KILL), Changed(), Seen(succeeded()), Checked(KILL))
+    end = drive.tell(*CREATED, Seen(running()), TerminationStored(KILL), Changed(), Seen(succeeded()), Checked(KILL))
     assert isinstance(end, Record)
     assert end.verdict.reason is Reason.COMPLETED
 
@@ -140,7 +134,7 @@ def test_a_worker_that_succeeds_before_it_is_killed_has_succeeded() -> None:
 def test_a_worker_that_succeeds_in_its_grace_has_succeeded() -> None:
     """It finished what it was doing; the pod goes by itself."""
     drive = Drive()
-    end = drive.tell(*CREATED, Seen(running()), Marked(KILL), Done(), Seen(deleting(succeeded())))
+    end = drive.tell(*CREATED, Seen(running()), TerminationStored(KILL), Done(), Seen(deleting(succeeded())))
     assert isinstance(end, Record)
     assert end.verdict.reason is Reason.COMPLETED
     assert drive.tell(Done()) == End("done")
@@ -151,7 +145,7 @@ def test_a_worker_that_somebody_deletes_and_we_cancel_is_cancelled() -> None:
     """Our reason wins over "somebody deleted it"; there is nothing to kill any more."""
     drive = Drive()
     drive.tell(*CREATED, Seen(deleting(running())))
-    assert drive.tell(Marked(KILL)) == Await(NOW + 60)
+    assert drive.tell(TerminationStored(KILL)) == Await(NOW + 60)
     assert drive.tell(Seen(GONE)) == Record(1, KILL.verdict, GONE)
 
 
@@ -160,7 +154,7 @@ def test_a_killed_worker_on_a_dead_node_is_cancelled_all_the_same() -> None:
     """The look after a minute finds it stuck; it is given up and its pod deleted."""
     stuck = deleting(running(disruption=Reason.NODE_LOST))
     drive = Drive()
-    drive.tell(*CREATED, Seen(running()), Marked(KILL), Done(), Seen(stuck), TimedOut())
+    drive.tell(*CREATED, Seen(running()), TerminationStored(KILL), Done(), Seen(stuck), TimedOut())
     drive.wait(63)
     assert drive.tell(Seen(stuck), Checked(KILL)) == Record(1, KILL.verdict, stuck)
     assert drive.tell(Done()) == Delete(stuck)
@@ -170,20 +164,20 @@ def test_a_killed_worker_on_a_dead_node_is_cancelled_all_the_same() -> None:
 def test_a_killed_pod_of_which_nothing_is_heard_is_looked_at() -> None:
     """It may be gone already, and what is not there can be killed for ever."""
     drive = Drive()
-    drive.tell(*CREATED, Seen(running()), Marked(KILL), Done())
+    drive.tell(*CREATED, Seen(running()), TerminationStored(KILL), Done())
     drive.wait(60)
     assert drive.tell(TimedOut()) == Look(1)
     assert drive.tell(Absent()) == Record(1, KILL.verdict, running().as_gone())
 
 
 @contract("5.ScaledDown")
-def test_a_cancel_wins_over_a_doom_of_the_attempt() -> None:
+def test_a_cancel_wins_over_a_termination_of_the_attempt() -> None:
     """Or a retry would start what was cancelled."""
     drive = Drive()
     drive.tell(*CREATED)
     drive.wait(900)
     drive.tell(TimedOut())
-    assert drive.tell(Marked(KILL)) == Kill(pod())
+    assert drive.tell(TerminationStored(KILL)) == DeleteIfUnchanged(pod())
     assert drive.tell(Done(), Seen(GONE)) == Record(1, KILL.verdict, GONE)
 
 
@@ -192,7 +186,7 @@ def test_a_drain_ends_a_worker_that_has_not_started() -> None:
     """Like a kill."""
     drive = Drive()
     drive.tell(*CREATED)
-    assert drive.tell(Marked(DRAIN)) == Kill(pod())
+    assert drive.tell(TerminationStored(DRAIN)) == DeleteIfUnchanged(pod())
 
 
 @contract("3.mode")
@@ -200,7 +194,7 @@ def test_a_drain_spares_a_worker_that_has_started() -> None:
     """It is taken back, and the worker runs to its end."""
     drive = Drive()
     drive.tell(*CREATED, Seen(running()))
-    assert drive.tell(Marked(DRAIN)) == Withdraw(DRAIN)
+    assert drive.tell(TerminationStored(DRAIN)) == ClearTermination(DRAIN)
     assert drive.tell(Checked(None)) == Await(NOW + 3600 + 30)
     end = drive.tell(Seen(failed()))
     assert isinstance(end, Record)
@@ -211,16 +205,16 @@ def test_a_drain_spares_a_worker_that_has_started() -> None:
 def test_a_drain_spares_a_worker_that_started_before_the_kill() -> None:
     """The kill's precondition fails, and the look shows the start."""
     drive = Drive()
-    drive.tell(*CREATED, Marked(DRAIN), Changed(), Seen(running()))
-    assert drive.tell(Checked(DRAIN)) == Withdraw(DRAIN)
+    drive.tell(*CREATED, TerminationStored(DRAIN), Changed(), Seen(running()))
+    assert drive.tell(Checked(DRAIN)) == ClearTermination(DRAIN)
 
 
 @contract("3.mode")
 def test_a_kill_after_a_drain_ends_the_worker() -> None:
     """The later, harder word holds."""
     drive = Drive()
-    drive.tell(*CREATED, Seen(running()), Marked(DRAIN))
-    assert drive.tell(Checked(KILL)) == Kill(running())
+    drive.tell(*CREATED, Seen(running()), TerminationStored(DRAIN))
+    assert drive.tell(Checked(KILL)) == DeleteIfUnchanged(running())
 
 
 BY_ITSELF: dict[str, tuple[Snapshot, Reason]] = {
@@ -230,15 +224,15 @@ BY_ITSELF: dict[str, tuple[Snapshot, Reason]] = {
 
 
 @contract("3.mode")
-@pytest.mark.parametrize("doom", [DRAIN, replace(DRAIN, reason=Reason.SUPERSEDED)])
+@pytest.mark.parametrize("termination", [DRAIN, replace(DRAIN, reason=Reason.SUPERSEDED)])
 @pytest.mark.parametrize(("last", "reason"), BY_ITSELF.values(), ids=BY_ITSELF)
 def test_a_drained_worker_that_had_started_all_the_same_ends_as_it_does(
-    doom: Doom, last: Snapshot, reason: Reason
+    termination: Termination, last: Snapshot, reason: Reason
 ) -> None:
     """The mark and the start have crossed: the mark is withdrawn, and the end is the worker's own."""
     drive = Drive(limits=replace(LIMITS, infra_retries=0))
-    drive.tell(*CREATED, Marked(doom), Changed())
-    assert drive.tell(Seen(last), Checked(doom)) == Withdraw(doom)
+    drive.tell(*CREATED, TerminationStored(termination), Changed())
+    assert drive.tell(Seen(last), Checked(termination)) == ClearTermination(termination)
     assert recorded(drive.tell(Checked(None))) is reason
 
 
@@ -246,7 +240,7 @@ def test_a_drained_worker_that_had_started_all_the_same_ends_as_it_does(
 def test_a_drained_worker_that_is_to_be_tried_again_is() -> None:
     """Its own end decides, with its retries."""
     drive = Drive()
-    drive.tell(*CREATED, Marked(DRAIN), Changed(), Seen(evicted(started_at=NOW)), Checked(DRAIN))
+    drive.tell(*CREATED, TerminationStored(DRAIN), Changed(), Seen(evicted(started_at=NOW)), Checked(DRAIN))
     assert drive.tell(Checked(None)) == Later(1.0)
 
 
@@ -254,7 +248,7 @@ def test_a_drained_worker_that_is_to_be_tried_again_is() -> None:
 def test_a_drained_worker_that_ends_in_our_deletion_is_cancelled() -> None:
     """It was deleted before its start was seen: that it started all the same, and was ended, is our doing."""
     drive = Drive()
-    drive.tell(*CREATED, Marked(DRAIN), Done())
+    drive.tell(*CREATED, TerminationStored(DRAIN), Done())
     assert recorded(drive.tell(Seen(deleting(failed(143))))) is Reason.SCALED_DOWN
 
 
@@ -262,7 +256,7 @@ def test_a_drained_worker_that_ends_in_our_deletion_is_cancelled() -> None:
 def test_a_kill_that_comes_while_a_drain_is_withdrawn_holds() -> None:
     """What is stored decides."""
     drive = Drive()
-    drive.tell(*CREATED, Marked(DRAIN), Changed(), Seen(failed()), Checked(DRAIN))
+    drive.tell(*CREATED, TerminationStored(DRAIN), Changed(), Seen(failed()), Checked(DRAIN))
     assert recorded(drive.tell(Checked(KILL))) is Reason.SCALED_DOWN
 
 

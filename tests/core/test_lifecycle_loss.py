@@ -6,28 +6,19 @@ from dataclasses import replace
 
 import pytest
 
-from ottoscaler.core.acts import (
+from ottoscaler.core.effects import Await, Check, Create, Delete, Effect, End, Intend, Later, Look, Record
+from ottoscaler.core.lifecycle import Life, Stage, resume
+from ottoscaler.core.observations import (
     Absent,
-    Await,
-    Check,
     Checked,
-    Create,
-    Delete,
     Done,
-    Effect,
-    End,
     HasResult,
-    Intend,
     Intended,
-    Later,
-    Look,
     Missing,
     Observation,
-    Record,
     Seen,
     TimedOut,
 )
-from ottoscaler.core.lifecycle import Life, Stage, resume
 from ottoscaler.core.pods import Phase, Snapshot
 from ottoscaler.core.sight import Sight
 from ottoscaler.core.verdicts import Reason, Verdict
@@ -231,7 +222,7 @@ def test_what_was_meant_to_end_is_not_tried_again(reason: str, seen: tuple[Obser
 
 
 def test_a_new_attempt_starts_with_a_clean_slate() -> None:
-    """No trouble, doom or pause of the attempt before it."""
+    """No trouble, termination or pause of the attempt before it."""
     drive = Drive(Life(index=7, sight=Sight(trouble_at=NOW), backoff=3))
     drive.tell(*CREATED, Seen(evicted()))
     assert drive.life == Life(index=7, attempt=2, infra_used=1, old=evicted(), not_before=NOW + 1)

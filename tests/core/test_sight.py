@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from ottoscaler.core.acts import Await, Checked, Intended, Mark, Observation, Record, Seen, TimedOut
+from ottoscaler.core.effects import Await, Record, StoreTermination
+from ottoscaler.core.observations import Checked, Intended, Observation, Seen, TimedOut
 from ottoscaler.core.pods import Phase, Snapshot
 from ottoscaler.core.sight import UNSEEN, lost_with_node, observe
 from ottoscaler.core.verdicts import Reason
@@ -122,8 +123,8 @@ def test_no_worker_is_kept_without_end(clocks: Clocks) -> None:
     """Where the kubelet does not end it at its deadline, we do half a minute later."""
     drive = led((0, Seen(clocks.pod("Pending"))), (1, Seen(clocks.runs())))
     until(drive, 91)
-    assert isinstance(drive.next, Mark)
-    assert drive.next.doom.reason is Reason.DEADLINE_EXCEEDED
+    assert isinstance(drive.next, StoreTermination)
+    assert drive.next.termination.reason is Reason.DEADLINE_EXCEEDED
 
 
 @table
@@ -135,8 +136,8 @@ def test_a_pod_that_does_not_start_has_its_whole_time_and_no_more(clocks: Clocks
     until(drive, 39)
     assert drive.next == Await(NOW + 40)
     until(drive, 40)
-    assert isinstance(drive.next, Mark)
-    assert drive.next.doom.reason is Reason.PENDING_TIMEOUT
+    assert isinstance(drive.next, StoreTermination)
+    assert drive.next.termination.reason is Reason.PENDING_TIMEOUT
 
 
 @table
@@ -149,7 +150,7 @@ def test_an_image_has_its_grace(clocks: Clocks) -> None:
     until(drive, 24)
     assert drive.next == Await(NOW + 25)
     until(drive, 25)
-    assert isinstance(drive.next, Mark)
+    assert isinstance(drive.next, StoreTermination)
 
 
 @table

@@ -6,13 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from ottoscaler.core.acts import (
-    Await,
-    Checked,
-    Intended,
-    Seen,
-)
+from ottoscaler.core.effects import Await
 from ottoscaler.core.endings import verdict
+from ottoscaler.core.observations import Checked, Intended, Seen
 from ottoscaler.core.pods import Trouble
 from ottoscaler.core.verdicts import Reason, Retry, Verdict
 from tests.core.builders import (

@@ -11,18 +11,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from ottoscaler.core import acts
-from ottoscaler.core.acts import Doom, Effect, Observation
+from ottoscaler.core import effects, observations
+from ottoscaler.core.effects import Effect
 from ottoscaler.core.lifecycle import Life, effect, resume, step
 from ottoscaler.core.names import WorkerKey
+from ottoscaler.core.observations import Observation
 from ottoscaler.core.pods import Phase, Snapshot, Trouble
+from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Outcome, Reason, Verdict
 from tests.core.builders import HASH, NOW, pod
 from tests.core.drive import ANSWERS, LIMITS
 
 T = TypeVar("T")
 
-KILL = Doom(Reason.SCALED_DOWN, "cancelled", by="e-2")
+KILL = Termination(Reason.SCALED_DOWN, "cancelled", by="e-2")
 DRAIN = replace(KILL, drain=True)
 
 #: What may happen to a pod that is there, by changes of its snapshot; the first is what happens in a friendly world.
@@ -62,8 +64,8 @@ class World:
         self.ours = True
         self.stored = 0
         self.result: Verdict | None = None
-        self.cancel: Doom | None = None
-        self.doom: Doom | None = None
+        self.cancel: Termination | None = None
+        self.termination: Termination | None = None
         self.pods: dict[int, Snapshot] = {}
         self.strangers: set[int] = set()
         self.names_used: list[int] = []
@@ -75,9 +77,9 @@ class World:
         """Lead the life to its end; AssertionError if it has none."""
         for _ in range(steps):
             asked = effect(self.life, self.now)
-            if isinstance(asked, acts.End):
+            if isinstance(asked, effects.End):
                 return self.life
-            if isinstance(asked, acts.Later):
+            if isinstance(asked, effects.Later):
                 self.now += asked.delay_s
                 continue
             answer = self._answer(asked)
@@ -96,29 +98,29 @@ class World:
             return Life(index=1)
         self.stored = attempt
         self.cancel = self.roll(None, None, KILL, DRAIN)
-        self.doom = self.roll(None, None, Doom(Reason.PENDING_TIMEOUT, "", attempt))
+        self.termination = self.roll(None, None, Termination(Reason.PENDING_TIMEOUT, "", attempt))
         made = self.roll(True, False)
         if made:
             self._make(attempt)
             self._befall(attempt)
         seen = self.roll(True, False)
         self.names_used = [attempt] if made or seen else []
-        return resume(1, attempt, attempt - 1, self.cancel or self.doom, seen=seen)
+        return resume(1, attempt, attempt - 1, self.cancel or self.termination, seen=seen)
 
     def _answer(self, asked: Effect) -> Observation:
         self._meddle()
         answers: dict[type, Callable[[Any], Observation]] = {
-            acts.Intend: self._intend,
-            acts.Create: self._create,
-            acts.NoteRefused: lambda _: acts.Done() if self.ours else acts.NotOurs(),
-            acts.Look: self._look,
-            acts.Check: lambda _: self._refusal() or acts.Checked(self.cancel or self.doom),
-            acts.Await: self._await,
-            acts.Mark: self._mark,
-            acts.Withdraw: self._withdraw,
-            acts.Kill: self._kill,
-            acts.Record: self._record,
-            acts.Delete: self._delete,
+            effects.Intend: self._intend,
+            effects.Create: self._create,
+            effects.NoteRefused: lambda _: observations.Done() if self.ours else observations.NotOurs(),
+            effects.Look: self._look,
+            effects.Check: lambda _: self._refusal() or observations.Checked(self.cancel or self.termination),
+            effects.Await: self._await,
+            effects.StoreTermination: self._store_termination,
+            effects.ClearTermination: self._clear_termination,
+            effects.DeleteIfUnchanged: self._kill,
+            effects.Record: self._record,
+            effects.Delete: self._delete,
         }
         return answers[type(asked)](asked)
 
@@ -163,42 +165,42 @@ class World:
             return dict(self.roll({}, {}, {"phase": Phase.FAILED, "outlived": False}, *blows))
         return dict(self.roll(*(_RUNNING if now.started_at is not None else _PENDING), *blows))
 
-    def _refusal(self) -> acts.NotOurs | acts.HasResult | None:
+    def _refusal(self) -> observations.NotOurs | observations.HasResult | None:
         if not self.ours:
-            return acts.NotOurs()
-        return acts.HasResult() if self.result is not None else None
+            return observations.NotOurs()
+        return observations.HasResult() if self.result is not None else None
 
-    def _intend(self, asked: acts.Intend) -> Observation:
+    def _intend(self, asked: effects.Intend) -> Observation:
         assert asked.infra_used <= self.limits.infra_retries
         assert asked.attempt - 1 - asked.infra_used <= self.limits.worker_retries
         if refusal := self._refusal():
             return refusal
         if self.cancel is not None:
-            return acts.Cancelled(self.cancel, self.stored)
+            return observations.Cancelled(self.cancel, self.stored)
         assert asked.attempt >= self.stored, "attempts only rise"
-        self.stored, self.doom, self.intended = asked.attempt, None, True
-        return acts.Intended()
+        self.stored, self.termination, self.intended = asked.attempt, None, True
+        return observations.Intended()
 
-    def _mark(self, asked: acts.Mark) -> Observation:
-        assert asked.doom.attempt == self.stored
+    def _store_termination(self, asked: effects.StoreTermination) -> Observation:
+        assert asked.termination.attempt == self.stored
         if refusal := self._refusal():
             return refusal
         if self.cancel is None:
-            self.doom = asked.doom
-        return acts.Marked(self.cancel or asked.doom)
+            self.termination = asked.termination
+        return observations.TerminationStored(self.cancel or asked.termination)
 
-    def _withdraw(self, asked: acts.Withdraw) -> Observation:
-        assert asked.doom.only_before_start
+    def _clear_termination(self, asked: effects.ClearTermination) -> Observation:
+        assert asked.termination.only_before_start
         if refusal := self._refusal():
             return refusal
-        self.doom = None
-        if self.cancel == asked.doom:
+        self.termination = None
+        if self.cancel == asked.termination:
             self.cancel = None
-        return acts.Checked(self.cancel)
+        return observations.Checked(self.cancel)
 
-    def _record(self, asked: acts.Record) -> Observation:
+    def _record(self, asked: effects.Record) -> Observation:
         if not self.ours:
-            return acts.NotOurs()
+            return observations.NotOurs()
         assert asked.attempt == self.stored
         for attempt, there in self.pods.items():
             assert there.finished or there.deleting, f"attempt {attempt} still runs when its result is stored"
@@ -212,7 +214,7 @@ class World:
             by_itself = asked.pod is not None and asked.pod.started_at is not None and not asked.pod.deleting
             assert not (self.cancel.drain and by_itself), "a drain spares what has started, and ends by itself"
         self.result = self.result or asked.verdict
-        return acts.Done()
+        return observations.Done()
 
     def _did_its_work(self, last: Snapshot) -> bool:
         """`agent` ended well, and nothing that the platform forced on the pod says that it was not by itself."""
@@ -223,7 +225,7 @@ class World:
         self.pods[attempt] = fresh
         return fresh
 
-    def _create(self, asked: acts.Create) -> Observation:
+    def _create(self, asked: effects.Create) -> Observation:
         assert self.intended, "an attempt is stored before each create"
         assert asked.attempt not in self.names_used, "a name is used once"
         self.intended = False
@@ -233,54 +235,57 @@ class World:
             self._make(asked.attempt)
         if answer == "made":
             self.known.add(asked.attempt)
-            return acts.Seen(self.pods[asked.attempt])
+            return observations.Seen(self.pods[asked.attempt])
         if answer == "stranger":
             self.strangers.add(asked.attempt)
-            return acts.AlreadyThere()
+            return observations.AlreadyThere()
         if answer == "vanished":
             del self.pods[asked.attempt]
-            return acts.AlreadyThere()
-        plain: dict[str, Observation] = {"refused": acts.Refused("quota"), "rejected": acts.RejectedPod("no")}
-        return plain.get(answer, acts.Unclear())
+            return observations.AlreadyThere()
+        plain: dict[str, Observation] = {
+            "refused": observations.Refused("quota"),
+            "rejected": observations.RejectedPod("no"),
+        }
+        return plain.get(answer, observations.Unclear())
 
-    def _look(self, asked: acts.Look) -> Observation:
+    def _look(self, asked: effects.Look) -> Observation:
         if asked.attempt in self.strangers:
-            return acts.Foreign()
+            return observations.Foreign()
         there = self.pods.get(asked.attempt)
         if there is None:
-            return acts.Absent()
+            return observations.Absent()
         self.known.add(asked.attempt)
-        return acts.Seen(there)
+        return observations.Seen(there)
 
-    def _await(self, asked: acts.Await) -> Observation:
+    def _await(self, asked: effects.Await) -> Observation:
         if not self.ours:
-            return acts.NotOurs()
+            return observations.NotOurs()
         ways = ["seen", "seen", "missing", *([] if asked.until is None else ["late"])]
         there = self.pods.get(self.life.attempt)
         if there is not None and there.outlived and not there.deleting:
             ways.insert(0, "late")  # a sidecar that never ends
-        if self.cancel is not None and self.life.doom != self.cancel:
-            return acts.Marked(self.cancel)
+        if self.cancel is not None and self.life.termination != self.cancel:
+            return observations.TerminationStored(self.cancel)
         way = self.roll(*ways)
         if way == "late" and asked.until is not None:
             self.now = max(self.now, asked.until)
-            return acts.TimedOut()
+            return observations.TimedOut()
         after = self._befall(self.life.attempt) if way == "seen" else None
-        return acts.Missing() if after is None else acts.Seen(after)
+        return observations.Missing() if after is None else observations.Seen(after)
 
-    def _kill(self, asked: acts.Kill) -> Observation:
-        assert not self.ours or self.result or self.cancel or self.doom, "what is killed was doomed before"
+    def _kill(self, asked: effects.DeleteIfUnchanged) -> Observation:
+        assert not self.ours or self.result or self.cancel or self.termination, "what is killed was terminated before"
         attempt = asked.pod.key.attempt
         if self.pods.get(attempt) != asked.pod:
-            return acts.Changed()
+            return observations.Changed()
         self.pods[attempt] = replace(
             asked.pod, resource_version="99", deletion_requested_at=self.now, deletion_grace_s=1.0
         )
-        return acts.Done()
+        return observations.Done()
 
-    def _delete(self, asked: acts.Delete) -> Observation:
+    def _delete(self, asked: effects.Delete) -> Observation:
         attempt = asked.pod.key.attempt
         assert self.result is not None or self.stored > attempt, "no pod is deleted before its end is stored"
         assert attempt not in self.strangers, "what is not ours is not deleted"
         self.pods.pop(attempt, None)
-        return acts.Done()
+        return observations.Done()

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from ottoscaler.core.acts import Doom
 from ottoscaler.core.events import EventType, ScaleEvent
 from ottoscaler.core.results import rfc3339
+from ottoscaler.core.termination import Termination
 from ottoscaler.errors import StreamUnavailable
 from ottoscaler.ports import Clock, StoredWorker, Victim
 from tests.fakes.clock import SystemClock
@@ -38,7 +38,7 @@ class WorkerState:
     attempt: int = 0
     infra_used: int = 0
     refused: bool = False
-    doom: Doom | None = None
+    termination: Termination | None = None
     outcome: str = ""
     spared: tuple[str, ...] = ()
     seen: bool = False
@@ -47,12 +47,12 @@ class WorkerState:
     @property
     def heard_of(self) -> bool:
         """Does it differ from a worker of which nothing was ever stored?"""
-        return bool(self.attempt or self.doom or self.outcome or self.spared)
+        return bool(self.attempt or self.termination or self.outcome or self.spared)
 
     def stored(self) -> StoredWorker:
         """The same as the port tells it."""
         return StoredWorker(
-            self.index, self.attempt, self.infra_used, self.refused, self.doom, self.outcome, spared=self.spared,
+            self.index, self.attempt, self.infra_used, self.refused, self.termination, self.outcome, spared=self.spared,
             seen=self.seen,
         )  # fmt: skip
 

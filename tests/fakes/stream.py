@@ -438,7 +438,7 @@ class FakeStream(WorkerScripts):
             survivors = [] if last is None else [one.pod for one in claim.candidates[last + 1 :]]
             for victim in victims:
                 state = self.server.known(victim.event_id)
-                state.worker(victim.index).doom = claim.doom
+                state.worker(victim.index).termination = claim.termination
                 state.cancels += 1
             choice = Choice(victims, [*survivors, *claim.spared])
             if task.event.type is EventType.SCALE_DOWN:
@@ -453,7 +453,7 @@ class FakeStream(WorkerScripts):
         if task is None or task.owner is None:
             return False
         worker = task.workers.get(candidate.index, WorkerState(candidate.index))
-        return not worker.outcome and (worker.doom is None or worker.doom.attempt != 0)
+        return not worker.outcome and (worker.termination is None or worker.termination.attempt != 0)
 
     def finish_scale_down(self, event_id: str, owner: str, fields: Mapping[str, str]) -> Answer:
         with self.server.call("finish_scale_down"):
@@ -515,7 +515,7 @@ def _restored(worker: StoredWorker) -> WorkerState:
         worker.attempt,
         worker.infra_used,
         worker.refused,
-        worker.doom,
+        worker.termination,
         worker.outcome,
         tuple(worker.spared),
         worker.seen,

@@ -1,7 +1,7 @@
-"""The part of the fake stream that deals with single workers: intents, dooms, results.
+"""The part of the fake stream that deals with single workers: intents, terminations, results.
 
-One attempt is current; a doom is stored before its pod is ended, and wins over every end but success; a result is
-stored once, and the last one brings the task's.
+One attempt is current; a termination is stored before its pod is ended, and wins over every end but success; a result
+is stored once, and the last one brings the task's.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from ottoscaler.core.acts import Doom
 from ottoscaler.core.events import DeadReason, EventType, ScaleEvent
 from ottoscaler.core.results import RESULT_FIELDS, common_fields, rfc3339, worker_result
+from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Outcome, Reason, Verdict
 from ottoscaler.ports import Answer, Fate, Note
 from tests.fakes.server import GROUP, FakeRedis, TaskState, WorkerState, worker_json
@@ -33,9 +33,11 @@ class WorkerScripts:
                 return Answer(Fate.HAS_RESULT)
             if task.owner != owner:
                 return Answer(Fate.NOT_OURS)
-            if worker.doom is not None and (worker.doom.attempt == 0 or worker.doom.attempt >= attempt):
-                return Answer(Fate.CANCELLED, worker.doom, worker.attempt)
-            worker.doom = None
+            if worker.termination is not None and (
+                worker.termination.attempt == 0 or worker.termination.attempt >= attempt
+            ):
+                return Answer(Fate.CANCELLED, worker.termination, worker.attempt)
+            worker.termination = None
             if attempt < worker.attempt:
                 return Answer(Fate.OLD_ATTEMPT, None, worker.attempt)
             again = worker.attempt == attempt
@@ -66,37 +68,41 @@ class WorkerScripts:
                 return Answer(Fate.NOT_OURS)
             if worker.attempt == attempt and not worker.seen:
                 worker.seen, worker.refused, task.tries = True, False, 0
-            return Answer(Fate.OK, worker.doom)
+            return Answer(Fate.OK, worker.termination)
 
-    def doom(self, event_id: str, owner: str | None, index: int, doom: Doom) -> Answer:
+    def doom(self, event_id: str, owner: str | None, index: int, termination: Termination) -> Answer:
         with self.server.call("doom"):
             task, worker = self._look(event_id, index)
             if worker.outcome:
                 return Answer(Fate.HAS_RESULT)
             if task.owner is None or (owner is not None and task.owner != owner):
                 return Answer(Fate.NOT_OURS)
-            if doom.attempt not in (0, worker.attempt):
+            if termination.attempt not in (0, worker.attempt):
                 return Answer(Fate.OLD_ATTEMPT)
-            spared = doom.drain and doom.by in worker.spared
-            if spared or (worker.doom is not None and _stays(worker.doom, doom)):
-                return Answer(Fate.OK, worker.doom)
-            worker.doom = doom
-            task.cancels += doom.attempt == 0
-            return Answer(Fate.OK, doom)
+            spared = termination.drain and termination.by in worker.spared
+            if spared or (worker.termination is not None and _stays(worker.termination, termination)):
+                return Answer(Fate.OK, worker.termination)
+            worker.termination = termination
+            task.cancels += termination.attempt == 0
+            return Answer(Fate.OK, termination)
 
-    def withdraw(self, event_id: str, owner: str, index: int, doom: Doom) -> Answer:
+    def withdraw(self, event_id: str, owner: str, index: int, termination: Termination) -> Answer:
         with self.server.call("withdraw"):
             task, worker = self._look(event_id, index)
             if worker.outcome:
                 return Answer(Fate.HAS_RESULT)
             if task.owner != owner:
                 return Answer(Fate.NOT_OURS)
-            held = worker.doom
-            if held is None or (held.attempt, held.reason, held.by) != (doom.attempt, doom.reason, doom.by):
+            held = worker.termination
+            if held is None or (held.attempt, held.reason, held.by) != (
+                termination.attempt,
+                termination.reason,
+                termination.by,
+            ):
                 return Answer(Fate.OK, held)
-            worker.doom = None
-            if doom.drain:
-                _spare(worker, doom.by)
+            worker.termination = None
+            if termination.drain:
+                _spare(worker, termination.by)
             return Answer(Fate.OK)
 
     def record(self, event_id: str, owner: str, index: int, *, attempt: int, fields: Mapping[str, str]) -> Answer:
@@ -106,24 +112,26 @@ class WorkerScripts:
                 return Answer(Fate.KNOWN)
             if task.owner != owner or task.event is None:
                 return Answer(Fate.NOT_OURS)
-            doom = worker.doom
-            cancelled = doom is not None and doom.attempt == 0
+            termination = worker.termination
+            cancelled = termination is not None and termination.attempt == 0
             if worker.attempt not in (0, attempt) and not cancelled:
                 return Answer(Fate.OLD_ATTEMPT, None, worker.attempt)
             result = dict(fields)
-            if doom is not None and (doom.attempt not in (0, attempt) or _had_no_part(doom, result)):
-                if doom.drain and doom.attempt == 0:
-                    _spare(worker, doom.by)
-                doom = None
-            if doom is not None and result["outcome"] != Outcome.SUCCEEDED:
-                result |= told(doom.verdict) | {"fault": doom.verdict.fault.value}
+            if termination is not None and (
+                termination.attempt not in (0, attempt) or _had_no_part(termination, result)
+            ):
+                if termination.drain and termination.attempt == 0:
+                    _spare(worker, termination.by)
+                termination = None
+            if termination is not None and result["outcome"] != Outcome.SUCCEEDED:
+                result |= told(termination.verdict) | {"fault": termination.verdict.fault.value}
             else:
-                doom = None
+                termination = None
             poison = result["reason"] == Reason.POISON
             dead = result["message"] if poison and self._poison_letter(task, event_id, result["message"]) else ""
             task.tries = 0
             finished = self._store(task, task.event, worker, result)
-            return Answer(Fate.OK, doom, attempt, finished, dead)
+            return Answer(Fate.OK, termination, attempt, finished, dead)
 
     def _poison_letter(self, task: TaskState, event_id: str, detail: str) -> bool:
         """The one dead letter of an event on which we failed time and again; False if it was there."""
@@ -198,7 +206,7 @@ class WorkerScripts:
         for worker in map(task.worker, range(1, event.pod_count + 1)):
             if worker.outcome:
                 continue
-            worker.doom = Doom(verdict.reason, verdict.message)
+            worker.termination = Termination(verdict.reason, verdict.message)
             if task.tries >= LAST_TRY:
                 fields = worker_result(event, worker.index, worker.attempt, last, None, self.server.clock.now())
                 self._store(task, event, worker, fields)
@@ -219,13 +227,13 @@ def _spare(worker: WorkerState, by: str) -> None:
     worker.spared = tuple(dict.fromkeys((*worker.spared, by)))
 
 
-def _had_no_part(doom: Doom, result: Mapping[str, str]) -> bool:
+def _had_no_part(termination: Termination, result: Mapping[str, str]) -> bool:
     """It spares what has started, and this worker had, and ended for another reason than that its pod was deleted."""
-    by_itself = result["reason"] not in (Reason.POD_DELETED, doom.reason)
-    return doom.only_before_start and bool(result["started_at"]) and by_itself
+    by_itself = result["reason"] not in (Reason.POD_DELETED, termination.reason)
+    return termination.only_before_start and bool(result["started_at"]) and by_itself
 
 
-def _stays(held: Doom, new: Doom) -> bool:
+def _stays(held: Termination, new: Termination) -> bool:
     """A cancel overrides what is not one, and one without drain one with; else the first holds."""
     if held.attempt == 0:
         return new.attempt != 0 or new.drain or not held.drain

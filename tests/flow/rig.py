@@ -14,8 +14,8 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-from ottoscaler.core.acts import TimedOut
 from ottoscaler.core.names import WorkerKey, event_hash, pod_name
+from ottoscaler.core.observations import TimedOut
 from ottoscaler.core.pods import Snapshot
 from ottoscaler.flow.control import Control
 from ottoscaler.flow.descent import Descents

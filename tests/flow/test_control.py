@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from ottoscaler.core.acts import Doom
 from ottoscaler.core.choice import Choice, Claim, Victim
+from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.ports import OpenTask
 from tests.fakes.wait import eventually
@@ -201,8 +201,8 @@ def test_who_takes_over_ends_the_same_victims() -> None:
         for index in (1, 2, 3):
             first.pod(event_id, index)
         task = accepted(first, type="scale_down", task_id="t", pod_count=1)
-        doom = Doom(Reason.SCALED_DOWN, by=task.event.event_id)
-        chosen = Claim(doom, [Victim(event_id, 1, first.name(event_id, 1))])
+        termination = Termination(Reason.SCALED_DOWN, by=task.event.event_id)
+        chosen = Claim(termination, [Victim(event_id, 1, first.name(event_id, 1))])
         assert isinstance(first.stream.choose(task.event.event_id, task.owner, chosen), Choice)
         first.close(release=False)
     with Rig(world, threads=[*THREADS, "lease"]) as rig:

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from ottoscaler.core.acts import Doom
 from ottoscaler.core.choice import Claim, Victim
+from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.errors import StreamUnavailable
 from tests.fakes.wait import eventually
@@ -38,7 +38,7 @@ def test_marks_of_another_replica_survive_an_outage() -> None:
     with Rig(threads=["watch"], auto=runs_on, MAX_WORKERS=1) as rig:
         rig.pod(rig.accept())
         waiting = rig.accept()
-        rig.stream.doom(waiting, None, 1, Doom(Reason.SCALED_DOWN, by="elsewhere"))
+        rig.stream.doom(waiting, None, 1, Termination(Reason.SCALED_DOWN, by="elsewhere"))
         rig.redis.fail_next("reload")
         rig.control.reload([waiting])
         rig.start("control")
@@ -99,12 +99,12 @@ def test_a_worker_that_a_drain_spared_is_a_survivor_for_the_next_one_too() -> No
     with Rig(world, threads=["watch"], auto=runs_on, MAX_WORKERS=2) as rig:
         event_id = rig.accept(pod_count=2, task_id="t")
         pods = [rig.pod(event_id, index) for index in (1, 2)]
-        doom = Doom(Reason.SCALED_DOWN, drain=True, by="down")
+        termination = Termination(Reason.SCALED_DOWN, drain=True, by="down")
         rig.accept(type="scale_down", task_id="t", mode="drain", event_id="down")
         victims = [Victim(event_id, 1, pods[0]), Victim(event_id, 2, pods[1])]
-        rig.stream.choose("down", "c1/b1/1", Claim(doom, victims))
+        rig.stream.choose("down", "c1/b1/1", Claim(termination, victims))
         task = rig.taken(event_id)
-        rig.stream.withdraw(event_id, task.owner, 1, doom)
+        rig.stream.withdraw(event_id, task.owner, 1, termination)
         rig.cluster.succeed(pods[0])
         rig.results(1)
         rig.close()

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from ottoscaler.core.acts import Doom
+from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.errors import ClusterUnavailable
 from ottoscaler.flow.ledger import Ledger
@@ -276,9 +276,9 @@ class TestEnder:
             rig.intake.open(opened)
             rig.pool.pump()
             eventually(lambda: rig.ledger.counts() == (1, 1), what="one thread for two workers")
-            doom = Doom(Reason.SCALED_DOWN, "enough", by="d-1")
-            rig.stream.doom("e", None, 2, doom)
-            assert rig.ledger.cancel("e", 2, doom)
+            termination = Termination(Reason.SCALED_DOWN, "enough", by="d-1")
+            rig.stream.doom("e", None, 2, termination)
+            assert rig.ledger.cancel("e", 2, termination)
             rig.pool.run_cancelled(rig.ender.follow)
             rig.ender.step()
             rig.sees(pods[1], lambda seen: seen.deleting)
@@ -333,7 +333,7 @@ class TestWiped:
             pod = first.pod("e")
             first.cluster.run(pod)
             first.sees(pod, lambda seen: seen.started_at is not None)
-            first.stream.doom("e", None, 1, Doom(Reason.SCALED_DOWN, "enough", by="d-1"))
+            first.stream.doom("e", None, 1, Termination(Reason.SCALED_DOWN, "enough", by="d-1"))
             first.close(release=False)
         with Rig(world, threads=["watch", "lease", "control"], LEASE_S=LEASE_S) as rig:
             rig.wait_and_look(LEASE_S + 2)
@@ -343,17 +343,17 @@ class TestWiped:
             rig.live(LEASE_S)
             eventually(lambda: world.redis.calls["restore"] > restores, what="the task to be stored again")
             rig.live(LEASE_S)  # the worker, which Redis did not know meanwhile, tries again
-            assert rig.taken("e").workers[1].doom == Doom(Reason.SCALED_DOWN, "enough", by="d-1")
+            assert rig.taken("e").workers[1].termination == Termination(Reason.SCALED_DOWN, "enough", by="d-1")
             rig.cluster.kill(pod)
             assert rig.result()["reason"] == "ScaledDown"
 
     def test_a_cancel_of_a_worker_that_has_no_pod_outlives_it_too(self) -> None:
         """Nothing but the mark says that it is not to start."""
-        desk, doom = Desk(), Doom(Reason.SCALED_DOWN, "enough", by="d-1")
-        desk.ledger.add(task("e-1", 2, StoredWorker(1, doom=doom), StoredWorker(2, 1, refused=True)))
+        desk, termination = Desk(), Termination(Reason.SCALED_DOWN, "enough", by="d-1")
+        desk.ledger.add(task("e-1", 2, StoredWorker(1, termination=termination), StoredWorker(2, 1, refused=True)))
         known = desk.ledger.recall("e-1")
         assert known is not None
-        assert {index: worker.doom for index, worker in known.workers.items()} == {1: doom, 2: None}
+        assert {index: worker.termination for index, worker in known.workers.items()} == {1: termination, 2: None}
 
 
 class TestSweep:

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from ottoscaler.core.acts import Doom, Marked, NotOurs
 from ottoscaler.core.lifecycle import Stage
 from ottoscaler.core.names import event_hash
+from ottoscaler.core.observations import NotOurs, TerminationStored
+from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.ports import PodList, StoredWorker
 from tests.fakes.clock import START
@@ -17,7 +18,7 @@ from tests.flow.desk import Desk, task
 from tests.flow.pods import INSTANCE, of
 
 contract = pytest.mark.contract
-CANCEL = Doom(Reason.SCALED_DOWN)
+CANCEL = Termination(Reason.SCALED_DOWN)
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ class TestCancel:
         desk.take()
         with desk.registry.expect(added.hash, 1) as waiter:
             assert desk.ledger.cancel("a", 1, CANCEL)
-            assert waiter.wait(1, START) == Marked(CANCEL)
+            assert waiter.wait(1, START) == TerminationStored(CANCEL)
 
     def test_one_that_was_resumed_and_has_no_thread_needs_none(self, desk: Desk) -> None:
         """Its pod may be there: it is led to its end without a thread of the pool."""
@@ -93,7 +94,7 @@ class TestCancel:
 
     def test_a_stored_cancel_is_carried_out_after_a_take_over(self, desk: Desk) -> None:
         """The one who set it may be gone, too."""
-        desk.ledger.add(task("a", 1, StoredWorker(1, doom=CANCEL)))
+        desk.ledger.add(task("a", 1, StoredWorker(1, termination=CANCEL)))
         assert desk.ledger.take() is None
         assert desk.ledger.take_cancelled() is not None
 

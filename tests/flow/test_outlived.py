@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from ottoscaler.core.acts import Doom
+from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Reason
 from tests.fakes.wait import eventually
 from tests.flow.rig import Rig, World
 
 contract = pytest.mark.contract
-CANCEL = Doom(Reason.SCALED_DOWN, "ended by scale_down", by="down")
+CANCEL = Termination(Reason.SCALED_DOWN, "ended by scale_down", by="down")
 
 
 def outlived(rig: Rig, event_id: str, code: int, *, first: bool = True) -> str:

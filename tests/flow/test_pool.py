@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from ottoscaler.core.acts import Doom
 from ottoscaler.core.pods import Phase
+from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.errors import ClusterUnavailable
 from ottoscaler.flow.jobs import Job
@@ -174,10 +174,10 @@ def test_cancelled_workers_need_no_thread() -> None:
     """Their two writes are done by whoever asks, however full the pool is."""
     with Rig(threads=["watch"], MAX_WORKERS=1) as rig:
         rig.pod(rig.accept())
-        event_id, doom = rig.accept(pod_count=5), Doom(Reason.SCALED_DOWN)
+        event_id, termination = rig.accept(pod_count=5), Termination(Reason.SCALED_DOWN)
         for index in range(1, 6):
-            rig.stream.doom(event_id, None, index, doom)
-            rig.ledger.cancel(event_id, index, doom)
+            rig.stream.doom(event_id, None, index, termination)
+            rig.ledger.cancel(event_id, index, termination)
         assert rig.pool.run_cancelled(rig.ender.follow) == 5
         assert {result["reason"] for result in rig.results(5)} == {"ScaledDown"}
         assert rig.ledger.counts() == (1, 0)

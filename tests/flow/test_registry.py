@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ottoscaler.core.acts import Doom, Marked, Missing, NotOurs, Observation, Seen, TimedOut
+from ottoscaler.core.observations import Missing, NotOurs, Observation, Seen, TerminationStored, TimedOut
 from ottoscaler.core.pods import Phase, Snapshot
+from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.errors import Stopping
 from ottoscaler.flow.registry import Registry, Waiter
@@ -24,7 +25,7 @@ from tests.fakes.clock import START, ManualClock
 from tests.fakes.wait import eventually
 from tests.flow.pods import HASH, pod
 
-MARKED = Marked(Doom(Reason.SCALED_DOWN))
+TERMINATION_STORED = TerminationStored(Termination(Reason.SCALED_DOWN))
 PAST = START - 1
 
 
@@ -105,9 +106,9 @@ class TestWaiting:
     def test_who_is_about_to_be_answered_cannot_leave(self, registry: Registry, waiter: Waiter) -> None:
         """His time is over, and somebody has just taken his future to answer it."""
         future = registry.offer(waiter, 1)
-        registry.tell(HASH, 1, MARKED)
+        registry.tell(HASH, 1, TERMINATION_STORED)
         assert not registry.retract(waiter, future)
-        assert future.result(0) == MARKED
+        assert future.result(0) == TERMINATION_STORED
 
     def test_what_happened_while_nobody_waited_is_told(self, registry: Registry) -> None:
         """A worker gave its thread back for a while: its pod has ended since, and no further event will say so."""
@@ -282,20 +283,20 @@ class TestTelling:
         """At once."""
         heard = helper.submit(waiter.wait, 1, None)
         eventually(lambda: waiting(waiter))
-        assert registry.tell(HASH, 1, MARKED)
-        assert heard.result(5) == MARKED
+        assert registry.tell(HASH, 1, TERMINATION_STORED)
+        assert heard.result(5) == TERMINATION_STORED
 
     def test_it_reaches_who_does_not_wait_yet(self, registry: Registry, waiter: Waiter) -> None:
         """In the order in which it was told, and before what the watch has."""
         registry.publish(pod(5))
-        registry.tell(HASH, 1, MARKED)
+        registry.tell(HASH, 1, TERMINATION_STORED)
         registry.tell(HASH, 1, NotOurs())
-        assert [waiter.wait(1, PAST) for _ in range(3)] == [MARKED, NotOurs(), Seen(pod(5))]
+        assert [waiter.wait(1, PAST) for _ in range(3)] == [TERMINATION_STORED, NotOurs(), Seen(pod(5))]
 
     def test_it_says_whether_anybody_follows(self, registry: Registry, waiter: Waiter) -> None:
         """Who tells a worker that nobody follows has to act himself."""
         assert registry.followed(HASH, 1)
-        assert not registry.tell(HASH, 2, MARKED)
+        assert not registry.tell(HASH, 2, TERMINATION_STORED)
 
     def test_who_loses_his_place_to_another_thread_is_told(
         self, registry: Registry, waiter: Waiter, helper: ThreadPoolExecutor
@@ -342,7 +343,7 @@ def hostile() -> Iterator[None]:
 def test_the_race_of_a_timeout_with_an_event_loses_nothing_and_doubles_nothing() -> None:
     """Two threads, thousands of rounds: what is told while a wait ends is heard once, by this wait or by the next."""
     registry, rounds = Registry(ManualClock()), 4000
-    told = [Marked(Doom(Reason.SCALED_DOWN, str(number))) for number in range(rounds)]
+    told = [TerminationStored(Termination(Reason.SCALED_DOWN, str(number))) for number in range(rounds)]
     heard: list[Observation] = []
 
     def tell() -> None:

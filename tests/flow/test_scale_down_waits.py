@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from ottoscaler.core.acts import Doom
+from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Reason
 from tests.fakes.wait import eventually
 from tests.flow.rig import Rig, World
@@ -39,10 +39,10 @@ def test_a_cancel_that_comes_while_a_worker_goes_into_its_pause_is_carried_out_a
         event_id = rig.accept(pod_count=1)
         pod = rig.pod(event_id)
         rig.cluster.run(pod)
-        doom = Doom(Reason.SCALED_DOWN, by="elsewhere")
+        termination = Termination(Reason.SCALED_DOWN, by="elsewhere")
         job = rig.ledger._tasks[event_id].jobs[1]
-        rig.stream.doom(event_id, None, 1, doom)
-        job.task.dooms[1] = doom
+        rig.stream.doom(event_id, None, 1, termination)
+        job.task.terminations[1] = termination
         rig.cluster.end_pod(pod, "Evicted")
         assert rig.result()["reason"] == "ScaledDown"
 

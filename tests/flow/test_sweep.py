@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ottoscaler.core.acts import Doom
+from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, StreamUnavailable
 from ottoscaler.flow.stop import Stop
@@ -58,12 +58,12 @@ def test_a_live_pod_of_an_older_attempt_goes() -> None:
         assert rig.calls("delete", pod) == 1
 
 
-def test_a_live_pod_that_is_doomed_is_ended() -> None:
+def test_a_live_pod_that_is_terminated_is_ended() -> None:
     """Whoever sees it ends it, whoever owns the task."""
     world = World()
     event_id, pod = left_behind(world)
     with Rig(world, threads=["watch"]) as rig:
-        rig.stream.doom(event_id, None, 1, Doom(Reason.SCALED_DOWN))
+        rig.stream.doom(event_id, None, 1, Termination(Reason.SCALED_DOWN))
         rig.sweep.once()
         assert rig.calls("delete", pod) == 1
 
@@ -75,7 +75,7 @@ def test_a_drain_spares_a_pod_that_has_started() -> None:
     with Rig(world, threads=["watch"]) as rig:
         rig.cluster.run(pod)
         rig.sees(pod, lambda seen: seen.started_at is not None)
-        rig.stream.doom(event_id, None, 1, Doom(Reason.SCALED_DOWN, drain=True, by="down"))
+        rig.stream.doom(event_id, None, 1, Termination(Reason.SCALED_DOWN, drain=True, by="down"))
         rig.sweep.once()
         assert rig.calls("delete") == 0
 
@@ -87,12 +87,12 @@ def test_a_drain_spares_a_pod_that_the_live_look_shows_started() -> None:
     with Rig(world) as rig:
         rig.registry.replace(rig.cluster.list())
         rig.cluster.run(pod)
-        rig.stream.doom(event_id, None, 1, Doom(Reason.SCALED_DOWN, drain=True, by="down"))
+        rig.stream.doom(event_id, None, 1, Termination(Reason.SCALED_DOWN, drain=True, by="down"))
         rig.sweep.once()
         assert (rig.calls("get", pod), rig.calls("delete")) == (1, 0)
 
 
-def test_a_doomed_pod_that_has_finished_is_left_for_its_result() -> None:
+def test_a_terminated_pod_that_has_finished_is_left_for_its_result() -> None:
     """Nothing is deleted before it is recorded."""
     world = World()
     event_id, pod = left_behind(world)
@@ -100,7 +100,7 @@ def test_a_doomed_pod_that_has_finished_is_left_for_its_result() -> None:
         rig.registry.replace(rig.cluster.list())
         rig.cluster.run(pod)
         rig.cluster.succeed(pod)
-        rig.stream.doom(event_id, None, 1, Doom(Reason.SCALED_DOWN))
+        rig.stream.doom(event_id, None, 1, Termination(Reason.SCALED_DOWN))
         rig.sweep.once()
         assert rig.calls("delete") == 0
 
@@ -110,7 +110,7 @@ def test_a_pod_that_a_thread_follows_is_the_threads() -> None:
     with Rig(threads=["watch"]) as rig:
         event_id = rig.accept()
         rig.pod(event_id)
-        rig.stream.doom(event_id, None, 1, Doom(Reason.SCALED_DOWN))
+        rig.stream.doom(event_id, None, 1, Termination(Reason.SCALED_DOWN))
         rig.sweep.once()
         assert rig.calls("delete") == 0
 
@@ -175,7 +175,7 @@ def test_one_pod_that_cannot_be_deleted_is_no_other_pods_trouble(trouble: Except
 
 
 def test_a_pod_that_is_as_it_should_be_is_left_alone() -> None:
-    """Running, its attempt stored, no doom: no request at all."""
+    """Running, its attempt stored, no termination: no request at all."""
     world = World()
     _, pod = left_behind(world)
     with Rig(world, threads=["watch"]) as rig:

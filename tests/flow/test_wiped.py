@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from ottoscaler.core.acts import Doom
 from ottoscaler.core.lifecycle import Stage
+from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.flow.descent import AGAIN_EVERY_S
 from ottoscaler.ports import StoredWorker, TaskView
@@ -89,9 +89,9 @@ def test_a_cancelled_worker_stays_cancelled() -> None:
     """The mark was in Redis only; the worker that has not begun does not begin after all."""
     with Rig(threads=["watch", "lease"], LEASE_S=LEASE_S, MAX_WORKERS=1) as rig:
         event_id = rig.accept(pod_count=2)
-        pod, doom = rig.pod(event_id, 1), Doom(Reason.SCALED_DOWN, "enough", by="d-1")
-        rig.stream.doom(event_id, None, 2, doom)
-        assert rig.ledger.cancel(event_id, 2, doom)
+        pod, termination = rig.pod(event_id, 1), Termination(Reason.SCALED_DOWN, "enough", by="d-1")
+        rig.stream.doom(event_id, None, 2, termination)
+        assert rig.ledger.cancel(event_id, 2, termination)
         rig.redis.flush()
         restored(rig)
         rig.pool.run_cancelled(rig.ender.follow)

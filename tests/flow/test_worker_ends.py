@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ottoscaler.core.acts import Doom
+from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.errors import ClusterUnavailable
 from tests.fakes.wait import eventually
@@ -14,14 +14,14 @@ from tests.flow.conftest import Lines
 from tests.flow.rig import Rig
 
 contract = pytest.mark.contract
-CANCEL = Doom(Reason.SCALED_DOWN, "ended by scale_down", by="down")
-DRAIN = Doom(Reason.SCALED_DOWN, "ended by scale_down", drain=True, by="down")
+CANCEL = Termination(Reason.SCALED_DOWN, "ended by scale_down", by="down")
+DRAIN = Termination(Reason.SCALED_DOWN, "ended by scale_down", drain=True, by="down")
 
 
-def cancel(rig: Rig, event_id: str, doom: Doom) -> None:
+def cancel(rig: Rig, event_id: str, termination: Termination) -> None:
     """What a scale_down does: the mark is stored, then whoever follows the worker is told."""
-    rig.stream.doom(event_id, None, 1, doom)
-    assert rig.ledger.cancel(event_id, 1, doom)
+    rig.stream.doom(event_id, None, 1, termination)
+    assert rig.ledger.cancel(event_id, 1, termination)
 
 
 class TestNotStarting:
@@ -79,7 +79,7 @@ class TestNotStarting:
 
     @contract("5.deletion")
     def test_a_pod_that_starts_at_the_last_moment_is_spared(self) -> None:
-        """The doom is withdrawn, and its end is its own."""
+        """The termination is withdrawn, and its end is its own."""
         with Rig(threads=["watch"], PENDING_TIMEOUT_S=60) as rig:
             pod = rig.pod(rig.accept())
             rig.world.kubernetes.on_call = lambda verb, name: rig.cluster.run(name) if verb == "delete" else None

@@ -60,7 +60,7 @@ class Audit:
         self._licenses: Counter[_Worker] = Counter()
         self._succeeded: set[_Worker] = set()
         self._once_succeeded: set[_Worker] = set()  # the pod is gone, and a replica may still see it as it was
-        self._dooms: set[_Worker] = set()
+        self._terminations: set[_Worker] = set()
         self._ended: dict[str, list[_Worker]] = {}
         self._victim_of: dict[_Worker, str] = {}
 
@@ -117,7 +117,7 @@ class Audit:
             return
         state = task.worker(worker[1])
         asked = "deletionTimestamp" in pod["metadata"]
-        if not asked and not state.outcome and state.doom is None and state.attempt == _attempt(pod):
+        if not asked and not state.outcome and state.termination is None and state.attempt == _attempt(pod):
             self._succeeded.add(worker)
 
     # -- pods
@@ -184,12 +184,12 @@ class Audit:
             if not self._is_old(pod):
                 self.complain(f"{name} is deleted, and how it finished is not stored")
             return
-        doom = task.worker(worker[1]).doom if task is not None else None
-        if doom is not None and doom.attempt in (0, _attempt(pod)):
+        termination = task.worker(worker[1]).termination if task is not None else None
+        if termination is not None and termination.attempt in (0, _attempt(pod)):
             started = "containerStatuses" in pod["status"] and pod["status"]["phase"] == "Running"
-            if doom.only_before_start and started:
-                self.complain(f"{name} runs, is spared by {doom.reason}, and is deleted")
-        elif not (self._wiped(worker[0]) and worker in self._dooms):
+            if termination.only_before_start and started:
+                self.complain(f"{name} runs, is spared by {termination.reason}, and is deleted")
+        elif not (self._wiped(worker[0]) and worker in self._terminations):
             self.complain(f"{name} is deleted alive, and nothing that is stored wants it")
 
     def _is_over(self, pod: Pod) -> bool:
@@ -223,9 +223,9 @@ class Audit:
         """An attempt is stored."""
         self._intended.add(name)
 
-    def doomed(self, event_id: str, index: int) -> None:
-        """A doom is stored."""
-        self._dooms.add((event_id, index))
+    def terminated(self, event_id: str, index: int) -> None:
+        """A termination is stored."""
+        self._terminations.add((event_id, index))
 
     def chosen(self, event_id: str, could: Sequence[_Worker], choice: Choice) -> None:
         """Victims were chosen. `could` are the workers that could be ended, just before. There may be more: a pod that
@@ -279,7 +279,7 @@ class Audit:
         succeeded = pod is not None and pod["status"].get("phase") == "Succeeded"
         # who is to choose may see a pod that has succeeded and is gone by now
         succeeded = succeeded or (event_id, index) in self._once_succeeded
-        return not succeeded and not state.outcome and (state.doom is None or state.doom.attempt != 0)
+        return not succeeded and not state.outcome and (state.termination is None or state.termination.attempt != 0)
 
     def published(self, fields: Mapping[str, str]) -> None:
         """A result is told to the world."""

@@ -8,8 +8,8 @@ from concurrent.futures import Executor, Future
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from ottoscaler.core import acts, lifecycle
-from ottoscaler.core.acts import Observation, TimedOut
+from ottoscaler.core import effects, lifecycle
+from ottoscaler.core.observations import Observation, TimedOut
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Replaced, Stopping, StreamUnavailable, Unavailable
 from ottoscaler.flow.control import Control
 from ottoscaler.flow.descent import Descents
@@ -108,7 +108,7 @@ class _Ledger(Ledger):
 
     def holds_room(self, job: Job) -> bool:
         holds = super().holds_room(job)
-        if holds and job.life.index not in job.task.dooms:  # one that is cancelled creates nothing
+        if holds and job.life.index not in job.task.terminations:  # one that is cancelled creates nothing
             self._replica.world.audit.using_room(self._replica, job)
         return holds
 
@@ -130,7 +130,7 @@ class Worker:
     def blocked(self) -> bool:
         """Does it await its pod's next stage, and there is none?"""
         effect = lifecycle.effect(self.job.life, self._clock.now())
-        if not isinstance(effect, acts.Await):
+        if not isinstance(effect, effects.Await):
             return False
         if self._future is None:
             self._future = self._registry.offer(self._waiter, self.job.life.attempt)

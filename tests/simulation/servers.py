@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 
-from ottoscaler.core.acts import Doom
 from ottoscaler.core.choice import Blocker, Choice, Claim
 from ottoscaler.core.pods import Snapshot
+from ottoscaler.core.termination import Termination
 from ottoscaler.ports import Answer, Clock, Created, Fate
 from tests.fakes.kubernetes import FakeKubernetes, Pod
 from tests.fakes.server import FakeRedis, TaskState
@@ -75,10 +75,10 @@ class AuditedStream(FakeStream):
             self.server.audit.intended(pod)
         return answer
 
-    def doom(self, event_id: str, owner: str | None, index: int, doom: Doom) -> Answer:
-        answer = super().doom(event_id, owner, index, doom)
+    def doom(self, event_id: str, owner: str | None, index: int, termination: Termination) -> Answer:
+        answer = super().doom(event_id, owner, index, termination)
         if answer.fate is Fate.OK:
-            self.server.audit.doomed(event_id, index)
+            self.server.audit.terminated(event_id, index)
         return answer
 
     def choose(self, event_id: str, owner: str, claim: Claim) -> Choice | Blocker | None:

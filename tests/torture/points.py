@@ -53,14 +53,14 @@ def _renewed(arguments: Mapping[str, Any], answer: Any) -> Iterator[str]:
         yield "renewed"
 
 
-def _doomed(arguments: Mapping[str, Any], answer: Answer) -> Iterator[str]:
+def _terminated(arguments: Mapping[str, Any], answer: Answer) -> Iterator[str]:
     if answer.fate is Fate.OK:
-        yield "mark stored" if arguments["owner"] is None else "doomed"
+        yield "mark stored" if arguments["owner"] is None else "terminated"
 
 
 def _chosen(arguments: Mapping[str, Any], answer: Any) -> Iterator[str]:
     if isinstance(answer, Choice):
-        yield "superseded" if arguments["claim"].doom.reason is Reason.SUPERSEDED else "victims stored"
+        yield "superseded" if arguments["claim"].termination.reason is Reason.SUPERSEDED else "victims stored"
 
 
 def _recorded(arguments: Mapping[str, Any], answer: Answer) -> Iterator[str]:
@@ -104,7 +104,7 @@ AFTER_STREAM: Final[Mapping[str, Namer]] = {
     "intend": _on({Fate.OK: "intended", Fate.CANCELLED: "intend cancelled"}),
     "check": _always("checked"),
     "note_refused": _always("refusal noted"),
-    "doom": _doomed,
+    "doom": _terminated,
     "withdraw": _always("withdrawn"),
     "record": _recorded,
     "choose": _chosen,
@@ -134,7 +134,7 @@ RARE: Final = (
 #: Points that each run has to reach.
 USUAL: Final = (
     "read", "own pending read", "accepted", "duplicate accepted", "buried", "intended", "create unclear",
-    "create refused", "refusal noted", "created", "found absent", "adopted", "checked", "terminal seen", "doomed",
+    "create refused", "refusal noted", "created", "found absent", "adopted", "checked", "terminal seen", "terminated",
     "killed", "recorded", "last result", "deleted", "renewed", "taken over", "read ahead", "victims stored",
     "victims gone", "scale_down finished", "superseded", *STOPPING,
 )  # fmt: skip

@@ -1,4 +1,6 @@
-"""A worker's life when its pod does not start, or runs too long: when it is doomed, how it ends, when it is spared."""
+"""A worker's life when its pod does not start, or runs too long: when it is terminated, how it ends, when it is
+spared.
+"""
 
 from __future__ import annotations
 
@@ -6,33 +8,35 @@ from dataclasses import replace
 
 import pytest
 
-from ottoscaler.core.acts import (
-    Absent,
-    AlreadyThere,
+from ottoscaler.core.effects import (
     Await,
-    Changed,
-    Checked,
+    ClearTermination,
     Delete,
-    Done,
-    Doom,
+    DeleteIfUnchanged,
     Effect,
     End,
-    HasResult,
     Intend,
-    Intended,
-    Kill,
     Look,
-    Mark,
-    Marked,
-    OldAttempt,
     Record,
+    StoreTermination,
+)
+from ottoscaler.core.observations import (
+    Absent,
+    AlreadyThere,
+    Changed,
+    Checked,
+    Done,
+    HasResult,
+    Intended,
+    OldAttempt,
     Seen,
+    TerminationStored,
     TimedOut,
     Unclear,
-    Withdraw,
 )
 from ottoscaler.core.pods import Phase, Snapshot, Trouble
 from ottoscaler.core.sight import RELOOK_UNWATCHED_S
+from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Reason, Verdict
 from tests.core.builders import NOW, deleting, evicted, failed, pod, running, succeeded
 from tests.core.drive import LIMITS, Drive
@@ -40,7 +44,7 @@ from tests.core.drive import LIMITS, Drive
 contract = pytest.mark.contract
 
 CREATED = (Intended(), Seen(pod()), Checked(None))
-TIMEOUT = Doom(Reason.PENDING_TIMEOUT, "the pod did not start within 900 s", 1)
+TIMEOUT = Termination(Reason.PENDING_TIMEOUT, "the pod did not start within 900 s", 1)
 BACK_OFF = 'ImagePullBackOff: Back-off pulling image "img:1"'
 
 
@@ -49,14 +53,14 @@ def troubled(trouble: Trouble, text: str = "the cluster's words") -> Snapshot:
     return pod(trouble=trouble, trouble_text=text)
 
 
-def marked(effect: Effect) -> Doom:
-    """The doom of a Mark."""
-    assert isinstance(effect, Mark), effect
-    return effect.doom
+def stored_termination(effect: Effect) -> Termination:
+    """The termination of a StoreTermination."""
+    assert isinstance(effect, StoreTermination), effect
+    return effect.termination
 
 
 def overdue() -> Drive:
-    """A life whose pod did not start in time: the doom is due to be stored."""
+    """A life whose pod did not start in time: the termination is due to be stored."""
     drive = Drive()
     drive.tell(*CREATED)
     drive.wait(900)
@@ -66,14 +70,14 @@ def overdue() -> Drive:
 
 @contract("5.PendingTimeout")
 @contract("2.PENDING_TIMEOUT_S")
-def test_a_pod_that_does_not_start_is_doomed_in_time() -> None:
+def test_a_pod_that_does_not_start_is_terminated_in_time() -> None:
     """Not a second before."""
     drive = Drive()
     drive.tell(*CREATED)
     drive.wait(899)
     assert drive.tell(TimedOut()) == Await(NOW + 900)
     drive.wait(1)
-    assert drive.tell(TimedOut()) == Mark(TIMEOUT)
+    assert drive.tell(TimedOut()) == StoreTermination(TIMEOUT)
 
 
 @contract("2.PENDING_TIMEOUT_S")
@@ -84,10 +88,10 @@ def test_the_clock_of_the_api_server_gives_neither_more_time_nor_less(off_s: flo
 
 
 @contract("5.InvalidImage")
-def test_a_name_that_is_no_image_is_doomed_at_once() -> None:
+def test_a_name_that_is_no_image_is_terminated_at_once() -> None:
     """It will not become one."""
-    doom = marked(Drive().tell(*CREATED, Seen(troubled(Trouble.INVALID_IMAGE))))
-    assert doom == Doom(Reason.INVALID_IMAGE, "the cluster's words", 1)
+    termination = stored_termination(Drive().tell(*CREATED, Seen(troubled(Trouble.INVALID_IMAGE))))
+    assert termination == Termination(Reason.INVALID_IMAGE, "the cluster's words", 1)
 
 
 @contract("5.ImagePull")
@@ -102,14 +106,14 @@ def test_a_name_that_is_no_image_is_doomed_at_once() -> None:
         (Trouble.START, Reason.START_ERROR),
     ],
 )
-def test_a_lasting_trouble_is_doomed_after_a_grace(trouble: Trouble, reason: Reason) -> None:
+def test_a_lasting_trouble_is_terminated_after_a_grace(trouble: Trouble, reason: Reason) -> None:
     """The kubelet may try twice: a Secret or an image may be a moment late."""
     drive = Drive()
     drive.tell(*CREATED)
     drive.wait(100)
     assert drive.tell(Seen(troubled(trouble))) == Await(NOW + 130)
     drive.wait(30)
-    assert marked(drive.tell(TimedOut())) == Doom(reason, "the cluster's words", 1)
+    assert stored_termination(drive.tell(TimedOut())) == Termination(reason, "the cluster's words", 1)
 
 
 @contract("2.IMAGE_PULL_GRACE_S")
@@ -135,7 +139,7 @@ def test_a_passing_trouble_has_the_whole_time(trouble: Trouble, reason: Reason) 
     drive = Drive()
     assert drive.tell(*CREATED, Seen(troubled(trouble))) == Await(NOW + 900)
     drive.wait(900)
-    assert marked(drive.tell(TimedOut())).reason is reason
+    assert stored_termination(drive.tell(TimedOut())).reason is reason
 
 
 @contract("5.ImagePull")
@@ -146,7 +150,7 @@ def test_between_two_pulls_the_clearer_text_holds() -> None:
     drive.wait(10)
     assert drive.tell(Seen(troubled(Trouble.IMAGE_PULL_TRANSIENT, BACK_OFF))) == Await(NOW + 30)
     drive.wait(20)
-    assert marked(drive.tell(TimedOut())).reason is Reason.IMAGE_PULL
+    assert stored_termination(drive.tell(TimedOut())).reason is Reason.IMAGE_PULL
 
 
 @contract("5.ImagePullTransient")
@@ -163,7 +167,7 @@ def test_a_back_off_that_is_the_first_news_is_the_trouble() -> None:
     drive = Drive()
     drive.tell(*CREATED, Seen(troubled(Trouble.IMAGE_PULL_TRANSIENT, BACK_OFF)))
     drive.wait(900)
-    assert marked(drive.tell(TimedOut())).reason is Reason.IMAGE_PULL_TRANSIENT
+    assert stored_termination(drive.tell(TimedOut())).reason is Reason.IMAGE_PULL_TRANSIENT
 
 
 def test_a_trouble_that_went_away_is_forgotten() -> None:
@@ -181,14 +185,14 @@ def test_a_worker_that_the_kubelet_does_not_end_is_ended_by_us() -> None:
     drive = Drive(limits=replace(LIMITS, worker_retries=9))
     drive.tell(*CREATED, Seen(running()))
     drive.wait(3631)
-    doom = marked(drive.tell(TimedOut()))
-    assert doom == Doom(Reason.DEADLINE_EXCEEDED, "the worker ran longer than 3600 s", 1)
-    drive.tell(Marked(doom), Done())
-    assert drive.tell(Seen(deleting(failed(143)))) == Record(1, doom.verdict, deleting(failed(143)))
+    termination = stored_termination(drive.tell(TimedOut()))
+    assert termination == Termination(Reason.DEADLINE_EXCEEDED, "the worker ran longer than 3600 s", 1)
+    drive.tell(TerminationStored(termination), Done())
+    assert drive.tell(Seen(deleting(failed(143)))) == Record(1, termination.verdict, deleting(failed(143)))
 
 
 @pytest.mark.parametrize("snap", [deleting(pod()), pod(Phase.UNKNOWN)])
-def test_a_pod_that_goes_or_is_unknown_is_not_doomed_as_well(snap: Snapshot) -> None:
+def test_a_pod_that_goes_or_is_unknown_is_not_terminated_as_well(snap: Snapshot) -> None:
     """Whoever asked for its deletion came first; and of the other nobody knows whether it runs."""
     drive = Drive()
     drive.tell(*CREATED)
@@ -197,10 +201,10 @@ def test_a_pod_that_goes_or_is_unknown_is_not_doomed_as_well(snap: Snapshot) -> 
 
 
 @contract("5.PendingTimeout")
-def test_a_doomed_pod_is_stored_killed_seen_gone_and_recorded() -> None:
+def test_a_terminated_pod_is_stored_killed_seen_gone_and_recorded() -> None:
     """In this order: whoever takes over in between knows what was meant."""
     drive = overdue()
-    assert drive.tell(Marked(TIMEOUT)) == Kill(pod())
+    assert drive.tell(TerminationStored(TIMEOUT)) == DeleteIfUnchanged(pod())
     assert drive.tell(Done()) == Await(drive.now + 60)
     assert drive.tell(Seen(deleting(pod()))) == Await(drive.now + 60)
     gone = deleting(pod()).as_gone()
@@ -211,31 +215,31 @@ def test_a_doomed_pod_is_stored_killed_seen_gone_and_recorded() -> None:
 def test_a_pod_that_changed_is_looked_at_before_it_is_killed() -> None:
     """It may have finished: the kill is for the pod as it was seen."""
     drive = overdue()
-    assert drive.tell(Marked(TIMEOUT), Changed()) == Look(1)
+    assert drive.tell(TerminationStored(TIMEOUT), Changed()) == Look(1)
     fresh = pod(resource_version="2")
-    assert drive.tell(Seen(fresh), Checked(TIMEOUT)) == Kill(fresh)
+    assert drive.tell(Seen(fresh), Checked(TIMEOUT)) == DeleteIfUnchanged(fresh)
 
 
 def test_a_kill_that_shows_no_effect_is_repeated() -> None:
     """A minute later, with what is known then."""
     drive = overdue()
-    drive.tell(Marked(TIMEOUT), Done())
+    drive.tell(TerminationStored(TIMEOUT), Done())
     assert drive.tell(TimedOut()) == Look(1)
-    assert drive.tell(Seen(pod()), Checked(TIMEOUT)) == Kill(pod())
+    assert drive.tell(Seen(pod()), Checked(TIMEOUT)) == DeleteIfUnchanged(pod())
 
 
 @contract("5.PendingTimeout")
-def test_a_doomed_pod_that_is_gone_when_looked_at_ended_by_its_doom() -> None:
+def test_a_terminated_pod_that_is_gone_when_looked_at_ended_by_its_termination() -> None:
     """Nobody knows why it went, but we wanted it to."""
     drive = overdue()
-    assert drive.tell(Marked(TIMEOUT), Changed(), Absent()) == Record(1, TIMEOUT.verdict, pod().as_gone())
+    assert drive.tell(TerminationStored(TIMEOUT), Changed(), Absent()) == Record(1, TIMEOUT.verdict, pod().as_gone())
 
 
 @contract("5.Completed")
-def test_a_success_wins_over_any_doom() -> None:
+def test_a_success_wins_over_any_termination() -> None:
     """The work was done; the finished pod is deleted after the record."""
     drive = overdue()
-    drive.tell(Marked(TIMEOUT), Changed())
+    drive.tell(TerminationStored(TIMEOUT), Changed())
     end = drive.tell(Seen(succeeded()), Checked(TIMEOUT))
     assert end == Record(1, Verdict(Reason.COMPLETED, "the worker exited with code 0"), succeeded())
     assert drive.tell(Done()) == Delete(succeeded())
@@ -243,23 +247,23 @@ def test_a_success_wins_over_any_doom() -> None:
 
 @contract("5.ImagePullTransient")
 @contract("2.INFRA_RETRIES")
-def test_a_doom_of_the_platforms_making_leads_to_a_next_attempt() -> None:
+def test_a_termination_of_the_platforms_making_leads_to_a_next_attempt() -> None:
     """And ends with the attempt that it was meant for."""
     drive = Drive()
     drive.tell(*CREATED, Seen(troubled(Trouble.IMAGE_PULL_TRANSIENT)))
     drive.wait(900)
-    doom = marked(drive.tell(TimedOut()))
-    drive.tell(Marked(doom), Done(), Seen(deleting(pod()).as_gone()))
+    termination = stored_termination(drive.tell(TimedOut()))
+    drive.tell(TerminationStored(termination), Done(), Seen(deleting(pod()).as_gone()))
     assert drive.wait(1) == Intend(2, 1)
-    assert drive.life.doom is None
+    assert drive.life.termination is None
 
 
-def test_a_result_that_came_before_the_doom_deletes_the_pod() -> None:
+def test_a_result_that_came_before_the_termination_deletes_the_pod() -> None:
     """Somebody else recorded the worker: the pod is left over."""
     assert overdue().tell(HasResult()) == Delete(pod())
 
 
-def test_a_doom_for_an_attempt_that_is_over_is_not_stored() -> None:
+def test_a_termination_for_an_attempt_that_is_over_is_not_stored() -> None:
     """A higher attempt has its own pod."""
     assert overdue().tell(OldAttempt()) == End("a higher attempt is stored")
 
@@ -267,51 +271,51 @@ def test_a_doom_for_an_attempt_that_is_over_is_not_stored() -> None:
 @contract("5.PendingTimeout")
 @contract("5.Completed")
 def test_a_pod_that_started_meanwhile_is_spared() -> None:
-    """The doom was for not starting: it is withdrawn, and the worker runs on."""
+    """The termination was for not starting: it is withdrawn, and the worker runs on."""
     drive = overdue()
-    drive.tell(Marked(TIMEOUT), Changed())
-    assert drive.tell(Seen(running()), Checked(TIMEOUT)) == Withdraw(TIMEOUT)
+    drive.tell(TerminationStored(TIMEOUT), Changed())
+    assert drive.tell(Seen(running()), Checked(TIMEOUT)) == ClearTermination(TIMEOUT)
     assert drive.tell(Checked(None)) == Await(drive.now + 3600 + 30)
     assert isinstance(drive.tell(Seen(succeeded())), Record)
 
 
 @contract("5.ScaledDown")
-def test_a_pod_that_is_cancelled_while_its_doom_is_withdrawn_is_killed() -> None:
+def test_a_pod_that_is_cancelled_while_its_termination_is_withdrawn_is_killed() -> None:
     """The answer tells what holds now."""
     drive = overdue()
-    drive.tell(Marked(TIMEOUT), Changed(), Seen(running()), Checked(TIMEOUT))
-    assert drive.tell(Checked(Doom(Reason.SCALED_DOWN))) == Kill(running())
+    drive.tell(TerminationStored(TIMEOUT), Changed(), Seen(running()), Checked(TIMEOUT))
+    assert drive.tell(Checked(Termination(Reason.SCALED_DOWN))) == DeleteIfUnchanged(running())
 
 
 def test_a_result_that_came_before_the_withdrawal_deletes_the_pod() -> None:
     """There is nothing to spare any more."""
     drive = overdue()
-    drive.tell(Marked(TIMEOUT), Changed(), Seen(running()), Checked(TIMEOUT))
+    drive.tell(TerminationStored(TIMEOUT), Changed(), Seen(running()), Checked(TIMEOUT))
     assert drive.tell(HasResult()) == Delete(running())
 
 
 @contract("5.DeadlineExceeded")
 def test_a_deadline_is_never_withdrawn() -> None:
-    """That the pod runs is what it is doomed for."""
+    """That the pod runs is what it is terminated for."""
     drive = Drive()
     drive.tell(*CREATED, Seen(running()))
     drive.wait(4000)
-    doom = marked(drive.tell(TimedOut()))
-    assert drive.tell(Marked(doom)) == Kill(running())
+    termination = stored_termination(drive.tell(TimedOut()))
+    assert drive.tell(TerminationStored(termination)) == DeleteIfUnchanged(running())
 
 
-def test_a_doom_of_another_attempt_does_not_replace_ours() -> None:
+def test_a_termination_of_another_attempt_does_not_replace_ours() -> None:
     """What we stored holds until it is withdrawn or the attempt ends."""
     drive = overdue()
-    drive.tell(Marked(TIMEOUT), Changed(), Seen(pod()), Checked(replace(TIMEOUT, message="older")))
-    assert drive.life.doom == TIMEOUT
+    drive.tell(TerminationStored(TIMEOUT), Changed(), Seen(pod()), Checked(replace(TIMEOUT, message="older")))
+    assert drive.life.termination == TIMEOUT
 
 
 @contract("5.Evicted")
-def test_a_stored_doom_that_was_cleared_no_longer_counts() -> None:
+def test_a_stored_termination_that_was_cleared_no_longer_counts() -> None:
     """Then the pod's own end does."""
     drive = overdue()
-    drive.tell(Marked(TIMEOUT), Changed(), Seen(evicted()), Checked(None))
+    drive.tell(TerminationStored(TIMEOUT), Changed(), Seen(evicted()), Checked(None))
     assert drive.wait(1) == Intend(2, 1)
 
 
@@ -331,18 +335,18 @@ NOT_STARTED = {
 @pytest.mark.parametrize("reason", Reason)
 def test_a_start_spares_only_what_is_ended_for_not_starting(reason: Reason) -> None:
     """Of all reasons these, and none of an attempt that was stored before (0: a cancel)."""
-    assert Doom(reason, "", 1).only_before_start is (reason in NOT_STARTED)
-    assert not Doom(reason).only_before_start
+    assert Termination(reason, "", 1).only_before_start is (reason in NOT_STARTED)
+    assert not Termination(reason).only_before_start
 
 
 @pytest.mark.parametrize("reason", [Reason.SCALED_DOWN, Reason.SUPERSEDED])
 def test_a_start_spares_what_is_drained(reason: Reason) -> None:
     """A drain ends only what has not started."""
-    assert Doom(reason, drain=True).only_before_start
+    assert Termination(reason, drain=True).only_before_start
 
 
 ALTERED = "the pod's label x was changed from 'a' to 'b'"
-REJECTED = Doom(Reason.REJECTED, ALTERED, 1)
+REJECTED = Termination(Reason.REJECTED, ALTERED, 1)
 
 
 @contract("5.Rejected")
@@ -354,8 +358,8 @@ def test_a_pod_with_changed_labels_is_ended_and_rejected(how: str) -> None:
     drive.tell(Intended())
     if how != "answered":
         drive.tell(Unclear() if "lost" in how else AlreadyThere())
-    assert drive.tell(Seen(there), Checked(None)) == Mark(REJECTED)
-    assert drive.tell(Marked(REJECTED)) == Kill(there)
+    assert drive.tell(Seen(there), Checked(None)) == StoreTermination(REJECTED)
+    assert drive.tell(TerminationStored(REJECTED)) == DeleteIfUnchanged(there)
     assert drive.tell(Done()) == Await(NOW + RELOOK_UNWATCHED_S)
     drive.wait(RELOOK_UNWATCHED_S)
     assert drive.tell(TimedOut()) == Look(1)
@@ -372,7 +376,7 @@ def test_labels_that_are_changed_while_it_runs_end_it_as_well() -> None:
     drive = Drive()
     drive.tell(*CREATED, Seen(running()))
     assert drive.tell(Seen(running().as_gone())) == Look(1)
-    assert drive.tell(Seen(running(altered=ALTERED)), Checked(None)) == Mark(REJECTED)
+    assert drive.tell(Seen(running(altered=ALTERED)), Checked(None)) == StoreTermination(REJECTED)
 
 
 @contract("5.Completed")
