@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,7 +19,7 @@ from ottoscaler.flow.control import Control
 from ottoscaler.flow.descent import Descents
 from ottoscaler.flow.ender import Ender
 from ottoscaler.flow.intake import Intake, Reader
-from ottoscaler.flow.lease import TICK_S, Lease
+from ottoscaler.flow.lease import Lease
 from ottoscaler.flow.ledger import Ledger
 from ottoscaler.flow.parts import Parts
 from ottoscaler.flow.pool import Pool
@@ -39,13 +37,11 @@ from ottoscaler.settings import Settings
 from tests.fakes.clock import ManualClock, SystemClock
 from tests.fakes.cluster import FakeCluster, FakeKubernetes
 from tests.fakes.stream import FakeRedis, FakeStream
-from tests.fakes.wait import eventually
+from tests.fakes.wait import PATIENCE_S, eventually
 
 ALL = ("watch", "lease", "control", "reader", "sweep")
 #: Longest pause between two tries in these tests, real seconds.
 _HASTE_S = 0.002
-#: How long a test waits for threads to end, real seconds.
-PATIENCE_S = 15.0
 
 
 class Hasty(threading.Event):
@@ -192,7 +188,7 @@ class Rig:
             return [thread.name for thread in threading.enumerate() if thread not in self.world.before]
 
         try:
-            eventually(lambda: not running(), 5)
+            eventually(lambda: not running())
         except AssertionError:
             return running()
         return []
@@ -223,16 +219,16 @@ class Rig:
     def wait_and_look(self, seconds: float) -> None:
         """Move the clock in steps that the lease thread keeps up with: a jump would look like an outage to it.
 
-        After what does look like one to it, it takes nothing over for a while: then a step is over without a look.
+        Each step is over when the leases are renewed, if that was due, and what the dead have left was looked for.
+        After what does look like an outage nothing is looked for until the calm is over.
         """
         for _ in range(math.ceil(seconds / 2)):
-            seen = partial(self._looked_since, self.redis.calls["expired"])
             self.pass_time(2.0)
-            with suppress(AssertionError):
-                eventually(seen, 3 * TICK_S, "a look at the leases")
+            eventually(self._renewed_and_looked, what="a renewal of the leases and a look at those of others")
 
-    def _looked_since(self, looks: int) -> bool:
-        return self.redis.calls["expired"] > looks
+    def _renewed_and_looked(self) -> bool:
+        now, takeover = self.clock.now(), self.takeover
+        return self.lease._renew_at > now and (takeover._take_at > now or takeover._calm_at > now)
 
     def live(self, seconds: int) -> None:
         """Let so many seconds pass, in steps that the lease thread keeps up with: at LEASE_S=3 it renews each."""

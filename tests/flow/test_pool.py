@@ -19,6 +19,7 @@ from ottoscaler.flow.jobs import Job
 from ottoscaler.flow.parts import Parts
 from ottoscaler.flow.pool import AT_ONCE, GROW_EVERY_S, Pool
 from ottoscaler.flow.worker import Runner
+from tests.fakes.node import AutoNode
 from tests.fakes.wait import eventually
 from tests.flow.conftest import Lines
 from tests.flow.desk import task
@@ -138,12 +139,17 @@ def test_a_pool_that_gets_no_further_thread_goes_on_with_those_it_has(
 ) -> None:
     """A limit of pids ends nothing: all workers come to their end, and the log says how many threads there are."""
     machine[0] = size
-    with Rig(threads=["watch"], MAX_WORKERS=10, auto=True) as rig:
-        rig.accept(pod_count=30)
+    with Rig(threads=["watch"], MAX_WORKERS=10) as rig:
+        event_id = rig.accept(pod_count=30)
+        first = [rig.pod(event_id, index) for index in range(1, size + 1)]  # each thread is busy, so each is counted
+        [line] = eventually(lambda: log.of("pool.shrunk"), what="a thread to be refused")
+        AutoNode(rig.world.kubernetes)
+        for pod in first:
+            rig.cluster.succeed(pod)
         assert len(rig.results(30)) == 30
         assert at_work() <= size
-    assert "can't start new thread" in log.of("pool.shrunk")[0]
-    assert f"going on with {size} for MAX_WORKERS=10" in log.of("pool.shrunk")[-1]
+    assert "can't start new thread" in line
+    assert f"going on with {size} for MAX_WORKERS=10" in line
 
 
 def test_who_waits_for_a_thread_is_not_stuck(machine: list[int]) -> None:
