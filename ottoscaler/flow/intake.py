@@ -124,10 +124,12 @@ class Intake:
         """
         event = task.event
         with contained(event.event_id) as defect:
-            if event.type is EventType.SCALE_DOWN or not task.superseded:
-                self._control(task)
+            # The ledger comes first: where control fails on the task it drops it from there. If it were added only
+            # then, its lease would be renewed without end, and each later scale_down would wait for its choice.
             if event.type is EventType.SCALE_UP:
                 self._ledger.add(task)
+            if event.type is EventType.SCALE_DOWN or not task.superseded:
+                self._control(task)
         if defect.name:
             self._ledger.drop(event.event_id, task.owner)
 
