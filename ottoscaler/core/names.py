@@ -5,7 +5,8 @@ a second create of the same worker is a 409.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+
+import msgspec
 
 MANAGED_BY = "managed-by"
 MANAGER = "ottoscaler"
@@ -21,8 +22,7 @@ ANNOTATION_EVENT = "ottoscaler.io/event"
 HASH_DIGITS = 10
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerKey:
+class WorkerKey(msgspec.Struct, frozen=True):
     """One attempt at one worker, as its pod's labels tell it: the index of the registry."""
 
     event_hash: str

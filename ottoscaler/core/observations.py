@@ -2,116 +2,98 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from ottoscaler.core.pods import Snapshot
 from ottoscaler.core.termination import Termination
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(msgspec.Struct, frozen=True):
     """It is done, or was done before."""
 
 
-@dataclass(frozen=True, slots=True)
-class Intended:
+class Intended(msgspec.Struct, frozen=True):
     """The attempt is stored."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cancelled:
+class Cancelled(msgspec.Struct, frozen=True):
     """There is a termination; `attempt` is the stored attempt, 0 where none ever was."""
 
     termination: Termination
     attempt: int
 
 
-@dataclass(frozen=True, slots=True)
-class HasResult:
+class HasResult(msgspec.Struct, frozen=True):
     """The worker's result is stored already."""
 
 
-@dataclass(frozen=True, slots=True)
-class OldAttempt:
+class OldAttempt(msgspec.Struct, frozen=True):
     """A higher attempt is stored: this life is over."""
 
 
-@dataclass(frozen=True, slots=True)
-class NotOurs:
+class NotOurs(msgspec.Struct, frozen=True):
     """Another process owns the task now: touch nothing more."""
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(msgspec.Struct, frozen=True):
     """The pod, as it is."""
 
     pod: Snapshot
 
 
-@dataclass(frozen=True, slots=True)
-class AlreadyThere:
+class AlreadyThere(msgspec.Struct, frozen=True):
     """409: a pod of that name exists, or is being deleted."""
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(msgspec.Struct, frozen=True):
     """Quota or back-pressure: no pod was created. `after_s` is what the server asked for."""
 
     message: str
     after_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class RejectedPod:
+class RejectedPod(msgspec.Struct, frozen=True):
     """The API server does not accept this pod, now or later."""
 
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Unclear:
+class Unclear(msgspec.Struct, frozen=True):
     """No answer, or none of the API's: the pod may have been created. `after_s` is what the server asked for."""
 
     after_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Absent:
+class Absent(msgspec.Struct, frozen=True):
     """A live GET found no pod of that name."""
 
 
-@dataclass(frozen=True, slots=True)
-class Foreign:
+class Foreign(msgspec.Struct, frozen=True):
     """A pod of that name is there and is not this worker's."""
 
 
-@dataclass(frozen=True, slots=True)
-class Missing:
+class Missing(msgspec.Struct, frozen=True):
     """A list lacks the pod: to be confirmed, since a list may be older than the pod."""
 
 
-@dataclass(frozen=True, slots=True)
-class Checked:
+class Checked(msgspec.Struct, frozen=True):
     """The termination that is stored, if any; there is no result."""
 
     termination: Termination | None
 
 
-@dataclass(frozen=True, slots=True)
-class TerminationStored:
+class TerminationStored(msgspec.Struct, frozen=True):
     """This termination is stored."""
 
     termination: Termination
 
 
-@dataclass(frozen=True, slots=True)
-class Changed:
+class Changed(msgspec.Struct, frozen=True):
     """The pod is not as it was seen, or gone: look again."""
 
 
-@dataclass(frozen=True, slots=True)
-class TimedOut:
-    """The time of an Await is over."""
+class TimedOut(msgspec.Struct, frozen=True):
+    """The time of an Await or a Later is over."""
 
 
 Observation = (

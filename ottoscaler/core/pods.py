@@ -11,12 +11,12 @@ They are for display; two of them are compared only where one machine wrote both
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from ottoscaler.core import startup
 from ottoscaler.core.identity import altered, by_annotation, by_labels, labels_of
@@ -162,8 +162,7 @@ class _EventPod(msgspec.Struct, frozen=True):
     metadata: _Meta = _Meta()
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(msgspec.Struct, frozen=True):
     """What is known of a pod at one resource version. Times are seconds since the epoch, None where not yet; the API
     server wrote `created_at`, `scheduled_at` and `deletion_requested_at`, the node `started_at` and `finished_at`.
 

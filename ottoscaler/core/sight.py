@@ -7,8 +7,10 @@ to count again. What bounds that: the kubelet keeps a pod's deadline by itself, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
+
+import msgspec
+from msgspec.structs import replace
 
 from ottoscaler.core.endings import own_end
 from ottoscaler.core.pods import Phase, Snapshot, Trouble
@@ -55,8 +57,7 @@ class Limits(Protocol):
     def worker_retries(self) -> int: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Sight:
+class Sight(msgspec.Struct, frozen=True):
     """When each of these was first seen, in seconds of our monotonic clock; None: not yet.
 
     `created`: our own create was answered. `waiting`: it has not started, and no gate holds it. `deleted_first`:
@@ -88,18 +89,25 @@ UNSEEN: Final = Sight()
 
 
 def observe(sight: Sight, pod: Snapshot, now: float) -> Sight:
-    """What is known after this look at the pod."""
-    gated = pod.trouble is Trouble.GATED
-    untouched = pod.outlived and not pod.deleting and pod.disruption is None and not pod.reason
-    if pod.exit_code is not None and sight.ended is None:
-        sight = replace(sight, ended=now, own=own_end(pod) if untouched else None)
-    return replace(
-        _note_trouble(sight, pod, now),
-        waiting=None if gated else _first(sight.waiting, now),
-        started=_first(sight.started, now) if pod.started_at is not None else sight.started,
-        deleting=_first(sight.deleting, now) if pod.deleting else sight.deleting,
-        deleted_first=sight.deleted_first or (pod.deleting and not pod.ended),
-    )
+    """What is known after this look at the pod: what it shows for the first time has begun now."""
+    new: dict[str, Any] = {}
+    if pod.trouble is Trouble.GATED:
+        new["waiting"] = None
+    elif sight.waiting is None:
+        new["waiting"] = now
+    if sight.started is None and pod.started_at is not None:
+        new["started"] = now
+    if pod.deleting:
+        if sight.deleting is None:
+            new["deleting"] = now
+        if not pod.ended:
+            new["deleted_first"] = True
+    if sight.ended is None and pod.exit_code is not None:
+        untouched = pod.outlived and not pod.deleting and pod.disruption is None and not pod.reason
+        new |= {"ended": now, "own": own_end(pod) if untouched else None}
+    if pod.trouble is not sight.trouble and not _is_vaguer(sight, pod):
+        new |= {"trouble": pod.trouble, "trouble_at": now}
+    return replace(sight, **new) if new else sight
 
 
 def relook_s(pod: Snapshot) -> float:
@@ -173,14 +181,10 @@ def _outlived(
     return Termination(end.reason, end.message, attempt), None
 
 
-def _note_trouble(sight: Sight, pod: Snapshot, now: float) -> Sight:
-    """Since when which trouble. Between two pulls the kubelet may say only "Back-off":
-    the earlier, clearer text then holds.
-    """
+def _is_vaguer(sight: Sight, pod: Snapshot) -> bool:
+    """Between two pulls the kubelet may say only "Back-off": the earlier, clearer text then holds."""
     vague = pod.trouble is Trouble.IMAGE_PULL_TRANSIENT and "ImagePullBackOff" in pod.trouble_text
-    if pod.trouble is sight.trouble or (vague and sight.trouble is Trouble.IMAGE_PULL):
-        return sight
-    return replace(sight, trouble=pod.trouble, trouble_at=now)
+    return vague and sight.trouble is Trouble.IMAGE_PULL
 
 
 def _first(since: float | None, now: float) -> float:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from ottoscaler.core.pods import Snapshot
-from ottoscaler.core.verdicts import Reason, Verdict
+from ottoscaler.core.verdicts import Outcome, Reason, Verdict
 
 _BEFORE_START: Final = frozenset(
     {
@@ -20,8 +21,7 @@ _BEFORE_START: Final = frozenset(
 LAST_GRACE_S: Final = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Termination:
+class Termination(msgspec.Struct, frozen=True):
     """Why a pod is to be ended, as stored in the task hash before it is.
 
     `attempt` 0 is a cancel of the index, which stays; any other ends with that attempt. `drain` spares a worker that
@@ -35,6 +35,15 @@ class Termination:
     by: str = ""
 
     @property
+    def is_cancel(self) -> bool:
+        """It ends the worker, and not only one attempt at it."""
+        return self.attempt == 0
+
+    def applies_to(self, attempt: int) -> bool:
+        """It ends the pod of this attempt."""
+        return self.attempt in (0, attempt)
+
+    @property
     def verdict(self) -> Verdict:
         """What is recorded if the pod does not succeed meanwhile."""
         return Verdict(self.reason, self.message)
@@ -43,9 +52,14 @@ class Termination:
         """Seconds between SIGTERM and SIGKILL for a pod that it ends; None: what the pod's spec gives. Containers that
         outlived `agent` have had TERMINATION_GRACE_S already.
         """
-        return LAST_GRACE_S if self.attempt and pod.exit_code is not None else None
+        return LAST_GRACE_S if not self.is_cancel and pod.exit_code is not None else None
 
     @property
     def only_before_start(self) -> bool:
         """It is withdrawn when the pod is seen to have started."""
-        return self.drain if self.attempt == 0 else self.reason in _BEFORE_START
+        return self.drain if self.is_cancel else self.reason in _BEFORE_START
+
+
+def decided(end: Verdict, termination: Termination | None) -> Verdict:
+    """What is recorded of a worker whose attempt ended in this way: a termination wins unless the worker succeeded."""
+    return end if termination is None or end.outcome is Outcome.SUCCEEDED else termination.verdict

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
+
+import msgspec
 
 
 class Outcome(StrEnum):
@@ -89,8 +90,7 @@ TABLE: Final[Mapping[Reason, tuple[Outcome, Fault, Retry]]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """A reason and the sentence that goes with it."""
 
     reason: Reason

@@ -131,7 +131,7 @@ class Descents:
         """Another replica has cancelled workers of a task of ours."""
         task = self._stream.reload(event_id)
         for worker in task.workers.values() if task else ():
-            if worker.termination is not None and worker.termination.attempt == 0 and not worker.outcome:
+            if worker.termination is not None and worker.termination.is_cancel and not worker.outcome:
                 self._end_worker(event_id, worker, worker.termination)
 
     def _choose(self, descent: Descent) -> bool:
@@ -189,7 +189,7 @@ class Descents:
             for index in range(1, event.pod_count + 1):
                 worker = view.workers.get(index, StoredWorker(index))
                 pod = self._registry.get(WorkerKey(hash_, index, worker.attempt))
-                cancelled = worker.termination is not None and worker.termination.attempt == 0
+                cancelled = worker.termination is not None and worker.termination.is_cancel
                 succeeded = pod is not None and pod.ended and pod.exit_code == 0  # its result is certain
                 if not worker.outcome and not cancelled and not succeeded:
                     found.append(Candidate(event, index, worker.attempt, pod))

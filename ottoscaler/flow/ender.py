@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ottoscaler import logs
-from ottoscaler.core import effects, lifecycle
+from ottoscaler.core import effects
 from ottoscaler.core.observations import Observation, TimedOut
 from ottoscaler.core.pods import Snapshot
 from ottoscaler.core.termination import Termination
@@ -116,7 +116,7 @@ class Ender:
         """Carry a worker on until it waits for its pod; False when it is let go of."""
         job = one.job
         while not self._stop.is_set():
-            effect = lifecycle.effect(job.life, self._clock.now())
+            effect = job.life.todo
             if isinstance(effect, effects.Await):
                 if job.life.termination is None:
                     # the termination was cleared: the worker runs on, and a thread of the pool follows it

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from ottoscaler.core.events import ScaleEvent
-from ottoscaler.core.lifecycle import Life, Stage, resume
+from ottoscaler.core.lifecycle import Life, begin, resume
 from ottoscaler.core.names import WorkerKey
 from ottoscaler.core.termination import Termination
 from ottoscaler.ports import OpenTask, StoredWorker
@@ -101,17 +101,18 @@ def _stored(life: Life, cancel: Termination | None) -> StoredWorker:
     """An attempt without a pod counts as refused: whoever takes the task over then creates it. A worker that has had
     its turn knows itself whether it is cancelled.
     """
-    podless = life.stage in (Stage.INTEND, Stage.REFUSED)
-    termination = life.termination or (cancel if podless else None)
+    termination = life.termination or (cancel if life.has_no_pod else None)
     seen = life.seen or life.pod is not None
-    return StoredWorker(life.index, life.attempt, life.infra_used, refused=podless, termination=termination, seen=seen)
+    return StoredWorker(
+        life.index, life.attempt, life.infra_used, refused=life.has_no_pod, termination=termination, seen=seen
+    )
 
 
 def restored(task: Task, worker: StoredWorker) -> Job | None:
     """How a worker goes on that was left somewhere: by a dead process, or by us. None if it needs no job of its own
     yet, or has its result. Under the ledger's lock.
     """
-    index, cancelled = worker.index, worker.termination is not None and worker.termination.attempt == 0
+    index, cancelled = worker.index, worker.termination is not None and worker.termination.is_cancel
     if worker.termination is not None and cancelled:
         task.terminations[index] = worker.termination
     if worker.outcome:
@@ -121,7 +122,7 @@ def restored(task: Task, worker: StoredWorker) -> Job | None:
     if worker.attempt and not worker.refused:  # its pod may be there
         life = resume(index, worker.attempt, worker.infra_used, worker.termination, seen=worker.seen)
     elif worker.attempt or cancelled:
-        life = Life(index, max(worker.attempt, 1), worker.infra_used)
+        life = begin(index, max(worker.attempt, 1), worker.infra_used)
     else:
         return None
     task.skip.add(index)

@@ -15,7 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Mapping
 
-from ottoscaler.core.lifecycle import Life, Stage, hurried
+from ottoscaler.core.lifecycle import begin, hurried
 from ottoscaler.core.names import event_hash
 from ottoscaler.core.observations import NotOurs, TerminationStored
 from ottoscaler.core.termination import Termination
@@ -251,7 +251,7 @@ class Ledger:
             if not task.has_fresh():
                 self._room.notify()
                 continue
-            job = Job(task, Life(task.next_index))
+            job = Job(task, begin(task.next_index))
             task.jobs[task.next_index] = job
             task.next_index += 1
             if task.has_fresh():
@@ -301,7 +301,7 @@ class Ledger:
             job = task.jobs.get(index)
             if job is None and index >= task.next_index and index not in task.skip:
                 task.skip.add(index)
-                job = task.jobs[index] = Job(task, Life(index))
+                job = task.jobs[index] = Job(task, begin(index))
                 self._cancelled.append(job)
                 return True
             if job is None:
@@ -357,7 +357,7 @@ class Ledger:
         job = restored(task, worker)
         if job is None:
             return
-        if job.life.stage is Stage.LOOK:
+        if not job.life.has_no_pod:
             self._first.append(self._claim(job, used=True))
         else:
             (self._cancelled if worker.index in task.terminations else self._due).append(job)

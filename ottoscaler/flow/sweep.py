@@ -81,7 +81,7 @@ class Sweep:
         worker = workers.get(pod.key.index, StoredWorker(pod.key.index))
         if worker.outcome or pod.key.attempt < worker.attempt or (state == "finished" and not pod.live):
             self._ender.delete(pod)
-        elif worker.termination is not None and pod.live and worker.termination.attempt in (0, pod.key.attempt):
+        elif worker.termination is not None and pod.live and worker.termination.applies_to(pod.key.attempt):
             self._ender.delete(pod, worker.termination)
         elif not pod.live:
             self._pool.run_waiting(pod.key.event_hash, pod.key.index)

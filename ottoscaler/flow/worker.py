@@ -8,19 +8,20 @@ worker back into the ledger as it stands, so nothing is lost and no thread is he
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Final
+
+from msgspec.structs import replace
 
 from ottoscaler import logs
 from ottoscaler.core import effects, lifecycle, manifest, observations
 from ottoscaler.core.effects import Effect
 from ottoscaler.core.events import BadEvent, DeadReason
-from ottoscaler.core.lifecycle import Life, Stage
+from ottoscaler.core.lifecycle import Life
 from ottoscaler.core.names import pod_name
 from ottoscaler.core.observations import Observation
 from ottoscaler.core.pods import Snapshot
 from ottoscaler.core.results import worker_result
-from ottoscaler.core.termination import Termination
+from ottoscaler.core.termination import Termination, decided
 from ottoscaler.core.verdicts import Reason, Verdict
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Stopping, Unavailable
 from ottoscaler.flow.burial import tell
@@ -75,7 +76,7 @@ class Runner:
         """
         parts, event = self._parts, job.task.event
         with logs.bind(event_id=event.event_id, task_id=event.task_id, worker=job.life.index):
-            while isinstance(lifecycle.effect(job.life, parts.clock.now()), _WRITES):
+            while isinstance(job.life.todo, _WRITES):
                 if not self.step(job, _nothing_to_await):
                     return True
         if job.life.needs_room:  # it is not cancelled any more: it waits for room and a thread as all others do
@@ -109,10 +110,12 @@ class Runner:
 
     def _step(self, job: Job, wait: Wait) -> bool:
         ledger, now = self._parts.ledger, self._parts.clock.now()
-        match lifecycle.effect(job.life, now):
-            case effects.Later(delay_s):
-                ledger.pause(job, now + delay_s)
+        match job.life.todo:
+            case effects.Later(until) if until > now:
+                ledger.pause(job, until)
                 return False
+            case effects.Later():
+                self._advance(job, observations.TimedOut())
             case effects.Intend() if not ledger.holds_room(job):
                 ledger.pause(job, now)
                 return False
@@ -137,7 +140,7 @@ class Runner:
         job.life = lifecycle.step(before, observation, parts.clock.now(), parts.settings.worker)
         if isinstance(observation, observations.Intended) or observation == observations.Checked(None):
             parts.ledger.spared(job)
-        if not _may_be_there(job.life) and parts.ledger.settled(job):
+        if not job.life.may_have_unseen_pod and parts.ledger.settled(job):
             self._pump()
         why = job.life.waits_for
         if why != before.waits_for:
@@ -189,7 +192,7 @@ class Runner:
                 return self._look(job, live=live)
             case effects.DeleteIfUnchanged(pod, grace_s):
                 return observations.Done() if self._delete(pod, self._version(pod), grace_s) else observations.Changed()
-            case effects.Delete(pod):
+            case effects.Delete(pod) | effects.DeleteOld(pod):
                 self._delete(pod, None)
                 return observations.Done()
         return self._write(job, effect)
@@ -301,7 +304,7 @@ class Runner:
             lambda: parts.stream.record(task.event.event_id, task.owner, index, attempt=effect.attempt, fields=fields),
         )
         if answer.fate in (Fate.OK, Fate.KNOWN):
-            verdict = answer.termination.verdict if answer.termination is not None else effect.verdict
+            verdict = decided(effect.verdict, answer.termination)
             parts.ledger.recorded(job, verdict)
         if answer.fate is Fate.OK:
             self._say.recorded(job, verdict, effect.pod, parts.clock.now())
@@ -341,15 +344,16 @@ class _Story:
     def step(self, job: Job, before: Life, observation: Observation) -> None:
         """After each step: the few that operators want to see."""
         life, name = job.life, pod_name(job.key)
-        if before.stage is Stage.LOOK_AFTER_CONFLICT and isinstance(observation, observations.Seen):
+        after = before.todo.after if isinstance(before.todo, effects.Look) else None
+        if isinstance(after, observations.AlreadyThere) and isinstance(observation, observations.Seen):
             _log.info("worker.adopted", "Adopting worker pod: %s", name, pod=name, attempt=life.attempt)
-        if life.stage is Stage.AWAIT and self._ledger.first_look(job.task):
+        if isinstance(life.todo, effects.Await) and self._ledger.first_look(job.task):
             _log.info("task.monitoring", "Monitoring pod completion")
         if life.attempt > before.attempt:
             old = pod_name(replace(job.key, attempt=before.attempt))
             _log.warning("worker.retried", "%s ended; trying again as %s", old, name, pod=name, attempt=life.attempt)
-        if life.stage is Stage.STORE_TERMINATION and life.termination is not None:
-            reason, why = life.termination.reason, life.termination.message
+        if isinstance(life.todo, effects.StoreTermination):
+            reason, why = life.todo.termination.reason, life.todo.termination.message
             if life.pod is not None and life.pod.ended:
                 why += "; other containers outlived it by TERMINATION_GRACE_S"
             _log.warning("worker.terminating", "Ending %s: %s (%s)", name, reason, why, pod=name, attempt=life.attempt)
@@ -372,13 +376,6 @@ class _Story:
 
 def _nothing_to_await(_attempt: int, _until: float | None) -> Observation:
     raise lifecycle.IllegalStep("only writes were to be made, and a pod is to be waited for")
-
-
-def _may_be_there(life: Life) -> bool:
-    """May a pod of this worker be there that the registry does not show?"""
-    if life.stage in (Stage.CREATE, Stage.CLEAN, Stage.LOOK_AFTER_CONFLICT, Stage.LOOK_AFTER_UNCLEAR):
-        return True
-    return life.stage in (Stage.LOOK, Stage.INTEND) and life.pod is None and life.not_before == 0.0
 
 
 def _observation(answer: Answer) -> Observation | None:

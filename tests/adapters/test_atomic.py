@@ -22,6 +22,7 @@ from ottoscaler.adapters.dead import DeadLetters
 from ottoscaler.adapters.stream import RedisStream
 from ottoscaler.core.choice import Victim
 from ottoscaler.core.events import BadEvent, DeadReason
+from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.errors import StreamUnavailable
 from ottoscaler.local.redis import EmbeddedRedis, find_binary
@@ -301,7 +302,7 @@ def _intend(rig: Rig) -> Call:
 def _intend__after_a_termination(rig: Rig) -> Call:
     task = _task(rig)
     intend(rig.strong, task)
-    rig.strong.doom("e-1", task.owner, 1, replace(cancel(Reason.PENDING_TIMEOUT), attempt=1))
+    rig.strong.doom("e-1", task.owner, 1, Termination(Reason.PENDING_TIMEOUT, attempt=1))
     return lambda: intend(rig.weak, task, attempt=2)
 
 

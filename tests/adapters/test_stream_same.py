@@ -130,7 +130,7 @@ class World:
         return self.streams[0].check(event_id, self._token(token), index, attempt)
 
     def doom(self, event_id: str, index: int, termination: Termination, token: int) -> object:
-        owner = None if token == 0 and termination.attempt == 0 else self._token(token)
+        owner = None if token == 0 and termination.is_cancel else self._token(token)
         return self.streams[0].doom(event_id, owner, index, termination)
 
     def withdraw(self, event_id: str, index: int, termination: Termination, token: int) -> object:

@@ -6,7 +6,7 @@ from typing import Final
 
 from ottoscaler.core import effects, observations
 from ottoscaler.core.effects import Effect
-from ottoscaler.core.lifecycle import Life, Stage, effect, step
+from ottoscaler.core.lifecycle import Life, begin, step
 from ottoscaler.core.observations import Observation
 from ottoscaler.settings import WorkerSettings
 from tests.core.builders import NOW
@@ -51,6 +51,9 @@ ANSWERS: Final[dict[type, tuple[type, ...]]] = {
     effects.DeleteIfUnchanged: (observations.Done, observations.Changed),
     effects.Record: (observations.Done, observations.OldAttempt, observations.NotOurs),
     effects.Delete: (observations.Done,),
+    effects.DeleteOld: (observations.Done,),
+    effects.Later: (observations.TimedOut,),
+    effects.End: (),
 }
 
 
@@ -58,7 +61,7 @@ class Drive:
     """One life, its clock and the effects that it asked for. One thread, that of the test."""
 
     def __init__(self, life: Life | None = None, *, limits: WorkerSettings = LIMITS) -> None:
-        self.life = life or Life(index=1)
+        self.life = life or begin(1)
         self.limits = limits
         self.now = NOW
         self.asked: list[str] = []
@@ -66,12 +69,7 @@ class Drive:
     @property
     def next(self) -> Effect:
         """What is to be done next; asking changes nothing."""
-        return effect(self.life, self.now)
-
-    @property
-    def stage(self) -> Stage:
-        """Where the life stands."""
-        return self.life.stage
+        return self.life.todo
 
     def tell(self, *observations: Observation) -> Effect:
         """Answer one effect after the other; returns the effect that follows."""
@@ -83,6 +81,8 @@ class Drive:
         return self.next
 
     def wait(self, seconds: float) -> Effect:
-        """Let time pass; returns the effect that follows."""
+        """Let time pass, so that a pause may be over; returns the effect that follows."""
         self.now += seconds
+        if isinstance(self.life.todo, effects.Later) and self.life.todo.until <= self.now:
+            self.life = step(self.life, observations.TimedOut(), self.now, self.limits)
         return self.next

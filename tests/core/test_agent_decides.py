@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import replace as with_settings
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from ottoscaler.core.effects import Await, DeleteIfUnchanged, Intend, Look, Record, StoreTermination
 from ottoscaler.core.endings import verdict
@@ -287,7 +288,7 @@ class TestOutlived:
     @contract("4.container")
     def test_a_failed_worker_is_tried_again_when_its_pod_is_gone(self) -> None:
         """Not while the old pod lives: two attempts never run together, and each uses room."""
-        drive, snap = Drive(limits=replace(LIMITS, worker_retries=1)), outlived(3)
+        drive, snap = Drive(limits=with_settings(LIMITS, worker_retries=1)), outlived(3)
         drive.tell(*CREATED, Seen(snap))
         drive.wait(LIMITS.termination_grace_s)
         termination = Termination(Reason.ERROR, "the worker exited with code 3", 1)

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import replace as with_settings
 
 import pytest
+from msgspec.structs import replace
 
-from ottoscaler.core.effects import Await, Check, Create, Delete, Effect, End, Intend, Later, Look, NoteRefused, Record
-from ottoscaler.core.lifecycle import IllegalStep, Life, Stage, backoff_s, effect, resume, step
+from ottoscaler.core.effects import (
+    Await,
+    Check,
+    ClearTermination,
+    Create,
+    Delete,
+    Effect,
+    End,
+    Intend,
+    Later,
+    Look,
+    NoteRefused,
+    Record,
+    StoreTermination,
+)
+from ottoscaler.core.lifecycle import Life, backoff_s, begin, resume
 from ottoscaler.core.names import WorkerKey
 from ottoscaler.core.observations import (
     Absent,
@@ -33,6 +48,7 @@ from tests.core.drive import LIMITS, Drive
 
 contract = pytest.mark.contract
 
+TERMINATION = Termination(Reason.PENDING_TIMEOUT, "", 1)
 CREATED = (Intended(), Seen(pod()), Checked(None))
 COMPLETED = Verdict(Reason.COMPLETED, "the worker exited with code 0")
 
@@ -79,24 +95,15 @@ def test_the_task_hash_shows_how_far_a_worker_is() -> None:
 @contract("5.state")
 def test_a_worker_whose_pod_is_being_ended_is_ending() -> None:
     """From the moment at which its termination is known."""
-    assert (
-        Life(index=1, stage=Stage.AWAIT, pod=running(), termination=Termination(Reason.SCALED_DOWN)).state == "ending"
-    )
-    assert Life(index=1, stage=Stage.REFUSED).state == "waiting"
-
-
-@contract("2.MAX_WORKERS")
-@pytest.mark.parametrize("stage", list(Stage))
-def test_only_what_leads_to_a_create_waits_for_room(stage: Stage) -> None:
-    """Everything else must go on even when the cluster is full."""
-    assert Life(index=1, stage=stage).needs_room is (stage in {Stage.INTEND, Stage.CLEAN, Stage.CREATE})
+    assert Life(index=1, todo=Await(None), pod=running(), termination=Termination(Reason.SCALED_DOWN)).state == "ending"
+    assert Life(index=1, todo=NoteRefused(1)).state == "waiting"
 
 
 @contract("4.name")
 def test_a_pod_that_is_there_already_is_adopted() -> None:
     """409 and ours: the create of a process that died."""
     drive = Drive()
-    assert drive.tell(Intended(), AlreadyThere()) == Look(1)
+    assert drive.tell(Intended(), AlreadyThere()) == Look(1, after=AlreadyThere())
     assert drive.tell(Seen(running()), Checked(None)) == Await(NOW + 3600 + 30)
 
 
@@ -134,13 +141,13 @@ def test_a_stranger_in_place_of_our_pod_is_never_deleted() -> None:
     drive = Drive(replace(resume(1, 1, 0, None), pod=running()))
     drive.tell(Foreign(), Done())
     assert "Delete" not in drive.asked
-    assert drive.stage is Stage.END
+    assert isinstance(drive.next, End)
 
 
 def test_an_unclear_create_is_looked_at() -> None:
     """There: adopted, as if it had been answered."""
     drive = Drive()
-    assert drive.tell(Intended(), Unclear()) == Look(1)
+    assert drive.tell(Intended(), Unclear()) == Look(1, after=Unclear())
     assert drive.tell(Seen(pod())) == Check(1)
 
 
@@ -159,23 +166,23 @@ def test_creates_that_stay_unclear_are_asked_less_often() -> None:
     for _ in range(4):
         later = drive.tell(Intended(), Unclear(), Absent(), Done())
         assert isinstance(later, Later)
-        pauses.append(later.delay_s)
-        drive.wait(later.delay_s)
+        pauses.append(later.until - drive.now)
+        drive.wait(later.until - drive.now)
     assert pauses == [1, 2, 4, 4]
 
 
 def test_after_an_unclear_create_what_the_server_asks_for_is_waited() -> None:
     """The look comes at once, the next create when the server wants it (Retry-After)."""
     drive = Drive()
-    assert drive.tell(Intended(), Unclear(after_s=7.0)) == Look(1)
-    assert drive.tell(Absent(), Done()) == Later(7.0)
+    assert drive.tell(Intended(), Unclear(after_s=7.0)) == Look(1, after=Unclear(7.0))
+    assert drive.tell(Absent(), Done()) == Later(NOW + 7.0)
 
 
 def test_a_refused_create_is_waiting_not_failing() -> None:
     """Noted, the thread given back, and the same attempt intended again."""
     drive = Drive()
     assert drive.tell(Intended(), Refused("exceeded quota")) == NoteRefused(1)
-    assert drive.tell(Done()) == Later(1.0)
+    assert drive.tell(Done()) == Later(NOW + 1.0)
     assert drive.wait(1) == Intend(1, 0)
 
 
@@ -185,15 +192,15 @@ def test_repeated_refusals_are_asked_less_often_but_soon_enough() -> None:
     for _ in range(5):
         later = drive.tell(Intended(), Refused("exceeded quota"), Done())
         assert isinstance(later, Later)
-        pauses.append(later.delay_s)
-        drive.wait(later.delay_s)
+        pauses.append(later.until - drive.now)
+        drive.wait(later.until - drive.now)
     assert pauses == [1, 2, 4, 4, 4]
 
 
 @pytest.mark.parametrize("after_s", [0.5, 17.0])
 def test_a_server_that_says_when_is_asked_then(after_s: float) -> None:
     """Retry-After rules over our own pause, shorter or longer."""
-    assert Drive().tell(Intended(), Refused("busy", after_s), Done()) == Later(after_s)
+    assert Drive().tell(Intended(), Refused("busy", after_s), Done()) == Later(NOW + after_s)
 
 
 def test_a_pod_that_came_ends_the_row_of_refusals() -> None:
@@ -238,7 +245,6 @@ def test_a_higher_attempt_ends_the_life() -> None:
     assert Drive().tell(OldAttempt()) == End("a higher attempt is stored")
 
 
-TERMINATION = Termination(Reason.PENDING_TIMEOUT, "", 1)
 BEFORE: dict[str, tuple[Observation, ...]] = {
     "Intend": (),
     "NoteRefused": (Intended(), Refused("quota")),
@@ -256,10 +262,10 @@ def test_a_task_that_is_no_longer_ours_is_left_alone(asked: str) -> None:
     assert drive.tell(NotOurs()) == End("another process owns the task")
 
 
-@pytest.mark.parametrize("stage", [Stage.STORE_TERMINATION, Stage.CLEAR_TERMINATION])
-def test_a_termination_that_is_not_ours_to_store_is_left_alone(stage: Stage) -> None:
+@pytest.mark.parametrize("todo", [StoreTermination(TERMINATION), ClearTermination(TERMINATION)])
+def test_a_termination_that_is_not_ours_to_store_is_left_alone(todo: Effect) -> None:
     """The new owner decides anew."""
-    drive = Drive(Life(index=1, stage=stage, pod=pod(), termination=TERMINATION))
+    drive = Drive(Life(index=1, todo=todo, pod=pod(), termination=TERMINATION))
     assert drive.tell(NotOurs()) == End("another process owns the task")
 
 
@@ -283,7 +289,7 @@ def test_a_life_without_its_pod_has_lost_it() -> None:
 @contract("2.INFRA_RETRIES")
 def test_an_attempt_of_which_nobody_saw_a_pod_is_made_again() -> None:
     """Under the same name, so that a create which is still on its way makes no second pod; and no retry is used up."""
-    drive = Drive(resume(1, 4, 3, None), limits=replace(LIMITS, infra_retries=3))
+    drive = Drive(resume(1, 4, 3, None), limits=with_settings(LIMITS, infra_retries=3))
     assert drive.tell(Absent()) == Intend(4, 3)
     assert drive.tell(Intended()) == Create(4)
     assert drive.tell(AlreadyThere(), Seen(running(key=WorkerKey(HASH, 1, 4))), Checked(None)) == Await(NOW + 3630)
@@ -306,49 +312,10 @@ def test_a_terminated_life_without_its_pod_ends_as_it_was_terminated_to() -> Non
 def test_a_finished_pod_is_recorded_by_whoever_finds_it() -> None:
     """Even if nobody watched its life."""
     drive = Drive(resume(1, 1, 0, None))
-    assert drive.tell(Seen(evicted()), Checked(None)) == Later(1.0)
+    assert drive.tell(Seen(evicted()), Checked(None)) == Later(NOW + 1.0)
 
 
 def test_a_worker_that_is_cancelled_before_its_next_attempt_ends_at_once() -> None:
     """This life has seen the end of the stored attempt: there is nothing to look at."""
-    drive = Drive(Life(index=1, attempt=3, infra_used=2))
+    drive = Drive(begin(1, attempt=3, infra_used=2))
     assert drive.tell(Cancelled(Termination(Reason.SCALED_DOWN), 2)) == Record(2, Verdict(Reason.SCALED_DOWN), None)
-
-
-@pytest.mark.parametrize(
-    ("life", "answer"),
-    [
-        (Life(index=1), Done()),
-        (Life(index=1, stage=Stage.CREATE), Intended()),
-        (Life(index=1, stage=Stage.AWAIT, pod=pod()), Done()),
-        (Life(index=1, stage=Stage.CHECK), Checked(None)),
-        (Life(index=1, stage=Stage.END), Done()),
-    ],
-)
-def test_an_answer_that_no_rule_knows_is_a_defect(life: Life, answer: Observation) -> None:
-    """Loud, not guessed at."""
-    with pytest.raises(IllegalStep):
-        step(life, answer, NOW, LIMITS)
-
-
-@pytest.mark.parametrize(
-    "stage",
-    [
-        Stage.RECORD,
-        Stage.STORE_TERMINATION,
-        Stage.CLEAR_TERMINATION,
-        Stage.CLEAN,
-        Stage.DELETE_IF_UNCHANGED,
-        Stage.DELETE,
-    ],
-)
-def test_a_stage_without_what_it_needs_is_a_defect(stage: Stage) -> None:
-    """No effect without a pod, a termination or a verdict to do it with."""
-    with pytest.raises(IllegalStep, match=f"{stage.name} lacks what it needs"):
-        effect(Life(index=1, stage=stage), NOW)
-
-
-def test_the_end_asks_for_nothing() -> None:
-    """It only says why."""
-    last: Effect = effect(Life(index=1, stage=Stage.END, why="done"), NOW)
-    assert last == End("done")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import replace as with_settings
 
 import pytest
+from msgspec.structs import replace
 
 from ottoscaler.core.effects import Await, ClearTermination, Delete, DeleteIfUnchanged, Effect, End, Later, Look, Record
-from ottoscaler.core.lifecycle import Life, hurried
+from ottoscaler.core.lifecycle import begin, hurried
 from ottoscaler.core.observations import (
     Absent,
     AlreadyThere,
@@ -51,7 +52,7 @@ def test_a_worker_that_never_had_an_attempt_is_cancelled_at_once(reason: Reason)
 @contract("5.ScaledDown")
 def test_a_worker_with_an_attempt_is_looked_for_before_it_is_cancelled() -> None:
     """Its pod may be there, created by somebody who died: it is seen to its end."""
-    drive = Drive(Life(index=1, attempt=2, infra_used=1))
+    drive = Drive(begin(1, attempt=2, infra_used=1))
     assert drive.tell(Cancelled(KILL, 2)) == Look(2, live=False)
     assert drive.tell(Seen(running()), Checked(KILL)) == DeleteIfUnchanged(running())
     assert drive.tell(Done()) == Await(NOW + 60)
@@ -114,7 +115,7 @@ def test_a_cancel_of_a_waiting_or_running_worker_kills_it(snap: Snapshot) -> Non
 @contract("5.ScaledDown")
 def test_a_killed_worker_that_ends_with_an_error_is_cancelled() -> None:
     """We ended it: that it did not like it is not its fault."""
-    drive = Drive(limits=replace(LIMITS, worker_retries=9, infra_retries=9))
+    drive = Drive(limits=with_settings(LIMITS, worker_retries=9, infra_retries=9))
     last = deleting(failed(143))
     assert drive.tell(*CREATED, Seen(running()), TerminationStored(KILL), Done(), Seen(last)) == Record(
         1, KILL.verdict, last
@@ -230,7 +231,7 @@ def test_a_drained_worker_that_had_started_all_the_same_ends_as_it_does(
     termination: Termination, last: Snapshot, reason: Reason
 ) -> None:
     """The mark and the start have crossed: the mark is withdrawn, and the end is the worker's own."""
-    drive = Drive(limits=replace(LIMITS, infra_retries=0))
+    drive = Drive(limits=with_settings(LIMITS, infra_retries=0))
     drive.tell(*CREATED, TerminationStored(termination), Changed())
     assert drive.tell(Seen(last), Checked(termination)) == ClearTermination(termination)
     assert recorded(drive.tell(Checked(None))) is reason
@@ -241,7 +242,7 @@ def test_a_drained_worker_that_is_to_be_tried_again_is() -> None:
     """Its own end decides, with its retries."""
     drive = Drive()
     drive.tell(*CREATED, TerminationStored(DRAIN), Changed(), Seen(evicted(started_at=NOW)), Checked(DRAIN))
-    assert drive.tell(Checked(None)) == Later(1.0)
+    assert drive.tell(Checked(None)) == Later(NOW + 1.0)
 
 
 @contract("3.mode")

@@ -4,9 +4,10 @@ spared.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import replace as with_settings
 
 import pytest
+from msgspec.structs import replace
 
 from ottoscaler.core.effects import (
     Await,
@@ -182,7 +183,7 @@ def test_a_trouble_that_went_away_is_forgotten() -> None:
 @contract("2.WORKER_DEADLINE_S")
 def test_a_worker_that_the_kubelet_does_not_end_is_ended_by_us() -> None:
     """Thirty seconds after its deadline; never tried again."""
-    drive = Drive(limits=replace(LIMITS, worker_retries=9))
+    drive = Drive(limits=with_settings(LIMITS, worker_retries=9))
     drive.tell(*CREATED, Seen(running()))
     drive.wait(3631)
     termination = stored_termination(drive.tell(TimedOut()))

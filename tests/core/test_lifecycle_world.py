@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
-from ottoscaler.core.lifecycle import Life, Stage
+from ottoscaler.core.effects import End
+from ottoscaler.core.lifecycle import Life
 from ottoscaler.core.verdicts import Reason
 from tests.core.world import World
 
@@ -24,8 +25,8 @@ def lived(throws: list[int]) -> tuple[World, Life]:
 def test_no_world_breaks_a_rule_or_holds_a_life_for_ever(throws: list[int]) -> None:
     """No illegal step, no delete before a record, no create without an intent; attempts rise, names are used once."""
     world, life = lived(throws)
-    event(f"{life.why}: {world.result.reason if world.result else None}")
-    assert life.stage is Stage.END
+    assert isinstance(life.todo, End)
+    event(f"{life.todo.reason}: {world.result.reason if world.result else None}")
 
 
 @settings(max_examples=500)

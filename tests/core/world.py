@@ -8,12 +8,14 @@ it would happen.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import replace as with_settings
 from typing import Any, TypeVar
+
+from msgspec.structs import replace
 
 from ottoscaler.core import effects, observations
 from ottoscaler.core.effects import Effect
-from ottoscaler.core.lifecycle import Life, effect, resume, step
+from ottoscaler.core.lifecycle import Life, begin, resume, step
 from ottoscaler.core.names import WorkerKey
 from ottoscaler.core.observations import Observation
 from ottoscaler.core.pods import Phase, Snapshot, Trouble
@@ -60,7 +62,7 @@ class World:
     def __init__(self, dice: Sequence[int]) -> None:
         self._dice: Iterator[int] = iter(dice)
         self.now = NOW
-        self.limits = replace(LIMITS, infra_retries=2, worker_retries=1, pending_timeout_s=60, deadline_s=60)
+        self.limits = with_settings(LIMITS, infra_retries=2, worker_retries=1, pending_timeout_s=60, deadline_s=60)
         self.ours = True
         self.stored = 0
         self.result: Verdict | None = None
@@ -76,12 +78,11 @@ class World:
     def run(self, steps: int = 400) -> Life:
         """Lead the life to its end; AssertionError if it has none."""
         for _ in range(steps):
-            asked = effect(self.life, self.now)
+            asked = self.life.todo
             if isinstance(asked, effects.End):
                 return self.life
             if isinstance(asked, effects.Later):
-                self.now += asked.delay_s
-                continue
+                self.now = asked.until
             answer = self._answer(asked)
             assert isinstance(answer, ANSWERS[type(asked)])
             self.life = step(self.life, answer, self.now, self.limits)
@@ -95,7 +96,7 @@ class World:
     def _begin(self) -> Life:
         attempt = self.roll(0, 0, 1, 2)
         if not attempt:
-            return Life(index=1)
+            return begin(1)
         self.stored = attempt
         self.cancel = self.roll(None, None, KILL, DRAIN)
         self.termination = self.roll(None, None, Termination(Reason.PENDING_TIMEOUT, "", attempt))
@@ -121,6 +122,8 @@ class World:
             effects.DeleteIfUnchanged: self._kill,
             effects.Record: self._record,
             effects.Delete: self._delete,
+            effects.DeleteOld: self._delete,
+            effects.Later: lambda _: observations.TimedOut(),
         }
         return answers[type(asked)](asked)
 

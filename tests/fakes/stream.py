@@ -453,7 +453,7 @@ class FakeStream(WorkerScripts):
         if task is None or task.owner is None:
             return False
         worker = task.workers.get(candidate.index, WorkerState(candidate.index))
-        return not worker.outcome and (worker.termination is None or worker.termination.attempt != 0)
+        return not worker.outcome and (worker.termination is None or not worker.termination.is_cancel)
 
     def finish_scale_down(self, event_id: str, owner: str, fields: Mapping[str, str]) -> Answer:
         with self.server.call("finish_scale_down"):

@@ -34,7 +34,7 @@ class WorkerScripts:
             if task.owner != owner:
                 return Answer(Fate.NOT_OURS)
             if worker.termination is not None and (
-                worker.termination.attempt == 0 or worker.termination.attempt >= attempt
+                worker.termination.is_cancel or worker.termination.attempt >= attempt
             ):
                 return Answer(Fate.CANCELLED, worker.termination, worker.attempt)
             worker.termination = None
@@ -77,13 +77,13 @@ class WorkerScripts:
                 return Answer(Fate.HAS_RESULT)
             if task.owner is None or (owner is not None and task.owner != owner):
                 return Answer(Fate.NOT_OURS)
-            if termination.attempt not in (0, worker.attempt):
+            if not termination.applies_to(worker.attempt):
                 return Answer(Fate.OLD_ATTEMPT)
             spared = termination.drain and termination.by in worker.spared
             if spared or (worker.termination is not None and _stays(worker.termination, termination)):
                 return Answer(Fate.OK, worker.termination)
             worker.termination = termination
-            task.cancels += termination.attempt == 0
+            task.cancels += termination.is_cancel
             return Answer(Fate.OK, termination)
 
     def withdraw(self, event_id: str, owner: str, index: int, termination: Termination) -> Answer:
@@ -113,14 +113,12 @@ class WorkerScripts:
             if task.owner != owner or task.event is None:
                 return Answer(Fate.NOT_OURS)
             termination = worker.termination
-            cancelled = termination is not None and termination.attempt == 0
+            cancelled = termination is not None and termination.is_cancel
             if worker.attempt not in (0, attempt) and not cancelled:
                 return Answer(Fate.OLD_ATTEMPT, None, worker.attempt)
             result = dict(fields)
-            if termination is not None and (
-                termination.attempt not in (0, attempt) or _had_no_part(termination, result)
-            ):
-                if termination.drain and termination.attempt == 0:
+            if termination is not None and (not termination.applies_to(attempt) or _had_no_part(termination, result)):
+                if termination.drain and termination.is_cancel:
                     _spare(worker, termination.by)
                 termination = None
             if termination is not None and result["outcome"] != Outcome.SUCCEEDED:
@@ -235,8 +233,8 @@ def _had_no_part(termination: Termination, result: Mapping[str, str]) -> bool:
 
 def _stays(held: Termination, new: Termination) -> bool:
     """A cancel overrides what is not one, and one without drain one with; else the first holds."""
-    if held.attempt == 0:
-        return new.attempt != 0 or new.drain or not held.drain
+    if held.is_cancel:
+        return not new.is_cancel or new.drain or not held.drain
     return new.attempt == held.attempt
 
 

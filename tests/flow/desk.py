@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from ottoscaler.core.events import EventType, ScaleEvent
 from ottoscaler.flow.jobs import Job

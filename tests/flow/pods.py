@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Final
+
+from msgspec.structs import replace
 
 from ottoscaler.core.names import WorkerKey, event_hash, pod_name
 from ottoscaler.core.pods import Phase, Snapshot

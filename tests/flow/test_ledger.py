@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ottoscaler.core.lifecycle import Life, Stage
+from ottoscaler.core.effects import Intend, Look
+from ottoscaler.core.lifecycle import begin
 from ottoscaler.core.pods import Phase
 from ottoscaler.flow.jobs import Job
 from ottoscaler.ports import PodList, StoredWorker
@@ -41,13 +42,13 @@ class TestOrder:
         desk.ledger.add(task("new"))
         desk.ledger.add(task("old", 2, StoredWorker(2, attempt=3, infra_used=1)))
         first = desk.take()
-        assert (first.life.index, first.life.attempt, first.life.stage) == (2, 3, Stage.LOOK)
+        assert (first.life.index, first.life.todo) == (2, Look(3, live=False))
         assert desk.order(2) == ["new/1", "old/1"]
 
     def test_a_refused_attempt_goes_on_as_waiting(self, desk: Desk) -> None:
         """Its pod is not there, so there is nothing to look at."""
         desk.ledger.add(task("old", 1, StoredWorker(1, attempt=2, infra_used=1, refused=True)))
-        assert desk.take().life == Life(1, attempt=2, infra_used=1)
+        assert desk.take().life == begin(1, attempt=2, infra_used=1)
 
     def test_workers_with_a_result_do_not_run_again(self, desk: Desk) -> None:
         """A task that is taken over goes on with those that are left."""
@@ -237,7 +238,7 @@ def _act(desk: Desk, move: str, job: Job, version: int) -> None:
     if move == "settle":
         desk.ledger.settled(job)
     if move == "pause":
-        desk.pause(job, 0, stage=Stage.INTEND)
+        desk.pause(job, 0, todo=Intend(job.life.attempt, 0))
     if move == "end":
         desk.end(job)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
-from ottoscaler.core.lifecycle import Stage
+from ottoscaler.core.effects import Create, Intend, Look
 from ottoscaler.core.names import event_hash
 from ottoscaler.core.observations import NotOurs, TerminationStored
 from ottoscaler.core.termination import Termination
@@ -38,7 +38,7 @@ class TestCancel:
         assert desk.ledger.take() is None
         job = desk.ledger.take_cancelled()
         assert job is not None
-        assert (job.life.index, job.life.stage) == (1, Stage.INTEND)
+        assert (job.life.index, job.life.todo) == (1, Intend(1, 0))
 
     def test_twice_is_once(self, desk: Desk) -> None:
         """A scale_down repeats what it has not seen done."""
@@ -79,7 +79,7 @@ class TestCancel:
         assert desk.ledger.take() is None
         job = desk.ledger.take_cancelled()
         assert job is not None
-        assert job.life.stage is Stage.LOOK
+        assert isinstance(job.life.todo, Look)
 
     def test_one_that_has_ended_needs_nothing(self, desk: Desk) -> None:
         """There is nothing left to end."""
@@ -169,7 +169,7 @@ class TestShowing:
         """Many changes, one write."""
         added = desk.ledger.add(task("a", 2))
         job = desk.take()
-        job.life = replace(job.life, stage=Stage.CREATE)
+        job.life = replace(job.life, todo=Create(1))
         desk.ledger.note(job)
         desk.ledger.note(job, why="quota")
         assert desk.ledger.take_notes() == [(added, {1: ("creating", 1, f"otto-agent-{added.hash}-1")}, "quota")]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
-from ottoscaler.core.lifecycle import Stage
+from ottoscaler.core.effects import Create, Effect, Intend, NoteRefused
 from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.flow.descent import AGAIN_EVERY_S
@@ -166,13 +166,13 @@ def test_a_task_of_which_only_a_sleeper_knows_is_not_brought_back() -> None:
         assert rig.redis.calls["restore"] == 0
 
 
-@pytest.mark.parametrize(("stage", "refused"), [(Stage.INTEND, True), (Stage.REFUSED, True), (Stage.CREATE, False)])
-def test_an_attempt_that_has_no_pod_counts_as_refused(stage: Stage, refused: bool) -> None:
+@pytest.mark.parametrize(("todo", "refused"), [(Intend(2, 1), True), (NoteRefused(2), True), (Create(2), False)])
+def test_an_attempt_that_has_no_pod_counts_as_refused(todo: Effect, refused: bool) -> None:
     """Whoever takes the task over creates it then, instead of looking for a pod and calling it lost."""
     desk = Desk()
     desk.ledger.add(task("e-1"))
     job = desk.take()
-    job.life = replace(job.life, attempt=2, infra_used=1, stage=stage)
+    job.life = replace(job.life, attempt=2, infra_used=1, todo=todo)
     known = desk.ledger.recall("e-1")
     assert known is not None
     assert known.workers == {1: StoredWorker(1, attempt=2, infra_used=1, refused=refused)}

@@ -11,9 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ottoscaler.core.choice import Choice
+from ottoscaler.core.effects import Create, DeleteOld, Intend, Later, Look
 from ottoscaler.core.events import EventType, Mode
-from ottoscaler.core.lifecycle import Stage
+from ottoscaler.core.lifecycle import Life
 from ottoscaler.core.names import ANNOTATION_EVENT_ID, LABEL_ATTEMPT, LABEL_WORKER, WorkerKey, event_hash, pod_name
+from ottoscaler.core.observations import Unclear
 from ottoscaler.flow.jobs import Job
 from ottoscaler.ports import Clock
 from tests.fakes.kubernetes import FINISHED, FakeKubernetes, Pod
@@ -24,10 +26,6 @@ if TYPE_CHECKING:
     from tests.simulation.replica import Replica
 
 INSTANCE = "ottoscaler"
-#: A worker whose pod may be about to be created.
-_COMING = (Stage.INTEND, Stage.CLEAN, Stage.CREATE, Stage.LOOK_AFTER_UNCLEAR, Stage.LOOK_AFTER_CONFLICT)
-#: Its pod may be there, and it does not know it.
-_UNCLEAR = (Stage.CREATE, Stage.LOOK_AFTER_UNCLEAR)
 _Worker = tuple[str, int]
 #: The last lines of what happened that are shown with a fault.
 SHOWN = 400
@@ -98,7 +96,7 @@ class Audit:
         If that takes the pod away before the answer to its creation was heard, it may even be created again.
         """
         worker = self._worker(self.kubernetes.pods[name])
-        unclear = [one.job for replica in self.replicas for one in replica.workers if one.job.life.stage in _UNCLEAR]
+        unclear = [one.job for replica in self.replicas for one in replica.workers if _is_unclear(one.job.life)]
         task = self.redis.find(worker[0])
         unseen = task is not None and not task.worker(worker[1]).seen  # its creator died before it could store that
         if unseen or name in map(pod_name, (job.key for job in unclear)):
@@ -147,7 +145,7 @@ class Audit:
         coming = [
             pod_name(worker.job.key)
             for worker in actor.workers
-            if worker.job is not job and worker.job.life.stage in _COMING
+            if worker.job is not job and _is_coming(worker.job.life)
             and pod_name(worker.job.key) not in self.kubernetes.pods
         ]  # fmt: skip
         if len(live) + len(coming) >= self._max_workers:
@@ -185,7 +183,7 @@ class Audit:
                 self.complain(f"{name} is deleted, and how it finished is not stored")
             return
         termination = task.worker(worker[1]).termination if task is not None else None
-        if termination is not None and termination.attempt in (0, _attempt(pod)):
+        if termination is not None and termination.applies_to(_attempt(pod)):
             started = "containerStatuses" in pod["status"] and pod["status"]["phase"] == "Running"
             if termination.only_before_start and started:
                 self.complain(f"{name} runs, is spared by {termination.reason}, and is deleted")
@@ -279,7 +277,7 @@ class Audit:
         succeeded = pod is not None and pod["status"].get("phase") == "Succeeded"
         # who is to choose may see a pod that has succeeded and is gone by now
         succeeded = succeeded or (event_id, index) in self._once_succeeded
-        return not succeeded and not state.outcome and (state.termination is None or state.termination.attempt != 0)
+        return not succeeded and not state.outcome and (state.termination is None or not state.termination.is_cancel)
 
     def published(self, fields: Mapping[str, str]) -> None:
         """A result is told to the world."""
@@ -369,3 +367,14 @@ class Audit:
 
 def _attempt(pod: Pod) -> int:
     return int(pod["metadata"]["labels"][LABEL_ATTEMPT])
+
+
+def _is_unclear(life: Life) -> bool:
+    """Its pod may be there, and it does not know it."""
+    return isinstance(life.todo, Create) or (isinstance(life.todo, Look) and isinstance(life.todo.after, Unclear))
+
+
+def _is_coming(life: Life) -> bool:
+    """Its pod may be about to be created."""
+    looks = isinstance(life.todo, Look) and life.todo.after is not None
+    return looks or isinstance(life.todo, Intend | Later | DeleteOld | Create)

@@ -8,7 +8,7 @@ from concurrent.futures import Executor, Future
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from ottoscaler.core import effects, lifecycle
+from ottoscaler.core import effects
 from ottoscaler.core.observations import Observation, TimedOut
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Replaced, Stopping, StreamUnavailable, Unavailable
 from ottoscaler.flow.control import Control
@@ -129,7 +129,7 @@ class Worker:
 
     def blocked(self) -> bool:
         """Does it await its pod's next stage, and there is none?"""
-        effect = lifecycle.effect(self.job.life, self._clock.now())
+        effect = self.job.life.todo
         if not isinstance(effect, effects.Await):
             return False
         if self._future is None:
@@ -141,7 +141,7 @@ class Worker:
         self.busy = True
         life = self.job.life
         self._replica.world.note(
-            f"  {self._replica.name} {self.job.task.event.event_id}/{life.index}: {life.stage.name}"
+            f"  {self._replica.name} {self.job.task.event.event_id}/{life.index}: {type(life.todo).__name__}"
         )
         try:
             goes_on = self._runner.step(self.job, self._awaited)
