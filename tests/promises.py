@@ -86,7 +86,7 @@ PROMISES: Final = (
         "running-pods",
         "A running pod is ended by a scale_down",
         (
-            f"{_FLOW}/test_sweep.py::test_a_running_pod_of_an_unknown_event_is_not_deleted",
+            f"{_FLOW}/test_reconciler.py::test_a_running_pod_of_an_unknown_event_is_not_deleted",
             f"{_E2E}/test_scale_down_death.py::test_no_other_running_pod_was_deleted",
             f"{_FLOW}/test_worker_ends.py::test_after_five_failures_it_is_a_result",
         ),
@@ -307,7 +307,7 @@ PROMISES: Final = (
         "a pod cannot be deleted",
         (
             f"{_FLOW}/test_scale_down_waits.py::test_the_lane_does_not_wait_for_the_cluster",
-            f"{_FLOW}/test_sweep.py::test_one_pod_that_cannot_be_deleted_is_no_other_pods_trouble",
+            f"{_FLOW}/test_reconciler.py::test_one_pod_that_cannot_be_deleted_is_no_other_pods_trouble",
         ),
     ),
     Promise(
@@ -407,7 +407,7 @@ PROMISES: Final = (
         "flush-dead",
         "Tasks whose controller died as well are taken up",
         (
-            f"{_FLOW}/test_sweep.py::test_an_unknown_event_is_taken_up_from_its_pods_after_a_lease",
+            f"{_FLOW}/test_reconciler.py::test_an_unknown_event_is_taken_up_from_its_pods_after_a_lease",
             f"{_E2E}/test_servers.py::test_wiped_after_its_owner_died",
         ),
     ),

@@ -63,7 +63,7 @@ PLACES = {
 IMPURE = {"time", "random", "logging", "threading", "os", "socket", "subprocess", "concurrent"}
 THREADS = ("flow/stop.py", "cli/signals.py", "local/")
 #: Where everything is caught, and how often: thread tops, and a log line that must not raise. At most four.
-BROAD = {"flow/stop.py": 1, "flow/worker.py": 1, "flow/burial.py": 1, "logs.py": 1}
+BROAD = {"flow/stop.py": 1, "flow/worker.py": 1, "flow/dead_letters.py": 1, "logs.py": 1}
 
 Rule = Callable[[str, str], list[str]]
 

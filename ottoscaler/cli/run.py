@@ -29,18 +29,18 @@ from ottoscaler.cli.signals import Signals
 from ottoscaler.clock import SystemClock
 from ottoscaler.errors import ConfigError, Stopping, Unavailable
 from ottoscaler.flow.control import Control
-from ottoscaler.flow.descent import Descents
 from ottoscaler.flow.ender import Ender
 from ottoscaler.flow.health import Health
+from ottoscaler.flow.heartbeat import KUBERNETES, REDIS, Heartbeat
 from ottoscaler.flow.intake import Intake, Reader
 from ottoscaler.flow.lease import Lease
 from ottoscaler.flow.ledger import Ledger
 from ottoscaler.flow.parts import Parts
 from ottoscaler.flow.pool import Pool
-from ottoscaler.flow.pulse import KUBERNETES, REDIS, Pulse
+from ottoscaler.flow.reconciler import Reconciler
 from ottoscaler.flow.registry import Registry
+from ottoscaler.flow.scale_down import ScaleDowns
 from ottoscaler.flow.stop import Stop
-from ottoscaler.flow.sweep import Sweep
 from ottoscaler.flow.takeover import TakeOver
 from ottoscaler.flow.watch import Watch
 from ottoscaler.flow.worker import Runner
@@ -76,7 +76,7 @@ class Controller:
         self._stop = stop
         self._boot = uuid.uuid4().hex[:12]
         self._clock = clock = SystemClock()
-        self._metrics, self._pulse = metrics, pulse = Metrics(), Pulse(clock)
+        self._metrics, self._heartbeat = metrics, heartbeat = Metrics(), Heartbeat(clock)
         keys, flow, instance = settings.keys, settings.flow, settings.instance
         stream = RedisStream(
             settings.redis,
@@ -87,27 +87,27 @@ class Controller:
             heard=self._heard_redis,
         )
         cluster = KubeCluster(
-            settings.kube, instance=instance, count=metrics.kube_requests.inc, heard=partial(pulse.heard, KUBERNETES),
-            urgent=pulse.is_loop,
+            settings.kube, instance=instance, count=metrics.kube_requests.inc,
+            heard=partial(heartbeat.report_call, KUBERNETES), urgent=heartbeat.is_loop,
         )  # fmt: skip
         registry = Registry(clock)
         ledger = Ledger(registry, clock, instance=instance, max_workers=flow.max_workers, read_ahead=flow.read_ahead)
         metrics.show(live_pods=lambda: registry.owned_live, ready_workers=lambda: ledger.counts()[1])
-        retries = Retries(stop.event, metrics, pulse.missed)
-        parts = Parts(settings, stream, cluster, registry, ledger, retries, stop, clock, metrics, pulse)
-        self._web = self._bind(Health(pulse, ledger, registry))
+        retries = Retries(stop.event, metrics, heartbeat.report_failure)
+        parts = Parts(settings, stream, cluster, registry, ledger, retries, stop, clock, metrics, heartbeat)
+        self._web = self._bind(Health(heartbeat, ledger, registry))
         self._stream, self._cluster, self._registry, self._retries = stream, cluster, registry, retries
 
         runner = Runner(parts)
         self._pool = pool = Pool(parts, runner)
         self._ender = ender = Ender(parts, runner)
         intake = Intake(parts)
-        self._control = control = Control(parts, intake, pool, Descents(parts, ender), ender)
+        self._control = control = Control(parts, intake, pool, ScaleDowns(parts, ender), ender)
         intake.connect(pump=pool.pump, control=control.submit)
         self._reader = Reader(parts, intake)
         self._takeover = TakeOver(parts, control, intake, pool)
         self._lease = Lease(parts, control, self._takeover, me=f"{keys.consumer}/{self._boot}")
-        self._sweep = Sweep(parts, pool, ender)
+        self._reconciler = Reconciler(parts, pool, ender)
         self._watch = Watch(parts, changed=self._pods_changed)
 
     def run(self) -> int:
@@ -191,7 +191,7 @@ class Controller:
         """Look again until nothing is in the way, and log each sentence each time. Raises Stopping."""
         pause_s = 1.0
         while found := look():
-            self._pulse.phase(f"waiting for {what}: {'; '.join(found)}")
+            self._heartbeat.set_phase(f"waiting for {what}: {'; '.join(found)}")
             for sentence in found:
                 _log.error(event, "%s", sentence[0].upper() + sentence[1:])
             if self._stop.wait(pause_s):
@@ -209,8 +209,8 @@ class Controller:
         self._begin("scale-down", self._control.carry_out)
         self._begin("ender", self._ender.run)
         self._begin("reader", self._reader.run)
-        self._begin("sweep", self._sweep.run)
-        self._pulse.phase("")
+        self._begin("reconciler", self._reconciler.run)
+        self._heartbeat.set_phase("")
         _log.info("controller.started", "Waiting for scaling events on %s", self._settings.keys.stream, boot=self._boot)
 
     def _pods_changed(self) -> None:
@@ -220,14 +220,14 @@ class Controller:
         self._ender.nudge()
 
     def _begin(self, name: str, run: Callable[[], None]) -> None:
-        self._pulse.expect(name)
+        self._heartbeat.add_loop(name)
         self._stop.spawn(name, run)
 
     def _shut_down(self) -> bool:
         """The order of the end; returns whether something hangs and the process has to be ended by force."""
         deadline = self._clock.now() + self._settings.flow.shutdown_grace_s
         self._stop.set()
-        self._pulse.phase("stopping")
+        self._heartbeat.set_phase("stopping")
         _log.info("controller.stopping", "Stopping: %d worker pods run on", self._registry.owned_live)
         self._registry.close()
         self._pool.close()
@@ -291,7 +291,7 @@ class Controller:
     def _heard_redis(self, error: str) -> None:
         if error:
             self._metrics.redis_errors.inc()
-        self._pulse.heard(REDIS, error)
+        self._heartbeat.report_call(REDIS, error)
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> int:

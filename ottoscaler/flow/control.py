@@ -18,12 +18,12 @@ from typing import Final
 from ottoscaler.core.events import EventType
 from ottoscaler.core.plan import is_older, stream_order
 from ottoscaler.errors import TooMuch, Unavailable
-from ottoscaler.flow.burial import contained
-from ottoscaler.flow.descent import Descent, Descents
+from ottoscaler.flow.dead_letters import contained
 from ottoscaler.flow.ender import Ender
 from ottoscaler.flow.intake import Intake
 from ottoscaler.flow.parts import Parts
 from ottoscaler.flow.pool import Pool
+from ottoscaler.flow.scale_down import ScaleDown, ScaleDowns
 from ottoscaler.ports import Entry, OpenTask
 
 #: Pause between two looks at open scale_downs, seconds: the first after something has changed, and doubled from there
@@ -41,23 +41,23 @@ class Control:
     done, so that neither waits for what the other waits for. `submit`, `reload` and `nudge` are for any.
     """
 
-    def __init__(self, parts: Parts, intake: Intake, pool: Pool, descents: Descents, ender: Ender) -> None:
+    def __init__(self, parts: Parts, intake: Intake, pool: Pool, scale_downs: ScaleDowns, ender: Ender) -> None:
         self._ender = ender
         self._stream = parts.stream
         self._ledger = parts.ledger
         self._intake = intake
         self._pool = pool
-        self._descents = descents
+        self._scale_downs = scale_downs
         self._retries = parts.retries
         self._stop = parts.stop
         self._clock = parts.clock
-        self._pulse = parts.pulse
+        self._heartbeat = parts.heartbeat
         self._lease_s = parts.lease_s
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._inbox: list[OpenTask] = []  # guarded by _lock
         self._changed: set[str] = set()  # guarded by _lock: tasks that were given cancel marks by somebody else
-        self._open: dict[str, Descent] = {}  # guarded by _lock; changed by the carrying-out thread and by `drop`
+        self._open: dict[str, ScaleDown] = {}  # guarded by _lock; changed by the carrying-out thread and by `drop`
         self._advancing: set[str] = set()  # guarded by _lock: the one that the carrying-out thread is at
         self._after = ""  # the thread's that looks ahead
         self._pause_s = FIRST_PAUSE_S  # the rest is the carrying-out thread's
@@ -100,9 +100,9 @@ class Control:
     def recall(self, event_id: str) -> OpenTask | None:
         """A scale_down of ours that Redis has forgotten, to be stored again; None if it is not open here."""
         with self._lock:
-            descent = self._open.get(event_id)
-            if descent is not None:
-                return replace(descent.task, victims=descent.victims, survivors=descent.survivors)
+            scale_down = self._open.get(event_id)
+            if scale_down is not None:
+                return replace(scale_down.task, victims=scale_down.victims, survivors=scale_down.survivors)
             return next((task for task in self._inbox if task.event.event_id == event_id), None)
 
     def drop(self, event_id: str, owner: str) -> None:
@@ -115,14 +115,14 @@ class Control:
         """Look ahead in the stream until the stop. Raises Stopping."""
         while not self._stop.is_set():
             self._retries.forever("look ahead in the stream", self.look_ahead)
-            self._pulse.beat()
+            self._heartbeat.beat()
 
     def carry_out(self) -> None:
         """Carry out scale_downs until the stop. Raises Stopping."""
         woken = True
         while not self._stop.is_set():
             self._retries.forever("carry out scale_downs", lambda: self.step(due=not woken))  # noqa: B023
-            self._pulse.beat()
+            self._heartbeat.beat()
             woken = self._wake.wait(self._pause_s)
             self._wake.clear()
 
@@ -148,27 +148,27 @@ class Control:
         with self._lock:
             opened = sorted(self._open.items(), key=lambda item: stream_order(item[1].task.event.stream_id))
         blocked = False
-        for event_id, descent in opened:
-            if not descent.chosen and blocked:
+        for event_id, scale_down in opened:
+            if not scale_down.chosen and blocked:
                 continue  # behind one that has to choose first
-            if not due and not changed and not self._has_news(descent):
-                blocked = blocked or not descent.chosen
+            if not due and not changed and not self._has_news(scale_down):
+                blocked = blocked or not scale_down.chosen
                 continue
             self._pause_s = min(self._pause_s, FIRST_PAUSE_S) if not due else self._pause_s
-            if self._is_over(descent):
+            if self._is_over(scale_down):
                 with self._lock:
                     self._open.pop(event_id, None)
-            elif not descent.chosen:
+            elif not scale_down.chosen:
                 blocked = True
         if self._pool.run_cancelled(self._ender.follow):
             self._pause_s = FIRST_PAUSE_S
         elif due:
             self._pause_s = min(self._pause_s * 2, LONGEST_PAUSE_S)
 
-    def _has_news(self, descent: Descent) -> bool:
+    def _has_news(self, scale_down: ScaleDown) -> bool:
         """Has something changed that can be seen without Redis?"""
-        signs = self._descents.signs(descent) if descent.chosen else ()
-        changed, descent.signs = signs != descent.signs, signs
+        signs = self._scale_downs.signs(scale_down) if scale_down.chosen else ()
+        changed, scale_down.signs = signs != scale_down.signs, signs
         return changed
 
     def _open_new(self) -> bool:
@@ -179,11 +179,11 @@ class Control:
             for task in tasks:
                 known = self._open.get(task.event.event_id)
                 if known is None or known.task.owner != task.owner:  # else it was accepted twice
-                    self._open[task.event.event_id] = Descent(task)
+                    self._open[task.event.event_id] = ScaleDown(task)
         try:
             for event_id in changed:
-                with contained(event_id):  # the sweep ends what is marked, too
-                    self._descents.apply_marks(event_id)
+                with contained(event_id):  # the reconciler ends what is marked, too
+                    self._scale_downs.apply_marks(event_id)
         except Unavailable:
             with self._lock:
                 self._changed |= changed  # nobody tells us of these marks again
@@ -214,26 +214,26 @@ class Control:
         while entries := self._stream.pending(own=True, min_idle_s=0):
             self._intake.absorb_again(entries)
 
-    def _is_over(self, descent: Descent) -> bool:
+    def _is_over(self, scale_down: ScaleDown) -> bool:
         """Carry it on. If our own code fails on it, it is left to run out of its lease and to be taken up again; that
         is counted, so it ends as Poison if it never goes better (`Stream.take`), and the others go on meanwhile.
         """
         over = False
-        with contained(descent.task.event.event_id) as defect:
+        with contained(scale_down.task.event.event_id) as defect:
             with self._lock:
-                self._advancing = {descent.task.event.event_id}
-            over = self._advance(descent)
+                self._advancing = {scale_down.task.event.event_id}
+            over = self._advance(scale_down)
         with self._lock:
             self._advancing = set()
-        if defect.name and not descent.chosen:
+        if defect.name and not scale_down.chosen:
             # The ledger would renew the lease of an event that supersedes others, and all later choices wait for that.
-            self._ledger.drop(descent.task.event.event_id, descent.task.owner)
+            self._ledger.drop(scale_down.task.event.event_id, scale_down.task.owner)
         return over or bool(defect.name)
 
-    def _advance(self, descent: Descent) -> bool:
+    def _advance(self, scale_down: ScaleDown) -> bool:
         """One look at an open scale_down; returns whether it is over."""
-        over = self._descents.advance(descent)
-        if descent.blocker is not None and not descent.blocker.owner:
+        over = self._scale_downs.advance(scale_down)
+        if scale_down.blocker is not None and not scale_down.blocker.owner:
             self._help_older()
         return over
 

@@ -20,7 +20,7 @@ from ottoscaler.core.observations import Observation, TimedOut
 from ottoscaler.core.pods import Snapshot
 from ottoscaler.core.termination import Termination
 from ottoscaler.errors import ClusterRejected, Unavailable
-from ottoscaler.flow.jobs import Job
+from ottoscaler.flow.owned_tasks import WorkerRun
 from ottoscaler.flow.parts import Parts
 from ottoscaler.flow.registry import Waiter
 from ottoscaler.flow.worker import Runner
@@ -35,7 +35,7 @@ _log = logs.get(__name__)
 class _Followed:
     """A cancelled worker, and its place in the registry."""
 
-    job: Job
+    run: WorkerRun
     waiter: Waiter
 
 
@@ -47,13 +47,13 @@ class Ender:
         self._registry = parts.registry
         self._ledger = parts.ledger
         self._clock = parts.clock
-        self._pulse = parts.pulse
+        self._heartbeat = parts.heartbeat
         self._stop = parts.stop
         self._runner = runner
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._pods: dict[str, tuple[Snapshot, Termination]] = {}  # guarded by _lock
-        self._arrived: list[Job] = []  # guarded by _lock
+        self._arrived: list[WorkerRun] = []  # guarded by _lock
         self._followed: list[_Followed] = []  # the thread's
         parts.stop.wakes(self._wake)
 
@@ -63,10 +63,10 @@ class Ender:
             self._pods[pod.uid] = (pod, termination)
         self._wake.set()
 
-    def follow(self, job: Job) -> None:
+    def follow(self, run: WorkerRun) -> None:
         """Lead this cancelled worker to its end; it counts as running meanwhile."""
         with self._lock:
-            self._arrived.append(job)
+            self._arrived.append(run)
         self._wake.set()
 
     def nudge(self) -> None:
@@ -78,7 +78,7 @@ class Ender:
         """Until the stop."""
         while not self._stop.is_set():
             self.step()
-            self._pulse.beat()
+            self._heartbeat.beat()
             self._wake.wait(LOOK_EVERY_S)
             self._wake.clear()
         for one in self._followed:
@@ -92,7 +92,7 @@ class Ender:
         for pod, termination in pods.values():
             if not self._stop.is_set():
                 contained(pod, lambda: self.delete(pod, termination))  # noqa: B023
-        self._followed += [_Followed(job, self._runner.follow(job)) for job in arrived]
+        self._followed += [_Followed(run, self._runner.follow(run)) for run in arrived]
         self._followed = [one for one in self._followed if self._goes_on(one)]
 
     def delete(self, pod: Snapshot, termination: Termination | None = None) -> None:
@@ -114,27 +114,27 @@ class Ender:
 
     def _goes_on(self, one: _Followed) -> bool:
         """Carry a worker on until it waits for its pod; False when it is let go of."""
-        job = one.job
+        run = one.run
         while not self._stop.is_set():
-            effect = job.life.todo
+            effect = run.life.todo
             if isinstance(effect, effects.Await):
-                if job.life.termination is None:
+                if run.life.termination is None:
                     # the termination was cleared: the worker runs on, and a thread of the pool follows it
-                    self._ledger.pause(job, self._clock.now())
+                    self._ledger.pause(run, self._clock.now())
                     break
                 news = self._news(one, effect)
                 if news is None:
                     return True
-                if not self._runner.step(job, _given(news)):
+                if not self._runner.step(run, _given(news)):
                     break
-            elif not self._runner.step(job, one.waiter.wait):
+            elif not self._runner.step(run, one.waiter.wait):
                 break
         self._let_go(one)
         return False
 
     def _news(self, one: _Followed, awaited: effects.Await) -> Observation | None:
         """The next observation of its pod if there is one now. Raises Stopping as an observation would."""
-        future: Future[Observation] = self._registry.offer(one.waiter, one.job.life.attempt)
+        future: Future[Observation] = self._registry.offer(one.waiter, one.run.life.attempt)
         if not future.done() and self._registry.retract(one.waiter, future):
             late = awaited.until is not None and self._clock.now() >= awaited.until
             return TimedOut() if late else None
@@ -142,7 +142,7 @@ class Ender:
 
     def _let_go(self, one: _Followed) -> None:
         self._registry.leave(one.waiter)
-        self._ledger.give_back(one.job, thread=False)
+        self._ledger.give_back(one.run, thread=False)
 
 
 def _given(news: Observation) -> Callable[[int, float | None], Observation]:

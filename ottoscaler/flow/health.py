@@ -2,7 +2,8 @@
 
 `/livez` is red when a loop has given no sign of life for FROZEN_S. A failed try is one, so an outage of Redis or of the
 API server, however long, restarts nobody; a thread that hangs does. A sign of life is an iteration, a failed try that
-was handled, or the answer to a call inside an iteration (one sweep over a thousand pods with a slow server is long).
+was handled, or the answer to a call inside an iteration (one pass of the reconciler over a thousand pods with a slow
+server is long).
 
 `/readyz` is red while the process starts or stops; when the last call to Redis or to the API server failed; when a loop
 has only failed for FAILING_S (a server that answers, and refuses just this); and when there has been work for STUCK_S
@@ -19,8 +20,8 @@ from collections.abc import Iterable
 from typing import Final
 
 from ottoscaler.core.results import rfc3339
+from ottoscaler.flow.heartbeat import Finding, Heartbeat
 from ottoscaler.flow.ledger import Ledger
-from ottoscaler.flow.pulse import Pulse, Trouble
 from ottoscaler.flow.registry import Registry
 
 #: Longer than the longest wait of any loop: a silent watch is noticed after 43 s.
@@ -34,50 +35,50 @@ STUCK_S: Final = 120.0
 class Health:
     """Looks at the signs of life. Any thread; does no I/O."""
 
-    def __init__(self, pulse: Pulse, ledger: Ledger, registry: Registry) -> None:
-        self._pulse = pulse
+    def __init__(self, heartbeat: Heartbeat, ledger: Ledger, registry: Registry) -> None:
+        self._heartbeat = heartbeat
         self._ledger = ledger
         self._registry = registry
 
     def livez(self) -> list[str]:
         """Why the process should be restarted, one line each; empty: it should not."""
-        return _lines(frozen(self._pulse.ages()))
+        return _lines(frozen(self._heartbeat.ages()))
 
     def readyz(self) -> list[str]:
         """Why the process is of no use now, one line each; empty: it is."""
         busy, waiting = self._ledger.counts()
         hands = busy - self._registry.awaiting
-        still = self._pulse.still(self._ledger.takeable() or hands > 0)
-        phase = self._pulse.idle_phase()
-        told = [*phase, *self._pulse.out_of_reach(), *failing(self._pulse.failing())]
-        return _lines([*told, *([] if phase else stuck(still, waiting, hands))])
+        stalled = self._heartbeat.stalled_for(self._ledger.takeable() or hands > 0)
+        phase = self._heartbeat.idle_phase()
+        told = [*phase, *self._heartbeat.unreachable(), *failing(self._heartbeat.failing())]
+        return _lines([*told, *([] if phase else stuck(stalled, waiting, hands))])
 
 
-def frozen(ages: Iterable[Trouble]) -> list[Trouble]:
+def frozen(ages: Iterable[Finding]) -> list[Finding]:
     """The loops whose last sign of life is too old."""
     return [
-        Trouble(f"loop {age.what}", "no sign of life", age.since, age.lasted_s)
+        Finding(f"loop {age.what}", "no sign of life", age.since, age.lasted_s)
         for age in ages
         if age.lasted_s > FROZEN_S
     ]
 
 
-def failing(misses: Iterable[Trouble]) -> list[Trouble]:
+def failing(misses: Iterable[Finding]) -> list[Finding]:
     """The loops that have only failed for too long."""
     return [
-        Trouble(f"loop {miss.what}", miss.why, miss.since, miss.lasted_s)
+        Finding(f"loop {miss.what}", miss.why, miss.since, miss.lasted_s)
         for miss in misses
         if miss.lasted_s > FAILING_S
     ]
 
 
-def stuck(still: Trouble, waiting: int, hands: int) -> list[Trouble]:
+def stuck(stalled: Finding, waiting: int, hands: int) -> list[Finding]:
     """Work, and nobody gets on with it."""
-    if still.lasted_s <= STUCK_S:
+    if stalled.lasted_s <= STUCK_S:
         return []
     why = f"nothing moves, with {waiting} waiting for a thread and {max(hands, 0)} that hold one and wait for no pod"
-    return [Trouble(still.what, why, still.since, still.lasted_s)]
+    return [Finding(stalled.what, why, stalled.since, stalled.lasted_s)]
 
 
-def _lines(troubles: Iterable[Trouble]) -> list[str]:
-    return [" ".join(f"{each.what}: {each.why}, since {rfc3339(each.since)}".split()) for each in troubles]
+def _lines(findings: Iterable[Finding]) -> list[str]:
+    return [" ".join(f"{each.what}: {each.why}, since {rfc3339(each.since)}".split()) for each in findings]

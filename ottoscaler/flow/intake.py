@@ -24,7 +24,7 @@ from ottoscaler.core.events import (
     too_large,
 )
 from ottoscaler.errors import Stopping, TooMuch, Unavailable
-from ottoscaler.flow.burial import contained, tell
+from ottoscaler.flow.dead_letters import contained, report
 from ottoscaler.flow.parts import Parts
 from ottoscaler.ports import Entry, OpenTask
 
@@ -164,7 +164,7 @@ class Intake:
             return
         for one, answer in zip(good, answers, strict=True):
             if isinstance(answer, BadEvent):
-                tell(self._metrics, answer, one.entry.stream_id)
+                report(self._metrics, answer, one.entry.stream_id)
             elif answer is not None:
                 if ask.repeated or not answer.again:
                     self._received(one)
@@ -189,7 +189,7 @@ class Intake:
         if written is None and ask.repeated:  # the answer that said so was lost
             written = bad
         if written is not None:
-            tell(self._metrics, written, entry.stream_id)
+            report(self._metrics, written, entry.stream_id)
 
     def _received(self, one: _Good) -> None:
         event = one.event
@@ -258,14 +258,14 @@ class Reader:
         self._retries = parts.retries
         self._stop = parts.stop
         self._clock = parts.clock
-        self._pulse = parts.pulse
+        self._heartbeat = parts.heartbeat
         self._recover_at = 0.0
 
     def run(self) -> None:
         """Until the stop. Raises Stopping."""
         while not self._stop.is_set():
             self._retries.forever("read the event stream", self.step)
-            self._pulse.beat()
+            self._heartbeat.beat()
 
     def step(self, wait_s: float = ROOM_WAIT_S) -> None:
         """Read and accept as much as there is room for, waiting at most so long for room. Raises StreamUnavailable."""

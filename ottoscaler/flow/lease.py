@@ -35,7 +35,7 @@ class Lease:
         self._takeover = takeover
         self._stop = parts.stop
         self._clock = parts.clock
-        self._pulse = parts.pulse
+        self._heartbeat = parts.heartbeat
         self._lease_s = parts.lease_s
         self._ttl_s = parts.settings.keys.task_ttl_s
         self._consumer, self._boot = me.rsplit("/", 1)
@@ -58,12 +58,12 @@ class Lease:
         try:
             with self._turn:
                 self._step()
-            self._pulse.beat()
+            self._heartbeat.beat()
         except Unavailable as error:
             self._takeover.disturbed()
             if self._seldom.is_due(str(error)):
                 _log.warning("lease.outage", "Cannot renew our leases: %s", error, error=str(error))
-            self._pulse.missed(f"cannot renew our leases: {error}")
+            self._heartbeat.report_failure(f"cannot renew our leases: {error}")
             pause_s = OUTAGE_PAUSE_S
         return pause_s
 

@@ -21,8 +21,8 @@ from ottoscaler.core.observations import NotOurs, TerminationStored
 from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Verdict
 from ottoscaler.flow.capacity import Capacity
-from ottoscaler.flow.jobs import Job, Task, remembered, restored
 from ottoscaler.flow.notes import Notes, States
+from ottoscaler.flow.owned_tasks import OwnedTask, WorkerRun, restore_run, to_open_task
 from ottoscaler.flow.registry import Registry
 from ottoscaler.ports import Clock, OpenTask, StoredWorker
 
@@ -40,12 +40,12 @@ class Ledger:
         self._room = threading.Condition(self._lock)
         self._idle = threading.Condition(self._lock)
         # all guarded by _lock
-        self._tasks: dict[str, Task] = {}
-        self._fresh: deque[Task] = deque()
-        self._first: deque[Job] = deque()
-        self._due: deque[Job] = deque()
-        self._paused: list[tuple[float, int, Job]] = []
-        self._cancelled: deque[Job] = deque()
+        self._tasks: dict[str, OwnedTask] = {}
+        self._fresh: deque[OwnedTask] = deque()
+        self._first: deque[WorkerRun] = deque()
+        self._due: deque[WorkerRun] = deque()
+        self._paused: list[tuple[float, int, WorkerRun]] = []
+        self._cancelled: deque[WorkerRun] = deque()
         self._capacity = Capacity(registry, max_workers)
         self._busy = 0
         self._serial = 0
@@ -53,10 +53,10 @@ class Ledger:
 
     # -- tasks
 
-    def add(self, opened: OpenTask) -> Task:
+    def add(self, opened: OpenTask) -> OwnedTask:
         """An accepted or taken-over task: what was stored of its workers decides how each goes on."""
         event = opened.event
-        task = Task(
+        task = OwnedTask(
             event,
             opened.owner,
             event_hash(self._instance, event.event_id),
@@ -90,16 +90,16 @@ class Ledger:
             task = self._tasks.get(event_id)
             if task is None:
                 return None
-            for job in task.jobs.values():
-                self._notes.add(job)
-            return remembered(task)
+            for run in task.runs.values():
+                self._notes.add(run)
+            return to_open_task(task)
 
-    def recorded(self, job: Job, verdict: Verdict) -> None:
+    def recorded(self, run: WorkerRun, verdict: Verdict) -> None:
         """Its result is stored: kept in case that Redis is wiped before the task is finished."""
-        life = job.life
+        life = run.life
         told = StoredWorker(life.index, life.attempt, life.infra_used, outcome=verdict.outcome, reason=verdict.reason)
         with self._lock:
-            job.task.results[life.index] = told
+            run.task.results[life.index] = told
 
     def drop(self, event_id: str, owner: str) -> bool:
         """The task is somebody else's now: stop whatever we do for it. `owner` is the token that was refused. Returns
@@ -124,7 +124,7 @@ class Ledger:
     def in_hand(self) -> set[str]:
         """The tasks of which some thread carries on a worker."""
         with self._lock:
-            return {name for name, task in self._tasks.items() if any(job.running for job in task.jobs.values())}
+            return {name for name, task in self._tasks.items() if any(run.on_thread for run in task.runs.values())}
 
     def has(self, event_id: str) -> bool:
         """Is this task open here?"""
@@ -157,16 +157,16 @@ class Ledger:
 
     # -- threads
 
-    def take(self) -> Job | None:
+    def take(self) -> WorkerRun | None:
         """The next worker to run, with a thread of its own; None while there is none, no thread is free or no room."""
         with self._lock:
             if self._busy >= self.threads:
                 return None
-            job = self._pick()
-            if job is not None:
-                job.running = True
+            run = self._pick()
+            if run is not None:
+                run.on_thread = True
                 self._busy += 1
-            return job
+            return run
 
     def takeable(self) -> bool:
         """Would `take` give a worker now? Where it would for long, nobody asks."""
@@ -175,30 +175,30 @@ class Ledger:
             ready = bool(self._first or (self._capacity.is_free() and (self._due or self._fresh)))
             return ready and self._busy < self.threads
 
-    def take_cancelled(self) -> Job | None:
+    def take_cancelled(self) -> WorkerRun | None:
         """The next cancelled worker that holds no thread; whoever asks carries it on."""
         with self._lock:
             self._wake_due()
-            job = self._next_open(self._cancelled)
-            if job is not None:
-                self._claim(job, used=True).running = True
-            return job
+            run = self._next_open(self._cancelled)
+            if run is not None:
+                self._claim(run, used=True).on_thread = True
+            return run
 
-    def take_waiting(self, hash_: str, index: int) -> Job | None:
-        """This worker, if it is resumed and no thread is free for it: the sweep follows what no thread follows."""
+    def take_waiting(self, hash_: str, index: int) -> WorkerRun | None:
+        """This worker, if it is resumed and no thread is free for it: the reconciler follows what no thread follows."""
         with self._lock:
-            for job in self._first:
-                if job.task.hash == hash_ and job.life.index == index:
-                    self._first.remove(job)
-                    job.running = True
-                    return job
+            for run in self._first:
+                if run.task.hash == hash_ and run.life.index == index:
+                    self._first.remove(run)
+                    run.on_thread = True
+                    return run
         return None
 
-    def give_back(self, job: Job, *, thread: bool = True) -> None:
+    def give_back(self, run: WorkerRun, *, thread: bool = True) -> None:
         """Its thread is free again."""
         with self._lock:
-            job.running = False
-            self._requeue(job)
+            run.on_thread = False
+            self._requeue(run)
             self._busy -= thread
             if self._busy == 0:
                 self._idle.notify_all()
@@ -210,80 +210,80 @@ class Ledger:
                 self._idle.wait(left_s)
             return self._busy
 
-    def settled(self, job: Job) -> bool:
+    def settled(self, run: WorkerRun) -> bool:
         """Its pod is seen, or there is none: its claim on room ends. Returns whether others want the room it makes."""
         with self._lock:
-            return self._settle(job) and bool(self._due or self._fresh)
+            return self._settle(run) and bool(self._due or self._fresh)
 
-    def holds_room(self, job: Job) -> bool:
+    def holds_room(self, run: WorkerRun) -> bool:
         """May it create a pod now? It needs room anew for each, and what it was given may have been taken back."""
         with self._lock:
-            return self._capacity.use(job.worker)
+            return self._capacity.use(run.worker)
 
-    def pause(self, job: Job, until: float) -> None:
+    def pause(self, run: WorkerRun, until: float) -> None:
         """Its thread gives it back until then (`Clock.now`); if a create is next, its room as well."""
         with self._lock:
-            job.until = until
-            if job.life.needs_room:
-                self._settle(job)
+            run.until = until
+            if run.life.needs_room:
+                self._settle(run)
 
-    def ended(self, job: Job) -> None:
+    def ended(self, run: WorkerRun) -> None:
         """Nothing is left to do for this worker."""
         with self._lock:
-            task = job.task
-            self._settle(job)
-            if task.jobs.pop(job.life.index, None) is None or self._tasks.get(task.event.event_id) is not task:
+            task = run.task
+            self._settle(run)
+            if task.runs.pop(run.life.index, None) is None or self._tasks.get(task.event.event_id) is not task:
                 return
             task.open_workers -= 1
             if task.open_workers == 0:
                 self._forget(task)
 
-    def _pick(self) -> Job | None:
+    def _pick(self) -> WorkerRun | None:
         self._wake_due()
-        if (job := self._next_open(self._first)) is not None:
-            return job
+        if (run := self._next_open(self._first)) is not None:
+            return run
         if not self._capacity.is_free():
             return None
-        if (job := self._next_open(self._due)) is not None:
-            return self._claim(job)
+        if (run := self._next_open(self._due)) is not None:
+            return self._claim(run)
         while self._fresh:
             task = self._fresh.popleft()
             if not task.has_fresh():
                 self._room.notify()
                 continue
-            job = Job(task, begin(task.next_index))
-            task.jobs[task.next_index] = job
+            run = WorkerRun(task, begin(task.next_index))
+            task.runs[task.next_index] = run
             task.next_index += 1
             if task.has_fresh():
                 self._fresh.append(task)
             else:
                 self._room.notify()
-            return self._claim(job)
+            return self._claim(run)
         return None
 
-    def _next_open(self, jobs: deque[Job]) -> Job | None:
+    def _next_open(self, runs: deque[WorkerRun]) -> WorkerRun | None:
         """The next of these whose task is still ours: those of a dropped one are skipped here, not searched for."""
-        while jobs:
-            job = jobs.popleft()
-            if self._is_open(job):
-                return job
+        while runs:
+            run = runs.popleft()
+            if self._is_open(run):
+                return run
         return None
 
-    def _claim(self, job: Job, *, used: bool = False) -> Job:
-        self._capacity.claim(job.worker, used=used)
-        return job
+    def _claim(self, run: WorkerRun, *, used: bool = False) -> WorkerRun:
+        self._capacity.claim(run.worker, used=used)
+        return run
 
-    def _is_open(self, job: Job) -> bool:
-        return self._tasks.get(job.task.event.event_id) is job.task and not job.running
+    def _is_open(self, run: WorkerRun) -> bool:
+        return self._tasks.get(run.task.event.event_id) is run.task and not run.on_thread
 
     def _wake_due(self) -> None:
         now = self._clock.now()
         while self._paused and self._paused[0][0] <= now:
-            _, serial, job = heapq.heappop(self._paused)
-            if job.queued == serial and self._is_open(job):
-                job.queued = 0
-                waiting = self._due if job.life.needs_room else self._first
-                (self._cancelled if job.cancelled else waiting).append(job)
+            _, serial, run = heapq.heappop(self._paused)
+            if run.queued == serial and self._is_open(run):
+                run.queued = 0
+                waiting = self._due if run.life.needs_room else self._first
+                (self._cancelled if run.cancelled else waiting).append(run)
 
     # -- cancelling
 
@@ -298,34 +298,34 @@ class Ledger:
             if task is None:
                 return False
             task.terminations[index] = termination
-            job = task.jobs.get(index)
-            if job is None and index >= task.next_index and index not in task.skip:
+            run = task.runs.get(index)
+            if run is None and index >= task.next_index and index not in task.skip:
                 task.skip.add(index)
-                job = task.jobs[index] = Job(task, begin(index))
-                self._cancelled.append(job)
+                run = task.runs[index] = WorkerRun(task, begin(index))
+                self._cancelled.append(run)
                 return True
-            if job is None:
+            if run is None:
                 return True
-            if not job.running:
-                self._cancel_waiting(job)
+            if not run.on_thread:
+                self._cancel_waiting(run)
                 return True
         return self._registry.tell(task.hash, index, TerminationStored(termination))
 
-    def _cancel_waiting(self, job: Job) -> None:
+    def _cancel_waiting(self, run: WorkerRun) -> None:
         """Whatever it waits for (a pause, room, a thread), it does no longer."""
-        for jobs in (self._due, self._first):
-            if job in jobs:
-                jobs.remove(job)
-        job.queued, job.life = 0, hurried(job.life)
-        if job not in self._cancelled:
-            self._cancelled.append(job)
+        for runs in (self._due, self._first):
+            if run in runs:
+                runs.remove(run)
+        run.queued, run.life = 0, hurried(run.life)
+        if run not in self._cancelled:
+            self._cancelled.append(run)
 
-    def spared(self, job: Job) -> None:
+    def spared(self, run: WorkerRun) -> None:
         """It is not cancelled any more: the mark was withdrawn."""
         with self._lock:
-            job.task.terminations.pop(job.life.index, None)
+            run.task.terminations.pop(run.life.index, None)
 
-    def first_look(self, task: Task) -> bool:
+    def first_look(self, task: OwnedTask) -> bool:
         """True once for each task: when the first of its pods is there."""
         with self._lock:
             first, task.monitored = not task.monitored, True
@@ -333,12 +333,12 @@ class Ledger:
 
     # -- for those who look
 
-    def note(self, job: Job, why: str | None = None) -> None:
+    def note(self, run: WorkerRun, why: str | None = None) -> None:
         """Its state is to be shown; written together with others, now and then."""
         with self._lock:
-            self._notes.add(job, why)
+            self._notes.add(run, why)
 
-    def take_notes(self) -> list[tuple[Task, States, str | None]]:
+    def take_notes(self) -> list[tuple[OwnedTask, States, str | None]]:
         """The states that changed since the last call, by task, and why a task waits."""
         with self._lock:
             notes = self._notes.take()
@@ -352,43 +352,43 @@ class Ledger:
 
     # -- under the lock
 
-    def _restore(self, task: Task, worker: StoredWorker) -> None:
+    def _restore(self, task: OwnedTask, worker: StoredWorker) -> None:
         """How a worker goes on that a dead process, or we ourselves, left somewhere."""
-        job = restored(task, worker)
-        if job is None:
+        run = restore_run(task, worker)
+        if run is None:
             return
-        if not job.life.has_no_pod:
-            self._first.append(self._claim(job, used=True))
+        if not run.life.has_no_pod:
+            self._first.append(self._claim(run, used=True))
         else:
-            (self._cancelled if worker.index in task.terminations else self._due).append(job)
+            (self._cancelled if worker.index in task.terminations else self._due).append(run)
 
-    def _settle(self, job: Job) -> bool:
+    def _settle(self, run: WorkerRun) -> bool:
         """Of a task that was taken over anew, only the new tenure's workers have claims."""
-        return self._tasks.get(job.task.event.event_id) is job.task and self._capacity.settle(job.worker)
+        return self._tasks.get(run.task.event.event_id) is run.task and self._capacity.settle(run.worker)
 
-    def _requeue(self, job: Job) -> None:
+    def _requeue(self, run: WorkerRun) -> None:
         """Only now that its thread has let go of it: one that is due at once could else be taken twice, or never."""
-        until, job.until = job.until, None
-        if until is not None and self._is_open(job) and job.cancelled and job.life.not_before > self._clock.now():
-            self._cancel_waiting(job)
-        elif until is not None and self._is_open(job):
+        until, run.until = run.until, None
+        if until is not None and self._is_open(run) and run.cancelled and run.life.not_before > self._clock.now():
+            self._cancel_waiting(run)
+        elif until is not None and self._is_open(run):
             self._serial += 1
-            job.queued = self._serial
-            heapq.heappush(self._paused, (until, self._serial, job))
+            run.queued = self._serial
+            heapq.heappush(self._paused, (until, self._serial, run))
 
-    def _abandon(self, task: Task) -> None:
+    def _abandon(self, task: OwnedTask) -> None:
         """Its threads are told under the lock, so that none of the task's next tenure can hear it."""
         self._forget(task)
-        for job in task.jobs.values():
-            if job.running:
-                self._registry.tell(task.hash, job.life.index, NotOurs())
+        for run in task.runs.values():
+            if run.on_thread:
+                self._registry.tell(task.hash, run.life.index, NotOurs())
 
-    def _forget(self, task: Task) -> None:
+    def _forget(self, task: OwnedTask) -> None:
         event_id = task.event.event_id
         self._tasks.pop(event_id, None)
         self._registry.disown(task.hash)
         self._notes.drop(event_id)
-        self._capacity.drop(event_id, task.jobs)
+        self._capacity.drop(event_id, task.runs)
         if task in self._fresh:
             self._fresh.remove(task)
         self._room.notify()

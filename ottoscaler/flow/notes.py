@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ottoscaler.core.names import pod_name
-from ottoscaler.flow.jobs import Job
+from ottoscaler.flow.owned_tasks import WorkerRun
 
 States = Mapping[int, tuple[str, int, str]]
 
@@ -17,10 +17,10 @@ class Notes:
         self._states: dict[str, dict[int, tuple[str, int, str]]] = {}
         self._whys: dict[str, str] = {}
 
-    def add(self, job: Job, why: str | None = None) -> None:
+    def add(self, run: WorkerRun, why: str | None = None) -> None:
         """How a worker stands now; with `why`, why its task does."""
-        life, event_id = job.life, job.task.event.event_id
-        pod = "" if life.state == "waiting" else pod_name(job.key)
+        life, event_id = run.life, run.task.event.event_id
+        pod = "" if life.state == "waiting" else pod_name(run.key)
         self._states.setdefault(event_id, {})[life.index] = (life.state, life.attempt, pod)
         if why is not None:
             self._whys[event_id] = why

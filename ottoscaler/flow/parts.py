@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ottoscaler.flow.heartbeat import Heartbeat
 from ottoscaler.flow.ledger import Ledger
-from ottoscaler.flow.pulse import Pulse
 from ottoscaler.flow.registry import Registry
 from ottoscaler.flow.stop import Stop
 from ottoscaler.metrics import Metrics
@@ -27,7 +27,7 @@ class Parts:
     stop: Stop
     clock: Clock
     metrics: Metrics
-    pulse: Pulse
+    heartbeat: Heartbeat
 
     @property
     def lease_s(self) -> float:

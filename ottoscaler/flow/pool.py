@@ -18,7 +18,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Final
 
 from ottoscaler import logs
-from ottoscaler.flow.jobs import Job
+from ottoscaler.flow.owned_tasks import WorkerRun
 from ottoscaler.flow.parts import Parts
 from ottoscaler.flow.worker import Runner
 
@@ -39,7 +39,7 @@ class Pool:
         self._runner = runner
         runner.connect(self.pump)
         self._stop = parts.stop
-        self._pulse = parts.pulse
+        self._heartbeat = parts.heartbeat
         self._clock = parts.clock
         self._max_workers = parts.settings.flow.max_workers
         self._executor = executor or ThreadPoolExecutor(self._max_workers, thread_name_prefix="worker")
@@ -58,39 +58,39 @@ class Pool:
                     return
                 if self._ledger.threads < self._max_workers and self._clock.now() >= self._grow_at:
                     self._ledger.threads = self._max_workers
-                job = self._ledger.take()
-                if job is None:
+                run = self._ledger.take()
+                if run is None:
                     return
-                refusal = self._start(job)
+                refusal = self._start(run)
             if refusal is not None:
                 self._log_size(refusal)
                 return
 
-    def run_cancelled(self, follow: Callable[[Job], None]) -> int:
+    def run_cancelled(self, follow: Callable[[WorkerRun], None]) -> int:
         """Carry each cancelled worker that holds no thread on, as far as writes to Redis go: for most these are two.
         `follow` gets those that need the cluster. Returns how many there were.
         """
         done = 0
-        while not self._stop.is_set() and (job := self._ledger.take_cancelled()) is not None:
+        while not self._stop.is_set() and (run := self._ledger.take_cancelled()) is not None:
             done += 1
-            if self._runner.write(job):
-                self._ledger.give_back(job, thread=False)
+            if self._runner.write(run):
+                self._ledger.give_back(run, thread=False)
             else:
-                follow(job)
+                follow(run)
         return done
 
     def run_waiting(self, event_hash: str, index: int) -> bool:
         """Carry on, on this thread, a resumed worker for which there is none; False if it is not waiting."""
-        job = self._ledger.take_waiting(event_hash, index)
-        if job is None:
+        run = self._ledger.take_waiting(event_hash, index)
+        if run is None:
             return False
-        self._runner.run(job)
-        self._ledger.give_back(job, thread=False)
+        self._runner.run(run)
+        self._ledger.give_back(run, thread=False)
         return True
 
-    def next_after(self, job: Job) -> Job | None:
+    def next_after(self, run: WorkerRun) -> WorkerRun | None:
         """The thread has done with a worker for now: the next one for it, if there is one."""
-        self._ledger.give_back(job)
+        self._ledger.give_back(run)
         following = None if self._stop.is_set() else self._ledger.take()
         if following is None:
             self.pump()
@@ -108,11 +108,11 @@ class Pool:
         """
         return self._ledger.wait_idle(deadline)
 
-    def _start(self, job: Job) -> RuntimeError | None:
+    def _start(self, run: WorkerRun) -> RuntimeError | None:
         """Under the lock: a thread for this worker. Where there is none, the worker waits for the next that comes free;
         returns what the machine has against it.
         """
-        handed = [job]
+        handed = [run]
         try:
             self._executor.submit(self._run, handed)
         except RuntimeError as error:  # can't start new thread
@@ -120,8 +120,8 @@ class Pool:
             # Otherwise it is taken back out of that queue, in which nobody else would ever see it.
             if not _taken(handed):
                 return None
-            self._ledger.pause(job, self._clock.now())
-            self._ledger.give_back(job)
+            self._ledger.pause(run, self._clock.now())
+            self._ledger.give_back(run)
             self._ledger.threads = self._ledger.counts()[0]
             self._grow_at = self._clock.now() + GROW_EVERY_S
             return error
@@ -138,18 +138,18 @@ class Pool:
                 refusal, size, self._max_workers, error=str(refusal),
             )  # fmt: skip
 
-    def _run(self, handed: list[Job]) -> None:
+    def _run(self, handed: list[WorkerRun]) -> None:
         following = _taken(handed)
         if following is None:
             return
         self.pump()
         while following is not None:
-            self._pulse.moved()
+            self._heartbeat.progressed()
             self._runner.run(following)
             following = self.next_after(following)
 
 
-def _taken(handed: list[Job]) -> Job | None:
+def _taken(handed: list[WorkerRun]) -> WorkerRun | None:
     """The worker, for one of the two who want it; None for the other. `pop` is one step of the interpreter's."""
     try:
         return handed.pop()

@@ -15,8 +15,8 @@ from typing import Final
 from ottoscaler import logs
 from ottoscaler.core.events import BadEvent, EventType
 from ottoscaler.errors import Unavailable
-from ottoscaler.flow.burial import contained, tell
 from ottoscaler.flow.control import Control
+from ottoscaler.flow.dead_letters import contained, report
 from ottoscaler.flow.intake import Intake
 from ottoscaler.flow.parts import Parts
 from ottoscaler.flow.pool import Pool
@@ -50,7 +50,7 @@ class TakeOver:
         self._metrics = parts.metrics
         self._stop = parts.stop
         self._clock = parts.clock
-        self._pulse = parts.pulse
+        self._heartbeat = parts.heartbeat
         self._lease_s = parts.lease_s
         self._events_keep = parts.settings.keys.events_keep
         self._seldom = logs.Seldom()
@@ -104,12 +104,12 @@ class TakeOver:
         pause_s = TICK_S
         try:
             self._step()
-            self._pulse.beat()
+            self._heartbeat.beat()
         except Unavailable as error:
             self.disturbed()
             if self._seldom.is_due(str(error)):
                 _log.warning("takeover.outage", "Cannot look for tasks of the dead: %s", error, error=str(error))
-            self._pulse.missed(f"cannot look for tasks of the dead: {error}")
+            self._heartbeat.report_failure(f"cannot look for tasks of the dead: {error}")
             pause_s = OUTAGE_PAUSE_S
         self._pool.pump()
         with self._lock:  # only now: without its threads a task would seem to be at rest
@@ -188,7 +188,7 @@ class TakeOver:
         with contained(event_id):  # one that cannot be read: its tries are counted
             task = self._stream.take(event_id, same_consumer=same_consumer)
         if isinstance(task, BadEvent):
-            tell(self._metrics, task)
+            report(self._metrics, task)
         elif task is not None:
             _log.info(
                 "task.taken", "Taking over task %s", task.event.task_id, event_id=event_id, task_id=task.event.task_id

@@ -34,7 +34,7 @@ class Watch:
         self._stop = parts.stop
         self._metrics = parts.metrics
         self._clock = parts.clock
-        self._pulse = parts.pulse
+        self._heartbeat = parts.heartbeat
         self._changed = changed
         self._version = ""  # empty: list again
         self._short = 0
@@ -51,7 +51,7 @@ class Watch:
 
     def _list(self) -> str:
         listed = self._retries.forever("list pods", self._listed)
-        self._pulse.beat()
+        self._heartbeat.beat()
         self._registry.replace(listed)
         _log.info("watch.listed", "Watching %d worker pods", len(listed.pods))
         self._changed()
@@ -81,14 +81,14 @@ class Watch:
         """Watch until the link ends. Returns the version to go on from, empty for "list again"."""
         try:
             for event in self._cluster.watch(version):
-                self._pulse.beat()
+                self._heartbeat.beat()
                 version = event.resource_version or version
                 if event.pod is not None:
                     self._registry.publish(event.pod)
                     if event.change is Change.DELETED or not event.pod.live:
                         self._changed()
             self._metrics.watch_reconnects.inc("ended")
-            self._pulse.beat()
+            self._heartbeat.beat()
             return version
         except Expired:
             _log.info("watch.expired", "The watch's version is too old; listing again")
@@ -97,6 +97,6 @@ class Watch:
             if not self._stop.is_set() and self._seldom.is_due(str(error)):
                 _log.warning("watch.broken", "The watch broke off; listing again: %s", error, error=str(error))
             self._metrics.watch_reconnects.inc("unreachable")
-            self._pulse.missed(f"the watch broke off: {error}")
+            self._heartbeat.report_failure(f"the watch broke off: {error}")
         self._registry.unknown()
         return ""

@@ -24,8 +24,8 @@ from ottoscaler.core.results import worker_result
 from ottoscaler.core.termination import Termination, decided
 from ottoscaler.core.verdicts import Reason, Verdict
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Stopping, Unavailable
-from ottoscaler.flow.burial import tell
-from ottoscaler.flow.jobs import Job
+from ottoscaler.flow.dead_letters import report
+from ottoscaler.flow.owned_tasks import WorkerRun
 from ottoscaler.flow.parts import Parts
 from ottoscaler.flow.registry import Waiter
 from ottoscaler.ports import Answer, Created, Fate
@@ -48,7 +48,7 @@ _log = logs.get(__name__)
 
 
 class Runner:
-    """Runs workers. Any thread: all state is the job's."""
+    """Runs workers. Any thread: all state is the run's."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
@@ -60,150 +60,150 @@ class Runner:
         """`pump` gives threads to others when a worker has made room."""
         self._pump = pump
 
-    def run(self, job: Job) -> None:
+    def run(self, run: WorkerRun) -> None:
         """Carry a worker on until it ends, pauses, or is to be left for whoever comes next. Raises nothing."""
-        event = job.task.event
+        event = run.task.event
         with (
-            logs.bind(event_id=event.event_id, task_id=event.task_id, worker=job.life.index),
-            self.follow(job) as waiter,
+            logs.bind(event_id=event.event_id, task_id=event.task_id, worker=run.life.index),
+            self.follow(run) as waiter,
         ):
-            while self.step(job, waiter.wait):
+            while self.step(run, waiter.wait):
                 pass
 
-    def write(self, job: Job) -> bool:
+    def write(self, run: WorkerRun) -> bool:
         """Carry a worker on as far as writes to Redis go, on a thread that must not wait for the cluster. Returns False
         if the next step needs the cluster. Raises nothing.
         """
-        parts, event = self._parts, job.task.event
-        with logs.bind(event_id=event.event_id, task_id=event.task_id, worker=job.life.index):
-            while isinstance(job.life.todo, _WRITES):
-                if not self.step(job, _nothing_to_await):
+        parts, event = self._parts, run.task.event
+        with logs.bind(event_id=event.event_id, task_id=event.task_id, worker=run.life.index):
+            while isinstance(run.life.todo, _WRITES):
+                if not self.step(run, _nothing_to_await):
                     return True
-        if job.life.needs_room:  # it is not cancelled any more: it waits for room and a thread as all others do
-            parts.ledger.pause(job, parts.clock.now())
+        if run.life.needs_room:  # it is not cancelled any more: it waits for room and a thread as all others do
+            parts.ledger.pause(run, parts.clock.now())
             return True
         return False
 
-    def follow(self, job: Job) -> Waiter:
+    def follow(self, run: WorkerRun) -> Waiter:
         """A worker's steps are made inside a `with` block of this: subscribed to its pod."""
-        return self._parts.registry.expect(job.task.hash, job.life.index, job.life.pod)
+        return self._parts.registry.expect(run.task.hash, run.life.index, run.life.pod)
 
-    def step(self, job: Job, wait: Wait) -> bool:
+    def step(self, run: WorkerRun, wait: Wait) -> bool:
         """Carry out one effect; False when the thread is to let go of the worker. Raises nothing.
 
         `wait` is how it awaits its pod's next stage: the waiter's, which blocks, wherever there are threads.
         """
         parts = self._parts
         try:
-            return self._step(job, wait)
+            return self._step(run, wait)
         except Stopping:
             return False
         except Unavailable as error:
-            name = pod_name(job.key)
+            name = pod_name(run.key)
             if self._seldom.is_due(str(error)):
                 _log.warning("worker.outage", "Waiting with %s: %s", name, error, pod=name, error=str(error))
-            parts.ledger.note(job, why=str(error))
-            parts.ledger.pause(job, parts.clock.now() + OUTAGE_PAUSE_S)
+            parts.ledger.note(run, why=str(error))
+            parts.ledger.pause(run, parts.clock.now() + OUTAGE_PAUSE_S)
         except Exception as error:  # the top of a pool thread: a defect of ours must end as a result, not in silence
-            self._failed(job, error)
+            self._failed(run, error)
         return False
 
-    def _step(self, job: Job, wait: Wait) -> bool:
+    def _step(self, run: WorkerRun, wait: Wait) -> bool:
         ledger, now = self._parts.ledger, self._parts.clock.now()
-        match job.life.todo:
+        match run.life.todo:
             case effects.Later(until) if until > now:
-                ledger.pause(job, until)
+                ledger.pause(run, until)
                 return False
             case effects.Later():
-                self._advance(job, observations.TimedOut())
-            case effects.Intend() if not ledger.holds_room(job):
-                ledger.pause(job, now)
+                self._advance(run, observations.TimedOut())
+            case effects.Intend() if not ledger.holds_room(run):
+                ledger.pause(run, now)
                 return False
             case effects.End(why):
-                _log.debug("worker.ended", "Nothing is left to do for %s: %s", pod_name(job.key), why)
-                self._end(job, why)
+                _log.debug("worker.ended", "Nothing is left to do for %s: %s", pod_name(run.key), why)
+                self._end(run, why)
                 return False
             case effects.Await(until):
-                job.waiting = True
+                run.awaits_pod = True
                 try:
-                    seen = wait(job.life.attempt, until)
+                    seen = wait(run.life.attempt, until)
                 finally:
-                    job.waiting = False
-                self._advance(job, seen)
+                    run.awaits_pod = False
+                self._advance(run, seen)
             case effect:
-                self._advance(job, self._perform(job, effect))
+                self._advance(run, self._perform(run, effect))
         return True
 
-    def _advance(self, job: Job, observation: Observation) -> None:
-        parts, before = self._parts, job.life
-        parts.pulse.moved()
-        job.life = lifecycle.step(before, observation, parts.clock.now(), parts.settings.worker)
+    def _advance(self, run: WorkerRun, observation: Observation) -> None:
+        parts, before = self._parts, run.life
+        parts.heartbeat.progressed()
+        run.life = lifecycle.step(before, observation, parts.clock.now(), parts.settings.worker)
         if isinstance(observation, observations.Intended) or observation == observations.Checked(None):
-            parts.ledger.spared(job)
-        if not job.life.may_have_unseen_pod and parts.ledger.settled(job):
+            parts.ledger.spared(run)
+        if not run.life.may_have_unseen_pod and parts.ledger.settled(run):
             self._pump()
-        why = job.life.waits_for
+        why = run.life.waits_for
         if why != before.waits_for:
-            parts.ledger.note(job, why=why)
-        elif job.life.state != before.state or job.life.attempt != before.attempt:
-            parts.ledger.note(job)
-        self._say.step(job, before, observation)
+            parts.ledger.note(run, why=why)
+        elif run.life.state != before.state or run.life.attempt != before.attempt:
+            parts.ledger.note(run)
+        self._say.step(run, before, observation)
 
-    def _end(self, job: Job, why: str) -> None:
-        ledger, event_id, owner = self._parts.ledger, job.task.event.event_id, job.task.owner
+    def _end(self, run: WorkerRun, why: str) -> None:
+        ledger, event_id, owner = self._parts.ledger, run.task.event.event_id, run.task.owner
         # where another worker of the task was first, that one has logged it
         if why == lifecycle.NOT_OURS and ledger.drop(event_id, owner):
             _log.warning("task.lost", "Task %s was taken over by another process", event_id)
-        if job.life.pod is not None and job.life.pod.altered:
-            self._parts.registry.forget(job.life.pod.key)  # no watch would ever say that it is gone
-        ledger.ended(job)
+        if run.life.pod is not None and run.life.pod.altered:
+            self._parts.registry.forget(run.life.pod.key)  # no watch would ever say that it is gone
+        ledger.ended(run)
 
-    def _failed(self, job: Job, error: Exception) -> None:
-        parts, task = self._parts, job.task
-        job.failures += 1
+    def _failed(self, run: WorkerRun, error: Exception) -> None:
+        parts, task = self._parts, run.task
+        run.failures += 1
         task.failed_on = True
         _log.exception(
-            "worker.failed", "Our own code failed on %s: %s", pod_name(job.key), error, pod=pod_name(job.key)
+            "worker.failed", "Our own code failed on %s: %s", pod_name(run.key), error, pod=pod_name(run.key)
         )
-        parts.ledger.pause(job, parts.clock.now() + lifecycle.backoff_s(job.failures))
-        if job.failures < MAX_FAILURES:
+        parts.ledger.pause(run, parts.clock.now() + lifecycle.backoff_s(run.failures))
+        if run.failures < MAX_FAILURES:
             return
-        if job.life.termination is not None and job.life.termination.reason is Reason.POISON:
+        if run.life.termination is not None and run.life.termination.reason is Reason.POISON:
             # not even its end goes well: the lease runs out, whoever takes the task up tries, and that is counted
             parts.ledger.drop(task.event.event_id, task.owner)
             return
         termination = Termination(
-            Reason.POISON, f"the controller failed on this worker {job.failures} times: {type(error).__name__}"
+            Reason.POISON, f"the controller failed on this worker {run.failures} times: {type(error).__name__}"
         )
         try:
-            parts.stream.doom(task.event.event_id, task.owner, job.life.index, termination)
+            parts.stream.doom(task.event.event_id, task.owner, run.life.index, termination)
         except Unavailable as outage:
-            _log.warning("worker.outage", "Cannot mark %s as poison: %s", pod_name(job.key), outage)
+            _log.warning("worker.outage", "Cannot mark %s as poison: %s", pod_name(run.key), outage)
             return
-        job.life = lifecycle.resume(job.life.index, job.life.attempt, job.life.infra_used, termination)
+        run.life = lifecycle.resume(run.life.index, run.life.attempt, run.life.infra_used, termination)
 
     # -- effects
 
-    def _perform(self, job: Job, effect: Effect) -> Observation:
+    def _perform(self, run: WorkerRun, effect: Effect) -> Observation:
         match effect:
             case effects.Create():
-                return self._create(job)
+                return self._create(run)
             case effects.Look(_, live):
-                return self._look(job, live=live)
+                return self._look(run, live=live)
             case effects.DeleteIfUnchanged(pod, grace_s):
                 return observations.Done() if self._delete(pod, self._version(pod), grace_s) else observations.Changed()
             case effects.Delete(pod) | effects.DeleteOld(pod):
                 self._delete(pod, None)
                 return observations.Done()
-        return self._write(job, effect)
+        return self._write(run, effect)
 
-    def _write(self, job: Job, effect: Effect) -> Observation:
+    def _write(self, run: WorkerRun, effect: Effect) -> Observation:
         """The effects that are one script each."""
-        stream, index = self._parts.stream, job.life.index
-        event_id, owner = job.task.event.event_id, job.task.owner
+        stream, index = self._parts.stream, run.life.index
+        event_id, owner = run.task.event.event_id, run.task.owner
         match effect:
             case effects.Intend(attempt, infra_used):
-                name = pod_name(job.key)
+                name = pod_name(run.key)
                 answer = self._script(
                     "store an attempt",
                     lambda: stream.intend(event_id, owner, index, attempt=attempt, infra_used=infra_used, pod=name),
@@ -224,34 +224,34 @@ class Runner:
                 answer = self._script("store a refusal", lambda: stream.note_refused(event_id, owner, index, attempt))
                 return _observation(answer) or observations.Done()
             case effects.Record():
-                return self._record(job, effect)
+                return self._record(run, effect)
         raise lifecycle.IllegalStep(f"no way to carry out {effect}")
 
     def _script(self, what: str, call: Callable[[], Answer]) -> Answer:
         return self._parts.retries.call(what, call)
 
-    def _create(self, job: Job) -> Observation:
+    def _create(self, run: WorkerRun) -> Observation:
         """One request, never repeated blindly: what its answer means is the state machine's to say."""
         parts = self._parts
         body = manifest.build(
             parts.settings.worker,
-            job.task.event,
-            job.key,
+            run.task.event,
+            run.key,
             instance=parts.settings.instance,
             namespace=parts.settings.kube.namespace,
         )
-        self._say.creating(job)
+        self._say.creating(run)
         try:
             answer = parts.cluster.create(body)
         except ClusterRejected as error:
             return observations.RejectedPod(str(error))
         except ClusterUnavailable as error:
-            parts.ledger.note(job, why=str(error))
+            parts.ledger.note(run, why=str(error))
             if error.unclear:
                 _log.warning(
                     "worker.unclear",
                     "It is unclear whether %s was created: looking whether it is there",
-                    pod_name(job.key),
+                    pod_name(run.key),
                     error=str(error),
                 )
                 return observations.Unclear(error.retry_after_s)
@@ -262,20 +262,20 @@ class Runner:
         parts.registry.learn(answer)
         return observations.Seen(answer)
 
-    def _look(self, job: Job, *, live: bool) -> Observation:
+    def _look(self, run: WorkerRun, *, live: bool) -> Observation:
         parts = self._parts
-        pod = None if live else parts.registry.get(job.key)
-        pod = pod or parts.retries.call("look at a pod", lambda: parts.cluster.get(pod_name(job.key)))
+        pod = None if live else parts.registry.get(run.key)
+        pod = pod or parts.retries.call("look at a pod", lambda: parts.cluster.get(pod_name(run.key)))
         if pod is None:
-            parts.registry.forget(job.key)
+            parts.registry.forget(run.key)
             return observations.Absent()
-        event_id, instance, known = job.task.event.event_id, parts.settings.instance, job.life.pod
-        if (pod.event_id, pod.instance, pod.key) != (event_id, instance, job.key):
+        event_id, instance, known = run.task.event.event_id, parts.settings.instance, run.life.pod
+        if (pod.event_id, pod.instance, pod.key) != (event_id, instance, run.key):
             if known is None or known.uid != pod.uid:
                 return observations.Foreign()
             # the UID says that it is ours, whatever somebody has made of its labels and annotations
             altered = known.altered or pod.altered or "the pod's labels and annotations were changed"
-            pod = replace(pod, event_id=event_id, instance=instance, key=job.key, altered=altered)
+            pod = replace(pod, event_id=event_id, instance=instance, key=run.key, altered=altered)
         parts.registry.learn(pod)
         return observations.Seen(pod)
 
@@ -295,8 +295,8 @@ class Runner:
         same = latest is not None and latest.stage == pod.stage
         return latest.resource_version if latest is not None and same else pod.resource_version
 
-    def _record(self, job: Job, effect: effects.Record) -> Observation:
-        parts, task, index = self._parts, job.task, job.life.index
+    def _record(self, run: WorkerRun, effect: effects.Record) -> Observation:
+        parts, task, index = self._parts, run.task, run.life.index
         now = parts.clock.now()
         fields = worker_result(task.event, index, effect.attempt, effect.verdict, effect.pod, parts.clock.wall(now))
         answer = self._script(
@@ -305,15 +305,15 @@ class Runner:
         )
         if answer.fate in (Fate.OK, Fate.KNOWN):
             verdict = decided(effect.verdict, answer.termination)
-            parts.ledger.recorded(job, verdict)
+            parts.ledger.recorded(run, verdict)
         if answer.fate is Fate.OK:
-            self._say.recorded(job, verdict, effect.pod, parts.clock.now())
+            self._say.recorded(run, verdict, effect.pod, parts.clock.now())
             if answer.dead:
                 event = task.event
                 bad = BadEvent(DeadReason.POISON, answer.dead, event.event_id, event.task_id)
-                tell(parts.metrics, bad, event.stream_id)
+                report(parts.metrics, bad, event.stream_id)
             if answer.finished:
-                _log.info("task.finished", answer.finished, duration_s=round(now - task.received_at, 3))
+                _log.info("task.finished", answer.finished, duration_s=round(now - task.received_mono, 3))
         if answer.fate is Fate.KNOWN:
             return observations.Done()
         return _observation(answer) or observations.Done()
@@ -327,30 +327,30 @@ class _Story:
         self._ledger = parts.ledger
         self._metrics = parts.metrics
 
-    def creating(self, job: Job) -> None:
+    def creating(self, run: WorkerRun) -> None:
         """Just before the create request."""
-        name, now = pod_name(job.key), self._clock.now()
-        since_event_s = job.task.queued_s + now - job.task.received_at
+        name, now = pod_name(run.key), self._clock.now()
+        since_event_s = run.task.queued_s + now - run.task.received_mono
         self._metrics.event_to_create_seconds.observe(since_event_s)
         _log.info(
             "worker.created",
             "Creating worker pod: %s",
             name,
             pod=name,
-            attempt=job.life.attempt,
+            attempt=run.life.attempt,
             since_event_s=round(since_event_s, 6),
         )
 
-    def step(self, job: Job, before: Life, observation: Observation) -> None:
+    def step(self, run: WorkerRun, before: Life, observation: Observation) -> None:
         """After each step: the few that operators want to see."""
-        life, name = job.life, pod_name(job.key)
+        life, name = run.life, pod_name(run.key)
         after = before.todo.after if isinstance(before.todo, effects.Look) else None
         if isinstance(after, observations.AlreadyThere) and isinstance(observation, observations.Seen):
             _log.info("worker.adopted", "Adopting worker pod: %s", name, pod=name, attempt=life.attempt)
-        if isinstance(life.todo, effects.Await) and self._ledger.first_look(job.task):
+        if isinstance(life.todo, effects.Await) and self._ledger.first_look(run.task):
             _log.info("task.monitoring", "Monitoring pod completion")
         if life.attempt > before.attempt:
-            old = pod_name(replace(job.key, attempt=before.attempt))
+            old = pod_name(replace(run.key, attempt=before.attempt))
             _log.warning("worker.retried", "%s ended; trying again as %s", old, name, pod=name, attempt=life.attempt)
         if isinstance(life.todo, effects.StoreTermination):
             reason, why = life.todo.termination.reason, life.todo.termination.message
@@ -358,18 +358,18 @@ class _Story:
                 why += "; other containers outlived it by TERMINATION_GRACE_S"
             _log.warning("worker.terminating", "Ending %s: %s (%s)", name, reason, why, pod=name, attempt=life.attempt)
 
-    def recorded(self, job: Job, verdict: Verdict, pod: Snapshot | None, now: float) -> None:
+    def recorded(self, run: WorkerRun, verdict: Verdict, pod: Snapshot | None, now: float) -> None:
         """After a result was stored for the first time: this one."""
-        name = pod_name(job.key)
+        name = pod_name(run.key)
         self._metrics.workers_finished.inc(verdict.outcome)
         started, ended = (pod.started_at, pod.finished_at) if pod else (None, None)
-        if job.life.sight.ended is not None:
-            self._metrics.end_to_result_seconds.observe(now - job.life.sight.ended)
+        if run.life.sight.ended is not None:
+            self._metrics.end_to_result_seconds.observe(now - run.life.sight.ended)
         duration_s = round(ended - started, 3) if started is not None and ended is not None else None
         say = _log.info if verdict.reason is Reason.COMPLETED else _log.warning
         say(
             "worker.finished", "Worker pod %s %s: %s", name, verdict.outcome, verdict.reason,
-            pod=name, attempt=job.life.attempt, duration_s=duration_s, reason=verdict.reason.value,
+            pod=name, attempt=run.life.attempt, duration_s=duration_s, reason=verdict.reason.value,
             detail=verdict.message,
         )  # fmt: skip
 

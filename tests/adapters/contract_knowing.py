@@ -191,7 +191,7 @@ class TestKnowing:
         assert dict(views["e-1"].workers) == {2: StoredWorker(2, attempt=1)}
 
     def test_known_tells_finished_from_never_heard_of(self, stream: Stream, admin: StreamAdmin) -> None:
-        """The sweep may delete a pod of the first and has to take up one of the second."""
+        """The reconciler may delete a pod of the first and has to take up one of the second."""
         record(stream, opened(stream, admin, event_id="e-1"))
         opened(stream, admin, event_id="e-2")
         known = stream.known(["e-1", "e-2", "never"])

@@ -47,7 +47,7 @@ class TestRecording:
         assert [result["outcome"] for result in admin.results()] == ["succeeded"]
 
     def test_of_many_threads_one_is_heard(self, stream: Stream, admin: StreamAdmin) -> None:
-        """The sweep and the worker's thread may see the same end."""
+        """The reconciler and the worker's thread may see the same end."""
         task = opened(stream, admin, event_id="e-1")
         fates: list[Fate] = []
         threads = [threading.Thread(target=lambda: fates.append(record(stream, task).fate)) for _ in range(8)]

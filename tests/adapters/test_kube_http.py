@@ -216,7 +216,7 @@ def test_a_new_token_is_used_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_loops_wait_for_no_worker(tmp_path: Path) -> None:
     """Neither for a place (all are taken by creates that hang) nor for their turn (KUBE_QPS=1, and a long queue)."""
-    loops = {"watch", "sweep"}
+    loops = {"watch", "reconciler"}
 
     def answer(connection: socket.socket, begun: bytes) -> None:
         if not begun.startswith(b"POST"):

@@ -12,7 +12,7 @@ import redis
 from ottoscaler.adapters.stream import RedisStream
 from ottoscaler.core.events import ScaleEvent, digest, parse
 from ottoscaler.core.lifecycle import Life
-from ottoscaler.flow.jobs import Job
+from ottoscaler.flow.owned_tasks import WorkerRun
 from ottoscaler.ports import OpenTask
 from ottoscaler.settings import KeySettings, RedisSettings
 from tests.adapters.test_redis_client import Start
@@ -79,15 +79,15 @@ def test_no_lease_of_a_living_owner_runs_out(near: int) -> None:
     ):
         plain: Any = client
         plain.zadd("otto:scale:open", {f"d-{number}": 1 for number in range(DEAD)})
-        jobs = [Job(rig.ledger.add(task), Life(1)) for task in tasks]
+        runs = [WorkerRun(rig.ledger.add(task), Life(1)) for task in tasks]
         overdue: list[str] = []
         over = threading.Event()
         watcher = threading.Thread(target=_watch, args=(plain, over, overdue))
         rig.start("watch", "lease")
         watcher.start()
         for _ in range(int(WATCHED_S)):
-            for job in jobs:
-                rig.ledger.note(job)
+            for run in runs:
+                rig.ledger.note(run)
             over.wait(1)
         over.set()
         watcher.join(10)

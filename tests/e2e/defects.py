@@ -19,9 +19,9 @@ from ottoscaler.cli import run
 from ottoscaler.flow.control import Control
 from ottoscaler.flow.intake import Reader
 from ottoscaler.flow.lease import Lease
+from ottoscaler.flow.reconciler import Reconciler
 from ottoscaler.flow.registry import Registry
 from ottoscaler.flow.stop import Stop
-from ottoscaler.flow.sweep import Sweep
 from ottoscaler.flow.takeover import TakeOver
 
 #: A method that its loop calls again and again; the watch's with each pod.
@@ -32,7 +32,7 @@ STEPS = {
     "scale-down": (Control, "step"),
     "lease": (Lease, "step"),
     "takeover": (TakeOver, "step"),
-    "sweep": (Sweep, "once"),
+    "reconciler": (Reconciler, "once"),
 }
 #: Longest pause of a hasty controller, seconds.
 HASTE_S = 0.02

@@ -127,7 +127,7 @@ class TestSleeper:
         for event_id in tasks:
             sleeper.until_said("task.lost", event_id=event_id)
         pods = uids(fleet.kube.pods())
-        assert stays(lambda: uids(fleet.kube.pods()) == pods, LEASE_S + 1)  # its sweep has been round
+        assert stays(lambda: uids(fleet.kube.pods()) == pods, LEASE_S + 1)  # its reconciler has made a pass
         heir.process.send_signal(signal.SIGSTOP)
         later = fleet.send(type="scale_up", run_s=0)
         fleet.finished(later)
@@ -256,7 +256,7 @@ class TestNextDoor:
         here.kill()
         heir = fleet.replica(**HERE).ready()
         until_taken(heir, [event_id for event_id in sent if event_id in fleet.open_ids()])
-        assert stays(lambda: fleet.hands.live == 24 - 7, 2 * LEASE_S)  # each sweep has been round
+        assert stays(lambda: fleet.hands.live == 24 - 7, 2 * LEASE_S)  # each reconciler has made a pass
         assert self._pods_there(fleet) == pods
         fleet.hands.end_all()
         fleet.once(sent)

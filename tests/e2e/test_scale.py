@@ -18,8 +18,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
 _WORKERS = 1000
 _PEAK_MIB = 250
-#: Besides the pool: main, signals, cpu, reader, control, scale-down, ender, lease, takeover, watch, sweep, web and some
-#: of the libraries.
+#: Besides the pool: main, signals, cpu, reader, control, scale-down, ender, lease, takeover, watch, reconciler, web and
+#: some of the libraries.
 _OTHER_THREADS = 17
 
 

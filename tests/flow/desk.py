@@ -7,8 +7,8 @@ from typing import Any
 from msgspec.structs import replace
 
 from ottoscaler.core.events import EventType, ScaleEvent
-from ottoscaler.flow.jobs import Job
 from ottoscaler.flow.ledger import Ledger
+from ottoscaler.flow.owned_tasks import WorkerRun
 from ottoscaler.flow.registry import Registry
 from ottoscaler.ports import OpenTask, PodList, StoredWorker
 from tests.fakes.clock import ManualClock
@@ -33,23 +33,23 @@ class Desk:
             self.registry, self.clock, instance=INSTANCE, max_workers=max_workers, read_ahead=read_ahead
         )
 
-    def take(self) -> Job:
+    def take(self) -> WorkerRun:
         """The next worker; there has to be one."""
-        job = self.ledger.take()
-        assert job is not None
-        return job
+        run = self.ledger.take()
+        assert run is not None
+        return run
 
     def order(self, count: int) -> list[str]:
         """The next so many, as event/index."""
-        return [f"{job.task.event.event_id}/{job.life.index}" for job in (self.take() for _ in range(count))]
+        return [f"{run.task.event.event_id}/{run.life.index}" for run in (self.take() for _ in range(count))]
 
-    def pause(self, job: Job, seconds: float, **life: Any) -> None:
+    def pause(self, run: WorkerRun, seconds: float, **life: Any) -> None:
         """What a thread does that gives a worker back."""
-        job.life = replace(job.life, **life)
-        self.ledger.pause(job, self.clock.now() + seconds)
-        self.ledger.give_back(job)
+        run.life = replace(run.life, **life)
+        self.ledger.pause(run, self.clock.now() + seconds)
+        self.ledger.give_back(run)
 
-    def end(self, job: Job) -> None:
+    def end(self, run: WorkerRun) -> None:
         """What a thread does when nothing is left to do."""
-        self.ledger.ended(job)
-        self.ledger.give_back(job)
+        self.ledger.ended(run)
+        self.ledger.give_back(run)

@@ -16,17 +16,17 @@ from ottoscaler.core.names import WorkerKey, event_hash, pod_name
 from ottoscaler.core.observations import TimedOut
 from ottoscaler.core.pods import Snapshot
 from ottoscaler.flow.control import Control
-from ottoscaler.flow.descent import Descents
 from ottoscaler.flow.ender import Ender
+from ottoscaler.flow.heartbeat import Heartbeat
 from ottoscaler.flow.intake import Intake, Reader
 from ottoscaler.flow.lease import Lease
 from ottoscaler.flow.ledger import Ledger
 from ottoscaler.flow.parts import Parts
 from ottoscaler.flow.pool import Pool
-from ottoscaler.flow.pulse import Pulse
+from ottoscaler.flow.reconciler import Reconciler
 from ottoscaler.flow.registry import Registry
+from ottoscaler.flow.scale_down import ScaleDowns
 from ottoscaler.flow.stop import Stop
-from ottoscaler.flow.sweep import Sweep
 from ottoscaler.flow.takeover import TakeOver
 from ottoscaler.flow.watch import Watch
 from ottoscaler.flow.worker import Runner
@@ -39,7 +39,7 @@ from tests.fakes.cluster import FakeCluster, FakeKubernetes
 from tests.fakes.stream import FakeRedis, FakeStream
 from tests.fakes.wait import PATIENCE_S, eventually
 
-ALL = ("watch", "lease", "control", "reader", "sweep")
+ALL = ("watch", "lease", "control", "reader", "reconciler")
 #: Longest pause between two tries in these tests, real seconds.
 _HASTE_S = 0.002
 
@@ -108,23 +108,23 @@ class Rig:
         self.ledger = Ledger(
             self.registry, self.clock, instance=instance, max_workers=flow.max_workers, read_ahead=flow.read_ahead
         )
-        self.pulse = Pulse(self.clock)
+        self.heartbeat = Heartbeat(self.clock)
         self.parts = Parts(
             self.settings, self.stream, self.cluster, self.registry, self.ledger,
-            Retries(Hasty(self.stop.event), self.metrics, self.pulse.missed), self.stop, self.clock, self.metrics,
-            self.pulse,
+            Retries(Hasty(self.stop.event), self.metrics, self.heartbeat.report_failure), self.stop, self.clock,
+            self.metrics, self.heartbeat,
         )  # fmt: skip
         self.runner = Runner(self.parts)
         self.pool = Pool(self.parts, self.runner)
         self.intake = Intake(self.parts)
         self.ender = Ender(self.parts, self.runner)
-        self.descents = Descents(self.parts, self.ender)
-        self.control = Control(self.parts, self.intake, self.pool, self.descents, self.ender)
+        self.scale_downs = ScaleDowns(self.parts, self.ender)
+        self.control = Control(self.parts, self.intake, self.pool, self.scale_downs, self.ender)
         self.intake.connect(pump=self.pool.pump, control=self.control.submit)
         self.reader = Reader(self.parts, self.intake)
         self.takeover = TakeOver(self.parts, self.control, self.intake, self.pool)
         self.lease = Lease(self.parts, self.control, self.takeover, me=f"{consumer}/{boot}")
-        self.sweep = Sweep(self.parts, self.pool, self.ender)
+        self.reconciler = Reconciler(self.parts, self.pool, self.ender)
         self.watch = Watch(self.parts, changed=self._pods_changed)
         self.stream.ensure_group()
         self._threads = threads
@@ -144,7 +144,7 @@ class Rig:
         if "control" in names:  # one lane, of several threads
             bodies |= {"scale-down": self.control.carry_out, "ender": self.ender.run}
         for name, run in bodies.items():
-            self.pulse.expect(name)
+            self.heartbeat.add_loop(name)
             self.stop.spawn(name, run)
         if "watch" in names:
             eventually(lambda: self.registry.known, what="the first list of pods")

@@ -80,9 +80,9 @@ def test_the_result_of_a_node_that_lives_in_the_past_is_not_thrown_away(off_s: f
         rig.cluster.run(name)
         rig.cluster.succeed(name)
         rig.sees(name, lambda seen: seen.finished)
-        rig.sweep.once()
+        rig.reconciler.once()
         rig.wait_and_look(rig.parts.lease_s)
-        rig.sweep.once()
+        rig.reconciler.once()
         rig.wait_and_look(5)
         assert rig.result()["reason"] == "Completed"
 

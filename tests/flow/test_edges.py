@@ -67,17 +67,17 @@ class TestRoom:
         """A task that was taken over has a pod: who was to create one waits after all."""
         desk = Desk(max_workers=1)
         desk.ledger.add(task("ours"))
-        job = desk.take()
+        run = desk.take()
         desk.ledger.add(task("taken", 1, StoredWorker(1, attempt=1)))
-        assert not desk.ledger.holds_room(job)
+        assert not desk.ledger.holds_room(run)
 
     def test_room_that_is_just_enough_is_not_taken_back(self) -> None:
         """Two workers, two places."""
         desk = Desk(max_workers=2)
         desk.ledger.add(task("ours"))
-        job = desk.take()
+        run = desk.take()
         desk.ledger.add(task("taken", 1, StoredWorker(1, attempt=1)))
-        assert desk.ledger.holds_room(job)
+        assert desk.ledger.holds_room(run)
 
     def test_who_waits_for_room_to_read_goes_on_as_soon_as_a_task_is_dropped(self) -> None:
         """Not only when its wait is over: somebody else has the task now, and its place is free."""
@@ -377,11 +377,11 @@ class TestSweep:
             rig.cluster.run(pod)
             world.redis.find(event_id).state = "finished"  # type: ignore[union-attr]
             rig.sees(pod, lambda seen: seen.started_at is not None)
-            rig.sweep.once()
+            rig.reconciler.once()
             assert pod in rig.cluster.names()  # it lives: somebody may still follow it
             rig.cluster.succeed(pod)
             rig.sees(pod, lambda seen: seen.finished)
-            rig.sweep.once()
+            rig.reconciler.once()
             assert pod not in rig.cluster.names()
 
 

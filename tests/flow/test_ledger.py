@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ottoscaler.core.effects import Intend, Look
 from ottoscaler.core.lifecycle import begin
 from ottoscaler.core.pods import Phase
-from ottoscaler.flow.jobs import Job
+from ottoscaler.flow.owned_tasks import WorkerRun
 from ottoscaler.ports import PodList, StoredWorker
 from tests.fakes.wait import eventually
 from tests.flow.desk import Desk, task
@@ -59,21 +59,21 @@ class TestOrder:
     def test_a_paused_worker_comes_back_when_it_is_due(self, desk: Desk) -> None:
         """And not before."""
         desk.ledger.add(task("a"))
-        job = desk.take()
-        desk.pause(job, 10)
+        run = desk.take()
+        desk.pause(run, 10)
         desk.clock.advance(9)
         assert desk.ledger.take() is None
         desk.clock.advance(1)
-        assert desk.take() is job
+        assert desk.take() is run
 
     def test_a_worker_that_is_due_before_its_thread_lets_go_is_not_lost(self, desk: Desk) -> None:
         """A short pause may be over while its thread is still on its way out."""
         desk.ledger.add(task("a"))
-        job = desk.take()
-        desk.ledger.pause(job, desk.clock.now())
+        run = desk.take()
+        desk.ledger.pause(run, desk.clock.now())
         assert desk.ledger.take() is None
-        desk.ledger.give_back(job)
-        assert desk.take() is job
+        desk.ledger.give_back(run)
+        assert desk.take() is run
 
     @contract("2.MAX_WORKERS")
     def test_no_more_workers_run_than_there_are_threads(self) -> None:
@@ -94,10 +94,10 @@ class TestRoom:
         """Its pod may be there though the registry does not show it."""
         desk = Desk(max_workers=1)
         desk.ledger.add(task("a", 2))
-        job = desk.take()
-        desk.ledger.give_back(job)
+        run = desk.take()
+        desk.ledger.give_back(run)
         assert desk.ledger.take() is None
-        desk.ledger.settled(job)
+        desk.ledger.settled(run)
         assert desk.take().life.index == 2
 
     @contract("2.MAX_WORKERS")
@@ -114,11 +114,11 @@ class TestRoom:
         """Between the sight of its pod and the end of its claim somebody may have been turned away."""
         desk = Desk(max_workers=2)
         desk.ledger.add(task("a", 2))
-        job = desk.take()
+        run = desk.take()
         desk.registry.learn(of("a", 5))
         assert desk.ledger.take() is None
-        assert desk.ledger.settled(job)
-        assert not desk.ledger.settled(job)
+        assert desk.ledger.settled(run)
+        assert not desk.ledger.settled(run)
         assert desk.take().life.index == 2
 
     @contract("2.MAX_WORKERS")
@@ -138,9 +138,9 @@ class TestRoom:
     def test_room_is_not_used_while_the_state_is_unknown(self, desk: Desk) -> None:
         """It may be gone meanwhile."""
         desk.ledger.add(task("a"))
-        job = desk.take()
+        run = desk.take()
         desk.registry.unknown()
-        assert not desk.ledger.holds_room(job)
+        assert not desk.ledger.holds_room(run)
 
     def test_pods_of_others_take_no_room(self) -> None:
         """Another replica's tasks are its own."""
@@ -163,19 +163,19 @@ class TestRoom:
         """An outage at the first step: all are paused, and all come back."""
         desk = Desk(max_workers=2)
         desk.ledger.add(task("a", 2))
-        jobs = [desk.take(), desk.take()]
-        for job in jobs:
-            desk.pause(job, 2)
+        runs = [desk.take(), desk.take()]
+        for run in runs:
+            desk.pause(run, 2)
         desk.clock.advance(2)
-        assert [desk.take(), desk.take()] == jobs
+        assert [desk.take(), desk.take()] == runs
 
     def test_each_pod_needs_room_of_its_own(self, desk: Desk) -> None:
         """The room of an attempt that has failed may be taken when the next one is due."""
         desk.ledger.add(task("a"))
-        job = desk.take()
-        assert desk.ledger.holds_room(job)
-        desk.ledger.settled(job)
-        assert not desk.ledger.holds_room(job)
+        run = desk.take()
+        assert desk.ledger.holds_room(run)
+        desk.ledger.settled(run)
+        assert not desk.ledger.holds_room(run)
 
     def test_old_tenures_do_not_give_up_the_room_of_new_ones(self) -> None:
         """A thread that is on its way out of a task that was taken over anew."""
@@ -200,21 +200,21 @@ moves = st.lists(st.tuples(st.sampled_from(MOVES), st.integers(0, 9)), max_size=
 @given(moves, st.integers(1, 4))
 def test_never_are_more_pods_allowed_than_max_workers(steps: Sequence[tuple[str, int]], most: int) -> None:
     """Whatever happens in whatever order: when a create is permitted, there is room for it."""
-    desk, running = Desk(max_workers=most), list[Job]()
+    desk, running = Desk(max_workers=most), list[WorkerRun]()
     for version, (move, number) in enumerate(steps, 2):
-        job = running[number % len(running)] if running else None
+        run = running[number % len(running)] if running else None
         if move == "take" and (taken := desk.ledger.take()) is not None:
             assert desk.registry.known
             assert desk.registry.owned_live + len(desk.ledger._capacity._claims) <= most
             running.append(taken)
         else:
-            _play(desk, move, f"e{number % 3}", job, version)
-        if job is not None and move in ("pause", "end"):
-            running.remove(job)
+            _play(desk, move, f"e{number % 3}", run, version)
+        if run is not None and move in ("pause", "end"):
+            running.remove(run)
 
 
-def _play(desk: Desk, move: str, event_id: str, job: Job | None, version: int) -> None:
-    """One thing that may happen between two takes; `job` is one of those that run."""
+def _play(desk: Desk, move: str, event_id: str, run: WorkerRun | None, version: int) -> None:
+    """One thing that may happen between two takes; `run` is one of those that run."""
     match move:
         case "add" if not desk.ledger.has(event_id):
             desk.ledger.add(task(event_id, 3))
@@ -224,23 +224,23 @@ def _play(desk: Desk, move: str, event_id: str, job: Job | None, version: int) -
             desk.registry.unknown()
         case "drop":
             desk.ledger.drop(event_id, "c1/b1/1")
-        case _ if job is not None:
-            _act(desk, move, job, version)
+        case _ if run is not None:
+            _act(desk, move, run, version)
 
 
-def _act(desk: Desk, move: str, job: Job, version: int) -> None:
+def _act(desk: Desk, move: str, run: WorkerRun, version: int) -> None:
     """One thing that a worker's thread, or its pod, may do."""
-    seen = partial(of, job.task.event.event_id, version, index=job.life.index)
+    seen = partial(of, run.task.event.event_id, version, index=run.life.index)
     if move in ("create", "settle"):
         desk.registry.learn(seen(Phase.RUNNING))
     if move in ("fail", "end"):
         desk.registry.learn(seen(Phase.FAILED))
     if move == "settle":
-        desk.ledger.settled(job)
+        desk.ledger.settled(run)
     if move == "pause":
-        desk.pause(job, 0, todo=Intend(job.life.attempt, 0))
+        desk.pause(run, 0, todo=Intend(run.life.attempt, 0))
     if move == "end":
-        desk.end(job)
+        desk.end(run)
 
 
 class TestReadAhead:

@@ -36,9 +36,9 @@ class TestCancel:
         assert desk.ledger.cancel("a", 1, CANCEL)
         assert desk.order(1) == ["a/2"]
         assert desk.ledger.take() is None
-        job = desk.ledger.take_cancelled()
-        assert job is not None
-        assert (job.life.index, job.life.todo) == (1, Intend(1, 0))
+        run = desk.ledger.take_cancelled()
+        assert run is not None
+        assert (run.life.index, run.life.todo) == (1, Intend(1, 0))
 
     def test_twice_is_once(self, desk: Desk) -> None:
         """A scale_down repeats what it has not seen done."""
@@ -52,14 +52,14 @@ class TestCancel:
     def test_one_that_waits_for_its_next_attempt_does_not_wait_on(self, desk: Desk, due: bool) -> None:
         """Paused or due, it is handed over at once."""
         desk.ledger.add(task("a"))
-        job = desk.take()
-        desk.pause(job, 10)
+        run = desk.take()
+        desk.pause(run, 10)
         if due:
             desk.clock.advance(10)
             desk.registry.unknown()
             assert desk.ledger.take() is None
         assert desk.ledger.cancel("a", 1, CANCEL)
-        assert desk.ledger.take_cancelled() is job
+        assert desk.ledger.take_cancelled() is run
         desk.registry.replace(PodList([], "9"))
         desk.clock.advance(10)
         assert desk.ledger.take() is None
@@ -77,9 +77,9 @@ class TestCancel:
         desk.ledger.add(task("a", 1, StoredWorker(1, attempt=1)))
         assert desk.ledger.cancel("a", 1, CANCEL)
         assert desk.ledger.take() is None
-        job = desk.ledger.take_cancelled()
-        assert job is not None
-        assert isinstance(job.life.todo, Look)
+        run = desk.ledger.take_cancelled()
+        assert run is not None
+        assert isinstance(run.life.todo, Look)
 
     def test_one_that_has_ended_needs_nothing(self, desk: Desk) -> None:
         """There is nothing left to end."""
@@ -112,11 +112,11 @@ class TestTasks:
     def test_a_task_that_was_lost_is_forgotten_and_its_threads_are_told(self, desk: Desk) -> None:
         """Another process owns it: nothing more is touched."""
         added = desk.ledger.add(task("a", 3))
-        job = desk.take()
+        run = desk.take()
         with desk.registry.expect(added.hash, 1) as waiter:
             desk.ledger.drop("a", "c1/b1/1")
             assert waiter.wait(1, START) == NotOurs()
-        desk.pause(job, 0)
+        desk.pause(run, 0)
         assert (desk.ledger.has("a"), desk.ledger.take()) == (False, None)
 
     def test_a_refusal_of_an_old_tenure_does_not_drop_the_new(self, desk: Desk) -> None:
@@ -150,14 +150,14 @@ class TestTasks:
         assert (desk.ledger.owners(), desk.registry.owned_live) == ({}, 0)
 
     def test_a_resumed_worker_can_be_taken_by_name(self) -> None:
-        """The sweep follows what no thread follows."""
+        """The reconciler follows what no thread follows."""
         desk = Desk(max_workers=1)
         desk.ledger.add(task("a", 2, StoredWorker(1, attempt=1), StoredWorker(2, attempt=1)))
         desk.take()
         for stranger, index in (("b", 2), ("a", 3)):
             assert desk.ledger.take_waiting(event_hash(INSTANCE, stranger), index) is None
-        job = desk.ledger.take_waiting(event_hash(INSTANCE, "a"), 2)
-        assert job is not None
+        run = desk.ledger.take_waiting(event_hash(INSTANCE, "a"), 2)
+        assert run is not None
         assert desk.ledger.take_waiting(event_hash(INSTANCE, "a"), 2) is None
 
 
@@ -168,10 +168,10 @@ class TestShowing:
     def test_the_last_state_of_each_worker_is_told_once(self, desk: Desk) -> None:
         """Many changes, one write."""
         added = desk.ledger.add(task("a", 2))
-        job = desk.take()
-        job.life = replace(job.life, todo=Create(1))
-        desk.ledger.note(job)
-        desk.ledger.note(job, why="quota")
+        run = desk.take()
+        run.life = replace(run.life, todo=Create(1))
+        desk.ledger.note(run)
+        desk.ledger.note(run, why="quota")
         assert desk.ledger.take_notes() == [(added, {1: ("creating", 1, f"otto-agent-{added.hash}-1")}, "quota")]
         assert desk.ledger.take_notes() == []
 
@@ -199,9 +199,9 @@ class TestShowing:
     def test_waiting_for_idleness_ends_with_the_last_thread(self, desk: Desk) -> None:
         """Or at its time, with how many there still are."""
         desk.ledger.add(task("a"))
-        job = desk.take()
+        run = desk.take()
         assert desk.ledger.wait_idle(desk.clock.now()) == 1
         with ThreadPoolExecutor(1) as main:
             left = main.submit(desk.ledger.wait_idle, desk.clock.now() + 30)
-            desk.end(job)
+            desk.end(run)
             assert left.result(5) == 0

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ottoscaler.flow.descent import Descent
+from ottoscaler.flow.scale_down import ScaleDown
 from ottoscaler.ports import OpenTask
 from tests.fakes.wait import eventually
 from tests.flow.conftest import Lines
@@ -209,7 +209,7 @@ class TestOwning:
     def test_a_scale_down_that_cannot_be_carried_on_ends(self, log: Lines) -> None:
         """Another one, sent after it, has to wait for it: victims are chosen in the order of the stream."""
         with Rig(threads=["watch", "control", "reader", "lease"], auto=lambda name: None, LEASE_S=3) as rig:
-            break_(rig.descents, "advance", descends("bad"))
+            break_(rig.scale_downs, "advance", descends("bad"))
             event_id = rig.send(task_id="t")
             rig.pod(event_id)
             rig.send(event_id="bad", type="scale_down", task_id="t")
@@ -240,7 +240,7 @@ class TestOwning:
     def test_an_event_that_cannot_supersede_others_ends(self) -> None:
         """Else its worker would run on, its lease be renewed, and each later scale_down wait for its choice."""
         with Rig(threads=["watch", "control", "reader", "lease"], auto=lambda name: None, LEASE_S=3) as rig:
-            break_(rig.descents, "advance", descends("bad"))
+            break_(rig.scale_downs, "advance", descends("bad"))
             rig.send(event_id="bad", task_id="t", supersedes="branch")
             rig.send(event_id="good", type="scale_down", task_id="none")
             while not rig.redis.results("scale_down"):
@@ -257,7 +257,7 @@ class TestOwning:
         That takes twenty leases and a hundred pauses, so the test makes the steps of all threads but the watch itself.
         """
         with Rig(threads=["watch"], auto=True, LEASE_S=30) as rig:
-            break_(rig.runner, "_record", lambda job, _effect: job.task.event.event_id == "bad")
+            break_(rig.runner, "_record", lambda run, _effect: run.task.event.event_id == "bad")
             rig.accept(event_id="bad")
             rig.accept(event_id="good")
             while len(rig.redis.results("task")) < 2:
@@ -273,9 +273,9 @@ class TestOwning:
             assert (reasons(rig.world), dead(rig, "Poison")) == (["Poison"], 1.0)
 
 
-def descends(event_id: str) -> Callable[[Descent], bool]:
+def descends(event_id: str) -> Callable[[ScaleDown], bool]:
     """Is it this scale_down?"""
-    return lambda descent: descent.task.event.event_id == event_id
+    return lambda scale_down: scale_down.task.event.event_id == event_id
 
 
 def test_a_restored_task_that_cannot_be_stored_does_not_end_the_lease_thread() -> None:

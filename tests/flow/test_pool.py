@@ -15,7 +15,7 @@ from ottoscaler.core.pods import Phase
 from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.errors import ClusterUnavailable
-from ottoscaler.flow.jobs import Job
+from ottoscaler.flow.owned_tasks import WorkerRun
 from ottoscaler.flow.parts import Parts
 from ottoscaler.flow.pool import AT_ONCE, GROW_EVERY_S, Pool
 from ottoscaler.flow.worker import Runner
@@ -73,8 +73,8 @@ class Quick(Runner):
         super().__init__(parts)
         self.done: list[int] = []
 
-    def run(self, job: Job) -> None:
-        self.done.append(job.life.index)
+    def run(self, run: WorkerRun) -> None:
+        self.done.append(run.life.index)
 
 
 def test_nobody_who_calls_starts_a_thousand_threads() -> None:

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from ottoscaler.core.effects import Create, Effect, Intend, NoteRefused
 from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Reason
-from ottoscaler.flow.descent import AGAIN_EVERY_S
+from ottoscaler.flow.scale_down import AGAIN_EVERY_S
 from ottoscaler.ports import StoredWorker, TaskView
 from tests.fakes.wait import eventually
 from tests.flow.desk import Desk, task
@@ -134,7 +134,7 @@ def test_a_scale_down_ends_whom_it_chose() -> None:
 
 
 def test_others_wait_for_the_owner() -> None:
-    """Their sweep sees pods of an event that nobody knows, and gives its owner one LEASE_S."""
+    """Their reconciler sees pods of an event that nobody knows, and gives its owner one LEASE_S."""
     world = World()
     with (
         Rig(world, threads=["watch", "lease"], LEASE_S=LEASE_S) as rig,
@@ -144,9 +144,9 @@ def test_others_wait_for_the_owner() -> None:
         pod = rig.pod(event_id)
         other.sees(pod, lambda _seen: True)
         world.redis.flush()
-        other.sweep.once()
+        other.reconciler.once()
         restored(rig)
-        other.sweep.once()
+        other.reconciler.once()
         view = stored(rig, event_id)
         assert view is not None
         assert view.owner.startswith("c1/")
@@ -171,8 +171,8 @@ def test_an_attempt_that_has_no_pod_counts_as_refused(todo: Effect, refused: boo
     """Whoever takes the task over creates it then, instead of looking for a pod and calling it lost."""
     desk = Desk()
     desk.ledger.add(task("e-1"))
-    job = desk.take()
-    job.life = replace(job.life, attempt=2, infra_used=1, todo=todo)
+    run = desk.take()
+    run.life = replace(run.life, attempt=2, infra_used=1, todo=todo)
     known = desk.ledger.recall("e-1")
     assert known is not None
     assert known.workers == {1: StoredWorker(1, attempt=2, infra_used=1, refused=refused)}

@@ -16,7 +16,7 @@ from ottoscaler.core.events import EventType, Mode
 from ottoscaler.core.lifecycle import Life
 from ottoscaler.core.names import ANNOTATION_EVENT_ID, LABEL_ATTEMPT, LABEL_WORKER, WorkerKey, event_hash, pod_name
 from ottoscaler.core.observations import Unclear
-from ottoscaler.flow.jobs import Job
+from ottoscaler.flow.owned_tasks import WorkerRun
 from ottoscaler.ports import Clock
 from tests.fakes.kubernetes import FINISHED, FakeKubernetes, Pod
 from tests.fakes.server import FakeRedis, Group, Id, TaskState, WorkerState, order
@@ -96,10 +96,10 @@ class Audit:
         If that takes the pod away before the answer to its creation was heard, it may even be created again.
         """
         worker = self._worker(self.kubernetes.pods[name])
-        unclear = [one.job for replica in self.replicas for one in replica.workers if _is_unclear(one.job.life)]
+        unclear = [one.run for replica in self.replicas for one in replica.workers if _is_unclear(one.run.life)]
         task = self.redis.find(worker[0])
         unseen = task is not None and not task.worker(worker[1]).seen  # its creator died before it could store that
-        if unseen or name in map(pod_name, (job.key for job in unclear)):
+        if unseen or name in map(pod_name, (run.key for run in unclear)):
             self._unheard.add(name)
         self._licenses[worker] += 1
         if why not in ("its program failed", "evict"):
@@ -137,19 +137,19 @@ class Audit:
         if self._created[name] > 1 and not wiped and name not in self._unheard:
             self.complain(f"{name} is created again")
 
-    def using_room(self, actor: Replica, job: Job) -> None:
+    def using_room(self, actor: Replica, run: WorkerRun) -> None:
         """A worker is about to create a pod, on top of those that are there or about to be."""
         if not actor.registry.known:
-            self.complain(f"{actor.name} makes {pod_name(job.key)}, and does not know what there is")
+            self.complain(f"{actor.name} makes {pod_name(run.key)}, and does not know what there is")
         live = self._live(actor)
         coming = [
-            pod_name(worker.job.key)
+            pod_name(worker.run.key)
             for worker in actor.workers
-            if worker.job is not job and _is_coming(worker.job.life)
-            and pod_name(worker.job.key) not in self.kubernetes.pods
+            if worker.run is not run and _is_coming(worker.run.life)
+            and pod_name(worker.run.key) not in self.kubernetes.pods
         ]  # fmt: skip
         if len(live) + len(coming) >= self._max_workers:
-            self.complain(f"{actor.name} makes {pod_name(job.key)}, and owns {live}, with {coming} to come")
+            self.complain(f"{actor.name} makes {pod_name(run.key)}, and owns {live}, with {coming} to come")
 
     def _is_current(self, pod: Pod, task: TaskState, actor: Replica) -> bool:
         """Is the creator still the owner, and does it create what is to be created?"""
@@ -355,7 +355,7 @@ class Audit:
         pending = list(group.pending) if group else []
         pods = {name: pod["status"].get("phase") for name, pod in self.kubernetes.pods.items()}
         for replica in self.replicas:
-            lives = [(worker.job.life, worker.blocked(), worker.busy) for worker in replica.workers]
+            lives = [(worker.run.life, worker.blocked(), worker.busy) for worker in replica.workers]
             self.note(f"{replica.name} {replica.alive} {replica.runs}: {replica.ledger.owners()}, {lives}")
         return f"open {dict(self.redis.leases)}, pending {pending}, pods {pods}"
 

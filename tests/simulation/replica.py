@@ -12,18 +12,18 @@ from ottoscaler.core import effects
 from ottoscaler.core.observations import Observation, TimedOut
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Replaced, Stopping, StreamUnavailable, Unavailable
 from ottoscaler.flow.control import Control
-from ottoscaler.flow.descent import Descents
 from ottoscaler.flow.ender import Ender
+from ottoscaler.flow.heartbeat import Heartbeat
 from ottoscaler.flow.intake import Intake, Reader
-from ottoscaler.flow.jobs import Job
 from ottoscaler.flow.lease import Lease
 from ottoscaler.flow.ledger import Ledger
+from ottoscaler.flow.owned_tasks import WorkerRun
 from ottoscaler.flow.parts import Parts
 from ottoscaler.flow.pool import Pool
-from ottoscaler.flow.pulse import Pulse
+from ottoscaler.flow.reconciler import Reconciler
 from ottoscaler.flow.registry import Registry
+from ottoscaler.flow.scale_down import ScaleDowns
 from ottoscaler.flow.stop import Stop
-from ottoscaler.flow.sweep import Sweep
 from ottoscaler.flow.takeover import TakeOver
 from ottoscaler.flow.watch import Watch
 from ottoscaler.flow.worker import Runner
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 #: The threads of a controller, apart from its workers'.
-ROLES = ("reader", "control", "scale_down", "ender", "lease", "takeover", "sweep", "watch")
+ROLES = ("reader", "control", "scale_down", "ender", "lease", "takeover", "reconciler", "watch")
 #: So many steps a worker may take on a thread that has other things to do, and all of them together in a stop.
 PATIENCE = 400
 
@@ -84,7 +84,7 @@ class _Tries(Retries):
 class _Threads(Executor):
     """The pool's threads: each is a worker to be carried on."""
 
-    def __init__(self, start: Callable[[Job], None]) -> None:
+    def __init__(self, start: Callable[[WorkerRun], None]) -> None:
         self._start = start
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -106,45 +106,45 @@ class _Ledger(Ledger):
         )
         self._replica = replica
 
-    def holds_room(self, job: Job) -> bool:
-        holds = super().holds_room(job)
-        if holds and job.life.index not in job.task.terminations:  # one that is cancelled creates nothing
-            self._replica.world.audit.using_room(self._replica, job)
+    def holds_room(self, run: WorkerRun) -> bool:
+        holds = super().holds_room(run)
+        if holds and run.life.index not in run.task.terminations:  # one that is cancelled creates nothing
+            self._replica.world.audit.using_room(self._replica, run)
         return holds
 
 
 class Worker:
     """The thread of one worker; `step` is one turn of `Runner.run`."""
 
-    def __init__(self, replica: Replica, job: Job) -> None:
-        self.job = job
+    def __init__(self, replica: Replica, run: WorkerRun) -> None:
+        self.run = run
         self.busy = False
         self._replica = replica
         self._runner = replica.runner
         self._clock = replica.parts.clock
         self._registry = replica.parts.registry
         self._stack = ExitStack()
-        self._waiter = self._stack.enter_context(self._runner.follow(job))
+        self._waiter = self._stack.enter_context(self._runner.follow(run))
         self._future: Future[Observation] | None = None
 
     def blocked(self) -> bool:
         """Does it await its pod's next stage, and there is none?"""
-        effect = self.job.life.todo
+        effect = self.run.life.todo
         if not isinstance(effect, effects.Await):
             return False
         if self._future is None:
-            self._future = self._registry.offer(self._waiter, self.job.life.attempt)
+            self._future = self._registry.offer(self._waiter, self.run.life.attempt)
         return not self._future.done() and (effect.until is None or self._clock.now() < effect.until)
 
     def step(self) -> bool:
         """One effect; False when the thread has let go of the worker."""
         self.busy = True
-        life = self.job.life
+        life = self.run.life
         self._replica.world.note(
-            f"  {self._replica.name} {self.job.task.event.event_id}/{life.index}: {type(life.todo).__name__}"
+            f"  {self._replica.name} {self.run.task.event.event_id}/{life.index}: {type(life.todo).__name__}"
         )
         try:
-            goes_on = self._runner.step(self.job, self._awaited)
+            goes_on = self._runner.step(self.run, self._awaited)
         finally:
             self.busy = False
         if not goes_on:
@@ -166,15 +166,15 @@ class _Runner(Runner):
         super().__init__(parts)
         self._replica = replica
 
-    def run(self, job: Job) -> None:
-        worker = Worker(self._replica, job)
+    def run(self, run: WorkerRun) -> None:
+        worker = Worker(self._replica, run)
         for _ in range(PATIENCE):
             while worker.blocked():
                 self._replica.world.pass_by()
                 self._replica.check_alive()
             if not worker.step():
                 return
-        self._replica.world.complain(f"{job.key} is carried on for ever, by a thread that has other things to do")
+        self._replica.world.complain(f"{run.key} is carried on for ever, by a thread that has other things to do")
 
 
 class Replica:
@@ -194,7 +194,7 @@ class Replica:
         stream = AuditedStream(world.redis, consumer, boot=f"b{boot}", lease_s=flow.lease_s, block_s=0)
         cluster = FakeCluster(world.kubernetes, watch_s=0)
         self.cluster, self.stop = cluster, _InstantStop()
-        metrics, pulse, self.registry = Metrics(), Pulse(clock), Registry(clock)
+        metrics, heartbeat, self.registry = Metrics(), Heartbeat(clock), Registry(clock)
         self.ledger = _Ledger(self, self.registry, settings)
         self.parts = Parts(
             settings,
@@ -206,7 +206,7 @@ class Replica:
             self.stop,
             clock,
             metrics,
-            pulse,
+            heartbeat,
         )
         self.workers: list[Worker] = []
         self.runner = _Runner(self.parts, self)
@@ -215,12 +215,12 @@ class Replica:
         )
         intake = Intake(self.parts)
         self.ender = Ender(self.parts, self.runner)
-        self.control = Control(self.parts, intake, self.pool, Descents(self.parts, self.ender), self.ender)
+        self.control = Control(self.parts, intake, self.pool, ScaleDowns(self.parts, self.ender), self.ender)
         intake.connect(pump=self.pool.pump, control=self.control.submit)
         self.reader = Reader(self.parts, intake)
         self.takeover = TakeOver(self.parts, self.control, intake, self.pool)
         self.lease = Lease(self.parts, self.control, self.takeover, me=self.name)
-        self.sweep = Sweep(self.parts, self.pool, self.ender)
+        self.reconciler = Reconciler(self.parts, self.pool, self.ender)
         self.watch = Watch(self.parts, changed=self.pool.pump)
 
     @property
@@ -257,7 +257,7 @@ class Replica:
                 "ender": self.ender.step,
                 "lease": self.lease.step,
                 "takeover": self.takeover.step,
-                "sweep": self.sweep.once,
+                "reconciler": self.reconciler.once,
                 "watch": self.watch.step,
             }[role]()
         except (Unavailable, ClusterRejected, Stopping, Crash):
@@ -279,7 +279,7 @@ class Replica:
         try:
             if not worker.step():
                 self.workers.remove(worker)
-                if (following := self.pool.next_after(worker.job)) is not None:
+                if (following := self.pool.next_after(worker.run)) is not None:
                     self.workers.append(Worker(self, following))
         except Crash:
             pass
@@ -298,7 +298,7 @@ class Replica:
             if not self.work(0):
                 break
         else:
-            self.world.complain(f"{self.name} does not stop: {[worker.job.life for worker in self.workers]}")
+            self.world.complain(f"{self.name} does not stop: {[worker.run.life for worker in self.workers]}")
         self._to_release = True
         self._end()
 

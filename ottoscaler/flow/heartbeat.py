@@ -26,7 +26,7 @@ KUBERNETES: Final = "Kubernetes"
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
+class Finding:
     """What is wrong, since when (seconds since the epoch), and for how long the process was awake meanwhile."""
 
     what: str
@@ -44,7 +44,7 @@ class _Sign:
     why: str = ""
 
 
-class Pulse:
+class Heartbeat:
     """Signs of life. Any thread."""
 
     def __init__(self, clock: Clock) -> None:
@@ -54,18 +54,18 @@ class Pulse:
         # all guarded by _lock
         self._awake_s = 0.0
         self._beats: dict[str, _Sign] = {}
-        self._misses: dict[str, _Sign] = {}
+        self._failures: dict[str, _Sign] = {}
         start = self._now()
         self._servers = {name: replace(start, why="not reached yet") for name in (REDIS, KUBERNETES)}
         self._phase = replace(start, why="starting")
-        self._moves = 0
-        self._still = start
-        self._moves_then = 0
+        self._progress = 0
+        self._stalled_since = start
+        self._progress_seen = 0
         self._worked = False
 
     # -- loops
 
-    def expect(self, name: str) -> None:
+    def add_loop(self, name: str) -> None:
         """A loop begins: from now on its signs of life are missed."""
         with self._lock:
             self._beats[name] = self._now()
@@ -80,20 +80,20 @@ class Pulse:
         with self._lock:
             if name in self._beats:
                 self._beats[name] = self._now()
-                self._misses.pop(name, None)
+                self._failures.pop(name, None)
 
-    def missed(self, why: str) -> None:
+    def report_failure(self, why: str) -> None:
         """An iteration of the loop that calls failed, and this was handled: a sign of life all the same."""
         name = threading.current_thread().name
         with self._lock:
             if name in self._beats:
                 now = self._beats[name] = self._now()
-                first = self._misses.get(name, now)
-                self._misses[name] = replace(first, why=why)
+                first = self._failures.get(name, now)
+                self._failures[name] = replace(first, why=why)
 
     # -- servers
 
-    def heard(self, server: str, error: str = "") -> None:
+    def report_call(self, server: str, error: str = "") -> None:
         """A call was answered, or failed with this error. It is a sign of life of the loop that made it, too."""
         name = threading.current_thread().name
         with self._lock:
@@ -108,46 +108,46 @@ class Pulse:
 
     # -- the whole
 
-    def phase(self, why: str) -> None:
+    def set_phase(self, why: str) -> None:
         """Why the process takes no work now ("starting", "stopping", …); empty: it does."""
         with self._lock:
             self._phase = replace(self._now(), why=why)
 
-    def moved(self) -> None:
+    def progressed(self) -> None:
         """A worker got a step further."""
         with self._lock:
-            self._moves += 1
+            self._progress += 1
 
     # -- for those who look
 
-    def ages(self) -> list[Trouble]:
+    def ages(self) -> list[Finding]:
         """Each loop, since its last sign of life."""
         with self._lock:
-            return [self._trouble(name, sign) for name, sign in self._beats.items()]
+            return [self._finding(name, sign) for name, sign in self._beats.items()]
 
-    def failing(self) -> list[Trouble]:
+    def failing(self) -> list[Finding]:
         """Loops whose last iteration failed, since the first that did."""
         with self._lock:
-            return [self._trouble(name, sign) for name, sign in self._misses.items()]
+            return [self._finding(name, sign) for name, sign in self._failures.items()]
 
-    def out_of_reach(self) -> list[Trouble]:
+    def unreachable(self) -> list[Finding]:
         """Servers that did not answer the last call, since the first that failed."""
         with self._lock:
-            return [self._trouble(name, sign) for name, sign in self._servers.items()]
+            return [self._finding(name, sign) for name, sign in self._servers.items()]
 
-    def idle_phase(self) -> list[Trouble]:
+    def idle_phase(self) -> list[Finding]:
         """Why the process takes no work, if it does not."""
         with self._lock:
-            return [self._trouble("controller", self._phase)] if self._phase.why else []
+            return [self._finding("controller", self._phase)] if self._phase.why else []
 
-    def still(self, work: bool) -> Trouble:
+    def stalled_for(self, work: bool) -> Finding:
         """Since when there has been work at every look while no worker got a step further."""
         with self._lock:
             now = self._now()
-            if not (work and self._worked) or self._moves != self._moves_then:
-                self._still, self._moves_then = now, self._moves
+            if not (work and self._worked) or self._progress != self._progress_seen:
+                self._stalled_since, self._progress_seen = now, self._progress
             self._worked = work
-            return self._trouble("workers", self._still)
+            return self._finding("workers", self._stalled_since)
 
     # -- under the lock
 
@@ -157,5 +157,5 @@ class Pulse:
         self._looked_at = now
         return _Sign(now, self._awake_s)
 
-    def _trouble(self, what: str, sign: _Sign) -> Trouble:
-        return Trouble(what, sign.why, self._clock.wall(sign.at), self._now().awake_s - sign.awake_s)
+    def _finding(self, what: str, sign: _Sign) -> Finding:
+        return Finding(what, sign.why, self._clock.wall(sign.at), self._now().awake_s - sign.awake_s)

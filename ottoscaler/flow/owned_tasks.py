@@ -13,9 +13,9 @@ from ottoscaler.ports import OpenTask, StoredWorker
 
 
 @dataclass(slots=True)
-class Task:
-    """An open task of ours. Guarded by the ledger's lock, but for `event`, `hash`, `owner` and `received`, which never
-    change.
+class OwnedTask:
+    """An open task of ours. Guarded by the ledger's lock, but for `event`, `hash`, `owner` and `received_at`, which
+    never change.
 
     `results` of workers, and the cancels (`terminations`) of those that have not had their turn, are kept for the case
     that Redis is wiped. `failed_on`: our own code has failed on one of its workers.
@@ -24,10 +24,10 @@ class Task:
     event: ScaleEvent
     owner: str
     hash: str
-    received_at: float
-    received: str
+    received_mono: float
+    received_at: str
     cancels: int
-    jobs: dict[int, Job] = field(default_factory=dict)
+    runs: dict[int, WorkerRun] = field(default_factory=dict)
     skip: set[int] = field(default_factory=set)
     results: dict[int, StoredWorker] = field(default_factory=dict)
     terminations: dict[int, Termination] = field(default_factory=dict)
@@ -42,13 +42,13 @@ class Task:
         where that cannot be known, as for an entry with an id that its producer made up.
         """
         milliseconds = self.event.stream_id.partition("-")[0]
-        if not (self.received and milliseconds.isdigit()):
+        if not (self.received_at and milliseconds.isdigit()):
             return 0.0
-        return max(0.0, datetime.fromisoformat(self.received).timestamp() - int(milliseconds) / 1000)
+        return max(0.0, datetime.fromisoformat(self.received_at).timestamp() - int(milliseconds) / 1000)
 
     def at_work(self) -> bool:
         """Is a thread at work on it just now, or has our own code failed on it? One that waits for its pod is not."""
-        return self.failed_on or any(job.running and not job.waiting for job in self.jobs.values())
+        return self.failed_on or any(run.on_thread and not run.awaits_pod for run in self.runs.values())
 
     def has_fresh(self) -> bool:
         """Are there indices that have not had their turn?"""
@@ -59,14 +59,14 @@ class Task:
 
 
 @dataclass(slots=True, eq=False)
-class Job:
+class WorkerRun:
     """A worker that has had its turn. `life` belongs to the thread that runs it, else to the ledger."""
 
-    task: Task
+    task: OwnedTask
     life: Life
     failures: int = 0
-    running: bool = False
-    waiting: bool = False  # its thread only waits for its pod; written by that thread
+    on_thread: bool = False
+    awaits_pod: bool = False  # its thread only waits for its pod; written by that thread
     queued: int = 0
     until: float | None = None
 
@@ -86,15 +86,15 @@ class Job:
         return WorkerKey(self.task.hash, self.life.index, self.life.attempt)
 
 
-def remembered(task: Task) -> OpenTask:
+def to_open_task(task: OwnedTask) -> OpenTask:
     """The task as Redis had it, as far as we know: for a Redis that was wiped. Under the ledger's lock.
 
     Whether older events were superseded is not known here: control does it again, without harm.
     """
     workers = dict(task.results)
-    for index, job in task.jobs.items():
-        workers.setdefault(index, _stored(job.life, task.terminations.get(index)))
-    return OpenTask(task.event, task.owner, task.received, workers, cancels=task.cancels)
+    for index, run in task.runs.items():
+        workers.setdefault(index, _stored(run.life, task.terminations.get(index)))
+    return OpenTask(task.event, task.owner, task.received_at, workers, cancels=task.cancels)
 
 
 def _stored(life: Life, cancel: Termination | None) -> StoredWorker:
@@ -108,8 +108,8 @@ def _stored(life: Life, cancel: Termination | None) -> StoredWorker:
     )
 
 
-def restored(task: Task, worker: StoredWorker) -> Job | None:
-    """How a worker goes on that was left somewhere: by a dead process, or by us. None if it needs no job of its own
+def restore_run(task: OwnedTask, worker: StoredWorker) -> WorkerRun | None:
+    """How a worker goes on that was left somewhere: by a dead process, or by us. None if it needs no run of its own
     yet, or has its result. Under the ledger's lock.
     """
     index, cancelled = worker.index, worker.termination is not None and worker.termination.is_cancel
@@ -126,5 +126,5 @@ def restored(task: Task, worker: StoredWorker) -> Job | None:
     else:
         return None
     task.skip.add(index)
-    task.jobs[index] = Job(task, life)
-    return task.jobs[index]
+    task.runs[index] = WorkerRun(task, life)
+    return task.runs[index]

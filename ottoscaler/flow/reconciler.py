@@ -1,5 +1,5 @@
-"""The sweep: every half minute, all pods of our instance are held against what Redis knows, and what fell between two
-steps is put right.
+"""The reconciler: every half minute, all pods of our instance are held against what Redis knows, and what fell between
+two steps is put right.
 
 Every action comes after a live look at the pod and carries its UID. A pod that runs is never deleted because Redis does
 not know it: Redis may have been wiped, and the pod's annotations are then all there is.
@@ -19,13 +19,13 @@ from ottoscaler.flow.parts import Parts
 from ottoscaler.flow.pool import Pool
 from ottoscaler.ports import StoredWorker
 
-SWEEP_EVERY_S: Final = 30.0
+RECONCILE_EVERY_S: Final = 30.0
 _Known = Mapping[str, tuple[str, Mapping[int, StoredWorker]]]
 
 _log = logs.get(__name__)
 
 
-class Sweep:
+class Reconciler:
     """Puts right what fell between two steps. `run` is the body of one thread."""
 
     def __init__(self, parts: Parts, pool: Pool, ender: Ender) -> None:
@@ -36,22 +36,22 @@ class Sweep:
         self._pool = pool
         self._stop = parts.stop
         self._clock = parts.clock
-        self._pulse = parts.pulse
+        self._heartbeat = parts.heartbeat
         self._lease_s = parts.lease_s
         self._ttl_s = parts.settings.keys.task_ttl_s
         self._unknown_since: dict[str, float] = {}
-        self._left: set[str] = set()  # UIDs of pods for which the last sweep had no time
+        self._left: set[str] = set()  # UIDs of pods for which the last pass had no time
         self._finished_since: dict[str, float] = {}  # UID of a pod that no thread follows -> when we saw that
 
     def run(self) -> None:
         """Until the stop."""
-        while not self._stop.wait(min(SWEEP_EVERY_S, self._lease_s)):
+        while not self._stop.wait(min(RECONCILE_EVERY_S, self._lease_s)):
             try:
                 self.once()
-                self._pulse.beat()
+                self._heartbeat.beat()
             except Unavailable as error:
-                _log.warning("sweep.outage", "The sweep was cut short: %s", error, error=str(error))
-                self._pulse.missed(f"the sweep was cut short: {error}")
+                _log.warning("reconciler.outage", "The reconciler was cut short: %s", error, error=str(error))
+                self._heartbeat.report_failure(f"the reconciler was cut short: {error}")
 
     def once(self) -> None:
         """One look at all pods. Each pod's trouble is its own. Raises Unavailable if Redis is away."""
@@ -66,7 +66,7 @@ class Sweep:
         known = self._stream.known(sorted({pod.event_id for pod in pods}))
         self._take_up([pod for pod in pods if pod.event_id not in known])
         # where the API server answers nothing, each pod costs a time-out: those that were left come first the next time
-        until, left = now + SWEEP_EVERY_S, set()
+        until, left = now + RECONCILE_EVERY_S, set()
         for pod in sorted(pods, key=lambda pod: pod.uid in self._left, reverse=True):
             if pod.event_id not in known or self._stop.is_set():
                 continue
@@ -112,7 +112,10 @@ class Sweep:
         event = self._cluster.event_of(pod_name(pods[0].key))
         if event is None or event.event_id != event_id:
             _log.warning(
-                "sweep.unreadable", "Pod %s carries no readable event; it is left alone", pods[0].name, pod=pods[0].name
+                "reconciler.unreadable",
+                "Pod %s carries no readable event; it is left alone",
+                pods[0].name,
+                pod=pods[0].name,
             )
             return
         _log.warning(

@@ -39,7 +39,7 @@ def contained(event_id: str) -> Iterator[Defect]:
         _log.exception("event.poison", "Our own code failed on event %s: %s", event_id, error, event_id=event_id)
 
 
-def tell(metrics: Metrics, bad: BadEvent, stream_id: str = "") -> None:
+def report(metrics: Metrics, bad: BadEvent, stream_id: str = "") -> None:
     """A dead letter was written just now, by us: one line and one count. `stream_id` is the event's entry, if known."""
     metrics.dead_letters.inc(bad.reason)
     event_id = bad.event_id or stream_id

@@ -11,7 +11,7 @@ import pytest
 
 from ottoscaler.errors import ClusterUnavailable, StreamUnavailable
 from ottoscaler.flow.health import FROZEN_S, Health
-from ottoscaler.flow.pulse import LAPSE_S
+from ottoscaler.flow.heartbeat import LAPSE_S
 from ottoscaler.flow.stop import Stop
 from tests.fakes.clock import ManualClock
 from tests.fakes.wait import eventually
@@ -22,10 +22,10 @@ pytestmark = pytest.mark.contract("2.probes")
 
 def health(rig: Rig) -> Health:
     """The probes of a controller, after its start: both servers have answered."""
-    rig.pulse.phase("")
-    rig.pulse.heard("Redis")
-    rig.pulse.heard("Kubernetes")
-    return Health(rig.pulse, rig.ledger, rig.registry)
+    rig.heartbeat.set_phase("")
+    rig.heartbeat.report_call("Redis")
+    rig.heartbeat.report_call("Kubernetes")
+    return Health(rig.heartbeat, rig.ledger, rig.registry)
 
 
 def let_pass(rig: Rig, seconds: float) -> None:
@@ -33,7 +33,7 @@ def let_pass(rig: Rig, seconds: float) -> None:
     assert isinstance(rig.clock, ManualClock)
     while seconds > 0:
         rig.clock.advance(min(seconds, LAPSE_S / 2))
-        rig.pulse.ages()
+        rig.heartbeat.ages()
         seconds -= LAPSE_S / 2
 
 
@@ -76,7 +76,7 @@ class Swift(Stop):
 
 @pytest.mark.parametrize(
     ("loop", "call"),
-    [("lease", "renew"), ("takeover", "expired"), ("reader", "read"), ("control", "peek"), ("sweep", "known")],
+    [("lease", "renew"), ("takeover", "expired"), ("reader", "read"), ("control", "peek"), ("reconciler", "known")],
 )
 def test_a_loop_that_hangs_is_named_after_a_minute(loop: str, call: str) -> None:
     """It alone, and not before: the others have come round meanwhile."""
@@ -88,7 +88,7 @@ def test_a_loop_that_hangs_is_named_after_a_minute(loop: str, call: str) -> None
             let_pass(rig, FROZEN_S - LAPSE_S)
             eventually(lambda: probes.livez() == [])
             let_pass(rig, 2 * LAPSE_S)
-            eventually(lambda: frozen_loops(probes) <= {loop, "sweep", "watch"})
+            eventually(lambda: frozen_loops(probes) <= {loop, "reconciler", "watch"})
             assert loop in frozen_loops(probes)
             (line,) = (line for line in probes.livez() if loop in line)
             assert line in {f"loop {loop}: no sign of life, since 2023-11-14T22:13:2{second}.000Z" for second in (0, 1)}
@@ -105,14 +105,14 @@ def test_a_watch_that_hangs_is_named() -> None:
             assert frozen_loops(probes) == {"watch"}
 
 
-@pytest.mark.parametrize("loop", ["lease", "takeover", "reader", "control", "sweep"])
+@pytest.mark.parametrize("loop", ["lease", "takeover", "reader", "control", "reconciler"])
 def test_a_loop_with_nothing_to_do_gives_signs_of_life(loop: str) -> None:
     """As often as it comes round."""
     with Rig(threads=[loop], stop=Swift()) as rig:
         probes = health(rig)
         for _ in range(5):
             let_pass(rig, FROZEN_S / 2)
-            eventually(lambda: not any(age.lasted_s for age in rig.pulse.ages()), what="a sign of life")
+            eventually(lambda: not any(age.lasted_s for age in rig.heartbeat.ages()), what="a sign of life")
             assert probes.livez() == []
 
 
@@ -148,7 +148,7 @@ def test_a_process_that_slept_is_not_frozen() -> None:
     """Its signs of life are all old when it wakes up, and its loops are about to go on."""
     with Rig() as rig:
         for name in ALL:
-            rig.pulse.expect(name)
+            rig.heartbeat.add_loop(name)
         probes = health(rig)
         assert isinstance(rig.clock, ManualClock)
         rig.clock.advance(3600)
@@ -158,13 +158,13 @@ def test_a_process_that_slept_is_not_frozen() -> None:
 
 
 def test_a_call_inside_an_iteration_is_a_sign_of_life() -> None:
-    """One sweep over many pods may take longer than a minute."""
+    """One reconciler over many pods may take longer than a minute."""
     with Rig() as rig:
-        rig.pulse.expect(threading.current_thread().name)
+        rig.heartbeat.add_loop(threading.current_thread().name)
         probes = health(rig)
         for _ in range(10):
             let_pass(rig, FROZEN_S / 2)
-            rig.pulse.heard("Kubernetes")
+            rig.heartbeat.report_call("Kubernetes")
         assert probes.livez() == []
 
 
@@ -172,38 +172,38 @@ def test_a_server_out_of_reach_is_named_since_its_first_error() -> None:
     """With its last one, on one line; an answer ends it."""
     with Rig() as rig:
         probes = health(rig)
-        rig.pulse.heard("Redis", "first")
+        rig.heartbeat.report_call("Redis", "first")
         let_pass(rig, 60)
-        rig.pulse.heard("Redis", "Redis at h:1 is\nout of reach")
+        rig.heartbeat.report_call("Redis", "Redis at h:1 is\nout of reach")
         assert probes.readyz() == ["Redis: Redis at h:1 is out of reach, since 2023-11-14T22:13:20.000Z"]
-        rig.pulse.heard("Redis")
+        rig.heartbeat.report_call("Redis")
         assert probes.readyz() == []
 
 
 def test_a_single_failure_of_a_loop_is_no_outage() -> None:
     """One that lasts is, though the server answers others."""
     with Rig() as rig:
-        rig.pulse.expect(threading.current_thread().name)
+        rig.heartbeat.add_loop(threading.current_thread().name)
         probes = health(rig)
-        rig.pulse.missed("no permission")
+        rig.heartbeat.report_failure("no permission")
         assert probes.readyz() == []
         let_pass(rig, 20)
-        rig.pulse.missed("no permission")
+        rig.heartbeat.report_failure("no permission")
         (line,) = probes.readyz()
         assert line == "loop MainThread: no permission, since 2023-11-14T22:13:20.000Z"
-        rig.pulse.beat()
+        rig.heartbeat.beat()
         assert probes.readyz() == []
 
 
 def test_it_is_not_ready_before_the_start_and_at_the_stop() -> None:
     """Both servers are named until they have answered."""
     with Rig() as rig:
-        probes = Health(rig.pulse, rig.ledger, rig.registry)
+        probes = Health(rig.heartbeat, rig.ledger, rig.registry)
         assert [line.partition(",")[0] for line in probes.readyz()] == [
             "controller: starting", "Redis: not reached yet", "Kubernetes: not reached yet",
         ]  # fmt: skip
         assert health(rig).readyz() == []
-        rig.pulse.phase("stopping")
+        rig.heartbeat.set_phase("stopping")
         assert probes.readyz()[0].startswith("controller: stopping")
 
 
@@ -303,7 +303,7 @@ class TestWork:
 def test_redis_away_is_a_sign_of_life_of_each_try() -> None:
     """A retry on a loop's thread notes what failed; one on a worker's thread is nobody's."""
     with Rig() as rig:
-        rig.pulse.expect(threading.current_thread().name)
+        rig.heartbeat.add_loop(threading.current_thread().name)
         left = [StreamUnavailable("away")]
 
         def attempt() -> None:
@@ -311,21 +311,21 @@ def test_redis_away_is_a_sign_of_life_of_each_try() -> None:
                 raise left.pop()
 
         rig.parts.retries.forever("read", attempt)
-        (miss,) = rig.pulse.failing()
+        (miss,) = rig.heartbeat.failing()
         assert miss.why == "cannot read: away"
-        thread = threading.Thread(target=rig.pulse.missed, args=("nobody's",), name="worker-1")
+        thread = threading.Thread(target=rig.heartbeat.report_failure, args=("nobody's",), name="worker-1")
         thread.start()
         thread.join()
-        assert [each.why for each in rig.pulse.failing()] == ["cannot read: away"]
+        assert [each.why for each in rig.heartbeat.failing()] == ["cannot read: away"]
 
 
 def test_a_thread_with_signs_of_life_is_a_loop() -> None:
     """Its requests wait for no worker's; those of all other threads may."""
     with Rig() as rig:
         told: dict[str, bool] = {}
-        rig.pulse.expect("watch")
+        rig.heartbeat.add_loop("watch")
         for name in ("watch", "worker-1"):
-            thread = threading.Thread(target=lambda: told.update({_name(): rig.pulse.is_loop()}), name=name)
+            thread = threading.Thread(target=lambda: told.update({_name(): rig.heartbeat.is_loop()}), name=name)
             thread.start()
             thread.join(5)
         assert told == {"watch": True, "worker-1": False}

@@ -33,7 +33,7 @@ _log = logs.get(__name__)
 
 
 @dataclass(slots=True)
-class Descent:
+class ScaleDown:
     """A scale_down (or superseding event) under way. Belongs to the control thread.
 
     `blocker` is the older event that comes first, if one does; `lost`: another process owns the task now; `why` is what
@@ -79,7 +79,7 @@ class Descent:
         )
 
 
-class Descents:
+class ScaleDowns:
     """The steps of a scale_down. Belongs to the control thread."""
 
     def __init__(self, parts: Parts, ender: Ender) -> None:
@@ -90,41 +90,43 @@ class Descents:
         self._clock = parts.clock
         self._instance = parts.settings.instance
 
-    def advance(self, descent: Descent) -> bool:
+    def advance(self, scale_down: ScaleDown) -> bool:
         """Carry it on as far as it goes now; returns whether it is over.
         Raises Unavailable; then it goes on later from where it stands.
         """
-        if not descent.chosen and not self._choose(descent):
+        if not scale_down.chosen and not self._choose(scale_down):
             return False
-        if descent.lost or descent.task.event.type is EventType.SCALE_UP:
+        if scale_down.lost or scale_down.task.event.type is EventType.SCALE_UP:
             return True  # who is superseded is followed by its own task
-        if self._clock.now() >= descent.again_at:
-            self._end(descent)
-            descent.again_at = self._clock.now() + AGAIN_EVERY_S
-            self._note_ended(descent, descent.waiting)
+        if self._clock.now() >= scale_down.again_at:
+            self._end(scale_down)
+            scale_down.again_at = self._clock.now() + AGAIN_EVERY_S
+            self._note_ended(scale_down, scale_down.waiting)
         else:
-            self._note_ended(descent, [victim for victim in descent.waiting if self._may_be_over(descent, victim)])
-        self._note_why(descent)
-        if descent.waiting:
+            self._note_ended(
+                scale_down, [victim for victim in scale_down.waiting if self._may_be_over(scale_down, victim)]
+            )
+        self._note_why(scale_down)
+        if scale_down.waiting:
             return False
-        self._tell(descent)
+        self._tell(scale_down)
         return True
 
-    def signs(self, descent: Descent) -> Sequence[object]:
+    def signs(self, scale_down: ScaleDown) -> Sequence[object]:
         """What can be seen of the victims without asking Redis: while it stays the same, their results do as well, but
         for those of workers that have no pod here.
         """
-        pods = (self._pod(descent, victim) for victim in descent.waiting)
+        pods = (self._pod(scale_down, victim) for victim in scale_down.waiting)
         return [pod and (pod.uid, pod.live, pod.started_at) for pod in pods]
 
-    def _may_be_over(self, descent: Descent, victim: Victim) -> bool:
+    def _may_be_over(self, scale_down: ScaleDown, victim: Victim) -> bool:
         """A worker whose pod is alive has no result, and is spared by a drain only if it has started."""
-        pod = self._pod(descent, victim)
-        drain = descent.task.event.mode is Mode.DRAIN
+        pod = self._pod(scale_down, victim)
+        drain = scale_down.task.event.mode is Mode.DRAIN
         return pod is None or not pod.live or (drain and pod.started_at is not None)
 
-    def _pod(self, descent: Descent, victim: Victim) -> Snapshot | None:
-        attempt = descent.attempts.get(victim, 0)
+    def _pod(self, scale_down: ScaleDown, victim: Victim) -> Snapshot | None:
+        attempt = scale_down.attempts.get(victim, 0)
         return self._registry.get(WorkerKey(event_hash(self._instance, victim.event_id), victim.index, attempt))
 
     def apply_marks(self, event_id: str) -> None:
@@ -134,41 +136,41 @@ class Descents:
             if worker.termination is not None and worker.termination.is_cancel and not worker.outcome:
                 self._end_worker(event_id, worker, worker.termination)
 
-    def _choose(self, descent: Descent) -> bool:
+    def _choose(self, scale_down: ScaleDown) -> bool:
         """Choose the victims, unless an older event comes first. Returns False while one does.
 
         The candidates are read only when nothing comes first any more: then no worker of an older event can be missing.
         """
-        event, before = descent.task.event, descent.blocker
-        descent.blocker = self._stream.blocker(event.stream_id)
-        if descent.blocker is None:
-            answer = self._stream.choose(event.event_id, descent.task.owner, self._claim(descent))
+        event, before = scale_down.task.event, scale_down.blocker
+        scale_down.blocker = self._stream.blocker(event.stream_id)
+        if scale_down.blocker is None:
+            answer = self._stream.choose(event.event_id, scale_down.task.owner, self._claim(scale_down))
             if isinstance(answer, Choice):
-                self._chosen(descent, answer)
-            descent.lost = answer is None
-            descent.blocker = answer if isinstance(answer, Blocker) else None
-        if descent.blocker != before and event.type is EventType.SCALE_DOWN and not descent.lost:
-            self._store_why(descent, _why(descent.blocker))
-        return descent.blocker is None
+                self._chosen(scale_down, answer)
+            scale_down.lost = answer is None
+            scale_down.blocker = answer if isinstance(answer, Blocker) else None
+        if scale_down.blocker != before and event.type is EventType.SCALE_DOWN and not scale_down.lost:
+            self._store_why(scale_down, _why(scale_down.blocker))
+        return scale_down.blocker is None
 
-    def _claim(self, descent: Descent) -> Claim:
-        event = descent.task.event
+    def _claim(self, scale_down: ScaleDown) -> Claim:
+        event = scale_down.task.event
         if event.type is EventType.SCALE_DOWN:
             found, mode, count = self._candidates(event.task_id, event.stream_id), event.mode, event.pod_count
         else:
             found, mode, count = self._candidates("", event.stream_id, event.supersedes), Mode.DRAIN, 0
         ranked, spared = rank(found, mode)
         listed = [Victim(one.event.event_id, one.index, self._name(one)) for one in ranked]
-        return Claim(descent.termination(), listed, count, [self._name(one) for one in spared])
+        return Claim(scale_down.termination(), listed, count, [self._name(one) for one in spared])
 
-    def _chosen(self, descent: Descent, choice: Choice) -> None:
+    def _chosen(self, scale_down: ScaleDown, choice: Choice) -> None:
         """This choice holds: not what was asked for now, since an earlier one may have been stored and its answer
         lost.
         """
-        event = descent.task.event
-        descent.choose(choice.victims, choice.survivors)
+        event = scale_down.task.event
+        scale_down.choose(choice.victims, choice.survivors)
         if event.type is EventType.SCALE_UP:
-            self._end(descent)
+            self._end(scale_down)
             return
         _log.info(
             "scale_down.chosen", "Scaling down: %d workers end, %d stay", len(choice.victims), len(choice.survivors),
@@ -198,14 +200,14 @@ class Descents:
     def _name(self, one: Candidate) -> str:
         return pod_name(WorkerKey(event_hash(self._instance, one.event.event_id), one.index, max(one.attempt, 1)))
 
-    def _end(self, descent: Descent) -> None:
+    def _end(self, scale_down: ScaleDown) -> None:
         """See to it that each victim that has no result is ended. A victim has its mark since it was chosen; only a
         Redis that was wiped may have lost it.
         """
-        event_id, termination = descent.task.event.event_id, descent.termination()
-        stored = self._stream.outcomes(descent.waiting)
-        for victim, worker in zip(descent.waiting, stored, strict=True):
-            descent.attempts[victim] = worker.attempt if worker is not None else 0
+        event_id, termination = scale_down.task.event.event_id, scale_down.termination()
+        stored = self._stream.outcomes(scale_down.waiting)
+        for victim, worker in zip(scale_down.waiting, stored, strict=True):
+            scale_down.attempts[victim] = worker.attempt if worker is not None else 0
             if worker is None or worker.outcome or event_id in worker.spared:
                 continue
             if worker.termination is None or worker.termination.by != event_id:
@@ -222,32 +224,32 @@ class Descents:
             return
         self._ender.end(pod, termination)
 
-    def _note_ended(self, descent: Descent, asked: Sequence[Victim]) -> None:
+    def _note_ended(self, scale_down: ScaleDown, asked: Sequence[Victim]) -> None:
         """Who has a result and no pod any more is done with; who was spared by a drain has become a survivor."""
         over = set()
         for victim, worker in zip(asked, self._stream.outcomes(asked) if asked else (), strict=True):
             if worker is None:  # Redis was wiped: its owner restores the task, or it is taken up from its pods
                 over |= set() if self._may_run(victim) else {victim}
-            elif descent.task.event.event_id in worker.spared:
-                descent.survivors.append(victim.pod)
+            elif scale_down.task.event.event_id in worker.spared:
+                scale_down.survivors.append(victim.pod)
                 over.add(victim)
             elif worker.outcome and not self._has_pod(victim, worker):
                 over.add(victim)
-        descent.waiting = [victim for victim in descent.waiting if victim not in over]
+        scale_down.waiting = [victim for victim in scale_down.waiting if victim not in over]
 
-    def _note_why(self, descent: Descent) -> None:
+    def _note_why(self, scale_down: ScaleDown) -> None:
         """Store which pods stay although they have ended: whoever set a finalizer on a pod has to take it away."""
-        names = {victim.pod for victim in descent.waiting}
+        names = {victim.pod for victim in scale_down.waiting}
         held = [pod for pod in self._registry.snapshots() if pod.name in names and pod.held] if names else []
         why = "; ".join(
             f"pod {pod.name} has ended and is kept by finalizer {', '.join(pod.finalizers)}" for pod in held
         )
-        self._store_why(descent, why)
+        self._store_why(scale_down, why)
 
-    def _store_why(self, descent: Descent, why: str) -> None:
-        if why != descent.why:
-            self._stream.write_notes([Note(descent.task.event.event_id, descent.task.owner, why=why[:1000])])
-            descent.why = why
+    def _store_why(self, scale_down: ScaleDown, why: str) -> None:
+        if why != scale_down.why:
+            self._stream.write_notes([Note(scale_down.task.event.event_id, scale_down.task.owner, why=why[:1000])])
+            scale_down.why = why
 
     def _may_run(self, victim: Victim) -> bool:
         """Is the task of a victim open here, or is there a pod that has its name?"""
@@ -258,22 +260,22 @@ class Descents:
         key = WorkerKey(event_hash(self._instance, victim.event_id), victim.index, worker.attempt)
         return self._registry.get(key) is not None
 
-    def _tell(self, descent: Descent) -> None:
-        event, spared = descent.task.event, set(descent.survivors)
-        victims = [victim.pod for victim in descent.victims or () if victim.pod not in spared]
+    def _tell(self, scale_down: ScaleDown) -> None:
+        event, spared = scale_down.task.event, set(scale_down.survivors)
+        victims = [victim.pod for victim in scale_down.victims or () if victim.pod not in spared]
         fields = {
             "kind": "scale_down",
             "event_id": event.event_id,
             "task_id": event.task_id,
             "outcome": Outcome.SUCCEEDED.value,
             "reason": Reason.COMPLETED.value if victims else NOTHING_TO_END,
-            "message": f"{len(victims)} workers ended, {len(descent.survivors)} stay",
+            "message": f"{len(victims)} workers ended, {len(scale_down.survivors)} stay",
             "finished_at": rfc3339(self._clock.wall(self._clock.now())),
             "victims": json.dumps(victims),
-            "survivors": json.dumps(descent.survivors),
+            "survivors": json.dumps(scale_down.survivors),
             "pod_count": str(len(victims)),
         }
-        answer = self._stream.finish_scale_down(event.event_id, descent.task.owner, fields)
+        answer = self._stream.finish_scale_down(event.event_id, scale_down.task.owner, fields)
         if answer.fate is Fate.OK:
             _log.info(
                 "scale_down.finished",

@@ -1,4 +1,4 @@
-"""The sweep: what fell between two steps is put right, and nothing that runs is ever deleted on a guess."""
+"""The reconciler: what fell between two steps is put right, and nothing that runs is ever deleted on a guess."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_pod_with_a_result_goes() -> None:
         rig.cluster.succeed(pod)
         rig.sees(pod, lambda seen: seen.finished)
         world.redis.find(event_id).worker(1).outcome = "succeeded"  # type: ignore[union-attr]
-        rig.sweep.once()
+        rig.reconciler.once()
         assert rig.cluster.names() == set()
 
 
@@ -54,7 +54,7 @@ def test_a_live_pod_of_an_older_attempt_goes() -> None:
     event_id, pod = left_behind(world)
     with Rig(world, threads=["watch"]) as rig:
         world.redis.find(event_id).worker(1).attempt = 2  # type: ignore[union-attr]
-        rig.sweep.once()
+        rig.reconciler.once()
         assert rig.calls("delete", pod) == 1
 
 
@@ -64,7 +64,7 @@ def test_a_live_pod_that_is_terminated_is_ended() -> None:
     event_id, pod = left_behind(world)
     with Rig(world, threads=["watch"]) as rig:
         rig.stream.doom(event_id, None, 1, Termination(Reason.SCALED_DOWN))
-        rig.sweep.once()
+        rig.reconciler.once()
         assert rig.calls("delete", pod) == 1
 
 
@@ -76,7 +76,7 @@ def test_a_drain_spares_a_pod_that_has_started() -> None:
         rig.cluster.run(pod)
         rig.sees(pod, lambda seen: seen.started_at is not None)
         rig.stream.doom(event_id, None, 1, Termination(Reason.SCALED_DOWN, drain=True, by="down"))
-        rig.sweep.once()
+        rig.reconciler.once()
         assert rig.calls("delete") == 0
 
 
@@ -88,7 +88,7 @@ def test_a_drain_spares_a_pod_that_the_live_look_shows_started() -> None:
         rig.registry.replace(rig.cluster.list())
         rig.cluster.run(pod)
         rig.stream.doom(event_id, None, 1, Termination(Reason.SCALED_DOWN, drain=True, by="down"))
-        rig.sweep.once()
+        rig.reconciler.once()
         assert (rig.calls("get", pod), rig.calls("delete")) == (1, 0)
 
 
@@ -101,7 +101,7 @@ def test_a_terminated_pod_that_has_finished_is_left_for_its_result() -> None:
         rig.cluster.run(pod)
         rig.cluster.succeed(pod)
         rig.stream.doom(event_id, None, 1, Termination(Reason.SCALED_DOWN))
-        rig.sweep.once()
+        rig.reconciler.once()
         assert rig.calls("delete") == 0
 
 
@@ -111,7 +111,7 @@ def test_a_pod_that_a_thread_follows_is_the_threads() -> None:
         event_id = rig.accept()
         rig.pod(event_id)
         rig.stream.doom(event_id, None, 1, Termination(Reason.SCALED_DOWN))
-        rig.sweep.once()
+        rig.reconciler.once()
         assert rig.calls("delete") == 0
 
 
@@ -128,19 +128,19 @@ def test_a_finished_pod_that_waits_for_a_thread_is_recorded() -> None:
         rig.cluster.run(pod)
         rig.cluster.succeed(pod)
         rig.sees(pod, lambda seen: seen.finished)
-        rig.sweep.once()
+        rig.reconciler.once()
         assert rig.result()["event_id"] == event_id
 
 
-def test_an_outage_cuts_the_sweep_short_and_no_more(log: Lines) -> None:
+def test_an_outage_cuts_the_pass_short_and_no_more(log: Lines) -> None:
     """The thread lives on."""
     with Rig(stop=Turns(2)) as rig:
         rig.registry.replace(rig.cluster.list())
         rig.redis.set_down(True)
         with pytest.raises(StreamUnavailable):
-            rig.sweep.once()
-        rig.sweep.run()
-    assert len(log.of("sweep.outage")) == 2
+            rig.reconciler.once()
+        rig.reconciler.run()
+    assert len(log.of("reconciler.outage")) == 2
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_an_outage_cuts_the_sweep_short_and_no_more(log: Lines) -> None:
     [ClusterRejected("the webhook denies it", status=403, reason="Forbidden"), ClusterUnavailable("no answer")],
 )
 def test_one_pod_that_cannot_be_deleted_is_no_other_pods_trouble(trouble: Exception, log: Lines) -> None:
-    """The rest is deleted, what Redis does not know is adopted, and the sweep counts as done."""
+    """The rest is deleted, what Redis does not know is adopted, and the reconciler counts as done."""
     world = World()
     with Rig(world, consumer="dead", threads=["watch"], LEASE_S=3) as first:
         kept = [first.accept(event_id=name) for name in ("a", "b", "c")]
@@ -166,9 +166,9 @@ def test_one_pod_that_cannot_be_deleted_is_no_other_pods_trouble(trouble: Except
 
     with Rig(world, threads=["watch"], LEASE_S=3) as rig:
         world.kubernetes.on_call = refuse
-        rig.sweep.once()
+        rig.reconciler.once()
         rig.pass_time(4)
-        rig.sweep.once()
+        rig.reconciler.once()
         assert [rig.calls("delete", pod) > 0 for pod in pods] == [False, True, True]
         assert world.redis.find(unknown) is not None
     assert len(log.of("pod.trouble")) == 2
@@ -180,7 +180,7 @@ def test_a_pod_that_is_as_it_should_be_is_left_alone() -> None:
     _, pod = left_behind(world)
     with Rig(world, threads=["watch"]) as rig:
         rig.cluster.run(pod)
-        rig.sweep.once()
+        rig.reconciler.once()
         assert (rig.calls("get"), rig.calls("delete")) == (0, 0)
 
 
@@ -191,7 +191,7 @@ def test_every_deletion_comes_after_a_live_look() -> None:
     with Rig(world, threads=["watch"]) as rig:
         world.redis.find(event_id).worker(1).attempt = 2  # type: ignore[union-attr]
         rig.cluster.vanish(pod, unseen=True)
-        rig.sweep.once()
+        rig.reconciler.once()
         assert (rig.calls("get", pod), rig.calls("delete", pod)) == (1, 0)
 
 
@@ -203,7 +203,7 @@ def test_a_running_pod_of_an_unknown_event_is_not_deleted() -> None:
     with Rig(world, threads=["watch"]) as rig:
         rig.cluster.run(pod)
         for _ in range(5):
-            rig.sweep.once()
+            rig.reconciler.once()
             rig.pass_time(60)
         assert rig.calls("delete") == 0
 
@@ -214,10 +214,10 @@ def test_an_unknown_event_is_taken_up_from_its_pods_after_a_lease() -> None:
     event_id, _ = left_behind(world, task_id="task-7")
     world.redis.flush()
     with Rig(world, threads=["watch"]) as rig:
-        rig.sweep.once()
+        rig.reconciler.once()
         assert world.redis.open_ids() == set()
         rig.pass_time(rig.parts.lease_s)
-        rig.sweep.once()
+        rig.reconciler.once()
         assert world.redis.task(event_id)["task_id"] == "task-7"
 
 
@@ -227,9 +227,9 @@ def test_what_was_taken_up_ends_with_its_result() -> None:
     event_id, pod = left_behind(world, pod_count=1)
     world.redis.flush()
     with Rig(world, threads=["watch", "lease"]) as rig:
-        rig.sweep.once()
+        rig.reconciler.once()
         rig.wait_and_look(rig.parts.lease_s)
-        rig.sweep.once()
+        rig.reconciler.once()
         rig.wait_and_look(5)
         rig.cluster.run(rig.pod(event_id))
         rig.cluster.succeed(pod)
@@ -245,12 +245,12 @@ def test_a_finished_pod_of_a_long_forgotten_event_goes() -> None:
         rig.cluster.run(pod)
         rig.cluster.succeed(pod)
         rig.sees(pod, lambda seen: seen.finished)
-        rig.sweep.once()
+        rig.reconciler.once()
         world.redis.flush()
         rig.pass_time(200)
-        rig.sweep.once()
+        rig.reconciler.once()
         rig.pass_time(rig.parts.lease_s)
-        rig.sweep.once()
+        rig.reconciler.once()
         assert rig.cluster.names() == set()
 
 
@@ -260,5 +260,5 @@ def test_nothing_is_done_while_the_cluster_is_unknown() -> None:
     event_id, _ = left_behind(world)
     with Rig(world) as rig:
         world.redis.find(event_id).worker(1).attempt = 2  # type: ignore[union-attr]
-        rig.sweep.once()
+        rig.reconciler.once()
         assert rig.calls("delete") == 0
