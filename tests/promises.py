@@ -1,8 +1,9 @@
-"""README's section "What is promised, and what is not", line by line, and the tests that hold each line up.
+"""README's section "Guarantees" and deploy/GUARANTEES.md, line by line, and the tests that hold each line up.
 
-A line is a row of a table, a point of a list or a sentence. Each has an entry here, which begins with the words with
-which the line begins, in the order of the section: a line without an entry, and an entry without a line, are failures
-of `make rows` and of `make test`. A test may name its line with `@pytest.mark.contract("8.<name>")` as well.
+A line is a row of a table, a point of a list or a sentence; one with a link only leads elsewhere, and is none. Each has
+an entry here, which begins with the words with which the line begins, in the order of the texts: a line without an
+entry, and an entry without a line, are failures of `make rows` and of `make test`. A test may name its line with
+`@pytest.mark.contract("8.<name>")` as well.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-README: Final = Path(__file__).resolve().parent.parent / "README.md"
-HEADING: Final = "What is promised, and what is not"
+ROOT: Final = Path(__file__).resolve().parent.parent
+HEADING: Final = "Guarantees"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,30 +26,36 @@ class Promise:
     tests: tuple[str, ...]
 
 
+def promised() -> str:
+    """All text that promises: the section of README, and the page that goes on from there."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (section,) = re.findall(rf"^## {HEADING}\n(.*?)(?=^## |\Z)", readme, re.MULTILINE | re.DOTALL)
+    return section + (ROOT / "deploy" / "GUARANTEES.md").read_text(encoding="utf-8")
+
+
 def lines(text: str) -> list[str]:
-    """The lines of the section in a README: rows of tables without their head, points of lists, sentences."""
-    (section,) = re.findall(rf"^## {HEADING}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    """The lines of a text: rows of tables without their head, points of lists, sentences. Headings are none."""
     found: list[str] = []
-    for block in re.split(r"\n{2,}", section.strip()):
+    for block in re.split(r"\n{2,}", text.strip()):
         if block.startswith("|"):
             found += [line.strip("| ") for line in block.splitlines()[2:]]
         elif block.startswith("- "):
             found += [" ".join(point.split()) for point in re.split(r"^- ", block, flags=re.MULTILINE)[1:]]
-        else:
+        elif not block.startswith("#"):
             found += re.split(r"(?<=[.]) (?=[A-Z`])", " ".join(block.split()))
-    return found
+    return [line for line in found if "](" not in line]
 
 
 def unmatched(text: str, promises: tuple[Promise, ...]) -> list[str]:
-    """What is wrong with the mapping: each line of the README needs one entry, and each entry one line."""
+    """What is wrong with the mapping: each line of the text needs one entry, and each entry one line."""
     there, faults = lines(text), []
     for line in there:
         names = [each.name for each in promises if line.startswith(each.beginning)]
         if len(names) != 1:
-            faults.append(f"README's line has {len(names) or 'no'} entries in tests/promises.py: {line}")
+            faults.append(f"the line has {len(names) or 'no'} entries in tests/promises.py: {line}")
     for each in promises:
         if not any(line.startswith(each.beginning) for line in there):
-            faults.append(f"no line of README begins as 8.{each.name} says: {each.beginning}")
+            faults.append(f"no line begins as 8.{each.name} says: {each.beginning}")
     return faults
 
 
@@ -92,6 +99,26 @@ PROMISES: Final = (
         ),
     ),
     Promise(
+        "not-once",
+        "Not promised is that a program runs only once.",
+        (f"{_FLOW}/test_worker.py::test_the_platforms_failure_is_tried_again_under_a_new_name",),
+    ),
+    Promise(
+        "task-key",
+        "Work that must not be done twice takes `OTTO_TASK_KEY`",
+        ("tests/core/test_manifest.py::test_a_worker_knows_who_it_is",),
+    ),
+    Promise(
+        "trimmed",
+        "`otto:scale:results` is trimmed at about `RESULT_MAXLEN` entries",
+        (f"{_ADAPTERS}/test_stream_fake.py::test_goes_to_a_bounded_stream",),
+    ),
+    Promise(
+        "order",
+        "The workers of a task finish in any order.",
+        ("tests/simulation/test_simulation.py::test_nothing_is_lost_and_nothing_done_twice",),
+    ),
+    Promise(
         "killed",
         "the controller is killed",
         (
@@ -132,7 +159,7 @@ PROMISES: Final = (
     ),
     Promise(
         "all-or-nothing",
-        "a key of ours holds something else for a while",
+        "one of our keys has another type for a while",
         (
             f"{_ADAPTERS}/test_atomic.py::test_all_or_nothing",
             "tests/deploy/test_redis.py::test_what_is_refused_for_a_while_is_neither_lost_nor_twice",
@@ -156,7 +183,7 @@ PROMISES: Final = (
     ),
     Promise(
         "lost-answer",
-        "the network loses an answer",
+        "the network loses a reply",
         (
             f"{_E2E}/test_network.py::test_of_a_record",
             f"{_FLOW}/test_worker.py::test_a_lost_answer_is_followed_by_a_look",
@@ -279,7 +306,7 @@ PROMISES: Final = (
     ),
     Promise(
         "pod-deleted",
-        "somebody deletes a pod",
+        "a person or another program deletes a pod",
         (
             f"{_FLOW}/test_worker_ends.py::test_somebody_deleted_it",
             f"{_E2E}/test_verdicts.py::test_somebody_deleted_the_pod",
@@ -321,7 +348,7 @@ PROMISES: Final = (
     ),
     Promise(
         "deaths",
-        "controllers die again and again",
+        "controllers die repeatedly",
         (
             f"{_E2E}/test_deadly.py::test_one_that_kills_when_it_is_recorded_is_poison",
             f"{_ADAPTERS}/test_stream_fake.py::test_is_no_task_that_only_runs",
@@ -338,13 +365,8 @@ PROMISES: Final = (
         ),
     ),
     Promise(
-        "not-once",
-        "Not promised is that a program runs only once.",
-        (f"{_FLOW}/test_worker.py::test_the_platforms_failure_is_tried_again_under_a_new_name",),
-    ),
-    Promise(
         "not-once-when",
-        "It may run again, or twice at the same time, in these cases:",
+        "A program may run again, or twice at the same time, in these cases:",
         (f"{_FLOW}/test_worker.py::test_the_platforms_failure_is_tried_again_under_a_new_name",),
     ),
     Promise(
@@ -367,7 +389,7 @@ PROMISES: Final = (
     ),
     Promise(
         "again-lost-answer",
-        "The answer to a create request was lost, and somebody deleted the pod",
+        "The reply to a create request was lost, and the pod was deleted",
         ("tests/core/test_lifecycle.py::test_an_unclear_create_that_made_nothing_is_intended_again",),
     ),
     Promise(
@@ -377,19 +399,14 @@ PROMISES: Final = (
     ),
     Promise("again-redis", "Redis has lost data.", (f"{_E2E}/test_servers.py::test_wiped_after_its_owner_died",)),
     Promise(
-        "task-key",
-        "Work that must not be done twice takes `OTTO_TASK_KEY`",
-        ("tests/core/test_manifest.py::test_a_worker_knows_who_it_is",),
-    ),
-    Promise(
         "redis-keeps",
-        "What is in Redis is as safe as Redis keeps it",
+        "Data in Redis is as safe as Redis keeps it",
         (f"{_E2E}/test_start.py::test_one_that_forgets",),
     ),
     Promise("fsync", "With `appendfsync everysec` a crash", (f"{_E2E}/test_servers.py::test_killed",)),
     Promise(
         "flush-loses",
-        "FLUSHALL in the middle of the work loses the events that were not",
+        "FLUSHALL during the work loses the events that were not",
         (
             f"{_E2E}/test_servers.py::test_stream_or_group_removed",
             f"{_E2E}/test_servers.py::test_wiped_under_a_live_owner",
@@ -397,7 +414,7 @@ PROMISES: Final = (
     ),
     Promise(
         "flush-living",
-        "A controller that lives stores its open tasks again",
+        "A controller that is alive stores its open tasks again",
         (
             f"{_FLOW}/test_wiped.py::test_what_was_recorded_counts_and_is_not_told_again",
             f"{_FLOW}/test_wiped.py::test_a_worker_that_ends_before_its_task_is_restored_is_told_of_then",
@@ -405,7 +422,7 @@ PROMISES: Final = (
     ),
     Promise(
         "flush-dead",
-        "Tasks whose controller died as well are taken up",
+        "If the controller of a task died as well",
         (
             f"{_FLOW}/test_reconciler.py::test_an_unknown_event_is_taken_up_from_its_pods_after_a_lease",
             f"{_E2E}/test_servers.py::test_wiped_after_its_owner_died",
@@ -419,15 +436,5 @@ PROMISES: Final = (
             f"{_ADAPTERS}/test_stream_fake.py::test_an_entry_older_than_the_memory_is_never_run",
             f"{_ADAPTERS}/test_stream_fake.py::test_closes_the_task",
         ),
-    ),
-    Promise(
-        "trimmed",
-        "`otto:scale:results` is trimmed at about `RESULT_MAXLEN` entries",
-        (f"{_ADAPTERS}/test_stream_fake.py::test_goes_to_a_bounded_stream",),
-    ),
-    Promise(
-        "order",
-        "The workers of a task finish in any order.",
-        ("tests/simulation/test_simulation.py::test_nothing_is_lost_and_nothing_done_twice",),
     ),
 )

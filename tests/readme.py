@@ -25,9 +25,22 @@ from tests.fakes.wait import eventually
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 README: Final = ROOT / "README.md"
-KOREAN: Final = ROOT / "deploy" / "README.ko.md"
+REFERENCE: Final = ROOT / "deploy" / "REFERENCE.md"
+GUARANTEES: Final = ROOT / "deploy" / "GUARANTEES.md"
+DEVELOPMENT: Final = ROOT / "deploy" / "DEVELOPMENT.md"
+SIZING: Final = ROOT / "deploy" / "SIZING.md"
 PRODUCTION: Final = ROOT / "deploy" / "PRODUCTION.md"
-PRODUCTION_KOREAN: Final = ROOT / "deploy" / "PRODUCTION.ko.md"
+TESTS: Final = ROOT / "tests" / "README.md"
+#: Each has a Korean twin in deploy/.
+ENGLISH: Final = (README, REFERENCE, GUARANTEES, DEVELOPMENT, SIZING, PRODUCTION)
+
+
+def korean(path: Path) -> Path:
+    """The Korean text of a document."""
+    return ROOT / "deploy" / f"{path.stem}.ko.md"
+
+
+DOCUMENTS: Final = (*ENGLISH, *map(korean, ENGLISH), TESTS)
 LONG_S: Final = 45
 
 Table = list[list[str]]
@@ -68,10 +81,10 @@ def commands(path: Path) -> list[str]:
     return [line for kind, text in fences(path) if kind == "sh" for line in text.splitlines() if line.strip()]
 
 
-def table(head: str) -> Table:
-    """The rows of the README's table whose first heading is this, or, if several are, of all of them."""
-    found = [each[2:] for part in parts(README) for each in part.tables if each[0][0] == head]
-    assert found, f"README has no table headed {head!r}"
+def table(head: str, path: Path = REFERENCE) -> Table:
+    """The rows of a document's table whose first heading is this, or, if several are, of all of them."""
+    found = [each[2:] for part in parts(path) for each in part.tables if each[0][0] == head]
+    assert found, f"{path.name} has no table headed {head!r}"
     return [row for rows in found for row in rows]
 
 

@@ -18,7 +18,7 @@ from typing import Final
 
 import pytest
 
-from tests.promises import HEADING, PROMISES, README, unmatched
+from tests.promises import HEADING, PROMISES, promised, unmatched
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 SECTIONS: Final = {
@@ -271,7 +271,7 @@ def _functions(tests: Iterable[str]) -> list[str]:
 
 
 def main(paths: Sequence[str]) -> int:
-    """Print the table. Returns 0; 1 if a promise or a line of README has no test, or a marker names no promise."""
+    """Print the table. Returns 0; 1 if a promise or a line of a guarantee has no test, or a marker names no promise."""
     try:
         coverage = collect(paths or [str(ROOT / "tests")])
     except RuntimeError as error:
@@ -280,7 +280,7 @@ def main(paths: Sequence[str]) -> int:
     print(*report(coverage), sep="\n", flush=True)
     now = [row for row in ROWS if not row.later]
     missing, unknown = coverage.missing(), coverage.unknown()
-    faults = unmatched(README.read_text(encoding="utf-8"), PROMISES)
+    faults = unmatched(promised(), PROMISES)
     print(f"\n{len(now) - len(missing)} of {len(now)} rows have tests; {len(ROWS) - len(now)} are left for later.")
     for row in missing:
         print(f"no test: {row.name}: {row.promise}", file=sys.stderr)

@@ -1,7 +1,7 @@
-"""The documents tell the truth: commands are run, tables are compared with the code, and the Korean text is the same.
+"""The commands and examples of README and the other documents work: a test runs each of them.
 
 A new command in a document needs a line in COMMANDS that says how it is covered; an unknown one is a failure. The
-controller that answers here was started by the README's own line, with its example of an environment file.
+controller that answers here was started by the document's own line, with its example of an environment file.
 """
 
 from __future__ import annotations
@@ -10,39 +10,34 @@ import json
 import os
 import re
 import shlex
+import shutil
+import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from itertools import zip_longest
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import pytest
 import redis
-import yaml
 
-from ottoscaler.adapters.cluster import VERBS
-from ottoscaler.cli.main import COMMANDS as SUBCOMMANDS
-from ottoscaler.core import names
-from ottoscaler.core.events import MAX_EVENT_BYTES, MAX_FIELDS, DeadReason, EventType, ScaleEvent
-from ottoscaler.core.manifest import environment
-from ottoscaler.core.verdicts import TABLE, Retry
 from ottoscaler.local.guard import Guarded
 from ottoscaler.local.handle import LocalCluster
 from ottoscaler.local.redis import EmbeddedRedis
 from tests.e2e.test_devloop import COMMANDS as DEVELOPERS
+from tests.e2e.test_production import COMMANDS as PRODUCTION_COMMANDS
 from tests.fakes.wait import eventually
 from tests.readme import (
-    KOREAN,
+    DOCUMENTS,
     LONG_S,
     README,
+    REFERENCE,
     ROOT,
+    TESTS,
     Running,
-    Table,
     codes,
     commands,
     fences,
     make_checkout,
-    parts,
     table,
     variables,
     without_make,
@@ -59,7 +54,7 @@ FIXTURE: Final = "run here, before all others"
 COMMANDS: Final = {
     "make demo": HERE,
     "make test": "stage test make test",
-    ".venv/bin/python ottoscaler.py local": "tests/cli/test_local.py",
+    "make local": "tests/cli/test_local.py",
     ".venv/bin/python ottoscaler.py send type=scale_up pod_count=3 task_id=task-123 --wait": HERE,
     ".venv/bin/python ottoscaler.py status": HERE,
     ".venv/bin/python ottoscaler.py status --json": HERE,
@@ -80,129 +75,28 @@ COMMANDS: Final = {
     "TEST_KUBECONFIG=kubeconfig make test-real": "stage contracts make test-real",
     "TEST_KUBECONFIG=kubeconfig make e2e": "stage e2e make e2e",
     **dict.fromkeys(DEVELOPERS, "tests/e2e/test_devloop.py"),
+    **dict.fromkeys(PRODUCTION_COMMANDS[1:], "tests/e2e/test_production.py"),
+    ".venv/bin/python -m pytest -q tests/core/test_events.py -k metadata": "tests/test_readme.py",
 }
 #: The id in the examples of `dead`.
 DEAD_ID: Final = "1714557600000-0"
-#: What stands in a cell where there is nothing.
-NONE: Final = "\N{EN DASH}"
-#: Defaults that depend on something are told in words.
-SPOKEN: Final = {
-    "REDIS_CONSUMER": "the host name",
-    "INSTANCE": "the consumer group",
-    "NAMESPACE": "the pod's own, else `default`",
-    "OTTO_AGENT_COMMAND": "a shell line that prints its task and ends",
-    "HTTP_ADDRESS": "`::` in a cluster, else `127.0.0.1`",
-    "LOG_FORMAT": "`json` (`text` on a terminal)",
-    "ENV_FILE": NONE,
-}
 
 VARIABLES: Final = variables()
-
-
-def shown(value: object) -> str:
-    """A default as the table shows it."""
-    if value in (None, "", (), {}):
-        return NONE
-    return f"`{str(value).lower()}`" if isinstance(value, bool) else f"`{value}`"
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=contract(f"2.{name}"), id=name) for name in VARIABLES])
-def test_a_default_is_told_as_it_is(name: str) -> None:
-    """Or in words, where it depends on something."""
-    told = {codes(row[0])[0]: row[1] for row in table("variable") if len(row) == 3}
-    assert told[name] == SPOKEN.get(name, shown(VARIABLES[name]))
-
-
-def test_no_variable_is_told_that_is_not_read() -> None:
-    """Those without effect are named in prose only."""
-    assert sorted(codes(row[0])[0] for row in table("variable")) == sorted(VARIABLES)
-
-
-def test_the_example_of_an_environment_file_has_known_variables() -> None:
-    """A misspelt one would have no effect, in silence."""
-    (example,) = (text for kind, text in fences(README) if kind == "ini")
-    assert {line.partition("=")[0] for line in example.splitlines()} <= VARIABLES.keys()
-
-
-# -- tables against the code
-
-
-def test_the_reasons_are_those_of_the_code() -> None:
-    """With outcome, fault and who tries again."""
-    budgets = {Retry.NEVER: NONE, Retry.WORKER: "`WORKER_RETRIES`", Retry.INFRA: "`INFRA_RETRIES`"}
-    told = {codes(row[0])[0]: row[1:4] for row in table("reason")}
-    assert told == {
-        reason.value: [outcome.value, fault.value, budgets[retry]] for reason, (outcome, fault, retry) in TABLE.items()
-    }
-
-
-def test_the_reasons_of_dead_letters_are_those_of_the_code() -> None:
-    """No more and no less."""
-    assert [codes(row[0])[0] for row in table("`dead_reason`")] == [reason.value for reason in DeadReason]
-
-
-def test_the_limits_are_those_of_the_code() -> None:
-    """Size and number of fields."""
-    assert f"{MAX_EVENT_BYTES // 1024} KiB and {MAX_FIELDS} fields per event" in README.read_text(encoding="utf-8")
-
-
-def test_the_labels_are_those_of_the_code() -> None:
-    """Besides managed-by, which is told before the table."""
-    labels = [names.LABEL_INSTANCE, names.LABEL_EVENT, names.LABEL_WORKER, names.LABEL_ATTEMPT]
-    assert [codes(row[0])[0] for row in table("label")] == labels
-
-
-@contract("4.env")
-def test_the_workers_environment_is_told_whole() -> None:
-    """Every variable that a worker gets, apart from HOME."""
-    event = ScaleEvent("e", "1-1", EventType.SCALE_UP, 1, traceparent="00-1", passed_on={"field": "x"})
-    given = {variable["name"] for variable in environment(event, names.WorkerKey("0" * 10, 1, 1))} - {"HOME"}
-    told = {name for row in table("environment variable") for name in codes(row[0])}
-    assert {name.replace("<FIELD>", "FIELD") for name in told} == given
-
-
-def test_the_rights_are_those_that_the_controller_asks_for() -> None:
-    """Verbs on pods, a look at the namespace, and nothing more."""
-    (text,) = (text for kind, text in fences(README) if kind == "yaml")
-    role, binding = yaml.safe_load_all(text)
-    look = {"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"]}
-    assert role["rules"] == [{"apiGroups": [""], "resources": ["pods"], "verbs": list(VERBS)}, look]
-    assert binding["roleRef"]["name"] == role["metadata"]["name"]
-
-
-def test_the_make_targets_are_told_as_make_help_tells_them() -> None:
-    """Name and sentence."""
-    found = re.findall(r"^([a-z0-9-]+):.*?## (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-    assert {codes(row[0])[0]: row[1] for row in table("target")} == {f"make {name}": does for name, does in found}
-
-
-def test_the_layout_names_what_is_there() -> None:
-    """Files and packages."""
-    for row in table("layer"):
-        first, *others = codes(row[0])
-        assert all((ROOT / path).exists() for path in [first, *(f"ottoscaler/{name}" for name in others)])
-
-
-def test_what_is_not_there_yet_is_not_there() -> None:
-    """No command of the list works."""
-    (part,) = (part for part in parts(README) if part.heading == "Not there yet")
-    assert not set(codes(part.text)) & SUBCOMMANDS.keys()
-
-
-def test_the_named_log_events_are_in_the_code() -> None:
-    """A name that is searched for has to be one that is said."""
-    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "ottoscaler").rglob("*.py"))
-    told = [name for row in table("event") for name in codes(row[0])]
-    assert [name for name in told if f'"{name}"' not in code] == []
-
 
 # -- commands
 
 
-@pytest.mark.parametrize("path", [README, KOREAN], ids=lambda path: path.name)
-def test_every_command_is_covered(path: Path) -> None:
+def test_every_command_is_covered() -> None:
     """And no line of the table is left over from a command that is gone."""
-    assert set(commands(path)) == COMMANDS.keys()
+    assert {command for path in DOCUMENTS for command in commands(path)} == COMMANDS.keys()
+
+
+def test_the_example_of_the_page_on_tests_runs() -> None:
+    """As it is printed, with this Python."""
+    (line,) = commands(TESTS)
+    command = [sys.executable, *shlex.split(line)[1:]]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LONG_S, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("how", sorted(set(COMMANDS.values()) - {HERE, FIXTURE}))
@@ -239,7 +133,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 def _start(running: Running) -> Iterator[Running]:
     grant, start = (command for command in sorted(COMMANDS, reverse=True) if COMMANDS[command] == FIXTURE)
     running.run(grant)
-    (example,) = (text for kind, text in fences(README) if kind == "ini")
+    (example,) = (text for kind, text in fences(REFERENCE) if kind == "ini")
     (running.checkout / "ottoscaler.env").write_text(example, encoding="utf-8")
     (running.checkout / "redis-password").write_text("secret\n", encoding="utf-8")
     line = f"cd {shlex.quote(str(running.checkout))} && {without_make(start)}"
@@ -265,6 +159,128 @@ def _lay_out_dead_letter(client: redis.Redis) -> None:
     client.delete("otto:scale:dead")
     event = json.dumps({"type": "scale_up", "pod_count": "lots"})
     client.xadd("otto:scale:dead", {"group": "ottoscaler", "event": event}, id=DEAD_ID)
+
+
+def squeezed(line: str) -> str:
+    """A line of the demo without its padding, its measured times and the names that differ from run to run."""
+    return re.sub(r"[0-9.]+ s\b", "N s", " ".join(line.split()))
+
+
+def test_the_output_of_the_demo_is_the_real_one(running: Running) -> None:
+    """Each line that README shows, apart from the width of the columns."""
+    printed = {squeezed(line) for line in running.run("make demo").splitlines()}
+    (shown,) = (text for kind, text in fences(README) if kind == "text" and "Completed" in text)
+    lines = [squeezed(line) for line in shown.splitlines() if "\N{BOX DRAWINGS LIGHT HORIZONTAL}" not in line]
+    assert [line for line in lines if line not in printed] == []
+
+
+# -- consumers
+
+#: As much of ioredis as the example uses, for machines without it.
+IOREDIS: Final = """
+const net = require("net");
+const parse = (text, at) => {
+  const end = text.indexOf("\\r\\n", at);
+  if (end < 0) return null;
+  const [kind, head, next] = [text[at], text.slice(at + 1, end), end + 2];
+  if (kind === "-") return [new Error(head), next];
+  if (kind === "+" || kind === ":") return [head, next];
+  const size = Number(head);
+  if (size < 0) return [null, next];
+  if (kind === "$") return text.length < next + size + 2 ? null : [text.slice(next, next + size), next + size + 2];
+  let [list, place] = [[], next];
+  for (let n = 0; n < size; n++) {
+    const item = parse(text, place);
+    if (!item) return null;
+    list.push(item[0]);
+    place = item[1];
+  }
+  return [list, place];
+};
+module.exports = class {
+  constructor(url) {
+    [this.socket, this.text, this.waiting] = [net.connect(Number(new URL(url).port), "127.0.0.1"), "", []];
+    this.socket.on("data", (data) => {
+      this.text += data;
+      for (let item; (item = parse(this.text, 0)); this.text = this.text.slice(item[1])) {
+        const { resolve, reject } = this.waiting.shift();
+        if (item[0] instanceof Error) reject(item[0]);
+        else resolve(item[0]);
+      }
+    });
+    for (const name of ["xgroup", "xreadgroup", "xack"]) this[name] = (...words) => this.call(name, ...words);
+  }
+  call(...words) {
+    const bulk = (word) => `$${`${word}`.length}\\r\\n${word}\\r\\n`;
+    this.socket.write(`*${words.length}\\r\\n${words.map(bulk).join("")}`);
+    return new Promise((resolve, reject) => this.waiting.push({ resolve, reject }));
+  }
+};
+"""
+EXAMPLES: Final = {kind: text for kind, text in fences(README) if kind in ("python", "js")}
+
+
+@pytest.mark.parametrize("language", EXAMPLES)
+def test_a_consumer_handles_each_result_once(tmp_path: Path, language: str) -> None:
+    """Results from before it started, results that come while it runs, repeated ones, and those of a killed run."""
+    if language == "js" and shutil.which("node") is None:
+        pytest.skip("needs the program node")
+    server = EmbeddedRedis(tmp_path / "redis")
+    server.start()
+    try:
+        with redis.Redis(port=server.port, decode_responses=True) as client:
+            _add_result(client, "before", "1")
+            assert _consumed(language, tmp_path, server, client, lambda: _add_result(client, "while", "2")) == {
+                "before worker 1 succeeded Completed",
+                "while worker 2 succeeded Completed",
+            }
+            _add_result(client, "killed", "3")
+            client.xreadgroup("billing", "billing-1", {"otto:scale:results": ">"}, count=1)  # and then it was killed
+            again = _consumed(language, tmp_path, server, client, lambda: _add_result(client, "after", "4"))
+            assert again == {"killed worker 3 succeeded Completed", "after worker 4 succeeded Completed"}
+    finally:
+        server.close()
+
+
+def _add_result(client: redis.Redis, event_id: str, index: str) -> None:
+    """The same result twice, as after a FLUSHALL."""
+    fields = {"event_id": event_id, "kind": "worker", "index": index, "outcome": "succeeded", "reason": "Completed"}
+    for _ in range(2):
+        client.xadd("otto:scale:results", dict(fields))
+
+
+def _consumed(
+    language: str, folder: Path, server: EmbeddedRedis, client: redis.Redis, more: Callable[[], object]
+) -> set[str]:
+    """What README's example printed, each line once, until it had acknowledged all results."""
+    port = f"port={server.port}, decode_responses=True"
+    text = EXAMPLES[language].replace("decode_responses=True", port)
+    (folder / "consumer").write_text(text, encoding="utf-8")
+    (folder / "node_modules").mkdir(exist_ok=True)
+    (folder / "node_modules" / "ioredis.js").write_text(IOREDIS, encoding="utf-8")
+    command = {"python": [sys.executable, "consumer"], "js": ["node", "consumer"]}[language]
+    environ = os.environ | {"REDIS_URL": f"redis://127.0.0.1:{server.port}"}
+    with (folder / "printed").open("w") as printed:
+        process = subprocess.Popen(command, cwd=folder, env=environ, stdout=printed, stderr=printed)
+        try:
+            eventually(lambda: _all_acknowledged(client), LONG_S, "the first results")
+            more()
+            eventually(lambda: _all_acknowledged(client), LONG_S, "the results that came while it ran")
+        finally:
+            process.kill()
+            process.wait()
+    lines = (folder / "printed").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == len(set(lines))
+    return set(lines)
+
+
+def _all_acknowledged(client: redis.Redis) -> bool:
+    """Whether the example's group has read every result and acknowledged it."""
+    try:
+        (group,) = cast("list[dict[str, object]]", client.xinfo_groups("otto:scale:results"))
+    except ValueError:
+        return False
+    return (group["pending"], group["lag"]) == (0, 0)
 
 
 @contract("2.ENV_FILE")
@@ -373,33 +389,3 @@ def test_the_rights_in_redis_are_enough(running: Running) -> None:
     running.results(running.run("redis-cli XADD otto:scale:events * type scale_down pod_count 1"), "scale_down")
     running.results(running.run("redis-cli XADD otto:scale:events * type neither"), "task")
     assert running.client.acl_log() == []
-
-
-# -- the Korean text
-
-
-@pytest.mark.parametrize("number", range(max(len(parts(README)), len(parts(KOREAN)))))
-def test_the_korean_text_has_the_same_part(number: int) -> None:
-    """The same level, tables of the same shape, the same names in each row and each part."""
-    english, korean = parts(README)[number], parts(KOREAN)[number]
-    assert english.level == korean.level
-    assert _spans(english.tables) == _spans(korean.tables)
-    assert set(codes(english.text)) == set(codes(korean.text))
-
-
-def test_the_korean_text_has_the_same_blocks() -> None:
-    """Commands, examples and the diagram, letter for letter."""
-    for english, korean in zip_longest(fences(README), fences(KOREAN)):
-        assert english == korean
-
-
-def _spans(tables: Sequence[Table]) -> list[list[list[list[str]]]]:
-    return [[[sorted(codes(cell)) for cell in row] for row in each] for each in tables]
-
-
-@pytest.mark.parametrize("path", [README, KOREAN], ids=lambda path: path.name)
-def test_links_lead_to_files_that_are_there(path: Path) -> None:
-    """Those inside the repository; there are no others."""
-    links = re.findall(r"\]\(([^)]+)\)", path.read_text(encoding="utf-8"))
-    assert links
-    assert [link for link in links if not (path.parent / link).is_file()] == []

@@ -10,7 +10,7 @@ from typing import cast
 
 import pytest
 
-from tests.promises import PROMISES, README, Promise, lines, unmatched
+from tests.promises import PROMISES, Promise, lines, promised, unmatched
 from tests.readme import variables
 from tests.rows import ALIASES, ROWS, SECTIONS, Coverage, report
 
@@ -97,18 +97,20 @@ def test_no_marker_names_an_unknown_row() -> None:
     assert unknown == []
 
 
-def test_every_line_of_readmes_promises_has_an_entry_and_tests() -> None:
-    """In the order of README."""
-    assert unmatched(README.read_text(encoding="utf-8"), PROMISES) == []
+def test_every_line_of_the_guarantees_has_an_entry_and_tests() -> None:
+    """In the order of README and of the page that goes on from there."""
+    assert unmatched(promised(), PROMISES) == []
     assert [each.name for each in PROMISES if not each.tests] == []
-    there = lines(README.read_text(encoding="utf-8"))
+    there = lines(promised())
     order = [next(n for n, line in enumerate(there) if line.startswith(each.beginning)) for each in PROMISES]
     assert order == sorted(order)
 
 
 SECTION = """# x
 
-## What is promised, and what is not
+[Elsewhere](README.md) is another text.
+
+## A part
 
 One is kept. Two is, too: `x`.
 It goes on.
@@ -120,10 +122,6 @@ It goes on.
 - a point
   of two lines
 - another
-
-## Next
-
-Not this.
 """
 
 
@@ -144,9 +142,9 @@ def test_a_line_without_an_entry_and_an_entry_without_a_line_are_failures() -> N
     known = tuple(Promise(str(n), words, ("x",)) for n, words in enumerate(lines(SECTION)))
     assert unmatched(SECTION, known) == []
     (fault,) = unmatched(SECTION, known[1:])
-    assert fault == "README's line has no entries in tests/promises.py: One is kept."
+    assert fault == "the line has no entries in tests/promises.py: One is kept."
     (fault,) = unmatched(SECTION, (*known, Promise("more", "Three", ("x",))))
-    assert fault == "no line of README begins as 8.more says: Three"
+    assert fault == "no line begins as 8.more says: Three"
     (fault,) = unmatched(SECTION, (*known, Promise("more", "It", ("x",))))
     assert "has 2 entries" in fault
 

@@ -15,7 +15,7 @@ from tests.deploy.manifests import overlay, settings_of
 from tests.deploy.secured_redis import SecuredRedis
 from tests.e2e.controller import Controller
 from tests.e2e.waiting import wait_for
-from tests.readme import PRODUCTION, README, commands
+from tests.readme import PRODUCTION, REFERENCE, commands
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(120)]
 
@@ -204,7 +204,7 @@ def test_the_rights_are_not_more(asked: SecuredRedis, command: str) -> None:
     assert "permission" in answer, answer
 
 
-def test_the_guide_and_the_readme_make_the_same_user() -> None:
+def test_the_guide_and_the_reference_make_the_same_user() -> None:
     """Letter for letter."""
-    assert LINES[0] in commands(README)
+    assert LINES[0] in commands(REFERENCE)
     assert LINES[1:] == ["redis-cli ACL SAVE"]

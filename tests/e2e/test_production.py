@@ -37,12 +37,15 @@ LOGS = "kubectl logs deployment/ottoscaler -n ottoscaler"
 USER = "--as=system:serviceaccount:ottoscaler:ottoscaler"
 MAY_CREATE = f"kubectl auth can-i create pods -n ottoscaler {USER}"
 MAY_EXEC = f"kubectl auth can-i create pods --subresource=exec -n ottoscaler {USER}"
+STATUS = "kubectl exec -n ottoscaler deployment/ottoscaler -- python ottoscaler.py status"
+DEAD = "kubectl exec -n ottoscaler deployment/ottoscaler -- python ottoscaler.py dead list"
 UNDO = "kubectl rollout undo deployment/ottoscaler -n ottoscaler"
 WORKERS = "kubectl get pods -n ottoscaler -l managed-by=ottoscaler"
 DELETE = "kubectl delete -k deploy/overlays/production"
 #: Every line of the guide; those for Redis are in tests/deploy/test_redis.py too.
 COMMANDS = (
-    *LINES, NAMESPACE, SECRET, BUILD, APPLY, ROLLOUT, LOGS, MAY_CREATE, MAY_EXEC, DIFF, UNDO, WORKERS, DELETE,
+    *LINES, NAMESPACE, SECRET, BUILD, APPLY, ROLLOUT, LOGS, MAY_CREATE, MAY_EXEC, STATUS, DEAD,
+    DIFF, UNDO, WORKERS, DELETE,
 )  # fmt: skip
 #: What the image is made of, and what is applied.
 FILES = ("Dockerfile", ".dockerignore", "requirements.txt", "ottoscaler.py", "ottoscaler", "deploy")
@@ -154,6 +157,8 @@ def test_the_guide_from_its_first_line_to_its_last(operator: Operator) -> None:
     assert "controller.started" in operator.run(LOGS)
     assert operator.run(MAY_CREATE).strip() == "yes"
     assert operator.run(MAY_EXEC, expected=1).strip() == "no"
+    assert "backlog" in operator.run(STATUS).lower()
+    operator.run(DEAD)
     with operator.server.client() as client:
         _is_restricted(operator)
         assert carried_out(client, type="scale_up", pod_count="3", script="exit 0") == "succeeded"
