@@ -17,7 +17,7 @@ COPY requirements.txt ./
 RUN python -m pip --python /opt/venv/bin/python install --quiet --disable-pip-version-check --no-cache-dir --no-compile \
         --only-binary :all: --require-hashes --requirement requirements.txt \
  && rm -r /opt/venv/lib/python3*/site-packages/kubernetes/aio requirements.txt \
- && find / -xdev -path '*/python3*' -name __pycache__ -prune -exec rm -r {} + \
+ && find / -xdev -path '*/python3*' \( -name __pycache__ -o -name tests \) -prune -exec rm -r {} + \
  && /opt/venv/bin/python -c 'import argparse, difflib, fcntl, fractions, gc, http.server, resource, shlex, tempfile; \
 import msgspec, prometheus_client, pythonjsonlogger.json, redis.sentinel, rich.live, rich.progress, tenacity; \
 from kubernetes import client, config; client.ApiClient(client.Configuration())'

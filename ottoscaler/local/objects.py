@@ -5,9 +5,10 @@ API objects, requests, replies, and the Status objects that the API answers erro
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 from ottoscaler.errors import OttoscalerError
@@ -167,9 +168,12 @@ def encode(value: Object) -> bytes:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def timestamp(ahead_s: float = 0.0) -> str:
-    """Now (or later, seconds) as metav1.Time is written: RFC 3339, UTC, whole seconds."""
-    return (datetime.now(UTC) + timedelta(seconds=ahead_s)).strftime("%Y-%m-%dT%H:%M:%SZ")
+def timestamp(ahead_s: float = 0.0, now: float | None = None) -> str:
+    """Now (seconds since the epoch; None: by this machine's clock), or later, as metav1.Time is written: RFC 3339,
+    UTC, whole seconds.
+    """
+    at = (time.time() if now is None else now) + ahead_s
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def parse_time(text: str) -> datetime:

@@ -66,19 +66,33 @@ PLAIN_DELETE = DeleteOptions()
 
 
 class Store:
-    """All objects. Every method may be called by any thread."""
+    """All objects. Every method may be called by any thread.
 
-    def __init__(self, window: int = WINDOW) -> None:
-        """Make an empty store that keeps ``window`` changes per resource."""
+    It starts no thread and opens no socket, and time is what ``now`` says: the fake of the tests is built on it, too.
+    ``changed`` guards all state and wakes those who wait for a change.
+    """
+
+    def __init__(
+        self, window: int = WINDOW, *, now: Callable[[], float] = time.time, version: int | None = None
+    ) -> None:
+        """Make an empty store that keeps ``window`` changes per resource; ``now``: seconds since the epoch;
+        ``version``: the first one (None: one above those of every earlier store on this machine).
+        """
+        self._now = now
         # Milliseconds: after a restart versions go on rising, so a client's old version is too old, never one from the
         # future.
-        self._version = time.time_ns() // 1_000_000
-        self._changed = threading.Condition(threading.RLock())
+        self._version = time.time_ns() // 1_000_000 if version is None else version
+        self.changed = threading.Condition(threading.RLock())
         self._records: dict[str, dict[Key, Record]] = {resource: {} for resource in KINDS}
         self._changes: dict[str, deque[Change]] = {resource: deque() for resource in KINDS}
         self._dropped = dict.fromkeys(KINDS, 0)  # changes no longer in the window: the position of the oldest one kept
         self._oldest = dict.fromkeys(KINDS, self._version)  # a watch can begin at this version, not before
         self._window = window
+
+    @property
+    def version(self) -> int:
+        """The version of the last write."""
+        return self._version
 
     def find(self, resource: str, namespace: str, name: str) -> Record | None:
         """The object's current record, or None."""
@@ -93,7 +107,7 @@ class Store:
 
     def select(self, resource: str, matches: Callable[[Object], bool]) -> tuple[int, list[Record]]:
         """The records that match, sorted by namespace and name, and the version at which they were all current."""
-        with self._changed:
+        with self.changed:
             version, items = self._version, sorted(self._records[resource].items())
         return version, [record for _, record in items if matches(record.object)]
 
@@ -103,7 +117,7 @@ class Store:
         """
         metadata = obj["metadata"]
         namespace = metadata.get("namespace", "")
-        with self._changed:
+        with self.changed:
             if namespace and self.find("namespaces", "", namespace) is None:
                 raise not_found("namespaces", namespace)
             name = metadata.get("name") or self._generate_name(resource, namespace, metadata["generateName"])
@@ -112,7 +126,12 @@ class Store:
                 leaving = "object is being deleted: " if "deletionTimestamp" in existing.object["metadata"] else ""
                 message = f'{leaving}{resource} "{name}" already exists'
                 raise ApiError(409, message, reason="AlreadyExists", details={"name": name, "kind": resource})
-            owned = {"name": name, "uid": uid or str(uuid.uuid4()), "creationTimestamp": timestamp(), "generation": 1}
+            owned = {
+                "name": name,
+                "uid": uid or str(uuid.uuid4()),
+                "creationTimestamp": timestamp(0, self._now()),
+                "generation": 1,
+            }
             given = {key: value for key, value in metadata.items() if key not in _SERVER_OWNED or key == "namespace"}
             body = {key: value for key, value in obj.items() if key not in ("kind", "apiVersion", "metadata")}
             obj = {"kind": KINDS[resource].kind, "apiVersion": "v1", "metadata": given | owned, **body}
@@ -125,7 +144,7 @@ class Store:
 
         What the server owns of the metadata stays as it is. Raises ApiError 404, and what ``change`` raises.
         """
-        with self._changed:
+        with self.changed:
             previous = self.get(resource, *key)
             old = previous.object["metadata"]
             new = change(copy.deepcopy(previous.object))
@@ -147,24 +166,29 @@ class Store:
         A pod that runs nowhere (unscheduled or finished) goes at once; watchers then see MODIFIED, with grace 0,
         before DELETED.
         """
-        with self._changed:
+        with self.changed:
             previous = self.get(resource, *key)
             self._check_preconditions(resource, previous.object["metadata"], options)
             if options.dry_run:
                 return previous
             if resource != "pods":
                 return self._remove(resource, previous)
-            marked = _mark_deleted(previous.object, options.grace)
+            marked = _mark_deleted(previous.object, options.grace, self._now())
             if marked == previous.object:
                 return self._settle(resource, previous)
             return self._settle(resource, self._write(resource, marked, previous))
+
+    def remove(self, resource: str, key: Key) -> Record:
+        """Remove the object at once, whatever holds it. Returns its last record; raises ApiError 404."""
+        with self.changed:
+            return self._remove(resource, self.get(resource, *key))
 
     def begin(self, resource: str, version: int | None) -> tuple[int, int]:
         """Where a watch of changes after ``version`` (None: from now on) begins: a position for read, and the version.
 
         Raises ApiError 410 when changes after that version are no longer known.
         """
-        with self._changed:
+        with self.changed:
             changes, position = self._changes[resource], self._dropped[resource]
             if version is None:
                 return position + len(changes), self._version
@@ -178,9 +202,9 @@ class Store:
 
         Raises ApiError 410 when the window has moved past the position.
         """
-        with self._changed:
+        with self.changed:
             if position == self._end(resource):
-                self._changed.wait_for(lambda: self._end(resource) > position, timeout_s)
+                self.changed.wait_for(lambda: self._end(resource) > position, timeout_s)
             dropped, changes = self._dropped[resource], self._changes[resource]
             if position < dropped:
                 raise ApiError(410, f"too old resource version ({self._oldest[resource]})")
@@ -192,7 +216,7 @@ class Store:
 
     def compact(self) -> None:
         """Forget all changes, as etcd's compaction does: every watch that begins before now is too old."""
-        with self._changed:
+        with self.changed:
             for resource, changes in self._changes.items():
                 self._dropped[resource] += len(changes)
                 self._oldest[resource] = self._version
@@ -254,10 +278,10 @@ class Store:
         if len(changes) > self._window:
             self._oldest[resource] = changes.popleft().record.version
             self._dropped[resource] += 1
-        self._changed.notify_all()
+        self.changed.notify_all()
 
 
-def _mark_deleted(pod: Object, asked: int | None) -> Object:
+def _mark_deleted(pod: Object, asked: int | None, now: float) -> Object:
     """The pod with deletionTimestamp and grace.
     A second delete can only shorten the grace (BeforeDelete in the API server).
     """
@@ -265,7 +289,7 @@ def _mark_deleted(pod: Object, asked: int | None) -> Object:
     grace = pod["spec"].get("terminationGracePeriodSeconds", 30) if asked is None else max(asked, 0)
     if not pod["spec"].get("nodeName") or pod.get("status", {}).get("phase") in ("Succeeded", "Failed"):
         grace = 0
-    when = timestamp(grace)
+    when = timestamp(grace, now)
     if "deletionTimestamp" in metadata:
         before = metadata["deletionGracePeriodSeconds"]
         grace = before if asked is None and grace > 0 else min(grace, before)

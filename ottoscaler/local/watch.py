@@ -44,15 +44,15 @@ def _events(store: Store, resource: str, matches: Matcher, request: Request) -> 
     next_bookmark = time.monotonic() + _BOOKMARK_EVERY_S if request.flag("allowWatchBookmarks") else float("inf")
     while (left := deadline - time.monotonic()) > 0:
         changes, position, current = store.read(resource, position, min(_LOOK_EVERY_S, left))
-        news = [_news(change, matches) for change in changes if change.record.version > floor]
-        lines = [line(kind, obj, raw or encode(obj)) for kind, obj, raw in news if kind]
+        seen = [news(change, matches) for change in changes if change.record.version > floor]
+        lines = [line(kind, obj, raw or encode(obj)) for kind, obj, raw in seen if kind]
         if time.monotonic() > next_bookmark:
             next_bookmark += _BOOKMARK_EVERY_S
             lines.append(_line("BOOKMARK", encode(_bookmark(resource, current))))
         yield b"".join(lines)
 
 
-def _news(change: Change, matches: Matcher) -> tuple[str, Object, bytes]:
+def news(change: Change, matches: Matcher) -> tuple[str, Object, bytes]:
     """The event for this watcher: its type ("" for none), the object and, if there are any yet, its bytes.
 
     An object that enters the selection is ADDED, one that leaves it DELETED.

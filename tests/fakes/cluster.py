@@ -69,13 +69,13 @@ class FakeCluster(NodeControls):
     def get(self, name: str) -> Snapshot | None:
         self._check_open()
         with self.server.call("get", name):
-            pod = self.server.pods.get(name)
+            pod = self.server.find(name)
             return None if pod is None else seen(pod, self._instance)
 
     def event_of(self, name: str) -> ScaleEvent | None:
         self._check_open()
         with self.server.call("event_of", name):
-            pod = self.server.pods.get(name, {"metadata": {}})
+            pod = self.server.find(name) or {"metadata": {}}
         try:
             return decode(pod["metadata"].get("annotations", {}).get(ANNOTATION_EVENT, ""))
         except msgspec.MsgspecError:

@@ -1,21 +1,19 @@
-"""The fake Kubernetes API: pods as JSON, one rising version, a window of changes, preconditions, and faults to order.
+"""The fake Kubernetes API: the emulator's store of objects without its HTTP, threads and clock, and faults to order.
 
-The fake clients (tests/fakes/cluster.py) share it, as replicas share a cluster; the tests play kubelet, user and bad
-luck through its controls (tests/fakes/node.py).
+What a pod's life is in the API (versions, conflicts, selectors, deletion with grace, a window of changes) is modelled
+once, in ottoscaler/local/store.py, which the emulator serves over HTTP and this fake calls. The fake clients
+(tests/fakes/cluster.py) share one, as replicas share a cluster; the tests play kubelet, user and bad luck through its
+controls (tests/fakes/node.py). Time is the test's: nothing here happens by itself.
 """
 
 from __future__ import annotations
 
-import copy
-import threading
 import time
 import uuid
-from bisect import bisect_right
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -23,28 +21,28 @@ import msgspec
 from ottoscaler.core.names import LABEL_INSTANCE, MANAGED_BY, MANAGER
 from ottoscaler.core.pods import RawPod, Snapshot, as_asked, foreign, snapshot
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Expired
+from ottoscaler.local.objects import ApiError, timestamp
+from ottoscaler.local.query import Matcher, matcher
+from ottoscaler.local.store import Change as Stored
+from ottoscaler.local.store import DeleteOptions, Store
+from ottoscaler.local.watch import news
 from ottoscaler.ports import Change, Clock, Created, PodList, WatchEvent
 from tests.fakes.clock import SystemClock
 
 Pod = dict[str, Any]
 FINISHED = ("Succeeded", "Failed")
-
-
-@dataclass(frozen=True, slots=True)
-class _Changed:
-    version: int
-    change: Change
-    instance: str
-    pod: Snapshot | None
+FIRST_VERSION = 1000
 
 
 @dataclass(slots=True)
 class Watch:
-    """One open watch: all up to `position` has been told. `deadline` is real time, time.monotonic()."""
+    """One open watch: all up to `version` has been sent. `deadline` is real time, time.monotonic()."""
 
     instance: str
+    version: int
     position: int
     deadline: float
+    coming: deque[Stored] = field(default_factory=deque)
     ended: bool = False
     error: Exception | None = None
 
@@ -67,23 +65,33 @@ class FakeKubernetes:
 
     def __init__(self, clock: Clock | None = None, *, window: int = 100_000) -> None:
         self.clock = clock or SystemClock()
-        self.changed = threading.Condition(threading.RLock())
         self.calls: Counter[tuple[str, str]] = Counter()
         self.on_call: Callable[[str, str], None] = lambda _verb, _name: None
         self.on_created: Callable[[str], None] = lambda _name: None
         self.on_deletion: Callable[[str], None] = lambda _name: None
         self.admit: Callable[[Pod], None] = lambda _pod: None
-        self.pods: dict[str, Pod] = {}
         self.identity = f"default/{uuid.uuid4()}"
-        self._window = window
-        self._version = 1000
-        self._oldest = 1000
-        self._history: list[_Changed] = []
+        # the clock is looked up at each call: tests put another in its place
+        self._store = Store(window, now=lambda: self.clock.now(), version=FIRST_VERSION)
+        self.changed = self._store.changed
+        self._bookmarks: list[int] = []
+        self._unseen: set[int] = set()
         self._watches: list[Watch] = []
         self._faults: list[_Fault] = []
         self._held: list[bytes] = []
         self._holds = 0
-        self._frozen: tuple[int, list[Pod]] | None = None
+        self._frozen: tuple[int, dict[str, Pod]] | None = None
+
+    @property
+    def pods(self) -> dict[str, Pod]:
+        """All pods by name, as they are now; none of them is to be changed."""
+        _, records = self._store.select("pods", lambda _: True)
+        return {record.object["metadata"]["name"]: record.object for record in records}
+
+    def find(self, name: str) -> Pod | None:
+        """The pod of this name as it is now; it is not to be changed."""
+        record = self._store.find("pods", "", name)
+        return None if record is None else record.object
 
     @contextmanager
     def call(self, verb: str, name: str = "") -> Iterator[None]:
@@ -103,8 +111,10 @@ class FakeKubernetes:
 
     def select(self, instance: str) -> PodList:
         """The worker pods of an instance; those of an earlier time while lists are frozen."""
-        version, pods = self._frozen or (self._version, list(self.pods.values()))
-        found = [snapshot(parsed(pod), instance) for pod in pods if _instance(pod) == instance]
+        with self.changed:
+            version, pods = self._frozen or (self._store.version, self.pods)
+        matches = _matcher(instance)
+        found = [snapshot(parsed(pod), instance) for pod in pods.values() if matches(pod)]
         return PodList([pod for pod in found if pod is not None], str(version))
 
     def create(self, body: bytes) -> Snapshot | Created:
@@ -115,84 +125,74 @@ class FakeKubernetes:
             raise ClusterUnavailable("no answer to the create request")
         pod: Pod = msgspec.json.decode(body)
         name = pod["metadata"]["name"]
-        if name in self.pods:
+        if self.find(name) is not None:
             return Created.ALREADY_THERE
         if not pod["spec"].get("containers"):
             raise ClusterRejected(f'Pod "{name}" is invalid: spec.containers', status=422, reason="Invalid")
         asked = parsed(pod)
-        pod = copy.deepcopy(pod)
+        pod = msgspec.json.decode(body)
         self.admit(pod)
-        pod["metadata"] |= {"uid": str(uuid.uuid4()), "creationTimestamp": self.stamp()}
-        pod["status"] = {"phase": "Pending"}
-        self.store(pod)
-        created = as_asked(parsed(pod), asked)
+        created = as_asked(parsed(self.add(pod)), asked)
         self.on_created(name)
         return created
 
-    def delete(self, name: str, uid: str, version: str | None, grace_s: int | None = None) -> bool:
-        """Delete under preconditions: at once if nothing runs, else by request. False if they do not hold."""
-        pod = self.pods.get(name)
-        if pod is None:
-            return True
-        metadata = pod["metadata"]
-        if uid != metadata["uid"] or version not in (None, metadata["resourceVersion"]):
-            return False
-        self.request_deletion(name, grace_s)
-        return True
-
-    def request_deletion(self, name: str, grace_s: int | None = None) -> None:
-        """What any accepted DELETE does."""
-        pod = self.pods[name]
-        if not pod["spec"].get("nodeName") or pod["status"].get("phase") in FINISHED:
-            self.remove(name)
-        elif "deletionTimestamp" not in pod["metadata"]:
-            grace = pod["spec"].get("terminationGracePeriodSeconds", 30) if grace_s is None else grace_s
-            mark = {"deletionTimestamp": self.stamp(grace), "deletionGracePeriodSeconds": grace}
-            self.store({**pod, "metadata": {**pod["metadata"], **mark}})
-            self.on_deletion(name)
-
-    def store(self, pod: Pod) -> None:
-        """Put a state of a pod in place of the one before; the dict is not to be changed afterwards."""
+    def add(self, pod: Pod, uid: str = "") -> Pod:
+        """Store a new pod, Pending, in the one namespace that there is; returns it as stored."""
+        metadata = {key: value for key, value in pod["metadata"].items() if key != "namespace"}
         with self.changed:
-            self._version += 1
-            pod["metadata"]["resourceVersion"] = str(self._version)
-            before = self.pods.get(pod["metadata"]["name"])
-            self.pods[pod["metadata"]["name"]] = pod
-            if before is not None and _instance(before) != _instance(pod):
-                # it left the selection of whoever watches by the old labels
-                self._tell(
-                    Change.DELETED,
-                    {**before, "metadata": {**before["metadata"], "resourceVersion": str(self._version)}},
-                )
-            self._tell(Change.UPDATED, pod)
+            made = self._store.create("pods", {**pod, "metadata": metadata, "status": {"phase": "Pending"}}, uid=uid)
+            self.written(made.object)
+        return made.object
+
+    def delete(self, name: str, uid: str, version: str | None, grace_s: int | None = None) -> bool:
+        """Delete under preconditions: at once if nothing runs, otherwise by request. False if they do not hold."""
+        return self.request_deletion(name, DeleteOptions(grace_s, uid, version or ""))
+
+    def request_deletion(self, name: str, options: DeleteOptions) -> bool:
+        """What any DELETE does: True if it is accepted, or the pod is not there."""
+        with self.changed:
+            before = self.find(name)
+            try:
+                pod = self._store.delete("pods", ("", name), options).object
+            except ApiError as refusal:
+                return refusal.code == 404
+            if before is not None and pod != before and self.find(name) is not None:
+                self.written(pod)
+                if "deletionTimestamp" not in before["metadata"]:
+                    self.on_deletion(name)
+            return True
+
+    def change(self, name: str, change: Callable[[Pod], object]) -> None:
+        """Store what `change` makes of a copy of the pod."""
+
+        def changed(pod: Pod) -> Pod:
+            change(pod)
+            return pod
+
+        with self.changed:
+            before = self.find(name)
+            after = self._store.update("pods", ("", name), changed).object
+            if after is not before:
+                self.written(after)
+
+    def written(self, pod: Pod) -> None:
+        """Called within the request after each state of a pod that is stored: for a subclass."""
 
     def remove(self, name: str, *, unseen: bool = False) -> None:
-        """The pod is gone; `unseen`: and no watch tells, as if the change had fallen out of the window."""
+        """Remove the pod whatever holds it; `unseen`: no watch reports it, as if the change were out of the window."""
         with self.changed:
-            self._version += 1
-            pod = self.pods.pop(name)
-            if not unseen:
-                self._tell(
-                    Change.DELETED, {**pod, "metadata": {**pod["metadata"], "resourceVersion": str(self._version)}}
-                )
+            record = self._store.remove("pods", ("", name))
+            if unseen:
+                self._unseen.add(record.version)
 
     def stamp(self, later_s: float = 0) -> str:
         """Now, or so many seconds later, as the API server writes times: whole seconds."""
-        return datetime.fromtimestamp(self.clock.now() + later_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-    def _tell(self, change: Change, pod: Pod) -> None:
-        worker = snapshot(parsed(pod), _instance(pod))
-        if worker is not None and change is Change.DELETED:
-            worker = worker.as_gone()
-        self._history.append(_Changed(self._version, change, _instance(pod), worker))
-        if len(self._history) > self._window:
-            self._oldest = self._history.pop(0).version
-        self.changed.notify_all()
+        return timestamp(later_s, self.clock.now())
 
     def open_watch(self, instance: str, version: str, timeout_s: float) -> Watch:
         """A watch of changes behind a version."""
-        watch = Watch(instance, int(version), time.monotonic() + timeout_s)
         with self.changed:
+            watch = Watch(instance, int(version), -1, time.monotonic() + timeout_s)
             self._watches.append(watch)
         return watch
 
@@ -200,19 +200,45 @@ class FakeKubernetes:
         """The next change for a watch, None when it ended. Raises Expired, and what the test broke the watch with."""
         with self.changed:
             while not (watch.ended or watch.error or closed()):
-                if watch.position < self._oldest:
-                    raise Expired(f"too old resource version: {watch.position} ({self._oldest})")
-                start = bisect_right(self._history, watch.position, key=lambda changed: changed.version)
-                for changed in self._history[start:]:
-                    watch.position = changed.version
-                    if changed.instance == watch.instance or changed.change is Change.BOOKMARK:
-                        return WatchEvent(changed.change, str(changed.version), changed.pod)
-                watch.position = max(watch.position, self._version)
+                self._read(watch)
+                while watch.coming or self._bookmark_due(watch):
+                    if (event := self._next(watch)) is not None:
+                        return event
                 if not self.changed.wait(watch.deadline - time.monotonic()):
                     break
             if watch.error:
                 raise watch.error
             return None
+
+    def _read(self, watch: Watch) -> None:
+        """Fetch what has happened since the last look. Raises Expired."""
+        try:
+            if watch.position < 0:
+                watch.position, _ = self._store.begin("pods", watch.version)
+            changes, watch.position, _ = self._store.read("pods", watch.position, 0)
+        except ApiError as error:
+            raise Expired(str(error)) from error
+        watch.coming.extend(changes)
+
+    def _bookmark_due(self, watch: Watch) -> int:
+        """The version of the next bookmark if it comes before the next change, otherwise 0."""
+        first = next((version for version in self._bookmarks if version > watch.version), 0)
+        return 0 if watch.coming and watch.coming[0].record.version < first else first
+
+    def _next(self, watch: Watch) -> WatchEvent | None:
+        """The next bookmark or change as the watch's instance sees it, None if it does not concern it."""
+        if version := self._bookmark_due(watch):
+            watch.version = version
+            return WatchEvent(Change.BOOKMARK, str(version), None)
+        stored = watch.coming.popleft()
+        watch.version = stored.record.version
+        kind, pod, _ = news(stored, _matcher(watch.instance))
+        worker = snapshot(parsed(pod), watch.instance) if kind else None
+        if not kind or watch.version in self._unseen:
+            return None
+        if kind != "DELETED":
+            return WatchEvent(Change.UPDATED, str(watch.version), worker)
+        return WatchEvent(Change.DELETED, str(watch.version), worker and worker.as_gone())
 
     def close_watch(self, watch: Watch) -> None:
         """Nobody reads it any more."""
@@ -232,19 +258,21 @@ class FakeKubernetes:
             self.changed.notify_all()
 
     def bookmark(self) -> None:
-        """Tell all watches the current version."""
+        """Send the current version to all watches."""
         with self.changed:
-            self._version += 1
-            self._history.append(_Changed(self._version, Change.BOOKMARK, "", None))
-            self.changed.notify_all()
+            self._happen_elsewhere()
+            self._bookmarks.append(self._store.version)
 
     def compact(self) -> None:
         """Forget all changes: a watch that begins before now is Expired."""
         with self.changed:
-            self._version += 1
-            self._oldest = self._version
-            self._history.clear()
+            self._happen_elsewhere()
+            self._store.compact()
             self.changed.notify_all()
+
+    def _happen_elsewhere(self) -> None:
+        """The version rises with each write in the cluster, also with one that no watch of pods reports."""
+        self._store.create("events", {"metadata": {"name": f"elsewhere-{self._store.version}"}})
 
     def refuse_next(self, verb: str, error: Exception, times: int = 1) -> None:
         """Raise an error instead of carrying out a request (the port's method name as verb, or `*`)."""
@@ -272,7 +300,7 @@ class FakeKubernetes:
     def freeze_lists(self) -> None:
         """From now on lists tell the present state, however old it gets: a stale cache."""
         with self.changed:
-            self._frozen = self._version, list(self.pods.values())
+            self._frozen = self._store.version, self.pods
 
     def thaw_lists(self) -> None:
         """Lists are as of now again."""
@@ -296,6 +324,6 @@ def seen(pod: Pod, instance: str = "") -> Snapshot:
     return snapshot(raw, instance) or foreign(raw)
 
 
-def _instance(pod: Pod) -> str:
-    labels = pod["metadata"].get("labels", {})
-    return labels.get(LABEL_INSTANCE, "") if labels.get(MANAGED_BY) == MANAGER else ""
+def _matcher(instance: str) -> Matcher:
+    """The selector of an instance's workers."""
+    return matcher("pods", namespace="", labels=f"{MANAGED_BY}={MANAGER},{LABEL_INSTANCE}={instance}", fields="")

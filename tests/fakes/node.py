@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ottoscaler.local.store import PLAIN_DELETE
 from tests.fakes.kubernetes import FakeKubernetes, Pod
 
 NODE = "node-1"
@@ -86,8 +87,7 @@ class NodeControls:
 
     def delete_by_user(self, name: str) -> None:
         """Somebody else deletes the pod: by request if it runs."""
-        with self.server.changed:
-            self.server.request_deletion(name)
+        self.server.request_deletion(name, PLAIN_DELETE)
 
     def kill(self, name: str, code: int = SIGTERM_CODE) -> None:
         """The kubelet answers a deletion request: the container ends with a code, then the pod is gone."""
@@ -105,13 +105,7 @@ class NodeControls:
     def add_foreign(self, name: str, labels: dict[str, str] | None = None) -> None:
         """A pod that is not ours."""
         spec = {"containers": [{"name": "main", "image": "busybox"}]}
-        metadata = {
-            "name": name,
-            "labels": labels or {},
-            "uid": f"uid-{name}",
-            "creationTimestamp": self.server.stamp(),
-        }
-        self.server.store({"metadata": metadata, "spec": spec, "status": {"phase": "Pending"}})
+        self.server.add({"metadata": {"name": name, "labels": labels or {}}, "spec": spec}, uid=f"uid-{name}")
 
     def relabel(self, name: str, labels: Mapping[str, str | None]) -> None:
         """Somebody changes labels; None removes one."""
@@ -143,10 +137,7 @@ class NodeControls:
         self._change(name, lambda pod: pod["status"].update(phase=phase, containerStatuses=statuses))
 
     def _change(self, name: str, change: Callable[[Pod], object]) -> None:
-        with self.server.changed:
-            pod = copy.deepcopy(self.server.pods[name])
-            change(pod)
-            self.server.store(pod)
+        self.server.change(name, change)
 
 
 class AutoNode(NodeControls):

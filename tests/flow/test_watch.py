@@ -83,7 +83,7 @@ def test_a_bookmark_moves_the_version() -> None:
     with Rig(world, threads=["watch"]) as rig:
         watching(rig, 1)
         kubernetes.bookmark()
-        eventually(lambda: kubernetes._watches[0].position == 1001)
+        eventually(lambda: kubernetes._watches[0].version == 1001)
         kubernetes.end_watches()
         watching(rig, 2)
     assert kubernetes.versions == ["1000", "1001"]

@@ -29,15 +29,14 @@ class AuditedKubernetes(FakeKubernetes):
         return super().create(body)
 
     def delete(self, name: str, uid: str, version: str | None, grace_s: int | None = None) -> bool:
-        pod = self.pods.get(name)
+        pod = self.find(name)
         if pod is not None:
             metadata = pod["metadata"]
             if uid == metadata["uid"] and version in (None, metadata["resourceVersion"]):
                 self._audit.deleting(pod)
         return super().delete(name, uid, version, grace_s)
 
-    def store(self, pod: Pod) -> None:
-        super().store(pod)
+    def written(self, pod: Pod) -> None:
         self._audit.changed(pod)
 
 
