@@ -78,7 +78,7 @@ class Log:
             self._logger.log(level, _fill(message, args), extra=extra)
 
 
-class Seldom:
+class RateLimited:
     """Which of many like lines are to be said: the first, the second, the fourth, the eighth … of an outage.
 
     An outage that is long, or meets hundreds of workers, must not fill the log. Any thread.

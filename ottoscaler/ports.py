@@ -18,10 +18,10 @@ from ottoscaler.core.pods import Snapshot
 from ottoscaler.core.termination import Termination
 from ottoscaler.stored import Answer as Answer
 from ottoscaler.stored import Entry as Entry
-from ottoscaler.stored import Fate as Fate
 from ottoscaler.stored import Note as Note
 from ottoscaler.stored import OpenTask as OpenTask
 from ottoscaler.stored import Renewal as Renewal
+from ottoscaler.stored import Status as Status
 from ottoscaler.stored import StoredWorker as StoredWorker
 from ottoscaler.stored import TaskView as TaskView
 

@@ -31,13 +31,13 @@ class Retries:
     """Tries again. Any thread."""
 
     def __init__(
-        self, stopping: threading.Event, metrics: Metrics, missed: Callable[[str], None] = lambda why: None
+        self, stopping: threading.Event, metrics: Metrics, on_failure: Callable[[str], None] = lambda reason: None
     ) -> None:
-        """`missed` is told of each try that failed and is followed by another, on the thread that tries."""
+        """`on_failure` is told of each try that failed and is followed by another, on the thread that tries."""
         self._stopping = stopping
         self._metrics = metrics
-        self._missed = missed
-        self._seldom = logs.Seldom()
+        self._on_failure = on_failure
+        self._limited = logs.RateLimited()
 
     def call(self, what: str, attempt: Callable[[], _T], *, times: int = 4) -> _T:
         """The result of `attempt`, tried so often; then its last Unavailable. Stopping ends it between two tries."""
@@ -70,9 +70,9 @@ class Retries:
     def _tell(self, what: str, state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         tries = state.attempt_number
-        self._missed(f"cannot {what}: {error}")
+        self._on_failure(f"cannot {what}: {error}")
         self._metrics.retries.inc("kubernetes" if isinstance(error, ClusterUnavailable) else "redis", _reason(error))
-        if self._seldom.is_due(f"{what}: {error}"):
+        if self._limited.is_due(f"{what}: {error}"):
             _log.warning(
                 "retry.scheduled", "Cannot %s, trying again (try %d): %s", what, tries, error, error=str(error)
             )

@@ -54,7 +54,7 @@ def read_env_file(path: str) -> tuple[dict[str, str], list[str]]:
     try:
         lines = read_text(path, encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
-        return {}, [f"ENV_FILE={shown(path)}: expected a readable text file ({why(error)})"]
+        return {}, [f"ENV_FILE={shown(path)}: expected a readable text file ({reason_of(error)})"]
     values: dict[str, str] = {}
     faults: list[str] = []
     for number, line in enumerate(lines, start=1):
@@ -98,7 +98,7 @@ def load_certificates(path: str) -> None:
     ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
 
 
-def why(error: OSError | ValueError) -> str:
+def reason_of(error: OSError | ValueError) -> str:
     """Why a file cannot be used, in a few words without its content."""
     match error:
         case ssl.SSLError():

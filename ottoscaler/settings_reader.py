@@ -15,7 +15,7 @@ from fractions import Fraction
 from typing import Any, Final, TypeVar
 
 from ottoscaler.core.nesting import MAX_LEVELS, levels
-from ottoscaler.settings_files import load_certificates, read_one, read_text, shown, why
+from ottoscaler.settings_files import load_certificates, read_one, read_text, reason_of, shown
 
 _Option = TypeVar("_Option", bound=str)
 
@@ -197,7 +197,7 @@ class Reader:
         try:
             check(path)
         except (OSError, ValueError) as error:
-            self.fault(name, f"{expected} ({why(error)})")
+            self.fault(name, f"{expected} ({reason_of(error)})")
         return path
 
     def amount(self, name: str, default: str, *, unit: Fraction, example: str) -> str:

@@ -70,7 +70,7 @@ class OpenTask:
         return bool(self.event.supersedes) and not self.superseded
 
 
-class Fate(Enum):
+class Status(Enum):
     """What a script answers."""
 
     OK = auto()
@@ -83,13 +83,13 @@ class Fate(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A script's answer about one worker: the fate, the termination that is stored, the stored attempt.
+    """A script's answer about one worker: the status, the termination that is stored, the stored attempt.
 
     `finished` is the message of the task's result where this worker was the last, `dead` the detail of the dead
     letter that the event became by this.
     """
 
-    fate: Fate
+    status: Status
     termination: Termination | None = None
     attempt: int = 0
     finished: str = ""
@@ -127,5 +127,5 @@ class Note:
     event_id: str
     owner: str
     states: Mapping[int, tuple[str, int, str]] = field(default_factory=dict)
-    why: str | None = None
+    reason: str | None = None
     next_at: str = ""

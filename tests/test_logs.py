@@ -308,21 +308,21 @@ class TestSeldom:
 
     def test_ever_less_often(self) -> None:
         """The first, the second, the fourth, the eighth."""
-        seldom = logs.Seldom()
-        assert [number for number in range(1, 20) if seldom.is_due("away")] == [1, 2, 4, 8, 16]
+        limited = logs.RateLimited()
+        assert [number for number in range(1, 20) if limited.is_due("away")] == [1, 2, 4, 8, 16]
 
     def test_another_line_is_said(self) -> None:
         """It is no less news because another was said."""
-        seldom = logs.Seldom()
-        assert [seldom.is_due(text) for text in ("away", "away", "away", "full")] == [True, True, False, True]
+        limited = logs.RateLimited()
+        assert [limited.is_due(text) for text in ("away", "away", "away", "full")] == [True, True, False, True]
 
     def test_after_a_quiet_minute_it_is_news_again(self) -> None:
         """The next outage is another one, and nothing is remembered for ever."""
         now = [0.0]
-        seldom = logs.Seldom(lambda: now[0])
-        assert [seldom.is_due("away") for _ in range(3)] == [True, True, False]
+        limited = logs.RateLimited(lambda: now[0])
+        assert [limited.is_due("away") for _ in range(3)] == [True, True, False]
         now[0] = 61.0
-        assert seldom.is_due("away")
+        assert limited.is_due("away")
 
 
 def test_a_stream_that_takes_no_lines_is_reported_once(capsys: pytest.CaptureFixture[str]) -> None:

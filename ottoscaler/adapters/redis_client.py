@@ -22,7 +22,7 @@ from redis.sentinel import Sentinel, SentinelConnectionPool
 from ottoscaler.adapters.redis_cluster import FollowingConnection, FollowingRedis, FollowingSSLConnection, Nodes
 from ottoscaler.errors import ConfigError, StreamUnavailable
 from ottoscaler.settings import RedisSettings
-from ottoscaler.settings_files import read_text, shown, why
+from ottoscaler.settings_files import read_text, reason_of, shown
 
 CONNECT_TIMEOUT_S = 2.0
 HEALTH_CHECK_S = 15
@@ -63,7 +63,7 @@ class _PasswordFile(redis.CredentialProvider):
         try:
             password = read_text(self._path).rstrip("\r\n")
         except (OSError, ValueError) as error:
-            raise PasswordUnreadable(f"{shown(self._path)}: {why(error)}") from error
+            raise PasswordUnreadable(f"{shown(self._path)}: {reason_of(error)}") from error
         return (self._username, password) if self._username else (password,)
 
 

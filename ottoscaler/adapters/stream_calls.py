@@ -17,7 +17,7 @@ from ottoscaler.adapters.replies import answers_of, chunks
 from ottoscaler.adapters.scripts import Scripts
 from ottoscaler.adapters.tasks import Key, decode_termination
 from ottoscaler.errors import StreamUnavailable
-from ottoscaler.ports import Answer, Fate
+from ottoscaler.ports import Answer, Status
 from ottoscaler.settings import KeySettings, RedisSettings
 
 #: A lost answer of a blocking read is noticed this long after the block's end, seconds. With the longest pause of
@@ -87,7 +87,7 @@ class StreamCalls:
         termination = decode_termination(reply[1]) if len(reply) > 1 else None
         attempt = int(reply[2]) if len(reply) > 2 else 0
         told = [text.decode() for text in reply[3:]]
-        return Answer(Fate[reply[0].decode().upper()], termination, attempt, *told)
+        return Answer(Status[reply[0].decode().upper()], termination, attempt, *told)
 
     def _run(self, function: str, tasks: Sequence[str], *arguments: Any, client: FollowingRedis | None = None) -> Any:
         with self._calling():

@@ -50,8 +50,8 @@ class StreamWorkers(StreamCalls):
             for part in chunks(list(note.states.items())):
                 flat = [text for index, state in part for text in (index, worker_json(*state))]
                 calls.append(("note_states", key, (*whose, *flat)))
-            if note.why is not None:
-                calls.append(("note_why", key, (*whose, note.why, note.next_at)))
+            if note.reason is not None:
+                calls.append(("note_why", key, (*whose, note.reason, note.next_at)))
         with self._calling():
             for some in chunks(calls):
                 self._scripts.run_many(self._taking, some)

@@ -123,7 +123,7 @@ class _Server(ThreadingHTTPServer):
     ) -> None:
         self.pages = pages
         self.address_family = family
-        self._lines = logs.Seldom()
+        self._lines = logs.RateLimited()
         self._lock = threading.Lock()
         self._open: dict[Any, float] = {}  # guarded by _lock: connection -> when it ends; the oldest first
         self._free = threading.BoundedSemaphore(CONNECTIONS)

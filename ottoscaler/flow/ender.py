@@ -101,7 +101,7 @@ class Ender:
         """
         live = self._cluster.get(pod.name)
         if live is None or live.uid != pod.uid:
-            self._registry.forget(pod.key)
+            self._registry.delete(pod.key)
             return
         spared = termination is not None and (
             live.finished or (termination.only_before_start and live.started_at is not None)
@@ -141,7 +141,7 @@ class Ender:
         return future.result() if future.exception() is None else TimedOut()
 
     def _let_go(self, one: _Followed) -> None:
-        self._registry.leave(one.waiter)
+        self._registry.unsubscribe(one.waiter)
         self._ledger.give_back(one.run, thread=False)
 
 

@@ -66,7 +66,7 @@ def frozen(ages: Iterable[Finding]) -> list[Finding]:
 def failing(misses: Iterable[Finding]) -> list[Finding]:
     """The loops that have only failed for too long."""
     return [
-        Finding(f"loop {miss.what}", miss.why, miss.since, miss.lasted_s)
+        Finding(f"loop {miss.what}", miss.reason, miss.since, miss.lasted_s)
         for miss in misses
         if miss.lasted_s > FAILING_S
     ]
@@ -76,9 +76,9 @@ def stuck(stalled: Finding, waiting: int, hands: int) -> list[Finding]:
     """Work, and nobody gets on with it."""
     if stalled.lasted_s <= STUCK_S:
         return []
-    why = f"nothing moves, with {waiting} waiting for a thread and {max(hands, 0)} that hold one and wait for no pod"
-    return [Finding(stalled.what, why, stalled.since, stalled.lasted_s)]
+    reason = f"nothing moves, with {waiting} waiting for a thread and {max(hands, 0)} that hold one and wait for no pod"
+    return [Finding(stalled.what, reason, stalled.since, stalled.lasted_s)]
 
 
 def _lines(findings: Iterable[Finding]) -> list[str]:
-    return [" ".join(f"{each.what}: {each.why}, since {rfc3339(each.since)}".split()) for each in findings]
+    return [" ".join(f"{each.what}: {each.reason}, since {rfc3339(each.since)}".split()) for each in findings]

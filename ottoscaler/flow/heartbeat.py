@@ -30,7 +30,7 @@ class Finding:
     """What is wrong, since when (seconds since the epoch), and for how long the process was awake meanwhile."""
 
     what: str
-    why: str
+    reason: str
     since: float
     lasted_s: float
 
@@ -41,7 +41,7 @@ class _Sign:
 
     at: float
     awake_s: float
-    why: str = ""
+    reason: str = ""
 
 
 class Heartbeat:
@@ -56,8 +56,8 @@ class Heartbeat:
         self._beats: dict[str, _Sign] = {}
         self._failures: dict[str, _Sign] = {}
         start = self._now()
-        self._servers = {name: replace(start, why="not reached yet") for name in (REDIS, KUBERNETES)}
-        self._phase = replace(start, why="starting")
+        self._servers = {name: replace(start, reason="not reached yet") for name in (REDIS, KUBERNETES)}
+        self._phase = replace(start, reason="starting")
         self._progress = 0
         self._stalled_since = start
         self._progress_seen = 0
@@ -82,14 +82,14 @@ class Heartbeat:
                 self._beats[name] = self._now()
                 self._failures.pop(name, None)
 
-    def report_failure(self, why: str) -> None:
+    def report_failure(self, reason: str) -> None:
         """An iteration of the loop that calls failed, and this was handled: a sign of life all the same."""
         name = threading.current_thread().name
         with self._lock:
             if name in self._beats:
                 now = self._beats[name] = self._now()
                 first = self._failures.get(name, now)
-                self._failures[name] = replace(first, why=why)
+                self._failures[name] = replace(first, reason=reason)
 
     # -- servers
 
@@ -102,16 +102,16 @@ class Heartbeat:
                 self._beats[name] = now
             if error:
                 first = self._servers.get(server, now)
-                self._servers[server] = replace(first, why=error)
+                self._servers[server] = replace(first, reason=error)
             else:
                 self._servers.pop(server, None)
 
     # -- the whole
 
-    def set_phase(self, why: str) -> None:
+    def set_phase(self, reason: str) -> None:
         """Why the process takes no work now ("starting", "stopping", …); empty: it does."""
         with self._lock:
-            self._phase = replace(self._now(), why=why)
+            self._phase = replace(self._now(), reason=reason)
 
     def progressed(self) -> None:
         """A worker got a step further."""
@@ -138,7 +138,7 @@ class Heartbeat:
     def idle_phase(self) -> list[Finding]:
         """Why the process takes no work, if it does not."""
         with self._lock:
-            return [self._finding("controller", self._phase)] if self._phase.why else []
+            return [self._finding("controller", self._phase)] if self._phase.reason else []
 
     def stalled_for(self, work: bool) -> Finding:
         """Since when there has been work at every look while no worker got a step further."""
@@ -158,4 +158,4 @@ class Heartbeat:
         return _Sign(now, self._awake_s)
 
     def _finding(self, what: str, sign: _Sign) -> Finding:
-        return Finding(what, sign.why, self._clock.wall(sign.at), self._now().awake_s - sign.awake_s)
+        return Finding(what, sign.reason, self._clock.wall(sign.at), self._now().awake_s - sign.awake_s)

@@ -39,7 +39,7 @@ class Lease:
         self._lease_s = parts.lease_s
         self._ttl_s = parts.settings.keys.task_ttl_s
         self._consumer, self._boot = me.rsplit("/", 1)
-        self._seldom = logs.Seldom()
+        self._limited = logs.RateLimited()
         self._renew_at = 0.0
         self._renewed_at = self._clock.now()
         self._announced = False
@@ -61,7 +61,7 @@ class Lease:
             self._heartbeat.beat()
         except Unavailable as error:
             self._takeover.disturbed()
-            if self._seldom.is_due(str(error)):
+            if self._limited.is_due(str(error)):
                 _log.warning("lease.outage", "Cannot renew our leases: %s", error, error=str(error))
             self._heartbeat.report_failure(f"cannot renew our leases: {error}")
             pause_s = OUTAGE_PAUSE_S

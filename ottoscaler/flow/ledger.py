@@ -71,7 +71,7 @@ class Ledger:
             if old is not None:
                 self._abandon(old)
             self._tasks[event.event_id] = task
-            self._registry.own(task.hash)
+            self._registry.track(task.hash)
             done = sum(1 for worker in opened.workers.values() if worker.outcome)
             task.open_workers = event.pod_count - done
             for worker in opened.workers.values():
@@ -309,7 +309,7 @@ class Ledger:
             if not run.on_thread:
                 self._cancel_waiting(run)
                 return True
-        return self._registry.tell(task.hash, index, TerminationStored(termination))
+        return self._registry.notify(task.hash, index, TerminationStored(termination))
 
     def _cancel_waiting(self, run: WorkerRun) -> None:
         """Whatever it waits for (a pause, room, a thread), it does no longer."""
@@ -333,16 +333,18 @@ class Ledger:
 
     # -- for those who look
 
-    def note(self, run: WorkerRun, why: str | None = None) -> None:
+    def note(self, run: WorkerRun, reason: str | None = None) -> None:
         """Its state is to be shown; written together with others, now and then."""
         with self._lock:
-            self._notes.add(run, why)
+            self._notes.add(run, reason)
 
     def take_notes(self) -> list[tuple[OwnedTask, States, str | None]]:
         """The states that changed since the last call, by task, and why a task waits."""
         with self._lock:
             notes = self._notes.take()
-            return [(self._tasks[event_id], states, why) for event_id, states, why in notes if event_id in self._tasks]
+            return [
+                (self._tasks[event_id], states, reason) for event_id, states, reason in notes if event_id in self._tasks
+            ]
 
     def counts(self) -> tuple[int, int]:
         """Threads at work, and workers known to wait for one."""
@@ -381,12 +383,12 @@ class Ledger:
         self._forget(task)
         for run in task.runs.values():
             if run.on_thread:
-                self._registry.tell(task.hash, run.life.index, NotOurs())
+                self._registry.notify(task.hash, run.life.index, NotOurs())
 
     def _forget(self, task: OwnedTask) -> None:
         event_id = task.event.event_id
         self._tasks.pop(event_id, None)
-        self._registry.disown(task.hash)
+        self._registry.untrack(task.hash)
         self._notes.drop(event_id)
         self._capacity.drop(event_id, task.runs)
         if task in self._fresh:

@@ -15,20 +15,20 @@ class Notes:
 
     def __init__(self) -> None:
         self._states: dict[str, dict[int, tuple[str, int, str]]] = {}
-        self._whys: dict[str, str] = {}
+        self._reasons: dict[str, str] = {}
 
-    def add(self, run: WorkerRun, why: str | None = None) -> None:
+    def add(self, run: WorkerRun, reason: str | None = None) -> None:
         """How a worker stands now; with `why`, why its task does."""
         life, event_id = run.life, run.task.event.event_id
         pod = "" if life.state == "waiting" else pod_name(run.key)
         self._states.setdefault(event_id, {})[life.index] = (life.state, life.attempt, pod)
-        if why is not None:
-            self._whys[event_id] = why
+        if reason is not None:
+            self._reasons[event_id] = reason
 
     def take(self) -> list[tuple[str, States, str | None]]:
         """All since the last call."""
-        states, whys = self._states, self._whys
-        self._states, self._whys = {}, {}
+        states, whys = self._states, self._reasons
+        self._states, self._reasons = {}, {}
         return [(event_id, seen, whys.get(event_id)) for event_id, seen in states.items()]
 
     def drop(self, event_id: str) -> None:

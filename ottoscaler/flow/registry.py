@@ -22,7 +22,7 @@ from ottoscaler.ports import Clock, PodList
 #: UIDs of pods that are gone, remembered so that a late answer cannot bring one back.
 TOMBSTONES = 20_000
 
-_Worker = tuple[str, int]
+_WorkerId = tuple[str, int]
 
 
 class Waiter:
@@ -30,13 +30,13 @@ class Waiter:
     to its thread; the rest is the registry's, under its lock.
     """
 
-    __slots__ = ("_clock", "_registry", "future", "latest", "stage", "told", "worker")
+    __slots__ = ("_clock", "_registry", "future", "latest", "pending", "stage", "worker")
 
-    def __init__(self, registry: Registry, clock: Clock, worker: _Worker) -> None:
+    def __init__(self, registry: Registry, clock: Clock, worker: _WorkerId) -> None:
         self._registry = registry
         self._clock = clock
         self.worker = worker
-        self.told: list[Observation] = []
+        self.pending: list[Observation] = []
         self.latest: Snapshot | None = None
         self.stage: tuple[object, ...] | None = None
         self.future: Future[Observation] | None = None
@@ -45,7 +45,7 @@ class Waiter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._registry.leave(self)
+        self._registry.unsubscribe(self)
 
     def wait(self, attempt: int, until: float | None) -> Observation:
         """The next observation of that attempt's pod: Seen, Missing, TerminationStored, NotOurs, or TimedOut at `until`
@@ -69,7 +69,7 @@ class Registry:
         self._lock = threading.Lock()
         # all guarded by _lock
         self._pods: dict[WorkerKey, Snapshot] = {}
-        self._waiters: dict[_Worker, Waiter] = {}
+        self._waiters: dict[_WorkerId, Waiter] = {}
         self._gone: OrderedDict[str, int] = OrderedDict()  # UID -> the version at which it was gone
         self._since: set[WorkerKey] | None = None  # learnt since a list was asked for; None: none is under way
         self._live: dict[str, int] = {}
@@ -80,7 +80,7 @@ class Registry:
 
     # -- worker threads
 
-    def expect(self, event_hash: str, index: int, last: Snapshot | None = None) -> Waiter:
+    def subscribe(self, event_hash: str, index: int, last: Snapshot | None = None) -> Waiter:
         """Subscribe before acting, so that no change is missed; one waiter for each worker.
 
         A worker that gave its thread back goes on from the pod that it saw `last`: what has become of that meanwhile,
@@ -91,21 +91,21 @@ class Registry:
         worker = (event_hash, index)
         waiter = Waiter(self, self._clock, worker)
         with self._lock:
-            ousted = self._tell(worker, NotOurs())
+            ousted = self._notify(worker, NotOurs())
             if last is not None:
                 waiter.latest, waiter.stage = self._pods.get(last.key), last.stage
-                waiter.told += [Missing()] if waiter.latest is None else []
+                waiter.pending += [Missing()] if waiter.latest is None else []
             self._waiters[worker] = waiter
         _resolve(ousted)
         return waiter
 
-    def leave(self, waiter: Waiter) -> None:
+    def unsubscribe(self, waiter: Waiter) -> None:
         """The place is given up, unless somebody else has it by now."""
         with self._lock:
             if self._waiters.get(waiter.worker) is not waiter:
                 return
             del self._waiters[waiter.worker]
-            if waiter.latest is not None and any(isinstance(each, Missing) for each in waiter.told):
+            if waiter.latest is not None and any(isinstance(each, Missing) for each in waiter.pending):
                 self._drop(waiter.latest.key)  # nobody looks for it any more
 
     def offer(self, waiter: Waiter, attempt: int) -> Future[Observation]:
@@ -130,7 +130,7 @@ class Registry:
             waiter.future = None
             return True
 
-    def learn(self, pod: Snapshot) -> None:
+    def upsert(self, pod: Snapshot) -> None:
         """What a create or a live look has shown: as good as the watch, and earlier. The waiter knows it already."""
         with self._lock:
             if self._was_gone(pod) or not self._newer(pod):
@@ -142,7 +142,7 @@ class Registry:
             if waiter is not None:
                 waiter.latest, waiter.stage = pod, pod.stage
 
-    def forget(self, key: WorkerKey) -> None:
+    def delete(self, key: WorkerKey) -> None:
         """A live look has found no such pod."""
         with self._lock:
             self._drop(key)
@@ -175,7 +175,7 @@ class Registry:
                 # It uses room until the worker's live look confirms that it is gone: the list may have been older.
                 if not self._is_followed(key):
                     self._drop(key)
-                woken += self._tell(key.worker, Missing(), attempt=key.attempt)
+                woken += self._notify(key.worker, Missing(), attempt=key.attempt)
             for pod in listed.pods:
                 woken += self._publish(pod, certain=pod.key not in since)
             self._known.set()
@@ -194,11 +194,11 @@ class Registry:
 
     # -- whoever else
 
-    def tell(self, event_hash: str, index: int, observation: Observation) -> bool:
+    def notify(self, event_hash: str, index: int, observation: Observation) -> bool:
         """Tell a worker's thread something; False if no thread follows it."""
         with self._lock:
             there = (event_hash, index) in self._waiters
-            woken = self._tell((event_hash, index), observation)
+            woken = self._notify((event_hash, index), observation)
         _resolve(woken)
         return there
 
@@ -237,14 +237,14 @@ class Registry:
         with self._lock:
             return sum(waiter.future is not None for waiter in self._waiters.values())
 
-    def own(self, event_hash: str) -> None:
+    def track(self, event_hash: str) -> None:
         """This event's pods count as ours from now on."""
         with self._lock:
             if event_hash not in self._owned:
                 self._owned.add(event_hash)
                 self._owned_live += self._live.get(event_hash, 0)
 
-    def disown(self, event_hash: str) -> None:
+    def untrack(self, event_hash: str) -> None:
         """This event's pods do not count as ours any more."""
         with self._lock:
             if event_hash in self._owned:
@@ -265,8 +265,8 @@ class Registry:
 
     def _next(self, waiter: Waiter, attempt: int) -> Observation | None:
         waiter.future = None
-        if waiter.told:
-            return waiter.told.pop(0)
+        if waiter.pending:
+            return waiter.pending.pop(0)
         pod = waiter.latest
         if pod is not None and pod.key.attempt == attempt and pod.stage != waiter.stage:
             waiter.stage = pod.stage
@@ -296,15 +296,15 @@ class Registry:
         observation = self._next(waiter, pod.key.attempt)
         return [(future, observation)] if observation is not None else []
 
-    def _tell(
-        self, worker: _Worker, observation: Observation, attempt: int = 0
+    def _notify(
+        self, worker: _WorkerId, observation: Observation, attempt: int = 0
     ) -> list[tuple[Future[Observation], Observation]]:
         waiter = self._waiters.get(worker)
         if waiter is None or (attempt and waiter.latest is not None and waiter.latest.key.attempt != attempt):
             return []
         future = waiter.future
         if future is None:
-            waiter.told.append(observation)
+            waiter.pending.append(observation)
             return []
         waiter.future = None
         return [(future, observation)]

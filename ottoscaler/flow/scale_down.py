@@ -22,7 +22,7 @@ from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Outcome, Reason
 from ottoscaler.flow.ender import Ender
 from ottoscaler.flow.parts import Parts
-from ottoscaler.ports import Fate, Note, OpenTask, StoredWorker
+from ottoscaler.ports import Note, OpenTask, Status, StoredWorker
 
 #: How often a victim that has not ended is ended again, seconds: its pod may have been seen only now.
 AGAIN_EVERY_S: Final = 5
@@ -36,8 +36,8 @@ _log = logs.get(__name__)
 class ScaleDown:
     """A scale_down (or superseding event) under way. Belongs to the control thread.
 
-    `blocker` is the older event that comes first, if one does; `lost`: another process owns the task now; `why` is what
-    was last stored of what it waits for; `attempts` are the last that were stored of the victims.
+    `blocker` is the older event that comes first, if one does; `lost`: another process owns the task now; `reason` is
+    what was last stored of what it waits for; `attempts` are the last that were stored of the victims.
     """
 
     task: OpenTask
@@ -46,7 +46,7 @@ class ScaleDown:
     survivors: list[str] = field(default_factory=list)
     blocker: Blocker | None = None
     lost: bool = False
-    why: str = ""
+    reason: str = ""
     attempts: dict[Victim, int] = field(default_factory=dict)
     again_at: float = 0.0
     signs: Sequence[object] = ()
@@ -106,7 +106,7 @@ class ScaleDowns:
             self._note_ended(
                 scale_down, [victim for victim in scale_down.waiting if self._may_be_over(scale_down, victim)]
             )
-        self._note_why(scale_down)
+        self._note_reason(scale_down)
         if scale_down.waiting:
             return False
         self._tell(scale_down)
@@ -150,7 +150,7 @@ class ScaleDowns:
             scale_down.lost = answer is None
             scale_down.blocker = answer if isinstance(answer, Blocker) else None
         if scale_down.blocker != before and event.type is EventType.SCALE_DOWN and not scale_down.lost:
-            self._store_why(scale_down, _why(scale_down.blocker))
+            self._store_reason(scale_down, _blocked_by(scale_down.blocker))
         return scale_down.blocker is None
 
     def _claim(self, scale_down: ScaleDown) -> Claim:
@@ -212,7 +212,7 @@ class ScaleDowns:
                 continue
             if worker.termination is None or worker.termination.by != event_id:
                 answer = self._stream.doom(victim.event_id, None, victim.index, termination)
-                worker = replace(worker, termination=answer.termination if answer.fate is Fate.OK else None)
+                worker = replace(worker, termination=answer.termination if answer.status is Status.OK else None)
             if worker.termination is not None:
                 self._end_worker(victim.event_id, worker, worker.termination)
 
@@ -237,19 +237,21 @@ class ScaleDowns:
                 over.add(victim)
         scale_down.waiting = [victim for victim in scale_down.waiting if victim not in over]
 
-    def _note_why(self, scale_down: ScaleDown) -> None:
+    def _note_reason(self, scale_down: ScaleDown) -> None:
         """Store which pods stay although they have ended: whoever set a finalizer on a pod has to take it away."""
         names = {victim.pod for victim in scale_down.waiting}
         held = [pod for pod in self._registry.snapshots() if pod.name in names and pod.held] if names else []
-        why = "; ".join(
+        reason = "; ".join(
             f"pod {pod.name} has ended and is kept by finalizer {', '.join(pod.finalizers)}" for pod in held
         )
-        self._store_why(scale_down, why)
+        self._store_reason(scale_down, reason)
 
-    def _store_why(self, scale_down: ScaleDown, why: str) -> None:
-        if why != scale_down.why:
-            self._stream.write_notes([Note(scale_down.task.event.event_id, scale_down.task.owner, why=why[:1000])])
-            scale_down.why = why
+    def _store_reason(self, scale_down: ScaleDown, reason: str) -> None:
+        if reason != scale_down.reason:
+            self._stream.write_notes(
+                [Note(scale_down.task.event.event_id, scale_down.task.owner, reason=reason[:1000])]
+            )
+            scale_down.reason = reason
 
     def _may_run(self, victim: Victim) -> bool:
         """Is the task of a victim open here, or is there a pod that has its name?"""
@@ -276,7 +278,7 @@ class ScaleDowns:
             "pod_count": str(len(victims)),
         }
         answer = self._stream.finish_scale_down(event.event_id, scale_down.task.owner, fields)
-        if answer.fate is Fate.OK:
+        if answer.status is Status.OK:
             _log.info(
                 "scale_down.finished",
                 "Scaled down: %s",
@@ -286,7 +288,7 @@ class ScaleDowns:
             )
 
 
-def _why(blocker: Blocker | None) -> str:
+def _blocked_by(blocker: Blocker | None) -> str:
     """What a scale_down waits for, in words."""
     if blocker is None:
         return ""

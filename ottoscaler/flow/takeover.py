@@ -53,7 +53,7 @@ class TakeOver:
         self._heartbeat = parts.heartbeat
         self._lease_s = parts.lease_s
         self._events_keep = parts.settings.keys.events_keep
-        self._seldom = logs.Seldom()
+        self._limited = logs.RateLimited()
         self._lock = threading.Lock()
         self._forgotten: dict[str, str] = {}  # guarded by _lock
         self._opened: set[str] = set()  # guarded by _lock: tasks taken over whose threads have been started
@@ -107,7 +107,7 @@ class TakeOver:
             self._heartbeat.beat()
         except Unavailable as error:
             self.disturbed()
-            if self._seldom.is_due(str(error)):
+            if self._limited.is_due(str(error)):
                 _log.warning("takeover.outage", "Cannot look for tasks of the dead: %s", error, error=str(error))
             self._heartbeat.report_failure(f"cannot look for tasks of the dead: {error}")
             pause_s = OUTAGE_PAUSE_S
@@ -197,7 +197,9 @@ class TakeOver:
             self._taken.add(event_id)
 
     def _write_notes(self) -> None:
-        notes = [Note(task.event.event_id, task.owner, states, why) for task, states, why in self._ledger.take_notes()]
+        notes = [
+            Note(task.event.event_id, task.owner, states, reason) for task, states, reason in self._ledger.take_notes()
+        ]
         if notes:
             self._stream.write_notes(notes)
 

@@ -38,7 +38,7 @@ class Watch:
         self._changed = changed
         self._version = ""  # empty: list again
         self._short = 0
-        self._seldom = logs.Seldom()
+        self._limited = logs.RateLimited()
 
     def run(self) -> None:
         """Until the stop. Raises Stopping."""
@@ -94,7 +94,7 @@ class Watch:
             _log.info("watch.expired", "The watch's version is too old; listing again")
             self._metrics.watch_reconnects.inc("expired")
         except (Unavailable, ClusterRejected) as error:
-            if not self._stop.is_set() and self._seldom.is_due(str(error)):
+            if not self._stop.is_set() and self._limited.is_due(str(error)):
                 _log.warning("watch.broken", "The watch broke off; listing again: %s", error, error=str(error))
             self._metrics.watch_reconnects.inc("unreachable")
             self._heartbeat.report_failure(f"the watch broke off: {error}")

@@ -28,7 +28,7 @@ from ottoscaler.flow.dead_letters import report
 from ottoscaler.flow.owned_tasks import WorkerRun
 from ottoscaler.flow.parts import Parts
 from ottoscaler.flow.registry import Waiter
-from ottoscaler.ports import Answer, Created, Fate
+from ottoscaler.ports import Answer, Created, Status
 
 #: After our own code has failed on a worker so often, it is ended as Poison.
 MAX_FAILURES: Final = 5
@@ -52,8 +52,8 @@ class Runner:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._say = _Story(parts)
-        self._seldom = logs.Seldom()
+        self._worker_log = WorkerLog(parts)
+        self._limited = logs.RateLimited()
         self._pump: Callable[[], None] = lambda: None
 
     def connect(self, pump: Callable[[], None]) -> None:
@@ -86,7 +86,7 @@ class Runner:
 
     def follow(self, run: WorkerRun) -> Waiter:
         """A worker's steps are made inside a `with` block of this: subscribed to its pod."""
-        return self._parts.registry.expect(run.task.hash, run.life.index, run.life.pod)
+        return self._parts.registry.subscribe(run.task.hash, run.life.index, run.life.pod)
 
     def step(self, run: WorkerRun, wait: Wait) -> bool:
         """Carry out one effect; False when the thread is to let go of the worker. Raises nothing.
@@ -100,9 +100,9 @@ class Runner:
             return False
         except Unavailable as error:
             name = pod_name(run.key)
-            if self._seldom.is_due(str(error)):
+            if self._limited.is_due(str(error)):
                 _log.warning("worker.outage", "Waiting with %s: %s", name, error, pod=name, error=str(error))
-            parts.ledger.note(run, why=str(error))
+            parts.ledger.note(run, reason=str(error))
             parts.ledger.pause(run, parts.clock.now() + OUTAGE_PAUSE_S)
         except Exception as error:  # the top of a pool thread: a defect of ours must end as a result, not in silence
             self._failed(run, error)
@@ -119,9 +119,9 @@ class Runner:
             case effects.Intend() if not ledger.holds_room(run):
                 ledger.pause(run, now)
                 return False
-            case effects.End(why):
-                _log.debug("worker.ended", "Nothing is left to do for %s: %s", pod_name(run.key), why)
-                self._end(run, why)
+            case effects.End(reason):
+                _log.debug("worker.ended", "Nothing is left to do for %s: %s", pod_name(run.key), reason)
+                self._end(run, reason)
                 return False
             case effects.Await(until):
                 run.awaits_pod = True
@@ -142,20 +142,20 @@ class Runner:
             parts.ledger.spared(run)
         if not run.life.may_have_unseen_pod and parts.ledger.settled(run):
             self._pump()
-        why = run.life.waits_for
-        if why != before.waits_for:
-            parts.ledger.note(run, why=why)
+        reason = run.life.waits_for
+        if reason != before.waits_for:
+            parts.ledger.note(run, reason=reason)
         elif run.life.state != before.state or run.life.attempt != before.attempt:
             parts.ledger.note(run)
-        self._say.step(run, before, observation)
+        self._worker_log.step(run, before, observation)
 
-    def _end(self, run: WorkerRun, why: str) -> None:
+    def _end(self, run: WorkerRun, reason: str) -> None:
         ledger, event_id, owner = self._parts.ledger, run.task.event.event_id, run.task.owner
         # where another worker of the task was first, that one has logged it
-        if why == lifecycle.NOT_OURS and ledger.drop(event_id, owner):
+        if reason == lifecycle.NOT_OURS and ledger.drop(event_id, owner):
             _log.warning("task.lost", "Task %s was taken over by another process", event_id)
         if run.life.pod is not None and run.life.pod.altered:
-            self._parts.registry.forget(run.life.pod.key)  # no watch would ever say that it is gone
+            self._parts.registry.delete(run.life.pod.key)  # no watch would ever say that it is gone
         ledger.ended(run)
 
     def _failed(self, run: WorkerRun, error: Exception) -> None:
@@ -240,13 +240,13 @@ class Runner:
             instance=parts.settings.instance,
             namespace=parts.settings.kube.namespace,
         )
-        self._say.creating(run)
+        self._worker_log.creating(run)
         try:
             answer = parts.cluster.create(body)
         except ClusterRejected as error:
             return observations.RejectedPod(str(error))
         except ClusterUnavailable as error:
-            parts.ledger.note(run, why=str(error))
+            parts.ledger.note(run, reason=str(error))
             if error.unclear:
                 _log.warning(
                     "worker.unclear",
@@ -259,7 +259,7 @@ class Runner:
         if answer is Created.ALREADY_THERE:
             return observations.AlreadyThere()
         parts.metrics.pods_created.inc()
-        parts.registry.learn(answer)
+        parts.registry.upsert(answer)
         return observations.Seen(answer)
 
     def _look(self, run: WorkerRun, *, live: bool) -> Observation:
@@ -267,7 +267,7 @@ class Runner:
         pod = None if live else parts.registry.get(run.key)
         pod = pod or parts.retries.call("look at a pod", lambda: parts.cluster.get(pod_name(run.key)))
         if pod is None:
-            parts.registry.forget(run.key)
+            parts.registry.delete(run.key)
             return observations.Absent()
         event_id, instance, known = run.task.event.event_id, parts.settings.instance, run.life.pod
         if (pod.event_id, pod.instance, pod.key) != (event_id, instance, run.key):
@@ -276,7 +276,7 @@ class Runner:
             # the UID says that it is ours, whatever somebody has made of its labels and annotations
             altered = known.altered or pod.altered or "the pod's labels and annotations were changed"
             pod = replace(pod, event_id=event_id, instance=instance, key=run.key, altered=altered)
-        parts.registry.learn(pod)
+        parts.registry.upsert(pod)
         return observations.Seen(pod)
 
     def _delete(self, pod: Snapshot, resource_version: str | None, grace_s: int | None = None) -> bool:
@@ -303,23 +303,23 @@ class Runner:
             "record a result",
             lambda: parts.stream.record(task.event.event_id, task.owner, index, attempt=effect.attempt, fields=fields),
         )
-        if answer.fate in (Fate.OK, Fate.KNOWN):
+        if answer.status in (Status.OK, Status.KNOWN):
             verdict = decided(effect.verdict, answer.termination)
             parts.ledger.recorded(run, verdict)
-        if answer.fate is Fate.OK:
-            self._say.recorded(run, verdict, effect.pod, parts.clock.now())
+        if answer.status is Status.OK:
+            self._worker_log.recorded(run, verdict, effect.pod, parts.clock.now())
             if answer.dead:
                 event = task.event
                 bad = BadEvent(DeadReason.POISON, answer.dead, event.event_id, event.task_id)
                 report(parts.metrics, bad, event.stream_id)
             if answer.finished:
                 _log.info("task.finished", answer.finished, duration_s=round(now - task.received_mono, 3))
-        if answer.fate is Fate.KNOWN:
+        if answer.status is Status.KNOWN:
             return observations.Done()
         return _observation(answer) or observations.Done()
 
 
-class _Story:
+class WorkerLog:
     """What the log says of a worker's life, and the figures that go with it. Any thread."""
 
     def __init__(self, parts: Parts) -> None:
@@ -353,10 +353,12 @@ class _Story:
             old = pod_name(replace(run.key, attempt=before.attempt))
             _log.warning("worker.retried", "%s ended; trying again as %s", old, name, pod=name, attempt=life.attempt)
         if isinstance(life.todo, effects.StoreTermination):
-            reason, why = life.todo.termination.reason, life.todo.termination.message
+            reason, detail = life.todo.termination.reason, life.todo.termination.message
             if life.pod is not None and life.pod.ended:
-                why += "; other containers outlived it by TERMINATION_GRACE_S"
-            _log.warning("worker.terminating", "Ending %s: %s (%s)", name, reason, why, pod=name, attempt=life.attempt)
+                detail += "; other containers outlived it by TERMINATION_GRACE_S"
+            _log.warning(
+                "worker.terminating", "Ending %s: %s (%s)", name, reason, detail, pod=name, attempt=life.attempt
+            )
 
     def recorded(self, run: WorkerRun, verdict: Verdict, pod: Snapshot | None, now: float) -> None:
         """After a result was stored for the first time: this one."""
@@ -380,13 +382,13 @@ def _nothing_to_await(_attempt: int, _until: float | None) -> Observation:
 
 def _observation(answer: Answer) -> Observation | None:
     """What an answer says beyond "done"; None if it is just that."""
-    match answer.fate:
-        case Fate.NOT_OURS:
+    match answer.status:
+        case Status.NOT_OURS:
             return observations.NotOurs()
-        case Fate.HAS_RESULT:
+        case Status.HAS_RESULT:
             return observations.HasResult()
-        case Fate.OLD_ATTEMPT:
+        case Status.OLD_ATTEMPT:
             return observations.OldAttempt()
-        case Fate.CANCELLED if answer.termination is not None:
+        case Status.CANCELLED if answer.termination is not None:
             return observations.Cancelled(answer.termination, answer.attempt)
     return None

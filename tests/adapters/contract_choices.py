@@ -8,7 +8,7 @@ from ottoscaler.core.choice import Blocker, Choice, Claim, Victim
 from ottoscaler.core.events import BadEvent
 from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Reason
-from ottoscaler.ports import Fate, StoredWorker, Stream
+from ottoscaler.ports import Status, StoredWorker, Stream
 from tests.adapters.streams import (
     LATE_ID,
     StreamAdmin,
@@ -217,7 +217,7 @@ class TestSparing:
         stream.doom("e-1", None, 1, cancel(by, drain=True))
         fields = result_of(task, reason=reason) | {"started_at": "then", "exit_code": "1"}
         answer = stream.record("e-1", task.owner, 1, attempt=1, fields=fields)
-        assert (answer.fate, answer.termination) == (Fate.OK, None)
+        assert (answer.status, answer.termination) == (Status.OK, None)
         assert admin.results() == [fields]
         assert reloaded(stream, "e-1").workers[1].spared == ("down-1",)
 

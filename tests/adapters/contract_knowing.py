@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ottoscaler.core.choice import Blocker, Choice, Victim
 from ottoscaler.core.verdicts import Reason
-from ottoscaler.ports import Fate, OpenTask, StoredWorker, Stream
+from ottoscaler.ports import OpenTask, Status, StoredWorker, Stream
 from tests.adapters.streams import (
     LATE_ID,
     StreamAdmin,
@@ -60,7 +60,7 @@ class TestAdopting:
         taken = stream.take("e-1", same_consumer=False)
         stream.adopt(task.event, {1: 7})
         assert taken is not None
-        assert stream.check("e-1", taken.owner, 1, 1).fate is Fate.OK
+        assert stream.check("e-1", taken.owner, 1, 1).status is Status.OK
         assert reloaded(stream, "e-1").workers[1].attempt == 1
 
     def test_the_event_sent_again_is_known(self, stream: Stream, admin: StreamAdmin) -> None:
@@ -210,4 +210,4 @@ class TestKnowing:
     def test_a_token_is_a_secret_of_nobody(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
         """Ownership is the token, not the connection: another stream of ours may write with it."""
         task = opened(stream, admin, event_id="e-1")
-        assert intend(other, owned_by(task, task.owner)).fate is Fate.OK
+        assert intend(other, owned_by(task, task.owner)).status is Status.OK

@@ -13,7 +13,7 @@ from ottoscaler.core.events import BadEvent, DeadReason
 from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.errors import StreamUnavailable
-from ottoscaler.ports import Fate, OpenTask, StoredWorker, Stream
+from ottoscaler.ports import OpenTask, Status, StoredWorker, Stream
 from tests.adapters.streams import (
     StreamAdmin,
     StreamFactory,
@@ -39,13 +39,13 @@ Write = Callable[[Stream, str, str], object]
 _TERMINATION = Termination(Reason.PENDING_TIMEOUT, "late", 1)
 #: Every write that shows an owner token, with the answer for one that is not the owner.
 WRITES: dict[str, Write] = {
-    "intend": lambda s, e, o: s.intend(e, o, 1, attempt=1, infra_used=0, pod="p").fate,
-    "note_refused": lambda s, e, o: s.note_refused(e, o, 1, 1).fate,
-    "check": lambda s, e, o: s.check(e, o, 1, 1).fate,
-    "doom": lambda s, e, o: s.doom(e, o, 1, _TERMINATION).fate,
-    "withdraw": lambda s, e, o: s.withdraw(e, o, 1, _TERMINATION).fate,
-    "record": lambda s, e, o: s.record(e, o, 1, attempt=1, fields={"outcome": "succeeded", "reason": "x"}).fate,
-    "finish_scale_down": lambda s, e, o: s.finish_scale_down(e, o, {"kind": "scale_down"}).fate,
+    "intend": lambda s, e, o: s.intend(e, o, 1, attempt=1, infra_used=0, pod="p").status,
+    "note_refused": lambda s, e, o: s.note_refused(e, o, 1, 1).status,
+    "check": lambda s, e, o: s.check(e, o, 1, 1).status,
+    "doom": lambda s, e, o: s.doom(e, o, 1, _TERMINATION).status,
+    "withdraw": lambda s, e, o: s.withdraw(e, o, 1, _TERMINATION).status,
+    "record": lambda s, e, o: s.record(e, o, 1, attempt=1, fields={"outcome": "succeeded", "reason": "x"}).status,
+    "finish_scale_down": lambda s, e, o: s.finish_scale_down(e, o, {"kind": "scale_down"}).status,
 }
 
 
@@ -161,7 +161,7 @@ class TestLeases:
         task = opened(stream, admin, event_id="e-1")
         other.release({"e-1": "c2/boot-1/1", "never": "c2/boot-1/1"})
         assert other.expired(same_consumer=False) == []
-        assert stream.check("e-1", task.owner, 1, 1).fate is Fate.OK
+        assert stream.check("e-1", task.owner, 1, 1).status is Status.OK
 
 
 class TestTakingOver:
@@ -219,7 +219,7 @@ class TestTakingOver:
         """A thread that was paused too long finds out at its next script."""
         task = opened(stream, admin, event_id="e-1")
         taken_over(other, admin, task)
-        assert WRITES[write](stream, "e-1", task.owner) is Fate.NOT_OURS
+        assert WRITES[write](stream, "e-1", task.owner) is Status.NOT_OURS
         assert (admin.results(), admin.open_ids()) == ([], {"e-1"})
 
     @pytest.mark.parametrize("write", WRITES)
@@ -234,16 +234,16 @@ class TestTakingOver:
         task = opened(stream, admin, event_id="e-1")
         taken = taken_over(stream, admin, task)
         assert taken.owner == "c1/boot-1/2"
-        assert intend(stream, task).fate is Fate.NOT_OURS
-        assert intend(stream, taken).fate is Fate.OK
+        assert intend(stream, task).status is Status.NOT_OURS
+        assert intend(stream, taken).status is Status.OK
 
     def test_lets_the_new_owner_go_on(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
         """With the new token everything works, and the result is the task's only one."""
         task = opened(stream, admin, event_id="e-1", pod_count="2")
         record(stream, task, 1)
         taken = taken_over(other, admin, task)
-        assert record(other, taken, 2).fate is Fate.OK
-        assert record(stream, task, 2).fate is Fate.KNOWN
+        assert record(other, taken, 2).status is Status.OK
+        assert record(stream, task, 2).status is Status.KNOWN
         assert [result["outcome"] for result in admin.results("task")] == ["succeeded"]
 
 
@@ -267,7 +267,7 @@ class TestRestart:
         """The replaced process sees at its renewal who it was replaced by."""
         task = opened(stream, admin, event_id="e-1")
         stream_factory("c1", boot="boot-2").take("e-1", same_consumer=True)
-        assert intend(stream, task).fate is Fate.NOT_OURS
+        assert intend(stream, task).status is Status.NOT_OURS
         assert stream.renew({"e-1": task.owner}).lost == {"e-1": "c1/boot-2/2"}
 
     def test_takes_them_only_when_it_means_to(
@@ -307,7 +307,7 @@ class TestRestart:
             assert other.take("e-1", same_consumer=True) is None
             assert other.take("e-1", same_consumer=False) is None
         assert stream.owned() == ["e-1"]
-        assert intend(stream, task).fate is Fate.OK
+        assert intend(stream, task).status is Status.OK
 
 
 class TestPoison:
@@ -338,7 +338,7 @@ class TestPoison:
             0,
             None,
         )
-        assert record(stream, taken, 2, attempt=0, reason=Reason.ERROR).fate is Fate.OK
+        assert record(stream, taken, 2, attempt=0, reason=Reason.ERROR).status is Status.OK
         assert [result["reason"] for result in admin.results("task")] == ["Poison"]
 
     def test_leaves_one_dead_letter(self, stream: Stream, admin: StreamAdmin) -> None:

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from ottoscaler.core.verdicts import Reason
-from ottoscaler.ports import Answer, Fate, Stream
+from ottoscaler.ports import Answer, Status, Stream
 from tests.adapters.streams import (
     RESULT_MAXLEN,
     TASK_TTL_S,
@@ -33,7 +33,7 @@ class TestRecording:
     def test_is_published_and_kept(self, stream: Stream, admin: StreamAdmin) -> None:
         """The entry of the result stream; the same in the task hash, which has what all results carry only once."""
         task = opened(stream, admin, event_id="e-1", pod_count="2", repository="a/b")
-        assert record(stream, task).fate is Fate.OK
+        assert record(stream, task).status is Status.OK
         assert admin.results() == [result_of(task)]
         own = {name: text for name, text in result_of(task).items() if name != "repository"}
         assert json.loads(admin.task("e-1")["worker:1"]) == own
@@ -42,20 +42,20 @@ class TestRecording:
         """After a lost answer, and whatever comes later."""
         task = opened(stream, admin, pod_count="2")
         record(stream, task)
-        assert record(stream, task).fate is Fate.KNOWN
-        assert record(stream, task, reason=Reason.ERROR).fate is Fate.KNOWN
+        assert record(stream, task).status is Status.KNOWN
+        assert record(stream, task, reason=Reason.ERROR).status is Status.KNOWN
         assert [result["outcome"] for result in admin.results()] == ["succeeded"]
 
     def test_of_many_threads_one_is_heard(self, stream: Stream, admin: StreamAdmin) -> None:
         """The reconciler and the worker's thread may see the same end."""
         task = opened(stream, admin, event_id="e-1")
-        fates: list[Fate] = []
-        threads = [threading.Thread(target=lambda: fates.append(record(stream, task).fate)) for _ in range(8)]
+        statuses: list[Status] = []
+        threads = [threading.Thread(target=lambda: statuses.append(record(stream, task).status)) for _ in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(10)
-        assert sorted(fate.name for fate in fates) == ["KNOWN"] * 7 + ["OK"]
+        assert sorted(status.name for status in statuses) == ["KNOWN"] * 7 + ["OK"]
         assert [result["kind"] for result in admin.results()] == ["worker", "task"]
 
     def test_of_an_old_attempt_is_refused(self, stream: Stream, admin: StreamAdmin) -> None:
@@ -63,7 +63,7 @@ class TestRecording:
         task = opened(stream, admin)
         intend(stream, task, attempt=2)
         answer = record(stream, task, attempt=1)
-        assert (answer.fate, answer.attempt) == (Fate.OLD_ATTEMPT, 2)
+        assert (answer.status, answer.attempt) == (Status.OLD_ATTEMPT, 2)
         assert admin.results() == []
 
     @pytest.mark.contract("5.ScaledDown")
@@ -73,7 +73,7 @@ class TestRecording:
         task = opened(stream, admin, event_id="e-1", pod_count="2")
         intend(stream, task)
         stream.doom("e-1", None, 1, cancel())
-        assert record(stream, task, reason=reason) == Answer(Fate.OK, cancel(), 1)
+        assert record(stream, task, reason=reason) == Answer(Status.OK, cancel(), 1)
         [result] = admin.results()
         told = {"outcome": "cancelled", "reason": "ScaledDown", "fault": "none", "message": "asked for by down-1"}
         assert result == result_of(task, 1, 1, reason) | told
@@ -86,8 +86,8 @@ class TestRecording:
         superseded = cancel(Reason.SUPERSEDED)
         for index in (1, 2):
             stream.doom("e-1", None, index, superseded)
-        assert record(stream, task, 1, attempt=0, reason=Reason.SUPERSEDED).fate is Fate.OK
-        assert record(stream, task, 2, attempt=1, reason=Reason.POD_LOST).fate is Fate.OK
+        assert record(stream, task, 1, attempt=0, reason=Reason.SUPERSEDED).status is Status.OK
+        assert record(stream, task, 2, attempt=1, reason=Reason.POD_LOST).status is Status.OK
         assert [result["reason"] for result in admin.results("worker")] == ["Superseded", "Superseded"]
 
     def test_a_cancel_is_recorded_under_any_attempt(self, stream: Stream, admin: StreamAdmin) -> None:
@@ -95,7 +95,7 @@ class TestRecording:
         task = opened(stream, admin, event_id="e-1")
         intend(stream, task, attempt=2)
         stream.doom("e-1", None, 1, cancel())
-        assert record(stream, task, attempt=1, reason=Reason.ERROR).fate is Fate.OK
+        assert record(stream, task, attempt=1, reason=Reason.ERROR).status is Status.OK
         assert [result["reason"] for result in admin.results()] == ["ScaledDown", "ScaledDown"]
 
     @pytest.mark.contract("5.Completed")
@@ -205,8 +205,8 @@ class TestScaleDown:
         """And the task is closed by it."""
         task = opened(stream, admin, type="scale_down", task_id="t-1", event_id="d-1", repository="a/b")
         fields = {"kind": "scale_down", "event_id": "d-1", "task_id": "t-1", "outcome": "succeeded"}
-        assert stream.finish_scale_down("d-1", task.owner, fields).fate is Fate.OK
-        assert stream.finish_scale_down("d-1", task.owner, fields).fate is Fate.KNOWN
+        assert stream.finish_scale_down("d-1", task.owner, fields).status is Status.OK
+        assert stream.finish_scale_down("d-1", task.owner, fields).status is Status.KNOWN
         assert admin.results() == [fields | {"repository": "a/b"}]
         assert (admin.open_ids(), admin.task("d-1")["state"]) == (set(), "finished")
         assert admin.expires_in("d-1") is not None

@@ -10,7 +10,7 @@ import pytest
 from ottoscaler.core.choice import Blocker
 from ottoscaler.core.events import BadEvent, DeadReason, digest, parse
 from ottoscaler.errors import StreamUnavailable
-from ottoscaler.ports import Entry, Fate, Stream
+from ottoscaler.ports import Entry, Status, Stream
 from tests.adapters.streams import (
     OLD_ID,
     StreamAdmin,
@@ -432,4 +432,4 @@ class TestBurying:
         assert told is not None
         assert told.reason is DeadReason.CONFLICT
         assert (len(admin.dead_letters()), admin.results(), admin.open_ids()) == (1, [], {"e-1"})
-        assert intend(stream, task).fate is Fate.OK
+        assert intend(stream, task).status is Status.OK

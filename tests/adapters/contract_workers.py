@@ -8,7 +8,7 @@ import pytest
 
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.errors import StreamUnavailable
-from ottoscaler.ports import Answer, Fate, OpenTask, StoredWorker, Stream
+from ottoscaler.ports import Answer, OpenTask, Status, StoredWorker, Stream
 from tests.adapters.streams import StreamAdmin, cancel, end, intend, note_states, note_why, opened, record, reloaded
 
 __all__ = ["TestCancels", "TestIntending", "TestShowing", "TestTerminations"]
@@ -25,7 +25,7 @@ class TestIntending:
     def test_stores_the_attempt(self, stream: Stream, admin: StreamAdmin) -> None:
         """With the retries that the platform used up, and for operators with the pod's name."""
         task = opened(stream, admin, event_id="e-1")
-        assert intend(stream, task, attempt=2, infra_used=1) == Answer(Fate.OK, None, 2)
+        assert intend(stream, task, attempt=2, infra_used=1) == Answer(Status.OK, None, 2)
         assert stored(stream, task) == StoredWorker(1, attempt=2, infra_used=1)
         shown = admin.task("e-1")
         assert shown["state"] == "running"
@@ -42,14 +42,14 @@ class TestIntending:
         task = opened(stream, admin)
         intend(stream, task, attempt=2)
         answer = intend(stream, task, attempt=1)
-        assert (answer.fate, answer.attempt) == (Fate.OLD_ATTEMPT, 2)
+        assert (answer.status, answer.attempt) == (Status.OLD_ATTEMPT, 2)
         assert stored(stream, task).attempt == 2
 
     def test_is_refused_where_there_is_a_result(self, stream: Stream, admin: StreamAdmin) -> None:
         """What has ended is not started again."""
         task = opened(stream, admin, pod_count="2")
         record(stream, task)
-        assert intend(stream, task, attempt=2).fate is Fate.HAS_RESULT
+        assert intend(stream, task, attempt=2).status is Status.HAS_RESULT
 
     @pytest.mark.parametrize("attempt", [0, 2])
     def test_is_refused_when_cancelled(self, stream: Stream, admin: StreamAdmin, attempt: int) -> None:
@@ -58,7 +58,7 @@ class TestIntending:
         if attempt:
             intend(stream, task, attempt=attempt)
         stream.doom("e-1", None, 1, cancel())
-        assert intend(stream, task, attempt=attempt + 1) == Answer(Fate.CANCELLED, cancel(), attempt)
+        assert intend(stream, task, attempt=attempt + 1) == Answer(Status.CANCELLED, cancel(), attempt)
         assert stored(stream, task).attempt == attempt
 
     def test_is_refused_for_the_attempt_that_is_terminated(self, stream: Stream, admin: StreamAdmin) -> None:
@@ -66,22 +66,22 @@ class TestIntending:
         task = opened(stream, admin, event_id="e-1")
         intend(stream, task)
         stream.doom("e-1", task.owner, 1, end(1))
-        assert intend(stream, task) == Answer(Fate.CANCELLED, end(1), 1)
+        assert intend(stream, task) == Answer(Status.CANCELLED, end(1), 1)
 
     def test_of_the_next_attempt_clears_the_termination_of_the_last(self, stream: Stream, admin: StreamAdmin) -> None:
         """A termination that is no cancel ends with its attempt."""
         task = opened(stream, admin, event_id="e-1")
         intend(stream, task)
         stream.doom("e-1", task.owner, 1, end(1))
-        assert intend(stream, task, attempt=2).fate is Fate.OK
-        assert stream.check("e-1", task.owner, 1, 1) == Answer(Fate.OK)
+        assert intend(stream, task, attempt=2).status is Status.OK
+        assert stream.check("e-1", task.owner, 1, 1) == Answer(Status.OK)
 
     def test_a_refused_pod_is_noted(self, stream: Stream, admin: StreamAdmin) -> None:
         """Whoever takes over knows that there is nothing to look for; the next intent clears it."""
         task = opened(stream, admin, event_id="e-1")
         intend(stream, task)
         for _ in range(2):
-            assert stream.note_refused("e-1", task.owner, 1, 1).fate is Fate.OK
+            assert stream.note_refused("e-1", task.owner, 1, 1).status is Status.OK
             assert stored(stream, task) == StoredWorker(1, attempt=1, refused=True)
         assert json.loads(admin.task("e-1")["worker:1"]) == {"state": "waiting", "attempt": 1, "pod": ""}
         intend(stream, task)
@@ -102,15 +102,15 @@ class TestTerminations:
         """The usual case, right after a create."""
         task = opened(stream, admin, event_id="e-1")
         intend(stream, task)
-        assert stream.check("e-1", task.owner, 1, 1) == Answer(Fate.OK)
+        assert stream.check("e-1", task.owner, 1, 1) == Answer(Status.OK)
 
     def test_is_stored_and_told(self, stream: Stream, admin: StreamAdmin) -> None:
         """Reason, message, attempt, drain and who asked for it."""
         task = opened(stream, admin, event_id="e-1")
         intend(stream, task)
         for _ in range(2):
-            assert stream.doom("e-1", task.owner, 1, end(1)) == Answer(Fate.OK, end(1))
-        assert stream.check("e-1", task.owner, 1, 1) == Answer(Fate.OK, end(1))
+            assert stream.doom("e-1", task.owner, 1, end(1)) == Answer(Status.OK, end(1))
+        assert stream.check("e-1", task.owner, 1, 1) == Answer(Status.OK, end(1))
         assert stored(stream, task).termination == end(1)
 
     def test_the_first_of_an_attempt_holds(self, stream: Stream, admin: StreamAdmin) -> None:
@@ -119,24 +119,24 @@ class TestTerminations:
         intend(stream, task)
         stream.doom("e-1", task.owner, 1, end(1))
         later = stream.doom("e-1", task.owner, 1, end(1, Reason.UNSCHEDULABLE))
-        assert later == Answer(Fate.OK, end(1))
+        assert later == Answer(Status.OK, end(1))
 
     @pytest.mark.parametrize("attempt", [1, 3])
     def test_of_another_attempt_is_refused(self, stream: Stream, admin: StreamAdmin, attempt: int) -> None:
         """Only the stored attempt's pod can be ended."""
         task = opened(stream, admin, event_id="e-1")
         intend(stream, task, attempt=2)
-        assert stream.doom("e-1", task.owner, 1, end(attempt)).fate is Fate.OLD_ATTEMPT
+        assert stream.doom("e-1", task.owner, 1, end(attempt)).status is Status.OLD_ATTEMPT
         assert stored(stream, task).termination is None
 
     def test_comes_too_late_for_a_result(self, stream: Stream, admin: StreamAdmin) -> None:
         """So do check and withdraw, and a cancel of another replica."""
         task = opened(stream, admin, event_id="e-1", pod_count="2")
         record(stream, task)
-        assert stream.doom("e-1", task.owner, 1, end(1)).fate is Fate.HAS_RESULT
-        assert stream.doom("e-1", None, 1, cancel()).fate is Fate.HAS_RESULT
-        assert stream.check("e-1", task.owner, 1, 1).fate is Fate.HAS_RESULT
-        assert stream.withdraw("e-1", task.owner, 1, end(1)).fate is Fate.HAS_RESULT
+        assert stream.doom("e-1", task.owner, 1, end(1)).status is Status.HAS_RESULT
+        assert stream.doom("e-1", None, 1, cancel()).status is Status.HAS_RESULT
+        assert stream.check("e-1", task.owner, 1, 1).status is Status.HAS_RESULT
+        assert stream.withdraw("e-1", task.owner, 1, end(1)).status is Status.HAS_RESULT
 
     def test_is_withdrawn_when_the_pod_has_started(self, stream: Stream, admin: StreamAdmin) -> None:
         """Once, or twice after a lost answer."""
@@ -144,7 +144,7 @@ class TestTerminations:
         intend(stream, task)
         stream.doom("e-1", task.owner, 1, end(1))
         for _ in range(2):
-            assert stream.withdraw("e-1", task.owner, 1, end(1)) == Answer(Fate.OK)
+            assert stream.withdraw("e-1", task.owner, 1, end(1)) == Answer(Status.OK)
         assert stored(stream, task).termination is None
 
     def test_withdrawing_spares_any_other(self, stream: Stream, admin: StreamAdmin) -> None:
@@ -153,7 +153,7 @@ class TestTerminations:
         intend(stream, task)
         stream.doom("e-1", task.owner, 1, end(1))
         stream.doom("e-1", None, 1, cancel())
-        assert stream.withdraw("e-1", task.owner, 1, end(1)) == Answer(Fate.OK, cancel())
+        assert stream.withdraw("e-1", task.owner, 1, end(1)) == Answer(Status.OK, cancel())
         assert stored(stream, task).termination == cancel()
 
 
@@ -163,8 +163,8 @@ class TestCancels:
     def test_come_from_any_replica(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
         """The owner need not be known."""
         task = opened(stream, admin, event_id="e-1")
-        assert other.doom("e-1", None, 1, cancel()) == Answer(Fate.OK, cancel())
-        assert stream.check("e-1", task.owner, 1, 1) == Answer(Fate.OK, cancel())
+        assert other.doom("e-1", None, 1, cancel()) == Answer(Status.OK, cancel())
+        assert stream.check("e-1", task.owner, 1, 1) == Answer(Status.OK, cancel())
 
     def test_of_unknown_tasks_are_refused(self, stream: Stream) -> None:
         """Nothing is stored for a task that is not there: Redis was wiped, and its owner restores it."""
@@ -192,29 +192,29 @@ class TestCancels:
         task = opened(stream, admin, event_id="e-1")
         held = cancel(by="down-1", drain=True)
         stream.doom("e-1", None, 1, held)
-        assert stream.withdraw("e-1", task.owner, 1, cancel(by="down-2", drain=True)) == Answer(Fate.OK, held)
+        assert stream.withdraw("e-1", task.owner, 1, cancel(by="down-2", drain=True)) == Answer(Status.OK, held)
 
     def test_override_other_terminations_and_not_the_other_way_round(self, stream: Stream, admin: StreamAdmin) -> None:
         """A cancel forbids new attempts, a deadline does not."""
         task = opened(stream, admin, event_id="e-1")
         intend(stream, task)
         stream.doom("e-1", task.owner, 1, end(1))
-        assert stream.doom("e-1", None, 1, cancel()) == Answer(Fate.OK, cancel())
-        assert stream.doom("e-1", task.owner, 1, end(1)) == Answer(Fate.OK, cancel())
+        assert stream.doom("e-1", None, 1, cancel()) == Answer(Status.OK, cancel())
+        assert stream.doom("e-1", task.owner, 1, end(1)) == Answer(Status.OK, cancel())
 
     def test_the_first_holds(self, stream: Stream, admin: StreamAdmin) -> None:
         """Two scale_downs over one worker: the first one had it."""
         opened(stream, admin, event_id="e-1")
         stream.doom("e-1", None, 1, cancel(by="down-1"))
-        assert stream.doom("e-1", None, 1, cancel(by="down-2")) == Answer(Fate.OK, cancel(by="down-1"))
+        assert stream.doom("e-1", None, 1, cancel(by="down-2")) == Answer(Status.OK, cancel(by="down-1"))
 
     def test_kill_overrides_drain_and_not_the_other_way_round(self, stream: Stream, admin: StreamAdmin) -> None:
         """drain spares who has started, kill nobody."""
         task = opened(stream, admin, event_id="e-1")
         drain, kill = cancel(by="down-1", drain=True), cancel(by="down-2")
         stream.doom("e-1", None, 1, drain)
-        assert stream.doom("e-1", None, 1, kill) == Answer(Fate.OK, kill)
-        assert stream.doom("e-1", None, 1, drain) == Answer(Fate.OK, kill)
+        assert stream.doom("e-1", None, 1, kill) == Answer(Status.OK, kill)
+        assert stream.doom("e-1", None, 1, drain) == Answer(Status.OK, kill)
         assert stored(stream, task).termination == kill
 
     def test_a_drain_that_was_survived_does_not_come_back(self, stream: Stream, admin: StreamAdmin) -> None:
@@ -223,16 +223,16 @@ class TestCancels:
         drain = cancel(by="down-1", drain=True)
         stream.doom("e-1", None, 1, drain)
         stream.withdraw("e-1", task.owner, 1, drain)
-        assert stream.doom("e-1", None, 1, drain) == Answer(Fate.OK)
+        assert stream.doom("e-1", None, 1, drain) == Answer(Status.OK)
         assert stored(stream, task).termination is None
         again = cancel(by="down-2", drain=True)
-        assert stream.doom("e-1", None, 1, again) == Answer(Fate.OK, again)
+        assert stream.doom("e-1", None, 1, again) == Answer(Status.OK, again)
 
     def test_do_not_touch_the_neighbours(self, stream: Stream, admin: StreamAdmin) -> None:
         """Worker 1 is not worker 11."""
         task = opened(stream, admin, event_id="e-1", pod_count="11")
         stream.doom("e-1", None, 11, cancel())
-        assert stream.check("e-1", task.owner, 1, 1) == Answer(Fate.OK)
+        assert stream.check("e-1", task.owner, 1, 1) == Answer(Status.OK)
 
 
 class TestShowing:

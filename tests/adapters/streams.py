@@ -191,4 +191,4 @@ def note_states(stream: Stream, event_id: str, owner: str, states: Mapping[int, 
 
 def note_why(stream: Stream, event_id: str, owner: str, why: str, next_at: str) -> None:
     """Show why a task stands where it stands."""
-    stream.write_notes([Note(event_id, owner, why=why, next_at=next_at)])
+    stream.write_notes([Note(event_id, owner, reason=why, next_at=next_at)])

@@ -336,7 +336,7 @@ def _withdraw(rig: Rig) -> Call:
 def _recording(rig: Rig, count: str, reason: Reason = Reason.COMPLETED) -> Call:
     task = _task(rig, pod_count=count)
     intend(rig.strong, task)
-    return lambda: record(rig.weak, task, reason=reason).fate
+    return lambda: record(rig.weak, task, reason=reason).status
 
 
 @situation
@@ -413,7 +413,7 @@ def _clear_place(rig: Rig) -> Call:
 def _finish(rig: Rig) -> Call:
     task = _task(rig, type="scale_down", task_id="t")
     fields = {"kind": "scale_down", "event_id": "e-1"}
-    return lambda: rig.weak.finish_scale_down("e-1", task.owner, fields).fate
+    return lambda: rig.weak.finish_scale_down("e-1", task.owner, fields).status
 
 
 @situation

@@ -11,7 +11,7 @@ import redis
 
 from ottoscaler.adapters.stream import RedisStream
 from ottoscaler.core.events import ScaleEvent, digest, parse
-from ottoscaler.core.lifecycle import Life
+from ottoscaler.core.lifecycle import begin
 from ottoscaler.flow.owned_tasks import WorkerRun
 from ottoscaler.ports import OpenTask
 from ottoscaler.settings import KeySettings, RedisSettings
@@ -79,7 +79,7 @@ def test_no_lease_of_a_living_owner_runs_out(near: int) -> None:
     ):
         plain: Any = client
         plain.zadd("otto:scale:open", {f"d-{number}": 1 for number in range(DEAD)})
-        runs = [WorkerRun(rig.ledger.add(task), Life(1)) for task in tasks]
+        runs = [WorkerRun(rig.ledger.add(task), begin(1)) for task in tasks]
         overdue: list[str] = []
         over = threading.Event()
         watcher = threading.Thread(target=_watch, args=(plain, over, overdue))

@@ -175,7 +175,7 @@ class TestServer:
         task = opened(stream, admin)
         with server.client() as client:
             cast("Any", client).script_flush()
-        assert intend(stream, task).fate.name == "OK"
+        assert intend(stream, task).status.name == "OK"
         with server.client() as client:
             cast("Any", client).script_flush()
         assert opened(stream, admin).owner == "c1/boot-1/1"
@@ -184,7 +184,7 @@ class TestServer:
         """As many fields as an event may have, and nearly as many bytes."""
         many = {f"f{number}": "x" * 240 for number in range(250)}
         task = opened(stream, admin, event_id="e-1", **many)
-        assert record(stream, task).fate.name == "OK"
+        assert record(stream, task).status.name == "OK"
         assert many.items() <= admin.results("task")[0].items()
 
     def test_a_large_event_is_not_kept_with_each_worker(
@@ -221,18 +221,18 @@ class TestServer:
     def test_serves_many_threads(self, stream: Stream, admin: StreamAdmin) -> None:
         """As many as there are workers: none fails for want of a connection."""
         task = opened(stream, admin, event_id="e-1", pod_count="60")
-        fates: list[str] = []
+        statuses: list[str] = []
 
         def work(index: int) -> None:
             intend(stream, task, index)
-            fates.append(record(stream, task, index).fate.name)
+            statuses.append(record(stream, task, index).status.name)
 
         threads = [threading.Thread(target=work, args=(index,)) for index in range(1, 61)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(20)
-        assert fates == ["OK"] * 60
+        assert statuses == ["OK"] * 60
         assert [result["succeeded"] for result in admin.results("task")] == ["60"]
 
     def test_gives_advice(self, server: Server, stream: Stream) -> None:

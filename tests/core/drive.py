@@ -71,7 +71,7 @@ class Drive:
         """What is to be done next; asking changes nothing."""
         return self.life.todo
 
-    def tell(self, *observations: Observation) -> Effect:
+    def feed(self, *observations: Observation) -> Effect:
         """Answer one effect after the other; returns the effect that follows."""
         for observation in observations:
             asked = self.next

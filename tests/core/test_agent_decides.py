@@ -203,28 +203,28 @@ class TestOutlived:
     def test_the_pod_is_ended_after_the_grace_with_the_workers_own_verdict(self, code: int, reason: Reason) -> None:
         """The intent is stored first, as for every pod that we end."""
         drive, snap = Drive(), outlived(code)
-        drive.tell(*CREATED)
+        drive.feed(*CREATED)
         drive.wait(50)
-        assert drive.tell(Seen(snap)) == Await(NOW + 50 + LIMITS.termination_grace_s)
+        assert drive.feed(Seen(snap)) == Await(NOW + 50 + LIMITS.termination_grace_s)
         assert drive.life.state == "ending"
         drive.wait(LIMITS.termination_grace_s - 1)
-        assert isinstance(drive.tell(TimedOut()), Await)
+        assert isinstance(drive.feed(TimedOut()), Await)
         drive.wait(1)
         termination = Termination(reason, f"the worker exited with code {code}", 1)
-        assert drive.tell(TimedOut()) == StoreTermination(termination)
-        assert drive.tell(TerminationStored(termination)) == DeleteIfUnchanged(snap, 1), (
+        assert drive.feed(TimedOut()) == StoreTermination(termination)
+        assert drive.feed(TerminationStored(termination)) == DeleteIfUnchanged(snap, 1), (
             "the others have had their grace"
         )
-        drive.tell(Done())
+        drive.feed(Done())
         over = replace(deleting(snap), phase=Phase.FAILED, outlived=False)
-        assert drive.tell(Seen(over)) == Record(1, termination.verdict, over)
+        assert drive.feed(Seen(over)) == Record(1, termination.verdict, over)
 
     @contract("4.container")
     def test_a_pod_that_ends_within_the_grace_is_left_to_end(self) -> None:
         """The sidecar noticed by itself."""
         drive = Drive()
-        drive.tell(*CREATED, Seen(outlived()))
-        assert drive.tell(Seen(succeeded())) == Record(1, DONE, succeeded())
+        drive.feed(*CREATED, Seen(outlived()))
+        assert drive.feed(Seen(succeeded())) == Record(1, DONE, succeeded())
 
     @contract("4.container")
     @pytest.mark.parametrize("code", [0, 3])
@@ -232,9 +232,9 @@ class TestOutlived:
         """Whoever goes on reads the stored termination, and ends the pod without a second grace."""
         termination = Termination(Reason.ERROR if code else Reason.COMPLETED, f"the worker exited with code {code}", 1)
         drive = Drive(resume(1, 1, 0, termination))
-        assert drive.tell(Seen(outlived(code)), Checked(termination)) == DeleteIfUnchanged(outlived(code), 1)
-        drive.tell(Changed())
-        end = drive.tell(Absent())
+        assert drive.feed(Seen(outlived(code)), Checked(termination)) == DeleteIfUnchanged(outlived(code), 1)
+        drive.feed(Changed())
+        end = drive.feed(Absent())
         assert isinstance(end, Record)
         assert end.verdict == termination.verdict
 
@@ -242,7 +242,7 @@ class TestOutlived:
     def test_a_take_over_before_the_intent_begins_a_grace(self) -> None:
         """Nothing proves how long it has lasted."""
         drive = Drive(resume(1, 1, 0, None))
-        assert drive.tell(Seen(outlived()), Checked(None)) == Await(NOW + LIMITS.termination_grace_s)
+        assert drive.feed(Seen(outlived()), Checked(None)) == Await(NOW + LIMITS.termination_grace_s)
 
     @contract("4.container")
     @pytest.mark.parametrize(
@@ -259,8 +259,8 @@ class TestOutlived:
     def test_what_befalls_the_pod_later_changes_nothing(self, blow: dict[str, Any], code: int, reason: Reason) -> None:
         """The end of `agent` was seen first."""
         drive = Drive()
-        drive.tell(*CREATED, Seen(outlived(code)))
-        end = drive.tell(Seen(replace(outlived(code), phase=Phase.FAILED, outlived=False, **blow)))
+        drive.feed(*CREATED, Seen(outlived(code)))
+        end = drive.feed(Seen(replace(outlived(code), phase=Phase.FAILED, outlived=False, **blow)))
         assert isinstance(end, Record)
         assert end.verdict.reason is reason
 
@@ -269,8 +269,8 @@ class TestOutlived:
     def test_a_pod_that_vanished_is_not_lost_when_its_worker_had_ended(self, code: int) -> None:
         """Somebody removed it by force."""
         drive = Drive()
-        drive.tell(*CREATED, Seen(outlived(code)), Missing())
-        end = drive.tell(Absent())
+        drive.feed(*CREATED, Seen(outlived(code)), Missing())
+        end = drive.feed(Absent())
         assert isinstance(end, Record)
         assert end.verdict.message == f"the worker exited with code {code}"
 
@@ -279,8 +279,8 @@ class TestOutlived:
     def test_where_all_containers_were_ended_together_the_pod_says_why(self) -> None:
         """The kubelet reports the ends of the containers a moment before its reason: not the worker's own end."""
         drive = Drive()
-        drive.tell(*CREATED, Seen(outlived(143, outlived=False)))
-        end = drive.tell(Seen(failed(143, reason="DeadlineExceeded", message="too long")))
+        drive.feed(*CREATED, Seen(outlived(143, outlived=False)))
+        end = drive.feed(Seen(failed(143, reason="DeadlineExceeded", message="too long")))
         assert isinstance(end, Record)
         assert end.verdict.reason is Reason.DEADLINE_EXCEEDED
 
@@ -289,19 +289,19 @@ class TestOutlived:
     def test_a_failed_worker_is_tried_again_when_its_pod_is_gone(self) -> None:
         """Not while the old pod lives: two attempts never run together, and each uses room."""
         drive, snap = Drive(limits=with_settings(LIMITS, worker_retries=1)), outlived(3)
-        drive.tell(*CREATED, Seen(snap))
+        drive.feed(*CREATED, Seen(snap))
         drive.wait(LIMITS.termination_grace_s)
         termination = Termination(Reason.ERROR, "the worker exited with code 3", 1)
-        drive.tell(TimedOut(), TerminationStored(termination), Done(), Seen(deleting(snap)))
+        drive.feed(TimedOut(), TerminationStored(termination), Done(), Seen(deleting(snap)))
         assert snap.live
-        assert drive.tell(Seen(deleting(snap).as_gone())) == Intend(2, 0)
+        assert drive.feed(Seen(deleting(snap).as_gone())) == Intend(2, 0)
 
     @contract("4.container")
     def test_a_termination_for_not_starting_is_withdrawn_and_the_end_counts(self) -> None:
         """It started and ended between two looks."""
         termination = Termination(Reason.PENDING_TIMEOUT, "late", 1)
         drive = Drive(resume(1, 1, 0, termination))
-        drive.tell(Seen(outlived()), Checked(termination), Checked(None))
+        drive.feed(Seen(outlived()), Checked(termination), Checked(None))
         assert drive.next == Await(NOW + LIMITS.termination_grace_s)
 
     @contract("4.container")
@@ -311,10 +311,10 @@ class TestOutlived:
         """As for every other pod."""
         cancel, snap = Termination(Reason.SCALED_DOWN, "cancelled", by="e-2"), outlived(code)
         drive = Drive()
-        drive.tell(*CREATED, Seen(snap))
-        assert drive.tell(TerminationStored(cancel)) == DeleteIfUnchanged(snap)
-        drive.tell(Done())
-        end = drive.tell(Seen(deleting(snap).as_gone()))
+        drive.feed(*CREATED, Seen(snap))
+        assert drive.feed(TerminationStored(cancel)) == DeleteIfUnchanged(snap)
+        drive.feed(Done())
+        end = drive.feed(Seen(deleting(snap).as_gone()))
         assert isinstance(end, Record)
         assert end.verdict.reason is reason
 
@@ -324,17 +324,17 @@ class TestOutlived:
         state = terminated(128, "StartError", startedAt="1970-01-01T00:00:00Z", message="no room in the cgroup")
         snap = seen(with_others(raw_pod("Running", state=state), container("aaa", RUNS)))
         drive = Drive()
-        drive.tell(Intended(), Seen(replace(snap, exit_code=None, ended_as="", outlived=False)), Checked(None))
-        drive.tell(Seen(snap))
+        drive.feed(Intended(), Seen(replace(snap, exit_code=None, ended_as="", outlived=False)), Checked(None))
+        drive.feed(Seen(snap))
         drive.wait(LIMITS.termination_grace_s)
         termination = Termination(Reason.START_ERROR, "no room in the cgroup", 1)
-        assert drive.tell(TimedOut()) == StoreTermination(termination)
-        assert drive.tell(TerminationStored(termination)) == DeleteIfUnchanged(snap, 1)
+        assert drive.feed(TimedOut()) == StoreTermination(termination)
+        assert drive.feed(TerminationStored(termination)) == DeleteIfUnchanged(snap, 1)
 
     def test_a_look_in_between_starts_no_second_grace(self) -> None:
         """A list without the pod, and a live look that finds it."""
         drive = Drive()
-        drive.tell(*CREATED, Seen(outlived()))
+        drive.feed(*CREATED, Seen(outlived()))
         drive.wait(20)
-        assert drive.tell(Missing()) == Look(1)
-        assert drive.tell(Seen(outlived()), Checked(None)) == Await(NOW + LIMITS.termination_grace_s)
+        assert drive.feed(Missing()) == Look(1)
+        assert drive.feed(Seen(outlived()), Checked(None)) == Await(NOW + LIMITS.termination_grace_s)

@@ -57,7 +57,7 @@ COMPLETED = Verdict(Reason.COMPLETED, "the worker exited with code 0")
 def test_the_normal_way() -> None:
     """Stored before it is created, watched, recorded, and only then deleted."""
     drive = Drive()
-    end = drive.tell(Intended(), Seen(pod()), Checked(None), Seen(running()), Seen(succeeded()), Done(), Done())
+    end = drive.feed(Intended(), Seen(pod()), Checked(None), Seen(running()), Seen(succeeded()), Done(), Done())
     assert drive.asked == ["Intend", "Create", "Check", "Await", "Await", "Record", "Delete"]
     assert end == End("done")
 
@@ -66,18 +66,18 @@ def test_the_effects_of_the_normal_way_say_what_is_meant() -> None:
     """Attempt, pod and verdict, each as last seen."""
     drive = Drive()
     assert drive.next == Intend(1, 0)
-    assert drive.tell(Intended()) == Create(1)
-    assert drive.tell(Seen(pod())) == Check(1)
-    assert drive.tell(Checked(None)) == Await(NOW + LIMITS.pending_timeout_s)
-    assert drive.tell(Seen(running())) == Await(NOW + LIMITS.deadline_s + 30)
-    assert drive.tell(Seen(succeeded())) == Record(1, COMPLETED, succeeded())
-    assert drive.tell(Done()) == Delete(succeeded())
+    assert drive.feed(Intended()) == Create(1)
+    assert drive.feed(Seen(pod())) == Check(1)
+    assert drive.feed(Checked(None)) == Await(NOW + LIMITS.pending_timeout_s)
+    assert drive.feed(Seen(running())) == Await(NOW + LIMITS.deadline_s + 30)
+    assert drive.feed(Seen(succeeded())) == Record(1, COMPLETED, succeeded())
+    assert drive.feed(Done()) == Delete(succeeded())
 
 
 def test_an_effect_that_failed_halfway_is_asked_for_again() -> None:
     """Asking is no step: the same state, the same effect."""
     drive = Drive()
-    drive.tell(*CREATED)
+    drive.feed(*CREATED)
     assert drive.next == drive.next
 
 
@@ -87,7 +87,7 @@ def test_the_task_hash_shows_how_far_a_worker_is() -> None:
     drive, words = Drive(), []
     for answer in (Intended(), Seen(pod()), Checked(None), Seen(running()), Seen(succeeded()), Done(), Done()):
         words.append(drive.life.state)
-        drive.tell(answer)
+        drive.feed(answer)
     assert words == ["waiting", "creating", "pending", "pending", "running", "ending", "ending"]
     assert drive.life.state == "ending"
 
@@ -103,16 +103,16 @@ def test_a_worker_whose_pod_is_being_ended_is_ending() -> None:
 def test_a_pod_that_is_there_already_is_adopted() -> None:
     """409 and ours: the create of a process that died."""
     drive = Drive()
-    assert drive.tell(Intended(), AlreadyThere()) == Look(1, after=AlreadyThere())
-    assert drive.tell(Seen(running()), Checked(None)) == Await(NOW + 3600 + 30)
+    assert drive.feed(Intended(), AlreadyThere()) == Look(1, after=AlreadyThere())
+    assert drive.feed(Seen(running()), Checked(None)) == Await(NOW + 3600 + 30)
 
 
 @contract("4.name")
 def test_a_pod_that_is_being_deleted_is_adopted_and_seen_to_its_end() -> None:
     """409 "being deleted": it still counts as the attempt."""
     drive = Drive()
-    drive.tell(Intended(), AlreadyThere(), Seen(deleting(running())), Checked(None))
-    assert drive.tell(Seen(deleting(running()).as_gone())) == Record(
+    drive.feed(Intended(), AlreadyThere(), Seen(deleting(running())), Checked(None))
+    assert drive.feed(Seen(deleting(running()).as_gone())) == Record(
         1, Verdict(Reason.POD_DELETED, "somebody deleted the pod in phase Running"), deleting(running()).as_gone()
     )
 
@@ -121,7 +121,7 @@ def test_a_pod_that_is_being_deleted_is_adopted_and_seen_to_its_end() -> None:
 def test_a_conflict_with_a_pod_that_then_is_gone_uses_up_the_attempt() -> None:
     """Its name may have been used: never again."""
     drive = Drive()
-    drive.tell(Intended(), AlreadyThere(), Absent())
+    drive.feed(Intended(), AlreadyThere(), Absent())
     assert drive.wait(1) == Intend(2, 1)
 
 
@@ -129,17 +129,17 @@ def test_a_conflict_with_a_pod_that_then_is_gone_uses_up_the_attempt() -> None:
 def test_a_strangers_pod_is_never_deleted() -> None:
     """The worker fails, and that is all."""
     drive = Drive()
-    assert drive.tell(Intended(), AlreadyThere(), Foreign()) == Record(
+    assert drive.feed(Intended(), AlreadyThere(), Foreign()) == Record(
         1, Verdict(Reason.NAME_CONFLICT, "a pod of that name exists and is not ours"), None
     )
-    assert drive.tell(Done()) == End("done")
+    assert drive.feed(Done()) == End("done")
 
 
 @contract("5.NameConflict")
 def test_a_stranger_in_place_of_our_pod_is_never_deleted() -> None:
     """Also when ours had been seen there before."""
     drive = Drive(replace(resume(1, 1, 0, None), pod=running()))
-    drive.tell(Foreign(), Done())
+    drive.feed(Foreign(), Done())
     assert "Delete" not in drive.asked
     assert isinstance(drive.next, End)
 
@@ -147,24 +147,24 @@ def test_a_stranger_in_place_of_our_pod_is_never_deleted() -> None:
 def test_an_unclear_create_is_looked_at() -> None:
     """There: adopted, as if it had been answered."""
     drive = Drive()
-    assert drive.tell(Intended(), Unclear()) == Look(1, after=Unclear())
-    assert drive.tell(Seen(pod())) == Check(1)
+    assert drive.feed(Intended(), Unclear()) == Look(1, after=Unclear())
+    assert drive.feed(Seen(pod())) == Check(1)
 
 
 def test_an_unclear_create_that_made_nothing_is_intended_again() -> None:
     """The same attempt; between the look and the create nobody may have cancelled it."""
     drive = Drive()
-    assert drive.tell(Intended(), Unclear(), Absent()) == NoteRefused(1)
-    assert drive.tell(Done()) == Intend(1, 0)
-    assert drive.tell(Intended()) == Create(1)
+    assert drive.feed(Intended(), Unclear(), Absent()) == NoteRefused(1)
+    assert drive.feed(Done()) == Intend(1, 0)
+    assert drive.feed(Intended()) == Create(1)
 
 
 def test_creates_that_stay_unclear_are_asked_less_often() -> None:
     """The first at once again; a server that answers each with 500 is left in peace in between."""
     drive, pauses = Drive(), []
-    drive.tell(Intended(), Unclear(), Absent(), Done())
+    drive.feed(Intended(), Unclear(), Absent(), Done())
     for _ in range(4):
-        later = drive.tell(Intended(), Unclear(), Absent(), Done())
+        later = drive.feed(Intended(), Unclear(), Absent(), Done())
         assert isinstance(later, Later)
         pauses.append(later.until - drive.now)
         drive.wait(later.until - drive.now)
@@ -174,15 +174,15 @@ def test_creates_that_stay_unclear_are_asked_less_often() -> None:
 def test_after_an_unclear_create_what_the_server_asks_for_is_waited() -> None:
     """The look comes at once, the next create when the server wants it (Retry-After)."""
     drive = Drive()
-    assert drive.tell(Intended(), Unclear(after_s=7.0)) == Look(1, after=Unclear(7.0))
-    assert drive.tell(Absent(), Done()) == Later(NOW + 7.0)
+    assert drive.feed(Intended(), Unclear(after_s=7.0)) == Look(1, after=Unclear(7.0))
+    assert drive.feed(Absent(), Done()) == Later(NOW + 7.0)
 
 
 def test_a_refused_create_is_waiting_not_failing() -> None:
     """Noted, the thread given back, and the same attempt intended again."""
     drive = Drive()
-    assert drive.tell(Intended(), Refused("exceeded quota")) == NoteRefused(1)
-    assert drive.tell(Done()) == Later(NOW + 1.0)
+    assert drive.feed(Intended(), Refused("exceeded quota")) == NoteRefused(1)
+    assert drive.feed(Done()) == Later(NOW + 1.0)
     assert drive.wait(1) == Intend(1, 0)
 
 
@@ -190,7 +190,7 @@ def test_repeated_refusals_are_asked_less_often_but_soon_enough() -> None:
     """Freed quota is used within four seconds."""
     drive, pauses = Drive(), []
     for _ in range(5):
-        later = drive.tell(Intended(), Refused("exceeded quota"), Done())
+        later = drive.feed(Intended(), Refused("exceeded quota"), Done())
         assert isinstance(later, Later)
         pauses.append(later.until - drive.now)
         drive.wait(later.until - drive.now)
@@ -200,15 +200,15 @@ def test_repeated_refusals_are_asked_less_often_but_soon_enough() -> None:
 @pytest.mark.parametrize("after_s", [0.5, 17.0])
 def test_a_server_that_says_when_is_asked_then(after_s: float) -> None:
     """Retry-After rules over our own pause, shorter or longer."""
-    assert Drive().tell(Intended(), Refused("busy", after_s), Done()) == Later(NOW + after_s)
+    assert Drive().feed(Intended(), Refused("busy", after_s), Done()) == Later(NOW + after_s)
 
 
 def test_a_pod_that_came_ends_the_row_of_refusals() -> None:
     """The next refusal pauses for one second again."""
     drive = Drive()
-    drive.tell(Intended(), Refused("quota"), Done())
+    drive.feed(Intended(), Refused("quota"), Done())
     drive.wait(1)
-    drive.tell(Intended(), Seen(pod()))
+    drive.feed(Intended(), Seen(pod()))
     assert drive.life.backoff == 0
 
 
@@ -216,10 +216,10 @@ def test_a_pod_that_came_ends_the_row_of_refusals() -> None:
 def test_a_pod_that_the_server_rejects_is_a_result() -> None:
     """Asking again changes nothing, and there is no pod to delete."""
     drive = Drive()
-    assert drive.tell(Intended(), RejectedPod("no privileged pods")) == Record(
+    assert drive.feed(Intended(), RejectedPod("no privileged pods")) == Record(
         1, Verdict(Reason.REJECTED, "no privileged pods"), None
     )
-    assert drive.tell(Done()) == End("done")
+    assert drive.feed(Done()) == End("done")
 
 
 @pytest.mark.parametrize(("tries", "pause_s"), [(0, 1), (1, 2), (2, 4), (4, 16), (5, 30), (10**6, 30)])
@@ -230,19 +230,19 @@ def test_pauses_grow_up_to_half_a_minute(tries: int, pause_s: float) -> None:
 
 def test_a_result_that_is_there_before_the_create_ends_the_life() -> None:
     """There is nothing to do and nothing to delete."""
-    assert Drive().tell(HasResult()) == End("done")
+    assert Drive().feed(HasResult()) == End("done")
 
 
 def test_a_result_that_came_during_the_create_deletes_the_pod() -> None:
     """Nobody else would know of it."""
     drive = Drive()
-    assert drive.tell(Intended(), Seen(pod()), HasResult()) == Delete(pod())
-    assert drive.tell(Done()) == End("done")
+    assert drive.feed(Intended(), Seen(pod()), HasResult()) == Delete(pod())
+    assert drive.feed(Done()) == End("done")
 
 
 def test_a_higher_attempt_ends_the_life() -> None:
     """Somebody else leads the worker on."""
-    assert Drive().tell(OldAttempt()) == End("a higher attempt is stored")
+    assert Drive().feed(OldAttempt()) == End("a higher attempt is stored")
 
 
 BEFORE: dict[str, tuple[Observation, ...]] = {
@@ -258,22 +258,22 @@ BEFORE: dict[str, tuple[Observation, ...]] = {
 def test_a_task_that_is_no_longer_ours_is_left_alone(asked: str) -> None:
     """Whatever was going on: no further effect."""
     drive = Drive()
-    assert type(drive.tell(*BEFORE[asked])).__name__ == asked
-    assert drive.tell(NotOurs()) == End("another process owns the task")
+    assert type(drive.feed(*BEFORE[asked])).__name__ == asked
+    assert drive.feed(NotOurs()) == End("another process owns the task")
 
 
 @pytest.mark.parametrize("todo", [StoreTermination(TERMINATION), ClearTermination(TERMINATION)])
 def test_a_termination_that_is_not_ours_to_store_is_left_alone(todo: Effect) -> None:
     """The new owner decides anew."""
     drive = Drive(Life(index=1, todo=todo, pod=pod(), termination=TERMINATION))
-    assert drive.tell(NotOurs()) == End("another process owns the task")
+    assert drive.feed(NotOurs()) == End("another process owns the task")
 
 
 def test_a_life_goes_on_with_a_live_look() -> None:
     """A pod that is there is adopted."""
     drive = Drive(resume(4, 2, 1, None))
     assert drive.next == Look(2, live=False)
-    assert drive.tell(Seen(running()), Checked(None)) == Await(NOW + 3600 + 30)
+    assert drive.feed(Seen(running()), Checked(None)) == Await(NOW + 3600 + 30)
     assert (drive.life.index, drive.life.attempt, drive.life.infra_used) == (4, 2, 1)
 
 
@@ -282,7 +282,7 @@ def test_a_life_goes_on_with_a_live_look() -> None:
 def test_a_life_without_its_pod_has_lost_it() -> None:
     """A pod that was seen and is not there: the next attempt, under its own name."""
     drive = Drive(resume(1, 2, 1, None, seen=True))
-    drive.tell(Absent())
+    drive.feed(Absent())
     assert drive.wait(2) == Intend(3, 2)
 
 
@@ -290,32 +290,32 @@ def test_a_life_without_its_pod_has_lost_it() -> None:
 def test_an_attempt_of_which_nobody_saw_a_pod_is_made_again() -> None:
     """Under the same name, so that a create which is still on its way makes no second pod; and no retry is used up."""
     drive = Drive(resume(1, 4, 3, None), limits=with_settings(LIMITS, infra_retries=3))
-    assert drive.tell(Absent()) == Intend(4, 3)
-    assert drive.tell(Intended()) == Create(4)
-    assert drive.tell(AlreadyThere(), Seen(running(key=WorkerKey(HASH, 1, 4))), Checked(None)) == Await(NOW + 3630)
+    assert drive.feed(Absent()) == Intend(4, 3)
+    assert drive.feed(Intended()) == Create(4)
+    assert drive.feed(AlreadyThere(), Seen(running(key=WorkerKey(HASH, 1, 4))), Checked(None)) == Await(NOW + 3630)
 
 
 @contract("5.PodLost")
 def test_a_life_without_its_pod_and_without_retries_is_lost() -> None:
     """Its result says that nobody knows why."""
     drive = Drive(resume(1, 4, 3, None, seen=True))
-    assert drive.tell(Absent()) == Record(4, Verdict(Reason.POD_LOST, "the pod is gone, and nobody knows why"), None)
+    assert drive.feed(Absent()) == Record(4, Verdict(Reason.POD_LOST, "the pod is gone, and nobody knows why"), None)
 
 
 @contract("5.ScaledDown")
 def test_a_terminated_life_without_its_pod_ends_as_it_was_terminated_to() -> None:
     """The process before us had killed the pod, and died before the record."""
     drive = Drive(resume(1, 1, 0, Termination(Reason.SCALED_DOWN, "by e-2")))
-    assert drive.tell(Absent()) == Record(1, Verdict(Reason.SCALED_DOWN, "by e-2"), None)
+    assert drive.feed(Absent()) == Record(1, Verdict(Reason.SCALED_DOWN, "by e-2"), None)
 
 
 def test_a_finished_pod_is_recorded_by_whoever_finds_it() -> None:
     """Even if nobody watched its life."""
     drive = Drive(resume(1, 1, 0, None))
-    assert drive.tell(Seen(evicted()), Checked(None)) == Later(NOW + 1.0)
+    assert drive.feed(Seen(evicted()), Checked(None)) == Later(NOW + 1.0)
 
 
 def test_a_worker_that_is_cancelled_before_its_next_attempt_ends_at_once() -> None:
     """This life has seen the end of the stored attempt: there is nothing to look at."""
     drive = Drive(begin(1, attempt=3, infra_used=2))
-    assert drive.tell(Cancelled(Termination(Reason.SCALED_DOWN), 2)) == Record(2, Verdict(Reason.SCALED_DOWN), None)
+    assert drive.feed(Cancelled(Termination(Reason.SCALED_DOWN), 2)) == Record(2, Verdict(Reason.SCALED_DOWN), None)

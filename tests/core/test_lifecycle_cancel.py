@@ -45,24 +45,24 @@ GONE = deleting(running()).as_gone()
 def test_a_worker_that_never_had_an_attempt_is_cancelled_at_once(reason: Reason) -> None:
     """Attempt 0: there was none, and there is no pod to look for."""
     drive = Drive()
-    assert drive.tell(Cancelled(Termination(reason), 0)) == Record(0, Verdict(reason), None)
-    assert drive.tell(Done()) == End("done")
+    assert drive.feed(Cancelled(Termination(reason), 0)) == Record(0, Verdict(reason), None)
+    assert drive.feed(Done()) == End("done")
 
 
 @contract("5.ScaledDown")
 def test_a_worker_with_an_attempt_is_looked_for_before_it_is_cancelled() -> None:
     """Its pod may be there, created by somebody who died: it is seen to its end."""
     drive = Drive(begin(1, attempt=2, infra_used=1))
-    assert drive.tell(Cancelled(KILL, 2)) == Look(2, live=False)
-    assert drive.tell(Seen(running()), Checked(KILL)) == DeleteIfUnchanged(running())
-    assert drive.tell(Done()) == Await(NOW + 60)
-    assert drive.tell(Seen(GONE)) == Record(2, KILL.verdict, GONE)
+    assert drive.feed(Cancelled(KILL, 2)) == Look(2, live=False)
+    assert drive.feed(Seen(running()), Checked(KILL)) == DeleteIfUnchanged(running())
+    assert drive.feed(Done()) == Await(NOW + 60)
+    assert drive.feed(Seen(GONE)) == Record(2, KILL.verdict, GONE)
 
 
 @contract("5.ScaledDown")
 def test_a_cancelled_attempt_without_a_pod_is_recorded() -> None:
     """There is nothing to wait for."""
-    assert Drive().tell(Cancelled(KILL, 1), Absent()) == Record(1, KILL.verdict, None)
+    assert Drive().feed(Cancelled(KILL, 1), Absent()) == Record(1, KILL.verdict, None)
 
 
 @contract("5.ScaledDown")
@@ -70,19 +70,19 @@ def test_a_cancelled_attempt_without_a_pod_is_recorded() -> None:
 def test_a_cancel_between_two_attempts_is_recorded_at_once(termination: Termination) -> None:
     """The stored attempt is over, and how it ended is not how the worker does; its pod goes after the record."""
     drive = Drive()
-    drive.tell(*CREATED, Seen(evicted()))
+    drive.feed(*CREATED, Seen(evicted()))
     drive.life = hurried(drive.life)
-    assert drive.tell(Cancelled(termination, 1)) == Record(1, termination.verdict, None)
-    assert drive.tell(Done()) == Delete(evicted())
+    assert drive.feed(Cancelled(termination, 1)) == Record(1, termination.verdict, None)
+    assert drive.feed(Done()) == Delete(evicted())
 
 
 @contract("5.ScaledDown")
 def test_a_cancel_during_the_pause_for_quota_ends_the_waiting() -> None:
     """The next intend is refused; the refused pod is not there."""
     drive = Drive()
-    drive.tell(Intended(), Refused("quota"), Done())
+    drive.feed(Intended(), Refused("quota"), Done())
     drive.wait(1)
-    assert drive.tell(Cancelled(KILL, 1), Absent()) == Record(1, KILL.verdict, None)
+    assert drive.feed(Cancelled(KILL, 1), Absent()) == Record(1, KILL.verdict, None)
 
 
 BEFORE: dict[str, tuple[Observation, ...]] = {
@@ -98,8 +98,8 @@ BEFORE: dict[str, tuple[Observation, ...]] = {
 def test_a_cancel_that_crossed_the_create_is_found_by_the_check(way: str) -> None:
     """However the pod came to be known, it is ended."""
     drive = Drive()
-    drive.tell(*BEFORE[way])
-    assert drive.tell(Checked(KILL)) == DeleteIfUnchanged(running())
+    drive.feed(*BEFORE[way])
+    assert drive.feed(Checked(KILL)) == DeleteIfUnchanged(running())
 
 
 @contract("5.ScaledDown")
@@ -107,8 +107,8 @@ def test_a_cancel_that_crossed_the_create_is_found_by_the_check(way: str) -> Non
 def test_a_cancel_of_a_waiting_or_running_worker_kills_it(snap: Snapshot) -> None:
     """TerminationStored, killed, seen gone, recorded; nothing more to delete."""
     drive = Drive()
-    drive.tell(*CREATED, Seen(snap), TerminationStored(KILL), Done())
-    assert drive.tell(Seen(GONE), Done()) == End("done")
+    drive.feed(*CREATED, Seen(snap), TerminationStored(KILL), Done())
+    assert drive.feed(Seen(GONE), Done()) == End("done")
     assert drive.asked[-4:] == ["Await", "DeleteIfUnchanged", "Await", "Record"]
 
 
@@ -117,7 +117,7 @@ def test_a_killed_worker_that_ends_with_an_error_is_cancelled() -> None:
     """We ended it: that it did not like it is not its fault."""
     drive = Drive(limits=with_settings(LIMITS, worker_retries=9, infra_retries=9))
     last = deleting(failed(143))
-    assert drive.tell(*CREATED, Seen(running()), TerminationStored(KILL), Done(), Seen(last)) == Record(
+    assert drive.feed(*CREATED, Seen(running()), TerminationStored(KILL), Done(), Seen(last)) == Record(
         1, KILL.verdict, last
     )
 
@@ -126,7 +126,7 @@ def test_a_killed_worker_that_ends_with_an_error_is_cancelled() -> None:
 def test_a_worker_that_succeeds_before_it_is_killed_has_succeeded() -> None:
     """The kill's precondition fails, and the look shows why."""
     drive = Drive()
-    end = drive.tell(*CREATED, Seen(running()), TerminationStored(KILL), Changed(), Seen(succeeded()), Checked(KILL))
+    end = drive.feed(*CREATED, Seen(running()), TerminationStored(KILL), Changed(), Seen(succeeded()), Checked(KILL))
     assert isinstance(end, Record)
     assert end.verdict.reason is Reason.COMPLETED
 
@@ -135,19 +135,19 @@ def test_a_worker_that_succeeds_before_it_is_killed_has_succeeded() -> None:
 def test_a_worker_that_succeeds_in_its_grace_has_succeeded() -> None:
     """It finished what it was doing; the pod goes by itself."""
     drive = Drive()
-    end = drive.tell(*CREATED, Seen(running()), TerminationStored(KILL), Done(), Seen(deleting(succeeded())))
+    end = drive.feed(*CREATED, Seen(running()), TerminationStored(KILL), Done(), Seen(deleting(succeeded())))
     assert isinstance(end, Record)
     assert end.verdict.reason is Reason.COMPLETED
-    assert drive.tell(Done()) == End("done")
+    assert drive.feed(Done()) == End("done")
 
 
 @contract("5.ScaledDown")
 def test_a_worker_that_somebody_deletes_and_we_cancel_is_cancelled() -> None:
     """Our reason wins over "somebody deleted it"; there is nothing to kill any more."""
     drive = Drive()
-    drive.tell(*CREATED, Seen(deleting(running())))
-    assert drive.tell(TerminationStored(KILL)) == Await(NOW + 60)
-    assert drive.tell(Seen(GONE)) == Record(1, KILL.verdict, GONE)
+    drive.feed(*CREATED, Seen(deleting(running())))
+    assert drive.feed(TerminationStored(KILL)) == Await(NOW + 60)
+    assert drive.feed(Seen(GONE)) == Record(1, KILL.verdict, GONE)
 
 
 @contract("5.ScaledDown")
@@ -155,49 +155,49 @@ def test_a_killed_worker_on_a_dead_node_is_cancelled_all_the_same() -> None:
     """The look after a minute finds it stuck; it is given up and its pod deleted."""
     stuck = deleting(running(disruption=Reason.NODE_LOST))
     drive = Drive()
-    drive.tell(*CREATED, Seen(running()), TerminationStored(KILL), Done(), Seen(stuck), TimedOut())
+    drive.feed(*CREATED, Seen(running()), TerminationStored(KILL), Done(), Seen(stuck), TimedOut())
     drive.wait(63)
-    assert drive.tell(Seen(stuck), Checked(KILL)) == Record(1, KILL.verdict, stuck)
-    assert drive.tell(Done()) == Delete(stuck)
+    assert drive.feed(Seen(stuck), Checked(KILL)) == Record(1, KILL.verdict, stuck)
+    assert drive.feed(Done()) == Delete(stuck)
 
 
 @contract("5.ScaledDown")
 def test_a_killed_pod_of_which_nothing_is_heard_is_looked_at() -> None:
     """It may be gone already, and what is not there can be killed for ever."""
     drive = Drive()
-    drive.tell(*CREATED, Seen(running()), TerminationStored(KILL), Done())
+    drive.feed(*CREATED, Seen(running()), TerminationStored(KILL), Done())
     drive.wait(60)
-    assert drive.tell(TimedOut()) == Look(1)
-    assert drive.tell(Absent()) == Record(1, KILL.verdict, running().as_gone())
+    assert drive.feed(TimedOut()) == Look(1)
+    assert drive.feed(Absent()) == Record(1, KILL.verdict, running().as_gone())
 
 
 @contract("5.ScaledDown")
 def test_a_cancel_wins_over_a_termination_of_the_attempt() -> None:
     """Or a retry would start what was cancelled."""
     drive = Drive()
-    drive.tell(*CREATED)
+    drive.feed(*CREATED)
     drive.wait(900)
-    drive.tell(TimedOut())
-    assert drive.tell(TerminationStored(KILL)) == DeleteIfUnchanged(pod())
-    assert drive.tell(Done(), Seen(GONE)) == Record(1, KILL.verdict, GONE)
+    drive.feed(TimedOut())
+    assert drive.feed(TerminationStored(KILL)) == DeleteIfUnchanged(pod())
+    assert drive.feed(Done(), Seen(GONE)) == Record(1, KILL.verdict, GONE)
 
 
 @contract("3.mode")
 def test_a_drain_ends_a_worker_that_has_not_started() -> None:
     """Like a kill."""
     drive = Drive()
-    drive.tell(*CREATED)
-    assert drive.tell(TerminationStored(DRAIN)) == DeleteIfUnchanged(pod())
+    drive.feed(*CREATED)
+    assert drive.feed(TerminationStored(DRAIN)) == DeleteIfUnchanged(pod())
 
 
 @contract("3.mode")
 def test_a_drain_spares_a_worker_that_has_started() -> None:
     """It is taken back, and the worker runs to its end."""
     drive = Drive()
-    drive.tell(*CREATED, Seen(running()))
-    assert drive.tell(TerminationStored(DRAIN)) == ClearTermination(DRAIN)
-    assert drive.tell(Checked(None)) == Await(NOW + 3600 + 30)
-    end = drive.tell(Seen(failed()))
+    drive.feed(*CREATED, Seen(running()))
+    assert drive.feed(TerminationStored(DRAIN)) == ClearTermination(DRAIN)
+    assert drive.feed(Checked(None)) == Await(NOW + 3600 + 30)
+    end = drive.feed(Seen(failed()))
     assert isinstance(end, Record)
     assert end.verdict.reason is Reason.ERROR
 
@@ -206,16 +206,16 @@ def test_a_drain_spares_a_worker_that_has_started() -> None:
 def test_a_drain_spares_a_worker_that_started_before_the_kill() -> None:
     """The kill's precondition fails, and the look shows the start."""
     drive = Drive()
-    drive.tell(*CREATED, TerminationStored(DRAIN), Changed(), Seen(running()))
-    assert drive.tell(Checked(DRAIN)) == ClearTermination(DRAIN)
+    drive.feed(*CREATED, TerminationStored(DRAIN), Changed(), Seen(running()))
+    assert drive.feed(Checked(DRAIN)) == ClearTermination(DRAIN)
 
 
 @contract("3.mode")
 def test_a_kill_after_a_drain_ends_the_worker() -> None:
     """The later, harder word holds."""
     drive = Drive()
-    drive.tell(*CREATED, Seen(running()), TerminationStored(DRAIN))
-    assert drive.tell(Checked(KILL)) == DeleteIfUnchanged(running())
+    drive.feed(*CREATED, Seen(running()), TerminationStored(DRAIN))
+    assert drive.feed(Checked(KILL)) == DeleteIfUnchanged(running())
 
 
 BY_ITSELF: dict[str, tuple[Snapshot, Reason]] = {
@@ -232,33 +232,33 @@ def test_a_drained_worker_that_had_started_all_the_same_ends_as_it_does(
 ) -> None:
     """The mark and the start have crossed: the mark is withdrawn, and the end is the worker's own."""
     drive = Drive(limits=with_settings(LIMITS, infra_retries=0))
-    drive.tell(*CREATED, TerminationStored(termination), Changed())
-    assert drive.tell(Seen(last), Checked(termination)) == ClearTermination(termination)
-    assert recorded(drive.tell(Checked(None))) is reason
+    drive.feed(*CREATED, TerminationStored(termination), Changed())
+    assert drive.feed(Seen(last), Checked(termination)) == ClearTermination(termination)
+    assert recorded(drive.feed(Checked(None))) is reason
 
 
 @contract("3.mode")
 def test_a_drained_worker_that_is_to_be_tried_again_is() -> None:
     """Its own end decides, with its retries."""
     drive = Drive()
-    drive.tell(*CREATED, TerminationStored(DRAIN), Changed(), Seen(evicted(started_at=NOW)), Checked(DRAIN))
-    assert drive.tell(Checked(None)) == Later(NOW + 1.0)
+    drive.feed(*CREATED, TerminationStored(DRAIN), Changed(), Seen(evicted(started_at=NOW)), Checked(DRAIN))
+    assert drive.feed(Checked(None)) == Later(NOW + 1.0)
 
 
 @contract("3.mode")
 def test_a_drained_worker_that_ends_in_our_deletion_is_cancelled() -> None:
     """It was deleted before its start was seen: that it started all the same, and was ended, is our doing."""
     drive = Drive()
-    drive.tell(*CREATED, TerminationStored(DRAIN), Done())
-    assert recorded(drive.tell(Seen(deleting(failed(143))))) is Reason.SCALED_DOWN
+    drive.feed(*CREATED, TerminationStored(DRAIN), Done())
+    assert recorded(drive.feed(Seen(deleting(failed(143))))) is Reason.SCALED_DOWN
 
 
 @contract("3.mode")
 def test_a_kill_that_comes_while_a_drain_is_withdrawn_holds() -> None:
     """What is stored decides."""
     drive = Drive()
-    drive.tell(*CREATED, TerminationStored(DRAIN), Changed(), Seen(failed()), Checked(DRAIN))
-    assert recorded(drive.tell(Checked(KILL))) is Reason.SCALED_DOWN
+    drive.feed(*CREATED, TerminationStored(DRAIN), Changed(), Seen(failed()), Checked(DRAIN))
+    assert recorded(drive.feed(Checked(KILL))) is Reason.SCALED_DOWN
 
 
 def recorded(asked: Effect) -> Reason:

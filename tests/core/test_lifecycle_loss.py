@@ -41,34 +41,34 @@ def recorded(effect: Effect) -> Verdict:
 def test_absence_in_a_list_is_looked_at_live() -> None:
     """A list may be older than the pod."""
     drive = Drive()
-    assert drive.tell(*RUNNING, Missing()) == Look(1)
-    assert drive.tell(Seen(running()), Checked(None)) == Await(NOW + 3600 + 30)
+    assert drive.feed(*RUNNING, Missing()) == Look(1)
+    assert drive.feed(Seen(running()), Checked(None)) == Await(NOW + 3600 + 30)
 
 
 @contract("5.PodLost")
 def test_a_pod_that_vanished_unseen_is_lost() -> None:
     """The platform's fault, so there is a next attempt; nothing is left to be cleaned up."""
     drive = Drive()
-    assert drive.tell(*RUNNING, Missing(), Absent()) == Later(NOW + 1.0)
+    assert drive.feed(*RUNNING, Missing(), Absent()) == Later(NOW + 1.0)
     assert drive.wait(1) == Intend(2, 1)
-    assert drive.tell(Intended()) == Create(2)
+    assert drive.feed(Intended()) == Create(2)
 
 
 @contract("5.PodLost")
 def test_a_pod_that_vanished_without_retries_is_lost_for_good() -> None:
     """Its last status goes into the result; there is nothing to delete."""
     drive = Drive(limits=with_settings(LIMITS, infra_retries=0))
-    assert drive.tell(*RUNNING, Missing(), Absent()) == Record(
+    assert drive.feed(*RUNNING, Missing(), Absent()) == Record(
         1, Verdict(Reason.POD_LOST, "the pod vanished unseen"), running().as_gone()
     )
-    assert drive.tell(Done()) == End("done")
+    assert drive.feed(Done()) == End("done")
 
 
 @contract("5.PodDeleted")
 def test_a_pod_that_was_being_deleted_when_last_seen_was_deleted() -> None:
     """The DELETED event was missed; the request had been seen."""
     drive = Drive()
-    end = drive.tell(*RUNNING, Seen(deleting(running())), Missing(), Absent())
+    end = drive.feed(*RUNNING, Seen(deleting(running())), Missing(), Absent())
     assert recorded(end).reason is Reason.POD_DELETED
 
 
@@ -78,39 +78,39 @@ def test_a_pod_that_was_being_deleted_when_last_seen_was_deleted() -> None:
 def test_a_finished_pod_that_vanished_before_it_was_recorded_ended_as_it_had(last: Snapshot, reason: Reason) -> None:
     """Its last status is enough for the result."""
     drive = Drive(replace(resume(1, 1, 0, None), pod=last))
-    assert recorded(drive.tell(Absent())).reason is reason
+    assert recorded(drive.feed(Absent())).reason is reason
 
 
 @contract("5.Preempted")
 def test_a_disrupted_pod_that_vanished_is_not_merely_lost() -> None:
     """Why it went had been seen."""
     drive = Drive(limits=with_settings(LIMITS, infra_retries=0))
-    end = drive.tell(*CREATED, Seen(running(disruption=Reason.PREEMPTED)), Missing(), Absent())
+    end = drive.feed(*CREATED, Seen(running(disruption=Reason.PREEMPTED)), Missing(), Absent())
     assert recorded(end).reason is Reason.PREEMPTED
 
 
 def test_another_uid_under_the_name_is_confirmed_by_a_live_look() -> None:
     """Our own pod may still be there: the watch and the list may disagree."""
     drive = Drive()
-    assert drive.tell(*RUNNING, Seen(running(uid="u-2"))) == Look(1)
-    assert drive.tell(Seen(running())) == Check(1)
+    assert drive.feed(*RUNNING, Seen(running(uid="u-2"))) == Look(1)
+    assert drive.feed(Seen(running())) == Check(1)
 
 
 @contract("5.PodLost")
 def test_another_uid_under_the_name_means_that_ours_is_gone() -> None:
     """A name is used once: the pod that has it now is not the attempt's, and is not touched."""
     drive = Drive()
-    drive.tell(*RUNNING, Seen(running(uid="u-2")), Seen(running(uid="u-2")))
+    drive.feed(*RUNNING, Seen(running(uid="u-2")), Seen(running(uid="u-2")))
     assert drive.wait(1) == Intend(2, 1)
-    assert drive.tell(Intended()) == Create(2)
+    assert drive.feed(Intended()) == Create(2)
 
 
 @pytest.mark.parametrize("snap", [deleting(running()), pod(Phase.UNKNOWN, started_at=NOW), deleting(pod())])
 def test_a_pod_that_nobody_hears_of_is_looked_at_every_minute(snap: Snapshot) -> None:
     """Its node may be dead: then no event will ever come."""
     drive = Drive()
-    assert drive.tell(*CREATED, Seen(snap)) == Await(NOW + 60)
-    assert drive.tell(TimedOut()) == Look(1)
+    assert drive.feed(*CREATED, Seen(snap)) == Await(NOW + 60)
+    assert drive.feed(TimedOut()) == Look(1)
 
 
 @contract("5.NodeLost")
@@ -118,24 +118,24 @@ def test_a_pod_on_a_dead_node_is_given_up() -> None:
     """Found by the minutely look, long after its grace; the stuck pod is deleted when the next attempt is stored."""
     stuck = deleting(running(disruption=Reason.NODE_LOST))
     drive = Drive()
-    drive.tell(*CREATED, Seen(stuck), TimedOut())
+    drive.feed(*CREATED, Seen(stuck), TimedOut())
     drive.wait(63)
-    assert drive.tell(Seen(stuck), Checked(None)) == Later(drive.now + 1.0)
+    assert drive.feed(Seen(stuck), Checked(None)) == Later(drive.now + 1.0)
     drive.wait(1)
-    assert drive.tell(Intended()) == DeleteOld(stuck)
+    assert drive.feed(Intended()) == DeleteOld(stuck)
 
 
 @contract("2.WORKER_DEADLINE_S")
 def test_without_a_deadline_a_running_pod_is_waited_for_for_ever() -> None:
     """A long-running job needs no look at the clock."""
-    assert Drive(limits=with_settings(LIMITS, deadline_s=0)).tell(*RUNNING) == Await(None)
+    assert Drive(limits=with_settings(LIMITS, deadline_s=0)).feed(*RUNNING) == Await(None)
 
 
 def test_a_wait_that_ended_too_early_goes_on() -> None:
     """The same end of time as before."""
     drive = Drive()
-    before = drive.tell(*RUNNING)
-    assert drive.tell(TimedOut()) == before
+    before = drive.feed(*RUNNING)
+    assert drive.feed(TimedOut()) == before
 
 
 @contract("5.Evicted")
@@ -143,18 +143,18 @@ def test_a_wait_that_ended_too_early_goes_on() -> None:
 def test_after_the_platforms_failure_the_old_pod_goes_before_the_new_one_comes() -> None:
     """Stored first: then nobody can take the old pod's end for the worker's."""
     drive = Drive()
-    drive.tell(*RUNNING, Seen(evicted()))
+    drive.feed(*RUNNING, Seen(evicted()))
     assert drive.wait(1) == Intend(2, 1)
-    assert drive.tell(Intended()) == DeleteOld(evicted())
-    assert drive.tell(Done()) == Create(2)
+    assert drive.feed(Intended()) == DeleteOld(evicted())
+    assert drive.feed(Done()) == Create(2)
 
 
 def test_a_result_that_came_before_the_next_attempt_deletes_the_old_pod() -> None:
     """There will be no next attempt that would."""
     drive = Drive()
-    drive.tell(*RUNNING, Seen(evicted()))
+    drive.feed(*RUNNING, Seen(evicted()))
     drive.wait(1)
-    assert drive.tell(HasResult()) == Delete(evicted())
+    assert drive.feed(HasResult()) == Delete(evicted())
 
 
 INFRA = [
@@ -175,13 +175,13 @@ def test_the_platforms_failures_have_a_budget(last: Snapshot) -> None:
     """Three further attempts, with growing pauses; the fourth failure is the result."""
     drive, pauses = Drive(), []
     for attempt in (1, 2, 3):
-        later = drive.tell(Seen(last), Checked(None)) if attempt > 1 else drive.tell(*CREATED, Seen(last))
+        later = drive.feed(Seen(last), Checked(None)) if attempt > 1 else drive.feed(*CREATED, Seen(last))
         assert isinstance(later, Later)
         pauses.append(later.until - drive.now)
         drive.wait(later.until - drive.now)
-        drive.tell(Intended(), Done())
+        drive.feed(Intended(), Done())
     assert pauses == [1, 2, 4]
-    assert drive.tell(Seen(last), Checked(None)) == Record(4, recorded(drive.next), last)
+    assert drive.feed(Seen(last), Checked(None)) == Record(4, recorded(drive.next), last)
 
 
 @contract("2.WORKER_RETRIES")
@@ -191,8 +191,8 @@ def test_the_platforms_failures_have_a_budget(last: Snapshot) -> None:
 def test_the_workers_own_failures_have_another_budget(ended_as: str) -> None:
     """None by default; where there is one, the next attempt follows at once."""
     last = failed(1, ended_as=ended_as)
-    assert isinstance(Drive().tell(*CREATED, Seen(last)), Record)
-    assert Drive(limits=with_settings(LIMITS, worker_retries=1)).tell(*CREATED, Seen(last)) == Intend(2, 0)
+    assert isinstance(Drive().feed(*CREATED, Seen(last)), Record)
+    assert Drive(limits=with_settings(LIMITS, worker_retries=1)).feed(*CREATED, Seen(last)) == Intend(2, 0)
 
 
 @contract("2.WORKER_RETRIES")
@@ -200,10 +200,10 @@ def test_the_workers_own_failures_have_another_budget(ended_as: str) -> None:
 def test_the_two_budgets_are_counted_apart() -> None:
     """An eviction does not use up what the worker's own failures have, nor the other way round."""
     drive = Drive(begin(1, attempt=3, infra_used=1), limits=with_settings(LIMITS, worker_retries=2, infra_retries=2))
-    assert drive.tell(*CREATED, Seen(failed())) == Intend(4, 1)
-    drive.tell(Intended(), Done(), Seen(evicted()), Checked(None))
+    assert drive.feed(*CREATED, Seen(failed())) == Intend(4, 1)
+    drive.feed(Intended(), Done(), Seen(evicted()), Checked(None))
     assert drive.wait(60) == Intend(5, 2)
-    assert isinstance(drive.tell(Intended(), Done(), Seen(failed()), Checked(None)), Record)
+    assert isinstance(drive.feed(Intended(), Done(), Seen(failed()), Checked(None)), Record)
 
 
 NEVER: list[tuple[str, tuple[Observation, ...]]] = [
@@ -219,13 +219,13 @@ NEVER: list[tuple[str, tuple[Observation, ...]]] = [
 def test_what_was_meant_to_end_is_not_tried_again(reason: str, seen: tuple[Observation, ...]) -> None:
     """Whatever the budgets are."""
     drive = Drive(limits=with_settings(LIMITS, worker_retries=9, infra_retries=9))
-    assert recorded(drive.tell(*RUNNING, *seen)).reason == reason
+    assert recorded(drive.feed(*RUNNING, *seen)).reason == reason
 
 
 def test_a_new_attempt_starts_with_a_clean_slate() -> None:
     """No trouble, termination or pause of the attempt before it."""
     drive = Drive(replace(begin(7), sight=Sight(trouble_at=NOW), backoff=3))
-    drive.tell(*CREATED, Seen(evicted()))
+    drive.feed(*CREATED, Seen(evicted()))
     assert drive.life == replace(begin(7, 2, 1), todo=Later(NOW + 1), old=evicted(), not_before=NOW + 1)
 
 
@@ -240,11 +240,11 @@ def test_a_new_attempt_starts_with_a_clean_slate() -> None:
 )
 def test_a_recorded_pod_is_deleted_unless_it_goes_anyway(last: Snapshot, effect: Effect) -> None:
     """A finished pod that is being deleted needs no second request."""
-    assert Drive().tell(*RUNNING, Seen(last), Done()) == effect
+    assert Drive().feed(*RUNNING, Seen(last), Done()) == effect
 
 
 def test_the_life_ends_when_the_pod_is_deleted() -> None:
     """Nothing is left to do."""
     drive = Drive()
-    drive.tell(*RUNNING, Seen(succeeded()), Done(), Done())
+    drive.feed(*RUNNING, Seen(succeeded()), Done(), Done())
     assert drive.next == End("done")

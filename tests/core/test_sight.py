@@ -88,7 +88,7 @@ def until(drive: Drive, moment: float) -> None:
     """Let time pass up to a moment after NOW, and let the life look at its clock whenever it asked for that."""
     while isinstance(drive.next, Await) and drive.next.until is not None and drive.next.until <= NOW + moment:
         drive.wait(drive.next.until - drive.now)
-        drive.tell(TimedOut())
+        drive.feed(TimedOut())
     if drive.now < NOW + moment:
         drive.wait(NOW + moment - drive.now)
 
@@ -96,10 +96,10 @@ def until(drive: Drive, moment: float) -> None:
 def led(*told: tuple[float, Observation]) -> Drive:
     """A life that saw each of these at its moment."""
     drive = Drive(limits=HOUR)
-    drive.tell(Intended())
+    drive.feed(Intended())
     for moment, observation in told:
         until(drive, moment)
-        drive.tell(observation, *([Checked(None)] if moment == 0 else []))
+        drive.feed(observation, *([Checked(None)] if moment == 0 else []))
     return drive
 
 
@@ -111,7 +111,7 @@ def test_no_worker_is_ended_early(clocks: Clocks) -> None:
     drive = led((0, Seen(clocks.pod("Pending"))), (1, Seen(clocks.runs())), (25, Seen(clocks.runs())))
     until(drive, 90)
     assert isinstance(drive.next, Await)
-    end = drive.tell(Seen(clocks.ended(90, 0)))
+    end = drive.feed(Seen(clocks.ended(90, 0)))
     assert isinstance(end, Record)
     assert end.verdict.reason is Reason.COMPLETED
 
@@ -165,9 +165,9 @@ def test_a_node_is_lost_in_its_time(clocks: Clocks) -> None:
     )
     drive = led((0, Seen(clocks.pod("Pending"))), (1, Seen(clocks.runs())), (10, Seen(lost)))
     drive.wait(59)
-    assert isinstance(drive.tell(Seen(lost)), Await)
+    assert isinstance(drive.feed(Seen(lost)), Await)
     drive.wait(2)
-    drive.tell(Seen(lost))
+    drive.feed(Seen(lost))
     assert drive.life.infra_used == 1
 
 
@@ -176,7 +176,7 @@ def test_a_node_is_lost_in_its_time(clocks: Clocks) -> None:
 def test_whoever_deleted_a_running_worker_ended_it(clocks: Clocks) -> None:
     """The deletion was seen first."""
     drive = led((0, Seen(clocks.pod("Pending"))), (1, Seen(clocks.runs())), (22, Seen(clocks.runs(deleted=22))))
-    end = drive.tell(Seen(clocks.ended(24, 143, deleted=22)))
+    end = drive.feed(Seen(clocks.ended(24, 143, deleted=22)))
     assert isinstance(end, Record)
     assert end.verdict.reason is Reason.POD_DELETED
 
@@ -190,7 +190,7 @@ def test_where_both_are_seen_at_once_the_clocks_are_set_against_each_other(
 ) -> None:
     """The kubelet began when the API server had bound the pod: so far apart are their clocks."""
     drive = led((0, Seen(clocks.pod("Pending"))), (1, Seen(clocks.runs())))
-    end = drive.tell(Seen(clocks.ended(ended, 1, deleted=25)))
+    end = drive.feed(Seen(clocks.ended(ended, 1, deleted=25)))
     assert isinstance(end, Record)
     assert end.verdict.reason is reason
 
@@ -201,9 +201,9 @@ def test_where_both_are_seen_at_once_the_clocks_are_set_against_each_other(
 def test_a_deadline_that_came_too_early_is_the_nodes_fault(after_s: float, reason: Reason) -> None:
     """The kubelet counts it on its own clock, which somebody set: the worker is tried again."""
     drive = Drive(limits=replace(LIMITS, infra_retries=0))
-    drive.tell(Intended(), Seen(pod(deadline_s=60)), Checked(None), Seen(running(deadline_s=60)))
+    drive.feed(Intended(), Seen(pod(deadline_s=60)), Checked(None), Seen(running(deadline_s=60)))
     drive.wait(after_s)
-    end = drive.tell(Seen(failed(137, reason="DeadlineExceeded", message="too long", deadline_s=60)))
+    end = drive.feed(Seen(failed(137, reason="DeadlineExceeded", message="too long", deadline_s=60)))
     assert isinstance(end, Record)
     assert end.verdict.reason is reason
     assert "DeadlineExceeded" in end.verdict.message or reason is Reason.DEADLINE_EXCEEDED

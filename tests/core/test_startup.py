@@ -124,12 +124,12 @@ class TestGate:
         """And the whole time is given when it is lifted."""
         gated = replace(seen(raw_pod()), trouble=Trouble.GATED, trouble_text="scheduling gate a")
         drive = Drive()
-        assert drive.tell(Intended(), Seen(gated), Checked(None)) == Await(None)
+        assert drive.feed(Intended(), Seen(gated), Checked(None)) == Await(None)
         assert drive.life.waits_for == "scheduling gate a"
         assert replace(drive.life, pod=running()).waits_for == ""
         drive.wait(10**7)
         free = replace(gated, trouble=Trouble.NONE, trouble_text="")
-        assert drive.tell(Seen(free)) == Await(drive.now + LIMITS.pending_timeout_s)
+        assert drive.feed(Seen(free)) == Await(drive.now + LIMITS.pending_timeout_s)
         assert drive.life.waits_for == ""
 
     def test_a_waiter_is_woken_when_one_of_two_gates_is_lifted(self) -> None:

@@ -22,7 +22,7 @@ from ottoscaler.core.events import (
 from ottoscaler.core.names import process_of
 from ottoscaler.core.results import RESULT_FIELDS, common_fields, rfc3339
 from ottoscaler.errors import StreamUnavailable, TooMuch
-from ottoscaler.ports import Answer, Entry, Fate, OpenTask, Renewal, StoredWorker, TaskView
+from ottoscaler.ports import Answer, Entry, OpenTask, Renewal, Status, StoredWorker, TaskView
 from tests.fakes.server import GROUP, Delivery, FakeRedis, Group, Id, TaskState, WorkerState, order
 from tests.fakes.workers import MAX_TRIES, WorkerScripts
 
@@ -459,12 +459,12 @@ class FakeStream(WorkerScripts):
         with self.server.call("finish_scale_down"):
             task = self.server.known(event_id)
             if task.state == "finished":
-                return Answer(Fate.KNOWN)
+                return Answer(Status.KNOWN)
             if task.owner != owner or task.event is None:
-                return Answer(Fate.NOT_OURS)
+                return Answer(Status.NOT_OURS)
             self.server.publish({**fields, **common_fields(task.event, RESULT_FIELDS)})
             self._close_task(task, event_id)
-            return Answer(Fate.OK)
+            return Answer(Status.OK)
 
     def outcomes(self, victims: Sequence[Victim]) -> Sequence[StoredWorker | None]:
         with self.server.call("outcomes"):

@@ -13,7 +13,7 @@ from ottoscaler.core.events import DeadReason, EventType, ScaleEvent
 from ottoscaler.core.results import RESULT_FIELDS, common_fields, rfc3339, worker_result
 from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Outcome, Reason, Verdict
-from ottoscaler.ports import Answer, Fate, Note
+from ottoscaler.ports import Answer, Note, Status
 from tests.fakes.server import GROUP, FakeRedis, TaskState, WorkerState, worker_json
 
 MAX_TRIES = 10
@@ -30,16 +30,16 @@ class WorkerScripts:
         with self.server.call("intend"):
             task, worker = self._look(event_id, index)
             if worker.outcome:
-                return Answer(Fate.HAS_RESULT)
+                return Answer(Status.HAS_RESULT)
             if task.owner != owner:
-                return Answer(Fate.NOT_OURS)
+                return Answer(Status.NOT_OURS)
             if worker.termination is not None and (
                 worker.termination.is_cancel or worker.termination.attempt >= attempt
             ):
-                return Answer(Fate.CANCELLED, worker.termination, worker.attempt)
+                return Answer(Status.CANCELLED, worker.termination, worker.attempt)
             worker.termination = None
             if attempt < worker.attempt:
-                return Answer(Fate.OLD_ATTEMPT, None, worker.attempt)
+                return Answer(Status.OLD_ATTEMPT, None, worker.attempt)
             again = worker.attempt == attempt
             if not again or worker.refused or worker.seen:
                 task.tries = 0
@@ -47,75 +47,75 @@ class WorkerScripts:
             worker.attempt, worker.infra_used, worker.refused = attempt, infra_used, False
             worker.shown = worker_json("creating", attempt, pod)
             task.state, task.why, task.next_at = "running", "", ""
-            return Answer(Fate.OK, None, attempt)
+            return Answer(Status.OK, None, attempt)
 
     def note_refused(self, event_id: str, owner: str, index: int, attempt: int) -> Answer:
         with self.server.call("note_refused"):
             task, worker = self._look(event_id, index)
             if task.owner != owner:
-                return Answer(Fate.NOT_OURS)
+                return Answer(Status.NOT_OURS)
             if worker.attempt == attempt and not worker.outcome and not worker.seen:
                 worker.refused = True
                 worker.shown = worker_json("waiting", attempt, "")
-            return Answer(Fate.OK)
+            return Answer(Status.OK)
 
     def check(self, event_id: str, owner: str, index: int, attempt: int) -> Answer:
         with self.server.call("check"):
             task, worker = self._look(event_id, index)
             if worker.outcome:
-                return Answer(Fate.HAS_RESULT)
+                return Answer(Status.HAS_RESULT)
             if task.owner != owner:
-                return Answer(Fate.NOT_OURS)
+                return Answer(Status.NOT_OURS)
             if worker.attempt == attempt and not worker.seen:
                 worker.seen, worker.refused, task.tries = True, False, 0
-            return Answer(Fate.OK, worker.termination)
+            return Answer(Status.OK, worker.termination)
 
     def doom(self, event_id: str, owner: str | None, index: int, termination: Termination) -> Answer:
         with self.server.call("doom"):
             task, worker = self._look(event_id, index)
             if worker.outcome:
-                return Answer(Fate.HAS_RESULT)
+                return Answer(Status.HAS_RESULT)
             if task.owner is None or (owner is not None and task.owner != owner):
-                return Answer(Fate.NOT_OURS)
+                return Answer(Status.NOT_OURS)
             if not termination.applies_to(worker.attempt):
-                return Answer(Fate.OLD_ATTEMPT)
+                return Answer(Status.OLD_ATTEMPT)
             spared = termination.drain and termination.by in worker.spared
             if spared or (worker.termination is not None and _stays(worker.termination, termination)):
-                return Answer(Fate.OK, worker.termination)
+                return Answer(Status.OK, worker.termination)
             worker.termination = termination
             task.cancels += termination.is_cancel
-            return Answer(Fate.OK, termination)
+            return Answer(Status.OK, termination)
 
     def withdraw(self, event_id: str, owner: str, index: int, termination: Termination) -> Answer:
         with self.server.call("withdraw"):
             task, worker = self._look(event_id, index)
             if worker.outcome:
-                return Answer(Fate.HAS_RESULT)
+                return Answer(Status.HAS_RESULT)
             if task.owner != owner:
-                return Answer(Fate.NOT_OURS)
+                return Answer(Status.NOT_OURS)
             held = worker.termination
             if held is None or (held.attempt, held.reason, held.by) != (
                 termination.attempt,
                 termination.reason,
                 termination.by,
             ):
-                return Answer(Fate.OK, held)
+                return Answer(Status.OK, held)
             worker.termination = None
             if termination.drain:
                 _spare(worker, termination.by)
-            return Answer(Fate.OK)
+            return Answer(Status.OK)
 
     def record(self, event_id: str, owner: str, index: int, *, attempt: int, fields: Mapping[str, str]) -> Answer:
         with self.server.call("record"):
             task, worker = self._look(event_id, index)
             if worker.outcome:
-                return Answer(Fate.KNOWN)
+                return Answer(Status.KNOWN)
             if task.owner != owner or task.event is None:
-                return Answer(Fate.NOT_OURS)
+                return Answer(Status.NOT_OURS)
             termination = worker.termination
             cancelled = termination is not None and termination.is_cancel
             if worker.attempt not in (0, attempt) and not cancelled:
-                return Answer(Fate.OLD_ATTEMPT, None, worker.attempt)
+                return Answer(Status.OLD_ATTEMPT, None, worker.attempt)
             result = dict(fields)
             if termination is not None and (not termination.applies_to(attempt) or _had_no_part(termination, result)):
                 if termination.drain and termination.is_cancel:
@@ -129,7 +129,7 @@ class WorkerScripts:
             dead = result["message"] if poison and self._poison_letter(task, event_id, result["message"]) else ""
             task.tries = 0
             finished = self._store(task, task.event, worker, result)
-            return Answer(Fate.OK, termination, attempt, finished, dead)
+            return Answer(Status.OK, termination, attempt, finished, dead)
 
     def _poison_letter(self, task: TaskState, event_id: str, detail: str) -> bool:
         """The one dead letter of an event on which we failed time and again; False if it was there."""
@@ -166,8 +166,8 @@ class WorkerScripts:
             worker = task.worker(index)
             if not worker.outcome:
                 worker.shown = worker_json(*state)
-        if note.why is not None:
-            task.why, task.next_at = note.why, note.next_at
+        if note.reason is not None:
+            task.why, task.next_at = note.reason, note.next_at
 
     def _look(self, event_id: str, index: int) -> tuple[TaskState, WorkerState]:
         task = self.server.known(event_id)

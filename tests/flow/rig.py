@@ -213,7 +213,7 @@ class Rig:
         self.clock.advance(seconds)
         for key in {pod.key for pod in self.registry.snapshots()}:
             if self.registry.followed(*key.worker):
-                self.registry.tell(*key.worker, TimedOut())
+                self.registry.notify(*key.worker, TimedOut())
         self.pool.pump()
 
     def wait_and_look(self, seconds: float) -> None:

@@ -251,7 +251,7 @@ class TestWork:
             old.close(release=False)
             with Rig(old.world, consumer="c2", threads=["watch"], MAX_WORKERS=1) as rig:
                 probes = health(rig)
-                rig.registry.own(rig.key("old").event_hash)
+                rig.registry.track(rig.key("old").event_hash)
                 rig.accept()
                 assert rig.ledger.counts() == (0, 1)
                 for _ in range(5):
@@ -312,11 +312,11 @@ def test_redis_away_is_a_sign_of_life_of_each_try() -> None:
 
         rig.parts.retries.forever("read", attempt)
         (miss,) = rig.heartbeat.failing()
-        assert miss.why == "cannot read: away"
+        assert miss.reason == "cannot read: away"
         thread = threading.Thread(target=rig.heartbeat.report_failure, args=("nobody's",), name="worker-1")
         thread.start()
         thread.join()
-        assert [each.why for each in rig.heartbeat.failing()] == ["cannot read: away"]
+        assert [each.reason for each in rig.heartbeat.failing()] == ["cannot read: away"]
 
 
 def test_a_thread_with_signs_of_life_is_a_loop() -> None:

@@ -115,7 +115,7 @@ class TestRoom:
         desk = Desk(max_workers=2)
         desk.ledger.add(task("a", 2))
         run = desk.take()
-        desk.registry.learn(of("a", 5))
+        desk.registry.upsert(of("a", 5))
         assert desk.ledger.take() is None
         assert desk.ledger.settled(run)
         assert not desk.ledger.settled(run)
@@ -181,7 +181,7 @@ class TestRoom:
         """A thread that is on its way out of a task that was taken over anew."""
         desk = Desk(max_workers=2)
         desk.registry.publish(of("other", 5, Phase.RUNNING))
-        desk.registry.own(of("other", 5).key.event_hash)
+        desk.registry.track(of("other", 5).key.event_hash)
         desk.ledger.add(task("a", 1, StoredWorker(1, attempt=1)))
         old = desk.take()
         desk.ledger.add(task("a", 1, StoredWorker(1, attempt=1), tenure=2))
@@ -232,9 +232,9 @@ def _act(desk: Desk, move: str, run: WorkerRun, version: int) -> None:
     """One thing that a worker's thread, or its pod, may do."""
     seen = partial(of, run.task.event.event_id, version, index=run.life.index)
     if move in ("create", "settle"):
-        desk.registry.learn(seen(Phase.RUNNING))
+        desk.registry.upsert(seen(Phase.RUNNING))
     if move in ("fail", "end"):
-        desk.registry.learn(seen(Phase.FAILED))
+        desk.registry.upsert(seen(Phase.FAILED))
     if move == "settle":
         desk.ledger.settled(run)
     if move == "pause":

@@ -68,7 +68,7 @@ class TestCancel:
         """Its thread ends the pod."""
         added = desk.ledger.add(task("a"))
         desk.take()
-        with desk.registry.expect(added.hash, 1) as waiter:
+        with desk.registry.subscribe(added.hash, 1) as waiter:
             assert desk.ledger.cancel("a", 1, CANCEL)
             assert waiter.wait(1, START) == TerminationStored(CANCEL)
 
@@ -113,7 +113,7 @@ class TestTasks:
         """Another process owns it: nothing more is touched."""
         added = desk.ledger.add(task("a", 3))
         run = desk.take()
-        with desk.registry.expect(added.hash, 1) as waiter:
+        with desk.registry.subscribe(added.hash, 1) as waiter:
             desk.ledger.drop("a", "c1/b1/1")
             assert waiter.wait(1, START) == NotOurs()
         desk.pause(run, 0)
@@ -129,7 +129,7 @@ class TestTasks:
         """Else two threads would follow one worker."""
         added = desk.ledger.add(task("a"))
         desk.take()
-        with desk.registry.expect(added.hash, 1) as waiter:
+        with desk.registry.subscribe(added.hash, 1) as waiter:
             desk.ledger.add(task("a", tenure=2))
             assert waiter.wait(1, START) == NotOurs()
 
@@ -171,7 +171,7 @@ class TestShowing:
         run = desk.take()
         run.life = replace(run.life, todo=Create(1))
         desk.ledger.note(run)
-        desk.ledger.note(run, why="quota")
+        desk.ledger.note(run, reason="quota")
         assert desk.ledger.take_notes() == [(added, {1: ("creating", 1, f"otto-agent-{added.hash}-1")}, "quota")]
         assert desk.ledger.take_notes() == []
 

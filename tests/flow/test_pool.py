@@ -109,7 +109,7 @@ def test_room_is_used_by_whoever_has_a_thread() -> None:
     with Rig(threads=["watch"], MAX_WORKERS=3) as rig:
         orphan = of("orphan", 5, Phase.RUNNING)
         rig.registry.publish(orphan)
-        rig.registry.own(orphan.key.event_hash)
+        rig.registry.track(orphan.key.event_hash)
         rig.world.kubernetes.refuse_next("create", ClusterUnavailable("quota", unclear=False))
         rig.redis.on_call, rig.world.kubernetes.on_call = hold, gather
         event_id = rig.accept(pod_count=3)

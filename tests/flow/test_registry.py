@@ -38,7 +38,7 @@ def registry() -> Registry:
 @pytest.fixture
 def waiter(registry: Registry) -> Iterator[Waiter]:
     """The place of worker 1."""
-    with registry.expect(HASH, 1) as place:
+    with registry.subscribe(HASH, 1) as place:
         yield place
 
 
@@ -106,7 +106,7 @@ class TestWaiting:
     def test_who_is_about_to_be_answered_cannot_leave(self, registry: Registry, waiter: Waiter) -> None:
         """His time is over, and somebody has just taken his future to answer it."""
         future = registry.offer(waiter, 1)
-        registry.tell(HASH, 1, TERMINATION_STORED)
+        registry.notify(HASH, 1, TERMINATION_STORED)
         assert not registry.retract(waiter, future)
         assert future.result(0) == TERMINATION_STORED
 
@@ -114,7 +114,7 @@ class TestWaiting:
         """A worker gave its thread back for a while: its pod has ended since, and no further event will say so."""
         registry.publish(pod(5))
         registry.publish(pod(6, Phase.SUCCEEDED))
-        with registry.expect(HASH, 1, pod(5)) as waiter:
+        with registry.subscribe(HASH, 1, pod(5)) as waiter:
             assert waiter.wait(1, PAST) == Seen(pod(6, Phase.SUCCEEDED))
             assert waiter.wait(1, PAST) == TimedOut()
 
@@ -122,13 +122,13 @@ class TestWaiting:
         """Whoever comes back for it looks live."""
         registry.publish(pod(5))
         registry.publish(pod(6, gone=True))
-        with registry.expect(HASH, 1, pod(5)) as waiter:
+        with registry.subscribe(HASH, 1, pod(5)) as waiter:
             assert waiter.wait(1, PAST) == Missing()
 
     def test_who_comes_back_to_a_pod_as_it_was_is_told_nothing(self, registry: Registry) -> None:
         """A newer version of the same stage is none of its business."""
         registry.publish(pod(6))
-        with registry.expect(HASH, 1, pod(5)) as waiter:
+        with registry.subscribe(HASH, 1, pod(5)) as waiter:
             assert waiter.wait(1, PAST) == TimedOut()
 
     def test_a_wait_ends_at_its_time(self, waiter: Waiter) -> None:
@@ -141,13 +141,13 @@ class TestLearning:
 
     def test_what_was_learnt_is_not_told_again(self, registry: Registry, waiter: Waiter) -> None:
         """The thread itself has just created it."""
-        registry.learn(pod(5))
+        registry.upsert(pod(5))
         registry.publish(pod(5))
         assert waiter.wait(1, PAST) == TimedOut()
 
     def test_it_is_not_undone_by_an_older_line(self, registry: Registry, waiter: Waiter) -> None:
         """The watch may be behind a live look."""
-        registry.learn(pod(7, Phase.RUNNING))
+        registry.upsert(pod(7, Phase.RUNNING))
         registry.publish(pod(6))
         assert registry.get(pod(1).key) == pod(7, Phase.RUNNING)
         assert waiter.wait(1, PAST) == TimedOut()
@@ -155,13 +155,13 @@ class TestLearning:
     def test_the_watch_may_have_been_faster(self, registry: Registry, waiter: Waiter) -> None:
         """Then the create's answer is old, and the thread is told the newer state."""
         registry.publish(pod(7, Phase.RUNNING))
-        registry.learn(pod(5))
+        registry.upsert(pod(5))
         assert waiter.wait(1, PAST) == Seen(pod(7, Phase.RUNNING))
 
     def test_a_pod_that_is_gone_stays_gone(self, registry: Registry, waiter: Waiter) -> None:
         """An answer that comes late cannot bring it back."""
         registry.publish(pod(8, gone=True))
-        registry.learn(pod(7))
+        registry.upsert(pod(7))
         registry.publish(pod(7, Phase.RUNNING))
         assert registry.snapshots() == []
         assert waiter.wait(1, PAST) == Seen(pod(8, gone=True))
@@ -169,7 +169,7 @@ class TestLearning:
     def test_a_pod_that_a_look_did_not_find_is_forgotten(self, registry: Registry) -> None:
         """It uses no room any more."""
         registry.publish(pod(5))
-        registry.forget(pod(5).key)
+        registry.delete(pod(5).key)
         assert registry.get(pod(5).key) is None
 
 
@@ -200,35 +200,35 @@ class TestLists:
 
     def test_a_pod_that_is_not_listed_is_missing(self, registry: Registry, waiter: Waiter) -> None:
         """The thread has to look, since a list may be older than the pod: until then the pod uses room."""
-        registry.own(HASH)
-        registry.learn(pod(5))
+        registry.track(HASH)
+        registry.upsert(pod(5))
         registry.replace(PodList([], "9"))
         assert waiter.wait(1, PAST) == Missing()
         assert registry.owned_live == 1
-        registry.forget(pod(5).key)
+        registry.delete(pod(5).key)
         assert registry.owned_live == 0
 
     def test_a_missing_pod_that_no_thread_follows_is_gone(self, registry: Registry, waiter: Waiter) -> None:
         """Otherwise it would use room for good: a thread that goes on with it later looks for it."""
-        registry.own(HASH)
-        registry.learn(pod(5))
-        registry.leave(waiter)
+        registry.track(HASH)
+        registry.upsert(pod(5))
+        registry.unsubscribe(waiter)
         registry.replace(PodList([], "9"))
         assert registry.owned_live == 0
-        assert registry.expect(HASH, 1, pod(5)).wait(1, PAST) == Missing()
+        assert registry.subscribe(HASH, 1, pod(5)).wait(1, PAST) == Missing()
 
     def test_a_thread_that_leaves_before_it_looks_keeps_no_room(self, registry: Registry, waiter: Waiter) -> None:
         """Its worker has ended, or goes on with another thread, which looks."""
-        registry.own(HASH)
-        registry.learn(pod(5))
+        registry.track(HASH)
+        registry.upsert(pod(5))
         registry.replace(PodList([], "9"))
-        registry.leave(waiter)
+        registry.unsubscribe(waiter)
         assert registry.owned_live == 0
 
     def test_a_list_older_than_the_pod_says_nothing(self, registry: Registry, waiter: Waiter) -> None:
         """It was taken before the pod was created: the create was answered while the list was under way."""
         registry.listing()
-        registry.learn(pod(7))
+        registry.upsert(pod(7))
         registry.replace(PodList([], "6"))
         assert waiter.wait(1, PAST) == TimedOut()
         assert registry.get(pod(7).key) == pod(7)
@@ -256,20 +256,20 @@ class TestLists:
 
     def test_a_pod_that_no_watch_shows_is_not_missing(self, registry: Registry) -> None:
         """Its labels were changed: it counts until its worker finds that it is gone."""
-        registry.own(HASH)
-        registry.learn(pod(5, altered="the pod's label x was changed"))
+        registry.track(HASH)
+        registry.upsert(pod(5, altered="the pod's label x was changed"))
         registry.replace(PodList([], "9"))
         assert registry.owned_live == 1
-        registry.forget(pod(5).key)
+        registry.delete(pod(5).key)
         assert registry.owned_live == 0
 
     def test_a_pod_that_only_left_the_selection_comes_back(self, registry: Registry) -> None:
         """The watch said that it was gone; a look, and a later line of the watch, say that it is there."""
         registry.publish(pod(5, Phase.RUNNING))
         registry.publish(pod(6, Phase.RUNNING, gone=True))
-        registry.learn(pod(5, Phase.RUNNING))
+        registry.upsert(pod(5, Phase.RUNNING))
         assert registry.snapshots() == []
-        registry.learn(pod(6, Phase.RUNNING, altered="x"))
+        registry.upsert(pod(6, Phase.RUNNING, altered="x"))
         assert registry.snapshots() == [pod(6, Phase.RUNNING, altered="x")]
         registry.publish(pod(8, Phase.RUNNING))
         registry.publish(pod(9, Phase.RUNNING, gone=True))
@@ -283,20 +283,20 @@ class TestTelling:
         """At once."""
         heard = helper.submit(waiter.wait, 1, None)
         eventually(lambda: waiting(waiter))
-        assert registry.tell(HASH, 1, TERMINATION_STORED)
+        assert registry.notify(HASH, 1, TERMINATION_STORED)
         assert heard.result(5) == TERMINATION_STORED
 
     def test_it_reaches_who_does_not_wait_yet(self, registry: Registry, waiter: Waiter) -> None:
         """In the order in which it was told, and before what the watch has."""
         registry.publish(pod(5))
-        registry.tell(HASH, 1, TERMINATION_STORED)
-        registry.tell(HASH, 1, NotOurs())
+        registry.notify(HASH, 1, TERMINATION_STORED)
+        registry.notify(HASH, 1, NotOurs())
         assert [waiter.wait(1, PAST) for _ in range(3)] == [TERMINATION_STORED, NotOurs(), Seen(pod(5))]
 
     def test_it_says_whether_anybody_follows(self, registry: Registry, waiter: Waiter) -> None:
         """Who tells a worker that nobody follows has to act himself."""
         assert registry.followed(HASH, 1)
-        assert not registry.tell(HASH, 2, TERMINATION_STORED)
+        assert not registry.notify(HASH, 2, TERMINATION_STORED)
 
     def test_who_loses_his_place_to_another_thread_is_told(
         self, registry: Registry, waiter: Waiter, helper: ThreadPoolExecutor
@@ -304,7 +304,7 @@ class TestTelling:
         """There is one place for each worker: a thread left without one would wait for ever."""
         heard = helper.submit(waiter.wait, 1, None)
         eventually(lambda: waiting(waiter))
-        with registry.expect(HASH, 1) as newer:
+        with registry.subscribe(HASH, 1) as newer:
             assert heard.result(5) == NotOurs()
             registry.publish(pod(5))
             assert newer.wait(1, PAST) == Seen(pod(5))
@@ -316,7 +316,7 @@ class TestClosing:
     def test_all_who_wait_stop(self, registry: Registry) -> None:
         """Each thread gets its Stopping."""
         with ThreadPoolExecutor(20) as threads, ExitStack() as places:
-            waiters = [places.enter_context(registry.expect(HASH, index)) for index in range(20)]
+            waiters = [places.enter_context(registry.subscribe(HASH, index)) for index in range(20)]
             ends = [threads.submit(waiter.wait, 1, None) for waiter in waiters]
             eventually(lambda: all(waiting(waiter) for waiter in waiters))
             registry.close()
@@ -350,10 +350,10 @@ def test_the_race_of_a_timeout_with_an_event_loses_nothing_and_doubles_nothing()
         for each in told:
             while place.future is None:  # only while it waits there is a race
                 pass
-            registry.tell(HASH, 1, each)
+            registry.notify(HASH, 1, each)
 
     publisher = threading.Thread(target=tell)
-    with registry.expect(HASH, 1) as place:
+    with registry.subscribe(HASH, 1) as place:
         publisher.start()
         while publisher.is_alive():
             heard.append(place.wait(1, START + 1e-5))
@@ -375,7 +375,7 @@ def test_the_race_of_a_timeout_with_the_watch_ends_in_the_last_state() -> None:
 
     publisher = threading.Thread(target=publish)
     heard: list[Observation] = []
-    with registry.expect(HASH, 1) as place:
+    with registry.subscribe(HASH, 1) as place:
         publisher.start()
         while publisher.is_alive():
             heard.append(place.wait(1, START + 1e-5))
@@ -394,9 +394,9 @@ snapshots = st.builds(
     st.booleans(),
 )
 moves = st.one_of(
-    st.tuples(st.sampled_from(["publish", "learn"]), snapshots),
-    st.tuples(st.sampled_from(["own", "disown"]), st.sampled_from(["aaaaaaaaaa", "bbbbbbbbbb"])),
-    st.tuples(st.just("forget"), snapshots.map(lambda one: one.key)),
+    st.tuples(st.sampled_from(["publish", "upsert"]), snapshots),
+    st.tuples(st.sampled_from(["track", "untrack"]), st.sampled_from(["aaaaaaaaaa", "bbbbbbbbbb"])),
+    st.tuples(st.just("delete"), snapshots.map(lambda one: one.key)),
     st.tuples(st.just("replace"), st.lists(snapshots, max_size=3, unique_by=lambda one: one.key)),
 )
 
@@ -409,8 +409,8 @@ def test_the_counts_equal_a_recount(steps: Sequence[tuple[str, Any]]) -> None:
         if verb == "replace":
             what = PodList([one for one in what if not one.gone], str(max((_version(one) for one in what), default=1)))
         getattr(registry, verb)(what)
-        owned |= {what} if verb == "own" else set()
-        owned -= {what} if verb == "disown" else set()
+        owned |= {what} if verb == "track" else set()
+        owned -= {what} if verb == "untrack" else set()
         live = [one for one in registry.snapshots() if one.live and one.key.event_hash in owned]
         assert registry.owned_live == len(live)
 
@@ -426,8 +426,8 @@ def test_telling_one_worker_costs_the_same_however_many_wait() -> None:
         registry, laps = Registry(ManualClock()), []
         with ExitStack() as places:
             for index in range(waiters):
-                waiter = places.enter_context(registry.expect(HASH, index))
-                registry.learn(pod(1, index=index))
+                waiter = places.enter_context(registry.subscribe(HASH, index))
+                registry.upsert(pod(1, index=index))
                 registry.offer(waiter, 1)
             for version in range(2, 202):
                 began = time.perf_counter()

@@ -162,7 +162,7 @@ def test_room_that_a_pod_has_made_is_used_at_once() -> None:
         pod = rig.pod(rig.accept(event_id="old"))
         rig.close(release=False)
         with Rig(rig.world, consumer="c2", threads=["watch"], MAX_WORKERS=1) as next_:
-            next_.registry.own(rig.key("old").event_hash)
+            next_.registry.track(rig.key("old").event_hash)
             event_id = next_.accept()
             assert next_.ledger.counts() == (0, 1)
             next_.cluster.vanish(pod)

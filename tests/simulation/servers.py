@@ -10,7 +10,7 @@ import msgspec
 from ottoscaler.core.choice import Blocker, Choice, Claim
 from ottoscaler.core.pods import Snapshot
 from ottoscaler.core.termination import Termination
-from ottoscaler.ports import Answer, Clock, Created, Fate
+from ottoscaler.ports import Answer, Clock, Created, Status
 from tests.fakes.kubernetes import FakeKubernetes, Pod
 from tests.fakes.server import FakeRedis, TaskState
 from tests.fakes.stream import FakeStream
@@ -70,13 +70,13 @@ class AuditedStream(FakeStream):
 
     def intend(self, event_id: str, owner: str, index: int, *, attempt: int, infra_used: int, pod: str) -> Answer:
         answer = super().intend(event_id, owner, index, attempt=attempt, infra_used=infra_used, pod=pod)
-        if answer.fate is Fate.OK:
+        if answer.status is Status.OK:
             self.server.audit.intended(pod)
         return answer
 
     def doom(self, event_id: str, owner: str | None, index: int, termination: Termination) -> Answer:
         answer = super().doom(event_id, owner, index, termination)
-        if answer.fate is Fate.OK:
+        if answer.status is Status.OK:
             self.server.audit.terminated(event_id, index)
         return answer
 

@@ -20,7 +20,7 @@ from ottoscaler.adapters.stream import RedisStream
 from ottoscaler.core.choice import Choice
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.errors import ClusterUnavailable
-from ottoscaler.ports import Answer, Created, Fate
+from ottoscaler.ports import Answer, Created, Status
 
 #: The points of a call, from its arguments by name and its answer.
 Namer = Callable[[Mapping[str, Any], Any], Iterator[str]]
@@ -35,8 +35,8 @@ def _if_any(name: str) -> Namer:
     return lambda arguments, answer: iter((name,) if answer else ())
 
 
-def _on(fates: Mapping[Fate, str]) -> Namer:
-    return lambda arguments, answer: iter((fates[answer.fate],) if answer.fate in fates else ())
+def _on(fates: Mapping[Status, str]) -> Namer:
+    return lambda arguments, answer: iter((fates[answer.status],) if answer.status in fates else ())
 
 
 def _pending(arguments: Mapping[str, Any], answer: Any) -> Iterator[str]:
@@ -54,7 +54,7 @@ def _renewed(arguments: Mapping[str, Any], answer: Any) -> Iterator[str]:
 
 
 def _terminated(arguments: Mapping[str, Any], answer: Answer) -> Iterator[str]:
-    if answer.fate is Fate.OK:
+    if answer.status is Status.OK:
         yield "mark stored" if arguments["owner"] is None else "terminated"
 
 
@@ -64,7 +64,7 @@ def _chosen(arguments: Mapping[str, Any], answer: Any) -> Iterator[str]:
 
 
 def _recorded(arguments: Mapping[str, Any], answer: Answer) -> Iterator[str]:
-    if answer.fate is Fate.OK:
+    if answer.status is Status.OK:
         yield "recorded"
         if answer.finished:
             yield "last result"
@@ -101,7 +101,7 @@ AFTER_STREAM: Final[Mapping[str, Namer]] = {
     "pending": _pending,
     "accept": _accepted,
     "bury": _always("buried"),
-    "intend": _on({Fate.OK: "intended", Fate.CANCELLED: "intend cancelled"}),
+    "intend": _on({Status.OK: "intended", Status.CANCELLED: "intend cancelled"}),
     "check": _always("checked"),
     "note_refused": _always("refusal noted"),
     "doom": _terminated,
