@@ -1,7 +1,7 @@
 """The configuration: frozen groups of values, and the one place that reads the environment.
 
 Only the composition root and the commands call `Settings.load`; everything below them is handed the group it needs. The
-names of the variables and their defaults are a promise to operators; the README has the same table.
+names of the variables and their defaults are a promise to operators; deploy/REFERENCE.md has the same table.
 """
 
 from __future__ import annotations

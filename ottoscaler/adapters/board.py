@@ -105,7 +105,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What has come since a mark: results with the fields that README lists, dead letters, a new mark."""
+    """What has come since a mark: results with the fields that deploy/REFERENCE.md lists, dead letters, a new mark."""
 
     mark: Mark
     results: Sequence[Mapping[str, str]]

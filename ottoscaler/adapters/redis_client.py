@@ -240,7 +240,7 @@ def _sentence(error: Exception) -> str:
                 f"refuses our user or password ({text}): set REDIS_USERNAME and REDIS_PASSWORD or REDIS_PASSWORD_FILE"
             )
         case redis.exceptions.NoPermissionError():
-            return f"does not permit a command ({text}): give the user the rights that README lists"
+            return f"does not permit a command ({text}): give the user the rights in deploy/REFERENCE.md"
         case redis.ReadOnlyError():
             return f"is a read-only replica ({text}): set REDIS_HOST to the master"
         case redis.exceptions.OutOfMemoryError():
@@ -248,7 +248,7 @@ def _sentence(error: Exception) -> str:
         case redis.BusyLoadingError():
             return "is still loading its data: wait until it has read them from its disk"
         case redis.ResponseError() if "can't run this command" in text or "ACL failure in script" in text:
-            return f"does not permit a command of our scripts ({text}): give the user the rights that README lists"
+            return f"does not permit a command of our scripts ({text}): give the user the rights in deploy/REFERENCE.md"
         case redis.ResponseError() if text.startswith("MISCONF"):
             return f"cannot write to its disk, and so takes no writes ({text}): make room on it or mend it"
         case redis.exceptions.TryAgainError():

@@ -128,4 +128,6 @@ def obstacle(key: str, kind: str, commands: str, setting: str) -> str:
             " nothing is read until then"
         )
     where = f" on the key {key}" if key else ""
-    return f"the user may not run {commands}{where}: give it the rights that README lists; nothing is read until then"
+    return (
+        f"the user may not run {commands}{where}: give it the rights in deploy/REFERENCE.md; nothing is read until then"
+    )

@@ -63,7 +63,7 @@ class Retry(StrEnum):
     INFRA = "infra"
 
 
-#: The table of reasons: README shows the same one.
+#: The table of reasons: deploy/REFERENCE.md shows the same one.
 TABLE: Final[Mapping[Reason, tuple[Outcome, Fault, Retry]]] = {
     Reason.COMPLETED: (Outcome.SUCCEEDED, Fault.NONE, Retry.NEVER),
     Reason.ERROR: (Outcome.FAILED, Fault.USER, Retry.WORKER),

@@ -83,7 +83,7 @@ class Rig:
     letters: DeadLetters
 
     def allow(self, *rules: str) -> None:
-        """The rights that README lists, and then these rules."""
+        """The rights that deploy/REFERENCE.md lists, and then these rules."""
         self.client.acl_setuser(
             "weak", enabled=True, reset=True, passwords=[f"+{PASSWORD}"], keys=[f"{self.admin.prefix}*"],
             categories=["-@all", "+@stream", "+@hash", "+@sortedset"],
@@ -618,7 +618,7 @@ def test_no_function_writes_by_itself(rig: Rig) -> None:
 
 
 def test_nothing_is_in_the_way(rig: Rig) -> None:
-    """With the rights that README lists, whether the keys are there or not."""
+    """With the rights that deploy/REFERENCE.md lists, whether the keys are there or not."""
     _prepared(rig, "record__the_last")()
     assert rig.weak.obstacles() == []
     rig.admin.flush()
@@ -638,7 +638,7 @@ def test_each_missing_right_is_named_before_it_is_needed(rig: Rig, command: str)
     with denied(rig, command):
         told = rig.weak.obstacles()
     assert told
-    assert all(command in sentence and "README" in sentence for sentence in told)
+    assert all(command in sentence and "REFERENCE" in sentence for sentence in told)
 
 
 @pytest.mark.parametrize("key", [key for key in KEYS if not key.startswith(("redriven", "task"))])

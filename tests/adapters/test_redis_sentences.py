@@ -15,12 +15,16 @@ from ottoscaler.settings import RedisSettings
 
 ERRORS = [
     (redis.AuthenticationError("WRONGPASS"), "refuses our user or password", "set REDIS_USERNAME"),
-    (redis.exceptions.NoPermissionError("no xadd"), "does not permit a command (no xadd)", "rights that README lists"),
+    (
+        redis.exceptions.NoPermissionError("no xadd"),
+        "does not permit a command (no xadd)",
+        "rights in deploy/REFERENCE.md",
+    ),
     (redis.ReadOnlyError("READONLY"), "is a read-only replica", "set REDIS_HOST to the master"),
     (redis.exceptions.OutOfMemoryError("OOM"), "is out of memory", "raise maxmemory"),
     (redis.BusyLoadingError("LOADING"), "is still loading its data", "wait until"),
-    (redis.ResponseError("The user can't run this command"), "does not permit a command of our scripts", "README"),
-    (redis.ResponseError("ACL failure in script"), "does not permit a command of our scripts", "README"),
+    (redis.ResponseError("The user can't run this command"), "does not permit a command of our scripts", "REFERENCE"),
+    (redis.ResponseError("ACL failure in script"), "does not permit a command of our scripts", "REFERENCE"),
     (redis.ResponseError("MISCONF no disk"), "cannot write to its disk", "make room on it"),
     (redis.exceptions.TryAgainError("TRYAGAIN"), "is moving our keys to another node", "trying again"),
     (redis.exceptions.ClusterDownError("CLUSTERDOWN"), "is a cluster that takes no commands", "a master for each slot"),

@@ -2,7 +2,7 @@
 about to do that with the event of the id `deadly`. What production runs has no such switch.
 
 It dies a moment later, as one that runs out of memory does, so that what it has besides gets on meanwhile: an event
-that ends every process at once takes what they had in hand along, as README says.
+that ends every process at once takes what they had in hand along, as deploy/GUARANTEES.md says.
 """
 
 from __future__ import annotations
