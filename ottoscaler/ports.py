@@ -38,28 +38,19 @@ class Clock(Protocol):
         """What the wall clock shows at the moment `at` of `now`, as far as it is known now; seconds since the epoch."""
 
 
-# -- stream
+# -- Redis: four ports in the order of a worker's life, and what is asked before the first event is read
+#
+# Every write is one script: atomic, idempotent, safe to repeat after a lost answer. All of them raise StreamUnavailable
+# when Redis does not answer or refuses, and when it does not know the task that a write is about: Redis was wiped, and
+# the owner is about to restore the task. They never raise Stopping. Safe to call from any thread, but for `read` and
+# `peek`, which belong to one thread each.
 
 
-class Stream(Protocol):
-    """Redis: the event stream, its group, and the task state. Every write is one script, idempotent, safe to repeat
-    after a lost answer.
-
-    Raises StreamUnavailable when Redis does not answer or refuses, and when a task that a write is about is unknown to
-    it: it was wiped, and the task is about to be restored. Stopping is never raised here. Safe to call from any thread,
-    except `read` and `peek`, which belong to one thread each.
-    """
+class EventLog(Protocol):
+    """The event stream and its consumer group: what is read, and what becomes a task of it. For reader and control."""
 
     def ensure_group(self) -> None:
         """Create the consumer group at the stream's beginning, and the stream, if they are not there."""
-
-    def reserve(self) -> str:
-        """The group that the keys of KEY_PREFIX belong to: ours from now on, unless another came first."""
-
-    def reserve_cluster(self, cluster: str) -> str:
-        """The cluster (`Cluster.identity`) that the queue belongs to: this one from now on, unless another came
-        first.
-        """
 
     def read(self, count: int) -> Sequence[Entry]:
         """Up to `count` new entries for this consumer; blocks at most REDIS_BLOCK_MS. Raises TooMuch if they are too
@@ -67,8 +58,8 @@ class Stream(Protocol):
         """
 
     def read_now(self, count: int) -> Sequence[Entry]:
-        """Up to `count` new entries for this consumer, without blocking (control,
-        to get at what lies before a scale_down). Raises TooMuch like `read`.
+        """Up to `count` new entries for this consumer, without blocking (control, to get at what lies before a
+        scale_down). Raises TooMuch like `read`.
         """
 
     def peek(self, after: str, count: int, *, block: bool) -> Sequence[Entry]:
@@ -78,6 +69,11 @@ class Stream(Protocol):
 
     def delivered(self) -> str:
         """The last id that was delivered to the group."""
+
+    def interrupt(self) -> None:
+        """End the blocking reads that are under way, as if nothing had come. A read that begins at the same time may
+        be missed: call it again until the readers have ended.
+        """
 
     def pending(self, *, own: bool, min_idle_s: float) -> Sequence[Entry]:
         """Some entries that were read but not accepted: our own, or those of any consumer idle for so long, which
@@ -89,11 +85,8 @@ class Stream(Protocol):
         with it and with the first reading; 0 if the entry is not pending any more.
         """
 
-    def blocker(self, stream_id: str) -> Blocker | None:
-        """What has to come before the choice of the event with this stream id: an older entry that is unread, or read
-        and not accepted, by any consumer; else an older event that is accepted and has not chosen its victims. None
-        if there is neither, and then there never will be.
-        """
+    def hand_over(self) -> None:
+        """Give up what this consumer has read and not accepted: `pending` gives it to other replicas at once."""
 
     def accept(
         self, events: Sequence[tuple[ScaleEvent, str]], raws: Sequence[Mapping[bytes, bytes]]
@@ -104,8 +97,58 @@ class Stream(Protocol):
         to be done, since it was known.
         """
 
+    def dead_letter(self, entry: Entry, bad: BadEvent) -> BadEvent | None:
+        """Write a dead letter, a `Rejected` task result where an event id could be read, and acknowledge the entry;
+        once, however often it is called. Returns what the dead letter says (it may be a `Conflict`), None if it was
+        there before.
+        """
+
+    def remove_consumers(self, gone_s: float) -> Sequence[str]:
+        """Remove consumers, besides ours, that have nothing pending and neither read nor renewed for so long, seconds.
+        Returns their names.
+        """
+
+    def trim(self, keep: int) -> int:
+        """Remove the oldest events that every group has acknowledged, about down to `keep`; returns how many."""
+
+
+class Leases(Protocol):
+    """Who owns a task, and for how long. For the lease thread, the take-over and the reconciler."""
+
+    def announce(self) -> None:
+        """From now on this process is its consumer: an earlier process of that name learns it at its next renewal."""
+
+    def renew(self, owners: Mapping[str, str], at_work: Collection[str] = ()) -> Renewal:
+        """Extend the leases of tasks (event id -> owner token). Asks Redis even if there are none.
+
+        A death of ours is counted against the tasks that we are `at_work` on, and those on which our own code has
+        failed. The tries of the others are forgotten.
+        """
+
+    def release(self, owners: Mapping[str, str]) -> None:
+        """Hand over in order: end the leases of our tasks (event id -> owner token) at once."""
+
+    def expired(self, *, same_consumer: bool) -> Sequence[str]:
+        """Event ids of open tasks whose lease ran out; with `same_consumer` those of an earlier incarnation of this
+        consumer, whatever their lease.
+        """
+
+    def owned(self) -> Sequence[str]:
+        """Event ids of the open tasks that are ours by Redis: also those of which the answer was lost."""
+
+    def take(self, event_id: str, *, same_consumer: bool) -> OpenTask | BadEvent | None:
+        """Take a task over: a new epoch of ours, if its lease has run out (or it was an earlier incarnation's).
+
+        Returns the task, also if it is ours already, since the answer may have been lost; None if it is not to be had;
+        or why it became a dead letter by this: then it may be taken again at once, if there is something left to be
+        ended.
+        """
+
+    def known(self, event_ids: Sequence[str]) -> Mapping[str, tuple[str, Mapping[int, StoredWorker]]]:
+        """For each event id that Redis knows, finished ones included: its state and its workers."""
+
     def adopt(self, event: ScaleEvent, attempts: Mapping[int, int]) -> None:
-        """Redis was wiped: store a task anew from what its pods carry (index -> highest attempt seen), with a lease
+        """Redis was wiped: store a task again from what its pods carry (index -> highest attempt seen), with a lease
         that has run out, so that `take` gets it. Indices without a pod have no retries left. Does nothing if the task
         is known.
         """
@@ -115,60 +158,9 @@ class Stream(Protocol):
         result is published again. Does nothing if the task is known.
         """
 
-    def bury(self, entry: Entry, bad: BadEvent) -> BadEvent | None:
-        """Dead letter, a `Rejected` task result where an event id could be read, and acknowledgement;
-        once, however often it is called. Returns what it says (it may be a `Conflict`), None if it was there before.
-        """
 
-    def announce(self) -> None:
-        """From now on this process is its consumer: whoever was it before learns so at his next renewal."""
-
-    def renew(self, owners: Mapping[str, str], at_work: Collection[str] = ()) -> Renewal:
-        """Extend the leases of tasks (event id -> owner token). Asks Redis even if there are none.
-
-        A death of ours is counted against the tasks that we are `at_work` on, those on which our own code has failed
-        included. The tries of the others are forgotten.
-        """
-
-    def expired(self, *, same_consumer: bool) -> Sequence[str]:
-        """Event ids whose lease ran out; with `same_consumer` those of an earlier boot of this consumer,
-        whatever their lease.
-        """
-
-    def take(self, event_id: str, *, same_consumer: bool) -> OpenTask | BadEvent | None:
-        """Take a task over: a new tenure of ours, if its lease has run out (or it was an earlier boot's).
-        None if it is not to be had. One that is ours already is told again as it is: the answer may have been lost. If
-        it became a dead letter by this, why: it may be taken at once then, if there is something left to be ended.
-        """
-
-    def owned(self) -> Sequence[str]:
-        """Event ids of the open tasks that are ours, as far as Redis knows: of some we may not have heard."""
-
-    def reload(self, event_id: str) -> OpenTask | None:
-        """The task as it is stored now, whoever owns it; None if it is unknown or finished."""
-
-    def release(self, owners: Mapping[str, str]) -> None:
-        """A clean hand-over: end the leases of our tasks at once."""
-
-    def hand_over(self) -> None:
-        """The same for entries that this consumer has read and not accepted: `pending` gives them to others at once."""
-
-    def interrupt(self) -> None:
-        """End the blocking reads that are under way, as if nothing had come. One that begins just now is not noticed:
-        call it again until the readers have ended.
-        """
-
-    def remove_consumers(self, gone_s: float) -> Sequence[str]:
-        """Remove consumers, besides ours, that have nothing pending and neither read nor renewed for so long; which."""
-
-    def trim(self, keep: int) -> int:
-        """Remove the oldest events that every group has acknowledged, about down to `keep`; returns how many."""
-
-    def tasks(self) -> Sequence[TaskView]:
-        """All open scale_up tasks of the group, whoever owns them."""
-
-    def known(self, event_ids: Sequence[str]) -> Mapping[str, tuple[str, Mapping[int, StoredWorker]]]:
-        """For each event id that Redis knows, finished ones included: its state and its workers."""
+class Attempts(Protocol):
+    """One attempt of one worker, from the intent to its result. For the worker's thread."""
 
     def intend(self, event_id: str, owner: str, index: int, *, attempt: int, infra_used: int, pod: str) -> Answer:
         """Store an attempt before its pod is created. OK, HAS_RESULT, CANCELLED (with termination and stored attempt),
@@ -183,15 +175,15 @@ class Stream(Protocol):
         NOT_OURS.
         """
 
-    def doom(self, event_id: str, owner: str | None, index: int, termination: Termination) -> Answer:
+    def store_termination(self, event_id: str, owner: str | None, index: int, termination: Termination) -> Answer:
         """Store why a pod is to be ended. A cancel (`termination.attempt` 0) may come from any replica (`owner` None)
         and overrides other terminations.
 
         OK with the termination that holds now, HAS_RESULT, OLD_ATTEMPT, NOT_OURS.
         """
 
-    def withdraw(self, event_id: str, owner: str, index: int, termination: Termination) -> Answer:
-        """Take exactly this termination back, because the pod has started.
+    def clear_termination(self, event_id: str, owner: str, index: int, termination: Termination) -> Answer:
+        """Clear exactly this termination, because the pod has started.
         OK with the termination that holds now, HAS_RESULT, NOT_OURS.
         """
 
@@ -208,19 +200,48 @@ class Stream(Protocol):
         that are not the owner's any more.
         """
 
+
+class ScaleDowns(Protocol):
+    """The choice of victims, how they stand, and the result of a scale_down. For control."""
+
+    def blocker(self, stream_id: str) -> Blocker | None:
+        """What has to come before the choice of the event with this stream id: an older entry that is unread, or read
+        and not accepted, by any consumer; or else an older event that is accepted and has not chosen its victims. None
+        if there is neither, and then there never will be.
+        """
+
+    def tasks(self) -> Sequence[TaskView]:
+        """All open scale_up tasks of the group, of all owners."""
+
     def choose(self, event_id: str, owner: str, claim: Claim) -> Choice | Blocker | None:
-        """Choose and mark the victims of a scale_down, or of an event that supersedes others: once, in one step.
+        """Choose the victims of a scale_down, or of an event that supersedes others, and store their terminations:
+        once, in one step.
 
         A candidate becomes a victim if its task is open, it has no result, and no earlier choice has it. Returns the
         choice that holds, which may be an earlier one (of an event that supersedes others the victims are returned
         by the first call only); a Blocker while an older event comes first; None if the task is not ours.
         """
 
-    def finish_scale_down(self, event_id: str, owner: str, fields: Mapping[str, str]) -> Answer:
-        """Store a scale_down's result, once. OK, KNOWN, NOT_OURS."""
+    def reload(self, event_id: str) -> OpenTask | None:
+        """The task as it is stored now, of any owner; None if it is unknown or finished."""
 
     def outcomes(self, victims: Sequence[Victim]) -> Sequence[StoredWorker | None]:
         """What is stored of each of these workers; None where the task is unknown."""
+
+    def finish(self, event_id: str, owner: str, fields: Mapping[str, str]) -> Answer:
+        """Store a scale_down's result (`core.results.scale_down_result`), once. OK, KNOWN, NOT_OURS."""
+
+
+class Preflight(Protocol):
+    """What the start asks of Redis before the first event is read."""
+
+    def reserve(self) -> str:
+        """The group that the keys of KEY_PREFIX belong to: ours from now on, unless another came first."""
+
+    def reserve_cluster(self, cluster: str) -> str:
+        """The cluster (`Cluster.identity`) that the queue belongs to: this one from now on, unless another came
+        first.
+        """
 
     def obstacles(self) -> Sequence[str]:
         """One sentence for each key of ours that is of another type or on which we lack rights; empty if all is well.
@@ -229,8 +250,12 @@ class Stream(Protocol):
 
     def advice(self) -> Sequence[str]:
         """Sentences on how this Redis is set up dangerously for us (no append-only file, eviction, too old); empty if
-        it is not, or not to be seen.
+        it is not, or if we may not see it.
         """
+
+
+class Stream(EventLog, Leases, Attempts, ScaleDowns, Preflight, Protocol):
+    """All of them in one object."""
 
 
 # -- cluster

@@ -29,7 +29,7 @@ from ottoscaler.settings_reader import (
     tolerations,
 )
 
-#: Names of keys behind KEY_PREFIX that no stream may have (adapters/tasks.py makes them).
+#: Names of keys behind KEY_PREFIX that no stream may have (adapters/task_codec.py makes them).
 OWN_KEYS: Final = re.compile(r"(open|buried|redriven|group|choices)|(task|consumer):.*")
 #: Says what the worker is and ends: enough to see the whole chain work before there is a program to run.
 DEFAULT_COMMAND: Final = (

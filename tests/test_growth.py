@@ -66,7 +66,10 @@ def lines_for(workers: int) -> tuple[float, dict[str, float]]:
             rig.cluster.succeed(pod)
         rig.results(1, "task")
         eventually(lambda: not rig.cluster.names(), 20, "all to be deleted")
-        scripts = {name: rig.redis.calls[name] / workers for name in ("intend", "check", "record", "doom", "withdraw")}
+        scripts = {
+            name: rig.redis.calls[name] / workers
+            for name in ("intend", "check", "record", "store_termination", "clear_termination")
+        }
         assert [rig.calls(verb) for verb in ("create", "delete", "get")] == [workers, workers, 0]
         return lines() / workers, scripts
 
@@ -87,4 +90,8 @@ def test_lines_per_worker_do_not_grow(costs: dict[int, tuple[float, dict[str, fl
 
 def test_scripts_per_worker(costs: dict[int, tuple[float, dict[str, float]]]) -> None:
     """One before the pod, one after it and one for the result."""
-    assert costs[80][1] == costs[400][1] == {"intend": 1, "check": 1, "record": 1, "doom": 0, "withdraw": 0}
+    assert (
+        costs[80][1]
+        == costs[400][1]
+        == {"intend": 1, "check": 1, "record": 1, "store_termination": 0, "clear_termination": 0}
+    )

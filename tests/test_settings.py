@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ottoscaler import settings
-from ottoscaler.adapters.tasks import Key
+from ottoscaler.adapters.task_codec import Key
 from ottoscaler.errors import ConfigError
 from ottoscaler.settings import DEFAULT_COMMAND, Settings
 from ottoscaler.settings_files import read_env_file

@@ -16,7 +16,7 @@ def test_the_calls_at_which_a_controller_dies_are_there() -> None:
     """A method that is renamed takes its points with it."""
     assert [name for name in points.AFTER_STREAM if not callable(getattr(RedisStream, name, None))] == []
     assert [name for name in points.AFTER_CLUSTER if not callable(getattr(KubeCluster, name, None))] == []
-    assert set(points.BEFORE) <= {*points.AFTER_STREAM, *points.AFTER_CLUSTER, "finish_scale_down"}
+    assert set(points.BEFORE) <= {*points.AFTER_STREAM, *points.AFTER_CLUSTER, "finish"}
 
 
 @pytest.mark.parametrize(

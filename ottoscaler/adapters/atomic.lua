@@ -1,6 +1,6 @@
---[[ A script happens as a whole or not at all. Stands in front of protocol.lua and of dead.lua.
+--[[ A script happens as a whole or not at all. Stands in front of the scripts of the protocol and of dead.lua.
 
-Redis does not roll a script back: if its third write is refused, two stay, and whoever calls again finds the work half done.
+Redis does not roll a script back: if its third write is refused, two stay, and a caller that repeats it finds the work half done.
 So no function writes. It reads, decides, and plans its writes with `write`; `commit` proves that each of them is possible,
 and then carries out all. What may refuse a write, and how it is met:
   the type of the key          asked for each key (HLEN, ZCARD, XLEN: they need no right beyond those of the writes)
@@ -10,13 +10,14 @@ and then carries out all. What may refuse a write, and how it is met:
                                the stream is asked (XINFO)
 A read after a planned write still sees the old value. ]]
 
+-- The command that shows whether a key is of the type that a command needs, and the name of that type. Flat, since all
+-- tables of a script are made anew at each call.
 local PROBES = {
-  HSET = {'HLEN', 'hash'}, HDEL = {'HLEN', 'hash'}, EXPIRE = {'EXISTS', 'key'},
-  ZADD = {'ZCARD', 'sorted set'}, ZREM = {'ZCARD', 'sorted set'}, ZREMRANGEBYSCORE = {'ZCARD', 'sorted set'},
-  HGETALL = {'HLEN', 'hash'}, HEXISTS = {'HLEN', 'hash'},
-  XADD = {'XLEN', 'stream'}, XACK = {'XLEN', 'stream'}, XCLAIM = {'XLEN', 'stream'}, XDEL = {'XLEN', 'stream'},
-  XTRIM = {'XLEN', 'stream'},
+  HSET = 'HLEN', HDEL = 'HLEN', HGETALL = 'HLEN', HEXISTS = 'HLEN', EXPIRE = 'EXISTS',
+  ZADD = 'ZCARD', ZREM = 'ZCARD', ZREMRANGEBYSCORE = 'ZCARD',
+  XADD = 'XLEN', XACK = 'XLEN', XCLAIM = 'XLEN', XDEL = 'XLEN', XTRIM = 'XLEN',
 }
+local TYPES = {HLEN = 'hash', ZCARD = 'sorted set', XLEN = 'stream', EXISTS = 'key'}
 local LAST_MS = '18446744073709551615-'
 -- Lua passes no more than some thousand arguments.
 local MAX_ARGUMENTS = 1000
@@ -37,11 +38,11 @@ local function refusal(command, key)
   if not redis.acl_check_cmd(command, key) then
     return redis.error_reply('NOPERM the user may not run ' .. command .. ' on the key ' .. key .. ', so nothing was changed')
   end
-  local probe, kind = unpack(PROBES[command])
+  local probe = PROBES[command]
   local found = redis.pcall(probe, key)
   if type(found) ~= 'table' or not found.err then return nil end
   if not string.find(found.err, 'WRONGTYPE', 1, true) then return found end
-  return redis.error_reply('WRONGTYPE the key ' .. key .. ' holds something else than a ' .. kind .. ', so nothing was changed')
+  return redis.error_reply('WRONGTYPE the key ' .. key .. ' holds something else than a ' .. TYPES[probe] .. ', so nothing was changed')
 end
 
 -- The same for a stream that has given its last id.

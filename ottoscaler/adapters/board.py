@@ -1,7 +1,7 @@
 """What a person at the command line sees of Redis: tasks, results, dead letters, backlog; and `send`, the one write.
 
 Apart from `stream.py`, because looking must not be able to change anything: there is no script here, no group is read
-for, no lease is touched. What the keys hold is written down at the head of protocol.lua and in README.
+for, no lease is touched. What the keys hold is written down at the head of common.lua and in README.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any, Final, cast
 import redis
 
 from ottoscaler.adapters.redis_client import address, connect, translated
-from ottoscaler.adapters.replies import answers_of, text_of, texts_of
-from ottoscaler.adapters.tasks import Key
+from ottoscaler.adapters.redis_values import answers_of, text_of, texts_of
+from ottoscaler.adapters.task_codec import Key
 from ottoscaler.settings import KeySettings, RedisSettings
 
 #: Longest time that `news` blocks, seconds; the client's own time-out leaves room for it.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -18,10 +17,9 @@ from enum import Enum
 from typing import Any, Final, cast
 
 from ottoscaler.adapters.redis_client import address, connect, translated
-from ottoscaler.adapters.redis_cluster import remember_script
-from ottoscaler.adapters.replies import texts_of
-from ottoscaler.adapters.scripts import call_script, source
-from ottoscaler.adapters.tasks import Key
+from ottoscaler.adapters.redis_values import texts_of
+from ottoscaler.adapters.scripts import Script, call_script, source
+from ottoscaler.adapters.task_codec import Key
 from ottoscaler.core.nesting import MAX_LEVELS, levels
 from ottoscaler.errors import OttoscalerError
 from ottoscaler.settings import KeySettings, RedisSettings
@@ -29,9 +27,7 @@ from ottoscaler.settings import KeySettings, RedisSettings
 _TIMEOUT_S: Final = 5.0
 _ID: Final = re.compile(r"([0-9]{1,20})-([0-9]{1,20})", re.ASCII)
 _LARGEST: Final = 2**64 - 1
-_SOURCE: Final = source("dead.lua")
-_SHA: Final = hashlib.sha1(_SOURCE, usedforsecurity=False).hexdigest()
-remember_script(_SHA, _SOURCE)
+_SCRIPT: Final = Script.of(source("atomic.lua", "dead.lua"))
 
 
 class NotRedrivable(OttoscalerError):
@@ -139,8 +135,8 @@ class DeadLetters:
     def _run(self, function: str, dead_id: str, more: Sequence[str], rest: Sequence[bytes]) -> tuple[Became, str]:
         keys = [self._keys.dead_letter_stream, self._key.redriven, *more]
         with translated(self.where):
-            command = ("EVALSHA", _SHA, len(keys), *keys, function, dead_id, *rest)
-            fate, sent = cast("list[bytes]", call_script(self._client, _SOURCE, command))
+            command = ("EVALSHA", _SCRIPT.digest, len(keys), *keys, function, dead_id, *rest)
+            fate, sent = cast("list[bytes]", call_script(self._client, _SCRIPT, command))
         return Became(fate.decode()), sent.decode()
 
     def _letters(self, entries: Any) -> list[Letter]:

@@ -40,11 +40,11 @@ _NO_COMMON_SLOT = (
 #: How redis-py names a sentinel in an error: its client with all settings.
 _SENTINEL = re.compile(r"<redis\.client\.Redis\(.*?,host=([^,]*),port=([0-9]+),.*?\)>\)>\)>")
 
-Heard = Callable[[str], None]
+OnReply = Callable[[str], None]
 
 
-def mute(error: str) -> None:
-    """Nobody is told how a call ended."""
+def ignore_reply(error: str) -> None:
+    """An `on_reply` that does nothing."""
 
 
 class PasswordUnreadable(redis.RedisError):
@@ -191,10 +191,10 @@ def address(settings: RedisSettings) -> str:
 
 
 @contextmanager
-def translated(where: str, heard: Heard = mute) -> Iterator[None]:
+def translated(where: str, on_reply: OnReply = ignore_reply) -> Iterator[None]:
     """Turn what redis-py raises into StreamUnavailable, or into ConfigError where a cluster cannot ever take what is
-    configured. Arguments: the server's address, for the message; who is told how the call ended: empty for an answer,
-    else the error.
+    configured. Arguments: the server's address, for the message; what gets how the call ended: empty for a reply,
+    otherwise the error.
     """
     try:
         yield
@@ -203,10 +203,10 @@ def translated(where: str, heard: Heard = mute) -> Iterator[None]:
     except (redis.RedisError, OSError) as error:
         if _NO_DATABASES in str(error):
             raise ConfigError((f"REDIS_DB: expected 0, since Redis at {where} is a Redis Cluster",)) from error
-        told = StreamUnavailable(f"Redis at {where} {_sentence(error)}", unclear=_unclear(error))
-        heard(str(told))
-        raise told from error
-    heard("")
+        unavailable = StreamUnavailable(f"Redis at {where} {_sentence(error)}", unclear=_unclear(error))
+        on_reply(str(unavailable))
+        raise unavailable from error
+    on_reply("")
 
 
 def _credentials(settings: RedisSettings) -> dict[str, Any]:

@@ -1,76 +1,153 @@
-"""How the functions of protocol.lua are called: by the script's digest, with the keys and settings that all of them
+"""How the functions of the Lua files are called: by the script's digest, with the keys and settings that all of them
 get.
 
-Raises what redis-py raises: whoever calls translates it.
+The head of common.lua says how the files stand behind each other. The first lines of each script are generated here
+from ottoscaler/core, so that each limit, sentence and list of result fields is written down once.
+
+Raises what redis-py raises: the caller translates it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import redis
 
 from ottoscaler.adapters.redis_cluster import FollowingRedis, remember_script
-from ottoscaler.adapters.tasks import Key
+from ottoscaler.adapters.task_codec import Key
+from ottoscaler.core import events, results, verdicts
 from ottoscaler.settings import KeySettings
 
+FOLDER: Final = Path(__file__).parent
+#: What stands before and behind the functions of each port.
+BEFORE: Final = ("atomic.lua", "common.lua")
+BEHIND: Final = ("call.lua",)
+#: The ports to Redis: each has a Python module and a Lua file of its name.
+PORTS: Final = ("preflight", "event_log", "leases", "attempts", "scale_downs")
+#: The error of a script about a task that Redis does not know, with a place for the event id.
+FORGOTTEN: Final = "FORGOTTEN the task of event %s is unknown: was Redis wiped?"
+#: What the scripts share with ottoscaler/core: Lua's name -> a number, or a sentence with places.
+SHARED: Final[dict[str, int | str]] = {
+    "MAX_TRIES": verdicts.MAX_TRIES,
+    "LAST_TRY": verdicts.LAST_TRY,
+    "POISON_EVENT": verdicts.POISON_EVENT,
+    "POISON_WORKER": verdicts.POISON_WORKER,
+    "CONFLICT": events.CONFLICT,
+    "NOT_A_TASK": events.NOT_A_TASK,
+    "TOO_OLD": events.TOO_OLD,
+    "FORGOTTEN": FORGOTTEN,
+    "REJECTED": results.REJECTED,
+    "ALL_COMPLETED": results.ALL_COMPLETED,
+    "SOME_COMPLETED": results.SOME_COMPLETED,
+}
+#: The fields of results: Lua functions, so that only a call that publishes a result makes the list.
+SHARED_LISTS: Final = {
+    "worker_fields": results.WORKER_FIELDS,
+    "task_fields": results.TASK_FIELDS,
+    "scale_down_fields": results.SCALE_DOWN_FIELDS,
+}
 
-def source(name: str) -> bytes:
-    """A Lua file, behind atomic.lua, on which all of them stand."""
-    folder = Path(__file__).parent
-    return (folder / "atomic.lua").read_bytes() + (folder / name).read_bytes()
+
+class Call(NamedTuple):
+    """A call of a script function: its name, the keys that it is about, its arguments."""
+
+    function: str
+    keys: Sequence[str]
+    arguments: Sequence[Any]
 
 
-_SOURCE: Final = source("protocol.lua")
-_SHA: Final = hashlib.sha1(_SOURCE, usedforsecurity=False).hexdigest()
-remember_script(_SHA, _SOURCE)
+def shared_constants() -> str:
+    """The Lua lines that define what is SHARED. A JSON text without `\\u` is a Lua text too."""
+    constants = [f"local {name} = {json.dumps(value)}\n" for name, value in SHARED.items()]
+    lists = [
+        f"local function {name}() return {{{', '.join(map(json.dumps, names))}}} end\n"
+        for name, names in SHARED_LISTS.items()
+    ]
+    return "".join(constants + lists)
+
+
+def source(*names: str) -> bytes:
+    """The text of these Lua files, one behind the other."""
+    return b"".join((FOLDER / name).read_bytes() for name in names)
+
+
+@dataclass(frozen=True)
+class Script:
+    """A text that Redis runs, and the digest by which it is called."""
+
+    source: bytes
+    digest: str
+
+    @classmethod
+    def of(cls, source: bytes) -> Script:
+        """The script of a text."""
+        script = cls(source, hashlib.sha1(source, usedforsecurity=False).hexdigest())
+        remember_script(script.digest, source)
+        return script
+
+
+def _by_function() -> dict[str, Script]:
+    """The script of each function: that of its port."""
+    head, tail = shared_constants().encode() + source(*BEFORE), source(*BEHIND)
+    found: dict[str, Script] = {}
+    for port in PORTS:
+        text = source(f"{port}.lua")
+        names = re.findall(r"^function F\.(\w+)", text.decode(), re.MULTILINE)
+        found |= dict.fromkeys(names, Script.of(head + text + tail))
+    return found
+
+
+_SCRIPTS: Final = _by_function()
 
 
 class Scripts:
-    """The functions of protocol.lua, on the keys of one group. Any thread."""
+    """The functions of the protocol, on the keys of one group. Any thread."""
 
     def __init__(self, keys: KeySettings) -> None:
         own = Key(keys.prefix)
         self._keys = (keys.stream, own.open, keys.result_stream, keys.dead_letter_stream, own.buried)
         self._settings = (keys.group, keys.result_maxlen, keys.task_ttl_s)
 
-    def run(self, client: FollowingRedis, function: str, tasks: Sequence[str], arguments: Sequence[Any]) -> Any:
-        """The answer of one function; `tasks` are the keys that it is about."""
-        return call_script(client, _SOURCE, self._command(function, tasks, arguments))
+    def run(self, client: FollowingRedis, function: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+        """The reply of one function."""
+        return call_script(client, _SCRIPTS[function], self._command(function, keys, arguments))
 
-    def run_many(self, client: FollowingRedis, calls: Sequence[tuple[str, Sequence[str], Sequence[Any]]]) -> list[Any]:
-        """Many calls, one trip. An error of one is raised after all have been sent:
-        they are idempotent, so the caller repeats all.
-        """
+    def run_many(self, client: FollowingRedis, calls: Sequence[Call]) -> list[Any]:
+        """Many calls, one trip. Raises the first error after all have been sent."""
         commands = [self._command(*call) for call in calls]
         pipe = client.pipeline(transaction=False)
         for command in commands:
             pipe.execute_command(*command)
         answers = client.answers(pipe)
-        for number, command in enumerate(commands):
+        for number, (call, command) in enumerate(zip(calls, commands, strict=True)):
             if isinstance(answers[number], redis.exceptions.NoScriptError):
-                answers[number] = call_script(client, _SOURCE, command)
+                answers[number] = call_script(client, _SCRIPTS[call.function], command)
             if isinstance(answers[number], Exception):
                 raise answers[number]
         return answers
 
-    def examine(self, client: FollowingRedis, keys: Sequence[str]) -> Any:
-        """The answer of `examine` on the keys that all functions get and these."""
-        names = [*self._keys, *keys]
-        return call_script(client, _SOURCE, ["EVALSHA", _SHA, 0, "examine", *self._settings, *names])
+    def run_without_keys(self, client: FollowingRedis, function: str, arguments: Sequence[Any]) -> Any:
+        """The reply of a function that gets no KEYS, and as arguments the keys that all functions get and these."""
+        script = _SCRIPTS[function]
+        command = ["EVALSHA", script.digest, 0, function, *self._settings, *self._keys, *arguments]
+        return call_script(client, script, command)
 
-    def _command(self, function: str, tasks: Sequence[str], arguments: Sequence[Any]) -> list[Any]:
-        keys = [*self._keys, *tasks]
-        return ["EVALSHA", _SHA, len(keys), *keys, function, *self._settings, *arguments]
+    def _command(self, function: str, keys: Sequence[str], arguments: Sequence[Any]) -> list[Any]:
+        count = len(self._keys) + len(keys)
+        digest = _SCRIPTS[function].digest
+        return ["EVALSHA", digest, count, *self._keys, *keys, function, *self._settings, *arguments]
 
 
-def call_script(client: FollowingRedis, source: bytes, command: Sequence[Any]) -> Any:
-    """The answer to an EVALSHA. The script is loaded where it is unknown, as after a restart or failover."""
+def call_script(client: FollowingRedis, script: Script, command: Sequence[Any]) -> Any:
+    """The reply to an EVALSHA of this script. It is loaded where it is unknown, as after a restart or failover."""
     try:
         return client.execute_command(*command)
     except redis.exceptions.NoScriptError:
-        client.script_load(source)
+        client.script_load(script.source)
         return client.execute_command(*command)

@@ -84,7 +84,7 @@ class Controller:
             lease_s=float(flow.lease_s),
             consumer=keys.consumer,
             boot=self._boot,
-            heard=self._heard_redis,
+            on_reply=self._heard_redis,
         )
         cluster = KubeCluster(
             settings.kube, instance=instance, count=metrics.kube_requests.inc,

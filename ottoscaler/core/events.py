@@ -71,6 +71,12 @@ class Mode(StrEnum):
     DRAIN = "drain"
 
 
+#: Why an event that could be read is a dead letter, with a place for its event id, for a key, for seconds.
+CONFLICT: Final = "event_id %s was used before, with other content"
+NOT_A_TASK: Final = "the key %s holds something else than a task"
+TOO_OLD: Final = "the entry is older than TASK_TTL_S, %d s"
+
+
 class DeadReason(StrEnum):
     """Why an event is a dead letter: a stable code."""
 

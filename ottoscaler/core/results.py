@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final
 
 from ottoscaler.core.events import ScaleEvent
 from ottoscaler.core.pods import Snapshot
-from ottoscaler.core.verdicts import Verdict
+from ottoscaler.core.verdicts import Outcome, Reason, Verdict
 
 MAX_MESSAGE: Final = 1000
 _PREFIX: Final = "event_"
+
+#: The fields of each kind of result besides `common_fields`, in their order.
+WORKER_FIELDS: Final = (
+    "kind", "event_id", "task_id", "outcome", "reason", "message", "fault", "index", "attempt", "exit_code", "pod",
+    "pod_uid", "node", "created_at", "scheduled_at", "started_at", "finished_at",
+)  # fmt: skip
+TASK_FIELDS: Final = (
+    "kind", "event_id", "task_id", "outcome", "reason", "message", "finished_at", "received_at", "pod_count",
+    "succeeded", "failed", "cancelled",
+)  # fmt: skip
+SCALE_DOWN_FIELDS: Final = (
+    "kind", "event_id", "task_id", "outcome", "reason", "message", "finished_at", "victims", "survivors", "pod_count",
+)  # fmt: skip
+#: The names that results use themselves.
+RESULT_FIELDS: Final = frozenset((*WORKER_FIELDS, *TASK_FIELDS, *SCALE_DOWN_FIELDS, "traceparent"))
+#: The messages of a task's result, with places for the number of workers that succeeded and that there were, and for
+#: the reason of a dead letter and its detail.
+ALL_COMPLETED: Final = "All %d workers completed successfully"
+SOME_COMPLETED: Final = "%d of %d workers completed"
+REJECTED: Final = "%s: %s"
+#: The reason of a scale_down's own result when there was no worker to end.
+NOTHING_TO_END: Final = "NothingToEnd"
 
 
 def rfc3339(at: float | None) -> str:
@@ -41,38 +65,6 @@ def _taken(name: str, names: frozenset[str]) -> bool:
     return True
 
 
-#: The names that results use themselves.
-RESULT_FIELDS: Final = frozenset(
-    (
-        "kind",
-        "event_id",
-        "task_id",
-        "outcome",
-        "reason",
-        "message",
-        "finished_at",
-        "traceparent",
-        "fault",
-        "exit_code",
-        "pod",
-        "pod_uid",
-        "node",
-        "attempt",
-        "index",
-        "created_at",
-        "scheduled_at",
-        "started_at",
-        "pod_count",
-        "succeeded",
-        "failed",
-        "cancelled",
-        "received_at",
-        "victims",
-        "survivors",
-    )
-)
-
-
 def worker_result(
     event: ScaleEvent, index: int, attempt: int, verdict: Verdict, pod: Snapshot | None, now: float
 ) -> dict[str, str]:
@@ -97,4 +89,25 @@ def worker_result(
         "started_at": rfc3339(pod.started_at if pod else None),
         "finished_at": rfc3339(finished if finished is not None else now),
         **common_fields(event, RESULT_FIELDS),
+    }
+
+
+def scale_down_result(
+    event: ScaleEvent, victims: Sequence[str], survivors: Sequence[str], now: float
+) -> dict[str, str]:
+    """The fields of a scale_down's entry in the result stream, but for what all results of the event carry.
+
+    Arguments: the event, the pods that ended and those that stay, the time in seconds since the epoch.
+    """
+    return {
+        "kind": "scale_down",
+        "event_id": event.event_id,
+        "task_id": event.task_id,
+        "outcome": Outcome.SUCCEEDED,
+        "reason": Reason.COMPLETED if victims else NOTHING_TO_END,
+        "message": f"{len(victims)} workers ended, {len(survivors)} stay",
+        "finished_at": rfc3339(now),
+        "victims": json.dumps(list(victims)),
+        "survivors": json.dumps(list(survivors)),
+        "pod_count": str(len(victims)),
     }

@@ -8,6 +8,15 @@ from typing import Final
 
 import msgspec
 
+#: Take-overs of a task without any progress in between, and tries at an entry that was read and not accepted, after
+#: which the event is a dead letter (Poison): each of them may have ended the process that made it.
+MAX_TRIES: Final = 10
+#: As many again for ending the workers of such a task. Then no replica is able to, and the task is closed.
+LAST_TRY: Final = 2 * MAX_TRIES
+#: The message of a task, and of a worker, on which the controller failed; the place is for the number of tries.
+POISON_EVENT: Final = "taken up %d times without any progress"
+POISON_WORKER: Final = "the controller failed on this event %d times"
+
 
 class Outcome(StrEnum):
     """How a worker or a task ended."""

@@ -23,6 +23,7 @@ from ottoscaler.core.events import (
     readable_ids,
     too_large,
 )
+from ottoscaler.core.verdicts import MAX_TRIES
 from ottoscaler.errors import Stopping, TooMuch, Unavailable
 from ottoscaler.flow.dead_letters import contained, report
 from ottoscaler.flow.parts import Parts
@@ -36,8 +37,6 @@ BATCH: Final = 100
 #: What is checked and accepted at once, bytes of the entries. Each is in memory as an event and as several JSON texts
 #: meanwhile, in which a control character takes six bytes.
 ACCEPT_BYTES: Final = 512 * 1024
-#: An entry that so many processes have had in hand, none of which lived to accept it, is a dead letter.
-MAX_TRIES: Final = 10
 
 _T = TypeVar("_T")
 _log = logs.get(__name__)
@@ -180,12 +179,12 @@ class Intake:
         self._bury(entry, _poison(entry, f"the controller cannot accept this event: {defect}"), retry)
 
     def _bury(self, entry: Entry, bad: BadEvent, retry: _Retry) -> None:
-        ask, written = _Asking(lambda: self._stream.bury(entry, bad)), None
+        ask, written = _Asking(lambda: self._stream.dead_letter(entry, bad)), None
         with contained(entry.stream_id) as defect:
             written = retry("write a dead letter", ask)
         if defect.name:  # then without its fields, rather than never
             bare = replace(entry, fields=None)
-            written = retry("write a dead letter", lambda: self._stream.bury(bare, bad))
+            written = retry("write a dead letter", lambda: self._stream.dead_letter(bare, bad))
         if written is None and ask.repeated:  # the answer that said so was lost
             written = bad
         if written is not None:

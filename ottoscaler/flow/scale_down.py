@@ -6,7 +6,6 @@ the result is recorded once. So a process that dies anywhere in between is follo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -17,17 +16,15 @@ from ottoscaler.core.events import EventType, Mode
 from ottoscaler.core.names import WorkerKey, event_hash, pod_name
 from ottoscaler.core.plan import Candidate, is_older, rank
 from ottoscaler.core.pods import Snapshot
-from ottoscaler.core.results import rfc3339
+from ottoscaler.core.results import scale_down_result
 from ottoscaler.core.termination import Termination
-from ottoscaler.core.verdicts import Outcome, Reason
+from ottoscaler.core.verdicts import Reason
 from ottoscaler.flow.ender import Ender
 from ottoscaler.flow.parts import Parts
 from ottoscaler.ports import Note, OpenTask, Status, StoredWorker
 
 #: How often a victim that has not ended is ended again, seconds: its pod may have been seen only now.
 AGAIN_EVERY_S: Final = 5
-#: The reason of a scale_down's own result when there was nobody to end.
-NOTHING_TO_END: Final = "NothingToEnd"
 
 _log = logs.get(__name__)
 
@@ -211,7 +208,7 @@ class ScaleDowns:
             if worker is None or worker.outcome or event_id in worker.spared:
                 continue
             if worker.termination is None or worker.termination.by != event_id:
-                answer = self._stream.doom(victim.event_id, None, victim.index, termination)
+                answer = self._stream.store_termination(victim.event_id, None, victim.index, termination)
                 worker = replace(worker, termination=answer.termination if answer.status is Status.OK else None)
             if worker.termination is not None:
                 self._end_worker(victim.event_id, worker, worker.termination)
@@ -265,19 +262,8 @@ class ScaleDowns:
     def _tell(self, scale_down: ScaleDown) -> None:
         event, spared = scale_down.task.event, set(scale_down.survivors)
         victims = [victim.pod for victim in scale_down.victims or () if victim.pod not in spared]
-        fields = {
-            "kind": "scale_down",
-            "event_id": event.event_id,
-            "task_id": event.task_id,
-            "outcome": Outcome.SUCCEEDED.value,
-            "reason": Reason.COMPLETED.value if victims else NOTHING_TO_END,
-            "message": f"{len(victims)} workers ended, {len(scale_down.survivors)} stay",
-            "finished_at": rfc3339(self._clock.wall(self._clock.now())),
-            "victims": json.dumps(victims),
-            "survivors": json.dumps(scale_down.survivors),
-            "pod_count": str(len(victims)),
-        }
-        answer = self._stream.finish_scale_down(event.event_id, scale_down.task.owner, fields)
+        fields = scale_down_result(event, victims, scale_down.survivors, self._clock.wall(self._clock.now()))
+        answer = self._stream.finish(event.event_id, scale_down.task.owner, fields)
         if answer.status is Status.OK:
             _log.info(
                 "scale_down.finished",

@@ -176,7 +176,7 @@ class Runner:
             Reason.POISON, f"the controller failed on this worker {run.failures} times: {type(error).__name__}"
         )
         try:
-            parts.stream.doom(task.event.event_id, task.owner, run.life.index, termination)
+            parts.stream.store_termination(task.event.event_id, task.owner, run.life.index, termination)
         except Unavailable as outage:
             _log.warning("worker.outage", "Cannot mark %s as poison: %s", pod_name(run.key), outage)
             return
@@ -213,11 +213,13 @@ class Runner:
                 answer = self._script("check a worker", lambda: stream.check(event_id, owner, index, attempt))
                 return _observation(answer) or observations.Checked(answer.termination)
             case effects.StoreTermination(termination):
-                answer = self._script("store a termination", lambda: stream.doom(event_id, owner, index, termination))
+                answer = self._script(
+                    "store a termination", lambda: stream.store_termination(event_id, owner, index, termination)
+                )
                 return _observation(answer) or observations.TerminationStored(answer.termination or termination)
             case effects.ClearTermination(termination):
                 answer = self._script(
-                    "clear a termination", lambda: stream.withdraw(event_id, owner, index, termination)
+                    "clear a termination", lambda: stream.clear_termination(event_id, owner, index, termination)
                 )
                 return _observation(answer) or observations.Checked(answer.termination)
             case effects.NoteRefused(attempt):

@@ -101,7 +101,7 @@ class TestChoosing:
         record(stream, opened(stream, admin, event_id="e-2"))
         record(stream, task, 1)
         intend(stream, task, 2)
-        stream.doom("e-1", task.owner, 2, end(1))
+        stream.store_termination("e-1", task.owner, 2, end(1))
         down = opened(stream, admin, type="scale_down", event_id="d-1", pod_count="2")
         listed = [Victim("e-1", 1, "p-1"), Victim("e-2", 1), Victim("e-9", 1), Victim("e-1", 2), Victim("e-1", 3)]
         assert stream.choose("d-1", down.owner, claim(*listed, count=2)) == Choice(listed[3:], [])
@@ -141,7 +141,7 @@ class TestChoosing:
         """A scale_down that was closed without a choice: as poison, for one."""
         older = opened(other, admin, type="scale_down", event_id="d-1", pod_count="1")
         younger = opened(stream, admin, type="scale_down", event_id="d-2", pod_count="1")
-        other.finish_scale_down("d-1", older.owner, {"kind": "scale_down", "event_id": "d-1"})
+        other.finish("d-1", older.owner, {"kind": "scale_down", "event_id": "d-1"})
         assert stream.blocker(younger.event.stream_id) is None
         assert isinstance(stream.choose("d-2", younger.owner, claim(by="d-2")), Choice)
 
@@ -214,7 +214,7 @@ class TestSparing:
         """Its owner did not know of the mark; the drain counts it among the survivors."""
         task = opened(stream, admin, event_id="e-1", pod_count="2")
         intend(stream, task)
-        stream.doom("e-1", None, 1, cancel(by, drain=True))
+        stream.store_termination("e-1", None, 1, cancel(by, drain=True))
         fields = result_of(task, reason=reason) | {"started_at": "then", "exit_code": "1"}
         answer = stream.record("e-1", task.owner, 1, attempt=1, fields=fields)
         assert (answer.status, answer.termination) == (Status.OK, None)
@@ -228,7 +228,7 @@ class TestSparing:
     ) -> None:
         """Whoever saw the mark deleted it: its owner sees only that somebody did."""
         task = opened(stream, admin, event_id="e-1", pod_count="2")
-        stream.doom("e-1", None, 1, termination)
+        stream.store_termination("e-1", None, 1, termination)
         fields = result_of(task, reason=Reason.POD_DELETED) | {"started_at": started}
         assert stream.record("e-1", task.owner, 1, attempt=1, fields=fields).termination == termination
         assert admin.results()[0]["reason"] == "ScaledDown"
@@ -237,7 +237,7 @@ class TestSparing:
     def test_a_kill_spares_nobody(self, stream: Stream, admin: StreamAdmin) -> None:
         """But one that succeeds."""
         task = opened(stream, admin, event_id="e-1", pod_count="2")
-        stream.doom("e-1", None, 1, cancel())
+        stream.store_termination("e-1", None, 1, cancel())
         fields = result_of(task, reason=Reason.ERROR) | {"started_at": "then"}
         stream.record("e-1", task.owner, 1, attempt=1, fields=fields)
         assert admin.results()[0]["reason"] == "ScaledDown"
@@ -248,7 +248,7 @@ class TestSparing:
         """PendingTimeout, and then it started and failed."""
         task = opened(stream, admin, event_id="e-1", pod_count="2")
         intend(stream, task)
-        stream.doom("e-1", task.owner, 1, end(1))
+        stream.store_termination("e-1", task.owner, 1, end(1))
         fields = result_of(task, reason=Reason.ERROR) | {"started_at": "then"}
         assert stream.record("e-1", task.owner, 1, attempt=1, fields=fields).termination is None
         assert admin.results()[0]["reason"] == "Error"
@@ -259,8 +259,8 @@ class TestSparing:
         """And is marked by none of them again."""
         task = opened(stream, admin, event_id="e-1", pod_count="2")
         for name in ("a", "b", "a"):
-            stream.doom("e-1", None, 1, cancel(by=name, drain=True))
-            stream.withdraw("e-1", task.owner, 1, cancel(by=name, drain=True))
+            stream.store_termination("e-1", None, 1, cancel(by=name, drain=True))
+            stream.clear_termination("e-1", task.owner, 1, cancel(by=name, drain=True))
         assert reloaded(stream, "e-1").workers[1].termination is None
         record(stream, task)
         [worker] = stream.outcomes([Victim("e-1", 1)])

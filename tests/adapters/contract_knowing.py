@@ -89,7 +89,7 @@ class TestRestoring:
         intend(stream, task, 1, attempt=2, infra_used=1)
         intend(stream, task, 2)
         stream.note_refused("e-1", task.owner, 2, 1)
-        stream.doom("e-1", None, 3, cancel())
+        stream.store_termination("e-1", None, 3, cancel())
         for index, reason in ((4, Reason.ERROR), (5, Reason.COMPLETED)):
             record(stream, task, index, reason=reason)
         before = reloaded(stream, "e-1")

@@ -47,7 +47,7 @@ class TestLargeEntries:
                 bad = too_large(entry.stream_id, entry.fields or {}, entry.size)
                 assert (bad.reason, bad.event_id) == (DeadReason.TOO_LARGE, f"e-{sent.index(entry.stream_id)}")
                 assert str(entry.size) in bad.detail
-                stream.bury(entry, bad)
+                stream.dead_letter(entry, bad)
                 found.append(entry.stream_id)
         assert found == sent
         letters = admin.dead_letters()

@@ -42,10 +42,10 @@ WRITES: dict[str, Write] = {
     "intend": lambda s, e, o: s.intend(e, o, 1, attempt=1, infra_used=0, pod="p").status,
     "note_refused": lambda s, e, o: s.note_refused(e, o, 1, 1).status,
     "check": lambda s, e, o: s.check(e, o, 1, 1).status,
-    "doom": lambda s, e, o: s.doom(e, o, 1, _TERMINATION).status,
-    "withdraw": lambda s, e, o: s.withdraw(e, o, 1, _TERMINATION).status,
+    "store_termination": lambda s, e, o: s.store_termination(e, o, 1, _TERMINATION).status,
+    "clear_termination": lambda s, e, o: s.clear_termination(e, o, 1, _TERMINATION).status,
     "record": lambda s, e, o: s.record(e, o, 1, attempt=1, fields={"outcome": "succeeded", "reason": "x"}).status,
-    "finish_scale_down": lambda s, e, o: s.finish_scale_down(e, o, {"kind": "scale_down"}).status,
+    "finish": lambda s, e, o: s.finish(e, o, {"kind": "scale_down"}).status,
 }
 
 
@@ -146,7 +146,7 @@ class TestLeases:
         """The owner learns by its renewal that another replica cancelled something."""
         task = opened(stream, admin, event_id="e-1", pod_count="2")
         assert stream.renew({"e-1": task.owner}).cancels == {"e-1": 0}
-        other.doom("e-1", None, 2, cancel())
+        other.store_termination("e-1", None, 2, cancel())
         assert stream.renew({"e-1": task.owner}).cancels == {"e-1": 1}
 
     def test_are_given_up_at_once_at_the_stop(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
@@ -203,7 +203,7 @@ class TestTakingOver:
         intend(stream, task, 1, attempt=2, infra_used=1)
         intend(stream, task, 2)
         stream.note_refused("e-1", task.owner, 2, 1)
-        stream.doom("e-1", None, 3, cancel())
+        stream.store_termination("e-1", None, 3, cancel())
         record(stream, task, 4)
         taken = taken_over(other, admin, task)
         assert dict(taken.workers) == {

@@ -72,7 +72,7 @@ class TestRecording:
         """What we ended was not deleted by somebody, and did not fail."""
         task = opened(stream, admin, event_id="e-1", pod_count="2")
         intend(stream, task)
-        stream.doom("e-1", None, 1, cancel())
+        stream.store_termination("e-1", None, 1, cancel())
         assert record(stream, task, reason=reason) == Answer(Status.OK, cancel(), 1)
         [result] = admin.results()
         told = {"outcome": "cancelled", "reason": "ScaledDown", "fault": "none", "message": "asked for by down-1"}
@@ -85,7 +85,7 @@ class TestRecording:
         task = opened(stream, admin, event_id="e-1", pod_count="2")
         superseded = cancel(Reason.SUPERSEDED)
         for index in (1, 2):
-            stream.doom("e-1", None, index, superseded)
+            stream.store_termination("e-1", None, index, superseded)
         assert record(stream, task, 1, attempt=0, reason=Reason.SUPERSEDED).status is Status.OK
         assert record(stream, task, 2, attempt=1, reason=Reason.POD_LOST).status is Status.OK
         assert [result["reason"] for result in admin.results("worker")] == ["Superseded", "Superseded"]
@@ -94,7 +94,7 @@ class TestRecording:
         """No attempt can follow, so any end is the end."""
         task = opened(stream, admin, event_id="e-1")
         intend(stream, task, attempt=2)
-        stream.doom("e-1", None, 1, cancel())
+        stream.store_termination("e-1", None, 1, cancel())
         assert record(stream, task, attempt=1, reason=Reason.ERROR).status is Status.OK
         assert [result["reason"] for result in admin.results()] == ["ScaledDown", "ScaledDown"]
 
@@ -104,7 +104,7 @@ class TestRecording:
         task = opened(stream, admin, event_id="e-1", pod_count="2")
         for index, termination in ((1, cancel()), (2, end(1))):
             intend(stream, task, index)
-            stream.doom("e-1", task.owner, index, termination)
+            stream.store_termination("e-1", task.owner, index, termination)
             record(stream, task, index)
         assert [result["reason"] for result in admin.results("worker")] == ["Completed", "Completed"]
 
@@ -113,7 +113,7 @@ class TestRecording:
         """We deleted the pod because it did not start: nobody else did."""
         task = opened(stream, admin, event_id="e-1", pod_count="2")
         intend(stream, task)
-        stream.doom("e-1", task.owner, 1, end(1))
+        stream.store_termination("e-1", task.owner, 1, end(1))
         record(stream, task, reason=Reason.POD_DELETED)
         [result] = admin.results()
         assert (result["outcome"], result["reason"], result["fault"]) == ("failed", "PendingTimeout", "infra")
@@ -198,15 +198,15 @@ class TestTaskResult:
 
 
 class TestScaleDown:
-    """finish_scale_down."""
+    """The result of a scale_down."""
 
     @pytest.mark.contract("5.scale_down")
     def test_its_result_is_published_once(self, stream: Stream, admin: StreamAdmin) -> None:
         """And the task is closed by it."""
         task = opened(stream, admin, type="scale_down", task_id="t-1", event_id="d-1", repository="a/b")
         fields = {"kind": "scale_down", "event_id": "d-1", "task_id": "t-1", "outcome": "succeeded"}
-        assert stream.finish_scale_down("d-1", task.owner, fields).status is Status.OK
-        assert stream.finish_scale_down("d-1", task.owner, fields).status is Status.KNOWN
+        assert stream.finish("d-1", task.owner, fields).status is Status.OK
+        assert stream.finish("d-1", task.owner, fields).status is Status.KNOWN
         assert admin.results() == [fields | {"repository": "a/b"}]
         assert (admin.open_ids(), admin.task("d-1")["state"]) == (set(), "finished")
         assert admin.expires_in("d-1") is not None

@@ -187,7 +187,7 @@ class TestPending:
         """A dead letter holds nobody up."""
         send(admin)
         second = send(admin)
-        stream.bury(receive(stream), BadEvent(DeadReason.INVALID, "why"))
+        stream.dead_letter(receive(stream), BadEvent(DeadReason.INVALID, "why"))
         assert stream.blocker(second) is None
 
 
@@ -344,7 +344,7 @@ class TestBurying:
         """All that an operator needs, the event as sent included."""
         sent = send(admin, event_id="e-1", pod_count="0")
         entry = receive(stream)
-        stream.bury(entry, self.bad(entry))
+        stream.dead_letter(entry, self.bad(entry))
         [letter] = admin.dead_letters()
         assert set(letter) >= {"group", "attempts", "at"}
         assert (letter["dead_reason"], letter["event_id"], letter["stream_id"]) == ("Invalid", "e-1", sent)
@@ -355,7 +355,7 @@ class TestBurying:
         """A task result failed/Rejected, and nothing open."""
         send(admin, event_id="e-1", task_id="t-1", pod_count="0")
         entry = receive(stream)
-        stream.bury(entry, self.bad(entry))
+        stream.dead_letter(entry, self.bad(entry))
         [result] = admin.results()
         expected = {"kind": "task", "event_id": "e-1", "task_id": "t-1", "outcome": "failed", "reason": "Rejected"}
         assert expected.items() <= result.items()
@@ -368,7 +368,7 @@ class TestBurying:
         """After a lost answer, or by somebody who claimed the entry meanwhile."""
         send(admin, pod_count="0")
         entry = receive(stream)
-        told = [each.bury(entry, self.bad(entry)) for each in (stream, stream, other)]
+        told = [each.dead_letter(entry, self.bad(entry)) for each in (stream, stream, other)]
         assert told == [self.bad(entry), None, None]
         assert (len(admin.dead_letters()), len(admin.results()), admin.pending_count()) == (1, 1, 0)
 
@@ -376,7 +376,7 @@ class TestBurying:
         """Nobody could find a result without an id."""
         send(admin, event_id="not an id")
         entry = receive(stream)
-        stream.bury(entry, self.bad(entry))
+        stream.dead_letter(entry, self.bad(entry))
         [letter] = admin.dead_letters()
         assert (letter["event_id"], admin.results(), admin.pending_count()) == ("", [], 0)
 
@@ -385,7 +385,7 @@ class TestBurying:
         for _ in range(2):
             send(admin, event_id="not an id")
         for entry in stream.read(2):
-            stream.bury(entry, self.bad(entry))
+            stream.dead_letter(entry, self.bad(entry))
         assert len(admin.dead_letters()) == 2
 
     def test_a_trimmed_entry_leaves_a_dead_letter(self, stream: Stream, admin: StreamAdmin) -> None:
@@ -394,7 +394,7 @@ class TestBurying:
         receive(stream)
         admin.trim()
         [entry] = stream.pending(own=True, min_idle_s=0)
-        stream.bury(entry, BadEvent(DeadReason.TRIMMED, "the entry was trimmed away"))
+        stream.dead_letter(entry, BadEvent(DeadReason.TRIMMED, "the entry was trimmed away"))
         assert [letter["dead_reason"] for letter in admin.dead_letters()] == ["Trimmed"]
         assert stream.pending(own=True, min_idle_s=0) == []
 
@@ -402,7 +402,7 @@ class TestBurying:
         """As base64, so that the event can be sent again as it was."""
         admin.add({"type": "scale_up", "reason": b"\xff"})
         entry = receive(stream)
-        stream.bury(entry, self.bad(entry))
+        stream.dead_letter(entry, self.bad(entry))
         assert json.loads(admin.dead_letters()[0]["event"])["reason"] == {"base64": "/w=="}
 
     def test_the_same_bad_event_sent_again_is_known(self, stream: Stream, admin: StreamAdmin) -> None:
@@ -410,14 +410,14 @@ class TestBurying:
         for _ in range(2):
             send(admin, event_id="e-1", pod_count="0")
         for entry in stream.read(2):
-            stream.bury(entry, self.bad(entry))
+            stream.dead_letter(entry, self.bad(entry))
         assert (len(admin.dead_letters()), len(admin.results()), admin.pending_count()) == (1, 1, 0)
 
     def test_a_refused_id_is_used_up(self, stream: Stream, admin: StreamAdmin) -> None:
         """Its task has its one result: other content under it is a conflict."""
         send(admin, event_id="e-1", pod_count="0")
         entry = receive(stream)
-        stream.bury(entry, self.bad(entry))
+        stream.dead_letter(entry, self.bad(entry))
         send(admin, event_id="e-1", pod_count="1")
         assert isinstance(accept(stream, receive(stream)), BadEvent)
         assert [letter["dead_reason"] for letter in admin.dead_letters()] == ["Invalid", "Conflict"]
@@ -428,7 +428,7 @@ class TestBurying:
         task = opened(stream, admin, event_id="e-1")
         send(admin, event_id="e-1", pod_count="0")
         entry = receive(stream)
-        told = stream.bury(entry, self.bad(entry))
+        told = stream.dead_letter(entry, self.bad(entry))
         assert told is not None
         assert told.reason is DeadReason.CONFLICT
         assert (len(admin.dead_letters()), admin.results(), admin.open_ids()) == (1, [], {"e-1"})

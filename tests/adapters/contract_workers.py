@@ -57,7 +57,7 @@ class TestIntending:
         task = opened(stream, admin, event_id="e-1")
         if attempt:
             intend(stream, task, attempt=attempt)
-        stream.doom("e-1", None, 1, cancel())
+        stream.store_termination("e-1", None, 1, cancel())
         assert intend(stream, task, attempt=attempt + 1) == Answer(Status.CANCELLED, cancel(), attempt)
         assert stored(stream, task).attempt == attempt
 
@@ -65,14 +65,14 @@ class TestIntending:
         """It has to end first."""
         task = opened(stream, admin, event_id="e-1")
         intend(stream, task)
-        stream.doom("e-1", task.owner, 1, end(1))
+        stream.store_termination("e-1", task.owner, 1, end(1))
         assert intend(stream, task) == Answer(Status.CANCELLED, end(1), 1)
 
     def test_of_the_next_attempt_clears_the_termination_of_the_last(self, stream: Stream, admin: StreamAdmin) -> None:
         """A termination that is no cancel ends with its attempt."""
         task = opened(stream, admin, event_id="e-1")
         intend(stream, task)
-        stream.doom("e-1", task.owner, 1, end(1))
+        stream.store_termination("e-1", task.owner, 1, end(1))
         assert intend(stream, task, attempt=2).status is Status.OK
         assert stream.check("e-1", task.owner, 1, 1) == Answer(Status.OK)
 
@@ -109,7 +109,7 @@ class TestTerminations:
         task = opened(stream, admin, event_id="e-1")
         intend(stream, task)
         for _ in range(2):
-            assert stream.doom("e-1", task.owner, 1, end(1)) == Answer(Status.OK, end(1))
+            assert stream.store_termination("e-1", task.owner, 1, end(1)) == Answer(Status.OK, end(1))
         assert stream.check("e-1", task.owner, 1, 1) == Answer(Status.OK, end(1))
         assert stored(stream, task).termination == end(1)
 
@@ -117,8 +117,8 @@ class TestTerminations:
         """Or a repetition would change the reason that somebody acted on."""
         task = opened(stream, admin, event_id="e-1")
         intend(stream, task)
-        stream.doom("e-1", task.owner, 1, end(1))
-        later = stream.doom("e-1", task.owner, 1, end(1, Reason.UNSCHEDULABLE))
+        stream.store_termination("e-1", task.owner, 1, end(1))
+        later = stream.store_termination("e-1", task.owner, 1, end(1, Reason.UNSCHEDULABLE))
         assert later == Answer(Status.OK, end(1))
 
     @pytest.mark.parametrize("attempt", [1, 3])
@@ -126,34 +126,34 @@ class TestTerminations:
         """Only the stored attempt's pod can be ended."""
         task = opened(stream, admin, event_id="e-1")
         intend(stream, task, attempt=2)
-        assert stream.doom("e-1", task.owner, 1, end(attempt)).status is Status.OLD_ATTEMPT
+        assert stream.store_termination("e-1", task.owner, 1, end(attempt)).status is Status.OLD_ATTEMPT
         assert stored(stream, task).termination is None
 
     def test_comes_too_late_for_a_result(self, stream: Stream, admin: StreamAdmin) -> None:
         """So do check and withdraw, and a cancel of another replica."""
         task = opened(stream, admin, event_id="e-1", pod_count="2")
         record(stream, task)
-        assert stream.doom("e-1", task.owner, 1, end(1)).status is Status.HAS_RESULT
-        assert stream.doom("e-1", None, 1, cancel()).status is Status.HAS_RESULT
+        assert stream.store_termination("e-1", task.owner, 1, end(1)).status is Status.HAS_RESULT
+        assert stream.store_termination("e-1", None, 1, cancel()).status is Status.HAS_RESULT
         assert stream.check("e-1", task.owner, 1, 1).status is Status.HAS_RESULT
-        assert stream.withdraw("e-1", task.owner, 1, end(1)).status is Status.HAS_RESULT
+        assert stream.clear_termination("e-1", task.owner, 1, end(1)).status is Status.HAS_RESULT
 
     def test_is_withdrawn_when_the_pod_has_started(self, stream: Stream, admin: StreamAdmin) -> None:
         """Once, or twice after a lost answer."""
         task = opened(stream, admin, event_id="e-1")
         intend(stream, task)
-        stream.doom("e-1", task.owner, 1, end(1))
+        stream.store_termination("e-1", task.owner, 1, end(1))
         for _ in range(2):
-            assert stream.withdraw("e-1", task.owner, 1, end(1)) == Answer(Status.OK)
+            assert stream.clear_termination("e-1", task.owner, 1, end(1)) == Answer(Status.OK)
         assert stored(stream, task).termination is None
 
     def test_withdrawing_spares_any_other(self, stream: Stream, admin: StreamAdmin) -> None:
         """A cancel that came in between stays and is told."""
         task = opened(stream, admin, event_id="e-1")
         intend(stream, task)
-        stream.doom("e-1", task.owner, 1, end(1))
-        stream.doom("e-1", None, 1, cancel())
-        assert stream.withdraw("e-1", task.owner, 1, end(1)) == Answer(Status.OK, cancel())
+        stream.store_termination("e-1", task.owner, 1, end(1))
+        stream.store_termination("e-1", None, 1, cancel())
+        assert stream.clear_termination("e-1", task.owner, 1, end(1)) == Answer(Status.OK, cancel())
         assert stored(stream, task).termination == cancel()
 
 
@@ -163,20 +163,20 @@ class TestCancels:
     def test_come_from_any_replica(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
         """The owner need not be known."""
         task = opened(stream, admin, event_id="e-1")
-        assert other.doom("e-1", None, 1, cancel()) == Answer(Status.OK, cancel())
+        assert other.store_termination("e-1", None, 1, cancel()) == Answer(Status.OK, cancel())
         assert stream.check("e-1", task.owner, 1, 1) == Answer(Status.OK, cancel())
 
     def test_of_unknown_tasks_are_refused(self, stream: Stream) -> None:
         """Nothing is stored for a task that is not there: Redis was wiped, and its owner restores it."""
         with pytest.raises(StreamUnavailable, match="event never is unknown"):
-            stream.doom("never", None, 1, cancel())
+            stream.store_termination("never", None, 1, cancel())
         assert stream.known(["never"]) == {}
 
     def test_count_once_each(self, stream: Stream, admin: StreamAdmin) -> None:
         """A repeated mark is the same mark."""
         task = opened(stream, admin, event_id="e-1", pod_count="2")
         for index in (1, 1, 2):
-            stream.doom("e-1", None, index, cancel())
+            stream.store_termination("e-1", None, index, cancel())
         assert stream.renew({"e-1": task.owner}).cancels == {"e-1": 2}
         assert reloaded(stream, "e-1").cancels == 2
 
@@ -184,54 +184,56 @@ class TestCancels:
         """A termination of one attempt is not counted as a cancel."""
         task = opened(stream, admin, event_id="e-1")
         intend(stream, task)
-        stream.doom("e-1", task.owner, 1, end(1))
+        stream.store_termination("e-1", task.owner, 1, end(1))
         assert stream.renew({"e-1": task.owner}).cancels == {"e-1": 0}
 
     def test_of_one_scale_down_are_not_withdrawn_by_another(self, stream: Stream, admin: StreamAdmin) -> None:
         """A kill came after the drain, or another drain."""
         task = opened(stream, admin, event_id="e-1")
         held = cancel(by="down-1", drain=True)
-        stream.doom("e-1", None, 1, held)
-        assert stream.withdraw("e-1", task.owner, 1, cancel(by="down-2", drain=True)) == Answer(Status.OK, held)
+        stream.store_termination("e-1", None, 1, held)
+        assert stream.clear_termination("e-1", task.owner, 1, cancel(by="down-2", drain=True)) == Answer(
+            Status.OK, held
+        )
 
     def test_override_other_terminations_and_not_the_other_way_round(self, stream: Stream, admin: StreamAdmin) -> None:
         """A cancel forbids new attempts, a deadline does not."""
         task = opened(stream, admin, event_id="e-1")
         intend(stream, task)
-        stream.doom("e-1", task.owner, 1, end(1))
-        assert stream.doom("e-1", None, 1, cancel()) == Answer(Status.OK, cancel())
-        assert stream.doom("e-1", task.owner, 1, end(1)) == Answer(Status.OK, cancel())
+        stream.store_termination("e-1", task.owner, 1, end(1))
+        assert stream.store_termination("e-1", None, 1, cancel()) == Answer(Status.OK, cancel())
+        assert stream.store_termination("e-1", task.owner, 1, end(1)) == Answer(Status.OK, cancel())
 
     def test_the_first_holds(self, stream: Stream, admin: StreamAdmin) -> None:
         """Two scale_downs over one worker: the first one had it."""
         opened(stream, admin, event_id="e-1")
-        stream.doom("e-1", None, 1, cancel(by="down-1"))
-        assert stream.doom("e-1", None, 1, cancel(by="down-2")) == Answer(Status.OK, cancel(by="down-1"))
+        stream.store_termination("e-1", None, 1, cancel(by="down-1"))
+        assert stream.store_termination("e-1", None, 1, cancel(by="down-2")) == Answer(Status.OK, cancel(by="down-1"))
 
     def test_kill_overrides_drain_and_not_the_other_way_round(self, stream: Stream, admin: StreamAdmin) -> None:
         """drain spares who has started, kill nobody."""
         task = opened(stream, admin, event_id="e-1")
         drain, kill = cancel(by="down-1", drain=True), cancel(by="down-2")
-        stream.doom("e-1", None, 1, drain)
-        assert stream.doom("e-1", None, 1, kill) == Answer(Status.OK, kill)
-        assert stream.doom("e-1", None, 1, drain) == Answer(Status.OK, kill)
+        stream.store_termination("e-1", None, 1, drain)
+        assert stream.store_termination("e-1", None, 1, kill) == Answer(Status.OK, kill)
+        assert stream.store_termination("e-1", None, 1, drain) == Answer(Status.OK, kill)
         assert stored(stream, task).termination == kill
 
     def test_a_drain_that_was_survived_does_not_come_back(self, stream: Stream, admin: StreamAdmin) -> None:
         """Its scale_down stores it again after a restart, and the worker runs all the same; another one may."""
         task = opened(stream, admin, event_id="e-1")
         drain = cancel(by="down-1", drain=True)
-        stream.doom("e-1", None, 1, drain)
-        stream.withdraw("e-1", task.owner, 1, drain)
-        assert stream.doom("e-1", None, 1, drain) == Answer(Status.OK)
+        stream.store_termination("e-1", None, 1, drain)
+        stream.clear_termination("e-1", task.owner, 1, drain)
+        assert stream.store_termination("e-1", None, 1, drain) == Answer(Status.OK)
         assert stored(stream, task).termination is None
         again = cancel(by="down-2", drain=True)
-        assert stream.doom("e-1", None, 1, again) == Answer(Status.OK, again)
+        assert stream.store_termination("e-1", None, 1, again) == Answer(Status.OK, again)
 
     def test_do_not_touch_the_neighbours(self, stream: Stream, admin: StreamAdmin) -> None:
         """Worker 1 is not worker 11."""
         task = opened(stream, admin, event_id="e-1", pod_count="11")
-        stream.doom("e-1", None, 11, cancel())
+        stream.store_termination("e-1", None, 11, cancel())
         assert stream.check("e-1", task.owner, 1, 1) == Answer(Status.OK)
 
 

@@ -47,13 +47,13 @@ def all_commands_work(environ: Mapping[str, str], stream: RedisStream, event_id:
     assert sent.returncode == 0, sent.stderr
     stream.ensure_group()
     with Rig(World(SystemClock()), stream=stream) as rig:
-        stream._client.xadd(NAMES["REDIS_STREAM"], {"type": "nonsense"})
+        stream._redis.client.xadd(NAMES["REDIS_STREAM"], {"type": "nonsense"})
         rig.intake.absorb(stream.read_now(10))
     shown = run(environ, "status", "--json")
     assert event_id in shown.stdout, shown.stderr
     listed = run(environ, "dead", "list")
     assert "Invalid" in listed.stdout, listed.stderr
-    [(dead_id, _)] = stream._client.xrevrange(NAMES["DEAD_LETTER_STREAM"], count=1)
+    [(dead_id, _)] = stream._redis.client.xrevrange(NAMES["DEAD_LETTER_STREAM"], count=1)
     for command in (("redrive", "type=scale_up"), ("show",), ("purge",)):
         done = run(environ, "dead", command[0], dead_id.decode(), *command[1:])
         assert done.returncode == 0, (command, done.stderr)

@@ -19,6 +19,7 @@ import pytest
 
 import ottoscaler.adapters
 from ottoscaler.adapters.dead import DeadLetters
+from ottoscaler.adapters.scripts import BEFORE, BEHIND, PORTS
 from ottoscaler.adapters.stream import RedisStream
 from ottoscaler.core.choice import Victim
 from ottoscaler.core.events import BadEvent, DeadReason
@@ -50,11 +51,12 @@ from tests.adapters.streams import (
 from tests.conftest import require
 
 FOLDER = Path(ottoscaler.adapters.__file__).parent
-SOURCES = {name: (FOLDER / name).read_text(encoding="utf-8") for name in ("atomic.lua", "protocol.lua", "dead.lua")}
+FILES = (*BEFORE, *(f"{port}.lua" for port in PORTS), *BEHIND)
+SOURCES = {name: (FOLDER / name).read_text(encoding="utf-8") for name in (*FILES, "dead.lua")}
 FUNCTIONS = {name for text in SOURCES.values() for name in re.findall(r"^function F\.(\w+)", text, re.M)}
 WRITES = {name for text in SOURCES.values() for name in re.findall(r"\bwrite\('([A-Z]+)'", text)}
-#: `redis.call` and the probes of atomic.lua, `HSET = {'HLEN', ...`.
-READS = {name for text in SOURCES.values() for name in re.findall(r"(?:p?call\(| = \{)'([A-Z]+)'", text)}
+#: `redis.call` and the probes of atomic.lua, `HSET = 'HLEN', ...`.
+READS = {name for text in SOURCES.values() for name in re.findall(r"(?:p?call\(| = )'([A-Z]+)'", text)}
 PASSWORD = "secret"
 #: The keys that are no task's, by their ends; and a task's.
 KEYS = (
@@ -171,7 +173,7 @@ def _reserve_cluster(rig: Rig) -> Call:
 
 
 @situation
-def _examine(rig: Rig) -> Call:
+def _obstacles(rig: Rig) -> Call:
     return rig.weak.obstacles
 
 
@@ -181,16 +183,18 @@ def _announce(rig: Rig) -> Call:
 
 
 @situation
-def _bury(rig: Rig) -> Call:
+def _dead_letter(rig: Rig) -> Call:
     send(rig.admin, event_id="e-1", pod_count="0")
     entry = receive(rig.strong)
-    return lambda: rig.weak.bury(entry, BadEvent(DeadReason.INVALID, "wrong", "e-1", "t"))
+    return lambda: rig.weak.dead_letter(entry, BadEvent(DeadReason.INVALID, "wrong", "e-1", "t"))
 
 
 @situation
-def _bury__again(rig: Rig) -> Call:
-    call = _bury(rig)
-    rig.strong.bury(rig.strong.pending(own=True, min_idle_s=0)[0], BadEvent(DeadReason.INVALID, "wrong", "e-1", "t"))
+def _dead_letter__again(rig: Rig) -> Call:
+    call = _dead_letter(rig)
+    rig.strong.dead_letter(
+        rig.strong.pending(own=True, min_idle_s=0)[0], BadEvent(DeadReason.INVALID, "wrong", "e-1", "t")
+    )
     return call
 
 
@@ -302,12 +306,12 @@ def _intend(rig: Rig) -> Call:
 def _intend__after_a_termination(rig: Rig) -> Call:
     task = _task(rig)
     intend(rig.strong, task)
-    rig.strong.doom("e-1", task.owner, 1, Termination(Reason.PENDING_TIMEOUT, attempt=1))
+    rig.strong.store_termination("e-1", task.owner, 1, Termination(Reason.PENDING_TIMEOUT, attempt=1))
     return lambda: intend(rig.weak, task, attempt=2)
 
 
 @situation
-def _refused(rig: Rig) -> Call:
+def _note_refused(rig: Rig) -> Call:
     task = _task(rig)
     intend(rig.strong, task)
     return lambda: rig.weak.note_refused("e-1", task.owner, 1, 1)
@@ -320,17 +324,17 @@ def _check(rig: Rig) -> Call:
 
 
 @situation
-def _doom(rig: Rig) -> Call:
+def _store_termination(rig: Rig) -> Call:
     _task(rig)
-    return lambda: rig.weak.doom("e-1", None, 1, cancel())
+    return lambda: rig.weak.store_termination("e-1", None, 1, cancel())
 
 
 @situation
-def _withdraw(rig: Rig) -> Call:
+def _clear_termination(rig: Rig) -> Call:
     task = _task(rig)
     mark = cancel(drain=True)
-    rig.strong.doom("e-1", None, 1, mark)
-    return lambda: rig.weak.withdraw("e-1", task.owner, 1, mark)
+    rig.strong.store_termination("e-1", None, 1, mark)
+    return lambda: rig.weak.clear_termination("e-1", task.owner, 1, mark)
 
 
 def _recording(rig: Rig, count: str, reason: Reason = Reason.COMPLETED) -> Call:
@@ -362,7 +366,7 @@ def _note_states(rig: Rig) -> Call:
 
 
 @situation
-def _note_why(rig: Rig) -> Call:
+def _note_reason(rig: Rig) -> Call:
     task = _task(rig)
     return lambda: note_why(rig.weak, "e-1", task.owner, "why", "when")
 
@@ -413,7 +417,7 @@ def _clear_place(rig: Rig) -> Call:
 def _finish(rig: Rig) -> Call:
     task = _task(rig, type="scale_down", task_id="t")
     fields = {"kind": "scale_down", "event_id": "e-1"}
-    return lambda: rig.weak.finish_scale_down("e-1", task.owner, fields).status
+    return lambda: rig.weak.finish("e-1", task.owner, fields).status
 
 
 @situation
@@ -471,7 +475,7 @@ def _trim(rig: Rig) -> Call:
 
 
 def _letter(rig: Rig) -> str:
-    _bury(rig)()
+    _dead_letter(rig)()
     return str(rig.client.xrange(f"{rig.admin.prefix}dead")[0][0])
 
 
@@ -627,7 +631,7 @@ def test_nothing_is_in_the_way(rig: Rig) -> None:
 
 #: What the controller can do without, and says so when it would be due.
 TIDYING = {"XTRIM"}
-OF_CONTROLLER = re.findall(r"(?:p?call\(|write\(|= \{)'([A-Z]+)'", SOURCES["protocol.lua"])
+OF_CONTROLLER = re.findall(r"(?:p?call\(|write\(|= \{)'([A-Z]+)'", "".join(SOURCES[name] for name in FILES[1:]))
 
 
 @pytest.mark.parametrize(

@@ -5,16 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 
-from ottoscaler.adapters import stream
+from ottoscaler.adapters.scripts import PORTS, source
 from ottoscaler.local.redis import EmbeddedRedis
 
-SOURCE = (Path(stream.__file__).parent / "protocol.lua").read_text(encoding="utf-8")
+SOURCE = source("common.lua", *(f"{port}.lua" for port in PORTS)).decode()
 #: The edges of days, months, years, leap years and centuries, and some times between; seconds since the epoch.
 MOMENTS = [
     datetime(*parts, tzinfo=UTC)
@@ -48,7 +47,7 @@ def test_a_stamp_is_the_time_in_utc(call: Callable[..., Any], moment: datetime) 
     """RFC 3339 with milliseconds, as Python writes it."""
     wanted = moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
     ms = round(moment.timestamp() * 1000)
-    assert call("local function stamp(ms)", "stamp(tonumber(ARGV[1]))", str(ms)) == wanted
+    assert call("local function rfc3339(ms)", "rfc3339(tonumber(ARGV[1]))", str(ms)) == wanted
 
 
 IDS = [
@@ -69,6 +68,6 @@ IDS = [
 @pytest.mark.parametrize("first", IDS)
 def test_entries_are_in_the_order_of_their_numbers(call: Callable[..., Any], first: str) -> None:
     """And not in that of their texts: `10-0` comes after `9-5`."""
-    use = "older(ARGV[1], ARGV[2]) and 1 or 0"
-    found = [call("  local function older(a, b)", use, first, second) for second in IDS]
+    use = "is_older(ARGV[1], ARGV[2]) and 1 or 0"
+    found = [call("local function is_older(a, b)", use, first, second) for second in IDS]
     assert found == [int(IDS.index(first) < number) for number in range(len(IDS))]

@@ -61,9 +61,9 @@ def test_any_node_will_do(calm: Cluster) -> None:
             assert stream.reserve() == "ottoscaler"
             stream.ensure_group()
             assert stream.known(["not-sent-1", "not-sent-2"]) == {}
-            assert stream._client.nodes is not None
-            assert stream._client.nodes.owner[1] == owner.port
-            assert stream._client.info("server")["tcp_port"] == owner.port
+            assert stream._redis.client.nodes is not None
+            assert stream._redis.client.nodes.owner[1] == owner.port
+            assert stream._redis.client.info("server")["tcp_port"] == owner.port
 
 
 def test_keys_that_have_gone_ahead_are_asked_for(cluster: Cluster) -> None:

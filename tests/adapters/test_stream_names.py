@@ -62,7 +62,7 @@ def test_only_the_configured_names_are_used(server: EmbeddedRedis) -> None:
         assert task is not None
         result = worker_result(event, 1, 0, Verdict(Reason.COMPLETED), None, time.time())
         stream.record("e", task.owner, 1, attempt=0, fields=result)
-        stream.bury(bad, BadEvent(DeadReason.INVALID, "it is nonsense"))
+        stream.dead_letter(bad, BadEvent(DeadReason.INVALID, "it is nonsense"))
         names = {key.decode() for key in client.scan_iter()}
     assert names == {"my:events", "my:out", "my:dead", "my:state:buried", "my:state:group", "my:state:task:e"}
 

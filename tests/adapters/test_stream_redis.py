@@ -120,7 +120,7 @@ class TestServer:
         """Nobody listens at port 1: told at once, as something that was certainly not carried out."""
         keys, told = KeySettings(consumer="c1"), list[str]()
         stream = RedisStream(
-            RedisSettings(host="127.0.0.1", port=1), keys, lease_s=15, consumer="c1", boot="b", heard=told.append
+            RedisSettings(host="127.0.0.1", port=1), keys, lease_s=15, consumer="c1", boot="b", on_reply=told.append
         )
         with pytest.raises(StreamUnavailable):
             stream.ensure_group()
@@ -134,7 +134,7 @@ class TestServer:
         told: list[str] = []
         names = {"result_stream": f"{admin.prefix}results", "dead_letter_stream": f"{admin.prefix}dead"}
         keys = KeySettings(consumer="c1", stream=admin.stream, prefix=admin.prefix, **names)
-        stream = RedisStream(server.settings, keys, lease_s=15, consumer="c1", boot="b", heard=told.append)
+        stream = RedisStream(server.settings, keys, lease_s=15, consumer="c1", boot="b", on_reply=told.append)
         stream.ensure_group()
         stream.renew({"e-1": "c1/b/1"})
         stream.close()
@@ -195,7 +195,7 @@ class TestServer:
         task = opened(stream, admin, event_id="e-1", pod_count=str(count), blob="x" * size)
         for index in range(1, count + 1):
             intend(stream, task, index)
-            stream.doom("e-1", None, index, Termination(Reason.SCALED_DOWN, "asked", by="d"))
+            stream.store_termination("e-1", None, index, Termination(Reason.SCALED_DOWN, "asked", by="d"))
             record(stream, task, index, reason=Reason.ERROR)
         with server.client() as client:
             kept = cast("Any", client).memory_usage(f"{admin.prefix}task:e-1", samples=0)
@@ -208,7 +208,7 @@ class TestServer:
         """And they end as dead letters."""
         sent = send(admin, event_id="e-1", blob="x" * 2_000_000)
         entry = receive(stream)
-        stream.bury(entry, contract_stream.TestBurying.bad(entry))
+        stream.dead_letter(entry, contract_stream.TestBurying.bad(entry))
         assert [letter["stream_id"] for letter in admin.dead_letters()] == [sent]
 
     def test_shows_the_states_of_many_workers(self, stream: Stream, admin: StreamAdmin) -> None:
@@ -276,7 +276,7 @@ class TestServer:
             cast("Any", client).zadd(markers, {"old": old, "young": young})
             send(admin, pod_count="many")
             entry = receive(stream)
-            stream.bury(entry, BadEvent(DeadReason.INVALID, "no number"))
+            stream.dead_letter(entry, BadEvent(DeadReason.INVALID, "no number"))
             assert cast("Any", client).zscore(markers, "old") is None
             assert cast("Any", client).zscore(markers, "young") == pytest.approx(young, abs=1)
             assert cast("Any", client).zcard(markers) == 2

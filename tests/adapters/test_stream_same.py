@@ -88,7 +88,7 @@ class World:
         fields = entry.fields or {}
         event = parse(entry.stream_id, fields, 1000)
         if isinstance(event, BadEvent):
-            return self.streams[who].bury(entry, event)
+            return self.streams[who].dead_letter(entry, event)
         [task] = self.streams[who].accept([(event, digest(fields))], [fields])
         return self._known(task)
 
@@ -129,12 +129,12 @@ class World:
     def check(self, event_id: str, index: int, attempt: int, token: int) -> object:
         return self.streams[0].check(event_id, self._token(token), index, attempt)
 
-    def doom(self, event_id: str, index: int, termination: Termination, token: int) -> object:
+    def store_termination(self, event_id: str, index: int, termination: Termination, token: int) -> object:
         owner = None if token == 0 and termination.is_cancel else self._token(token)
-        return self.streams[0].doom(event_id, owner, index, termination)
+        return self.streams[0].store_termination(event_id, owner, index, termination)
 
-    def withdraw(self, event_id: str, index: int, termination: Termination, token: int) -> object:
-        return self.streams[0].withdraw(event_id, self._token(token), index, termination)
+    def clear_termination(self, event_id: str, index: int, termination: Termination, token: int) -> object:
+        return self.streams[0].clear_termination(event_id, self._token(token), index, termination)
 
     def record(self, event_id: str, index: int, attempt: int, reason: Reason, started: bool, token: int) -> object:
         event = parse("1-1", {b"type": b"scale_up", b"event_id": event_id.encode()}, 9)
@@ -149,7 +149,7 @@ class World:
         return self.streams[0].choose(event_id, self._token(token), Claim(termination, listed, count, ["s"]))
 
     def finish(self, token: int) -> object:
-        return self.streams[0].finish_scale_down("d", self._token(token), {"kind": "scale_down", "event_id": "d"})
+        return self.streams[0].finish("d", self._token(token), {"kind": "scale_down", "event_id": "d"})
 
     def note(self, event_id: str, index: int, token: int) -> None:
         owner = self._token(token)
@@ -212,8 +212,8 @@ STEPS = st.one_of(
     step("intend", IDS, INDEX, ATTEMPT, TOKEN),
     step("refused", IDS, INDEX, ATTEMPT, TOKEN),
     step("check", IDS, INDEX, ATTEMPT, TOKEN),
-    step("doom", IDS, INDEX, TERMINATION, TOKEN),
-    step("withdraw", IDS, INDEX, TERMINATION, TOKEN),
+    step("store_termination", IDS, INDEX, TERMINATION, TOKEN),
+    step("clear_termination", IDS, INDEX, TERMINATION, TOKEN),
     step("record", IDS, INDEX, ATTEMPT, st.sampled_from(REASONS), YES, TOKEN),
     step("choose", IDS, st.sampled_from(TERMINATIONS[:3]), st.integers(0, 2), TOKEN),
     step("finish", TOKEN),

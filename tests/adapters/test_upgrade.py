@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from ottoscaler.adapters.stream import RedisStream
-from ottoscaler.adapters.tasks import decode_workers, worker_json
+from ottoscaler.adapters.task_codec import decode_workers, worker_json
 from ottoscaler.core.choice import Blocker
 from ottoscaler.local.redis import EmbeddedRedis
 from ottoscaler.ports import OpenTask

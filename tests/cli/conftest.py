@@ -47,7 +47,7 @@ class Controller:
         (entry,) = eventually(lambda: self.stream.read(1), LONG_S, "an event")
         event = self._parsed(entry)
         if isinstance(event, BadEvent):
-            self.stream.bury(entry, event)
+            self.stream.dead_letter(entry, event)
             return None
         fields = dict(entry.fields or {})
         return self.stream.accept([(event, digest(fields))], [fields])[0]
@@ -81,7 +81,7 @@ class Controller:
         victims = [Victim(of.event.event_id, index, pod) for index, pod in enumerate(pods, 1)]
         self.stream.choose(event_id, task.owner, Claim(Termination(Reason.SCALED_DOWN, by=event_id), victims))
         closing = {"kind": "scale_down", "event_id": event_id, "outcome": "succeeded", "reason": "Completed"}
-        self.stream.finish_scale_down(event_id, task.owner, closing)
+        self.stream.finish(event_id, task.owner, closing)
 
 
 def printed_by(program: str) -> str:

@@ -264,7 +264,7 @@ def test_an_event_that_was_trimmed_away_is_not_there_to_send(
     (entry,) = controller.stream.read(1)
     client.xtrim(settings.keys.stream, maxlen=0, approximate=False)
     (gone,) = controller.stream.pending(own=True, min_idle_s=0)
-    controller.stream.bury(gone, BadEvent(DeadReason.TRIMMED, "gone"))
+    controller.stream.dead_letter(gone, BadEvent(DeadReason.TRIMMED, "gone"))
     ((dead_id, _),) = entries(client, settings.keys.dead_letter_stream)
     assert main(["dead", "redrive", dead_id]) == 1
     assert "has no event any more (it was trimmed away): send it anew" in capsys.readouterr().err
@@ -421,7 +421,7 @@ def test_an_entry_that_was_purged_is_not_buried_again(
     client.xadd(settings.keys.stream, {"type": "neither"})
     (entry,) = controller.stream.read(1)
     for _ in range(2):
-        controller.stream.bury(entry, BadEvent(DeadReason.INVALID, "why"))
+        controller.stream.dead_letter(entry, BadEvent(DeadReason.INVALID, "why"))
         found = entries(client, settings.keys.dead_letter_stream)
         for dead_id, _fields in found:
             assert main(["dead", "purge", dead_id]) == 0

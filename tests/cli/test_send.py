@@ -314,7 +314,7 @@ def test_a_finished_scale_down_is_known_by_its_result(controller: Controller, cl
     task = controller.take()
     assert task is not None
     closing = {"kind": "scale_down", "event_id": "down-1", "outcome": "failed", "reason": "Poison"}
-    controller.stream.finish_scale_down("down-1", task.owner, closing)
+    controller.stream.finish("down-1", task.owner, closing)
     assert main([*same, *WAIT]) == 1
 
 

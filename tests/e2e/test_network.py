@@ -117,7 +117,7 @@ class TestLostAnswers:
     def test_of_a_burial(self, links: Links) -> None:
         """One dead letter, and a line about it."""
         controller = links.start()
-        links.redis.lose_answer_to(command("bury"))
+        links.redis.lose_answer_to(command("dead_letter"))
         sent = links.send(pod_count="many")
         controller.until_said("event.dead", stream_id=sent)
         assert len(links.system.dead_letters(sent)) == 1

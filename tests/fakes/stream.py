@@ -21,15 +21,16 @@ from ottoscaler.core.events import (
 )
 from ottoscaler.core.names import process_of
 from ottoscaler.core.results import RESULT_FIELDS, common_fields, rfc3339
+from ottoscaler.core.verdicts import MAX_TRIES
 from ottoscaler.errors import StreamUnavailable, TooMuch
 from ottoscaler.ports import Answer, Entry, OpenTask, Renewal, Status, StoredWorker, TaskView
 from tests.fakes.server import GROUP, Delivery, FakeRedis, Group, Id, TaskState, WorkerState, order
-from tests.fakes.workers import MAX_TRIES, WorkerScripts
+from tests.fakes.workers import WorkerScripts
 
 __all__ = ["FakeRedis", "FakeStream"]
 
 #: What one read brings, one look at pending entries, and of one large entry; bytes.
-#: As in protocol.lua.
+#: As in leases.lua.
 LEASES_AHEAD = 10
 MAX_READ_BYTES, MAX_PENDING_BYTES, MAX_HEAD_BYTES = 8 * 1024 * 1024, 1024 * 1024, 16 * 1024
 
@@ -246,8 +247,8 @@ class FakeStream(WorkerScripts):
                     state.tally[tally] += 1
                     state.first.setdefault(tally, known.reason)
 
-    def bury(self, entry: Entry, bad: BadEvent) -> BadEvent | None:
-        with self.server.call("bury"):
+    def dead_letter(self, entry: Entry, bad: BadEvent) -> BadEvent | None:
+        with self.server.call("dead_letter"):
             fields = entry.fields or {}
             known, content = self.server.find(bad.event_id), digest(fields)
             if known is not None and known.digest == content:
@@ -455,8 +456,8 @@ class FakeStream(WorkerScripts):
         worker = task.workers.get(candidate.index, WorkerState(candidate.index))
         return not worker.outcome and (worker.termination is None or not worker.termination.is_cancel)
 
-    def finish_scale_down(self, event_id: str, owner: str, fields: Mapping[str, str]) -> Answer:
-        with self.server.call("finish_scale_down"):
+    def finish(self, event_id: str, owner: str, fields: Mapping[str, str]) -> Answer:
+        with self.server.call("finish"):
             task = self.server.known(event_id)
             if task.state == "finished":
                 return Answer(Status.KNOWN)

@@ -12,12 +12,9 @@ from collections.abc import Mapping, Sequence
 from ottoscaler.core.events import DeadReason, EventType, ScaleEvent
 from ottoscaler.core.results import RESULT_FIELDS, common_fields, rfc3339, worker_result
 from ottoscaler.core.termination import Termination
-from ottoscaler.core.verdicts import Outcome, Reason, Verdict
+from ottoscaler.core.verdicts import LAST_TRY, MAX_TRIES, Outcome, Reason, Verdict
 from ottoscaler.ports import Answer, Note, Status
 from tests.fakes.server import GROUP, FakeRedis, TaskState, WorkerState, worker_json
-
-MAX_TRIES = 10
-LAST_TRY = 20
 
 
 class WorkerScripts:
@@ -70,8 +67,8 @@ class WorkerScripts:
                 worker.seen, worker.refused, task.tries = True, False, 0
             return Answer(Status.OK, worker.termination)
 
-    def doom(self, event_id: str, owner: str | None, index: int, termination: Termination) -> Answer:
-        with self.server.call("doom"):
+    def store_termination(self, event_id: str, owner: str | None, index: int, termination: Termination) -> Answer:
+        with self.server.call("store_termination"):
             task, worker = self._look(event_id, index)
             if worker.outcome:
                 return Answer(Status.HAS_RESULT)
@@ -86,8 +83,8 @@ class WorkerScripts:
             task.cancels += termination.is_cancel
             return Answer(Status.OK, termination)
 
-    def withdraw(self, event_id: str, owner: str, index: int, termination: Termination) -> Answer:
-        with self.server.call("withdraw"):
+    def clear_termination(self, event_id: str, owner: str, index: int, termination: Termination) -> Answer:
+        with self.server.call("clear_termination"):
             task, worker = self._look(event_id, index)
             if worker.outcome:
                 return Answer(Status.HAS_RESULT)

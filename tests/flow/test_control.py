@@ -177,7 +177,7 @@ def accepted(rig: Rig, **fields: object) -> OpenTask:
     return taken[0]
 
 
-@pytest.mark.parametrize("op", ["choose", "finish_scale_down", "outcomes", "blocker"])
+@pytest.mark.parametrize("op", ["choose", "finish", "outcomes", "blocker"])
 @pytest.mark.parametrize("after", [False, True])
 def test_a_failure_at_any_step_is_made_good(op: str, after: bool) -> None:
     """Redis fails once, before or after the effect: the same victims, once each, and one result."""

@@ -38,7 +38,7 @@ def test_marks_of_another_replica_survive_an_outage() -> None:
     with Rig(threads=["watch"], auto=runs_on, MAX_WORKERS=1) as rig:
         rig.pod(rig.accept())
         waiting = rig.accept()
-        rig.stream.doom(waiting, None, 1, Termination(Reason.SCALED_DOWN, by="elsewhere"))
+        rig.stream.store_termination(waiting, None, 1, Termination(Reason.SCALED_DOWN, by="elsewhere"))
         rig.redis.fail_next("reload")
         rig.control.reload([waiting])
         rig.start("control")
@@ -104,7 +104,7 @@ def test_a_worker_that_a_drain_spared_is_a_survivor_for_the_next_one_too() -> No
         victims = [Victim(event_id, 1, pods[0]), Victim(event_id, 2, pods[1])]
         rig.stream.choose("down", "c1/b1/1", Claim(termination, victims))
         task = rig.taken(event_id)
-        rig.stream.withdraw(event_id, task.owner, 1, termination)
+        rig.stream.clear_termination(event_id, task.owner, 1, termination)
         rig.cluster.succeed(pods[0])
         rig.results(1)
         rig.close()
@@ -116,7 +116,7 @@ def test_a_worker_that_a_drain_spared_is_a_survivor_for_the_next_one_too() -> No
 
 
 @contract("3.pod_count")
-@pytest.mark.parametrize("op", ["read_now", "accept", "blocker", "choose", "outcomes", "finish_scale_down"])
+@pytest.mark.parametrize("op", ["read_now", "accept", "blocker", "choose", "outcomes", "finish"])
 def test_who_goes_on_after_a_death_ends_nobody_else(op: str) -> None:
     """Wherever the first one died: two victims were asked for, two there are, and one result."""
     world = World()

@@ -199,7 +199,7 @@ class TestLines:
         """By who has stored its result, and by nobody else."""
         with Rig(threads=["watch", "control", "reader"], auto=lambda name: None) as rig:
             rig.pod(rig.send(task_id="t"))
-            rig.redis.fail_next("finish_scale_down", after=True)
+            rig.redis.fail_next("finish", after=True)
             rig.send(type="scale_down", task_id="t")
             rig.result("scale_down")
             eventually(lambda: not rig.control.owners(), what="the scale_down to be over")
@@ -279,7 +279,7 @@ class TestEnder:
             follows = eventually(lambda: [one for one in (1, 2) if followed(rig, one)], what="a thread on one of two")
             index = 2 if follows == [1] else 1
             pod, termination = pods[index - 1], Termination(Reason.SCALED_DOWN, "enough", by="d-1")
-            rig.stream.doom("e", None, index, termination)
+            rig.stream.store_termination("e", None, index, termination)
             assert rig.ledger.cancel("e", index, termination)
             rig.pool.run_cancelled(rig.ender.follow)
             rig.ender.step()
@@ -340,7 +340,7 @@ class TestWiped:
             pod = first.pod("e")
             first.cluster.run(pod)
             first.sees(pod, lambda seen: seen.started_at is not None)
-            first.stream.doom("e", None, 1, Termination(Reason.SCALED_DOWN, "enough", by="d-1"))
+            first.stream.store_termination("e", None, 1, Termination(Reason.SCALED_DOWN, "enough", by="d-1"))
             first.close(release=False)
         with Rig(world, threads=["watch", "lease", "control"], LEASE_S=LEASE_S) as rig:
             rig.wait_and_look(LEASE_S + 2)

@@ -34,10 +34,10 @@ class TestSidecar:
             event_id = rig.accept()
             pod = outlived(rig, event_id, code, first=first)
             rig.pass_time(19)
-            assert (rig.calls("delete"), rig.redis.results(), rig.redis.calls["doom"]) == (0, [], 0)
+            assert (rig.calls("delete"), rig.redis.results(), rig.redis.calls["store_termination"]) == (0, [], 0)
             rig.pass_time(1)
             eventually(lambda: rig.calls("delete"))
-            assert rig.redis.calls["doom"] == 1
+            assert rig.redis.calls["store_termination"] == 1
             rig.cluster.vanish(pod)
             assert [rig.result()[name] for name in ("outcome", "reason", "exit_code")] == told
             assert rig.result("task")["outcome"] == told[0]
@@ -91,7 +91,7 @@ class TestSidecar:
         with Rig(threads=["watch"]) as rig:
             event_id = rig.accept()
             pod = outlived(rig, event_id, code)
-            rig.stream.doom(event_id, None, 1, CANCEL)
+            rig.stream.store_termination(event_id, None, 1, CANCEL)
             assert rig.ledger.cancel(event_id, 1, CANCEL)
             eventually(lambda: rig.calls("delete"))
             rig.cluster.vanish(pod)

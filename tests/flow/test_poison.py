@@ -132,7 +132,7 @@ class TestAccepting:
     def test_what_cannot_even_be_buried_is_buried_without_its_fields(self) -> None:
         """Else it would be read again for ever."""
         with Rig() as rig:
-            break_(rig.stream, "bury", lambda entry, _bad: entry.fields is not None)
+            break_(rig.stream, "dead_letter", lambda entry, _bad: entry.fields is not None)
             rig.accept(type="neither")
             assert (reasons(rig.world), rig.redis.pending_count()) == (["Invalid"], 0)
 

@@ -182,7 +182,7 @@ def test_cancelled_workers_need_no_thread() -> None:
         rig.pod(rig.accept())
         event_id, termination = rig.accept(pod_count=5), Termination(Reason.SCALED_DOWN)
         for index in range(1, 6):
-            rig.stream.doom(event_id, None, index, termination)
+            rig.stream.store_termination(event_id, None, index, termination)
             rig.ledger.cancel(event_id, index, termination)
         assert rig.pool.run_cancelled(rig.ender.follow) == 5
         assert {result["reason"] for result in rig.results(5)} == {"ScaledDown"}

@@ -63,7 +63,7 @@ def test_a_live_pod_that_is_terminated_is_ended() -> None:
     world = World()
     event_id, pod = left_behind(world)
     with Rig(world, threads=["watch"]) as rig:
-        rig.stream.doom(event_id, None, 1, Termination(Reason.SCALED_DOWN))
+        rig.stream.store_termination(event_id, None, 1, Termination(Reason.SCALED_DOWN))
         rig.reconciler.once()
         assert rig.calls("delete", pod) == 1
 
@@ -75,7 +75,7 @@ def test_a_drain_spares_a_pod_that_has_started() -> None:
     with Rig(world, threads=["watch"]) as rig:
         rig.cluster.run(pod)
         rig.sees(pod, lambda seen: seen.started_at is not None)
-        rig.stream.doom(event_id, None, 1, Termination(Reason.SCALED_DOWN, drain=True, by="down"))
+        rig.stream.store_termination(event_id, None, 1, Termination(Reason.SCALED_DOWN, drain=True, by="down"))
         rig.reconciler.once()
         assert rig.calls("delete") == 0
 
@@ -87,7 +87,7 @@ def test_a_drain_spares_a_pod_that_the_live_look_shows_started() -> None:
     with Rig(world) as rig:
         rig.registry.replace(rig.cluster.list())
         rig.cluster.run(pod)
-        rig.stream.doom(event_id, None, 1, Termination(Reason.SCALED_DOWN, drain=True, by="down"))
+        rig.stream.store_termination(event_id, None, 1, Termination(Reason.SCALED_DOWN, drain=True, by="down"))
         rig.reconciler.once()
         assert (rig.calls("get", pod), rig.calls("delete")) == (1, 0)
 
@@ -100,7 +100,7 @@ def test_a_terminated_pod_that_has_finished_is_left_for_its_result() -> None:
         rig.registry.replace(rig.cluster.list())
         rig.cluster.run(pod)
         rig.cluster.succeed(pod)
-        rig.stream.doom(event_id, None, 1, Termination(Reason.SCALED_DOWN))
+        rig.stream.store_termination(event_id, None, 1, Termination(Reason.SCALED_DOWN))
         rig.reconciler.once()
         assert rig.calls("delete") == 0
 
@@ -110,7 +110,7 @@ def test_a_pod_that_a_thread_follows_is_the_threads() -> None:
     with Rig(threads=["watch"]) as rig:
         event_id = rig.accept()
         rig.pod(event_id)
-        rig.stream.doom(event_id, None, 1, Termination(Reason.SCALED_DOWN))
+        rig.stream.store_termination(event_id, None, 1, Termination(Reason.SCALED_DOWN))
         rig.reconciler.once()
         assert rig.calls("delete") == 0
 

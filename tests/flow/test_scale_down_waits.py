@@ -41,7 +41,7 @@ def test_a_cancel_that_comes_while_a_worker_goes_into_its_pause_is_carried_out_a
         rig.cluster.run(pod)
         termination = Termination(Reason.SCALED_DOWN, by="elsewhere")
         run = rig.ledger._tasks[event_id].runs[1]
-        rig.stream.doom(event_id, None, 1, termination)
+        rig.stream.store_termination(event_id, None, 1, termination)
         run.task.terminations[1] = termination
         rig.cluster.end_pod(pod, "Evicted")
         assert rig.result()["reason"] == "ScaledDown"

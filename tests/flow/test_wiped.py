@@ -96,7 +96,7 @@ def test_a_cancelled_worker_stays_cancelled() -> None:
     with Rig(threads=["watch", "lease"], LEASE_S=LEASE_S, MAX_WORKERS=1) as rig:
         event_id = rig.accept(pod_count=2)
         pod, termination = rig.pod(event_id, 1), Termination(Reason.SCALED_DOWN, "enough", by="d-1")
-        rig.stream.doom(event_id, None, 2, termination)
+        rig.stream.store_termination(event_id, None, 2, termination)
         assert rig.ledger.cancel(event_id, 2, termination)
         rig.redis.flush()
         restored(rig)

@@ -203,7 +203,7 @@ class TestRelabelled:
                 rig.world.kubernetes.drop_replies("create")
             event_id = rig.accept()
             name = rig.name(event_id)
-            eventually(lambda: rig.redis.calls["doom"])
+            eventually(lambda: rig.redis.calls["store_termination"])
             result = rig.result()
             assert (result["reason"], result["attempt"], result["pod"]) == ("Rejected", "1", name)
             assert f"label {LABEL_INSTANCE} was changed from 'ottoscaler' to 'other'" in result["message"]

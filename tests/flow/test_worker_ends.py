@@ -20,7 +20,7 @@ DRAIN = Termination(Reason.SCALED_DOWN, "ended by scale_down", drain=True, by="d
 
 def cancel(rig: Rig, event_id: str, termination: Termination) -> None:
     """What a scale_down does: the mark is stored, then whoever follows the worker is told."""
-    rig.stream.doom(event_id, None, 1, termination)
+    rig.stream.store_termination(event_id, None, 1, termination)
     assert rig.ledger.cancel(event_id, 1, termination)
 
 
@@ -84,7 +84,7 @@ class TestNotStarting:
             pod = rig.pod(rig.accept())
             rig.world.kubernetes.on_call = lambda verb, name: rig.cluster.run(name) if verb == "delete" else None
             rig.pass_time(60)
-            eventually(lambda: rig.redis.calls["withdraw"])
+            eventually(lambda: rig.redis.calls["clear_termination"])
             rig.world.kubernetes.on_call = lambda _verb, _name: None
             rig.cluster.succeed(pod)
             assert rig.result()["reason"] == "Completed"
@@ -164,7 +164,7 @@ class TestCancelled:
             rig.cluster.run(pod)
             rig.hears(pod, lambda seen: seen.started_at)
             cancel(rig, event_id, DRAIN)
-            eventually(lambda: rig.redis.calls["withdraw"])
+            eventually(lambda: rig.redis.calls["clear_termination"])
             rig.cluster.succeed(pod)
             assert rig.result()["reason"] == "Completed"
             rig.idle()

@@ -16,11 +16,11 @@ from ottoscaler.core.events import EventType, Mode
 from ottoscaler.core.lifecycle import Life
 from ottoscaler.core.names import ANNOTATION_EVENT_ID, LABEL_ATTEMPT, LABEL_WORKER, WorkerKey, event_hash, pod_name
 from ottoscaler.core.observations import Unclear
+from ottoscaler.core.verdicts import LAST_TRY
 from ottoscaler.flow.owned_tasks import WorkerRun
 from ottoscaler.ports import Clock
 from tests.fakes.kubernetes import FINISHED, FakeKubernetes, Pod
 from tests.fakes.server import FakeRedis, Group, Id, TaskState, WorkerState, order
-from tests.fakes.workers import LAST_TRY
 
 if TYPE_CHECKING:
     from tests.simulation.replica import Replica

@@ -34,9 +34,10 @@ MISHAPS = (
 #: Requests that change nothing: there is no need to let them arrive late.
 #: Where something may happen to a request: each of these in turn is likelier to be met than the n-th of all.
 KINDS = (
-    "*", "announce", "owned", "read", "pending", "accept", "bury", "renew", "expired", "take", "release",
-    "intend", "create", "get", "check", "doom", "withdraw", "record", "delete", "note_refused", "choose",
-    "finish_scale_down", "outcomes", "blocker", "reload", "known", "list", "watch",
+    "*", "announce", "owned", "read", "pending", "accept", "dead_letter", "renew", "expired", "take", "release",
+    "intend", "create", "get", "check", "store_termination", "clear_termination", "record", "delete",
+    "note_refused", "choose",
+    "finish", "outcomes", "blocker", "reload", "known", "list", "watch",
     "restore", "adopt",
 )  # fmt: skip
 _READS = frozenset({"peek", "delivered", "blocker", "reload", "tasks", "known", "outcomes", "owned", "list", "get"})

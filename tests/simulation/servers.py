@@ -74,8 +74,8 @@ class AuditedStream(FakeStream):
             self.server.audit.intended(pod)
         return answer
 
-    def doom(self, event_id: str, owner: str | None, index: int, termination: Termination) -> Answer:
-        answer = super().doom(event_id, owner, index, termination)
+    def store_termination(self, event_id: str, owner: str | None, index: int, termination: Termination) -> Answer:
+        answer = super().store_termination(event_id, owner, index, termination)
         if answer.status is Status.OK:
             self.server.audit.terminated(event_id, index)
         return answer

@@ -92,7 +92,7 @@ def _deleted(arguments: Mapping[str, Any], answer: bool) -> Iterator[str]:
 BEFORE: Final[Mapping[str, str]] = {
     "record": "terminal seen",
     "release": "releasing",
-    "finish_scale_down": "victims gone",
+    "finish": "victims gone",
 }
 #: Points after a call on Redis.
 AFTER_STREAM: Final[Mapping[str, Namer]] = {
@@ -100,15 +100,15 @@ AFTER_STREAM: Final[Mapping[str, Namer]] = {
     "read_now": _if_any("read ahead"),
     "pending": _pending,
     "accept": _accepted,
-    "bury": _always("buried"),
+    "dead_letter": _always("buried"),
     "intend": _on({Status.OK: "intended", Status.CANCELLED: "intend cancelled"}),
     "check": _always("checked"),
     "note_refused": _always("refusal noted"),
-    "doom": _terminated,
-    "withdraw": _always("withdrawn"),
+    "store_termination": _terminated,
+    "clear_termination": _always("withdrawn"),
     "record": _recorded,
     "choose": _chosen,
-    "finish_scale_down": _always("scale_down finished"),
+    "finish": _always("scale_down finished"),
     "renew": _renewed,
     "take": _if_any("taken over"),
     "release": _always("released"),

@@ -1,16 +1,19 @@
-"""How a task is written down in its Redis hash, and read again: the counterpart of protocol.lua on the Python side."""
+"""The one codec of a task hash: how a task and its workers are written into it, and read again by the controller and by
+`status`. The fields are listed at the head of common.lua, which writes them too.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, TypeVar
 
 from ottoscaler import logs
-from ottoscaler.core.events import ScaleEvent, decode
+from ottoscaler.adapters.redis_values import text_of
+from ottoscaler.core.events import BadEvent, DeadReason, ScaleEvent, decode
 from ottoscaler.core.results import RESULT_FIELDS, common_fields
 from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Reason
@@ -18,8 +21,9 @@ from ottoscaler.ports import OpenTask, StoredWorker, TaskView, Victim
 
 _T = TypeVar("_T")
 _log = logs.get(__name__)
-_NOTED = re.compile(rb'\{"state": "(?:pending|running)", "attempt": ([0-9]{1,9}),')  # what worker_json writes
-_FIELD = re.compile(rb"(attempt|doom|outcome|spared):([0-9]+)")
+_NOTED: Final = re.compile(rb'\{"state": "(?:pending|running)", "attempt": ([0-9]{1,9}),')  # what worker_json writes
+_WORKER: Final = re.compile(r"worker:([0-9]+)")
+_FIELD: Final = re.compile(rb"(attempt|doom|outcome|spared):([0-9]+)")
 
 
 class Key:
@@ -38,7 +42,7 @@ class Key:
         return f"{self._prefix}task:{event_id}"
 
     def consumer(self, name: str) -> str:
-        """The boot that runs under a consumer's name."""
+        """The hash that names the process that runs under a consumer's name."""
         return f"{self._prefix}consumer:{name}"
 
 
@@ -73,7 +77,7 @@ def worker_json(state: str, attempt: int, pod: str) -> str:
 
 
 def worker_fields(index: int) -> list[str]:
-    """The fields of a task hash that tell how a worker stands."""
+    """The fields of a task hash that say how a worker stands."""
     return [f"attempt:{index}", f"doom:{index}", f"outcome:{index}", f"spared:{index}"]
 
 
@@ -122,14 +126,14 @@ def decode_task(owner: str, fields: Mapping[bytes, bytes]) -> OpenTask:
 
 
 def decode_view(fields: Mapping[bytes, bytes]) -> TaskView:
-    """A task from its hash, for those who choose among all."""
+    """A task from its hash, for a choice among all."""
     return TaskView(decode(fields[b"event"]), fields[b"owner"].decode(), decode_workers(fields))
 
 
 def readable(decode_: Callable[[Mapping[bytes, bytes]], _T], fields: Mapping[bytes, bytes]) -> _T | None:
     """What a task hash says; None for one that was damaged: its neighbours are looked at all the same.
 
-    It is not lost by this: whoever takes it over fails on it, until it is a dead letter.
+    It is not lost by this: each take-over of it fails and is counted, until it is a dead letter.
     """
     try:
         return decode_(fields)
@@ -146,7 +150,7 @@ def common_json(event: ScaleEvent) -> str:
 def encode_task(task: OpenTask) -> dict[str, str | int]:
     """The hash of a task of which Redis knows nothing any more: the counterpart of `decode_task`.
 
-    The digest is not known, and empty means that whatever comes under this event id is taken for the same event.
+    The digest is not known, and empty means that any entry with this event id is taken for the same event.
     """
     event = task.event
     outcomes = [worker.outcome for worker in task.workers.values() if worker.outcome]
@@ -188,3 +192,106 @@ def _encode_worker(worker: StoredWorker, fields: dict[str, str | int]) -> None:
 
 def _tally(outcome: str) -> str:
     return outcome if outcome in ("succeeded", "cancelled") else "failed"
+
+
+def dead_letter_of(reply: Sequence[bytes], event_id: str, task_id: str) -> BadEvent | None:
+    """The dead letter that a script says it has written; None if it has written none."""
+    if reply[0] != b"dead":
+        return None
+    return BadEvent(DeadReason(reply[1].decode()), reply[2].decode(), event_id, task_id)
+
+
+# -- the task hash as `status` shows it
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """One worker: where it is, or how it ended. `state` is `finished` exactly if `outcome` is not empty."""
+
+    index: int
+    state: str
+    attempt: int = 0
+    pod: str = ""
+    outcome: str = ""
+    reason: str = ""
+    exit_code: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskState:
+    """A task hash. `type` is empty for an event that was refused, `pod_count` 0 for a scale_down of a whole task."""
+
+    event_id: str
+    stream_id: str
+    digest: str
+    type: str
+    task_id: str
+    state: str
+    pod_count: int
+    received_at: str
+    owner: str
+    why: str
+    next_at: str
+    succeeded: int
+    failed: int
+    cancelled: int
+    victims: tuple[str, ...] = ()
+    workers: Mapping[int, WorkerState] = field(default_factory=dict)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing happens to it any more."""
+        return self.state == "finished"
+
+    def tally(self) -> dict[str, int]:
+        """How many workers are in each state, or have each outcome; one of which nothing is stored is waiting."""
+        count = Counter(worker.outcome or worker.state for worker in self.workers.values())
+        if self.type == "scale_up" and (unknown := self.pod_count - len(self.workers)) > 0:
+            count["waiting"] += unknown
+        return dict(count)
+
+
+def decode_state(event_id: str, raw: Mapping[bytes, bytes]) -> TaskState:
+    """A task hash as a person is shown it, finished or not."""
+    fields = {text_of(name): text_of(value) for name, value in raw.items()}
+    matches = ((_WORKER.fullmatch(name), value) for name, value in fields.items())
+    workers = [_worker_state(int(match[1]), json.loads(value)) for match, value in matches if match]
+    return TaskState(
+        event_id=event_id,
+        stream_id=fields.get("sid", ""),
+        digest=fields.get("digest", ""),
+        type=fields.get("type", ""),
+        task_id=fields.get("task_id", ""),
+        state=fields.get("state", ""),
+        pod_count=_number(fields.get("pod_count")),
+        received_at=fields.get("received_at", ""),
+        owner=fields.get("owner", ""),
+        why=fields.get("why", ""),
+        next_at=fields.get("next_at", ""),
+        succeeded=_number(fields.get("succeeded")),
+        failed=_number(fields.get("failed")),
+        cancelled=_number(fields.get("cancelled")),
+        # each is event id, index, pod; the pod's name is empty where none was seen
+        victims=tuple(str(pod or f"{event}/{index}") for event, index, pod in json.loads(fields.get("victims", "[]"))),
+        workers={worker.index: worker for worker in sorted(workers, key=lambda worker: worker.index)},
+    )
+
+
+def _worker_state(index: int, stored: Mapping[str, Any]) -> WorkerState:
+    outcome = str(stored.get("outcome", ""))
+    return WorkerState(
+        index=index,
+        state="finished" if outcome else str(stored.get("state", "")),
+        attempt=_number(stored.get("attempt")),
+        pod=str(stored.get("pod", "")),
+        outcome=outcome,
+        reason=str(stored.get("reason", "")),
+        exit_code=str(stored.get("exit_code", "")),
+        message=str(stored.get("message", "")),
+    )
+
+
+def _number(value: Any) -> int:
+    text = str(value)
+    return int(text) if text.isdigit() else 0

@@ -1,0 +1,165 @@
+-- == attempts.py: one attempt of one worker, from the intent to its result. Called for every pod, so the arguments are given
+-- by position: as one JSON or msgpack map they cost more.
+
+OF_A_TASK.intend, OF_A_TASK.note_refused, OF_A_TASK.check, OF_A_TASK.record = true, true, true, true
+OF_A_TASK.store_termination, OF_A_TASK.clear_termination = true, true
+
+-- Store an attempt before its pod is created: after a crash it says which pod may be there. Never lowers the attempt.
+-- KEYS: task. ARGV: event_id, owner, i (the worker's index), attempt, infra_used (retries), worker (what `worker:<i>` shows).
+-- Returns {'ok', false, attempt}; {'has_result'}; {'not_ours'}; {'cancelled', termination, stored attempt};
+-- {'old_attempt', false, stored attempt}.
+function F.intend(event_id, owner, i, attempt, infra_used, worker)
+  local task = keys()
+  local held_by, outcome, stored_text, termination = fields(task, 'owner', 'outcome:' .. i, 'attempt:' .. i, 'doom:' .. i)
+  if outcome then return {'has_result'} end
+  if held_by ~= owner then return {'not_ours'} end
+  local stored, _, flag = stored_attempt(stored_text)
+  attempt = tonumber(attempt)
+  if termination then
+    local terminated = cjson.decode(termination).attempt
+    if terminated == 0 or terminated >= attempt then return {'cancelled', termination, stored} end
+    write('HDEL', task, 'doom:' .. i)
+  end
+  if attempt < stored then return {'old_attempt', false, stored} end
+  -- an attempt that is stored again, and of which no pod was seen, is no progress: its creator may have died of it
+  local again = stored == attempt
+  local text = attempt .. ':' .. infra_used .. (again and flag == 's' and ':s' or '')
+  write('HSET', task, 'attempt:' .. i, text, 'worker:' .. i, worker, 'state', 'running', 'why', '', 'next_at', '')
+  if not again or flag ~= '' then write('HSET', task, 'tries', 0) end
+  return {'ok', false, attempt}
+end
+
+-- Store that an intended pod was refused and is not there, so that no replica looks for it.
+-- KEYS: task. ARGV: event_id, owner, i, attempt, worker. Returns {'ok'} or {'not_ours'}.
+function F.note_refused(event_id, owner, i, attempt, worker)
+  local task = keys()
+  local held_by, stored_text, outcome = fields(task, 'owner', 'attempt:' .. i, 'outcome:' .. i)
+  if held_by ~= owner then return {'not_ours'} end
+  local stored, infra_used, flag = stored_attempt(stored_text)
+  if stored == tonumber(attempt) and flag ~= 's' and not outcome then
+    write('HSET', task, 'attempt:' .. i, stored .. ':' .. infra_used .. ':r', 'worker:' .. i, worker)
+  end
+  return {'ok'}
+end
+
+-- Store that the attempt's pod was seen, and ask whether it is to end.
+-- KEYS: task. ARGV: event_id, owner, i, attempt. Returns {'ok', termination or false}, {'has_result'} or {'not_ours'}.
+function F.check(event_id, owner, i, attempt)
+  local task = keys()
+  local held_by, outcome, termination, stored_text = fields(task, 'owner', 'outcome:' .. i, 'doom:' .. i, 'attempt:' .. i)
+  if outcome then return {'has_result'} end
+  if held_by ~= owner then return {'not_ours'} end
+  local stored, infra_used, flag = stored_attempt(stored_text)
+  if stored == tonumber(attempt) and flag ~= 's' then
+    write('HSET', task, 'attempt:' .. i, stored .. ':' .. infra_used .. ':s', 'tries', 0)
+  end
+  return {'ok', termination}
+end
+
+local function is_among(list, name) return string.find(' ' .. (list or '') .. ' ', ' ' .. name .. ' ', 1, true) ~= nil end
+
+local function with_name(list, name)
+  if is_among(list, name) then return list end
+  return list and list .. ' ' .. name or name
+end
+
+-- Does the stored termination hold against a new one? The first of an attempt holds; a cancel (attempt 0) overrides the end
+-- of one attempt, and one without drain overrides one with it.
+local function holds(stored, new)
+  if stored.attempt == 0 then return new.attempt ~= 0 or new.drain or not stored.drain end
+  return new.attempt == stored.attempt
+end
+
+-- Store why a pod is to be ended, before it is ended: then a result can say so, whichever replica records it.
+-- KEYS: task. ARGV: event_id, owner ('' for any replica), i, text (the termination, JSON).
+-- Returns {'ok', the termination that holds now or false}, {'has_result'}, {'old_attempt'} or {'not_ours'}.
+function F.store_termination(event_id, owner, i, text)
+  local task = keys()
+  local held_by, outcome, stored_text, stored, spared, cancels = fields(task, 'owner', 'outcome:' .. i, 'attempt:' .. i,
+    'doom:' .. i, 'spared:' .. i, 'cancels')
+  if outcome then return {'has_result'} end
+  if not held_by or (owner ~= '' and held_by ~= owner) then return {'not_ours'} end
+  local new = cjson.decode(text)
+  if new.attempt ~= 0 and new.attempt ~= stored_attempt(stored_text) then return {'old_attempt'} end
+  if new.drain and is_among(spared, new.by) then return {'ok', stored} end
+  if stored and holds(cjson.decode(stored), new) then return {'ok', stored} end
+  write('HSET', task, 'doom:' .. i, text)
+  if new.attempt == 0 then write('HSET', task, 'cancels', tonumber(cancels or 0) + 1) end
+  return {'ok', text}
+end
+
+-- Clear exactly this termination, because the pod has started. The worker has survived that drain, and is no victim of it
+-- again.
+-- KEYS: task. ARGV: event_id, owner, i, text. Returns {'ok', the termination that holds now or false}, {'has_result'} or
+-- {'not_ours'}.
+function F.clear_termination(event_id, owner, i, text)
+  local task = keys()
+  local held_by, outcome, stored, spared = fields(task, 'owner', 'outcome:' .. i, 'doom:' .. i, 'spared:' .. i)
+  if outcome then return {'has_result'} end
+  if held_by ~= owner then return {'not_ours'} end
+  local want, have = cjson.decode(text), stored and cjson.decode(stored)
+  if not have or have.attempt ~= want.attempt or have.reason ~= want.reason or have.by ~= want.by then return {'ok', stored} end
+  write('HDEL', task, 'doom:' .. i)
+  if want.drain then write('HSET', task, 'spared:' .. i, with_name(spared, want.by)) end
+  return {'ok', false}
+end
+
+-- Store and publish a worker's result, once, and with the last one the task's. In one step: a process that died between two
+-- would leave a task that has all results and never ends.
+-- KEYS: task. ARGV: event_id, owner, i, attempt, and the fields of the result, names and values in turn.
+-- Returns {'ok', the termination that has won or false, attempt, message of the task's result or '', detail of the dead
+-- letter that the event became by this or ''}; {'known'}; {'not_ours'}; {'old_attempt', false, stored attempt}.
+function F.record(event_id, owner, i, attempt, ...)
+  local task = keys()
+  local held_by, outcome, stored_text, termination_text, pod_count, tries, common, spared = fields(task, 'owner',
+    'outcome:' .. i, 'attempt:' .. i, 'doom:' .. i, 'pod_count', 'tries', 'common', 'spared:' .. i)
+  if outcome then return {'known'} end
+  if held_by ~= owner then return {'not_ours'} end
+  local flat = {...}
+  local map, stored = map_of(flat), stored_attempt(stored_text)
+  local termination = termination_text and cjson.decode(termination_text)
+  attempt = tonumber(attempt)
+  if stored ~= 0 and stored ~= attempt and not (termination and termination.attempt == 0) then
+    return {'old_attempt', false, stored}
+  end
+  if termination and termination.attempt ~= 0 and termination.attempt ~= attempt then termination = nil end
+  -- Started, and not deleted (which the termination may have caused): a termination of what has not started had no part in
+  -- this end.
+  local spares = termination and (termination.drain or termination.before_start) and (map.started_at or '') ~= ''
+    and map.reason ~= 'PodDeleted' and map.reason ~= termination.reason
+  if spares and termination.drain then write('HSET', task, 'spared:' .. i, with_name(spared, termination.by)) end
+  local wins = termination and map.outcome ~= 'succeeded' and not spares
+  if wins then
+    for _, name in ipairs({'outcome', 'reason', 'fault', 'message'}) do map[name] = termination[name] end
+    for n = 1, #flat, 2 do flat[n + 1] = map[flat[n]] end
+  end
+  -- a worker on which our own code failed again and again makes its event a dead letter too
+  local dead = map.reason == 'Poison' and add_poison_letter(task, event_id, map.message, tries or 0) and map.message or ''
+  local tally = tally_of(task)
+  store_result(task, tally, i, flat, map, common_of(common))
+  write('HSET', task, 'tries', 0)
+  write_tally(task, tally)
+  local message = tally.done == tonumber(pod_count) and finish_task(task, event_id, tally) or ''
+  return {'ok', wins and termination_text, attempt, message, dead}
+end
+
+-- Show where workers of a task stand. A worker that has its result keeps it.
+-- KEYS: task. ARGV: owner, and for each worker its index and what `worker:<i>` shows. Returns 'ok' or 'not_ours'.
+function F.note_states(owner, ...)
+  local task, list = keys(), {...}
+  if redis.call('HGET', task, 'owner') ~= owner then return 'not_ours' end
+  for n = 1, #list, 2 do
+    local i, worker = list[n], list[n + 1]
+    if redis.call('HEXISTS', task, 'outcome:' .. i) == 0 then write('HSET', task, 'worker:' .. i, worker) end
+  end
+  return 'ok'
+end
+
+-- Show why a task stands where it stands, and when it goes on ('' where that is not known).
+-- KEYS: task. ARGV: owner, reason, next_at. Returns 'ok' or 'not_ours'.
+function F.note_reason(owner, reason, next_at)
+  local task = keys()
+  if redis.call('HGET', task, 'owner') ~= owner then return 'not_ours' end
+  write('HSET', task, 'why', reason, 'next_at', next_at)
+  return 'ok'
+end

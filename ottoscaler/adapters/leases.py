@@ -1,0 +1,131 @@
+"""Leases in Redis: who owns a task, and for how long. Script functions: leases.lua."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final, cast
+
+from ottoscaler.adapters.redis_calls import RedisAdapter
+from ottoscaler.adapters.redis_values import answers_of, chunks, names_of, pairs_of, text_of
+from ottoscaler.adapters.scripts import Call
+from ottoscaler.adapters.task_codec import dead_letter_of, decode_task, decode_workers, encode_task, readable
+from ottoscaler.core.events import BadEvent, ScaleEvent
+from ottoscaler.core.names import process_of
+from ottoscaler.ports import OpenTask, Renewal, StoredWorker
+
+#: The used retries of a worker that is to have none left, whatever INFRA_RETRIES is.
+NONE_LEFT: Final = 1000
+#: Scripts of `CHUNK` renewals that are sent in one trip.
+RENEWALS_AT_ONCE: Final = 10
+
+
+class RedisLeases(RedisAdapter):
+    """`ports.Leases` on Redis. Any thread."""
+
+    def announce(self) -> None:
+        """See ports.Leases."""
+        self._announce(first=True)
+
+    def _announce(self, *, first: bool) -> bool:
+        redis = self._redis
+        keys = [redis.key.consumer(redis.consumer)]
+        return bool(redis.run("announce", keys, redis.incarnation, int(first), redis.consumer, client=redis.leasing))
+
+    def renew(self, owners: Mapping[str, str], at_work: Collection[str] = ()) -> Renewal:
+        """See ports.Leases. A process without tasks asks as well: it has to know, too, when Redis was away."""
+        replaced = self._announce(first=False)
+        lost, cancels, forgotten = {}, {}, []
+        for some in chunks(chunks(list(owners.items())), RENEWALS_AT_ONCE):
+            calls = [self._renewal(part, at_work) for part in some]
+            replies = self._redis.run_many(self._redis.leasing, calls)
+            for part, reply in zip(some, replies, strict=True):
+                for (event_id, _), (answer, detail) in zip(part, reply, strict=True):
+                    if answer == b"ok":
+                        cancels[event_id] = int(detail)
+                    elif answer == b"lost":
+                        lost[event_id] = text_of(detail)
+                    else:
+                        forgotten.append(event_id)
+        return Renewal(lost, cancels, forgotten, replaced)
+
+    def _renewal(self, part: Sequence[tuple[str, str]], at_work: Collection[str]) -> Call:
+        flat = [each for event_id, owner in part for each in (event_id, owner, int(event_id in at_work))]
+        return Call("renew", [self._redis.key.task(event_id) for event_id, _ in part], [self._redis.lease_ms, *flat])
+
+    def release(self, owners: Mapping[str, str]) -> None:
+        """See ports.Leases."""
+        for part in chunks(list(owners.items())):
+            keys = [self._redis.key.task(event_id) for event_id, _ in part]
+            self._redis.run("release", keys, *(text for pair in part for text in pair), client=self._redis.taking)
+
+    # -- taking over
+
+    def expired(self, *, same_consumer: bool) -> Sequence[str]:
+        """See ports.Leases."""
+        if same_consumer:
+            consumer, incarnation = self._redis.consumer, self._redis.incarnation
+            owners = [(event_id, process_of(owner)) for event_id, owner in self._open()]
+            return [event_id for event_id, (name, other) in owners if name == consumer and other != incarnation]
+        return names_of(self._redis.run("expired", [], self._redis.lease_ms, client=self._redis.taking))
+
+    def owned(self) -> Sequence[str]:
+        """See ports.Leases."""
+        ours = (self._redis.consumer, self._redis.incarnation)
+        return [event_id for event_id, owner in self._open() if process_of(owner) == ours]
+
+    def _open(self) -> list[tuple[str, str]]:
+        """The open tasks with their owners, '' for one without."""
+        client, key = self._redis.taking, self._redis.key
+        found: list[tuple[str, str]] = []
+        with self._redis.translated():
+            every = cast("list[bytes]", client.zrange(key.open, 0, -1))
+            for part in chunks(names_of(every)):
+                pipe = client.pipeline(transaction=False)
+                for event_id in part:
+                    pipe.hget(key.task(event_id), "owner")
+                owners = zip(part, answers_of(client, pipe, None), strict=True)
+                found += [(event_id, text_of(owner or b"")) for event_id, owner in owners]
+        return found
+
+    def take(self, event_id: str, *, same_consumer: bool) -> OpenTask | BadEvent | None:
+        """See ports.Leases."""
+        redis = self._redis
+        keys = [redis.key.task(event_id), redis.key.consumer(redis.consumer), redis.key.choices]
+        reply = redis.run(
+            "take", keys, event_id, redis.consumer, redis.incarnation, redis.lease_ms, int(same_consumer),
+            client=redis.taking,
+        )  # fmt: skip
+        if reply[0] == b"ok":
+            return decode_task(reply[1].decode(), pairs_of(reply[2]))
+        return dead_letter_of(reply, event_id, "")
+
+    # -- after Redis was wiped
+
+    def known(self, event_ids: Sequence[str]) -> Mapping[str, tuple[str, Mapping[int, StoredWorker]]]:
+        """See ports.Leases."""
+        known: dict[str, tuple[str, Mapping[int, StoredWorker]]] = {}
+        for event_id, fields in zip(event_ids, self._redis.hashes(event_ids), strict=True):
+            workers = readable(decode_workers, fields) if b"state" in fields else None
+            if workers is not None:
+                known[event_id] = (text_of(fields[b"state"]), workers)
+        return known
+
+    def adopt(self, event: ScaleEvent, attempts: Mapping[int, int]) -> None:
+        """See ports.Leases."""
+        workers = {
+            index: StoredWorker(index, attempts.get(index, 1), 0 if index in attempts else NONE_LEFT, seen=True)
+            for index in range(1, event.pod_count + 1)
+        }
+        self._restore(OpenTask(event, f"{self._redis.process}0", workers=workers, superseded=True), 0)
+
+    def restore(self, task: OpenTask) -> None:
+        """See ports.Leases."""
+        self._restore(task, self._redis.lease_ms)
+
+    def _restore(self, task: OpenTask, lease_ms: int) -> None:
+        event_id, key = task.event.event_id, self._redis.key
+        flat = json.dumps([value for pair in encode_task(task).items() for value in pair])
+        undecided = task.event.stream_id if task.undecided else ""
+        keys = [key.task(event_id), key.choices]
+        self._redis.run("restore", keys, event_id, lease_ms, flat, undecided, client=self._redis.taking)

@@ -1,0 +1,136 @@
+"""What the adapters of one Redis share: the connections, one set for each kind of wait, and how a script is called.
+
+Reads of the stream that block have connections of their own, and so have the leases, with short time-outs: a slow
+script of a worker must not cost a lease.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Final
+
+from ottoscaler.adapters.redis_client import OnReply, address, connect, drop_idle, ignore_reply, translated
+from ottoscaler.adapters.redis_cluster import FollowingRedis
+from ottoscaler.adapters.redis_values import answers_of, chunks
+from ottoscaler.adapters.scripts import Call, Scripts
+from ottoscaler.adapters.task_codec import Key, decode_termination
+from ottoscaler.errors import StreamUnavailable
+from ottoscaler.ports import Answer, Status
+from ottoscaler.settings import KeySettings, RedisSettings
+
+#: A lost answer of a blocking read is noticed this long after the block's end, seconds. With the longest pause of
+#: retries.py it is how long after a silence of the network events are read again.
+READ_MARGIN_S: Final = 1.5
+SCRIPT_TIMEOUT_S: Final = 5.0
+LEASE_TIMEOUT_S: Final = 2.0
+CONNECTIONS: Final = 16
+#: Connections for what comes before a task is ours: for the reader, control and the lease thread.
+READERS: Final = 3
+
+_STATUSES: Final = {status.name.lower().encode(): status for status in Status}
+
+
+class RedisCalls:
+    """The connections to one Redis, and the calls on them. Any thread."""
+
+    def __init__(
+        self,
+        server: RedisSettings,
+        keys: KeySettings,
+        *,
+        lease_s: float,
+        consumer: str,
+        incarnation: str,
+        on_reply: OnReply = ignore_reply,
+    ) -> None:
+        """`on_reply` gets for each call how it ended: empty for a reply, otherwise the error."""
+        self.names = keys
+        self.key = Key(keys.prefix)
+        self.consumer = consumer
+        self.incarnation = incarnation
+        self.process = f"{consumer}/{incarnation}/"
+        self.lease_ms = int(lease_s * 1000)
+        self.block_ms = server.block_ms
+        self._scripts = Scripts(keys)
+        self._translated = partial(translated, address(server), on_reply)
+        read_timeout_s = server.block_ms / 1000 + READ_MARGIN_S
+        self.reading = connect(server, timeout_s=read_timeout_s, connections=READERS, bounded=True)
+        self.peeking = connect(server, timeout_s=read_timeout_s, connections=1, bounded=True)
+        # For renewals alone: a call of another thread on this connection would delay them, and a late renewal costs the
+        # lease.
+        self.leasing = connect(server, timeout_s=LEASE_TIMEOUT_S, connections=1)
+        self.taking = connect(server, timeout_s=LEASE_TIMEOUT_S, connections=2)
+        self.client = connect(server, timeout_s=SCRIPT_TIMEOUT_S, connections=CONNECTIONS)
+        self._clients = (self.reading, self.peeking, self.leasing, self.taking, self.client)
+
+    def close(self) -> None:
+        """Close all connections."""
+        for client in self._clients:
+            client.close()
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """What redis-py raises inside becomes StreamUnavailable or ConfigError."""
+        try:
+            with self._translated():
+                yield
+        except StreamUnavailable as error:
+            # A connection that got no answer is dead, and so may be the idle ones: each would cost its next user a
+            # time-out.
+            if error.unclear:
+                for client in self._clients:
+                    drop_idle(client)
+            raise
+
+    def hashes(self, event_ids: Sequence[str]) -> list[dict[bytes, bytes]]:
+        """The task hashes of these events, in their order; empty for one that is not there."""
+        hashes: list[dict[bytes, bytes]] = []
+        with self.translated():
+            for part in chunks(event_ids):
+                pipe = self.client.pipeline(transaction=False)
+                for event_id in part:
+                    pipe.hgetall(self.key.task(event_id))
+                hashes += answers_of(self.client, pipe, {})
+        return hashes
+
+    # -- scripts: the function's name, the keys that it is about, its arguments
+
+    def run(self, function: str, keys: Sequence[str], *arguments: Any, client: FollowingRedis | None = None) -> Any:
+        """The reply of one script function."""
+        with self.translated():
+            return self._scripts.run(client or self.client, function, keys, arguments)
+
+    def run_without_keys(self, function: str, *arguments: str, client: FollowingRedis) -> Any:
+        """The same for a function that gets all keys as arguments. Redis does not run a script with a key to which the
+        user has no right, and does not say which key it was.
+        """
+        with self.translated():
+            return self._scripts.run_without_keys(client, function, arguments)
+
+    def answer(self, function: str, keys: Sequence[str], *arguments: Any) -> Answer:
+        """The reply of a script function about one worker."""
+        reply = self.run(function, keys, *arguments)
+        termination = decode_termination(reply[1]) if len(reply) > 1 else None
+        attempt = int(reply[2]) if len(reply) > 2 else 0
+        return Answer(_STATUSES[reply[0]], termination, attempt, *(text.decode() for text in reply[3:]))
+
+    def run_many(self, client: FollowingRedis, calls: Sequence[Call]) -> list[Any]:
+        """The replies of many script functions, in one trip. Raises the first error after all have been sent: they are
+        idempotent, so the caller repeats all.
+        """
+        with self.translated():
+            return self._scripts.run_many(client, calls)
+
+
+class RedisAdapter:
+    """One of the ports on the connections that all of them share."""
+
+    def __init__(self, redis: RedisCalls) -> None:
+        self._redis = redis
+
+
+def pairs(fields: Mapping[str, str]) -> Iterator[str]:
+    """Names and values in turn, as a script takes them."""
+    return (text for pair in fields.items() for text in pair)

@@ -1,0 +1,118 @@
+"""Scale-downs in Redis: the choice of victims, how they stand, and the result. Script functions: scale_downs.lua."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Final, cast
+
+from ottoscaler.adapters.redis_calls import RedisAdapter, pairs
+from ottoscaler.adapters.redis_values import answers_of, chunks, names_of, text_of
+from ottoscaler.adapters.task_codec import (
+    decode_task,
+    decode_view,
+    encode_termination,
+    readable,
+    stored_worker,
+    worker_fields,
+)
+from ottoscaler.core.choice import Blocker, Choice, Claim, Victim
+from ottoscaler.core.events import EventType
+from ottoscaler.ports import Answer, OpenTask, StoredWorker, TaskView
+
+#: So many candidates more than are asked for are sent at first: some have ended, or are another choice's. Of a hundred
+#: thousand the script would read all, and Redis would answer no other client meanwhile.
+SPARE: Final = 100
+
+
+class RedisScaleDowns(RedisAdapter):
+    """`ports.ScaleDowns` on Redis. Any thread."""
+
+    def tasks(self) -> Sequence[TaskView]:
+        """See ports.ScaleDowns."""
+        with self._redis.translated():
+            ids = names_of(cast("list[bytes]", self._redis.client.zrange(self._redis.key.open, 0, -1)))
+        views = [readable(decode_view, fields) for fields in self._redis.hashes(ids) if b"owner" in fields]
+        return [view for view in views if view is not None and view.event.type is EventType.SCALE_UP]
+
+    def blocker(self, stream_id: str) -> Blocker | None:
+        """See ports.ScaleDowns. A place that its event no longer needs is cleared away on the way."""
+        key = self._redis.key
+        while reply := self._redis.run("blocker", [key.choices], stream_id):
+            kind, name = map(text_of, reply)
+            if kind == "entry":
+                return Blocker(name)
+            event_id = name.partition("|")[2]
+            if owner := self._clear_place(event_id, name):
+                return Blocker(event_id, owner)
+        return None
+
+    def _clear_place(self, event_id: str, place: str) -> str:
+        keys = [self._redis.key.task(event_id), self._redis.key.choices]
+        return text_of(self._redis.run("clear_place", keys, event_id, place))
+
+    def choose(self, event_id: str, owner: str, claim: Claim) -> Choice | Blocker | None:
+        """See ports.ScaleDowns."""
+        key = self._redis.key
+        sent = claim.count + max(SPARE, claim.count // 4) if claim.count else len(claim.candidates)
+        while True:
+            first, others = claim.candidates[:sent], claim.candidates[sent:]
+            tasks = list(dict.fromkeys(candidate.event_id for candidate in first))
+            keys = [key.task(event_id), key.choices, *(key.task(task) for task in tasks)]
+            survivors = json.dumps([candidate.pod for candidate in others] + list(claim.spared))[1:-1]
+            text = _encoded(claim, first, tasks)
+            reply = self._redis.run("choose", keys, event_id, owner, text, survivors, int(bool(others)))
+            if reply[0] == b"more":
+                sent = len(claim.candidates)
+                continue
+            if reply[0] == b"ok":
+                return Choice([Victim(*item) for item in json.loads(reply[1])], json.loads(reply[2]))
+            if reply[0] == b"not_ours":
+                return None
+            if (blocker := self.blocker(reply[1].decode())) is not None:
+                return blocker
+
+    def reload(self, event_id: str) -> OpenTask | None:
+        """See ports.ScaleDowns."""
+        with self._redis.translated():
+            fields = cast("dict[bytes, bytes]", self._redis.client.hgetall(self._redis.key.task(event_id)))
+        return decode_task(fields[b"owner"].decode(), fields) if b"owner" in fields else None
+
+    def outcomes(self, victims: Sequence[Victim]) -> Sequence[StoredWorker | None]:
+        """See ports.ScaleDowns. One command for each task, however many of its workers are victims."""
+        client, key = self._redis.client, self._redis.key
+        of_task: dict[str, list[int]] = {}
+        for victim in victims:
+            of_task.setdefault(victim.event_id, []).append(victim.index)
+        found: dict[tuple[str, int], StoredWorker | None] = {}
+        with self._redis.translated():
+            for part in chunks(list(of_task.items())):
+                pipe = client.pipeline(transaction=False)
+                for event_id, indices in part:
+                    names = [name for index in indices for name in worker_fields(index)]
+                    pipe.hmget(key.task(event_id), ["state", *names])
+                for (event_id, indices), reply in zip(part, answers_of(client, pipe, [None]), strict=True):
+                    names = [name for index in indices for name in worker_fields(index)]
+                    fields = dict(zip(names, reply[1:], strict=False))
+                    for index in indices:
+                        found[event_id, index] = stored_worker(index, fields) if reply[0] else None
+        return [found[victim.event_id, victim.index] for victim in victims]
+
+    def finish(self, event_id: str, owner: str, fields: Mapping[str, str]) -> Answer:
+        """See ports.ScaleDowns."""
+        return self._redis.answer("finish", [self._redis.key.task(event_id)], event_id, owner, *pairs(fields))
+
+
+def _encoded(claim: Claim, candidates: Sequence[Victim], tasks: Sequence[str]) -> str:
+    """A claim on these candidates as the script reads it: flat lists, which cost it half of what lists in a list do."""
+    numbers = {event_id: number for number, event_id in enumerate(tasks, 1)}
+    return json.dumps(
+        {
+            "termination": encode_termination(claim.termination),
+            "count": claim.count,
+            "events": tasks,
+            "tasks": [numbers[candidate.event_id] for candidate in candidates],
+            "indices": [candidate.index for candidate in candidates],
+            "pods": [candidate.pod for candidate in candidates],
+        }
+    )
