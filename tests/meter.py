@@ -73,7 +73,7 @@ class Meter:
             with self._lock:
                 self._under_way -= 1
 
-    def told(self, what: str, count: int) -> None:
+    def add(self, what: str, count: int) -> None:
         """Bytes of an answer."""
         with self._lock:
             self.received[what] += count
@@ -107,7 +107,7 @@ class _Link:
         """Server to client."""
         with suppress(OSError):
             while chunk := self._server.recv(65536):
-                self._meter.told(self._asked, len(chunk))
+                self._meter.add(self._asked, len(chunk))
                 if self._open and self._asked != "WATCH":
                     self._meter.hold()
                 if self._open:

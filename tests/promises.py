@@ -78,7 +78,7 @@ PROMISES: Final = (
         (
             f"{_FLOW}/test_system.py::test_a_death_between_any_two_steps_leaves_one_result",
             "tests/simulation/test_simulation.py::test_nothing_is_lost_and_nothing_done_twice",
-            f"{_E2E}/test_scale_down_death.py::test_it_is_told_of_once",
+            f"{_E2E}/test_scale_down_death.py::test_it_is_reported_once",
         ),
     ),
     Promise(
@@ -106,7 +106,7 @@ PROMISES: Final = (
     Promise(
         "task-key",
         "Work that must not be done twice takes `OTTO_TASK_KEY`",
-        ("tests/core/test_manifest.py::test_a_worker_knows_who_it_is",),
+        ("tests/core/test_manifest.py::test_a_worker_knows_its_identity",),
     ),
     Promise(
         "trimmed",
@@ -131,7 +131,7 @@ PROMISES: Final = (
         "stopped",
         "the controller is stopped or rolled out",
         (
-            f"{_E2E}/test_replicas.py::test_it_is_handed_over_at_once_and_nobody_has_failed",
+            f"{_E2E}/test_replicas.py::test_it_is_handed_over_at_once_and_counts_as_no_failure",
             f"{_FLOW}/test_lease.py::test_a_clean_end_hands_over_at_once",
         ),
     ),
@@ -170,7 +170,7 @@ PROMISES: Final = (
         "Redis is wiped (FLUSHALL)",
         (
             f"{_E2E}/test_servers.py::test_wiped_under_a_live_owner",
-            f"{_FLOW}/test_wiped.py::test_what_was_recorded_counts_and_is_not_told_again",
+            f"{_FLOW}/test_wiped.py::test_what_was_recorded_counts_and_is_not_published_again",
         ),
     ),
     Promise(
@@ -308,8 +308,8 @@ PROMISES: Final = (
         "pod-deleted",
         "a person or another program deletes a pod",
         (
-            f"{_FLOW}/test_worker_ends.py::test_somebody_deleted_it",
-            f"{_E2E}/test_verdicts.py::test_somebody_deleted_the_pod",
+            f"{_FLOW}/test_worker_ends.py::test_a_deleted_pod_is_pod_deleted",
+            f"{_E2E}/test_verdicts.py::test_the_pod_was_deleted_from_outside",
         ),
     ),
     Promise(
@@ -395,7 +395,7 @@ PROMISES: Final = (
     Promise(
         "again-kubernetes",
         "Kubernetes started it twice",
-        ("tests/core/test_manifest.py::test_a_worker_knows_who_it_is",),
+        ("tests/core/test_manifest.py::test_a_worker_knows_its_identity",),
     ),
     Promise("again-redis", "Redis has lost data.", (f"{_E2E}/test_servers.py::test_wiped_after_its_owner_died",)),
     Promise(
@@ -416,8 +416,8 @@ PROMISES: Final = (
         "flush-living",
         "A controller that is alive stores its open tasks again",
         (
-            f"{_FLOW}/test_wiped.py::test_what_was_recorded_counts_and_is_not_told_again",
-            f"{_FLOW}/test_wiped.py::test_a_worker_that_ends_before_its_task_is_restored_is_told_of_then",
+            f"{_FLOW}/test_wiped.py::test_what_was_recorded_counts_and_is_not_published_again",
+            f"{_FLOW}/test_wiped.py::test_a_worker_that_ends_before_its_task_is_restored_is_published_then",
         ),
     ),
     Promise(

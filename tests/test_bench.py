@@ -17,7 +17,7 @@ from tests.bench.runs import per_pod
 
 def line(stage: str, verb: str, code: int = 0, name: str = "a", resource: str = "pods") -> str:
     """One line of an audit log, with fields that are of no use to us."""
-    told = {
+    fields = {
         "kind": "Event",
         "stage": stage,
         "verb": verb,
@@ -27,14 +27,14 @@ def line(stage: str, verb: str, code: int = 0, name: str = "a", resource: str = 
         "requestReceivedTimestamp": "2026-01-01T00:00:00.250000Z",
         "stageTimestamp": "2026-01-01T00:00:00.750000Z",
     }
-    return json.dumps(told) + "\n"
+    return json.dumps(fields) + "\n"
 
 
 def test_median_and_interval() -> None:
     """The interval holds the median and lies within what was seen; one pair alone is no wider than itself."""
-    told = estimate([0.9, 1.0, 1.1, 1.2, 0.8, 1.0, 1.05])
-    assert (told.median, told.count) == (1.0, 7)
-    assert 0.8 <= told.low <= 1.0 <= told.high <= 1.2
+    answer = estimate([0.9, 1.0, 1.1, 1.2, 0.8, 1.0, 1.05])
+    assert (answer.median, answer.count) == (1.0, 7)
+    assert 0.8 <= answer.low <= 1.0 <= answer.high <= 1.2
     assert estimate([3.0]).low == estimate([3.0]).high == 3.0
 
 
@@ -137,7 +137,7 @@ def test_wrong_counts_of_a_run_fail(changed: dict[str, Any]) -> None:
     assert goals.breaches(report)
 
 
-def test_the_table_tells_what_was_not_measured() -> None:
+def test_the_table_shows_what_was_not_measured() -> None:
     """An empty report has every goal, and not one verdict that it is met."""
     rows = goals.rows({})
     assert {row.verdict for row in rows} == {"not measured"}

@@ -91,8 +91,8 @@ def test_the_example_of_an_environment_file_has_known_variables() -> None:
 def test_the_reasons_are_those_of_the_code() -> None:
     """With outcome, fault and who tries again."""
     budgets = {Retry.NEVER: NONE, Retry.WORKER: "`WORKER_RETRIES`", Retry.INFRA: "`INFRA_RETRIES`"}
-    told = {codes(row[0])[0]: row[1:4] for row in table("reason")}
-    assert told == {
+    found = {codes(row[0])[0]: row[1:4] for row in table("reason")}
+    assert found == {
         reason.value: [outcome.value, fault.value, budgets[retry]] for reason, (outcome, fault, retry) in TABLE.items()
     }
 

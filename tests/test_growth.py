@@ -20,7 +20,7 @@ import pytest
 import ottoscaler
 from tests.fakes.clock import SystemClock
 from tests.fakes.wait import eventually
-from tests.flow.rig import ALL, Rig, World
+from tests.flow.simulated_controller import ALL, FakeServers, SimulatedController
 
 _PACKAGE = str(Path(ottoscaler.__file__).parent)
 _COUNTED = tuple(f"{_PACKAGE}/{layer}/" for layer in ("flow", "core"))
@@ -57,20 +57,22 @@ def lines_for(workers: int) -> tuple[float, dict[str, float]]:
     """Lines per worker of one event of so many, and its scripts in Redis."""
     with (
         counted() as lines,
-        Rig(World(SystemClock()), threads=ALL, auto=lambda _name: None, MAX_WORKERS=workers) as rig,
+        SimulatedController(
+            FakeServers(SystemClock()), threads=ALL, auto=lambda _name: None, MAX_WORKERS=workers
+        ) as controller,
     ):
-        event_id = rig.send(pod_count=workers)
-        pods = [rig.name(event_id, index) for index in range(1, workers + 1)]
-        eventually(lambda: rig.registry.owned_live == workers, 20, "all to live")
+        event_id = controller.send(pod_count=workers)
+        pods = [controller.name(event_id, index) for index in range(1, workers + 1)]
+        eventually(lambda: controller.registry.owned_live == workers, 20, "all to live")
         for pod in pods:
-            rig.cluster.succeed(pod)
-        rig.results(1, "task")
-        eventually(lambda: not rig.cluster.names(), 20, "all to be deleted")
+            controller.cluster.succeed(pod)
+        controller.results(1, "task")
+        eventually(lambda: not controller.cluster.names(), 20, "all to be deleted")
         scripts = {
-            name: rig.redis.calls[name] / workers
+            name: controller.redis.calls[name] / workers
             for name in ("intend", "check", "record", "store_termination", "clear_termination")
         }
-        assert [rig.calls(verb) for verb in ("create", "delete", "get")] == [workers, workers, 0]
+        assert [controller.calls(verb) for verb in ("create", "delete", "get")] == [workers, workers, 0]
         return lines() / workers, scripts
 
 

@@ -173,7 +173,7 @@ def test_a_long_traceback_keeps_its_end() -> None:
     assert len(only(stream)["traceback"]) == logs.MAX_TRACEBACK + 3
 
 
-def test_an_exception_is_told_with_its_traceback() -> None:
+def test_an_exception_is_logged_with_its_traceback() -> None:
     """The short form in `error`, the long one in `traceback`, both in the same line."""
     stream = written()
     try:

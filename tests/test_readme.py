@@ -296,7 +296,7 @@ def test_the_controller_of_the_example_says_where_it_is(running: Running) -> Non
     assert line == running.lines()[0]
 
 
-def test_the_options_of_local_are_told(running: Running) -> None:
+def test_the_options_of_local_are_printed(running: Running) -> None:
     """Those of its help."""
     offered = re.findall(r"^  (--[a-z-]+)", running.run(".venv/bin/python ottoscaler.py local --help"), re.MULTILINE)
     assert [codes(row[0])[0].split()[0] for row in table("option of `local`")] == offered
@@ -367,13 +367,13 @@ FLOW: Final = [row.name[2:] for row in ROWS if row.name.startswith("6.") and row
 
 
 @pytest.mark.parametrize("event", [pytest.param(event, marks=contract(f"6.{event}"), id=event) for event in FLOW])
-def test_a_line_of_the_main_flow_is_as_told(running: Running, event: str) -> None:
+def test_a_line_of_the_main_flow_is_as_promised(running: Running, event: str) -> None:
     """By its name and its message."""
     running.run(".venv/bin/python ottoscaler.py send type=scale_up pod_count=3 --wait")
-    (told,) = (row[1].partition(", or: ")[0] for row in table("event") if event in codes(row[0]))
+    (answer,) = (row[1].partition(", or: ")[0] for row in table("event") if event in codes(row[0]))
     eventually(
-        lambda: any(shape(line["message"]) == shape(told) for line in running.lines() if line["event"] == event),
-        what=told,
+        lambda: any(shape(line["message"]) == shape(answer) for line in running.lines() if line["event"] == event),
+        what=answer,
     )
 
 

@@ -67,12 +67,12 @@ def test_the_fields_are_those_of_the_code() -> None:
 def test_the_reasons_have_their_outcomes_and_faults() -> None:
     """Those of the code's table, and no others."""
     (worker,) = (part for part in schema("result")["oneOf"] if part["title"] == "worker")
-    told = {
+    found = {
         reason: (row["properties"]["outcome"]["const"], row["properties"]["fault"]["const"])
         for row in worker["oneOf"]
         for reason in row["properties"]["reason"]["enum"]
     }
-    assert told == {reason: (outcome, fault) for reason, (outcome, fault, _) in verdicts.TABLE.items()}
+    assert found == {reason: (outcome, fault) for reason, (outcome, fault, _) in verdicts.TABLE.items()}
 
 
 # -- events: schema and parser say the same

@@ -8,15 +8,15 @@ import pytest
 
 from ottoscaler.adapters.cluster import KubeCluster
 from ottoscaler.adapters.stream import RedisStream
-from tests.torture import gateway, points
+from tests.torture import crash_points, gateway
 from tests.torture.troubles import KINDS, Chosen, kinds_of
 
 
 def test_the_calls_at_which_a_controller_dies_are_there() -> None:
     """A method that is renamed takes its points with it."""
-    assert [name for name in points.AFTER_STREAM if not callable(getattr(RedisStream, name, None))] == []
-    assert [name for name in points.AFTER_CLUSTER if not callable(getattr(KubeCluster, name, None))] == []
-    assert set(points.BEFORE) <= {*points.AFTER_STREAM, *points.AFTER_CLUSTER, "finish"}
+    assert [name for name in crash_points.AFTER_STREAM if not callable(getattr(RedisStream, name, None))] == []
+    assert [name for name in crash_points.AFTER_CLUSTER if not callable(getattr(KubeCluster, name, None))] == []
+    assert set(crash_points.BEFORE) <= {*crash_points.AFTER_STREAM, *crash_points.AFTER_CLUSTER, "finish"}
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_the_calls_at_which_a_controller_dies_are_there() -> None:
         ("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", ""),
     ],
 )
-def test_requests_are_told_by_their_verb(method: str, path: str, verb: str) -> None:
+def test_requests_are_distinguished_by_their_verb(method: str, path: str, verb: str) -> None:
     """So that a fault meets what it is meant for."""
     assert gateway.verb_of(method, path) == verb
 

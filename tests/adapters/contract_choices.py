@@ -95,7 +95,7 @@ class TestChoosing:
         }
         assert terminations == {1: "d-1", 2: "d-1", 3: "d-2"}
 
-    def test_who_has_ended_or_is_unknown_is_no_victim(self, stream: Stream, admin: StreamAdmin) -> None:
+    def test_a_worker_that_has_ended_or_is_unknown_is_no_victim(self, stream: Stream, admin: StreamAdmin) -> None:
         """The list was made before: one more is taken instead. A deadline's mark gives way."""
         task = opened(stream, admin, event_id="e-1", pod_count="3")
         record(stream, opened(stream, admin, event_id="e-2"))
@@ -135,7 +135,7 @@ class TestChoosing:
         assert stream.blocker(younger.event.stream_id) is None
         assert stream.choose("d-2", younger.owner, asked) == Choice([Victim("e-1", 1)], [])
 
-    def test_who_has_nothing_to_choose_any_more_holds_nobody_up(
+    def test_an_event_with_nothing_left_to_choose_blocks_no_other(
         self, stream: Stream, other: Stream, admin: StreamAdmin
     ) -> None:
         """A scale_down that was closed without a choice: as poison, for one."""
@@ -234,7 +234,7 @@ class TestSparing:
         assert admin.results()[0]["reason"] == "ScaledDown"
         assert reloaded(stream, "e-1").workers[1].spared == ()
 
-    def test_a_kill_spares_nobody(self, stream: Stream, admin: StreamAdmin) -> None:
+    def test_a_kill_spares_no_worker(self, stream: Stream, admin: StreamAdmin) -> None:
         """But one that succeeds."""
         task = opened(stream, admin, event_id="e-1", pod_count="2")
         stream.store_termination("e-1", None, 1, cancel())
@@ -293,7 +293,7 @@ class TestSeeing:
         assert not reloaded(stream, "e-1").workers[1].seen
 
     @pytest.mark.parametrize("seen", [False, True])
-    def test_who_dies_of_every_create_ends_as_poison(
+    def test_a_controller_that_dies_at_every_create_ends_the_event_as_poison(
         self, stream: Stream, other: Stream, admin: StreamAdmin, *, seen: bool
     ) -> None:
         """To store the same attempt again is no progress, to see its pod is."""

@@ -52,7 +52,7 @@ class TestCreating:
         pods.cluster.delete(pod.name, pod.uid)
         assert pods.cluster.create(pods.body()) is Created.ALREADY_THERE
 
-    def test_under_a_name_that_somebody_else_has_finds_it_there(self, pods: Pods, admin: ClusterAdmin) -> None:
+    def test_under_a_name_that_is_taken_finds_it_there(self, pods: Pods, admin: ClusterAdmin) -> None:
         """Whose it is, a look tells."""
         admin.add_foreign(pods.name(), {})
         assert pods.cluster.create(pods.body()) is Created.ALREADY_THERE
@@ -216,7 +216,7 @@ class TestListing:
 class TestWatching:
     """watch: changes from a version on."""
 
-    def test_tells_a_pods_life_in_order(self, pods: Pods, admin: ClusterAdmin) -> None:
+    def test_yields_a_pods_life_in_order(self, pods: Pods, admin: ClusterAdmin) -> None:
         """Created, running, finished, gone; the last status stays with what is gone."""
         version = pods.cluster.list().resource_version
         pod = pods.create()
@@ -279,7 +279,7 @@ class TestWatching:
         assert event.pod is not None
         assert event.pod.uid == mine.uid
 
-    def test_tells_of_no_pod_where_it_is_no_worker(self, pods: Pods, admin: ClusterAdmin) -> None:
+    def test_yields_no_pod_that_is_no_worker(self, pods: Pods, admin: ClusterAdmin) -> None:
         """The version goes on all the same."""
         version = pods.cluster.list().resource_version
         admin.add_foreign(f"{pods.name()}-x", {MANAGED_BY: MANAGER, LABEL_INSTANCE: pods.instance})

@@ -122,7 +122,7 @@ class TestRestoring:
         taken = taken_over(other, admin, task)
         assert (taken.owner, taken.workers) == ("c2/boot-1/2", after.workers)
 
-    def test_keeps_who_was_spared_by_which_drain(self, stream: Stream, admin: StreamAdmin) -> None:
+    def test_keeps_which_drain_spared_which_worker(self, stream: Stream, admin: StreamAdmin) -> None:
         """Such a worker has started in spite of them, and stays a survivor of each."""
         task = opened(stream, admin, event_id="e-1", pod_count="2")
         admin.flush()
@@ -165,7 +165,7 @@ class TestRestoring:
 class TestKnowing:
     """What anybody may ask: reload, tasks, known, outcomes, now."""
 
-    def test_reload_shows_a_task_whoever_owns_it(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+    def test_reload_shows_a_task_of_any_owner(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
         """The same as its owner has, and the owner's token."""
         task = opened(stream, admin, event_id="e-1")
         intend(stream, task)
@@ -190,7 +190,7 @@ class TestKnowing:
         assert (views["e-1"].owner, views["e-2"].owner) == (first.owner, second.owner)
         assert dict(views["e-1"].workers) == {2: StoredWorker(2, attempt=1)}
 
-    def test_known_tells_finished_from_never_heard_of(self, stream: Stream, admin: StreamAdmin) -> None:
+    def test_known_distinguishes_finished_from_unknown(self, stream: Stream, admin: StreamAdmin) -> None:
         """The reconciler may delete a pod of the first and has to take up one of the second."""
         record(stream, opened(stream, admin, event_id="e-1"))
         opened(stream, admin, event_id="e-2")
@@ -199,7 +199,7 @@ class TestKnowing:
         assert known["e-1"][1][1].outcome == "succeeded"
         assert stream.known([]) == {}
 
-    def test_outcomes_are_told_in_the_order_asked(self, stream: Stream, admin: StreamAdmin) -> None:
+    def test_outcomes_are_returned_in_the_order_asked(self, stream: Stream, admin: StreamAdmin) -> None:
         """None only where the task is unknown."""
         task = opened(stream, admin, event_id="e-1", pod_count="2")
         record(stream, task, 2)
@@ -207,7 +207,7 @@ class TestKnowing:
         assert stream.outcomes(asked) == [None, StoredWorker(2, outcome="succeeded"), StoredWorker(1)]
         assert stream.outcomes([]) == []
 
-    def test_a_token_is_a_secret_of_nobody(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+    def test_an_empty_token_is_no_secret(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
         """Ownership is the token, not the connection: another stream of ours may write with it."""
         task = opened(stream, admin, event_id="e-1")
         assert intend(other, owned_by(task, task.owner)).status is Status.OK

@@ -91,7 +91,7 @@ class TestLeases:
         assert admin.open_ids() == {"e-1"}
         assert taken_over(other, admin, task) is not None
 
-    def test_of_somebody_else_are_reported_as_lost(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+    def test_of_another_owner_are_reported_as_lost(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
         """With the new owner's name, so that the log can tell who has it."""
         task = opened(stream, admin, event_id="e-1")
         taken = taken_over(other, admin, task)
@@ -100,7 +100,7 @@ class TestLeases:
         assert (renewal.lost, renewal.cancels) == ({"e-1": taken.owner}, {})
         assert other.expired(same_consumer=False) == ["e-1"]
 
-    def test_of_tasks_that_are_gone_are_lost_to_nobody(self, stream: Stream, admin: StreamAdmin) -> None:
+    def test_of_tasks_that_are_gone_are_not_reported_as_lost(self, stream: Stream, admin: StreamAdmin) -> None:
         """Finished ones have no owner; unknown ones were forgotten; renewing opens nothing."""
         done = opened(stream, admin, event_id="e-1")
         record(stream, done)
@@ -123,7 +123,7 @@ class TestLeases:
         stream.release({})
 
     @pytest.mark.contract("2.REDIS_CONSUMER")
-    def test_tell_of_another_process_of_that_name(self, stream_factory: StreamFactory) -> None:
+    def test_report_another_process_of_that_name(self, stream_factory: StreamFactory) -> None:
         """The one that was started last is the consumer, also after Redis was asked by the other."""
         older, newer = stream_factory("c1", boot="boot-1"), stream_factory("c1", boot="boot-2")
         older.announce()
@@ -142,7 +142,7 @@ class TestLeases:
         admin.flush()
         assert (stream.renew({}).replaced, other.renew({}).replaced) == (False, False)
 
-    def test_tell_of_cancel_marks(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+    def test_report_stored_cancels(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
         """The owner learns by its renewal that another replica cancelled something."""
         task = opened(stream, admin, event_id="e-1", pod_count="2")
         assert stream.renew({"e-1": task.owner}).cancels == {"e-1": 0}
@@ -180,7 +180,7 @@ class TestTakingOver:
         taken_over(other, admin, task)
         assert stream.take("e-1", same_consumer=False) is None
 
-    def test_is_told_again_to_whoever_has_it(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+    def test_is_returned_again_to_its_owner(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
         """The answer was lost: the same tenure again, and no try more; only its owner finds it among his own."""
         task = opened(stream, admin, event_id="e-1")
         taken = taken_over(other, admin, task)
@@ -229,7 +229,7 @@ class TestTakingOver:
             WRITES[write](stream, "never", "c1/boot-1/1")
         assert stream.known(["never"]) == {}
 
-    def test_within_one_process_tells_its_threads_apart(self, stream: Stream, admin: StreamAdmin) -> None:
+    def test_within_one_process_names_its_threads(self, stream: Stream, admin: StreamAdmin) -> None:
         """An old thread of the same process cannot pass for the new owner: the tenure differs."""
         task = opened(stream, admin, event_id="e-1")
         taken = taken_over(stream, admin, task)
@@ -365,7 +365,7 @@ class TestPoison:
         assert ([letter["dead_reason"] for letter in admin.dead_letters()], admin.open_ids()) == (["Poison"], set())
 
     @pytest.mark.contract("5.Poison")
-    def test_of_a_scale_down_tells_whom_it_had_chosen(self, stream: Stream, admin: StreamAdmin) -> None:
+    def test_of_a_scale_down_names_the_chosen_victims(self, stream: Stream, admin: StreamAdmin) -> None:
         """Those that it has marked do end, so its producer has to hear of them."""
         opened(stream, admin, event_id="e-1", pod_count="3")
         task = opened(stream, admin, type="scale_down", task_id="t-1", event_id="d-1")
@@ -433,7 +433,7 @@ class TestPoison:
         assert admin.dead_letters() == []
 
     @pytest.mark.parametrize("progress", ["intend", "record", "release"])
-    def test_progress_counts_anew(self, stream: Stream, admin: StreamAdmin, progress: str) -> None:
+    def test_progress_restarts_the_count(self, stream: Stream, admin: StreamAdmin, progress: str) -> None:
         """Stored progress and a clean hand-over show that it is not the event."""
         opened(stream, admin, event_id="e-1", pod_count="2")
         taken = self.take_often(stream, admin, "e-1", TAKES_TO_POISON - 1)
@@ -446,7 +446,7 @@ class TestPoison:
         self.take_often(stream, admin, "e-1", TAKES_TO_POISON)
         assert admin.dead_letters() == []
 
-    def test_is_told_by_who_wrote_the_dead_letter_and_taken_at_once(
+    def test_is_reported_by_the_writer_of_the_dead_letter_and_taken_at_once(
         self, stream: Stream, other: Stream, admin: StreamAdmin
     ) -> None:
         """Before anything is read of the task, which may be what goes wrong; its pods are left to be ended."""
@@ -464,7 +464,7 @@ class TestPoison:
         assert isinstance(stream.take("e-1", same_consumer=False), OpenTask)
 
     @pytest.mark.contract("5.exactly-once")
-    def test_what_nobody_can_end_is_closed_in_the_end(self, stream: Stream, admin: StreamAdmin) -> None:
+    def test_what_no_process_can_end_is_closed_in_the_end(self, stream: Stream, admin: StreamAdmin) -> None:
         """After ten more tries: each worker that has none gets its result, and the task, with what it passes on."""
         task = opened(stream, admin, event_id="e-1", task_id="t-1", pod_count="3", repository="a/b")
         intend(stream, task, 3, attempt=2)

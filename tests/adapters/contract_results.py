@@ -46,7 +46,7 @@ class TestRecording:
         assert record(stream, task, reason=Reason.ERROR).status is Status.KNOWN
         assert [result["outcome"] for result in admin.results()] == ["succeeded"]
 
-    def test_of_many_threads_one_is_heard(self, stream: Stream, admin: StreamAdmin) -> None:
+    def test_of_many_threads_one_logs(self, stream: Stream, admin: StreamAdmin) -> None:
         """The reconciler and the worker's thread may see the same end."""
         task = opened(stream, admin, event_id="e-1")
         statuses: list[Status] = []

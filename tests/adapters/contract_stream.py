@@ -54,7 +54,7 @@ class TestGroup:
         later = send(admin)
         assert receive(stream).stream_id == later
 
-    def test_tells_the_last_delivered_id(self, stream: Stream, admin: StreamAdmin) -> None:
+    def test_returns_the_last_delivered_id(self, stream: Stream, admin: StreamAdmin) -> None:
         """It rises with what is read, and not with what is sent."""
         assert stream.delivered() == "0-0"
         first = send(admin)
@@ -171,7 +171,7 @@ class TestPending:
         assert stream.blocker(second) == Blocker(first)
         assert stream.blocker(first) is None
 
-    def test_an_entry_somebody_read_comes_first_until_it_is_accepted(
+    def test_an_entry_that_was_read_comes_first_until_it_is_accepted(
         self, stream: Stream, other: Stream, admin: StreamAdmin
     ) -> None:
         """Whoever has it: it counts until it is accepted."""
@@ -340,7 +340,7 @@ class TestBurying:
         assert isinstance(bad, BadEvent)
         return bad
 
-    def test_tells_what_came_and_why_it_is_refused(self, stream: Stream, admin: StreamAdmin) -> None:
+    def test_carries_what_came_and_why_it_is_refused(self, stream: Stream, admin: StreamAdmin) -> None:
         """All that an operator needs, the event as sent included."""
         sent = send(admin, event_id="e-1", pod_count="0")
         entry = receive(stream)
@@ -351,7 +351,7 @@ class TestBurying:
         assert "pod_count" in letter["dead_detail"]
         assert json.loads(letter["event"]) == {"type": "scale_up", "event_id": "e-1", "pod_count": "0"}
 
-    def test_tells_the_producer_where_an_id_could_be_read(self, stream: Stream, admin: StreamAdmin) -> None:
+    def test_publishes_a_result_where_an_id_could_be_read(self, stream: Stream, admin: StreamAdmin) -> None:
         """A task result failed/Rejected, and nothing open."""
         send(admin, event_id="e-1", task_id="t-1", pod_count="0")
         entry = receive(stream)
@@ -423,7 +423,7 @@ class TestBurying:
         assert [letter["dead_reason"] for letter in admin.dead_letters()] == ["Invalid", "Conflict"]
         assert len(admin.results()) == 1
 
-    def test_a_bad_event_does_not_touch_the_task_whose_id_it_uses(self, stream: Stream, admin: StreamAdmin) -> None:
+    def test_a_bad_event_does_not_touch_the_task_that_has_its_id(self, stream: Stream, admin: StreamAdmin) -> None:
         """The result under that id belongs to the other event."""
         task = opened(stream, admin, event_id="e-1")
         send(admin, event_id="e-1", pod_count="0")

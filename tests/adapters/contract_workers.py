@@ -98,13 +98,13 @@ class TestIntending:
 class TestTerminations:
     """doom, check, withdraw: why a pod is to be ended is stored before it is."""
 
-    def test_check_tells_none_where_there_is_none(self, stream: Stream, admin: StreamAdmin) -> None:
+    def test_check_returns_none_where_there_is_none(self, stream: Stream, admin: StreamAdmin) -> None:
         """The usual case, right after a create."""
         task = opened(stream, admin, event_id="e-1")
         intend(stream, task)
         assert stream.check("e-1", task.owner, 1, 1) == Answer(Status.OK)
 
-    def test_is_stored_and_told(self, stream: Stream, admin: StreamAdmin) -> None:
+    def test_is_stored_and_returned(self, stream: Stream, admin: StreamAdmin) -> None:
         """Reason, message, attempt, drain and who asked for it."""
         task = opened(stream, admin, event_id="e-1")
         intend(stream, task)
@@ -256,7 +256,7 @@ class TestShowing:
         note_states(stream, "e-1", task.owner, {1: ("running", 1, "pod-1")})
         assert admin.task("e-1")["worker:1"] == before
 
-    def test_only_the_owner_tells(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+    def test_only_the_owner_writes(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
         """What a replaced process still says is not shown."""
         opened(stream, admin, event_id="e-1")
         note_states(other, "e-1", "c2/boot-1/1", {1: ("running", 1, "pod-1")})

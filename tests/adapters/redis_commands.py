@@ -10,7 +10,7 @@ from pathlib import Path
 from ottoscaler.adapters.stream import RedisStream
 from ottoscaler.settings import KeySettings, RedisSettings
 from tests.fakes.clock import SystemClock
-from tests.flow.rig import Rig, World
+from tests.flow.simulated_controller import FakeServers, SimulatedController
 
 SCRIPT = Path(__file__).resolve().parents[2] / "ottoscaler.py"
 #: Names with one hash tag, as a Redis Cluster asks for, and as the environment gives them.
@@ -46,9 +46,9 @@ def all_commands_work(environ: Mapping[str, str], stream: RedisStream, event_id:
     sent = run(environ, "send", "type=scale_up", f"event_id={event_id}")
     assert sent.returncode == 0, sent.stderr
     stream.ensure_group()
-    with Rig(World(SystemClock()), stream=stream) as rig:
+    with SimulatedController(FakeServers(SystemClock()), stream=stream) as controller:
         stream._redis.client.xadd(NAMES["REDIS_STREAM"], {"type": "nonsense"})
-        rig.intake.absorb(stream.read_now(10))
+        controller.intake.absorb(stream.read_now(10))
     shown = run(environ, "status", "--json")
     assert event_id in shown.stdout, shown.stderr
     listed = run(environ, "dead", "list")

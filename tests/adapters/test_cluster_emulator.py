@@ -142,7 +142,7 @@ class TestErrors:
         assert not caught.value.unclear
         cluster.close()
 
-    def test_a_watch_is_told_that_the_server_is_gone(self, tmp_path: Path) -> None:
+    def test_a_watch_reports_that_the_server_is_gone(self, tmp_path: Path) -> None:
         """It ends or breaks off; it does not hang."""
         mortal = LocalCluster(tmp_path)
         mortal.start()

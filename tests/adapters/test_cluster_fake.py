@@ -181,7 +181,7 @@ class TestFaults:
         """As the server's do."""
         assert list(FakeCluster(admin.cluster.server, watch_s=0.01).watch("1000")) == []
 
-    def test_bookmarks_tell_the_version(self, pods: Pods, node: FakeCluster) -> None:
+    def test_bookmarks_carry_the_version(self, pods: Pods, node: FakeCluster) -> None:
         """Without a pod."""
         version = pods.cluster.list().resource_version
         node.server.bookmark()

@@ -23,7 +23,7 @@ from tests.adapters.redis_admin import RedisAdmin, Server
 from tests.adapters.streams import StreamFactory, accept, opened, receive, send
 from tests.adapters.test_stream_redis import admin, server, stream_factory
 from tests.flow.conftest import Lines, log
-from tests.flow.rig import Rig
+from tests.flow.simulated_controller import SimulatedController
 
 __all__ = ["admin", "log", "server", "stream_factory"]
 
@@ -33,13 +33,13 @@ LOST = 5
 
 
 class Reading:
-    """A real stream and the real intake, with all else from a rig. One thread."""
+    """A real stream and the real intake, with all else from a controller. One thread."""
 
-    def __init__(self, rig: Rig, stream: Stream) -> None:
+    def __init__(self, controller: SimulatedController, stream: Stream) -> None:
         self.stream = stream
-        self.metrics = rig.metrics
+        self.metrics = controller.metrics
         self.tasks: list[OpenTask] = []
-        self.intake = Intake(replace(rig.parts, stream=stream))
+        self.intake = Intake(replace(controller.parts, stream=stream))
         self.intake.connect(pump=lambda: None, control=self.tasks.append)
 
     def all(self) -> None:
@@ -63,8 +63,8 @@ def test_each_random_event_ends_once(
     """
     count = 10_000 if request.node.get_closest_marker("real") and os.environ.get("OTTO_CI") == "1" else 1500
     sent = [admin.add({"type": "scale_up"}, f"1-{number}") for number in range(1, LOST + 1)]
-    with Rig() as rig, server.client() as client:
-        reading = Reading(rig, stream)
+    with SimulatedController() as controller, server.client() as client:
+        reading = Reading(controller, stream)
         reading.all()  # too old
         lost = [send(admin) for _ in range(LOST)]
         stream.read_now(LOST)
@@ -116,18 +116,18 @@ def _ended_once(
 # -- keys of a wrong type
 
 
-def test_an_event_whose_key_is_of_a_wrong_type_is_a_dead_letter(
+def test_an_event_with_a_key_of_a_wrong_type_is_a_dead_letter(
     server: Server, admin: RedisAdmin, stream: Stream
 ) -> None:
     """Good or bad, it does not keep those beside it from being accepted; what is there is not touched."""
-    with Rig() as rig, server.client() as client:
+    with SimulatedController() as controller, server.client() as client:
         client.set(f"{admin.prefix}task:odd", "x")
         client.rpush(f"{admin.prefix}task:bad", "x")
         send(admin, event_id="a")
         odd = send(admin, event_id="odd")
         bad = send(admin, event_id="bad", pod_count="0")
         send(admin, event_id="b")
-        reading = Reading(rig, stream)
+        reading = Reading(controller, stream)
         reading.all()
         assert admin.open_ids() == {"a", "b"}
         told = {letter["stream_id"]: letter["dead_reason"] for letter in admin.dead_letters()}
@@ -137,7 +137,7 @@ def test_an_event_whose_key_is_of_a_wrong_type_is_a_dead_letter(
         assert (admin.results(), client.get(f"{admin.prefix}task:odd")) == ([], "x")
 
 
-def test_a_task_whose_key_was_overwritten_is_a_dead_letter_and_hides_no_other(
+def test_a_task_with_an_overwritten_key_is_a_dead_letter_and_hides_no_other(
     server: Server, admin: RedisAdmin, stream: Stream, other: Stream
 ) -> None:
     """Renewed, released, looked at: the others are as ever; at the next take-over it is a dead letter, once.
@@ -229,10 +229,10 @@ def test_a_stream_that_is_none_is_named_and_waited_for(
 
 def test_the_dead_letter_of_an_event_above_1_mib_is_cut(admin: RedisAdmin, stream: Stream) -> None:
     """And marked; the one of a smaller event is whole, whatever its bytes."""
-    with Rig() as rig:
+    with SimulatedController() as controller:
         admin.add({"type": "scale_up", "raw": b"\xff\x00", "large": b"x" * (1024 * 1024)})
         admin.add({"type": "scale_up", "raw": b"\xff\x00", "nul": b"\0"})
-        Reading(rig, stream).all()
+        Reading(controller, stream).all()
     cut, whole = (json.loads(letter["event"]) for letter in admin.dead_letters())
     assert cut == {"cut": True, "fields": {"type": "scale_up", "raw": {"base64": "/wA="}}}
     assert whole == {"type": "scale_up", "raw": {"base64": "/wA="}, "nul": "\0"}

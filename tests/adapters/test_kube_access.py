@@ -305,7 +305,7 @@ class TestPlugin:
             assert set(threads.map(lambda _: outcome(made.bearer), range(64))) == {"Bearer two"}
         assert script.calls == 2
 
-    def test_is_waited_for_by_nobody_while_the_old_credential_holds(self, script: Script) -> None:
+    def test_no_request_waits_for_it_while_the_old_credential_holds(self, script: Script) -> None:
         """It is renewed early, by one thread."""
         script.says("one", lasts_s=10)  # less than EARLY_S: due at once
         made = script.access()
@@ -353,7 +353,7 @@ class TestPlugin:
             json.dumps({"apiVersion": API, "kind": "ExecCredential", "status": {"token": "s3cr3t\u20ac"}}),
         ],
     )  # fmt: skip
-    def test_that_prints_anything_else_has_failed(self, script: Script, text: str) -> None:
+    def test_that_prints_other_text_has_failed(self, script: Script, text: str) -> None:
         """What it printed is not shown: it may be a secret."""
         script.prints(text)
         made = script.access()

@@ -107,7 +107,7 @@ def test_a_call_to_a_deaf_server_ends(tmp_path: Path, monkeypatch: pytest.Monkey
     assert caught.value.unclear
 
 
-def test_one_dead_connection_tells_of_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_dead_connection_closes_the_other_idle_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each answers once and never again: the first that is used again costs a time-out, and no other does.
 
     They are answered in pairs, so that two calls at once have a connection each.
@@ -245,7 +245,7 @@ def test_loops_wait_for_no_worker(tmp_path: Path) -> None:
     assert all(isinstance(each.exception(), ClusterUnavailable) for each in hanging)
 
 
-def test_a_proxy_is_told_the_whole_address(tmp_path: Path) -> None:
+def test_a_proxy_receives_the_whole_address(tmp_path: Path) -> None:
     """Without TLS, that is: through TLS it is a tunnel, and knows no path."""
     asked: list[bytes] = []
     with served(empty_answer, asked) as port:
@@ -258,7 +258,7 @@ def test_a_proxy_is_told_the_whole_address(tmp_path: Path) -> None:
     assert b"Host: far.example" in headers
 
 
-def test_it_is_told_how_each_call_ended(tmp_path: Path) -> None:
+def test_it_receives_how_each_call_ended(tmp_path: Path) -> None:
     """A server that answers is there, also with no; one that fails, or does not know us, is not there for us."""
     told: list[str] = []
     answers = {200: "", 404: "", 403: "", 429: "", 500: "500 to get", 503: "503 to get", 401: "401 to get"}
@@ -278,7 +278,7 @@ def test_it_is_told_how_each_call_ended(tmp_path: Path) -> None:
         told.clear()
 
 
-def test_it_is_told_of_a_server_that_is_gone_and_of_a_watch(tmp_path: Path) -> None:
+def test_it_receives_that_a_server_is_gone_and_the_calls_of_a_watch(tmp_path: Path) -> None:
     """Each piece of a watch is an answer, and its breaking off an error."""
     told: list[str] = []
     with served(lambda connection: connection.sendall(HEAD + b"1\r\n\n\r\n1\r\n")) as port:

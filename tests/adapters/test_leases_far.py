@@ -20,7 +20,7 @@ from tests.adapters.test_redis_client import start as start
 from tests.e2e.tcp_proxy import TcpProxy
 from tests.fakes.clock import SystemClock
 from tests.fakes.wait import eventually
-from tests.flow.rig import Rig, World
+from tests.flow.simulated_controller import FakeServers, SimulatedController
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 
@@ -75,27 +75,29 @@ def test_no_lease_of_a_living_owner_runs_out(near: int) -> None:
     with (
         redis.Redis("127.0.0.1", near, decode_responses=True) as client,
         closing(open_stream(proxy.port, "c1")) as stream,
-        Rig(World(SystemClock()), stream=stream, auto=lambda _name: None, LEASE_S=LEASE_S, MAX_WORKERS=20) as rig,
+        SimulatedController(
+            FakeServers(SystemClock()), stream=stream, auto=lambda _name: None, LEASE_S=LEASE_S, MAX_WORKERS=20
+        ) as controller,
     ):
         plain: Any = client
         plain.zadd("otto:scale:open", {f"d-{number}": 1 for number in range(DEAD)})
-        runs = [WorkerRun(rig.ledger.add(task), begin(1)) for task in tasks]
+        runs = [WorkerRun(controller.ledger.add(task), begin(1)) for task in tasks]
         overdue: list[str] = []
         over = threading.Event()
         watcher = threading.Thread(target=_watch, args=(plain, over, overdue))
-        rig.start("watch", "lease")
+        controller.start("watch", "lease")
         watcher.start()
         for _ in range(int(WATCHED_S)):
             for run in runs:
-                rig.ledger.note(run)
+                controller.ledger.note(run)
             over.wait(1)
         over.set()
         watcher.join(10)
         assert overdue == []
-        assert len(rig.ledger.owners()) > TASKS, "tasks of the dead are taken over meanwhile"
+        assert len(controller.ledger.owners()) > TASKS, "tasks of the dead are taken over meanwhile"
         eventually(lambda: "worker:1" in plain.hgetall(f"otto:scale:task:e-{TASKS - 1}"), 60, "the notes")
         proxy.delay_s = 0.0
-        rig.close()
+        controller.close()
         stream.close()
         proxy.close()  # its threads are no threads of the controller
 

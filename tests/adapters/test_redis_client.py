@@ -117,7 +117,7 @@ def test_a_missing_right_is_named(start: Start) -> None:
 
 
 @pytest.mark.contract("2.REDIS_HOST")
-def test_nobody_there_is_named_with_its_address() -> None:
+def test_a_missing_server_is_named_with_its_address() -> None:
     """The sentence names host and port, and the variables to look at."""
     port = free_port()
     text = refused(RedisSettings(host="127.0.0.1", port=port))
@@ -125,7 +125,7 @@ def test_nobody_there_is_named_with_its_address() -> None:
     assert "REDIS_HOST" in text
 
 
-def test_one_dead_connection_tells_of_the_others(start: Start) -> None:
+def test_one_dead_connection_closes_the_other_idle_ones(start: Start) -> None:
     """The first that is used again costs a time-out, and no other does: not one of another client either."""
     proxy = TcpProxy(start())
     server = RedisSettings(host="127.0.0.1", port=proxy.port)

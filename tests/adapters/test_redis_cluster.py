@@ -23,7 +23,7 @@ from tests.adapters.test_redis_client import certificate
 from tests.e2e.redis_nodes import Cluster, Node
 from tests.fakes.clock import SystemClock
 from tests.fakes.wait import eventually
-from tests.flow.rig import ALL, Rig, World
+from tests.flow.simulated_controller import ALL, FakeServers, SimulatedController
 
 pytestmark = [pytest.mark.real, pytest.mark.contract("2.REDIS_HOST"), pytest.mark.timeout(180)]
 
@@ -219,17 +219,19 @@ def test_with_tls_and_a_password(tmp_path: Path) -> None:
 @pytest.mark.contract("5.exactly-once")
 def test_a_migration_and_a_failover_in_mid_task(cluster: Cluster) -> None:
     """Two controllers work on while the slot moves to another master and that one is killed: all ends exactly once."""
-    world, client = World(SystemClock()), cluster.client()
+    servers, client = FakeServers(SystemClock()), cluster.client()
     streams = [stream_at(settings_of(cluster.masters[number]), f"c{number}", 5) for number in (0, 1)]
     for stream in streams:
         stream.ensure_group()
     long = {f"otto-agent-{event_hash('ottoscaler', 'e-0')}-{index}" for index in (1, 2, 3)}
     auto = (lambda name: None if name in long else 0, False)  # the pods of the first event run until we end them
-    rigs = [
-        Rig(world, consumer=f"c{number}", stream=streams[number], auto=auto[number], threads=ALL, LEASE_S=5)
+    controllers = [
+        SimulatedController(
+            servers, consumer=f"c{number}", stream=streams[number], auto=auto[number], threads=ALL, LEASE_S=5
+        )
         for number in (0, 1)
     ]
-    with closing(client), closing(streams[0]), closing(streams[1]), rigs[0], rigs[1]:
+    with closing(client), closing(streams[0]), closing(streams[1]), controllers[0], controllers[1]:
         flow = Flow(client)
         target = cluster.strangers(STREAM)[0]
         flow.go_on_for(2)
@@ -242,20 +244,20 @@ def test_a_migration_and_a_failover_in_mid_task(cluster: Cluster) -> None:
         flow.go_on_for(6)
         flow.close()
         for pod in long:
-            rigs[0].cluster.succeed(pod)
+            controllers[0].cluster.succeed(pod)
         eventually(lambda: len(_results(client, "task")) >= len(flow.sent), 60, f"{len(flow.sent)} tasks to end")
-        once_each(client, flow.sent, rigs[0])
+        once_each(client, flow.sent, controllers[0])
 
 
-def once_each(client: Any, sent: list[str], rig: Rig) -> None:
+def once_each(client: Any, sent: list[str], controller: SimulatedController) -> None:
     """Each event has one result, each worker has one, each pod was created once, and nothing is open."""
     tasks = Counter(result["event_id"] for result in _results(client, "task"))
     workers = Counter((result["event_id"], result["index"]) for result in _results(client, "worker"))
     assert tasks == Counter(sent)
     assert workers == Counter((event_id, str(index)) for event_id in sent for index in (1, 2, 3))
     assert {result["outcome"] for result in _results(client, "worker")} == {"succeeded"}
-    eventually(lambda: rig.cluster.names() == set(), 20, "all pods to be deleted")
-    assert rig.calls("create") == len(workers)
+    eventually(lambda: controller.cluster.names() == set(), 20, "all pods to be deleted")
+    assert controller.calls("create") == len(workers)
     assert client.zcard("{otto}:scale:open") == 0
 
 

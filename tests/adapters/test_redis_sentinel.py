@@ -18,7 +18,7 @@ from tests.adapters.test_redis_client import certificate
 from tests.e2e.redis_nodes import Sentinels
 from tests.fakes.clock import SystemClock
 from tests.fakes.wait import eventually
-from tests.flow.rig import ALL, Rig, World
+from tests.flow.simulated_controller import ALL, FakeServers, SimulatedController
 
 pytestmark = [pytest.mark.real, pytest.mark.contract("2.REDIS_SENTINELS"), pytest.mark.timeout(180)]
 
@@ -56,7 +56,9 @@ def test_eighty_workers_and_a_failover(sentinels: Sentinels) -> None:
         closing(before),
         closing(after),
         closing(stream),
-        Rig(World(SystemClock()), stream=stream, auto=True, threads=ALL, MAX_WORKERS=WORKERS, LEASE_S=5) as rig,
+        SimulatedController(
+            FakeServers(SystemClock()), stream=stream, auto=True, threads=ALL, MAX_WORKERS=WORKERS, LEASE_S=5
+        ) as controller,
     ):
         _send(before, 0, 8)
         eventually(lambda: len(_results(before, "task")) == 8, 60, "the first tasks to end")
@@ -72,7 +74,7 @@ def test_eighty_workers_and_a_failover(sentinels: Sentinels) -> None:
         ended = Counter((result["event_id"], result["index"]) for result in _results(after, "worker"))
         assert (len(ended), set(ended.values())) == (24 * WORKERS, {1})
         assert set(Counter(result["event_id"] for result in _results(after, "task")).values()) == {1}
-        assert rig.calls("create") == 24 * WORKERS
+        assert controller.calls("create") == 24 * WORKERS
 
 
 def test_the_bound_is_waited_at(sentinels: Sentinels) -> None:

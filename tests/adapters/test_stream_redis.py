@@ -129,7 +129,7 @@ class TestServer:
         stream.close()
         assert ["out of reach" in error for error in told] == [True, True]
 
-    def test_an_answer_is_told(self, server: Server, admin: RedisAdmin) -> None:
+    def test_an_answer_is_reported(self, server: Server, admin: RedisAdmin) -> None:
         """Also that of a script: `/readyz` goes by it."""
         told: list[str] = []
         names = {"result_stream": f"{admin.prefix}results", "dead_letter_stream": f"{admin.prefix}dead"}

@@ -83,12 +83,12 @@ def test_a_burst_is_let_through() -> None:
 
 
 @pytest.mark.contract("2.KUBE_QPS")
-def test_without_a_rate_nobody_waits() -> None:
+def test_without_a_rate_no_request_waits() -> None:
     """The server's own fairness rules."""
     assert elapsed(Throttle(4, 0, 0), 1000) < 1
 
 
-def test_who_waits_for_the_rate_is_woken_by_the_end() -> None:
+def test_a_request_that_waits_for_the_rate_is_woken_by_the_end() -> None:
     """A shutdown does not wait for tokens."""
     throttle = Throttle(1, 1, 1)
     elapsed(throttle, 1)

@@ -30,7 +30,7 @@ from tests.adapters.streams import accept
         ("1:0:s", worker_json("creating", 1, "p"), True),
     ],
 )
-def test_an_attempt_whose_pod_is_noted_was_seen(attempt: str, note: str | None, seen: bool) -> None:
+def test_an_attempt_with_a_noted_pod_was_seen(attempt: str, note: str | None, seen: bool) -> None:
     """Releases before the flag noted nothing else. Taken for unseen, an attempt that ended would be run once more."""
     fields = {b"attempt:1": attempt.encode()} | ({} if note is None else {b"worker:1": note.encode()})
     assert decode_workers(fields)[1].seen is seen
@@ -49,7 +49,7 @@ def test_several_drains_were_one() -> None:
         ({"type": "scale_up"}, False),
     ],
 )
-def test_who_has_still_to_choose_gets_its_place_when_it_is_taken(
+def test_an_event_that_has_still_to_choose_gets_its_place_when_it_is_taken(
     tmp_path: Path, fields: dict[str, str], *, holds_up: bool
 ) -> None:
     """Earlier releases kept no places. Without one, later events would choose first."""

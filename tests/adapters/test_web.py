@@ -112,7 +112,7 @@ def test_nonsense_ends_only_its_own_connection(port: int, request_: bytes) -> No
     assert ask(port)[0] == 200
 
 
-def test_slow_clients_keep_nobody_from_an_answer(port: int) -> None:
+def test_slow_clients_keep_no_other_from_an_answer(port: int) -> None:
     """Many more of them than there are threads, each in the middle of its request."""
     with ExitStack() as opened:
         for _ in range(3 * CONNECTIONS):

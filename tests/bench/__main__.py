@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
     target.write_text(json.dumps(report, indent=1, default=_plain), encoding="utf-8")
     report = json.loads(target.read_text(encoding="utf-8"))
     print(*("", *goals.table(report)), sep="\n")
-    _tell_conditions(report)
+    _print_conditions(report)
     print(f"All figures: {target}")
     _plot(report, asked)
     breaches = goals.breaches(report)
@@ -121,8 +121,8 @@ def _built(folder: Path) -> Path:
 
 def _carry_out(bench: Bench, name: str, scenario: Callable[[Bench], dict[str, Any]], report: dict[str, Any]) -> None:
     bench.say(f"-- {name}: {(scenario.__doc__ or '').splitlines()[0]}")
-    if (told := bench.attempt(name, partial(scenario, bench))) is not None:
-        report[name] = told
+    if (answer := bench.attempt(name, partial(scenario, bench))) is not None:
+        report[name] = answer
 
 
 def _conditions(asked: argparse.Namespace) -> dict[str, Any]:
@@ -140,9 +140,9 @@ def _conditions(asked: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _tell_conditions(report: dict[str, Any]) -> None:
-    told = report["conditions"]
-    print(f"\n{told['cores']} cores, {told['kube-apiserver']}, {told['etcd']}, Python {told['python']}")
+def _print_conditions(report: dict[str, Any]) -> None:
+    answer = report["conditions"]
+    print(f"\n{answer['cores']} cores, {answer['kube-apiserver']}, {answer['etcd']}, Python {answer['python']}")
     if unclean := report.get("pairs", {}).get("unclean"):
         rounds = len(report["pairs"]["rounds"])
         print(f"{unclean} of {rounds} rounds are not clean: others took more than 10 % of the machine")
@@ -151,8 +151,8 @@ def _tell_conditions(report: dict[str, Any]) -> None:
     for name, share in _foreign(report):
         if share > FOREIGN:
             print(f"{name}: others took {share:.0%} of the machine meanwhile, so its times are not clean")
-    if told["left out"]:
-        print(f"left out, for the time was used up: {', '.join(told['left out'])}")
+    if answer["left out"]:
+        print(f"left out, for the time was used up: {', '.join(answer['left out'])}")
 
 
 def _foreign(report: dict[str, Any]) -> Iterator[tuple[str, float]]:

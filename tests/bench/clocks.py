@@ -120,12 +120,12 @@ class Counters:
         """Requests on pods themselves so far, by verb; those of the node and of the harness included."""
         pool, host = self._admin.rest_client.pool_manager, self._admin.configuration.host
         text = pool.request("GET", f"{host}/metrics", timeout=20, retries=False).data.decode()
-        told: Counter[str] = Counter()
+        found: Counter[str] = Counter()
         for labels, value in _COUNTER.findall(text):
             of = dict(_LABEL.findall(labels))
             if of["resource"] == "pods" and not of["subresource"]:
-                told[of["verb"]] += int(float(value))
-        return told
+                found[of["verb"]] += int(float(value))
+        return found
 
 
 # -- /proc

@@ -30,10 +30,10 @@ class Row:
 
 def rows(report: Report) -> list[Row]:
     """All goals, in their order, with what this report says of them. The quick run is judged by its counts only."""
-    told = [row for part in _PARTS for row in part(report)]
+    found = [row for part in _PARTS for row in part(report)]
     if not report.get("conditions", {}).get("quick"):
-        return told
-    return [row if row.figure in (_CALLS, _IDLE, _FAULTS) else replace(row, met=None) for row in told]
+        return found
+    return [row if row.figure in (_CALLS, _IDLE, _FAULTS) else replace(row, met=None) for row in found]
 
 
 def _row(report: Report, needs: str, figure: str, goal: str, look: Callable[[Report], tuple[str, bool]]) -> Row:
@@ -46,8 +46,8 @@ def _row(report: Report, needs: str, figure: str, goal: str, look: Callable[[Rep
     return Row(figure, reached, goal, met)
 
 
-def _ratio(told: Any) -> str:
-    return f"{told['median']:.2f} [{told['low']:.2f}, {told['high']:.2f}]"
+def _ratio(answer: Any) -> str:
+    return f"{answer['median']:.2f} [{answer['low']:.2f}, {answer['high']:.2f}]"
 
 
 def _speed(report: Report) -> Iterator[Row]:
@@ -103,9 +103,9 @@ def _delay(report: Report) -> Iterator[Row]:
 
 def _load(report: Report) -> Iterator[Row]:
     def calls(r: Report) -> tuple[str, bool]:
-        told = {name: each["per_pod"] for name, each in r["calls"].items()}
-        reached = ", ".join(f"{each:.2f} at {name}" for name, each in told.items())
-        return reached, all(each <= 2 + _CALLS_SLACK for each in told.values())
+        found = {name: each["per_pod"] for name, each in r["calls"].items()}
+        reached = ", ".join(f"{each:.2f} at {name}" for name, each in found.items())
+        return reached, all(each <= 2 + _CALLS_SLACK for each in found.values())
 
     def idle(r: Report) -> tuple[str, bool]:
         i = r["idle"]
@@ -129,12 +129,12 @@ def _size(report: Report) -> Iterator[Row]:
         return f"{rss['1000']:.0f} MiB, {slope:.0f} KiB per further pod", rss["1000"] * 1.048576 <= 100 and slope <= 40
 
     def recovery(r: Report) -> tuple[str, bool]:
-        told = {pods: each["seconds"]["all"] for pods, each in r["recovery"].items()}
+        found = {pods: each["seconds"]["all"] for pods, each in r["recovery"].items()}
         missing = [name for name in r["failures"] if name.startswith("recovery with ")]
         reached = ", ".join(
-            [*(f"{pods} live {each:.2f} s" for pods, each in told.items()), *(f"{n}: never" for n in missing)]
+            [*(f"{pods} live {each:.2f} s" for pods, each in found.items()), *(f"{n}: never" for n in missing)]
         )
-        return reached, not missing and told["1000"] <= 0.8 and told["10000"] <= 4
+        return reached, not missing and found["1000"] <= 0.8 and found["10000"] <= 4
 
     def grown(r: Report) -> tuple[str, bool]:
         cpu = r["scaling"]["cpu_per_1000"]
@@ -155,9 +155,9 @@ def _size(report: Report) -> Iterator[Row]:
 
 def _faults(report: Report) -> Iterator[Row]:
     def zero(r: Report) -> tuple[str, bool]:
-        told = r["faults"]
-        reached = f"{told['leaked']}, {told['refused']}, {told['lost']} (results twice: {told['doubled']})"
-        return reached, not any(told.values())
+        answer = r["faults"]
+        reached = f"{answer['leaked']}, {answer['refused']}, {answer['lost']} (results twice: {answer['doubled']})"
+        return reached, not any(answer.values())
 
     yield _row(report, "faults", _FAULTS, "0, 0, 0", zero)
 
@@ -173,9 +173,9 @@ def breaches(report: Report) -> list[str]:
     """What no machine excuses: counts that are wrong. Times are not looked at."""
     found = [f"{count} {name}" for name, count in report.get("faults", {}).items() if count]
     found += [f"{name} did not come to an end" for name in report.get("failures", ())]
-    for name, told in report.get("calls", {}).items():
-        if told["per_pod"] > 2 + _CALLS_SLACK:
-            found.append(f"{told['per_pod']:.2f} API calls per pod at a run time of {name}")
+    for name, answer in report.get("calls", {}).items():
+        if answer["per_pod"] > 2 + _CALLS_SLACK:
+            found.append(f"{answer['per_pod']:.2f} API calls per pod at a run time of {name}")
     for each in report.get("pairs", {}).get("rounds", ()):
         for name in ("one event", "events of one"):
             found += _of_run(name, each[name])

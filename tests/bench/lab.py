@@ -102,12 +102,12 @@ class Lab:
 
     def loop(self, mode: str, **options: object) -> list[str]:
         """The command of a loop of ours, as the ServiceAccount."""
-        told = {
+        fields = {
             "server": f"https://127.0.0.1:{self.kube.port}", "ca": self.kube.directory / "ca.crt",
             "token": self.directory / "token", "namespace": NAMESPACE, "body": self.directory / "pod.json",
             "selector": f"ottoscaler.io/instance={PEER}", **options,
         }  # fmt: skip
-        return [str(self.programs), f"-mode={mode}", *(f"-{name}={value}" for name, value in told.items())]
+        return [str(self.programs), f"-mode={mode}", *(f"-{name}={value}" for name, value in fields.items())]
 
     def _open_account(self) -> None:
         body = {"metadata": {"name": ACCOUNT}}
@@ -151,9 +151,9 @@ class Node:
         with (lab.directory / "node.log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         assert self.process.stdout is not None
-        told = self.process.stdout.readline().strip()
-        assert told, f"the fake node did not start: see {lab.directory}/node.log"
-        self._url = f"http://127.0.0.1:{told}"
+        output = self.process.stdout.readline().strip()
+        assert output, f"the fake node did not start: see {lab.directory}/node.log"
+        self._url = f"http://127.0.0.1:{output}"
 
     def run(self, seconds: float | None) -> None:
         """How long pods run from now on; None: until `release`. Forgets what was before."""
@@ -166,8 +166,8 @@ class Node:
 
     def state(self, *, ends: bool = False) -> dict[str, Any]:
         """Counts since `run`, the longest that a status waited for its turn, and with `ends` when each pod ended."""
-        told: dict[str, Any] = json.loads(self._ask("/state?ends=1" if ends else "/state"))
-        return told
+        answer: dict[str, Any] = json.loads(self._ask("/state?ends=1" if ends else "/state"))
+        return answer
 
     def until_running(self, count: int, timeout_s: float = 300) -> None:
         """Wait until so many were said to run."""

@@ -36,8 +36,8 @@ class Peer:
     def run(self, timeout_s: float) -> dict[str, Any]:
         """Let it work; returns what it says of it."""
         self._go()
-        told: dict[str, Any] = json.loads(self._said(timeout_s))
-        return told
+        answer: dict[str, Any] = json.loads(self._said(timeout_s))
+        return answer
 
     def __enter__(self) -> Peer:
         return self

@@ -41,20 +41,20 @@ def draw(report: Report, folder: Path) -> list[Path]:
 
 
 def _throughput(report: Report, axes: Any) -> None:
-    told = report["pairs"]
+    answer = report["pairs"]
     names = list(_NAMES)
     colours = [_OURS if name in ("one event", "events of one") else _OTHER for name in names]
     sides = (("pods_per_s", "whole lifecycles per second"), ("cpu_per_1000", "own CPU seconds per 1,000 pods"))
     for side, (what, label) in zip(axes, sides, strict=True):
-        medians = told["pods_per_s" if what == "pods_per_s" else "own_cpu_per_1000"]
+        medians = answer["pods_per_s" if what == "pods_per_s" else "own_cpu_per_1000"]
         side.barh([_NAMES[name] for name in names], [medians[name] for name in names], color=colours)
         for row, name in enumerate(names):
-            seen = [each[name][what] for each in told["rounds"]]
+            seen = [each[name][what] for each in answer["rounds"]]
             side.plot(seen, [row] * len(seen), "k|", markersize=5, alpha=0.6)
         side.invert_yaxis()
         side.set_xlabel(label)
     axes[1].set_yticklabels([])
-    axes[0].set_title(f"{told['pods']:,} pods that run 1 s", loc="left")
+    axes[0].set_title(f"{answer['pods']:,} pods that run 1 s", loc="left")
 
 
 def _delays(report: Report, axes: Any) -> None:
@@ -77,11 +77,11 @@ def _delays(report: Report, axes: Any) -> None:
 
 
 def _growth(report: Report, axes: Any) -> None:
-    told = report["scaling"]
+    answer = report["scaling"]
     curves = (("cpu_per_1000", "own CPU seconds per 1,000 pods"), ("rss_mib", "RSS, MiB"))
     for side, (what, label) in zip(axes, curves, strict=True):
-        live = sorted(map(int, told[what]))
-        values = [told[what][str(each)] for each in live]
+        live = sorted(map(int, answer[what]))
+        values = [answer[what][str(each)] for each in live]
         side.plot(live, values, "o-", color=_OURS)
         side.set_xlabel("live pods")
         side.set_ylabel(label)

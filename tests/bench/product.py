@@ -64,9 +64,9 @@ class Product:
             "NAMESPACE": NAMESPACE, "KUBECONFIG": self.lab.kubeconfig, "HTTP_PORT": _free_port(),
             "MAX_WORKERS": 1000, "MAX_PODS_PER_EVENT": 10000, **self.settings,
         }  # fmt: skip
-        told = _image() | {name: str(value) for name, value in environ.items()}
+        answer = _image() | {name: str(value) for name, value in environ.items()}
         # warnings of the libraries are for tests: users do not ask for them
-        self.controller = Controller(self.lab.directory, {"PYTHONWARNINGS": "ignore", **told})
+        self.controller = Controller(self.lab.directory, {"PYTHONWARNINGS": "ignore", **answer})
         return self.controller
 
     def __exit__(self, *error: object) -> None:

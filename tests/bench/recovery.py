@@ -23,12 +23,12 @@ QUIET_S = 0.7
 
 def recovery(bench: Bench) -> dict[str, Any]:
     """With a thousand and with ten thousand live pods."""
-    told: dict[str, Any] = {}
+    report: dict[str, Any] = {}
     for pods in bench.pick([1000, 10000], [100]):
         measure = partial(bench.calmest, partial(_recover, bench, pods), 2)
         if (each := bench.attempt(f"recovery with {pods} live", measure)) is not None:
-            told[str(pods)] = each
-    return told
+            report[str(pods)] = each
+    return report
 
 
 def _recover(bench: Bench, pods: int) -> dict[str, Any]:

@@ -141,12 +141,12 @@ class Bench:
         self._node.run(1.0)
         with make(self.lab, *sizes, prefix=self.prefix, **options) as peer:
             self.lab.audit.begin()
-            told: dict[str, Any] = {}
+            output: dict[str, Any] = {}
             run = Run(0)
             with self.measured(run, peer.pid):
-                told = peer.run(BESIDES_S + 700)
-        run.pods = told["pods"]
-        run.complete = not told["failed"]
+                output = peer.run(BESIDES_S + 700)
+        run.pods = output["pods"]
+        run.complete = not output["failed"]
         self._timed(run, None)
         run.faults = Faults(leaked=len(self.lab.pods()), refused=self.lab.audit.look().refused)
         self.lab.clear()
@@ -156,9 +156,9 @@ class Bench:
         """Create and delete so many: a cold API server is two to four times slower."""
         self._node.run(None)
         with peers.warm(self.lab, pods, prefix=self.prefix) as peer:
-            told = peer.run(300)
+            output = peer.run(300)
         self.lab.clear()
-        self.say(f"warm: {pods} pods created and deleted in {told['seconds']:.1f} s")
+        self.say(f"warm: {pods} pods created and deleted in {output['seconds']:.1f} s")
 
     def _timed(self, run: Run, began: float | None) -> None:
         creates, deletes = self.lab.audit.done("create"), self.lab.audit.done("delete")
@@ -199,10 +199,10 @@ class Bench:
             done = {name: systems[name]() for name in names}
             clean = all(run.foreign <= FOREIGN for run in done.values())
             (rounds if clean or self.quick else noisy).append(done)
-            told = ", ".join(f"{name} {run.pods_per_s:.0f}/s" for name, run in sorted(done.items()))
+            output = ", ".join(f"{name} {run.pods_per_s:.0f}/s" for name, run in sorted(done.items()))
             worst = max(run.foreign for run in done.values())
             self.say(
-                f"round {len(rounds)}/{self.rounds}: {told}; others took {worst:.0%}{'' if clean else ': not clean'}"
+                f"round {len(rounds)}/{self.rounds}: {output}; others took {worst:.0%}{'' if clean else ': not clean'}"
             )
         missing = self.rounds - len(rounds)
         unclean = noisy[-missing:] if missing > 0 else []

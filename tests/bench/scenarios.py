@@ -74,11 +74,11 @@ def stock(bench: Bench) -> Report:
 
 def sizes(bench: Bench) -> Report:
     """One event of many sizes, and a few events of one pod."""
-    told: Report = {}
+    report: Report = {}
     for events, pods in bench.pick([(1, 1), (1, 100), (10, 1), (1, 1000), (1, 10000)], [(1, 1), (5, 1)]):
         if (each := bench.attempt(f"{events} x {pods}", partial(_size, bench, events, pods))) is not None:
-            told[f"{events} x {pods}"] = each
-    return told
+            report[f"{events} x {pods}"] = each
+    return report
 
 
 def _size(bench: Bench, events: int, pods: int) -> Report:
@@ -107,10 +107,10 @@ def _latency(bench: Bench) -> Report:
                 threading.Event().wait(0.12)  # let the pod end, so that the next event finds nothing going on
             run.complete = product.until_done(60)
         bench.faults.add(product.faults())
-    told = _spread(taken)
-    shown = f"p50 {told['p50_ms']:.2f} ms, p99 {told['p99_ms']:.2f} ms"
+    answer = _spread(taken)
+    shown = f"p50 {answer['p50_ms']:.2f} ms, p99 {answer['p99_ms']:.2f} ms"
     bench.say(f"event -> create request: {shown}; others took {run.foreign:.0%}")
-    return {**told, "foreign": run.foreign}
+    return {**answer, "foreign": run.foreign}
 
 
 def _created(bench: Bench, number: int) -> Any:
@@ -149,7 +149,7 @@ def _ends(bench: Bench) -> Report:
     bench.faults.add(faults)
     ended = {each["name"]: each for each in bench.lab.node.state(ends=True)["ends"]}
     deleted = {call.name: call.received for call in bench.lab.audit.done("delete")}
-    told = {
+    ends = {
         # the stricter start: the status was only just sent, and has yet to be stored
         "to_result": _spread([recorded[name] - each["sent"] / 1e6 for name, each in ended.items() if name in recorded]),
         "to_delete": _spread([deleted[name] - each["sent"] / 1e6 for name, each in ended.items() if name in deleted]),
@@ -161,9 +161,9 @@ def _ends(bench: Bench) -> Report:
     }
     for name in ("to_result", "to_delete"):
         bench.say(
-            f"end of pod {name.replace('_', ' ')}: p50 {told[name]['p50_ms']:.2f} ms, p99 {told[name]['p99_ms']:.2f} ms"
+            f"end of pod {name.replace('_', ' ')}: p50 {ends[name]['p50_ms']:.2f} ms, p99 {ends[name]['p99_ms']:.2f} ms"
         )
-    return told
+    return ends
 
 
 def calls(bench: Bench) -> Report:
@@ -172,11 +172,11 @@ def calls(bench: Bench) -> Report:
     A minute is lived through in the full run; a run time beyond that is only told, in the pod's status.
     """
     pods = bench.pick(200, 20)
-    told: Report = {}
+    report: Report = {}
     for run_s, lived_s in bench.pick([(1, 1.0), (60, 60.0), (600, 65.0)], [(1, 1.0), (600, 1.0)]):
         if (each := bench.attempt(f"run time {run_s} s", partial(_calls, bench, pods, run_s, lived_s))) is not None:
-            told[f"{run_s} s"] = each
-    return told
+            report[f"{run_s} s"] = each
+    return report
 
 
 def _calls(bench: Bench, pods: int, run_s: float, lived_s: float) -> Report:
@@ -275,14 +275,14 @@ def _intake(bench: Bench) -> Report:
 
 def scaling(bench: Bench) -> Report:
     """All live at once, twice as many each time: own CPU per pod, and memory. Linear means that a ratio is 1."""
-    told: Report = {}
+    report: Report = {}
     for pods in bench.pick([500, 1000, 2000, 4000, 8000], [50, 100]):
         measure = partial(bench.calmest, partial(_all_live, bench, pods), 2)
         if (each := bench.attempt(f"{pods} live", measure)) is not None:
-            told[str(pods)] = each
-    cpu = {int(pods): each["cpu_per_1000"] for pods, each in told.items()}
-    rss = {int(pods): each["rss_mib"] for pods, each in told.items()}
-    return {"runs": told, "cpu_per_1000": cpu, "rss_mib": rss, "growth": growth(cpu)}
+            report[str(pods)] = each
+    cpu = {int(pods): each["cpu_per_1000"] for pods, each in report.items()}
+    rss = {int(pods): each["rss_mib"] for pods, each in report.items()}
+    return {"runs": report, "cpu_per_1000": cpu, "rss_mib": rss, "growth": growth(cpu)}
 
 
 def _all_live(bench: Bench, pods: int) -> Report:

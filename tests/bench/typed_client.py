@@ -38,10 +38,10 @@ class Naive:
         return refusals + self._patient(lambda: self._api.delete_namespaced_pod(pod.metadata.name, self._namespace))
 
     def _watch(self, version: str) -> None:
-        told = watch.Watch().stream(
+        answer = watch.Watch().stream(
             self._api.list_namespaced_pod, self._namespace, label_selector=self._selector, resource_version=version
         )
-        for event in told:
+        for event in answer:
             pod = event["object"]
             if pod.status.phase == "Succeeded" and pod.metadata.name in self._ends:
                 self._ends[pod.metadata.name].set()
@@ -77,8 +77,8 @@ def main(kubeconfig: str, namespace: str, selector: str, body: str, prefix: str,
     began = time.monotonic()
     with ThreadPoolExecutor(len(names)) as pool:
         refusals = sum(pool.map(naive.live, batch))
-    told = {"pods": len(names), "failed": 0, "refusals": refusals, "seconds": time.monotonic() - began}
-    print(json.dumps(told), flush=True)
+    fields = {"pods": len(names), "failed": 0, "refusals": refusals, "seconds": time.monotonic() - began}
+    print(json.dumps(fields), flush=True)
     sys.stdin.readline()
 
 

@@ -70,10 +70,10 @@ def refused(controller: Controller) -> str:
 def test_a_replica_of_another_cluster_refuses_to_start(clusters: Clusters) -> None:
     """With one sentence that says whose the queue is and how to move it; the others go on. Moved, it starts."""
     first = clusters.controller(clusters.one).ready()
-    told = refused(clusters.controller(clusters.other))
-    assert "this queue belongs to another cluster or namespace (default/" in told
-    assert clusters.other.url in told
-    command = told.rpartition("redis-cli ")[2].split()
+    answer = refused(clusters.controller(clusters.other))
+    assert "this queue belongs to another cluster or namespace (default/" in answer
+    assert clusters.other.url in answer
+    command = answer.rpartition("redis-cli ")[2].split()
     second = clusters.controller(clusters.one).ready()
     for running in (first, second):
         running.terminate()

@@ -168,9 +168,9 @@ def test_a_second_redrive_changes_nothing_and_names_the_first(
         controller.carry_out(Reason.COMPLETED)
     before = entries(client, settings.keys.stream)
     assert main(["dead", "redrive", dead_id, *changes]) == 0
-    told = capsys.readouterr()
-    assert told.out == first
-    assert told.err == f"Dead letter {dead_id} was sent again before, as {first.strip()}: nothing was changed\n"
+    output = capsys.readouterr()
+    assert output.out == first
+    assert output.err == f"Dead letter {dead_id} was sent again before, as {first.strip()}: nothing was changed\n"
     assert entries(client, settings.keys.stream) == before
     main(["dead", "show", dead_id])
     assert f"redriven: {first.strip()}" in capsys.readouterr().out
@@ -357,9 +357,9 @@ def test_what_the_controller_would_refuse_is_not_sent_again(
     dead_id = bury()
     before = entries(client, settings.keys.stream)
     assert main(["dead", "redrive", dead_id, *changes]) == 1
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert f"Not sent, the controller would refuse it: {sentence}" in told.err
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert f"Not sent, the controller would refuse it: {sentence}" in output.err
     assert entries(client, settings.keys.stream) == before
     assert main(["dead", "redrive", dead_id, "pod_count=1"]) == 0
     assert len(entries(client, settings.keys.stream)) == len(before) + 1
@@ -447,9 +447,9 @@ def test_an_unknown_id_is_one_sentence(capsys: Out, action: str) -> None:
 def test_an_id_of_another_form_is_refused(capsys: Out, action: str, odd: str) -> None:
     """Redis would take some of them for a range or a part of an id; usage, so 2, and nothing that moves a cursor."""
     assert main(["dead", action, odd]) == 2
-    told = capsys.readouterr().err
-    assert "is no id of a dead letter; those look like 1714557600000-0" in told
-    assert "\x1b" not in told
+    output = capsys.readouterr().err
+    assert "is no id of a dead letter; those look like 1714557600000-0" in output
+    assert "\x1b" not in output
 
 
 @redrive

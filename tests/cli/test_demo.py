@@ -34,7 +34,7 @@ def test_the_demo_ends_as_it_should_and_cleans_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(DEMO_S + 15)
-def test_a_demo_whose_controller_dies_fails_and_keeps_its_log(tmp_path: Path) -> None:
+def test_a_demo_fails_and_keeps_its_log_if_the_controller_dies(tmp_path: Path) -> None:
     """It says so at once and does not wait for its deadline."""
     with child("demo", TMPDIR=str(tmp_path)) as demo:
         os.kill(eventually(lambda: controller(demo.pid), LONG_S, "the controller"), signal.SIGKILL)

@@ -133,7 +133,7 @@ def test_two_systems_do_not_share_a_data_directory(system: LocalSystem) -> None:
         again.start()
 
 
-def test_a_data_directory_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+def test_a_data_directory_that_cannot_be_used_is_reported(tmp_path: Path) -> None:
     """A sentence, not a traceback."""
     (tmp_path / "redis").write_text("a file")
     with pytest.raises(LocalError, match="cannot be used"):

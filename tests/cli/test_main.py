@@ -25,7 +25,7 @@ def test_each_command_can_be_started(name: str) -> None:
     assert callable(importlib.import_module(COMMANDS[name].module).main)
 
 
-def test_an_unknown_command_is_told_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_command_gets_the_list_of_commands(capsys: pytest.CaptureFixture[str]) -> None:
     """One sentence, with the command that was probably meant; exit code 2."""
     assert main(["stauts"]) == 2
     sentence = "There is no command 'stauts'; there are run, local, demo, send, status, dead. Did you mean status?\n"
@@ -100,7 +100,7 @@ def test_each_command_has_a_help_of_its_own(capsys: pytest.CaptureFixture[str], 
     assert capsys.readouterr().out.startswith(f"usage: ottoscaler.py {name}")
 
 
-def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     """Whoever reports a fault is asked for it."""
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("ottoscaler ")
@@ -108,7 +108,7 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.contract("1.run")
 @pytest.mark.parametrize("arguments", [[], ["run"], ["local"]])
-def test_all_faults_of_the_configuration_are_told_together(
+def test_all_faults_of_the_configuration_are_reported_together(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
     """One line each, exit code 2; without a command it is the controller that says so."""
@@ -172,7 +172,7 @@ def test_ctrl_c_is_no_error() -> None:
 
 
 @pytest.mark.usefixtures("names")
-def test_nobody_reading_any_more_is_no_error() -> None:
+def test_a_closed_output_is_no_error() -> None:
     """As in `status | head`."""
     reading, writing = os.pipe()
     os.close(reading)
@@ -184,7 +184,7 @@ def test_nobody_reading_any_more_is_no_error() -> None:
 
 @pytest.mark.contract("1.exit-codes")
 @pytest.mark.parametrize("arguments", [[], ["run"]])
-def test_the_controller_hears_a_signal_while_it_is_still_being_loaded(tmp_path: Path, arguments: list[str]) -> None:
+def test_the_controller_obeys_a_signal_while_it_is_still_being_loaded(tmp_path: Path, arguments: list[str]) -> None:
     """As process 1 of a container it would else not hear it at all."""
     (tmp_path / "kubernetes.py").write_text("print('loading', flush=True)\nimport time\ntime.sleep(60)\n")
     with child(*arguments, PYTHONPATH=str(tmp_path)) as loading:

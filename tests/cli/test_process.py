@@ -39,10 +39,10 @@ def test_the_collector_leaves_the_libraries_alone_and_stacks_are_small() -> None
 @pytest.mark.parametrize(("workers", "slots"), [(1, 2), (1000, 1024), (8000, 8192), (10_000, 16384)])
 def test_there_is_a_place_for_each_thread_that_waits(workers: int, slots: int) -> None:
     """By the kernel's own word."""
-    told = answers(workers)[3]
-    if told == "-1":
+    answer = answers(workers)[3]
+    if answer == "-1":
         pytest.skip("this kernel has no futex hash of its own for a process: Linux 6.16 has")
-    assert int(told) == slots
+    assert int(answer) == slots
 
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process choose its CPUs")
@@ -183,7 +183,7 @@ threading.Thread(target=lambda: print(len(os.sched_getaffinity(0)) == {left})).s
     [("allowed", "1"), ("allowed + 1", "allowed")],
     ids=["all are ours", "somebody has chosen some for us"],
 )
-def test_all_threads_move_to_one_cpu_unless_somebody_has_chosen(there: str, left: str) -> None:
+def test_all_threads_move_to_one_cpu_unless_one_was_chosen(there: str, left: str) -> None:
     """Those that are there, and those that come."""
     assert printed_by(PIN.format(there=there, left=left, before="")).split() == ["True"] * 3
 
@@ -206,7 +206,7 @@ def test_where_it_may_not_choose_it_runs_where_it_is_put(before: str) -> None:
 
 @linux
 @needs_two
-def test_who_is_moved_by_somebody_else_stays_there() -> None:
+def test_a_process_moved_from_outside_stays_there() -> None:
     """An operator's taskset at run time wins."""
     code = """
 import os

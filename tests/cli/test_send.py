@@ -238,7 +238,7 @@ def test_wait_shows_what_goes_on(
     assert lines.err == "Not finished after 1.2 s: waiting (3 waiting). It goes on without us.\n"
 
 
-def test_wait_tells_why_an_event_became_a_dead_letter(
+def test_wait_prints_why_an_event_became_a_dead_letter(
     controller: Controller, meanwhile: Meanwhile, capsys: pytest.CaptureFixture[str], client: redis.Redis
 ) -> None:
     """The reason, and the detail that names field and value."""
@@ -259,7 +259,7 @@ def test_a_dead_letter_without_a_readable_event_id_is_seen(
     assert "Invalid: field event_id is " in capsys.readouterr().out
 
 
-def test_a_refused_event_that_is_sent_again_is_told_the_same(
+def test_a_refused_event_that_is_sent_again_gets_the_same_answer(
     controller: Controller, meanwhile: Meanwhile, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A repeated one gets no dead letter of its own, and is not taken for a success."""
@@ -295,7 +295,7 @@ def test_another_event_under_a_used_event_id_is_a_conflict(
 @pytest.mark.parametrize(
     ("pods", "sentence"), [(("pod-1", "pod-2"), "2 workers ended: pod-1, pod-2"), ((), "0 workers ended")]
 )
-def test_a_scale_down_names_whom_it_ended(
+def test_a_scale_down_names_the_workers_that_it_ended(
     controller: Controller, meanwhile: Meanwhile, capsys: pytest.CaptureFixture[str], pods: tuple[str], sentence: str
 ) -> None:
     """Also when there was nothing to end, it succeeded."""
@@ -332,7 +332,7 @@ def test_redis_going_away_does_not_unsend_the_event(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("names")
-def test_somebody_who_waits_in_vain_is_asked_whether_a_controller_runs() -> None:
+def test_a_wait_without_progress_asks_whether_a_controller_runs() -> None:
     """After some seconds, once; and Ctrl-C ends the waiting with 130."""
     with child("send", *UP, "--wait") as sending:
         assert sending.stderr is not None

@@ -124,7 +124,7 @@ current-context: none
 """
 
 
-def test_the_second_signal_ends_it_at_once_while_nobody_reads_its_output(tmp_path: Path) -> None:
+def test_the_second_signal_ends_it_at_once_while_its_output_is_not_read(tmp_path: Path) -> None:
     """The main thread is in the middle of a log line and stays there."""
     reading, writing = os.pipe()
     _fill(writing)

@@ -165,7 +165,7 @@ def test_watch_shows_each_change(controller: Controller) -> None:
     assert "task task-123" in blocks[-1]
 
 
-def test_watch_on_a_terminal_draws_anew(controller: Controller) -> None:
+def test_watch_on_a_terminal_redraws(controller: Controller) -> None:
     """Until Ctrl-C; what comes meanwhile is seen."""
     terminal = Terminal("status", "--watch")
     terminal.until("0 unfinished tasks")
@@ -189,7 +189,7 @@ def test_a_table_is_no_longer_than_helps(controller: Controller) -> None:
     assert "and 2 more" in terminal.screen
 
 
-def test_why_nothing_moves_is_told_with_the_next_time(
+def test_why_nothing_moves_is_shown_with_the_next_time(
     controller: Controller, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """So nobody has to guess how long to wait."""

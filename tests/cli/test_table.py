@@ -17,7 +17,7 @@ def test_a_duration_has_its_two_largest_units(seconds: float, text: str) -> None
     assert duration(seconds) == text
 
 
-def test_states_are_told_in_their_order() -> None:
+def test_states_are_shown_in_their_order() -> None:
     """What is done first; a state that is not known last, and no zeros."""
     assert tally_text({"odd": 1, "waiting": 2, "failed": 0, "succeeded": 3}) == "3 succeeded, 2 waiting, 1 odd"
 
@@ -41,6 +41,6 @@ def test_what_does_not_print_is_escaped() -> None:
         (WorkerState(3, "running"), "3: running"),
     ],
 )
-def test_a_worker_is_told_by_what_is_known_best(worker: WorkerState, text: str) -> None:
+def test_a_worker_is_shown_by_what_is_known_best(worker: WorkerState, text: str) -> None:
     """Its reason once there is one, before that its state."""
     assert worker_text(worker) == text

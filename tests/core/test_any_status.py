@@ -85,13 +85,15 @@ def test_every_pod_that_has_finished_has_a_verdict(
 @given(containers=statuses, message=st.text(max_size=30))
 def test_a_termination_message_changes_no_verdict(containers: list[Json], message: str) -> None:
     """A worker may write what it likes there, unless it never ran."""
-    plain, forged = (raw_pod("Failed", status={"containerStatuses": _told(containers, text)}) for text in ("", message))
+    plain, forged = (
+        raw_pod("Failed", status={"containerStatuses": _with_message(containers, text)}) for text in ("", message)
+    )
     one, two = own_end(seen(plain)), own_end(seen(forged))
     if seen(plain).ended_as not in ("StartError", "ContainerCannotRun", "RunContainerError"):
         assert one == two
 
 
-def _told(containers: list[Json], message: str) -> list[Json]:
+def _with_message(containers: list[Json], message: str) -> list[Json]:
     """The same statuses with another termination message."""
 
     def changed(state: Json) -> Json:

@@ -494,7 +494,7 @@ def test_an_event_has_at_most_256_fields(more: int, fits: bool) -> None:
         ({b"task_id": b"not an id"}, (STREAM_ID, STREAM_ID)),
     ],
 )
-def test_a_bad_event_tells_the_ids_that_could_be_read(fields: dict[bytes, bytes], ids: tuple[str, str]) -> None:
+def test_a_bad_event_carries_the_ids_that_could_be_read(fields: dict[bytes, bytes], ids: tuple[str, str]) -> None:
     """They decide whether its sender gets a result, and under which name."""
     result = bad({b"pod_count": b"many"} | fields)
     assert (result.event_id, result.task_id) == ids

@@ -93,7 +93,7 @@ def test_the_task_hash_shows_how_far_a_worker_is() -> None:
 
 
 @contract("5.state")
-def test_a_worker_whose_pod_is_being_ended_is_ending() -> None:
+def test_a_worker_is_ending_while_its_pod_is_deleted() -> None:
     """From the moment at which its termination is known."""
     assert Life(index=1, todo=Await(None), pod=running(), termination=Termination(Reason.SCALED_DOWN)).state == "ending"
     assert Life(index=1, todo=NoteRefused(1)).state == "waiting"
@@ -287,7 +287,7 @@ def test_a_life_without_its_pod_has_lost_it() -> None:
 
 
 @contract("2.INFRA_RETRIES")
-def test_an_attempt_of_which_nobody_saw_a_pod_is_made_again() -> None:
+def test_an_attempt_without_a_seen_pod_is_made_again() -> None:
     """Under the same name, so that a create which is still on its way makes no second pod; and no retry is used up."""
     drive = Drive(resume(1, 4, 3, None), limits=with_settings(LIMITS, infra_retries=3))
     assert drive.feed(Absent()) == Intend(4, 3)
@@ -309,7 +309,7 @@ def test_a_terminated_life_without_its_pod_ends_as_it_was_terminated_to() -> Non
     assert drive.feed(Absent()) == Record(1, Verdict(Reason.SCALED_DOWN, "by e-2"), None)
 
 
-def test_a_finished_pod_is_recorded_by_whoever_finds_it() -> None:
+def test_a_finished_pod_is_recorded_by_the_first_replica_that_sees_it() -> None:
     """Even if nobody watched its life."""
     drive = Drive(resume(1, 1, 0, None))
     assert drive.feed(Seen(evicted()), Checked(None)) == Later(NOW + 1.0)

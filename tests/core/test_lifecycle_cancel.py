@@ -142,7 +142,7 @@ def test_a_worker_that_succeeds_in_its_grace_has_succeeded() -> None:
 
 
 @contract("5.ScaledDown")
-def test_a_worker_that_somebody_deletes_and_we_cancel_is_cancelled() -> None:
+def test_a_worker_that_is_both_deleted_and_cancelled_is_cancelled() -> None:
     """Our reason wins over "somebody deleted it"; there is nothing to kill any more."""
     drive = Drive()
     drive.feed(*CREATED, Seen(deleting(running())))
@@ -162,7 +162,7 @@ def test_a_killed_worker_on_a_dead_node_is_cancelled_all_the_same() -> None:
 
 
 @contract("5.ScaledDown")
-def test_a_killed_pod_of_which_nothing_is_heard_is_looked_at() -> None:
+def test_a_deleted_pod_without_any_change_is_looked_up() -> None:
     """It may be gone already, and what is not there can be killed for ever."""
     drive = Drive()
     drive.feed(*CREATED, Seen(running()), TerminationStored(KILL), Done())

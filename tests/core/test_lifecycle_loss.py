@@ -106,7 +106,7 @@ def test_another_uid_under_the_name_means_that_ours_is_gone() -> None:
 
 
 @pytest.mark.parametrize("snap", [deleting(running()), pod(Phase.UNKNOWN, started_at=NOW), deleting(pod())])
-def test_a_pod_that_nobody_hears_of_is_looked_at_every_minute(snap: Snapshot) -> None:
+def test_a_pod_without_any_change_is_looked_up_every_minute(snap: Snapshot) -> None:
     """Its node may be dead: then no event will ever come."""
     drive = Drive()
     assert drive.feed(*CREATED, Seen(snap)) == Await(NOW + 60)
@@ -126,7 +126,7 @@ def test_a_pod_on_a_dead_node_is_given_up() -> None:
 
 
 @contract("2.WORKER_DEADLINE_S")
-def test_without_a_deadline_a_running_pod_is_waited_for_for_ever() -> None:
+def test_without_a_deadline_a_running_pod_is_waited_for_without_limit() -> None:
     """A long-running job needs no look at the clock."""
     assert Drive(limits=with_settings(LIMITS, deadline_s=0)).feed(*RUNNING) == Await(None)
 

@@ -401,7 +401,7 @@ def test_a_pod_that_the_watch_says_is_gone_is_looked_for() -> None:
     assert effect.verdict.reason is Reason.POD_DELETED
 
 
-def test_a_pod_whose_end_was_seen_is_not_looked_for() -> None:
+def test_a_pod_is_not_looked_up_after_its_end_was_seen() -> None:
     """It costs no request."""
     for gone in (deleting(running()), failed(), evicted()):
         drive = Drive()

@@ -22,7 +22,7 @@ def lived(throws: list[int]) -> tuple[World, Life]:
 @settings(max_examples=1000)
 @given(dice)
 @example([])
-def test_no_world_breaks_a_rule_or_holds_a_life_for_ever(throws: list[int]) -> None:
+def test_no_world_breaks_a_rule_or_holds_a_life_without_end(throws: list[int]) -> None:
     """No illegal step, no delete before a record, no create without an intent; attempts rise, names are used once."""
     world, life = lived(throws)
     assert isinstance(life.todo, End)

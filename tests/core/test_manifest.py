@@ -74,7 +74,7 @@ def test_the_pod_has_the_attempts_name() -> None:
 
 
 @contract("4.labels")
-def test_the_labels_say_whose_pod_it_is() -> None:
+def test_the_labels_identify_the_worker() -> None:
     """All of them text, and no other."""
     assert body()["metadata"]["labels"] == {
         "managed-by": "ottoscaler",
@@ -87,7 +87,7 @@ def test_the_labels_say_whose_pod_it_is() -> None:
 
 @contract("4.annotations")
 @contract("4.security")
-def test_the_annotations_tell_event_and_task() -> None:
+def test_the_annotations_carry_event_and_task() -> None:
     """And keep the cluster autoscaler from ending the worker."""
     annotations = body()["metadata"]["annotations"]
     assert annotations["ottoscaler.io/event-id"] == "e-1"
@@ -131,7 +131,7 @@ def test_another_spec_has_another_digest(other: WorkerSettings) -> None:
 
 
 @contract("4.env")
-def test_a_worker_knows_who_it_is() -> None:
+def test_a_worker_knows_its_identity() -> None:
     """The variables of the contract, and a HOME that it may write to."""
     assert values(traceparent="00-aa", passed_on={"job_id": "7"}) == {
         "OTTO_TASK_ID": "t",
@@ -299,9 +299,7 @@ def test_a_worker_that_is_ended_has_its_grace() -> None:
     ],
 )
 @pytest.mark.contract("2.WORKER_TOLERATIONS")
-def test_what_the_configuration_adds_is_there_and_else_is_not(
-    change: dict[str, Any], field: str, value: object
-) -> None:
+def test_what_the_configuration_adds_is_there_only_then(change: dict[str, Any], field: str, value: object) -> None:
     """Empty fields would only make every pod's spec longer."""
     assert spec(replace(PLAIN, **change))[field] == value
     assert field not in spec()

@@ -51,7 +51,7 @@ def test_the_hash_keeps_instance_and_event_apart() -> None:
         (WorkerKey("0123456789", 1000, 11), "otto-agent-0123456789-1000-r11"),
     ],
 )
-def test_a_name_tells_event_worker_and_attempt(key: WorkerKey, name: str) -> None:
+def test_a_name_shows_event_worker_and_attempt(key: WorkerKey, name: str) -> None:
     """The attempt shows from the second on."""
     assert pod_name(key) == name
 
@@ -78,7 +78,7 @@ def test_the_selector_takes_one_instances_pods() -> None:
     assert selector("otto") == "managed-by=ottoscaler,ottoscaler.io/instance=otto"
 
 
-def test_a_key_tells_its_worker_whatever_the_attempt() -> None:
+def test_a_key_identifies_its_worker_whatever_the_attempt() -> None:
     """What the attempts at one worker share."""
     assert WorkerKey("0123456789", 2, 1).worker == WorkerKey("0123456789", 2, 3).worker == ("0123456789", 2)
 
@@ -90,6 +90,6 @@ def test_an_owner_is_cut_from_the_right(consumer: str, boot: str, tenure: int) -
 
 
 @pytest.mark.parametrize("owner", ["", "c1", "c1/boot"])
-def test_what_is_no_owner_is_nobody(owner: str) -> None:
+def test_what_is_no_owner_is_none(owner: str) -> None:
     """A finished task has none."""
     assert process_of(owner) == ("", "")

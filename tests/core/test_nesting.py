@@ -69,10 +69,10 @@ def test_metadata_may_have_a_hundred_levels() -> None:
 @pytest.mark.parametrize("limit", [200, 100_000])
 def test_the_limit_is_not_the_platforms(limit: int) -> None:
     """Whatever Python would allow, on a thread with a small stack: the same verdicts."""
-    told: list[object] = []
+    received: list[object] = []
 
     def look() -> None:
-        told.extend(type(event(metadata=nested(depth))) for depth in (MAX_LEVELS, MAX_LEVELS + 1, 10_000))
+        received.extend(type(event(metadata=nested(depth))) for depth in (MAX_LEVELS, MAX_LEVELS + 1, 10_000))
 
     usual, size = sys.getrecursionlimit(), threading.stack_size(512 * 1024)
     sys.setrecursionlimit(limit)
@@ -83,10 +83,10 @@ def test_the_limit_is_not_the_platforms(limit: int) -> None:
     finally:
         sys.setrecursionlimit(usual)
         threading.stack_size(size)
-    assert told == [ScaleEvent, BadEvent, BadEvent]
+    assert received == [ScaleEvent, BadEvent, BadEvent]
 
 
-def test_a_kept_event_that_somebody_has_changed_is_no_event() -> None:
+def test_a_stored_event_that_was_changed_is_no_event() -> None:
     """A pod's annotation is anybody's who may edit pods."""
     with pytest.raises(ValueError, match="levels"):
         decode('{"event_id":"e","stream_id":"1-1","type":"scale_up","pod_count":1,"x":' + nested(50_000) + "}")

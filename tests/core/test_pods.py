@@ -45,7 +45,7 @@ contract = pytest.mark.contract
 
 @contract("4.labels")
 @contract("4.annotations")
-def test_a_snapshot_says_whose_pod_it_is() -> None:
+def test_a_snapshot_identifies_its_worker() -> None:
     """Worker and attempt from the labels, the event from its annotation."""
     found = seen(raw_pod())
     assert (found.key, found.instance, found.event_id) == (WorkerKey(HASH, 2, 1), "otto", "e-1")
@@ -58,7 +58,7 @@ def test_a_snapshot_says_whose_pod_it_is() -> None:
 @contract("5.finished_at")
 @contract("5.exit_code")
 @contract("5.node")
-def test_a_finished_pod_tells_its_whole_life() -> None:
+def test_a_finished_pod_has_all_its_times() -> None:
     """Times in seconds since the epoch, exit code and node."""
     scheduled = {"type": "PodScheduled", "status": "True", "lastTransitionTime": stamp(2)}
     found = seen(raw_pod("Failed", state=terminated(3), conditions=[scheduled]))

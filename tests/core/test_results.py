@@ -71,7 +71,7 @@ def test_every_reason_has_a_row_here() -> None:
 @contract("5.created_at")
 @contract("5.scheduled_at")
 @contract("5.started_at")
-def test_a_workers_result_is_told_in_full() -> None:
+def test_a_workers_result_is_shown_in_full() -> None:
     """Every field of the contract, all of it text."""
     result = worker_result(
         event(traceparent="00-aa", passed_on={"job_id": "7"}),

@@ -93,11 +93,11 @@ def until(drive: Drive, moment: float) -> None:
         drive.wait(NOW + moment - drive.now)
 
 
-def led(*told: tuple[float, Observation]) -> Drive:
+def led(*answer: tuple[float, Observation]) -> Drive:
     """A life that saw each of these at its moment."""
     drive = Drive(limits=HOUR)
     drive.feed(Intended())
-    for moment, observation in told:
+    for moment, observation in answer:
         until(drive, moment)
         drive.feed(observation, *([Checked(None)] if moment == 0 else []))
     return drive
@@ -173,7 +173,7 @@ def test_a_node_is_lost_in_its_time(clocks: Clocks) -> None:
 
 @table
 @contract("5.PodDeleted")
-def test_whoever_deleted_a_running_worker_ended_it(clocks: Clocks) -> None:
+def test_deleting_a_running_worker_from_outside_ends_it(clocks: Clocks) -> None:
     """The deletion was seen first."""
     drive = led((0, Seen(clocks.pod("Pending"))), (1, Seen(clocks.runs())), (22, Seen(clocks.runs(deleted=22))))
     end = drive.feed(Seen(clocks.ended(24, 143, deleted=22)))

@@ -53,7 +53,7 @@ class TestInit:
         ],
     )
     @pytest.mark.parametrize("policy", ["", "Always"])
-    def test_what_it_waits_for_is_told_with_container_and_image(
+    def test_what_it_waits_for_is_reported_with_container_and_image(
         self, reason: str, message: str, trouble: Trouble, policy: str
     ) -> None:
         """A native sidecar's too: `agent` waits for its start."""
@@ -108,12 +108,12 @@ class TestGate:
     """A scheduling gate: somebody holds the pod back on purpose."""
 
     @contract("5.waiting")
-    @pytest.mark.parametrize("told", [True, False])
-    def test_a_gate_is_told_by_its_name(self, told: bool) -> None:
+    @pytest.mark.parametrize("answer", [True, False])
+    def test_a_gate_is_reported_by_its_name(self, answer: bool) -> None:
         """From the spec; the condition only says that there is one."""
         condition = {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "message": "blocked"}
         gates = [{"name": "kueue.x-k8s.io/admission"}, {"name": "b"}]
-        raw = raw_pod(conditions=[condition] if told else [])
+        raw = raw_pod(conditions=[condition] if answer else [])
         raw["spec"] = {"schedulingGates": gates}
         found = seen(raw)
         assert (found.trouble, found.trouble_text) == (Trouble.GATED, "scheduling gate kueue.x-k8s.io/admission, b")

@@ -97,7 +97,7 @@ def test_a_registry_that_may_yet_give_the_image_is_a_passing_fault(message: str)
         ("PodInitializing", Trouble.NONE),
     ],
 )
-def test_the_kubelets_reason_tells_the_trouble(reason: str, trouble: Trouble) -> None:
+def test_the_kubelets_reason_gives_the_trouble(reason: str, trouble: Trouble) -> None:
     """What is merely going on is none."""
     assert seen(raw_pod(state=waiting(reason))).trouble is trouble
 
@@ -106,7 +106,7 @@ def test_the_kubelets_reason_tells_the_trouble(reason: str, trouble: Trouble) ->
 @pytest.mark.parametrize(
     ("reason", "trouble"), [("Unschedulable", Trouble.UNSCHEDULABLE), ("SchedulingGated", Trouble.GATED)]
 )
-def test_the_schedulers_reason_tells_the_trouble(reason: str, trouble: Trouble) -> None:
+def test_the_schedulers_reason_gives_the_trouble(reason: str, trouble: Trouble) -> None:
     """A gate that somebody put there is no fault."""
     assert seen(raw_pod(conditions=[unscheduled(reason)])).trouble is trouble
 

@@ -145,7 +145,7 @@ def test_a_pod_past_its_deadline_says_so() -> None:
     ],
 )
 @pytest.mark.parametrize("state", [None, terminated(137)])
-def test_the_pods_own_reason_tells_the_platforms_fault(pod_reason: str, reason: Reason, state: Json | None) -> None:
+def test_the_pods_own_reason_gives_the_platforms_fault(pod_reason: str, reason: Reason, state: Json | None) -> None:
     """With and without a container that ran."""
     assert end(raw_pod("Failed", state=state, status={"reason": pod_reason, "message": "why"})) == Verdict(
         reason, "why"
@@ -179,7 +179,7 @@ def test_a_disruption_is_why_the_pod_failed(condition: str, reason: Reason, ende
     ("pod_reason", "reason"),
     [("Evicted", Reason.EVICTED), ("Preempting", Reason.PREEMPTED), ("Terminated", Reason.NODE_LOST)],
 )
-def test_the_kubelets_one_disruption_is_told_apart_by_the_pods_reason(pod_reason: str, reason: Reason) -> None:
+def test_the_kubelets_one_disruption_is_distinguished_by_the_pods_reason(pod_reason: str, reason: Reason) -> None:
     """TerminationByKubelet covers eviction, preemption for a critical pod and the shutdown of the node."""
     raw = raw_pod("Failed", conditions=[disrupted("TerminationByKubelet")], status={"reason": pod_reason})
     assert end(raw).reason is reason
@@ -193,7 +193,7 @@ def test_a_container_of_unknown_status_went_with_its_node() -> None:
 
 @contract("5.StartError")
 @pytest.mark.parametrize("reason", ["StartError", "ContainerCannotRun"])
-def test_a_container_that_could_not_be_started_tells_why(reason: str) -> None:
+def test_a_container_that_could_not_be_started_has_its_reason(reason: str) -> None:
     """There the message is the runtime's: no worker ran that could have written it."""
     state = terminated(128, reason, message="exec: no such file")
     assert end(raw_pod("Failed", state=state)) == Verdict(Reason.START_ERROR, "exec: no such file")
@@ -201,7 +201,7 @@ def test_a_container_that_could_not_be_started_tells_why(reason: str) -> None:
 
 @contract("5.PodDeleted")
 @pytest.mark.parametrize("asked_s", [10, 15])
-def test_a_failure_after_somebody_asked_for_the_deletion_is_theirs(asked_s: int) -> None:
+def test_a_failure_after_a_deletion_request_is_pod_deleted(asked_s: int) -> None:
     """In the same second too: whole seconds are all that Kubernetes tells. The container ends at 15 s."""
     raw = raw_pod("Failed", state=terminated(143), metadata=deleted_at(asked_s))
     assert end(raw) == Verdict(Reason.POD_DELETED, "somebody deleted the pod; the worker exited with code 143")

@@ -30,11 +30,11 @@ class TestNames:
         for written in (name, unicodedata.normalize("NFD", name), user, user.upper()):
             assert find(checkout, written).stdout.split() == [user, str(port)]
 
-    def test_somebody_else(self, checkout: Path) -> None:
+    def test_another_client(self, checkout: Path) -> None:
         """With a port of their own."""
         assert find(checkout, "anna", "6390").stdout.split() == ["anna", "6390"]
 
-    def test_somebody_else_with_a_port_that_is_in_use(self, checkout: Path) -> None:
+    def test_another_process_with_a_port_that_is_in_use(self, checkout: Path) -> None:
         """By another environment of this checkout; its own it may keep."""
         (checkout / ".env.anna.local").write_text("REDIS_PORT=6390\n", encoding="utf-8")
         assert "that is the one in .env.anna.local" in find(checkout, "bert", "6390").stderr
@@ -55,16 +55,16 @@ class TestNames:
     )
     def test_a_wrong_one_gets_a_sentence(self, checkout: Path, words: tuple[str, ...], said: str) -> None:
         """And no traceback."""
-        told = find(checkout, *(words or ("",)))
-        assert told.returncode == 1
-        assert said in told.stderr
-        assert "Traceback" not in told.stderr
+        answer = find(checkout, *(words or ("",)))
+        assert answer.returncode == 1
+        assert said in answer.stderr
+        assert "Traceback" not in answer.stderr
 
     def test_without_a_name_the_list(self, checkout: Path) -> None:
         """Although every shell has a USER, and this one a PORT: they count only on the command line."""
-        told = run(checkout, "make", "setup-user")
-        assert told.returncode != 0
-        assert all(name in told.stderr for name in TEAM)
+        output = run(checkout, "make", "setup-user")
+        assert output.returncode != 0
+        assert all(name in output.stderr for name in TEAM)
 
     def test_make_and_script_are_the_same(self, checkout: Path) -> None:
         """Name and port go through."""
@@ -82,9 +82,9 @@ class TestMissing:
         """It is named, with where to get it."""
         for program in {"docker", "kind", "kubectl"} - {missing}:
             add_program(checkout, program, "exit 0")
-        told = run(checkout, "make", "setup-user", "USER=한진우")
-        assert told.returncode != 0
-        assert f"{missing} is missing: install it" in told.stderr.replace("install Docker", "install it")
+        output = run(checkout, "make", "setup-user", "USER=한진우")
+        assert output.returncode != 0
+        assert f"{missing} is missing: install it" in output.stderr.replace("install Docker", "install it")
         assert not list(checkout.glob(".env.*"))
 
     def test_the_docker_daemon(self, checkout: Path) -> None:
@@ -92,9 +92,9 @@ class TestMissing:
         for program in ("kind", "kubectl"):
             add_program(checkout, program, "exit 0")
         add_program(checkout, "docker", "exit 1")
-        told = run(checkout, "deploy/setup-user.sh", "한진우")
-        assert told.returncode == 1
-        assert "No Docker daemon answers" in told.stderr
+        output = run(checkout, "deploy/setup-user.sh", "한진우")
+        assert output.returncode == 1
+        assert "No Docker daemon answers" in output.stderr
 
 
 #: Docker with one container, redis-boa: RUNS, PORT and APPENDONLY say how it is. Every call is written down.
@@ -111,7 +111,9 @@ esac
 class TestRedisOfOthers:
     """The container may be otto-handler's: whatever it is like, it is never made anew."""
 
-    def told(self, checkout: Path, *, runs: str = "true", port: int = 6383, appendonly: str = "yes") -> tuple[str, str]:
+    def output_of(
+        self, checkout: Path, *, runs: str = "true", port: int = 6383, appendonly: str = "yes"
+    ) -> tuple[str, str]:
         """What setting up says until there should be a cluster, and what it had Docker do."""
         add_program(checkout, "docker", DOCKER)
         add_program(checkout, "kind", "exit 1")
@@ -124,26 +126,26 @@ class TestRedisOfOthers:
 
     def test_one_that_runs(self, checkout: Path) -> None:
         """It is used."""
-        told, _ = self.told(checkout)
-        assert "container redis-boa: there already, used as it is" in told
-        assert "append-only" not in told
+        answer, _ = self.output_of(checkout)
+        assert "container redis-boa: there already, used as it is" in answer
+        assert "append-only" not in answer
 
     def test_one_that_stopped(self, checkout: Path) -> None:
         """It is started, as after a restart of the machine."""
-        told, calls = self.told(checkout, runs="false")
-        assert "container redis-boa: started" in told
+        answer, calls = self.output_of(checkout, runs="false")
+        assert "container redis-boa: started" in answer
         assert "start redis-boa" in calls.splitlines()
 
     def test_one_at_another_port(self, checkout: Path) -> None:
         """Both ports are named, and nothing is made."""
-        told, _ = self.told(checkout, port=7000)
-        assert "listens on 0.0.0.0:7000 instead of port 6383" in told
-        assert "Kind " not in told
+        answer, _ = self.output_of(checkout, port=7000)
+        assert "listens on 0.0.0.0:7000 instead of port 6383" in answer
+        assert "Kind " not in answer
 
     def test_one_that_keeps_no_file(self, checkout: Path) -> None:
         """Who else would say it, before it has lost something?"""
-        told, _ = self.told(checkout, appendonly="no")
-        assert "container redis-boa keeps no append-only file" in told
+        answer, _ = self.output_of(checkout, appendonly="no")
+        assert "container redis-boa keeps no append-only file" in answer
 
 
 class TestClean:
@@ -180,9 +182,9 @@ class TestEnvironments:
 
     def test_none(self, checkout: Path) -> None:
         """How to make one."""
-        told = run(checkout, "make", "build")
-        assert "There is no environment yet: make setup-user USER=<name> makes one." in told.stderr
-        assert told.returncode != 0
+        output = run(checkout, "make", "build")
+        assert "There is no environment yet: make setup-user USER=<name> makes one." in output.stderr
+        assert output.returncode != 0
 
     def test_the_only_one(self, checkout: Path) -> None:
         """It is taken, and the missing program is the next thing said."""
@@ -193,10 +195,10 @@ class TestEnvironments:
         """They are listed."""
         for user in ("boa", "minji"):
             write_env(checkout, user)
-        told = run(checkout, "make", "deploy").stderr
-        assert "There are several environments" in told
-        assert "ENV_FILE=.env.boa.local" in told
-        assert "ENV_FILE=.env.minji.local" in told
+        output = run(checkout, "make", "deploy").stderr
+        assert "There are several environments" in output
+        assert "ENV_FILE=.env.boa.local" in output
+        assert "ENV_FILE=.env.minji.local" in output
         chosen = run(checkout, "make", "build", environ={"ENV_FILE": ".env.boa.local"})
         assert "docker is missing" in chosen.stderr
 
@@ -207,16 +209,16 @@ class TestEnvironments:
 
     def test_a_file_that_is_not_there(self, checkout: Path) -> None:
         """It is named."""
-        told = run(checkout, "make", "build", "ENV_FILE=.env.nobody.local").stderr
-        assert "There is no file .env.nobody.local" in told
+        output = run(checkout, "make", "build", "ENV_FILE=.env.nobody.local").stderr
+        assert "There is no file .env.nobody.local" in output
 
     def test_a_file_that_cannot_be_read(self, checkout: Path) -> None:
         """The fault is told as the controller tells it."""
         (checkout / ".env.boa.local").write_text("NAMESPACE\n", encoding="utf-8")
-        told = run(checkout, "make", "build")
-        assert told.returncode != 0
-        assert ".env.boa.local" in told.stderr
-        assert "Traceback" not in told.stderr
+        output = run(checkout, "make", "build")
+        assert output.returncode != 0
+        assert ".env.boa.local" in output.stderr
+        assert "Traceback" not in output.stderr
 
     def test_a_file_of_another_kind(self, checkout: Path) -> None:
         """Without a cluster it is not one of ours."""
@@ -224,7 +226,7 @@ class TestEnvironments:
         assert "expected ottoscaler-<name>" in run(checkout, "make", "build").stderr
 
 
-def test_results_are_told_a_line_each(checkout: Path) -> None:
+def test_results_are_shown_a_line_each(checkout: Path) -> None:
     """The oldest first; a worker by its pod, a task by its name, and why it failed."""
     worker = {"kind": "worker", "outcome": "succeeded", "reason": "Completed", "message": "ok", "pod": "otto-agent-1"}
     task = {"kind": "task", "outcome": "failed", "reason": "Error", "message": "exit\ncode 3", "task_id": "t"}
@@ -232,11 +234,11 @@ def test_results_are_told_a_line_each(checkout: Path) -> None:
         [str(n), [text for pair in {**each, "finished_at": "now"}.items() for text in pair]]
         for n, each in enumerate((task, worker))
     ]
-    told = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-I", "deploy/environment.py", "results"],
         cwd=checkout, input=json.dumps(entries), capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
-    assert [line.split()[1:] for line in told.splitlines()] == [
+    assert [line.split()[1:] for line in output.splitlines()] == [
         ["worker", "succeeded", "Completed", "otto-agent-1"],
         ["task", "failed", "Error", "t:", "exit", "code", "3"],
     ]

@@ -44,12 +44,12 @@ def test_the_ports_are_those_of_the_network_policies() -> None:
 def test_the_figures_are_those_of_the_manifests(path: Path) -> None:
     """Quota, limits and the time for a stop."""
     (limits,) = (table for part in parts(path) for table in part.tables if len(table[0]) == 3)
-    told = [[int(figure) for figure in re.findall(r"\d+", row[1])] for row in limits[2:5]]
+    found = [[int(figure) for figure in re.findall(r"\d+", row[1])] for row in limits[2:5]]
     objects = overlay("production")
     quota = only(objects, "ResourceQuota")["spec"]["hard"]
     (each,) = only(objects, "LimitRange")["spec"]["limits"]
     grace = only(objects, "Deployment")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
     most = [each["max"]["cpu"], each["max"]["memory"], each["default"]["ephemeral-storage"]]
     meant = [[quota[name] for name in ("pods", "requests.cpu", "requests.memory")], most]
-    assert told[:2] == [[int(str(figure).removesuffix("Gi")) for figure in row] for row in meant]
-    assert sorted(told[2]) == [5, grace]
+    assert found[:2] == [[int(str(figure).removesuffix("Gi")) for figure in row] for row in meant]
+    assert sorted(found[2]) == [5, grace]

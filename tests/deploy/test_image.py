@@ -82,9 +82,9 @@ def image() -> Iterator[Image]:
 def test_it_says_what_it_is(image: Image) -> None:
     """In the labels of the Open Container Initiative."""
     labels = image.facts["Config"]["Labels"]
-    told = {name.rpartition(".")[2]: value for name, value in labels.items() if "org.opencontainers.image." in name}
-    assert told.keys() == {"title", "description", "version", "revision"}
-    assert (told["title"], told["version"], told["revision"]) == ("ottoscaler", __version__, "abc")
+    found = {name.rpartition(".")[2]: value for name, value in labels.items() if "org.opencontainers.image." in name}
+    assert found.keys() == {"title", "description", "version", "revision"}
+    assert (found["title"], found["version"], found["revision"]) == ("ottoscaler", __version__, "abc")
 
 
 def test_the_version_of_the_dockerfile_is_the_programs() -> None:
@@ -92,7 +92,7 @@ def test_the_version_of_the_dockerfile_is_the_programs() -> None:
     assert f"ARG VERSION={__version__}\n" in (ROOT / "Dockerfile").read_text(encoding="utf-8")
 
 
-def test_it_runs_as_nobody_in_particular(image: Image) -> None:
+def test_it_runs_as_an_unprivileged_user(image: Image) -> None:
     """By number, so that the kubelet can tell that it is not root."""
     user, _, group = image.facts["Config"]["User"].partition(":")
     assert int(user) >= 1000

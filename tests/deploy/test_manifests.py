@@ -88,7 +88,7 @@ def test_the_probes_ask_the_port_that_is_listened_on(name: str) -> None:
 
 
 @every_overlay
-def test_a_rollout_leaves_nobody_without_a_controller(name: str) -> None:
+def test_a_rollout_leaves_no_task_without_a_controller(name: str) -> None:
     """The new one first; a drain of nodes takes one at a time, whatever its state."""
     objects = overlay(name)
     assert only(objects, "Deployment")["spec"]["replicas"] == 1
@@ -246,7 +246,7 @@ def test_workers_reach_the_clusters_dns() -> None:
 
 
 @every_overlay
-def test_nobody_reaches_workers(name: str) -> None:
+def test_no_connection_reaches_workers(name: str) -> None:
     """The policy is about them, and lets nothing in."""
     spec = only(overlay(name), "NetworkPolicy", "ottoscaler-workers")["spec"]
     assert spec["podSelector"] == {"matchLabels": {names.MANAGED_BY: names.MANAGER}}

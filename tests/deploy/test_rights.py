@@ -175,7 +175,7 @@ def test_forbidden_by_name(cluster: Cluster, row: Row) -> None:
     assert not cluster.may(PRODUCTION, row.attributes)
 
 
-def test_nobody_else_can_be_played(cluster: Cluster) -> None:
+def test_no_other_identity_is_accepted(cluster: Cluster) -> None:
     """Impersonation, as a request."""
     path, mask = f"/api/v1/namespaces/{PRODUCTION}/pods", {"Impersonate-User": "admin"}
     answer = cluster.ask("GET", path, namespace=PRODUCTION, **mask)

@@ -173,7 +173,7 @@ class TestDocker:
     """What it says itself decides what is said."""
 
     @pytest.mark.parametrize(
-        ("says", "told"),
+        ("says", "answer"),
         [
             ("permission denied while trying to connect to the Docker daemon socket at unix:///var/run/docker.sock: "
              "Get http: dial unix /var/run/docker.sock: connect: permission denied", "its socket refuses this account"),
@@ -186,14 +186,14 @@ class TestDocker:
             ("x509: certificate signed by unknown authority", "certificate signed by unknown authority"),
         ],
     )  # fmt: skip
-    def test_why_it_does_not_answer(self, ready: Path, says: str, told: str) -> None:
+    def test_why_it_does_not_answer(self, ready: Path, says: str, answer: str) -> None:
         """Only where no daemon runs, one has to be started."""
         write_env(ready, "boa")
         add_program(ready, "docker", f"printf '%s\\n' '{says}' >&2; exit 1")
         done = run(ready, "make", "build")
         assert done.returncode != 0
-        assert told in done.stderr
-        assert ("start Docker" in done.stderr) is (told == "start Docker")
+        assert answer in done.stderr
+        assert ("start Docker" in done.stderr) is (answer == "start Docker")
 
 
 #: Docker that makes a container slowly, and refuses to make the same one twice.

@@ -87,7 +87,7 @@ class TestManifests:
             "settings.env",
         ]
 
-    def test_nobody_else_may_read_them(self, checkout: Path) -> None:
+    def test_no_other_user_may_read_them(self, checkout: Path) -> None:
         """Whatever the umask; and what an older version has left there is gone."""
         write_env(checkout, "boa", f"REDIS_PASSWORD={quoted(SECRET)}")
         folder = manifests(checkout)

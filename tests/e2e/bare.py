@@ -62,8 +62,8 @@ class BareSystem(System):
     def once(self, event_id: str, pods: list[Pod], timeout_s: float = LONG_S) -> None:
         """Each of these pods' ends is told of once, the task's too, and nothing is left to do."""
         assert self.finished(event_id, timeout_s=timeout_s)["succeeded"] == str(len(pods))
-        told = Counter((result["pod_uid"], result["attempt"]) for result in self.results(event_id))
-        assert told == Counter((pod["metadata"]["uid"], "1") for pod in pods)
+        results = Counter((result["pod_uid"], result["attempt"]) for result in self.results(event_id))
+        assert results == Counter((pod["metadata"]["uid"], "1") for pod in pods)
         self.no_pods(event_id)
         wait_for(lambda: event_id not in self.open_ids(), "the task to be closed")
         assert self.pending_count() == 0

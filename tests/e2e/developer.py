@@ -56,11 +56,11 @@ class Developer:
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         ) as process:  # fmt: skip
             try:
-                told, _ = process.communicate(timeout=seconds)
+                answer, _ = process.communicate(timeout=seconds)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGINT)
                 return process.communicate(timeout=COMMAND_S)[0]
-            raise AssertionError(f"{command} ended by itself\n{told}")
+            raise AssertionError(f"{command} ended by itself\n{answer}")
 
     def kubectl(self, arguments: str) -> str:
         """Ask the developer's own cluster."""

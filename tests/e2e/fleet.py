@@ -1,7 +1,7 @@
 """Several controllers on one Redis and one API server, each with a user of its own, so that the API server's audit log
 tells who asked for what.
 
-There is no node: `Hands` says how each pod stands, when the test wants it.
+There is no node: `PodStatusWriter` says how each pod stands, when the test wants it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 
 from tests.e2e.bare import BareNamespace
 from tests.e2e.controller import Controller
-from tests.e2e.hands import Hands
 from tests.e2e.kube_server import KubeServer
+from tests.e2e.pod_status import PodStatusWriter
 from tests.e2e.redis_server import RedisServer
 from tests.e2e.system import System
 from tests.e2e.waiting import LONG_S, wait_for
@@ -115,14 +115,14 @@ class Fleet(System):
         namespace.open()
         super().__init__(server, db, namespace, directory)
         self.api = api
-        self.hands = Hands(api.kubeconfig, namespace.namespace)
-        self.hands.start()
+        self.pod_status = PodStatusWriter(api.kubeconfig, namespace.namespace)
+        self.pod_status.start()
         self.environ |= {"LEASE_S": str(LEASE_S), "WORKER_DEADLINE_S": "600"}
         self._left = list(USERS)
 
     def close(self) -> None:
-        """End all, the hands first."""
-        self.hands.close()
+        """End all, the writer of the status first."""
+        self.pod_status.close()
         super().close()
 
     def replica(self, **environ: str) -> Controller:
@@ -154,8 +154,8 @@ class Fleet(System):
         for event_id in event_ids:
             task = self.finished(event_id, timeout_s=timeout_s)
             mine = self.results(event_id)
-            told = Counter(result["index"] for result in mine)
-            assert told == Counter(str(index) for index in range(1, int(task["pod_count"]) + 1))
+            found = Counter(result["index"] for result in mine)
+            assert found == Counter(str(index) for index in range(1, int(task["pod_count"]) + 1))
             workers += mine
         return workers
 

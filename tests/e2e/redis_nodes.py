@@ -196,9 +196,9 @@ class Sentinels:
     def await_failover(self) -> None:
         """Return when the replica is the master, and the sentinels say so."""
         eventually(lambda: self.replica.say("ROLE")[0] == "master", 30, "the replica to be the master")
-        told = lambda sentinel: sentinel.say("SENTINEL GET-MASTER-ADDR-BY-NAME", self.name)[1]  # noqa: E731
+        answer = lambda sentinel: sentinel.say("SENTINEL GET-MASTER-ADDR-BY-NAME", self.name)[1]  # noqa: E731
         for sentinel in self._sentinels:
-            eventually(lambda: told(sentinel) == self.replica.port, 30, "the sentinels to agree")  # noqa: B023
+            eventually(lambda: answer(sentinel) == self.replica.port, 30, "the sentinels to agree")  # noqa: B023
 
     def close(self) -> None:
         """End all of them."""
@@ -222,8 +222,8 @@ class Sentinels:
 
     def _knows_all(self, sentinel: Node) -> bool:
         with sentinel.client() as client:
-            [told] = client.sentinel_masters().values()
-        return bool(told["num-other-sentinels"] == 2 and told["num-slaves"] == 1)
+            [answer] = client.sentinel_masters().values()
+        return bool(answer["num-other-sentinels"] == 2 and answer["num-slaves"] == 1)
 
 
 def _free_port() -> int:

@@ -77,8 +77,8 @@ class Namespace(KubeAdmin):
         self.api.create_namespaced_resource_quota(self.namespace, quota, _preload_content=False)
 
         def enforced() -> bool:
-            told = self.api.read_namespaced_resource_quota("few", self.namespace, _preload_content=False)
-            return bool(json.loads(told.data).get("status", {}).get("hard"))
+            answer = self.api.read_namespaced_resource_quota("few", self.namespace, _preload_content=False)
+            return bool(json.loads(answer.data).get("status", {}).get("hard"))
 
         wait_for(enforced, "the quota to hold", 20)
 

@@ -16,7 +16,7 @@ _LINGER_NOT = struct.pack("ii", 1, 0)  # close by RST, as a crashed host does
 
 
 class TcpProxy:
-    """Listens on a free port of 127.0.0.1 and passes on to another. Any thread may change the weather."""
+    """Listens on a free port of 127.0.0.1 and passes on to another. Any thread may make it fail."""
 
     def __init__(self, target_port: int) -> None:
         self._target = ("127.0.0.1", target_port)
@@ -78,7 +78,7 @@ class TcpProxy:
             return len(self._links)
 
     def heal(self) -> None:
-        """Good weather for new connections. Those that lived through a silence have lost bytes, so they are cut."""
+        """No fault for new connections. Those that lived through a silence have lost bytes, so they are cut."""
         if self._silent:
             self.cut()
         self._refusing = self._silent = False

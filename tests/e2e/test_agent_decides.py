@@ -22,7 +22,7 @@ Pod = dict[str, Any]
 _MERGE = "application/merge-patch+json"
 
 
-def told(result: Fields) -> tuple[str, str, str]:
+def summary(result: Fields) -> tuple[str, str, str]:
     """What the table's row says."""
     return result["outcome"], result["reason"], result["fault"]
 
@@ -82,7 +82,7 @@ class TestSidecar:
         began = time.monotonic()
         event_id = system.send(type="scale_up", script=f"exit {code}")
         result = system.verdict(event_id)
-        assert (told(result), result["exit_code"], result["attempt"]) == (row, str(code), "1")
+        assert (summary(result), result["exit_code"], result["attempt"]) == (row, str(code), "1")
         system.no_pods(event_id)
         assert time.monotonic() - began < 30, "long before the deadline"
 
@@ -96,7 +96,7 @@ class TestSidecar:
         webhook.change = inject
         system.start(TERMINATION_GRACE_S="2")
         event_id = system.send(type="scale_up", script="exit 0")
-        assert told(system.verdict(event_id)) == ("succeeded", "Completed", "none")
+        assert summary(system.verdict(event_id)) == ("succeeded", "Completed", "none")
         system.no_pods(event_id)
 
     @pytest.mark.contract("4.container")
@@ -107,16 +107,16 @@ class TestSidecar:
         system.start(TERMINATION_GRACE_S="1", WORKER_RETRIES="1")
         event_id = system.send(type="scale_up", script='[ "$OTTO_ATTEMPT" = 2 ]')
         result = system.verdict(event_id)
-        assert (told(result), result["attempt"]) == (("succeeded", "Completed", "none"), "2")
+        assert (summary(result), result["attempt"]) == (("succeeded", "Completed", "none"), "2")
 
     @pytest.mark.contract("4.container")
-    def test_a_sidecar_whose_image_is_not_there(self, system: System, webhook: Webhook, registry: Registry) -> None:
+    def test_a_sidecar_with_a_missing_image(self, system: System, webhook: Webhook, registry: Registry) -> None:
         """The pod stays Pending, and its worker has done its work."""
         image = registry.image(404)
         webhook.change = lambda pod: pod["spec"]["containers"].insert(0, sidecar(pod, "true", image=image))
         system.start(TERMINATION_GRACE_S="2")
         event_id = system.send(type="scale_up", script="exit 0")
-        assert told(system.verdict(event_id)) == ("succeeded", "Completed", "none")
+        assert summary(system.verdict(event_id)) == ("succeeded", "Completed", "none")
         system.no_pods(event_id)
 
 
@@ -135,7 +135,7 @@ class TestInit:
         system.start(IMAGE_PULL_GRACE_S="1")
         event_id = system.send(type="scale_up")
         result = system.verdict(event_id)
-        assert told(result) == ("failed", "ImagePull", "config")
+        assert summary(result) == ("failed", "ImagePull", "config")
         assert f"init container setup (image {image}): " in result["message"]
         assert result["started_at"] == ""
         system.no_pods(event_id)
@@ -160,7 +160,7 @@ class TestInit:
         webhook.change = inject
         system.start(INFRA_RETRIES="0")
         result = system.verdict(system.send(type="scale_up"))
-        assert (told(result), result["exit_code"], result["started_at"]) == (row, "", "")
+        assert (summary(result), result["exit_code"], result["started_at"]) == (row, "", "")
         assert "init container setup (image busybox:latest)" in result["message"]
         assert text in result["message"]
 
@@ -187,7 +187,7 @@ class TestPlatform:
             _content_type=_MERGE, _preload_content=False,
         )  # fmt: skip
         result = system.verdict(event_id)
-        assert (told(result), result["attempt"]) == (("succeeded", "Completed", "none"), "1")
+        assert (summary(result), result["attempt"]) == (("succeeded", "Completed", "none"), "1")
 
     @pytest.mark.contract("5.Evicted")
     def test_a_disruption_for_a_reason_of_a_later_time(self, system: System) -> None:
@@ -201,7 +201,7 @@ class TestPlatform:
         system.kube.api.patch_namespaced_pod_status(name, system.kube.namespace, patch, _preload_content=False)
         system.kube.delete(name)
         result = system.verdict(event_id)
-        assert told(result) == ("failed", "Evicted", "infra")
+        assert summary(result) == ("failed", "Evicted", "infra")
         assert "DeletionByNovelController" in result["message"]
 
     @pytest.mark.contract("5.StartError")
@@ -219,7 +219,7 @@ class TestPlatform:
         webhook.change = move
         system.start(INFRA_RETRIES="1")
         result = system.verdict(system.send(type="scale_up"))
-        assert (told(result), result["attempt"]) == (("failed", "StartError", "infra"), "2")
+        assert (summary(result), result["attempt"]) == (("failed", "StartError", "infra"), "2")
         assert "PodOSNotSupported" in result["message"]
 
 
@@ -242,7 +242,7 @@ class TestCommand:
         """The shell expands it, the kubelet does not; no text of an event becomes part of it."""
         system.start(OTTO_AGENT_COMMAND=line)
         result = system.verdict(system.send(type="scale_up", note="x; exit 7"))
-        assert told(result) == ("succeeded", "Completed", "none")
+        assert summary(result) == ("succeeded", "Completed", "none")
 
     @pytest.mark.contract("2.OTTO_AGENT_COMMAND")
     def test_a_list(self, system: System) -> None:
@@ -250,4 +250,4 @@ class TestCommand:
         script = "[ \"$1\" = '$(OTTO_NOTE)' ] && [ \"$2\" = '$$' ]"
         system.start(OTTO_AGENT_COMMAND=json.dumps(["/bin/sh", "-c", script, "sh", "$(OTTO_NOTE)", "$$"]))
         result = system.verdict(system.send(type="scale_up", note="x"))
-        assert told(result) == ("succeeded", "Completed", "none")
+        assert summary(result) == ("succeeded", "Completed", "none")

@@ -69,9 +69,11 @@ class Place:
             controller.close()
 
     def _over(self) -> bool:
-        told = {fields["event_id"] for fields in self.letters()} | {each["event_id"] for each in self.results("task")}
-        waiting = self.redis.xpending("otto:scale:events", "ottoscaler")["pending"] if told else 1
-        return told == {DEADLY, "good"} and not waiting and not self.redis.zcard("otto:scale:open")
+        results = {fields["event_id"] for fields in self.letters()} | {
+            each["event_id"] for each in self.results("task")
+        }
+        waiting = self.redis.xpending("otto:scale:events", "ottoscaler")["pending"] if results else 1
+        return results == {DEADLY, "good"} and not waiting and not self.redis.zcard("otto:scale:open")
 
     def _pods(self) -> list[str]:
         command = [sys.executable, "-c", _PODS, str(self.cluster.kubeconfig)]
@@ -119,8 +121,8 @@ def test_one_that_kills_when_it_is_accepted_is_a_dead_letter(place: Place) -> No
     (letter,) = place.letters()
     assert (letter["dead_reason"], letter["event_id"]) == ("Poison", DEADLY)
     assert place.deaths == 9
-    told = {fields["event_id"]: fields["reason"] for fields in place.results("task")}
-    assert told == {DEADLY: "Rejected", "good": "Completed"}
+    results = {fields["event_id"]: fields["reason"] for fields in place.results("task")}
+    assert results == {DEADLY: "Rejected", "good": "Completed"}
     assert {fields["event_id"] for fields in place.results("worker")} == {"good"}
 
 
@@ -132,8 +134,8 @@ def test_one_that_kills_when_it_is_recorded_is_poison(place: Place) -> None:
     assert (letter["dead_reason"], letter["event_id"], letter["attempts"]) == ("Poison", DEADLY, "10")
     mine = [fields for fields in place.results("worker") if fields["event_id"] == DEADLY]
     assert sorted((fields["index"], fields["reason"]) for fields in mine) == [("1", "Poison"), ("2", "Poison")]
-    told = {fields["event_id"]: fields["reason"] for fields in place.results("task")}
-    assert told == {DEADLY: "Poison", "good": "Completed"}
+    results = {fields["event_id"]: fields["reason"] for fields in place.results("task")}
+    assert results == {DEADLY: "Poison", "good": "Completed"}
     assert len(place.results("task")) == 2
 
 

@@ -93,17 +93,17 @@ class TestRound:
         found = wait_for(lambda: jinwoo.results("nobody", "scale_down"), "its result", 60)
         assert found[0]["reason"] == "NothingToEnd"
 
-    def test_status_tells_all_at_a_glance(self, jinwoo: Developer) -> None:
+    def test_status_shows_all_at_a_glance(self, jinwoo: Developer) -> None:
         """Redis, cluster, deployment, workers, last results, and what was wrong with a bad event."""
         jinwoo.until_idle()  # only the last few results are shown
         jinwoo.redis.xadd("otto:scale:events", {"type": "scale_up", "task_id": "bad", "pod_count": "lots"})
         jinwoo.run("TASK=told PODS=1 make test-event")
         jinwoo.finished("told")
-        told = jinwoo.run("make status")
+        output = jinwoo.run("make status")
         for word in ("Redis localhost:6379", "ottoscaler-jinwoo", "deployment.apps/ottoscaler", "1/1", "Last results"):
-            assert word in told
-        assert re.search(r"task +succeeded +Completed +told$", told, re.MULTILINE)
-        assert re.search(r'task +failed +Rejected +bad: .*pod_count is "lots"', told)
+            assert word in output
+        assert re.search(r"task +succeeded +Completed +told$", output, re.MULTILINE)
+        assert re.search(r'task +failed +Rejected +bad: .*pod_count is "lots"', output)
 
     def test_logs_are_the_controllers(self, jinwoo: Developer) -> None:
         """JSON lines, as many as are asked for."""
@@ -139,10 +139,10 @@ class TestAgain:
 
         with jinwoo.more_settings("READ_AHEAD=50"):
             before = state()
-            told = jinwoo.run("deploy/setup-user.sh jinwoo")
+            output = jinwoo.run("deploy/setup-user.sh jinwoo")
             assert state() == before
-        assert "made" not in told
-        assert told.count("there already") >= 3
+        assert "made" not in output
+        assert output.count("there already") >= 3
 
     def test_deploying_the_same_changes_nothing(self, jinwoo: Developer) -> None:
         """The controller's pod is the same."""
@@ -159,9 +159,9 @@ class TestAgain:
             jinwoo.run("TASK=long PODS=2 make test-event")
             running = wait_for(lambda: _running(jinwoo, 2), "two running workers", 60)
             for command in ABOUT_WORKERS:
-                told = jinwoo.run(command)
-                assert all(name in told for name in running.values()), told
-            assert "started" in told
+                output = jinwoo.run(command)
+                assert all(name in output for name in running.values()), output
+            assert "started" in output
             with (jinwoo.checkout / "ottoscaler" / "__init__.py").open("a", encoding="utf-8") as code:
                 code.write("# changed\n")
             jinwoo.run("make build && make deploy")
@@ -177,23 +177,23 @@ class TestAgain:
 class TestWrong:
     """A clear sentence."""
 
-    def test_a_port_that_somebody_has(self, jinwoo: Developer) -> None:
+    def test_a_port_that_is_in_use(self, jinwoo: Developer) -> None:
         """It is named, and nothing is made."""
-        told = jinwoo.run(
+        output = jinwoo.run(
             'python3 -c \'import socket, subprocess, sys; s = socket.create_server(("127.0.0.1", 6391));'
             ' sys.exit(subprocess.run(["make", "setup-user", "USER=anna", "PORT=6391"]).returncode)\'',
             check=False,
         )
-        assert "Port 6391 is taken by somebody else" in told
+        assert "Port 6391 is taken by somebody else" in output
         assert not (jinwoo.checkout / ".env.anna.local").exists()
 
     def test_a_roll_out_that_fails(self, developers: tuple[Developer, Developer]) -> None:
         """The reason is shown: here in the controller's last words."""
         _, junyoung = developers
         with junyoung.more_settings("REDIS_HOST=redis-nobody"):
-            told = junyoung.run("ROLLOUT_S=20 make deploy", check=False)
-        assert "did not get ready" in told
-        assert "Cannot reach Redis" in told
+            output = junyoung.run("ROLLOUT_S=20 make deploy", check=False)
+        assert "did not get ready" in output
+        assert "Cannot reach Redis" in output
         junyoung.run("make deploy")
 
     def test_a_wrong_env_file(self, developers: tuple[Developer, Developer]) -> None:
@@ -201,18 +201,18 @@ class TestWrong:
         _, junyoung = developers
         before = wait_for(lambda: _controller(junyoung), "the controller", 60)
         with junyoung.more_settings("MAX_WORKERS=many", "LEASE_S=1"):
-            told = junyoung.run("make deploy", check=False, timeout_s=15)
-        assert "MAX_WORKERS='many': expected" in told
-        assert "LEASE_S='1': expected" in told
-        assert "did not get ready" not in told
+            output = junyoung.run("make deploy", check=False, timeout_s=15)
+        assert "MAX_WORKERS='many': expected" in output
+        assert "LEASE_S='1': expected" in output
+        assert "did not get ready" not in output
         assert _controller(junyoung) == before
 
     def test_an_event_that_would_be_refused(self, jinwoo: Developer) -> None:
         """It is not sent, and make fails."""
         sent = jinwoo.redis.xlen("otto:scale:events")
-        told = jinwoo.run("TASK=bad PODS=lots make test-event", check=False)
-        assert "pod_count" in told
-        assert "Error" in told
+        output = jinwoo.run("TASK=bad PODS=lots make test-event", check=False)
+        assert "pod_count" in output
+        assert "Error" in output
         assert jinwoo.redis.xlen("otto:scale:events") == sent
 
 
@@ -225,8 +225,8 @@ class TestApart:
         other.write_text((jinwoo.checkout / jinwoo.env_file).read_text("utf-8").replace("jinwoo", "minji"), "utf-8")
         try:
             assert "There are several environments" in jinwoo.run("make status", check=False)
-            told = jinwoo.run(f"export ENV_FILE={jinwoo.env_file}; make build && make deploy && make test-event")
-            assert re.fullmatch(r"[0-9]+-[0-9]+", told.split()[-1])
+            output = jinwoo.run(f"export ENV_FILE={jinwoo.env_file}; make build && make deploy && make test-event")
+            assert re.fullmatch(r"[0-9]+-[0-9]+", output.split()[-1])
         finally:
             other.unlink()
 
@@ -235,11 +235,11 @@ class TestApart:
         kube = tmp_path / ".kube"
         kube.mkdir()
         (kube / "config").write_text(_ELSEWHERE, encoding="utf-8")
-        told = jinwoo.follow(f"env -u KUBECONFIG HOME={tmp_path} HTTP_PORT=0 make run", 30)
-        first = next(line for line in told.splitlines() if "controller.starting" in line)
+        output = jinwoo.follow(f"env -u KUBECONFIG HOME={tmp_path} HTTP_PORT=0 make run", 30)
+        first = next(line for line in output.splitlines() if "controller.starting" in line)
         assert "context kind-ottoscaler-jinwoo" in first
-        assert "controller.started" in told
-        assert "elsewhere" not in told
+        assert "controller.started" in output
+        assert "elsewhere" not in output
 
     def test_a_password_is_in_the_secret_alone(self, developers: tuple[Developer, Developer]) -> None:
         """The controller in the cluster comes in with it, and so do the targets here."""
@@ -247,12 +247,12 @@ class TestApart:
         junyoung.redis.config_set("requirepass", "hunter2")
         try:
             with junyoung.more_settings("REDIS_PASSWORD=hunter2"):
-                told = junyoung.run("make deploy && TASK=secured make test-event && make redis-cli ARGS=ping")
-                assert "PONG" in told
+                output = junyoung.run("make deploy && TASK=secured make test-event && make redis-cli ARGS=ping")
+                assert "PONG" in output
                 assert junyoung.finished("secured")["succeeded"] == "3"
-                told += junyoung.run("make status && make k8s-status && make logs ARGS=--tail=1000")
-                told += junyoung.kubectl(f"get configmaps,deployments,pods -n {junyoung.namespace} -o yaml")
-                assert "hunter2" not in told
+                output += junyoung.run("make status && make k8s-status && make logs ARGS=--tail=1000")
+                output += junyoung.kubectl(f"get configmaps,deployments,pods -n {junyoung.namespace} -o yaml")
+                assert "hunter2" not in output
                 held = junyoung.kubectl(f"get secret ottoscaler-redis -n {junyoung.namespace} -o yaml")
                 assert "aHVudGVyMg==" in held
         finally:
@@ -284,9 +284,9 @@ def test_clean_takes_only_ones_own(developers: tuple[Developer, Developer], tmp_
         minji.run("docker run --detach --name redis-minji --publish 6381:6379 redis:7-alpine")  # by otto-handler
         wait_for(lambda: "PONG" in minji.run("docker exec redis-minji redis-cli ping", check=False), "its Redis")
         minji.redis.set("of otto-handler", "1")
-        told = minji.run("make setup-user USER=고민지 && make build")
-        assert "redis-minji: there already" in told
-        assert "no append-only file" in told
+        output = minji.run("make setup-user USER=고민지 && make build")
+        assert "redis-minji: there already" in output
+        assert "no append-only file" in output
         assert "redis-minji: kept" in minji.run(END)
         assert minji.redis.get("of otto-handler") == "1"
         assert minji.cluster not in minji.run("kind get clusters")

@@ -48,22 +48,22 @@ class TestQuota:
         quota(fleet, 2, 0)
         controller = fleet.replica().ready()
         event_id = fleet.send(type="scale_up", pod_count=7)
-        wait_for(lambda: fleet.hands.live == 2, "what the quota allows")
-        assert stays(lambda: fleet.hands.live == 2, 7)  # its pauses are as long as they get
+        wait_for(lambda: fleet.pod_status.live == 2, "what the quota allows")
+        assert stays(lambda: fleet.pod_status.live == 2, 7)  # its pauses are as long as they get
         wait_for(lambda: "exceeded quota" in fleet.stored(event_id, "why"), "the reason to be shown")
         dice, took = random.Random(4), []
         for allowed in (3, 4, 5):
             assert stays(lambda: True, dice.uniform(0, 2))
             quota(fleet, allowed, allowed - 1)
             freed_at = time.monotonic()
-            wait_for(lambda: fleet.hands.live == allowed, "the quota to be used", 20, 0.01)  # noqa: B023
+            wait_for(lambda: fleet.pod_status.live == allowed, "the quota to be used", 20, 0.01)  # noqa: B023
             took.append(time.monotonic() - freed_at)
         print("used after", [round(each, 2) for each in took])
         assert max(took) < _FREED_S
         quota(fleet, 100, 5)
-        wait_for(lambda: fleet.hands.live == 7, "the rest")
-        fleet.hands.end_all()
-        assert {(told["outcome"], told["attempt"]) for told in fleet.once([event_id])} == {("succeeded", "1")}
+        wait_for(lambda: fleet.pod_status.live == 7, "the rest")
+        fleet.pod_status.end_all()
+        assert {(answer["outcome"], answer["attempt"]) for answer in fleet.once([event_id])} == {("succeeded", "1")}
         fleet.nothing_left()
         assert len(controller.said("worker.created")) < 60
 
@@ -99,7 +99,7 @@ class TestServer:
         workers_told = fleet.once([broken, slow])
         print(f"{asked} creates in 5 s of nothing but 500")
         assert workers < asked <= 5 * workers
-        assert {(told["outcome"], told["attempt"]) for told in workers_told} == {("succeeded", "1")}
+        assert {(answer["outcome"], answer["attempt"]) for answer in workers_told} == {("succeeded", "1")}
         assert fleet.tenures([broken, slow]) == [1, 1]
         way.delay(0.0)
         fleet.nothing_left()
@@ -112,7 +112,7 @@ def test_small_events_do_not_wait_for_a_giant(fleet: Fleet) -> None:
     most, giant, small = 20, 1000, 200
     fleet.replica(MAX_WORKERS=str(most)).ready()
     first = fleet.send(type="scale_up", pod_count=giant, task_id="giant", run_s=0)
-    wait_for(lambda: fleet.hands.peak, "the giant to begin")
+    wait_for(lambda: fleet.pod_status.peak, "the giant to begin")
     sent = [fleet.send(type="scale_up", run_s=0) for _ in range(small)]
     done = wait_for(lambda: _ends(fleet, sent), "the small ones", 120)
     giant_done = int(fleet.stored(first, "done") or 0)
@@ -123,13 +123,13 @@ def test_small_events_do_not_wait_for_a_giant(fleet: Fleet) -> None:
     fleet.finished(down, "scale_down", timeout_s=90)
     fleet.once([first])
     fleet.nothing_left()
-    assert fleet.hands.peak <= most
+    assert fleet.pod_status.peak <= most
 
 
 def _ends(fleet: Fleet, event_ids: list[str]) -> dict[str, float]:
     """When each of these tasks was told of, if all were."""
     found = fleet.redis.xrange("otto:scale:results")
-    ends = {told["event_id"]: sent_at(entry) for entry, told in found if told["kind"] == "task"}
+    ends = {answer["event_id"]: sent_at(entry) for entry, answer in found if answer["kind"] == "task"}
     return {event_id: ends[event_id] for event_id in event_ids} if ends.keys() >= set(event_ids) else {}
 
 
@@ -149,7 +149,7 @@ def test_a_backlog_costs_no_memory(fleet: Fleet) -> None:
     pipe.execute()
     assert stays(lambda: len(fleet.open_ids()) == 1 + ahead, 4)
     during = controller.status("VmRSS")
-    fleet.hands.end_all()
+    fleet.pod_status.end_all()
     wait_for(_drained(fleet), "the backlog to be worked off", _DRAIN_S + 60)
     after = controller.status("VmRSS")
     done = len(fleet.redis.xrange("otto:scale:results")) // 2
@@ -157,7 +157,7 @@ def test_a_backlog_costs_no_memory(fleet: Fleet) -> None:
     print(f"MiB before, with the backlog, after {done} events of it: {mib}")
     assert max(during, after) - before < _GROWTH_MIB * 1024
     assert len(fleet.open_ids()) <= 1 + ahead + most
-    assert fleet.hands.peak <= most
+    assert fleet.pod_status.peak <= most
     assert done > most
 
 

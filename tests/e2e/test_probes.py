@@ -51,8 +51,8 @@ class Lab:
         """A controller, not waited for; `defects` as in tests/e2e/defects.py."""
         port = _free_port()
         entry = {"entry": (DEFECTS, *defects)} if defects else {}
-        told = {**self.system.environ, "HTTP_PORT": str(port), **environ}
-        controller = Controller(self.directory, told, **entry)
+        fields = {**self.system.environ, "HTTP_PORT": str(port), **environ}
+        controller = Controller(self.directory, fields, **entry)
         self._controllers.append(controller)
         return Probed(controller, port)
 

@@ -39,7 +39,7 @@ def start_tasks(fleet: Fleet, tasks: int, workers: int) -> list[str]:
 def followed_to_the_end(fleet: Fleet, event_ids: list[str]) -> None:
     """All end now: one result each, of the same pods, of the first attempt, and nobody had deleted one."""
     pods = uids(fleet.kube.pods())
-    fleet.hands.end_all()
+    fleet.pod_status.end_all()
     workers = fleet.once(event_ids)
     assert {worker["pod_uid"] for worker in workers} == pods
     assert {(worker["outcome"], worker["attempt"]) for worker in workers} == {("succeeded", "1")}
@@ -91,7 +91,7 @@ class TestRollOut:
     """SIGTERM, and the next one is there already."""
 
     @pytest.mark.contract("1.exit-codes")
-    def test_it_is_handed_over_at_once_and_nobody_has_failed(self, fleet: Fleet) -> None:
+    def test_it_is_handed_over_at_once_and_counts_as_no_failure(self, fleet: Fleet) -> None:
         """Three times: in less time than any lease, no try and no retry counted."""
         holder = fleet.replica(LEASE_S="60").ready()
         tasks = start_tasks(fleet, 4, 2)
@@ -183,7 +183,7 @@ def slow_way(audited_server: AuditedServer) -> Iterator[Callable[[], TcpProxy]]:
 
 
 @pytest.mark.contract("2.LEASE_S")
-def test_while_redis_sleeps_nobody_steals(
+def test_while_redis_sleeps_no_replica_takes_over(
     own_redis: Callable[[], RedisServer], audited_server: AuditedServer, tmp_path: Path
 ) -> None:
     """Longer than any lease, with one that has tasks, and two that have none: each keeps what it had."""
@@ -248,7 +248,7 @@ class TestNextDoor:
         here, there = fleet.replica(**HERE).ready(), fleet.replica(**THERE).ready()
         sent = [fleet.send(type="scale_up", pod_count=3) for _ in range(4)]
         theirs = [self._send_there(fleet, pod_count=3) for _ in range(4)]
-        wait_for(lambda: fleet.hands.live == 24, "all pods")
+        wait_for(lambda: fleet.pod_status.live == 24, "all pods")
         pods = self._pods_there(fleet)
         assert len(pods) == 3 * len(theirs)
         down = fleet.send(type="scale_down", pod_count=7)
@@ -256,16 +256,16 @@ class TestNextDoor:
         here.kill()
         heir = fleet.replica(**HERE).ready()
         until_taken(heir, [event_id for event_id in sent if event_id in fleet.open_ids()])
-        assert stays(lambda: fleet.hands.live == 24 - 7, 2 * LEASE_S)  # each reconciler has made a pass
+        assert stays(lambda: fleet.pod_status.live == 24 - 7, 2 * LEASE_S)  # each reconciler has made a pass
         assert self._pods_there(fleet) == pods
-        fleet.hands.end_all()
+        fleet.pod_status.end_all()
         fleet.once(sent)
         wait_for(lambda: not fleet.kube.pods(), "the pods to go")
         there.terminate()
         assert there.exit_code() == 0
-        told = [result for _, result in fleet.redis.xrange("there:results") if result["kind"] == "worker"]
-        assert {(result["outcome"], result["attempt"]) for result in told} == {("succeeded", "1")}
-        assert sorted(result["pod_uid"] for result in told) == sorted(pods)
+        found = [result for _, result in fleet.redis.xrange("there:results") if result["kind"] == "worker"]
+        assert {(result["outcome"], result["attempt"]) for result in found} == {("succeeded", "1")}
+        assert sorted(result["pod_uid"] for result in found) == sorted(pods)
         users = {"here": {"otto-0", "otto-2"}, "there": {"otto-1"}}
         deletions = fleet.api.deletions(fleet.kube.namespace)
         assert [one for one in deletions if one.user not in users[one.instance]] == []
@@ -275,8 +275,8 @@ class TestNextDoor:
         return uids(pods)
 
     def _send_there(self, fleet: Fleet, **fields: object) -> str:
-        told = {"type": "scale_up", **{name: str(value) for name, value in fields.items()}}
-        return str(fleet.redis.xadd("there:events", told))
+        found = {"type": "scale_up", **{name: str(value) for name, value in fields.items()}}
+        return str(fleet.redis.xadd("there:events", found))
 
 
 __all__ = ["Controller"]

@@ -22,8 +22,8 @@ _RUN = "trap 'exit 9' TERM; sleep {} & wait $!"
 def once(system: System, event_id: str, count: int) -> None:
     """Each worker's end is told of once, the task's too, and nothing is left to do."""
     assert system.finished(event_id)["succeeded"] == str(count)
-    told = Counter(result["index"] for result in system.results(event_id))
-    assert told == Counter(str(index) for index in range(1, count + 1))
+    results = Counter(result["index"] for result in system.results(event_id))
+    assert results == Counter(str(index) for index in range(1, count + 1))
     system.no_pods(event_id)
     assert system.open_ids() == []
     assert system.pending_count() == 0
@@ -47,7 +47,7 @@ class TestKilled:
         assert second.said("task.taken", event_id=event_id)
 
     @pytest.mark.contract("5.exactly-once")
-    def test_ends_in_between_are_told(self, system: System) -> None:
+    def test_ends_in_between_are_reported(self, system: System) -> None:
         """Workers that end while nobody looks."""
         first = system.start()
         event_id = system.send(type="scale_up", pod_count=2, script="sleep 2")
@@ -167,8 +167,8 @@ class TestReplicas:
         sent = [system.send(type="scale_up", script="sleep 1") for _ in range(12)]
         for event_id in sent:
             assert system.finished(event_id, timeout_s=60)["succeeded"] == "1"
-        told = Counter(fields["event_id"] for _, fields in system.redis.xrange("otto:scale:results"))
-        assert told == Counter(sent * 2)
+        found = Counter(fields["event_id"] for _, fields in system.redis.xrange("otto:scale:results"))
+        assert found == Counter(sent * 2)
         assert all(one.said("worker.created") for one in both)
 
     @pytest.mark.contract("1.exit-codes")
@@ -242,7 +242,7 @@ class TestBadNetwork:
         assert {result["attempt"] for result in system.results(event_id)} == {"1"}
 
     @pytest.mark.contract("5.waiting")
-    def test_told_to_wait(self, system: System, recorder: Recorder) -> None:
+    def test_the_server_asks_it_to_wait(self, system: System, recorder: Recorder) -> None:
         """429 with Retry-After is obeyed, and is no failure."""
         controller = system.start(KUBECONFIG=str(recorder.kubeconfig))
         recorder.refuse(2)

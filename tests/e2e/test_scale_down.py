@@ -66,7 +66,7 @@ class TestKill:
         assert outcomes([shared.verdict(event_id)]) == [("succeeded", "Completed", "none")]
 
     @pytest.mark.contract("5.scale_down")
-    def test_told_when_the_pods_are_gone(self, shared: System) -> None:
+    def test_recorded_when_the_pods_are_gone(self, shared: System) -> None:
         """Whoever reads the result may use the room."""
         event_id = shared.send(type="scale_up", task_id="kill-3", script=LONG_RUN)
         shared.running(event_id)
@@ -100,7 +100,7 @@ class TestKill:
         assert stays(lambda: len(system.running(old)) == 1, 0.5)
 
     @pytest.mark.contract("5.NothingToEnd")
-    def test_nobody_to_end(self, shared: System) -> None:
+    def test_no_worker_to_end(self, shared: System) -> None:
         """Is a success."""
         result = shared.finished(shared.send(type="scale_down", task_id="never-heard-of"), "scale_down")
         assert (result["outcome"], result["reason"]) == ("succeeded", "NothingToEnd")
@@ -189,12 +189,12 @@ class TestJam:
     def test_a_backlog_never_starts(self, jam: Jam, cleared: tuple[str, Fields]) -> None:
         """Each waiting worker is cancelled, once, and none had a pod."""
         entries = jam.system.redis.xrange("otto:scale:results")
-        results = [told for _, told in entries if told["kind"] == "worker" and told["task_id"] == "backlog"]
+        results = [answer for _, answer in entries if answer["kind"] == "worker" and answer["task_id"] == "backlog"]
         assert Counter(result["event_id"] for result in results) == Counter(jam.waiting)
         assert set(outcomes(results)) == {_CANCELLED}
         assert {result["pod_uid"] for result in results} == {""}
 
-    def test_it_is_told_of_once(self, cleared: tuple[str, Fields]) -> None:
+    def test_it_is_reported_once(self, cleared: tuple[str, Fields]) -> None:
         """A thousand victims, no survivor."""
         _, result = cleared
         assert (len(set(victims(result))), survivors(result)) == (_BACKLOG, [])

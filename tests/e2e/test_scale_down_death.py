@@ -84,8 +84,8 @@ class Chain:
         self._holder.kill()
         assert fleet.results(case.down, "scale_down") == [], f"{moment}: killed too late"
         self._holder = self._start()
-        told = fleet.finished(case.down, "scale_down")
-        case.victims, case.survivors = json.loads(told["victims"]), json.loads(told["survivors"])
+        answer = fleet.finished(case.down, "scale_down")
+        case.victims, case.survivors = json.loads(answer["victims"]), json.loads(answer["survivors"])
 
     def _start(self) -> Controller:
         self._ways.append(TcpProxy(self.fleet.server.port))
@@ -101,7 +101,7 @@ def chain(
     with closing(Fleet(redis_server, _DATABASE, audited_server, directory)) as fleet, closing(Chain(fleet)) as made:
         for moment in MOMENTS:
             made.die(moment)
-        fleet.hands.end_all()
+        fleet.pod_status.end_all()
         fleet.once([case.up for case in made.cases])
         fleet.nothing_left()
         yield made
@@ -112,15 +112,15 @@ def chain(
 def test_as_many_victims_as_were_asked_for(chain: Chain) -> None:
     """Each is told of as cancelled, and nobody else is."""
     for case in chain.cases:
-        cancelled = [told for told in chain.fleet.results(case.up) if told["outcome"] == "cancelled"]
+        cancelled = [answer for answer in chain.fleet.results(case.up) if answer["outcome"] == "cancelled"]
         assert len(set(case.victims)) == _ASKED, case
         victims = {name.rpartition("-")[2]: name for name in case.victims}
-        assert sorted(told["index"] for told in cancelled) == sorted(victims), case
-        for told in cancelled:
+        assert sorted(answer["index"] for answer in cancelled) == sorted(victims), case
+        for answer in cancelled:
             # a pod that was gone before anybody saw it go is not known any more
-            unseen = case.moment != "before it has chosen" and not told["pod"]
-            assert unseen or told["pod"] == victims[told["index"]], case
-        assert {told["reason"] for told in cancelled} == {"ScaledDown"}, case
+            unseen = case.moment != "before it has chosen" and not answer["pod"]
+            assert unseen or answer["pod"] == victims[answer["index"]], case
+        assert {answer["reason"] for answer in cancelled} == {"ScaledDown"}, case
 
 
 @pytest.mark.contract("5.survivors")
@@ -128,12 +128,12 @@ def test_no_survivor_is_forgotten(chain: Chain) -> None:
     """Victims and survivors are all that ran, and who survived went on to its own end in its first pod."""
     for case in chain.cases:
         assert sorted(case.victims + case.survivors) == case.pods, case
-        succeeded = [told["pod"] for told in chain.fleet.results(case.up) if told["outcome"] == "succeeded"]
+        succeeded = [answer["pod"] for answer in chain.fleet.results(case.up) if answer["outcome"] == "succeeded"]
         assert sorted(succeeded) == sorted(case.survivors), case
 
 
 @pytest.mark.contract("5.exactly-once")
-def test_it_is_told_of_once(chain: Chain) -> None:
+def test_it_is_reported_once(chain: Chain) -> None:
     """One result for each scale_down, at the very end too."""
     for case in chain.cases:
         assert len(chain.fleet.results(case.down, "scale_down")) == 1, case

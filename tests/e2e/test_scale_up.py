@@ -91,12 +91,12 @@ class TestPods:
     @pytest.mark.contract("4.annotations")
     def test_annotations(self, story: Story) -> None:
         """Ids, the digest of the spec, and the event, enough to take it up again."""
-        told = story.pods[0]["metadata"]["annotations"]
-        assert told["ottoscaler.io/event-id"] == story.event_id
-        assert told["ottoscaler.io/task-id"] == "task-123"
-        assert re.fullmatch(r"[0-9a-f]{64}", told["ottoscaler.io/spec-digest"])
-        assert json.loads(told["ottoscaler.io/event"])["pod_count"] == 3
-        assert told["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "false"
+        answer = story.pods[0]["metadata"]["annotations"]
+        assert answer["ottoscaler.io/event-id"] == story.event_id
+        assert answer["ottoscaler.io/task-id"] == "task-123"
+        assert re.fullmatch(r"[0-9a-f]{64}", answer["ottoscaler.io/spec-digest"])
+        assert json.loads(answer["ottoscaler.io/event"])["pod_count"] == 3
+        assert answer["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "false"
 
     @pytest.mark.contract("4.env")
     def test_environment(self, story: Story) -> None:
@@ -158,9 +158,9 @@ class TestResults:
     @pytest.mark.contract("5.node")
     def test_results_name_the_pods(self, story: Story) -> None:
         """Name, UID and node are those that the API server told."""
-        told = {(worker["pod"], worker["pod_uid"], worker["node"]) for worker in story.workers}
+        found = {(worker["pod"], worker["pod_uid"], worker["node"]) for worker in story.workers}
         seen = {(pod["metadata"]["name"], pod["metadata"]["uid"], pod["spec"]["nodeName"]) for pod in story.pods}
-        assert told == seen
+        assert found == seen
 
     @pytest.mark.contract("5.created_at")
     @pytest.mark.contract("5.scheduled_at")

@@ -155,8 +155,8 @@ class TestKubernetes:
         recorder.release()
         controller.until_said("watch.expired")
         wait_for(lambda: len(system.results(event_id)) == 2, "what vanished and what ended to be told of", 10)
-        told = {result["pod"]: result["reason"] for result in system.results(event_id)}
-        assert told == dict(zip(names([vanishes, ends]), ("PodLost", "Completed"), strict=True))
+        results = {result["pod"]: result["reason"] for result in system.results(event_id)}
+        assert results == dict(zip(names([vanishes, ends]), ("PodLost", "Completed"), strict=True))
         system.succeed([runs])
         assert system.finished(event_id)["succeeded"] == "2"
         system.no_pods(event_id)

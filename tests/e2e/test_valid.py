@@ -55,7 +55,7 @@ def test_the_server_takes_each_pod_of_each_accepted_event(api: Any) -> None:
             pod = json.loads(body)
             pod["metadata"]["namespace"] = "fuzz"
             answers.append(_post(api, json.dumps(pod).encode()))
-    assert [told for status, told in answers if status != 201] == []
+    assert [answer for status, answer in answers if status != 201] == []
     assert len(answers) > SAMPLE
     assert max(len(event.encode()) for event in events) > 200_000
 
@@ -66,5 +66,5 @@ def test_the_server_refuses_what_we_would_have_sent_without_our_limit(api: Any) 
     assert isinstance(event, ScaleEvent)
     pod = json.loads(next(iter(fuzz.bodies(event))))
     pod["metadata"] |= {"namespace": "fuzz", "annotations": {"a": "\x01" * 262_144}}
-    status, told = _post(api, json.dumps(pod).encode())
-    assert (status, "Too long" in told) == (422, True)
+    status, answer = _post(api, json.dumps(pod).encode())
+    assert (status, "Too long" in answer) == (422, True)

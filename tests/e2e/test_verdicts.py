@@ -15,7 +15,7 @@ from tests.e2e.waiting import stays, wait_for
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
 
-def told(result: Fields) -> tuple[str, str, str]:
+def summary(result: Fields) -> tuple[str, str, str]:
     """What the table's row says."""
     return result["outcome"], result["reason"], result["fault"]
 
@@ -38,7 +38,7 @@ class TestWorkersOwn:
     def test_exit_code(self, shared: System) -> None:
         """A program that fails is its user's fault, and is not tried again unasked."""
         result = shared.verdict(shared.send(type="scale_up", script="exit 3"))
-        assert told(result) == ("failed", "Error", "user")
+        assert summary(result) == ("failed", "Error", "user")
         assert (result["exit_code"], result["attempt"]) == ("3", "1")
 
     @pytest.mark.contract("5.failed")
@@ -57,7 +57,7 @@ class TestWorkersOwn:
         system.start(WORKER_RETRIES="2")
         event_id = system.send(type="scale_up", script='[ "$OTTO_ATTEMPT" = 2 ]')
         result = system.verdict(event_id)
-        assert told(result) == ("succeeded", "Completed", "none")
+        assert summary(result) == ("succeeded", "Completed", "none")
         assert result["attempt"] == "2"
         assert result["pod"].endswith("-1-r2")
         system.no_pods(event_id)
@@ -66,7 +66,7 @@ class TestWorkersOwn:
     def test_out_of_memory(self, shared: System) -> None:
         """A program that really takes more than its limit."""
         result = shared.verdict(shared.send(type="scale_up", script="exec tail /dev/zero"))
-        assert told(result) == ("failed", "OOMKilled", "user")
+        assert summary(result) == ("failed", "OOMKilled", "user")
         assert result["exit_code"] == "137"
 
     @pytest.mark.contract("5.DeadlineExceeded")
@@ -74,16 +74,16 @@ class TestWorkersOwn:
         """WORKER_DEADLINE_S, kept by the kubelet."""
         system.start(WORKER_DEADLINE_S="2", WORKER_RETRIES="1")
         result = system.verdict(system.send(type="scale_up", script=LONG_RUN))
-        assert told(result) == ("failed", "DeadlineExceeded", "user")
+        assert summary(result) == ("failed", "DeadlineExceeded", "user")
         assert result["attempt"] == "1"
 
     @pytest.mark.contract("5.PodDeleted")
-    def test_somebody_deleted_the_pod(self, shared: System) -> None:
+    def test_the_pod_was_deleted_from_outside(self, shared: System) -> None:
         """Whoever deletes a worker's pod wants it to be gone: it is not tried again."""
         event_id = shared.send(type="scale_up", script=LONG_RUN)
         shared.kube.delete(names(shared.running(event_id))[0])
         result = shared.verdict(event_id)
-        assert told(result) == ("failed", "PodDeleted", "user")
+        assert summary(result) == ("failed", "PodDeleted", "user")
         assert result["attempt"] == "1"
 
 
@@ -95,7 +95,7 @@ class TestConfiguration:
         """At once: waiting changes nothing."""
         system.start(OTTO_AGENT_IMAGE="Not/An/Image:1", IMAGE_PULL_GRACE_S="600")
         event_id = system.send(type="scale_up")
-        assert told(system.verdict(event_id)) == ("failed", "InvalidImage", "config")
+        assert summary(system.verdict(event_id)) == ("failed", "InvalidImage", "config")
         system.no_pods(event_id)
 
     @pytest.mark.contract("5.ImagePull")
@@ -104,7 +104,7 @@ class TestConfiguration:
         """The registry does not have it, or not for us: after IMAGE_PULL_GRACE_S it is over."""
         system.start(OTTO_AGENT_IMAGE=registry.image(status), IMAGE_PULL_GRACE_S="1", INFRA_RETRIES="1")
         result = system.verdict(system.send(type="scale_up"))
-        assert told(result) == ("failed", "ImagePull", "config")
+        assert summary(result) == ("failed", "ImagePull", "config")
         assert result["attempt"] == "1"
         assert registry.image(status) in result["message"]
 
@@ -115,7 +115,7 @@ class TestConfiguration:
         system.start(OTTO_AGENT_COMMAND=json.dumps([program]), INFRA_RETRIES="1", WORKER_RETRIES="1")
         event_id = system.send(type="scale_up")
         result = system.verdict(event_id)
-        assert told(result) == ("failed", "CommandNotFound", "config")
+        assert summary(result) == ("failed", "CommandNotFound", "config")
         assert (result["attempt"], result["started_at"]) == ("1", "")
         assert program in result["message"]
         system.no_pods(event_id)
@@ -125,7 +125,7 @@ class TestConfiguration:
         """127 of a program that ran is the program's."""
         system.start(OTTO_AGENT_COMMAND="no-such-program")
         result = system.verdict(system.send(type="scale_up"))
-        assert told(result) == ("failed", "Error", "user")
+        assert summary(result) == ("failed", "Error", "user")
         assert result["exit_code"] == "127"
 
     @pytest.mark.contract("5.Rejected")
@@ -133,7 +133,7 @@ class TestConfiguration:
         """Here for a ServiceAccount that does not exist."""
         system.start(WORKER_SERVICE_ACCOUNT="nobody")
         result = system.verdict(system.send(type="scale_up"))
-        assert told(result) == ("failed", "Rejected", "config")
+        assert summary(result) == ("failed", "Rejected", "config")
         assert 'serviceaccount "nobody" not found' in result["message"]
 
     @pytest.mark.contract("5.NameConflict")
@@ -142,7 +142,7 @@ class TestConfiguration:
         digest = hashlib.sha256(b"ottoscaler\0conflict-1").hexdigest()[:10]
         shared.kube.add_foreign(f"otto-agent-{digest}-1", {"whose": "somebody-elses"})
         result = shared.verdict(shared.send(type="scale_up", event_id="conflict-1") and "conflict-1")
-        assert told(result) == ("failed", "NameConflict", "config")
+        assert summary(result) == ("failed", "NameConflict", "config")
         pod = shared.kube.pod(f"otto-agent-{digest}-1")
         assert pod is not None
         assert "deletionTimestamp" not in pod["metadata"]
@@ -157,7 +157,7 @@ class TestPlatform:
         """Left to the kubelet until PENDING_TIMEOUT_S, then tried again."""
         system.start(OTTO_AGENT_IMAGE=registry.image(status), PENDING_TIMEOUT_S="3", INFRA_RETRIES="1")
         result = system.verdict(system.send(type="scale_up"))
-        assert told(result) == ("failed", "ImagePullTransient", "infra")
+        assert summary(result) == ("failed", "ImagePullTransient", "infra")
         assert result["attempt"] == "2"
 
     @pytest.mark.contract("5.ImagePullTransient")
@@ -166,7 +166,7 @@ class TestPlatform:
         image = "registry.invalid/worker:1"
         system.start(OTTO_AGENT_IMAGE=image, PENDING_TIMEOUT_S="3", IMAGE_PULL_GRACE_S="1", INFRA_RETRIES="0")
         result = system.verdict(system.send(type="scale_up"))
-        assert told(result) == ("failed", "ImagePullTransient", "infra")
+        assert summary(result) == ("failed", "ImagePullTransient", "infra")
         assert image in result["message"]
 
     @pytest.mark.contract("5.started_at")
@@ -181,7 +181,7 @@ class TestPlatform:
         system.start(PENDING_TIMEOUT_S="2", WORKER_NODE_SELECTOR='{"ottoscaler.test/nowhere": "true"}')
         event_id = system.send(type="scale_up")
         result = system.verdict(event_id)
-        assert told(result) == ("failed", "Unschedulable", "infra")
+        assert summary(result) == ("failed", "Unschedulable", "infra")
         assert "nodes are available" in result["message"]
         assert (result["node"], result["attempt"]) == ("", "1")
         system.no_pods(event_id)
@@ -191,7 +191,7 @@ class TestPlatform:
         """Nothing is wrong, it only takes too long: here a registry that is slow."""
         system.start(OTTO_AGENT_IMAGE=registry.image(0), PENDING_TIMEOUT_S="3", INFRA_RETRIES="1")
         result = system.verdict(system.send(type="scale_up"))
-        assert told(result) == ("failed", "PendingTimeout", "infra")
+        assert summary(result) == ("failed", "PendingTimeout", "infra")
         assert result["attempt"] == "1"
 
     @pytest.mark.contract("5.Preempted")
@@ -204,7 +204,7 @@ class TestPlatform:
         event_id = system.send(type="scale_up", script=LONG_RUN)
         system.running(event_id)
         system.kube.add_important("important", name, most)
-        assert told(system.verdict(event_id)) == ("failed", "Preempted", "infra")
+        assert summary(system.verdict(event_id)) == ("failed", "Preempted", "infra")
 
     @pytest.mark.contract("5.Evicted")
     def test_evicted(self, system: System) -> None:
@@ -213,7 +213,7 @@ class TestPlatform:
         event_id = system.send(type="scale_up", script=f'[ "$OTTO_ATTEMPT" = 2 ] || {{ {LONG_RUN}; }}')
         system.kube.evict(names(system.running(event_id))[0])
         result = system.verdict(event_id)
-        assert told(result) == ("succeeded", "Completed", "none")
+        assert summary(result) == ("succeeded", "Completed", "none")
         assert result["attempt"] == "2"
 
 

@@ -129,8 +129,8 @@ class NodeControls:
         with self.server.changed:
             state = _state(self.server.pods[name])
             started = state.get("running", {}).get("startedAt") or self.server.stamp()
-            told = {"exitCode": code, "reason": reason, "message": message, "startedAt": started}
-            self._container(name, phase, {"terminated": {**told, "finishedAt": self.server.stamp()}})
+            fields = {"exitCode": code, "reason": reason, "message": message, "startedAt": started}
+            self._container(name, phase, {"terminated": {**fields, "finishedAt": self.server.stamp()}})
 
     def _container(self, name: str, phase: str, state: dict[str, Any]) -> None:
         statuses = [{"name": "agent", "state": state}]

@@ -45,7 +45,7 @@ class WorkerState:
     shown: str = ""
 
     @property
-    def heard_of(self) -> bool:
+    def has_state(self) -> bool:
         """Does it differ from a worker of which nothing was ever stored?"""
         return bool(self.attempt or self.termination or self.outcome or self.spared)
 
@@ -56,7 +56,7 @@ class WorkerState:
             seen=self.seen,
         )  # fmt: skip
 
-    def told(self) -> StoredWorker:
+    def with_reason(self) -> StoredWorker:
         """The same with the reason, as whole tasks have it."""
         return replace(self.stored(), reason=json.loads(self.shown)["reason"] if self.outcome else "")
 
@@ -96,13 +96,13 @@ class TaskState:
         """The fields of a worker, new ones if there are none."""
         return self.workers.setdefault(index, WorkerState(index))
 
-    def told(self) -> dict[int, StoredWorker]:
+    def with_reasons(self) -> dict[int, StoredWorker]:
         """The same with the reasons of those that have ended."""
-        return {index: worker.told() for index, worker in self.workers.items() if worker.heard_of}
+        return {index: worker.with_reason() for index, worker in self.workers.items() if worker.has_state}
 
     def stored(self) -> dict[int, StoredWorker]:
         """The workers of which something was ever stored, by index."""
-        return {index: worker.stored() for index, worker in self.workers.items() if worker.heard_of}
+        return {index: worker.stored() for index, worker in self.workers.items() if worker.has_state}
 
 
 @dataclass(slots=True)

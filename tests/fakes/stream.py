@@ -532,7 +532,7 @@ def _opened(task: TaskState, event: ScaleEvent, owner: str) -> OpenTask:
         event=event,
         owner=owner,
         received_at=task.received_at,
-        workers=task.told(),
+        workers=task.with_reasons(),
         victims=victims,
         survivors=list(task.survivors),
         superseded=task.superseded,

@@ -119,7 +119,7 @@ class WorkerScripts:
                     _spare(worker, termination.by)
                 termination = None
             if termination is not None and result["outcome"] != Outcome.SUCCEEDED:
-                result |= told(termination.verdict) | {"fault": termination.verdict.fault.value}
+                result |= verdict_fields(termination.verdict) | {"fault": termination.verdict.fault.value}
             else:
                 termination = None
             poison = result["reason"] == Reason.POISON
@@ -190,7 +190,7 @@ class WorkerScripts:
         """A scale_down is over by this; a scale_up has pods that are to be ended first, unless nobody can."""
         verdict = Verdict(Reason.POISON, f"the controller failed on this event {MAX_TRIES} times")
         if event.type is EventType.SCALE_DOWN:
-            ids = {"event_id": event.event_id, "task_id": event.task_id, **told(verdict)}
+            ids = {"event_id": event.event_id, "task_id": event.task_id, **verdict_fields(verdict)}
             detail = f"taken up {MAX_TRIES} times without any progress"
             chosen = [victim.pod for victim in task.victims or ()]
             ids |= {"victims": json.dumps(chosen), "pod_count": str(len(chosen))}
@@ -215,7 +215,7 @@ class WorkerScripts:
         """The task result of an event that cannot be carried out."""
         self.server.tasks[event_id] = task
         self._close_task(task, event_id)
-        self.server.publish(self._task_fields(event_id, task) | told(Verdict(Reason.REJECTED, message)))
+        self.server.publish(self._task_fields(event_id, task) | verdict_fields(Verdict(Reason.REJECTED, message)))
 
 
 def _spare(worker: WorkerState, by: str) -> None:
@@ -235,7 +235,7 @@ def _stays(held: Termination, new: Termination) -> bool:
     return new.attempt == held.attempt
 
 
-def told(verdict: Verdict) -> dict[str, str]:
+def verdict_fields(verdict: Verdict) -> dict[str, str]:
     """A verdict as a result tells it."""
     return {"outcome": verdict.outcome.value, "reason": verdict.reason.value, "message": verdict.message}
 

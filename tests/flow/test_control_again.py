@@ -11,7 +11,7 @@ from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.errors import StreamUnavailable
 from tests.fakes.wait import eventually
-from tests.flow.rig import Rig, World
+from tests.flow.simulated_controller import FakeServers, SimulatedController
 
 contract = pytest.mark.contract
 
@@ -22,155 +22,160 @@ def runs_on(_name: str) -> None:
 
 def test_what_control_read_and_could_not_accept_is_read_again() -> None:
     """The reader, who had no error, would not look for it before half a minute has passed."""
-    with Rig(threads=["watch", "reader"], auto=runs_on, READ_AHEAD=1, MAX_WORKERS=1) as rig:
-        rig.pod(rig.send())
-        waiting = rig.send(pod_count=2, task_id="t")
-        eventually(lambda: rig.ledger.has(waiting))
-        rig.redis.fail_next("accept")
-        rig.send(type="scale_down", task_id="t")
-        rig.start("control")
-        assert rig.result("scale_down")["pod_count"] == "2"
-        assert rig.redis.pending_count() == 0
+    with SimulatedController(threads=["watch", "reader"], auto=runs_on, READ_AHEAD=1, MAX_WORKERS=1) as controller:
+        controller.pod(controller.send())
+        waiting = controller.send(pod_count=2, task_id="t")
+        eventually(lambda: controller.ledger.has(waiting))
+        controller.redis.fail_next("accept")
+        controller.send(type="scale_down", task_id="t")
+        controller.start("control")
+        assert controller.result("scale_down")["pod_count"] == "2"
+        assert controller.redis.pending_count() == 0
 
 
 def test_marks_of_another_replica_survive_an_outage() -> None:
     """They are told once only, so they are kept until they are dealt with."""
-    with Rig(threads=["watch"], auto=runs_on, MAX_WORKERS=1) as rig:
-        rig.pod(rig.accept())
-        waiting = rig.accept()
-        rig.stream.store_termination(waiting, None, 1, Termination(Reason.SCALED_DOWN, by="elsewhere"))
-        rig.redis.fail_next("reload")
-        rig.control.reload([waiting])
-        rig.start("control")
-        assert rig.result()["event_id"] == waiting
+    with SimulatedController(threads=["watch"], auto=runs_on, MAX_WORKERS=1) as controller:
+        controller.pod(controller.accept())
+        waiting = controller.accept()
+        controller.stream.store_termination(waiting, None, 1, Termination(Reason.SCALED_DOWN, by="elsewhere"))
+        controller.redis.fail_next("reload")
+        controller.control.reload([waiting])
+        controller.start("control")
+        assert controller.result()["event_id"] == waiting
 
 
 @contract("5.survivors")
 def test_a_scale_down_that_is_accepted_twice_is_one() -> None:
     """Its survivors are those of the choice that holds, not of a second one."""
-    with Rig(threads=["watch"]) as rig:
-        event_id = rig.accept(pod_count=3, task_id="t")
-        pods = {rig.pod(event_id, index) for index in (1, 2, 3)}
-        down = rig.send(type="scale_down", task_id="t", pod_count=1)
-        entries = rig.stream.read_now(10)
-        rig.intake.absorb(entries)
+    with SimulatedController(threads=["watch"]) as controller:
+        event_id = controller.accept(pod_count=3, task_id="t")
+        pods = {controller.pod(event_id, index) for index in (1, 2, 3)}
+        down = controller.send(type="scale_down", task_id="t", pod_count=1)
+        entries = controller.stream.read_now(10)
+        controller.intake.absorb(entries)
         chosen: list[str] = []
 
         def again(op: str) -> None:
             if op == "choose":
                 chosen.append(op)
-                rig.intake.absorb(entries)
+                controller.intake.absorb(entries)
 
-        rig.redis.on_call = again
-        rig.start("control")
-        told = rig.result("scale_down")
-        assert (told["event_id"], len(chosen)) == (down, 1)
-        assert set(json.loads(told["victims"])) | set(json.loads(told["survivors"])) == pods
+        controller.redis.on_call = again
+        controller.start("control")
+        result = controller.result("scale_down")
+        assert (result["event_id"], len(chosen)) == (down, 1)
+        assert set(json.loads(result["victims"])) | set(json.loads(result["survivors"])) == pods
 
 
 @contract("5.survivors")
-def test_a_choice_whose_answer_was_lost_holds_with_its_survivors() -> None:
+def test_a_choice_holds_with_its_survivors_if_its_answer_was_lost() -> None:
     """A survivor that has ended before it is chosen again is still one."""
-    with Rig(threads=["watch", "reader"], auto=runs_on) as rig:
-        event_id = rig.send(pod_count=3, task_id="t")
-        pods = {rig.pod(event_id, index) for index in (1, 2, 3)}
+    with SimulatedController(threads=["watch", "reader"], auto=runs_on) as controller:
+        event_id = controller.send(pod_count=3, task_id="t")
+        pods = {controller.pod(event_id, index) for index in (1, 2, 3)}
 
         def end_a_survivor(op: str) -> None:
-            chosen = [task for task in rig.redis.tasks.values() if task.victims is not None]
-            if op == "tasks" and chosen and not rig.redis.results():
-                rig.redis.on_call = lambda op: None
-                rig.cluster.succeed(chosen[0].survivors[0])
-                rig.results(1)
+            chosen = [task for task in controller.redis.tasks.values() if task.victims is not None]
+            if op == "tasks" and chosen and not controller.redis.results():
+                controller.redis.on_call = lambda op: None
+                controller.cluster.succeed(chosen[0].survivors[0])
+                controller.results(1)
 
-        rig.redis.on_call = end_a_survivor
-        rig.redis.fail_next("choose", after=True)
-        rig.send(type="scale_down", task_id="t", pod_count=1)
-        rig.start("control")
-        told = rig.result("scale_down")
-        assert (rig.redis.calls["choose"], len(rig.redis.results("worker"))) == (2, 2)
-        assert (len(json.loads(told["victims"])), len(json.loads(told["survivors"]))) == (1, 2)
-        assert set(json.loads(told["victims"])) | set(json.loads(told["survivors"])) == pods
+        controller.redis.on_call = end_a_survivor
+        controller.redis.fail_next("choose", after=True)
+        controller.send(type="scale_down", task_id="t", pod_count=1)
+        controller.start("control")
+        result = controller.result("scale_down")
+        assert (controller.redis.calls["choose"], len(controller.redis.results("worker"))) == (2, 2)
+        assert (len(json.loads(result["victims"])), len(json.loads(result["survivors"]))) == (1, 2)
+        assert set(json.loads(result["victims"])) | set(json.loads(result["survivors"])) == pods
 
 
 @contract("5.survivors")
 def test_a_worker_that_a_drain_spared_is_a_survivor_for_the_next_one_too() -> None:
     """Also when it has ended by the time that somebody else goes on with the scale_down."""
-    world = World()
-    with Rig(world, threads=["watch"], auto=runs_on, MAX_WORKERS=2) as rig:
-        event_id = rig.accept(pod_count=2, task_id="t")
-        pods = [rig.pod(event_id, index) for index in (1, 2)]
+    servers = FakeServers()
+    with SimulatedController(servers, threads=["watch"], auto=runs_on, MAX_WORKERS=2) as controller:
+        event_id = controller.accept(pod_count=2, task_id="t")
+        pods = [controller.pod(event_id, index) for index in (1, 2)]
         termination = Termination(Reason.SCALED_DOWN, drain=True, by="down")
-        rig.accept(type="scale_down", task_id="t", mode="drain", event_id="down")
+        controller.accept(type="scale_down", task_id="t", mode="drain", event_id="down")
         victims = [Victim(event_id, 1, pods[0]), Victim(event_id, 2, pods[1])]
-        rig.stream.choose("down", "c1/b1/1", Claim(termination, victims))
-        task = rig.taken(event_id)
-        rig.stream.clear_termination(event_id, task.owner, 1, termination)
-        rig.cluster.succeed(pods[0])
-        rig.results(1)
-        rig.close()
-    with Rig(world, consumer="next", threads=["watch", "control", "lease"], auto=runs_on) as other:
-        while not world.redis.results("scale_down"):
+        controller.stream.choose("down", "c1/b1/1", Claim(termination, victims))
+        task = controller.taken(event_id)
+        controller.stream.clear_termination(event_id, task.owner, 1, termination)
+        controller.cluster.succeed(pods[0])
+        controller.results(1)
+        controller.close()
+    with SimulatedController(servers, consumer="next", threads=["watch", "control", "lease"], auto=runs_on) as other:
+        while not servers.redis.results("scale_down"):
             other.wait_and_look(2)
-        told = other.result("scale_down")
-        assert pods[0] in json.loads(told["survivors"])
+        result = other.result("scale_down")
+        assert pods[0] in json.loads(result["survivors"])
 
 
 @contract("3.pod_count")
 @pytest.mark.parametrize("op", ["read_now", "accept", "blocker", "choose", "outcomes", "finish"])
-def test_who_goes_on_after_a_death_ends_nobody_else(op: str) -> None:
+def test_a_replica_that_goes_on_after_a_death_ends_no_other_worker(op: str) -> None:
     """Wherever the first one died: two victims were asked for, two there are, and one result."""
-    world = World()
-    with Rig(world, consumer="owner", threads=["watch"], auto=runs_on) as owner:
+    servers = FakeServers()
+    with SimulatedController(servers, consumer="owner", threads=["watch"], auto=runs_on) as owner:
         event_id = owner.accept(pod_count=4, task_id="t")
         pods = [owner.pod(event_id, index) for index in (1, 2, 3, 4)]
-        with Rig(world, consumer="dead", threads=["watch", "control"], LEASE_S=3) as dead:
-            world.redis.fail_next(op, 100_000, after=True)
+        with SimulatedController(servers, consumer="dead", threads=["watch", "control"], LEASE_S=3) as dead:
+            servers.redis.fail_next(op, 100_000, after=True)
             owner.send(type="scale_down", task_id="t", pod_count=2)
-            eventually(lambda: world.redis.calls[op])
+            eventually(lambda: servers.redis.calls[op])
             dead.close(release=False)
-        world.redis._faults.clear()
+        servers.redis._faults.clear()
         owner.pass_time(4)
-        with Rig(world, consumer="next", threads=["watch", "control", "lease", "reader"], LEASE_S=3) as rig:
-            while not rig.redis.results("scale_down"):
-                rig.live(1)
-            assert rig.result("scale_down")["pod_count"] == "2"
+        with SimulatedController(
+            servers, consumer="next", threads=["watch", "control", "lease", "reader"], LEASE_S=3
+        ) as controller:
+            while not controller.redis.results("scale_down"):
+                controller.live(1)
+            assert controller.result("scale_down")["pod_count"] == "2"
             assert len(owner.results(2)) == 2
         assert len(owner.cluster.names() & set(pods)) == 2
 
 
-def test_a_scale_down_that_is_somebody_elses_now_is_let_go() -> None:
+def test_a_scale_down_that_another_process_owns_now_is_dropped() -> None:
     """The renewal told: nothing more is done for it."""
-    with Rig(threads=["watch"]) as rig:
-        down = rig.accept(type="scale_down", task_id="t")
-        rig.control._open_new()
-        assert rig.control.owners() == {down: "c1/b1/1"}
-        rig.control.drop(down, "c1/b1/0")
-        assert rig.control.owners()
-        rig.control.drop(down, "c1/b1/1")
-        assert rig.control.owners() == {}
+    with SimulatedController(threads=["watch"]) as controller:
+        down = controller.accept(type="scale_down", task_id="t")
+        controller.control._open_new()
+        assert controller.control.owners() == {down: "c1/b1/1"}
+        controller.control.drop(down, "c1/b1/0")
+        assert controller.control.owners()
+        controller.control.drop(down, "c1/b1/1")
+        assert controller.control.owners() == {}
 
 
-def test_nothing_is_chosen_while_an_older_event_is_in_somebodys_hands() -> None:
+def test_nothing_is_chosen_while_an_older_event_is_not_accepted() -> None:
     """It may be of this very task: its reader has a lease's time, then it is taken from him."""
-    world = World()
-    with Rig(world, consumer="slow") as slow, Rig(world, threads=["watch", "control"]) as rig:
+    servers = FakeServers()
+    with (
+        SimulatedController(servers, consumer="slow") as slow,
+        SimulatedController(servers, threads=["watch", "control"]) as controller,
+    ):
         older = slow.send(task_id="t", pod_count=2)
         slow.stream.read_now(1)
-        rig.send(type="scale_down", task_id="t")
-        eventually(lambda: rig.redis.calls["blocker"] > 3)
-        assert (rig.redis.calls["choose"], rig.redis.results()) == (0, [])
-        rig.pass_time(rig.parts.lease_s)
-        assert rig.result("scale_down")["pod_count"] == "2"
-        assert {result["event_id"] for result in rig.results(2)} == {older}
+        controller.send(type="scale_down", task_id="t")
+        eventually(lambda: controller.redis.calls["blocker"] > 3)
+        assert (controller.redis.calls["choose"], controller.redis.results()) == (0, [])
+        controller.pass_time(controller.parts.lease_s)
+        assert controller.result("scale_down")["pod_count"] == "2"
+        assert {result["event_id"] for result in controller.results(2)} == {older}
 
 
 def test_an_error_of_redis_is_an_error_of_this_step_only() -> None:
     """Control goes on from what the group has delivered."""
-    with Rig(threads=["control"]) as rig:
-        rig.redis.set_down(True)
-        eventually(lambda: rig.redis.calls["ensure_group"] > 5)
+    with SimulatedController(threads=["control"]) as controller:
+        controller.redis.set_down(True)
+        eventually(lambda: controller.redis.calls["ensure_group"] > 5)
         with pytest.raises(StreamUnavailable):
-            rig.stream.delivered()
-        rig.redis.set_down(False)
-        rig.send(type="scale_down", task_id="nobody")
-        assert rig.result("scale_down")["reason"] == "NothingToEnd"
+            controller.stream.delivered()
+        controller.redis.set_down(False)
+        controller.send(type="scale_down", task_id="nobody")
+        assert controller.result("scale_down")["reason"] == "NothingToEnd"

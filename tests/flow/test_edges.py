@@ -15,8 +15,8 @@ from ottoscaler.ports import OpenTask, StoredWorker
 from tests.fakes.clock import START
 from tests.fakes.wait import eventually
 from tests.flow.conftest import Lines
-from tests.flow.desk import Desk, task
-from tests.flow.rig import Rig, World
+from tests.flow.ledger_driver import LedgerDriver, task
+from tests.flow.simulated_controller import FakeServers, SimulatedController
 from tests.test_metrics import samples
 
 contract = pytest.mark.contract
@@ -45,85 +45,85 @@ class TestRoom:
     ) -> None:
         """The pod may be there: a second one beside it would be one too many."""
         free: list[bool] = []
-        with Rig(threads=["watch"], MAX_WORKERS=2) as rig:
+        with SimulatedController(threads=["watch"], MAX_WORKERS=2) as controller:
 
             def look(verb: str, _name: str) -> None:
                 if verb == "get":
-                    free.append(has_room(rig.ledger))
+                    free.append(has_room(controller.ledger))
 
-            rig.world.kubernetes.on_call = look
-            rig.accept(event_id="running")
-            rig.pod("running")
+            controller.servers.kubernetes.on_call = look
+            controller.accept(event_id="running")
+            controller.pod("running")
             if created:
-                rig.world.kubernetes.drop_replies("create")
+                controller.servers.kubernetes.drop_replies("create")
             else:
-                rig.world.kubernetes.refuse_next("create", ClusterUnavailable("no answer"))
-            rig.accept(event_id="unclear")
-            rig.pod("unclear")
+                controller.servers.kubernetes.refuse_next("create", ClusterUnavailable("no answer"))
+            controller.accept(event_id="unclear")
+            controller.pod("unclear")
             assert free == [False]
-            assert has_room(rig.ledger) is False
+            assert has_room(controller.ledger) is False
 
     def test_room_that_is_one_too_much_is_taken_back(self) -> None:
         """A task that was taken over has a pod: who was to create one waits after all."""
-        desk = Desk(max_workers=1)
-        desk.ledger.add(task("ours"))
-        run = desk.take()
-        desk.ledger.add(task("taken", 1, StoredWorker(1, attempt=1)))
-        assert not desk.ledger.holds_room(run)
+        driver = LedgerDriver(max_workers=1)
+        driver.ledger.add(task("ours"))
+        run = driver.take()
+        driver.ledger.add(task("taken", 1, StoredWorker(1, attempt=1)))
+        assert not driver.ledger.holds_room(run)
 
     def test_room_that_is_just_enough_is_not_taken_back(self) -> None:
         """Two workers, two places."""
-        desk = Desk(max_workers=2)
-        desk.ledger.add(task("ours"))
-        run = desk.take()
-        desk.ledger.add(task("taken", 1, StoredWorker(1, attempt=1)))
-        assert desk.ledger.holds_room(run)
+        driver = LedgerDriver(max_workers=2)
+        driver.ledger.add(task("ours"))
+        run = driver.take()
+        driver.ledger.add(task("taken", 1, StoredWorker(1, attempt=1)))
+        assert driver.ledger.holds_room(run)
 
-    def test_who_waits_for_room_to_read_goes_on_as_soon_as_a_task_is_dropped(self) -> None:
+    def test_a_reader_that_waits_for_room_goes_on_as_soon_as_a_task_is_dropped(self) -> None:
         """Not only when its wait is over: somebody else has the task now, and its place is free."""
-        desk = Desk(read_ahead=1)
+        driver = LedgerDriver(read_ahead=1)
         opened = task("a")
-        desk.ledger.add(opened)
+        driver.ledger.add(opened)
         found: list[int] = []
-        reader = threading.Thread(target=lambda: found.append(desk.ledger.wait_for_room(30)))
+        reader = threading.Thread(target=lambda: found.append(driver.ledger.wait_for_room(30)))
         reader.start()
-        eventually(lambda: desk.ledger._room._waiters, what="the reader to wait")
-        desk.ledger.drop("a", opened.owner)
+        eventually(lambda: driver.ledger._room._waiters, what="the reader to wait")
+        driver.ledger.drop("a", opened.owner)
         reader.join(5)
         assert found == [1]
 
-    def test_who_is_due_and_finds_no_room_is_counted_as_waiting(self) -> None:
+    def test_a_worker_that_is_due_and_finds_no_room_counts_as_waiting(self) -> None:
         """As long as another worker has the only place."""
-        desk = Desk(max_workers=1)
-        desk.ledger.add(task("a", 2))
-        desk.pause(desk.take(), 5)
-        assert desk.ledger.counts() == (0, 2)
-        second = desk.take()
-        desk.clock.advance(10)
-        assert not desk.ledger.takeable()
-        assert desk.ledger.counts() == (1, 1)
-        desk.end(second)
-        assert desk.ledger.takeable()
-        assert desk.ledger.counts() == (0, 1)
+        driver = LedgerDriver(max_workers=1)
+        driver.ledger.add(task("a", 2))
+        driver.pause(driver.take(), 5)
+        assert driver.ledger.counts() == (0, 2)
+        second = driver.take()
+        driver.clock.advance(10)
+        assert not driver.ledger.takeable()
+        assert driver.ledger.counts() == (1, 1)
+        driver.end(second)
+        assert driver.ledger.takeable()
+        assert driver.ledger.counts() == (0, 1)
 
     def test_resumed_workers_that_find_no_thread_are_counted_as_waiting(self) -> None:
         """They are the first to get one."""
-        desk = Desk(max_workers=1)
-        desk.ledger.add(task("a", 3, *(StoredWorker(index, attempt=1) for index in (1, 2, 3))))
-        assert desk.ledger.counts() == (0, 3)
-        desk.take()
-        assert desk.ledger.counts() == (1, 2)
+        driver = LedgerDriver(max_workers=1)
+        driver.ledger.add(task("a", 3, *(StoredWorker(index, attempt=1) for index in (1, 2, 3))))
+        assert driver.ledger.counts() == (0, 3)
+        driver.take()
+        assert driver.ledger.counts() == (1, 2)
 
     def test_a_create_that_was_refused_gives_its_room_back(self) -> None:
         """It is known that there is no pod: another worker may have the room meanwhile."""
-        with Rig(threads=["watch"], MAX_WORKERS=1) as rig:
+        with SimulatedController(threads=["watch"], MAX_WORKERS=1) as controller:
             refusal = ClusterUnavailable("exceeded quota", retry_after_s=60, unclear=False)
-            rig.world.kubernetes.refuse_next("create", refusal)
-            rig.accept(event_id="refused")
-            rig.idle()
-            rig.accept(event_id="next")
-            rig.pod("next")
-            assert rig.calls("create") == 2
+            controller.servers.kubernetes.refuse_next("create", refusal)
+            controller.accept(event_id="refused")
+            controller.idle()
+            controller.accept(event_id="next")
+            controller.pod("next")
+            assert controller.calls("create") == 2
 
 
 def has_room(ledger: Ledger) -> bool:
@@ -138,29 +138,29 @@ class TestReceived:
     @contract("6.event.received")
     def test_a_request_that_is_repeated_after_a_lost_answer_is_counted_once(self, log: Lines) -> None:
         """The second answer says that the task was accepted before; it is new all the same."""
-        with Rig() as rig:
-            rig.redis.fail_next("accept", after=True)
-            rig.accept(event_id="a")
-            assert samples(rig.metrics)["ottoscaler_events_received_total", "scale_up"] == 1
+        with SimulatedController() as controller:
+            controller.redis.fail_next("accept", after=True)
+            controller.accept(event_id="a")
+            assert samples(controller.metrics)["ottoscaler_events_received_total", "scale_up"] == 1
         assert len(log.of("event.received")) == 1
 
     @contract("6.event.received")
     def test_an_entry_in_hand_twice_is_counted_once(self, log: Lines) -> None:
         """Reader and control may both have read it; the second is answered with what was accepted."""
-        with Rig() as rig:
-            rig.send(event_id="a")
-            entries = rig.stream.read_now(1)
-            rig.intake.absorb(entries)
-            rig.intake.absorb(entries)
-            assert samples(rig.metrics)["ottoscaler_events_received_total", "scale_up"] == 1
+        with SimulatedController() as controller:
+            controller.send(event_id="a")
+            entries = controller.stream.read_now(1)
+            controller.intake.absorb(entries)
+            controller.intake.absorb(entries)
+            assert samples(controller.metrics)["ottoscaler_events_received_total", "scale_up"] == 1
         assert len(log.of("event.received")) == 1
 
     def test_an_event_that_its_producer_sends_twice_is_counted_once(self, log: Lines) -> None:
         """Two entries, one event."""
-        with Rig() as rig:
-            rig.accept(event_id="a")
-            rig.accept(event_id="a")
-            assert samples(rig.metrics)["ottoscaler_events_received_total", "scale_up"] == 1
+        with SimulatedController() as controller:
+            controller.accept(event_id="a")
+            controller.accept(event_id="a")
+            assert samples(controller.metrics)["ottoscaler_events_received_total", "scale_up"] == 1
         assert len(log.of("event.received")) == 1
 
 
@@ -170,12 +170,12 @@ class TestLines:
     @contract("6.worker.created")
     def test_the_time_since_the_event_is_counted_from_its_entry(self, log: Lines) -> None:
         """`since_event_s`, and the figure with it."""
-        with Rig(threads=["watch"]) as rig:
+        with SimulatedController(threads=["watch"]) as controller:
             stream_id = f"{int((START - 7.5) * 1000)}-0"
-            rig.redis.add({"type": "scale_up"}, stream_id)
-            rig.intake.absorb(rig.stream.read_now(1))
-            rig.pod(stream_id)
-            found = samples(rig.metrics)
+            controller.redis.add({"type": "scale_up"}, stream_id)
+            controller.intake.absorb(controller.stream.read_now(1))
+            controller.pod(stream_id)
+            found = samples(controller.metrics)
             assert found["ottoscaler_event_to_create_seconds_sum",] == 7.5
         [line] = [line for line in log.all() if line["event"] == "worker.created"]
         assert line["since_event_s"] == 7.5
@@ -183,37 +183,37 @@ class TestLines:
     @contract("6.fields")
     def test_a_task_that_is_taken_over_is_named(self, log: Lines) -> None:
         """With its own name and its event's id; a task of ours is not taken over."""
-        world = World()
-        with Rig(world, consumer="dead", threads=["watch"]) as first:
+        servers = FakeServers()
+        with SimulatedController(servers, consumer="dead", threads=["watch"]) as first:
             first.accept(event_id="e", task_id="t")
             first.pod("e")
             first.close(release=False)
         assert log.of("task.taken") == []
-        with Rig(world, threads=["watch", "lease"]) as rig:
-            rig.wait_and_look(rig.parts.lease_s + 2)
-            rig.pod("e")
+        with SimulatedController(servers, threads=["watch", "lease"]) as controller:
+            controller.wait_and_look(controller.parts.lease_s + 2)
+            controller.pod("e")
         [line] = [line for line in log.all() if line["event"] == "task.taken"]
         assert (line["message"], line["event_id"], line["task_id"]) == ("Taking over task t", "e", "t")
 
     def test_a_scale_down_that_is_over_is_logged_once(self, log: Lines) -> None:
         """By who has stored its result, and by nobody else."""
-        with Rig(threads=["watch", "control", "reader"], auto=lambda name: None) as rig:
-            rig.pod(rig.send(task_id="t"))
-            rig.redis.fail_next("finish", after=True)
-            rig.send(type="scale_down", task_id="t")
-            rig.result("scale_down")
-            eventually(lambda: not rig.control.owners(), what="the scale_down to be over")
-            rig.send(type="scale_down", task_id="t")
-            rig.results(2, "scale_down")
-            eventually(lambda: not rig.control.owners(), what="the scale_down to be over")
+        with SimulatedController(threads=["watch", "control", "reader"], auto=lambda name: None) as controller:
+            controller.pod(controller.send(task_id="t"))
+            controller.redis.fail_next("finish", after=True)
+            controller.send(type="scale_down", task_id="t")
+            controller.result("scale_down")
+            eventually(lambda: not controller.control.owners(), what="the scale_down to be over")
+            controller.send(type="scale_down", task_id="t")
+            controller.results(2, "scale_down")
+            eventually(lambda: not controller.control.owners(), what="the scale_down to be over")
         assert log.of("scale_down.finished") == ["Scaled down: 0 workers ended, 0 stay"]
 
     def test_a_watch_that_breaks_off_at_the_stop_is_no_warning(self, log: Lines) -> None:
         """It was we who ended it."""
-        with Rig(threads=["watch"]) as rig:
-            eventually(lambda: rig.world.kubernetes.watching(), what="the watch")
-            rig.stop.set()
-            rig.world.kubernetes.end_watches(ClusterUnavailable("closed"))
+        with SimulatedController(threads=["watch"]) as controller:
+            eventually(lambda: controller.servers.kubernetes.watching(), what="the watch")
+            controller.stop.set()
+            controller.servers.kubernetes.end_watches(ClusterUnavailable("closed"))
         assert log.of("watch.broken") == []
 
 
@@ -223,37 +223,40 @@ class TestControl:
     @contract("5.scale_down")
     def test_new_work_is_seen_while_a_scale_down_waits_for_its_pods(self) -> None:
         """The first victim takes its time to end; the second scale_down's is ended and told of meanwhile."""
-        with Rig(threads=["watch", "control", "reader"]) as rig:
-            slow, quick = rig.send(event_id="slow", task_id="slow"), rig.send(event_id="quick", task_id="quick")
+        with SimulatedController(threads=["watch", "control", "reader"]) as controller:
+            slow, quick = (
+                controller.send(event_id="slow", task_id="slow"),
+                controller.send(event_id="quick", task_id="quick"),
+            )
             for event_id in (slow, quick):
-                pod = rig.pod(event_id)
-                rig.cluster.run(pod)
-                rig.sees(pod, lambda seen: seen.started_at is not None)
-            rig.send(event_id="down-slow", type="scale_down", task_id="slow")
-            rig.sees(rig.name(slow), lambda seen: seen.deleting)
-            rig.send(event_id="down-quick", type="scale_down", task_id="quick")
-            rig.sees(rig.name(quick), lambda seen: seen.deleting)
-            rig.cluster.kill(rig.name(quick))
-            assert rig.result("scale_down")["event_id"] == "down-quick"
-            rig.cluster.kill(rig.name(slow))
-            assert rig.results(2, "scale_down")[1]["event_id"] == "down-slow"
+                pod = controller.pod(event_id)
+                controller.cluster.run(pod)
+                controller.sees(pod, lambda seen: seen.started_at is not None)
+            controller.send(event_id="down-slow", type="scale_down", task_id="slow")
+            controller.sees(controller.name(slow), lambda seen: seen.deleting)
+            controller.send(event_id="down-quick", type="scale_down", task_id="quick")
+            controller.sees(controller.name(quick), lambda seen: seen.deleting)
+            controller.cluster.kill(controller.name(quick))
+            assert controller.result("scale_down")["event_id"] == "down-quick"
+            controller.cluster.kill(controller.name(slow))
+            assert controller.results(2, "scale_down")[1]["event_id"] == "down-slow"
 
 
 class TestFailures:
     """Our own code fails on a task."""
 
-    def test_a_task_on_whose_opening_our_code_fails_is_let_go_of(self) -> None:
+    def test_a_task_is_dropped_if_our_code_fails_on_opening_it(self) -> None:
         """Its lease runs out, and whoever takes it up counts that; nobody may go on with half of it here."""
-        with Rig() as rig:
-            add = rig.ledger.add
+        with SimulatedController() as controller:
+            add = controller.ledger.add
 
             def fail(opened: OpenTask) -> None:
                 add(opened)
                 raise RuntimeError("a defect")
 
-            rig.ledger.add = fail  # type: ignore[method-assign, assignment]
-            rig.accept(event_id="e")
-            assert (rig.ledger.has("e"), rig.redis.open_ids()) == (False, {"e"})
+            controller.ledger.add = fail  # type: ignore[method-assign, assignment]
+            controller.accept(event_id="e")
+            assert (controller.ledger.has("e"), controller.redis.open_ids()) == (False, {"e"})
 
 
 class TestEnder:
@@ -261,46 +264,48 @@ class TestEnder:
 
     def test_a_pod_that_takes_its_time_is_looked_at_now_and_then_only(self) -> None:
         """Once a minute, and not at each step: the watch says what changes."""
-        world = World()
-        with Rig(world, consumer="dead", threads=["watch"]) as first:
+        servers = FakeServers()
+        with SimulatedController(servers, consumer="dead", threads=["watch"]) as first:
             first.accept(event_id="e", pod_count=2)
             pods = [first.pod("e", 1), first.pod("e", 2)]
             for pod in pods:
                 first.cluster.run(pod)
                 first.sees(pod, lambda seen: seen.started_at is not None)
             first.close(release=False)
-        with Rig(world, threads=["watch"], MAX_WORKERS=1) as rig:
-            world.redis.expire_lease("e")
-            opened = rig.stream.take("e", same_consumer=False)
+        with SimulatedController(servers, threads=["watch"], MAX_WORKERS=1) as controller:
+            servers.redis.expire_lease("e")
+            opened = controller.stream.take("e", same_consumer=False)
             assert isinstance(opened, OpenTask)
-            rig.intake.open(opened)
-            rig.pool.pump()
+            controller.intake.open(opened)
+            controller.pool.pump()
             # The two are resumed in the order in which they were stored, so either may have the one thread.
-            follows = eventually(lambda: [one for one in (1, 2) if followed(rig, one)], what="a thread on one of two")
+            follows = eventually(
+                lambda: [one for one in (1, 2) if followed(controller, one)], what="a thread on one of two"
+            )
             index = 2 if follows == [1] else 1
             pod, termination = pods[index - 1], Termination(Reason.SCALED_DOWN, "enough", by="d-1")
-            rig.stream.store_termination("e", None, index, termination)
-            assert rig.ledger.cancel("e", index, termination)
-            rig.pool.run_cancelled(rig.ender.follow)
-            rig.ender.step()
-            rig.sees(pod, lambda seen: seen.deleting)
-            rig.ender.step()
-            looks = rig.calls("get", pod)
+            controller.stream.store_termination("e", None, index, termination)
+            assert controller.ledger.cancel("e", index, termination)
+            controller.pool.run_cancelled(controller.ender.follow)
+            controller.ender.step()
+            controller.sees(pod, lambda seen: seen.deleting)
+            controller.ender.step()
+            looks = controller.calls("get", pod)
             for _ in range(3):
-                rig.ender.step()
-            assert rig.calls("get", pod) == looks
-            rig.pass_time(61)
-            rig.ender.step()
-            assert rig.calls("get", pod) == looks + 1
-            rig.cluster.kill(pod)
-            rig.sees(pod, lambda seen: seen.finished) if pod in rig.cluster.names() else None
-            eventually(lambda: rig.ender.step() or rig.redis.results("worker"), what="its result")
-            assert (rig.result()["index"], rig.result()["reason"]) == (str(index), "ScaledDown")
+                controller.ender.step()
+            assert controller.calls("get", pod) == looks
+            controller.pass_time(61)
+            controller.ender.step()
+            assert controller.calls("get", pod) == looks + 1
+            controller.cluster.kill(pod)
+            controller.sees(pod, lambda seen: seen.finished) if pod in controller.cluster.names() else None
+            eventually(lambda: controller.ender.step() or controller.redis.results("worker"), what="its result")
+            assert (controller.result()["index"], controller.result()["reason"]) == (str(index), "ScaledDown")
 
 
-def followed(rig: Rig, index: int) -> bool:
+def followed(controller: SimulatedController, index: int) -> bool:
     """Does a thread follow this worker of event "e"?"""
-    return rig.registry.followed(rig.key("e").event_hash, index)
+    return controller.registry.followed(controller.key("e").event_hash, index)
 
 
 class TestStop:
@@ -308,25 +313,27 @@ class TestStop:
 
     def test_nothing_is_taken_over_once_we_stop(self) -> None:
         """It would have to be handed over again, and would count as one more try."""
-        world = World()
-        with Rig(world, consumer="dead") as first:
+        servers = FakeServers()
+        with SimulatedController(servers, consumer="dead") as first:
             first.accept(event_id="e")
-        with Rig(world) as rig:
-            rig.stop.set()
-            rig.takeover._take_unknown(["e"])
-            assert (world.redis.calls["take"], rig.ledger.owners()) == (0, {})
+        with SimulatedController(servers) as controller:
+            controller.stop.set()
+            controller.takeover._take_unknown(["e"])
+            assert (servers.redis.calls["take"], controller.ledger.owners()) == (0, {})
 
     def test_an_event_that_waits_to_supersede_others_says_nothing_of_it(self) -> None:
         """Its own workers run meanwhile: `why` is theirs."""
-        world = World()
-        with Rig(world, consumer="dead") as dead:
+        servers = FakeServers()
+        with SimulatedController(servers, consumer="dead") as dead:
             dead.accept(type="scale_down", task_id="t", event_id="d-1")
             dead.close(release=False)
-        with Rig(world, threads=["watch", "control", "reader"]) as rig:
-            rig.send(event_id="s-2", supersedes="key")
-            eventually(lambda: "s-2" in rig.control._open and rig.control._open["s-2"].blocker, what="it to wait")
-            eventually(lambda: rig.control._pause_s > 0.3, what="a further look")
-            assert not world.redis.task("s-2").get("why")
+        with SimulatedController(servers, threads=["watch", "control", "reader"]) as controller:
+            controller.send(event_id="s-2", supersedes="key")
+            eventually(
+                lambda: "s-2" in controller.control._open and controller.control._open["s-2"].blocker, what="it to wait"
+            )
+            eventually(lambda: controller.control._pause_s > 0.3, what="a further look")
+            assert not servers.redis.task("s-2").get("why")
 
 
 class TestWiped:
@@ -334,31 +341,31 @@ class TestWiped:
 
     def test_a_cancel_that_came_with_a_task_that_was_taken_over_outlives_a_flush(self) -> None:
         """The mark was set by another replica under the dead owner: ours knows it from the take-over only."""
-        world = World()
-        with Rig(world, consumer="dead", threads=["watch"], LEASE_S=LEASE_S) as first:
+        servers = FakeServers()
+        with SimulatedController(servers, consumer="dead", threads=["watch"], LEASE_S=LEASE_S) as first:
             first.accept(event_id="e")
             pod = first.pod("e")
             first.cluster.run(pod)
             first.sees(pod, lambda seen: seen.started_at is not None)
             first.stream.store_termination("e", None, 1, Termination(Reason.SCALED_DOWN, "enough", by="d-1"))
             first.close(release=False)
-        with Rig(world, threads=["watch", "lease", "control"], LEASE_S=LEASE_S) as rig:
-            rig.wait_and_look(LEASE_S + 2)
-            rig.sees(pod, lambda seen: seen.deleting)
-            world.redis.flush()
-            restores = world.redis.calls["restore"]
-            rig.live(LEASE_S)
-            eventually(lambda: world.redis.calls["restore"] > restores, what="the task to be stored again")
-            rig.live(LEASE_S)  # the worker, which Redis did not know meanwhile, tries again
-            assert rig.taken("e").workers[1].termination == Termination(Reason.SCALED_DOWN, "enough", by="d-1")
-            rig.cluster.kill(pod)
-            assert rig.result()["reason"] == "ScaledDown"
+        with SimulatedController(servers, threads=["watch", "lease", "control"], LEASE_S=LEASE_S) as controller:
+            controller.wait_and_look(LEASE_S + 2)
+            controller.sees(pod, lambda seen: seen.deleting)
+            servers.redis.flush()
+            restores = servers.redis.calls["restore"]
+            controller.live(LEASE_S)
+            eventually(lambda: servers.redis.calls["restore"] > restores, what="the task to be stored again")
+            controller.live(LEASE_S)  # the worker, which Redis did not know meanwhile, tries again
+            assert controller.taken("e").workers[1].termination == Termination(Reason.SCALED_DOWN, "enough", by="d-1")
+            controller.cluster.kill(pod)
+            assert controller.result()["reason"] == "ScaledDown"
 
     def test_a_cancel_of_a_worker_that_has_no_pod_outlives_it_too(self) -> None:
         """Nothing but the mark says that it is not to start."""
-        desk, termination = Desk(), Termination(Reason.SCALED_DOWN, "enough", by="d-1")
-        desk.ledger.add(task("e-1", 2, StoredWorker(1, termination=termination), StoredWorker(2, 1, refused=True)))
-        known = desk.ledger.recall("e-1")
+        driver, termination = LedgerDriver(), Termination(Reason.SCALED_DOWN, "enough", by="d-1")
+        driver.ledger.add(task("e-1", 2, StoredWorker(1, termination=termination), StoredWorker(2, 1, refused=True)))
+        known = driver.ledger.recall("e-1")
         assert known is not None
         assert {index: worker.termination for index, worker in known.workers.items()} == {1: termination, 2: None}
 
@@ -368,21 +375,21 @@ class TestSweep:
 
     def test_a_dead_pod_of_a_task_that_is_finished_goes(self) -> None:
         """Its worker has no result of its own there: Redis was restored, or the task ended as Poison."""
-        world = World()
-        with Rig(world, consumer="dead", threads=["watch"]) as first:
+        servers = FakeServers()
+        with SimulatedController(servers, consumer="dead", threads=["watch"]) as first:
             event_id = first.accept()
             pod = first.pod(event_id)
             first.close(release=False)
-        with Rig(world, threads=["watch"]) as rig:
-            rig.cluster.run(pod)
-            world.redis.find(event_id).state = "finished"  # type: ignore[union-attr]
-            rig.sees(pod, lambda seen: seen.started_at is not None)
-            rig.reconciler.once()
-            assert pod in rig.cluster.names()  # it lives: somebody may still follow it
-            rig.cluster.succeed(pod)
-            rig.sees(pod, lambda seen: seen.finished)
-            rig.reconciler.once()
-            assert pod not in rig.cluster.names()
+        with SimulatedController(servers, threads=["watch"]) as controller:
+            controller.cluster.run(pod)
+            servers.redis.find(event_id).state = "finished"  # type: ignore[union-attr]
+            controller.sees(pod, lambda seen: seen.started_at is not None)
+            controller.reconciler.once()
+            assert pod in controller.cluster.names()  # it lives: somebody may still follow it
+            controller.cluster.succeed(pod)
+            controller.sees(pod, lambda seen: seen.finished)
+            controller.reconciler.once()
+            assert pod not in controller.cluster.names()
 
 
 class TestWatch:
@@ -391,18 +398,18 @@ class TestWatch:
     def test_a_watch_that_lasted_ends_the_pauses(self) -> None:
         """After it the first short one costs no pause again, and the second the shortest."""
         stop, lasted = Noting(), threading.Event()
-        world = World()
-        with Rig(world, stop=stop) as rig:
-            kubernetes = world.kubernetes
+        servers = FakeServers()
+        with SimulatedController(servers, stop=stop) as controller:
+            kubernetes = servers.kubernetes
 
             def call(verb: str, _name: str) -> None:
                 if verb == "watch" and kubernetes.count("watch") == 4:
-                    rig.pass_time(2)
+                    controller.pass_time(2)
                     lasted.set()
 
             kubernetes.on_call = call
             kubernetes.refuse_next("watch", ClusterUnavailable("no"), times=8)
-            rig.start("watch")
+            controller.start("watch")
             eventually(lambda: kubernetes.count("watch") >= 9, what="the ninth watch")
             assert lasted.is_set()
             assert stop.pauses == [0.1, 0.2, 0.4, 0.1, 0.2]

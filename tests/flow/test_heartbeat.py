@@ -15,25 +15,25 @@ from ottoscaler.flow.heartbeat import LAPSE_S
 from ottoscaler.flow.stop import Stop
 from tests.fakes.clock import ManualClock
 from tests.fakes.wait import eventually
-from tests.flow.rig import ALL, Rig
+from tests.flow.simulated_controller import ALL, SimulatedController
 
 pytestmark = pytest.mark.contract("2.probes")
 
 
-def health(rig: Rig) -> Health:
+def health(controller: SimulatedController) -> Health:
     """The probes of a controller, after its start: both servers have answered."""
-    rig.heartbeat.set_phase("")
-    rig.heartbeat.report_call("Redis")
-    rig.heartbeat.report_call("Kubernetes")
-    return Health(rig.heartbeat, rig.ledger, rig.registry)
+    controller.heartbeat.set_phase("")
+    controller.heartbeat.report_call("Redis")
+    controller.heartbeat.report_call("Kubernetes")
+    return Health(controller.heartbeat, controller.ledger, controller.registry)
 
 
-def let_pass(rig: Rig, seconds: float) -> None:
+def let_pass(controller: SimulatedController, seconds: float) -> None:
     """Time in which the process is awake: in steps, each of them looked at."""
-    assert isinstance(rig.clock, ManualClock)
+    assert isinstance(controller.clock, ManualClock)
     while seconds > 0:
-        rig.clock.advance(min(seconds, LAPSE_S / 2))
-        rig.heartbeat.ages()
+        controller.clock.advance(min(seconds, LAPSE_S / 2))
+        controller.heartbeat.ages()
         seconds -= LAPSE_S / 2
 
 
@@ -51,7 +51,7 @@ class Hang:
 
 
 @contextmanager
-def hanging(rig: Rig, call: str) -> Iterator[Hang]:
+def hanging(controller: SimulatedController, call: str) -> Iterator[Hang]:
     """The next call of this name to Redis or Kubernetes hangs, at most until the end of the block."""
     held = Hang()
 
@@ -60,7 +60,7 @@ def hanging(rig: Rig, call: str) -> Iterator[Hang]:
             held.there.set()
             held.release.wait(30)
 
-    rig.redis.on_call = rig.world.kubernetes.on_call = hang
+    controller.redis.on_call = controller.servers.kubernetes.on_call = hang
     try:
         yield held
     finally:
@@ -80,14 +80,14 @@ class Swift(Stop):
 )
 def test_a_loop_that_hangs_is_named_after_a_minute(loop: str, call: str) -> None:
     """It alone, and not before: the others have come round meanwhile."""
-    with Rig(threads=ALL, LEASE_S=3) as rig:
-        probes = health(rig)
-        with hanging(rig, call) as held:
-            let_pass(rig, 1)  # a renewal is due
+    with SimulatedController(threads=ALL, LEASE_S=3) as controller:
+        probes = health(controller)
+        with hanging(controller, call) as held:
+            let_pass(controller, 1)  # a renewal is due
             eventually(held.there.is_set, 10, "the loop to come by")
-            let_pass(rig, FROZEN_S - LAPSE_S)
+            let_pass(controller, FROZEN_S - LAPSE_S)
             eventually(lambda: probes.livez() == [])
-            let_pass(rig, 2 * LAPSE_S)
+            let_pass(controller, 2 * LAPSE_S)
             eventually(lambda: frozen_loops(probes) <= {loop, "reconciler", "watch"})
             assert loop in frozen_loops(probes)
             (line,) = (line for line in probes.livez() if loop in line)
@@ -96,114 +96,114 @@ def test_a_loop_that_hangs_is_named_after_a_minute(loop: str, call: str) -> None
 
 def test_a_watch_that_hangs_is_named() -> None:
     """In its list: there a loop waits for nobody."""
-    with Rig(threads=["watch"]) as rig:
-        probes = health(rig)
-        with hanging(rig, "list") as held:
-            rig.world.kubernetes.end_watches(ClusterUnavailable("broken"))
+    with SimulatedController(threads=["watch"]) as controller:
+        probes = health(controller)
+        with hanging(controller, "list") as held:
+            controller.servers.kubernetes.end_watches(ClusterUnavailable("broken"))
             eventually(held.there.is_set, 10, "the list")
-            let_pass(rig, FROZEN_S + LAPSE_S)
+            let_pass(controller, FROZEN_S + LAPSE_S)
             assert frozen_loops(probes) == {"watch"}
 
 
 @pytest.mark.parametrize("loop", ["lease", "takeover", "reader", "control", "reconciler"])
 def test_a_loop_with_nothing_to_do_gives_signs_of_life(loop: str) -> None:
     """As often as it comes round."""
-    with Rig(threads=[loop], stop=Swift()) as rig:
-        probes = health(rig)
+    with SimulatedController(threads=[loop], stop=Swift()) as controller:
+        probes = health(controller)
         for _ in range(5):
-            let_pass(rig, FROZEN_S / 2)
-            eventually(lambda: not any(age.lasted_s for age in rig.heartbeat.ages()), what="a sign of life")
+            let_pass(controller, FROZEN_S / 2)
+            eventually(lambda: not any(age.lasted_s for age in controller.heartbeat.ages()), what="a sign of life")
             assert probes.livez() == []
 
 
 def test_an_event_is_a_sign_of_life_of_the_watch() -> None:
     """A bookmark, too: it need not have come to its end."""
-    with Rig(threads=["watch"]) as rig:
-        probes = health(rig)
-        let_pass(rig, FROZEN_S + LAPSE_S)
+    with SimulatedController(threads=["watch"]) as controller:
+        probes = health(controller)
+        let_pass(controller, FROZEN_S + LAPSE_S)
         assert frozen_loops(probes) == {"watch"}
-        rig.pod(rig.accept())
+        controller.pod(controller.accept())
         eventually(lambda: probes.livez() == [], what="a sign of life")
 
 
-def test_an_outage_restarts_nobody() -> None:
+def test_an_outage_restarts_no_process() -> None:
     """However long: each failed try is a sign of life, and `/readyz` says what is wrong."""
-    with Rig(threads=["watch", "lease", "control", "reader"], LEASE_S=3) as rig:
-        probes = health(rig)
-        rig.redis.set_down(True)
-        rig.world.kubernetes.refuse_next("list", ClusterUnavailable("away"), times=1_000_000)
-        rig.world.kubernetes.end_watches(ClusterUnavailable("broken"))
+    with SimulatedController(threads=["watch", "lease", "control", "reader"], LEASE_S=3) as controller:
+        probes = health(controller)
+        controller.redis.set_down(True)
+        controller.servers.kubernetes.refuse_next("list", ClusterUnavailable("away"), times=1_000_000)
+        controller.servers.kubernetes.end_watches(ClusterUnavailable("broken"))
         for _ in range(4):
-            let_pass(rig, FROZEN_S / 2)
+            let_pass(controller, FROZEN_S / 2)
             eventually(lambda: probes.livez() == [], what="a try of each loop")
-        told = "\n".join(probes.readyz())
+        answer = "\n".join(probes.readyz())
         for loop in ("watch", "lease", "control", "reader"):
-            assert f"loop {loop}: " in told
-        rig.world.kubernetes._faults.clear()
-        rig.redis.set_down(False)
+            assert f"loop {loop}: " in answer
+        controller.servers.kubernetes._faults.clear()
+        controller.redis.set_down(False)
         eventually(lambda: probes.readyz() == [], 10, "all to be well again")
 
 
 def test_a_process_that_slept_is_not_frozen() -> None:
     """Its signs of life are all old when it wakes up, and its loops are about to go on."""
-    with Rig() as rig:
+    with SimulatedController() as controller:
         for name in ALL:
-            rig.heartbeat.add_loop(name)
-        probes = health(rig)
-        assert isinstance(rig.clock, ManualClock)
-        rig.clock.advance(3600)
+            controller.heartbeat.add_loop(name)
+        probes = health(controller)
+        assert isinstance(controller.clock, ManualClock)
+        controller.clock.advance(3600)
         assert probes.livez() == []
-        let_pass(rig, FROZEN_S)
+        let_pass(controller, FROZEN_S)
         assert frozen_loops(probes) == set(ALL)
 
 
 def test_a_call_inside_an_iteration_is_a_sign_of_life() -> None:
     """One reconciler over many pods may take longer than a minute."""
-    with Rig() as rig:
-        rig.heartbeat.add_loop(threading.current_thread().name)
-        probes = health(rig)
+    with SimulatedController() as controller:
+        controller.heartbeat.add_loop(threading.current_thread().name)
+        probes = health(controller)
         for _ in range(10):
-            let_pass(rig, FROZEN_S / 2)
-            rig.heartbeat.report_call("Kubernetes")
+            let_pass(controller, FROZEN_S / 2)
+            controller.heartbeat.report_call("Kubernetes")
         assert probes.livez() == []
 
 
 def test_a_server_out_of_reach_is_named_since_its_first_error() -> None:
     """With its last one, on one line; an answer ends it."""
-    with Rig() as rig:
-        probes = health(rig)
-        rig.heartbeat.report_call("Redis", "first")
-        let_pass(rig, 60)
-        rig.heartbeat.report_call("Redis", "Redis at h:1 is\nout of reach")
+    with SimulatedController() as controller:
+        probes = health(controller)
+        controller.heartbeat.report_call("Redis", "first")
+        let_pass(controller, 60)
+        controller.heartbeat.report_call("Redis", "Redis at h:1 is\nout of reach")
         assert probes.readyz() == ["Redis: Redis at h:1 is out of reach, since 2023-11-14T22:13:20.000Z"]
-        rig.heartbeat.report_call("Redis")
+        controller.heartbeat.report_call("Redis")
         assert probes.readyz() == []
 
 
 def test_a_single_failure_of_a_loop_is_no_outage() -> None:
     """One that lasts is, though the server answers others."""
-    with Rig() as rig:
-        rig.heartbeat.add_loop(threading.current_thread().name)
-        probes = health(rig)
-        rig.heartbeat.report_failure("no permission")
+    with SimulatedController() as controller:
+        controller.heartbeat.add_loop(threading.current_thread().name)
+        probes = health(controller)
+        controller.heartbeat.report_failure("no permission")
         assert probes.readyz() == []
-        let_pass(rig, 20)
-        rig.heartbeat.report_failure("no permission")
+        let_pass(controller, 20)
+        controller.heartbeat.report_failure("no permission")
         (line,) = probes.readyz()
         assert line == "loop MainThread: no permission, since 2023-11-14T22:13:20.000Z"
-        rig.heartbeat.beat()
+        controller.heartbeat.beat()
         assert probes.readyz() == []
 
 
 def test_it_is_not_ready_before_the_start_and_at_the_stop() -> None:
     """Both servers are named until they have answered."""
-    with Rig() as rig:
-        probes = Health(rig.heartbeat, rig.ledger, rig.registry)
+    with SimulatedController() as controller:
+        probes = Health(controller.heartbeat, controller.ledger, controller.registry)
         assert [line.partition(",")[0] for line in probes.readyz()] == [
             "controller: starting", "Redis: not reached yet", "Kubernetes: not reached yet",
         ]  # fmt: skip
-        assert health(rig).readyz() == []
-        rig.heartbeat.set_phase("stopping")
+        assert health(controller).readyz() == []
+        controller.heartbeat.set_phase("stopping")
         assert probes.readyz()[0].startswith("controller: stopping")
 
 
@@ -212,123 +212,125 @@ class TestWork:
 
     def test_idle_is_ready(self) -> None:
         """For hours."""
-        with Rig(threads=["watch"]) as rig:
-            probes = health(rig)
+        with SimulatedController(threads=["watch"]) as controller:
+            probes = health(controller)
             for _ in range(100):
-                let_pass(rig, 100)
+                let_pass(controller, 100)
                 assert probes.readyz() == []
 
-    def test_work_that_nobody_takes_is_not(self) -> None:
+    def test_work_that_no_thread_takes_is_not(self) -> None:
         """There is room and a free thread, and after two minutes the worker has neither."""
-        with Rig(threads=["watch"]) as rig:
-            probes = health(rig)
-            rig.intake.connect(pump=lambda: None, control=lambda task: None)
-            rig.accept()
-            let_pass(rig, 100)
+        with SimulatedController(threads=["watch"]) as controller:
+            probes = health(controller)
+            controller.intake.connect(pump=lambda: None, control=lambda task: None)
+            controller.accept()
+            let_pass(controller, 100)
             assert probes.readyz() == []
-            let_pass(rig, 100)
+            let_pass(controller, 100)
             assert probes.readyz() == []  # the first look was 100 s ago
-            let_pass(rig, 100)
+            let_pass(controller, 100)
             (line,) = probes.readyz()
             assert line.startswith("workers: nothing moves, with 1 waiting for a thread and 0 that hold one")
-            rig.pool.pump()
+            controller.pool.pump()
             eventually(lambda: probes.readyz() == [])
 
     def test_pods_that_run_are_no_standstill(self) -> None:
         """At full capacity, with others waiting."""
-        with Rig(threads=["watch"], MAX_WORKERS=1) as rig:
-            probes = health(rig)
-            rig.pod(rig.accept(pod_count=3))
-            assert rig.ledger.counts() == (1, 2)
+        with SimulatedController(threads=["watch"], MAX_WORKERS=1) as controller:
+            probes = health(controller)
+            controller.pod(controller.accept(pod_count=3))
+            assert controller.ledger.counts() == (1, 2)
             for _ in range(5):
-                let_pass(rig, 100)
+                let_pass(controller, 100)
                 assert probes.readyz() == []
 
     def test_pods_that_no_thread_follows_take_room_as_well(self) -> None:
         """There is a free thread, and no room below MAX_WORKERS: nothing can be taken."""
-        with Rig(threads=["watch"], MAX_WORKERS=1) as old:
+        with SimulatedController(threads=["watch"], MAX_WORKERS=1) as old:
             old.pod(old.accept(event_id="old"))
             old.close(release=False)
-            with Rig(old.world, consumer="c2", threads=["watch"], MAX_WORKERS=1) as rig:
-                probes = health(rig)
-                rig.registry.track(rig.key("old").event_hash)
-                rig.accept()
-                assert rig.ledger.counts() == (0, 1)
+            with SimulatedController(old.servers, consumer="c2", threads=["watch"], MAX_WORKERS=1) as controller:
+                probes = health(controller)
+                controller.registry.track(controller.key("old").event_hash)
+                controller.accept()
+                assert controller.ledger.counts() == (0, 1)
                 for _ in range(5):
-                    let_pass(rig, 100)
+                    let_pass(controller, 100)
                     assert probes.readyz() == []
 
     def test_one_step_is_enough(self) -> None:
         """A worker whose calls are slow, and come to an end, is no standstill."""
-        with Rig(threads=["watch"]) as rig:
-            probes = health(rig)
-            with hanging(rig, "intend") as first:
-                rig.accept()
+        with SimulatedController(threads=["watch"]) as controller:
+            probes = health(controller)
+            with hanging(controller, "intend") as first:
+                controller.accept()
                 eventually(first.there.is_set, 10, "the first call")
                 assert probes.readyz() == []
-                let_pass(rig, 70)
+                let_pass(controller, 70)
                 assert probes.readyz() == []
-                with hanging(rig, "create") as second:
+                with hanging(controller, "create") as second:
                     first.release.set()
                     eventually(second.there.is_set, 10, "the second call")
-                    let_pass(rig, 70)
+                    let_pass(controller, 70)
                     assert probes.readyz() == []
 
     def test_waiting_for_a_quota_is_no_standstill(self) -> None:
         """The worker has given its thread back until its next try."""
-        with Rig(threads=["watch"]) as rig:
-            probes = health(rig)
+        with SimulatedController(threads=["watch"]) as controller:
+            probes = health(controller)
             refusal = ClusterUnavailable("exceeded quota", unclear=False)
-            rig.world.kubernetes.refuse_next("create", refusal, times=1_000_000)
-            rig.accept()
+            controller.servers.kubernetes.refuse_next("create", refusal, times=1_000_000)
+            controller.accept()
             for _ in range(50):
-                rig.pass_time(5)
-                rig.idle()
+                controller.pass_time(5)
+                controller.idle()
                 assert probes.readyz() == []
 
     def test_a_pool_that_hangs_is(self) -> None:
         """Threads are held, and by nobody who waits for a pod."""
-        with Rig(threads=["watch"], MAX_WORKERS=2) as rig:
-            probes = health(rig)
-            with hanging(rig, "intend") as held:
-                rig.accept()
+        with SimulatedController(threads=["watch"], MAX_WORKERS=2) as controller:
+            probes = health(controller)
+            with hanging(controller, "intend") as held:
+                controller.accept()
                 eventually(held.there.is_set, 10, "the worker to come by")
                 for _ in range(3):
-                    let_pass(rig, 70)
-                    told = probes.readyz()
-                assert ["and 1 that hold one" in line for line in told] == [True]
+                    let_pass(controller, 70)
+                    answer = probes.readyz()
+                assert ["and 1 that hold one" in line for line in answer] == [True]
             eventually(lambda: probes.readyz() == [])
 
 
 def test_redis_away_is_a_sign_of_life_of_each_try() -> None:
     """A retry on a loop's thread notes what failed; one on a worker's thread is nobody's."""
-    with Rig() as rig:
-        rig.heartbeat.add_loop(threading.current_thread().name)
+    with SimulatedController() as controller:
+        controller.heartbeat.add_loop(threading.current_thread().name)
         left = [StreamUnavailable("away")]
 
         def attempt() -> None:
             if left:
                 raise left.pop()
 
-        rig.parts.retries.forever("read", attempt)
-        (miss,) = rig.heartbeat.failing()
+        controller.parts.retries.forever("read", attempt)
+        (miss,) = controller.heartbeat.failing()
         assert miss.reason == "cannot read: away"
-        thread = threading.Thread(target=rig.heartbeat.report_failure, args=("nobody's",), name="worker-1")
+        thread = threading.Thread(target=controller.heartbeat.report_failure, args=("nobody's",), name="worker-1")
         thread.start()
         thread.join()
-        assert [each.reason for each in rig.heartbeat.failing()] == ["cannot read: away"]
+        assert [each.reason for each in controller.heartbeat.failing()] == ["cannot read: away"]
 
 
 def test_a_thread_with_signs_of_life_is_a_loop() -> None:
     """Its requests wait for no worker's; those of all other threads may."""
-    with Rig() as rig:
-        told: dict[str, bool] = {}
-        rig.heartbeat.add_loop("watch")
+    with SimulatedController() as controller:
+        report: dict[str, bool] = {}
+        controller.heartbeat.add_loop("watch")
         for name in ("watch", "worker-1"):
-            thread = threading.Thread(target=lambda: told.update({_name(): rig.heartbeat.is_loop()}), name=name)
+            thread = threading.Thread(
+                target=lambda: report.update({_name(): controller.heartbeat.is_loop()}), name=name
+            )
             thread.start()
             thread.join(5)
-        assert told == {"watch": True, "worker-1": False}
+        assert report == {"watch": True, "worker-1": False}
 
 
 def _name() -> str:

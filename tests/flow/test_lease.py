@@ -12,7 +12,7 @@ from ottoscaler.flow.takeover import TAKE_AT_ONCE
 from tests.fakes.clock import SystemClock
 from tests.fakes.wait import eventually
 from tests.flow.conftest import Lines
-from tests.flow.rig import Rig, World
+from tests.flow.simulated_controller import FakeServers, SimulatedController
 
 contract = pytest.mark.contract
 
@@ -20,83 +20,86 @@ contract = pytest.mark.contract
 @contract("2.LEASE_S")
 def test_a_live_owner_keeps_its_tasks() -> None:
     """Renewed in time, however long a worker runs."""
-    world = World()
-    with Rig(world, threads=["watch", "lease"]) as rig, Rig(world, consumer="c2", threads=["watch", "lease"]) as other:
-        event_id = rig.accept()
-        rig.pod(event_id)
+    servers = FakeServers()
+    with (
+        SimulatedController(servers, threads=["watch", "lease"]) as controller,
+        SimulatedController(servers, consumer="c2", threads=["watch", "lease"]) as other,
+    ):
+        event_id = controller.accept()
+        controller.pod(event_id)
         for _ in range(10):
-            renewals = world.redis.calls["renew"]
-            rig.pass_time(rig.parts.lease_s / 3)
-            eventually(lambda before=renewals: world.redis.calls["renew"] >= before + 2)  # type: ignore[misc]
-        assert rig.ledger.has(event_id)
+            renewals = servers.redis.calls["renew"]
+            controller.pass_time(controller.parts.lease_s / 3)
+            eventually(lambda before=renewals: servers.redis.calls["renew"] >= before + 2)  # type: ignore[misc]
+        assert controller.ledger.has(event_id)
         assert not other.ledger.has(event_id)
 
 
 @contract("2.LEASE_S")
 def test_a_dead_owners_task_is_taken_over() -> None:
     """After LEASE_S its pod is adopted and its result recorded by the other."""
-    world = World()
-    with Rig(world, consumer="dead", threads=["watch"]) as first:
+    servers = FakeServers()
+    with SimulatedController(servers, consumer="dead", threads=["watch"]) as first:
         event_id = first.accept()
         pod = first.pod(event_id)
         first.close(release=False)
-    with Rig(world, threads=["watch", "lease"]) as rig:
-        rig.wait_and_look(rig.parts.lease_s + 2)
-        assert rig.pod(event_id) == pod
-        rig.cluster.run(pod)
-        rig.cluster.succeed(pod)
-        assert rig.result()["pod"] == pod
-        assert rig.calls("create") == 1
+    with SimulatedController(servers, threads=["watch", "lease"]) as controller:
+        controller.wait_and_look(controller.parts.lease_s + 2)
+        assert controller.pod(event_id) == pod
+        controller.cluster.run(pod)
+        controller.cluster.succeed(pod)
+        assert controller.result()["pod"] == pod
+        assert controller.calls("create") == 1
 
 
 def test_what_a_dead_one_read_and_did_not_accept_is_taken_over() -> None:
     """After LEASE_S and not before: he may only be slow."""
-    world = World()
-    with Rig(world, consumer="dead") as dead:
+    servers = FakeServers()
+    with SimulatedController(servers, consumer="dead") as dead:
         event_id = dead.send()
         dead.stream.read_now(1)
         dead.close(release=False)
-    with Rig(world, threads=["watch", "lease"]) as rig:
-        rig.wait_and_look(rig.parts.lease_s - 2)
-        assert not rig.ledger.has(event_id)
-        rig.wait_and_look(4)
-        assert rig.pod(event_id)
+    with SimulatedController(servers, threads=["watch", "lease"]) as controller:
+        controller.wait_and_look(controller.parts.lease_s - 2)
+        assert not controller.ledger.has(event_id)
+        controller.wait_and_look(4)
+        assert controller.pod(event_id)
 
 
 def test_so_many_tasks_are_taken_over_that_notes_come_in_between() -> None:
     """The rest in the next steps."""
-    world = World()
-    with Rig(world, consumer="dead") as dead:
+    servers = FakeServers()
+    with SimulatedController(servers, consumer="dead") as dead:
         for _ in range(TAKE_AT_ONCE + 1):
             dead.accept()
         dead.close(release=True)
-    with Rig(world) as rig:
-        rig.lease.step()
-        rig.takeover._own_taken = True
-        rig.takeover._step()
-        assert len(rig.ledger.owners()) == TAKE_AT_ONCE
-        rig.takeover._step()
-        assert len(rig.ledger.owners()) == TAKE_AT_ONCE + 1
+    with SimulatedController(servers) as controller:
+        controller.lease.step()
+        controller.takeover._own_taken = True
+        controller.takeover._step()
+        assert len(controller.ledger.owners()) == TAKE_AT_ONCE
+        controller.takeover._step()
+        assert len(controller.ledger.owners()) == TAKE_AT_ONCE + 1
 
 
 def test_a_clean_end_hands_over_at_once() -> None:
     """The next one does not wait for the lease to run out."""
-    world = World()
-    with Rig(world, consumer="old", threads=["watch"]) as first:
+    servers = FakeServers()
+    with SimulatedController(servers, consumer="old", threads=["watch"]) as first:
         event_id = first.accept()
         first.pod(event_id)
-    with Rig(world, threads=["watch", "lease"]) as rig:
-        assert rig.pod(event_id)
+    with SimulatedController(servers, threads=["watch", "lease"]) as controller:
+        assert controller.pod(event_id)
 
 
 def test_what_was_read_and_not_accepted_is_handed_over_at_once() -> None:
     """A clean end leaves nothing that has to wait for a lease, and counts no try."""
-    world = World()
-    with Rig(world, consumer="old") as first:
+    servers = FakeServers()
+    with SimulatedController(servers, consumer="old") as first:
         event_id = first.send()
         first.stream.read_now(1)
-    with Rig(world, threads=["watch", "lease"]) as rig:
-        assert rig.pod(event_id)
+    with SimulatedController(servers, threads=["watch", "lease"]) as controller:
+        assert controller.pod(event_id)
 
 
 def test_what_a_thread_works_on_is_handed_over_last() -> None:
@@ -108,85 +111,85 @@ def test_what_a_thread_works_on_is_handed_over_last() -> None:
             arrived.set()
             go_on.wait(10)
 
-    with Rig(threads=["watch"], MAX_WORKERS=1) as rig:
-        rig.world.kubernetes.on_call = hold
-        busy = rig.accept()
+    with SimulatedController(threads=["watch"], MAX_WORKERS=1) as controller:
+        controller.servers.kubernetes.on_call = hold
+        busy = controller.accept()
         assert arrived.wait(5)
-        waits = rig.accept()
-        rig.stop.set()
-        rig.lease.release(all_=False)
-        assert rig.stream.expired(same_consumer=False) == [waits]
+        waits = controller.accept()
+        controller.stop.set()
+        controller.lease.release(all_=False)
+        assert controller.stream.expired(same_consumer=False) == [waits]
         go_on.set()
-        rig.registry.close()
-        rig.idle()
-        rig.lease.release()
-        assert set(rig.stream.expired(same_consumer=False)) == {busy, waits}
+        controller.registry.close()
+        controller.idle()
+        controller.lease.release()
+        assert set(controller.stream.expired(same_consumer=False)) == {busy, waits}
 
 
 def test_a_failure_of_ours_hands_nothing_over() -> None:
     """A task that makes processes fail would else never have failed often enough to end."""
-    world = World()
-    with Rig(world, consumer="old", threads=["watch"]) as first:
+    servers = FakeServers()
+    with SimulatedController(servers, consumer="old", threads=["watch"]) as first:
         first.dies_of = RuntimeError
         event_id = first.accept()
         first.stop.set(RuntimeError("a defect"))
-    with Rig(world, threads=["watch", "lease"]) as rig:
-        rig.wait_and_look(rig.parts.lease_s - 2)
-        assert not rig.ledger.has(event_id)
-        rig.wait_and_look(4)
-        assert rig.pod(event_id)
+    with SimulatedController(servers, threads=["watch", "lease"]) as controller:
+        controller.wait_and_look(controller.parts.lease_s - 2)
+        assert not controller.ledger.has(event_id)
+        controller.wait_and_look(4)
+        assert controller.pod(event_id)
 
 
 def test_a_new_boot_of_the_same_consumer_takes_its_own_at_once() -> None:
     """There cannot be two of us, so the lease need not run out."""
-    world = World()
-    with Rig(world, boot="b1", threads=["watch"]) as first:
+    servers = FakeServers()
+    with SimulatedController(servers, boot="b1", threads=["watch"]) as first:
         event_id = first.accept()
         first.pod(event_id)
         first.close(release=False)
-    with Rig(world, boot="b2", threads=["watch", "lease"]) as rig:
-        assert rig.pod(event_id)
+    with SimulatedController(servers, boot="b2", threads=["watch", "lease"]) as controller:
+        assert controller.pod(event_id)
 
 
 def test_what_the_first_list_shows_is_not_asked_for_again() -> None:
     """A thousand pods that run on are a thousand requests less; only that one is not there takes a live look."""
-    world = World()
-    with Rig(world, boot="b1", threads=["watch"]) as first:
+    servers = FakeServers()
+    with SimulatedController(servers, boot="b1", threads=["watch"]) as first:
         event_id = first.accept(pod_count=2)
         there, vanished = first.pod(event_id, 1), first.pod(event_id, 2)
         first.close(release=False)
-    world.kubernetes.remove(vanished)
-    with Rig(world, boot="b2", threads=["watch"]) as rig:
-        rig.lease.step()
-        rig.takeover.step()
-        assert rig.pod(event_id, 1) == there
-        eventually(lambda: rig.calls("get", vanished) == 1, what="a live look at the other")
-        assert rig.calls("get", there) == 0
+    servers.kubernetes.remove(vanished)
+    with SimulatedController(servers, boot="b2", threads=["watch"]) as controller:
+        controller.lease.step()
+        controller.takeover.step()
+        assert controller.pod(event_id, 1) == there
+        eventually(lambda: controller.calls("get", vanished) == 1, what="a live look at the other")
+        assert controller.calls("get", there) == 0
 
 
-def test_a_take_over_whose_answer_was_lost_is_heard_of() -> None:
+def test_a_take_over_is_noticed_if_its_answer_was_lost() -> None:
     """The task is ours, and nobody else could take it before its lease runs out."""
-    world = World()
-    with Rig(world, boot="b1", threads=["watch"]) as first:
+    servers = FakeServers()
+    with SimulatedController(servers, boot="b1", threads=["watch"]) as first:
         event_id = first.accept()
         first.pod(event_id)
         first.close(release=False)
-    world.redis.fail_next("take", after=True)
-    with Rig(world, boot="b2", threads=["watch", "lease"]) as rig:
-        eventually(lambda: rig.ledger.has(event_id), what="the task to be heard of")
-        assert world.redis.calls["take"] == 2
-        assert rig.ledger.owners()[event_id] == world.redis.find(event_id).owner  # type: ignore[union-attr]
+    servers.redis.fail_next("take", after=True)
+    with SimulatedController(servers, boot="b2", threads=["watch", "lease"]) as controller:
+        eventually(lambda: controller.ledger.has(event_id), what="the task to be heard of")
+        assert servers.redis.calls["take"] == 2
+        assert controller.ledger.owners()[event_id] == servers.redis.find(event_id).owner  # type: ignore[union-attr]
 
 
 @contract("2.REDIS_CONSUMER")
 def test_the_replaced_process_ends_and_says_why() -> None:
     """Two processes with one consumer name: the older finds out at its next renewal."""
-    world = World()
-    with Rig(world, boot="b1", threads=["watch", "lease"]) as first:
+    servers = FakeServers()
+    with SimulatedController(servers, boot="b1", threads=["watch", "lease"]) as first:
         first.dies_of = Replaced
         event_id = first.accept()
         first.pod(event_id)
-        with Rig(world, boot="b2", threads=["watch", "lease"]) as second:
+        with SimulatedController(servers, boot="b2", threads=["watch", "lease"]) as second:
             eventually(lambda: second.ledger.has(event_id))
             first.pass_time(first.parts.lease_s / 3)
             assert first.stop.wait(5)
@@ -195,53 +198,59 @@ def test_the_replaced_process_ends_and_says_why() -> None:
 
 def test_an_idle_process_is_replaced_as_well() -> None:
     """It has no task that could be taken from it, and finds out all the same."""
-    world = World()
-    with Rig(world, boot="b1", threads=["lease"]) as first:
+    servers = FakeServers()
+    with SimulatedController(servers, boot="b1", threads=["lease"]) as first:
         first.dies_of = Replaced
-        eventually(lambda: world.redis.calls["renew"])
-        with Rig(world, boot="b2", threads=["lease"]) as second:
-            eventually(lambda: world.redis.calls["announce"] == 2)
+        eventually(lambda: servers.redis.calls["renew"])
+        with SimulatedController(servers, boot="b2", threads=["lease"]) as second:
+            eventually(lambda: servers.redis.calls["announce"] == 2)
             a_third(first)
             assert first.stop.wait(5)
             assert not second.stop.is_set()
         assert "REDIS_CONSUMER must be unique" in str(first.stop.cause)
 
 
-def a_third(rig: Rig) -> None:
+def a_third(controller: SimulatedController) -> None:
     """A third of LEASE_S passes, and the renewal that is due then comes."""
-    renewals = rig.redis.calls["renew"]
-    rig.pass_time(rig.parts.lease_s / 3)
-    eventually(lambda: rig.redis.calls["renew"] > renewals, what="a renewal")
+    renewals = controller.redis.calls["renew"]
+    controller.pass_time(controller.parts.lease_s / 3)
+    eventually(lambda: controller.redis.calls["renew"] > renewals, what="a renewal")
 
 
 def test_nothing_is_taken_over_right_after_an_outage() -> None:
     """While Redis was away nobody could renew: the owner gets one LEASE_S to come back."""
-    world = World()
-    with Rig(world, consumer="other") as owner, Rig(world, threads=["watch"]) as rig:
+    servers = FakeServers()
+    with (
+        SimulatedController(servers, consumer="other") as owner,
+        SimulatedController(servers, threads=["watch"]) as controller,
+    ):
         event_id = owner.accept()
-        world.redis.fail_next("renew")
-        rig.start("lease")
-        eventually(lambda: world.redis.calls["renew"] >= 2)
-        world.redis.expire_lease(event_id)
-        a_third(rig)
-        a_third(rig)
-        assert not rig.ledger.has(event_id)
-        a_third(rig)
-        eventually(lambda: rig.ledger.has(event_id), what="the task to be taken over after all")
+        servers.redis.fail_next("renew")
+        controller.start("lease")
+        eventually(lambda: servers.redis.calls["renew"] >= 2)
+        servers.redis.expire_lease(event_id)
+        a_third(controller)
+        a_third(controller)
+        assert not controller.ledger.has(event_id)
+        a_third(controller)
+        eventually(lambda: controller.ledger.has(event_id), what="the task to be taken over after all")
 
 
 def test_nothing_is_taken_over_after_a_renewal_that_came_late() -> None:
     """This process was paused, or Redis was: either way the others could not renew in time."""
-    world = World()
-    with Rig(world, consumer="other") as owner, Rig(world, threads=["lease"]) as rig:
+    servers = FakeServers()
+    with (
+        SimulatedController(servers, consumer="other") as owner,
+        SimulatedController(servers, threads=["lease"]) as controller,
+    ):
         event_id = owner.accept()
-        eventually(lambda: world.redis.calls["expired"] >= 2)
-        renewals = world.redis.calls["renew"]
-        rig.pass_time(rig.parts.lease_s * 2)
-        eventually(lambda: world.redis.calls["renew"] > renewals)
-        a_third(rig)
-        a_third(rig)
-        assert not rig.ledger.has(event_id)
+        eventually(lambda: servers.redis.calls["expired"] >= 2)
+        renewals = servers.redis.calls["renew"]
+        controller.pass_time(controller.parts.lease_s * 2)
+        eventually(lambda: servers.redis.calls["renew"] > renewals)
+        a_third(controller)
+        a_third(controller)
+        assert not controller.ledger.has(event_id)
 
 
 def test_no_renewal_comes_after_the_release() -> None:
@@ -253,27 +262,30 @@ def test_no_renewal_comes_after_the_release() -> None:
             arrived.set()
             go_on.wait(10)
 
-    with Rig() as rig, ThreadPoolExecutor(1) as main:
-        event_id = rig.accept()
-        rig.redis.on_call = hold
-        rig.start("lease")
+    with SimulatedController() as controller, ThreadPoolExecutor(1) as main:
+        event_id = controller.accept()
+        controller.redis.on_call = hold
+        controller.start("lease")
         assert arrived.wait(5)
-        rig.stop.set()
-        released = main.submit(rig.lease.release)
-        eventually(lambda: released.done() or rig.lease._turn.locked())
+        controller.stop.set()
+        released = main.submit(controller.lease.release)
+        eventually(lambda: released.done() or controller.lease._turn.locked())
         go_on.set()
         released.result(5)
-        eventually(lambda: not rig.stop.join(SystemClock(), 0))
-        assert rig.stream.expired(same_consumer=False) == [event_id]
+        eventually(lambda: not controller.stop.join(SystemClock(), 0))
+        assert controller.stream.expired(same_consumer=False) == [event_id]
 
 
 def test_what_was_taken_from_us_is_let_go() -> None:
     """A process that was paused for longer than its lease finds out and touches nothing more."""
-    world = World()
-    with Rig(world, threads=["watch"]) as paused, Rig(world, consumer="c2", threads=["watch"]) as heir:
+    servers = FakeServers()
+    with (
+        SimulatedController(servers, threads=["watch"]) as paused,
+        SimulatedController(servers, consumer="c2", threads=["watch"]) as heir,
+    ):
         event_id = paused.accept()
         pod = paused.pod(event_id)
-        world.redis.expire_lease(event_id)
+        servers.redis.expire_lease(event_id)
         task = heir.stream.take(event_id, same_consumer=False)
         assert task is not None
         heir.intake.open(task)
@@ -289,11 +301,11 @@ def test_what_was_taken_from_us_is_let_go() -> None:
 
 def test_a_worker_that_finds_out_first_says_so(log: Lines) -> None:
     """Before the renewal that would have told: one line, however many workers the task has."""
-    world = World()
-    with Rig(world, threads=["watch"]) as paused, Rig(world, consumer="c2") as heir:
+    servers = FakeServers()
+    with SimulatedController(servers, threads=["watch"]) as paused, SimulatedController(servers, consumer="c2") as heir:
         event_id = paused.accept(pod_count=2)
         pods = [paused.pod(event_id, index) for index in (1, 2)]
-        world.redis.expire_lease(event_id)
+        servers.redis.expire_lease(event_id)
         assert heir.stream.take(event_id, same_consumer=False) is not None
         for pod in pods:
             paused.cluster.run(pod)
@@ -303,10 +315,10 @@ def test_a_worker_that_finds_out_first_says_so(log: Lines) -> None:
         assert log.of("task.lost") == [f"Task {event_id} was taken over by another process"]
 
 
-def test_states_are_written_for_those_who_look() -> None:
+def test_states_are_written_for_readers() -> None:
     """The task hash shows a worker's state, not at once but soon."""
-    with Rig(threads=["watch", "lease"]) as rig:
-        event_id = rig.accept()
-        pod = rig.pod(event_id)
-        rig.cluster.run(pod)
-        eventually(lambda: '"running"' in rig.redis.task(event_id)["worker:1"])
+    with SimulatedController(threads=["watch", "lease"]) as controller:
+        event_id = controller.accept()
+        pod = controller.pod(event_id)
+        controller.cluster.run(pod)
+        eventually(lambda: '"running"' in controller.redis.task(event_id)["worker:1"])

@@ -63,7 +63,9 @@ class TestWaiting:
         registry.publish(pod(5, Phase.RUNNING))
         assert waiter.wait(1, PAST) == Seen(pod(5, Phase.RUNNING))
 
-    def test_an_event_wakes_who_waits(self, registry: Registry, waiter: Waiter, helper: ThreadPoolExecutor) -> None:
+    def test_an_event_wakes_the_waiting_thread(
+        self, registry: Registry, waiter: Waiter, helper: ThreadPoolExecutor
+    ) -> None:
         """The observation is the pod as the watch told it."""
         seen = helper.submit(waiter.wait, 1, None)
         eventually(lambda: waiting(waiter))
@@ -77,7 +79,7 @@ class TestWaiting:
         registry.publish(pod(6))
         assert waiter.wait(1, PAST) == TimedOut()
 
-    def test_only_the_last_of_several_changes_is_told(self, registry: Registry, waiter: Waiter) -> None:
+    def test_only_the_last_of_several_changes_is_reported(self, registry: Registry, waiter: Waiter) -> None:
         """A slow thread sees the pod as it is, once."""
         registry.publish(pod(5, Phase.RUNNING))
         registry.publish(pod(6, Phase.SUCCEEDED))
@@ -103,14 +105,14 @@ class TestWaiting:
         registry.publish(pod(6, attempt=1, gone=True))
         assert waiter.wait(2, PAST) == Seen(pod(5, attempt=2))
 
-    def test_who_is_about_to_be_answered_cannot_leave(self, registry: Registry, waiter: Waiter) -> None:
+    def test_a_waiter_about_to_be_answered_cannot_retract(self, registry: Registry, waiter: Waiter) -> None:
         """His time is over, and somebody has just taken his future to answer it."""
         future = registry.offer(waiter, 1)
         registry.notify(HASH, 1, TERMINATION_STORED)
         assert not registry.retract(waiter, future)
         assert future.result(0) == TERMINATION_STORED
 
-    def test_what_happened_while_nobody_waited_is_told(self, registry: Registry) -> None:
+    def test_what_happened_while_no_thread_waited_is_delivered(self, registry: Registry) -> None:
         """A worker gave its thread back for a while: its pod has ended since, and no further event will say so."""
         registry.publish(pod(5))
         registry.publish(pod(6, Phase.SUCCEEDED))
@@ -118,14 +120,14 @@ class TestWaiting:
             assert waiter.wait(1, PAST) == Seen(pod(6, Phase.SUCCEEDED))
             assert waiter.wait(1, PAST) == TimedOut()
 
-    def test_a_pod_that_went_while_nobody_waited_is_missing(self, registry: Registry) -> None:
+    def test_a_pod_that_went_while_no_thread_waited_is_missing(self, registry: Registry) -> None:
         """Whoever comes back for it looks live."""
         registry.publish(pod(5))
         registry.publish(pod(6, gone=True))
         with registry.subscribe(HASH, 1, pod(5)) as waiter:
             assert waiter.wait(1, PAST) == Missing()
 
-    def test_who_comes_back_to_a_pod_as_it_was_is_told_nothing(self, registry: Registry) -> None:
+    def test_a_worker_that_comes_back_to_an_unchanged_pod_gets_no_observation(self, registry: Registry) -> None:
         """A newer version of the same stage is none of its business."""
         registry.publish(pod(6))
         with registry.subscribe(HASH, 1, pod(5)) as waiter:
@@ -139,7 +141,7 @@ class TestWaiting:
 class TestLearning:
     """What a create or a live look has shown."""
 
-    def test_what_was_learnt_is_not_told_again(self, registry: Registry, waiter: Waiter) -> None:
+    def test_what_was_upserted_is_not_delivered_again(self, registry: Registry, waiter: Waiter) -> None:
         """The thread itself has just created it."""
         registry.upsert(pod(5))
         registry.publish(pod(5))
@@ -192,7 +194,7 @@ class TestLists:
         waiting.result(5)
         assert registry.known
 
-    def test_what_is_listed_is_told(self, registry: Registry, waiter: Waiter) -> None:
+    def test_what_is_listed_is_delivered(self, registry: Registry, waiter: Waiter) -> None:
         """A change that happened while the link was down."""
         registry.publish(pod(5))
         registry.replace(PodList([pod(8, Phase.RUNNING)], "9"))
@@ -279,14 +281,14 @@ class TestLists:
 class TestTelling:
     """What somebody else has to say to a worker's thread."""
 
-    def test_it_reaches_who_waits(self, registry: Registry, waiter: Waiter, helper: ThreadPoolExecutor) -> None:
+    def test_it_reaches_a_waiting_worker(self, registry: Registry, waiter: Waiter, helper: ThreadPoolExecutor) -> None:
         """At once."""
-        heard = helper.submit(waiter.wait, 1, None)
+        observed = helper.submit(waiter.wait, 1, None)
         eventually(lambda: waiting(waiter))
         assert registry.notify(HASH, 1, TERMINATION_STORED)
-        assert heard.result(5) == TERMINATION_STORED
+        assert observed.result(5) == TERMINATION_STORED
 
-    def test_it_reaches_who_does_not_wait_yet(self, registry: Registry, waiter: Waiter) -> None:
+    def test_it_reaches_a_worker_that_does_not_wait_yet(self, registry: Registry, waiter: Waiter) -> None:
         """In the order in which it was told, and before what the watch has."""
         registry.publish(pod(5))
         registry.notify(HASH, 1, TERMINATION_STORED)
@@ -298,14 +300,14 @@ class TestTelling:
         assert registry.followed(HASH, 1)
         assert not registry.notify(HASH, 2, TERMINATION_STORED)
 
-    def test_who_loses_his_place_to_another_thread_is_told(
+    def test_a_waiter_that_loses_its_place_is_notified(
         self, registry: Registry, waiter: Waiter, helper: ThreadPoolExecutor
     ) -> None:
         """There is one place for each worker: a thread left without one would wait for ever."""
-        heard = helper.submit(waiter.wait, 1, None)
+        observed = helper.submit(waiter.wait, 1, None)
         eventually(lambda: waiting(waiter))
         with registry.subscribe(HASH, 1) as newer:
-            assert heard.result(5) == NotOurs()
+            assert observed.result(5) == NotOurs()
             registry.publish(pod(5))
             assert newer.wait(1, PAST) == Seen(pod(5))
 
@@ -313,7 +315,7 @@ class TestTelling:
 class TestClosing:
     """The end of the process."""
 
-    def test_all_who_wait_stop(self, registry: Registry) -> None:
+    def test_all_waiters_stop(self, registry: Registry) -> None:
         """Each thread gets its Stopping."""
         with ThreadPoolExecutor(20) as threads, ExitStack() as places:
             waiters = [places.enter_context(registry.subscribe(HASH, index)) for index in range(20)]
@@ -322,7 +324,7 @@ class TestClosing:
             registry.close()
             assert all(isinstance(end.exception(5), Stopping) for end in ends)
 
-    def test_who_comes_later_stops_too(self, registry: Registry, waiter: Waiter) -> None:
+    def test_a_later_waiter_stops_too(self, registry: Registry, waiter: Waiter) -> None:
         """There is nobody left to wake him."""
         registry.close()
         registry.close()
@@ -343,11 +345,11 @@ def hostile() -> Iterator[None]:
 def test_the_race_of_a_timeout_with_an_event_loses_nothing_and_doubles_nothing() -> None:
     """Two threads, thousands of rounds: what is told while a wait ends is heard once, by this wait or by the next."""
     registry, rounds = Registry(ManualClock()), 4000
-    told = [TerminationStored(Termination(Reason.SCALED_DOWN, str(number))) for number in range(rounds)]
-    heard: list[Observation] = []
+    found = [TerminationStored(Termination(Reason.SCALED_DOWN, str(number))) for number in range(rounds)]
+    observed: list[Observation] = []
 
     def tell() -> None:
-        for each in told:
+        for each in found:
             while place.future is None:  # only while it waits there is a race
                 pass
             registry.notify(HASH, 1, each)
@@ -356,10 +358,10 @@ def test_the_race_of_a_timeout_with_an_event_loses_nothing_and_doubles_nothing()
     with registry.subscribe(HASH, 1) as place:
         publisher.start()
         while publisher.is_alive():
-            heard.append(place.wait(1, START + 1e-5))
+            observed.append(place.wait(1, START + 1e-5))
         while (last := place.wait(1, PAST)) != TimedOut():
-            heard.append(last)
-    assert [each for each in heard if each != TimedOut()] == told
+            observed.append(last)
+    assert [each for each in observed if each != TimedOut()] == found
 
 
 @pytest.mark.usefixtures("hostile")
@@ -374,13 +376,13 @@ def test_the_race_of_a_timeout_with_the_watch_ends_in_the_last_state() -> None:
             registry.publish(pod(number, uid=str(number)))
 
     publisher = threading.Thread(target=publish)
-    heard: list[Observation] = []
+    observed: list[Observation] = []
     with registry.subscribe(HASH, 1) as place:
         publisher.start()
         while publisher.is_alive():
-            heard.append(place.wait(1, START + 1e-5))
-        heard.append(place.wait(1, PAST))
-    versions = [_version(each.pod) for each in heard if isinstance(each, Seen)]
+            observed.append(place.wait(1, START + 1e-5))
+        observed.append(place.wait(1, PAST))
+    versions = [_version(each.pod) for each in observed if isinstance(each, Seen)]
     assert versions == sorted(set(versions))
     assert versions[-1] == rounds
 
@@ -419,7 +421,7 @@ def _version(one: Snapshot) -> int:
     return int(one.resource_version)
 
 
-def test_telling_one_worker_costs_the_same_however_many_wait() -> None:
+def test_notifying_one_worker_costs_the_same_however_many_wait() -> None:
     """The watch thread is one for all: with 5,000 waiters a change costs what it costs with 10."""
 
     def cost(waiters: int) -> float:

@@ -66,18 +66,18 @@ def test_what_the_server_asks_for_is_respected() -> None:
     assert pauses.seen[0] >= 7
 
 
-def test_what_the_server_asks_for_is_not_respected_for_ever() -> None:
+def test_what_the_server_asks_for_is_respected_within_a_limit() -> None:
     """The pause holds a thread: a server that asks for an hour gets it for a quarter of a minute."""
     pauses = Pauses()
     Retries(pauses, Metrics()).forever("do it", failing(1, ClusterUnavailable("full", retry_after_s=3600)))
     assert pauses.seen == [MAX_ASKED_S]
 
 
-def test_each_failed_try_is_told() -> None:
+def test_each_failed_try_is_reported() -> None:
     """So that whoever tries for ever is seen to be alive."""
-    told: list[str] = []
-    Retries(Pauses(), Metrics(), told.append).forever("do it", failing(3, StreamUnavailable("away")))
-    assert told == ["cannot do it: away"] * 3
+    received: list[str] = []
+    Retries(Pauses(), Metrics(), received.append).forever("do it", failing(3, StreamUnavailable("away")))
+    assert received == ["cannot do it: away"] * 3
 
 
 def test_pauses_grow_up_to_a_limit() -> None:
@@ -107,7 +107,7 @@ def test_a_long_outage_does_not_fill_the_log(log: Lines) -> None:
     assert len(log.of("retry.scheduled")) == 7
 
 
-def test_many_who_meet_the_same_outage_say_it_seldom(log: Lines) -> None:
+def test_an_outage_that_many_threads_meet_is_logged_at_a_limited_rate(log: Lines) -> None:
     """A hundred workers of which each tries four times: a line for the first, the second, the fourth, the eighth …"""
     retries = Retries(Pauses(), Metrics())
     for _ in range(100):

@@ -120,7 +120,7 @@ def test_a_guarded_command_gives_its_exit_code(tmp_path: Path) -> None:
     guarded.close()
 
 
-def test_a_cluster_whose_port_is_taken_says_so(cluster: LocalCluster, tmp_path: Path) -> None:
+def test_a_cluster_reports_that_its_port_is_taken(cluster: LocalCluster, tmp_path: Path) -> None:
     """LocalError with the emulator's own words."""
     port = int(cluster.url.rpartition(":")[2])
     with pytest.raises(LocalError, match=f"port {port} cannot be used"):

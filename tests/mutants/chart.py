@@ -125,10 +125,10 @@ def _suite(folder: Path, suite: str) -> dict[str, float]:
     )
     if run.returncode not in (0, TESTS_FAILED) or not times.exists():
         raise RuntimeError(f"{suite} cannot be run:\n{run.stdout.decode()[-3000:]}{run.stderr.decode()[-500:]}")
-    told = json.loads(times.read_text(encoding="utf-8"))
-    for test in told["red"]:
+    answer = json.loads(times.read_text(encoding="utf-8"))
+    for test in answer["red"]:
         print(f"  RED without any mutant, and so not counted on: {test}", flush=True)
-    return dict(told["took"])
+    return dict(answer["took"])
 
 
 def _runs(folder: Path, data: Path) -> Iterator[tuple[str, int, str]]:

@@ -216,10 +216,10 @@ def _round(folder: Path, longest: Mapping[str, float]) -> tuple[str, str]:
                 os.killpg(tests.pid, signal.SIGKILL)  # itself, if it hangs, and servers that it has left
             tests.wait()
         output.seek(0)
-        told = output.read().decode(errors="replace")
+        answer = output.read().decode(errors="replace")
     if code in (0, NO_TESTS):
         return "missed", ""
-    failed = [line for line in told.splitlines() if line.startswith(("FAILED ", "ERROR "))]
+    failed = [line for line in answer.splitlines() if line.startswith(("FAILED ", "ERROR "))]
     return "noticed", failed[0].split(" - ")[0] if failed else f"exit code {code}"
 
 

@@ -25,8 +25,8 @@ import pytest
 
 from tests.conftest import require
 from tests.torture import wiped
-from tests.torture.account import RULES
-from tests.torture.points import RARE, USUAL
+from tests.torture.crash_points import RARE, USUAL
+from tests.torture.final_checks import RULES
 from tests.torture.troubles import KINDS, Chosen, kinds_of
 from tests.torture.world import Amount, World
 
@@ -53,10 +53,10 @@ def main(arguments: list[str]) -> int:
     directory = Path(tempfile.mkdtemp(prefix="torture-"))
     checks: list[tuple[str, list[str]]] = []
     with World(directory, amount, seed) as world:
-        world.torture(60 + LIMIT_S * amount.kills, _tell)
+        world.torture(60 + LIMIT_S * amount.kills, _print_report)
         settled = world.settle()
-        account = world.account(world.producer.sent)
-        checks += [(name, list(rule(account))) for name, rule in RULES]
+        history = world.history(world.producer.sent)
+        checks += [(name, list(rule(history))) for name, rule in RULES]
         checks.append(("all comes to an end", [] if settled else ["there is work left, and nobody does it"]))
         checks.append(("no controller ends but by our hand", world.toll.faults))
         checks.append(("no controller finds a fault of its own", list(_own_faults(directory))))
@@ -100,7 +100,7 @@ def _is_error(line: dict[str, str]) -> bool:
     return line["level"] in ("ERROR", "CRITICAL") and line["event"] not in OURS
 
 
-def _tell(world: World) -> None:
+def _print_report(world: World) -> None:
     figures = ", ".join(f"{count} {what}" for what, count, _ in world.figures())
     missing = [point for point in USUAL if not world.toll.points[point]]
     to_come = ", ".join(missing) if len(missing) <= SHOWN else len(missing)

@@ -182,10 +182,10 @@ class Kubelet:
         url = f"{self._pods}?watch=true&timeoutSeconds=300&resourceVersion={version}"
         self._response = self._request("GET", url, preload_content=False, timeout=urllib3.Timeout(3, 310))
         for line in _lines(self._response):
-            told = json.loads(line)
-            if told["object"]["kind"] != "Pod":
+            answer = json.loads(line)
+            if answer["object"]["kind"] != "Pod":
                 return
-            self._see(told["object"], gone=told["type"] == "DELETED")
+            self._see(answer["object"], gone=answer["type"] == "DELETED")
 
     def _see(self, pod: Any, *, gone: bool) -> None:
         meta = pod["metadata"]

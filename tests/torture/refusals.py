@@ -130,6 +130,6 @@ class Refusals:
 
     def _errors(self, kind: str) -> int:
         with suppress(redis.RedisError):
-            told = self._redis.info("errorstats").get(f"errorstat_{_COUNTED.get(kind, '')}", {})
-            return int(told.get("count", 0)) if isinstance(told, dict) else 0
+            answer = self._redis.info("errorstats").get(f"errorstat_{_COUNTED.get(kind, '')}", {})
+            return int(answer.get("count", 0)) if isinstance(answer, dict) else 0
         return 0

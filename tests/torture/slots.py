@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.e2e.controller import Controller
-from tests.torture import victim
-from tests.torture.points import RARE, STOPPING, USUAL, WIPED
+from tests.torture import crashing_controller
+from tests.torture.crash_points import RARE, STOPPING, USUAL, WIPED
 
 #: A controller lives so long at most, seconds: mostly it dies before, at a point.
 LIFE_S = 6.0
@@ -108,7 +108,7 @@ class Slot:
         """Start a controller that dies at the first of these points."""
         self._note.unlink(missing_ok=True)
         visits = [f"{point}:{self._visits(point)}" for point in armed]
-        command = ["-m", victim.__name__, str(self._note), str(self._clock), *visits]
+        command = ["-m", crashing_controller.__name__, str(self._note), str(self._clock), *visits]
         self._armed = list(armed)
         self._controller = Controller(self._directory, {**self._environ, "REDIS_CONSUMER": self._name}, command)
         self._stop_by = None

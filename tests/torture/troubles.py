@@ -13,12 +13,12 @@ from tests.e2e.redis_server import RedisServer
 from tests.e2e.tcp_proxy import TcpProxy
 from tests.torture.clocks import Clocks
 from tests.torture.kubelet import Kubelet
+from tests.torture.network_faults import NetworkFaults
 from tests.torture.producer import Producer
 from tests.torture.quota import Quota
 from tests.torture.refusals import Refusals
 from tests.torture.slots import Slot
 from tests.torture.strangers import Strangers
-from tests.torture.weather import Weather
 
 #: Every kind of trouble: what the report calls it, and how much of it goes with a hundred kills of controllers.
 KINDS: Final[Mapping[str, tuple[str, int]]] = {
@@ -85,7 +85,7 @@ class Troubles:
         def more() -> random.Random:
             return random.Random(dice.random())
 
-        self._weather = Weather(place.redis_links, place.kube_links, more())
+        self._network = NetworkFaults(place.redis_links, place.kube_links, more())
         self._quota = Quota(place.kube.kubeconfig, place.namespace, more())
         self._refusals = Refusals(place.redis, place.producer.redis, more())
         self._clocks = Clocks(place.kubelet, place.strangers, place.slots, more())
@@ -103,7 +103,7 @@ class Troubles:
         """How much of each kind there was; `kills` are the controllers'."""
         return {
             **dict.fromkeys(KINDS, 0), **self._server_kills, **self._refusals.hits, **self._place.strangers.hits,
-            "kills": kills, "quota": self._quota.times, "network": self._weather.faults, "clock": self._clocks.steps,
+            "kills": kills, "quota": self._quota.times, "network": self._network.faults, "clock": self._clocks.steps,
             "oversized": self._oversized, "invalid": self._place.producer.bad - self._oversized,
         }  # fmt: skip
 
@@ -125,7 +125,7 @@ class Troubles:
         self._refusals.tick(wanted(*_REFUSALS))
         self._place.strangers.tick(wanted(*_STRANGERS))
         self._clocks.tick(sum(wanted("clock").values()))
-        self._weather.tick(sum(wanted("network").values()))
+        self._network.tick(sum(wanted("network").values()))
         if self._refusals.busy:
             return  # the rest needs a Redis that can be asked
         self._quota.tick(sum(wanted("quota").values()))
@@ -139,7 +139,7 @@ class Troubles:
         self._refusals.clear()
         self._place.strangers.clear()
         self._clocks.clear()
-        self._weather.clear()
+        self._network.clear()
         self._quota.clear()
 
     def _kill_servers(self, wanted: Mapping[str, float]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from tests.e2e.waiting import wait_for
-from tests.torture.account import false, started_twice, told_twice
+from tests.torture.final_checks import false, published_twice, started_twice
 from tests.torture.kubelet import LONG, Stage
 from tests.torture.producer import STREAM, Sent
 from tests.torture.slots import Slot
@@ -77,11 +77,11 @@ def _runs(world: World, event_id: str) -> bool:
 
 
 def _violations(world: World, event: Sent) -> Iterator[str]:
-    account = world.account([event])
-    for rule in (told_twice, started_twice, false):
-        yield from rule(account)
-    yield from (f"{run.name} ran and was ended" for run in account.book if run.stopped)
-    told = {result["index"] for result in account.results if result["kind"] == "worker"}
-    yield from (f"{run.name} has no result" for run in account.book if str(run.index) not in told)
-    if not account.of("task"):
+    history = world.history([event])
+    for rule in (published_twice, started_twice, false):
+        yield from rule(history)
+    yield from (f"{run.name} ran and was ended" for run in history.book if run.stopped)
+    found = {result["index"] for result in history.results if result["kind"] == "worker"}
+    yield from (f"{run.name} has no result" for run in history.book if str(run.index) not in found)
+    if not history.of("task"):
         yield f"{event.event_id} has no closing result"

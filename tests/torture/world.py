@@ -16,9 +16,9 @@ from tests.e2e.kube_server import KubeServer
 from tests.e2e.redis_server import RedisServer
 from tests.e2e.tcp_proxy import TcpProxy
 from tests.e2e.waiting import wait_for
-from tests.torture.account import WORKER_RETRIES, Account
+from tests.torture.crash_points import USUAL
+from tests.torture.final_checks import WORKER_RETRIES, History
 from tests.torture.kubelet import Kubelet
-from tests.torture.points import USUAL
 from tests.torture.producer import STREAM, Producer, Sent
 from tests.torture.refusals import PASSWORD, USER, Refusals
 from tests.torture.slots import Slot, Toll
@@ -195,7 +195,7 @@ class World:
             yield from (f"nobody died at {point!r}" for point in USUAL if not self.toll.points[point])
 
     def settle(self) -> bool:
-        """Good weather and controllers that live: returns whether all work came to its end."""
+        """No more faults, and controllers that live: returns whether all work came to its end."""
         self.troubles.clear()
         for slot in self.slots:
             slot.close()
@@ -209,10 +209,10 @@ class World:
             return True
         return False
 
-    def account(self, sent: Sequence[Sent]) -> Account:
+    def history(self, sent: Sequence[Sent]) -> History:
         """What came of these events."""
         events = {event.event_id for event in sent}
-        return Account(
+        return History(
             sent=sent,
             results=[fields for _, fields in self.client.xrange("otto:scale:results")],
             dead=[fields for _, fields in self.client.xrange("otto:scale:dead")],

@@ -1,4 +1,5 @@
-"""`victim.py NOTE CLOCK POINT:VISITS…`: the controller, which dies at the first of these points; see points.py.
+"""`crashing_controller.py NOTE CLOCK POINT:VISITS…`: the controller, which dies at the first of these points; see
+crash_points.py.
 
 CLOCK is a file that says by how many seconds its wall clock is wrong, from now on.
 """
@@ -12,7 +13,7 @@ from typing import Any
 
 from ottoscaler import clock
 from ottoscaler.cli import run
-from tests.torture.points import Crash, lay_points
+from tests.torture.crash_points import Crash, with_crash_points
 
 
 class WrongTime:
@@ -42,7 +43,7 @@ def main(arguments: list[str]) -> int:
     note, wrong, *armed = arguments
     clock.time = WrongTime(Path(wrong))  # type: ignore[attr-defined]
     visits = {point: int(count) for point, _, count in (word.rpartition(":") for word in armed)}
-    stream, cluster = lay_points(Crash(visits, Path(note)))
+    stream, cluster = with_crash_points(Crash(visits, Path(note)))
     run.RedisStream, run.KubeCluster = stream, cluster  # type: ignore[attr-defined]
     return run.main([])
 

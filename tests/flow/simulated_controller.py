@@ -41,10 +41,10 @@ from tests.fakes.wait import PATIENCE_S, eventually
 
 ALL = ("watch", "lease", "control", "reader", "reconciler")
 #: Longest pause between two tries in these tests, real seconds.
-_HASTE_S = 0.002
+_PAUSE_S = 0.002
 
 
-class Hasty(threading.Event):
+class ImpatientEvent(threading.Event):
     """A stop event on which nobody pauses for long, so that an outage costs a test milliseconds."""
 
     def __init__(self, stopping: threading.Event) -> None:
@@ -55,17 +55,17 @@ class Hasty(threading.Event):
         return self._stopping.is_set()
 
     def wait(self, timeout: float | None = None) -> bool:
-        return self._stopping.wait(_HASTE_S if timeout is None else min(timeout, _HASTE_S))
+        return self._stopping.wait(_PAUSE_S if timeout is None else min(timeout, _PAUSE_S))
 
 
-class Brisk(Stop):
+class ImpatientStop(Stop):
     """A stop whose short pauses (the ticks of a thread) are shorter still; long ones are as they are."""
 
     def wait(self, timeout_s: float | None = None) -> bool:
         return super().wait(0.02 if timeout_s is not None and timeout_s <= 1 else timeout_s)
 
 
-class World:
+class FakeServers:
     """What several controllers share: time, Redis, Kubernetes. It stands still unless the test moves it."""
 
     def __init__(self, clock: Clock | None = None) -> None:
@@ -73,19 +73,19 @@ class World:
         self.redis = FakeRedis(self.clock)
         self.kubernetes = FakeKubernetes(self.clock)
         self.before = set(threading.enumerate())
-        self.open_rigs = 0
+        self.open_controllers = 0
 
 
-class Rig:
+class SimulatedController:
     """A controller. The main thread's own; `threads` are spawned on entry, `settings` are environment variables.
 
-    `auto` runs the pods, as in FakeCluster. Without a `world` it gets one of its own, with a clock that stands still.
+    `auto` runs the pods, as in FakeCluster. Without a `servers` it gets one of its own, with a clock that stands still.
     A `stream` on a real Redis takes the place of the fake one.
     """
 
     def __init__(
         self,
-        world: World | None = None,
+        servers: FakeServers | None = None,
         *,
         consumer: str = "c1",
         boot: str = "b1",
@@ -95,15 +95,15 @@ class Rig:
         stream: Stream | None = None,
         **settings: object,
     ) -> None:
-        self.world = world or World()
-        self.world.open_rigs += 1
-        self.redis, self.clock = self.world.redis, self.world.clock
+        self.servers = servers or FakeServers()
+        self.servers.open_controllers += 1
+        self.redis, self.clock = self.servers.redis, self.servers.clock
         environ = {name: str(value) for name, value in settings.items()}
         self.settings = Settings.load({"REDIS_CONSUMER": consumer, **environ}, consumer, None)
         flow, instance = self.settings.flow, self.settings.instance
         self.stream: Any = stream or FakeStream(self.redis, consumer, boot=boot, lease_s=flow.lease_s)
-        self.cluster = FakeCluster(self.world.kubernetes, instance=instance, auto=auto)
-        self.stop, self.metrics = stop or Brisk(), Metrics()
+        self.cluster = FakeCluster(self.servers.kubernetes, instance=instance, auto=auto)
+        self.stop, self.metrics = stop or ImpatientStop(), Metrics()
         self.registry = Registry(self.clock)
         self.ledger = Ledger(
             self.registry, self.clock, instance=instance, max_workers=flow.max_workers, read_ahead=flow.read_ahead
@@ -111,8 +111,8 @@ class Rig:
         self.heartbeat = Heartbeat(self.clock)
         self.parts = Parts(
             self.settings, self.stream, self.cluster, self.registry, self.ledger,
-            Retries(Hasty(self.stop.event), self.metrics, self.heartbeat.report_failure), self.stop, self.clock,
-            self.metrics, self.heartbeat,
+            Retries(ImpatientEvent(self.stop.event), self.metrics, self.heartbeat.report_failure), self.stop,
+            self.clock, self.metrics, self.heartbeat,
         )  # fmt: skip
         self.runner = Runner(self.parts)
         self.pool = Pool(self.parts, self.runner)
@@ -158,11 +158,11 @@ class Rig:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-        self.world.open_rigs -= 1
+        self.servers.open_controllers -= 1
         if kind is not None:
             return
         assert isinstance(self.stop.cause, self.dies_of or type(None)), f"a thread died of {self.stop.cause!r}"
-        left = self.left() if not self.world.open_rigs else []
+        left = self.left() if not self.servers.open_controllers else []
         assert not left, f"threads are left: {left}"
 
     def close(self, *, release: bool = True) -> None:
@@ -185,7 +185,7 @@ class Rig:
         """The names of threads that were started since this controller was made and do not end."""
 
         def running() -> list[str]:
-            return [thread.name for thread in threading.enumerate() if thread not in self.world.before]
+            return [thread.name for thread in threading.enumerate() if thread not in self.servers.before]
 
         try:
             eventually(lambda: not running())
@@ -197,8 +197,8 @@ class Rig:
 
     def send(self, **fields: object) -> str:
         """Add an event (scale_up unless it says otherwise) to the stream; returns its event id."""
-        told = {"type": "scale_up", **fields}
-        stream_id = self.redis.add({name: str(value) for name, value in told.items()})
+        answer = {"type": "scale_up", **fields}
+        stream_id = self.redis.add({name: str(value) for name, value in answer.items()})
         return str(fields.get("event_id") or stream_id)
 
     def accept(self, **fields: object) -> str:
@@ -259,7 +259,7 @@ class Rig:
             return False
         return waiter.stage == pod.stage or waiter.latest is None  # or it has just looked, and the watch was first
 
-    def hears(self, name: str, what: Callable[[Snapshot], object]) -> None:
+    def wait_seen(self, name: str, what: Callable[[Snapshot], object]) -> None:
         """Wait until the thread of a pod has seen it as described, and waits for what comes next."""
         self.sees(name, what)
         (key,) = [pod.key for pod in self.registry.snapshots() if pod.name == name]
@@ -287,7 +287,7 @@ class Rig:
             if step in ("intend", "check", "record", "create", "get", "delete"):
                 order.append(step)
 
-        self.redis.on_call, self.world.kubernetes.on_call = note, note
+        self.redis.on_call, self.servers.kubernetes.on_call = note, note
         return order
 
     def idle(self) -> None:
@@ -302,4 +302,4 @@ class Rig:
 
     def calls(self, verb: str, name: str | None = None) -> int:
         """How many requests of a verb the API server had."""
-        return self.world.kubernetes.count(verb, name)
+        return self.servers.kubernetes.count(verb, name)

@@ -25,7 +25,7 @@ REASONS = frozenset({"Completed", "Error", "PendingTimeout", "ScaledDown", "Supe
 
 
 @dataclass(frozen=True)
-class Account:
+class History:
     """All that is known in the end."""
 
     sent: Sequence[Sent]
@@ -53,22 +53,22 @@ class Account:
         return found
 
 
-def lost(account: Account) -> Iterator[str]:
+def lost(history: History) -> Iterator[str]:
     """Events and workers without a result."""
-    closing, workers = {**account.of("task"), **account.of("scale_down")}, account.of("worker")
-    for event in account.sent:
+    closing, workers = {**history.of("task"), **history.of("scale_down")}, history.of("worker")
+    for event in history.sent:
         if event.answered and not closing.get(event.event_id):
             yield f"{event.kind} {event.event_id} has no closing result"
         if event.kind == "scale_up":
-            told = {result["index"] for result in workers.get(event.event_id, ())}
-            missing = [index for index in range(1, event.pod_count + 1) if str(index) not in told]
+            found = {result["index"] for result in workers.get(event.event_id, ())}
+            missing = [index for index in range(1, event.pod_count + 1) if str(index) not in found]
             yield from (f"worker {index} of {event.event_id} has no result" for index in missing)
 
 
-def told_twice(account: Account) -> Iterator[str]:
+def published_twice(history: History) -> Iterator[str]:
     """Results that there are twice, or that nobody asked for."""
-    known = {event.event_id: event for event in account.sent}
-    counts = Counter((result["kind"], result["event_id"], result.get("index", "")) for result in account.results)
+    known = {event.event_id: event for event in history.sent}
+    counts = Counter((result["kind"], result["event_id"], result.get("index", "")) for result in history.results)
     for (kind, event_id, index), count in counts.items():
         if count > 1:
             yield f"{kind} {event_id}/{index} is told {count} times"
@@ -76,85 +76,85 @@ def told_twice(account: Account) -> Iterator[str]:
             yield f"{kind} {event_id}/{index} is of no event"
 
 
-def buried(account: Account) -> Iterator[str]:
+def buried(history: History) -> Iterator[str]:
     """Bad events have one dead letter each, and nobody else has one."""
-    dead = Counter(letter["stream_id"] for letter in account.dead)
-    bad = {event.entry_id: event for event in account.sent if event.bad}
+    dead = Counter(letter["stream_id"] for letter in history.dead)
+    bad = {event.entry_id: event for event in history.sent if event.bad}
     for entry_id, event in bad.items():
         if dead[entry_id] != 1:
-            told = {name: str(value)[:40] for name, value in event.fields.items()}
-            yield f"the bad event {entry_id} has {dead[entry_id]} dead letters: {told}"
-    for letter in account.dead:
+            found = {name: str(value)[:40] for name, value in event.fields.items()}
+            yield f"the bad event {entry_id} has {dead[entry_id]} dead letters: {found}"
+    for letter in history.dead:
         if letter["stream_id"] not in bad:
             yield f"{letter['event_id']} is a dead letter: {letter['dead_reason']}, {letter['dead_detail']}"
 
 
-def left(account: Account) -> Iterator[str]:
+def left(history: History) -> Iterator[str]:
     """Nothing is left to do, and nothing is left behind."""
-    yield from (f"pod {name} is left" for name in account.pods)
-    yield from (f"event {event_id} is still open" for event_id in account.open_ids)
-    if account.pending:
-        yield f"{account.pending} entries are still pending"
+    yield from (f"pod {name} is left" for name in history.pods)
+    yield from (f"event {event_id} is still open" for event_id in history.open_ids)
+    if history.pending:
+        yield f"{history.pending} entries are still pending"
 
 
-def started_twice(account: Account) -> Iterator[str]:
+def started_twice(history: History) -> Iterator[str]:
     """A program is started again only after it has failed, and only as the next attempt."""
-    for worker, runs in account.runs().items():
+    for worker, runs in history.runs().items():
         errors = 0
         for earlier, later in pairwise(runs):
             failed = earlier.phase == "Failed" and not earlier.stopped and earlier.ended_at <= later.started_at
             errors += failed and earlier.reason != "Evicted"
             if not failed or later.attempt <= earlier.attempt or errors > WORKER_RETRIES:
-                yield f"{worker[0]}/{worker[1]} was started as {_told(earlier)} and again as {_told(later)}"
+                yield f"{worker[0]}/{worker[1]} was started as {_seen_as(earlier)} and again as {_seen_as(later)}"
 
 
-def false(account: Account) -> Iterator[str]:
+def false(history: History) -> Iterator[str]:
     """Results that are not what happened."""
-    runs = {run.uid: run for run in account.book}
+    runs = {run.uid: run for run in history.book}
     succeeded = {
-        run.worker for run in account.book if run.phase == "Succeeded" and not run.stopped and not run.deleting
+        run.worker for run in history.book if run.phase == "Succeeded" and not run.stopped and not run.deleting
     }
-    for results in account.of("worker").values():
+    for results in history.of("worker").values():
         for result in results:
             name = f"{result['event_id']}/{result['index']} told as {result['outcome']}, {result['reason']}"
             run = runs.get(result["pod_uid"])
             if result["reason"] not in REASONS:
                 yield f"{name}: {result['message']}"
             if result["outcome"] == "succeeded" and (run is None or run.phase != "Succeeded"):
-                yield f"{name}: {_told(run) if run else 'there was no such pod'}"
+                yield f"{name}: {_seen_as(run) if run else 'there was no such pod'}"
             if result["reason"] == "Error" and (run is None or run.phase != "Failed" or run.stopped or run.reason):
-                yield f"{name}: {_told(run) if run else 'there was no such pod'}"
+                yield f"{name}: {_seen_as(run) if run else 'there was no such pod'}"
             if result["outcome"] != "succeeded" and (result["event_id"], int(result["index"])) in succeeded:
                 yield f"{name}: its program has succeeded"
 
 
-def miscounted(account: Account) -> Iterator[str]:
+def miscounted(history: History) -> Iterator[str]:
     """Task results that do not add up to their workers' results."""
-    workers = account.of("worker")
-    for event_id, tasks in account.of("task").items():
+    workers = history.of("worker")
+    for event_id, tasks in history.of("task").items():
         counts = Counter(result["outcome"] for result in workers.get(event_id, ()))
         for task in tasks:
             if any(int(task[outcome]) != counts[outcome] for outcome in ("succeeded", "failed", "cancelled")):
                 yield f"task {event_id} says {task['message']!r}, its workers {dict(counts)}"
 
 
-def ended_wrongly(account: Account) -> Iterator[str]:
+def ended_wrongly(history: History) -> Iterator[str]:
     """Workers ended by a scale_down that did not choose them, or by two; more of them than were asked for, and fewer
     although there were more.
     """
     ended: dict[str, set[str]] = defaultdict(set)
-    for results in account.of("worker").values():
+    for results in history.of("worker").values():
         for result in results:
             if result["reason"] == "ScaledDown":
                 first = WorkerKey(event_hash(INSTANCE, result["event_id"]), int(result["index"]), 1)
                 ended[result["message"].removeprefix("ended by scale_down ")].add(pod_name(first))
-    told = {event_id: results[0] for event_id, results in account.of("scale_down").items()}
+    found = {event_id: results[0] for event_id, results in history.of("scale_down").items()}
     of: dict[str, str] = {}
-    for event in account.sent:
-        if event.kind != "scale_down" or event.event_id not in told:
+    for event in history.sent:
+        if event.kind != "scale_down" or event.event_id not in found:
             continue
-        victims = {_first_name(name) for name in json.loads(told[event.event_id]["victims"])}
-        survivors = json.loads(told[event.event_id]["survivors"])
+        victims = {_first_name(name) for name in json.loads(found[event.event_id]["victims"])}
+        survivors = json.loads(found[event.event_id]["survivors"])
         if len(victims) < event.pod_count and survivors and event.fields.get("mode") != "drain":
             yield f"scale_down {event.event_id} of {event.pod_count} ended {victims}, and {survivors} stayed"
         for pod in victims:
@@ -170,15 +170,15 @@ def _first_name(pod: str) -> str:
     return re.sub(r"-r[0-9]+$", "", pod)
 
 
-def _told(run: Run) -> str:
+def _seen_as(run: Run) -> str:
     how = "still runs" if not run.phase else f"{run.phase} {run.reason}{' when deleted' if run.stopped else ''}"
     return f"{run.name} ({run.uid[:8]}, started {run.started_at % 1000:.2f}, {how.strip()} {run.ended_at % 1000:.2f})"
 
 
 #: What must not be, in the words of the table.
-RULES: Sequence[tuple[str, Callable[[Account], Iterable[str]]]] = (
+RULES: Sequence[tuple[str, Callable[[History], Iterable[str]]]] = (
     ("nothing is lost", lost),
-    ("nothing is told twice", told_twice),
+    ("nothing is told twice", published_twice),
     ("bad events are dead letters, once", buried),
     ("nothing is left over", left),
     ("no program is started twice", started_twice),

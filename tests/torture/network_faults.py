@@ -23,7 +23,7 @@ class _Until:
     at: float
 
 
-class Weather:
+class NetworkFaults:
     """Bad at random, on all links. One thread."""
 
     def __init__(self, redis: Sequence[TcpProxy], kube: Sequence[TcpProxy], dice: random.Random) -> None:
@@ -49,7 +49,7 @@ class Weather:
             self._strike(now)
 
     def clear(self) -> None:
-        """Good weather from now on."""
+        """Ends all faults."""
         for proxy, _ in self._links:
             proxy.heal()
         self._lasting.clear()

@@ -24,7 +24,7 @@ _MERGE = {"Content-Type": "application/merge-patch+json", "Accept": "application
 _FOR_EVER = 1e9
 
 
-class Hands:
+class PodStatusWriter:
     """Watches one namespace. `start` and `close` belong to one thread; the rest may be asked by any."""
 
     def __init__(self, kubeconfig: Path, namespace: str) -> None:
@@ -92,9 +92,9 @@ class Hands:
         for chunk in response.stream(65536):
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
-                told = json.loads(line)
-                if told["object"]["kind"] == "Pod":
-                    self._note(told["type"], told["object"])
+                answer = json.loads(line)
+                if answer["object"]["kind"] == "Pod":
+                    self._note(answer["type"], answer["object"])
 
     def _note(self, kind: str, pod: dict[str, Any]) -> None:
         uid, name = pod["metadata"]["uid"], pod["metadata"]["name"]

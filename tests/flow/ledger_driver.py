@@ -22,7 +22,7 @@ def task(event_id: str, count: int = 1, *workers: StoredWorker, tenure: int = 1,
     return OpenTask(event, f"c1/b1/{tenure}", workers=stored, cancels=cancels)
 
 
-class Desk:
+class LedgerDriver:
     """A ledger over a registry whose cluster is known and empty. One thread, that of the test."""
 
     def __init__(self, max_workers: int = 10, read_ahead: int = 5) -> None:

@@ -161,7 +161,7 @@ class Crash:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def lay_points(crash: Crash) -> tuple[type[RedisStream], type[KubeCluster]]:
+def with_crash_points(crash: Crash) -> tuple[type[RedisStream], type[KubeCluster]]:
     """The two adapters with points around their calls."""
     stream = {name: _wrapped(getattr(RedisStream, name), AFTER_STREAM[name], crash) for name in AFTER_STREAM}
     cluster = {name: _wrapped(getattr(KubeCluster, name), AFTER_CLUSTER[name], crash) for name in AFTER_CLUSTER}
