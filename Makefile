@@ -36,6 +36,9 @@ LOCAL := $(VENV)/.local-$(VERSION)
 DEV := $(VENV)/.dev-$(VERSION)
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
+# The parts of `make test`, and where each reports.
+PARTS := deploy flow cli adapters local core top simulation
+REPORTS := .cache/reports
 SUITES := $(wildcard tests/core tests/flow tests/simulation tests/adapters tests/local tests/cli tests/deploy tests/test_*.py)
 
 # A folder that is there is emptied only if it is a virtual environment.
@@ -62,8 +65,12 @@ run: $(RUNTIME) ## the controller, configured by environment variables or ENV_FI
 
 test: $(DEV) ## the tests that need neither a server nor root; the flow twice, the second time with hostile thread switching
 ifeq ($(strip $(ARGS)),)
-	@# side by side, since most of them wait for servers; the slowest first
-	@$(MAKE) --jobs=3 --keep-going --output-sync=target suite-cli suite-adapters suite-local suite-flow suite-simulation test-race suite-deploy suite-core suite-top
+	@echo "make test: about 2 minutes on 2 idle cores; the output of each suite comes when it has ended"
+	@rm -rf $(REPORTS) && mkdir -p $(REPORTS)
+	@# side by side, since many of them wait for servers; the longest first
+	@begin=$$SECONDS status=0; \
+		$(MAKE) --jobs=3 --keep-going --output-sync=target REPORT=$(REPORTS)/ $(PARTS:%=suite-%) test-race || status=$$?; \
+		$(BIN)/python -m tests.summary $(REPORTS) $$((SECONDS - begin)) $(PARTS) race; exit $$status
 else
 	@$(SET_ARGS); $(PYTEST) -m "not e2e" $(SUITES) "$$@"
 	@echo "make test: with ARGS the second pass over the flow is left out; 'make test-race' runs it"
@@ -72,12 +79,12 @@ endif
 suite-top: SUITE = $(wildcard tests/test_*.py)
 suite-%: SUITE = tests/$*
 suite-%: $(DEV)
-	$(PYTEST) -m "not e2e and not real" $(SUITE)
+	$(PYTEST) -m "not e2e and not real" $(SUITE) $(if $(REPORT),--junitxml=$(REPORT)$*.xml)
 
 ##@ Development
 
 test-race: $(DEV) ## the tests of the flow in development mode, a thread switch every microsecond
-	@$(SET_ARGS); PYTHONDEVMODE=1 OTTO_SWITCH_INTERVAL=1e-6 $(PYTEST) -m "not e2e" $(wildcard tests/flow) "$$@"
+	@$(SET_ARGS); PYTHONDEVMODE=1 OTTO_SWITCH_INTERVAL=1e-6 $(PYTEST) -m "not e2e" $(wildcard tests/flow) $(if $(REPORT),--junitxml=$(REPORT)race.xml) "$$@"
 
 test-real: $(DEV) ## the contract suites against real servers (TEST_KUBECONFIG, redis-server); OTTO_CI=1 forbids to skip
 	@$(SET_ARGS); $(PYTEST) -m "real and not e2e" tests "$$@"
