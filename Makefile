@@ -21,7 +21,7 @@ GIVEN := ARGS ENV_FILE EXAMPLES FORCE KILLS KIND_NODE_IMAGE ONLY PODS PORT PYTHO
 $(foreach name,$(GIVEN),$(if $(filter-out undefined,$(origin $(name))),$(eval override $(name) := $$(value $(name)))$(eval export $(name))))
 
 # The words of ARGS as the arguments of a recipe: quotes count as in a shell, and nothing in them is carried out.
-SET_ARGS = [ -z "$${ARGS:-}" ] || { words=$$("$$PYTHON" -I deploy/environment.py words) && eval "set -- $$words" || exit 1; }
+SET_ARGS = [ -z "$${ARGS:-}" ] || { words=$$("$$PYTHON" -I -S deploy/environment.py words) && eval "set -- $$words" || exit 1; }
 
 # These two are also names of targets and parts of commands.
 ALLOWED := a b c d e f g h i j k l m n o p q r s t u v w x y z A B C D E F G H I J K L M N O P Q R S T U V W X Y Z 0 1 2 3 4 5 6 7 8 9 . _ / + - @
@@ -30,7 +30,7 @@ path = $(if $(filter-out -%,$(firstword $($(1)))),$(if $(call without,$($(1)),$(
 $(foreach name,PYTHON VENV,$(if $(call path,$(name)),,$(error $(name) is '$($(name))', expected a path of letters, digits and . _ / + - @, without a dash at its beginning)))
 
 # The stamps carry the version, so that another PYTHON gets a new environment instead of a mixture of both.
-VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+VERSION := $(shell $(PYTHON) -I -S -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 RUNTIME := $(VENV)/.runtime-$(VERSION)
 LOCAL := $(VENV)/.local-$(VERSION)
 DEV := $(VENV)/.dev-$(VERSION)

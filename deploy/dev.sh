@@ -124,7 +124,7 @@ status() {
   printf '\nTasks\n'
   otto status
   printf '\nLast results\n'
-  in_redis --json XREVRANGE "$RESULT_STREAM" + - COUNT 5 | "$PYTHON" -I deploy/environment.py results
+  in_redis --json XREVRANGE "$RESULT_STREAM" + - COUNT 5 | environment results
 }
 
 k8s_status() {

@@ -31,7 +31,7 @@ def make_checkout(folder: Path) -> Path:
     for name in ("Makefile", "requirements.txt"):
         shutil.copy(ROOT / name, folder / name)
     shutil.copytree(ROOT / "deploy", folder / "deploy")
-    shutil.copytree(ROOT / "ottoscaler", folder / "ottoscaler", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "ottoscaler", folder / "ottoscaler")  # with the bytecode: to compile takes half of a test
     (folder / "bin").mkdir()
     require("make")  # the slim image has none
     for tool in TOOLS.split():
@@ -81,7 +81,9 @@ def calls(checkout: Path) -> list[str]:
 
 def write_env(checkout: Path, user: str, *more: str) -> Path:
     """An environment file as setup-user makes it."""
-    made = run(checkout, "python3", "-I", "deploy/environment.py", "template", user, str(dict(TEAM.values())[user]))
+    made = run(
+        checkout, "python3", "-I", "-S", "deploy/environment.py", "template", user, str(dict(TEAM.values())[user])
+    )
     path = checkout / f".env.{user}.local"
     path.write_text(made.stdout + "".join(f"{line}\n" for line in more), encoding="utf-8")
     path.chmod(0o600)

@@ -17,7 +17,7 @@ from tests.deploy.checkout import TEAM, add_program, run, write_env
 
 def find(checkout: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Ask who is meant."""
-    return run(checkout, "python3", "-I", "deploy/environment.py", "user", *words)
+    return run(checkout, "python3", "-I", "-S", "deploy/environment.py", "user", *words)
 
 
 class TestNames:
@@ -235,7 +235,7 @@ def test_results_are_shown_a_line_each(checkout: Path) -> None:
         for n, each in enumerate((task, worker))
     ]
     output = subprocess.run(
-        [sys.executable, "-I", "deploy/environment.py", "results"],
+        [sys.executable, "-I", "-S", "deploy/environment.py", "results"],
         cwd=checkout, input=json.dumps(entries), capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     assert [line.split()[1:] for line in output.splitlines()] == [

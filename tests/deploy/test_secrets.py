@@ -24,7 +24,7 @@ def manifests(checkout: Path, user: str = "boa") -> Path:
     """Have them written; returns their folder."""
     folder = checkout / ".cache" / "deploy" / user / "manifests"
     words = (f".env.{user}.local", str(folder), f"ottoscaler:{user}", "sha256:1")
-    done = run(checkout, "python3", "-I", "deploy/environment.py", "manifests", *words)
+    done = run(checkout, "python3", "-I", "-S", "deploy/environment.py", "manifests", *words)
     assert done.returncode == 0, done.stderr
     assert SECRET not in done.stdout + done.stderr
     return folder
@@ -229,5 +229,5 @@ def test_a_fault_never_shows_it(checkout: Path) -> None:
         checkout, "boa", f"REDIS_PASSWORD='{SECRET}", "REDIS_PASSWORD_FILE=/nowhere", "REDIS_HOST=redis://a:hunter2@b"
     )
     for command in ("shell", "check", "cluster", "login"):
-        done = run(checkout, "python3", "-I", "deploy/environment.py", command, ".env.boa.local")
+        done = run(checkout, "python3", "-I", "-S", "deploy/environment.py", command, ".env.boa.local")
         assert "hunter2" not in done.stdout + done.stderr

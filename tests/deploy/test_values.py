@@ -221,7 +221,7 @@ def test_the_shell_reads_an_env_file_as_python_does(ready: Path) -> None:
     """There is one reader: what it makes of quotes and of # is what the scripts and the controller get."""
     text = "a 'b' \"c\" # d"
     write_env(ready, "boa", "RESULT_STREAM='x#y'  # a comment", f"TASK_NOTE={json.dumps(text)}")
-    done = run(ready, "python3", "-I", "deploy/environment.py", "shell", ".env.boa.local")
+    done = run(ready, "python3", "-I", "-S", "deploy/environment.py", "shell", ".env.boa.local")
     assert "RESULT_STREAM='x#y'" in done.stdout.splitlines()
 
 
