@@ -1,8 +1,8 @@
 """The Kubernetes API over the store: which request does what, and what it answers.
 
-Only what the controller and ``kubectl get/describe/logs/delete`` use: no server-side apply, JSON patch, protobuf,
-exec, OpenAPI or access control. The reference is kube-apiserver 1.34; ``tests/local/test_contract_api.py`` runs the
-same checks against both.
+Only what the controller, ``kubectl get/describe/logs/delete`` and the tests use: no PUT, dry run, server-side apply,
+JSON patch, protobuf, exec, OpenAPI or access control. The reference is kube-apiserver 1.34;
+``tests/local/test_contract_api.py`` runs the same checks against both.
 """
 
 from __future__ import annotations
@@ -65,12 +65,10 @@ class Api:
             ("GET", False, ""): ("list", self._list),
             ("POST", False, ""): ("create", self._create),
             ("GET", True, ""): ("get", self._get),
-            ("PUT", True, ""): ("update", self._update),
-            ("PATCH", True, ""): ("patch", self._update),
+            ("PATCH", True, ""): ("patch", self._patch),
             ("DELETE", True, ""): ("delete", self._delete),
             ("GET", True, "status"): ("get", self._get),
-            ("PUT", True, "status"): ("update", self._update),
-            ("PATCH", True, "status"): ("patch", self._update),
+            ("PATCH", True, "status"): ("patch", self._patch),
             ("GET", True, "log"): ("get", self._log),
             ("POST", True, "binding"): ("create", self._bind),
         }
@@ -87,6 +85,8 @@ class Api:
             review = request.json() if request.content_type == "application/json" else {}
             kind = {"kind": "SelfSubjectAccessReview", "apiVersion": "authorization.k8s.io/v1", "spec": {}}
             return Reply(encode(kind | review | {"status": {"allowed": True}}), 201)
+        if request.query.get("dryRun"):
+            raise ApiError(400, "the embedded Kubernetes API has no dry run")  # rather than carry it out
         target = _target(path)
         verb, handler = self._verbs.get((request.method, bool(target.name), target.sub), ("", None))
         if handler is None or verb not in KINDS[target.resource].verbs or (target.sub and target.resource != "pods"):
@@ -179,8 +179,8 @@ class Api:
             body["status"] = {"phase": "Active"}
         if not metadata.get("name") and not metadata.get("generateName"):
             raise ApiError(422, "metadata.name: Required value: name or generateName is required")
-        record = self._store.create(target.resource, body, dry_run=_dry_run(request))
-        if target.resource == "namespaces" and not _dry_run(request):
+        record = self._store.create(target.resource, body)
+        if target.resource == "namespaces":
             self._add_service_account(record.object["metadata"]["name"])
         return Reply(record.raw, 201, headers=headers)
 
@@ -196,8 +196,8 @@ class Api:
                 403, f'{who}: error looking up service account {namespace}/{name}: serviceaccount "{name}" not found'
             )
 
-    def _update(self, request: Request, target: Target) -> Reply:
-        apply = patch.patcher(request.content_type) if request.method == "PATCH" else _replace
+    def _patch(self, request: Request, target: Target) -> Reply:
+        apply = patch.patcher(request.content_type)
         body = request.json()
 
         def change(old: Object) -> Object:
@@ -207,7 +207,7 @@ class Api:
                 "metadata": {key: value for key, value in old["metadata"].items() if key != "resourceVersion"},
             }
             new: Object = apply(bare, body)
-            _check_same(request.method, target, old=old["metadata"], sent=new.setdefault("metadata", {}))
+            _check_same(target, old=old["metadata"], sent=new.setdefault("metadata", {}))
             if target.sub == "status":
                 return {**old, "status": new.get("status", {})}
             pods.check(new)
@@ -215,17 +215,15 @@ class Api:
             pods.check_update(old, new)
             return {"kind": old["kind"], "apiVersion": "v1"} | new
 
-        return Reply(self._store.update(target.resource, target.key, change, dry_run=_dry_run(request)).raw)
+        return Reply(self._store.update(target.resource, target.key, change).raw)
 
     def _delete(self, request: Request, target: Target) -> Reply:
         body = request.json()
         conditions = body.get("preconditions") or {}
         grace = body.get("gracePeriodSeconds", request.number("gracePeriodSeconds"))
-        options = DeleteOptions(
-            grace, conditions.get("uid") or "", conditions.get("resourceVersion") or "", _dry_run(request)
-        )
+        options = DeleteOptions(grace, conditions.get("uid") or "", conditions.get("resourceVersion") or "")
         record = self._store.delete(target.resource, target.key, options)
-        if target.resource == "namespaces" and not options.dry_run:
+        if target.resource == "namespaces":
             self._empty_namespace(target.name)
         return Reply(record.raw)
 
@@ -275,24 +273,13 @@ def _target(path: str) -> Target:
     return Target(parts["resource"], namespace, parts["name"], parts.get("sub", ""))
 
 
-def _dry_run(request: Request) -> bool:
-    return request.query.get("dryRun") == "All"
-
-
-def _check_same(method: str, target: Target, *, old: Object, sent: Object) -> None:
+def _check_same(target: Target, *, old: Object, sent: Object) -> None:
     """A client that sends version or uid means this very state, this very object. Raises ApiError 409, 422."""
     if (sent.get("resourceVersion") or old["resourceVersion"]) != old["resourceVersion"]:
         why = "the object has been modified; please apply your changes to the latest version and try again"
         raise conflict(target.resource, target.name, why)
     if sent.get("uid", old["uid"]) != old["uid"]:
-        if method == "PATCH":
-            raise invalid(target.name, [("metadata.uid", f'Invalid value: "{sent["uid"]}": field is immutable')])
-        why = f"Precondition failed: UID in precondition: {sent['uid']}, UID in object meta: {old['uid']}"
-        raise conflict(target.resource, target.name, why)
-
-
-def _replace(_old: Object, new: Object) -> Object:
-    return new
+        raise invalid(target.name, [("metadata.uid", f'Invalid value: "{sent["uid"]}": field is immutable')])
 
 
 def _warnings(request: Request, unknown: list[str]) -> dict[str, str]:

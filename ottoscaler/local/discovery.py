@@ -6,7 +6,7 @@ import sys
 
 from ottoscaler.local.objects import KINDS, Object
 
-_SUBRESOURCES = {"status": ["get", "patch", "update"], "log": ["get"], "binding": ["create"]}
+_SUBRESOURCES = {"status": ["get", "patch"], "log": ["get"], "binding": ["create"]}
 _AUTHORIZATION = {"groupVersion": "authorization.k8s.io/v1", "version": "v1"}
 
 

@@ -47,7 +47,7 @@ class Kind:
 
 _READ = frozenset({"get", "list", "watch"})
 KINDS = {
-    "pods": Kind("Pod", True, "po", _READ | {"create", "delete", "patch", "update"}),
+    "pods": Kind("Pod", True, "po", _READ | {"create", "delete", "patch"}),
     "events": Kind("Event", True, "ev", _READ | {"create"}),
     "serviceaccounts": Kind("ServiceAccount", True, "sa", _READ | {"create"}),
     "namespaces": Kind("Namespace", False, "ns", _READ | {"create", "delete"}),

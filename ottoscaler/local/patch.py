@@ -1,7 +1,7 @@
 """Merge patch (RFC 7386) and strategic merge patch, as far as pods need them.
 
 Strategic: lists of objects that have a merge key are merged by it. The keys are those of the ``patchMergeKey`` tags in
-the Kubernetes API types; ``$patch: delete`` and ``$patch: replace`` are understood.
+the Kubernetes API types; ``$patch`` is not understood.
 """
 
 from __future__ import annotations
@@ -42,8 +42,6 @@ def strategic(target: Any, patch: Any) -> Any:
     """Strategic merge: as merge, but known lists are merged item by item. Neither argument is changed."""
     if not isinstance(patch, dict):
         return patch
-    if patch.get("$patch") == "replace":
-        return {key: value for key, value in patch.items() if key != "$patch"}
     merged = dict(target) if isinstance(target, dict) else {}
     for key, value in patch.items():
         # Directives such as $setElementOrder/conditions only give an order, which nothing here depends on.
@@ -59,14 +57,9 @@ def strategic(target: Any, patch: Any) -> Any:
 
 
 def _merge_list(current: list[Object], patch: list[Object], key: str) -> list[Object]:
-    if any(item.get("$patch") == "replace" for item in patch):
-        return [item for item in patch if item.get("$patch") != "replace"]
     by_key = {item.get(key): item for item in current}
     for item in patch:
-        if item.get("$patch") == "delete":
-            by_key.pop(item.get(key), None)
-        else:
-            by_key[item.get(key)] = strategic(by_key.get(item.get(key)), item)
+        by_key[item.get(key)] = strategic(by_key.get(item.get(key)), item)
     return list(by_key.values())
 
 

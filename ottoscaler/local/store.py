@@ -59,7 +59,6 @@ class DeleteOptions:
     grace: int | None = None
     uid: str = ""
     version: str = ""
-    dry_run: bool = False
 
 
 PLAIN_DELETE = DeleteOptions()
@@ -111,7 +110,7 @@ class Store:
             version, items = self._version, sorted(self._records[resource].items())
         return version, [record for _, record in items if matches(record.object)]
 
-    def create(self, resource: str, obj: Object, *, dry_run: bool = False, uid: str = "") -> Record:
+    def create(self, resource: str, obj: Object, *, uid: str = "") -> Record:
         """Store a new object; its metadata gets name (from generateName), uid (a new one, unless given), version, time.
         Raises ApiError 404 (namespace), 409.
         """
@@ -135,11 +134,9 @@ class Store:
             given = {key: value for key, value in metadata.items() if key not in _SERVER_OWNED or key == "namespace"}
             body = {key: value for key, value in obj.items() if key not in ("kind", "apiVersion", "metadata")}
             obj = {"kind": KINDS[resource].kind, "apiVersion": "v1", "metadata": given | owned, **body}
-            if dry_run:
-                return Record(obj, encode(obj), self._version)
             return self._write(resource, obj, None)
 
-    def update(self, resource: str, key: Key, change: Callable[[Object], Object], *, dry_run: bool = False) -> Record:
+    def update(self, resource: str, key: Key, change: Callable[[Object], Object]) -> Record:
         """Store what ``change`` makes of a copy of the current object; a write that changes nothing keeps the version.
 
         What the server owns of the metadata stays as it is. Raises ApiError 404, and what ``change`` raises.
@@ -155,8 +152,6 @@ class Store:
                 return previous
             if new.get("spec") != previous.object.get("spec"):
                 new["metadata"]["generation"] = old["generation"] + 1
-            if dry_run:
-                return Record(new, encode(new), previous.version)
             return self._settle(resource, self._write(resource, new, previous))
 
     def delete(self, resource: str, key: Key, options: DeleteOptions = PLAIN_DELETE) -> Record:
@@ -169,8 +164,6 @@ class Store:
         with self.changed:
             previous = self.get(resource, *key)
             self._check_preconditions(resource, previous.object["metadata"], options)
-            if options.dry_run:
-                return previous
             if resource != "pods":
                 return self._remove(resource, previous)
             marked = _mark_deleted(previous.object, options.grace, self._now())

@@ -35,6 +35,13 @@ def test_continue_tokens_expire_with_compaction(emulator: Kube, node: Space) -> 
     assert emulator.call("GET", node.path(), limit=1, **{"continue": token}).status == 410
 
 
+def test_a_dry_run_is_refused(node: Space) -> None:
+    """It has none, and must not carry the request out."""
+    node.make("one")
+    answer = node.kube.call("DELETE", node.path("one"), dryRun="All")
+    assert (answer.status, node.read("one").status) == (400, 200)
+
+
 def test_an_injected_error_is_given_as_often_as_asked(emulator: Kube, node: Space) -> None:
     """A 429 with Retry-After, once, for this path only."""
     rule = {"method": "GET", "path_regex": f"/{node.name}/pods", "status": 429, "retry_after": 7}
