@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 
 import pytest
 
 from ottoscaler import logs
+from tests.fakes.server import FakeRedis
+from tests.schemas import faults
 
 
 class Lines:
@@ -30,3 +33,20 @@ class Lines:
 def log() -> Lines:
     """The program's log, in memory."""
     return Lines()
+
+
+@pytest.fixture(autouse=True)
+def _as_published(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each result and each dead letter that is left at the end of a test is as deploy/schemas says."""
+    servers: list[FakeRedis] = []
+    initialise = FakeRedis.__init__
+
+    def noted(self: FakeRedis, *args: object, **options: object) -> None:
+        servers.append(self)
+        initialise(self, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(FakeRedis, "__init__", noted)
+    yield
+    for server in servers:
+        assert [(entry, found) for entry in server.results() if (found := faults("result", entry))] == []
+        assert [(entry, found) for entry in server.dead_letters() if (found := faults("dead_letter", entry))] == []
