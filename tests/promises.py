@@ -100,12 +100,12 @@ PROMISES: Final = (
     ),
     Promise(
         "not-once",
-        "Not promised is that a program runs only once.",
+        "Ottoscaler does not promise that a program runs only once.",
         (f"{_FLOW}/test_worker.py::test_the_platforms_failure_is_tried_again_under_a_new_name",),
     ),
     Promise(
         "task-key",
-        "Work that must not be done twice takes `OTTO_TASK_KEY`",
+        "Work that must not be done twice uses `OTTO_TASK_KEY`",
         ("tests/core/test_manifest.py::test_a_worker_knows_its_identity",),
     ),
     Promise(

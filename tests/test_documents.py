@@ -124,7 +124,7 @@ def test_the_reasons_of_dead_letters_are_those_of_the_code() -> None:
 
 def test_the_limits_are_those_of_the_code() -> None:
     """Size and number of fields."""
-    assert f"{MAX_EVENT_BYTES // 1024} KiB and {MAX_FIELDS} fields per event" in README.read_text(encoding="utf-8")
+    assert f"at most {MAX_EVENT_BYTES // 1024} KiB and {MAX_FIELDS} fields" in README.read_text(encoding="utf-8")
     assert f"{MAX_EVENT_BYTES // 1024} KiB and {MAX_FIELDS} fields per event" in REFERENCE.read_text(encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""Who may give a verdict: verb x status x body. The table is over a real connection, through `KubeCluster`."""
+"""Which replies of the API server count: verb x status x body, over a real connection, through `KubeCluster`."""
 
 from __future__ import annotations
 

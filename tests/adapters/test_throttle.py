@@ -1,4 +1,4 @@
-"""How many calls to the Kubernetes API are made at once, and how many a second."""
+"""The throttle: at most so many calls to the Kubernetes API are in flight at once, and at most so many a second."""
 
 from __future__ import annotations
 

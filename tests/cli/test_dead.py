@@ -1,4 +1,4 @@
-"""`dead`: what is shown of dead letters, and that each is sent again once, whoever asks how often."""
+"""`dead`: what it shows of dead letters, and that `redrive` sends each one again once, however often it is called."""
 
 from __future__ import annotations
 

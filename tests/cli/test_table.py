@@ -1,4 +1,4 @@
-"""How things are put into words."""
+"""What a table of the commands shows: counts, progress and how a worker ended, in words."""
 
 from __future__ import annotations
 

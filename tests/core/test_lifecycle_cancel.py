@@ -1,4 +1,4 @@
-"""A worker's life when somebody cancels it: in every stage it ends, once, and a success still wins."""
+"""A worker's life when it is cancelled: in every stage it ends, once, and a success still wins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A worker's life when its pod is lost or fails: what is looked at, who tries again, what becomes of the old pod."""
+"""A worker's life when its pod is lost or fails: what is looked up, which retry is used, what happens to the pod."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The worker pod: what the API server is asked to create."""
+"""The worker pod that the controller asks the API server to create: name, labels, environment, security, limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is ended by a scale_down: those first that cost least."""
+"""Which workers a scale_down ends: those first whose end costs least."""
 
 from __future__ import annotations
 

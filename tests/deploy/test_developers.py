@@ -1,4 +1,4 @@
-"""Who gets which environment, and what is said when something is missing: no Docker is needed for that."""
+"""Which environment a developer gets, and the message when something is missing; Docker is not needed for that."""
 
 from __future__ import annotations
 

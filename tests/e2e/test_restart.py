@@ -1,4 +1,4 @@
-"""The controller dies, stops, is replaced; Redis and the API server go and come: every worker's end is told of once."""
+"""The controller dies, stops, is replaced; Redis and the API server go and come: every worker has one result."""
 
 from __future__ import annotations
 

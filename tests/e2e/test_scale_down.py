@@ -1,4 +1,4 @@
-"""scale_down: at once, however busy the pool and however long the backlog; who is ended, who is spared, who is told."""
+"""scale_down: at once, however busy the pool and however long the backlog; which workers end, and what it reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Servers whose clocks are wrong, or are set while workers run: nobody is ended early, nobody kept."""
+"""Servers whose clocks are wrong, or are set while workers run: no worker is ended early, and none is kept."""
 
 from __future__ import annotations
 

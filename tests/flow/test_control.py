@@ -1,4 +1,4 @@
-"""scale_down: at once, whoever owns the task and however full everybody is; the right victims, once, and told."""
+"""scale_down: at once, whichever replica owns the task and however busy all are; the right victims, once each."""
 
 from __future__ import annotations
 

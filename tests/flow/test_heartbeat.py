@@ -1,4 +1,4 @@
-"""Signs of life: a loop that hangs is told from one whose server is away, and from a process that slept."""
+"""Heartbeats: a loop that hangs is distinguished from one whose server is away, and from a process that slept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the stream to the ledger: everything is accepted once, or buried once."""
+"""From the stream to the ledger: everything is accepted once, or becomes one dead letter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Leases: our tasks stay ours, those of the dead are taken over, and a paused Redis makes nobody steal."""
+"""Leases: our tasks stay ours, a dead replica's are taken over, and after a pause of Redis none takes from another."""
 
 from __future__ import annotations
 

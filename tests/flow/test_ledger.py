@@ -1,4 +1,4 @@
-"""The ledger: who runs next, and how many at once."""
+"""The ledger: which worker runs next, and how many run at once."""
 
 from __future__ import annotations
 

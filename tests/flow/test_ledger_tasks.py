@@ -1,4 +1,4 @@
-"""The ledger: cancelling, tasks that come and go, and what is told of them."""
+"""The ledger: cancelling, tasks that come and go, and what status shows of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pool: threads for workers, given out by the ledger."""
+"""The pool: each worker that the ledger releases gets a thread, and an outage or a quota holds none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The registry: nothing that the watch told is missed, nothing comes twice, nothing old undoes what is newer."""
+"""The registry: nothing that the watch reports is missed, nothing comes twice, nothing old undoes what is newer."""
 
 from __future__ import annotations
 
