@@ -41,10 +41,10 @@ def labels_of(key: WorkerKey, instance: str) -> dict[str, str]:
 
 def by_labels(name: str, labels: Mapping[str, str]) -> WorkerKey | None:
     """The attempt that the labels speak of; None if they are not a worker's, or are those of a pod of another name."""
-    numbers = labels.get(LABEL_WORKER, ""), labels.get(LABEL_ATTEMPT, "")
-    if LABEL_EVENT not in labels or not all(_DIGITS.fullmatch(number) for number in numbers):
+    event, index, attempt = labels.get(LABEL_EVENT), labels.get(LABEL_WORKER, ""), labels.get(LABEL_ATTEMPT, "")
+    if event is None or not (_DIGITS.fullmatch(index) and _DIGITS.fullmatch(attempt)):
         return None
-    key = WorkerKey(labels[LABEL_EVENT], int(numbers[0]), int(numbers[1]))
+    key = WorkerKey(event, int(index), int(attempt))
     return key if pod_name(key) == name else None
 
 

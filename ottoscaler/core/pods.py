@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime
 from enum import StrEnum
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -245,6 +246,8 @@ class Snapshot(msgspec.Struct, frozen=True):
         return replace(self, gone=True)
 
 
+# each of a pod's times comes again with each of its changes, and many pods share a second
+@lru_cache(maxsize=4096)
 def epoch(stamp: str | None) -> float | None:
     """Seconds since the epoch of an RFC 3339 time of the API server; None for none.
 
@@ -278,15 +281,24 @@ def as_asked(raw: RawPod, asked: RawPod) -> Snapshot:
     return replace(_snapshot(raw, key, instance), event_id=event_id, altered=changes)
 
 
+_NO_STATE: Final = _State()
+
+
 def _snapshot(raw: RawPod, key: WorkerKey, instance: str) -> Snapshot:
     meta, status = raw.metadata, raw.status
-    state = next((one.state for one in status.containers if one.name == CONTAINER), _State())
+    state = _NO_STATE
+    for one in status.containers:
+        if one.name == CONTAINER:
+            state = one.state
+            break
     ended = state.terminated if state.terminated and state.terminated.exit_code is not None else None
-    conditions = {condition.type: condition for condition in status.conditions if condition.status == "True"}
+    conditions = {condition.type: condition for condition in status.conditions}
     scheduled, disruption = conditions.get("PodScheduled"), conditions.get("DisruptionTarget")
-    scheduled_at = epoch(scheduled.since) if scheduled else None
+    if disruption is not None and disruption.status != "True":
+        disruption = None
+    scheduled_at = epoch(scheduled.since) if scheduled is not None and scheduled.status == "True" else None
     began = epoch(status.kubelet_began)
-    trouble, text = _trouble(raw, state)
+    trouble, text = _trouble(raw, state, scheduled)
     asked = epoch(meta.deletion_timestamp)
     unstarted = ended is not None and ended.reason in START_REASONS
     running = state.running or _Running()
@@ -335,10 +347,10 @@ def event_annotation(body: bytes) -> str:
 
 def _ended_first(raw: RawPod, ended: _Terminated | None) -> bool:
     """Do the node's own times show that `agent` had ended before the kubelet's deadline for the pod?"""
-    finished, began = epoch(ended.finished_at) if ended else None, epoch(raw.status.kubelet_began)
-    if finished is None or began is None or raw.status.reason != "DeadlineExceeded":
+    if ended is None or raw.status.reason != "DeadlineExceeded":
         return False
-    return 0 < finished - began < raw.spec.deadline_s
+    finished, began = epoch(ended.finished_at), epoch(raw.status.kubelet_began)
+    return finished is not None and began is not None and 0 < finished - began < raw.spec.deadline_s
 
 
 def _outlived(raw: RawPod, ended: _Terminated | None) -> bool:
@@ -353,9 +365,10 @@ def _outlived(raw: RawPod, ended: _Terminated | None) -> bool:
     return unreported or any(one.state.terminated is None for one in others if one.name != CONTAINER)
 
 
-def _trouble(raw: RawPod, agent: _State) -> tuple[Trouble, str]:
-    """Why `agent` has not started: a gate, no node, its own image or configuration, or an init container's."""
-    scheduled = next((one for one in raw.status.conditions if one.type == "PodScheduled"), None)
+def _trouble(raw: RawPod, agent: _State, scheduled: _Condition | None) -> tuple[Trouble, str]:
+    """Why `agent` has not started: a gate, no node, its own image or configuration, or an init container's. `scheduled`
+    is the scheduler's condition.
+    """
     unscheduled = scheduled.reason if scheduled is not None and scheduled.status == "False" else ""
     if unscheduled == "SchedulingGated" or (raw.spec.gates and not raw.spec.node):
         gates = ", ".join(gate.name for gate in raw.spec.gates)
@@ -364,12 +377,13 @@ def _trouble(raw: RawPod, agent: _State) -> tuple[Trouble, str]:
         return Trouble.UNSCHEDULABLE, scheduled.message
     if agent.running is not None or agent.terminated is not None:
         return Trouble.NONE, ""
-    waiting = agent.waiting or _Waiting()
-    trouble = startup.of_waiting(waiting.reason, waiting.message)
-    if trouble is not Trouble.NONE:
-        return trouble, startup.describe(waiting.reason, waiting.message)
+    own, waiting = (Trouble.NONE, ""), agent.waiting
+    if waiting is not None:
+        own = startup.of_waiting(waiting.reason, waiting.message), startup.describe(waiting.reason, waiting.message)
+    if own[0] is not Trouble.NONE or not raw.status.init:
+        return own
     # a native sidecar that crashes again and again keeps nobody from starting: a trouble with a name comes first
-    found = [*_init_troubles(raw), (Trouble.NONE, startup.describe(waiting.reason, waiting.message))]
+    found = [*_init_troubles(raw), own]
     return next((one for one in found if one[0] is not Trouble.NONE), found[0])
 
 
