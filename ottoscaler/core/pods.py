@@ -21,12 +21,7 @@ from msgspec.structs import replace
 
 from ottoscaler.core import startup
 from ottoscaler.core.identity import altered, by_annotation, by_labels, labels_of
-from ottoscaler.core.names import (
-    ANNOTATION_EVENT,
-    ANNOTATION_EVENT_ID,
-    LABEL_INSTANCE,
-    WorkerKey,
-)
+from ottoscaler.core.names import ANNOTATION_EVENT, ANNOTATION_EVENT_ID, LABEL_INSTANCE, WorkerKey
 from ottoscaler.core.startup import START_REASONS
 from ottoscaler.core.startup import Trouble as Trouble
 from ottoscaler.core.verdicts import Reason
