@@ -46,6 +46,10 @@ class Retries:
             return attempt()
         except Unavailable as error:
             first = error
+        return self.again(what, first, attempt, times=times)
+
+    def again(self, what: str, first: Unavailable, attempt: Callable[[], _T], *, times: int = 4) -> _T:
+        """The same after a first try that has failed."""
         return self._retrying(what, tenacity.stop_after_attempt(times))(_after(first, attempt))
 
     def forever(self, what: str, attempt: Callable[[], _T]) -> _T:

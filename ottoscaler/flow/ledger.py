@@ -56,14 +56,8 @@ class Ledger:
     def add(self, opened: OpenTask) -> OwnedTask:
         """An accepted or taken-over task: what was stored of its workers decides how each goes on."""
         event = opened.event
-        task = OwnedTask(
-            event,
-            opened.owner,
-            event_hash(self._instance, event.event_id),
-            self._clock.now(),
-            opened.received_at,
-            opened.cancels,
-        )
+        hash_ = event_hash(self._instance, event.event_id)
+        task = OwnedTask(event, opened.owner, hash_, self._clock.now(), opened.received_at, opened.cancels)
         with self._lock:
             old = self._tasks.get(event.event_id)
             if old is not None and old.owner == opened.owner:
@@ -226,6 +220,11 @@ class Ledger:
             run.until = until
             if run.life.needs_room:
                 self._settle(run)
+
+    def failed(self, run: WorkerRun) -> None:
+        """The program itself has failed on it: its task counts as worked on."""
+        with self._lock:
+            run.task.failed_on = True
 
     def ended(self, run: WorkerRun) -> None:
         """Nothing is left to do for this worker."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ottoscaler.core.names import pod_name
 from ottoscaler.flow.owned_tasks import WorkerRun
 
 States = Mapping[int, tuple[str, int, str]]
@@ -20,7 +19,7 @@ class Notes:
     def add(self, run: WorkerRun, reason: str | None = None) -> None:
         """How a worker stands now; with `why`, why its task does."""
         life, event_id = run.life, run.task.event.event_id
-        pod = "" if life.state == "waiting" else pod_name(run.key)
+        pod = "" if life.state == "waiting" else run.pod_name
         self._states.setdefault(event_id, {})[life.index] = (life.state, life.attempt, pod)
         if reason is not None:
             self._reasons[event_id] = reason

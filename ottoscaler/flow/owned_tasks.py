@@ -7,7 +7,7 @@ from datetime import datetime
 
 from ottoscaler.core.events import ScaleEvent
 from ottoscaler.core.lifecycle import Life, begin, resume
-from ottoscaler.core.names import WorkerKey
+from ottoscaler.core.names import WorkerKey, pod_name
 from ottoscaler.core.termination import Termination
 from ottoscaler.ports import OpenTask, StoredWorker
 
@@ -60,7 +60,11 @@ class OwnedTask:
 
 @dataclass(slots=True, eq=False)
 class WorkerRun:
-    """A worker that has had its turn. `life` belongs to the thread that runs it, else to the ledger."""
+    """A worker that has had its turn. `life` belongs to the thread that runs it, otherwise to the ledger.
+
+    `address` (event id, owner token, index) is what the scripts in Redis know it by, `key` is what the labels of the
+    current attempt's pod say, `pod_name` its name.
+    """
 
     task: OwnedTask
     life: Life
@@ -69,6 +73,18 @@ class WorkerRun:
     awaits_pod: bool = False  # its thread only waits for its pod; written by that thread
     queued: int = 0
     until: float | None = None
+    address: tuple[str, str, int] = field(init=False)
+    key: WorkerKey = field(init=False)
+    pod_name: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.address = (self.task.event.event_id, self.task.owner, self.life.index)
+        self.name_attempt()
+
+    def name_attempt(self) -> None:
+        """To be called when `life` has another attempt: its pod has another name."""
+        self.key = WorkerKey(self.task.hash, self.life.index, self.life.attempt)
+        self.pod_name = pod_name(self.key)
 
     @property
     def worker(self) -> tuple[str, int]:
@@ -79,11 +95,6 @@ class WorkerRun:
     def cancelled(self) -> bool:
         """Is a cancel of it known here that was not withdrawn? Under the ledger's lock."""
         return self.life.index in self.task.terminations
-
-    @property
-    def key(self) -> WorkerKey:
-        """What its pod's labels say."""
-        return WorkerKey(self.task.hash, self.life.index, self.life.attempt)
 
 
 def to_open_task(task: OwnedTask) -> OpenTask:

@@ -240,7 +240,7 @@ class TestOwning:
     def test_a_worker_that_fails_makes_its_event_a_dead_letter(self, log: Lines) -> None:
         """With one line and one count, however many workers of it fail."""
         with SimulatedController(threads=["watch"]) as controller:
-            break_(controller.runner, "_create", lambda _job: True)
+            break_(controller.cluster, "create", lambda _body: True)
             event_id = controller.accept(pod_count=2)
             while not controller.redis.results("task"):
                 controller.pass_time(60)
@@ -273,7 +273,7 @@ class TestOwning:
         That takes twenty leases and a hundred pauses, so the test makes the steps of all threads but the watch itself.
         """
         with SimulatedController(threads=["watch"], auto=True, LEASE_S=30) as controller:
-            break_(controller.runner, "_record", lambda run, _effect: run.task.event.event_id == "bad")
+            break_(controller.stream, "record", lambda event_id, *_: event_id == "bad")
             controller.accept(event_id="bad")
             controller.accept(event_id="good")
             while len(controller.redis.results("task")) < 2:
