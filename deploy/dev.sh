@@ -69,7 +69,7 @@ explain_rollout() { # and end
   kube get pods --namespace "$NAMESPACE" --selector app.kubernetes.io/name=ottoscaler --output wide || true
   printf '\nThe last events:\n'
   kube get events --namespace "$NAMESPACE" --sort-by .lastTimestamp 2>/dev/null | tail -n 10 || true
-  printf '\nIts last words:\n'
+  printf '\nThe end of its log:\n'
   kube logs "$(newest_controller)" --namespace "$NAMESPACE" --tail 20 || true
   exit 1
 }

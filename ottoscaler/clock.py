@@ -13,5 +13,5 @@ class SystemClock:
         return time.monotonic()
 
     def wall(self, at: float) -> float:
-        """See ports.Clock. Asked each time: a wall clock that was wrong at the start is right once somebody sets it."""
+        """See ports.Clock. Asked each time: a wall clock that was wrong at the start is right once it has been set."""
         return time.time() + (at - time.monotonic())

@@ -1,6 +1,6 @@
-"""The one tree of errors: each class tells the catcher what to do.
+"""The one tree of errors: each class says what the catcher does.
 
-Adapters translate whatever their SDK raises into these (`raise ... from`), so nobody above them knows a foreign
+Adapters translate the exceptions of their SDK into these (`raise ... from`), so no layer above knows a foreign
 exception. A pod that fails is not here: that is an outcome, a value.
 """
 
@@ -24,7 +24,7 @@ class LocalError(OttoscalerError):
 
 
 class Stopping(OttoscalerError):
-    """The process is shutting down: leave everything as it is; whoever comes next goes on from there."""
+    """The process is shutting down: leave all as it is; the next owner goes on from there."""
 
 
 class Replaced(OttoscalerError):

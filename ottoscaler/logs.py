@@ -1,6 +1,6 @@
 """What the program says: one line per event, JSON for machines or text for a terminal, and never a secret.
 
-A line is an event with a stable dotted name and facts, so that a search by a name or by an id tells the story; the
+A line is an event with a stable dotted name and facts, so that a search by a name or an id shows what happened; the
 message is for people. Callers get a `Log` for their module and name the ids once per thread with `bind`. Facts never
 touch the attributes of a `LogRecord`: the standard library raises in the calling thread when the two clash.
 """
@@ -53,7 +53,7 @@ class Log:
         self._logger = logging.getLogger(name)
 
     def debug(self, event: str, message: str, /, *args: object, **facts: object) -> None:
-        """For whoever looks for a fault: details, polls, what was decided against."""
+        """For debugging: details, polls, rejected alternatives."""
         self._say(logging.DEBUG, event, message, args, facts)
 
     def info(self, event: str, message: str, /, *args: object, **facts: object) -> None:
@@ -65,7 +65,7 @@ class Log:
         self._say(logging.WARNING, event, message, args, facts)
 
     def error(self, event: str, message: str, /, *args: object, **facts: object) -> None:
-        """Somebody has to act."""
+        """An operator has to act."""
         self._say(logging.ERROR, event, message, args, facts)
 
     def exception(self, event: str, message: str, /, *args: object, **facts: object) -> None:
@@ -79,7 +79,7 @@ class Log:
 
 
 class RateLimited:
-    """Which of many like lines are to be said: the first, the second, the fourth, the eighth … of an outage.
+    """A rate limit for like log lines: the first, the second, the fourth, the eighth … of an outage are logged.
 
     An outage that is long, or meets hundreds of workers, must not fill the log. Any thread.
     """
@@ -90,7 +90,9 @@ class RateLimited:
         self._counts: dict[str, tuple[int, float]] = {}  # guarded by _lock: how often, and when last
 
     def is_due(self, text: str) -> bool:
-        """Is this line to be said? Lines that begin alike are alike; after a minute without any it begins anew."""
+        """Is this line to be logged? Lines with the same beginning count together; a minute without any resets the
+        count.
+        """
         key, now = text[:_ALIKE], self._now()
         with self._lock:
             for old in [old for old, (_, last) in self._counts.items() if now - last > _FORGOTTEN_S]:
@@ -180,7 +182,7 @@ class _Handler(logging.StreamHandler[TextIO]):
         self._failed = True
         if not self._lost:
             with suppress(OSError, ValueError, AttributeError):  # standard error may be closed as well
-                sentence = "Cannot write log lines to standard output, and goes on without them"
+                sentence = "Cannot write log lines to standard output; the controller runs on without a log"
                 sys.stderr.write(f"{sentence}: {redact(str(sys.exc_info()[1]))}\n")
                 sys.stderr.flush()
 
@@ -249,7 +251,7 @@ def _text(value: object) -> str:
 
 
 def _clean(value: object, *, tail: bool = False) -> object:
-    """What may be seen of a value: numbers as they are, all else as text, redacted first and cut after."""
+    """What may be seen of a value: numbers as they are, other values as text, redacted first and cut after."""
     if value is None or (isinstance(value, int) and value.bit_length() <= 64):
         return value
     if isinstance(value, float) and value - value == 0:  # neither infinite nor NaN, which JSON does not have

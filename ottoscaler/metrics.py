@@ -1,4 +1,4 @@
-"""Every figure the program keeps, with its meaning; served by the web adapter, written by whoever it happens to.
+"""Every figure the program keeps, with its meaning; served by the web adapter, written by any thread.
 
 One `Metrics` is made by the composition root and handed down: no global registry, so two controllers in one test
 process do not add up. Labels have a closed set of values, preset to zero, so that a rate is right from the first event
@@ -31,7 +31,7 @@ _RECORD_BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0
 
 
 class Tally:
-    """A counter whose labels have closed sets of values; what is in none of them counts as `other`. Any thread."""
+    """A counter with labels of closed sets of values; a value outside its set counts as `other`. Any thread."""
 
     def __init__(self, registry: CollectorRegistry, name: str, meaning: str, **labels: Iterable[str]) -> None:
         self._counter = Counter(name, meaning, tuple(labels), registry=registry)
@@ -59,7 +59,7 @@ class Metrics:
             "ottoscaler_dead_letters_total", "Entries put on the dead-letter stream, by reason.", reason=DeadReason
         )
         self.workers_finished = tally(
-            "ottoscaler_workers_finished_total", "Workers whose result was recorded, by outcome.", outcome=Outcome
+            "ottoscaler_workers_finished_total", "Workers with a recorded result, by outcome.", outcome=Outcome
         )
         self.retries = tally(
             "ottoscaler_retries_total",
@@ -68,7 +68,7 @@ class Metrics:
             reason=RETRY_REASONS,
         )
         self.watch_reconnects = tally(
-            "ottoscaler_watch_reconnects_total", "Times the watch began anew, by cause.", cause=RECONNECT_CAUSES
+            "ottoscaler_watch_reconnects_total", "Restarts of the watch, by cause.", cause=RECONNECT_CAUSES
         )
         self.kube_requests = tally(
             "ottoscaler_kube_requests_total", "Calls to the Kubernetes API, retries included, by verb.", verb=KUBE_VERBS

@@ -1,4 +1,4 @@
-"""Which known name somebody may have meant: for a variable or an event field that is nearly one of ours."""
+"""Suggests the known name that was probably meant, for a variable or an event field that is nearly one of ours."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 
 #: How alike two names are, from 0 to 1 (difflib's ratio): one letter in eight may differ.
 ALIKE: Final = 0.87
-#: A last word is an abbreviation of another, in this order of letters, from so many on: USER of USERNAME, CMD, IMG.
+#: A last word is an abbreviation of another, in this order of letters, from this many on: USER of USERNAME, CMD, IMG.
 _SHORTEST: Final = 3
 #: Of shorter names, as many as make sense are only one letter apart: model, mode.
 _LONG: Final = 6
@@ -53,7 +53,7 @@ def variables(environ: Mapping[str, str], known: Collection[str]) -> tuple[str, 
 
 
 def _plain(name: str) -> str:
-    """Without what people mix up: case, dashes, a unit, and of whom it is."""
+    """Without what people mix up: case, dashes, a unit, and the owner."""
     upper = name.upper().replace("-", "_").replace(".", "_")
     return _UNIT.sub("", _OWNER.sub("", upper)).replace("__", "_")
 

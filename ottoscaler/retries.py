@@ -19,8 +19,8 @@ from ottoscaler.metrics import Metrics
 #: Longest pause between two tries, seconds: short enough that a server that is back is used within two.
 MAX_PAUSE_S = 1.0
 FIRST_PAUSE_S = 0.1
-#: Of what a server asks for (Retry-After), so much is granted, seconds: the pause holds a thread, and a server that
-#: asks for an hour must not have one for so long.
+#: At most this much of what a server asks for (Retry-After) is granted, seconds: the pause holds a thread, and a server
+#: that asks for an hour must not have one for so long.
 MAX_ASKED_S = 15.0
 
 _T = TypeVar("_T")
@@ -33,14 +33,16 @@ class Retries:
     def __init__(
         self, stopping: threading.Event, metrics: Metrics, on_failure: Callable[[str], None] = lambda reason: None
     ) -> None:
-        """`on_failure` is told of each try that failed and is followed by another, on the thread that tries."""
+        """`on_failure` is called with each failed try that is followed by another, on the thread that tries."""
         self._stopping = stopping
         self._metrics = metrics
         self._on_failure = on_failure
         self._limited = logs.RateLimited()
 
     def call(self, what: str, attempt: Callable[[], _T], *, times: int = 4) -> _T:
-        """The result of `attempt`, tried so often; then its last Unavailable. Stopping ends it between two tries."""
+        """The result of `attempt`, tried at most `times` times; then its last Unavailable. Stopping ends it between two
+        tries.
+        """
         # the ordinary case, several for each worker, is spared the cost of a retry that is not needed
         try:
             return attempt()

@@ -84,7 +84,7 @@ class RedisSettings:
     password: str | None = field(default=None, repr=False)
     """REDIS_PASSWORD: never printed; a file is better, for it can be changed while we run."""
     password_file: str | None = None
-    """REDIS_PASSWORD_FILE: read anew at each connection, so that a rotated password takes effect without a restart."""
+    """REDIS_PASSWORD_FILE: read again at each connection, so that a rotated password takes effect without a restart."""
     sentinels: tuple[tuple[str, int], ...] = ()
     """REDIS_SENTINELS: hosts and ports that are asked for the master, in this order."""
     sentinel_master: str | None = None
@@ -137,7 +137,7 @@ class WorkerSettings:
     service_account: str = ""
     """WORKER_SERVICE_ACCOUNT: empty: the namespace's default, and no token is mounted."""
     run_as_user: int = 1000
-    """WORKER_RUN_AS_USER: numeric, for the kubelet cannot tell whether a named user is root."""
+    """WORKER_RUN_AS_USER: numeric, for the kubelet cannot know whether a named user is root."""
     cpu_request: str = "100m"
     """WORKER_CPU_REQUEST: cores, as a Kubernetes quantity."""
     cpu_limit: str = "1"
@@ -166,12 +166,12 @@ class WorkerSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowSettings:
-    """How much is done at once, and who goes on when somebody stops. Immutable: any thread."""
+    """How much is done at once, and when another replica takes over. Immutable: any thread."""
 
     max_workers: int = 100
     """MAX_WORKERS: threads of the pool, so live pods of this process."""
     read_ahead: int = 32
-    """READ_AHEAD: events taken whose workers still wait for a thread; the rest is left to other replicas."""
+    """READ_AHEAD: accepted events with workers that still wait for a thread; the rest is left to other replicas."""
     max_pods_per_event: int = 1000
     """MAX_PODS_PER_EVENT: larger requests are refused, as a guard against a slip of the keyboard."""
     lease_s: int = 15
@@ -187,7 +187,7 @@ class KubeSettings:
     kubeconfig: str | None = None
     """KUBECONFIG: outside a cluster; inside, the ServiceAccount is used."""
     namespace: str = "default"
-    """NAMESPACE: where worker pods live; default: our own pod's, else `default`."""
+    """NAMESPACE: where worker pods live; default: our own pod's, otherwise `default`."""
     inflight: int = 32
     """KUBE_INFLIGHT: calls at once; above about 64 the server starts to refuse creates (429)."""
     qps: int = 0
@@ -213,7 +213,7 @@ class LogSettings:
     level: str = "INFO"
     """LOG_LEVEL: DEBUG, INFO, WARNING or ERROR."""
     format: LogFormat | None = None
-    """LOG_FORMAT: json or text; None: text on a terminal, else json."""
+    """LOG_FORMAT: json or text; None: text on a terminal, otherwise json."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,7 +228,7 @@ class Settings:
     web: WebSettings
     log: LogSettings
     instance: str
-    """INSTANCE: tells apart Ottoscalers in one namespace; in names and labels. Default: consumer group."""
+    """INSTANCE: distinguishes Ottoscalers in one namespace; in names and labels. Default: consumer group."""
     not_yet: tuple[str, ...] = ()
     """Variables that are set and have no effect yet."""
     nearly: tuple[str, ...] = ()
@@ -294,7 +294,7 @@ def _redis(reader: Reader) -> RedisSettings:
     if reader.raw("REDIS_SENTINEL_MASTER") and not reader.raw("REDIS_SENTINELS"):
         reader.fault("REDIS_SENTINELS", "host:port,... because REDIS_SENTINEL_MASTER is set")
     if settings.ca_file and not reader.raw("REDIS_TLS"):
-        # Without this, a forgotten REDIS_TLS would send the password in the clear to somebody who believes in the file.
+        # Without this, a forgotten REDIS_TLS would send the password in the clear although a CA file is set.
         reader.fault("REDIS_TLS", "true or false, because REDIS_CA_FILE is set")
     return settings
 

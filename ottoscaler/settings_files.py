@@ -18,7 +18,7 @@ _LINE: Final = re.compile(
         (?: (?: "(?P<double>(?:[^"\\]|\\.)*)" | '(?P<single>[^']*)' )? \s*(?:(?<=\s)\#.*)? | (?P<bare>[^\s"'\#].*) )""",
     re.VERBOSE,
 )
-#: What a bare value is made of: text in quotes, in which a # is a # , and anything else up to a comment.
+#: What a bare value is made of: text in quotes, in which a # is a # , and all other text up to a comment.
 _BARE: Final = re.compile(r"""(?:"(?:[^"\\]|\\.)*"|'[^']*'|(?!\s\#)[^"'])*""")
 
 
@@ -71,7 +71,7 @@ def read_env_file(path: str) -> tuple[dict[str, str], list[str]]:
 
 
 def _value(match: re.Match[str]) -> str | None:
-    """The value of a line; None where nobody can say whether a # in it begins a comment."""
+    """The value of a line; None where it is unclear whether a # in it begins a comment."""
     if match["double"] is not None:
         return re.sub(r'\\(["\\])', r"\1", match["double"])
     if match["bare"] is None:

@@ -91,7 +91,7 @@ def is_host(value: str) -> bool:
 
 
 def unbracketed(host: str) -> str:
-    """An IPv6 address without the brackets that a URL needs; anything else as it is."""
+    """An IPv6 address without the brackets that a URL needs; any other text as it is."""
     return host[1:-1] if host.startswith("[") and host.endswith("]") and ":" in host else host
 
 
@@ -126,7 +126,7 @@ class Reader:
         if _is_utf8(value):
             self.asked.add(name)
             return value
-        if name not in self.asked:  # else the fault is known
+        if name not in self.asked:  # otherwise the fault is known
             self.faults.append(f"{name}={'***' if secret else shown(value)}: expected UTF-8")
         self.asked.add(name)
         return ""
@@ -279,7 +279,8 @@ def _is_label(key: str, value: object) -> bool:
 
 
 def _is_toleration(value: object) -> bool:
-    # Told now, not when a pod is refused: https://kubernetes.io/docs/concepts/scheduling-eviction/taint-and-toleration/
+    # Reported now, not when a pod is refused:
+    # https://kubernetes.io/docs/concepts/scheduling-eviction/taint-and-toleration/
     if not isinstance(value, dict) or not value.keys() <= {"key", "operator", "value", "effect", "tolerationSeconds"}:
         return False
     if any(value[name] not in allowed for name, allowed in _TOLERATION.items() if name in value):

@@ -339,7 +339,9 @@ def test_a_stream_that_takes_no_lines_is_reported_once(capsys: pytest.CaptureFix
     pipe = Pipe()
     logs.setup("INFO", "json", pipe)
     log = logs.get("ottoscaler.test")
-    sentence = "Cannot write log lines to standard output, and goes on without them: [Errno 32] Broken pipe\n"
+    sentence = (
+        "Cannot write log lines to standard output; the controller runs on without a log: [Errno 32] Broken pipe\n"
+    )
     for _ in range(3):
         log.info("a.b", "A line")
     assert capsys.readouterr().err == sentence

@@ -31,7 +31,7 @@ def pids_limit(own: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/f
 
 
 def advice(max_workers: int, limit: PidsLimit | None) -> str:
-    """What to say of a limit that is too narrow for so many workers; empty if it is not."""
+    """A warning if the limit is too low for this number of workers; otherwise empty."""
     needed = max_workers + OTHER_THREADS
     if limit is None or needed <= limit.value:
         return ""

@@ -16,7 +16,7 @@ from ottoscaler.settings import REDIS_ONLY, Settings
 def load(environ: Mapping[str, str]) -> Settings:
     """The configuration without Kubernetes. Raises ConfigError.
 
-    KUBECONFIG is left out: whoever starts a local system need not have the file that it names.
+    KUBECONFIG is left out: a local system starts without the file that it names.
     """
     return Settings.load({**environ, "KUBECONFIG": ""}, socket.gethostname(), None)
 

@@ -20,7 +20,7 @@ from ottoscaler.core.events import MAX_FIELDS
 from ottoscaler.core.nesting import MAX_LEVELS, levels
 from ottoscaler.errors import OttoscalerError
 
-#: More rows than a screen has help nobody, unless they are asked for.
+#: At most a screen of rows, unless more are asked for.
 _ROWS: Final = 40
 _HEADINGS: Final = ("id", "reason", "event", "at", "sent again as", "detail")
 
@@ -54,7 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ottoscaler.py dead", description="Events that could not be carried out.")
     actions = parser.add_subparsers(dest="action", required=True, metavar="list|show|redrive|purge")
     listing = actions.add_parser("list", help="the dead letters, newest first")
-    listing.add_argument("--count", type=_count, default=_ROWS, metavar="N", help=f"so many (default {_ROWS})")
+    listing.add_argument(
+        "--count", type=_count, default=_ROWS, metavar="N", help=f"at most this many (default {_ROWS})"
+    )
     showing = actions.add_parser("show", help="one of them, with its event")
     again = actions.add_parser("redrive", help="send its event again, changed as asked; a second time changes nothing")
     away = actions.add_parser("purge", help="take one away")
@@ -174,7 +176,7 @@ def _redrive(parser: argparse.ArgumentParser, opened: DeadLetters, options: argp
     left_out = {name.encode("utf-8", "replace") for name in options.without}
     _check_names(parser, set(changes), left_out)
     letter = _found(opened, options.id)
-    # who was first matters more than whether this one could be sent
+    # an earlier redrive is reported before any fault of this one
     if not letter.redriven:
         opened.check_group(letter)
     fields = {} if letter.redriven else _changed(letter, changes, left_out)

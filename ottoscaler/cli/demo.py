@@ -1,4 +1,4 @@
-"""`demo`: the local system, five events and a table that tells for each how it should end and how it did.
+"""`demo`: the local system, five events, and a table with the expected and the real end of each.
 
 The controller gets a fixed configuration, not the person's own, so that the demo ends the same way everywhere.
 """

@@ -15,11 +15,12 @@ from ottoscaler.adapters.board import Board, DeadLetter, Mark, TaskState
 from ottoscaler.cli.table import count_text, printable, tally_text
 from ottoscaler.core.events import digest
 
-#: The hash of a task with a thousand workers is half a megabyte: so often is it read while nothing is heard, seconds...
+#: The hash of a task with a thousand workers is half a megabyte: it is read this often while no result comes in,
+#: seconds...
 READ_EVERY_S: Final = 1.0
-#: ... and at most so often while results come in.
+#: ... and at most this often while results come in.
 READ_GAP_S: Final = 0.25
-#: As many failed workers are told one by one.
+#: At most this many failed workers are listed one by one.
 LISTED: Final = 10
 
 

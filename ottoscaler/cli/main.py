@@ -1,7 +1,7 @@
 """Which command was meant: the first word of the command line, and the module that carries it out.
 
 Each command is a module with `main(arguments) -> exit code` that parses its own arguments. Here is what all of them
-share: how an error becomes one sentence and an exit code, and what happens when nobody reads the output any more.
+share: how an error becomes one sentence and an exit code, and what happens when the output is closed.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     _open_missing_streams()
     if argv is None and (arguments or ["run"])[0] == "run":
-        # In a container it is process 1, which hears only signals that it has a handler for: this one, until all is
+        # In a container it is process 1, which gets only signals that it has a handler for: this one, until all is
         # imported and `run` sets its own. Nothing has been begun by then.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: os._exit(EXIT_OK))

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 
 #: Enough for the deepest call that a worker makes, bytes; the default of 8 MiB only costs address space.
 STACK_BYTES: Final = 512 * 1024
-#: The garbage collector looks for cycles after so many new objects, and hardly any are made here. By default it looks
+#: The garbage collector looks for cycles after this many new objects, and hardly any are made here. By default it looks
 #: after 700: measured, 5 % of all CPU at 1,000 live pods, most of it for looking through the libraries again.
 YOUNG_OBJECTS: Final = 10_000
 #: https://man7.org/linux/man-pages/man2/PR_FUTEX_HASH.2const.html
@@ -50,7 +50,7 @@ def _spread_waiters(max_workers: int) -> None:
     """Give the kernel's table of waiting threads a place for each of ours.
 
     Since Linux 6.16 each process has a table of its own, by the number of cores and not of threads: with two cores it
-    has 16 places, and whoever wakes one of 8,000 threads passes 500 others. Measured: 4.5 ms of system time for each
+    has 16 places, and each wake of one of 8,000 threads passes 500 others. Measured: 4.5 ms of system time for each
     pod at 8,000 live, 0.9 ms with this. Other kernels refuse, and have one large table for all processes.
     """
     slots = 1 << max_workers.bit_length()
@@ -77,14 +77,16 @@ class OneCpu:
         self._pause_s = FIRST_PAUSE_S
 
     def run(self, wait: Callable[[float | None], bool]) -> None:
-        """Until `wait`, which waits so many seconds (None: without an end), returns true."""
+        """Until `wait`, which waits this many seconds (None: without limit), returns true."""
         while len(self._all) > 1 and self.step():
             if wait(LOOK_EVERY_S):
                 return
         wait(None)
 
     def step(self) -> bool:
-        """Look, and move if need be; False for no more: no figures, no right to, or somebody else has chosen."""
+        """Look, and move if need be; False for no more: no figures, no right to move, or the CPUs were chosen from
+        outside.
+        """
         after = figures(self._proc)
         if after is None:
             self._move(self._all)
@@ -102,7 +104,9 @@ class OneCpu:
         return True
 
     def _move(self, cpus: Collection[int]) -> bool:
-        """All threads there are, and so all that they will start. False if we may not, or somebody else has chosen."""
+        """All threads there are, and so all that they will start. False if we may not, or the CPUs were chosen from
+        outside.
+        """
         if set(cpus) == set(self._set):
             return True
         seen: set[int] = set()
@@ -122,7 +126,7 @@ class OneCpu:
 
 
 def _own_cpus() -> frozenset[int]:
-    """The CPUs among which we may choose: none if somebody has chosen some for us (taskset, a cpuset)."""
+    """The CPUs among which we may choose: none if they were chosen from outside (taskset, a cpuset)."""
     if sys.platform != "linux":
         return frozenset()
     with suppress(OSError):
@@ -155,7 +159,7 @@ class Figures(NamedTuple):
     def free(self, before: Figures, cpus: Collection[int]) -> list[int]:
         """The CPUs on which we would be nearly alone, all about equally good; none while our threads wait for CPUs.
 
-        We have run on one of them: so much of what it was busy with may have been ours.
+        We have run on one of them: that much of its load may have been ours.
         """
         lasted, own = self.at - before.at, self.own - before.own
         busy = {cpu: self._busy(before, cpu) for cpu in cpus if cpu in self.busy and cpu in before.busy}

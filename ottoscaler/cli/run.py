@@ -201,7 +201,8 @@ class Controller:
     def _start(self) -> None:
         self._stop.spawn("cpu", partial(process.OneCpu().run, self._stop.wait))
         self._begin("watch", self._watch.run)
-        # it shows the pods of all the workers that the lease thread resumes: else each of them would ask for its own
+        # it shows the pods of all the workers that the lease thread resumes: otherwise each of them would ask for its
+        # own
         self._registry.wait_known(FIRST_LIST_S)
         self._begin("lease", self._lease.run)
         self._begin("takeover", self._takeover.run)
@@ -214,7 +215,7 @@ class Controller:
         _log.info("controller.started", "Waiting for scaling events on %s", self._settings.keys.stream, boot=self._boot)
 
     def _pods_changed(self) -> None:
-        """A pod has ended, or all are known anew: who waits for room or for that pod looks."""
+        """A pod has ended, or a new list has come: wake the threads that wait for room or for that pod."""
         self._pool.pump()
         self._control.nudge()
         self._ender.nudge()
@@ -237,7 +238,7 @@ class Controller:
         self._release(all_=True)
         self._cluster.close()
         hung = self._stop.join(self._clock, deadline, besides=WEB)
-        if not (hung or busy):  # else they are in the middle of a call; the process ends in a moment anyway
+        if not (hung or busy):  # otherwise they are in the middle of a call; the process ends in a moment anyway
             self._stream.close()
         if self._web is not None:
             self._web.close()
@@ -329,7 +330,7 @@ def _own_namespace() -> str | None:
 
 
 def _exit_now(code: int) -> None:
-    """Without waiting for threads that hang: pool threads would be waited for for ever."""
+    """Without waiting for threads that hang: the interpreter would wait for pool threads without limit."""
     logging.shutdown()
     with suppress(OSError, ValueError):  # its reader may be gone, and the exit code must not depend on that
         sys.stdout.flush()

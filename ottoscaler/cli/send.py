@@ -1,7 +1,7 @@
 """`send FIELD=VALUE...`: put one event into the stream, and with `--wait` see it to its end.
 
-What the controller would refuse is refused here, by the same rules and in the same words: a dead letter helps nobody
-who sits in front of a terminal. `--force` sends it all the same.
+What the controller would refuse is refused here, by the same rules and in the same words: an error now is of more use
+at a terminal than a dead letter later. `--force` sends it all the same.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ottoscaler.core.events import KNOWN_FIELDS, BadEvent, ignored, parse
 from ottoscaler.errors import StreamUnavailable
 from ottoscaler.nearly import meant
 
-#: After so many seconds without anybody taking the event, the person is asked whether a controller runs.
+#: If no controller takes the event within this time, the command asks whether one runs, seconds.
 _LONELY_S: Final = 5.0
 _WAIT_S: Final = 1.0
 #: An entry's id of the usual length: it is what the task is called that has no name of its own.
@@ -132,7 +132,10 @@ def _follow(follower: Follower, timeout_s: float | None) -> int:
     if look.done:
         print(*ending(look), sep="\n")
         return 0 if look.succeeded else 1
-    print(f"Not finished after {timeout_s:g} s: {progress_text(look.task)}. It goes on without us.", file=sys.stderr)
+    print(
+        f"Not finished after {timeout_s:g} s: {progress_text(look.task)}. The task goes on; `status` shows it.",
+        file=sys.stderr,
+    )
     return 1
 
 

@@ -1,10 +1,10 @@
 """SIGTERM and SIGINT: the first one stops in order, the second one ends the process at once.
 
-A handler written in Python runs inside whatever the main thread is doing, also while that holds the lock of an Event
-or of the log: a handler that takes the same lock waits for itself, and one behind a blocked standard output never runs.
-So the handlers here do nothing. The interpreter's own handler, in C, writes the number of the signal into a pipe
-(https://docs.python.org/3/library/signal.html#signal.set_wakeup_fd), whatever all threads are doing, and a thread
-that does nothing else reads it.
+A handler written in Python runs inside whatever the main thread is doing, also while that holds the lock of an Event or
+of the log: a handler that takes the same lock waits for itself, and one behind a blocked standard output never runs. So
+the handlers here do nothing. The interpreter's own handler, in C, writes the number of the signal into a pipe
+(https://docs.python.org/3/library/signal.html#signal.set_wakeup_fd), whatever all threads are doing, and a thread that
+only does this reads it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from ottoscaler.errors import ConfigError
 
 #: Those that stop the process.
 STOPPING: Final = (signal.SIGTERM, signal.SIGINT)
-#: The process ends by force so long after its time for an orderly stop, seconds: the stop itself may hang, for example
-#: in a log line while nobody reads standard output.
+#: The process ends by force this long after its time for an orderly stop, seconds: the stop itself may hang, for
+#: example in a log line while standard output is not read.
 SPARE_S: Final = 5.0
 
 
@@ -61,7 +61,7 @@ class Signals:
         self.close()
 
     def close(self) -> None:
-        """Give the signals back to those who had them, and end the thread."""
+        """Restore the previous handlers, and end the thread."""
         for number, old in self._old:
             signal.signal(number, old)
         signal.set_wakeup_fd(self._old_fd)

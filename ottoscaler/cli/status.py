@@ -8,7 +8,7 @@
   `owner` (the replica that holds the lease), `why` and `next_at` (why nothing moves, when it is tried again; or empty)
 - `finished`: the newest closing results, newest first: `event_id`, `task_id`, `kind` (`task`, `scale_down`), `outcome`,
   `reason`, `finished_at`
-- `backlog`: `unread`, `unread_is_exact` (false: at least so many), `pending`
+- `backlog`: `unread`, `unread_is_exact` (false: at least this many), `pending`
 - `dead_letters`: how many there are
 """
 
@@ -34,7 +34,7 @@ from ottoscaler.errors import StreamUnavailable
 
 _REFRESH_S: Final = 1.0
 _FINISHED: Final = 10
-#: More rows than a screen has help nobody; `--json` has them all.
+#: At most a screen of rows; `--json` has them all.
 _ROWS: Final = 40
 _HEADINGS: Final = ("event", "task", "state", "age", "workers", "owner", "why")
 _CLOSED_HEADINGS: Final = ("event", "task", "kind", "outcome", "reason", "finished")
@@ -142,7 +142,9 @@ def _watch_in_lines(opened: Board, status: Status) -> None:
 
 
 def _again(opened: Board) -> Iterator[Status | StreamUnavailable]:
-    """Looks for ever, once a second. Redis being away is a sight like any other: who watches wants to see it return."""
+    """Yield the status once a second, without end. While Redis is away the error is yielded, so that its return is
+    seen.
+    """
     pause = threading.Event()
     while not pause.wait(_REFRESH_S):
         try:

@@ -1,6 +1,6 @@
 """The whole system on one machine, for `local` and `demo`: Redis, a Kubernetes cluster, and the controller as a child.
 
-The controller is started as anybody starts it, `ottoscaler.py run` with environment variables, so that what is shown
+The controller is started as in a cluster, `ottoscaler.py run` with environment variables, so that what is shown
 here is what runs in a cluster. Each of the three ends when we do, however we end: see ottoscaler.local.guard.
 """
 
@@ -167,7 +167,7 @@ def effective(environ: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def _free_port() -> int:
-    """For the probes: the usual one may be somebody else's."""
+    """For the probes: the usual one may be in use."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,7 +1,7 @@
 """How tasks and workers are put into words and tables, the same in all commands.
 
 What is shown comes from events, pods and servers: it is never taken for markup, and what does not print is escaped, so
-that no event can move the cursor of whoever looks at it.
+that no event can move the cursor of the terminal.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rich.table import Table
 
 from ottoscaler.adapters.board import TaskState, WorkerState
 
-#: The order in which states are told: what is done first, then what is nearest to it.
+#: The order in which states are shown: what is done first, then what is nearest to it.
 _ORDER: Final = (
     "succeeded",
     "failed",
@@ -62,7 +62,7 @@ def tally_text(tally: Mapping[str, int]) -> str:
 
 
 def progress_text(task: TaskState | None) -> str:
-    """Where a task stands, in one line; None: nobody has taken the event yet."""
+    """Where a task stands, in one line; None: no controller has taken the event yet."""
     if task is None:
         return "not taken yet"
     details = "; ".join(filter(None, [tally_text(task.tally()), task.why]))

@@ -1,11 +1,11 @@
 """How a pod ended: from a snapshot to a `Verdict`.
 
-Only fields that the API server and the kubelet write are read: a worker cannot forge whose fault its end was by what it
+Only fields that the API server and the kubelet write are read: a worker cannot shift the fault for its end by what it
 prints or by its termination message. The reasons are those of the kubelet and the controllers
 (https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/ and .../disruptions/#pod-disruption-conditions).
 
 The rule: the verdict is what it would be if `agent` were alone in the pod. What ended `agent` decides: the platform,
-somebody's deletion, or `agent` itself. A reason of the platform that we do not know is the platform's.
+a deletion from outside, or `agent` itself. An unknown reason of the platform counts as the platform's fault.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from ottoscaler.core.verdicts import Reason, Verdict
 _NODE_REASONS: Final = frozenset({"NodeLost", "NodeShutdown", "Shutdown", "Terminated", "NodeAffinity", "NodeNotReady"})
 #: The kubelet or the runtime came back and does not know how the container ended.
 _UNKNOWN_ENDS: Final = frozenset({"ContainerStatusUnknown", "Unknown"})
-#: The node refused the pod when it came, in words whose message says enough.
+#: The node refused the pod on arrival; the message of the status says why.
 _ADMISSION: Final = ("UnexpectedAdmission", "OutOf")
 
 
 def verdict(pod: Snapshot, *, deleted_first: bool = False) -> Verdict | None:
     """How this pod ended, or None while it has not (a pod that is gone has).
 
-    Arguments: the pod, and whether somebody's deletion of it was seen before the end of `agent` was.
+    Arguments: the pod, and whether a deletion request for it was seen before the end of `agent`.
     """
     if pod.phase is Phase.SUCCEEDED:
         return Verdict(Reason.COMPLETED, "the worker exited with code 0")
@@ -41,7 +41,7 @@ def verdict(pod: Snapshot, *, deleted_first: bool = False) -> Verdict | None:
         return platform
     # a pod that other containers kept alive is deleted in phase Running: `agent` alone in it would have made it Failed
     if pod.phase is not Phase.FAILED and own is None:
-        return Verdict(Reason.POD_DELETED, f"somebody deleted the pod in phase {pod.phase}")
+        return Verdict(Reason.POD_DELETED, f"the pod was deleted from outside in phase {pod.phase}")
     return _failed(pod, own, deleted_first=deleted_first)
 
 
@@ -92,7 +92,7 @@ def _failed(pod: Snapshot, own: Verdict | None, *, deleted_first: bool) -> Verdi
     unclear = own is None or own.reason is Reason.ERROR or (own.reason is Reason.NODE_LOST and pod.started_at is None)
     if unclear and (deleted_first or _ended_by_deletion(pod)):
         code = f"; the worker exited with code {pod.exit_code}" if pod.started_at is not None and own else ""
-        return Verdict(Reason.POD_DELETED, f"somebody deleted the pod{code}")
+        return Verdict(Reason.POD_DELETED, f"the pod was deleted from outside{code}")
     if own is not None:
         return own
     if pod.started_at is not None:

@@ -21,7 +21,7 @@ from ottoscaler.core.nesting import MAX_LEVELS, levels
 from ottoscaler.core.trace import version_00
 
 MAX_EVENT_BYTES: Final = 64 * 1024
-#: More fields than anybody needs; Redis scripts take no more than some thousand arguments.
+#: Far more fields than an event needs. The bound is there because a Redis script takes only some thousand arguments.
 MAX_FIELDS: Final = 256
 #: Each pod carries its event as JSON, in which control characters are six times as long: 256 KiB are allowed for all
 #: annotations (https://kubernetes.io/docs/concepts/overview/working-with-objects/annotations/), and there are others.
@@ -107,7 +107,7 @@ class ScaleEvent(msgspec.Struct, frozen=True, omit_defaults=True):
         return msgspec.json.encode(self).decode()
 
     def as_sent(self) -> dict[str, str]:
-        """Fields of which `parse` would make this event: for a dead letter of one whose own fields are not known."""
+        """Fields of which `parse` would make this event: for a dead letter of an event without its original fields."""
         fields = {"type": self.type.value, **self.passed_on}
         if self.event_id != self.stream_id:
             fields["event_id"] = self.event_id
@@ -137,9 +137,9 @@ class _Fault(Exception):
 
 
 def decode(text: str | bytes) -> ScaleEvent:
-    """An event from its own JSON (see `ScaleEvent.encode`). Raises msgspec.MsgspecError for anything else."""
+    """An event from its own JSON (see `ScaleEvent.encode`). Raises msgspec.MsgspecError for other text."""
     shown = text if isinstance(text, str) else text.decode("utf-8", "replace")
-    if levels(shown) > MAX_LEVELS:  # somebody may have changed it
+    if levels(shown) > MAX_LEVELS:  # the annotation can be edited by hand
         raise msgspec.ValidationError(f"the event's JSON has more than {MAX_LEVELS} levels")
     return msgspec.json.decode(text, type=ScaleEvent)
 
@@ -165,7 +165,7 @@ def ignored(fields: Mapping[bytes, bytes]) -> str:
 
 
 def digest(fields: Mapping[bytes, bytes]) -> str:
-    """What tells the content of one event from another's: SHA-256 over the sorted fields, lengths included.
+    """The digest of an event's content: SHA-256 over the sorted fields, lengths included.
 
     Two spellings of the same content (see `content`, and `target_replicas` for `pod_count`) have one digest.
     """
@@ -223,7 +223,7 @@ def readable_ids(stream_id: str, fields: Mapping[bytes, bytes]) -> tuple[str, st
 
 
 def too_large(stream_id: str, fields: Mapping[bytes, bytes] | None, size: int) -> BadEvent:
-    """Why an entry of so many bytes, of which only these fields are known, is not an event."""
+    """The refusal of an entry that is too large. Arguments: its id, the fields that were read, its size in bytes."""
     return BadEvent(DeadReason.TOO_LARGE, _too_many(size), *readable_ids(stream_id, fields or {}))
 
 

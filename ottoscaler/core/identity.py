@@ -1,4 +1,4 @@
-"""Whose pod is this? Its name says it, its labels repeat it for the watch, and its annotation proves it.
+"""Which worker a pod belongs to: the name says it, the labels repeat it for the watch, and the annotation proves it.
 
 An admission webhook, or a person, may change labels. A pod without the labels that we need is still ours (the name, and
 the event id in its annotation, which has the hash in the name), but no watch shows it any more.
@@ -49,7 +49,7 @@ def by_labels(name: str, labels: Mapping[str, str]) -> WorkerKey | None:
 
 
 def by_annotation(name: str, event_id: str, instance: str) -> WorkerKey | None:
-    """The attempt that the name speaks of, where the annotated event has that hash in this instance; else None."""
+    """The attempt in the name, if the annotated event has that hash in this instance; otherwise None."""
     parts = _NAME.fullmatch(name) if event_id else None
     if parts is None or parts[1] != event_hash(instance, event_id):
         return None

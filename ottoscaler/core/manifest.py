@@ -1,4 +1,4 @@
-"""The worker pod: what is created is decided here and nowhere else.
+"""The worker pod: this module alone decides what is created.
 
 It meets the restricted Pod Security profile
 (https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted), mounts no token, and carries in

@@ -23,7 +23,7 @@ HASH_DIGITS = 10
 
 
 class WorkerKey(msgspec.Struct, frozen=True):
-    """One attempt at one worker, as its pod's labels tell it: the index of the registry."""
+    """One attempt of one worker, as in its pod's labels: the key of the registry."""
 
     event_hash: str
     index: int

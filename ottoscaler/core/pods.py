@@ -1,8 +1,8 @@
 """From a pod as the API server sends it to a `Snapshot`.
 
-Only the container named `agent` counts, by its name and never by its position: whatever else is in the pod (sidecars
-that a webhook injected, ephemeral containers) neither starts nor ends a worker. Init containers count as far as they
-keep `agent` from starting.
+Only the container named `agent` counts, by its name and never by its position: all other containers of the pod
+(sidecars that a webhook injected, ephemeral containers) neither starts nor ends a worker. Init containers count as far
+as they keep `agent` from starting.
 
 Times are of the machine that wrote them: the API server's (creation, scheduling, deletion) or the node's (start, end).
 They are for display; two of them are compared only where one machine wrote both.
@@ -167,8 +167,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     could not be started). `deadline_s` is the kubelet's, `node_ahead_s` how far the node's clock is ahead of the API
     server's, as far as two of their times show. `ended_first`: the node's own times show that `agent` had ended before
     the deadline at which the kubelet ended the pod. `outlived`: it has ended, and another container has not.
-    `disrupted_as` is the original word of a disruption that we do not know. `altered` says which of our labels somebody
-    changed: no watch shows such a pod. `finalizers` keep a pod there after its end.
+    `disrupted_as` is the original word of a disruption that we do not know. `altered` says which of our labels was
+    changed from outside: no watch shows such a pod. `finalizers` keep a pod there after its end.
     """
 
     key: WorkerKey
@@ -219,7 +219,7 @@ class Snapshot(msgspec.Struct, frozen=True):
 
     @property
     def deleting(self) -> bool:
-        """Somebody, perhaps we, asked for its deletion."""
+        """Its deletion was requested, by this controller or from outside."""
         return self.deletion_requested_at is not None
 
     @property
@@ -377,7 +377,7 @@ def _trouble(raw: RawPod, agent: _State, scheduled: _Condition | None) -> tuple[
         own = startup.of_waiting(waiting.reason, waiting.message), startup.describe(waiting.reason, waiting.message)
     if own[0] is not Trouble.NONE or not raw.status.init:
         return own
-    # a native sidecar that crashes again and again keeps nobody from starting: a trouble with a name comes first
+    # A native sidecar in a crash loop does not keep the pod from starting, so a trouble with a name comes first.
     found = [*_init_troubles(raw), own]
     return next((one for one in found if one[0] is not Trouble.NONE), found[0])
 

@@ -21,7 +21,7 @@ from ottoscaler.core.verdicts import Reason, Verdict
 DEADLINE_MARGIN_S: Final = 30.0
 #: How often a pod that is being deleted, or in an unknown phase, is looked at live, seconds.
 RELOOK_S: Final = 60.0
-#: The same for a pod that no watch shows, since somebody changed its labels, seconds.
+#: The same for a pod that no watch shows, since its labels were changed from outside, seconds.
 RELOOK_UNWATCHED_S: Final = 2.0
 #: A pod on a dead node stays "terminating" without end; this long after its grace it counts as lost with its node,
 #: seconds.
@@ -60,10 +60,10 @@ class Limits(Protocol):
 class Sight(msgspec.Struct, frozen=True):
     """When each of these was first seen, in seconds of our monotonic clock; None: not yet.
 
-    `created`: our own create was answered. `waiting`: it has not started, and no gate holds it. `deleted_first`:
-    somebody asked for its deletion before `agent` was seen to have ended. `ended`: `agent` has ended, and `own` is how,
-    where another container outlived it and nobody had touched the pod before. `trouble` with `trouble_at`: since when
-    it has not started for which reason.
+    `created`: our own create was answered. `waiting`: it has not started, and no gate holds it. `deleted_first`: its
+    deletion was requested before `agent` was seen to have ended. `ended`: `agent` has ended, and `own` is how, if
+    another container outlived it and the pod had not been deleted or disrupted before. `trouble` with `trouble_at`:
+    since when it has not started for which reason.
     """
 
     created: float | None = None

@@ -13,7 +13,9 @@ from typing import Final
 
 
 class Trouble(StrEnum):
-    """Why a pod has not started yet, as far as it is a fault. GATED is none: somebody holds the pod back on purpose."""
+    """Why a pod has not started yet, as far as it is a fault. GATED is no fault: a scheduling gate holds the pod back
+    on purpose.
+    """
 
     NONE = ""
     INVALID_IMAGE = "InvalidImage"

@@ -17,7 +17,7 @@ _SAMPLED: Final = 1
 def version_00(value: bytes) -> bytes:
     """A `traceparent` as version 00 writes it; empty if it is not valid.
 
-    Of an unknown version W3C lets us use the trace id, the parent id and the sampled bit, and nothing else.
+    Of an unknown version W3C lets us use the trace id, the parent id and the sampled bit, only.
     """
     match = _FORM.fullmatch(value)
     if match is None:

@@ -1,4 +1,4 @@
-"""What a worker's end is called, whose fault it was, and who tries again."""
+"""The verdicts on a worker's end: outcome, reason, fault, and within which limit it is retried."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Outcome(StrEnum):
 
 
 class Fault(StrEnum):
-    """Whose it is, so who has to act."""
+    """Where the cause lies, and so which side has to act: the user, the configuration or the infrastructure."""
 
     NONE = "none"
     USER = "user"
@@ -112,7 +112,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
     @property
     def fault(self) -> Fault:
-        """Whose fault it was, by the table."""
+        """Where the cause lies, by the table."""
         return TABLE[self.reason][1]
 
     @property

@@ -40,7 +40,7 @@ current-context: ottoscaler-local
 
 
 def _write_kubeconfig(path: Path, url: str) -> None:
-    """All at once: whoever sees the file sees all of it."""
+    """Written at once: a reader of the file sees all of it."""
     unfinished = path.with_suffix(".tmp")
     unfinished.write_text(_KUBECONFIG.format(url=url))
     os.replace(unfinished, path)

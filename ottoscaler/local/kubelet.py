@@ -1,7 +1,7 @@
 """What the node reports and how it reads a pod: container states, status, conditions, images, environment. Pure
 functions.
 
-Sentences and reasons are those of kubelet 1.34 with containerd, because the controller tells causes apart by them.
+Sentences and reasons are those of kubelet 1.34 with containerd, because the controller distinguishes causes by them.
 """
 
 from __future__ import annotations

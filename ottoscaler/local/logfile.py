@@ -76,7 +76,7 @@ class LogWriter:
         self._file.close()
 
     def _put(self, tag: bytes, text: bytes) -> None:
-        # Strictly rising, so that a reader can tell where it stopped.
+        # Strictly rising, so that a reader knows where it stopped.
         self._last_ns = max(time.time_ns(), self._last_ns + 1)
         seconds, nanoseconds = divmod(self._last_ns, 1_000_000_000)
         whole = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")

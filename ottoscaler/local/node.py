@@ -2,7 +2,7 @@
 
 Images are not run: a container is its command. restartPolicy is always taken as Never, which is what Ottoscaler's
 workers have; init containers, probes and every volume but an empty directory are ignored. One loop follows the pods'
-changes, but decides on the **current** object only: an event tells where to look, not what is true. (Acting on events,
+changes, but decides on the **current** object only: an event says where to look, not what is true. (Acting on events,
 which may be late, would run finished pods again.)
 """
 

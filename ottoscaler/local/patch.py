@@ -26,7 +26,7 @@ _MERGE_KEYS = {
 
 
 def merge(target: Any, patch: Any) -> Any:
-    """RFC 7386: objects are merged, null removes, everything else replaces. Neither argument is changed."""
+    """RFC 7386: objects are merged, null removes, any other value replaces. Neither argument is changed."""
     if not isinstance(patch, dict):
         return patch
     merged = dict(target) if isinstance(target, dict) else {}

@@ -248,6 +248,6 @@ def _send(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
 
 
 def _unless_gone(error: ApiError) -> None:
-    """The pod may be deleted, or replaced by another of its name, at any time; everything else is a defect."""
+    """The pod may be deleted, or replaced by another of its name, at any time; any other error is a defect."""
     if error.code not in (404, 409):
         raise error

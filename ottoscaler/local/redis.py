@@ -53,7 +53,7 @@ class EmbeddedRedis:
         """
         binary = self._binary or find_binary()
         self._data_dir.mkdir(parents=True, exist_ok=True)
-        # A port found free may be taken by somebody else before the server binds it; one that was asked for is
+        # A free port may be taken by another process before the server binds it; one that was asked for is
         # tried once.
         attempts = 1 if self._wanted_port else _PORT_ATTEMPTS
         while not self._try_port(binary, _free_port(self._wanted_port or 0), last=attempts == 1):

@@ -17,7 +17,7 @@ from ottoscaler.local.api import Api
 from ottoscaler.local.faults import Faults
 from ottoscaler.local.objects import ApiError, Reply, Request, Stream
 
-_HOST = "127.0.0.1"  # never another: whoever reaches this port can run commands
+_HOST = "127.0.0.1"  # never another: a client that reaches this port can run commands
 
 
 class ApiServer(ThreadingHTTPServer):
@@ -50,7 +50,7 @@ class ApiServer(ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that went away is no error; anything else is written to the log."""
+        """A client that went away is no error; any other exception is logged."""
         if not isinstance(sys.exception(), OSError):
             traceback.print_exc()
 

@@ -68,7 +68,7 @@ class Store:
     """All objects. Every method may be called by any thread.
 
     It starts no thread and opens no socket, and time is what ``now`` says: the fake of the tests is built on it, too.
-    ``changed`` guards all state and wakes those who wait for a change.
+    ``changed`` guards all state and wakes the threads that wait for a change.
     """
 
     def __init__(
@@ -253,7 +253,7 @@ class Store:
         return record
 
     def _settle(self, resource: str, record: Record) -> Record:
-        """Remove an object whose deletion has nothing left to wait for."""
+        """Remove an object if its deletion waits for nothing any more."""
         metadata = record.object["metadata"]
         waits = metadata.get("deletionGracePeriodSeconds", 0) > 0 or bool(metadata.get("finalizers"))
         if "deletionTimestamp" in metadata and not waits:

@@ -235,7 +235,7 @@ def test_wait_shows_what_goes_on(
     controller.end(future.result())
     lines = capsys.readouterr()
     assert lines.out.splitlines()[1:] == ["waiting (3 waiting)"]
-    assert lines.err == "Not finished after 1.2 s: waiting (3 waiting). It goes on without us.\n"
+    assert lines.err == "Not finished after 1.2 s: waiting (3 waiting). The task goes on; `status` shows it.\n"
 
 
 def test_wait_prints_why_an_event_became_a_dead_letter(

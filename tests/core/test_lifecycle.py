@@ -113,7 +113,9 @@ def test_a_pod_that_is_being_deleted_is_adopted_and_seen_to_its_end() -> None:
     drive = Drive()
     drive.feed(Intended(), AlreadyThere(), Seen(deleting(running())), Checked(None))
     assert drive.feed(Seen(deleting(running()).as_gone())) == Record(
-        1, Verdict(Reason.POD_DELETED, "somebody deleted the pod in phase Running"), deleting(running()).as_gone()
+        1,
+        Verdict(Reason.POD_DELETED, "the pod was deleted from outside in phase Running"),
+        deleting(running()).as_gone(),
     )
 
 
@@ -297,7 +299,7 @@ def test_an_attempt_without_a_seen_pod_is_made_again() -> None:
 
 @contract("5.PodLost")
 def test_a_life_without_its_pod_and_without_retries_is_lost() -> None:
-    """Its result says that nobody knows why."""
+    """Its result says that no reason is known."""
     drive = Drive(resume(1, 4, 3, None, seen=True))
     assert drive.feed(Absent()) == Record(4, Verdict(Reason.POD_LOST, "the pod is gone, and nobody knows why"), None)
 

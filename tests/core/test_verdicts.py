@@ -204,13 +204,15 @@ def test_a_container_that_could_not_be_started_has_its_reason(reason: str) -> No
 def test_a_failure_after_a_deletion_request_is_pod_deleted(asked_s: int) -> None:
     """In the same second too: whole seconds are all that Kubernetes tells. The container ends at 15 s."""
     raw = raw_pod("Failed", state=terminated(143), metadata=deleted_at(asked_s))
-    assert end(raw) == Verdict(Reason.POD_DELETED, "somebody deleted the pod; the worker exited with code 143")
+    assert end(raw) == Verdict(Reason.POD_DELETED, "the pod was deleted from outside; the worker exited with code 143")
 
 
 @contract("5.PodDeleted")
 def test_a_deleted_pod_that_never_ran_was_deleted() -> None:
     """There is no time of an end to compare with."""
-    assert end(raw_pod("Failed", metadata=deleted_at(3))) == Verdict(Reason.POD_DELETED, "somebody deleted the pod")
+    assert end(raw_pod("Failed", metadata=deleted_at(3))) == Verdict(
+        Reason.POD_DELETED, "the pod was deleted from outside"
+    )
 
 
 @contract("5.Error")
@@ -232,7 +234,9 @@ def test_a_limit_that_was_broken_is_not_excused_by_a_deletion() -> None:
 @pytest.mark.parametrize("last", [pod(), running(), deleting(running()), pod(Phase.UNKNOWN)])
 def test_a_pod_that_went_without_an_end_was_deleted(last: Snapshot) -> None:
     """The DELETED event of a pod that had not finished."""
-    assert verdict(last.as_gone()) == Verdict(Reason.POD_DELETED, f"somebody deleted the pod in phase {last.phase}")
+    assert verdict(last.as_gone()) == Verdict(
+        Reason.POD_DELETED, f"the pod was deleted from outside in phase {last.phase}"
+    )
 
 
 @contract("5.NodeLost")
