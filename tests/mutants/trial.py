@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import count
 from pathlib import Path
+from typing import NoReturn
 
 from tests.mutants.chart import SUITES, Chart, chart
 from tests.mutants.lua_places import lua_places
@@ -39,6 +40,8 @@ ROUND_S = 300.0
 NO_TESTS = 5
 EQUIVALENT = Path(__file__).parent / "equivalent.txt"
 _stamps = count(int(time.time()) - 10_000_000)
+_running: set[int] = set()
+"""The process groups of the tests that run now."""
 
 
 @cache
@@ -132,6 +135,7 @@ def run(amount: int, seed: int, within: Sequence[str] = (), suites: Sequence[str
     chosen = drawn([one for one in every if not within or any(word in one.path for word in within)], amount, seed)
     same = [place for place in chosen if (place.path, *change(place)) in known]
     print(f"mutants: {len(chosen)} at random, SEED={seed}, {len(same)} of them equivalent", flush=True)
+    signal.signal(signal.SIGTERM, _terminate)
     charted = chart(suites)
     print(f"  {time.monotonic() - began:4.0f} s: known which of {len(charted.tests)} tests runs which line", flush=True)
     tried = _try_all([place for place in chosen if place not in same], charted, jobs, began)
@@ -151,7 +155,8 @@ def _try_all(chosen: Sequence[Place], charted: Chart, jobs: int, began: float) -
         folders: queue.SimpleQueue[Path] = queue.SimpleQueue()
         for _ in range(jobs):
             folders.put(opened.enter_context(scratch()))
-        pool = opened.enter_context(ThreadPoolExecutor(jobs))
+        pool = ThreadPoolExecutor(jobs)
+        opened.callback(pool.shutdown, cancel_futures=True)
 
         def one(place: Place) -> Tried:
             folder = folders.get()
@@ -207,20 +212,33 @@ def _round(folder: Path, longest: Mapping[str, float]) -> tuple[str, str]:
             command, cwd=folder, env={**environment(folder), **added}, stdout=output, stderr=output,
             start_new_session=True,
         )  # fmt: skip
+        _running.add(tests.pid)
         try:
             code = tests.wait(ROUND_S)
         except subprocess.TimeoutExpired:
             return "hung", ""
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(tests.pid, signal.SIGKILL)  # itself, if it hangs, and servers that it has left
+            _kill(tests.pid)  # itself, if it hangs, and servers that it has left
             tests.wait()
+            _running.discard(tests.pid)
         output.seek(0)
         answer = output.read().decode(errors="replace")
     if code in (0, NO_TESTS):
         return "missed", ""
     failed = [line for line in answer.splitlines() if line.startswith(("FAILED ", "ERROR "))]
     return "noticed", failed[0].split(" - ")[0] if failed else f"exit code {code}"
+
+
+def _kill(group: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+
+
+def _terminate(number: int, _frame: object) -> NoReturn:
+    """End the tests that run: they are in sessions of their own, so nothing else would end them."""
+    for group in list(_running):
+        _kill(group)
+    sys.exit(128 + number)
 
 
 def _line(text: bytes) -> str:
