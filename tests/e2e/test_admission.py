@@ -21,6 +21,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 Pod = dict[str, Any]
 #: Longer than most clients wait for an answer, and well within the 30 s that a webhook may take.
 _SLOW_S = 12.0
+#: Between two writes to the quota, so that some of ours win however slow the machine is.
+_PAUSE_S = 0.01
 
 
 @pytest.fixture
@@ -59,6 +61,7 @@ class Writer:
                 if self._done.is_set():
                     return
                 body = {"metadata": {"annotations": {f"writer-{number}": str(turn)}}}
+                self._done.wait(_PAUSE_S)
                 with suppress(client.ApiException):
                     api.patch_namespaced_resource_quota("few", self._kube.namespace, body, _preload_content=False)
 

@@ -131,6 +131,7 @@ class TestSleeper:
         heir.process.send_signal(signal.SIGSTOP)
         later = fleet.send(type="scale_up", run_s=0)
         fleet.finished(later)
+        wait_for(lambda: uids(fleet.kube.pods()) == pods, "the pod of the later event to be deleted")
         heir.process.send_signal(signal.SIGCONT)
         followed_to_the_end(fleet, tasks)
 
