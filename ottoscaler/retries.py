@@ -69,11 +69,11 @@ class Retries:
             wait=_pause,
             retry=tenacity.retry_if_exception_type(Unavailable),
             sleep=tenacity.sleep_using_event(self._stopping),
-            before_sleep=lambda state: self._tell(what, state),
+            before_sleep=lambda state: self._log_retry(what, state),
             reraise=True,
         )
 
-    def _tell(self, what: str, state: tenacity.RetryCallState) -> None:
+    def _log_retry(self, what: str, state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         tries = state.attempt_number
         self._on_failure(f"cannot {what}: {error}")

@@ -21,7 +21,7 @@ from ottoscaler.settings_reader import (
     DNS_LABEL,
     DNS_NAME,
     LABEL_VALUE,
-    Reader,
+    EnvironmentReader,
     addresses,
     command,
     node_selector,
@@ -252,7 +252,7 @@ class Settings:
         path = environ.get("ENV_FILE", "").strip()
         from_file, file_faults = read_env_file(path) if path else ({}, [])
         everything = ChainMap(dict(environ), from_file) if path else environ
-        reader = Reader(everything)
+        reader = EnvironmentReader(everything)
         keys = _keys(reader, host_name)
         settings = cls(
             redis=_redis(reader),
@@ -272,7 +272,7 @@ class Settings:
         return settings
 
 
-def _redis(reader: Reader) -> RedisSettings:
+def _redis(reader: EnvironmentReader) -> RedisSettings:
     default = RedisSettings()
     settings = RedisSettings(
         host=reader.host("REDIS_HOST", default.host),
@@ -299,7 +299,7 @@ def _redis(reader: Reader) -> RedisSettings:
     return settings
 
 
-def _keys(reader: Reader, host_name: str) -> KeySettings:
+def _keys(reader: EnvironmentReader, host_name: str) -> KeySettings:
     default = KeySettings(consumer=host_name)
     settings = KeySettings(
         stream=reader.text("REDIS_STREAM", default.stream),
@@ -323,7 +323,7 @@ def _keys(reader: Reader, host_name: str) -> KeySettings:
     return settings
 
 
-def _worker(reader: Reader) -> WorkerSettings:
+def _worker(reader: EnvironmentReader) -> WorkerSettings:
     default = WorkerSettings()
     settings = WorkerSettings(
         image=reader.text("OTTO_AGENT_IMAGE", default.image),
@@ -358,7 +358,7 @@ def _exceeds(request: str, limit: str) -> bool:
     return (quantity(request) or 0) > (quantity(limit) or 0)
 
 
-def _flow(reader: Reader) -> FlowSettings:
+def _flow(reader: EnvironmentReader) -> FlowSettings:
     default = FlowSettings()
     return FlowSettings(
         max_workers=reader.integer("MAX_WORKERS", default.max_workers, 1, 10_000),
@@ -369,7 +369,7 @@ def _flow(reader: Reader) -> FlowSettings:
     )
 
 
-def _kube(reader: Reader, in_cluster_namespace: str | None) -> KubeSettings:
+def _kube(reader: EnvironmentReader, in_cluster_namespace: str | None) -> KubeSettings:
     default = KubeSettings(namespace=in_cluster_namespace or "default")
     # As for kubectl, several files may be named; it is for the client to join them, and one missing is no fault.
     several = os.pathsep in reader.raw("KUBECONFIG")
@@ -382,14 +382,14 @@ def _kube(reader: Reader, in_cluster_namespace: str | None) -> KubeSettings:
     )
 
 
-def _web(reader: Reader, in_cluster_namespace: str | None) -> WebSettings:
+def _web(reader: EnvironmentReader, in_cluster_namespace: str | None) -> WebSettings:
     default = WebSettings(address="::" if in_cluster_namespace else "127.0.0.1")
     return WebSettings(
         port=reader.integer("HTTP_PORT", default.port, 0, 65535), address=reader.host("HTTP_ADDRESS", default.address)
     )
 
 
-def _log(reader: Reader) -> LogSettings:
+def _log(reader: EnvironmentReader) -> LogSettings:
     return LogSettings(
         level=reader.choice("LOG_LEVEL", _LEVELS) or LogSettings().level,
         format=reader.choice("LOG_FORMAT", _FORMATS),

@@ -1,7 +1,8 @@
 """How a value is read out of the environment, and what is said when it cannot be.
 
 `settings.py` knows which variables there are; this module knows the forms that values take. A wrong value never ends
-the reading: it becomes one line in `Reader.faults`, so that a person mends a configuration in one go and not in ten.
+the reading: it becomes one line in `EnvironmentReader.faults`, so that a person mends a configuration in one go and not
+in ten.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def unbracketed(host: str) -> str:
     return host[1:-1] if host.startswith("[") and host.endswith("]") and ":" in host else host
 
 
-class Reader:
+class EnvironmentReader:
     """Reads typed values from an environment and collects the faults. Used by one thread, once.
 
     A variable that is set to nothing counts as not set: that is what a template with an empty value makes of it.
@@ -223,7 +224,7 @@ class Reader:
             return None
 
 
-def addresses(reader: Reader, name: str) -> tuple[tuple[str, int], ...]:
+def addresses(reader: EnvironmentReader, name: str) -> tuple[tuple[str, int], ...]:
     """Hosts and ports, from `host:port,host:port`; an IPv6 address stands in brackets."""
     found: list[tuple[str, int]] = []
     for part in filter(None, (part.strip() for part in reader.raw(name).split(","))):
@@ -236,7 +237,7 @@ def addresses(reader: Reader, name: str) -> tuple[tuple[str, int], ...]:
     return tuple(found)
 
 
-def command(reader: Reader, name: str, default: tuple[str, ...]) -> tuple[str, ...]:
+def command(reader: EnvironmentReader, name: str, default: tuple[str, ...]) -> tuple[str, ...]:
     """A program and its arguments, from a JSON list or from a line for `/bin/sh -c`."""
     line = reader.raw(name)
     if not line:
@@ -252,7 +253,7 @@ def command(reader: Reader, name: str, default: tuple[str, ...]) -> tuple[str, .
     return default
 
 
-def node_selector(reader: Reader, name: str) -> Mapping[str, str]:
+def node_selector(reader: EnvironmentReader, name: str) -> Mapping[str, str]:
     """Label keys and values, from a JSON object."""
     expected = 'a JSON object of label keys and values, such as {"disk": "ssd"}'
     labels = reader.json(name, expected)
@@ -263,7 +264,7 @@ def node_selector(reader: Reader, name: str) -> Mapping[str, str]:
     return {}
 
 
-def tolerations(reader: Reader, name: str) -> tuple[Mapping[str, Any], ...]:
+def tolerations(reader: EnvironmentReader, name: str) -> tuple[Mapping[str, Any], ...]:
     """Tolerations as in a pod, from a JSON list."""
     expected = 'a JSON list of Kubernetes tolerations, such as [{"key": "ci", "operator": "Exists"}]'
     values = reader.json(name, expected)

@@ -23,7 +23,7 @@ from rich.live import Live
 from rich.table import Table
 
 from ottoscaler.adapters.board import Board
-from ottoscaler.cli.follow import Follower, Look
+from ottoscaler.cli.follow import EventProgress, Follower
 from ottoscaler.cli.system import LocalSystem
 from ottoscaler.cli.table import console, count_text, grid, progress_text, worker_text
 from ottoscaler.errors import OttoscalerError
@@ -95,28 +95,28 @@ class _Run:
     follower: Follower
     sent_at: float | None = None
     took_s: float | None = None
-    look: Look = field(default_factory=Look)
+    progress: EventProgress = field(default_factory=EventProgress)
 
     def send(self) -> None:
         self.sent_at = time.monotonic()
         self.follower.send()
 
     def step(self) -> None:
-        if self.sent_at is None or self.look.done:
+        if self.sent_at is None or self.progress.done:
             return
-        self.look = self.follower.look(0)
-        if self.look.done:
+        self.progress = self.follower.poll(0)
+        if self.progress.done:
             self.took_s = time.monotonic() - self.sent_at
 
     @property
     def running(self) -> bool:
         """Whether all of its workers run."""
-        task = self.look.task
+        task = self.progress.task
         return task is not None and task.tally() == {"running": task.pod_count}
 
     @property
     def as_expected(self) -> bool:
-        return seen(self.look) == self.case.expected
+        return seen(self.progress) == self.case.expected
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -174,7 +174,7 @@ def _follow(screen: Console, system: LocalSystem, runs: Sequence[_Run], *, deadl
     pause, said = threading.Event(), [""] * len(runs)
     live = Live(console=screen, auto_refresh=False, transient=True) if screen.is_terminal else None
     with live or ExitStack():
-        while not all(run.look.done for run in runs):
+        while not all(run.progress.done for run in runs):
             _send_due(runs)
             for run in runs:
                 run.step()
@@ -197,15 +197,15 @@ def _send_due(runs: Sequence[_Run]) -> None:
             run.send()
 
 
-def seen(look: Look) -> str:
+def seen(progress: EventProgress) -> str:
     """How an event ended, in the words of `Case.expected`: reasons and how many workers each has."""
-    task = look.task
-    if look.dead is not None:
-        return f"dead letter: {look.dead.reason}"
+    task = progress.task
+    if progress.dead is not None:
+        return f"dead letter: {progress.dead.reason}"
     if task is None or not task.finished:
         return ""
     if task.type == "scale_down":
-        return f"{count_text(len(task.victims), 'worker')} ended" if look.succeeded else "failed"
+        return f"{count_text(len(task.victims), 'worker')} ended" if progress.succeeded else "failed"
     reasons = [worker.reason for worker in task.workers.values()]
     return ", ".join(f"{reasons.count(reason)} {reason}" for reason in sorted(set(reasons)))
 
@@ -213,13 +213,13 @@ def seen(look: Look) -> str:
 def _seen(run: _Run) -> str:
     if run.sent_at is None:
         return "not sent"
-    return seen(run.look) or progress_text(run.look.task)
+    return seen(run.progress) or progress_text(run.progress.task)
 
 
 def _details(run: _Run) -> str:
-    if run.look.dead is not None:
-        return run.look.dead.detail
-    task = run.look.task
+    if run.progress.dead is not None:
+        return run.progress.dead.detail
+    task = run.progress.task
     if task is None:
         return ""
     return "\n".join(task.victims) if task.type == "scale_down" else "\n".join(map(worker_text, task.workers.values()))

@@ -25,7 +25,7 @@ LISTED: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class EventProgress:
     """What is known of an event at one moment; `closing` is the result of a finished scale_down, empty if trimmed."""
 
     task: TaskState | None = None
@@ -57,7 +57,7 @@ class Follower:
         self._digest = digest({name.encode(): value.encode() for name, value in fields.items()})
         self._mark = Mark()
         self._due = 0.0
-        self._seen = Look()
+        self._seen = EventProgress()
         self.stream_id = ""
         self.event_id = ""
 
@@ -68,37 +68,37 @@ class Follower:
         self.event_id = self._fields.get("event_id") or self.stream_id
         return self.stream_id
 
-    def look(self, wait_s: float) -> Look:
+    def poll(self, wait_s: float) -> EventProgress:
         """What is known now; waits up to `wait_s` seconds for news first, unless it was never looked before."""
         now = time.monotonic()
         news = self._board.news(self._mark, min(wait_s, max(0.0, self._due - now)))
         self._mark = news.mark
         dead = next((letter for letter in news.dead if letter.stream_id == self.stream_id), self._seen.dead)
-        heard = [result for result in news.results if result.get("event_id") == self.event_id]
-        closing = next((result for result in heard if result.get("kind") != "worker"), None)
+        ours = [result for result in news.results if result.get("event_id") == self.event_id]
+        closing = next((result for result in ours if result.get("kind") != "worker"), None)
         now = time.monotonic()
-        if heard:
+        if ours:
             self._due = min(self._due, now + READ_GAP_S)
         if closing is not None or dead is not self._seen.dead or now >= self._due:
             self._due = now + READ_EVERY_S
             self._seen = self._read(dead)
         return self._seen
 
-    def _read(self, dead: DeadLetter | None) -> Look:
+    def _read(self, dead: DeadLetter | None) -> EventProgress:
         task = self._board.task(self.event_id)
         if task is None or not self._ours(task):
-            return Look(None, dead)
+            return EventProgress(None, dead)
         if not task.finished:
-            return Look(task, dead)
+            return EventProgress(task, dead)
         if task.type == "scale_down":
             # only the result says how it ended
-            return Look(task, dead, self._board.result(task.event_id, task.stream_id) or {})
+            return EventProgress(task, dead, self._board.result(task.event_id, task.stream_id) or {})
         if task.type == "" and dead is None:
             # the same event was refused before; a repeated one gets no dead letter of its own
             dead = self._board.dead_letter(task.stream_id) or DeadLetter(
                 "", "Rejected", "", task.event_id, task.stream_id
             )
-        return Look(task, dead)
+        return EventProgress(task, dead)
 
     def _ours(self, task: TaskState) -> bool:
         """Whether the hash is about this event, and not about another one that used its event id: a conflict.
@@ -108,20 +108,20 @@ class Follower:
         return task.stream_id == self.stream_id or task.digest in ("", self._digest)
 
 
-def ending(look: Look) -> Sequence[str]:
+def ending(progress: EventProgress) -> Sequence[str]:
     """How an event ended that is done, in lines for people."""
-    if look.dead is not None:
-        detail = f": {look.dead.detail}" if look.dead.detail else ""
-        return [printable(f"The event became a dead letter {look.dead.id}: {look.dead.reason}{detail}")]
-    task = look.task
+    if progress.dead is not None:
+        detail = f": {progress.dead.detail}" if progress.dead.detail else ""
+        return [printable(f"The event became a dead letter {progress.dead.id}: {progress.dead.reason}{detail}")]
+    task = progress.task
     if task is None:
         return []
     if task.type == "scale_down":
         names = f": {', '.join(task.victims)}" if task.victims else ""
-        reason = (look.closing or {}).get("reason", "")
-        what = f"scale_down {'succeeded' if look.succeeded else 'failed'} ({reason or 'finished'})"
+        reason = (progress.closing or {}).get("reason", "")
+        what = f"scale_down {'succeeded' if progress.succeeded else 'failed'} ({reason or 'finished'})"
         return [printable(f"{what}; {count_text(len(task.victims), 'worker')} ended{names}")]
-    if look.succeeded:
+    if progress.succeeded:
         return [
             f"All {count_text(task.pod_count, 'worker')} succeeded" if task.pod_count > 1 else "The worker succeeded"
         ]

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ottoscaler.cli.connection import board, used
-from ottoscaler.cli.follow import Follower, Look, ending
+from ottoscaler.cli.follow import EventProgress, Follower, ending
 from ottoscaler.cli.table import console, printable, progress_text
 from ottoscaler.core.events import KNOWN_FIELDS, BadEvent, ignored, parse
 from ottoscaler.errors import StreamUnavailable
@@ -128,49 +128,49 @@ def fields_of(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> dict
 def _follow(follower: Follower, timeout_s: float | None) -> int:
     screen = console()
     deadline = time.monotonic() + (math.inf if timeout_s is None else timeout_s)
-    look = _on_terminal(follower, deadline, screen) if screen.is_terminal else _in_lines(follower, deadline)
-    if look.done:
-        print(*ending(look), sep="\n")
-        return 0 if look.succeeded else 1
+    progress = _on_terminal(follower, deadline, screen) if screen.is_terminal else _in_lines(follower, deadline)
+    if progress.done:
+        print(*ending(progress), sep="\n")
+        return 0 if progress.succeeded else 1
     print(
-        f"Not finished after {timeout_s:g} s: {progress_text(look.task)}. The task goes on; `status` shows it.",
+        f"Not finished after {timeout_s:g} s: {progress_text(progress.task)}. The task goes on; `status` shows it.",
         file=sys.stderr,
     )
     return 1
 
 
-def _in_lines(follower: Follower, deadline: float) -> Look:
+def _in_lines(follower: Follower, deadline: float) -> EventProgress:
     """For logs and pipes: one line for each change."""
     lonely_at, said = time.monotonic() + _LONELY_S, ""
     while True:
-        look = follower.look(_wait_s(deadline))
-        text = progress_text(look.task)
-        if look.task is not None and not look.done and text != said:
+        progress = follower.poll(_wait_s(deadline))
+        text = progress_text(progress.task)
+        if progress.task is not None and not progress.done and text != said:
             print(text, flush=True)
             said = text
-        if look.done or time.monotonic() >= deadline:
-            return look
-        if look.task is None and time.monotonic() >= lonely_at:
+        if progress.done or time.monotonic() >= deadline:
+            return progress
+        if progress.task is None and time.monotonic() >= lonely_at:
             print(_lonely(), file=sys.stderr, flush=True)
             lonely_at = math.inf
 
 
-def _on_terminal(follower: Follower, deadline: float, screen: Console) -> Look:
+def _on_terminal(follower: Follower, deadline: float, screen: Console) -> EventProgress:
     """A bar of the workers that have ended, drawn by this thread alone."""
     lonely_at = time.monotonic() + _LONELY_S
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
-    with Progress(*columns, console=screen, auto_refresh=False, transient=True) as progress:
-        bar = progress.add_task("", total=None)
+    with Progress(*columns, console=screen, auto_refresh=False, transient=True) as bars:
+        bar = bars.add_task("", total=None)
         while True:
-            look = follower.look(_wait_s(deadline))
-            lonely = look.task is None and time.monotonic() >= lonely_at
-            ended = look.task.succeeded + look.task.failed + look.task.cancelled if look.task else 0
-            total = (look.task.pod_count if look.task else 0) or None
-            text = _lonely() if lonely else progress_text(look.task)
-            progress.update(bar, total=total, completed=ended, description=text)
-            progress.refresh()
-            if look.done or time.monotonic() >= deadline:
-                return look
+            progress = follower.poll(_wait_s(deadline))
+            lonely = progress.task is None and time.monotonic() >= lonely_at
+            ended = progress.task.succeeded + progress.task.failed + progress.task.cancelled if progress.task else 0
+            total = (progress.task.pod_count if progress.task else 0) or None
+            text = _lonely() if lonely else progress_text(progress.task)
+            bars.update(bar, total=total, completed=ended, description=text)
+            bars.refresh()
+            if progress.done or time.monotonic() >= deadline:
+                return progress
 
 
 def _wait_s(deadline: float) -> float:

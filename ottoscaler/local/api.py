@@ -118,8 +118,8 @@ class Api:
         matches = matcher(target.resource, namespace=target.namespace, labels=labels, fields=fields)
         if request.flag("watch"):
             if "sendInitialEvents" in request.query:
-                why = "forbidden for watch unless the WatchList feature gate is enabled"
-                raise ApiError(422, f"sendInitialEvents: Forbidden: sendInitialEvents is {why}")
+                reason = "forbidden for watch unless the WatchList feature gate is enabled"
+                raise ApiError(422, f"sendInitialEvents: Forbidden: sendInitialEvents is {reason}")
             return Stream(watch.stream(self._store, target.resource, matches, request))
         version, records = (
             self._resume(request.query["continue"])
@@ -238,8 +238,8 @@ class Api:
 
         def change(pod: Object) -> Object:
             if pod["spec"].get("nodeName"):
-                why = f'pod {target.name} is already assigned to node "{pod["spec"]["nodeName"]}"'
-                raise conflict("pods/binding", target.name, why)
+                reason = f'pod {target.name} is already assigned to node "{pod["spec"]["nodeName"]}"'
+                raise conflict("pods/binding", target.name, reason)
             pod["spec"]["nodeName"] = node
             return pod
 
@@ -276,8 +276,8 @@ def _target(path: str) -> Target:
 def _check_same(target: Target, *, old: Object, sent: Object) -> None:
     """A client that sends version or uid means this very state, this very object. Raises ApiError 409, 422."""
     if (sent.get("resourceVersion") or old["resourceVersion"]) != old["resourceVersion"]:
-        why = "the object has been modified; please apply your changes to the latest version and try again"
-        raise conflict(target.resource, target.name, why)
+        reason = "the object has been modified; please apply your changes to the latest version and try again"
+        raise conflict(target.resource, target.name, reason)
     if sent.get("uid", old["uid"]) != old["uid"]:
         raise invalid(target.name, [("metadata.uid", f'Invalid value: "{sent["uid"]}": field is immutable')])
 

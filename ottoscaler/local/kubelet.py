@@ -40,10 +40,10 @@ def terminated(started_at: str, code: int) -> Object:
 def start_error(container: Object, error: Exception) -> Object:
     """A container's state when its command could not be executed; it never started, hence the time."""
     word = (container.get("command") or container["args"])[0]
-    why = (error.strerror or "").lower() if isinstance(error, OSError) else str(error)
+    reason = (error.strerror or "").lower() if isinstance(error, OSError) else str(error)
     if "/" not in word and isinstance(error, FileNotFoundError):
-        why = "executable file not found in $PATH"
-    runc = f'unable to start container process: error during container init: exec: "{word}": {why}: unknown'
+        reason = "executable file not found in $PATH"
+    runc = f'unable to start container process: error during container init: exec: "{word}": {reason}: unknown'
     message = f"failed to create containerd task: OCI runtime create failed: runc create failed: {runc}"
     state = {"exitCode": 128, "reason": "StartError", "message": message}
     return {"terminated": {**state, "startedAt": "1970-01-01T00:00:00Z", "finishedAt": timestamp()}}
@@ -112,21 +112,24 @@ def status(pod: Object, states: Mapping[str, Object], *, expired: bool) -> Objec
     if expired and now == "Failed":
         new |= {"reason": "DeadlineExceeded", "message": DEADLINE_MESSAGE}
     unready = [name for name, state in states.items() if "running" not in state]
-    why: Object = {"reason": "ContainersNotReady", "message": f"containers with unready status: [{' '.join(unready)}]"}
-    why = {"Succeeded": {"reason": "PodCompleted"}, "Failed": {"reason": "PodFailed"}}.get(now, why)
+    reason: Object = {
+        "reason": "ContainersNotReady",
+        "message": f"containers with unready status: [{' '.join(unready)}]",
+    }
+    reason = {"Succeeded": {"reason": "PodCompleted"}, "Failed": {"reason": "PodFailed"}}.get(now, reason)
     for kind in ("Initialized", "ContainersReady", "Ready"):
         true = kind == "Initialized" or not unready
-        new["conditions"] = with_condition(new, kind, true=true, why={} if true else why)
+        new["conditions"] = with_condition(new, kind, true=true, reason={} if true else reason)
     return new
 
 
-def with_condition(status: Object, kind: str, *, true: bool, why: Object) -> list[Object]:
+def with_condition(status: Object, kind: str, *, true: bool, reason: Object) -> list[Object]:
     """The status's conditions with one set; its transition time changes only when its value does."""
     old = status.get("conditions") or []
     before: Object = next((each for each in old if each["type"] == kind), {})
     value = "True" if true else "False"
     since = before["lastTransitionTime"] if before.get("status") == value else timestamp()
-    condition = {"type": kind, "status": value, "lastProbeTime": None, "lastTransitionTime": since, **why}
+    condition = {"type": kind, "status": value, "lastProbeTime": None, "lastTransitionTime": since, **reason}
     return [each for each in old if each["type"] != kind] + [condition]
 
 

@@ -120,11 +120,11 @@ class LocalNode:
     def _schedule(self, key: Key, pod: Object) -> None:
         """Bind the pod to this node, or say why that cannot be."""
         message = self._misfit(pod)
-        why = {"reason": "Unschedulable", "message": message} if message else {}
+        reason = {"reason": "Unschedulable", "message": message} if message else {}
 
         def change(current: Object) -> Object:
             status = current["status"]
-            status["conditions"] = kubelet.with_condition(status, "PodScheduled", true=not message, why=why)
+            status["conditions"] = kubelet.with_condition(status, "PodScheduled", true=not message, reason=reason)
             if not message:
                 current["spec"]["nodeName"] = kubelet.NODE_NAME
             return current

@@ -150,9 +150,9 @@ def not_found(resource: str, name: str) -> ApiError:
     return ApiError(404, f'{resource} "{name}" not found', details={"name": name, "kind": resource})
 
 
-def conflict(resource: str, name: str, why: str) -> ApiError:
+def conflict(resource: str, name: str, reason: str) -> ApiError:
     """409 Conflict with the API server's sentence."""
-    message = f'Operation cannot be fulfilled on {resource} "{name}": {why}'
+    message = f'Operation cannot be fulfilled on {resource} "{name}": {reason}'
     return ApiError(409, message, details={"name": name, "kind": resource})
 
 

@@ -128,8 +128,8 @@ def check_update(old: Object, new: Object) -> None:
         )
 
 
-def _undecodable(why: str) -> ApiError:
-    return ApiError(400, f'Pod in version "v1" cannot be handled as a Pod: {why}')
+def _undecodable(reason: str) -> ApiError:
+    return ApiError(400, f'Pod in version "v1" cannot be handled as a Pod: {reason}')
 
 
 def _metadata_causes(metadata: Object) -> list[tuple[str, str]]:

@@ -231,11 +231,11 @@ class Store:
             ("ResourceVersion", options.version, metadata["resourceVersion"]),
         ):
             if wanted and wanted != actual:
-                why = f"the {what} in the precondition ({wanted}) does not match the {what} in record ({actual})."
+                reason = f"the {what} in the precondition ({wanted}) does not match the {what} in record ({actual})."
                 raise conflict(
                     KINDS[resource].kind,
                     metadata["name"],
-                    f"{why} The object might have been deleted and then recreated",
+                    f"{reason} The object might have been deleted and then recreated",
                 )
 
     def _write(self, resource: str, obj: Object, previous: Record | None) -> Record:

@@ -52,13 +52,13 @@ def _pod(pod: Object) -> list[Any]:
     status, containers = pod["status"], pod["spec"]["containers"]
     states = status.get("containerStatuses") or []
     ready = sum(1 for each in states if each["ready"])
-    why = status.get("reason") or status["phase"]
+    reason = status.get("reason") or status["phase"]
     for each in states:
         detail = each["state"].get("waiting") or each["state"].get("terminated") or {}
-        why = detail.get("reason") or why
+        reason = detail.get("reason") or reason
     if "deletionTimestamp" in pod["metadata"]:
-        why = "Terminating"
-    return [pod["metadata"]["name"], f"{ready}/{len(containers)}", why, "0", _created(pod)]
+        reason = "Terminating"
+    return [pod["metadata"]["name"], f"{ready}/{len(containers)}", reason, "0", _created(pod)]
 
 
 def _event(event: Object) -> list[Any]:
