@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ottoscaler import __version__, logs
 from ottoscaler.adapters.cluster import KubeCluster
@@ -29,14 +30,14 @@ from ottoscaler.cli.signals import Signals
 from ottoscaler.clock import SystemClock
 from ottoscaler.errors import ConfigError, Stopping, Unavailable
 from ottoscaler.flow.control import Control
+from ottoscaler.flow.dispatch import Dispatcher
 from ottoscaler.flow.ender import Ender
 from ottoscaler.flow.health import Health
 from ottoscaler.flow.heartbeat import KUBERNETES, REDIS, Heartbeat
+from ottoscaler.flow.inbox import Inbox
 from ottoscaler.flow.intake import Intake, Reader
 from ottoscaler.flow.lease import Lease
 from ottoscaler.flow.ledger import Ledger
-from ottoscaler.flow.parts import Parts
-from ottoscaler.flow.pool import Pool
 from ottoscaler.flow.reconciler import Reconciler
 from ottoscaler.flow.registry import Registry
 from ottoscaler.flow.scale_down import ScaleDowns
@@ -94,21 +95,58 @@ class Controller:
         ledger = Ledger(registry, clock, instance=instance, max_workers=flow.max_workers, read_ahead=flow.read_ahead)
         metrics.show(live_pods=lambda: registry.owned_live, ready_workers=lambda: ledger.counts()[1])
         retries = Retries(stop.event, metrics, heartbeat.report_failure)
-        parts = Parts(settings, stream, cluster, registry, ledger, retries, stop, clock, metrics, heartbeat)
         self._web = self._bind(Health(heartbeat, ledger, registry))
         self._stream, self._cluster, self._registry, self._retries = stream, cluster, registry, retries
+        self._ledger = ledger
+        self._wire_workers()
+        self._wire_lanes(float(flow.lease_s))
 
-        runner = Runner(parts)
-        self._pool = pool = Pool(parts, runner)
-        self._ender = ender = Ender(parts, runner)
-        intake = Intake(parts)
-        self._control = control = Control(parts, intake, pool, ScaleDowns(parts, ender), ender)
-        intake.connect(pump=pool.pump, control=control.submit)
-        self._reader = Reader(parts, intake)
-        self._takeover = TakeOver(parts, control, intake, pool)
-        self._lease = Lease(parts, control, self._takeover, me=f"{keys.consumer}/{self._boot}")
-        self._reconciler = Reconciler(parts, pool, ender)
-        self._watch = Watch(parts, changed=self._pods_changed)
+    def _wire_workers(self) -> None:
+        """What carries workers on."""
+        shared: dict[str, Any] = {"stop": self._stop, "heartbeat": self._heartbeat, "clock": self._clock}
+        cluster, registry, ledger = self._cluster, self._registry, self._ledger
+        self._inbox = Inbox()
+        runner = Runner(
+            stream=self._stream, cluster=cluster, registry=registry, ledger=ledger, retries=self._retries,
+            heartbeat=self._heartbeat, metrics=self._metrics, clock=self._clock, settings=self._settings,
+        )  # fmt: skip
+        self._ender = Ender(cluster=cluster, registry=registry, ledger=ledger, runner=runner, **shared)
+        self._dispatcher = Dispatcher(
+            ledger=ledger, runner=runner, ender=self._ender, inbox=self._inbox,
+            max_workers=self._settings.flow.max_workers, **shared,
+        )  # fmt: skip
+        self._watch = Watch(cluster=cluster, registry=registry, retries=self._retries, metrics=self._metrics, **shared)
+
+    def _wire_lanes(self, lease_s: float) -> None:
+        """What brings work and ends it: reader, control, lease, take-over, reconciler."""
+        shared: dict[str, Any] = {"stop": self._stop, "heartbeat": self._heartbeat, "clock": self._clock}
+        stream, registry, ledger, inbox = self._stream, self._registry, self._ledger, self._inbox
+        keys, ttl_s = self._settings.keys, self._settings.keys.task_ttl_s
+        intake = Intake(
+            stream=stream, ledger=ledger, inbox=inbox, retries=self._retries, metrics=self._metrics,
+            max_pods=self._settings.flow.max_pods_per_event,
+        )  # fmt: skip
+        scale_downs = ScaleDowns(
+            stream=stream, registry=registry, ledger=ledger, ender=self._ender, clock=self._clock,
+            instance=self._settings.instance,
+        )  # fmt: skip
+        self._control = control = Control(
+            stream=stream, registry=registry, ledger=ledger, inbox=inbox, intake=intake, scale_downs=scale_downs,
+            retries=self._retries, lease_s=lease_s, **shared,
+        )  # fmt: skip
+        self._reader = Reader(stream=stream, intake=intake, ledger=ledger, retries=self._retries, **shared)
+        self._takeover = TakeOver(
+            stream=stream, ledger=ledger, control=control, inbox=inbox, intake=intake, metrics=self._metrics,
+            lease_s=lease_s, events_keep=keys.events_keep, **shared,
+        )  # fmt: skip
+        self._lease = Lease(
+            stream=stream, ledger=ledger, control=control, inbox=inbox, takeover=self._takeover, lease_s=lease_s,
+            ttl_s=ttl_s, me=f"{keys.consumer}/{self._boot}", **shared,
+        )  # fmt: skip
+        self._reconciler = Reconciler(
+            stream=stream, cluster=self._cluster, registry=registry, dispatcher=self._dispatcher, ender=self._ender,
+            lease_s=lease_s, ttl_s=ttl_s, **shared,
+        )  # fmt: skip
 
     def run(self) -> int:
         """Start, wait for the end, stop; returns the exit code."""
@@ -201,6 +239,7 @@ class Controller:
     def _start(self) -> None:
         self._stop.spawn("cpu", partial(process.OneCpu().run, self._stop.wait))
         self._begin("watch", self._watch.run)
+        self._begin("dispatch", self._dispatcher.run)
         # it shows the pods of all the workers that the lease thread resumes: otherwise each of them would ask for its
         # own
         self._registry.wait_known(FIRST_LIST_S)
@@ -214,12 +253,6 @@ class Controller:
         self._heartbeat.set_phase("")
         _log.info("controller.started", "Waiting for scaling events on %s", self._settings.keys.stream, boot=self._boot)
 
-    def _pods_changed(self) -> None:
-        """A pod has ended, or a new list has come: wake the threads that wait for room or for that pod."""
-        self._pool.pump()
-        self._control.nudge()
-        self._ender.nudge()
-
     def _begin(self, name: str, run: Callable[[], None]) -> None:
         self._heartbeat.add_loop(name)
         self._stop.spawn(name, run)
@@ -231,10 +264,10 @@ class Controller:
         self._heartbeat.set_phase("stopping")
         _log.info("controller.stopping", "Stopping: %d worker pods run on", self._registry.owned_live)
         self._registry.close()
-        self._pool.close()
+        self._dispatcher.close()
         self._end_takers(deadline)
         self._release(all_=False)
-        busy = self._pool.wait_idle(deadline - CLOSE_S)
+        busy = self._ledger.wait_idle(deadline - CLOSE_S)
         self._release(all_=True)
         self._cluster.close()
         hung = self._stop.join(self._clock, deadline, besides=WEB)

@@ -23,7 +23,13 @@ class Capacity:
 
     def is_free(self) -> bool:
         """Is there room for one more pod? Never while the cluster's state is unknown."""
-        return self._registry.known and self._registry.owned_live + len(self._claims) < self._max_workers
+        return self.left() > 0
+
+    def left(self) -> int:
+        """For how many more pods there is room: 0 while the cluster's state is unknown."""
+        if not self._registry.known:
+            return 0
+        return max(0, self._max_workers - self._registry.owned_live - len(self._claims))
 
     def claim(self, worker: _Worker, *, used: bool = False) -> None:
         """This worker's pod may be there from now on."""

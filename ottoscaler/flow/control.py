@@ -19,12 +19,15 @@ from ottoscaler.core.events import EventType
 from ottoscaler.core.plan import is_older, stream_order
 from ottoscaler.errors import TooMuch, Unavailable
 from ottoscaler.flow.dead_letters import contained
-from ottoscaler.flow.ender import Ender
+from ottoscaler.flow.heartbeat import Heartbeat
+from ottoscaler.flow.inbox import Inbox
 from ottoscaler.flow.intake import Intake
-from ottoscaler.flow.parts import Parts
-from ottoscaler.flow.pool import Pool
+from ottoscaler.flow.ledger import Ledger
+from ottoscaler.flow.registry import Registry
 from ottoscaler.flow.scale_down import ScaleDown, ScaleDowns
-from ottoscaler.ports import Entry, OpenTask
+from ottoscaler.flow.stop import Stop
+from ottoscaler.ports import Clock, Entry, OpenTask, Stream
+from ottoscaler.retries import Retries
 
 #: Pause between two looks at open scale_downs, seconds: the first after something has changed, and doubled from there
 #: on to the longest. What is seen without Redis (a pod that ends, a task that comes) ends a pause.
@@ -38,72 +41,61 @@ class Control:
     """Carries out scale_downs and superseding events.
 
     `run` is the body of one thread, which looks ahead in the stream; `carry_out` of another, which does what is to be
-    done, so that neither waits for what the other waits for. `submit`, `reload` and `nudge` are for any.
+    done, so that neither waits for what the other waits for. What it is to look at comes by the inbox.
     """
 
-    def __init__(self, parts: Parts, intake: Intake, pool: Pool, scale_downs: ScaleDowns, ender: Ender) -> None:
-        self._ender = ender
-        self._stream = parts.stream
-        self._ledger = parts.ledger
+    def __init__(
+        self, *, stream: Stream, registry: Registry, ledger: Ledger, inbox: Inbox, intake: Intake,
+        scale_downs: ScaleDowns, retries: Retries, stop: Stop, heartbeat: Heartbeat, clock: Clock, lease_s: float,
+    ) -> None:  # fmt: skip
+        self._stream = stream
+        self._ledger = ledger
+        self._inbox = inbox
         self._intake = intake
-        self._pool = pool
         self._scale_downs = scale_downs
-        self._retries = parts.retries
-        self._stop = parts.stop
-        self._clock = parts.clock
-        self._heartbeat = parts.heartbeat
-        self._lease_s = parts.lease_s
+        self._retries = retries
+        self._stop = stop
+        self._heartbeat = heartbeat
+        self._clock = clock
+        self._lease_s = lease_s
+        # The lease threads ask what is open while the carrying-out thread opens and closes scale_downs. It is never
+        # held during a call to Redis: a renewal would wait for that call.
         self._lock = threading.Lock()
-        self._wake = threading.Event()
-        self._inbox: list[OpenTask] = []  # guarded by _lock
-        self._changed: set[str] = set()  # guarded by _lock: tasks that were given cancel marks by somebody else
         self._open: dict[str, ScaleDown] = {}  # guarded by _lock; changed by the carrying-out thread and by `drop`
         self._advancing: set[str] = set()  # guarded by _lock: the one that the carrying-out thread is at
         self._after = ""  # the thread's that looks ahead
         self._pause_s = FIRST_PAUSE_S  # the rest is the carrying-out thread's
         self._claim_at = 0.0
-        parts.stop.wakes(self._wake)
+        stop.wakes(inbox.wake)
+        registry.on_change(self._pods_changed)
 
-    def submit(self, task: OpenTask) -> None:
-        """A scale_down, or an event that supersedes others, is ours now."""
-        with self._lock:
-            self._inbox.append(task)
-        self._wake.set()
-
-    def reload(self, event_ids: Sequence[str]) -> None:
-        """These tasks of ours were given cancel marks by another replica."""
-        with self._lock:
-            self._changed.update(event_ids)
-        self._wake.set()
-
-    def nudge(self) -> None:
-        """Some pod has ended."""
-        if self._open:
-            self._wake.set()
+    def _pods_changed(self) -> None:
+        if self._open:  # a wake-up for each pod that ends would cost more than the pod
+            self._inbox.wake.set()
 
     def owners(self) -> dict[str, str]:
         """Event id -> owner token of the scale_downs that are ours."""
+        # The inbox comes first: a task is removed from there only when it is open here. The other way round, one that
+        # is just being opened would be in neither, and its lease would not be renewed.
+        tasks = list(self._inbox.tasks())
         with self._lock:
-            own = {task.event.event_id: task.owner for task in self._inbox if task.event.type is EventType.SCALE_DOWN}
-            return own | {
-                name: one.task.owner for name, one in self._open.items() if one.task.event.type is EventType.SCALE_DOWN
-            }
+            tasks += [one.task for one in self._open.values()]
+        return {task.event.event_id: task.owner for task in tasks if task.event.type is EventType.SCALE_DOWN}
 
     def at_work(self) -> set[str]:
         """The scale_downs that have not chosen yet, and what is just being carried on."""
+        fresh = {task.event.event_id for task in self._inbox.tasks()}
         with self._lock:
-            fresh = {task.event.event_id for task in self._inbox} | {
-                name for name, one in self._open.items() if one.victims is None
-            }
-            return fresh | self._advancing
+            return fresh | {name for name, one in self._open.items() if one.victims is None} | self._advancing
 
     def recall(self, event_id: str) -> OpenTask | None:
         """A scale_down of ours that Redis has forgotten, to be stored again; None if it is not open here."""
+        submitted = next((task for task in self._inbox.tasks() if task.event.event_id == event_id), None)
         with self._lock:
             scale_down = self._open.get(event_id)
-            if scale_down is not None:
-                return replace(scale_down.task, victims=scale_down.victims, survivors=scale_down.survivors)
-            return next((task for task in self._inbox if task.event.event_id == event_id), None)
+            if scale_down is None:
+                return submitted
+            return replace(scale_down.task, victims=scale_down.victims, survivors=scale_down.survivors)
 
     def drop(self, event_id: str, owner: str) -> None:
         """The scale_down is somebody else's now."""
@@ -123,8 +115,9 @@ class Control:
         while not self._stop.is_set():
             self._retries.forever("carry out scale_downs", lambda: self.step(due=not woken))  # noqa: B023
             self._heartbeat.beat()
-            woken = self._wake.wait(self._pause_s)
-            self._wake.clear()
+            woken = self._inbox.wake.wait(self._pause_s)
+            # Before the look, not after it: what comes during the look would be waited for until the pause is over.
+            self._inbox.wake.clear()
 
     def look_ahead(self) -> None:
         """Wait for new entries, and accept all up to a scale_down. Raises Unavailable."""
@@ -144,7 +137,8 @@ class Control:
         """One look at what is open. Redis is asked if the pause is over (`due`), or something has changed that is seen
         without it. Raises Unavailable.
         """
-        changed = self._open_new()
+        changed, soon = self._open_new(), self._inbox.take_soon()
+        due = due or soon
         with self._lock:
             opened = sorted(self._open.items(), key=lambda item: stream_order(item[1].task.event.stream_id))
         blocked = False
@@ -160,7 +154,7 @@ class Control:
                     self._open.pop(event_id, None)
             elif not scale_down.chosen:
                 blocked = True
-        if self._pool.run_cancelled(self._ender.follow):
+        if soon:
             self._pause_s = FIRST_PAUSE_S
         elif due:
             self._pause_s = min(self._pause_s * 2, LONGEST_PAUSE_S)
@@ -173,20 +167,19 @@ class Control:
 
     def _open_new(self) -> bool:
         """Take in what has come; returns whether anything has."""
+        tasks, changed = self._inbox.tasks(), self._inbox.take_marked()
         with self._lock:
-            tasks, self._inbox = self._inbox, []
-            changed, self._changed = self._changed, set()
             for task in tasks:
                 known = self._open.get(task.event.event_id)
-                if known is None or known.task.owner != task.owner:  # else it was accepted twice
+                if known is None or known.task.owner != task.owner:  # otherwise it was accepted twice
                     self._open[task.event.event_id] = ScaleDown(task)
+        self._inbox.remove(tasks)
         try:
             for event_id in changed:
                 with contained(event_id):  # the reconciler ends what is marked, too
                     self._scale_downs.apply_marks(event_id)
         except Unavailable:
-            with self._lock:
-                self._changed |= changed  # nobody tells us of these marks again
+            self._inbox.reload(changed)  # these marks are reported once only
             raise
         return bool(tasks or changed)
 

@@ -20,10 +20,13 @@ from ottoscaler.core.observations import Observation, TimedOut
 from ottoscaler.core.pods import Snapshot
 from ottoscaler.core.termination import Termination
 from ottoscaler.errors import ClusterRejected, Unavailable
+from ottoscaler.flow.heartbeat import Heartbeat
+from ottoscaler.flow.ledger import Ledger
 from ottoscaler.flow.owned_tasks import WorkerRun
-from ottoscaler.flow.parts import Parts
-from ottoscaler.flow.registry import Waiter
+from ottoscaler.flow.registry import Registry, Waiter
+from ottoscaler.flow.stop import Stop
 from ottoscaler.flow.worker import Runner
+from ottoscaler.ports import Clock, Cluster
 
 #: How often a worker whose pod gives no news is looked at, seconds.
 LOOK_EVERY_S: Final = 1.0
@@ -40,22 +43,26 @@ class _Followed:
 
 
 class Ender:
-    """Ends pods. `run` is the body of one thread; `end`, `follow` and `nudge` are for any."""
+    """Ends pods. `run` is the body of one thread; `end` and `follow` are for any."""
 
-    def __init__(self, parts: Parts, runner: Runner) -> None:
-        self._cluster = parts.cluster
-        self._registry = parts.registry
-        self._ledger = parts.ledger
-        self._clock = parts.clock
-        self._heartbeat = parts.heartbeat
-        self._stop = parts.stop
+    def __init__(
+        self, *, cluster: Cluster, registry: Registry, ledger: Ledger, runner: Runner, stop: Stop,
+        heartbeat: Heartbeat, clock: Clock,
+    ) -> None:  # fmt: skip
+        self._cluster = cluster
+        self._registry = registry
+        self._ledger = ledger
         self._runner = runner
+        self._stop = stop
+        self._heartbeat = heartbeat
+        self._clock = clock
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._pods: dict[str, tuple[Snapshot, Termination]] = {}  # guarded by _lock
         self._arrived: list[WorkerRun] = []  # guarded by _lock
         self._followed: list[_Followed] = []  # the thread's
-        parts.stop.wakes(self._wake)
+        stop.wakes(self._wake)
+        registry.on_change(self._pods_changed)
 
     def end(self, pod: Snapshot, termination: Termination) -> None:
         """See to it that this pod is deleted, unless the termination spares it."""
@@ -69,9 +76,8 @@ class Ender:
             self._arrived.append(run)
         self._wake.set()
 
-    def nudge(self) -> None:
-        """Some pod has ended."""
-        if self._followed:
+    def _pods_changed(self) -> None:
+        if self._followed:  # a wake-up for each pod that ends would cost more than the pod
             self._wake.set()
 
     def run(self) -> None:
@@ -118,13 +124,14 @@ class Ender:
         while not self._stop.is_set():
             effect = run.life.todo
             if isinstance(effect, effects.Await):
-                if run.life.termination is None:
-                    # the termination was cleared: the worker runs on, and a thread of the pool follows it
+                news = self._news(one, effect)
+                if news is None and run.life.termination is not None:
+                    return True
+                if news is None:
+                    # Nothing ends this one: its termination was cleared, or it was only thought to be finished. It runs
+                    # on, and a worker thread follows it.
                     self._ledger.pause(run, self._clock.now())
                     break
-                news = self._news(one, effect)
-                if news is None:
-                    return True
                 if not self._runner.step(run, _given(news)):
                     break
             elif not self._runner.step(run, one.waiter.wait):

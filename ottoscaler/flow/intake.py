@@ -26,8 +26,13 @@ from ottoscaler.core.events import (
 from ottoscaler.core.verdicts import MAX_TRIES
 from ottoscaler.errors import Stopping, TooMuch, Unavailable
 from ottoscaler.flow.dead_letters import contained, report
-from ottoscaler.flow.parts import Parts
-from ottoscaler.ports import Entry, OpenTask
+from ottoscaler.flow.heartbeat import Heartbeat
+from ottoscaler.flow.inbox import Inbox
+from ottoscaler.flow.ledger import Ledger
+from ottoscaler.flow.stop import Stop
+from ottoscaler.metrics import Metrics
+from ottoscaler.ports import Clock, Entry, OpenTask, Stream
+from ottoscaler.retries import Retries
 
 #: How often what was read and not accepted is looked for, seconds: a lost answer of a read shows only there.
 PENDING_EVERY_S: Final = 30.0
@@ -61,21 +66,18 @@ class _Good:
 class Intake:
     """Checks and accepts entries, and hands the tasks over. Any thread."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._stream = parts.stream
-        self._ledger = parts.ledger
-        self._metrics = parts.metrics
-        self._retries = parts.retries
-        self._max_pods = parts.settings.flow.max_pods_per_event
-        self._pump: Callable[[], None] = lambda: None
-        self._control: Callable[[OpenTask], None] = lambda task: None
+    def __init__(
+        self, *, stream: Stream, ledger: Ledger, inbox: Inbox, retries: Retries, metrics: Metrics, max_pods: int
+    ) -> None:
+        """The ledger gets the workers, the inbox what older events have to be ended for. `max_pods`: of one event."""
+        self._stream = stream
+        self._ledger = ledger
+        self._inbox = inbox
+        self._retries = retries
+        self._metrics = metrics
+        self._max_pods = max_pods
         self._lock = threading.Lock()
         self._tried: set[str] = set()  # guarded by _lock: entries whose try this process has counted
-
-    def connect(self, *, pump: Callable[[], None], control: Callable[[OpenTask], None]) -> None:
-        """Where work goes: `pump` gives threads to new workers, `control` takes scale_downs and superseding events."""
-        self._pump = pump
-        self._control = control
 
     def absorb(self, entries: Sequence[Entry], *, patient: bool = True) -> None:
         """Accept these entries, or bury them, however long Redis is away. Raises Stopping.
@@ -96,7 +98,6 @@ class Intake:
             raise
         with self._lock:
             self._tried.difference_update(entry.stream_id for entry in entries)
-        self._pump()
 
     def absorb_again(self, entries: Sequence[Entry], *, patient: bool = True) -> None:
         """The same with entries that were read before and not accepted, each for itself and counted.
@@ -128,7 +129,7 @@ class Intake:
             if event.type is EventType.SCALE_UP:
                 self._ledger.add(task)
             if event.type is EventType.SCALE_DOWN or not task.superseded:
-                self._control(task)
+                self._inbox.submit(task)
         if defect.name:
             self._ledger.drop(event.event_id, task.owner)
 
@@ -250,14 +251,17 @@ def _at_once(what: str, call: Callable[[], _T]) -> _T:
 class Reader:
     """Reads the stream. `run` is the body of one thread."""
 
-    def __init__(self, parts: Parts, intake: Intake) -> None:
-        self._stream = parts.stream
+    def __init__(
+        self, *, stream: Stream, intake: Intake, ledger: Ledger, retries: Retries, stop: Stop, heartbeat: Heartbeat,
+        clock: Clock,
+    ) -> None:  # fmt: skip
+        self._stream = stream
         self._intake = intake
-        self._ledger = parts.ledger
-        self._retries = parts.retries
-        self._stop = parts.stop
-        self._clock = parts.clock
-        self._heartbeat = parts.heartbeat
+        self._ledger = ledger
+        self._retries = retries
+        self._stop = stop
+        self._heartbeat = heartbeat
+        self._clock = clock
         self._recover_at = 0.0
 
     def run(self) -> None:

@@ -14,8 +14,12 @@ from ottoscaler import logs
 from ottoscaler.core.names import process_of
 from ottoscaler.errors import Replaced, Unavailable
 from ottoscaler.flow.control import Control
-from ottoscaler.flow.parts import Parts
+from ottoscaler.flow.heartbeat import Heartbeat
+from ottoscaler.flow.inbox import Inbox
+from ottoscaler.flow.ledger import Ledger
+from ottoscaler.flow.stop import Stop
 from ottoscaler.flow.takeover import TakeOver
+from ottoscaler.ports import Clock, Stream
 
 TICK_S: Final = 0.25
 #: Pause after Redis could not be reached, seconds.
@@ -27,17 +31,23 @@ _log = logs.get(__name__)
 class Lease:
     """Renews and hands over. `run` is the body of one thread; `release` is for the main thread, after the stop."""
 
-    def __init__(self, parts: Parts, control: Control, takeover: TakeOver, me: str) -> None:
-        """`me` is `<consumer>/<boot>`: how owner tokens of this process begin."""
-        self._stream = parts.stream
-        self._ledger = parts.ledger
+    def __init__(
+        self, *, stream: Stream, ledger: Ledger, control: Control, inbox: Inbox, takeover: TakeOver, stop: Stop,
+        heartbeat: Heartbeat, clock: Clock, lease_s: float, ttl_s: float, me: str,
+    ) -> None:  # fmt: skip
+        """`me` is `<consumer>/<boot>`: how owner tokens of this process begin. `ttl_s`: how long Redis remembers a task
+        that is finished.
+        """
+        self._stream = stream
+        self._ledger = ledger
         self._control = control
+        self._inbox = inbox
         self._takeover = takeover
-        self._stop = parts.stop
-        self._clock = parts.clock
-        self._heartbeat = parts.heartbeat
-        self._lease_s = parts.lease_s
-        self._ttl_s = parts.settings.keys.task_ttl_s
+        self._stop = stop
+        self._heartbeat = heartbeat
+        self._clock = clock
+        self._lease_s = lease_s
+        self._ttl_s = ttl_s
         self._consumer, self._boot = me.rsplit("/", 1)
         self._limited = logs.RateLimited()
         self._renew_at = 0.0
@@ -77,8 +87,8 @@ class Lease:
         if self._stop.cause is not None:
             return
         with self._turn:
-            busy = set() if all_ else self._ledger.in_hand()
-            owners = self._ledger.owners() | self._control.owners()
+            busy = set() if all_ else self._ledger.tasks.in_hand()
+            owners = self._ledger.tasks.owners() | self._control.owners()
             self._stream.release({event_id: owner for event_id, owner in owners.items() if event_id not in busy})
             self._stream.hand_over()
 
@@ -98,7 +108,7 @@ class Lease:
         late = now - self._renewed_at > self._lease_s
         # after so long, what Redis does not know was finished by somebody else and has expired
         stale = now - self._renewed_at > self._ttl_s
-        owners = self._ledger.owners() | self._control.owners()
+        owners = self._ledger.tasks.owners() | self._control.owners()
         renewal = self._stream.renew(owners, self._at_work())
         if renewal.replaced:
             raise self._replaced()
@@ -113,8 +123,8 @@ class Lease:
                 self._lost(event_id, owners[event_id], "")
         else:
             self._takeover.restore({event_id: owners[event_id] for event_id in renewal.forgotten})
-        if changed := self._ledger.newly_cancelled(renewal.cancels):
-            self._control.reload(changed)
+        if changed := self._ledger.tasks.newly_cancelled(renewal.cancels):
+            self._inbox.reload(changed)
 
     def _note_rest(self) -> None:
         """Tasks taken over that only wait by now: noted at once, and not with the next renewal, so that a process that
@@ -123,7 +133,7 @@ class Lease:
         self._opened |= self._takeover.opened()
         if not self._opened:
             return
-        owners = self._ledger.owners() | self._control.owners()
+        owners = self._ledger.tasks.owners() | self._control.owners()
         self._opened &= owners.keys()
         resting = {event_id: owners[event_id] for event_id in self._opened - self._at_work()}
         if resting:

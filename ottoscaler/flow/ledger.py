@@ -1,30 +1,34 @@
 """The open tasks of this process, and who runs next: order, fairness, room and cancelling are decided here, under one
 lock.
 
-Workers wait here and not in the executor's queue, so that a large event does not starve small ones (round robin over
+Workers wait here and not in a queue of threads, so that a large event does not starve small ones (round robin over
 events), a cancelled worker never starts, and a worker that waits for room holds no thread. Indices of a large event are
-made when their turn comes.
+made when their turn comes (run_queues.py). No pod is created while this process has MAX_WORKERS live ones
+(capacity.py).
 
-No pod is created while this process has MAX_WORKERS live ones: see capacity.py.
+Whatever makes a worker ready wakes a thread for it: an idle worker thread, or the dispatcher where there is none.
 """
 
 from __future__ import annotations
 
-import heapq
 import threading
-from collections import deque
-from collections.abc import Mapping
+from typing import Final
 
-from ottoscaler.core.lifecycle import begin, hurried
+from ottoscaler.core.lifecycle import begin
 from ottoscaler.core.names import event_hash
 from ottoscaler.core.observations import NotOurs, TerminationStored
 from ottoscaler.core.termination import Termination
-from ottoscaler.core.verdicts import Verdict
 from ottoscaler.flow.capacity import Capacity
-from ottoscaler.flow.notes import Notes, States
+from ottoscaler.flow.notes import Notes
 from ottoscaler.flow.owned_tasks import OwnedTask, WorkerRun, restore_run, to_open_task
 from ottoscaler.flow.registry import Registry
+from ottoscaler.flow.run_queues import RunQueues
+from ottoscaler.flow.task_table import TaskTable
 from ottoscaler.ports import Clock, OpenTask, StoredWorker
+
+#: How many idle threads one change wakes at most. Each of them wakes further ones if there is more to do, so whoever
+#: made the change (the reader, the watch) does not pay for waking thousands.
+AT_ONCE: Final = 32
 
 
 class Ledger:
@@ -36,20 +40,23 @@ class Ledger:
         self._instance = instance
         self.threads = max_workers  # as many may be given out; the pool lowers it where the machine gives no more
         self._read_ahead = read_ahead
-        self._lock = threading.Lock()
-        self._room = threading.Condition(self._lock)
-        self._idle = threading.Condition(self._lock)
+        self.tasks = TaskTable()
+        self.notes = Notes()
+        self._lock = self.tasks.lock
+        # All four wait with this lock. They are apart so that a change wakes only whom it concerns.
+        self._room = threading.Condition(self._lock)  # the reader, for room in the read-ahead
+        self._work = threading.Condition(self._lock)  # worker threads that have nothing to do
+        self._hands = threading.Condition(self._lock)  # the dispatcher
+        self._idle = threading.Condition(self._lock)  # the main thread, for the end of all workers
         # all guarded by _lock
-        self._tasks: dict[str, OwnedTask] = {}
-        self._fresh: deque[OwnedTask] = deque()
-        self._first: deque[WorkerRun] = deque()
-        self._due: deque[WorkerRun] = deque()
-        self._paused: list[tuple[float, int, WorkerRun]] = []
-        self._cancelled: deque[WorkerRun] = deque()
+        self._queues = RunQueues()
         self._capacity = Capacity(registry, max_workers)
         self._busy = 0
-        self._serial = 0
-        self._notes = Notes()
+        self._idle_threads = 0  # in wait_for_work
+        self._woken = 0  # were idle, and have not had the lock since they were woken: each will look for one worker
+        self._closed = False
+        # A pod that ends makes room, and a list that comes after an outage makes the room known.
+        registry.on_change(self.look_again)
 
     # -- tasks
 
@@ -59,20 +66,20 @@ class Ledger:
         hash_ = event_hash(self._instance, event.event_id)
         task = OwnedTask(event, opened.owner, hash_, self._clock.now(), opened.received_at, opened.cancels)
         with self._lock:
-            old = self._tasks.get(event.event_id)
+            old = self.tasks.get(event.event_id)
             if old is not None and old.owner == opened.owner:
                 return old  # accepted twice: an entry can be read again before its acceptance was answered
             if old is not None:
                 self._abandon(old)
-            self._tasks[event.event_id] = task
+            self.tasks.put(task)
             self._registry.track(task.hash)
             done = sum(1 for worker in opened.workers.values() if worker.outcome)
             task.open_workers = event.pod_count - done
             for worker in opened.workers.values():
                 self._restore(task, worker)
             self._capacity.take_back()
-            if task.has_fresh():
-                self._fresh.append(task)
+            self._queues.add_fresh(task)
+            self._wake()
         return task
 
     def recall(self, event_id: str) -> OpenTask | None:
@@ -81,61 +88,34 @@ class Ledger:
         How its workers stand is shown anew, too.
         """
         with self._lock:
-            task = self._tasks.get(event_id)
+            task = self.tasks.get(event_id)
             if task is None:
                 return None
             for run in task.runs.values():
-                self._notes.add(run)
+                self.notes.add(run)
             return to_open_task(task)
-
-    def recorded(self, run: WorkerRun, verdict: Verdict) -> None:
-        """Its result is stored: kept in case that Redis is wiped before the task is finished."""
-        life = run.life
-        told = StoredWorker(life.index, life.attempt, life.infra_used, outcome=verdict.outcome, reason=verdict.reason)
-        with self._lock:
-            run.task.results[life.index] = told
 
     def drop(self, event_id: str, owner: str) -> bool:
         """The task is somebody else's now: stop whatever we do for it. `owner` is the token that was refused. Returns
         whether it was open here until now.
         """
         with self._lock:
-            task = self._tasks.get(event_id)
+            task = self.tasks.get(event_id)
             if open_here := task is not None and task.owner == owner:
                 self._abandon(task)
             return open_here
 
-    def owners(self) -> dict[str, str]:
-        """Event id -> owner token of all open tasks."""
-        with self._lock:
-            return {event_id: task.owner for event_id, task in self._tasks.items()}
-
     def at_work(self) -> set[str]:
-        """The tasks that a thread is at work on just now, and those on which our own code has failed."""
-        with self._lock:
-            return {name for name, task in self._tasks.items() if task.at_work()}
+        """The tasks that a thread is at work on or is about to get, and those on which our own code has failed.
 
-    def in_hand(self) -> set[str]:
-        """The tasks of which some thread carries on a worker."""
+        A task that was just taken over must not look as if it were at rest before its threads have begun: its tries
+        would be forgotten, and an event that kills each process would never end as Poison.
+        """
         with self._lock:
-            return {name for name, task in self._tasks.items() if any(run.on_thread for run in task.runs.values())}
-
-    def has(self, event_id: str) -> bool:
-        """Is this task open here?"""
-        with self._lock:
-            return event_id in self._tasks
-
-    def newly_cancelled(self, cancels: Mapping[str, int]) -> list[str]:
-        """Tasks that were given more cancel marks than we know of; from now on we do."""
-        with self._lock:
-            changed = [
-                event_id
-                for event_id, count in cancels.items()
-                if event_id in self._tasks and count > self._tasks[event_id].cancels
-            ]
-            for event_id in changed:
-                self._tasks[event_id].cancels = cancels[event_id]
-        return changed
+            found = {task.event.event_id for task in self.tasks if task.at_work()}
+            if self._busy < self.threads:
+                found |= self._queues.startable(with_room=self._capacity.is_free())
+            return found
 
     # -- reader
 
@@ -147,55 +127,94 @@ class Ledger:
             return self._spare()
 
     def _spare(self) -> int:
-        return max(0, self._read_ahead - len(self._fresh))
+        return max(0, self._read_ahead - self._queues.fresh_tasks())
 
     # -- threads
 
     def take(self) -> WorkerRun | None:
         """The next worker to run, with a thread of its own; None while there is none, no thread is free or no room."""
         with self._lock:
-            if self._busy >= self.threads:
-                return None
-            run = self._pick()
-            if run is not None:
-                run.on_thread = True
-                self._busy += 1
-            return run
+            return self._take()
+
+    def take_for_new_thread(self) -> WorkerRun | None:
+        """The same for a thread that is to be started: None while the idle threads are enough for what is ready."""
+        with self._lock:
+            return self._take() if self._needs_thread() else None
 
     def takeable(self) -> bool:
-        """Would `take` give a worker now? Where it would for long, nobody asks."""
+        """Would `take` give a worker now? While there is a thread for it this lasts only a moment."""
         with self._lock:
-            self._wake_due()
-            ready = bool(self._first or (self._capacity.is_free() and (self._due or self._fresh)))
-            return ready and self._busy < self.threads
+            return self._busy < self.threads and self._ready(1) > 0
 
     def take_cancelled(self) -> WorkerRun | None:
-        """The next cancelled worker that holds no thread; whoever asks carries it on."""
+        """The next cancelled worker that holds no thread; the caller carries it on."""
         with self._lock:
-            self._wake_due()
-            run = self._next_open(self._cancelled)
+            self._queues.wake_due(self._clock.now())
+            run = self._queues.next_cancelled()
             if run is not None:
                 self._claim(run, used=True).on_thread = True
             return run
 
-    def take_waiting(self, hash_: str, index: int) -> WorkerRun | None:
-        """This worker, if it is resumed and no thread is free for it: the reconciler follows what no thread follows."""
+    def take_resumed(self, event_hash: str, index: int) -> WorkerRun | None:
+        """This worker, if it is resumed and no thread is free for it; the caller carries it on."""
         with self._lock:
-            for run in self._first:
-                if run.task.hash == hash_ and run.life.index == index:
-                    self._first.remove(run)
-                    run.on_thread = True
-                    return run
-        return None
+            run = self._queues.take_resumed(event_hash, index)
+            if run is not None:
+                run.on_thread = True
+            return run
 
     def give_back(self, run: WorkerRun, *, thread: bool = True) -> None:
-        """Its thread is free again."""
+        """The worker is let go of for now; with `thread`, its thread is free again."""
         with self._lock:
             run.on_thread = False
             self._requeue(run)
             self._busy -= thread
             if self._busy == 0:
                 self._idle.notify_all()
+            self._wake()
+
+    def wait_for_work(self) -> None:
+        """A worker thread waits until a worker may be ready for it, or the ledger is closed.
+
+        It may return in vain: several threads can be woken for one worker, and `take` gives it to one of them.
+        """
+        with self._work:
+            if self._closed or self._ready(1):
+                return
+            self._idle_threads += 1
+            # No time-out: thousands of threads may wait here, and only the dispatcher looks at pauses that end. With
+            # one, a thread could wake up by itself in the moment in which it is counted as woken.
+            self._work.wait()
+            self._woken -= 1
+
+    def wait_for_dispatch(self, timeout_s: float) -> None:
+        """The dispatcher waits until a cancelled worker or one without a thread waits, at most `timeout_s` seconds; and
+        wakes idle threads for workers whose pause has ended meanwhile.
+        """
+        with self._hands:
+            if not (self._closed or self._queues.has_cancelled() or self._needs_thread()):
+                due_at = self._queues.due_at()
+                pause_s = timeout_s if due_at is None else min(timeout_s, due_at - self._clock.now())
+                self._hands.wait(max(0.0, pause_s))
+            self._wake()
+
+    def look_again(self) -> None:
+        """Room may have been made: wake threads for the workers that can use it."""
+        with self._lock:
+            self._wake()
+
+    def close(self) -> None:
+        """No worker is handed out any more, and the threads that wait for one return. Idempotent."""
+        with self._lock:
+            self._closed = True
+            self._woken, self._idle_threads = self._woken + self._idle_threads, 0
+            self._work.notify_all()
+            self._hands.notify_all()
+
+    @property
+    def closed(self) -> bool:
+        """Is it closed?"""
+        return self._closed
 
     def wait_idle(self, deadline: float) -> int:
         """Wait until no worker holds a thread, at most until then (`Clock.now`); returns how many do."""
@@ -204,10 +223,11 @@ class Ledger:
                 self._idle.wait(left_s)
             return self._busy
 
-    def settled(self, run: WorkerRun) -> bool:
-        """Its pod is seen, or there is none: its claim on room ends. Returns whether others want the room it makes."""
+    def settled(self, run: WorkerRun) -> None:
+        """Its pod is seen, or there is none: its claim on room ends, and others may use the room that this makes."""
         with self._lock:
-            return self._settle(run) and bool(self._due or self._fresh)
+            if self._settle(run):
+                self._wake()
 
     def holds_room(self, run: WorkerRun) -> bool:
         """May it create a pod now? It needs room anew for each, and what it was given may have been taken back."""
@@ -221,68 +241,16 @@ class Ledger:
             if run.life.needs_room:
                 self._settle(run)
 
-    def failed(self, run: WorkerRun) -> None:
-        """The program itself has failed on it: its task counts as worked on."""
-        with self._lock:
-            run.task.failed_on = True
-
     def ended(self, run: WorkerRun) -> None:
         """Nothing is left to do for this worker."""
         with self._lock:
             task = run.task
             self._settle(run)
-            if task.runs.pop(run.life.index, None) is None or self._tasks.get(task.event.event_id) is not task:
+            if task.runs.pop(run.life.index, None) is None or task.closed:
                 return
             task.open_workers -= 1
             if task.open_workers == 0:
                 self._forget(task)
-
-    def _pick(self) -> WorkerRun | None:
-        self._wake_due()
-        if (run := self._next_open(self._first)) is not None:
-            return run
-        if not self._capacity.is_free():
-            return None
-        if (run := self._next_open(self._due)) is not None:
-            return self._claim(run)
-        while self._fresh:
-            task = self._fresh.popleft()
-            if not task.has_fresh():
-                self._room.notify()
-                continue
-            run = WorkerRun(task, begin(task.next_index))
-            task.runs[task.next_index] = run
-            task.next_index += 1
-            if task.has_fresh():
-                self._fresh.append(task)
-            else:
-                self._room.notify()
-            return self._claim(run)
-        return None
-
-    def _next_open(self, runs: deque[WorkerRun]) -> WorkerRun | None:
-        """The next of these whose task is still ours: those of a dropped one are skipped here, not searched for."""
-        while runs:
-            run = runs.popleft()
-            if self._is_open(run):
-                return run
-        return None
-
-    def _claim(self, run: WorkerRun, *, used: bool = False) -> WorkerRun:
-        self._capacity.claim(run.worker, used=used)
-        return run
-
-    def _is_open(self, run: WorkerRun) -> bool:
-        return self._tasks.get(run.task.event.event_id) is run.task and not run.on_thread
-
-    def _wake_due(self) -> None:
-        now = self._clock.now()
-        while self._paused and self._paused[0][0] <= now:
-            _, serial, run = heapq.heappop(self._paused)
-            if run.queued == serial and self._is_open(run):
-                run.queued = 0
-                waiting = self._due if run.life.needs_room else self._first
-                (self._cancelled if run.cancelled else waiting).append(run)
 
     # -- cancelling
 
@@ -293,7 +261,7 @@ class Ledger:
         the pod.
         """
         with self._lock:
-            task = self._tasks.get(event_id)
+            task = self.tasks.get(event_id)
             if task is None:
                 return False
             task.terminations[index] = termination
@@ -301,57 +269,78 @@ class Ledger:
             if run is None and index >= task.next_index and index not in task.skip:
                 task.skip.add(index)
                 run = task.runs[index] = WorkerRun(task, begin(index))
-                self._cancelled.append(run)
+                self._queues.add(run)
+                self._hands.notify()
                 return True
             if run is None:
                 return True
             if not run.on_thread:
-                self._cancel_waiting(run)
+                self._queues.cancel(run)
+                self._hands.notify()
                 return True
         return self._registry.notify(task.hash, index, TerminationStored(termination))
 
-    def _cancel_waiting(self, run: WorkerRun) -> None:
-        """Whatever it waits for (a pause, room, a thread), it does no longer."""
-        for runs in (self._due, self._first):
-            if run in runs:
-                runs.remove(run)
-        run.queued, run.life = 0, hurried(run.life)
-        if run not in self._cancelled:
-            self._cancelled.append(run)
-
-    def spared(self, run: WorkerRun) -> None:
-        """It is not cancelled any more: the mark was withdrawn."""
-        with self._lock:
-            run.task.terminations.pop(run.life.index, None)
-
-    def first_look(self, task: OwnedTask) -> bool:
-        """True once for each task: when the first of its pods is there."""
-        with self._lock:
-            first, task.monitored = not task.monitored, True
-            return first
-
     # -- for those who look
-
-    def note(self, run: WorkerRun, reason: str | None = None) -> None:
-        """Its state is to be shown; written together with others, now and then."""
-        with self._lock:
-            self._notes.add(run, reason)
-
-    def take_notes(self) -> list[tuple[OwnedTask, States, str | None]]:
-        """The states that changed since the last call, by task, and why a task waits."""
-        with self._lock:
-            notes = self._notes.take()
-            return [
-                (self._tasks[event_id], states, reason) for event_id, states, reason in notes if event_id in self._tasks
-            ]
 
     def counts(self) -> tuple[int, int]:
         """Threads at work, and workers known to wait for one."""
         with self._lock:
-            waiting = sum(task.event.pod_count - task.next_index + 1 for task in self._fresh)
-            return self._busy, waiting + len(self._first) + len(self._due) + len(self._paused)
+            return self._busy, self._queues.waiting()
 
     # -- under the lock
+
+    def _take(self) -> WorkerRun | None:
+        if self._closed or self._busy >= self.threads:
+            return None
+        self._queues.wake_due(self._clock.now())
+        run = self._queues.next_resumed()
+        if run is None and self._capacity.is_free():
+            before = self._queues.fresh_tasks()
+            run = self._queues.next_in_need_of_room()
+            if run is not None:
+                self._claim(run)
+            if self._queues.fresh_tasks() < before:
+                self._room.notify()
+        if run is not None:
+            run.on_thread = True
+            self._busy += 1
+            self._wake()  # a change wakes only a few threads, and each of these the next
+        return run
+
+    def _ready(self, most: int) -> int:
+        """How many workers could be given a thread now, counted up to `most`."""
+        self._queues.wake_due(self._clock.now())
+        resumed = self._queues.resumed()
+        if resumed >= most:
+            return most
+        with_room = min(most - resumed, self._capacity.left())
+        return resumed + self._queues.in_need_of_room(with_room)
+
+    def _needs_thread(self) -> bool:
+        """Is a worker ready beyond those for which threads wait or were woken, and may there be a further thread?"""
+        there = self._idle_threads + self._woken
+        return self._busy + there < self.threads and self._ready(AT_ONCE) > there
+
+    def _wake(self) -> None:
+        """Wake idle threads for what is ready, and the dispatcher where they are too few or somebody is cancelled.
+
+        Called after each change that can make a worker ready, and by each thread that takes one. A change without it
+        would leave that worker to the dispatcher's next look: nothing is lost then, but it begins late.
+        """
+        count = min(self._ready(AT_ONCE) - self._woken, self._idle_threads)
+        if count > 0:
+            self._idle_threads -= count
+            self._woken += count
+            self._work.notify(count)
+        if self._queues.has_cancelled() or (not self._idle_threads and self._needs_thread()):
+            self._hands.notify()
+
+    def _claim(self, run: WorkerRun, *, used: bool = False) -> WorkerRun:
+        self._capacity.claim(run.worker, used=used)
+        return run
+
+    def _is_open(self, run: WorkerRun) -> bool:
+        return not run.task.closed and not run.on_thread
 
     def _restore(self, task: OwnedTask, worker: StoredWorker) -> None:
         """How a worker goes on that a dead process, or we ourselves, left somewhere."""
@@ -359,23 +348,23 @@ class Ledger:
         if run is None:
             return
         if not run.life.has_no_pod:
-            self._first.append(self._claim(run, used=True))
+            self._queues.add_resumed(self._claim(run, used=True))
         else:
-            (self._cancelled if worker.index in task.terminations else self._due).append(run)
+            self._queues.add(run)
 
     def _settle(self, run: WorkerRun) -> bool:
         """Of a task that was taken over anew, only the new tenure's workers have claims."""
-        return self._tasks.get(run.task.event.event_id) is run.task and self._capacity.settle(run.worker)
+        return not run.task.closed and self._capacity.settle(run.worker)
 
     def _requeue(self, run: WorkerRun) -> None:
         """Only now that its thread has let go of it: one that is due at once could else be taken twice, or never."""
         until, run.until = run.until, None
-        if until is not None and self._is_open(run) and run.cancelled and run.life.not_before > self._clock.now():
-            self._cancel_waiting(run)
-        elif until is not None and self._is_open(run):
-            self._serial += 1
-            run.queued = self._serial
-            heapq.heappush(self._paused, (until, self._serial, run))
+        if until is None or not self._is_open(run):
+            return
+        if run.cancelled and run.life.not_before > self._clock.now():
+            self._queues.cancel(run)
+        elif self._queues.pause(run, until):
+            self._hands.notify()  # it waits for the end of a later pause
 
     def _abandon(self, task: OwnedTask) -> None:
         """Its threads are told under the lock, so that none of the task's next tenure can hear it."""
@@ -385,11 +374,9 @@ class Ledger:
                 self._registry.notify(task.hash, run.life.index, NotOurs())
 
     def _forget(self, task: OwnedTask) -> None:
-        event_id = task.event.event_id
-        self._tasks.pop(event_id, None)
+        self.tasks.close(task)
         self._registry.untrack(task.hash)
-        self._notes.drop(event_id)
-        self._capacity.drop(event_id, task.runs)
-        if task in self._fresh:
-            self._fresh.remove(task)
+        self._capacity.drop(task.event.event_id, task.runs)
+        self._queues.drop(task)
         self._room.notify()
+        self._wake()

@@ -35,6 +35,7 @@ class OwnedTask:
     open_workers: int = 0
     monitored: bool = False
     failed_on: bool = False
+    closed: bool = False  # it is finished, or another process has it: what waits for a turn here gets none
 
     @property
     def queued_s(self) -> float:
@@ -49,6 +50,10 @@ class OwnedTask:
     def at_work(self) -> bool:
         """Is a thread at work on it just now, or has our own code failed on it? One that waits for its pod is not."""
         return self.failed_on or any(run.on_thread and not run.awaits_pod for run in self.runs.values())
+
+    def count_fresh(self) -> int:
+        """At most how many indices have not had their turn: those cancelled before it count until they are passed."""
+        return self.event.pod_count - self.next_index + 1
 
     def has_fresh(self) -> bool:
         """Are there indices that have not had their turn?"""

@@ -14,10 +14,12 @@ from ottoscaler import logs
 from ottoscaler.core.names import pod_name
 from ottoscaler.core.pods import Snapshot
 from ottoscaler.errors import Unavailable
+from ottoscaler.flow.dispatch import Dispatcher
 from ottoscaler.flow.ender import Ender, contained
-from ottoscaler.flow.parts import Parts
-from ottoscaler.flow.pool import Pool
-from ottoscaler.ports import StoredWorker
+from ottoscaler.flow.heartbeat import Heartbeat
+from ottoscaler.flow.registry import Registry
+from ottoscaler.flow.stop import Stop
+from ottoscaler.ports import Clock, Cluster, StoredWorker, Stream
 
 RECONCILE_EVERY_S: Final = 30.0
 _Known = Mapping[str, tuple[str, Mapping[int, StoredWorker]]]
@@ -28,17 +30,21 @@ _log = logs.get(__name__)
 class Reconciler:
     """Puts right what fell between two steps. `run` is the body of one thread."""
 
-    def __init__(self, parts: Parts, pool: Pool, ender: Ender) -> None:
+    def __init__(
+        self, *, stream: Stream, cluster: Cluster, registry: Registry, dispatcher: Dispatcher, ender: Ender, stop: Stop,
+        heartbeat: Heartbeat, clock: Clock, lease_s: float, ttl_s: float,
+    ) -> None:  # fmt: skip
+        """`ttl_s`: how long Redis remembers a task that is finished."""
+        self._stream = stream
+        self._cluster = cluster
+        self._registry = registry
+        self._dispatcher = dispatcher
         self._ender = ender
-        self._stream = parts.stream
-        self._cluster = parts.cluster
-        self._registry = parts.registry
-        self._pool = pool
-        self._stop = parts.stop
-        self._clock = parts.clock
-        self._heartbeat = parts.heartbeat
-        self._lease_s = parts.lease_s
-        self._ttl_s = parts.settings.keys.task_ttl_s
+        self._stop = stop
+        self._heartbeat = heartbeat
+        self._clock = clock
+        self._lease_s = lease_s
+        self._ttl_s = ttl_s
         self._unknown_since: dict[str, float] = {}
         self._left: set[str] = set()  # UIDs of pods for which the last pass had no time
         self._finished_since: dict[str, float] = {}  # UID of a pod that no thread follows -> when we saw that
@@ -84,7 +90,7 @@ class Reconciler:
         elif worker.termination is not None and pod.live and worker.termination.applies_to(pod.key.attempt):
             self._ender.delete(pod, worker.termination)
         elif not pod.live:
-            self._pool.run_waiting(pod.key.event_hash, pod.key.index)
+            self._dispatcher.hand_over(pod.key.event_hash, pod.key.index)
 
     def _take_up(self, unknown: Iterable[Snapshot]) -> None:
         """Pods of events that Redis does not know: it was wiped.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 
@@ -77,6 +77,14 @@ class Registry:
         self._owned_live = 0
         self._closed = False
         self._known = threading.Event()
+        self._listeners: list[Callable[[], None]] = []  # complete before the first thread starts
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Call this when a pod has ended or is found gone, and when all pods are known anew: there may be room, and
+        what somebody waits for may be over. It is called on the thread that brings the news, outside the lock, so it
+        may ask the registry; and it must not block.
+        """
+        self._listeners.append(listener)
 
     # -- worker threads
 
@@ -105,8 +113,11 @@ class Registry:
             if self._waiters.get(waiter.worker) is not waiter:
                 return
             del self._waiters[waiter.worker]
-            if waiter.latest is not None and any(isinstance(each, Missing) for each in waiter.pending):
+            gone = waiter.latest is not None and any(isinstance(each, Missing) for each in waiter.pending)
+            if waiter.latest is not None and gone:
                 self._drop(waiter.latest.key)  # nobody looks for it any more
+        if gone:
+            self._announce()
 
     def offer(self, waiter: Waiter, attempt: int) -> Future[Observation]:
         """A future for the waiter's next observation; already done if there is one that it has not seen."""
@@ -145,7 +156,10 @@ class Registry:
     def delete(self, key: WorkerKey) -> None:
         """A live look has found no such pod."""
         with self._lock:
+            known = key in self._pods
             self._drop(key)
+        if known:
+            self._announce()
 
     # -- the watch thread
 
@@ -180,12 +194,15 @@ class Registry:
                 woken += self._publish(pod, certain=pod.key not in since)
             self._known.set()
         _resolve(woken)
+        self._announce()
 
     def publish(self, pod: Snapshot) -> None:
         """One change. A pod that is gone is told of once, and forgotten."""
         with self._lock:
             woken = self._publish(pod)
         _resolve(woken)
+        if pod.gone or not pod.live:
+            self._announce()
 
     def unknown(self) -> None:
         """The watch is broken: what is here may be old, so nothing is created on it."""
@@ -260,6 +277,11 @@ class Registry:
                 waiter.future = None
         for future in futures:
             future.set_exception(Stopping("the registry is closed"))
+
+    def _announce(self) -> None:
+        """Outside the lock: the listeners take locks of their own, under which others ask the registry."""
+        for listener in self._listeners:
+            listener()
 
     # -- under the lock
 

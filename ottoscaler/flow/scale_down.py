@@ -20,8 +20,9 @@ from ottoscaler.core.results import scale_down_result
 from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.flow.ender import Ender
-from ottoscaler.flow.parts import Parts
-from ottoscaler.ports import Note, OpenTask, Status, StoredWorker
+from ottoscaler.flow.ledger import Ledger
+from ottoscaler.flow.registry import Registry
+from ottoscaler.ports import Clock, Note, OpenTask, Status, StoredWorker, Stream
 
 #: How often a victim that has not ended is ended again, seconds: its pod may have been seen only now.
 AGAIN_EVERY_S: Final = 5
@@ -79,13 +80,15 @@ class ScaleDown:
 class ScaleDowns:
     """The steps of a scale_down. Belongs to the control thread."""
 
-    def __init__(self, parts: Parts, ender: Ender) -> None:
+    def __init__(
+        self, *, stream: Stream, registry: Registry, ledger: Ledger, ender: Ender, clock: Clock, instance: str
+    ) -> None:
+        self._stream = stream
+        self._registry = registry
+        self._ledger = ledger
         self._ender = ender
-        self._stream = parts.stream
-        self._registry = parts.registry
-        self._ledger = parts.ledger
-        self._clock = parts.clock
-        self._instance = parts.settings.instance
+        self._clock = clock
+        self._instance = instance
 
     def advance(self, scale_down: ScaleDown) -> bool:
         """Carry it on as far as it goes now; returns whether it is over.
@@ -253,7 +256,7 @@ class ScaleDowns:
     def _may_run(self, victim: Victim) -> bool:
         """Is the task of a victim open here, or is there a pod that has its name?"""
         there = any(pod.name == victim.pod for pod in self._registry.snapshots())
-        return there or self._ledger.has(victim.event_id)
+        return there or self._ledger.tasks.has(victim.event_id)
 
     def _has_pod(self, victim: Victim, worker: StoredWorker) -> bool:
         key = WorkerKey(event_hash(self._instance, victim.event_id), victim.index, worker.attempt)

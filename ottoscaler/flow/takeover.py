@@ -17,10 +17,13 @@ from ottoscaler.core.events import BadEvent, EventType
 from ottoscaler.errors import Unavailable
 from ottoscaler.flow.control import Control
 from ottoscaler.flow.dead_letters import contained, report
+from ottoscaler.flow.heartbeat import Heartbeat
+from ottoscaler.flow.inbox import Inbox
 from ottoscaler.flow.intake import Intake
-from ottoscaler.flow.parts import Parts
-from ottoscaler.flow.pool import Pool
-from ottoscaler.ports import Note
+from ottoscaler.flow.ledger import Ledger
+from ottoscaler.flow.stop import Stop
+from ottoscaler.metrics import Metrics
+from ottoscaler.ports import Clock, Note, Stream
 
 TICK_S: Final = 0.2
 #: How often what the dead have left is looked for, seconds: it changes hands within LEASE_S + 2 s, and what a stopping
@@ -41,23 +44,26 @@ _log = logs.get(__name__)
 class TakeOver:
     """`run` is the body of one thread; all other public methods are for the lease thread."""
 
-    def __init__(self, parts: Parts, control: Control, intake: Intake, pool: Pool) -> None:
-        self._stream = parts.stream
-        self._ledger = parts.ledger
+    def __init__(
+        self, *, stream: Stream, ledger: Ledger, control: Control, inbox: Inbox, intake: Intake, metrics: Metrics,
+        stop: Stop, heartbeat: Heartbeat, clock: Clock, lease_s: float, events_keep: int,
+    ) -> None:  # fmt: skip
+        """`events_keep`: entries that the event stream is trimmed to, 0 for never."""
+        self._stream = stream
+        self._ledger = ledger
         self._control = control
+        self._inbox = inbox
         self._intake = intake
-        self._pool = pool
-        self._metrics = parts.metrics
-        self._stop = parts.stop
-        self._clock = parts.clock
-        self._heartbeat = parts.heartbeat
-        self._lease_s = parts.lease_s
-        self._events_keep = parts.settings.keys.events_keep
+        self._metrics = metrics
+        self._stop = stop
+        self._heartbeat = heartbeat
+        self._clock = clock
+        self._lease_s = lease_s
+        self._events_keep = events_keep
         self._limited = logs.RateLimited()
         self._lock = threading.Lock()
         self._forgotten: dict[str, str] = {}  # guarded by _lock
-        self._opened: set[str] = set()  # guarded by _lock: tasks taken over whose threads have been started
-        self._taken: set[str] = set()  # the take-over thread's own: the same, of which no thread was started yet
+        self._opened: set[str] = set()  # guarded by _lock: tasks taken over
         self._begun = False  # the rest is written by either thread, whole: no reader sees half of a float
         self._renewed_at = -math.inf
         self._calm_at = 0.0
@@ -84,7 +90,7 @@ class TakeOver:
         self.calm()
 
     def opened(self) -> set[str]:
-        """The tasks that were taken over and given their threads since the last call."""
+        """The tasks that were taken over and opened since the last call."""
         with self._lock:
             opened, self._opened = self._opened, set()
             return opened
@@ -111,10 +117,6 @@ class TakeOver:
                 _log.warning("takeover.outage", "Cannot look for tasks of the dead: %s", error, error=str(error))
             self._heartbeat.report_failure(f"cannot look for tasks of the dead: {error}")
             pause_s = OUTAGE_PAUSE_S
-        self._pool.pump()
-        with self._lock:  # only now: without its threads a task would seem to be at rest
-            self._opened |= self._taken
-        self._taken.clear()
         return pause_s
 
     def _step(self) -> None:
@@ -158,7 +160,7 @@ class TakeOver:
         if task.undecided and task.event.type is EventType.SCALE_UP:
             # It is stored as one that has older events to supersede still. Later choices wait for that, and only we can
             # do it: nobody takes over the task of an owner that is alive.
-            self._control.submit(task)
+            self._inbox.submit(task)
 
     def _take_own(self) -> None:
         """What an earlier boot of this consumer left: taken at once, for there cannot be two of us."""
@@ -175,7 +177,7 @@ class TakeOver:
 
     def _take_unknown(self, event_ids: Sequence[str]) -> bool:
         """Of these, take some of which we know nothing. Returns whether there are more."""
-        ours = self._ledger.owners().keys() | self._control.owners().keys()
+        ours = self._ledger.tasks.owners().keys() | self._control.owners().keys()
         due = [event_id for event_id in event_ids if event_id not in ours]
         for event_id in due[:TAKE_AT_ONCE]:
             self._take(event_id, same_consumer=False)
@@ -194,12 +196,11 @@ class TakeOver:
                 "task.taken", "Taking over task %s", task.event.task_id, event_id=event_id, task_id=task.event.task_id
             )
             self._intake.open(task)
-            self._taken.add(event_id)
+            with self._lock:
+                self._opened.add(event_id)
 
     def _write_notes(self) -> None:
-        notes = [
-            Note(task.event.event_id, task.owner, states, reason) for task, states, reason in self._ledger.take_notes()
-        ]
+        notes = [Note(task.event.event_id, task.owner, states, why) for task, states, why in self._ledger.notes.take()]
         if notes:
             self._stream.write_notes(notes)
 

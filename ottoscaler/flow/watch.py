@@ -7,14 +7,16 @@ version; after any error it lists again, since a list is the only thing that tel
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 from ottoscaler import logs
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Expired, Unavailable
-from ottoscaler.flow.parts import Parts
-from ottoscaler.ports import Change, PodList
-from ottoscaler.retries import FIRST_PAUSE_S, MAX_PAUSE_S
+from ottoscaler.flow.heartbeat import Heartbeat
+from ottoscaler.flow.registry import Registry
+from ottoscaler.flow.stop import Stop
+from ottoscaler.metrics import Metrics
+from ottoscaler.ports import Clock, Cluster, PodList
+from ottoscaler.retries import FIRST_PAUSE_S, MAX_PAUSE_S, Retries
 
 #: A watch that ends sooner than this, seconds, for the second time in a row is followed by a pause, each longer than
 #: the one before: a server that refuses it would else be asked without a break.
@@ -26,16 +28,17 @@ _log = logs.get(__name__)
 class Watch:
     """Keeps the registry up to date. `run` is the body of one thread."""
 
-    def __init__(self, parts: Parts, changed: Callable[[], None]) -> None:
-        """`changed` is called when a pod has made room, or all are known anew."""
-        self._cluster = parts.cluster
-        self._registry = parts.registry
-        self._retries = parts.retries
-        self._stop = parts.stop
-        self._metrics = parts.metrics
-        self._clock = parts.clock
-        self._heartbeat = parts.heartbeat
-        self._changed = changed
+    def __init__(
+        self, *, cluster: Cluster, registry: Registry, retries: Retries, metrics: Metrics, stop: Stop,
+        heartbeat: Heartbeat, clock: Clock,
+    ) -> None:  # fmt: skip
+        self._cluster = cluster
+        self._registry = registry
+        self._retries = retries
+        self._metrics = metrics
+        self._stop = stop
+        self._heartbeat = heartbeat
+        self._clock = clock
         self._version = ""  # empty: list again
         self._short = 0
         self._limited = logs.RateLimited()
@@ -54,7 +57,6 @@ class Watch:
         self._heartbeat.beat()
         self._registry.replace(listed)
         _log.info("watch.listed", "Watching %d worker pods", len(listed.pods))
-        self._changed()
         return listed.resource_version
 
     def _listed(self) -> PodList:
@@ -85,8 +87,6 @@ class Watch:
                 version = event.resource_version or version
                 if event.pod is not None:
                     self._registry.publish(event.pod)
-                    if event.change is Change.DELETED or not event.pod.live:
-                        self._changed()
             self._metrics.watch_reconnects.inc("ended")
             self._heartbeat.beat()
             return version

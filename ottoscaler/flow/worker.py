@@ -15,19 +15,22 @@ from ottoscaler import logs
 from ottoscaler.core import effects, lifecycle, manifest, observations
 from ottoscaler.core.effects import Effect
 from ottoscaler.core.events import BadEvent, DeadReason
-from ottoscaler.core.lifecycle import Life
-from ottoscaler.core.names import pod_name
 from ottoscaler.core.observations import Observation
 from ottoscaler.core.pods import Snapshot
 from ottoscaler.core.results import worker_result
 from ottoscaler.core.termination import Termination, decided
-from ottoscaler.core.verdicts import Reason, Verdict
+from ottoscaler.core.verdicts import Reason
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Stopping, Unavailable
 from ottoscaler.flow.dead_letters import report
+from ottoscaler.flow.heartbeat import Heartbeat
+from ottoscaler.flow.ledger import Ledger
 from ottoscaler.flow.owned_tasks import WorkerRun
-from ottoscaler.flow.parts import Parts
-from ottoscaler.flow.registry import Waiter
-from ottoscaler.ports import Answer, Created, Status
+from ottoscaler.flow.registry import Registry, Waiter
+from ottoscaler.flow.worker_log import WorkerLog
+from ottoscaler.metrics import Metrics
+from ottoscaler.ports import Answer, Clock, Cluster, Created, Status, Stream
+from ottoscaler.retries import Retries
+from ottoscaler.settings import Settings
 
 #: After this many failures of the program itself on one worker, the worker ends as Poison.
 MAX_FAILURES: Final = 5
@@ -51,19 +54,21 @@ _log = logs.get(__name__)
 class Runner:
     """Runs workers. Any thread: all state is the run's."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._settings = parts.settings
-        self._stream = parts.stream
-        self._cluster = parts.cluster
-        self._registry = parts.registry
-        self._ledger = parts.ledger
-        self._retries = parts.retries
-        self._heartbeat = parts.heartbeat
-        self._metrics = parts.metrics
-        self._clock = parts.clock
-        self._worker_log = WorkerLog(parts)
+    def __init__(
+        self, *, stream: Stream, cluster: Cluster, registry: Registry, ledger: Ledger, retries: Retries,
+        heartbeat: Heartbeat, metrics: Metrics, clock: Clock, settings: Settings,
+    ) -> None:  # fmt: skip
+        self._stream = stream
+        self._cluster = cluster
+        self._registry = registry
+        self._ledger = ledger
+        self._retries = retries
+        self._heartbeat = heartbeat
+        self._metrics = metrics
+        self._clock = clock
+        self._settings = settings
+        self._worker_log = WorkerLog(clock, ledger.tasks, metrics)
         self._limited = logs.RateLimited()
-        self._pump: Callable[[], None] = lambda: None
         #: What carries out each effect but Await, and what the log says when it is tried again. A method that returns
         #: None has the thread let go of the worker.
         self._methods: dict[type[Effect], tuple[Callable[[WorkerRun, Any], Observation | None], str]] = {
@@ -81,10 +86,6 @@ class Runner:
             effects.Delete: (self._delete, "delete a pod"),
             effects.End: (self._end, "end"),
         }
-
-    def connect(self, pump: Callable[[], None]) -> None:
-        """`pump` gives threads to others when a worker has made room."""
-        self._pump = pump
 
     def run(self, run: WorkerRun) -> None:
         """Carry a worker on until it ends, pauses, or another thread or process is to go on. Raises nothing."""
@@ -137,7 +138,7 @@ class Runner:
                 _log.warning(
                     "worker.outage", "Waiting with %s: %s", run.pod_name, error, pod=run.pod_name, error=str(error)
                 )
-            self._ledger.note(run, reason=str(error))
+            self._ledger.notes.add(run, reason=str(error))
             self._ledger.pause(run, self._clock.now() + OUTAGE_PAUSE_S)
         except Exception as error:  # the top of a pool thread: a defect must end as a result, not in silence
             self._failed(run, error)
@@ -159,21 +160,21 @@ class Runner:
         if life.attempt != before.attempt:
             run.name_attempt()
         if isinstance(observation, observations.Intended) or observation == _NOT_TERMINATED:
-            self._ledger.spared(run)
-        if not life.may_have_unseen_pod and self._ledger.settled(run):
-            self._pump()
+            self._ledger.tasks.spared(run)
+        if not life.may_have_unseen_pod:
+            self._ledger.settled(run)
         reason = life.waits_for
         if reason != before.waits_for:
-            self._ledger.note(run, reason=reason)
+            self._ledger.notes.add(run, reason=reason)
         elif life.state != before.state or life.attempt != before.attempt:
-            self._ledger.note(run)
+            self._ledger.notes.add(run)
         self._worker_log.step(run, before)
 
     def _failed(self, run: WorkerRun, error: Exception) -> None:
         task = run.task
         run.failures += 1
         _log.exception("worker.failed", "Our own code failed on %s: %s", run.pod_name, error, pod=run.pod_name)
-        self._ledger.failed(run)
+        self._ledger.tasks.failed(run)
         self._ledger.pause(run, self._clock.now() + lifecycle.backoff_s(run.failures))
         if run.failures < MAX_FAILURES:
             return
@@ -252,7 +253,7 @@ class Runner:
         if answer.status not in (Status.OK, Status.KNOWN):
             return _refusal(answer)
         verdict = decided(effect.verdict, answer.termination)
-        self._ledger.recorded(run, verdict)
+        self._ledger.tasks.recorded(run, verdict)
         if answer.status is Status.OK:
             self._worker_log.recorded(run, verdict, effect.pod)
             if answer.dead:
@@ -275,7 +276,7 @@ class Runner:
         except ClusterRejected as error:
             return observations.RejectedPod(str(error))
         except ClusterUnavailable as error:
-            self._ledger.note(run, reason=str(error))
+            self._ledger.notes.add(run, reason=str(error))
             if not error.unclear:
                 return observations.Refused(str(error), error.retry_after_s)
             sentence = "It is unclear whether %s was created: looking whether it is there"
@@ -324,62 +325,6 @@ class Runner:
         if done:
             self._metrics.pods_deleted.inc()
         return done
-
-
-class WorkerLog:
-    """What the log says of a worker's life, and the figures that go with it. Any thread."""
-
-    def __init__(self, parts: Parts) -> None:
-        self._clock = parts.clock
-        self._ledger = parts.ledger
-        self._create_delay = parts.metrics.event_to_create_seconds
-        self._record_delay = parts.metrics.end_to_result_seconds
-        self._finished = parts.metrics.workers_finished
-
-    def creating(self, run: WorkerRun) -> None:
-        """Just before the create request."""
-        since_event_s = run.task.queued_s + self._clock.now() - run.task.received_mono
-        self._create_delay.observe(since_event_s)
-        _log.info(
-            "worker.created", "Creating worker pod: %s", run.pod_name,
-            pod=run.pod_name, attempt=run.life.attempt, since_event_s=round(since_event_s, 6),
-        )  # fmt: skip
-
-    def adopted(self, run: WorkerRun) -> None:
-        """The pod that a create met is the worker's own."""
-        _log.info("worker.adopted", "Adopting worker pod: %s", run.pod_name, pod=run.pod_name, attempt=run.life.attempt)
-
-    def step(self, run: WorkerRun, before: Life) -> None:
-        """After each step: the first pod of a task, a new attempt, a pod that is to be ended."""
-        life, name = run.life, run.pod_name
-        if isinstance(life.todo, effects.Await) and self._ledger.first_look(run.task):
-            _log.info("task.monitoring", "Monitoring pod completion")
-        if life.attempt > before.attempt:
-            old = pod_name(replace(run.key, attempt=before.attempt))
-            _log.warning("worker.retried", "%s ended; trying again as %s", old, name, pod=name, attempt=life.attempt)
-        if isinstance(life.todo, effects.StoreTermination):
-            reason, message = life.todo.termination.reason, life.todo.termination.message
-            if life.pod is not None and life.pod.ended:
-                message += "; other containers outlived it by TERMINATION_GRACE_S"
-            _log.warning(
-                "worker.terminating", "Ending %s: %s (%s)", name, reason, message, pod=name, attempt=life.attempt
-            )
-
-    def recorded(self, run: WorkerRun, verdict: Verdict, pod: Snapshot | None) -> None:
-        """After a result was stored for the first time: this one."""
-        life, now = run.life, self._clock.now()
-        outcome = verdict.outcome
-        self._finished.inc(outcome)
-        if life.sight.ended is not None:
-            self._record_delay.observe(now - life.sight.ended)
-        started, ended = (pod.started_at, pod.finished_at) if pod else (None, None)
-        duration_s = round(ended - started, 3) if started is not None and ended is not None else None
-        say = _log.info if verdict.reason is Reason.COMPLETED else _log.warning
-        say(
-            "worker.finished", "Worker pod %s %s: %s", run.pod_name, outcome, verdict.reason,
-            pod=run.pod_name, attempt=life.attempt, duration_s=duration_s, reason=verdict.reason.value,
-            detail=verdict.message,
-        )  # fmt: skip
 
 
 def _nothing_to_await(_attempt: int, _until: float | None) -> Observation:

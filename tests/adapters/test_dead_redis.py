@@ -9,13 +9,13 @@ import json
 import os
 import random
 from collections import Counter
-from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 
 from ottoscaler.core.events import BadEvent, digest
 from ottoscaler.errors import StreamUnavailable
+from ottoscaler.flow.inbox import Inbox
 from ottoscaler.flow.intake import Intake
 from ottoscaler.ports import OpenTask, Stream, Victim
 from tests import fuzz
@@ -38,9 +38,12 @@ class Reading:
     def __init__(self, controller: SimulatedController, stream: Stream) -> None:
         self.stream = stream
         self.metrics = controller.metrics
-        self.tasks: list[OpenTask] = []
-        self.intake = Intake(replace(controller.parts, stream=stream))
-        self.intake.connect(pump=lambda: None, control=self.tasks.append)
+        self.inbox = Inbox()
+        self.intake = Intake(
+            stream=stream, ledger=controller.ledger, inbox=self.inbox, retries=controller.retries,
+            metrics=controller.metrics,
+            max_pods=controller.settings.flow.max_pods_per_event,
+        )  # fmt: skip
 
     def all(self) -> None:
         """Read and absorb until nothing is left."""

@@ -89,12 +89,12 @@ def test_no_lease_of_a_living_owner_runs_out(near: int) -> None:
         watcher.start()
         for _ in range(int(WATCHED_S)):
             for run in runs:
-                controller.ledger.note(run)
+                controller.ledger.notes.add(run)
             over.wait(1)
         over.set()
         watcher.join(10)
         assert overdue == []
-        assert len(controller.ledger.owners()) > TASKS, "tasks of the dead are taken over meanwhile"
+        assert len(controller.ledger.tasks.owners()) > TASKS, "tasks of the dead are taken over meanwhile"
         eventually(lambda: "worker:1" in plain.hgetall(f"otto:scale:task:e-{TASKS - 1}"), 60, "the notes")
         proxy.delay_s = 0.0
         controller.close()

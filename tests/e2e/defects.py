@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from ottoscaler.cli import run
 from ottoscaler.flow.control import Control
+from ottoscaler.flow.dispatch import Dispatcher
 from ottoscaler.flow.intake import Reader
 from ottoscaler.flow.lease import Lease
 from ottoscaler.flow.reconciler import Reconciler
@@ -30,6 +31,7 @@ STEPS = {
     "reader": (Reader, "step"),
     "control": (Control, "look_ahead"),
     "scale-down": (Control, "step"),
+    "dispatch": (Dispatcher, "step"),
     "lease": (Lease, "step"),
     "takeover": (TakeOver, "step"),
     "reconciler": (Reconciler, "once"),

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,13 +17,13 @@ from ottoscaler.core.names import WorkerKey, event_hash, pod_name
 from ottoscaler.core.observations import TimedOut
 from ottoscaler.core.pods import Snapshot
 from ottoscaler.flow.control import Control
+from ottoscaler.flow.dispatch import Dispatcher
 from ottoscaler.flow.ender import Ender
 from ottoscaler.flow.heartbeat import Heartbeat
+from ottoscaler.flow.inbox import Inbox
 from ottoscaler.flow.intake import Intake, Reader
 from ottoscaler.flow.lease import Lease
 from ottoscaler.flow.ledger import Ledger
-from ottoscaler.flow.parts import Parts
-from ottoscaler.flow.pool import Pool
 from ottoscaler.flow.reconciler import Reconciler
 from ottoscaler.flow.registry import Registry
 from ottoscaler.flow.scale_down import ScaleDowns
@@ -109,28 +110,56 @@ class SimulatedController:
             self.registry, self.clock, instance=instance, max_workers=flow.max_workers, read_ahead=flow.read_ahead
         )
         self.heartbeat = Heartbeat(self.clock)
-        self.parts = Parts(
-            self.settings, self.stream, self.cluster, self.registry, self.ledger,
-            Retries(ImpatientEvent(self.stop.event), self.metrics, self.heartbeat.report_failure), self.stop,
-            self.clock, self.metrics, self.heartbeat,
-        )  # fmt: skip
-        self.runner = Runner(self.parts)
-        self.pool = Pool(self.parts, self.runner)
-        self.intake = Intake(self.parts)
-        self.ender = Ender(self.parts, self.runner)
-        self.scale_downs = ScaleDowns(self.parts, self.ender)
-        self.control = Control(self.parts, self.intake, self.pool, self.scale_downs, self.ender)
-        self.intake.connect(pump=self.pool.pump, control=self.control.submit)
-        self.reader = Reader(self.parts, self.intake)
-        self.takeover = TakeOver(self.parts, self.control, self.intake, self.pool)
-        self.lease = Lease(self.parts, self.control, self.takeover, me=f"{consumer}/{boot}")
-        self.reconciler = Reconciler(self.parts, self.pool, self.ender)
-        self.watch = Watch(self.parts, changed=self._pods_changed)
+        self.lease_s = float(flow.lease_s)
+        self.retries = Retries(ImpatientEvent(self.stop.event), self.metrics, self.heartbeat.report_failure)
+        self._wire(consumer, boot)
         self.stream.ensure_group()
         self._threads = threads
         self._closed = False
         self.dies_of: type[BaseException] | None = None
         """What the test expects a thread to die of; its end is then not a failure."""
+
+    def _wire(self, consumer: str, boot: str) -> None:
+        settings, stream, cluster, registry = self.settings, self.stream, self.cluster, self.registry
+        ledger, inbox, retries, metrics = self.ledger, Inbox(), self.retries, self.metrics
+        loop: dict[str, Any] = {"stop": self.stop, "heartbeat": self.heartbeat, "clock": self.clock}
+        lease_s, ttl_s = self.lease_s, settings.keys.task_ttl_s
+        self.inbox = inbox
+        self.runner = Runner(
+            stream=stream, cluster=cluster, registry=registry, ledger=ledger, retries=retries, metrics=metrics,
+            heartbeat=self.heartbeat, clock=self.clock, settings=settings,
+        )  # fmt: skip
+        self.ender = Ender(cluster=cluster, registry=registry, ledger=ledger, runner=self.runner, **loop)
+        self.dispatcher = Dispatcher(
+            ledger=ledger, runner=self.runner, ender=self.ender, inbox=inbox, max_workers=settings.flow.max_workers,
+            **loop,
+        )  # fmt: skip
+        self.intake = Intake(
+            stream=stream, ledger=ledger, inbox=inbox, retries=retries, metrics=metrics,
+            max_pods=settings.flow.max_pods_per_event,
+        )  # fmt: skip
+        self.scale_downs = ScaleDowns(
+            stream=stream, registry=registry, ledger=ledger, ender=self.ender, clock=self.clock,
+            instance=settings.instance,
+        )  # fmt: skip
+        self.control = Control(
+            stream=stream, registry=registry, ledger=ledger, inbox=inbox, intake=self.intake,
+            scale_downs=self.scale_downs, retries=retries, lease_s=lease_s, **loop,
+        )  # fmt: skip
+        self.reader = Reader(stream=stream, intake=self.intake, ledger=ledger, retries=retries, **loop)
+        self.takeover = TakeOver(
+            stream=stream, ledger=ledger, control=self.control, inbox=inbox, intake=self.intake, metrics=metrics,
+            lease_s=lease_s, events_keep=settings.keys.events_keep, **loop,
+        )  # fmt: skip
+        self.lease = Lease(
+            stream=stream, ledger=ledger, control=self.control, inbox=inbox, takeover=self.takeover, lease_s=lease_s,
+            ttl_s=ttl_s, me=f"{consumer}/{boot}", **loop,
+        )  # fmt: skip
+        self.reconciler = Reconciler(
+            stream=stream, cluster=cluster, registry=registry, dispatcher=self.dispatcher, ender=self.ender,
+            lease_s=lease_s, ttl_s=ttl_s, **loop,
+        )  # fmt: skip
+        self.watch = Watch(cluster=cluster, registry=registry, retries=retries, metrics=metrics, **loop)
 
     def __enter__(self) -> Self:
         self.start(*self._threads)
@@ -139,6 +168,8 @@ class SimulatedController:
     def start(self, *names: str) -> None:
         """Spawn these threads; returns when the cluster's state is known, where a watch is among them."""
         bodies = {name: getattr(self, name).run for name in names}
+        if "watch" in names:  # no worker begins before all pods are known
+            bodies["dispatch"] = self.dispatcher.run
         if "lease" in names:  # what the one finds out, the other has to do
             bodies["takeover"] = self.takeover.run
         if "control" in names:  # one lane, of several threads
@@ -148,11 +179,6 @@ class SimulatedController:
             self.stop.spawn(name, run)
         if "watch" in names:
             eventually(lambda: self.registry.known, what="the first list of pods")
-
-    def _pods_changed(self) -> None:
-        self.pool.pump()
-        self.control.nudge()
-        self.ender.nudge()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -172,8 +198,8 @@ class SimulatedController:
         self._closed = True
         self.stop.set()
         self.registry.close()
-        self.pool.close()
-        eventually(lambda: not self.pool.wait_idle(self.clock.now()), PATIENCE_S, "the workers to let go")
+        self.dispatcher.close()
+        eventually(lambda: not self.ledger.wait_idle(self.clock.now()), PATIENCE_S, "the workers to let go")
         if release and not self.redis.down:
             self.lease.release()
         self.cluster.close()
@@ -192,6 +218,16 @@ class SimulatedController:
         except AssertionError:
             return running()
         return []
+
+    @contextmanager
+    def without_dispatch(self) -> Iterator[None]:
+        """Nothing is handed to a thread, and no cancelled worker is carried on, until the end of the block."""
+        self.dispatcher.step = lambda: None  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            del self.dispatcher.step
+            self.ledger.look_again()
 
     # -- what a test does
 
@@ -214,7 +250,7 @@ class SimulatedController:
         for key in {pod.key for pod in self.registry.snapshots()}:
             if self.registry.followed(*key.worker):
                 self.registry.notify(*key.worker, TimedOut())
-        self.pool.pump()
+        self.ledger.look_again()
 
     def wait_and_look(self, seconds: float) -> None:
         """Move the clock in steps that the lease thread keeps up with: a jump would look like an outage to it.
@@ -291,8 +327,12 @@ class SimulatedController:
         return order
 
     def idle(self) -> None:
-        """Wait until no worker holds a thread."""
-        eventually(lambda: self.ledger.counts()[0] == 0, what="all threads to be free")
+        """Wait until no worker holds a thread, and none is about to get one."""
+        eventually(self._is_idle, what="all threads to be free")
+
+    def _is_idle(self) -> bool:
+        # In this order: what is not takeable any more may be held by a thread.
+        return (self.stop.is_set() or not self.ledger.takeable()) and self.ledger.counts()[0] == 0
 
     def taken(self, event_id: str) -> OpenTask:
         """The task as it is stored."""

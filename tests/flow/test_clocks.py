@@ -81,7 +81,7 @@ def test_the_result_of_a_node_that_lives_in_the_past_is_not_thrown_away(off_s: f
         controller.cluster.succeed(name)
         controller.sees(name, lambda seen: seen.finished)
         controller.reconciler.once()
-        controller.wait_and_look(controller.parts.lease_s)
+        controller.wait_and_look(controller.lease_s)
         controller.reconciler.once()
         controller.wait_and_look(5)
         assert controller.result()["reason"] == "Completed"

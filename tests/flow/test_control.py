@@ -157,7 +157,7 @@ def test_a_worker_of_another_replica_that_waits_is_cancelled() -> None:
         pod = owner.pod(event_id)
         owner.cluster.run(pod)
         with SimulatedController(servers, consumer="other", threads=["watch"]) as other:
-            other.control.submit(accepted(other, type="scale_down", task_id="t", pod_count=1))
+            other.inbox.submit(accepted(other, type="scale_down", task_id="t", pod_count=1))
             owner.start("control")
             other.start("control")
             eventually(lambda: 2 in other.taken(event_id).workers, what="the mark of worker 2")
@@ -169,12 +169,11 @@ def test_a_worker_of_another_replica_that_waits_is_cancelled() -> None:
 def accepted(controller: SimulatedController, **fields: object) -> OpenTask:
     """An event that this replica has read and accepted, and nobody acted on yet."""
     event_id = controller.send(**fields)
-    taken: list[OpenTask] = []
-    controller.intake.connect(pump=lambda: None, control=taken.append)
     controller.intake.absorb(controller.stream.read_now(10))
-    controller.intake.connect(pump=controller.pool.pump, control=controller.control.submit)
-    assert [task.event.event_id for task in taken] == [event_id]
-    return taken[0]
+    (task,) = controller.inbox.tasks()
+    controller.inbox.remove([task])
+    assert task.event.event_id == event_id
+    return task
 
 
 @pytest.mark.parametrize("op", ["choose", "finish", "outcomes", "blocker"])
@@ -206,7 +205,7 @@ def test_the_next_owner_ends_the_same_victims() -> None:
         assert isinstance(first.stream.choose(task.event.event_id, task.owner, chosen), Choice)
         first.close(release=False)
     with SimulatedController(servers, threads=[*THREADS, "lease"]) as controller:
-        controller.wait_and_look(controller.parts.lease_s + 2)
+        controller.wait_and_look(controller.lease_s + 2)
         while not servers.redis.results("scale_down"):
             controller.wait_and_look(2)  # a worker that found its pod gone before it heard of the mark pauses first
         assert names(controller.result("scale_down")["victims"]) == {controller.name(event_id, 1)}

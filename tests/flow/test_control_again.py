@@ -25,7 +25,7 @@ def test_what_control_read_and_could_not_accept_is_read_again() -> None:
     with SimulatedController(threads=["watch", "reader"], auto=runs_on, READ_AHEAD=1, MAX_WORKERS=1) as controller:
         controller.pod(controller.send())
         waiting = controller.send(pod_count=2, task_id="t")
-        eventually(lambda: controller.ledger.has(waiting))
+        eventually(lambda: controller.ledger.tasks.has(waiting))
         controller.redis.fail_next("accept")
         controller.send(type="scale_down", task_id="t")
         controller.start("control")
@@ -40,7 +40,7 @@ def test_marks_of_another_replica_survive_an_outage() -> None:
         waiting = controller.accept()
         controller.stream.store_termination(waiting, None, 1, Termination(Reason.SCALED_DOWN, by="elsewhere"))
         controller.redis.fail_next("reload")
-        controller.control.reload([waiting])
+        controller.inbox.reload([waiting])
         controller.start("control")
         assert controller.result()["event_id"] == waiting
 
@@ -164,7 +164,7 @@ def test_nothing_is_chosen_while_an_older_event_is_not_accepted() -> None:
         controller.send(type="scale_down", task_id="t")
         eventually(lambda: controller.redis.calls["blocker"] > 3)
         assert (controller.redis.calls["choose"], controller.redis.results()) == (0, [])
-        controller.pass_time(controller.parts.lease_s)
+        controller.pass_time(controller.lease_s)
         assert controller.result("scale_down")["pod_count"] == "2"
         assert {result["event_id"] for result in controller.results(2)} == {older}
 

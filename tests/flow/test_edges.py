@@ -190,7 +190,7 @@ class TestLines:
             first.close(release=False)
         assert log.of("task.taken") == []
         with SimulatedController(servers, threads=["watch", "lease"]) as controller:
-            controller.wait_and_look(controller.parts.lease_s + 2)
+            controller.wait_and_look(controller.lease_s + 2)
             controller.pod("e")
         [line] = [line for line in log.all() if line["event"] == "task.taken"]
         assert (line["message"], line["event_id"], line["task_id"]) == ("Taking over task t", "e", "t")
@@ -256,7 +256,7 @@ class TestFailures:
 
             controller.ledger.add = fail  # type: ignore[method-assign, assignment]
             controller.accept(event_id="e")
-            assert (controller.ledger.has("e"), controller.redis.open_ids()) == (False, {"e"})
+            assert (controller.ledger.tasks.has("e"), controller.redis.open_ids()) == (False, {"e"})
 
 
 class TestEnder:
@@ -277,7 +277,7 @@ class TestEnder:
             opened = controller.stream.take("e", same_consumer=False)
             assert isinstance(opened, OpenTask)
             controller.intake.open(opened)
-            controller.pool.pump()
+            controller.ledger.look_again()
             # The two are resumed in the order in which they were stored, so either may have the one thread.
             follows = eventually(
                 lambda: [one for one in (1, 2) if followed(controller, one)], what="a thread on one of two"
@@ -286,7 +286,7 @@ class TestEnder:
             pod, termination = pods[index - 1], Termination(Reason.SCALED_DOWN, "enough", by="d-1")
             controller.stream.store_termination("e", None, index, termination)
             assert controller.ledger.cancel("e", index, termination)
-            controller.pool.run_cancelled(controller.ender.follow)
+            eventually(lambda: controller.ender._arrived, what="the dispatcher to hand it over")
             controller.ender.step()
             controller.sees(pod, lambda seen: seen.deleting)
             controller.ender.step()
@@ -319,7 +319,7 @@ class TestStop:
         with SimulatedController(servers) as controller:
             controller.stop.set()
             controller.takeover._take_unknown(["e"])
-            assert (servers.redis.calls["take"], controller.ledger.owners()) == (0, {})
+            assert (servers.redis.calls["take"], controller.ledger.tasks.owners()) == (0, {})
 
     def test_an_event_that_waits_to_supersede_others_says_nothing_of_it(self) -> None:
         """Its own workers run meanwhile: `why` is theirs."""

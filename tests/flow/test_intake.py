@@ -27,7 +27,7 @@ class TestAccepting:
         """Stored, acknowledged, opened and said."""
         with SimulatedController() as controller:
             event_id = controller.accept(pod_count=3)
-            assert controller.ledger.owners() == {event_id: "c1/b1/1"}
+            assert controller.ledger.tasks.owners() == {event_id: "c1/b1/1"}
             assert (controller.redis.open_ids(), controller.redis.pending_count()) == ({event_id}, 0)
             assert metric(controller, 'ottoscaler_events_received_total{type="scale_up"} 1.0')
         assert log.of("event.received") == ["Received scaling event: scale_up (PodCount: 3)"]
@@ -39,7 +39,7 @@ class TestAccepting:
             controller.accept(pod_count="many")
             (letter,) = controller.redis.dead_letters()
             assert (letter["dead_reason"], controller.redis.pending_count()) == ("Invalid", 0)
-            assert controller.ledger.owners() == {}
+            assert controller.ledger.tasks.owners() == {}
             assert metric(controller, 'ottoscaler_dead_letters_total{reason="Invalid"} 1.0')
         assert log.of("event.dead")
 
@@ -49,7 +49,7 @@ class TestAccepting:
         with SimulatedController() as controller:
             controller.accept(event_id="a", traceparent="00-xyz")
             controller.accept(event_id="a")
-            assert (set(controller.ledger.owners()), controller.redis.dead_letters()) == ({"a"}, [])
+            assert (set(controller.ledger.tasks.owners()), controller.redis.dead_letters()) == ({"a"}, [])
         (line,) = log.of("event.ignored")
         assert '"00-xyz"' in line
 
@@ -58,7 +58,7 @@ class TestAccepting:
         """The entry's id is the event's, also where something else is wrong: its sender finds the result there."""
         with SimulatedController() as controller:
             event_id = controller.accept(event_id="")
-            assert controller.ledger.owners().keys() == {event_id}
+            assert controller.ledger.tasks.owners().keys() == {event_id}
             controller.accept(event_id="", pod_count="many")
             (letter,) = controller.redis.dead_letters()
             assert letter["event_id"] == letter["stream_id"]
@@ -71,7 +71,7 @@ class TestAccepting:
             controller.send(event_id="a")
             controller.send(type="nonsense")
             controller.accept(event_id="b")
-            assert controller.ledger.owners().keys() == {"a", "b"}
+            assert controller.ledger.tasks.owners().keys() == {"a", "b"}
             assert len(controller.redis.dead_letters()) == 1
 
     @contract("3.event_id")
@@ -108,14 +108,12 @@ class TestAccepting:
     @contract("3.supersedes")
     def test_an_event_that_supersedes_is_submitted_to_control(self) -> None:
         """scale_downs, and events that supersede others, which run as well."""
-        received: list[str] = []
         with SimulatedController() as controller:
-            controller.intake.connect(pump=lambda: None, control=lambda task: received.append(task.event.event_id))
             controller.accept(event_id="plain")
             controller.accept(event_id="down", type="scale_down", task_id="t")
             controller.accept(event_id="newer", supersedes="key")
-            assert received == ["down", "newer"]
-            assert controller.ledger.owners().keys() == {"plain", "newer"}
+            assert [task.event.event_id for task in controller.inbox.tasks()] == ["down", "newer"]
+            assert controller.ledger.tasks.owners().keys() == {"plain", "newer"}
 
     def test_a_lost_answer_is_asked_for_again(self) -> None:
         """Before and after it was stored: the task is ours, and no lease has to run out for it to be run."""
@@ -125,7 +123,7 @@ class TestAccepting:
             controller.redis.fail_next("accept", after=True)
             controller.intake.absorb(controller.stream.read_now(1))
             assert controller.redis.calls["accept"] == 3
-            assert controller.ledger.owners() == {"a": "c1/b1/1"}
+            assert controller.ledger.tasks.owners() == {"a": "c1/b1/1"}
 
     def test_what_was_not_accepted_is_pending_still(self) -> None:
         """Redis was away until the stop: nothing is lost, nothing is run."""
@@ -136,9 +134,9 @@ class TestAccepting:
             controller.stop.set()
             with pytest.raises(Stopping):
                 controller.intake.absorb(entries)
-            assert (controller.redis.pending_count(), controller.ledger.owners()) == (1, {})
+            assert (controller.redis.pending_count(), controller.ledger.tasks.owners()) == (1, {})
             controller.intake.absorb(controller.stream.pending(own=True, min_idle_s=0))
-            assert controller.ledger.has("a")
+            assert controller.ledger.tasks.has("a")
 
     def test_an_entry_that_is_accepted_twice_runs_once(self) -> None:
         """Reader and control may have it in hand at the same time."""
@@ -188,7 +186,7 @@ class TestReader:
             event_id = old.send()
             old.stream.read_now(1)
         with SimulatedController(servers, threads=["reader"]) as controller:
-            eventually(lambda: controller.ledger.has(event_id))
+            eventually(lambda: controller.ledger.tasks.has(event_id))
 
     def test_after_an_error_its_own_pending_entries_come_first(self) -> None:
         """The answer of a read may have been lost: its entries are delivered and nobody has them."""
@@ -196,7 +194,7 @@ class TestReader:
             controller.redis.fail_next("read", after=True)
             event_id = controller.send()
             controller.start("reader")
-            eventually(lambda: controller.ledger.has(event_id))
+            eventually(lambda: controller.ledger.tasks.has(event_id))
             assert controller.redis.pending_count() == 0
 
     def test_a_group_that_is_gone_is_made_again(self) -> None:
@@ -205,7 +203,7 @@ class TestReader:
             eventually(lambda: controller.redis.calls["read"])
             controller.redis.flush()
             event_id = controller.send()
-            eventually(lambda: controller.ledger.has(event_id))
+            eventually(lambda: controller.ledger.tasks.has(event_id))
 
     def test_it_outlives_an_outage(self) -> None:
         """However long it lasts."""
@@ -214,7 +212,7 @@ class TestReader:
             eventually(lambda: controller.redis.calls["ensure_group"] > 20)
             controller.redis.set_down(False)
             event_id = controller.send()
-            eventually(lambda: controller.ledger.has(event_id))
+            eventually(lambda: controller.ledger.tasks.has(event_id))
 
 
 def test_the_event_reaches_the_ledger_as_it_was_sent() -> None:

@@ -29,10 +29,10 @@ def test_a_live_owner_keeps_its_tasks() -> None:
         controller.pod(event_id)
         for _ in range(10):
             renewals = servers.redis.calls["renew"]
-            controller.pass_time(controller.parts.lease_s / 3)
+            controller.pass_time(controller.lease_s / 3)
             eventually(lambda before=renewals: servers.redis.calls["renew"] >= before + 2)  # type: ignore[misc]
-        assert controller.ledger.has(event_id)
-        assert not other.ledger.has(event_id)
+        assert controller.ledger.tasks.has(event_id)
+        assert not other.ledger.tasks.has(event_id)
 
 
 @contract("2.LEASE_S")
@@ -44,7 +44,7 @@ def test_a_dead_owners_task_is_taken_over() -> None:
         pod = first.pod(event_id)
         first.close(release=False)
     with SimulatedController(servers, threads=["watch", "lease"]) as controller:
-        controller.wait_and_look(controller.parts.lease_s + 2)
+        controller.wait_and_look(controller.lease_s + 2)
         assert controller.pod(event_id) == pod
         controller.cluster.run(pod)
         controller.cluster.succeed(pod)
@@ -60,8 +60,8 @@ def test_what_a_dead_one_read_and_did_not_accept_is_taken_over() -> None:
         dead.stream.read_now(1)
         dead.close(release=False)
     with SimulatedController(servers, threads=["watch", "lease"]) as controller:
-        controller.wait_and_look(controller.parts.lease_s - 2)
-        assert not controller.ledger.has(event_id)
+        controller.wait_and_look(controller.lease_s - 2)
+        assert not controller.ledger.tasks.has(event_id)
         controller.wait_and_look(4)
         assert controller.pod(event_id)
 
@@ -77,9 +77,9 @@ def test_so_many_tasks_are_taken_over_that_notes_come_in_between() -> None:
         controller.lease.step()
         controller.takeover._own_taken = True
         controller.takeover._step()
-        assert len(controller.ledger.owners()) == TAKE_AT_ONCE
+        assert len(controller.ledger.tasks.owners()) == TAKE_AT_ONCE
         controller.takeover._step()
-        assert len(controller.ledger.owners()) == TAKE_AT_ONCE + 1
+        assert len(controller.ledger.tasks.owners()) == TAKE_AT_ONCE + 1
 
 
 def test_a_clean_end_hands_over_at_once() -> None:
@@ -134,8 +134,8 @@ def test_a_failure_of_ours_hands_nothing_over() -> None:
         event_id = first.accept()
         first.stop.set(RuntimeError("a defect"))
     with SimulatedController(servers, threads=["watch", "lease"]) as controller:
-        controller.wait_and_look(controller.parts.lease_s - 2)
-        assert not controller.ledger.has(event_id)
+        controller.wait_and_look(controller.lease_s - 2)
+        assert not controller.ledger.tasks.has(event_id)
         controller.wait_and_look(4)
         assert controller.pod(event_id)
 
@@ -176,9 +176,9 @@ def test_a_take_over_is_noticed_if_its_answer_was_lost() -> None:
         first.close(release=False)
     servers.redis.fail_next("take", after=True)
     with SimulatedController(servers, boot="b2", threads=["watch", "lease"]) as controller:
-        eventually(lambda: controller.ledger.has(event_id), what="the task to be heard of")
+        eventually(lambda: controller.ledger.tasks.has(event_id), what="the task to be heard of")
         assert servers.redis.calls["take"] == 2
-        assert controller.ledger.owners()[event_id] == servers.redis.find(event_id).owner  # type: ignore[union-attr]
+        assert controller.ledger.tasks.owners()[event_id] == servers.redis.find(event_id).owner  # type: ignore[union-attr]
 
 
 @contract("2.REDIS_CONSUMER")
@@ -190,8 +190,8 @@ def test_the_replaced_process_ends_and_says_why() -> None:
         event_id = first.accept()
         first.pod(event_id)
         with SimulatedController(servers, boot="b2", threads=["watch", "lease"]) as second:
-            eventually(lambda: second.ledger.has(event_id))
-            first.pass_time(first.parts.lease_s / 3)
+            eventually(lambda: second.ledger.tasks.has(event_id))
+            first.pass_time(first.lease_s / 3)
             assert first.stop.wait(5)
         assert "REDIS_CONSUMER must be unique" in str(first.stop.cause)
 
@@ -213,7 +213,7 @@ def test_an_idle_process_is_replaced_as_well() -> None:
 def a_third(controller: SimulatedController) -> None:
     """A third of LEASE_S passes, and the renewal that is due then comes."""
     renewals = controller.redis.calls["renew"]
-    controller.pass_time(controller.parts.lease_s / 3)
+    controller.pass_time(controller.lease_s / 3)
     eventually(lambda: controller.redis.calls["renew"] > renewals, what="a renewal")
 
 
@@ -231,9 +231,9 @@ def test_nothing_is_taken_over_right_after_an_outage() -> None:
         servers.redis.expire_lease(event_id)
         a_third(controller)
         a_third(controller)
-        assert not controller.ledger.has(event_id)
+        assert not controller.ledger.tasks.has(event_id)
         a_third(controller)
-        eventually(lambda: controller.ledger.has(event_id), what="the task to be taken over after all")
+        eventually(lambda: controller.ledger.tasks.has(event_id), what="the task to be taken over after all")
 
 
 def test_nothing_is_taken_over_after_a_renewal_that_came_late() -> None:
@@ -246,11 +246,11 @@ def test_nothing_is_taken_over_after_a_renewal_that_came_late() -> None:
         event_id = owner.accept()
         eventually(lambda: servers.redis.calls["expired"] >= 2)
         renewals = servers.redis.calls["renew"]
-        controller.pass_time(controller.parts.lease_s * 2)
+        controller.pass_time(controller.lease_s * 2)
         eventually(lambda: servers.redis.calls["renew"] > renewals)
         a_third(controller)
         a_third(controller)
-        assert not controller.ledger.has(event_id)
+        assert not controller.ledger.tasks.has(event_id)
 
 
 def test_no_renewal_comes_after_the_release() -> None:
@@ -289,10 +289,10 @@ def test_what_was_taken_from_us_is_let_go() -> None:
         task = heir.stream.take(event_id, same_consumer=False)
         assert task is not None
         heir.intake.open(task)
-        heir.pool.pump()
+        heir.ledger.look_again()
         heir.pod(event_id)
         paused.start("lease")
-        eventually(lambda: not paused.ledger.has(event_id))
+        eventually(lambda: not paused.ledger.tasks.has(event_id))
         paused.idle()
         heir.cluster.run(pod)
         heir.cluster.succeed(pod)
@@ -310,7 +310,7 @@ def test_a_worker_that_finds_out_first_says_so(log: Lines) -> None:
         for pod in pods:
             paused.cluster.run(pod)
             paused.cluster.succeed(pod)
-        eventually(lambda: not paused.ledger.has(event_id))
+        eventually(lambda: not paused.ledger.tasks.has(event_id))
         paused.idle()
         assert log.of("task.lost") == [f"Task {event_id} was taken over by another process"]
 

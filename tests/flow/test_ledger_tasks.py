@@ -101,9 +101,9 @@ class TestCancel:
     def test_new_marks_are_noticed_once(self, driver: LedgerDriver) -> None:
         """The renewal counts them; a task of others is nobody's business."""
         driver.ledger.add(task("a", cancels=1))
-        assert driver.ledger.newly_cancelled({"a": 1, "b": 7}) == []
-        assert driver.ledger.newly_cancelled({"a": 3}) == ["a"]
-        assert driver.ledger.newly_cancelled({"a": 3}) == []
+        assert driver.ledger.tasks.newly_cancelled({"a": 1, "b": 7}) == []
+        assert driver.ledger.tasks.newly_cancelled({"a": 3}) == ["a"]
+        assert driver.ledger.tasks.newly_cancelled({"a": 3}) == []
 
 
 class TestTasks:
@@ -117,13 +117,13 @@ class TestTasks:
             driver.ledger.drop("a", "c1/b1/1")
             assert waiter.wait(1, START) == NotOurs()
         driver.pause(run, 0)
-        assert (driver.ledger.has("a"), driver.ledger.take()) == (False, None)
+        assert (driver.ledger.tasks.has("a"), driver.ledger.take()) == (False, None)
 
     def test_a_refusal_of_an_old_tenure_does_not_drop_the_new(self, driver: LedgerDriver) -> None:
         """It is ours again under another token."""
         driver.ledger.add(task("a", tenure=2))
         driver.ledger.drop("a", "c1/b1/1")
-        assert driver.ledger.owners() == {"a": "c1/b1/2"}
+        assert driver.ledger.tasks.owners() == {"a": "c1/b1/2"}
 
     def test_the_threads_of_an_older_epoch_are_notified(self, driver: LedgerDriver) -> None:
         """Else two threads would follow one worker."""
@@ -145,9 +145,9 @@ class TestTasks:
         driver.ledger.add(task("a", 3, StoredWorker(3, outcome="succeeded")))
         driver.registry.publish(of("a", 5))
         driver.end(driver.take())
-        assert driver.ledger.has("a")
+        assert driver.ledger.tasks.has("a")
         driver.end(driver.take())
-        assert (driver.ledger.owners(), driver.registry.owned_live) == ({}, 0)
+        assert (driver.ledger.tasks.owners(), driver.registry.owned_live) == ({}, 0)
 
     def test_a_resumed_worker_can_be_taken_by_name(self) -> None:
         """The reconciler follows what no thread follows."""
@@ -155,10 +155,10 @@ class TestTasks:
         driver.ledger.add(task("a", 2, StoredWorker(1, attempt=1), StoredWorker(2, attempt=1)))
         driver.take()
         for stranger, index in (("b", 2), ("a", 3)):
-            assert driver.ledger.take_waiting(event_hash(INSTANCE, stranger), index) is None
-        run = driver.ledger.take_waiting(event_hash(INSTANCE, "a"), 2)
+            assert driver.ledger.take_resumed(event_hash(INSTANCE, stranger), index) is None
+        run = driver.ledger.take_resumed(event_hash(INSTANCE, "a"), 2)
         assert run is not None
-        assert driver.ledger.take_waiting(event_hash(INSTANCE, "a"), 2) is None
+        assert driver.ledger.take_resumed(event_hash(INSTANCE, "a"), 2) is None
 
 
 class TestShowing:
@@ -170,17 +170,17 @@ class TestShowing:
         added = driver.ledger.add(task("a", 2))
         run = driver.take()
         run.life = replace(run.life, todo=Create(1))
-        driver.ledger.note(run)
-        driver.ledger.note(run, reason="quota")
-        assert driver.ledger.take_notes() == [(added, {1: ("creating", 1, f"otto-agent-{added.hash}-1")}, "quota")]
-        assert driver.ledger.take_notes() == []
+        driver.ledger.notes.add(run)
+        driver.ledger.notes.add(run, reason="quota")
+        assert driver.ledger.notes.take() == [(added, {1: ("creating", 1, f"otto-agent-{added.hash}-1")}, "quota")]
+        assert driver.ledger.notes.take() == []
 
     def test_nothing_is_returned_of_tasks_that_are_gone(self, driver: LedgerDriver) -> None:
         """They are somebody else's to describe."""
         driver.ledger.add(task("a"))
-        driver.ledger.note(driver.take())
+        driver.ledger.notes.add(driver.take())
         driver.ledger.drop("a", "c1/b1/1")
-        assert driver.ledger.take_notes() == []
+        assert driver.ledger.notes.take() == []
 
     def test_counts_are_threads_at_work_and_workers_that_wait(self) -> None:
         """For the figures."""
@@ -194,7 +194,7 @@ class TestShowing:
     def test_the_first_pod_of_a_task_is_the_first_once(self, driver: LedgerDriver) -> None:
         """So that the log says it once."""
         added = driver.ledger.add(task("a", 2))
-        assert [driver.ledger.first_look(added) for _ in range(2)] == [True, False]
+        assert [driver.ledger.tasks.first_look(added) for _ in range(2)] == [True, False]
 
     def test_waiting_for_idleness_ends_with_the_last_thread(self, driver: LedgerDriver) -> None:
         """Or at its time, with how many there still are."""

@@ -84,7 +84,7 @@ class TestSidecar:
             eventually(lambda: old.calls("delete"))
         servers.kubernetes.remove(pod)
         with SimulatedController(servers, threads=["watch", "lease"], consumer="other") as new:
-            eventually(lambda: new.ledger.has(event_id) or new.redis.results())
+            eventually(lambda: new.ledger.tasks.has(event_id) or new.redis.results())
             assert new.result()["reason"] == ("Error" if code else "Completed")
 
     @contract("5.ScaledDown")
@@ -114,12 +114,12 @@ class TestGate:
             pod = controller.pod(event_id)
             controller.cluster.gate(pod, "example.com/quota")
             controller.wait_seen(pod, lambda seen: seen.trouble)
-            notes = {task.event.event_id: why for task, _, why in controller.ledger.take_notes()}
+            notes = {task.event.event_id: why for task, _, why in controller.ledger.notes.take()}
             assert notes[event_id] == "scheduling gate example.com/quota"
             controller.pass_time(10**6)
             controller.cluster.gate(pod)
             controller.wait_seen(pod, lambda seen: not seen.trouble)
-            assert controller.ledger.take_notes()[0][2] == ""
+            assert controller.ledger.notes.take()[0][2] == ""
             controller.pass_time(59)
             assert (controller.redis.results(), controller.calls("delete")) == ([], 0)
             controller.pass_time(1)

@@ -130,7 +130,7 @@ class TestAccepting:
             for event_id in ("a", "bad", "b"):
                 controller.send(event_id=event_id)
             controller.intake.absorb(controller.stream.read_now(10))
-            assert controller.ledger.owners().keys() == {"a", "b"}
+            assert controller.ledger.tasks.owners().keys() == {"a", "b"}
             (letter,) = controller.redis.dead_letters()
             assert (letter["dead_reason"], letter["event_id"]) == ("Poison", "bad")
             assert letter["dead_detail"] == "the controller cannot accept this event: Defect"
@@ -176,7 +176,7 @@ class TestAccepting:
             event_id = controller.send()
             controller.redis.fail_next("accept", times=50)
             controller.start("reader")
-            eventually(lambda: controller.ledger.has(event_id))
+            eventually(lambda: controller.ledger.tasks.has(event_id))
             assert reasons(controller.servers) == []
 
 
@@ -261,7 +261,7 @@ class TestOwning:
             controller.send(event_id="good", type="scale_down", task_id="none")
             while not controller.redis.results("scale_down"):
                 # Control fails on it and lets go of it; only then does time bring the next try.
-                eventually(lambda: not controller.ledger.has("bad"), what="the event to be let go of")
+                eventually(lambda: not controller.ledger.tasks.has("bad"), what="the event to be let go of")
                 controller.wait_and_look(4)
             assert controller.result("scale_down")["event_id"] == "good"
             assert controller.result("task")["reason"] == "Poison"

@@ -129,6 +129,7 @@ def test_a_finished_pod_that_waits_for_a_thread_is_recorded() -> None:
         controller.cluster.succeed(pod)
         controller.sees(pod, lambda seen: seen.finished)
         controller.reconciler.once()
+        controller.ender.step()
         assert controller.result()["event_id"] == event_id
 
 
@@ -216,7 +217,7 @@ def test_an_unknown_event_is_taken_up_from_its_pods_after_a_lease() -> None:
     with SimulatedController(servers, threads=["watch"]) as controller:
         controller.reconciler.once()
         assert servers.redis.open_ids() == set()
-        controller.pass_time(controller.parts.lease_s)
+        controller.pass_time(controller.lease_s)
         controller.reconciler.once()
         assert servers.redis.task(event_id)["task_id"] == "task-7"
 
@@ -228,7 +229,7 @@ def test_what_was_taken_up_ends_with_its_result() -> None:
     servers.redis.flush()
     with SimulatedController(servers, threads=["watch", "lease"]) as controller:
         controller.reconciler.once()
-        controller.wait_and_look(controller.parts.lease_s)
+        controller.wait_and_look(controller.lease_s)
         controller.reconciler.once()
         controller.wait_and_look(5)
         controller.cluster.run(controller.pod(event_id))
@@ -249,7 +250,7 @@ def test_a_finished_pod_of_a_long_forgotten_event_goes() -> None:
         servers.redis.flush()
         controller.pass_time(200)
         controller.reconciler.once()
-        controller.pass_time(controller.parts.lease_s)
+        controller.pass_time(controller.lease_s)
         controller.reconciler.once()
         assert controller.cluster.names() == set()
 

@@ -40,7 +40,7 @@ def test_a_cancel_that_comes_while_a_worker_goes_into_its_pause_is_carried_out_a
         pod = controller.pod(event_id)
         controller.cluster.run(pod)
         termination = Termination(Reason.SCALED_DOWN, by="elsewhere")
-        run = controller.ledger._tasks[event_id].runs[1]
+        run = controller.ledger.tasks._tasks[event_id].runs[1]
         controller.stream.store_termination(event_id, None, 1, termination)
         run.task.terminations[1] = termination
         controller.cluster.end_pod(pod, "Evicted")
@@ -107,8 +107,8 @@ def test_why_names_the_older_event_that_has_to_choose_first() -> None:
         assert "d-1" in why
         assert "dead/b1/1" in why
         while len(servers.redis.results("scale_down")) < 2:
-            controller.wait_and_look(controller.parts.lease_s / 3)
-        assert [answer["event_id"] for answer in servers.redis.results("scale_down")] == ["d-1", "d-2"]
+            controller.wait_and_look(controller.lease_s / 3)
+        assert [told["event_id"] for told in servers.redis.results("scale_down")] == ["d-1", "d-2"]
 
 
 @contract("3.pod_count")
@@ -171,9 +171,9 @@ def test_an_attempt_without_a_pod_is_made_again_under_its_name() -> None:
         servers, consumer="c", boot="b9", threads=["watch"], auto=True, INFRA_RETRIES=3
     ) as controller:
         controller.intake.open(controller.stream.take("e", same_consumer=True))
-        controller.pool.pump()
-        result = controller.result()
-        assert (result["outcome"], result["attempt"], result["pod"]) == ("succeeded", "1", controller.name("e"))
+        controller.ledger.look_again()
+        told = controller.result()
+        assert (told["outcome"], told["attempt"], told["pod"]) == ("succeeded", "1", controller.name("e"))
 
 
 def test_a_pod_that_was_seen_and_is_gone_is_lost() -> None:
@@ -187,5 +187,5 @@ def test_a_pod_that_was_seen_and_is_gone_is_lost() -> None:
     servers.redis.expire_lease(event_id)
     with SimulatedController(servers, threads=["watch"], INFRA_RETRIES=0) as controller:
         controller.intake.open(controller.stream.take(event_id, same_consumer=False))
-        controller.pool.pump()
+        controller.ledger.look_again()
         assert (controller.result()["reason"], controller.calls("create")) == ("PodLost", 1)

@@ -69,7 +69,7 @@ def test_one_of_two_dies_and_the_other_takes_over() -> None:
         pods = [dead.pod(event_id, index) for event_id in events for index in (1, 2, 3)]
         dead.close(release=False)
         controller.start(*ALL)
-        while controller.ledger.owners().keys() != set(events):
+        while controller.ledger.tasks.owners().keys() != set(events):
             controller.wait_and_look(2)
         for pod in pods:
             controller.cluster.succeed(pod)
@@ -148,7 +148,7 @@ def test_a_clean_stop_leaves_the_pods_and_gives_up_the_leases() -> None:
         pod = first.pod(first.send())
     assert servers.kubernetes.count("delete") == 0
     with SimulatedController(servers, consumer="b", threads=ALL) as controller:
-        while not controller.ledger.owners():
+        while not controller.ledger.tasks.owners():
             controller.wait_and_look(2)
         controller.wait_seen(pod, lambda seen: seen)
         controller.cluster.succeed(pod)

@@ -174,7 +174,7 @@ class TestCreating:
             event_id = controller.accept()
             eventually(lambda: controller.calls("create") == 2)
             controller.idle()
-            assert [why for _, _, why in controller.ledger.take_notes()] == [words]
+            assert [why for _, _, why in controller.ledger.notes.take()] == [words]
             controller.pass_time(4)
             finish(controller, controller.pod(event_id))
             assert (controller.result()["attempt"], controller.calls("create")) == ("1", 3)
@@ -394,7 +394,7 @@ class TestNewAttempts:
     @contract("2.MAX_WORKERS")
     def test_a_new_attempt_needs_room_of_its_own(self) -> None:
         """While the cluster's state is unknown, not even a second attempt is created."""
-        with SimulatedController(WORKER_RETRIES=1) as controller:
+        with SimulatedController(threads=["dispatcher"], WORKER_RETRIES=1) as controller:
             controller.registry.replace(controller.cluster.list())
             event_id = controller.accept()
             pod = controller.pod(event_id)
@@ -405,5 +405,5 @@ class TestNewAttempts:
             controller.idle()
             assert controller.calls("create") == 1
             controller.registry.replace(controller.cluster.list())
-            controller.pool.pump()
+            controller.ledger.look_again()
             controller.pod(event_id, attempt=2)

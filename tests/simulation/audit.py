@@ -155,12 +155,12 @@ class Audit:
         """Is the creator still the owner, and does it create what is to be created?"""
         event_id, index = self._worker(pod)
         state = task.worker(index)
-        owner = actor.ledger.owners().get(event_id)
+        owner = actor.ledger.tasks.owners().get(event_id)
         return task.owner == owner and not state.outcome and state.attempt == _attempt(pod)
 
     def _live(self, actor: Replica) -> list[str]:
         """The live pods of tasks that are this process's, as Redis and it itself believe; zombies do not count."""
-        owners = actor.ledger.owners()
+        owners = actor.ledger.tasks.owners()
         return [
             name
             for name, pod in self.kubernetes.pods.items()
@@ -356,7 +356,7 @@ class Audit:
         pods = {name: pod["status"].get("phase") for name, pod in self.kubernetes.pods.items()}
         for replica in self.replicas:
             lives = [(worker.run.life, worker.blocked(), worker.busy) for worker in replica.workers]
-            self.note(f"{replica.name} {replica.alive} {replica.runs}: {replica.ledger.owners()}, {lives}")
+            self.note(f"{replica.name} {replica.alive} {replica.runs}: {replica.ledger.tasks.owners()}, {lives}")
         return f"open {dict(self.redis.leases)}, pending {pending}, pods {pods}"
 
     @staticmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -12,14 +12,14 @@ from ottoscaler.core import effects
 from ottoscaler.core.observations import Observation, TimedOut
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Replaced, Stopping, StreamUnavailable, Unavailable
 from ottoscaler.flow.control import Control
+from ottoscaler.flow.dispatch import Dispatcher
 from ottoscaler.flow.ender import Ender
 from ottoscaler.flow.heartbeat import Heartbeat
+from ottoscaler.flow.inbox import Inbox
 from ottoscaler.flow.intake import Intake, Reader
 from ottoscaler.flow.lease import Lease
 from ottoscaler.flow.ledger import Ledger
 from ottoscaler.flow.owned_tasks import WorkerRun
-from ottoscaler.flow.parts import Parts
-from ottoscaler.flow.pool import Pool
 from ottoscaler.flow.reconciler import Reconciler
 from ottoscaler.flow.registry import Registry
 from ottoscaler.flow.scale_down import ScaleDowns
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 #: The threads of a controller, apart from its workers'.
-ROLES = ("reader", "control", "scale_down", "ender", "lease", "takeover", "reconciler", "watch")
-#: So many steps a worker may take on a thread that has other things to do, and all of them together in a stop.
+ROLES = ("reader", "control", "scale_down", "dispatch", "ender", "lease", "takeover", "reconciler", "watch")
+#: So many steps all workers together may take in a stop.
 PATIENCE = 400
 
 _T = TypeVar("_T")
@@ -81,15 +81,23 @@ class _Tries(Retries):
                 self._world.servers("Redis")
 
 
-class _Threads(Executor):
-    """The pool's threads: each is a worker to be carried on."""
+class _Dispatcher(Dispatcher):
+    """Each thread that it starts is a worker of the simulation, to be carried on."""
 
-    def __init__(self, start: Callable[[WorkerRun], None]) -> None:
-        self._start = start
+    def __init__(self, replica: Replica, **uses: Any) -> None:
+        super().__init__(**uses)
+        self._replica = replica
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        self._start(args[0])
-        return Future()
+    def _start(self, run: WorkerRun) -> None:
+        self._replica.workers.append(Worker(self._replica, run))
+
+    def next_after(self, run: WorkerRun) -> WorkerRun | None:
+        """What a thread does between two workers; one that finds none is started anew for the next."""
+        self._ledger.give_back(run)
+        following = None if self._stop.is_set() else self._ledger.take()
+        if following is None:
+            self._size -= 1
+        return following
 
 
 class _Ledger(Ledger):
@@ -121,8 +129,8 @@ class Worker:
         self.busy = False
         self._replica = replica
         self._runner = replica.runner
-        self._clock = replica.parts.clock
-        self._registry = replica.parts.registry
+        self._clock = replica.clock
+        self._registry = replica.registry
         self._stack = ExitStack()
         self._waiter = self._stack.enter_context(self._runner.follow(run))
         self._future: Future[Observation] | None = None
@@ -159,24 +167,6 @@ class Worker:
         return future.result(0)
 
 
-class _Runner(Runner):
-    """Whoever carries a worker on to its end, on a thread that has other things to do, is held up by its pod."""
-
-    def __init__(self, parts: Parts, replica: Replica) -> None:
-        super().__init__(parts)
-        self._replica = replica
-
-    def run(self, run: WorkerRun) -> None:
-        worker = Worker(self._replica, run)
-        for _ in range(PATIENCE):
-            while worker.blocked():
-                self._replica.world.pass_by()
-                self._replica.check_alive()
-            if not worker.step():
-                return
-        self._replica.world.complain(f"{run.key} is carried on for ever, by a thread that has other things to do")
-
-
 class Replica:
     """A controller: one boot of one consumer."""
 
@@ -194,34 +184,54 @@ class Replica:
         stream = AuditedStream(world.redis, consumer, boot=f"b{boot}", lease_s=flow.lease_s, block_s=0)
         cluster = FakeCluster(world.kubernetes, watch_s=0)
         self.cluster, self.stop = cluster, _InstantStop()
-        metrics, heartbeat, self.registry = Metrics(), Heartbeat(clock), Registry(clock)
+        metrics, self.registry = Metrics(), Registry(clock)
         self.ledger = _Ledger(self, self.registry, settings)
-        self.parts = Parts(
-            settings,
-            cast(Stream, Link(stream, world, self, StreamUnavailable)),
-            cast(Cluster, Link(cluster, world, self, ClusterUnavailable)),
-            self.registry,
-            self.ledger,
-            _Tries(self.stop.event, metrics, world),
-            self.stop,
-            clock,
-            metrics,
-            heartbeat,
-        )
         self.workers: list[Worker] = []
-        self.runner = _Runner(self.parts, self)
-        self.pool = Pool(
-            self.parts, self.runner, _Threads(lambda handed: self.workers.append(Worker(self, handed.pop())))
-        )
-        intake = Intake(self.parts)
-        self.ender = Ender(self.parts, self.runner)
-        self.control = Control(self.parts, intake, self.pool, ScaleDowns(self.parts, self.ender), self.ender)
-        intake.connect(pump=self.pool.pump, control=self.control.submit)
-        self.reader = Reader(self.parts, intake)
-        self.takeover = TakeOver(self.parts, self.control, intake, self.pool)
-        self.lease = Lease(self.parts, self.control, self.takeover, me=self.name)
-        self.reconciler = Reconciler(self.parts, self.pool, self.ender)
-        self.watch = Watch(self.parts, changed=self.pool.pump)
+        self.clock, self.inbox = clock, Inbox()
+        self._wire(settings, stream, _Tries(self.stop.event, metrics, world), metrics)
+
+    def _wire(self, settings: Settings, audited: AuditedStream, retries: Retries, metrics: Metrics) -> None:
+        registry, ledger, inbox = self.registry, self.ledger, self.inbox
+        stream = cast(Stream, Link(audited, self.world, self, StreamUnavailable))
+        cluster = cast(Cluster, Link(self.cluster, self.world, self, ClusterUnavailable))
+        heartbeat = Heartbeat(self.clock)
+        loop: dict[str, Any] = {"stop": self.stop, "heartbeat": heartbeat, "clock": self.clock}
+        lease_s, ttl_s = float(settings.flow.lease_s), settings.keys.task_ttl_s
+        self.runner = Runner(
+            stream=stream, cluster=cluster, registry=registry, ledger=ledger, retries=retries, metrics=metrics,
+            heartbeat=heartbeat, clock=self.clock, settings=settings,
+        )  # fmt: skip
+        self.ender = Ender(cluster=cluster, registry=registry, ledger=ledger, runner=self.runner, **loop)
+        self.dispatcher = _Dispatcher(
+            self, ledger=ledger, runner=self.runner, ender=self.ender, inbox=inbox,
+            max_workers=settings.flow.max_workers, **loop,
+        )  # fmt: skip
+        intake = Intake(
+            stream=stream, ledger=ledger, inbox=inbox, retries=retries, metrics=metrics,
+            max_pods=settings.flow.max_pods_per_event,
+        )  # fmt: skip
+        scale_downs = ScaleDowns(
+            stream=stream, registry=registry, ledger=ledger, ender=self.ender, clock=self.clock,
+            instance=settings.instance,
+        )  # fmt: skip
+        self.control = Control(
+            stream=stream, registry=registry, ledger=ledger, inbox=inbox, intake=intake, scale_downs=scale_downs,
+            retries=retries, lease_s=lease_s, **loop,
+        )  # fmt: skip
+        self.reader = Reader(stream=stream, intake=intake, ledger=ledger, retries=retries, **loop)
+        self.takeover = TakeOver(
+            stream=stream, ledger=ledger, control=self.control, inbox=inbox, intake=intake, metrics=metrics,
+            lease_s=lease_s, events_keep=settings.keys.events_keep, **loop,
+        )  # fmt: skip
+        self.lease = Lease(
+            stream=stream, ledger=ledger, control=self.control, inbox=inbox, takeover=self.takeover, lease_s=lease_s,
+            ttl_s=ttl_s, me=self.name, **loop,
+        )  # fmt: skip
+        self.reconciler = Reconciler(
+            stream=stream, cluster=cluster, registry=registry, dispatcher=self.dispatcher, ender=self.ender,
+            lease_s=lease_s, ttl_s=ttl_s, **loop,
+        )  # fmt: skip
+        self.watch = Watch(cluster=cluster, registry=registry, retries=retries, metrics=metrics, **loop)
 
     @property
     def runs(self) -> bool:
@@ -254,6 +264,7 @@ class Replica:
                 "reader": lambda: self.reader.step(0),
                 "control": self.control.look_ahead,
                 "scale_down": self.control.step,
+                "dispatch": self.dispatcher.step,
                 "ender": self.ender.step,
                 "lease": self.lease.step,
                 "takeover": self.takeover.step,
@@ -279,7 +290,7 @@ class Replica:
         try:
             if not worker.step():
                 self.workers.remove(worker)
-                if (following := self.pool.next_after(worker.run)) is not None:
+                if (following := self.dispatcher.next_after(worker.run)) is not None:
                     self.workers.append(Worker(self, following))
         except Crash:
             pass
@@ -293,7 +304,7 @@ class Replica:
         self.world.note(f"{self.name} stops ({cause!r})")
         self.stop.set(cause)
         self.registry.close()
-        self.pool.close()
+        self.dispatcher.close()
         for _ in range(PATIENCE):
             if not self.work(0):
                 break

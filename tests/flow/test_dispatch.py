@@ -1,13 +1,8 @@
-"""The pool: each worker that the ledger releases gets a thread, and an outage or a quota holds none."""
+"""The dispatcher: which thread carries on which worker, and what needs none."""
 
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Executor, Future
-from functools import partial
-from typing import Any
 
 import pytest
 
@@ -15,10 +10,8 @@ from ottoscaler.core.pods import Phase
 from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.errors import ClusterUnavailable
+from ottoscaler.flow.dispatch import AT_ONCE, GROW_EVERY_S
 from ottoscaler.flow.owned_tasks import WorkerRun
-from ottoscaler.flow.parts import Parts
-from ottoscaler.flow.pool import AT_ONCE, GROW_EVERY_S, Pool
-from ottoscaler.flow.worker import Runner
 from tests.fakes.node import AutoNode
 from tests.fakes.wait import eventually
 from tests.flow.conftest import Lines
@@ -52,46 +45,49 @@ def test_a_thread_that_is_done_asks_for_the_next_worker() -> None:
         assert at_work() == 1
 
 
-class Later(Executor):
-    """Threads that have been started and have not begun; `begin` lets one run to its end."""
+def test_nobody_but_the_dispatcher_starts_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reader, the lease thread and the watch have their own work, and a thousand threads take seconds to start."""
+    starters: set[str] = set()
+    start = threading.Thread.start
 
-    def __init__(self) -> None:
-        self.waiting: deque[Callable[[], Any]] = deque()
+    def note(thread: threading.Thread) -> None:
+        if thread.name.startswith("worker"):
+            starters.add(threading.current_thread().name)
+        start(thread)
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        self.waiting.append(partial(fn, *args, **kwargs))
-        return Future()
-
-    def begin(self) -> None:
-        self.waiting.popleft()()
-
-
-class Quick(Runner):
-    """Every worker is done at once."""
-
-    def __init__(self, parts: Parts) -> None:
-        super().__init__(parts)
-        self.done: list[int] = []
-
-    def run(self, run: WorkerRun) -> None:
-        self.done.append(run.life.index)
+    monkeypatch.setattr(threading.Thread, "start", note)
+    count = 3 * AT_ONCE
+    with SimulatedController(threads=["watch", "reader"], MAX_WORKERS=count, auto=True) as controller:
+        controller.send(pod_count=count)
+        assert len(controller.results(count)) == count
+    assert starters == {"dispatch"}
 
 
-def test_no_caller_starts_a_thousand_threads() -> None:
-    """The reader, the lease thread and the watch have their own work: each thread that begins starts the next ones."""
+def test_a_step_starts_a_few_threads_and_then_looks_at_the_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scale_down of workers that wait does not wait until all threads have begun."""
+    started: list[WorkerRun] = []
     count = 3 * AT_ONCE
     with SimulatedController(MAX_WORKERS=count) as controller:
         controller.registry.replace(controller.cluster.list())
-        later, runner = Later(), Quick(controller.parts)
-        pool = Pool(controller.parts, runner, later)
+        monkeypatch.setattr(controller.dispatcher, "_start", started.append)
         controller.ledger.add(task("e1", count))
-        pool.pump()
-        assert len(later.waiting) == AT_ONCE
-        later.begin()
-        assert len(later.waiting) > AT_ONCE
-        while later.waiting:
-            later.begin()
-        assert sorted(runner.done) == list(range(1, count + 1))
+        controller.dispatcher.step()
+        assert len(started) == AT_ONCE
+        for _ in range(2):
+            controller.dispatcher.step()
+        assert sorted(run.life.index for run in started) == list(range(1, count + 1))
+        for run in started:
+            controller.ledger.give_back(run)
+
+
+def test_a_thread_that_waits_gets_the_next_worker() -> None:
+    """No further one is started for it."""
+    with SimulatedController(threads=["watch", "reader"], MAX_WORKERS=10, auto=True) as controller:
+        for number in range(1, 6):
+            controller.send()
+            controller.results(number)
+            eventually(lambda: controller.ledger._idle_threads, what="its thread to wait")
+        assert at_work() == 1
 
 
 def test_room_is_used_by_each_worker_that_has_a_thread() -> None:
@@ -162,16 +158,17 @@ def test_a_worker_that_waits_for_a_thread_is_not_stuck(machine: list[int]) -> No
         for index in (1, 2):
             controller.pod(event_id, index)
         assert controller.ledger.counts() == (2, 3)
-        assert not controller.ledger.takeable()
+        eventually(lambda: not controller.ledger.takeable(), what="a thread to be refused")
 
 
 def test_the_pool_grows_again_when_the_machine_has_threads_again(machine: list[int], log: Lines) -> None:
     """Also one that got none at all: nothing but time has to pass."""
     with SimulatedController(threads=["watch"], MAX_WORKERS=10, auto=True) as controller:
         controller.accept(pod_count=5)
+        eventually(lambda: log.of("pool.shrunk"), what="a thread to be refused")
         assert (at_work(), controller.ledger.counts()) == (0, (0, 5))
         machine[0] = 10
-        controller.pool.pump()
+        controller.dispatcher.step()
         assert at_work() == 0
         controller.pass_time(GROW_EVERY_S)
         assert len(controller.results(5)) == 5
@@ -179,16 +176,16 @@ def test_the_pool_grows_again_when_the_machine_has_threads_again(machine: list[i
 
 
 def test_cancelled_workers_need_no_thread() -> None:
-    """Their two writes are done by whoever asks, however full the pool is."""
+    """Their two writes are made by the dispatcher, however full the pool is."""
     with SimulatedController(threads=["watch"], MAX_WORKERS=1) as controller:
         controller.pod(controller.accept())
         event_id, termination = controller.accept(pod_count=5), Termination(Reason.SCALED_DOWN)
         for index in range(1, 6):
             controller.stream.store_termination(event_id, None, index, termination)
             controller.ledger.cancel(event_id, index, termination)
-        assert controller.pool.run_cancelled(controller.ender.follow) == 5
         assert {result["reason"] for result in controller.results(5)} == {"ScaledDown"}
-        assert controller.ledger.counts() == (1, 0)
+        eventually(lambda: controller.ledger.counts() == (1, 0), what="the last of them to be let go of")
+        assert at_work() == 1
 
 
 def test_a_resumed_worker_can_be_carried_on_without_a_thread() -> None:
@@ -204,16 +201,38 @@ def test_a_resumed_worker_can_be_carried_on_without_a_thread() -> None:
             controller.intake.open(task)
             controller.cluster.run(pod)
             controller.cluster.succeed(pod)
-            assert controller.pool.run_waiting(controller.key(event_id).event_hash, 1)
+            controller.sees(pod, lambda seen: seen.finished)
+            assert controller.dispatcher.hand_over(controller.key(event_id).event_hash, 1)
+            controller.ender.step()
             assert controller.result()["event_id"] == event_id
-            assert not controller.pool.run_waiting(controller.key(event_id).event_hash, 1)
+            assert not controller.dispatcher.hand_over(controller.key(event_id).event_hash, 1)
+
+
+def test_one_that_runs_on_goes_back_to_the_queue() -> None:
+    """It was taken for finished, and a live look shows that it is not: it waits for a thread again."""
+    with SimulatedController(threads=["watch"]) as first:
+        event_id = first.accept()
+        first.pod(event_id)
+        first.close()
+        with SimulatedController(first.servers, consumer="c2", threads=["watch"], MAX_WORKERS=1) as controller:
+            other = controller.pod(controller.accept())
+            task = controller.stream.take(event_id, same_consumer=False)
+            assert task is not None
+            controller.intake.open(task)
+            assert controller.dispatcher.hand_over(controller.key(event_id).event_hash, 1)
+            controller.ender.step()
+            assert controller.ledger.counts() == (1, 1)
+            controller.cluster.run(other)
+            controller.cluster.succeed(other)
+            controller.result()
+            controller.pod(event_id)
 
 
 def test_after_its_close_nothing_is_begun() -> None:
     """What waits is left to whoever comes next."""
     with SimulatedController(threads=["watch"]) as controller:
-        controller.pool.close()
-        controller.pool.close()
+        controller.dispatcher.close()
+        controller.dispatcher.close()
         controller.accept()
         assert (controller.ledger.counts(), controller.calls("create")) == ((0, 1), 0)
 
@@ -234,6 +253,6 @@ def test_waiting_for_idleness_names_the_busy_workers() -> None:
     """The stop has to know whether it may go on."""
     with SimulatedController(threads=["watch"]) as controller:
         controller.pod(controller.accept())
-        assert controller.pool.wait_idle(controller.clock.now()) == 1
+        assert controller.ledger.wait_idle(controller.clock.now()) == 1
         controller.registry.close()
-        eventually(lambda: controller.pool.wait_idle(controller.clock.now()) == 0)
+        eventually(lambda: controller.ledger.wait_idle(controller.clock.now()) == 0)

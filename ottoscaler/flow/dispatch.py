@@ -1,0 +1,153 @@
+"""The dispatcher: the one place where a worker is handed to a thread.
+
+A worker thread that has done with one worker takes the next one from the ledger itself, and waits there when there is
+none. The dispatcher's own thread does what is left: it starts a thread where a worker is ready and none waits for it,
+carries on cancelled workers (two writes to Redis, for which no worker thread is needed), and wakes idle threads for
+workers whose pause is over. So what makes a worker ready (the reader, the watch, a worker that ends) only notifies the
+ledger, and never starts a thread itself: thousands take seconds.
+
+Where the machine gives no further thread (a limit of pids), the dispatcher goes on with those that it has: each of them
+takes the next worker when it has done with one, and now and then a further thread is tried.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Final
+
+from ottoscaler import logs
+from ottoscaler.flow.ender import Ender
+from ottoscaler.flow.heartbeat import Heartbeat
+from ottoscaler.flow.inbox import Inbox
+from ottoscaler.flow.ledger import Ledger
+from ottoscaler.flow.owned_tasks import WorkerRun
+from ottoscaler.flow.stop import Stop
+from ottoscaler.flow.worker import Runner
+from ottoscaler.ports import Clock
+
+#: Threads started, and cancelled workers carried on, before the dispatcher looks at the other kind of work.
+AT_ONCE: Final = 32
+#: After the machine has refused a thread, how long none is tried, seconds.
+GROW_EVERY_S: Final = 10.0
+#: The longest wait for something to do, seconds: how late the end of a stop or room of which nobody notified the ledger
+#: is seen.
+LOOK_EVERY_S: Final = 0.5
+
+_log = logs.get(__name__)
+
+
+class Dispatcher:
+    """Owns the worker threads. `run` is the body of one thread; `hand_over` is for any, `close` for the main thread."""
+
+    def __init__(
+        self, *, ledger: Ledger, runner: Runner, ender: Ender, inbox: Inbox, stop: Stop, heartbeat: Heartbeat,
+        clock: Clock, max_workers: int,
+    ) -> None:  # fmt: skip
+        """`max_workers`: how many worker threads there are at most."""
+        self._ledger = ledger
+        self._runner = runner
+        self._ender = ender
+        self._inbox = inbox
+        self._stop = stop
+        self._heartbeat = heartbeat
+        self._clock = clock
+        self._max_workers = max_workers
+        # all the dispatcher's thread's own
+        self._size = 0
+        self._grow_at = 0.0
+        self._logged = -1  # the size of the pool that the log has last
+        self._cancelled = 0  # carried on since the scale_downs were last told to look
+
+    def run(self) -> None:
+        """Until the stop."""
+        while not self._stop.is_set():
+            self.step()
+            self._heartbeat.beat()
+            self._ledger.wait_for_dispatch(LOOK_EVERY_S)
+
+    def step(self) -> None:
+        """Carry on some cancelled workers and start some threads. Raises nothing."""
+        self._carry_on_cancelled()
+        self._start_threads()
+
+    def hand_over(self, event_hash: str, index: int) -> bool:
+        """Carry on a resumed worker although no thread is free for it; False if it is not waiting for one."""
+        run = self._ledger.take_resumed(event_hash, index)
+        if run is not None:
+            self._ender.follow(run)
+        return run is not None
+
+    def close(self) -> None:
+        """Hand out nothing more; does not wait. Idempotent."""
+        self._ledger.close()
+
+    def _carry_on_cancelled(self) -> None:
+        """As far as writes to Redis go; the ender gets those that need the cluster, which may take long to answer."""
+        for _ in range(AT_ONCE):
+            run = None if self._stop.is_set() else self._ledger.take_cancelled()
+            if run is None:
+                break
+            self._cancelled += 1
+            if self._runner.write(run):
+                self._ledger.give_back(run, thread=False)
+            else:
+                self._ender.follow(run)
+        else:
+            return  # there may be more: a scale_down that looks now would only find that out
+        if self._cancelled:
+            self._cancelled = 0
+            self._inbox.look_soon()
+
+    def _start_threads(self) -> None:
+        if self._ledger.threads < self._max_workers and self._clock.now() >= self._grow_at:
+            self._ledger.threads = self._max_workers
+        for _ in range(AT_ONCE):
+            # A thread gets its first worker before it starts. If it took one itself, the dispatcher would not know yet
+            # that this worker is taken, and start further threads for it.
+            run = None if self._stop.is_set() else self._ledger.take_for_new_thread()
+            if run is None:
+                return
+            try:
+                self._start(run)
+            except RuntimeError as error:  # can't start new thread
+                # The worker waits for the next thread that comes free. The limit comes first: as long as the ledger
+                # counts on a further thread, it gives the same worker to the dispatcher again.
+                self._ledger.threads = self._size
+                self._grow_at = self._clock.now() + GROW_EVERY_S
+                self._ledger.pause(run, self._clock.now())
+                self._ledger.give_back(run)
+                self._log_size(error)
+                return
+            self._size += 1
+
+    def _start(self, run: WorkerRun) -> None:
+        """Start a thread with this worker. Raises RuntimeError if the machine gives none."""
+        # A daemon: the interpreter would wait for others at its end without a limit, and the stop has one.
+        threading.Thread(target=self._work, args=(run,), name=f"worker-{self._size}", daemon=True).start()
+
+    def _work(self, first: WorkerRun) -> None:
+        """The body of a worker thread."""
+        run: WorkerRun | None = first
+        while run is not None:
+            self._heartbeat.progressed()
+            self._runner.run(run)
+            self._ledger.give_back(run)
+            run = self._next()
+
+    def _next(self) -> WorkerRun | None:
+        """Wait for the next worker of this thread; None when the process stops."""
+        while not (self._stop.is_set() or self._ledger.closed):
+            if (run := self._ledger.take()) is not None:
+                return run
+            self._ledger.wait_for_work()
+        return None
+
+    def _log_size(self, refusal: RuntimeError) -> None:
+        if self._size != self._logged:
+            self._logged = self._size
+            _log.warning(
+                "pool.shrunk",
+                "The machine gives no further thread (%s): going on with %d for MAX_WORKERS=%d, other workers wait;"
+                " a limit of pids may be raised (Kubernetes: podPidsLimit of the kubelet), or MAX_WORKERS lowered",
+                refusal, self._size, self._max_workers, error=str(refusal),
+            )  # fmt: skip

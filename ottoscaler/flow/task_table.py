@@ -1,0 +1,90 @@
+"""The open tasks of this process, by event id: who owns them, and what is known of their workers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+
+from ottoscaler.core.verdicts import Verdict
+from ottoscaler.flow.owned_tasks import OwnedTask, WorkerRun
+from ottoscaler.ports import StoredWorker
+
+
+class TaskTable:
+    """Any thread; no call blocks or does I/O. The second half is for the ledger, which holds `lock` meanwhile.
+
+    The lock is the ledger's, too: what is open, what waits and how much room there is change together. A worker that
+    one thread takes while another one closes its task would run without an owner.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self._tasks: dict[str, OwnedTask] = {}  # guarded by lock, and so are the tasks themselves
+
+    def owners(self) -> dict[str, str]:
+        """Event id -> owner token of all open tasks."""
+        with self.lock:
+            return {event_id: task.owner for event_id, task in self._tasks.items()}
+
+    def has(self, event_id: str) -> bool:
+        """Is this task open here?"""
+        with self.lock:
+            return event_id in self._tasks
+
+    def in_hand(self) -> set[str]:
+        """The tasks of which some thread carries on a worker."""
+        with self.lock:
+            return {name for name, task in self._tasks.items() if any(run.on_thread for run in task.runs.values())}
+
+    def newly_cancelled(self, cancels: Mapping[str, int]) -> list[str]:
+        """Tasks that were given more cancel marks than are known here; from now on these are known."""
+        with self.lock:
+            changed = [
+                event_id
+                for event_id, count in cancels.items()
+                if event_id in self._tasks and count > self._tasks[event_id].cancels
+            ]
+            for event_id in changed:
+                self._tasks[event_id].cancels = cancels[event_id]
+        return changed
+
+    def recorded(self, run: WorkerRun, verdict: Verdict) -> None:
+        """Its result is stored: kept here in case that Redis is wiped before the task is finished."""
+        life = run.life
+        result = StoredWorker(life.index, life.attempt, life.infra_used, outcome=verdict.outcome, reason=verdict.reason)
+        with self.lock:
+            run.task.results[life.index] = result
+
+    def spared(self, run: WorkerRun) -> None:
+        """It is not cancelled any more: the termination was cleared."""
+        with self.lock:
+            run.task.terminations.pop(run.life.index, None)
+
+    def failed(self, run: WorkerRun) -> None:
+        """The program itself has failed on it: its task counts as worked on."""
+        with self.lock:
+            run.task.failed_on = True
+
+    def first_look(self, task: OwnedTask) -> bool:
+        """True once for each task: when the first of its pods is there."""
+        with self.lock:
+            first, task.monitored = not task.monitored, True
+            return first
+
+    # -- under the lock
+
+    def __iter__(self) -> Iterator[OwnedTask]:
+        return iter(self._tasks.values())
+
+    def get(self, event_id: str) -> OwnedTask | None:
+        """The open task of an event."""
+        return self._tasks.get(event_id)
+
+    def put(self, task: OwnedTask) -> None:
+        """This task is open from now on."""
+        self._tasks[task.event.event_id] = task
+
+    def close(self, task: OwnedTask) -> None:
+        """The task is finished, or another process has it."""
+        task.closed = True
+        self._tasks.pop(task.event.event_id, None)

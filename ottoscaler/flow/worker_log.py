@@ -1,0 +1,74 @@
+"""The lines and figures of one worker's life, apart from the code that carries it on."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from ottoscaler import logs
+from ottoscaler.core import effects
+from ottoscaler.core.lifecycle import Life
+from ottoscaler.core.names import pod_name
+from ottoscaler.core.pods import Snapshot
+from ottoscaler.core.verdicts import Reason, Verdict
+from ottoscaler.flow.owned_tasks import WorkerRun
+from ottoscaler.flow.task_table import TaskTable
+from ottoscaler.metrics import Metrics
+from ottoscaler.ports import Clock
+
+_log = logs.get(__name__)
+
+
+class WorkerLog:
+    """What the log says of a worker's life, and the figures that go with it. Any thread."""
+
+    def __init__(self, clock: Clock, tasks: TaskTable, metrics: Metrics) -> None:
+        self._clock = clock
+        self._tasks = tasks
+        self._create_delay = metrics.event_to_create_seconds
+        self._record_delay = metrics.end_to_result_seconds
+        self._finished = metrics.workers_finished
+
+    def creating(self, run: WorkerRun) -> None:
+        """Just before the create request."""
+        since_event_s = run.task.queued_s + self._clock.now() - run.task.received_mono
+        self._create_delay.observe(since_event_s)
+        _log.info(
+            "worker.created", "Creating worker pod: %s", run.pod_name,
+            pod=run.pod_name, attempt=run.life.attempt, since_event_s=round(since_event_s, 6),
+        )  # fmt: skip
+
+    def adopted(self, run: WorkerRun) -> None:
+        """The pod that a create met is the worker's own."""
+        _log.info("worker.adopted", "Adopting worker pod: %s", run.pod_name, pod=run.pod_name, attempt=run.life.attempt)
+
+    def step(self, run: WorkerRun, before: Life) -> None:
+        """After each step: the first pod of a task, a new attempt, a pod that is to be ended."""
+        life, name = run.life, run.pod_name
+        if isinstance(life.todo, effects.Await) and self._tasks.first_look(run.task):
+            _log.info("task.monitoring", "Monitoring pod completion")
+        if life.attempt > before.attempt:
+            old = pod_name(replace(run.key, attempt=before.attempt))
+            _log.warning("worker.retried", "%s ended; trying again as %s", old, name, pod=name, attempt=life.attempt)
+        if isinstance(life.todo, effects.StoreTermination):
+            reason, message = life.todo.termination.reason, life.todo.termination.message
+            if life.pod is not None and life.pod.ended:
+                message += "; other containers outlived it by TERMINATION_GRACE_S"
+            _log.warning(
+                "worker.terminating", "Ending %s: %s (%s)", name, reason, message, pod=name, attempt=life.attempt
+            )
+
+    def recorded(self, run: WorkerRun, verdict: Verdict, pod: Snapshot | None) -> None:
+        """After a result was stored for the first time: this one."""
+        life, now = run.life, self._clock.now()
+        outcome = verdict.outcome
+        self._finished.inc(outcome)
+        if life.sight.ended is not None:
+            self._record_delay.observe(now - life.sight.ended)
+        started, ended = (pod.started_at, pod.finished_at) if pod else (None, None)
+        duration_s = round(ended - started, 3) if started is not None and ended is not None else None
+        say = _log.info if verdict.reason is Reason.COMPLETED else _log.warning
+        say(
+            "worker.finished", "Worker pod %s %s: %s", run.pod_name, outcome, verdict.reason,
+            pod=run.pod_name, attempt=life.attempt, duration_s=duration_s, reason=verdict.reason.value,
+            detail=verdict.message,
+        )  # fmt: skip
