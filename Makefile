@@ -37,7 +37,7 @@ DEV := $(VENV)/.dev-$(VERSION)
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 # The parts of `make test`, and where each reports.
-PARTS := deploy flow cli adapters local core top simulation
+PARTS := deploy race cli adapters top flow core local simulation
 REPORTS := .cache/reports
 SUITES := $(wildcard tests/core tests/flow tests/simulation tests/adapters tests/local tests/cli tests/deploy tests/test_*.py)
 
@@ -69,13 +69,14 @@ ifeq ($(strip $(ARGS)),)
 	@rm -rf $(REPORTS) && mkdir -p $(REPORTS)
 	@# side by side, since many of them wait for servers; the longest first
 	@begin=$$SECONDS status=0; \
-		$(MAKE) --jobs=3 --keep-going --output-sync=target REPORT=$(REPORTS)/ $(PARTS:%=suite-%) test-race || status=$$?; \
-		$(BIN)/python -m tests.summary $(REPORTS) $$((SECONDS - begin)) $(PARTS) race; exit $$status
+		$(MAKE) --jobs=3 --keep-going --output-sync=target REPORT=$(REPORTS)/ $(PARTS:%=suite-%) || status=$$?; \
+		$(BIN)/python -m tests.summary $(REPORTS) $$((SECONDS - begin)) $(PARTS); exit $$status
 else
 	@$(SET_ARGS); $(PYTEST) -m "not e2e" $(SUITES) "$$@"
 	@echo "make test: with ARGS the second pass over the flow is left out; 'make test-race' runs it"
 endif
 
+suite-race: test-race ; @:
 suite-top: SUITE = $(wildcard tests/test_*.py)
 suite-%: SUITE = tests/$*
 suite-%: $(DEV)

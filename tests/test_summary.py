@@ -42,11 +42,12 @@ def test_all_that_happened_is_counted(reports: Path) -> None:
 
 
 def test_a_suite_that_died_is_a_failure(reports: Path) -> None:
-    """It has written no report, or half of one."""
+    """It has written no report, half of one, or one without tests."""
     (reports / "two.xml").write_text("<testsuites><testsuite>", encoding="utf-8")
-    line = summary(reports, 7, ["one", "two", "three"])
-    assert "1 passed, 4 failed, 1 skipped" in line
-    assert line.endswith("no report of two, three, in 7 s")
+    (reports / "three.xml").write_text("<testsuites><testsuite/></testsuites>", encoding="utf-8")
+    line = summary(reports, 7, ["one", "two", "three", "four"])
+    assert "1 passed, 5 failed, 1 skipped" in line
+    assert line.endswith("no report of two, three, four, in 7 s")
 
 
 def test_the_line_is_not_one_of_pytests(reports: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
@@ -81,13 +82,18 @@ def calls(checkout: Path) -> list[str]:
 
 def write_env(checkout: Path, user: str, *more: str) -> Path:
     """An environment file as setup-user makes it."""
-    made = run(
-        checkout, "python3", "-I", "-S", "deploy/environment.py", "template", user, str(dict(TEAM.values())[user])
-    )
     path = checkout / f".env.{user}.local"
-    path.write_text(made.stdout + "".join(f"{line}\n" for line in more), encoding="utf-8")
+    path.write_text(_template(user) + "".join(f"{line}\n" for line in more), encoding="utf-8")
     path.chmod(0o600)
     return path
+
+
+@functools.cache
+def _template(user: str) -> str:
+    """Made once: hundreds of tests begin with it."""
+    port = str(dict(TEAM.values())[user])
+    command = [sys.executable, "-I", "-S", "deploy/environment.py", "template", user, port]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=50).stdout
 
 
 def mode(path: Path) -> str:
