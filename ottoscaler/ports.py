@@ -1,6 +1,6 @@
 """The seam: what the threads need of the world, as Protocols over plain values.
 
-Above this file nobody knows a Redis reply or a Kubernetes object, below it nobody decides. Each port has one contract
+Above this file no module knows a Redis reply or a Kubernetes object, below it none decides. Each port has one contract
 suite in tests/adapters that every implementation passes: the fake, the embedded server and the real one.
 """
 
@@ -27,7 +27,7 @@ from ottoscaler.stored import TaskView as TaskView
 
 
 class Clock(Protocol):
-    """How long something has lasted is measured by `now`, which nobody can set. Times of other machines, and `wall`,
+    """How long something has lasted is measured by `now`, which cannot be set. Times of other machines, and `wall`,
     are for display: their clocks may be wrong, and may be set at any moment.
     """
 
@@ -262,7 +262,7 @@ class Stream(EventLog, Leases, Attempts, ScaleDowns, Preflight, Protocol):
 
 
 class Change(Enum):
-    """What a watch tells."""
+    """What a watch reports."""
 
     UPDATED = auto()
     DELETED = auto()
@@ -295,7 +295,7 @@ class Created(Enum):
 class Cluster(Protocol):
     """The Kubernetes API, as far as worker pods go. Safe to call from any thread; `close` wakes a blocked watch.
 
-    Raises ClusterUnavailable (try again; `unclear` tells whether the request may have been carried out) and
+    Raises ClusterUnavailable (try again; `unclear` says whether the request may have been carried out) and
     ClusterRejected (do not).
     """
 

@@ -26,8 +26,9 @@ class Entry:
 @dataclass(frozen=True, slots=True)
 class StoredWorker:
     """What the task hash knows of a worker. `attempt` 0: none was ever stored. `refused`: that attempt's pod was
-    refused and is not there. `seen`: somebody has seen that attempt's pod. `reason` is told with the outcome, and only
-    by what gives whole tasks. `spared` are the scale_downs or events whose drains it survived, since it had started.
+    refused and is not there. `seen`: a replica has seen that attempt's pod. `reason` comes with the outcome, and only
+    from calls that return whole tasks. `spared` are the scale_downs or events whose drains it survived, since it had
+    started.
     """
 
     index: int
@@ -45,8 +46,8 @@ class StoredWorker:
 class OpenTask:
     """An unfinished task as Redis has it.
 
-    `owner` is the token to show with every write (`<consumer>/<boot>/<tenure>`), or whose it is if it is not ours;
-    `workers` are those that differ from "never heard of", by index; `victims` is the stored victim list of a
+    `owner` is the token of its owner, which each write has to show (`<consumer>/<incarnation>/<epoch>`);
+    `workers` are those of which anything is stored, by index; `victims` is the stored victim list of a
     scale_down, None before it is chosen, `survivors` the pods that it spares; `superseded` is False while older events
     of its `supersedes` key are still to be dealt with; `cancels` counts the cancel marks that the task was ever given;
     `again` says that it had been accepted before: two threads may have the same entry in hand.
@@ -71,7 +72,7 @@ class OpenTask:
 
 
 class Status(Enum):
-    """What a script answers."""
+    """What a script replies."""
 
     OK = auto()
     NOT_OURS = auto()

@@ -11,7 +11,7 @@ and then carries out all. What may refuse a write, and how it is met:
 A read after a planned write still sees the old value. ]]
 
 -- The command that shows whether a key is of the type that a command needs, and the name of that type. Flat, since all
--- tables of a script are made anew at each call.
+-- tables of a script are made again at each call.
 local PROBES = {
   HSET = 'HLEN', HDEL = 'HLEN', HGETALL = 'HLEN', HEXISTS = 'HLEN', EXPIRE = 'EXISTS',
   ZADD = 'ZCARD', ZREM = 'ZCARD', ZREMRANGEBYSCORE = 'ZCARD',
@@ -47,10 +47,10 @@ end
 
 -- The same for a stream that has given its last id.
 local function exhausted(key)
-  local told = redis.pcall('XINFO', 'STREAM', key)
-  if told.err then return not string.find(told.err, 'no such key', 1, true) and told or nil end
-  for n = 1, #told, 2 do
-    if told[n] == 'last-generated-id' and string.sub(told[n + 1], 1, #LAST_MS) == LAST_MS then
+  local info = redis.pcall('XINFO', 'STREAM', key)
+  if info.err then return not string.find(info.err, 'no such key', 1, true) and info or nil end
+  for n = 1, #info, 2 do
+    if info[n] == 'last-generated-id' and string.sub(info[n + 1], 1, #LAST_MS) == LAST_MS then
       return redis.error_reply('ERR the stream ' .. key .. ' has given its last id, so nothing was changed')
     end
   end

@@ -102,15 +102,15 @@ class KubeCluster:
         *,
         instance: str,
         count: Callable[[str], None] = lambda verb: None,
-        heard: Callable[[str], None] = lambda error: None,
+        on_reply: Callable[[str], None] = lambda error: None,
         urgent: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`count` is told the verb of each request, `heard` how it ended: empty for an answer, else the error.
-        `urgent` tells whether the calling thread's requests wait for no other's.
+        """`count` gets the verb of each request, `on_reply` how it ended: empty for an answer, otherwise the error.
+        `urgent` returns whether the requests of the calling thread wait for no other's.
         """
         self._count = count
-        self._heard = heard
-        self._http = KubeHttp(settings, heard, urgent)
+        self._on_reply = on_reply
+        self._http = KubeHttp(settings, on_reply, urgent)
         self._namespace = settings.namespace
         self._pods = f"/api/v1/namespaces/{settings.namespace}/pods"
         self._instance = instance
@@ -159,7 +159,7 @@ class KubeCluster:
         try:
             rest = b""
             for chunk in response.stream(65536):
-                self._heard("")
+                self._on_reply("")
                 *lines, rest = (rest + chunk).split(b"\n") if rest else chunk.split(b"\n")
                 for line in lines:
                     if line and (event := _watch_event(line, self._instance)) is not None:
@@ -169,7 +169,7 @@ class KubeCluster:
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             self._http.drop_idle()
             broken = ClusterUnavailable(f"the watch of pods broke off ({' '.join(str(error).split())[:200]})")
-            self._heard(str(broken))
+            self._on_reply(str(broken))
             raise broken from error
         finally:
             self._http.done(response)
@@ -308,22 +308,22 @@ def _watch_event(line: bytes, instance: str) -> WatchEvent | None:
     Raises Expired or ClusterUnavailable for an error of the server, and where the line is not one of a watch: what
     comes then is not from the API server, and what it left out only a list shows.
     """
-    told = _decoded(_line, line)
-    if told.type == "ERROR":
-        raise _stream_error(bytes(told.object))
-    if told.type == "BOOKMARK":
-        return WatchEvent(Change.BOOKMARK, _decoded(_bookmark, told.object).metadata.resource_version, None)
-    if told.type not in _CHANGES:
-        raise ClusterUnavailable(f"the watch of pods sent an event of unknown type {told.type[:100]!r}")
+    event = _decoded(_line, line)
+    if event.type == "ERROR":
+        raise _stream_error(bytes(event.object))
+    if event.type == "BOOKMARK":
+        return WatchEvent(Change.BOOKMARK, _decoded(_bookmark, event.object).metadata.resource_version, None)
+    if event.type not in _CHANGES:
+        raise ClusterUnavailable(f"the watch of pods sent an event of unknown type {event.type[:100]!r}")
     try:
-        raw = _pod.decode(told.object)
+        raw = _pod.decode(event.object)
         pod = snapshot(raw, instance)
     except (msgspec.MsgspecError, ValueError) as error:
         _log.warning("watch.unreadable", "A pod in the watch cannot be read and is skipped", error=str(error)[:200])
         return None
-    if pod is not None and told.type == "DELETED":
+    if pod is not None and event.type == "DELETED":
         pod = pod.as_gone()
-    return WatchEvent(_CHANGES[told.type], raw.metadata.resource_version, pod)
+    return WatchEvent(_CHANGES[event.type], raw.metadata.resource_version, pod)
 
 
 def _stream_error(body: bytes) -> Exception:

@@ -1,4 +1,4 @@
---[[ The writes of `dead`: one atomic step each, and idempotent, so that two people at once, or one who got no answer, do no
+--[[ The writes of `dead`: one atomic step each, and idempotent, so that two callers at once, or one that repeats a call, do no
 harm. The writes are planned (`write`, see atomic.lua). Commands of Redis 7.0 / Valkey only.
   KEYS  1 dead letter stream, 2 redriven (hash: dead letter's id -> the entry that it was sent again as), and for redrive
         3 event stream, 4 task hash of the event id that it is sent again under

@@ -1,5 +1,5 @@
-"""The dead-letter stream as a person at the command line sees it, with the two things that he can do to it: send an
-event again, and take an entry away.
+"""The dead-letter stream as `dead` shows it, with the two things that an operator can do to it: send an event again,
+and remove an entry.
 
 What was sent again is remembered in a hash of its own, in the same step that sends it, for as long as the dead letter
 is there: the event id under which it is sent is forgotten after TASK_TTL_S.
@@ -75,7 +75,7 @@ class Letter:
                 " it is not sent again"
             )
         if not kept:
-            raise NotRedrivable(f"Dead letter {self.id} has no event any more (it was trimmed away): send it anew")
+            raise NotRedrivable(f"Dead letter {self.id} has no event any more (it was trimmed away): send it again")
         try:
             return {name.encode(): _bytes(value) for name, value in kept.items()}
         except (TypeError, KeyError, binascii.Error) as error:
@@ -136,14 +136,14 @@ class DeadLetters:
         keys = [self._keys.dead_letter_stream, self._key.redriven, *more]
         with translated(self.where):
             command = ("EVALSHA", _SCRIPT.digest, len(keys), *keys, function, dead_id, *rest)
-            fate, sent = cast("list[bytes]", call_script(self._client, _SCRIPT, command))
-        return Became(fate.decode()), sent.decode()
+            outcome, sent = cast("list[bytes]", call_script(self._client, _SCRIPT, command))
+        return Became(outcome.decode()), sent.decode()
 
     def _letters(self, entries: Any) -> list[Letter]:
-        told = texts_of(entries)
-        ids = [dead_id for dead_id, _ in told]
+        letters = texts_of(entries)
+        ids = [dead_id for dead_id, _ in letters]
         redriven = cast("Any", self._client.hmget(self._key.redriven, ids)) if ids else []
-        return [_letter(*each, (sent or b"").decode()) for each, sent in zip(told, redriven, strict=True)]
+        return [_letter(*each, (sent or b"").decode()) for each, sent in zip(letters, redriven, strict=True)]
 
 
 def canonical(text: str) -> str | None:

@@ -94,13 +94,13 @@ class Access:
         return self._token
 
     def refused(self, token: str | None) -> None:
-        """The server does not know who we are (401) by this token: a plugin is asked for another."""
+        """The server does not accept this token (401): a plugin is asked for another."""
         if self._plugin is not None:
             self._plugin.refused(token)
 
     def _read(self) -> str | None:
         """The library reads a ServiceAccount's file once a minute, for bound tokens rotate. It settles its whole
-        configuration anew each time, proxies included, which cost a sixth of each request: so it is not asked for each.
+        configuration again each time, proxies included, which costs a sixth of each request: so it is not always asked.
         """
         try:
             if self._token_file is not None:

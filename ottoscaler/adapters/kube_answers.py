@@ -90,21 +90,21 @@ def refusal(status: int, body: bytes, verb: Verb, name: str = "", retry_after: s
     Returns Expired (list and watch), ClusterRejected with reason `AlreadyExists` (create), `NotFound` (get, delete),
     `Conflict` (delete) or what a create is refused for; else ClusterUnavailable.
     """
-    told = _status(status, body)
-    if told is None:
+    answer = _status(status, body)
+    if answer is None:
         text = " ".join(body[:200].decode("utf-8", "replace").split())
         message = f"{status} to {verb} with a body that is not of the Kubernetes API ({text or 'empty'})"
         # 429 comes before anything was done, and the API server itself sends it as plain text
         return _later(f"{message}; is there a proxy in between?", retry_after, unclear=status != 429)
-    message = f"the Kubernetes API answered {status} to {verb}: {told.message or told.reason or 'no reason given'}"
-    if verb in (Verb.LIST, Verb.WATCH) and status == 410 and told.reason in ("Expired", "Gone"):
+    message = f"the Kubernetes API answered {status} to {verb}: {answer.message or answer.reason or 'no reason given'}"
+    if verb in (Verb.LIST, Verb.WATCH) and status == 410 and answer.reason in ("Expired", "Gone"):
         return Expired(message)
-    if _is_verdict(status, told, verb, name):
-        return ClusterRejected(message, status=status, reason=told.reason)
+    if _is_verdict(status, answer, verb, name):
+        return ClusterRejected(message, status=status, reason=answer.reason)
     if verb is Verb.CREATE and status == 404:
         message = f"{message}: does NAMESPACE exist?"
-    if not retry_after and told.details is not None and told.details.retry_after_s > 0:
-        retry_after = str(int(told.details.retry_after_s))
+    if not retry_after and answer.details is not None and answer.details.retry_after_s > 0:
+        retry_after = str(int(answer.details.retry_after_s))
     return _later(message, retry_after, unclear=status >= 500 or status in (408, 410) or status < 400)
 
 
@@ -117,45 +117,45 @@ def _later(message: str, retry_after: str | None, *, unclear: bool) -> ClusterUn
 def _status(status: int, body: bytes) -> _Status | None:
     """The Status that a body is; None for anything else, and for one that is not about this answer."""
     try:
-        told = msgspec.json.decode(body, type=_Status)
+        answer = msgspec.json.decode(body, type=_Status)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-    genuine = (told.kind, told.version, told.status) == ("Status", "v1", "Failure") and told.code in (0, status)
-    return told if genuine else None
+    genuine = (answer.kind, answer.version, answer.status) == ("Status", "v1", "Failure") and answer.code in (0, status)
+    return answer if genuine else None
 
 
-def _is_verdict(status: int, told: _Status, verb: Verb, name: str) -> bool:
+def _is_verdict(status: int, answer: _Status, verb: Verb, name: str) -> bool:
     if verb is Verb.CREATE:
-        return _refuses(status, told, name)
+        return _refuses(status, answer, name)
     if verb is Verb.REVIEW:
         return status in (403, 404, 405)
-    if told.denied:  # by a webhook: it knows nothing of what there is
+    if answer.denied:  # by a webhook: it knows nothing of what there is
         return False
-    if status == 404 and told.reason == "NotFound":
-        return verb in (Verb.GET, Verb.DELETE) and told.about(name)
-    return status == 409 and told.reason == "Conflict" and verb is Verb.DELETE
+    if status == 404 and answer.reason == "NotFound":
+        return verb in (Verb.GET, Verb.DELETE) and answer.about(name)
+    return status == 409 and answer.reason == "Conflict" and verb is Verb.DELETE
 
 
-def _refuses(status: int, told: _Status, name: str) -> bool:
+def _refuses(status: int, answer: _Status, name: str) -> bool:
     """Is a create refused for good? Any 409 but AlreadyExists is a quota's or another writer's: there was no create."""
     if status == 409:
-        return told.reason == "AlreadyExists" and told.about(name) and not told.denied
-    if status == 403 and any(text in told.message for text in _WAITING_403):
+        return answer.reason == "AlreadyExists" and answer.about(name) and not answer.denied
+    if status == 403 and any(text in answer.message for text in _WAITING_403):
         return False
-    if told.denied:
+    if answer.denied:
         return 400 <= status < 500 and status not in (408, 429)
-    if status == 403 and _UNDECIDED_403.search(told.message):
+    if status == 403 and _UNDECIDED_403.search(answer.message):
         return False
-    return status in _REFUSALS and told.reason == _REFUSALS[status]
+    return status in _REFUSALS and answer.reason == _REFUSALS[status]
 
 
 def success(body: bytes) -> bool:
     """Is this the body of a deletion that was accepted: the pod, or a Status of success?"""
     try:
-        told = msgspec.json.decode(body, type=_Accepted)
+        answer = msgspec.json.decode(body, type=_Accepted)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return False
-    return told.kind == "Pod" or (told.kind, told.status) == ("Status", "Success")
+    return answer.kind == "Pod" or (answer.kind, answer.status) == ("Status", "Success")
 
 
 class _Accepted(msgspec.Struct, frozen=True):

@@ -24,9 +24,9 @@ from ottoscaler.settings import KubeSettings
 
 CONNECT_TIMEOUT_S = 3.0
 #: How long an answer may take, seconds, by what the server may take. The API server ends a request after 60 s
-#: (kube-apiserver --request-timeout), and a create may wait for several webhooks in a row, 30 s each: whoever gives up
-#: before the server does never gets a pod. A loop that /livez watches makes the other calls, so these end within
-#: `health.FROZEN_S`.
+#: (kube-apiserver --request-timeout), and a create may wait for several webhooks in a row, 30 s each: a client that
+#: gives up before the server does never gets a pod. A loop that /livez watches makes the other calls, so these end
+#: within `health.FROZEN_S`.
 TIMEOUTS_S: Mapping[Verb, float] = {
     Verb.CREATE: 65.0,
     Verb.DELETE: 50.0,
@@ -46,13 +46,13 @@ class KubeHttp:
     def __init__(
         self,
         settings: KubeSettings,
-        heard: Callable[[str], None] = lambda error: None,
+        on_reply: Callable[[str], None] = lambda error: None,
         urgent: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`heard` is told of each request how it ended: empty for an answer, else the error. `urgent` tells whether
-        the calling thread's requests wait for no other's. Raises ConfigError if there is no way to a cluster.
+        """`on_reply` gets for each request how it ended: empty for an answer, otherwise the error. `urgent` says
+        whether the calling thread's requests wait for no other's. Raises ConfigError if there is no way to a cluster.
         """
-        self._heard = heard
+        self._on_reply = on_reply
         self._urgent = urgent
         self._access = Access(settings)
         self._host = self._access.configuration.host
@@ -117,9 +117,9 @@ class KubeHttp:
         if not response.headers.get("Content-Type", "").startswith("application/json"):
             response.close()
             other = ClusterUnavailable(f"{self.address} answered to a watch with what is not of the Kubernetes API")
-            self._heard(str(other))
+            self._on_reply(str(other))
             raise other
-        self._heard("")
+        self._on_reply("")
         with self._lock:
             self._streams.add(response)
             closed = self._closed
@@ -152,7 +152,7 @@ class KubeHttp:
         target = f"{self._base}{path}" + (f"?{urlencode(query)}" if query else "")
         timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=read_s)
         try:
-            # of the pool itself: its manager would find it anew for each request, which costs a quarter of the whole
+            # of the pool itself: its manager would look it up for each request, which costs a quarter of the whole
             return self._pool.urlopen(
                 method, target, body=body, headers=headers, timeout=timeout, preload_content=False, retries=False,
                 assert_same_host=False,
@@ -166,18 +166,18 @@ class KubeHttp:
         not there for us, and neither is one of which we only see a proxy.
         """
         if 200 <= response.status < 300:
-            self._heard("")
+            self._on_reply("")
             return
         error = refusal(response.status, data, verb, name, response.headers.get("Retry-After"))
         if response.status == 401:
             self._access.refused(token)
         unclear = isinstance(error, ClusterUnavailable) and error.unclear
-        self._heard(str(error) if unclear or response.status == 401 else "")
+        self._on_reply(str(error) if unclear or response.status == 401 else "")
         raise error
 
     def drop_idle(self) -> None:
-        """Close the connections that nobody uses just now: when one is dead, so may be the others, and each would cost
-        whoever uses it next a time-out. What is in flight goes on, and its connection is not used again.
+        """Close the idle connections: when one is dead, so may be the others, and each would cost its next user a
+        time-out. What is in flight goes on, and its connection is not used again.
         """
         self._manager.clear()
         self._pool = self._manager.connection_from_url(self._host)
@@ -185,9 +185,11 @@ class KubeHttp:
     def _broken(self, error: Exception, *, unclear: bool) -> ClusterUnavailable:
         self.drop_idle()
         text = " ".join(str(error).split())[:300]
-        told = ClusterUnavailable(f"the Kubernetes API at {self.address} does not answer ({text})", unclear=unclear)
-        self._heard(str(told))
-        return told
+        unavailable = ClusterUnavailable(
+            f"the Kubernetes API at {self.address} does not answer ({text})", unclear=unclear
+        )
+        self._on_reply(str(unavailable))
+        return unavailable
 
 
 def _socket_options() -> list[tuple[int, int, int]]:
@@ -201,7 +203,7 @@ def _socket_options() -> list[tuple[int, int, int]]:
 
 
 def _shut(response: Any) -> None:
-    """Wake whoever reads this response."""
+    """Wake the thread that reads this response."""
     try:
         response.shutdown()
     except (OSError, ValueError, RuntimeError):

@@ -55,7 +55,7 @@ class Plugin:
         """The credential's token, None where it is a certificate. Raises ClusterUnavailable where there is none."""
         if time.monotonic() < self._renew_at:
             return self._token
-        # whoever comes while it is renewed goes on with the old one as long as that holds, and waits for the new
+        # a thread that comes while it is renewed goes on with the old one as long as that holds, and waits for the new
         # one after that: else each thread would call the plugin
         if self._lock.acquire(blocking=time.monotonic() >= self._expires_at):
             try:
@@ -121,9 +121,9 @@ def _ask(provider: Any) -> dict[str, Any]:
     if run.returncode:
         raise ValueError(f"exit code {run.returncode}: {run.stderr.strip()[-300:]}")
     try:
-        told = json.loads(run.stdout)
-        status: dict[str, Any] = told["status"]
-        version = told["apiVersion"]
+        reply = json.loads(run.stdout)
+        status: dict[str, Any] = reply["status"]
+        version = reply["apiVersion"]
     except (ValueError, LookupError, TypeError):
         raise ValueError("it printed no ExecCredential") from None  # not the text: it may be a secret
     if version != provider.api_version:

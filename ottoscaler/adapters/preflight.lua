@@ -1,6 +1,6 @@
 -- == preflight.py: what the controller asks before it reads the first event.
 
--- A prefix belongs to one group, because every replica takes over the tasks under its prefix, whoever left them.
+-- A prefix belongs to one group, because each replica takes over all tasks under its prefix, of any group.
 -- KEYS: the key of the group. ARGV: none. Returns the group that the prefix belongs to: ours, unless another came first.
 function F.reserve()
   local group = keys()

@@ -1,5 +1,4 @@
-"""How a Redis client is made, for whoever needs one: every default that differs between releases of redis-py is set
-here.
+"""How a Redis client is made: every default that differs between releases of redis-py is set here.
 
 Retries are off (retries.py is the only place where anything is tried twice), every wait has an end, and what goes wrong
 comes out as StreamUnavailable with a sentence that names the server and what to do.
@@ -105,8 +104,8 @@ class ReplyTooLarge(redis.RedisError):
 
 
 class _BoundedParser(redis.connection.DefaultParser):  # type: ignore[misc, valid-type]
-    """Reads replies of at most MAX_REPLY_BYTES: whoever sends us something decides how long the answer to a read is,
-    and must not decide how much memory we need. Counts what the socket gives, since hiredis tells of no reply's length.
+    """Reads replies of at most MAX_REPLY_BYTES: producers decide how long the reply to a read is, and must not decide
+    how much memory we need. Counts what the socket gives, since hiredis does not say how long a reply is.
     """
 
     _received = 0
@@ -145,7 +144,7 @@ def connect(
         "health_check_interval": HEALTH_CHECK_S,
         "retry": Retry(NoBackoff(), 0),
         "decode_responses": False,
-        "driver_info": None,  # else CLIENT SETINFO, a right that Redis 7.0 does not know
+        "driver_info": None,  # otherwise CLIENT SETINFO, a right that Redis 7.0 does not know
         **({"parser_class": _BoundedParser} if bounded else {}),
         **_credentials(settings),
         **_tls(settings),
@@ -175,8 +174,8 @@ def _client(pool: _Pool, nodes: Nodes | None) -> FollowingRedis:
 
 
 def drop_idle(client: redis.Redis) -> None:
-    """Close the connections that nobody uses just now: when one is dead, so may be the others, and each would cost
-    whoever uses it next a time-out. Any thread.
+    """Close the idle connections: when one is dead, so may be the others, and each would cost its next user a time-out.
+    Any thread.
     """
     client.connection_pool.disconnect(inuse_connections=False)
 

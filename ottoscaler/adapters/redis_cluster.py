@@ -79,7 +79,7 @@ class Nodes:
 
 
 class FollowingConnection(redis.Connection):
-    """A connection to the node that has our slot: where that is another one by now, it connects anew."""
+    """A connection to the node that has our slot: where that is another one by now, it connects to that."""
 
     def __init__(self, *, nodes: Nodes, **options: Any) -> None:
         cast("Any", super()).__init__(**options)
@@ -157,8 +157,8 @@ class FollowingRedis(redis.Redis):
     def connection_ids(self) -> list[int]:
         """The numbers by which the server knows the open connections of this client, for CLIENT UNBLOCK."""
         pool: Any = self.connection_pool
-        told = [each.handshake_metadata or {} for each in list(pool._connections) if each.is_connected]
-        return [int(hello[b"id"]) for hello in told if b"id" in hello]
+        hellos = [each.handshake_metadata or {} for each in list(pool._connections) if each.is_connected]
+        return [int(hello[b"id"]) for hello in hellos if b"id" in hello]
 
     def _ask(self, node: Address, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """One command on the node to which the slot is migrating, over a connection for this alone."""

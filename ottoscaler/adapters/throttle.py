@@ -27,7 +27,7 @@ class Throttle:
         self._filled_at = time.monotonic()  # guarded by _lock
 
     def close(self) -> None:
-        """Let nobody wait any longer."""
+        """End all waits."""
         self._closed.set()
 
     @contextmanager

@@ -1,8 +1,8 @@
-"""The HTTP port: probes and figures for whoever watches the process. It only asks, and decides nothing.
+"""The HTTP port: probes and figures of the process, for kubelet and monitoring. It only asks, and decides nothing.
 
-Anybody who reaches the port may open connections, so nothing that a client does may cost more than a little: one
+Any host that reaches the port may open connections, so nothing that a client does may cost more than a little: one
 request per connection, a few threads, an end for every connection; when all threads are taken, the oldest connection
-makes room. So somebody who sends a byte a second keeps nobody else from an answer.
+makes room. So a client that sends a byte a second keeps no other from an answer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How a command that only needs Redis gets at it: the configuration from the environment, and the board."""
+"""How a command that only needs Redis gets at it: the configuration from the environment, and the reader."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, closing
 
-from ottoscaler.adapters.board import Board
 from ottoscaler.adapters.dead import DeadLetters
+from ottoscaler.adapters.status_reader import StatusReader
 from ottoscaler.settings import REDIS_ONLY, Settings
 
 
@@ -33,10 +33,10 @@ def used(*more: str) -> Settings:
     return settings
 
 
-def board(settings: Settings | None = None) -> AbstractContextManager[Board]:
-    """The board of the Redis that the environment names, closed at the end. Raises ConfigError."""
+def reader(settings: Settings | None = None) -> AbstractContextManager[StatusReader]:
+    """The reader of the Redis that the environment names, closed at the end. Raises ConfigError."""
     settings = settings or used()
-    return closing(Board(settings.redis, settings.keys))
+    return closing(StatusReader(settings.redis, settings.keys))
 
 
 def dead_letters(settings: Settings) -> AbstractContextManager[DeadLetters]:

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from ottoscaler.adapters.board import Board
+from ottoscaler.adapters.status_reader import StatusReader
 from ottoscaler.cli.follow import EventProgress, Follower
 from ottoscaler.cli.system import LocalSystem
 from ottoscaler.cli.table import console, count_text, grid, progress_text, worker_text
@@ -154,10 +154,10 @@ def _demo(screen: Console, log: Path) -> Sequence[str]:
         screen.print("Starting Redis, a Kubernetes API and the controller on this machine ...")
         system = stack.enter_context(LocalSystem(Path(directory), _environment()))
         settings = system.settings
-        board = Board(settings.redis, settings.keys)
-        stack.callback(board.close)
+        reader = StatusReader(settings.redis, settings.keys)
+        stack.callback(reader.close)
         system.start_controller(log)
-        runs = [_Run(case, Follower(board, case.fields)) for case in CASES]
+        runs = [_Run(case, Follower(reader, case.fields)) for case in CASES]
         failure = _follow(screen, system, runs, deadline=started + DEADLINE_S)
     screen.print(_summary(runs))
     good = sum(run.as_expected for run in runs)

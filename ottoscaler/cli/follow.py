@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ottoscaler.adapters.board import Board, DeadLetter, Mark, TaskState
+from ottoscaler.adapters.status_reader import DeadLetter, Position, StatusReader
+from ottoscaler.adapters.task_codec import TaskState
 from ottoscaler.cli.table import count_text, printable, tally_text
 from ottoscaler.core.events import digest
 
@@ -48,14 +49,14 @@ class EventProgress:
 
 
 class Follower:
-    """Sends one event and looks what becomes of it. One thread; raises StreamUnavailable like the board."""
+    """Sends one event and looks what becomes of it. One thread; raises StreamUnavailable like the reader."""
 
-    def __init__(self, board: Board, fields: Mapping[str, str]) -> None:
-        self._board = board
+    def __init__(self, reader: StatusReader, fields: Mapping[str, str]) -> None:
+        self._reader = reader
         self._fields = fields
         # as text, so it compares with the digest that the controller makes of the entry's bytes
         self._digest = digest({name.encode(): value.encode() for name, value in fields.items()})
-        self._mark = Mark()
+        self._position = Position()
         self._due = 0.0
         self._seen = EventProgress()
         self.stream_id = ""
@@ -63,16 +64,16 @@ class Follower:
 
     def send(self) -> str:
         """Send the event; returns its entry's id, which is also its event id unless it has one of its own."""
-        self._mark = self._board.mark()
-        self.stream_id = self._board.send(self._fields)
+        self._position = self._reader.position()
+        self.stream_id = self._reader.send(self._fields)
         self.event_id = self._fields.get("event_id") or self.stream_id
         return self.stream_id
 
     def poll(self, wait_s: float) -> EventProgress:
         """What is known now; waits up to `wait_s` seconds for news first, unless it was never looked before."""
         now = time.monotonic()
-        news = self._board.news(self._mark, min(wait_s, max(0.0, self._due - now)))
-        self._mark = news.mark
+        news = self._reader.news(self._position, min(wait_s, max(0.0, self._due - now)))
+        self._position = news.position
         dead = next((letter for letter in news.dead if letter.stream_id == self.stream_id), self._seen.dead)
         ours = [result for result in news.results if result.get("event_id") == self.event_id]
         closing = next((result for result in ours if result.get("kind") != "worker"), None)
@@ -85,17 +86,17 @@ class Follower:
         return self._seen
 
     def _read(self, dead: DeadLetter | None) -> EventProgress:
-        task = self._board.task(self.event_id)
+        task = self._reader.task(self.event_id)
         if task is None or not self._ours(task):
             return EventProgress(None, dead)
         if not task.finished:
             return EventProgress(task, dead)
         if task.type == "scale_down":
             # only the result says how it ended
-            return EventProgress(task, dead, self._board.result(task.event_id, task.stream_id) or {})
+            return EventProgress(task, dead, self._reader.result(task.event_id, task.stream_id) or {})
         if task.type == "" and dead is None:
             # the same event was refused before; a repeated one gets no dead letter of its own
-            dead = self._board.dead_letter(task.stream_id) or DeadLetter(
+            dead = self._reader.dead_letter(task.stream_id) or DeadLetter(
                 "", "Rejected", "", task.event_id, task.stream_id
             )
         return EventProgress(task, dead)

@@ -89,7 +89,7 @@ class Controller:
         )
         cluster = KubeCluster(
             settings.kube, instance=instance, count=metrics.kube_requests.inc,
-            heard=partial(heartbeat.report_call, KUBERNETES), urgent=heartbeat.is_loop,
+            on_reply=partial(heartbeat.report_call, KUBERNETES), urgent=heartbeat.is_loop,
         )  # fmt: skip
         registry = Registry(clock)
         ledger = Ledger(registry, clock, instance=instance, max_workers=flow.max_workers, read_ahead=flow.read_ahead)

@@ -16,7 +16,7 @@ from typing import Final
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ottoscaler.cli.connection import board, used
+from ottoscaler.cli.connection import reader, used
 from ottoscaler.cli.follow import EventProgress, Follower, ending
 from ottoscaler.cli.table import console, printable, progress_text
 from ottoscaler.core.events import KNOWN_FIELDS, BadEvent, ignored, parse
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     raw = {name.encode(): value.encode() for name, value in fields.items()}
     if not to_be_sent(raw, settings.flow.max_pods_per_event, force=options.force):
         return 1
-    with board(settings) as opened:
+    with reader(settings) as opened:
         follower = Follower(opened, fields)
         print(follower.send(), flush=True)
         if not options.wait:

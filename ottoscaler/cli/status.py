@@ -26,8 +26,9 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from ottoscaler.adapters.board import Backlog, Board, TaskState
-from ottoscaler.cli.connection import board
+from ottoscaler.adapters.status_reader import Backlog, StatusReader
+from ottoscaler.adapters.task_codec import TaskState
+from ottoscaler.cli.connection import reader
 from ottoscaler.cli.table import console, count_text, duration, grid, printable, tally_text
 from ottoscaler.core.names import process_of
 from ottoscaler.errors import StreamUnavailable
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
     how.add_argument("--json", action="store_true", help="one JSON object")
     options = parser.parse_args(arguments)
     screen = console()
-    with board() as opened:
+    with reader() as opened:
         status = read(opened)
         if options.json:
             print(json.dumps(as_json(status)))
@@ -74,7 +75,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def read(opened: Board) -> Status:
+def read(opened: StatusReader) -> Status:
     """One look. Raises StreamUnavailable."""
     return Status(
         at=opened.now(),
@@ -124,13 +125,13 @@ def _print(screen: Console, status: Status) -> None:
         print(*_lines(status), sep="\n")
 
 
-def _watch(screen: Console, opened: Board, status: Status) -> None:
+def _watch(screen: Console, opened: StatusReader, status: Status) -> None:
     with Live(_table(status), console=screen, auto_refresh=False) as live:
         for found in _again(opened):
             live.update(Text(str(found)) if isinstance(found, StreamUnavailable) else _table(found), refresh=True)
 
 
-def _watch_in_lines(opened: Board, status: Status) -> None:
+def _watch_in_lines(opened: StatusReader, status: Status) -> None:
     """A block of lines at the start and for each change; ages alone are no change."""
     print(*_lines(status), sep="\n", flush=True)
     said = _content(status)
@@ -141,7 +142,7 @@ def _watch_in_lines(opened: Board, status: Status) -> None:
             said = text
 
 
-def _again(opened: Board) -> Iterator[Status | StreamUnavailable]:
+def _again(opened: StatusReader) -> Iterator[Status | StreamUnavailable]:
     """Yield the status once a second, without end. While Redis is away the error is yielded, so that its return is
     seen.
     """

@@ -14,7 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ottoscaler.adapters.board import TaskState, WorkerState
+from ottoscaler.adapters.task_codec import TaskState, WorkerState
 
 #: The order in which states are shown: what is done first, then what is nearest to it.
 _ORDER: Final = (

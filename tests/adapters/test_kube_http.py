@@ -282,7 +282,7 @@ def test_it_receives_that_a_server_is_gone_and_the_calls_of_a_watch(tmp_path: Pa
     """Each piece of a watch is an answer, and its breaking off an error."""
     told: list[str] = []
     with served(lambda connection: connection.sendall(HEAD + b"1\r\n\n\r\n1\r\n")) as port:
-        cluster = KubeCluster(settings(tmp_path, port), instance="i", heard=told.append)
+        cluster = KubeCluster(settings(tmp_path, port), instance="i", on_reply=told.append)
         events = iter(cluster.watch("1"))
         timer = threading.Timer(0.3, cluster.close)
         timer.start()

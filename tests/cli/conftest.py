@@ -17,7 +17,7 @@ from typing import Any, cast
 import pytest
 import redis
 
-from ottoscaler.adapters.board import Board
+from ottoscaler.adapters.status_reader import StatusReader
 from ottoscaler.adapters.stream import RedisStream
 from ottoscaler.cli.connection import load
 from ottoscaler.core.choice import Claim, Victim
@@ -190,9 +190,9 @@ def controller(settings: Settings) -> Iterator[Controller]:
 
 
 @pytest.fixture
-def board(settings: Settings) -> Iterator[Board]:
-    """The board that the commands look at."""
-    looking = Board(settings.redis, settings.keys)
+def reader(settings: Settings) -> Iterator[StatusReader]:
+    """The reader that the commands look at."""
+    looking = StatusReader(settings.redis, settings.keys)
     yield looking
     looking.close()
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import redis
 
-from ottoscaler.adapters.board import Board
+from ottoscaler.adapters.status_reader import StatusReader
 from ottoscaler.cli.main import main
 from ottoscaler.core.events import BadEvent, parse
 from ottoscaler.core.verdicts import Reason
@@ -227,7 +227,7 @@ def test_a_cancelled_worker_is_no_success(controller: Controller, meanwhile: Mea
 
 
 def test_wait_shows_what_goes_on(
-    controller: Controller, meanwhile: Meanwhile, capsys: pytest.CaptureFixture[str], board: Board
+    controller: Controller, meanwhile: Meanwhile, capsys: pytest.CaptureFixture[str], reader: StatusReader
 ) -> None:
     """On something that is no terminal, each change is a line."""
     future = meanwhile(controller.take)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ottoscaler.adapters.board import WorkerState
+from ottoscaler.adapters.task_codec import WorkerState
 from ottoscaler.cli.table import count_text, duration, printable, tally_text, worker_text
 
 

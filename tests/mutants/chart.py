@@ -24,7 +24,7 @@ SUITES = (
     "tests/flow",
     "tests/adapters",
     "tests/core tests/simulation",
-    "tests/cli/test_board.py tests/cli/test_dead.py",
+    "tests/cli/test_status_reader.py tests/cli/test_dead.py",
     "real:" + " ".join(f"tests/adapters/test_redis_{name}.py" for name in ("client", "cluster", "sentinel")),
 )
 #: Of the servers that a suite is run on, the embedded ones: a mutant is no better known for failing on three. What

@@ -1,23 +1,21 @@
-"""What a person at the command line sees of Redis: tasks, results, dead letters, backlog; and `send`, the one write.
+"""What the subcommands read from Redis: tasks, results, dead letters, backlog; and `send`, the one write.
 
-Apart from `stream.py`, because looking must not be able to change anything: there is no script here, no group is read
-for, no lease is touched. What the keys hold is written down at the head of common.lua and in README.
+Apart from the ports of the controller, because `status` must not be able to change anything: there is no script here,
+no group is read for, no lease is touched. The head of common.lua and README list what the keys hold.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import redis
 
 from ottoscaler.adapters.redis_client import address, connect, translated
 from ottoscaler.adapters.redis_values import answers_of, text_of, texts_of
-from ottoscaler.adapters.task_codec import Key
+from ottoscaler.adapters.task_codec import Key, TaskState, decode_state
 from ottoscaler.settings import KeySettings, RedisSettings
 
 #: Longest time that `news` blocks, seconds; the client's own time-out leaves room for it.
@@ -29,59 +27,10 @@ _TIMEOUT_S: Final = 5.0
 _CHUNK: Final = 200
 _COUNT_CHUNK: Final = 1000
 _SEARCHED: Final = 20_000
-#: After a failover the new master's clock may be behind the old one's: entries are looked for from so much earlier on.
+#: After a failover the new master's clock may be behind the old one's: entries that much earlier are searched, too.
 _CLOCK_SLACK_MS: Final = 60_000
 _START: Final = "0-0"
-_WORKER: Final = re.compile(r"worker:([0-9]+)")
 _GLOB: Final = re.compile(r"([*?\[\]^\\])")
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerState:
-    """One worker: where it is, or how it ended. `state` is `finished` exactly if `outcome` is not empty."""
-
-    index: int
-    state: str
-    attempt: int = 0
-    pod: str = ""
-    outcome: str = ""
-    reason: str = ""
-    exit_code: str = ""
-    message: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskState:
-    """A task hash. `type` is empty for an event that was refused, `pod_count` 0 for a scale_down of a whole task."""
-
-    event_id: str
-    stream_id: str
-    digest: str
-    type: str
-    task_id: str
-    state: str
-    pod_count: int
-    received_at: str
-    owner: str
-    why: str
-    next_at: str
-    succeeded: int
-    failed: int
-    cancelled: int
-    victims: tuple[str, ...] = ()
-    workers: Mapping[int, WorkerState] = field(default_factory=dict)
-
-    @property
-    def finished(self) -> bool:
-        """Whether nothing happens to it any more."""
-        return self.state == "finished"
-
-    def tally(self) -> dict[str, int]:
-        """How many workers are in each state, or have each outcome; who was never heard of is waiting."""
-        count = Counter(worker.outcome or worker.state for worker in self.workers.values())
-        if self.type == "scale_up" and (silent := self.pod_count - len(self.workers)) > 0:
-            count["waiting"] += silent
-        return dict(count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +45,7 @@ class DeadLetter:
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class Position:
     """How far the result stream and the dead-letter stream were read: an entry id of each."""
 
     results: str = _START
@@ -105,9 +54,11 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What has come since a mark: results with the fields that deploy/REFERENCE.md lists, dead letters, a new mark."""
+    """What has come since a position: results with the fields that deploy/REFERENCE.md lists, dead letters, and the
+    next position.
+    """
 
-    mark: Mark
+    position: Position
     results: Sequence[Mapping[str, str]]
     dead: Sequence[DeadLetter]
 
@@ -121,8 +72,8 @@ class Backlog:
     exact: bool = True
 
 
-class Board:
-    """Redis as commands see it. Any thread; each method raises StreamUnavailable when Redis does not answer."""
+class StatusReader:
+    """Redis as the subcommands read it. Any thread; each method raises StreamUnavailable when Redis does not answer."""
 
     def __init__(self, server: RedisSettings, keys: KeySettings) -> None:
         self._keys = keys
@@ -187,7 +138,7 @@ class Board:
                 for event_id in event_ids[start : start + _CHUNK]:
                     pipe.hgetall(self._key.task(event_id))
                 hashes += answers_of(self._client, pipe, {})
-        return [_task(event_id, found) for event_id, found in zip(event_ids, hashes, strict=True) if found]
+        return [decode_state(event_id, found) for event_id, found in zip(event_ids, hashes, strict=True) if found]
 
     # -- streams -------------------------------------------------------------------------------------------------------
 
@@ -233,24 +184,24 @@ class Board:
         closing = [fields for _, fields in texts_of(entries) if fields.get("kind") != "worker"]
         return closing[:count]
 
-    def mark(self) -> Mark:
+    def position(self) -> Position:
         """Where the streams end now: take it before `send`, and `news` misses nothing."""
-        return Mark(self._last(self._keys.result_stream), self._last(self._keys.dead_letter_stream))
+        return Position(self._last(self._keys.result_stream), self._last(self._keys.dead_letter_stream))
 
-    def news(self, mark: Mark, block_s: float) -> News:
-        """Results and dead letters after a mark; waits up to `block_s` seconds (at most LONGEST_BLOCK_S) for one."""
+    def news(self, position: Position, block_s: float) -> News:
+        """Results and dead letters after a position; waits for one up to `block_s` seconds, at most LONGEST_BLOCK_S."""
         results, dead = self._keys.result_stream, self._keys.dead_letter_stream
-        # BLOCK 0 would mean for ever
+        # BLOCK 0 would have no end
         block_ms = int(min(block_s, LONGEST_BLOCK_S) * 1000) or None
-        after: dict[Any, Any] = {results: mark.results, dead: mark.dead}
+        after: dict[Any, Any] = {results: position.results, dead: position.dead}
         with translated(self.where):
             reply = cast("Any", self._client.xread(after, count=_CHUNK, block=block_ms))
         streams = {text_of(name): texts_of(entries) for name, entries in reply or ()}
         new_results, new_dead = streams.get(results, []), streams.get(dead, [])
         return News(
-            Mark(
-                new_results[-1][0] if new_results else mark.results,
-                new_dead[-1][0] if new_dead else mark.dead,
+            Position(
+                new_results[-1][0] if new_results else position.results,
+                new_dead[-1][0] if new_dead else position.dead,
             ),
             [fields for _, fields in new_results],
             [_dead(entry_id, fields) for entry_id, fields in new_dead if self._concerns(fields)],
@@ -307,47 +258,3 @@ def _dead(entry_id: str, fields: Mapping[str, str]) -> DeadLetter:
         fields.get("event_id", ""),
         fields.get("stream_id", ""),
     )
-
-
-def _task(event_id: str, raw: Mapping[bytes, bytes]) -> TaskState:
-    fields = {text_of(name): text_of(value) for name, value in raw.items()}
-    matches = ((_WORKER.fullmatch(name), value) for name, value in fields.items())
-    workers = [_worker(int(match[1]), json.loads(value)) for match, value in matches if match]
-    return TaskState(
-        event_id=event_id,
-        stream_id=fields.get("sid", ""),
-        digest=fields.get("digest", ""),
-        type=fields.get("type", ""),
-        task_id=fields.get("task_id", ""),
-        state=fields.get("state", ""),
-        pod_count=_number(fields.get("pod_count")),
-        received_at=fields.get("received_at", ""),
-        owner=fields.get("owner", ""),
-        why=fields.get("why", ""),
-        next_at=fields.get("next_at", ""),
-        succeeded=_number(fields.get("succeeded")),
-        failed=_number(fields.get("failed")),
-        cancelled=_number(fields.get("cancelled")),
-        # each is event id, index, pod; the pod's name is empty where none was seen
-        victims=tuple(str(pod or f"{event}/{index}") for event, index, pod in json.loads(fields.get("victims", "[]"))),
-        workers={worker.index: worker for worker in sorted(workers, key=lambda worker: worker.index)},
-    )
-
-
-def _worker(index: int, stored: Mapping[str, Any]) -> WorkerState:
-    outcome = str(stored.get("outcome", ""))
-    return WorkerState(
-        index=index,
-        state="finished" if outcome else str(stored.get("state", "")),
-        attempt=_number(stored.get("attempt")),
-        pod=str(stored.get("pod", "")),
-        outcome=outcome,
-        reason=str(stored.get("reason", "")),
-        exit_code=str(stored.get("exit_code", "")),
-        message=str(stored.get("message", "")),
-    )
-
-
-def _number(value: Any) -> int:
-    text = str(value)
-    return int(text) if text.isdigit() else 0
