@@ -5,12 +5,10 @@ import pytest
 # pytest does not collect the suites' own files; their assertions are to explain themselves all the same.
 pytest.register_assert_rewrite(
     "tests.adapters.clusters",
+    "tests.adapters.contract_attempts",
     "tests.adapters.contract_cluster",
-    "tests.adapters.contract_choices",
-    "tests.adapters.contract_knowing",
-    "tests.adapters.contract_owning",
-    "tests.adapters.contract_results",
-    "tests.adapters.contract_stream",
-    "tests.adapters.contract_workers",
+    "tests.adapters.contract_event_log",
+    "tests.adapters.contract_leases",
+    "tests.adapters.contract_scale_downs",
     "tests.adapters.streams",
 )

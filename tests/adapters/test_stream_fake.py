@@ -8,22 +8,11 @@ import pytest
 
 from ottoscaler.errors import StreamUnavailable
 from ottoscaler.ports import Stream
-from tests.adapters import (
-    contract_choices,
-    contract_knowing,
-    contract_large,
-    contract_owning,
-    contract_results,
-    contract_stream,
-    contract_workers,
-)
-from tests.adapters.contract_choices import *  # noqa: F403
-from tests.adapters.contract_knowing import *  # noqa: F403
-from tests.adapters.contract_large import *  # noqa: F403
-from tests.adapters.contract_owning import *  # noqa: F403
-from tests.adapters.contract_results import *  # noqa: F403
-from tests.adapters.contract_stream import *  # noqa: F403
-from tests.adapters.contract_workers import *  # noqa: F403
+from tests.adapters import contract_attempts, contract_event_log, contract_leases, contract_scale_downs
+from tests.adapters.contract_attempts import *  # noqa: F403
+from tests.adapters.contract_event_log import *  # noqa: F403
+from tests.adapters.contract_leases import *  # noqa: F403
+from tests.adapters.contract_scale_downs import *  # noqa: F403
 from tests.adapters.streams import (
     BLOCK_S,
     LEASE_S,
@@ -41,13 +30,10 @@ from tests.fakes.stream import FakeRedis, FakeStream
 from tests.fakes.wait import eventually
 
 __all__ = [
-    *contract_choices.__all__,
-    *contract_knowing.__all__,
-    *contract_large.__all__,
-    *contract_owning.__all__,
-    *contract_results.__all__,
-    *contract_stream.__all__,
-    *contract_workers.__all__,
+    *contract_event_log.__all__,
+    *contract_leases.__all__,
+    *contract_attempts.__all__,
+    *contract_scale_downs.__all__,
     "TestFaults",
 ]
 

@@ -19,22 +19,11 @@ from ottoscaler.errors import StreamUnavailable
 from ottoscaler.local.redis import EmbeddedRedis, find_binary
 from ottoscaler.ports import Stream
 from ottoscaler.settings import KeySettings, RedisSettings
-from tests.adapters import (
-    contract_choices,
-    contract_knowing,
-    contract_large,
-    contract_owning,
-    contract_results,
-    contract_stream,
-    contract_workers,
-)
-from tests.adapters.contract_choices import *  # noqa: F403
-from tests.adapters.contract_knowing import *  # noqa: F403
-from tests.adapters.contract_large import *  # noqa: F403
-from tests.adapters.contract_owning import *  # noqa: F403
-from tests.adapters.contract_results import *  # noqa: F403
-from tests.adapters.contract_stream import *  # noqa: F403
-from tests.adapters.contract_workers import *  # noqa: F403
+from tests.adapters import contract_attempts, contract_event_log, contract_leases, contract_scale_downs
+from tests.adapters.contract_attempts import *  # noqa: F403
+from tests.adapters.contract_event_log import *  # noqa: F403
+from tests.adapters.contract_leases import *  # noqa: F403
+from tests.adapters.contract_scale_downs import *  # noqa: F403
 from tests.adapters.redis_admin import RedisAdmin, Server, named, open_stream
 from tests.adapters.streams import (
     BLOCK_S,
@@ -55,13 +44,10 @@ from tests.e2e.redis_nodes import Cluster
 from tests.fakes.wait import eventually
 
 __all__ = [
-    *contract_choices.__all__,
-    *contract_knowing.__all__,
-    *contract_large.__all__,
-    *contract_owning.__all__,
-    *contract_results.__all__,
-    *contract_stream.__all__,
-    *contract_workers.__all__,
+    *contract_event_log.__all__,
+    *contract_leases.__all__,
+    *contract_attempts.__all__,
+    *contract_scale_downs.__all__,
     "TestServer",
 ]
 
@@ -208,7 +194,7 @@ class TestServer:
         """And they end as dead letters."""
         sent = send(admin, event_id="e-1", blob="x" * 2_000_000)
         entry = receive(stream)
-        stream.dead_letter(entry, contract_stream.TestBurying.bad(entry))
+        stream.dead_letter(entry, contract_event_log.TestDeadLetters.bad(entry))
         assert [letter["stream_id"] for letter in admin.dead_letters()] == [sent]
 
     def test_shows_the_states_of_many_workers(self, stream: Stream, admin: StreamAdmin) -> None:

@@ -1,20 +1,24 @@
-"""The contract of `ports.Stream`, second part: leases, take-overs, what is known. All implementations run it."""
+"""The contract of `ports.Leases`: renewals, take-overs, poison, and what is stored again after a wipe.
+
+All implementations run it.
+"""
 
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
-from ottoscaler.core.choice import Choice, Victim
+from ottoscaler.core.choice import Blocker, Choice, Victim
 from ottoscaler.core.events import BadEvent, DeadReason
 from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.errors import StreamUnavailable
 from ottoscaler.ports import OpenTask, Status, StoredWorker, Stream
 from tests.adapters.streams import (
+    LATE_ID,
     StreamAdmin,
     StreamFactory,
     accept,
@@ -23,14 +27,16 @@ from tests.adapters.streams import (
     event_of,
     intend,
     opened,
+    owned_by,
     receive,
     record,
+    reloaded,
     send,
     taken_over,
 )
 from tests.fakes.wait import eventually
 
-__all__ = ["TestHandingOver", "TestLeases", "TestPoison", "TestRestart", "TestTakingOver", "TestTidying"]
+__all__ = ["TestAdopting", "TestKnown", "TestLeases", "TestPoison", "TestRestart", "TestRestoring", "TestTakingOver"]
 
 #: `accept` is the first try, each take-over one more; at ten the event counts as poison.
 TAKES_TO_POISON = 9
@@ -50,7 +56,7 @@ WRITES: dict[str, Write] = {
 
 
 class TestLeases:
-    """renew, release, expired: who holds a task, and for how long."""
+    """renew, release, expired: which replica holds a task, and for how long."""
 
     def test_run_out_in_time(self, stream_factory: StreamFactory, admin: StreamAdmin) -> None:
         """By the server's clock, and then anybody may have the task."""
@@ -62,7 +68,7 @@ class TestLeases:
         assert expired == [task.event.event_id]
 
     def test_are_extended_by_the_owner(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
-        """Even one that ran out, as long as nobody took the task."""
+        """Even one that ran out, as long as no replica took the task."""
         task = opened(stream, admin, event_id="e-1")
         admin.expire_lease("e-1")
         assert stream.renew({"e-1": task.owner}).lost == {}
@@ -92,7 +98,7 @@ class TestLeases:
         assert taken_over(other, admin, task) is not None
 
     def test_of_another_owner_are_reported_as_lost(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
-        """With the new owner's name, so that the log can tell who has it."""
+        """With the new owner's name, for the log."""
         task = opened(stream, admin, event_id="e-1")
         taken = taken_over(other, admin, task)
         admin.expire_lease("e-1")
@@ -168,7 +174,7 @@ class TestTakingOver:
     """take: a task whose lease ran out changes hands."""
 
     def test_raises_the_tenure(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
-        """The token tells consumer, boot and tenure."""
+        """The token names consumer, incarnation and epoch."""
         task = opened(stream, admin, event_id="e-1")
         assert taken_over(other, admin, task).owner == "c2/boot-1/2"
         assert admin.task("e-1")["owner"] == "c2/boot-1/2"
@@ -181,7 +187,7 @@ class TestTakingOver:
         assert stream.take("e-1", same_consumer=False) is None
 
     def test_is_returned_again_to_its_owner(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
-        """The answer was lost: the same tenure again, and no try more; only its owner finds it among his own."""
+        """The answer was lost: the same epoch again, and no try more; only its owner finds it among its own."""
         task = opened(stream, admin, event_id="e-1")
         taken = taken_over(other, admin, task)
         again = other.take("e-1", same_consumer=False)
@@ -191,7 +197,7 @@ class TestTakingOver:
         assert list(stream.owned()) == []
 
     def test_is_refused_for_what_is_not_open(self, stream: Stream, admin: StreamAdmin) -> None:
-        """Finished or never heard of."""
+        """Finished or unknown."""
         record(stream, opened(stream, admin, event_id="e-1"))
         assert stream.take("e-1", same_consumer=False) is None
         assert stream.take("never", same_consumer=True) is None
@@ -253,7 +259,7 @@ class TestRestart:
     def test_takes_its_own_tasks_at_once(
         self, stream_factory: StreamFactory, stream: Stream, admin: StreamAdmin
     ) -> None:
-        """However long the lease still runs: the earlier boot is dead or will be told."""
+        """However long the lease still runs: the earlier incarnation is dead or learns it at its renewal."""
         opened(stream, admin, event_id="e-1")
         again = stream_factory("c1", boot="boot-2")
         assert again.expired(same_consumer=True) == ["e-1"]
@@ -264,7 +270,7 @@ class TestRestart:
     def test_ends_the_earlier_boots_rights(
         self, stream_factory: StreamFactory, stream: Stream, admin: StreamAdmin
     ) -> None:
-        """The replaced process sees at its renewal who it was replaced by."""
+        """The replaced process sees at its renewal which one has replaced it."""
         task = opened(stream, admin, event_id="e-1")
         stream_factory("c1", boot="boot-2").take("e-1", same_consumer=True)
         assert intend(stream, task).status is Status.NOT_OURS
@@ -353,7 +359,7 @@ class TestPoison:
 
     @pytest.mark.contract("5.Poison")
     def test_of_a_scale_down_ends_it_at_once(self, stream: Stream, admin: StreamAdmin) -> None:
-        """It has no pods of its own: its result says Poison, once, and nobody can take it any more."""
+        """It has no pods of its own: its result says Poison, once, and no replica can take it any more."""
         opened(stream, admin, type="scale_down", task_id="t-1", event_id="d-1", repository="a/b")
         self.take_often(stream, admin, "d-1", TAKES_TO_POISON - 1)
         admin.expire_lease("d-1")
@@ -375,11 +381,11 @@ class TestPoison:
             admin.expire_lease("d-1")
             stream.take("d-1", same_consumer=False)
         [result] = admin.results()
-        told = (json.loads(result["victims"]), json.loads(result["survivors"]), result["pod_count"], result["reason"])
-        assert told == (["p-2", "p-1"], ["p-3"], "2", "Poison")
+        found = (json.loads(result["victims"]), json.loads(result["survivors"]), result["pod_count"], result["reason"])
+        assert found == (["p-2", "p-1"], ["p-3"], "2", "Poison")
 
     def test_is_no_task_that_is_handed_over_often(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
-        """A roll-out is nobody's failure, however many there are."""
+        """A roll-out is no failure, however many there are."""
         task: OpenTask | None = opened(stream, admin, event_id="e-1")
         for _ in range(TAKES_TO_POISON + 1):
             assert task is not None
@@ -415,7 +421,7 @@ class TestPoison:
     def test_is_no_task_of_a_process_that_died_over_what_it_read(
         self, stream_factory: StreamFactory, admin: StreamAdmin
     ) -> None:
-        """An entry is tried ten times before anything else is blamed, whoever takes the tasks."""
+        """An entry is tried ten times before anything else is blamed, whichever replica takes the tasks."""
         first = stream_factory("c1")
         first.ensure_group()
         opened(first, admin, event_id="e-1")
@@ -453,9 +459,9 @@ class TestPoison:
         opened(stream, admin, event_id="e-1")
         self.take_often(stream, admin, "e-1", TAKES_TO_POISON - 1)
         admin.expire_lease("e-1")
-        told = other.take("e-1", same_consumer=False)
-        assert isinstance(told, BadEvent)
-        assert (told.reason, told.detail, told.event_id) == (
+        dead = other.take("e-1", same_consumer=False)
+        assert isinstance(dead, BadEvent)
+        assert (dead.reason, dead.detail, dead.event_id) == (
             DeadReason.POISON,
             admin.dead_letters()[0]["dead_detail"],
             "e-1",
@@ -488,7 +494,7 @@ class TestPoison:
         assert admin.task("e-1")["state"] == "finished"
 
     def test_a_worker_that_is_recorded_as_poison_makes_a_dead_letter(self, stream: Stream, admin: StreamAdmin) -> None:
-        """Our own code failed on it time and again: once for the event, told to who records it."""
+        """Our own code failed on it again and again: once for the event; the caller that records it learns of it."""
         sent = send(admin, event_id="e-1", pod_count="2")
         task = accept(stream, receive(stream))
         assert isinstance(task, OpenTask)
@@ -499,123 +505,156 @@ class TestPoison:
         assert json.loads(letter["event"]) == {"type": "scale_up", "event_id": "e-1", "pod_count": "2"}
 
 
-class TestHandingOver:
-    """A process stops: what it read and did not accept must not wait for a lease."""
+class TestAdopting:
+    """adopt: a task is stored again from its pods, after Redis was wiped."""
 
-    def test_others_find_it_at_once(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
-        """As if it had been idle for long."""
-        sent = send(admin)
-        receive(stream)
-        assert other.pending(own=False, min_idle_s=3600) == []
-        stream.hand_over()
-        [entry] = other.pending(own=False, min_idle_s=3600)
-        assert entry.stream_id == sent
-        assert accept(other, entry) is not None
-        assert stream.pending(own=True, min_idle_s=0) == []
+    @staticmethod
+    def adopted(stream: Stream, admin: StreamAdmin) -> OpenTask:
+        """A task of three that was wiped; worker 2 had a pod of attempt 3."""
+        task = opened(stream, admin, event_id="e-1", pod_count="3")
+        admin.flush()
+        stream.adopt(task.event, {2: 3})
+        return task
 
-    def test_counts_no_try(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
-        """It was no failure of the entry."""
-        sent = send(admin)
-        receive(stream)
-        stream.hand_over()
-        assert other.retry(sent) == 2
+    def test_lets_anybody_take_the_task(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """Its lease has run out already."""
+        task = self.adopted(stream, admin)
+        assert other.expired(same_consumer=False) == ["e-1"]
+        taken = other.take("e-1", same_consumer=False)
+        assert taken is not None
+        assert taken.event == task.event
 
-    def test_concerns_its_own_entries_only(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
-        """What others have in hand stays theirs."""
-        send(admin)
-        receive(other)
-        stream.hand_over()
-        assert stream.pending(own=False, min_idle_s=3600) == []
+    def test_goes_on_with_the_attempts_that_were_seen(self, stream: Stream, admin: StreamAdmin) -> None:
+        """An index without a pod has no retries left: what it did is not known."""
+        self.adopted(stream, admin)
+        taken = stream.take("e-1", same_consumer=False)
+        assert taken is not None
+        assert taken.workers[2] == StoredWorker(2, attempt=3, seen=True)
+        lost = [taken.workers[index] for index in (1, 3)]
+        assert [worker.attempt for worker in lost] == [1, 1]
+        assert all(worker.infra_used > 10 and worker.seen for worker in lost)
 
-    def test_leaves_what_was_trimmed_to_be_buried(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
-        """It is not forgotten."""
-        send(admin)
-        receive(stream)
-        admin.trim()
-        stream.hand_over()
-        assert admin.pending_count() == 1
-        assert [entry.fields for entry in other.pending(own=False, min_idle_s=0)] == [None]
+    def test_again_changes_nothing(self, stream: Stream, admin: StreamAdmin) -> None:
+        """A known task is not stored again: it may have gone on meanwhile."""
+        task = self.adopted(stream, admin)
+        taken = stream.take("e-1", same_consumer=False)
+        stream.adopt(task.event, {1: 7})
+        assert taken is not None
+        assert stream.check("e-1", taken.owner, 1, 1).status is Status.OK
+        assert reloaded(stream, "e-1").workers[1].attempt == 1
 
-    def test_of_nothing_is_nothing(self, stream: Stream) -> None:
-        """Nor does it matter how often."""
-        stream.hand_over()
-        stream.hand_over()
+    def test_the_event_sent_again_is_known(self, stream: Stream, admin: StreamAdmin) -> None:
+        """Its content is not remembered exactly, so it must not count as a conflict."""
+        self.adopted(stream, admin)
+        stream.ensure_group()
+        admin.add({"type": "scale_up", "event_id": "e-1", "pod_count": "3"}, LATE_ID)
+        assert accept(stream, receive(stream)) is None
+        assert (admin.dead_letters(), admin.results(), admin.pending_count()) == ([], [], 0)
 
-    def test_a_blocked_read_is_ended(self, stream: Stream) -> None:
-        """It returns as if nothing had come, and no error."""
-        found: list[list[object]] = []
-
-        def read() -> None:
-            found.append([*stream.read(1), *stream.peek("0-0", 1, block=True)])
-
-        reader = threading.Thread(target=read)
-        reader.start()
-        eventually(lambda: stream.interrupt() or not reader.is_alive(), what="the reader to end")
-        reader.join(5)
-        assert found == [[]]
+    def test_the_results_come_as_usual(self, stream: Stream, admin: StreamAdmin) -> None:
+        """Three workers, then the task's."""
+        taken = taken_over(stream, admin, self.adopted(stream, admin))
+        for index, attempt in ((1, 1), (2, 3), (3, 1)):
+            record(stream, taken, index, attempt=attempt)
+        assert [result["kind"] for result in admin.results()] == ["worker"] * 3 + ["task"]
 
 
-class TestTidying:
-    """Consumers and entries that are of no use any more."""
+class TestRestoring:
+    """restore: the living owner stores a task again, after Redis was wiped."""
 
-    def test_consumers_that_are_gone_are_removed(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
-        """Not seen for so long, and nothing pending; ourselves never."""
-        for each in (other, stream):
-            send(admin)
-            accept(each, receive(each))
-            each.announce()
-        assert admin.consumers() == {"c1", "c2"}
-        assert list(stream.remove_consumers(3600)) == []
-        eventually(lambda: list(stream.remove_consumers(0.1)) == ["c2"], what="c2 to be gone")
-        assert admin.consumers() == {"c1"}
-        assert list(stream.remove_consumers(0)) == []
+    @staticmethod
+    def restored(stream: Stream, admin: StreamAdmin) -> tuple[OpenTask, OpenTask]:
+        """A task of five, each worker standing elsewhere, before the wipe and after it."""
+        task = opened(stream, admin, event_id="e-1", pod_count="5")
+        intend(stream, task, 1, attempt=2, infra_used=1)
+        intend(stream, task, 2)
+        stream.note_refused("e-1", task.owner, 2, 1)
+        stream.store_termination("e-1", None, 3, cancel())
+        for index, reason in ((4, Reason.ERROR), (5, Reason.COMPLETED)):
+            record(stream, task, index, reason=reason)
+        before = reloaded(stream, "e-1")
+        admin.flush()
+        stream.restore(before)
+        return before, reloaded(stream, "e-1")
 
-    def test_one_that_has_something_pending_stays(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
-        """However long it was not seen: the entry would be lost."""
-        send(admin)
-        receive(other)
-        assert list(stream.remove_consumers(0)) == []
-        assert (admin.consumers(), admin.pending_count()) == ({"c2"}, 1)
+    def test_brings_back_all_that_was_known(self, stream: Stream, admin: StreamAdmin) -> None:
+        """Owner, attempts, refusals, terminations and outcomes; nothing is published again."""
+        before, after = self.restored(stream, admin)
+        assert after == before
+        assert admin.results() == []
 
-    @pytest.mark.parametrize("sign", ["announce", "renew", "read"])
-    def test_one_that_lives_stays(self, stream: Stream, other: Stream, admin: StreamAdmin, sign: str) -> None:
-        """It reads something, or it renews while it has no room to read: either is a sign of life."""
-        read = lambda: send(admin) and accept(other, receive(other))  # noqa: E731
-        signs = {"announce": other.announce, "renew": lambda: other.renew({}), "read": read}
-        send(admin)
-        assert accept(other, receive(other)) is not None
-        threading.Event().wait(0.6)
-        signs[sign]()
-        assert list(stream.remove_consumers(0.5)) == []
-        assert admin.consumers() == {"c2"}
+    def test_the_owner_goes_on(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """Its token is good, its lease runs, and the task's result counts what was recorded before the wipe."""
+        task, _ = self.restored(stream, admin)
+        assert stream.renew({"e-1": task.owner}).cancels == {"e-1": 1}
+        assert other.take("e-1", same_consumer=False) is None
+        for index in (1, 2, 3):
+            record(stream, task, index, attempt=2 if index == 1 else 1)
+        [*_, total] = admin.results()
+        assert [total[name] for name in ("kind", "reason", "succeeded", "failed", "cancelled")] == [
+            "task", "Error", "4", "1", "0"
+        ]  # fmt: skip
+        assert total["received_at"] == task.received_at
 
-    @pytest.mark.contract("2.EVENTS_KEEP")
-    def test_acknowledged_entries_are_trimmed(self, stream: Stream, admin: StreamAdmin) -> None:
-        """About down to so many, and none that is still to be read or accepted."""
-        for _ in range(500):
-            opened(stream, admin)
-        send(admin)
-        assert stream.trim(100) >= 250
-        assert 100 <= admin.length() <= 250
-        assert stream.trim(1000) == 0
-        assert receive(stream).fields is not None
+    def test_can_be_taken_over_later(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """As any other task; the tenure goes on from where it was."""
+        task, after = self.restored(stream, admin)
+        taken = taken_over(other, admin, task)
+        assert (taken.owner, taken.workers) == ("c2/boot-1/2", after.workers)
 
-    @pytest.mark.contract("2.EVENTS_KEEP")
-    def test_what_is_pending_and_what_comes_after_it_is_kept(self, stream: Stream, admin: StreamAdmin) -> None:
-        """It would be a dead letter `Trimmed`."""
-        send(admin)
-        receive(stream)
-        for _ in range(300):
-            opened(stream, admin)
-        assert stream.trim(1) == 0
-        [entry] = stream.pending(own=True, min_idle_s=0)
-        accept(stream, entry)
-        assert stream.trim(1) > 0
+    def test_keeps_which_drain_spared_which_worker(self, stream: Stream, admin: StreamAdmin) -> None:
+        """Such a worker has started in spite of them, and stays a survivor of each."""
+        task = opened(stream, admin, event_id="e-1", pod_count="2")
+        admin.flush()
+        spared = StoredWorker(1, attempt=1, spared=("d-1", "d-2"))
+        stream.restore(replace(task, workers={1: spared, 2: StoredWorker(2, attempt=1)}))
+        after = reloaded(stream, "e-1").workers
+        assert (after[1].spared, after[2].spared) == (("d-1", "d-2"), ())
 
-    @pytest.mark.contract("2.EVENTS_KEEP")
-    def test_what_another_group_has_not_read_is_kept(self, stream: Stream, admin: StreamAdmin) -> None:
-        """Groups may share the stream."""
-        admin.add_group("slow")
-        for _ in range(300):
-            opened(stream, admin)
-        assert stream.trim(1) == 0
+    def test_of_a_known_task_changes_nothing(self, stream: Stream, admin: StreamAdmin) -> None:
+        """Somebody has taken it up from its pods meanwhile, or the answer was lost and this is the second time."""
+        task, after = self.restored(stream, admin)
+        stream.restore(replace(task, owner="c9/boot/7", workers={}))
+        assert reloaded(stream, "e-1") == after
+
+    def test_of_a_scale_down_keeps_its_victims(self, stream: Stream, admin: StreamAdmin) -> None:
+        """Chosen once stays chosen."""
+        opened(stream, admin, event_id="e-1", pod_count="2")
+        task = opened(stream, admin, event_id="d-1", type="scale_down", pod_count="1")
+        choice = Choice([Victim("e-1", 2, "pod-2")], ["pod-1"])
+        assert stream.choose("d-1", task.owner, claim(*choice.victims, spared=choice.survivors)) == choice
+        before = reloaded(stream, "d-1")
+        admin.flush()
+        stream.restore(before)
+        assert reloaded(stream, "d-1") == before
+        assert stream.choose("d-1", task.owner, claim(Victim("e-9", 9))) == choice
+
+    def test_of_what_has_still_to_choose_keeps_its_turn(self, stream: Stream, admin: StreamAdmin) -> None:
+        """Younger choices wait for it as before; not for one that had chosen."""
+        tasks = [opened(stream, admin, event_id=f"d-{number}", type="scale_down", pod_count="1") for number in (1, 2)]
+        younger = opened(stream, admin, event_id="d-3", type="scale_down", pod_count="1")
+        stream.choose("d-1", tasks[0].owner, claim())
+        before = [reloaded(stream, name) for name in ("d-1", "d-2", "d-3")]
+        admin.flush()
+        stream.ensure_group()
+        for task in before:
+            stream.restore(task)
+        assert stream.blocker(younger.event.stream_id) == Blocker("d-2", tasks[1].owner)
+
+
+class TestKnown:
+    """known: what Redis has of an event; and that every replica may read the owner's token."""
+
+    def test_known_distinguishes_finished_from_unknown(self, stream: Stream, admin: StreamAdmin) -> None:
+        """The reconciler may delete a pod of the first and has to take up one of the second."""
+        record(stream, opened(stream, admin, event_id="e-1"))
+        opened(stream, admin, event_id="e-2")
+        known = stream.known(["e-1", "e-2", "never"])
+        assert {event_id: state for event_id, (state, _) in known.items()} == {"e-1": "finished", "e-2": "waiting"}
+        assert known["e-1"][1][1].outcome == "succeeded"
+        assert stream.known([]) == {}
+
+    def test_an_empty_token_is_no_secret(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """Ownership is the token, not the connection: another stream of ours may write with it."""
+        task = opened(stream, admin, event_id="e-1")
+        assert intend(other, owned_by(task, task.owner)).status is Status.OK

@@ -1,13 +1,10 @@
-"""The contract of `ports.Stream`, sixth part: the choice of victims. All implementations run it."""
+"""The contract of `ports.ScaleDowns`: the choice of victims, how they stand, the result. All implementations run it."""
 
 from __future__ import annotations
 
 import pytest
 
 from ottoscaler.core.choice import Blocker, Choice, Claim, Victim
-from ottoscaler.core.events import BadEvent
-from ottoscaler.core.termination import Termination
-from ottoscaler.core.verdicts import Reason
 from ottoscaler.ports import Status, StoredWorker, Stream
 from tests.adapters.streams import (
     LATE_ID,
@@ -21,12 +18,11 @@ from tests.adapters.streams import (
     receive,
     record,
     reloaded,
-    result_of,
     send,
     taken_over,
 )
 
-__all__ = ["TestChoosing", "TestSeeing", "TestSparing"]
+__all__ = ["TestChoosing", "TestFinishing", "TestLooking"]
 
 LATE_MS = LATE_ID.partition("-")[0]
 
@@ -52,7 +48,7 @@ class TestChoosing:
         assert seen.cancels == 2
 
     def test_no_more_than_asked_for_in_the_order_of_preference(self, stream: Stream, admin: StreamAdmin) -> None:
-        """Who comes after the last victim stays, and so does who is spared."""
+        """A candidate after the last victim stays, and so does a worker that is spared."""
         opened(stream, admin, event_id="e-1", pod_count="3")
         task = opened(stream, admin, type="scale_down", event_id="d-1", pod_count="2")
         listed = [Victim("e-1", index, f"pod-{index}") for index in (3, 1, 2)]
@@ -203,106 +199,53 @@ class TestChoosing:
         assert answer == Choice(listed[500:502], [*(each.pod for each in listed[502:]), "s"])
 
 
-class TestSparing:
-    """What has started is spared by a drain, and by every termination that is for what has not started."""
+class TestFinishing:
+    """The result of a scale_down."""
 
-    @pytest.mark.parametrize("reason", [Reason.ERROR, Reason.EVICTED, Reason.COMPLETED])
-    @pytest.mark.parametrize("by", [Reason.SCALED_DOWN, Reason.SUPERSEDED])
-    def test_one_that_started_all_the_same_and_ended_by_itself_has_its_own_outcome(
-        self, stream: Stream, admin: StreamAdmin, reason: Reason, by: Reason
-    ) -> None:
-        """Its owner did not know of the mark; the drain counts it among the survivors."""
-        task = opened(stream, admin, event_id="e-1", pod_count="2")
-        intend(stream, task)
-        stream.store_termination("e-1", None, 1, cancel(by, drain=True))
-        fields = result_of(task, reason=reason) | {"started_at": "then", "exit_code": "1"}
-        answer = stream.record("e-1", task.owner, 1, attempt=1, fields=fields)
-        assert (answer.status, answer.termination) == (Status.OK, None)
-        assert admin.results() == [fields]
-        assert reloaded(stream, "e-1").workers[1].spared == ("down-1",)
-
-    @pytest.mark.parametrize("started", ["", "then"])
-    @pytest.mark.parametrize("termination", [cancel(), cancel(drain=True)])
-    def test_one_that_was_deleted_is_cancelled(
-        self, stream: Stream, admin: StreamAdmin, termination: Termination, started: str
-    ) -> None:
-        """Whoever saw the mark deleted it: its owner sees only that somebody did."""
-        task = opened(stream, admin, event_id="e-1", pod_count="2")
-        stream.store_termination("e-1", None, 1, termination)
-        fields = result_of(task, reason=Reason.POD_DELETED) | {"started_at": started}
-        assert stream.record("e-1", task.owner, 1, attempt=1, fields=fields).termination == termination
-        assert admin.results()[0]["reason"] == "ScaledDown"
-        assert reloaded(stream, "e-1").workers[1].spared == ()
-
-    def test_a_kill_spares_no_worker(self, stream: Stream, admin: StreamAdmin) -> None:
-        """But one that succeeds."""
-        task = opened(stream, admin, event_id="e-1", pod_count="2")
-        stream.store_termination("e-1", None, 1, cancel())
-        fields = result_of(task, reason=Reason.ERROR) | {"started_at": "then"}
-        stream.record("e-1", task.owner, 1, attempt=1, fields=fields)
-        assert admin.results()[0]["reason"] == "ScaledDown"
-
-    def test_a_termination_for_not_starting_has_no_part_in_the_end_of_what_has_started(
-        self, stream: Stream, admin: StreamAdmin
-    ) -> None:
-        """PendingTimeout, and then it started and failed."""
-        task = opened(stream, admin, event_id="e-1", pod_count="2")
-        intend(stream, task)
-        stream.store_termination("e-1", task.owner, 1, end(1))
-        fields = result_of(task, reason=Reason.ERROR) | {"started_at": "then"}
-        assert stream.record("e-1", task.owner, 1, attempt=1, fields=fields).termination is None
-        assert admin.results()[0]["reason"] == "Error"
-
-    def test_one_that_several_drains_have_spared_is_a_survivor_of_each(
-        self, stream: Stream, admin: StreamAdmin
-    ) -> None:
-        """And is marked by none of them again."""
-        task = opened(stream, admin, event_id="e-1", pod_count="2")
-        for name in ("a", "b", "a"):
-            stream.store_termination("e-1", None, 1, cancel(by=name, drain=True))
-            stream.clear_termination("e-1", task.owner, 1, cancel(by=name, drain=True))
-        assert reloaded(stream, "e-1").workers[1].termination is None
-        record(stream, task)
-        [worker] = stream.outcomes([Victim("e-1", 1)])
-        assert worker is not None
-        assert worker.spared == ("a", "b")
+    @pytest.mark.contract("5.scale_down")
+    def test_its_result_is_published_once(self, stream: Stream, admin: StreamAdmin) -> None:
+        """And the task is closed by it."""
+        task = opened(stream, admin, type="scale_down", task_id="t-1", event_id="d-1", repository="a/b")
+        fields = {"kind": "scale_down", "event_id": "d-1", "task_id": "t-1", "outcome": "succeeded"}
+        assert stream.finish("d-1", task.owner, fields).status is Status.OK
+        assert stream.finish("d-1", task.owner, fields).status is Status.KNOWN
+        assert admin.results() == [fields | {"repository": "a/b"}]
+        assert (admin.open_ids(), admin.task("d-1")["state"]) == (set(), "finished")
+        assert admin.expires_in("d-1") is not None
 
 
-class TestSeeing:
-    """check: a pod that was seen is lost when it is gone; an attempt without one is made again."""
+class TestLooking:
+    """tasks, reload, outcomes: how workers stand, for a choice and after it."""
 
-    def test_is_stored_once_the_pod_is_there(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
-        """Whoever takes over knows; a late repetition of the intent changes nothing, the next attempt does."""
-        task = opened(stream, admin, event_id="e-1")
-        intend(stream, task, infra_used=2)
-        assert not reloaded(stream, "e-1").workers[1].seen
-        stream.check("e-1", task.owner, 1, 1)
-        intend(stream, task, infra_used=2)
-        taken = taken_over(other, admin, task)
-        assert taken.workers == {1: StoredWorker(1, attempt=1, infra_used=2, seen=True)}
-        other.note_refused("e-1", taken.owner, 1, 1)
-        assert reloaded(stream, "e-1").workers[1].seen
-        intend(other, taken, attempt=2, infra_used=3)
-        assert not reloaded(stream, "e-1").workers[1].seen
-
-    def test_of_another_attempt_says_nothing(self, stream: Stream, admin: StreamAdmin) -> None:
-        """It came late."""
-        task = opened(stream, admin, event_id="e-1")
-        intend(stream, task, attempt=2)
-        stream.check("e-1", task.owner, 1, 1)
-        assert not reloaded(stream, "e-1").workers[1].seen
-
-    @pytest.mark.parametrize("seen", [False, True])
-    def test_a_controller_that_dies_at_every_create_ends_the_event_as_poison(
-        self, stream: Stream, other: Stream, admin: StreamAdmin, *, seen: bool
-    ) -> None:
-        """To store the same attempt again is no progress, to see its pod is."""
+    def test_reload_shows_a_task_of_any_owner(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """The same as its owner has, and the owner's token."""
         task = opened(stream, admin, event_id="e-1")
         intend(stream, task)
-        for _ in range(9):
-            task = taken_over(other, admin, task)
-            intend(other, task)
-        if seen:
-            other.check("e-1", task.owner, 1, 1)
-        admin.expire_lease("e-1")
-        assert isinstance(other.take("e-1", same_consumer=False), BadEvent) is not seen
+        seen = reloaded(other, "e-1")
+        assert (seen.owner, seen.event, seen.workers[1].attempt) == (task.owner, task.event, 1)
+
+    def test_reload_shows_open_tasks_only(self, stream: Stream, admin: StreamAdmin) -> None:
+        """None for a finished one and for one nobody heard of."""
+        record(stream, opened(stream, admin, event_id="e-1"))
+        assert stream.reload("e-1") is None
+        assert stream.reload("never") is None
+
+    def test_tasks_shows_open_scale_ups_of_all(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """Victims are chosen among these, whoever owns them."""
+        first = opened(stream, admin, event_id="e-1", pod_count="2")
+        intend(stream, first, 2)
+        second = opened(other, admin, event_id="e-2")
+        opened(stream, admin, type="scale_down", task_id="e-1", event_id="d-1")
+        record(stream, opened(stream, admin, event_id="e-3"))
+        views = {view.event.event_id: view for view in other.tasks()}
+        assert set(views) == {"e-1", "e-2"}
+        assert (views["e-1"].owner, views["e-2"].owner) == (first.owner, second.owner)
+        assert dict(views["e-1"].workers) == {2: StoredWorker(2, attempt=1)}
+
+    def test_outcomes_are_returned_in_the_order_asked(self, stream: Stream, admin: StreamAdmin) -> None:
+        """None only where the task is unknown."""
+        task = opened(stream, admin, event_id="e-1", pod_count="2")
+        record(stream, task, 2)
+        asked = [Victim("never", 1), Victim("e-1", 2, "pod"), Victim("e-1", 1)]
+        assert stream.outcomes(asked) == [None, StoredWorker(2, outcome="succeeded"), StoredWorker(1)]
+        assert stream.outcomes([]) == []

@@ -1,15 +1,17 @@
-"""The contract of `ports.Stream`, first part: reading, accepting, dead letters. All implementations run it."""
+"""The contract of `ports.EventLog`: reading, accepting, refusing, tidying. All implementations run it."""
 
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
 from ottoscaler.core.choice import Blocker
-from ottoscaler.core.events import BadEvent, DeadReason, digest, parse
-from ottoscaler.errors import StreamUnavailable
+from ottoscaler.core.events import MAX_EVENT_BYTES, BadEvent, DeadReason, digest, parse, too_large
+from ottoscaler.errors import StreamUnavailable, TooMuch
 from ottoscaler.ports import Entry, Status, Stream
 from tests.adapters.streams import (
     OLD_ID,
@@ -23,8 +25,24 @@ from tests.adapters.streams import (
     record,
     send,
 )
+from tests.fakes.wait import eventually
 
-__all__ = ["TestAccepting", "TestBurying", "TestGroup", "TestPending", "TestReading", "TestRetrying"]
+__all__ = [
+    "TestAccepting",
+    "TestDeadLetters",
+    "TestGroup",
+    "TestHandingOver",
+    "TestLargeEntries",
+    "TestPending",
+    "TestReading",
+    "TestRetrying",
+    "TestTidying",
+]
+
+SIZE = 2_000_000
+COUNT = 6
+#: What one answer may bring, bytes.
+BOUND = 9_000_000
 
 
 class TestGroup:
@@ -63,7 +81,7 @@ class TestGroup:
         assert stream.delivered() == first
 
     def test_without_it_the_last_delivered_id_is_unavailable(self, stream: Stream, admin: StreamAdmin) -> None:
-        """A wiped server is told as such, not as an empty one."""
+        """A wiped server is reported as such, not as an empty one."""
         admin.flush()
         with pytest.raises(StreamUnavailable):
             stream.delivered()
@@ -125,11 +143,91 @@ class TestReading:
         assert stream.peek(last, 10, block=True) == []
 
 
+def brought(entries: Sequence[Entry]) -> int:
+    """Bytes of all fields."""
+    return sum(len(name) + len(value) for entry in entries for name, value in (entry.fields or {}).items())
+
+
+class TestLargeEntries:
+    """Together they are more than a small process has memory for."""
+
+    @pytest.fixture
+    def sent(self, admin: StreamAdmin) -> list[str]:
+        """The ids of too many too large entries, each with its id in front of and a part behind what is large."""
+        return [send(admin, event_id=f"e-{number}", blob="x" * SIZE, behind="y") for number in range(COUNT)]
+
+    @pytest.mark.contract("3.limits")
+    def test_come_one_by_one_and_only_in_part(self, stream: Stream, admin: StreamAdmin, sent: list[str]) -> None:
+        """A read brings none; they are pending, with what a dead letter needs."""
+        with pytest.raises(TooMuch):
+            stream.read(100)
+        assert admin.pending_count() == COUNT
+        found: list[str] = []
+        while entries := stream.pending(own=True, min_idle_s=0):
+            assert brought(entries) < MAX_EVENT_BYTES
+            for entry in entries:
+                assert entry.size > SIZE
+                bad = too_large(entry.stream_id, entry.fields or {}, entry.size)
+                assert (bad.reason, bad.event_id) == (DeadReason.TOO_LARGE, f"e-{sent.index(entry.stream_id)}")
+                assert str(entry.size) in bad.detail
+                stream.dead_letter(entry, bad)
+                found.append(entry.stream_id)
+        assert found == sent
+        letters = admin.dead_letters()
+        assert [letter["stream_id"] for letter in letters] == sent
+        kept = [json.loads(letter["event"]) for letter in letters]
+        assert [(each["cut"], "blob" in each["fields"]) for each in kept] == [(True, False)] * COUNT
+        assert [result["reason"] for result in admin.results("task")] == ["Rejected"] * COUNT
+
+    def test_a_read_now_brings_none(self, stream: Stream, admin: StreamAdmin, sent: list[str]) -> None:
+        """Control reads as well."""
+        with pytest.raises(TooMuch):
+            stream.read_now(100)
+        assert admin.pending_count() == len(sent)
+
+    def test_the_ids_behind_what_is_large_are_kept_if_they_can_be_ids(self, stream: Stream, admin: StreamAdmin) -> None:
+        """So that its sender finds the result, wherever the ids stand; what is too long for an id is left out."""
+        sent = [
+            send(admin, blob="x" * SIZE, event_id="e-behind", task_id="t", other="o"),
+            send(admin, blob="x" * SIZE, event_id="e" * 300),
+        ]
+        stream.read(100)
+        behind, long = stream.pending(own=True, min_idle_s=0)
+        assert [behind.stream_id, long.stream_id] == sent
+        assert behind.fields == {b"type": b"scale_up", b"event_id": b"e-behind", b"task_id": b"t"}
+        assert long.fields == {b"type": b"scale_up"}
+
+    def test_others_come_between_them(self, stream: Stream, admin: StreamAdmin, sent: list[str]) -> None:
+        """With all that they have, in the order of the stream."""
+        small = send(admin, event_id="small")
+        with pytest.raises(TooMuch):
+            stream.read(100)
+        found = list(stream.pending(own=True, min_idle_s=0))
+        assert [entry.stream_id for entry in found] == [*sent, small]
+        assert found[-1] == Entry(small, {b"type": b"scale_up", b"event_id": b"small"})
+
+    def test_are_seen_in_part_ahead_of_the_group(self, stream: Stream, admin: StreamAdmin, sent: list[str]) -> None:
+        """All of them in turn, never all at once."""
+        seen: list[str] = []
+        while entries := stream.peek(seen[-1] if seen else "0-0", 100, block=False):
+            assert brought(entries) < BOUND
+            seen += [entry.stream_id for entry in entries]
+        assert seen == sent
+
+    def test_many_valid_ones_are_brought_in_parts(self, stream: Stream, admin: StreamAdmin) -> None:
+        """Also those that were read before, of which a process may have died."""
+        ids = [send(admin, blob="x" * 60_000) for _ in range(100)]
+        assert [entry.stream_id for entry in stream.read(100)] == ids
+        found = stream.pending(own=True, min_idle_s=0)
+        assert [entry.stream_id for entry in found] == ids[: len(found)]
+        assert 1 <= len(found) < 30
+
+
 class TestPending:
     """Entries that were read and not accepted."""
 
     def test_own_entries_are_read_again(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
-        """As often as asked, until they are accepted; nobody else's."""
+        """As often as asked, until they are accepted; only our own."""
         send(admin)
         entry = receive(stream)
         assert stream.pending(own=True, min_idle_s=0) == [entry]
@@ -158,7 +256,7 @@ class TestPending:
 
     @pytest.mark.parametrize("own", [True, False])
     def test_a_trimmed_entry_has_no_fields(self, stream: Stream, admin: StreamAdmin, own: bool) -> None:
-        """It is told of again and again, so that it can be buried."""
+        """It comes again and again, until it is a dead letter."""
         send(admin)
         gone = Entry(receive(stream).stream_id, None)
         admin.trim()
@@ -192,10 +290,10 @@ class TestPending:
 
 
 class TestRetrying:
-    """What tells an entry that ends the process every time from one that has bad luck."""
+    """The difference between an entry that ends the process every time and one that has bad luck."""
 
     def test_counts_the_tries_with_the_first_reading(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
-        """Whoever makes them; and it is his from then on."""
+        """By any consumer; and the entry is its own from then on."""
         entry_id = send(admin)
         receive(stream)
         assert [each.retry(entry_id) for each in (stream, stream, other)] == [2, 3, 4]
@@ -203,7 +301,7 @@ class TestRetrying:
         assert [entry.stream_id for entry in other.pending(own=True, min_idle_s=0)] == [entry_id]
 
     def test_looking_at_what_is_pending_is_no_try(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
-        """It is looked at after every error of Redis; nor is being claimed from somebody who is gone."""
+        """It is looked at after every error of Redis; nor is being claimed from a consumer that is gone."""
         entry_id = send(admin)
         receive(stream)
         stream.pending(own=True, min_idle_s=0)
@@ -224,6 +322,62 @@ class TestRetrying:
         admin.trim()
         stream.retry(entry_id)
         assert admin.pending_count() == 1
+
+
+class TestHandingOver:
+    """A process stops: what it read and did not accept must not wait for a lease."""
+
+    def test_others_find_it_at_once(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """As if it had been idle for long."""
+        sent = send(admin)
+        receive(stream)
+        assert other.pending(own=False, min_idle_s=3600) == []
+        stream.hand_over()
+        [entry] = other.pending(own=False, min_idle_s=3600)
+        assert entry.stream_id == sent
+        assert accept(other, entry) is not None
+        assert stream.pending(own=True, min_idle_s=0) == []
+
+    def test_counts_no_try(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """It was no failure of the entry."""
+        sent = send(admin)
+        receive(stream)
+        stream.hand_over()
+        assert other.retry(sent) == 2
+
+    def test_concerns_its_own_entries_only(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """What others have in hand stays theirs."""
+        send(admin)
+        receive(other)
+        stream.hand_over()
+        assert stream.pending(own=False, min_idle_s=3600) == []
+
+    def test_leaves_what_was_trimmed_to_be_buried(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """It is not forgotten."""
+        send(admin)
+        receive(stream)
+        admin.trim()
+        stream.hand_over()
+        assert admin.pending_count() == 1
+        assert [entry.fields for entry in other.pending(own=False, min_idle_s=0)] == [None]
+
+    def test_of_nothing_is_nothing(self, stream: Stream) -> None:
+        """Nor does it matter how often."""
+        stream.hand_over()
+        stream.hand_over()
+
+    def test_a_blocked_read_is_ended(self, stream: Stream) -> None:
+        """It returns as if nothing had come, and no error."""
+        found: list[list[object]] = []
+
+        def read() -> None:
+            found.append([*stream.read(1), *stream.peek("0-0", 1, block=True)])
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        eventually(lambda: stream.interrupt() or not reader.is_alive(), what="the reader to end")
+        reader.join(5)
+        assert found == [[]]
 
 
 class TestAccepting:
@@ -291,11 +445,11 @@ class TestAccepting:
         opened(stream, admin, event_id="e-1", pod_count="1")
         sent = send(admin, event_id="e-1", pod_count="2")
         entry = receive(stream)
-        told = accept(stream, entry)
-        assert isinstance(told, BadEvent)
+        dead = accept(stream, entry)
+        assert isinstance(dead, BadEvent)
         assert accept(stream, entry) is None
         [letter] = admin.dead_letters()
-        assert (told.reason, told.detail, told.event_id) == ("Conflict", letter["dead_detail"], "e-1")
+        assert (dead.reason, dead.detail, dead.event_id) == ("Conflict", letter["dead_detail"], "e-1")
         assert (letter["dead_reason"], letter["event_id"], letter["stream_id"]) == ("Conflict", "e-1", sent)
         assert (admin.results(), admin.task("e-1")["pod_count"], admin.pending_count()) == ([], "1", 0)
 
@@ -303,9 +457,9 @@ class TestAccepting:
         """TooOld: it may have been run and forgotten."""
         admin.add({"type": "scale_up", "event_id": "e-1", "task_id": "t-1"}, OLD_ID)
         entry = receive(stream)
-        told = accept(stream, entry)
-        assert isinstance(told, BadEvent)
-        assert (told.reason, told.task_id) == ("TooOld", "t-1")
+        dead = accept(stream, entry)
+        assert isinstance(dead, BadEvent)
+        assert (dead.reason, dead.task_id) == ("TooOld", "t-1")
         assert accept(stream, entry) is None
         assert [letter["dead_reason"] for letter in admin.dead_letters()] == ["TooOld"]
         [result] = admin.results()
@@ -330,7 +484,7 @@ class TestAccepting:
         assert admin.open_ids() == {"d-1"}
 
 
-class TestBurying:
+class TestDeadLetters:
     """Dead letters: what cannot be carried out, each once."""
 
     @staticmethod
@@ -365,11 +519,11 @@ class TestBurying:
     def test_happens_once_however_often_it_is_asked_for(
         self, stream: Stream, other: Stream, admin: StreamAdmin
     ) -> None:
-        """After a lost answer, or by somebody who claimed the entry meanwhile."""
+        """After a lost answer, or by a consumer that claimed the entry meanwhile."""
         send(admin, pod_count="0")
         entry = receive(stream)
-        told = [each.dead_letter(entry, self.bad(entry)) for each in (stream, stream, other)]
-        assert told == [self.bad(entry), None, None]
+        written = [each.dead_letter(entry, self.bad(entry)) for each in (stream, stream, other)]
+        assert written == [self.bad(entry), None, None]
         assert (len(admin.dead_letters()), len(admin.results()), admin.pending_count()) == (1, 1, 0)
 
     def test_without_an_id_there_is_only_a_dead_letter(self, stream: Stream, admin: StreamAdmin) -> None:
@@ -389,7 +543,7 @@ class TestBurying:
         assert len(admin.dead_letters()) == 2
 
     def test_a_trimmed_entry_leaves_a_dead_letter(self, stream: Stream, admin: StreamAdmin) -> None:
-        """It was sent and is lost: somebody has to be told."""
+        """It was sent and is lost: its producer has to learn of it."""
         send(admin)
         receive(stream)
         admin.trim()
@@ -428,8 +582,74 @@ class TestBurying:
         task = opened(stream, admin, event_id="e-1")
         send(admin, event_id="e-1", pod_count="0")
         entry = receive(stream)
-        told = stream.dead_letter(entry, self.bad(entry))
-        assert told is not None
-        assert told.reason is DeadReason.CONFLICT
+        dead = stream.dead_letter(entry, self.bad(entry))
+        assert dead is not None
+        assert dead.reason is DeadReason.CONFLICT
         assert (len(admin.dead_letters()), admin.results(), admin.open_ids()) == (1, [], {"e-1"})
         assert intend(stream, task).status is Status.OK
+
+
+class TestTidying:
+    """Consumers and entries that are of no use any more."""
+
+    def test_consumers_that_are_gone_are_removed(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """Not seen for so long, and nothing pending; ourselves never."""
+        for each in (other, stream):
+            send(admin)
+            accept(each, receive(each))
+            each.announce()
+        assert admin.consumers() == {"c1", "c2"}
+        assert list(stream.remove_consumers(3600)) == []
+        eventually(lambda: list(stream.remove_consumers(0.1)) == ["c2"], what="c2 to be gone")
+        assert admin.consumers() == {"c1"}
+        assert list(stream.remove_consumers(0)) == []
+
+    def test_one_that_has_something_pending_stays(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+        """However long it was not seen: the entry would be lost."""
+        send(admin)
+        receive(other)
+        assert list(stream.remove_consumers(0)) == []
+        assert (admin.consumers(), admin.pending_count()) == ({"c2"}, 1)
+
+    @pytest.mark.parametrize("sign", ["announce", "renew", "read"])
+    def test_one_that_lives_stays(self, stream: Stream, other: Stream, admin: StreamAdmin, sign: str) -> None:
+        """It reads something, or it renews while it has no room to read: either is a sign of life."""
+        read = lambda: send(admin) and accept(other, receive(other))  # noqa: E731
+        signs = {"announce": other.announce, "renew": lambda: other.renew({}), "read": read}
+        send(admin)
+        assert accept(other, receive(other)) is not None
+        threading.Event().wait(0.6)
+        signs[sign]()
+        assert list(stream.remove_consumers(0.5)) == []
+        assert admin.consumers() == {"c2"}
+
+    @pytest.mark.contract("2.EVENTS_KEEP")
+    def test_acknowledged_entries_are_trimmed(self, stream: Stream, admin: StreamAdmin) -> None:
+        """About down to so many, and none that is still to be read or accepted."""
+        for _ in range(500):
+            opened(stream, admin)
+        send(admin)
+        assert stream.trim(100) >= 250
+        assert 100 <= admin.length() <= 250
+        assert stream.trim(1000) == 0
+        assert receive(stream).fields is not None
+
+    @pytest.mark.contract("2.EVENTS_KEEP")
+    def test_what_is_pending_and_what_comes_after_it_is_kept(self, stream: Stream, admin: StreamAdmin) -> None:
+        """It would be a dead letter `Trimmed`."""
+        send(admin)
+        receive(stream)
+        for _ in range(300):
+            opened(stream, admin)
+        assert stream.trim(1) == 0
+        [entry] = stream.pending(own=True, min_idle_s=0)
+        accept(stream, entry)
+        assert stream.trim(1) > 0
+
+    @pytest.mark.contract("2.EVENTS_KEEP")
+    def test_what_another_group_has_not_read_is_kept(self, stream: Stream, admin: StreamAdmin) -> None:
+        """Groups may share the stream."""
+        admin.add_group("slow")
+        for _ in range(300):
+            opened(stream, admin)
+        assert stream.trim(1) == 0
