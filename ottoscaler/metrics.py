@@ -36,13 +36,16 @@ class Tally:
     def __init__(self, registry: CollectorRegistry, name: str, meaning: str, **labels: Iterable[str]) -> None:
         self._counter = Counter(name, meaning, tuple(labels), registry=registry)
         self._allowed = tuple((*values, OTHER) for values in labels.values())
-        for values in product(*self._allowed):
-            self._counter.labels(*values)
+        self._children = {values: self._counter.labels(*values) for values in product(*self._allowed)}
 
     def inc(self, *values: str) -> None:
         """Count one, with a value for each label, in their order."""
-        known = [value if value in allowed else OTHER for value, allowed in zip(values, self._allowed, strict=True)]
-        self._counter.labels(*known).inc()
+        self.child(*values).inc()
+
+    def child(self, *values: str) -> Counter:
+        """The counter of these values, for a caller that counts often."""
+        known = (value if value in allowed else OTHER for value, allowed in zip(values, self._allowed, strict=True))
+        return self._children[tuple(known)]
 
 
 class Metrics:

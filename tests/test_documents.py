@@ -18,7 +18,7 @@ from ottoscaler.cli.main import COMMANDS as SUBCOMMANDS
 from ottoscaler.core import names
 from ottoscaler.core.events import MAX_EVENT_BYTES, MAX_FIELDS, DeadReason, EventType, ScaleEvent
 from ottoscaler.core.manifest import environment
-from ottoscaler.core.verdicts import TABLE, Retry
+from ottoscaler.core.verdicts import Reason, Retry
 from tests.readme import (
     DOCUMENTS,
     ENGLISH,
@@ -93,7 +93,7 @@ def test_the_reasons_are_those_of_the_code() -> None:
     budgets = {Retry.NEVER: NONE, Retry.WORKER: "`WORKER_RETRIES`", Retry.INFRA: "`INFRA_RETRIES`"}
     found = {codes(row[0])[0]: row[1:4] for row in table("reason")}
     assert found == {
-        reason.value: [outcome.value, fault.value, budgets[retry]] for reason, (outcome, fault, retry) in TABLE.items()
+        reason.value: [reason.outcome.value, reason.fault.value, budgets[reason.retry]] for reason in Reason
     }
 
 

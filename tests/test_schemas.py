@@ -60,7 +60,7 @@ def test_the_fields_are_those_of_the_code() -> None:
     assert schema("event")["properties"].keys() == known
     parts = (schema("result"), *schema("result")["oneOf"])
     assert {field for part in parts for field in part["properties"]} == results.RESULT_FIELDS
-    assert set(schema("result")["properties"]["reason"]["enum"]) == {*verdicts.TABLE, "NothingToEnd"}
+    assert set(schema("result")["properties"]["reason"]["enum"]) == {*verdicts.Reason, "NothingToEnd"}
     assert schema("dead_letter")["properties"]["dead_reason"]["enum"] == list(DeadReason)
 
 
@@ -72,7 +72,7 @@ def test_the_reasons_have_their_outcomes_and_faults() -> None:
         for row in worker["oneOf"]
         for reason in row["properties"]["reason"]["enum"]
     }
-    assert found == {reason: (outcome, fault) for reason, (outcome, fault, _) in verdicts.TABLE.items()}
+    assert found == {reason: (reason.outcome, reason.fault) for reason in verdicts.Reason}
 
 
 # -- events: schema and parser say the same

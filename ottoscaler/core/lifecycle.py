@@ -380,7 +380,7 @@ def _ended(life: Life, end: Verdict, now: float, limits: Limits) -> Life:
         if final is not end and termination.only_before_start and life.sight.started_unasked:
             return replace(life, todo=ClearTermination(termination), end=end)
         end = final
-    retry = end.retry
+    retry = end.reason.retry
     if retry is Retry.INFRA and life.infra_used < limits.infra_retries:
         return _again(life, now, infra=1)
     if retry is Retry.WORKER and life.attempt - 1 - life.infra_used < limits.worker_retries:

@@ -15,7 +15,6 @@ import msgspec
 
 from ottoscaler.core import names
 from ottoscaler.core.events import ScaleEvent
-from ottoscaler.core.identity import labels_of
 from ottoscaler.core.names import WorkerKey
 from ottoscaler.core.pods import CONTAINER
 
@@ -66,7 +65,7 @@ def build(template: Template, event: ScaleEvent, key: WorkerKey, *, instance: st
     metadata = {
         "name": names.pod_name(key),
         "namespace": namespace,
-        "labels": labels_of(key, instance),
+        "labels": names.labels_of(key, instance),
         "annotations": {
             names.ANNOTATION_EVENT_ID: event.event_id,
             names.ANNOTATION_TASK_ID: event.task_id,

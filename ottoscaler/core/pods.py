@@ -19,9 +19,8 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from ottoscaler.core import startup
-from ottoscaler.core.identity import altered, by_annotation, by_labels, labels_of
-from ottoscaler.core.names import ANNOTATION_EVENT, ANNOTATION_EVENT_ID, LABEL_INSTANCE, WorkerKey
+from ottoscaler.core import names, startup
+from ottoscaler.core.names import WorkerKey, altered, by_annotation, by_labels, labels_of
 from ottoscaler.core.startup import START_REASONS
 from ottoscaler.core.startup import Trouble as Trouble
 from ottoscaler.core.verdicts import Reason
@@ -59,11 +58,11 @@ _PHASES: Final = {phase.value: phase for phase in Phase}
 
 
 class _Annotations(msgspec.Struct, frozen=True):
-    event_id: str = msgspec.field(default="", name=ANNOTATION_EVENT_ID)
+    event_id: str = msgspec.field(default="", name=names.ANNOTATION_EVENT_ID)
 
 
 class _FullAnnotations(msgspec.Struct, frozen=True):
-    event: str = msgspec.field(default="", name=ANNOTATION_EVENT)
+    event: str = msgspec.field(default="", name=names.ANNOTATION_EVENT)
 
 
 class _Metadata(msgspec.Struct, frozen=True):
@@ -257,7 +256,7 @@ def snapshot(raw: RawPod, instance: str = "") -> Snapshot | None:
     meta = raw.metadata
     key = by_labels(meta.name, meta.labels)
     if key is not None and (not instance or altered(labels_of(key, instance), meta.labels) == ""):
-        return _snapshot(raw, key, meta.labels.get(LABEL_INSTANCE, ""))
+        return _snapshot(raw, key, meta.labels.get(names.LABEL_INSTANCE, ""))
     key = by_annotation(meta.name, meta.annotations.event_id, instance)
     if key is None:
         return None
@@ -271,7 +270,7 @@ def as_asked(raw: RawPod, asked: RawPod) -> Snapshot:
     key, event_id = by_labels(asked.metadata.name, asked.metadata.labels), asked.metadata.annotations.event_id
     if key is None:
         raise ValueError(f"{asked.metadata.name} has not the labels of a worker")
-    instance = asked.metadata.labels.get(LABEL_INSTANCE, "")
+    instance = asked.metadata.labels.get(names.LABEL_INSTANCE, "")
     changes = altered(labels_of(key, instance), raw.metadata.labels, (event_id, raw.metadata.annotations.event_id))
     return replace(_snapshot(raw, key, instance), event_id=event_id, altered=changes)
 

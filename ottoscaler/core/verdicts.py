@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final
 
@@ -37,33 +36,6 @@ class Fault(StrEnum):
     INFRA = "infra"
 
 
-class Reason(StrEnum):
-    """Why a worker ended as it did: a stable code."""
-
-    COMPLETED = "Completed"
-    ERROR = "Error"
-    OOM_KILLED = "OOMKilled"
-    DEADLINE_EXCEEDED = "DeadlineExceeded"
-    INVALID_IMAGE = "InvalidImage"
-    IMAGE_PULL = "ImagePull"
-    CONFIG_ERROR = "ConfigError"
-    REJECTED = "Rejected"
-    NAME_CONFLICT = "NameConflict"
-    COMMAND_NOT_FOUND = "CommandNotFound"
-    IMAGE_PULL_TRANSIENT = "ImagePullTransient"
-    EVICTED = "Evicted"
-    PREEMPTED = "Preempted"
-    NODE_LOST = "NodeLost"
-    POD_LOST = "PodLost"
-    START_ERROR = "StartError"
-    PENDING_TIMEOUT = "PendingTimeout"
-    UNSCHEDULABLE = "Unschedulable"
-    POD_DELETED = "PodDeleted"
-    SCALED_DOWN = "ScaledDown"
-    SUPERSEDED = "Superseded"
-    POISON = "Poison"
-
-
 class Retry(StrEnum):
     """Which budget a new attempt comes out of."""
 
@@ -72,31 +44,47 @@ class Retry(StrEnum):
     INFRA = "infra"
 
 
-#: The table of reasons: deploy/REFERENCE.md shows the same one.
-TABLE: Final[Mapping[Reason, tuple[Outcome, Fault, Retry]]] = {
-    Reason.COMPLETED: (Outcome.SUCCEEDED, Fault.NONE, Retry.NEVER),
-    Reason.ERROR: (Outcome.FAILED, Fault.USER, Retry.WORKER),
-    Reason.OOM_KILLED: (Outcome.FAILED, Fault.USER, Retry.WORKER),
-    Reason.DEADLINE_EXCEEDED: (Outcome.FAILED, Fault.USER, Retry.NEVER),
-    Reason.INVALID_IMAGE: (Outcome.FAILED, Fault.CONFIG, Retry.NEVER),
-    Reason.IMAGE_PULL: (Outcome.FAILED, Fault.CONFIG, Retry.NEVER),
-    Reason.CONFIG_ERROR: (Outcome.FAILED, Fault.CONFIG, Retry.NEVER),
-    Reason.REJECTED: (Outcome.FAILED, Fault.CONFIG, Retry.NEVER),
-    Reason.NAME_CONFLICT: (Outcome.FAILED, Fault.CONFIG, Retry.NEVER),
-    Reason.COMMAND_NOT_FOUND: (Outcome.FAILED, Fault.CONFIG, Retry.NEVER),
-    Reason.IMAGE_PULL_TRANSIENT: (Outcome.FAILED, Fault.INFRA, Retry.INFRA),
-    Reason.EVICTED: (Outcome.FAILED, Fault.INFRA, Retry.INFRA),
-    Reason.PREEMPTED: (Outcome.FAILED, Fault.INFRA, Retry.INFRA),
-    Reason.NODE_LOST: (Outcome.FAILED, Fault.INFRA, Retry.INFRA),
-    Reason.POD_LOST: (Outcome.LOST, Fault.INFRA, Retry.INFRA),
-    Reason.START_ERROR: (Outcome.FAILED, Fault.INFRA, Retry.INFRA),
-    Reason.PENDING_TIMEOUT: (Outcome.FAILED, Fault.INFRA, Retry.NEVER),
-    Reason.UNSCHEDULABLE: (Outcome.FAILED, Fault.INFRA, Retry.NEVER),
-    Reason.POD_DELETED: (Outcome.FAILED, Fault.USER, Retry.NEVER),
-    Reason.SCALED_DOWN: (Outcome.CANCELLED, Fault.NONE, Retry.NEVER),
-    Reason.SUPERSEDED: (Outcome.CANCELLED, Fault.NONE, Retry.NEVER),
-    Reason.POISON: (Outcome.FAILED, Fault.INFRA, Retry.NEVER),
-}
+class Reason(StrEnum):
+    """Why a worker ended as it did: a stable code, with how it ended, where the cause lies, and which budget a new
+    attempt comes out of. README shows the same table.
+    """
+
+    outcome: Outcome
+    fault: Fault
+    retry: Retry
+
+    # the defaults are for type checkers alone, which take a look-up (`Reason("Completed")`) for a call of this
+    def __new__(
+        cls, value: str, outcome: Outcome = Outcome.FAILED, fault: Fault = Fault.NONE, retry: Retry = Retry.NEVER
+    ) -> Reason:
+        """A member from its line of the table."""
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.outcome, member.fault, member.retry = outcome, fault, retry
+        return member
+
+    COMPLETED = "Completed", Outcome.SUCCEEDED, Fault.NONE, Retry.NEVER
+    ERROR = "Error", Outcome.FAILED, Fault.USER, Retry.WORKER
+    OOM_KILLED = "OOMKilled", Outcome.FAILED, Fault.USER, Retry.WORKER
+    DEADLINE_EXCEEDED = "DeadlineExceeded", Outcome.FAILED, Fault.USER, Retry.NEVER
+    INVALID_IMAGE = "InvalidImage", Outcome.FAILED, Fault.CONFIG, Retry.NEVER
+    IMAGE_PULL = "ImagePull", Outcome.FAILED, Fault.CONFIG, Retry.NEVER
+    CONFIG_ERROR = "ConfigError", Outcome.FAILED, Fault.CONFIG, Retry.NEVER
+    REJECTED = "Rejected", Outcome.FAILED, Fault.CONFIG, Retry.NEVER
+    NAME_CONFLICT = "NameConflict", Outcome.FAILED, Fault.CONFIG, Retry.NEVER
+    COMMAND_NOT_FOUND = "CommandNotFound", Outcome.FAILED, Fault.CONFIG, Retry.NEVER
+    IMAGE_PULL_TRANSIENT = "ImagePullTransient", Outcome.FAILED, Fault.INFRA, Retry.INFRA
+    EVICTED = "Evicted", Outcome.FAILED, Fault.INFRA, Retry.INFRA
+    PREEMPTED = "Preempted", Outcome.FAILED, Fault.INFRA, Retry.INFRA
+    NODE_LOST = "NodeLost", Outcome.FAILED, Fault.INFRA, Retry.INFRA
+    POD_LOST = "PodLost", Outcome.LOST, Fault.INFRA, Retry.INFRA
+    START_ERROR = "StartError", Outcome.FAILED, Fault.INFRA, Retry.INFRA
+    PENDING_TIMEOUT = "PendingTimeout", Outcome.FAILED, Fault.INFRA, Retry.NEVER
+    UNSCHEDULABLE = "Unschedulable", Outcome.FAILED, Fault.INFRA, Retry.NEVER
+    POD_DELETED = "PodDeleted", Outcome.FAILED, Fault.USER, Retry.NEVER
+    SCALED_DOWN = "ScaledDown", Outcome.CANCELLED, Fault.NONE, Retry.NEVER
+    SUPERSEDED = "Superseded", Outcome.CANCELLED, Fault.NONE, Retry.NEVER
+    POISON = "Poison", Outcome.FAILED, Fault.INFRA, Retry.NEVER
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -108,14 +96,14 @@ class Verdict(msgspec.Struct, frozen=True):
     @property
     def outcome(self) -> Outcome:
         """How the worker ended, by the table."""
-        return TABLE[self.reason][0]
+        return self.reason.outcome
 
     @property
     def fault(self) -> Fault:
         """Where the cause lies, by the table."""
-        return TABLE[self.reason][1]
+        return self.reason.fault
 
     @property
     def retry(self) -> Retry:
         """Which budget a new attempt comes out of, by the table."""
-        return TABLE[self.reason][2]
+        return self.reason.retry

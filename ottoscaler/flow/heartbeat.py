@@ -13,7 +13,9 @@ lost.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Final
 
 from ottoscaler.ports import Clock
@@ -51,6 +53,8 @@ class Heartbeat:
         self._clock = clock
         self._lock = threading.Lock()
         self._looked_at = clock.now()
+        #: A worker got a step further. Many threads call it: one step of the interpreter, and no lock to wait for.
+        self.progressed: Callable[[], int] = count(1).__next__
         # all guarded by _lock
         self._awake_s = 0.0
         self._beats: dict[str, _Sign] = {}
@@ -58,9 +62,8 @@ class Heartbeat:
         start = self._now()
         self._servers = {name: replace(start, reason="not reached yet") for name in (REDIS, KUBERNETES)}
         self._phase = replace(start, reason="starting")
-        self._progress = 0
         self._stalled_since = start
-        self._progress_seen = 0
+        self._steps_seen = 0
         self._worked = False
 
     # -- loops
@@ -113,11 +116,6 @@ class Heartbeat:
         with self._lock:
             self._phase = replace(self._now(), reason=reason)
 
-    def progressed(self) -> None:
-        """A worker got a step further."""
-        with self._lock:
-            self._progress += 1
-
     # -- for those who look
 
     def ages(self) -> list[Finding]:
@@ -144,8 +142,10 @@ class Heartbeat:
         """Since when there has been work at every look while no worker got a step further."""
         with self._lock:
             now = self._now()
-            if not (work and self._worked) or self._progress != self._progress_seen:
-                self._stalled_since, self._progress_seen = now, self._progress
+            steps = self.progressed()  # the look counts as one, too
+            if not (work and self._worked) or steps != self._steps_seen + 1:
+                self._stalled_since = now
+            self._steps_seen = steps
             self._worked = work
             return self._finding("workers", self._stalled_since)
 

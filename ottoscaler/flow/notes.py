@@ -26,10 +26,11 @@ class Notes:
         if run.task.closed:  # a worker of an earlier epoch must not speak for the task that we have taken anew
             return
         life, event_id = run.life, run.task.event.event_id
-        pod = "" if life.state == "waiting" else run.pod_name
+        state = life.state
+        pod = "" if state == "waiting" else run.pod_name
         with self._lock:
             self._tasks[event_id] = run.task
-            self._states.setdefault(event_id, {})[life.index] = (life.state, life.attempt, pod)
+            self._states.setdefault(event_id, {})[life.index] = (state, life.attempt, pod)
             if reason is not None:
                 self._reasons[event_id] = reason
 

@@ -18,7 +18,9 @@ class OwnedTask:
     never change.
 
     `results` of workers, and the cancels (`terminations`) of those that have not had their turn, are kept for the case
-    that Redis is wiped. `failed_on`: our own code has failed on one of its workers.
+    that Redis is wiped. `queued_s`: seconds that the event was in the stream before it was accepted, by Redis's clock,
+    which wrote both times; 0 where that cannot be known, as for an entry with an id that its producer made up.
+    `failed_on`: our own code has failed on one of its workers.
     """
 
     event: ScaleEvent
@@ -36,16 +38,13 @@ class OwnedTask:
     monitored: bool = False
     failed_on: bool = False
     closed: bool = False  # it is finished, or another process has it: what waits for a turn here gets none
+    queued_s: float = field(init=False, default=0.0)
 
-    @property
-    def queued_s(self) -> float:
-        """Seconds that the event was in the stream before it was accepted, by Redis's clock, which wrote both times. 0
-        where that cannot be known, as for an entry with an id that its producer made up.
-        """
+    def __post_init__(self) -> None:
         milliseconds = self.event.stream_id.partition("-")[0]
-        if not (self.received_at and milliseconds.isdigit()):
-            return 0.0
-        return max(0.0, datetime.fromisoformat(self.received_at).timestamp() - int(milliseconds) / 1000)
+        if self.received_at and milliseconds.isdigit():
+            waited_s = datetime.fromisoformat(self.received_at).timestamp() - int(milliseconds) / 1000
+            self.queued_s = max(0.0, waited_s)
 
     def at_work(self) -> bool:
         """Is a thread at work on it just now, or has our own code failed on it? One that waits for its pod is not."""
@@ -67,8 +66,9 @@ class OwnedTask:
 class WorkerRun:
     """A worker that has had its turn. `life` belongs to the thread that runs it, otherwise to the ledger.
 
-    `address` (event id, owner token, index) is what the scripts in Redis know it by, `key` is what the labels of the
-    current attempt's pod say, `pod_name` its name.
+    `worker` is its event id and index, `address` the same with the owner token, as the scripts in Redis take it. `key`
+    is what the labels of the current attempt's pod say, `pod_name` its name. `state` and `waits_for` are what `life`
+    had of these after its last step.
     """
 
     task: OwnedTask
@@ -78,11 +78,16 @@ class WorkerRun:
     awaits_pod: bool = False  # its thread only waits for its pod; written by that thread
     queued: int = 0
     until: float | None = None
+    state: str = field(init=False)
+    waits_for: str = field(init=False)
+    worker: tuple[str, int] = field(init=False)
     address: tuple[str, str, int] = field(init=False)
     key: WorkerKey = field(init=False)
     pod_name: str = field(init=False)
 
     def __post_init__(self) -> None:
+        self.state, self.waits_for = self.life.state, self.life.waits_for
+        self.worker = (self.task.event.event_id, self.life.index)
         self.address = (self.task.event.event_id, self.task.owner, self.life.index)
         self.name_attempt()
 
@@ -90,11 +95,6 @@ class WorkerRun:
         """To be called when `life` has another attempt: its pod has another name."""
         self.key = WorkerKey(self.task.hash, self.life.index, self.life.attempt)
         self.pod_name = pod_name(self.key)
-
-    @property
-    def worker(self) -> tuple[str, int]:
-        """Event id and index."""
-        return self.task.event.event_id, self.life.index
 
     @property
     def cancelled(self) -> bool:

@@ -51,7 +51,8 @@ class TaskTable:
     def recorded(self, run: WorkerRun, verdict: Verdict) -> None:
         """Its result is stored: kept here in case that Redis is wiped before the task is finished."""
         life = run.life
-        result = StoredWorker(life.index, life.attempt, life.infra_used, outcome=verdict.outcome, reason=verdict.reason)
+        reason = verdict.reason
+        result = StoredWorker(life.index, life.attempt, life.infra_used, outcome=reason.outcome, reason=reason)
         with self.lock:
             run.task.results[life.index] = result
 

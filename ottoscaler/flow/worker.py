@@ -163,11 +163,12 @@ class Runner:
             self._ledger.tasks.spared(run)
         if not life.may_have_unseen_pod:
             self._ledger.settled(run)
-        reason = life.waits_for
-        if reason != before.waits_for:
+        state, reason = life.state, life.waits_for
+        if reason != run.waits_for:
             self._ledger.notes.add(run, reason=reason)
-        elif life.state != before.state or life.attempt != before.attempt:
+        elif state != run.state or life.attempt != before.attempt:
             self._ledger.notes.add(run)
+        run.state, run.waits_for = state, reason
         self._worker_log.step(run, before)
 
     def _failed(self, run: WorkerRun, error: Exception) -> None:
@@ -252,7 +253,7 @@ class Runner:
         answer = self._stream.record(*run.address, attempt=effect.attempt, fields=fields)
         if answer.status not in (Status.OK, Status.KNOWN):
             return _refusal(answer)
-        verdict = decided(effect.verdict, answer.termination)
+        verdict = effect.verdict if answer.termination is None else decided(effect.verdict, answer.termination)
         self._ledger.tasks.recorded(run, verdict)
         if answer.status is Status.OK:
             self._worker_log.recorded(run, verdict, effect.pod)

@@ -9,7 +9,7 @@ from ottoscaler.core import effects
 from ottoscaler.core.lifecycle import Life
 from ottoscaler.core.names import pod_name
 from ottoscaler.core.pods import Snapshot
-from ottoscaler.core.verdicts import Reason, Verdict
+from ottoscaler.core.verdicts import Outcome, Reason, Verdict
 from ottoscaler.flow.owned_tasks import WorkerRun
 from ottoscaler.flow.task_table import TaskTable
 from ottoscaler.metrics import Metrics
@@ -26,7 +26,7 @@ class WorkerLog:
         self._tasks = tasks
         self._create_delay = metrics.event_to_create_seconds
         self._record_delay = metrics.end_to_result_seconds
-        self._finished = metrics.workers_finished
+        self._finished = {outcome: metrics.workers_finished.child(outcome) for outcome in Outcome}
 
     def creating(self, run: WorkerRun) -> None:
         """Just before the create request."""
@@ -60,8 +60,8 @@ class WorkerLog:
     def recorded(self, run: WorkerRun, verdict: Verdict, pod: Snapshot | None) -> None:
         """After a result was stored for the first time: this one."""
         life, now = run.life, self._clock.now()
-        outcome = verdict.outcome
-        self._finished.inc(outcome)
+        outcome = verdict.reason.outcome
+        self._finished[outcome].inc()
         if life.sight.ended is not None:
             self._record_delay.observe(now - life.sight.ended)
         started, ended = (pod.started_at, pod.finished_at) if pod else (None, None)

@@ -1,0 +1,38 @@
+"""The path of one worker through the program is short: whoever reads it passes few functions in few files."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.worker_trace import Trace, trace_worker
+
+#: More is a decision.
+_CALLS = 290
+_FILES = 17
+
+
+@pytest.fixture(scope="module")
+def trace() -> Trace:
+    """Of one worker that succeeds."""
+    return trace_worker()
+
+
+def test_one_worker_passes_few_functions(trace: Trace) -> None:
+    """Calls of the product's functions on the worker's thread."""
+    print(f"{trace.total} calls")
+    assert trace.total <= _CALLS
+
+
+def test_one_worker_passes_few_files(trace: Trace) -> None:
+    """Those that have a part in it."""
+    print(sorted(trace.files))
+    assert len(trace.files) <= _FILES
+
+
+def test_the_trace_is_of_a_whole_life(trace: Trace) -> None:
+    """Each effect of the ordinary way is in it, once."""
+    effects = ("_intend", "_create", "_check", "_record", "_delete", "_end")
+    assert [trace.calls["flow/worker.py", f"Runner.{effect}"] for effect in effects] == [1] * len(effects)
+    assert (
+        trace.calls["core/names.py", "pod_name"] <= 3
+    )  # the manifest's metadata and variables, and the answer's check
