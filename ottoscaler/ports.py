@@ -113,7 +113,7 @@ class EventLog(Protocol):
 
 
 class Leases(Protocol):
-    """Who owns a task, and for how long. For the lease thread, the take-over and the reconciler."""
+    """Which replica owns a task, and for how long. For the lease thread, the take-over and the reconciler."""
 
     def announce(self) -> None:
         """From now on this process is its consumer: an earlier process of that name learns it at its next renewal."""

@@ -112,7 +112,7 @@ class Renewal:
 
 @dataclass(frozen=True, slots=True)
 class TaskView:
-    """A task for those who choose victims or show the state: the event, and each worker's stored state by index."""
+    """A task, for the choice of victims and for status: the event, and each worker's stored state by index."""
 
     event: ScaleEvent
     owner: str
@@ -121,8 +121,8 @@ class TaskView:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """For people who look at a task of ours: state, attempt and pod of workers, by index; why the task stands where it
-    stands (None: as before), and when it goes on.
+    """For operators: state, attempt and pod of workers of a task of ours, by index; why the task stands where
+    it stands (None: as before), and when it goes on.
     """
 
     event_id: str

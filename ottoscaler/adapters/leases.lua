@@ -1,4 +1,4 @@
--- == leases.py: who owns a task, and for how long.
+-- == leases.py: which replica owns a task, and for how long.
 
 -- No replica gives leases that are so many times as long as another's.
 local LEASES_AHEAD = 10
@@ -54,7 +54,7 @@ function F.renew(lease_ms, ...)
     local event_id, owner, at_work = unpack(asked, 3 * n - 2, 3 * n)
     local _, held_by, cancels, tries = fields_if_hash(task, 'owner', 'cancels', 'tries')
     if held_by == owner then
-      -- a task that has an owner is open: also where somebody has removed it from the set, and nobody could take it over
+      -- a task that has an owner is open: also where an operator has removed it from the set, and no replica could take it over
       write('ZADD', OPEN, till, event_id)
       tries = tonumber(tries or 0)
       if at_work == '0' and tries > 0 and tries < MAX_TRIES then write('HSET', task, 'tries', 0) end

@@ -1,4 +1,4 @@
-"""Leases in Redis: who owns a task, and for how long. Script functions: leases.lua."""
+"""Leases in Redis: which replica owns a task, and for how long. Script functions: leases.lua."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ class Controller:
         cluster, registry, ledger = self._cluster, self._registry, self._ledger
         self._inbox = Inbox()
         runner = Runner(
-            stream=self._stream, cluster=cluster, registry=registry, ledger=ledger, retries=self._retries,
+            attempts=self._stream, cluster=cluster, registry=registry, ledger=ledger, retries=self._retries,
             heartbeat=self._heartbeat, metrics=self._metrics, clock=self._clock, settings=self._settings,
         )  # fmt: skip
         self._ender = Ender(cluster=cluster, registry=registry, ledger=ledger, runner=runner, **shared)
@@ -123,28 +123,30 @@ class Controller:
         stream, registry, ledger, inbox = self._stream, self._registry, self._ledger, self._inbox
         keys, ttl_s = self._settings.keys, self._settings.keys.task_ttl_s
         intake = Intake(
-            stream=stream, ledger=ledger, inbox=inbox, retries=self._retries, metrics=self._metrics,
+            event_log=stream, ledger=ledger, inbox=inbox, retries=self._retries, metrics=self._metrics,
             max_pods=self._settings.flow.max_pods_per_event,
         )  # fmt: skip
         scale_downs = ScaleDowns(
-            stream=stream, registry=registry, ledger=ledger, ender=self._ender, clock=self._clock,
+            scale_downs=stream, attempts=stream, registry=registry, ledger=ledger, ender=self._ender, clock=self._clock,
             instance=self._settings.instance,
         )  # fmt: skip
         self._control = control = Control(
-            stream=stream, registry=registry, ledger=ledger, inbox=inbox, intake=intake, scale_downs=scale_downs,
+            event_log=stream, registry=registry, ledger=ledger, inbox=inbox, intake=intake, scale_downs=scale_downs,
             retries=self._retries, lease_s=lease_s, **shared,
         )  # fmt: skip
-        self._reader = Reader(stream=stream, intake=intake, ledger=ledger, retries=self._retries, **shared)
+        self._reader = Reader(event_log=stream, intake=intake, ledger=ledger, retries=self._retries, **shared)
         self._takeover = TakeOver(
-            stream=stream, ledger=ledger, control=control, inbox=inbox, intake=intake, metrics=self._metrics,
+            event_log=stream, leases=stream, attempts=stream, ledger=ledger, control=control, inbox=inbox,
+            intake=intake, metrics=self._metrics,
             lease_s=lease_s, events_keep=keys.events_keep, **shared,
         )  # fmt: skip
         self._lease = Lease(
-            stream=stream, ledger=ledger, control=control, inbox=inbox, takeover=self._takeover, lease_s=lease_s,
+            event_log=stream, leases=stream, ledger=ledger, control=control, inbox=inbox, takeover=self._takeover,
+            lease_s=lease_s,
             ttl_s=ttl_s, me=f"{keys.consumer}/{self._boot}", **shared,
         )  # fmt: skip
         self._reconciler = Reconciler(
-            stream=stream, cluster=self._cluster, registry=registry, dispatcher=self._dispatcher, ender=self._ender,
+            leases=stream, cluster=self._cluster, registry=registry, dispatcher=self._dispatcher, ender=self._ender,
             lease_s=lease_s, ttl_s=ttl_s, **shared,
         )  # fmt: skip
 

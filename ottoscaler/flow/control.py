@@ -26,7 +26,7 @@ from ottoscaler.flow.ledger import Ledger
 from ottoscaler.flow.registry import Registry
 from ottoscaler.flow.scale_down import ScaleDown, ScaleDowns
 from ottoscaler.flow.stop import Stop
-from ottoscaler.ports import Clock, Entry, OpenTask, Stream
+from ottoscaler.ports import Clock, Entry, EventLog, OpenTask
 from ottoscaler.retries import Retries
 
 #: Pause between two looks at open scale_downs, seconds: the first after something has changed, and doubled from there
@@ -45,10 +45,10 @@ class Control:
     """
 
     def __init__(
-        self, *, stream: Stream, registry: Registry, ledger: Ledger, inbox: Inbox, intake: Intake,
+        self, *, event_log: EventLog, registry: Registry, ledger: Ledger, inbox: Inbox, intake: Intake,
         scale_downs: ScaleDowns, retries: Retries, stop: Stop, heartbeat: Heartbeat, clock: Clock, lease_s: float,
     ) -> None:  # fmt: skip
-        self._stream = stream
+        self._event_log = event_log
         self._ledger = ledger
         self._inbox = inbox
         self._intake = intake
@@ -123,12 +123,12 @@ class Control:
         """Wait for new entries, and accept all up to a scale_down. Raises Unavailable."""
         try:
             if not self._after:
-                self._stream.ensure_group()
+                self._event_log.ensure_group()
                 # what was read before the error and not accepted: the reader, who had none, would not look for it at
                 # once
                 self._absorb_pending()
-                self._after = self._stream.delivered()
-            self._look_ahead(self._stream.peek(self._after, PEEK, block=True))
+                self._after = self._event_log.delivered()
+            self._look_ahead(self._event_log.peek(self._after, PEEK, block=True))
         except Unavailable:
             self._after = ""
             raise
@@ -192,9 +192,9 @@ class Control:
             self._after = entry.stream_id
 
     def _accept_up_to(self, stream_id: str) -> None:
-        while is_older(self._stream.delivered(), stream_id):
+        while is_older(self._event_log.delivered(), stream_id):
             try:
-                entries = self._stream.read_now(BATCH)
+                entries = self._event_log.read_now(BATCH)
             except TooMuch:
                 self._absorb_pending()
                 continue
@@ -204,7 +204,7 @@ class Control:
 
     def _absorb_pending(self) -> None:
         """What we have read and not accepted; one look brings only so many bytes."""
-        while entries := self._stream.pending(own=True, min_idle_s=0):
+        while entries := self._event_log.pending(own=True, min_idle_s=0):
             self._intake.absorb_again(entries)
 
     def _is_over(self, scale_down: ScaleDown) -> bool:
@@ -235,4 +235,4 @@ class Control:
         now = self._clock.now()
         if now >= self._claim_at:
             self._claim_at = now + 1.0
-            self._intake.absorb_again(self._stream.pending(own=False, min_idle_s=self._lease_s))
+            self._intake.absorb_again(self._event_log.pending(own=False, min_idle_s=self._lease_s))

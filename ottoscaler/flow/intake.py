@@ -31,7 +31,7 @@ from ottoscaler.flow.inbox import Inbox
 from ottoscaler.flow.ledger import Ledger
 from ottoscaler.flow.stop import Stop
 from ottoscaler.metrics import Metrics
-from ottoscaler.ports import Clock, Entry, OpenTask, Stream
+from ottoscaler.ports import Clock, Entry, EventLog, OpenTask
 from ottoscaler.retries import Retries
 
 #: How often what was read and not accepted is looked for, seconds: a lost answer of a read shows only there.
@@ -67,10 +67,10 @@ class Intake:
     """Checks and accepts entries, and hands the tasks over. Any thread."""
 
     def __init__(
-        self, *, stream: Stream, ledger: Ledger, inbox: Inbox, retries: Retries, metrics: Metrics, max_pods: int
+        self, *, event_log: EventLog, ledger: Ledger, inbox: Inbox, retries: Retries, metrics: Metrics, max_pods: int
     ) -> None:
         """The ledger gets the workers, the inbox what older events have to be ended for. `max_pods`: of one event."""
-        self._stream = stream
+        self._event_log = event_log
         self._ledger = ledger
         self._inbox = inbox
         self._retries = retries
@@ -109,7 +109,7 @@ class Intake:
             with self._lock:
                 counted = entry.stream_id in self._tried
                 self._tried.add(entry.stream_id)
-            tries = 1 if counted else self._stream.retry(entry.stream_id)
+            tries = 1 if counted else self._event_log.retry(entry.stream_id)
             if tries >= MAX_TRIES and entry.fields is not None:
                 detail = f"read {tries} times, and each time the controller ended before it was accepted"
                 self._bury(entry, _poison(entry, detail), _at_once)
@@ -155,7 +155,7 @@ class Intake:
         if not good:
             return
         pairs, raws = [(one.event, one.digest) for one in good], [one.fields for one in good]
-        ask = _Asking(lambda: self._stream.accept(pairs, raws))
+        ask = _Asking(lambda: self._event_log.accept(pairs, raws))
         answers: Sequence[OpenTask | BadEvent | None] = ()
         with contained(good[0].event.event_id if len(good) == 1 else f"(one of {len(good)})") as defect:
             answers = retry("accept events", ask)
@@ -180,12 +180,12 @@ class Intake:
         self._bury(entry, _poison(entry, f"the controller cannot accept this event: {defect}"), retry)
 
     def _bury(self, entry: Entry, bad: BadEvent, retry: _Retry) -> None:
-        ask, written = _Asking(lambda: self._stream.dead_letter(entry, bad)), None
+        ask, written = _Asking(lambda: self._event_log.dead_letter(entry, bad)), None
         with contained(entry.stream_id) as defect:
             written = retry("write a dead letter", ask)
         if defect.name:  # then without its fields, rather than never
             bare = replace(entry, fields=None)
-            written = retry("write a dead letter", lambda: self._stream.dead_letter(bare, bad))
+            written = retry("write a dead letter", lambda: self._event_log.dead_letter(bare, bad))
         if written is None and ask.repeated:  # the answer that said so was lost
             written = bad
         if written is not None:
@@ -252,10 +252,11 @@ class Reader:
     """Reads the stream. `run` is the body of one thread."""
 
     def __init__(
-        self, *, stream: Stream, intake: Intake, ledger: Ledger, retries: Retries, stop: Stop, heartbeat: Heartbeat,
+        self, *, event_log: EventLog, intake: Intake, ledger: Ledger, retries: Retries, stop: Stop,
+        heartbeat: Heartbeat,
         clock: Clock,
     ) -> None:  # fmt: skip
-        self._stream = stream
+        self._event_log = event_log
         self._intake = intake
         self._ledger = ledger
         self._retries = retries
@@ -276,7 +277,7 @@ class Reader:
             self._recover()
             room = self._ledger.wait_for_room(wait_s)
             if room and not self._stop.is_set():
-                self._intake.absorb(self._stream.read(min(room, BATCH)))
+                self._intake.absorb(self._event_log.read(min(room, BATCH)))
         except TooMuch:
             self._recover_at = 0.0
         except Unavailable:
@@ -289,8 +290,8 @@ class Reader:
         """
         if self._clock.now() < self._recover_at:
             return
-        self._stream.ensure_group()
-        entries = self._stream.pending(own=True, min_idle_s=0)
+        self._event_log.ensure_group()
+        entries = self._event_log.pending(own=True, min_idle_s=0)
         self._intake.absorb_again(entries)
         if not entries:  # else there may be more: one look brings only so many bytes
             self._recover_at = self._clock.now() + PENDING_EVERY_S

@@ -19,7 +19,7 @@ from ottoscaler.flow.inbox import Inbox
 from ottoscaler.flow.ledger import Ledger
 from ottoscaler.flow.stop import Stop
 from ottoscaler.flow.takeover import TakeOver
-from ottoscaler.ports import Clock, Stream
+from ottoscaler.ports import Clock, EventLog, Leases
 
 TICK_S: Final = 0.25
 #: Pause after Redis could not be reached, seconds.
@@ -32,13 +32,15 @@ class Lease:
     """Renews and hands over. `run` is the body of one thread; `release` is for the main thread, after the stop."""
 
     def __init__(
-        self, *, stream: Stream, ledger: Ledger, control: Control, inbox: Inbox, takeover: TakeOver, stop: Stop,
+        self, *, event_log: EventLog, leases: Leases, ledger: Ledger, control: Control, inbox: Inbox,
+        takeover: TakeOver, stop: Stop,
         heartbeat: Heartbeat, clock: Clock, lease_s: float, ttl_s: float, me: str,
     ) -> None:  # fmt: skip
         """`me` is `<consumer>/<boot>`: how owner tokens of this process begin. `ttl_s`: how long Redis remembers a task
         that is finished.
         """
-        self._stream = stream
+        self._event_log = event_log
+        self._leases = leases
         self._ledger = ledger
         self._control = control
         self._inbox = inbox
@@ -89,15 +91,15 @@ class Lease:
         with self._turn:
             busy = set() if all_ else self._ledger.tasks.in_hand()
             owners = self._ledger.tasks.owners() | self._control.owners()
-            self._stream.release({event_id: owner for event_id, owner in owners.items() if event_id not in busy})
-            self._stream.hand_over()
+            self._leases.release({event_id: owner for event_id, owner in owners.items() if event_id not in busy})
+            self._event_log.hand_over()
 
     def _step(self) -> None:
         if self._stop.is_set():
             return
         now = self._clock.now()
         if not self._announced:
-            self._stream.announce()
+            self._leases.announce()
             self._announced = True
             self._takeover.begin()
         if now >= self._renew_at:
@@ -109,7 +111,7 @@ class Lease:
         # after so long, what Redis does not know was finished by somebody else and has expired
         stale = now - self._renewed_at > self._ttl_s
         owners = self._ledger.tasks.owners() | self._control.owners()
-        renewal = self._stream.renew(owners, self._at_work())
+        renewal = self._leases.renew(owners, self._at_work())
         if renewal.replaced:
             raise self._replaced()
         if late:
@@ -137,7 +139,7 @@ class Lease:
         self._opened &= owners.keys()
         resting = {event_id: owners[event_id] for event_id in self._opened - self._at_work()}
         if resting:
-            self._stream.renew(resting)
+            self._leases.renew(resting)
             self._opened -= resting.keys()
 
     def _at_work(self) -> set[str]:

@@ -19,7 +19,7 @@ from ottoscaler.flow.ender import Ender, contained
 from ottoscaler.flow.heartbeat import Heartbeat
 from ottoscaler.flow.registry import Registry
 from ottoscaler.flow.stop import Stop
-from ottoscaler.ports import Clock, Cluster, StoredWorker, Stream
+from ottoscaler.ports import Clock, Cluster, Leases, StoredWorker
 
 RECONCILE_EVERY_S: Final = 30.0
 _Known = Mapping[str, tuple[str, Mapping[int, StoredWorker]]]
@@ -31,11 +31,11 @@ class Reconciler:
     """Puts right what fell between two steps. `run` is the body of one thread."""
 
     def __init__(
-        self, *, stream: Stream, cluster: Cluster, registry: Registry, dispatcher: Dispatcher, ender: Ender, stop: Stop,
+        self, *, leases: Leases, cluster: Cluster, registry: Registry, dispatcher: Dispatcher, ender: Ender, stop: Stop,
         heartbeat: Heartbeat, clock: Clock, lease_s: float, ttl_s: float,
     ) -> None:  # fmt: skip
         """`ttl_s`: how long Redis remembers a task that is finished."""
-        self._stream = stream
+        self._leases = leases
         self._cluster = cluster
         self._registry = registry
         self._dispatcher = dispatcher
@@ -69,7 +69,7 @@ class Reconciler:
         now = self._clock.now()
         finished = [pod.uid for pod in pods if pod.finished]
         self._finished_since = {uid: self._finished_since.get(uid, now) for uid in finished}
-        known = self._stream.known(sorted({pod.event_id for pod in pods}))
+        known = self._leases.known(sorted({pod.event_id for pod in pods}))
         self._take_up([pod for pod in pods if pod.event_id not in known])
         # where the API server answers nothing, each pod costs a time-out: those that were left come first the next time
         until, left = now + RECONCILE_EVERY_S, set()
@@ -127,4 +127,4 @@ class Reconciler:
         _log.warning(
             "task.restored", "Redis does not know event %s: taking it up from its pods", event_id, event_id=event_id
         )
-        self._stream.adopt(event, attempts)
+        self._leases.adopt(event, attempts)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from ottoscaler import logs
+from ottoscaler import logs, ports
 from ottoscaler.core.choice import Blocker, Choice, Claim, Victim
 from ottoscaler.core.events import EventType, Mode
 from ottoscaler.core.names import WorkerKey, event_hash, pod_name
@@ -22,7 +22,7 @@ from ottoscaler.core.verdicts import Reason
 from ottoscaler.flow.ender import Ender
 from ottoscaler.flow.ledger import Ledger
 from ottoscaler.flow.registry import Registry
-from ottoscaler.ports import Clock, Note, OpenTask, Status, StoredWorker, Stream
+from ottoscaler.ports import Attempts, Clock, Note, OpenTask, Status, StoredWorker
 
 #: How often a victim that has not ended is ended again, seconds: its pod may have been seen only now.
 AGAIN_EVERY_S: Final = 5
@@ -81,9 +81,18 @@ class ScaleDowns:
     """The steps of a scale_down. Belongs to the control thread."""
 
     def __init__(
-        self, *, stream: Stream, registry: Registry, ledger: Ledger, ender: Ender, clock: Clock, instance: str
+        self,
+        *,
+        scale_downs: ports.ScaleDowns,
+        attempts: Attempts,
+        registry: Registry,
+        ledger: Ledger,
+        ender: Ender,
+        clock: Clock,
+        instance: str,
     ) -> None:
-        self._stream = stream
+        self._scale_downs = scale_downs
+        self._attempts = attempts
         self._registry = registry
         self._ledger = ledger
         self._ender = ender
@@ -131,7 +140,7 @@ class ScaleDowns:
 
     def apply_marks(self, event_id: str) -> None:
         """Another replica has cancelled workers of a task of ours."""
-        task = self._stream.reload(event_id)
+        task = self._scale_downs.reload(event_id)
         for worker in task.workers.values() if task else ():
             if worker.termination is not None and worker.termination.is_cancel and not worker.outcome:
                 self._end_worker(event_id, worker, worker.termination)
@@ -142,9 +151,9 @@ class ScaleDowns:
         The candidates are read only when nothing comes first any more: then no worker of an older event can be missing.
         """
         event, before = scale_down.task.event, scale_down.blocker
-        scale_down.blocker = self._stream.blocker(event.stream_id)
+        scale_down.blocker = self._scale_downs.blocker(event.stream_id)
         if scale_down.blocker is None:
-            answer = self._stream.choose(event.event_id, scale_down.task.owner, self._claim(scale_down))
+            answer = self._scale_downs.choose(event.event_id, scale_down.task.owner, self._claim(scale_down))
             if isinstance(answer, Choice):
                 self._chosen(scale_down, answer)
             scale_down.lost = answer is None
@@ -182,7 +191,7 @@ class ScaleDowns:
         Those that are being cancelled already do not count.
         """
         found = []
-        for view in self._stream.tasks():
+        for view in self._scale_downs.tasks():
             event = view.event
             wanted = (not task_id or event.task_id == task_id) and (not supersedes or event.supersedes == supersedes)
             if not wanted or not is_older(event.stream_id, before):
@@ -205,13 +214,13 @@ class ScaleDowns:
         Redis that was wiped may have lost it.
         """
         event_id, termination = scale_down.task.event.event_id, scale_down.termination()
-        stored = self._stream.outcomes(scale_down.waiting)
+        stored = self._scale_downs.outcomes(scale_down.waiting)
         for victim, worker in zip(scale_down.waiting, stored, strict=True):
             scale_down.attempts[victim] = worker.attempt if worker is not None else 0
             if worker is None or worker.outcome or event_id in worker.spared:
                 continue
             if worker.termination is None or worker.termination.by != event_id:
-                answer = self._stream.store_termination(victim.event_id, None, victim.index, termination)
+                answer = self._attempts.store_termination(victim.event_id, None, victim.index, termination)
                 worker = replace(worker, termination=answer.termination if answer.status is Status.OK else None)
             if worker.termination is not None:
                 self._end_worker(victim.event_id, worker, worker.termination)
@@ -227,7 +236,7 @@ class ScaleDowns:
     def _note_ended(self, scale_down: ScaleDown, asked: Sequence[Victim]) -> None:
         """Who has a result and no pod any more is done with; who was spared by a drain has become a survivor."""
         over = set()
-        for victim, worker in zip(asked, self._stream.outcomes(asked) if asked else (), strict=True):
+        for victim, worker in zip(asked, self._scale_downs.outcomes(asked) if asked else (), strict=True):
             if worker is None:  # Redis was wiped: its owner restores the task, or it is taken up from its pods
                 over |= set() if self._may_run(victim) else {victim}
             elif scale_down.task.event.event_id in worker.spared:
@@ -248,7 +257,7 @@ class ScaleDowns:
 
     def _store_reason(self, scale_down: ScaleDown, reason: str) -> None:
         if reason != scale_down.reason:
-            self._stream.write_notes(
+            self._attempts.write_notes(
                 [Note(scale_down.task.event.event_id, scale_down.task.owner, reason=reason[:1000])]
             )
             scale_down.reason = reason
@@ -266,7 +275,7 @@ class ScaleDowns:
         event, spared = scale_down.task.event, set(scale_down.survivors)
         victims = [victim.pod for victim in scale_down.victims or () if victim.pod not in spared]
         fields = scale_down_result(event, victims, scale_down.survivors, self._clock.wall(self._clock.now()))
-        answer = self._stream.finish(event.event_id, scale_down.task.owner, fields)
+        answer = self._scale_downs.finish(event.event_id, scale_down.task.owner, fields)
         if answer.status is Status.OK:
             _log.info(
                 "scale_down.finished",

@@ -23,7 +23,7 @@ from ottoscaler.flow.intake import Intake
 from ottoscaler.flow.ledger import Ledger
 from ottoscaler.flow.stop import Stop
 from ottoscaler.metrics import Metrics
-from ottoscaler.ports import Clock, Note, Stream
+from ottoscaler.ports import Attempts, Clock, EventLog, Leases, Note
 
 TICK_S: Final = 0.2
 #: How often what the dead have left is looked for, seconds: it changes hands within LEASE_S + 2 s, and what a stopping
@@ -45,11 +45,14 @@ class TakeOver:
     """`run` is the body of one thread; all other public methods are for the lease thread."""
 
     def __init__(
-        self, *, stream: Stream, ledger: Ledger, control: Control, inbox: Inbox, intake: Intake, metrics: Metrics,
+        self, *, event_log: EventLog, leases: Leases, attempts: Attempts, ledger: Ledger, control: Control,
+        inbox: Inbox, intake: Intake, metrics: Metrics,
         stop: Stop, heartbeat: Heartbeat, clock: Clock, lease_s: float, events_keep: int,
     ) -> None:  # fmt: skip
         """`events_keep`: entries that the event stream is trimmed to, 0 for never."""
-        self._stream = stream
+        self._event_log = event_log
+        self._leases = leases
+        self._attempts = attempts
         self._ledger = ledger
         self._control = control
         self._inbox = inbox
@@ -125,7 +128,7 @@ class TakeOver:
         self._restore_forgotten()
         if not self._sure:
             self._sure = True  # before the look: what the lease thread reports meanwhile counts again
-            self._sure = not self._take_unknown(self._stream.owned()) and self._sure
+            self._sure = not self._take_unknown(self._leases.owned()) and self._sure
         now = self._clock.now()
         if not self._own_taken:
             self._take_own()
@@ -156,7 +159,7 @@ class TakeOver:
         _log.warning(
             "task.restored", "Redis does not know event %s any more: storing it again", event_id, event_id=event_id
         )
-        self._stream.restore(task)
+        self._leases.restore(task)
         if task.undecided and task.event.type is EventType.SCALE_UP:
             # It is stored as one that has older events to supersede still. Later choices wait for that, and only we can
             # do it: nobody takes over the task of an owner that is alive.
@@ -164,15 +167,15 @@ class TakeOver:
 
     def _take_own(self) -> None:
         """What an earlier boot of this consumer left: taken at once, for there cannot be two of us."""
-        left = self._stream.expired(same_consumer=True)
+        left = self._leases.expired(same_consumer=True)
         for event_id in left[:TAKE_AT_ONCE]:
             self._take(event_id, same_consumer=True)
         self._own_taken = len(left) <= TAKE_AT_ONCE
 
     def _take_expired(self) -> bool:
         """Tasks of the dead, and what they read and did not live to accept. Returns whether there are more."""
-        more = self._take_unknown(self._stream.expired(same_consumer=False))
-        self._intake.absorb_again(self._stream.pending(own=False, min_idle_s=self._lease_s), patient=False)
+        more = self._take_unknown(self._leases.expired(same_consumer=False))
+        self._intake.absorb_again(self._event_log.pending(own=False, min_idle_s=self._lease_s), patient=False)
         return more
 
     def _take_unknown(self, event_ids: Sequence[str]) -> bool:
@@ -188,7 +191,7 @@ class TakeOver:
             return
         task = None
         with contained(event_id):  # one that cannot be read: its tries are counted
-            task = self._stream.take(event_id, same_consumer=same_consumer)
+            task = self._leases.take(event_id, same_consumer=same_consumer)
         if isinstance(task, BadEvent):
             report(self._metrics, task)
         elif task is not None:
@@ -202,13 +205,13 @@ class TakeOver:
     def _write_notes(self) -> None:
         notes = [Note(task.event.event_id, task.owner, states, why) for task, states, why in self._ledger.notes.take()]
         if notes:
-            self._stream.write_notes(notes)
+            self._attempts.write_notes(notes)
 
     def _tidy(self) -> None:
         """What nobody needs any more. A server that refuses it (a missing right) refuses nothing else by that."""
         try:
-            gone = self._stream.remove_consumers(CONSUMER_GONE_S)
-            trimmed = self._stream.trim(self._events_keep) if self._events_keep else 0
+            gone = self._event_log.remove_consumers(CONSUMER_GONE_S)
+            trimmed = self._event_log.trim(self._events_keep) if self._events_keep else 0
         except Unavailable as error:
             if error.unclear:
                 raise

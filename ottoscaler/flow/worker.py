@@ -28,7 +28,7 @@ from ottoscaler.flow.owned_tasks import WorkerRun
 from ottoscaler.flow.registry import Registry, Waiter
 from ottoscaler.flow.worker_log import WorkerLog
 from ottoscaler.metrics import Metrics
-from ottoscaler.ports import Answer, Clock, Cluster, Created, Status, Stream
+from ottoscaler.ports import Answer, Attempts, Clock, Cluster, Created, Status
 from ottoscaler.retries import Retries
 from ottoscaler.settings import Settings
 
@@ -55,10 +55,10 @@ class Runner:
     """Runs workers. Any thread: all state is the run's."""
 
     def __init__(
-        self, *, stream: Stream, cluster: Cluster, registry: Registry, ledger: Ledger, retries: Retries,
+        self, *, attempts: Attempts, cluster: Cluster, registry: Registry, ledger: Ledger, retries: Retries,
         heartbeat: Heartbeat, metrics: Metrics, clock: Clock, settings: Settings,
     ) -> None:  # fmt: skip
-        self._stream = stream
+        self._attempts = attempts
         self._cluster = cluster
         self._registry = registry
         self._ledger = ledger
@@ -187,7 +187,7 @@ class Runner:
         message = f"the controller failed on this worker {run.failures} times: {type(error).__name__}"
         termination = Termination(Reason.POISON, message)
         try:
-            self._stream.store_termination(*run.address, termination)
+            self._attempts.store_termination(*run.address, termination)
         except Unavailable as outage:
             _log.warning("worker.outage", "Cannot mark %s as poison: %s", run.pod_name, outage)
             return
@@ -224,33 +224,33 @@ class Runner:
         if not self._ledger.holds_room(run):
             self._ledger.pause(run, self._clock.now())
             return None
-        answer = self._stream.intend(
+        answer = self._attempts.intend(
             *run.address, attempt=effect.attempt, infra_used=effect.infra_used, pod=run.pod_name
         )
         return observations.Intended() if answer.status is Status.OK else _refusal(answer)
 
     def _note_refused(self, run: WorkerRun, effect: effects.NoteRefused) -> Observation:
-        answer = self._stream.note_refused(*run.address, effect.attempt)
+        answer = self._attempts.note_refused(*run.address, effect.attempt)
         return observations.Done() if answer.status is Status.OK else _refusal(answer)
 
     def _check(self, run: WorkerRun, effect: effects.Check) -> Observation:
-        answer = self._stream.check(*run.address, effect.attempt)
+        answer = self._attempts.check(*run.address, effect.attempt)
         return observations.Checked(answer.termination) if answer.status is Status.OK else _refusal(answer)
 
     def _store_termination(self, run: WorkerRun, effect: effects.StoreTermination) -> Observation:
-        answer = self._stream.store_termination(*run.address, effect.termination)
+        answer = self._attempts.store_termination(*run.address, effect.termination)
         if answer.status is not Status.OK:
             return _refusal(answer)
         return observations.TerminationStored(answer.termination or effect.termination)
 
     def _clear_termination(self, run: WorkerRun, effect: effects.ClearTermination) -> Observation:
-        answer = self._stream.clear_termination(*run.address, effect.termination)
+        answer = self._attempts.clear_termination(*run.address, effect.termination)
         return observations.Checked(answer.termination) if answer.status is Status.OK else _refusal(answer)
 
     def _record(self, run: WorkerRun, effect: effects.Record) -> Observation:
         event, now = run.task.event, self._clock.now()
         fields = worker_result(event, run.life.index, effect.attempt, effect.verdict, effect.pod, self._clock.wall(now))
-        answer = self._stream.record(*run.address, attempt=effect.attempt, fields=fields)
+        answer = self._attempts.record(*run.address, attempt=effect.attempt, fields=fields)
         if answer.status not in (Status.OK, Status.KNOWN):
             return _refusal(answer)
         verdict = effect.verdict if answer.termination is None else decided(effect.verdict, answer.termination)

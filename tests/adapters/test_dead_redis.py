@@ -40,7 +40,7 @@ class Reading:
         self.metrics = controller.metrics
         self.inbox = Inbox()
         self.intake = Intake(
-            stream=stream, ledger=controller.ledger, inbox=self.inbox, retries=controller.retries,
+            event_log=stream, ledger=controller.ledger, inbox=self.inbox, retries=controller.retries,
             metrics=controller.metrics,
             max_pods=controller.settings.flow.max_pods_per_event,
         )  # fmt: skip

@@ -126,7 +126,7 @@ class SimulatedController:
         lease_s, ttl_s = self.lease_s, settings.keys.task_ttl_s
         self.inbox = inbox
         self.runner = Runner(
-            stream=stream, cluster=cluster, registry=registry, ledger=ledger, retries=retries, metrics=metrics,
+            attempts=stream, cluster=cluster, registry=registry, ledger=ledger, retries=retries, metrics=metrics,
             heartbeat=self.heartbeat, clock=self.clock, settings=settings,
         )  # fmt: skip
         self.ender = Ender(cluster=cluster, registry=registry, ledger=ledger, runner=self.runner, **loop)
@@ -135,28 +135,30 @@ class SimulatedController:
             **loop,
         )  # fmt: skip
         self.intake = Intake(
-            stream=stream, ledger=ledger, inbox=inbox, retries=retries, metrics=metrics,
+            event_log=stream, ledger=ledger, inbox=inbox, retries=retries, metrics=metrics,
             max_pods=settings.flow.max_pods_per_event,
         )  # fmt: skip
         self.scale_downs = ScaleDowns(
-            stream=stream, registry=registry, ledger=ledger, ender=self.ender, clock=self.clock,
+            scale_downs=stream, attempts=stream, registry=registry, ledger=ledger, ender=self.ender, clock=self.clock,
             instance=settings.instance,
         )  # fmt: skip
         self.control = Control(
-            stream=stream, registry=registry, ledger=ledger, inbox=inbox, intake=self.intake,
+            event_log=stream, registry=registry, ledger=ledger, inbox=inbox, intake=self.intake,
             scale_downs=self.scale_downs, retries=retries, lease_s=lease_s, **loop,
         )  # fmt: skip
-        self.reader = Reader(stream=stream, intake=self.intake, ledger=ledger, retries=retries, **loop)
+        self.reader = Reader(event_log=stream, intake=self.intake, ledger=ledger, retries=retries, **loop)
         self.takeover = TakeOver(
-            stream=stream, ledger=ledger, control=self.control, inbox=inbox, intake=self.intake, metrics=metrics,
+            event_log=stream, leases=stream, attempts=stream, ledger=ledger, control=self.control, inbox=inbox,
+            intake=self.intake, metrics=metrics,
             lease_s=lease_s, events_keep=settings.keys.events_keep, **loop,
         )  # fmt: skip
         self.lease = Lease(
-            stream=stream, ledger=ledger, control=self.control, inbox=inbox, takeover=self.takeover, lease_s=lease_s,
+            event_log=stream, leases=stream, ledger=ledger, control=self.control, inbox=inbox, takeover=self.takeover,
+            lease_s=lease_s,
             ttl_s=ttl_s, me=f"{consumer}/{boot}", **loop,
         )  # fmt: skip
         self.reconciler = Reconciler(
-            stream=stream, cluster=cluster, registry=registry, dispatcher=self.dispatcher, ender=self.ender,
+            leases=stream, cluster=cluster, registry=registry, dispatcher=self.dispatcher, ender=self.ender,
             lease_s=lease_s, ttl_s=ttl_s, **loop,
         )  # fmt: skip
         self.watch = Watch(cluster=cluster, registry=registry, retries=retries, metrics=metrics, **loop)

@@ -198,7 +198,7 @@ class Replica:
         loop: dict[str, Any] = {"stop": self.stop, "heartbeat": heartbeat, "clock": self.clock}
         lease_s, ttl_s = float(settings.flow.lease_s), settings.keys.task_ttl_s
         self.runner = Runner(
-            stream=stream, cluster=cluster, registry=registry, ledger=ledger, retries=retries, metrics=metrics,
+            attempts=stream, cluster=cluster, registry=registry, ledger=ledger, retries=retries, metrics=metrics,
             heartbeat=heartbeat, clock=self.clock, settings=settings,
         )  # fmt: skip
         self.ender = Ender(cluster=cluster, registry=registry, ledger=ledger, runner=self.runner, **loop)
@@ -207,28 +207,30 @@ class Replica:
             max_workers=settings.flow.max_workers, **loop,
         )  # fmt: skip
         intake = Intake(
-            stream=stream, ledger=ledger, inbox=inbox, retries=retries, metrics=metrics,
+            event_log=stream, ledger=ledger, inbox=inbox, retries=retries, metrics=metrics,
             max_pods=settings.flow.max_pods_per_event,
         )  # fmt: skip
         scale_downs = ScaleDowns(
-            stream=stream, registry=registry, ledger=ledger, ender=self.ender, clock=self.clock,
+            scale_downs=stream, attempts=stream, registry=registry, ledger=ledger, ender=self.ender, clock=self.clock,
             instance=settings.instance,
         )  # fmt: skip
         self.control = Control(
-            stream=stream, registry=registry, ledger=ledger, inbox=inbox, intake=intake, scale_downs=scale_downs,
+            event_log=stream, registry=registry, ledger=ledger, inbox=inbox, intake=intake, scale_downs=scale_downs,
             retries=retries, lease_s=lease_s, **loop,
         )  # fmt: skip
-        self.reader = Reader(stream=stream, intake=intake, ledger=ledger, retries=retries, **loop)
+        self.reader = Reader(event_log=stream, intake=intake, ledger=ledger, retries=retries, **loop)
         self.takeover = TakeOver(
-            stream=stream, ledger=ledger, control=self.control, inbox=inbox, intake=intake, metrics=metrics,
+            event_log=stream, leases=stream, attempts=stream, ledger=ledger, control=self.control, inbox=inbox,
+            intake=intake, metrics=metrics,
             lease_s=lease_s, events_keep=settings.keys.events_keep, **loop,
         )  # fmt: skip
         self.lease = Lease(
-            stream=stream, ledger=ledger, control=self.control, inbox=inbox, takeover=self.takeover, lease_s=lease_s,
+            event_log=stream, leases=stream, ledger=ledger, control=self.control, inbox=inbox, takeover=self.takeover,
+            lease_s=lease_s,
             ttl_s=ttl_s, me=self.name, **loop,
         )  # fmt: skip
         self.reconciler = Reconciler(
-            stream=stream, cluster=cluster, registry=registry, dispatcher=self.dispatcher, ender=self.ender,
+            leases=stream, cluster=cluster, registry=registry, dispatcher=self.dispatcher, ender=self.ender,
             lease_s=lease_s, ttl_s=ttl_s, **loop,
         )  # fmt: skip
         self.watch = Watch(cluster=cluster, registry=registry, retries=retries, metrics=metrics, **loop)
