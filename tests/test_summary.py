@@ -25,14 +25,15 @@ def test_unprepared(broken): pass
 """
 
 
-@pytest.fixture
-def reports(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What pytest reports of such tests."""
-    (tmp_path / "test_some.py").write_text(TESTS, encoding="utf-8")
+    folder = tmp_path_factory.mktemp("reports")
+    (folder / "test_some.py").write_text(TESTS, encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--junitxml=one.xml"]
-    done = subprocess.run([*command, "test_some.py"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([*command, "test_some.py"], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 1, done.stdout
-    return tmp_path
+    return folder
 
 
 def test_all_that_happened_is_counted(reports: Path) -> None:

@@ -29,7 +29,7 @@ import json, sys, threading
 first = {}
 def note(frame, what, _):
     if what == "call":
-        path = frame.f_code.co_filename.partition("/ottoscaler/")[2]
+        path = frame.f_code.co_filename.rpartition("/ottoscaler/")[2]  # the checkout's folder may have this name, too
         first.setdefault(f"{path} {frame.f_code.co_name}", len(first))
 threading.setprofile(note)
 sys.path.insert(0, sys.argv[1])

@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 
 from ottoscaler.local.handle import LocalCluster
+from tests.conftest import require
 from tests.e2e.controller import SCRIPT, Controller
 from tests.e2e.redis_server import RedisServer
 from tests.e2e.waiting import wait_for
@@ -34,6 +35,7 @@ runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RedisServer]:
     """A Redis with as much memory as it wants."""
+    require("redis-server")
     made = RedisServer(tmp_path / "redis")
     made.start()
     yield made
