@@ -21,9 +21,9 @@ from ottoscaler.core.verdicts import Outcome
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 OTHER: Final = "other"
 
-RETRY_TARGETS: Final = ("redis", "kubernetes", "handler")
-RETRY_REASONS: Final = ("unreachable", "timeout", "throttled", "conflict", "server")
-RECONNECT_CAUSES: Final = ("ended", "expired", "unreachable", "timeout", "error")
+RETRY_TARGETS: Final = ("redis", "kubernetes")
+RETRY_REASONS: Final = ("unreachable", "throttled")
+RECONNECT_CAUSES: Final = ("ended", "expired", "unreachable")
 KUBE_VERBS: Final = ("create", "get", "list", "watch", "delete", "log")
 
 _CREATE_BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)

@@ -108,4 +108,4 @@ def _pause(state: tenacity.RetryCallState) -> float:
 def _reason(error: BaseException | None) -> str:
     if isinstance(error, Unavailable) and error.retry_after_s is not None:
         return "throttled"
-    return "timeout" if "time" in str(error) else "unreachable"
+    return "unreachable"

@@ -24,8 +24,8 @@ def test_label_values_are_there_before_they_happen() -> None:
 def test_a_count_lands_where_it_belongs() -> None:
     """Label values are given in the order of the labels."""
     metrics = Metrics()
-    metrics.retries.inc("redis", "timeout")
-    assert samples(metrics)["ottoscaler_retries_total", "timeout", "redis"] == 1
+    metrics.retries.inc("redis", "throttled")
+    assert samples(metrics)["ottoscaler_retries_total", "throttled", "redis"] == 1
 
 
 def test_an_unknown_label_value_counts_as_other() -> None:

@@ -48,7 +48,7 @@ def test_a_cancel_that_comes_while_a_worker_goes_into_its_pause_is_carried_out_a
 
 
 def test_the_lane_does_not_wait_for_the_cluster() -> None:
-    """One pod of a cancelled worker takes its time; the next scale_down is carried out meanwhile."""
+    """The API server takes its time over one cancelled worker; the next scale_down is carried out meanwhile."""
     servers, held = FakeServers(), threading.Event()
     with SimulatedController(servers, consumer="dead", threads=["watch"]) as first:
         slow = first.accept(event_id="slow", task_id="slow")
@@ -61,6 +61,7 @@ def test_the_lane_does_not_wait_for_the_cluster() -> None:
 
     with SimulatedController(servers, threads=["watch"], MAX_WORKERS=1) as controller:
         controller.pod(controller.accept(task_id="other"))
+        controller.accept(task_id="waits")
         servers.redis.expire_lease(slow)
         task = controller.stream.take(slow, same_consumer=False)
         controller.intake.open(task)
@@ -68,7 +69,7 @@ def test_the_lane_does_not_wait_for_the_cluster() -> None:
         controller.start("control", "reader")
         controller.send(type="scale_down", task_id="slow", event_id="d-1")
         eventually(lambda: "d-1" in controller.control._open and controller.control._open["d-1"].chosen)
-        controller.send(type="scale_down", task_id="nobody", event_id="d-2")
+        controller.send(type="scale_down", task_id="waits", event_id="d-2")
         assert controller.result("scale_down")["event_id"] == "d-2"
         held.set()
         eventually(lambda: len(servers.redis.results("scale_down")) == 2, 10)
