@@ -214,7 +214,24 @@ def too_long(path: str, source: str) -> list[str]:
     return wrong
 
 
+def decodes_late(path: str, source: str) -> list[str]:
+    """Decoders of msgspec that are made after import: two threads that decode a struct for the first time at the same
+    moment crash the process, since msgspec publishes what it knows of a struct before it is complete.
+    """
+    tree = _tree(source)
+    inside = [node for function in ast.walk(tree) if isinstance(function, _FUNCTIONS) for node in ast.walk(function)]
+    return [
+        f"{path}:{node.lineno}"
+        for node in inside
+        if isinstance(node, ast.Call)
+        if (name := ast.unparse(node.func)).endswith(("Decoder", "msgspec.convert"))
+        or (name.startswith("msgspec.") and name.endswith(".decode") and any(k.arg == "type" for k in node.keywords))
+    ]
+
+
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 RULES: list[Rule] = [
+    decodes_late,
     points_up,
     out_of_place,
     impure,
@@ -226,6 +243,10 @@ RULES: list[Rule] = [
     too_long,
 ]
 BREACHES: list[tuple[Rule, str, str]] = [
+    (decodes_late, "core/pods.py", "def read(body):\n    return msgspec.json.decode(body, type=Pod)"),
+    (decodes_late, "core/pods.py", "def read(body):\n    return msgspec.msgpack.decode(body, type=Pod)"),
+    (decodes_late, "core/pods.py", "def read(body):\n    return msgspec.convert(body, Pod)"),
+    (decodes_late, "core/pods.py", "def read(body):\n    return msgspec.json.Decoder(Pod).decode(body)"),
     (points_up, "core/pods.py", "from ottoscaler import settings"),
     (points_up, "flow/watch.py", "from ottoscaler.adapters.cluster import Cluster"),
     (points_up, "flow/watch.py", "import ottoscaler.adapters"),

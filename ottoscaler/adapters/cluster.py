@@ -13,8 +13,9 @@ from ottoscaler import logs
 from ottoscaler.adapters.kube_answers import Verb, refusal, success
 from ottoscaler.adapters.kube_http import KubeHttp
 from ottoscaler.core.events import ScaleEvent, decode
+from ottoscaler.core.manifest import event_annotation
 from ottoscaler.core.names import selector
-from ottoscaler.core.pods import RawPod, Snapshot, as_asked, event_annotation, foreign, snapshot
+from ottoscaler.core.pods import RawPod, Snapshot, as_asked, foreign, snapshot
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Expired
 from ottoscaler.ports import Change, Created, PodList, WatchEvent
 from ottoscaler.settings import KubeSettings
@@ -177,7 +178,7 @@ class KubeCluster:
     def create(self, body: bytes) -> Snapshot | Created:
         """See ports.Cluster."""
         self._count("create")
-        asked = msgspec.json.decode(body, type=RawPod)
+        asked = _listed_pod.decode(body)
         name = asked.metadata.name
         try:
             raw = self._read(self._http.call(Verb.CREATE, self._pods, name=name, body=body), name)

@@ -117,7 +117,7 @@ def _later(message: str, retry_after: str | None, *, unclear: bool) -> ClusterUn
 def _status(status: int, body: bytes) -> _Status | None:
     """The Status that a body is; None for anything else, and for one that is not about this answer."""
     try:
-        answer = msgspec.json.decode(body, type=_Status)
+        answer = _status_body.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     genuine = (answer.kind, answer.version, answer.status) == ("Status", "v1", "Failure") and answer.code in (0, status)
@@ -152,7 +152,7 @@ def _refuses(status: int, answer: _Status, name: str) -> bool:
 def success(body: bytes) -> bool:
     """Is this the body of a deletion that was accepted: the pod, or a Status of success?"""
     try:
-        answer = msgspec.json.decode(body, type=_Accepted)
+        answer = _accepted_body.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return False
     return answer.kind == "Pod" or (answer.kind, answer.status) == ("Status", "Success")
@@ -161,3 +161,7 @@ def success(body: bytes) -> bool:
 class _Accepted(msgspec.Struct, frozen=True):
     kind: str
     status: object = None
+
+
+_status_body: Final = msgspec.json.Decoder(_Status)  # at import: see core/events.py
+_accepted_body: Final = msgspec.json.Decoder(_Accepted)

@@ -119,6 +119,12 @@ class ScaleEvent(msgspec.Struct, frozen=True, omit_defaults=True):
         return fields | {name: text for name, text in given.items() if text}
 
 
+# Decoders are made at import, while there is one thread: msgspec publishes what it knows of a struct before it is
+# complete, and a second thread that decodes the same struct for the first time crashes the process.
+_stored_event: Final = msgspec.json.Decoder(ScaleEvent)
+_metadata: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
 class BadEvent(msgspec.Struct, frozen=True):
     """Why an entry is not an event. `event_id` is empty where none could be read."""
 
@@ -141,7 +147,7 @@ def decode(text: str | bytes) -> ScaleEvent:
     shown = text if isinstance(text, str) else text.decode("utf-8", "replace")
     if levels(shown) > MAX_LEVELS:  # the annotation can be edited by hand
         raise msgspec.ValidationError(f"the event's JSON has more than {MAX_LEVELS} levels")
-    return msgspec.json.decode(text, type=ScaleEvent)
+    return _stored_event.decode(text)
 
 
 def content(fields: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
@@ -347,7 +353,7 @@ def _check_passed_on(passed_on: dict[str, str]) -> None:
     if (depth := levels(passed_on["metadata"])) > MAX_LEVELS:
         raise _Fault(f"field metadata has {depth} levels, one inside the other; at most {MAX_LEVELS} are allowed")
     try:
-        msgspec.json.decode(passed_on["metadata"], type=dict[str, msgspec.Raw])  # unlike json.loads, it refuses NaN
+        _metadata.decode(passed_on["metadata"])  # unlike json.loads, it refuses NaN
     except msgspec.MsgspecError:
         raise _Fault(f"field metadata is {_short(passed_on['metadata'])}; a JSON object is expected") from None
 

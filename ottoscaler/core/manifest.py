@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -160,3 +160,23 @@ def _container(template: Template, event: ScaleEvent, key: WorkerKey) -> dict[st
         },
         "volumeMounts": [{"name": "workspace", "mountPath": WORKSPACE}],
     }
+
+
+class _Annotations(msgspec.Struct, frozen=True):
+    event: str = msgspec.field(default="", name=names.ANNOTATION_EVENT)
+
+
+class _Metadata(msgspec.Struct, frozen=True):
+    annotations: _Annotations = _Annotations()
+
+
+class _Pod(msgspec.Struct, frozen=True):
+    metadata: _Metadata = _Metadata()
+
+
+_pod: Final = msgspec.json.Decoder(_Pod)  # at import: see core/events.py
+
+
+def event_annotation(body: bytes) -> str:
+    """The event that a pod's annotation carries, as JSON; empty if there is none. Raises msgspec.MsgspecError."""
+    return _pod.decode(body).metadata.annotations.event

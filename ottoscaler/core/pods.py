@@ -61,10 +61,6 @@ class _Annotations(msgspec.Struct, frozen=True):
     event_id: str = msgspec.field(default="", name=names.ANNOTATION_EVENT_ID)
 
 
-class _FullAnnotations(msgspec.Struct, frozen=True):
-    event: str = msgspec.field(default="", name=names.ANNOTATION_EVENT)
-
-
 class _Metadata(msgspec.Struct, frozen=True):
     name: str
     uid: str = ""
@@ -148,13 +144,6 @@ class RawPod(msgspec.Struct, frozen=True):
     metadata: _Metadata
     spec: _Spec = _Spec()
     status: _Status = _Status()
-
-
-class _EventPod(msgspec.Struct, frozen=True):
-    class _Meta(msgspec.Struct, frozen=True):
-        annotations: _FullAnnotations = _FullAnnotations()
-
-    metadata: _Meta = _Meta()
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -332,11 +321,6 @@ def _snapshot(raw: RawPod, key: WorkerKey, instance: str) -> Snapshot:
 def foreign(raw: RawPod) -> Snapshot:
     """A pod that is not a worker of ours: it has neither a key nor an event."""
     return replace(_snapshot(raw, WorkerKey("", 0, 0), ""), event_id="")
-
-
-def event_annotation(body: bytes) -> str:
-    """The event that a pod's annotation carries, as JSON; empty if there is none."""
-    return msgspec.json.decode(body, type=_EventPod).metadata.annotations.event
 
 
 def _ended_first(raw: RawPod, ended: _Terminated | None) -> bool:

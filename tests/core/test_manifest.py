@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ottoscaler.core import events
-from ottoscaler.core.manifest import build, environment
+from ottoscaler.core.manifest import build, environment, event_annotation
 from ottoscaler.core.names import WorkerKey
-from ottoscaler.core.pods import event_annotation, snapshot
+from ottoscaler.core.pods import snapshot
 from ottoscaler.settings import WorkerSettings
 from tests.core.builders import HASH, decode, event
 

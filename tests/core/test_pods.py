@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from ottoscaler.core.manifest import event_annotation
 from ottoscaler.core.names import WorkerKey
 from ottoscaler.core.pods import (
     Phase,
@@ -17,7 +18,6 @@ from ottoscaler.core.pods import (
     Snapshot,
     Trouble,
     epoch,
-    event_annotation,
     foreign,
     snapshot,
 )

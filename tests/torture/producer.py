@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 STREAM = "otto:scale:events"
+TASK_PREFIX = "otto:scale:task:"
 #: What an oversized entry carries, bytes.
 OVERSIZED: Final = 12_000_000
 
@@ -93,7 +94,13 @@ class Producer:
         """One of the ways in which an event can be no good."""
         good = {"type": "scale_up", "pod_count": "1", "task_id": f"bad-{len(self.sent)}"}
         deep = 9000
-        named = [event for event in self.sent[-12:] if "event_id" in event.fields and event.kind == "scale_up"]
+        named = [
+            event
+            for event in self.sent[-12:]
+            if "event_id" in event.fields and event.kind == "scale_up"
+            # of two with one id the one that is accepted first counts: after a death that may be the later one
+            if self.redis.exists(f"{TASK_PREFIX}{event.event_id}")
+        ]
         ways: list[Fields] = [
             {**good, "pod_count": "0"},
             {**good, "pod_count": "1000000"},
