@@ -45,11 +45,11 @@ class Unavailable(OttoscalerError):
 
 
 class StreamUnavailable(Unavailable):
-    """Redis is out of reach, loading, read-only, full or refuses us: try again later."""
+    """Redis cannot be reached, is loading, read-only or full, or refuses the request: try again later."""
 
 
 class ClusterUnavailable(Unavailable):
-    """The Kubernetes API is out of reach, overloaded or refuses us for now: try again later."""
+    """The Kubernetes API cannot be reached, is overloaded or refuses for now: try again later."""
 
 
 class ClusterRejected(OttoscalerError):

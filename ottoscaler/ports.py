@@ -129,8 +129,8 @@ class Leases(Protocol):
         """Hand over in order: end the leases of our tasks (event id -> owner token) at once."""
 
     def expired(self, *, same_consumer: bool) -> Sequence[str]:
-        """Event ids of open tasks whose lease ran out; with `same_consumer` those of an earlier incarnation of this
-        consumer, whatever their lease.
+        """Event ids of open tasks with a lease that ran out; with `same_consumer` those of an earlier incarnation of
+        this consumer, whatever their lease.
         """
 
     def owned(self) -> Sequence[str]:
@@ -206,8 +206,8 @@ class ScaleDowns(Protocol):
 
     def blocker(self, stream_id: str) -> Blocker | None:
         """What has to come before the choice of the event with this stream id: an older entry that is unread, or read
-        and not accepted, by any consumer; or else an older event that is accepted and has not chosen its victims. None
-        if there is neither, and then there never will be.
+        and not accepted, by any consumer; otherwise an older event that is accepted and has not chosen its victims.
+        None if there is neither, and then there never will be.
         """
 
     def tasks(self) -> Sequence[TaskView]:

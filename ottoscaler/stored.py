@@ -27,7 +27,7 @@ class Entry:
 class StoredWorker:
     """What the task hash knows of a worker. `attempt` 0: none was ever stored. `refused`: that attempt's pod was
     refused and is not there. `seen`: a replica has seen that attempt's pod. `reason` comes with the outcome, and only
-    from calls that return whole tasks. `spared` are the scale_downs or events whose drains it survived, since it had
+    from calls that return whole tasks. `spared` are the scale_downs or events that spared it by a drain, since it had
     started.
     """
 

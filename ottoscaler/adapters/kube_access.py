@@ -1,4 +1,4 @@
-"""How to reach the API server, and as whom: the kubeconfig or the pod's ServiceAccount, TLS, and the credential.
+"""How to reach the API server, and as which user: the kubeconfig or the pod's ServiceAccount, TLS, and the credential.
 
 The official client reads the files. What it leaves to chance is done here: an unusable kubeconfig becomes one sentence,
 a token file is read again, and credential plugins are our own affair (kube_plugin.py).
@@ -134,7 +134,7 @@ class _Loader(KubeConfigLoader):
         return str(cast(Any, self)._get_base_path(node.path))
 
     def check_user(self) -> None:
-        """Raises ValueError where we would act as somebody else than kubectl does: the library goes on without a user
+        """Raises ValueError where we would act as another user than kubectl does: the library goes on without a user
         that is not there, sends any token, and does not impersonate.
         """
         name = self._current_context["context"].safe_get("user")
@@ -193,7 +193,7 @@ def _context(configuration: Any) -> ssl.SSLContext:
     """One SSLContext for all connections: a new one costs 13 to 17 ms of CPU each.
 
     Python 3.13 refuses certificates that RFC 5280 would have otherwise, such as those of many API servers
-    (kubernetes-client/python #2394); whom we talk to is checked all the same.
+    (kubernetes-client/python #2394); the identity of the server is checked all the same.
     """
     try:
         context = ssl.create_default_context(cafile=configuration.ssl_ca_cert or None)

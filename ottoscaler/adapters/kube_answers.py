@@ -1,7 +1,7 @@
 """What an answer of the Kubernetes API means for the request that it answers.
 
 Only the API server may give a verdict: that a pod is absent, that it is refused for good, that a name is taken, that a
-version has expired. It gives one as a `Status` object with a reason, whose code is the HTTP status
+version has expired. It gives one as a `Status` object with a reason and a code equal to the HTTP status
 (https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/status/). A proxy, a load balancer or a portal
 between us and the server uses the same numbers with other bodies (HTML, plain text, nothing): what became of the
 request is then unclear, whatever the number.
@@ -88,7 +88,7 @@ def refusal(status: int, body: bytes, verb: Verb, name: str = "", retry_after: s
 
     Arguments: HTTP status, body, verb, name of the pod asked about (empty for none), the Retry-After header, if any.
     Returns Expired (list and watch), ClusterRejected with reason `AlreadyExists` (create), `NotFound` (get, delete),
-    `Conflict` (delete) or what a create is refused for; else ClusterUnavailable.
+    `Conflict` (delete) or what a create is refused for; otherwise ClusterUnavailable.
     """
     answer = _status(status, body)
     if answer is None:

@@ -107,7 +107,7 @@ class KubeHttp:
         return data
 
     def follow(self, path: str, *, query: Mapping[str, object], read_timeout_s: float) -> Any:
-        """A response whose body is read as it comes; hand it to `done` in the end. Raises as `call`."""
+        """A response with a body that is read as it comes; hand it to `done` in the end. Raises as `call`."""
         token = self._access.bearer()
         response = self._send("GET", path, query, None, read_timeout_s, token)
         if response.status >= 300:

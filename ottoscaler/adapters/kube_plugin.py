@@ -32,8 +32,9 @@ MAX_PAUSE_S: Final = 30.0
 
 
 class Plugin:
-    """A credential plugin (https://kubernetes.io/docs/reference/access-authn-authz/authentication/#client-go-credential-plugins).
-    Any thread; one of them at a time runs it.
+    """A credential plugin
+    (https://kubernetes.io/docs/reference/access-authn-authz/authentication/#client-go-credential-plugins). Any thread;
+    one of them at a time runs it.
     """
 
     def __init__(self, provider: Any, use_certificate: Callable[[str, str], None]) -> None:
@@ -56,7 +57,7 @@ class Plugin:
         if time.monotonic() < self._renew_at:
             return self._token
         # a thread that comes while it is renewed goes on with the old one as long as that holds, and waits for the new
-        # one after that: else each thread would call the plugin
+        # one after that: otherwise each thread would call the plugin
         if self._lock.acquire(blocking=time.monotonic() >= self._expires_at):
             try:
                 now = time.monotonic()

@@ -132,8 +132,8 @@ def connect(
     """A client that is safe to share between threads; it connects when it is first used. A Redis Cluster is followed,
     see redis_cluster.py.
 
-    Arguments: where and as whom, how long an answer may take in seconds (longer than any blocking read), and how many
-    connections at most; a thread that finds none free waits POOL_WAIT_S for one. `bounded`: a reply of more than
+    Arguments: where and as which user, how long an answer may take in seconds (longer than any blocking read), and how
+    many connections at most; a thread that finds none free waits POOL_WAIT_S for one. `bounded`: a reply of more than
     MAX_REPLY_BYTES raises ReplyTooLarge.
     """
     common: dict[str, Any] = {
@@ -181,7 +181,7 @@ def drop_idle(client: redis.Redis) -> None:
 
 
 def address(settings: RedisSettings) -> str:
-    """Where this Redis is and as whom we come, for messages: never with a password."""
+    """Address and user of this Redis, for messages: never with a password."""
     user = f" (user {settings.username})" if settings.username else ""
     if settings.sentinels:
         asked = ", ".join(f"{host}:{port}" for host, port in settings.sentinels)
@@ -257,7 +257,7 @@ def _sentence(error: Exception) -> str:
         case redis.TimeoutError():
             return f"does not answer in time ({text})"
         case redis.ConnectionError() | OSError():
-            return f"is out of reach ({text}): is it running, and are REDIS_HOST and REDIS_PORT right?"
+            return f"cannot be reached ({text}): is it running, and are REDIS_HOST and REDIS_PORT right?"
     return f"answered with an error: {text}"
 
 

@@ -19,7 +19,7 @@ from redis.exceptions import AskError, MovedError
 
 #: Redirections that one command follows: the specification's own clients use as many.
 MAX_REDIRECTIONS: Final = 5
-#: The other nodes are asked for with a new connection, at most so often, seconds.
+#: The other nodes are asked for with a new connection, at most this often, seconds.
 LEARN_EVERY_S: Final = 10.0
 
 Address: TypeAlias = tuple[str, int]
@@ -57,7 +57,9 @@ class Nodes:
                 self._known.append(owner)
 
     def doubt(self, node: Address) -> None:
-        """This node did not answer: the next one of the cluster is asked who has the slot. Alone, it is asked again."""
+        """This node did not answer: the next one of the cluster is asked which node has the slot. Alone, it is asked
+        again.
+        """
         with self._lock:
             if node == self._owner:
                 at = self._known.index(node) if node in self._known else -1
@@ -98,7 +100,7 @@ class FollowingConnection(redis.Connection):
             raise
 
     def on_connect_check_health(self, check_health: bool = True) -> None:
-        """Log in, and learn now and then which other nodes there are: this one may die."""
+        """Log in, and from time to time ask which other nodes there are: this one may die."""
         super().on_connect_check_health(check_health)
         me: Any = self
         met = me.handshake_metadata or {}  # the answer to HELLO

@@ -20,7 +20,7 @@ from ottoscaler.core.choice import Blocker, Choice, Claim, Victim
 from ottoscaler.core.events import EventType
 from ottoscaler.ports import Answer, OpenTask, StoredWorker, TaskView
 
-#: So many candidates more than are asked for are sent at first: some have ended, or are another choice's. Of a hundred
+#: This many more candidates than requested are sent at first: some have ended, or are another choice's. Of a hundred
 #: thousand the script would read all, and Redis would answer no other client meanwhile.
 SPARE: Final = 100
 

@@ -65,7 +65,7 @@ class News:
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """Entries that no task knows yet: unread by the group (`exact` False: at least so many), and read but pending."""
+    """Entries that no task knows yet: unread by the group (`exact` False: at least this many), and read but pending."""
 
     unread: int
     pending: int

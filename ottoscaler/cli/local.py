@@ -101,7 +101,7 @@ def _introduction(system: LocalSystem, *, kept: Path | None) -> str:
 
 
 def interpreter() -> str:
-    """How to call this Python: `python` if that is what PATH finds, else its path."""
+    """How to call this Python: `python` if that is what PATH finds, otherwise its path."""
     found = shutil.which("python")
     return "python" if found and Path(found) == Path(sys.executable) else shlex.quote(_near(Path(sys.executable)))
 

@@ -85,7 +85,7 @@ class Controller:
             lease_s=float(flow.lease_s),
             consumer=keys.consumer,
             boot=self._boot,
-            on_reply=self._heard_redis,
+            on_reply=self._report_redis,
         )
         cluster = KubeCluster(
             settings.kube, instance=instance, count=metrics.kube_requests.inc,
@@ -324,7 +324,7 @@ class Controller:
             },
         )
 
-    def _heard_redis(self, error: str) -> None:
+    def _report_redis(self, error: str) -> None:
         if error:
             self._metrics.redis_errors.inc()
         self._heartbeat.report_call(REDIS, error)

@@ -65,7 +65,7 @@ from ottoscaler.core.observations import (
 from ottoscaler.core.pods import Phase, Snapshot
 from ottoscaler.core.sight import UNSEEN, Limits, Sight, end_before_deadline, lost_with_node, observe, overdue, relook_s
 from ottoscaler.core.termination import Termination, decided
-from ottoscaler.core.verdicts import Reason, Retry, Verdict
+from ottoscaler.core.verdicts import Reason, Retried, Retry, Verdict
 
 #: Pause before the n-th new attempt or the n-th try after back-pressure: 1, 2, 4 … seconds, at most this.
 MAX_BACKOFF_S: Final = 30.0
@@ -93,7 +93,7 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
     still to be deleted, `termination` why its pod is to be ended. `end` is how the attempt ended, while a termination
     that had no part in it is cleared. `not_before` is the end of the last pause, `sight` since when the pod has been
     seen in which state, `seen` that an earlier process has stored that it saw the attempt's pod, `backoff` the number
-    of pauses for back-pressure in a row.
+    of pauses for back-pressure in a row, `retried` why the attempt before was followed by this one.
     """
 
     index: int
@@ -108,6 +108,7 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
     sight: Sight = UNSEEN
     seen: bool = False
     backoff: int = 0
+    retried: Retried | None = None
 
     @property
     def needs_room(self) -> bool:
@@ -121,7 +122,7 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def may_have_unseen_pod(self) -> bool:
-        """A pod of this worker may be there that nobody has seen: it uses room all the same."""
+        """A pod of this worker may exist that was never seen: it uses room all the same."""
         match self.todo:
             case Create() | DeleteOld():
                 return True
@@ -165,7 +166,7 @@ def begin(index: int, attempt: int = 1, infra_used: int = 0) -> Life:
 def resume(
     index: int, attempt: int, infra_used: int, termination: Termination | None = None, *, seen: bool = False
 ) -> Life:
-    """The life of a worker whose attempt was stored by a process that is gone: a live look comes first. `seen`: that
+    """The life of a worker with an attempt that an earlier process stored: a live look comes first. `seen`: that
     process, or one before it, has seen the attempt's pod.
     """
     # what another process left behind, the watch may show already: then the look costs no request
@@ -237,7 +238,7 @@ def step(life: Life, observation: Observation, now: float, limits: Limits) -> Li
 
 
 def backoff_s(tries: int) -> float:
-    """Seconds to pause after so many tries: 1, 2, 4 … up to MAX_BACKOFF_S."""
+    """Seconds to pause after the given number of tries: 1, 2, 4 … at most MAX_BACKOFF_S."""
     return float(min(2.0 ** min(tries, 10), MAX_BACKOFF_S))
 
 
@@ -250,7 +251,7 @@ def _record(life: Life, end: Verdict) -> Life:
 
 
 def _look(life: Life) -> Life:
-    """Of an attempt that nobody here has seen, the watch may show a pod already."""
+    """Look for the pod. If it was never seen here, the registry may show it already, which spares a GET."""
     return replace(life, todo=Look(life.attempt, live=life.pod is not None))
 
 
@@ -261,14 +262,15 @@ def _pause(life: Life, now: float) -> Life:
 
 
 def _refused(life: Life, now: float, pause_s: float) -> Life:
-    """No pod was made, which is noted: whoever goes on from here makes it, under the same attempt."""
+    """No pod was made. That is stored, so that the next owner, too, creates it under the same attempt."""
     return replace(life, todo=NoteRefused(life.attempt), not_before=now + pause_s, backoff=life.backoff + 1)
 
 
-def _again(life: Life, now: float, *, infra: int) -> Life:
+def _again(life: Life, retried: Retried, now: float, *, infra: int) -> Life:
     old = life.pod if life.pod is not None and not life.pod.gone else life.old
     following = begin(life.index, life.attempt + 1, life.infra_used + infra)
-    return _pause(replace(following, old=old, not_before=now + backoff_s(life.infra_used) if infra else 0.0), now)
+    pause_until = now + backoff_s(life.infra_used) if infra else 0.0
+    return _pause(replace(following, old=old, retried=retried, not_before=pause_until), now)
 
 
 def _cancelled(life: Life, termination: Termination, attempt: int) -> Life:
@@ -299,7 +301,7 @@ def _followed(life: Life, pod: Snapshot, now: float, limits: Limits) -> Life:
 
 
 def _is_stranger(life: Life, pod: Snapshot) -> bool:
-    """An attempt's name is used once: another UID under it is somebody else's doing, and the attempt's pod is gone."""
+    """An attempt's name is used once: another UID under it is a foreign pod, and the attempt's own pod is gone."""
     return life.pod is not None and pod.uid != life.pod.uid
 
 
@@ -312,7 +314,7 @@ def _timed_out(life: Life, now: float, limits: Limits) -> Life:
 def _absent(life: Life, now: float, limits: Limits) -> Life:
     """A live GET found nothing: what was last seen of the pod decides.
 
-    Where nobody ever saw one, the process that stored the attempt ended before its create or in the middle of it. The
+    If no process ever saw the pod, the one that stored the attempt ended before or during its create. The
     create is made again under the same name, and costs no retry: a request that is still on its way then meets the pod
     that is there, and makes no second one.
     """
@@ -324,7 +326,7 @@ def _absent(life: Life, now: float, limits: Limits) -> Life:
         case Look(after=None) if life.pod is None and not life.seen and life.termination is None:
             return _pause(replace(life, not_before=now), now)
     if life.pod is None:
-        return _ended(life, Verdict(Reason.POD_LOST, "the pod is gone, and nobody knows why"), now, limits)
+        return _ended(life, Verdict(Reason.POD_LOST, "the pod is gone, and the API server gave no reason"), now, limits)
     seen, gone = life.pod.gone, life.pod.as_gone()
     end = verdict(gone) if seen or gone.deleting or gone.ended or gone.disruption else None
     return _ended(replace(life, pod=gone), end or Verdict(Reason.POD_LOST, "the pod vanished unseen"), now, limits)
@@ -382,9 +384,9 @@ def _ended(life: Life, end: Verdict, now: float, limits: Limits) -> Life:
         end = final
     retry = end.reason.retry
     if retry is Retry.INFRA and life.infra_used < limits.infra_retries:
-        return _again(life, now, infra=1)
+        return _again(life, Retried(end, life.infra_used + 1, limits.infra_retries), now, infra=1)
     if retry is Retry.WORKER and life.attempt - 1 - life.infra_used < limits.worker_retries:
-        return _again(life, now, infra=0)
+        return _again(life, Retried(end, life.attempt - life.infra_used, limits.worker_retries), now, infra=0)
     return _record(life, end)
 
 

@@ -61,5 +61,5 @@ class Termination(msgspec.Struct, frozen=True):
 
 
 def decided(end: Verdict, termination: Termination | None) -> Verdict:
-    """What is recorded of a worker whose attempt ended in this way: a termination wins unless the worker succeeded."""
+    """The verdict to record for an attempt that ended in this way: a termination wins unless the worker succeeded."""
     return end if termination is None or end.reason.outcome is Outcome.SUCCEEDED else termination.verdict

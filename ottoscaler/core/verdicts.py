@@ -107,3 +107,11 @@ class Verdict(msgspec.Struct, frozen=True):
     def retry(self) -> Retry:
         """Which budget a new attempt comes out of, by the table."""
         return self.reason.retry
+
+
+class Retried(msgspec.Struct, frozen=True):
+    """Why an attempt is followed by another: how it ended, and which retry of at most how many follows."""
+
+    end: Verdict
+    number: int
+    most: int

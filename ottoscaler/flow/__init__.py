@@ -1,1 +1,1 @@
-"""Threads and order: who does what when; knows the ports, no SDK."""
+"""Threads and order: which thread does what, and when. Knows the ports, no SDK."""

@@ -1,7 +1,7 @@
 """How many pods this process may still create: what is seen of its pods, plus what may be there unseen.
 
-A claim is room that a worker was given and whose pod is not seen yet: a create in flight, or an attempt that a dead
-process stored. Capacity is derived from these two each time, never from a counter that goes up and down.
+A claim is room for a worker with a pod that was not seen yet: a create in flight, or an attempt stored by a process
+that is gone. Capacity is derived from these two each time, never from a counter that goes up and down.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Capacity:
         return self._claims.pop(worker, None) is not None
 
     def take_back(self) -> None:
-        """A task that was taken over has brought live pods: who has room and has not used it has to wait after all."""
+        """A task that was taken over has brought live pods: workers with unused room have to wait after all."""
         over = self._registry.owned_live + len(self._claims) - self._max_workers
         unused = [worker for worker, used in self._claims.items() if not used] if over > 0 else []
         for worker in unused[:over]:

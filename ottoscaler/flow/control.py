@@ -1,11 +1,12 @@
-"""The lane of scale_down: it takes effect at once, however full the pool is, however long the backlog and whoever owns
-the task.
+"""The lane of scale_down: it takes effect at once, no matter how full the pool is, how long the backlog is and which
+replica owns the task.
 
 Control reads the stream ahead of the group. When it sees a scale_down it accepts, as waiting tasks, everything before
 it. When no older event is unread, pending, or has its own victims still to choose, on any replica, it chooses the
-victims and marks them, in one script, once. From then on only that list is acted on: the pod of a victim is ended by
-whoever sees it, its owner records. The result is written when all victims have theirs and their pods are gone.
-`supersedes` is a drain of the older tasks of the same key: chosen in the same way, followed by their own tasks.
+victims and marks them, in one script, once. From then on only that list is acted on: any replica that sees a victim's
+pod ends it; the owner of the task records the result. The result is written when all victims have theirs and their pods
+are gone. `supersedes` is a drain of the older tasks of the same key: chosen in the same way, followed by their own
+tasks.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ class Control:
             return replace(scale_down.task, victims=scale_down.victims, survivors=scale_down.survivors)
 
     def drop(self, event_id: str, owner: str) -> None:
-        """The scale_down is somebody else's now."""
+        """Another replica owns the scale_down now."""
         with self._lock:
             if event_id in self._open and self._open[event_id].task.owner == owner:
                 del self._open[event_id]
@@ -124,8 +125,8 @@ class Control:
         try:
             if not self._after:
                 self._event_log.ensure_group()
-                # what was read before the error and not accepted: the reader, who had none, would not look for it at
-                # once
+                # What was read before the error and not accepted. The reader had no error, so it would not look for
+                # that at once.
                 self._absorb_pending()
                 self._after = self._event_log.delivered()
             self._look_ahead(self._event_log.peek(self._after, PEEK, block=True))
@@ -203,7 +204,7 @@ class Control:
             self._intake.absorb(entries)
 
     def _absorb_pending(self) -> None:
-        """What we have read and not accepted; one look brings only so many bytes."""
+        """What we have read and not accepted; one read returns a bounded number of bytes."""
         while entries := self._event_log.pending(own=True, min_idle_s=0):
             self._intake.absorb_again(entries)
 
@@ -231,7 +232,7 @@ class Control:
         return over
 
     def _help_older(self) -> None:
-        """An older event was read by somebody and not accepted: taken from him, if he is gone."""
+        """Take over an older event that another consumer read and did not accept, if that consumer is gone."""
         now = self._clock.now()
         if now >= self._claim_at:
             self._claim_at = now + 1.0

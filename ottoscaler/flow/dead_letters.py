@@ -1,6 +1,4 @@
-"""Events that come to no good: what is said of dead letters, and how a defect of ours that one event brings out is kept
-from stopping all others.
-"""
+"""Dead letters: how one is reported, and how a defect that one event brings out is kept from stopping all others."""
 
 from __future__ import annotations
 
@@ -25,22 +23,22 @@ class Defect:
 
 @contextmanager
 def contained(event_id: str) -> Iterator[Defect]:
-    """Whatever is raised inside, but for what servers and the stop raise, is logged and told as a defect.
+    """Log an exception raised inside as a defect; Unavailable and Stopping pass through.
 
-    The caller sees to it that the event ends all the same: as a dead letter, or by being taken up again and counted.
+    The caller makes sure that the event still ends: as a dead letter, or by a counted retry.
     """
     defect = Defect()
     try:
         yield defect
     except (Unavailable, Stopping):
         raise
-    except Exception as error:  # the event must not stop all others, nor be lost in silence
+    except Exception as error:  # one event must neither stop all others nor be lost silently
         defect.name = type(error).__name__
         _log.exception("event.poison", "Our own code failed on event %s: %s", event_id, error, event_id=event_id)
 
 
 def report(metrics: Metrics, bad: BadEvent, stream_id: str = "") -> None:
-    """A dead letter was written just now, by us: one line and one count. `stream_id` is the event's entry, if known."""
+    """Log and count a dead letter that this process has just written. `stream_id` is the event's entry, if known."""
     metrics.dead_letters.inc(bad.reason)
     event_id = bad.event_id or stream_id
     _log.warning(

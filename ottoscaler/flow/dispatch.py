@@ -3,11 +3,11 @@
 A worker thread that has done with one worker takes the next one from the ledger itself, and waits there when there is
 none. The dispatcher's own thread does what is left: it starts a thread where a worker is ready and none waits for it,
 carries on cancelled workers (two writes to Redis, for which no worker thread is needed), and wakes idle threads for
-workers whose pause is over. So what makes a worker ready (the reader, the watch, a worker that ends) only notifies the
+workers after their pause. So what makes a worker ready (the reader, the watch, a worker that ends) only notifies the
 ledger, and never starts a thread itself: thousands take seconds.
 
 Where the machine gives no further thread (a limit of pids), the dispatcher goes on with those that it has: each of them
-takes the next worker when it has done with one, and now and then a further thread is tried.
+takes the next worker when it has done with one, and another thread is tried from time to time.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from ottoscaler.ports import Clock
 AT_ONCE: Final = 32
 #: After the machine has refused a thread, how long none is tried, seconds.
 GROW_EVERY_S: Final = 10.0
-#: The longest wait for something to do, seconds: how late the end of a stop or room of which nobody notified the ledger
-#: is seen.
+#: The longest wait for something to do, seconds: the delay until a stop, or room without a notice to the ledger, is
+#: seen.
 LOOK_EVERY_S: Final = 0.5
 
 _log = logs.get(__name__)
@@ -56,7 +56,7 @@ class Dispatcher:
         self._size = 0
         self._grow_at = 0.0
         self._logged = -1  # the size of the pool that the log has last
-        self._cancelled = 0  # carried on since the scale_downs were last told to look
+        self._cancelled = 0  # carried on since the scale_downs were last woken
 
     def run(self) -> None:
         """Until the stop."""

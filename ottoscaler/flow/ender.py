@@ -1,9 +1,9 @@
 """Ends the pods of cancelled workers that no thread of the pool follows, so that the lane of scale_down never waits for
 the Kubernetes API or for a pod.
 
-Two kinds come here: pods that somebody else follows, or nobody (the request to delete is made once, after the mark);
-and workers of ours that were cancelled while they held no thread, and whose stored attempt may have a pod. One thread
-leads all of them: it makes the steps of each that can make one, and waits for no pod in particular.
+Two kinds come here: pods that another replica or no thread follows (one delete request, after the termination is
+stored); and workers of ours that were cancelled while they held no thread, with a stored attempt that may have a pod.
+One thread leads all of them: it makes the steps of each that can make one, and waits for no pod in particular.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ottoscaler.flow.stop import Stop
 from ottoscaler.flow.worker import Runner
 from ottoscaler.ports import Clock, Cluster
 
-#: How often a worker whose pod gives no news is looked at, seconds.
+#: How often a worker is checked while its pod does not change, seconds.
 LOOK_EVERY_S: Final = 1.0
 
 _log = logs.get(__name__)
@@ -91,7 +91,7 @@ class Ender:
             self._let_go(one)
 
     def step(self) -> None:
-        """End what is to be ended, and carry on who can be. Raises nothing."""
+        """Delete the pods that are due, and carry on each worker that can make a step. Raises nothing."""
         with self._lock:
             pods, self._pods = self._pods, {}
             arrived, self._arrived = self._arrived, []

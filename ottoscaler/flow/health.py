@@ -1,17 +1,17 @@
 """What the probes say: is the process to be restarted (`/livez`), and is it of use (`/readyz`)?
 
 `/livez` is red when a loop has given no sign of life for FROZEN_S. A failed try is one, so an outage of Redis or of the
-API server, however long, restarts nobody; a thread that hangs does. A sign of life is an iteration, a failed try that
-was handled, or the answer to a call inside an iteration (one pass of the reconciler over a thousand pods with a slow
-server is long).
+API server, however long, restarts no process; a thread that hangs does. A sign of life is an iteration, a failed try
+that was handled, or the answer to a call inside an iteration (one pass of the reconciler over a thousand pods with a
+slow server is long).
 
 `/readyz` is red while the process starts or stops; when the last call to Redis or to the API server failed; when a loop
 has only failed for FAILING_S (a server that answers, and refuses just this); and when there has been work for STUCK_S
 while no worker got a step further. Work is a worker that would be given a thread now (so there is a thread, room below
-MAX_WORKERS, and the cluster's state is known), or a worker that holds a thread and does not wait for its pod. So an
-idle process is ready, one whose pods all run is ready, and one that waits for a quota is ready: its workers have given
-their threads back until their next try. Unread and unaccepted entries need no rule of their own: a reader that comes
-round has read all that there is room for, one that fails is failing, one that hangs is frozen.
+MAX_WORKERS, and the cluster's state is known), or a worker that holds a thread and does not wait for its pod. So a
+process is ready if it is idle, if all its pods run, and if it waits for a quota: its workers have given their threads
+back until their next try. Unread and unaccepted entries need no rule of their own: a reader that comes round has read
+all that there is room for, one that fails is failing, one that hangs is frozen.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ class Health:
     def readyz(self) -> list[str]:
         """Why the process is of no use now, one line each; empty: it is."""
         busy, waiting = self._ledger.counts()
-        hands = busy - self._registry.awaiting
-        stalled = self._heartbeat.stalled_for(self._ledger.takeable() or hands > 0)
+        held = busy - self._registry.awaiting
+        stalled = self._heartbeat.stalled_for(self._ledger.takeable() or held > 0)
         phase = self._heartbeat.idle_phase()
-        told = [*phase, *self._heartbeat.unreachable(), *failing(self._heartbeat.failing())]
-        return _lines([*told, *([] if phase else stuck(stalled, waiting, hands))])
+        findings = [*phase, *self._heartbeat.unreachable(), *failing(self._heartbeat.failing())]
+        return _lines([*findings, *([] if phase else stuck(stalled, waiting, held))])
 
 
 def frozen(ages: Iterable[Finding]) -> list[Finding]:
-    """The loops whose last sign of life is too old."""
+    """The loops without a recent sign of life."""
     return [
         Finding(f"loop {age.what}", "no sign of life", age.since, age.lasted_s)
         for age in ages
@@ -72,11 +72,11 @@ def failing(misses: Iterable[Finding]) -> list[Finding]:
     ]
 
 
-def stuck(stalled: Finding, waiting: int, hands: int) -> list[Finding]:
-    """Work, and nobody gets on with it."""
+def stuck(stalled: Finding, waiting: int, held: int) -> list[Finding]:
+    """There is work, and no worker makes progress."""
     if stalled.lasted_s <= STUCK_S:
         return []
-    reason = f"nothing moves, with {waiting} waiting for a thread and {max(hands, 0)} that hold one and wait for no pod"
+    reason = f"nothing moves, with {waiting} waiting for a thread and {max(held, 0)} that hold one and wait for no pod"
     return [Finding(stalled.what, reason, stalled.since, stalled.lasted_s)]
 
 

@@ -1,13 +1,13 @@
-"""What tells whether the process is alive: when each loop last did something, what each server last said, and how often
-a worker got on.
+"""Signs of life of the process: when each loop last did something, how each server last answered, and how often a
+worker made progress.
 
 Only noted here; what is too old is decided in health.py. A loop is known by the name of its thread, so that the clients
 of the servers and the retries, which know no loop, can note for whichever is calling them.
 
 Ages are counted in time that this process was awake: between two looks at the clock at most LAPSE_S counts. A process
-that was stopped as a whole (SIGSTOP, a paused machine) would else wake up with old signs of life and be killed at once,
-although each of its loops is about to go on. Every sign and every probe is a look, so in a process that runs nothing is
-lost.
+that was stopped as a whole (SIGSTOP, a paused machine) would otherwise wake up with old signs of life, and the kubelet
+would restart it at once although each loop is about to go on. Every sign and every probe is a look, so in a process
+that runs nothing is lost.
 """
 
 from __future__ import annotations
@@ -69,12 +69,12 @@ class Heartbeat:
     # -- loops
 
     def add_loop(self, name: str) -> None:
-        """A loop begins: from now on its signs of life are missed."""
+        """Register a loop: from now on its heartbeat is expected."""
         with self._lock:
             self._beats[name] = self._now()
 
     def is_loop(self) -> bool:
-        """Is the thread that calls one whose signs of life are missed? What it does waits for no worker."""
+        """Is the calling thread a registered loop? Its requests do not queue behind those of workers."""
         return threading.current_thread().name in self._beats
 
     def beat(self) -> None:
@@ -116,7 +116,7 @@ class Heartbeat:
         with self._lock:
             self._phase = replace(self._now(), reason=reason)
 
-    # -- for those who look
+    # -- for the probes
 
     def ages(self) -> list[Finding]:
         """Each loop, since its last sign of life."""
@@ -124,7 +124,7 @@ class Heartbeat:
             return [self._finding(name, sign) for name, sign in self._beats.items()]
 
     def failing(self) -> list[Finding]:
-        """Loops whose last iteration failed, since the first that did."""
+        """Loops that failed in the last iteration, since the first failure in a row."""
         with self._lock:
             return [self._finding(name, sign) for name, sign in self._failures.items()]
 

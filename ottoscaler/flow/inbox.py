@@ -49,7 +49,7 @@ class Inbox:
 
     def remove(self, tasks: Collection[OpenTask]) -> None:
         """These tasks are open in the lane. They are removed only then: a task that is in neither place for a moment
-        would not be renewed, and would be taken for one that belongs to nobody.
+        would not be renewed, and another replica would take it over.
         """
         taken = {id(task) for task in tasks}
         with self._lock:

@@ -77,13 +77,14 @@ class Intake:
         self._metrics = metrics
         self._max_pods = max_pods
         self._lock = threading.Lock()
-        self._tried: set[str] = set()  # guarded by _lock: entries whose try this process has counted
+        self._tried: set[str] = set()  # guarded by _lock: entries that this process has counted a try for
 
     def absorb(self, entries: Sequence[Entry], *, patient: bool = True) -> None:
         """Accept these entries, or bury them, however long Redis is away. Raises Stopping.
 
-        Both are repeated until they are answered: of a task whose acceptance was stored and never answered nobody else
-        would hear before its lease runs out. Who is not `patient` looks for such tasks himself, and gets Unavailable.
+        Both are repeated until they are answered: if the acceptance was stored and the answer lost, no other process
+        would find the task before its lease runs out. A caller that is not `patient` looks for such tasks itself, and
+        gets Unavailable.
         """
         retry: _Retry = self._retries.forever if patient else _at_once
         try:
@@ -112,12 +113,12 @@ class Intake:
             tries = 1 if counted else self._event_log.retry(entry.stream_id)
             if tries >= MAX_TRIES and entry.fields is not None:
                 detail = f"read {tries} times, and each time the controller ended before it was accepted"
-                self._bury(entry, _poison(entry, detail), _at_once)
+                self._dead_letter(entry, _poison(entry, detail), _at_once)
             else:
                 self.absorb([entry], patient=patient)
 
     def open(self, task: OpenTask) -> None:
-        """A task is ours now, accepted or taken over: whoever has to know is told.
+        """This process owns the task now, accepted or taken over: notify the ledger and the control thread.
 
         If our own code fails on it, it is left to run out of its lease: it is taken up again, and if that never goes
         better it ends as Poison (`Stream.take`), while all others go on.
@@ -136,10 +137,12 @@ class Intake:
     def _check(self, entry: Entry, good: list[_Good], retry: _Retry) -> None:
         """Onto the good ones, or buried."""
         if entry.fields is None:
-            self._bury(entry, BadEvent(DeadReason.TRIMMED, "the entry was trimmed away before it was accepted"), retry)
+            self._dead_letter(
+                entry, BadEvent(DeadReason.TRIMMED, "the entry was trimmed away before it was accepted"), retry
+            )
             return
         if entry.size:
-            self._bury(entry, too_large(entry.stream_id, entry.fields, entry.size), retry)
+            self._dead_letter(entry, too_large(entry.stream_id, entry.fields, entry.size), retry)
             return
         parsed: ScaleEvent | BadEvent | None = None
         with contained(entry.stream_id) as defect:
@@ -149,7 +152,7 @@ class Intake:
         if defect.name:
             parsed = _poison(entry, f"the controller cannot read this event: {defect.name}")
         if isinstance(parsed, BadEvent):
-            self._bury(entry, parsed, retry)
+            self._dead_letter(entry, parsed, retry)
 
     def _accept(self, good: Sequence[_Good], retry: _Retry) -> None:
         if not good:
@@ -177,9 +180,9 @@ class Intake:
                 self._accept([one], retry)
             return
         entry = good[0].entry
-        self._bury(entry, _poison(entry, f"the controller cannot accept this event: {defect}"), retry)
+        self._dead_letter(entry, _poison(entry, f"the controller cannot accept this event: {defect}"), retry)
 
-    def _bury(self, entry: Entry, bad: BadEvent, retry: _Retry) -> None:
+    def _dead_letter(self, entry: Entry, bad: BadEvent, retry: _Retry) -> None:
         ask, written = _Asking(lambda: self._event_log.dead_letter(entry, bad)), None
         with contained(entry.stream_id) as defect:
             written = retry("write a dead letter", ask)
@@ -219,7 +222,7 @@ def _parts(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
 
 
 def _poison(entry: Entry, detail: str) -> BadEvent:
-    """An event that we fail on; its producer hears of it if its ids, at least, can be read."""
+    """An event on which the controller fails. A result is published as well if at least its ids can be read."""
     ids = ("", "")
     with contained(entry.stream_id):
         ids = readable_ids(entry.stream_id, entry.fields or {})
@@ -285,13 +288,13 @@ class Reader:
             raise
 
     def _recover(self) -> None:
-        """At the start, after every error and now and then: what we have read and not accepted.
-        The lease thread sees to what others have.
+        """At the start, after every error and every PENDING_EVERY_S: read again what this consumer has read and not
+        accepted. The lease thread does so for the entries of other consumers.
         """
         if self._clock.now() < self._recover_at:
             return
         self._event_log.ensure_group()
         entries = self._event_log.pending(own=True, min_idle_s=0)
         self._intake.absorb_again(entries)
-        if not entries:  # else there may be more: one look brings only so many bytes
+        if not entries:  # otherwise there may be more: one read returns a bounded number of bytes
             self._recover_at = self._clock.now() + PENDING_EVERY_S

@@ -1,8 +1,8 @@
 """The lease thread: keeps our tasks ours. A renewal waits for nothing but its own answer.
 
-It talks to Redis only, over a connection of its own with short time-outs, so that neither a slow API server nor
-anything else that we ask of Redis can cost a lease. Taking over, storing again and notes are done by another thread
-(takeover.py), which learns from here what it has to know.
+It talks to Redis only, over a connection of its own with short time-outs, so that neither a slow API server nor another
+request to Redis can cost a lease. Taking over, storing again and notes are done by another thread (takeover.py), which
+learns from here what it has to know.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Lease:
         """A clean hand-over: other replicas go on at once, with our tasks and with what we read and did not accept.
         Without `all_` the tasks of which a thread carries on a worker stay ours for now. Raises StreamUnavailable.
 
-        There is none when a part of ours failed: whoever takes the tasks then counts that, and one that makes every
+        There is none when a part of ours failed: the next owner counts the take-over, so a task that makes every
         process fail ends as Poison.
         """
         if self._stop.cause is not None:
@@ -108,7 +108,7 @@ class Lease:
 
     def _renew(self, now: float) -> None:
         late = now - self._renewed_at > self._lease_s
-        # after so long, what Redis does not know was finished by somebody else and has expired
+        # after TASK_TTL_S, a task that Redis does not know was finished by another process and has expired
         stale = now - self._renewed_at > self._ttl_s
         owners = self._ledger.tasks.owners() | self._control.owners()
         renewal = self._leases.renew(owners, self._at_work())
@@ -117,7 +117,7 @@ class Lease:
         if late:
             self._takeover.calm()  # counted from the answer: the request may have waited long
         self._renewed_at, self._renew_at = now, now + self._lease_s / 3
-        self._takeover.renewed()  # after `calm`: who looks in between must not take
+        self._takeover.renewed()  # after `calm`: a take-over that looks in between must not take tasks
         for event_id, owner in renewal.lost.items():
             self._lost(event_id, owners[event_id], owner)
         if stale:

@@ -1,5 +1,5 @@
-"""The open tasks of this process, and who runs next: order, fairness, room and cancelling are decided here, under one
-lock.
+"""The open tasks of this process, and which worker runs next: order, fairness, room and cancelling are decided here,
+under one lock.
 
 Workers wait here and not in a queue of threads, so that a large event does not starve small ones (round robin over
 events), a cancelled worker never starts, and a worker that waits for room holds no thread. Indices of a large event are
@@ -26,13 +26,13 @@ from ottoscaler.flow.run_queues import RunQueues
 from ottoscaler.flow.task_table import TaskTable
 from ottoscaler.ports import Clock, OpenTask, StoredWorker
 
-#: How many idle threads one change wakes at most. Each of them wakes further ones if there is more to do, so whoever
-#: made the change (the reader, the watch) does not pay for waking thousands.
+#: How many idle threads one change wakes at most. Each of them wakes further ones if there is more to do, so the thread
+#: that made the change (the reader, the watch) does not pay for waking thousands.
 AT_ONCE: Final = 32
 
 
 class Ledger:
-    """Who is open and who is next. Any thread; no call blocks (but `wait_for_room`) or does I/O."""
+    """The open tasks, and the next worker. Any thread; no call blocks (but `wait_for_room`) or does I/O."""
 
     def __init__(self, registry: Registry, clock: Clock, *, instance: str, max_workers: int, read_ahead: int) -> None:
         self._registry = registry
@@ -43,7 +43,7 @@ class Ledger:
         self.tasks = TaskTable()
         self.notes = Notes()
         self._lock = self.tasks.lock
-        # All four wait with this lock. They are apart so that a change wakes only whom it concerns.
+        # All four wait with this lock. They are apart so that a change wakes only the threads that it concerns.
         self._room = threading.Condition(self._lock)  # the reader, for room in the read-ahead
         self._work = threading.Condition(self._lock)  # worker threads that have nothing to do
         self._hands = threading.Condition(self._lock)  # the dispatcher
@@ -85,7 +85,7 @@ class Ledger:
     def recall(self, event_id: str) -> OpenTask | None:
         """A task of ours that Redis has forgotten, to be stored again; None if it is not open here.
 
-        How its workers stand is shown anew, too.
+        The states of its workers are written again, too.
         """
         with self._lock:
             task = self.tasks.get(event_id)
@@ -96,7 +96,7 @@ class Ledger:
             return to_open_task(task)
 
     def drop(self, event_id: str, owner: str) -> bool:
-        """The task is somebody else's now: stop whatever we do for it. `owner` is the token that was refused. Returns
+        """Another process owns the task now: stop all work for it. `owner` is the token that was refused. Returns
         whether it was open here until now.
         """
         with self._lock:
@@ -189,7 +189,7 @@ class Ledger:
 
     def wait_for_dispatch(self, timeout_s: float) -> None:
         """The dispatcher waits until a cancelled worker or one without a thread waits, at most `timeout_s` seconds; and
-        wakes idle threads for workers whose pause has ended meanwhile.
+        wakes idle threads for workers after their pause.
         """
         with self._hands:
             if not (self._closed or self._queues.has_cancelled() or self._needs_thread()):
@@ -230,7 +230,7 @@ class Ledger:
                 self._wake()
 
     def holds_room(self, run: WorkerRun) -> bool:
-        """May it create a pod now? It needs room anew for each, and what it was given may have been taken back."""
+        """May it create a pod now? It needs new room for each, and the room that it had may have been taken back."""
         with self._lock:
             return self._capacity.use(run.worker)
 
@@ -250,7 +250,7 @@ class Ledger:
                 return
             task.open_workers -= 1
             if task.open_workers == 0:
-                self._forget(task)
+                self._remove(task)
 
     # -- cancelling
 
@@ -280,7 +280,7 @@ class Ledger:
                 return True
         return self._registry.notify(task.hash, index, TerminationStored(termination))
 
-    # -- for those who look
+    # -- states to show
 
     def counts(self) -> tuple[int, int]:
         """Threads at work, and workers known to wait for one."""
@@ -322,7 +322,7 @@ class Ledger:
         return self._busy + there < self.threads and self._ready(AT_ONCE) > there
 
     def _wake(self) -> None:
-        """Wake idle threads for what is ready, and the dispatcher where they are too few or somebody is cancelled.
+        """Wake idle threads for what is ready, and the dispatcher if they are too few or a worker is cancelled.
 
         Called after each change that can make a worker ready, and by each thread that takes one. A change without it
         would leave that worker to the dispatcher's next look: nothing is lost then, but it begins late.
@@ -353,11 +353,13 @@ class Ledger:
             self._queues.add(run)
 
     def _settle(self, run: WorkerRun) -> bool:
-        """Of a task that was taken over anew, only the new tenure's workers have claims."""
+        """Only workers of the current epoch of a task have claims."""
         return not run.task.closed and self._capacity.settle(run.worker)
 
     def _requeue(self, run: WorkerRun) -> None:
-        """Only now that its thread has let go of it: one that is due at once could else be taken twice, or never."""
+        """Only after its thread has let go of it: a worker that is due at once could otherwise be taken twice, or
+        never.
+        """
         until, run.until = run.until, None
         if until is None or not self._is_open(run):
             return
@@ -367,13 +369,13 @@ class Ledger:
             self._hands.notify()  # it waits for the end of a later pause
 
     def _abandon(self, task: OwnedTask) -> None:
-        """Its threads are told under the lock, so that none of the task's next tenure can hear it."""
-        self._forget(task)
+        """Notify its threads under the lock, so that no thread of the task's next epoch can get the notice."""
+        self._remove(task)
         for run in task.runs.values():
             if run.on_thread:
                 self._registry.notify(task.hash, run.life.index, NotOurs())
 
-    def _forget(self, task: OwnedTask) -> None:
+    def _remove(self, task: OwnedTask) -> None:
         self.tasks.close(task)
         self._registry.untrack(task.hash)
         self._capacity.drop(task.event.event_id, task.runs)

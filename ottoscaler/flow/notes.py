@@ -1,4 +1,4 @@
-"""How workers and tasks stand, to be shown: collected here, and written to Redis many at once, now and then."""
+"""States of workers and tasks to show: collected here, and written to Redis in batches."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Notes:
 
     def add(self, run: WorkerRun, reason: str | None = None) -> None:
         """How a worker stands now; with a `reason`, why its task waits."""
-        if run.task.closed:  # a worker of an earlier epoch must not speak for the task that we have taken anew
+        if run.task.closed:  # a worker of an earlier epoch must not report on a task that was taken over again
             return
         life, event_id = run.life, run.task.event.event_id
         state = life.state

@@ -114,7 +114,7 @@ def to_open_task(task: OwnedTask) -> OpenTask:
 
 
 def _stored(life: Life, cancel: Termination | None) -> StoredWorker:
-    """An attempt without a pod counts as refused: whoever takes the task over then creates it. A worker that has had
+    """An attempt without a pod counts as refused: the next owner then creates it. A worker that has had
     its turn knows itself whether it is cancelled.
     """
     termination = life.termination or (cancel if life.has_no_pod else None)

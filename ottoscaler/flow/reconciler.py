@@ -94,7 +94,7 @@ class Reconciler:
 
     def _take_up(self, unknown: Iterable[Snapshot]) -> None:
         """Pods of events that Redis does not know: it was wiped.
-        Their owner, if he lives, has one LEASE_S to store them again.
+        Their owner, if it lives, has one LEASE_S to store them again.
         """
         now = self._clock.now()
         events: dict[str, list[Snapshot]] = {}

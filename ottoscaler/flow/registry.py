@@ -1,8 +1,8 @@
-"""The label-indexed registry: what the watch last saw of each worker's pod, and who waits for the next change.
+"""The label-indexed registry: what the watch last saw of each worker's pod, and which thread waits for its next change.
 
 The watch thread publishes, worker threads wait; a change of one pod costs the same however many pods there are. A
-snapshot is replaced only by a newer one: what a create or a live look told is not undone by an older line of the watch.
-A list is the truth about all that was known before it.
+snapshot is replaced only by a newer one: what a create or a live look has shown is not undone by an older line of the
+watch. A list is the truth about all that was known before it.
 """
 
 from __future__ import annotations
@@ -80,9 +80,8 @@ class Registry:
         self._listeners: list[Callable[[], None]] = []  # complete before the first thread starts
 
     def on_change(self, listener: Callable[[], None]) -> None:
-        """Call this when a pod has ended or is found gone, and when all pods are known anew: there may be room, and
-        what somebody waits for may be over. It is called on the thread that brings the news, outside the lock, so it
-        may ask the registry; and it must not block.
+        """Call this when a pod has ended or is found gone, and after each list: there may be room, and a wait may be
+        over. It is called on the publishing thread, outside the lock, so it may call the registry; it must not block.
         """
         self._listeners.append(listener)
 
@@ -91,10 +90,11 @@ class Registry:
     def subscribe(self, event_hash: str, index: int, last: Snapshot | None = None) -> Waiter:
         """Subscribe before acting, so that no change is missed; one waiter for each worker.
 
-        A worker that gave its thread back goes on from the pod that it saw `last`: what has become of that meanwhile,
-        when nobody could be told, it is told now.
+        A worker that gave its thread back goes on from the pod that it saw `last`: a change in the meantime is
+        delivered now.
 
-        Whoever had the place before is told NotOurs: his task was taken over anew, and nobody would ever wake him.
+        A thread that had the place before gets NotOurs: its task was taken over again, and without this no event would
+        ever wake it.
         """
         worker = (event_hash, index)
         waiter = Waiter(self, self._clock, worker)
@@ -108,14 +108,14 @@ class Registry:
         return waiter
 
     def unsubscribe(self, waiter: Waiter) -> None:
-        """The place is given up, unless somebody else has it by now."""
+        """Give the place up, unless another waiter has it by now."""
         with self._lock:
             if self._waiters.get(waiter.worker) is not waiter:
                 return
             del self._waiters[waiter.worker]
             gone = waiter.latest is not None and any(isinstance(each, Missing) for each in waiter.pending)
             if waiter.latest is not None and gone:
-                self._drop(waiter.latest.key)  # nobody looks for it any more
+                self._drop(waiter.latest.key)  # no worker will look for it any more
         if gone:
             self._announce()
 
@@ -169,7 +169,7 @@ class Registry:
             self._since = set()
 
     def replace(self, listed: PodList) -> None:
-        """A new list: publish what is in it, and tell those whose pods are not.
+        """A new list: publish what is in it, and notify the workers with pods that it lacks.
 
         It is the truth for all that was known before it was asked for. Versions are not compared with that: they belong
         to another history if the API server's data were restored from a backup meanwhile, and such a history goes back.
@@ -197,7 +197,7 @@ class Registry:
         self._announce()
 
     def publish(self, pod: Snapshot) -> None:
-        """One change. A pod that is gone is told of once, and forgotten."""
+        """One change. A pod that is gone is published once, and removed."""
         with self._lock:
             woken = self._publish(pod)
         _resolve(woken)
@@ -209,10 +209,10 @@ class Registry:
         with self._lock:
             self._known.clear()
 
-    # -- whoever else
+    # -- any other thread
 
     def notify(self, event_hash: str, index: int, observation: Observation) -> bool:
-        """Tell a worker's thread something; False if no thread follows it."""
+        """Deliver an observation to a worker's thread; False if no thread follows the worker."""
         with self._lock:
             there = (event_hash, index) in self._waiters
             woken = self._notify((event_hash, index), observation)
@@ -250,7 +250,7 @@ class Registry:
 
     @property
     def awaiting(self) -> int:
-        """Workers whose threads wait for what comes next of their pods."""
+        """The number of threads that wait for the next change of their pod."""
         with self._lock:
             return sum(waiter.future is not None for waiter in self._waiters.values())
 
@@ -269,7 +269,7 @@ class Registry:
                 self._owned_live -= self._live.get(event_hash, 0)
 
     def close(self) -> None:
-        """Fail everybody who waits with Stopping; idempotent."""
+        """Fail every waiter with Stopping; idempotent."""
         with self._lock:
             self._closed = True
             futures = [waiter.future for waiter in self._waiters.values() if waiter.future is not None]

@@ -16,14 +16,15 @@ class RunQueues:
     """Five queues. All methods are O(1) or O(log n), except where they say otherwise."""
 
     def __init__(self) -> None:
-        # Workers whose stored attempt may have a pod. They need no room, and they come first: their pods run already.
+        # Workers with a stored attempt that may have a pod. They need no room, and they come first: their pods run
+        # already.
         self._resumed: deque[WorkerRun] = deque()
         # Workers that had their turn and need room for a further create.
         self._need_room: deque[WorkerRun] = deque()
         # Tasks that have workers which never had a turn. A task with a turn goes to the end: round robin over events,
         # so that one of a thousand workers does not hold up one of a single worker.
         self._fresh: deque[OwnedTask] = deque()
-        # Workers that pause, as (moment of `Clock.now`, serial, worker). An entry whose serial is not the worker's
+        # Workers that pause, as (moment of `Clock.now`, serial, worker). An entry with another serial than the worker's
         # is out of date: a heap cannot drop an entry in the middle.
         self._paused: list[tuple[float, int, WorkerRun]] = []
         # Cancelled workers that hold no thread. They need neither room nor a thread of their own.
@@ -38,7 +39,7 @@ class RunQueues:
             self._fresh.append(task)
 
     def add_resumed(self, run: WorkerRun) -> None:
-        """Queue a worker whose pod may be there."""
+        """Queue a worker that may have a pod."""
         self._resumed.append(run)
 
     def add(self, run: WorkerRun) -> None:
@@ -66,10 +67,10 @@ class RunQueues:
         if task in self._fresh:
             self._fresh.remove(task)
 
-    # -- whose turn it is
+    # -- the next worker
 
     def wake_due(self, now: float) -> None:
-        """Queue the workers whose pause is over."""
+        """Queue the workers after their pause."""
         while self._paused and self._paused[0][0] <= now:
             _, serial, run = heapq.heappop(self._paused)
             if run.queued == serial and _is_waiting(run):
@@ -113,7 +114,7 @@ class RunQueues:
     # -- figures
 
     def due_at(self) -> float | None:
-        """When the next pause is over, as `Clock.now`; None if nobody pauses."""
+        """When the next pause is over, as `Clock.now`; None if no worker pauses."""
         return self._paused[0][0] if self._paused else None
 
     def has_cancelled(self) -> bool:

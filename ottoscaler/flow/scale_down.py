@@ -1,4 +1,4 @@
-"""One scale_down (or superseding event) on its way down: choose, mark, end, wait, tell.
+"""One scale_down (or superseding event): choose, mark, end, wait, record.
 
 Everything it does can be done again: the list is stored once, a mark is set once, a pod is deleted by UID and version,
 the result is recorded once. So a process that dies anywhere in between is followed by one that simply begins again.
@@ -106,7 +106,7 @@ class ScaleDowns:
         if not scale_down.chosen and not self._choose(scale_down):
             return False
         if scale_down.lost or scale_down.task.event.type is EventType.SCALE_UP:
-            return True  # who is superseded is followed by its own task
+            return True  # a superseded worker is followed by its own task
         if self._clock.now() >= scale_down.again_at:
             self._end(scale_down)
             scale_down.again_at = self._clock.now() + AGAIN_EVERY_S
@@ -118,7 +118,7 @@ class ScaleDowns:
         self._note_reason(scale_down)
         if scale_down.waiting:
             return False
-        self._tell(scale_down)
+        self._record_result(scale_down)
         return True
 
     def signs(self, scale_down: ScaleDown) -> Sequence[object]:
@@ -129,7 +129,7 @@ class ScaleDowns:
         return [pod and (pod.uid, pod.live, pod.started_at) for pod in pods]
 
     def _may_be_over(self, scale_down: ScaleDown, victim: Victim) -> bool:
-        """A worker whose pod is alive has no result, and is spared by a drain only if it has started."""
+        """A worker with a live pod has no result, and a drain spares it only if it has started."""
         pod = self._pod(scale_down, victim)
         drain = scale_down.task.event.mode is Mode.DRAIN
         return pod is None or not pod.live or (drain and pod.started_at is not None)
@@ -234,7 +234,7 @@ class ScaleDowns:
         self._ender.end(pod, termination)
 
     def _note_ended(self, scale_down: ScaleDown, asked: Sequence[Victim]) -> None:
-        """Who has a result and no pod any more is done with; who was spared by a drain has become a survivor."""
+        """A victim with a result and without a pod is over; one that a drain has spared becomes a survivor."""
         over = set()
         for victim, worker in zip(asked, self._scale_downs.outcomes(asked) if asked else (), strict=True):
             if worker is None:  # Redis was wiped: its owner restores the task, or it is taken up from its pods
@@ -247,7 +247,7 @@ class ScaleDowns:
         scale_down.waiting = [victim for victim in scale_down.waiting if victim not in over]
 
     def _note_reason(self, scale_down: ScaleDown) -> None:
-        """Store which pods stay although they have ended: whoever set a finalizer on a pod has to take it away."""
+        """Store which pods stay although they have ended: the client that set a finalizer has to remove it."""
         names = {victim.pod for victim in scale_down.waiting}
         held = [pod for pod in self._registry.snapshots() if pod.name in names and pod.held] if names else []
         reason = "; ".join(
@@ -271,7 +271,7 @@ class ScaleDowns:
         key = WorkerKey(event_hash(self._instance, victim.event_id), victim.index, worker.attempt)
         return self._registry.get(key) is not None
 
-    def _tell(self, scale_down: ScaleDown) -> None:
+    def _record_result(self, scale_down: ScaleDown) -> None:
         event, spared = scale_down.task.event, set(scale_down.survivors)
         victims = [victim.pod for victim in scale_down.victims or () if victim.pod not in spared]
         fields = scale_down_result(event, victims, scale_down.survivors, self._clock.wall(self._clock.now()))

@@ -1,4 +1,4 @@
-"""Starting threads and ending them: one event that everybody waits on, the first cause, one budget for the end.
+"""Starting threads and ending them: one event that all threads wait on, the first cause, one budget for the end.
 
 A thread that dies takes the process with it: a controller that silently does half its work is worse than one that
 restarts.
@@ -50,7 +50,7 @@ class Stop:
             each.set()
 
     def wakes(self, event: threading.Event) -> None:
-        """Whoever waits for this event is woken by the stop as well."""
+        """A thread that waits for this event is woken by the stop as well."""
         with self._lock:
             self._woken.append(event)
             if self.event.is_set():
@@ -90,7 +90,7 @@ class Stop:
             run()
         except Stopping:
             return
-        except Exception as error:  # the top of a thread: nobody else would ever hear of it
+        except Exception as error:  # the top of a thread: without this line its end would go unnoticed
             _log.exception("thread.died", "Thread %s died: %s", name, error)
             self.set(error)
             return

@@ -1,8 +1,8 @@
 """The take-over thread: takes the tasks of the dead, stores again what a wiped Redis forgot, writes down how workers
 stand, and tidies the stream. All that may take long; no renewal waits for it (lease.py).
 
-After any trouble with Redis it takes nothing over for one LEASE_S: a Redis that was paused must not make everybody
-steal from everybody.
+After any error of Redis it takes nothing over for one LEASE_S. Otherwise a pause of Redis, in which all leases run out,
+would make each replica take the tasks of all others.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class TakeOver:
         self._events_keep = events_keep
         self._limited = logs.RateLimited()
         self._lock = threading.Lock()
-        self._forgotten: dict[str, str] = {}  # guarded by _lock
+        self._missing_tasks: dict[str, str] = {}  # guarded by _lock
         self._opened: set[str] = set()  # guarded by _lock: tasks taken over
         self._begun = False  # the rest is written by either thread, whole: no reader sees half of a float
         self._renewed_at = -math.inf
@@ -101,7 +101,7 @@ class TakeOver:
     def restore(self, owners: Mapping[str, str]) -> None:
         """These tasks of ours (event id -> owner token) are unknown to Redis: they are to be stored again."""
         with self._lock:
-            self._forgotten.update(owners)
+            self._missing_tasks.update(owners)
 
     def run(self) -> None:
         """Until the stop."""
@@ -144,13 +144,13 @@ class TakeOver:
         """Redis was wiped: what we know of the tasks is stored again, and their workers go on undisturbed."""
         while not self._stop.is_set():
             with self._lock:
-                event_id, owner = next(iter(self._forgotten.items()), ("", ""))
+                event_id, owner = next(iter(self._missing_tasks.items()), ("", ""))
             if not event_id:
                 return
             with contained(event_id):
                 self._restore(event_id, owner)
             with self._lock:  # only now: where Redis did not answer it is tried again
-                self._forgotten.pop(event_id, None)
+                self._missing_tasks.pop(event_id, None)
 
     def _restore(self, event_id: str, owner: str) -> None:
         task = self._ledger.recall(event_id) or self._control.recall(event_id)
@@ -161,8 +161,8 @@ class TakeOver:
         )
         self._leases.restore(task)
         if task.undecided and task.event.type is EventType.SCALE_UP:
-            # It is stored as one that has older events to supersede still. Later choices wait for that, and only we can
-            # do it: nobody takes over the task of an owner that is alive.
+            # It is stored as one that has older events to supersede still. Later choices wait for that, and only this
+            # process can do it: no replica takes over the task of a living owner.
             self._inbox.submit(task)
 
     def _take_own(self) -> None:
@@ -203,12 +203,14 @@ class TakeOver:
                 self._opened.add(event_id)
 
     def _write_notes(self) -> None:
-        notes = [Note(task.event.event_id, task.owner, states, why) for task, states, why in self._ledger.notes.take()]
+        notes = [
+            Note(task.event.event_id, task.owner, states, reason) for task, states, reason in self._ledger.notes.take()
+        ]
         if notes:
             self._attempts.write_notes(notes)
 
     def _tidy(self) -> None:
-        """What nobody needs any more. A server that refuses it (a missing right) refuses nothing else by that."""
+        """Remove leftovers. If the server refuses that (a missing right), all other work goes on."""
         try:
             gone = self._event_log.remove_consumers(CONSUMER_GONE_S)
             trimmed = self._event_log.trim(self._events_keep) if self._events_keep else 0

@@ -1,4 +1,4 @@
-"""The open tasks of this process, by event id: who owns them, and what is known of their workers."""
+"""The open tasks of this process, by event id: their owner tokens, and the known state of their workers."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The one watch thread: list, then watch from the list's version, publish every change, and begin again whenever the
 link breaks.
 
-It does no other I/O, runs nobody's callback and never waits for the pool. After a clean end it goes on from the last
-version; after any error it lists again, since a list is the only thing that tells what was missed.
+It does no other I/O, runs no foreign callback and never waits for the pool. After a clean end it goes on from the last
+version; after any error it lists again, since only a list shows what was missed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ottoscaler.ports import Clock, Cluster, PodList
 from ottoscaler.retries import FIRST_PAUSE_S, MAX_PAUSE_S, Retries
 
 #: A watch that ends sooner than this, seconds, for the second time in a row is followed by a pause, each longer than
-#: the one before: a server that refuses it would else be asked without a break.
+#: the one before: otherwise a server that refuses the watch would get requests without a break.
 SHORT_S: Final = 1.0
 
 _log = logs.get(__name__)

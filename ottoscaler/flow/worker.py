@@ -136,7 +136,12 @@ class Runner:
         except Unavailable as error:
             if self._limited.is_due(str(error)):
                 _log.warning(
-                    "worker.outage", "Waiting with %s: %s", run.pod_name, error, pod=run.pod_name, error=str(error)
+                    "worker.outage",
+                    "No progress with %s, retrying in 2 s: %s",
+                    run.pod_name,
+                    error,
+                    pod=run.pod_name,
+                    error=str(error),
                 )
             self._ledger.notes.add(run, reason=str(error))
             self._ledger.pause(run, self._clock.now() + OUTAGE_PAUSE_S)
@@ -299,7 +304,7 @@ class Runner:
         if (pod.event_id, pod.instance, pod.key) != (event_id, instance, run.key):
             if known is None or known.uid != pod.uid:
                 return observations.Foreign()
-            # the UID says that it is ours, whatever somebody has made of its labels and annotations
+            # the UID says that it is ours, whatever was made of its labels and annotations from outside
             altered = known.altered or pod.altered or "the pod's labels and annotations were changed"
             pod = replace(pod, event_id=event_id, instance=instance, key=run.key, altered=altered)
         if isinstance(effect.after, observations.AlreadyThere):

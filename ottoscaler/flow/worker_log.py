@@ -46,9 +46,14 @@ class WorkerLog:
         life, name = run.life, run.pod_name
         if isinstance(life.todo, effects.Await) and self._tasks.first_look(run.task):
             _log.info("task.monitoring", "Monitoring pod completion")
-        if life.attempt > before.attempt:
+        if life.retried is not None and life.attempt > before.attempt:
             old = pod_name(replace(run.key, attempt=before.attempt))
-            _log.warning("worker.retried", "%s ended; trying again as %s", old, name, pod=name, attempt=life.attempt)
+            end = life.retried.end
+            _log.warning(
+                "worker.retried", "Worker pod %s ended: %s (%s); retry %d of %d as %s", old, end.reason,
+                end.message or "no message", life.retried.number, life.retried.most, name, pod=name,
+                attempt=life.attempt, reason=end.reason.value,
+            )  # fmt: skip
         if isinstance(life.todo, effects.StoreTermination):
             reason, message = life.todo.termination.reason, life.todo.termination.message
             if life.pod is not None and life.pod.ended:

@@ -191,9 +191,10 @@ class Api:
     def _require_service_account(self, pod: Object) -> None:
         name, namespace = pod["spec"]["serviceAccountName"], pod["metadata"]["namespace"]
         if self._store.find("namespaces", "", namespace) and not self._store.find("serviceaccounts", namespace, name):
-            who = f'pods "{pod["metadata"].get("name", "")}" is forbidden'
+            subject = f'pods "{pod["metadata"].get("name", "")}" is forbidden'
             raise ApiError(
-                403, f'{who}: error looking up service account {namespace}/{name}: serviceaccount "{name}" not found'
+                403,
+                f'{subject}: error looking up service account {namespace}/{name}: serviceaccount "{name}" not found',
             )
 
     def _patch(self, request: Request, target: Target) -> Reply:

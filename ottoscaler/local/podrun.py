@@ -41,7 +41,7 @@ class PodRun:
         # Guarded by the lock:
         self._states = {each["name"]: kubelet.waiting("ContainerCreating") for each in self._containers}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._live = 0  # containers whose thread has not ended
+        self._live = 0  # containers with a running thread
         self._signal: signal.Signals | None = (
             None  # the last one asked for: also for a process that is just being started
         )

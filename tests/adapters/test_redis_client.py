@@ -121,7 +121,7 @@ def test_a_missing_server_is_named_with_its_address() -> None:
     """The sentence names host and port, and the variables to look at."""
     port = free_port()
     text = refused(RedisSettings(host="127.0.0.1", port=port))
-    assert f"127.0.0.1:{port} is out of reach" in text
+    assert f"127.0.0.1:{port} cannot be reached" in text
     assert "REDIS_HOST" in text
 
 

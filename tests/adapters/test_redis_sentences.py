@@ -29,8 +29,8 @@ ERRORS = [
     (redis.exceptions.TryAgainError("TRYAGAIN"), "is moving our keys to another node", "trying again"),
     (redis.exceptions.ClusterDownError("CLUSTERDOWN"), "is a cluster that takes no commands", "a master for each slot"),
     (redis.TimeoutError("Timeout"), "does not answer in time", "(Timeout)"),
-    (redis.ConnectionError("refused"), "is out of reach", "are REDIS_HOST and REDIS_PORT right?"),
-    (OSError("no route"), "is out of reach (no route)", "is it running"),
+    (redis.ConnectionError("refused"), "cannot be reached", "are REDIS_HOST and REDIS_PORT right?"),
+    (OSError("no route"), "cannot be reached (no route)", "is it running"),
     (redis.ResponseError("ERR something else"), "answered with an error: ERR something else", ""),
 ]
 

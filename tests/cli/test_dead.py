@@ -217,7 +217,7 @@ def test_an_answer_that_is_lost_may_be_asked_for_again(
             proxy.lose_answer_to(b"redrive\r\n")
             capsys.readouterr()
             assert main(["dead", "redrive", dead_id, "pod_count=1"]) == 1
-            assert "is out of reach" in capsys.readouterr().err
+            assert "cannot be reached" in capsys.readouterr().err
     finally:
         proxy.close()
     (new,) = entries(client, settings.keys.stream)[len(before) :]
@@ -491,7 +491,7 @@ def test_without_redis_it_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.setenv("REDIS_PORT", str(port))
     assert main(["dead", *arguments]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"Redis at 127.0.0.1:{port} is out of reach")
+    assert line.startswith(f"Redis at 127.0.0.1:{port} cannot be reached")
 
 
 @pytest.mark.usefixtures("names")

@@ -149,7 +149,7 @@ def test_a_server_out_of_reach_is_one_sentence(
     monkeypatch.setenv("REDIS_PORT", str(port))
     assert main(["status"]) == 1
     (sentence,) = capsys.readouterr().err.splitlines()
-    assert sentence.startswith(f"Redis at 127.0.0.1:{port} is out of reach")
+    assert sentence.startswith(f"Redis at 127.0.0.1:{port} cannot be reached")
 
 
 @pytest.mark.parametrize("module", ["ottoscaler.cli.send", "ottoscaler.cli.status", "ottoscaler.cli.dead"])

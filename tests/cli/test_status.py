@@ -226,7 +226,7 @@ def test_watch_outlives_an_absence_of_redis(tmp_path: Path) -> None:
         assert watching.stdout.readline().startswith("0 unfinished tasks")
         server.close()
         assert watching.stdout.readline() == "\n"
-        assert "is out of reach" in watching.stdout.readline()
+        assert "cannot be reached" in watching.stdout.readline()
         with closing(EmbeddedRedis(tmp_path, port=server.port)) as again:
             again.start()
             assert watching.stdout.readline() == "\n"

@@ -301,7 +301,9 @@ def test_an_attempt_without_a_seen_pod_is_made_again() -> None:
 def test_a_life_without_its_pod_and_without_retries_is_lost() -> None:
     """Its result says that no reason is known."""
     drive = Drive(resume(1, 4, 3, None, seen=True))
-    assert drive.feed(Absent()) == Record(4, Verdict(Reason.POD_LOST, "the pod is gone, and nobody knows why"), None)
+    assert drive.feed(Absent()) == Record(
+        4, Verdict(Reason.POD_LOST, "the pod is gone, and the API server gave no reason"), None
+    )
 
 
 @contract("5.ScaledDown")

@@ -22,7 +22,7 @@ from ottoscaler.core.observations import (
 )
 from ottoscaler.core.pods import Phase, Snapshot
 from ottoscaler.core.sight import Sight
-from ottoscaler.core.verdicts import Reason, Verdict
+from ottoscaler.core.verdicts import Reason, Retried, Verdict
 from tests.core.builders import NOW, deleting, evicted, failed, pod, running, succeeded
 from tests.core.drive import LIMITS, Drive
 
@@ -226,7 +226,9 @@ def test_a_new_attempt_starts_with_a_clean_slate() -> None:
     """No trouble, termination or pause of the attempt before it."""
     drive = Drive(replace(begin(7), sight=Sight(trouble_at=NOW), backoff=3))
     drive.feed(*CREATED, Seen(evicted()))
-    assert drive.life == replace(begin(7, 2, 1), todo=Later(NOW + 1), old=evicted(), not_before=NOW + 1)
+    retried = Retried(Verdict(Reason.EVICTED, "The node was low on resource: memory."), 1, LIMITS.infra_retries)
+    pause = {"todo": Later(NOW + 1), "not_before": NOW + 1}
+    assert drive.life == replace(begin(7, 2, 1), old=evicted(), retried=retried, **pause)
 
 
 @pytest.mark.parametrize(

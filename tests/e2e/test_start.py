@@ -69,7 +69,7 @@ class TestRedis:
         system = new_system(server)
         controller = system.launch()
         line = controller.until_said("retry.scheduled")
-        assert f"Redis at 127.0.0.1:{server.port} is out of reach" in line["message"]
+        assert f"Redis at 127.0.0.1:{server.port} cannot be reached" in line["message"]
         assert controller.process.poll() is None
         server.start()
         controller.until_said("controller.started", 10)

@@ -174,7 +174,7 @@ class FakeRedis:
             self.calls[op] += 1
             fault = self._due(op)
             if self._down or (fault and not fault.after):
-                raise StreamUnavailable(f"{op}: the server is out of reach", unclear=False)
+                raise StreamUnavailable(f"{op}: the server cannot be reached", unclear=False)
             yield
             self.changed.notify_all()
             if fault:

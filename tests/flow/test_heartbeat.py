@@ -174,8 +174,8 @@ def test_a_server_out_of_reach_is_named_since_its_first_error() -> None:
         probes = health(controller)
         controller.heartbeat.report_call("Redis", "first")
         let_pass(controller, 60)
-        controller.heartbeat.report_call("Redis", "Redis at h:1 is\nout of reach")
-        assert probes.readyz() == ["Redis: Redis at h:1 is out of reach, since 2023-11-14T22:13:20.000Z"]
+        controller.heartbeat.report_call("Redis", "Redis at h:1 cannot\nbe reached")
+        assert probes.readyz() == ["Redis: Redis at h:1 cannot be reached, since 2023-11-14T22:13:20.000Z"]
         controller.heartbeat.report_call("Redis")
         assert probes.readyz() == []
 
