@@ -104,7 +104,10 @@ class Dispatcher:
         for _ in range(AT_ONCE):
             # A thread gets its first worker before it starts. If it took one itself, the dispatcher would not know yet
             # that this worker is taken, and start further threads for it.
-            run = None if self._stop.is_set() else self._ledger.take_for_new_thread()
+            # The size comes first: a thread between two workers is neither busy nor idle to the ledger.
+            if self._size >= self._ledger.threads or self._stop.is_set():
+                return
+            run = self._ledger.take_for_new_thread()
             if run is None:
                 return
             try:
