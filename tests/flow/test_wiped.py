@@ -13,6 +13,7 @@ from ottoscaler.core.verdicts import Reason
 from ottoscaler.flow.scale_down import AGAIN_EVERY_S
 from ottoscaler.ports import StoredWorker, TaskView
 from tests.fakes.wait import eventually
+from tests.flow.conftest import Lines
 from tests.flow.ledger_driver import LedgerDriver, task
 from tests.flow.simulated_controller import FakeServers, SimulatedController
 
@@ -62,8 +63,8 @@ def test_what_was_recorded_counts_and_is_not_published_again() -> None:
         assert controller.calls("create") == 3
 
 
-def test_a_worker_that_ends_before_its_task_is_restored_is_published_then() -> None:
-    """Its thread waits instead of letting go."""
+def test_a_worker_that_ends_before_its_task_is_restored_is_published_then(log: Lines) -> None:
+    """Its thread waits instead of letting go, and the log says why."""
     with SimulatedController(threads=["watch", "lease"], LEASE_S=LEASE_S) as controller:
         event_id = controller.accept()
         pod = controller.pod(event_id)
@@ -74,6 +75,7 @@ def test_a_worker_that_ends_before_its_task_is_restored_is_published_then() -> N
             lambda: controller.redis.calls["record"] > records, what="the record that nobody knows what to do with"
         )
         assert controller.redis.results("worker") == []
+        eventually(lambda: f"Waiting with {pod}" in "".join(log.of("worker.outage")), what="the reason in the log")
         restored(controller)
         while not controller.redis.results("worker"):
             controller.live(1)  # its thread may have begun to pause only when the task was stored again

@@ -46,13 +46,16 @@ class Chart:
     def of(self, place: Place) -> list[str]:
         """The tests that run a place, the likeliest to notice first.
 
-        What runs at import only (constants, defaults), and Lua, is noticed by whoever runs anything of the file.
+        What runs at import only (constants, defaults), and Lua, is noticed by whatever runs anything of the file; Lua
+        also by the tests that cut a function out of its text.
         """
         path = place.path if place.path in self.lines else "ottoscaler/adapters/scripts.py"
         known = self.lines.get(path, {})
         lines = range(place.line, place.end_line + 1) if path == place.path else ()
         found = {number for line in lines for number in known.get(line, ())}
         found = found or {number for numbers in known.values() for number in numbers}
+        if place.path.endswith(".lua"):
+            found |= {number for number, test in enumerate(self.tests) if "/test_lua_" in test}
         return sorted((self.tests[number] for number in found), key=lambda test: self._rank(place, test))
 
     def longest(self, tests: Sequence[str]) -> dict[str, float]:
