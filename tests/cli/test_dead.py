@@ -267,7 +267,7 @@ def test_an_event_that_was_trimmed_away_is_not_there_to_send(
     controller.stream.dead_letter(gone, BadEvent(DeadReason.TRIMMED, "gone"))
     ((dead_id, _),) = entries(client, settings.keys.dead_letter_stream)
     assert main(["dead", "redrive", dead_id]) == 1
-    assert "has no event any more (it was trimmed away): send it anew" in capsys.readouterr().err
+    assert "has no event any more (it was trimmed away): send it again" in capsys.readouterr().err
     assert entry.fields
 
 
