@@ -76,7 +76,7 @@ def test_a_choice_holds_with_its_survivors_if_its_answer_was_lost() -> None:
         pods = {controller.pod(event_id, index) for index in (1, 2, 3)}
 
         def end_a_survivor(op: str) -> None:
-            chosen = [task for task in controller.redis.tasks.values() if task.victims is not None]
+            chosen = [task for task in list(controller.redis.tasks.values()) if task.victims]
             if op == "tasks" and chosen and not controller.redis.results():
                 controller.redis.on_call = lambda op: None
                 controller.cluster.succeed(chosen[0].survivors[0])

@@ -65,7 +65,7 @@ def test_what_was_recorded_counts_and_is_not_published_again() -> None:
 
 def test_a_worker_that_ends_before_its_task_is_restored_is_published_then(log: Lines) -> None:
     """Its thread waits instead of letting go, and the log says why."""
-    with SimulatedController(threads=["watch", "lease"], LEASE_S=LEASE_S) as controller:
+    with SimulatedController(threads=["watch"], LEASE_S=LEASE_S) as controller:
         event_id = controller.accept()
         pod = controller.pod(event_id)
         controller.redis.flush()
@@ -75,7 +75,8 @@ def test_a_worker_that_ends_before_its_task_is_restored_is_published_then(log: L
             lambda: controller.redis.calls["record"] > records, what="the record that nobody knows what to do with"
         )
         assert controller.redis.results("worker") == []
-        eventually(lambda: f"Waiting with {pod}" in "".join(log.of("worker.outage")), what="the reason in the log")
+        eventually(lambda: f"No progress with {pod}" in "".join(log.of("worker.outage")), what="the reason in the log")
+        controller.start("lease")
         restored(controller)
         while not controller.redis.results("worker"):
             controller.live(1)  # its thread may have begun to pause only when the task was stored again
