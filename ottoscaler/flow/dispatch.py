@@ -1,10 +1,11 @@
-"""The dispatcher: the one place where a worker is handed to a thread.
+"""The dispatcher: the one place where a worker is handed to a thread of the pool.
 
-A worker thread that has done with one worker takes the next one from the ledger itself, and waits there when there is
-none. The dispatcher's own thread does what is left: it starts a thread where a worker is ready and none waits for it,
-carries on cancelled workers (two writes to Redis, for which no worker thread is needed), and wakes idle threads for
-workers after their pause. So what makes a worker ready (the reader, the watch, a worker that ends) only notifies the
-ledger, and never starts a thread itself: thousands take seconds.
+The executor's own queue stays empty: it gets only a worker that the ledger gives out and that needs a new thread, so
+order and cancelling stay the ledger's. A worker thread that has done with one worker takes the next one from the ledger
+itself, and waits there when there is none. The dispatcher's own thread does what is left: it starts a thread where a
+worker is ready and none waits for it, carries on cancelled workers (two writes to Redis, for which no worker thread is
+needed), and wakes idle threads for workers after their pause. So what makes a worker ready (the reader, the watch, a
+worker that ends) only notifies the ledger, and never starts a thread itself: thousands take seconds.
 
 Where the machine gives no further thread (a limit of pids), the dispatcher goes on with those that it has: each of them
 takes the next worker when it has done with one, and another thread is tried from time to time.
@@ -13,6 +14,7 @@ takes the next worker when it has done with one, and another thread is tried fro
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from ottoscaler import logs
@@ -52,7 +54,10 @@ class Dispatcher:
         self._heartbeat = heartbeat
         self._clock = clock
         self._max_workers = max_workers
-        # all the dispatcher's thread's own
+        self._lock = threading.Lock()
+        self._closed = False  # guarded by _lock: nothing may be submitted to an executor that is shut down
+        self._executor = self._new_executor()  # guarded by _lock
+        # the rest is the dispatcher's thread's own
         self._size = 0
         self._grow_at = 0.0
         self._logged = -1  # the size of the pool that the log has last
@@ -79,7 +84,10 @@ class Dispatcher:
 
     def close(self) -> None:
         """Hand out nothing more; does not wait. Idempotent."""
+        with self._lock:
+            self._closed = True
         self._ledger.close()
+        self._executor.shutdown(wait=False)
 
     def _carry_on_cancelled(self) -> None:
         """As far as writes to Redis go; the ender gets those that need the cluster, which may take long to answer."""
@@ -102,35 +110,55 @@ class Dispatcher:
         if self._ledger.threads < self._max_workers and self._clock.now() >= self._grow_at:
             self._ledger.threads = self._max_workers
         for _ in range(AT_ONCE):
-            # A thread gets its first worker before it starts. If it took one itself, the dispatcher would not know yet
-            # that this worker is taken, and start further threads for it.
-            # The size comes first: a thread between two workers is neither busy nor idle to the ledger.
-            if self._size >= self._ledger.threads or self._stop.is_set():
-                return
-            run = self._ledger.take_for_new_thread()
-            if run is None:
-                return
-            try:
-                self._start(run)
-            except RuntimeError as error:  # can't start new thread
-                # The worker waits for the next thread that comes free. The limit comes first: as long as the ledger
-                # counts on a further thread, it gives the same worker to the dispatcher again.
-                self._ledger.threads = self._size
-                self._grow_at = self._clock.now() + GROW_EVERY_S
-                self._ledger.pause(run, self._clock.now())
-                self._ledger.give_back(run)
-                self._log_size(error)
+            refusal = None
+            with self._lock:  # between the worker that is taken and its thread no `close` may come: it would be lost
+                # The size comes first: a thread between two workers is neither busy nor idle to the ledger.
+                if self._closed or self._size >= self._ledger.threads or self._stop.is_set():
+                    return
+                # A thread gets its first worker before it starts. If it took one itself, the dispatcher would not know
+                # yet that this worker is taken, and start further threads for it.
+                run = self._ledger.take_for_new_thread()
+                if run is None:
+                    return
+                try:
+                    self._start(run)
+                except RuntimeError as error:  # can't start new thread
+                    refusal = error
+                    self._refused(run)
+            if refusal is not None:
+                self._log_size(refusal)
                 return
             self._size += 1
 
     def _start(self, run: WorkerRun) -> None:
-        """Start a thread with this worker. Raises RuntimeError if the machine gives none."""
-        # A daemon: the interpreter would wait for others at its end without a limit, and the stop has one.
-        threading.Thread(target=self._work, args=(run,), name=f"worker-{self._size}", daemon=True).start()
+        """Start a thread with this worker. Under the lock. Raises RuntimeError if the machine gives none."""
+        handed = [run]
+        try:
+            self._executor.submit(self._work, handed)
+        except RuntimeError:
+            # The executor has queued the worker before it asked for a thread, and would give this entry to the next
+            # thread that it starts, while the worker of that thread stayed in the queue. So the queue is left behind:
+            # the threads of the old executor go on, and those to come belong to a new one.
+            handed.clear()
+            self._executor.shutdown(wait=False)
+            self._executor = self._new_executor()
+            raise
 
-    def _work(self, first: WorkerRun) -> None:
-        """The body of a worker thread."""
-        run: WorkerRun | None = first
+    def _refused(self, run: WorkerRun) -> None:
+        """The worker waits for the next thread that comes free. The limit comes first: as long as the ledger counts on
+        a further thread, it gives the same worker to the dispatcher again.
+        """
+        self._ledger.threads = self._size
+        self._grow_at = self._clock.now() + GROW_EVERY_S
+        self._ledger.pause(run, self._clock.now())
+        self._ledger.give_back(run)
+
+    def _new_executor(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._max_workers, thread_name_prefix="worker")
+
+    def _work(self, handed: list[WorkerRun]) -> None:
+        """The body of a worker thread. `handed` has its first worker, or nothing if the executor refused the thread."""
+        run = handed.pop() if handed else None
         while run is not None:
             self._heartbeat.progressed()
             self._runner.run(run)
