@@ -113,7 +113,7 @@ class TestServer:
         with pytest.raises(StreamUnavailable):
             stream.renew({})  # else a process without tasks would not know that nobody could renew
         stream.close()
-        assert ["out of reach" in error for error in told] == [True, True]
+        assert ["cannot be reached" in error for error in told] == [True, True]
 
     def test_an_answer_is_reported(self, server: Server, admin: RedisAdmin) -> None:
         """Also that of a script: `/readyz` goes by it."""

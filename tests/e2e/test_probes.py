@@ -149,7 +149,7 @@ class TestStart:
         """The reason is told; with the server there, it gets ready."""
         lab.redis.stop()
         probed = lab.controller()
-        body = wait_for(lambda: "out of reach" in (text := probed.ask("/readyz")[1]) and text, "the reason")
+        body = wait_for(lambda: "cannot be reached" in (text := probed.ask("/readyz")[1]) and text, "the reason")
         assert f"Redis: Redis at 127.0.0.1:{lab.redis.port} cannot be reached" in str(body)
         assert "controller: starting, since " in str(body)
         assert "Kubernetes: not reached yet, since " in str(body)
