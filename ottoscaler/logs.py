@@ -25,6 +25,8 @@ from urllib.parse import quote
 
 from pythonjsonlogger.json import JsonFormatter
 
+from ottoscaler.errors import OttoscalerError
+
 PACKAGE: Final = "ottoscaler"
 #: Longest text of one field, in characters: what comes in events must not flood the log.
 MAX_TEXT: Final = 2000
@@ -242,12 +244,13 @@ def _fill(message: object, args: Any) -> str:
 
 
 def _text(value: object) -> str:
-    """A value as text; an exception with its type, without which many say nothing."""
+    """A value as text; an exception with its type, without which many say nothing: our own are whole sentences."""
     try:
         text = str(value)
     except Exception:  # any object may be a fact, and its __str__ may raise anything
         return f"<unprintable {type(value).__name__}>"
-    return f"{type(value).__name__}: {text}".removesuffix(": ") if isinstance(value, BaseException) else text
+    foreign = isinstance(value, BaseException) and not isinstance(value, OttoscalerError)
+    return f"{type(value).__name__}: {text}".removesuffix(": ") if foreign else text
 
 
 def _clean(value: object, *, tail: bool = False) -> object:

@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ottoscaler import logs
+from ottoscaler.errors import StreamUnavailable
 
 log = logs.get("ottoscaler.tests")
 FACTS = st.dictionaries(st.text(min_size=1), st.none() | st.booleans() | st.integers() | st.floats() | st.text())
@@ -351,3 +352,21 @@ def test_a_stream_that_takes_no_lines_is_reported_once(capsys: pytest.CaptureFix
     log.info("a.b", "A line")
     assert capsys.readouterr().err == sentence
     assert "Another line" in pipe.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (StreamUnavailable("Redis at h:1 cannot be reached", unclear=False), "Redis at h:1 cannot be reached"),
+        (KeyError("attempt"), "KeyError: 'attempt'"),
+        (ValueError(), "ValueError"),
+    ],
+    ids=repr,
+)
+def test_an_error_of_ours_is_a_sentence_and_one_of_others_has_its_type(error: Exception, shown: str) -> None:
+    """The name of a class tells an operator nothing where the sentence is whole."""
+    out = io.StringIO()
+    logs.setup("INFO", "json", out)
+    logs.get("t").warning("retry.scheduled", "Cannot look: %s", error, error=error)
+    line = json.loads(out.getvalue())
+    assert (line["message"], line["error"]) == (f"Cannot look: {shown}", shown)

@@ -183,10 +183,11 @@ def drop_idle(client: redis.Redis) -> None:
 def address(settings: RedisSettings) -> str:
     """Address and user of this Redis, for messages: never with a password."""
     user = f" (user {settings.username})" if settings.username else ""
+    database = f", database {settings.db}" if settings.db else ""
     if settings.sentinels:
         asked = ", ".join(f"{host}:{port}" for host, port in settings.sentinels)
-        return f"{settings.sentinel_master} (by sentinels {asked}){user}"
-    return f"{settings.host}:{settings.port}{user}"
+        return f"{settings.sentinel_master} (by sentinels {asked}){database}{user}"
+    return f"{settings.host}:{settings.port}{database}{user}"
 
 
 @contextmanager
@@ -254,10 +255,14 @@ def _sentence(error: Exception) -> str:
             return f"is moving our keys to another node ({text}): trying again until they are there"
         case redis.exceptions.ClusterDownError():
             return f"is a cluster that takes no commands now ({text}): it needs a master for each slot"
+        case redis.ResponseError() if "DB index is out of range" in text:
+            return f"has no database of that number ({text}): set REDIS_DB to a smaller one"
         case redis.TimeoutError():
-            return f"does not answer in time ({text})"
+            return (
+                f"does not answer in time ({text}): it may be overloaded, or speak TLS where REDIS_TLS says otherwise"
+            )
         case redis.ConnectionError() | OSError():
-            return f"cannot be reached ({text}): is it running, and are REDIS_HOST and REDIS_PORT right?"
+            return f"cannot be reached ({text}): is it running, and are REDIS_HOST, REDIS_PORT and REDIS_TLS right?"
     return f"answered with an error: {text}"
 
 

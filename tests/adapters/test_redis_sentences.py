@@ -28,8 +28,9 @@ ERRORS = [
     (redis.ResponseError("MISCONF no disk"), "cannot write to its disk", "make room on it"),
     (redis.exceptions.TryAgainError("TRYAGAIN"), "is moving our keys to another node", "trying again"),
     (redis.exceptions.ClusterDownError("CLUSTERDOWN"), "is a cluster that takes no commands", "a master for each slot"),
-    (redis.TimeoutError("Timeout"), "does not answer in time", "(Timeout)"),
-    (redis.ConnectionError("refused"), "cannot be reached", "are REDIS_HOST and REDIS_PORT right?"),
+    (redis.TimeoutError("Timeout"), "does not answer in time", "(Timeout): it may be overloaded, or speak TLS"),
+    (redis.ConnectionError("refused"), "cannot be reached", "are REDIS_HOST, REDIS_PORT and REDIS_TLS right?"),
+    (redis.ResponseError("DB index is out of range"), "has no database of that number", "set REDIS_DB to a smaller"),
     (OSError("no route"), "cannot be reached (no route)", "is it running"),
     (redis.ResponseError("ERR something else"), "answered with an error: ERR something else", ""),
 ]
