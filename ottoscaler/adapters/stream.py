@@ -22,11 +22,11 @@ class RedisStream(RedisEventLog, RedisLeases, RedisAttempts, RedisScaleDowns, Re
         *,
         lease_s: float,
         consumer: str,
-        boot: str,
+        incarnation: str,
         on_reply: OnReply = ignore_reply,
     ) -> None:
         """`on_reply` gets for each call how it ended: empty for a reply, otherwise the error."""
-        calls = RedisCalls(server, keys, lease_s=lease_s, consumer=consumer, incarnation=boot, on_reply=on_reply)
+        calls = RedisCalls(server, keys, lease_s=lease_s, consumer=consumer, incarnation=incarnation, on_reply=on_reply)
         super().__init__(calls)
 
     def close(self) -> None:

@@ -75,7 +75,7 @@ class Controller:
         """Raises ConfigError if there is no way to a cluster."""
         self._settings = settings
         self._stop = stop
-        self._boot = uuid.uuid4().hex[:12]
+        self._incarnation = uuid.uuid4().hex[:12]
         self._clock = clock = SystemClock()
         self._metrics, self._heartbeat = metrics, heartbeat = Metrics(), Heartbeat(clock)
         keys, flow, instance = settings.keys, settings.flow, settings.instance
@@ -84,7 +84,7 @@ class Controller:
             keys,
             lease_s=float(flow.lease_s),
             consumer=keys.consumer,
-            boot=self._boot,
+            incarnation=self._incarnation,
             on_reply=self._report_redis,
         )
         cluster = KubeCluster(
@@ -143,7 +143,7 @@ class Controller:
         self._lease = Lease(
             event_log=stream, leases=stream, ledger=ledger, control=control, inbox=inbox, takeover=self._takeover,
             lease_s=lease_s,
-            ttl_s=ttl_s, me=f"{keys.consumer}/{self._boot}", **shared,
+            ttl_s=ttl_s, me=f"{keys.consumer}/{self._incarnation}", **shared,
         )  # fmt: skip
         self._reconciler = Reconciler(
             leases=stream, cluster=self._cluster, registry=registry, dispatcher=self._dispatcher, ender=self._ender,
@@ -253,7 +253,12 @@ class Controller:
         self._begin("reader", self._reader.run)
         self._begin("reconciler", self._reconciler.run)
         self._heartbeat.set_phase("")
-        _log.info("controller.started", "Waiting for scaling events on %s", self._settings.keys.stream, boot=self._boot)
+        _log.info(
+            "controller.started",
+            "Waiting for scaling events on %s",
+            self._settings.keys.stream,
+            incarnation=self._incarnation,
+        )
 
     def _begin(self, name: str, run: Callable[[], None]) -> None:
         self._heartbeat.add_loop(name)

@@ -64,7 +64,7 @@ def selector(instance: str) -> str:
 
 
 def process_of(owner: str) -> tuple[str, str]:
-    """The consumer and the boot in an owner token `<consumer>/<boot>/<tenure>`; two empty texts if it is none.
+    """Consumer and incarnation of an owner token `<consumer>/<incarnation>/<epoch>`; two empty texts if it is none.
 
     It is cut from the right: a consumer's name may contain slashes, and names are compared whole (`x` is not `x/y`).
     """

@@ -36,8 +36,8 @@ class Lease:
         takeover: TakeOver, stop: Stop,
         heartbeat: Heartbeat, clock: Clock, lease_s: float, ttl_s: float, me: str,
     ) -> None:  # fmt: skip
-        """`me` is `<consumer>/<boot>`: how owner tokens of this process begin. `ttl_s`: how long Redis remembers a task
-        that is finished.
+        """`me` is `<consumer>/<incarnation>`: how owner tokens of this process begin. `ttl_s`: how long Redis keeps a
+        finished task, seconds.
         """
         self._event_log = event_log
         self._leases = leases
@@ -50,7 +50,7 @@ class Lease:
         self._clock = clock
         self._lease_s = lease_s
         self._ttl_s = ttl_s
-        self._consumer, self._boot = me.rsplit("/", 1)
+        self._consumer, self._incarnation = me.rsplit("/", 1)
         self._limited = logs.RateLimited()
         self._renew_at = 0.0
         self._renewed_at = self._clock.now()
@@ -147,8 +147,8 @@ class Lease:
 
     def _lost(self, event_id: str, ours: str, theirs: str) -> None:
         """A task without an owner has just been finished; one with another was taken from us."""
-        consumer, boot = process_of(theirs)
-        if consumer == self._consumer and boot != self._boot:
+        consumer, incarnation = process_of(theirs)
+        if consumer == self._consumer and incarnation != self._incarnation:
             raise self._replaced()
         if theirs:
             _log.warning("task.lost", "Task %s was taken over by %s", event_id, theirs, event_id=event_id)

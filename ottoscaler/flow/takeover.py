@@ -76,7 +76,7 @@ class TakeOver:
         self._own_taken = False
 
     def begin(self) -> None:
-        """We have announced ourselves: an earlier boot of our consumer learns of us, so its tasks may be taken."""
+        """We have announced ourselves: an earlier incarnation of our consumer sees it, so its tasks may be taken."""
         self._begun = True
 
     def renewed(self) -> None:
@@ -166,7 +166,7 @@ class TakeOver:
             self._inbox.submit(task)
 
     def _take_own(self) -> None:
-        """What an earlier boot of this consumer left: taken at once, for there cannot be two of us."""
+        """What an earlier incarnation of this consumer left: taken at once, for there cannot be two of us."""
         left = self._leases.expired(same_consumer=True)
         for event_id in left[:TAKE_AT_ONCE]:
             self._take(event_id, same_consumer=True)

@@ -15,7 +15,7 @@ from tests.adapters.streams import StreamFactory
 
 @pytest.fixture
 def stream(stream_factory: StreamFactory) -> Stream:
-    """A stream of consumer c1, boot boot-1, with its group."""
+    """A stream of consumer c1, incarnation incarnation-1, with its group."""
     made = stream_factory("c1")
     made.ensure_group()
     return made

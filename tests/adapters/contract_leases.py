@@ -131,7 +131,7 @@ class TestLeases:
     @pytest.mark.contract("2.REDIS_CONSUMER")
     def test_report_another_process_of_that_name(self, stream_factory: StreamFactory) -> None:
         """The one that was started last is the consumer, also after Redis was asked by the other."""
-        older, newer = stream_factory("c1", boot="boot-1"), stream_factory("c1", boot="boot-2")
+        older, newer = stream_factory("c1", incarnation="boot-1"), stream_factory("c1", incarnation="boot-2")
         older.announce()
         assert not older.renew({}).replaced
         newer.announce()
@@ -173,7 +173,7 @@ class TestLeases:
 class TestTakingOver:
     """take: a task whose lease ran out changes hands."""
 
-    def test_raises_the_tenure(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
+    def test_raises_the_epoch(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
         """The token names consumer, incarnation and epoch."""
         task = opened(stream, admin, event_id="e-1")
         assert taken_over(other, admin, task).owner == "c2/boot-1/2"
@@ -236,7 +236,7 @@ class TestTakingOver:
         assert stream.known(["never"]) == {}
 
     def test_within_one_process_names_its_threads(self, stream: Stream, admin: StreamAdmin) -> None:
-        """An old thread of the same process cannot pass for the new owner: the tenure differs."""
+        """An old thread of the same process cannot pass for the new owner: the epoch differs."""
         task = opened(stream, admin, event_id="e-1")
         taken = taken_over(stream, admin, task)
         assert taken.owner == "c1/boot-1/2"
@@ -254,14 +254,14 @@ class TestTakingOver:
 
 
 class TestRestart:
-    """A new boot of the same consumer."""
+    """A new incarnation of the same consumer."""
 
     def test_takes_its_own_tasks_at_once(
         self, stream_factory: StreamFactory, stream: Stream, admin: StreamAdmin
     ) -> None:
         """However long the lease still runs: the earlier incarnation is dead or learns it at its renewal."""
         opened(stream, admin, event_id="e-1")
-        again = stream_factory("c1", boot="boot-2")
+        again = stream_factory("c1", incarnation="boot-2")
         assert again.expired(same_consumer=True) == ["e-1"]
         taken = again.take("e-1", same_consumer=True)
         assert taken is not None
@@ -272,19 +272,19 @@ class TestRestart:
     ) -> None:
         """The replaced process sees at its renewal which one has replaced it."""
         task = opened(stream, admin, event_id="e-1")
-        stream_factory("c1", boot="boot-2").take("e-1", same_consumer=True)
+        stream_factory("c1", incarnation="boot-2").take("e-1", same_consumer=True)
         assert intend(stream, task).status is Status.NOT_OURS
         assert stream.renew({"e-1": task.owner}).lost == {"e-1": "c1/boot-2/2"}
 
     def test_takes_them_only_when_it_means_to(
         self, stream_factory: StreamFactory, stream: Stream, admin: StreamAdmin
     ) -> None:
-        """In the ordinary round, a task of the earlier boot is one like any other."""
+        """In the ordinary round, a task of the earlier incarnation is one like any other."""
         opened(stream, admin, event_id="e-1")
-        assert stream_factory("c1", boot="boot-2").take("e-1", same_consumer=False) is None
+        assert stream_factory("c1", incarnation="boot-2").take("e-1", same_consumer=False) is None
 
     def test_does_not_take_from_itself(self, stream: Stream, admin: StreamAdmin) -> None:
-        """The same boot is no earlier one: it has what it has, in the tenure it had."""
+        """The same incarnation is no earlier one: it has what it has, in the epoch it had."""
         task = opened(stream, admin, event_id="e-1")
         assert stream.expired(same_consumer=True) == []
         again = stream.take("e-1", same_consumer=True)
@@ -306,8 +306,8 @@ class TestRestart:
         stream = stream_factory(theirs)
         stream.ensure_group()
         task = opened(stream, admin, event_id="e-1")
-        for boot in ("boot-1", "boot-2"):
-            other = stream_factory(mine, boot=boot)
+        for incarnation in ("boot-1", "boot-2"):
+            other = stream_factory(mine, incarnation=incarnation)
             assert other.expired(same_consumer=True) == []
             assert other.owned() == []
             assert other.take("e-1", same_consumer=True) is None
@@ -427,8 +427,8 @@ class TestPoison:
         opened(first, admin, event_id="e-1")
         send(admin, event_id="deadly")
         receive(first)
-        for boot in range(2 * TAKES_TO_POISON):
-            again = stream_factory("c1", boot=f"again-{boot}")
+        for incarnation in range(2 * TAKES_TO_POISON):
+            again = stream_factory("c1", incarnation=f"again-{incarnation}")
             again.announce()
             again.renew({})
             assert isinstance(again.take("e-1", same_consumer=True), OpenTask)
@@ -597,7 +597,7 @@ class TestRestoring:
         assert total["received_at"] == task.received_at
 
     def test_can_be_taken_over_later(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
-        """As any other task; the tenure goes on from where it was."""
+        """As any other task; the epoch goes on from where it was."""
         task, after = self.restored(stream, admin)
         taken = taken_over(other, admin, task)
         assert (taken.owner, taken.workers) == ("c2/boot-1/2", after.workers)

@@ -105,7 +105,7 @@ def named(url: str) -> Server:
 
 
 def open_stream(
-    server: Server, admin: RedisAdmin, consumer: str, *, boot: str, lease_s: float = LEASE_S
+    server: Server, admin: RedisAdmin, consumer: str, *, incarnation: str, lease_s: float = LEASE_S
 ) -> RedisStream:
     """A stream on the keys of one test."""
     keys = KeySettings(
@@ -118,4 +118,4 @@ def open_stream(
         result_maxlen=RESULT_MAXLEN,
         task_ttl_s=TASK_TTL_S,
     )
-    return RedisStream(server.settings, keys, lease_s=lease_s, consumer=consumer, boot=boot)
+    return RedisStream(server.settings, keys, lease_s=lease_s, consumer=consumer, incarnation=incarnation)

@@ -31,7 +31,7 @@ def keys_of(consumer: str = "c1", **environ: str) -> KeySettings:
 
 def stream_at(settings: RedisSettings, consumer: str = "c1", lease_s: float = 15, **environ: str) -> RedisStream:
     """A stream on those names."""
-    return RedisStream(settings, keys_of(consumer, **environ), lease_s=lease_s, consumer=consumer, boot="b")
+    return RedisStream(settings, keys_of(consumer, **environ), lease_s=lease_s, consumer=consumer, incarnation="b")
 
 
 def run(environ: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:

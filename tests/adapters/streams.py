@@ -27,9 +27,9 @@ Fields = Mapping[str, str | bytes]
 
 
 class StreamFactory(Protocol):
-    """Makes a stream for one boot of one consumer; all that it makes share a server."""
+    """Makes a stream for one incarnation of one consumer; all that it makes share a server."""
 
-    def __call__(self, consumer: str, *, boot: str = "boot-1", lease_s: float = LEASE_S) -> Stream: ...
+    def __call__(self, consumer: str, *, incarnation: str = "boot-1", lease_s: float = LEASE_S) -> Stream: ...
 
 
 class StreamAdmin(Protocol):

@@ -599,7 +599,7 @@ def rig(server: Server) -> Iterator[Rig]:
         )  # fmt: skip
         user = replace(server.settings, username="weak", password=PASSWORD)
         strong, weak = (
-            RedisStream(settings, keys, lease_s=LEASE_S, consumer="c1", boot="b")
+            RedisStream(settings, keys, lease_s=LEASE_S, consumer="c1", incarnation="b")
             for settings in (server.settings, user)
         )
         made = Rig(client, admin, strong, weak, DeadLetters(user, keys))

@@ -191,8 +191,11 @@ def test_as_many_end_as_were_asked_for_and_there_were(server: Server, steps: lis
         admin = RedisAdmin(stack.enter_context(server.client()))
         stack.callback(admin.flush)
         names = [f"c{number}" for number in range(REPLICAS)]
-        real = [stack.enter_context(closing(open_stream(server, admin, name, boot="b"))) for name in names]
-        worlds = World(fake, [FakeStream(fake, name, boot="b", lease_s=LEASE_S) for name in names]), World(admin, real)
+        real = [stack.enter_context(closing(open_stream(server, admin, name, incarnation="b"))) for name in names]
+        worlds = (
+            World(fake, [FakeStream(fake, name, incarnation="b", lease_s=LEASE_S) for name in names]),
+            World(admin, real),
+        )
         for world in worlds:
             world.begin()
             for name, *arguments in steps:

@@ -41,7 +41,7 @@ def near(start: Start) -> int:
 def open_stream(port: int, consumer: str) -> RedisStream:
     """A stream of a process that begins just now."""
     server = RedisSettings(host="127.0.0.1", port=port, block_ms=100)
-    return RedisStream(server, KeySettings(consumer=consumer), lease_s=LEASE_S, consumer=consumer, boot="b")
+    return RedisStream(server, KeySettings(consumer=consumer), lease_s=LEASE_S, consumer=consumer, incarnation="b")
 
 
 def opened(stream: RedisStream, prefix: str, count: int) -> list[OpenTask]:

@@ -32,7 +32,7 @@ def stream(client: redis.Redis) -> Iterator[RedisStream]:
     """A stream with its group, and a task that another process has."""
     at = client.connection_pool.connection_kwargs
     settings = RedisSettings(host=at["host"], port=at["port"], block_ms=50)
-    with closing(RedisStream(settings, KEYS, lease_s=10, consumer="c", boot="b")) as made:
+    with closing(RedisStream(settings, KEYS, lease_s=10, consumer="c", incarnation="b")) as made:
         made.ensure_group()
         client.zadd("otto:scale:open", {ODD: 1, b"e": 1})
         told: dict[str | bytes, bytes | str] = {

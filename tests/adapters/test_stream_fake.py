@@ -48,8 +48,8 @@ def admin() -> FakeRedis:
 def stream_factory(admin: FakeRedis) -> StreamFactory:
     """Streams on that server."""
 
-    def make(consumer: str, *, boot: str = "boot-1", lease_s: float = LEASE_S) -> Stream:
-        return FakeStream(admin, consumer, boot=boot, lease_s=lease_s, block_s=BLOCK_S)
+    def make(consumer: str, *, incarnation: str = "boot-1", lease_s: float = LEASE_S) -> Stream:
+        return FakeStream(admin, consumer, incarnation=incarnation, lease_s=lease_s, block_s=BLOCK_S)
 
     return make
 

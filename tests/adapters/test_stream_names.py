@@ -40,7 +40,7 @@ def server(tmp_path: Path) -> Iterator[EmbeddedRedis]:
 def stream_on(server: EmbeddedRedis, block_ms: int = 50, keys: KeySettings = KEYS) -> RedisStream:
     """A stream with the names above, or others."""
     settings = RedisSettings(host=server.host, port=server.port, block_ms=block_ms)
-    return RedisStream(settings, keys, lease_s=10, consumer="c", boot="b")
+    return RedisStream(settings, keys, lease_s=10, consumer="c", incarnation="b")
 
 
 @pytest.mark.contract("2.REDIS_PORT")

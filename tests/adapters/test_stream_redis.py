@@ -90,8 +90,8 @@ def stream_factory(server: Server, admin: RedisAdmin) -> Iterator[StreamFactory]
     """Streams on that server, closed when the test is over."""
     made: list[RedisStream] = []
 
-    def make(consumer: str, *, boot: str = "boot-1", lease_s: float = LEASE_S) -> Stream:
-        made.append(open_stream(server, admin, consumer, boot=boot, lease_s=lease_s))
+    def make(consumer: str, *, incarnation: str = "boot-1", lease_s: float = LEASE_S) -> Stream:
+        made.append(open_stream(server, admin, consumer, incarnation=incarnation, lease_s=lease_s))
         return made[-1]
 
     yield make
@@ -106,7 +106,12 @@ class TestServer:
         """Nobody listens at port 1: told at once, as something that was certainly not carried out."""
         keys, told = KeySettings(consumer="c1"), list[str]()
         stream = RedisStream(
-            RedisSettings(host="127.0.0.1", port=1), keys, lease_s=15, consumer="c1", boot="b", on_reply=told.append
+            RedisSettings(host="127.0.0.1", port=1),
+            keys,
+            lease_s=15,
+            consumer="c1",
+            incarnation="b",
+            on_reply=told.append,
         )
         with pytest.raises(StreamUnavailable):
             stream.ensure_group()
@@ -120,7 +125,7 @@ class TestServer:
         told: list[str] = []
         names = {"result_stream": f"{admin.prefix}results", "dead_letter_stream": f"{admin.prefix}dead"}
         keys = KeySettings(consumer="c1", stream=admin.stream, prefix=admin.prefix, **names)
-        stream = RedisStream(server.settings, keys, lease_s=15, consumer="c1", boot="b", on_reply=told.append)
+        stream = RedisStream(server.settings, keys, lease_s=15, consumer="c1", incarnation="b", on_reply=told.append)
         stream.ensure_group()
         stream.renew({"e-1": "c1/b/1"})
         stream.close()
@@ -132,7 +137,7 @@ class TestServer:
             pytest.skip("others may come and go at the server at TEST_REDIS_URL")
         with server.client() as client:
             count = len(cast("Any", client).client_list())
-            stream = open_stream(server, admin, "c1", boot="boot-1")
+            stream = open_stream(server, admin, "c1", incarnation="boot-1")
             stream.ensure_group()
             stream.read(1)
             stream.peek("0-0", 1, block=True)

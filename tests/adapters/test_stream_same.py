@@ -245,12 +245,13 @@ def attempt(world: World, name: str, arguments: Sequence[Any]) -> object:
 def test_the_fake_answers_like_the_real_one(server: Server, prepared: bool, steps: list[tuple[Any, ...]]) -> None:
     """Each answer, and in the end all that can be seen."""
     fake = FakeRedis(result_maxlen=RESULT_MAXLEN, task_ttl_s=TASK_TTL_S)
-    fakes = [FakeStream(fake, name, boot=boot, lease_s=LEASE_S) for name, boot in CONSUMERS]
+    fakes = [FakeStream(fake, name, incarnation=incarnation, lease_s=LEASE_S) for name, incarnation in CONSUMERS]
     with ExitStack() as stack:
         admin = RedisAdmin(stack.enter_context(server.client()))
         stack.callback(admin.flush)
         streams = [
-            stack.enter_context(closing(open_stream(server, admin, name, boot=boot))) for name, boot in CONSUMERS
+            stack.enter_context(closing(open_stream(server, admin, name, incarnation=incarnation)))
+            for name, incarnation in CONSUMERS
         ]
         worlds = World(fake, fakes), World(admin, streams)
         for name, *arguments in [*(PREAMBLE if prepared else []), *steps, ("state",)]:

@@ -58,7 +58,9 @@ def test_an_event_that_has_still_to_choose_gets_its_place_when_it_is_taken(
     settings = RedisSettings(host=server.host, port=server.port, block_ms=50)
     with (
         closing(server),
-        closing(RedisStream(settings, KeySettings(consumer="new"), lease_s=9, consumer="new", boot="b")) as stream,
+        closing(
+            RedisStream(settings, KeySettings(consumer="new"), lease_s=9, consumer="new", incarnation="b")
+        ) as stream,
         closing(redis.Redis(server.host, server.port)) as client,
     ):
         stream.ensure_group()

@@ -1,8 +1,8 @@
 """Recovery after `kill -9`: from the exec of a new process until it has adopted every live pod.
 
-Adopted is what clocks outside the process agree on: Redis says that every open task is the new boot's, the API server
-has its watch and has answered whatever else it was asked about the pods, the kernel counts a thread for each live pod,
-and Redis has answered a script for each: with it the thread sees that its worker is still wanted. That it is so is
+Adopted is what clocks outside the process agree on: Redis says that every open task is the new incarnation's, the API
+server has its watch and has answered whatever else it was asked about the pods, the kernel counts a thread for each
+live pod, and Redis has answered a script for each: with it the thread sees that its worker is still wanted. This is
 shown afterwards: all pods are ended at once, and every result has to come exactly once.
 """
 

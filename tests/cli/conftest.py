@@ -39,7 +39,7 @@ class Controller:
     """What the controller does to Redis, step by step, as a test says. One thread at a time."""
 
     def __init__(self, settings: Settings) -> None:
-        self.stream = RedisStream(settings.redis, settings.keys, lease_s=15, consumer="otto-0", boot="boot")
+        self.stream = RedisStream(settings.redis, settings.keys, lease_s=15, consumer="otto-0", incarnation="boot")
         self.stream.ensure_group()
 
     def take(self) -> OpenTask | None:

@@ -84,9 +84,9 @@ def test_a_key_identifies_its_worker_whatever_the_attempt() -> None:
 
 
 @given(st.text(min_size=1), st.text("0123456789abcdef", min_size=1), st.integers(0))
-def test_an_owner_is_cut_from_the_right(consumer: str, boot: str, tenure: int) -> None:
+def test_an_owner_is_cut_from_the_right(consumer: str, incarnation: str, epoch: int) -> None:
     """A consumer may have slashes in its name, what follows has none."""
-    assert process_of(f"{consumer}/{boot}/{tenure}") == (consumer, boot)
+    assert process_of(f"{consumer}/{incarnation}/{epoch}") == (consumer, incarnation)
 
 
 @pytest.mark.parametrize("owner", ["", "c1", "c1/boot"])

@@ -144,7 +144,7 @@ class Fleet(System):
         """A field of a task hash."""
         return str(self.redis.hget(f"otto:scale:task:{event_id}", name) or "")
 
-    def tenures(self, event_ids: Iterable[str]) -> list[int]:
+    def epochs(self, event_ids: Iterable[str]) -> list[int]:
         """How often each task has changed hands, from 1."""
         return [int(self.stored(event_id, "tenure")) for event_id in event_ids]
 

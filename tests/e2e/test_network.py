@@ -124,7 +124,7 @@ class TestLostAnswers:
         assert links.redis.lost == 1
 
     def test_of_a_take_over_at_the_start(self, links: Links) -> None:
-        """The task is this boot's, which has not heard of it."""
+        """The task is this incarnation's, which has not heard of it."""
         first = links.start()
         event_id = links.send()
         pods = links.system.run(event_id)

@@ -100,7 +100,7 @@ class TestServer:
         print(f"{asked} creates in 5 s of nothing but 500")
         assert workers < asked <= 5 * workers
         assert {(answer["outcome"], answer["attempt"]) for answer in workers_told} == {("succeeded", "1")}
-        assert fleet.tenures([broken, slow]) == [1, 1]
+        assert fleet.epochs([broken, slow]) == [1, 1]
         way.delay(0.0)
         fleet.nothing_left()
         assert not controller.said("task.lost")

@@ -67,7 +67,7 @@ class TestTakeOver:
             holder = heir
         print("taken over after", [round(each, 2) for each in took])
         assert max(took) <= TAKEN_OVER_S
-        assert fleet.tenures(tasks) == [1 + self._TRIALS] * len(tasks)
+        assert fleet.epochs(tasks) == [1 + self._TRIALS] * len(tasks)
         followed_to_the_end(fleet, tasks)
 
     def test_what_it_read_and_did_not_accept_too(self, fleet: Fleet) -> None:
@@ -204,7 +204,7 @@ def _sleep(fleet: Fleet, server: RedisServer) -> None:
         server.pause()
         assert stays(lambda: True, pause_s)
         server.resume()
-        assert stays(lambda: fleet.tenures(tasks) == [1] * len(tasks), LEASE_S + 2)
+        assert stays(lambda: fleet.epochs(tasks) == [1] * len(tasks), LEASE_S + 2)
     assert [one.said("task.taken") for one in idle] == [[], []]
     followed_to_the_end(fleet, tasks)
 

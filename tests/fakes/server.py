@@ -72,7 +72,7 @@ class TaskState:
     raw: str = ""
     owner: str | None = None
     state: str = "waiting"
-    tenure: int = 1
+    epoch: int = 1
     tries: int = 1
     cancels: int = 0
     why: str = ""
@@ -158,10 +158,10 @@ class FakeRedis:
         self.tasks: dict[str, TaskState] = {}
         self.cluster = ""
         self.leases: dict[str, float] = {}
-        self.boots: dict[str, str] = {}
+        self.incarnations: dict[str, str] = {}
         self.seen: dict[str, float] = {}
         self.other_groups: set[str] = set()
-        self.left_entries: dict[str, bool] = {}  # those of a consumer's boot before this one
+        self.left_entries: dict[str, bool] = {}  # those of a consumer's incarnation before this one
         self.buried: set[str] = set()
         self.result_entries: list[dict[str, str]] = []
         self.dead_entries: list[dict[str, str]] = []

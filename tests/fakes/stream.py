@@ -36,7 +36,7 @@ MAX_READ_BYTES, MAX_PENDING_BYTES, MAX_HEAD_BYTES = 8 * 1024 * 1024, 1024 * 1024
 
 
 class FakeStream(WorkerScripts):
-    """`ports.Stream` on a FakeRedis, for one boot of one consumer. Any thread.
+    """`ports.Stream` on a FakeRedis, for one incarnation of one consumer. Any thread.
 
     `lease_s` counts on the server's clock; a blocking read ends after `block_s` real seconds, whatever that clock says.
     """
@@ -46,13 +46,13 @@ class FakeStream(WorkerScripts):
         server: FakeRedis,
         consumer: str = "c1",
         *,
-        boot: str = "boot-1",
+        incarnation: str = "boot-1",
         lease_s: float = 15,
         block_s: float = 0.05,
     ) -> None:
         super().__init__(server)
-        self._consumer, self._boot = consumer, boot
-        self._base = f"{consumer}/{boot}/"
+        self._consumer, self._incarnation = consumer, incarnation
+        self._base = f"{consumer}/{incarnation}/"
         self._lease_s = lease_s
         self._block_s = block_s
 
@@ -218,7 +218,7 @@ class FakeStream(WorkerScripts):
             if self.server.find(event.event_id) is not None:
                 return
             task = self._open(event, "", json.dumps(event.as_sent(), ensure_ascii=False))
-            task.owner, task.tenure, task.tries, task.state = f"{self._base}0", 0, 0, "running"
+            task.owner, task.epoch, task.tries, task.state = f"{self._base}0", 0, 0, "running"
             self.server.leases[event.event_id] = 0.0
             for index in range(1, event.pod_count + 1):
                 worker = task.worker(index)
@@ -230,7 +230,7 @@ class FakeStream(WorkerScripts):
             if self.server.find(task.event.event_id) is not None:
                 return
             state = self._open(task.event, "", json.dumps(task.event.as_sent(), ensure_ascii=False))
-            state.owner, state.tenure, state.tries, state.state = (
+            state.owner, state.epoch, state.tries, state.state = (
                 task.owner,
                 int(task.owner.split("/")[-1]),
                 0,
@@ -277,9 +277,9 @@ class FakeStream(WorkerScripts):
 
     def announce(self) -> None:
         with self.server.call("announce"):
-            if self.server.boots.get(self._consumer) != self._boot:
+            if self.server.incarnations.get(self._consumer) != self._incarnation:
                 self.server.left_entries[self._consumer] = self._is_reading(self._consumer)
-            self.server.boots[self._consumer] = self._boot
+            self.server.incarnations[self._consumer] = self._incarnation
             self.server.seen[self._consumer] = self.server.clock.now()
 
     def _is_reading(self, consumer: str) -> bool:
@@ -298,7 +298,7 @@ class FakeStream(WorkerScripts):
     def renew(self, owners: Mapping[str, str], at_work: Collection[str] = ()) -> Renewal:
         lost, cancels, forgotten = {}, {}, []
         with self.server.call("renew"):
-            replaced = self.server.boots.setdefault(self._consumer, self._boot) != self._boot
+            replaced = self.server.incarnations.setdefault(self._consumer, self._incarnation) != self._incarnation
             if not replaced:
                 self.server.seen[self._consumer] = self.server.clock.now()
             for event_id, owner in owners.items():
@@ -329,11 +329,11 @@ class FakeStream(WorkerScripts):
             return [event_id for event_id, _ in leases if self._was_ours(self.server.find(event_id))]
 
     def _was_ours(self, task: TaskState | None) -> bool:
-        consumer, boot = process_of((task.owner if task else None) or "")
-        return consumer == self._consumer and boot != self._boot
+        consumer, incarnation = process_of((task.owner if task else None) or "")
+        return consumer == self._consumer and incarnation != self._incarnation
 
     def _is_ours(self, task: TaskState | None) -> bool:
-        return process_of((task.owner if task else None) or "") == (self._consumer, self._boot)
+        return process_of((task.owner if task else None) or "") == (self._consumer, self._incarnation)
 
     def owned(self) -> Sequence[str]:
         with self.server.call("owned"):
@@ -350,9 +350,9 @@ class FakeStream(WorkerScripts):
                 return _opened(task, task.event, task.owner or "")
             if server.leases[event_id] > now and not (same_consumer and self._was_ours(task)):
                 return None
-            task.tenure += 1
+            task.epoch += 1
             task.tries += self._has_failed(server.leases[event_id], task)
-            task.owner = f"{self._base}{task.tenure}"
+            task.owner = f"{self._base}{task.epoch}"
             server.leases[event_id] = now + self._lease_s
             if task.tries >= MAX_TRIES:
                 detail = f"taken up {MAX_TRIES} times without any progress"

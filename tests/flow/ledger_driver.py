@@ -15,11 +15,11 @@ from tests.fakes.clock import ManualClock
 from tests.flow.pods import INSTANCE
 
 
-def task(event_id: str, count: int = 1, *workers: StoredWorker, tenure: int = 1, cancels: int = 0) -> OpenTask:
+def task(event_id: str, count: int = 1, *workers: StoredWorker, epoch: int = 1, cancels: int = 0) -> OpenTask:
     """An accepted task, with what is stored of its workers."""
     event = ScaleEvent(event_id=event_id, stream_id="1-0", type=EventType.SCALE_UP, pod_count=count, task_id="t")
     stored = {worker.index: worker for worker in workers}
-    return OpenTask(event, f"c1/b1/{tenure}", workers=stored, cancels=cancels)
+    return OpenTask(event, f"c1/b1/{epoch}", workers=stored, cancels=cancels)
 
 
 class LedgerDriver:

@@ -89,7 +89,7 @@ class SimulatedController:
         servers: FakeServers | None = None,
         *,
         consumer: str = "c1",
-        boot: str = "b1",
+        incarnation: str = "b1",
         threads: Sequence[str] = (),
         auto: bool | Callable[[str], int | None] = False,
         stop: Stop | None = None,
@@ -102,7 +102,7 @@ class SimulatedController:
         environ = {name: str(value) for name, value in settings.items()}
         self.settings = Settings.load({"REDIS_CONSUMER": consumer, **environ}, consumer, None)
         flow, instance = self.settings.flow, self.settings.instance
-        self.stream: Any = stream or FakeStream(self.redis, consumer, boot=boot, lease_s=flow.lease_s)
+        self.stream: Any = stream or FakeStream(self.redis, consumer, incarnation=incarnation, lease_s=flow.lease_s)
         self.cluster = FakeCluster(self.servers.kubernetes, instance=instance, auto=auto)
         self.stop, self.metrics = stop or ImpatientStop(), Metrics()
         self.registry = Registry(self.clock)
@@ -112,14 +112,14 @@ class SimulatedController:
         self.heartbeat = Heartbeat(self.clock)
         self.lease_s = float(flow.lease_s)
         self.retries = Retries(ImpatientEvent(self.stop.event), self.metrics, self.heartbeat.report_failure)
-        self._wire(consumer, boot)
+        self._wire(consumer, incarnation)
         self.stream.ensure_group()
         self._threads = threads
         self._closed = False
         self.dies_of: type[BaseException] | None = None
         """What the test expects a thread to die of; its end is then not a failure."""
 
-    def _wire(self, consumer: str, boot: str) -> None:
+    def _wire(self, consumer: str, incarnation: str) -> None:
         settings, stream, cluster, registry = self.settings, self.stream, self.cluster, self.registry
         ledger, inbox, retries, metrics = self.ledger, Inbox(), self.retries, self.metrics
         loop: dict[str, Any] = {"stop": self.stop, "heartbeat": self.heartbeat, "clock": self.clock}
@@ -155,7 +155,7 @@ class SimulatedController:
         self.lease = Lease(
             event_log=stream, leases=stream, ledger=ledger, control=self.control, inbox=inbox, takeover=self.takeover,
             lease_s=lease_s,
-            ttl_s=ttl_s, me=f"{consumer}/{boot}", **loop,
+            ttl_s=ttl_s, me=f"{consumer}/{incarnation}", **loop,
         )  # fmt: skip
         self.reconciler = Reconciler(
             leases=stream, cluster=cluster, registry=registry, dispatcher=self.dispatcher, ender=self.ender,

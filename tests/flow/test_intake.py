@@ -180,9 +180,9 @@ class TestReader:
             eventually(lambda: controller.redis.open_ids() == {"e1", "e2", "e3"})
 
     def test_what_this_consumer_read_before_is_read_again_at_the_start(self) -> None:
-        """An earlier boot died between reading and accepting."""
+        """An earlier incarnation died between reading and accepting."""
         servers = FakeServers()
-        with SimulatedController(servers, boot="b0") as old:
+        with SimulatedController(servers, incarnation="b0") as old:
             event_id = old.send()
             old.stream.read_now(1)
         with SimulatedController(servers, threads=["reader"]) as controller:

@@ -143,23 +143,23 @@ def test_a_failure_of_ours_hands_nothing_over() -> None:
 def test_a_new_boot_of_the_same_consumer_takes_its_own_at_once() -> None:
     """There cannot be two of us, so the lease need not run out."""
     servers = FakeServers()
-    with SimulatedController(servers, boot="b1", threads=["watch"]) as first:
+    with SimulatedController(servers, incarnation="b1", threads=["watch"]) as first:
         event_id = first.accept()
         first.pod(event_id)
         first.close(release=False)
-    with SimulatedController(servers, boot="b2", threads=["watch", "lease"]) as controller:
+    with SimulatedController(servers, incarnation="b2", threads=["watch", "lease"]) as controller:
         assert controller.pod(event_id)
 
 
 def test_what_the_first_list_shows_is_not_asked_for_again() -> None:
     """A thousand pods that run on are a thousand requests less; only that one is not there takes a live look."""
     servers = FakeServers()
-    with SimulatedController(servers, boot="b1", threads=["watch"]) as first:
+    with SimulatedController(servers, incarnation="b1", threads=["watch"]) as first:
         event_id = first.accept(pod_count=2)
         there, vanished = first.pod(event_id, 1), first.pod(event_id, 2)
         first.close(release=False)
     servers.kubernetes.remove(vanished)
-    with SimulatedController(servers, boot="b2", threads=["watch"]) as controller:
+    with SimulatedController(servers, incarnation="b2", threads=["watch"]) as controller:
         controller.lease.step()
         controller.takeover.step()
         assert controller.pod(event_id, 1) == there
@@ -170,12 +170,12 @@ def test_what_the_first_list_shows_is_not_asked_for_again() -> None:
 def test_a_take_over_is_noticed_if_its_answer_was_lost() -> None:
     """The task is ours, and nobody else could take it before its lease runs out."""
     servers = FakeServers()
-    with SimulatedController(servers, boot="b1", threads=["watch"]) as first:
+    with SimulatedController(servers, incarnation="b1", threads=["watch"]) as first:
         event_id = first.accept()
         first.pod(event_id)
         first.close(release=False)
     servers.redis.fail_next("take", after=True)
-    with SimulatedController(servers, boot="b2", threads=["watch", "lease"]) as controller:
+    with SimulatedController(servers, incarnation="b2", threads=["watch", "lease"]) as controller:
         eventually(lambda: controller.ledger.tasks.has(event_id), what="the task to be heard of")
         assert servers.redis.calls["take"] == 2
         assert controller.ledger.tasks.owners()[event_id] == servers.redis.find(event_id).owner  # type: ignore[union-attr]
@@ -185,11 +185,11 @@ def test_a_take_over_is_noticed_if_its_answer_was_lost() -> None:
 def test_the_replaced_process_ends_and_says_why() -> None:
     """Two processes with one consumer name: the older finds out at its next renewal."""
     servers = FakeServers()
-    with SimulatedController(servers, boot="b1", threads=["watch", "lease"]) as first:
+    with SimulatedController(servers, incarnation="b1", threads=["watch", "lease"]) as first:
         first.dies_of = Replaced
         event_id = first.accept()
         first.pod(event_id)
-        with SimulatedController(servers, boot="b2", threads=["watch", "lease"]) as second:
+        with SimulatedController(servers, incarnation="b2", threads=["watch", "lease"]) as second:
             eventually(lambda: second.ledger.tasks.has(event_id))
             first.pass_time(first.lease_s / 3)
             assert first.stop.wait(5)
@@ -199,10 +199,10 @@ def test_the_replaced_process_ends_and_says_why() -> None:
 def test_an_idle_process_is_replaced_as_well() -> None:
     """It has no task that could be taken from it, and finds out all the same."""
     servers = FakeServers()
-    with SimulatedController(servers, boot="b1", threads=["lease"]) as first:
+    with SimulatedController(servers, incarnation="b1", threads=["lease"]) as first:
         first.dies_of = Replaced
         eventually(lambda: servers.redis.calls["renew"])
-        with SimulatedController(servers, boot="b2", threads=["lease"]) as second:
+        with SimulatedController(servers, incarnation="b2", threads=["lease"]) as second:
             eventually(lambda: servers.redis.calls["announce"] == 2)
             a_third(first)
             assert first.stop.wait(5)

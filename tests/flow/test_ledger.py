@@ -176,14 +176,14 @@ class TestRoom:
         driver.ledger.settled(run)
         assert not driver.ledger.holds_room(run)
 
-    def test_old_tenures_do_not_give_up_the_room_of_new_ones(self) -> None:
+    def test_old_epochs_do_not_give_up_the_room_of_new_ones(self) -> None:
         """A thread that is on its way out of a task that was taken over anew."""
         driver = LedgerDriver(max_workers=2)
         driver.registry.publish(of("other", 5, Phase.RUNNING))
         driver.registry.track(of("other", 5).key.event_hash)
         driver.ledger.add(task("a", 1, StoredWorker(1, attempt=1)))
         old = driver.take()
-        driver.ledger.add(task("a", 1, StoredWorker(1, attempt=1), tenure=2))
+        driver.ledger.add(task("a", 1, StoredWorker(1, attempt=1), epoch=2))
         driver.ledger.add(task("b"))
         driver.ledger.settled(old)
         driver.end(old)

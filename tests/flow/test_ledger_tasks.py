@@ -119,9 +119,9 @@ class TestTasks:
         driver.pause(run, 0)
         assert (driver.ledger.tasks.has("a"), driver.ledger.take()) == (False, None)
 
-    def test_a_refusal_of_an_old_tenure_does_not_drop_the_new(self, driver: LedgerDriver) -> None:
+    def test_a_refusal_of_an_old_epoch_does_not_drop_the_new(self, driver: LedgerDriver) -> None:
         """It is ours again under another token."""
-        driver.ledger.add(task("a", tenure=2))
+        driver.ledger.add(task("a", epoch=2))
         driver.ledger.drop("a", "c1/b1/1")
         assert driver.ledger.tasks.owners() == {"a": "c1/b1/2"}
 
@@ -130,7 +130,7 @@ class TestTasks:
         added = driver.ledger.add(task("a"))
         driver.take()
         with driver.registry.subscribe(added.hash, 1) as waiter:
-            driver.ledger.add(task("a", tenure=2))
+            driver.ledger.add(task("a", epoch=2))
             assert waiter.wait(1, START) == NotOurs()
 
     def test_a_task_that_is_accepted_twice_is_one(self, driver: LedgerDriver) -> None:

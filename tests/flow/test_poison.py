@@ -146,14 +146,14 @@ class TestAccepting:
 
     def test_one_that_ends_the_process_every_time_is_read_ten_times(self, log: Lines) -> None:
         """Those that were read with it are accepted by the next process, however far down in its hand they were."""
-        servers, boots = FakeServers(), 0
-        with SimulatedController(servers, boot="b0") as sender:
+        servers, incarnations = FakeServers(), 0
+        with SimulatedController(servers, incarnation="b0") as sender:
             for event_id in ("a", "bad", "b"):
                 sender.send(event_id=event_id)
-        while servers.redis.pending_count() or not boots:
-            boots += 1
-            assert boots < 20
-            with SimulatedController(servers, boot=f"b{boots}") as controller:
+        while servers.redis.pending_count() or not incarnations:
+            incarnations += 1
+            assert incarnations < 20
+            with SimulatedController(servers, incarnation=f"b{incarnations}") as controller:
                 break_(controller.stream, "accept", accepts("bad"), Killed)
                 try:
                     controller.reader.step(0)
@@ -161,7 +161,7 @@ class TestAccepting:
                     continue
                 finally:
                     controller.close(release=False)
-        assert boots == 10
+        assert incarnations == 10
         (letter,) = servers.redis.dead_letters()
         assert letter["dead_reason"] == "Poison"
         assert letter["dead_detail"] == "read 10 times, and each time the controller ended before it was accepted"

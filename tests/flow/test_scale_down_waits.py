@@ -159,9 +159,9 @@ def test_a_kill_right_after_a_drain_takes_others() -> None:
 def test_an_attempt_without_a_pod_is_made_again_under_its_name() -> None:
     """Killed before each of its creates was carried out: no retry is used up."""
     servers = FakeServers()
-    for boot in range(5):
-        with SimulatedController(servers, consumer="c", boot=f"b{boot}") as dying:
-            if boot == 0:
+    for incarnation in range(5):
+        with SimulatedController(servers, consumer="c", incarnation=f"b{incarnation}") as dying:
+            if incarnation == 0:
                 dying.accept(event_id="e")
                 owner = dying.taken("e").owner
             else:
@@ -169,7 +169,7 @@ def test_an_attempt_without_a_pod_is_made_again_under_its_name() -> None:
             dying.stream.intend("e", owner, 1, attempt=1, infra_used=0, pod=dying.name("e"))
             dying.close(release=False)
     with SimulatedController(
-        servers, consumer="c", boot="b9", threads=["watch"], auto=True, INFRA_RETRIES=3
+        servers, consumer="c", incarnation="b9", threads=["watch"], auto=True, INFRA_RETRIES=3
     ) as controller:
         controller.intake.open(controller.stream.take("e", same_consumer=True))
         controller.ledger.look_again()

@@ -168,12 +168,12 @@ class Worker:
 
 
 class Replica:
-    """A controller: one boot of one consumer."""
+    """A controller: one incarnation of one consumer."""
 
-    def __init__(self, world: World, consumer: str, boot: int, environ: dict[str, str]) -> None:
+    def __init__(self, world: World, consumer: str, incarnation: int, environ: dict[str, str]) -> None:
         self.world = world
         self.consumer = consumer
-        self.name = f"{consumer}/b{boot}"
+        self.name = f"{consumer}/b{incarnation}"
         self.alive = True
         self.asleep = False
         self.replaced = False
@@ -181,7 +181,7 @@ class Replica:
         self._to_release = False
         settings = Settings.load({"REDIS_CONSUMER": consumer, **environ}, consumer, None)
         flow, clock = settings.flow, world.clock
-        stream = AuditedStream(world.redis, consumer, boot=f"b{boot}", lease_s=flow.lease_s, block_s=0)
+        stream = AuditedStream(world.redis, consumer, incarnation=f"b{incarnation}", lease_s=flow.lease_s, block_s=0)
         cluster = FakeCluster(world.kubernetes, watch_s=0)
         self.cluster, self.stop = cluster, _InstantStop()
         metrics, self.registry = Metrics(), Registry(clock)

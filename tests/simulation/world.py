@@ -161,7 +161,7 @@ class World(NodeControls):
         return running[who % len(running)] if running else None
 
     def start(self, who: int) -> None:
-        """Another boot of a consumer. If the one before still runs, there are two: the older has to notice."""
+        """Another incarnation of a consumer. If the one before still runs, there are two: the older has to notice."""
         if sum(replica.alive for replica in self.replicas) >= MAX_REPLICAS:
             return
         self._boots += 1
