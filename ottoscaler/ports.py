@@ -85,7 +85,7 @@ class EventLog(Protocol):
         with it and with the first reading; 0 if the entry is not pending any more.
         """
 
-    def hand_over(self) -> None:
+    def release_pending(self) -> None:
         """Give up what this consumer has read and not accepted: `pending` gives it to other replicas at once."""
 
     def accept(

@@ -34,7 +34,7 @@ class NotRedrivable(OttoscalerError):
     """The event of a dead letter cannot be sent again: the sentence says why."""
 
 
-class Became(Enum):
+class RequestOutcome(Enum):
     """What became of a request."""
 
     SENT = "sent"
@@ -119,7 +119,7 @@ class DeadLetters:
                 " set REDIS_CONSUMER_GROUP and REDIS_STREAM to its own"
             )
 
-    def redrive(self, dead_id: str, fields: Mapping[bytes, bytes]) -> tuple[Became, str]:
+    def redrive(self, dead_id: str, fields: Mapping[bytes, bytes]) -> tuple[RequestOutcome, str]:
         """Send the event of these fields in place of a dead letter, once. SENT or KNOWN, with the id of the entry that
         was added now or the first time; GONE if there is no such dead letter (any more).
         """
@@ -128,16 +128,18 @@ class DeadLetters:
         keys = (self._keys.stream, self._key.task(event_id))
         return self._run("redrive", dead_id, keys, flat)
 
-    def purge(self, dead_id: str) -> Became:
+    def purge(self, dead_id: str) -> RequestOutcome:
         """Take this one entry away. PURGED or GONE."""
         return self._run("purge", dead_id, (), ())[0]
 
-    def _run(self, function: str, dead_id: str, more: Sequence[str], rest: Sequence[bytes]) -> tuple[Became, str]:
+    def _run(
+        self, function: str, dead_id: str, more: Sequence[str], rest: Sequence[bytes]
+    ) -> tuple[RequestOutcome, str]:
         keys = [self._keys.dead_letter_stream, self._key.redriven, *more]
         with translated(self.where):
             command = ("EVALSHA", _SCRIPT.digest, len(keys), *keys, function, dead_id, *rest)
             outcome, sent = cast("list[bytes]", call_script(self._client, _SCRIPT, command))
-        return Became(outcome.decode()), sent.decode()
+        return RequestOutcome(outcome.decode()), sent.decode()
 
     def _letters(self, entries: Any) -> list[Letter]:
         letters = texts_of(entries)

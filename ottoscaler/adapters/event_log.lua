@@ -145,7 +145,7 @@ end
 -- A consumer stops: what it has read and not accepted counts as idle for so long that the next replica that looks takes it.
 -- This counts no try.
 -- KEYS: none. ARGV: consumer, idle_ms, count (at most so many). Returns 'ok'.
-function F.hand_over(consumer, idle_ms, count)
+function F.release_pending(consumer, idle_ms, count)
   local found = redis.pcall('XPENDING', STREAM, GROUP, '-', '+', count, consumer)
   -- without the group, since Redis was wiped, there is nothing to hand over
   if found.err then return string.find(found.err, 'NOGROUP', 1, true) and 'ok' or found end

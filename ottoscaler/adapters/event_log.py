@@ -109,10 +109,10 @@ class RedisEventLog(RedisAdapter):
         """See ports.EventLog. The number is Redis's own, of deliveries."""
         return int(self._redis.run("retry", [], self._redis.consumer, stream_id, client=self._redis.reading))
 
-    def hand_over(self) -> None:
+    def release_pending(self) -> None:
         """See ports.EventLog."""
         consumer, client = self._redis.consumer, self._redis.taking
-        self._redis.run("hand_over", [], consumer, HANDED_OVER_MS, HANDED_OVER_COUNT, client=client)
+        self._redis.run("release_pending", [], consumer, HANDED_OVER_MS, HANDED_OVER_COUNT, client=client)
 
     # -- accepting and refusing
 

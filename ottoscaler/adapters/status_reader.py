@@ -45,7 +45,7 @@ class DeadLetter:
 
 
 @dataclass(frozen=True, slots=True)
-class Position:
+class StreamPositions:
     """How far the result stream and the dead-letter stream were read: an entry id of each."""
 
     results: str = _START
@@ -58,7 +58,7 @@ class News:
     next position.
     """
 
-    position: Position
+    position: StreamPositions
     results: Sequence[Mapping[str, str]]
     dead: Sequence[DeadLetter]
 
@@ -184,11 +184,11 @@ class StatusReader:
         closing = [fields for _, fields in texts_of(entries) if fields.get("kind") != "worker"]
         return closing[:count]
 
-    def position(self) -> Position:
+    def position(self) -> StreamPositions:
         """Where the streams end now: take it before `send`, and `news` misses nothing."""
-        return Position(self._last(self._keys.result_stream), self._last(self._keys.dead_letter_stream))
+        return StreamPositions(self._last(self._keys.result_stream), self._last(self._keys.dead_letter_stream))
 
-    def news(self, position: Position, block_s: float) -> News:
+    def news(self, position: StreamPositions, block_s: float) -> News:
         """Results and dead letters after a position; waits for one up to `block_s` seconds, at most LONGEST_BLOCK_S."""
         results, dead = self._keys.result_stream, self._keys.dead_letter_stream
         # BLOCK 0 would have no end
@@ -199,7 +199,7 @@ class StatusReader:
         streams = {text_of(name): texts_of(entries) for name, entries in reply or ()}
         new_results, new_dead = streams.get(results, []), streams.get(dead, [])
         return News(
-            Position(
+            StreamPositions(
                 new_results[-1][0] if new_results else position.results,
                 new_dead[-1][0] if new_dead else position.dead,
             ),

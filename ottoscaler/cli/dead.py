@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
-from ottoscaler.adapters.dead import Became, DeadLetters, Letter, NotRedrivable, canonical, redrive_id
+from ottoscaler.adapters.dead import DeadLetters, Letter, NotRedrivable, RequestOutcome, canonical, redrive_id
 from ottoscaler.cli.connection import dead_letters, used
 from ottoscaler.cli.send import fields_of, to_be_sent
 from ottoscaler.cli.table import console, count_text, grid, printable
@@ -184,10 +184,10 @@ def _redrive(parser: argparse.ArgumentParser, opened: DeadLetters, options: argp
     if not letter.redriven and not to_be_sent(whole, max_pods, force=options.force):
         return 1
     became, sent = opened.redrive(letter.id, fields)
-    if became is Became.GONE:
+    if became is RequestOutcome.GONE:
         raise NoSuchLetter(_unknown(letter.id))
     print(sent, flush=True)
-    if became is Became.KNOWN:
+    if became is RequestOutcome.KNOWN:
         print(f"Dead letter {letter.id} was sent again before, as {sent}: nothing was changed", file=sys.stderr)
     return 0
 
@@ -213,6 +213,6 @@ def _changed(letter: Letter, changes: dict[bytes, bytes], left_out: set[bytes]) 
 
 
 def _purge(opened: DeadLetters, dead_id: str) -> None:
-    if opened.purge(dead_id) is Became.GONE:
+    if opened.purge(dead_id) is RequestOutcome.GONE:
         raise NoSuchLetter(_unknown(dead_id))
     print(f"Dead letter {dead_id} was taken away")

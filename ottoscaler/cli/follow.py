@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ottoscaler.adapters.status_reader import DeadLetter, Position, StatusReader
+from ottoscaler.adapters.status_reader import DeadLetter, StatusReader, StreamPositions
 from ottoscaler.adapters.task_codec import TaskState
 from ottoscaler.cli.table import count_text, printable, tally_text
 from ottoscaler.core.events import digest
@@ -56,7 +56,7 @@ class Follower:
         self._fields = fields
         # as text, so it compares with the digest that the controller makes of the entry's bytes
         self._digest = digest({name.encode(): value.encode() for name, value in fields.items()})
-        self._position = Position()
+        self._position = StreamPositions()
         self._due = 0.0
         self._seen = EventProgress()
         self.stream_id = ""

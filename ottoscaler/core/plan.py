@@ -14,7 +14,7 @@ from ottoscaler.core.events import Mode, ScaleEvent
 from ottoscaler.core.pods import Snapshot
 
 
-class Progress(IntEnum):
+class WorkerStage(IntEnum):
     """How far a worker has come; the least far are ended first. ENDED: its pod has, and it may be tried again."""
 
     NOT_CREATED = 0
@@ -36,13 +36,13 @@ class Candidate:
     pod: Snapshot | None
 
     @property
-    def progress(self) -> Progress:
+    def stage(self) -> WorkerStage:
         """How far it has come."""
         if self.pod is not None and self.pod.ended:
-            return Progress.ENDED
+            return WorkerStage.ENDED
         if self.pod is not None:
-            return Progress.RUNNING if self.pod.started_at is not None else Progress.PENDING
-        return Progress.WAITING if self.attempt else Progress.NOT_CREATED
+            return WorkerStage.RUNNING if self.pod.started_at is not None else WorkerStage.PENDING
+        return WorkerStage.WAITING if self.attempt else WorkerStage.NOT_CREATED
 
 
 def rank(candidates: Sequence[Candidate], mode: Mode) -> tuple[list[Candidate], list[Candidate]]:
@@ -52,7 +52,7 @@ def rank(candidates: Sequence[Candidate], mode: Mode) -> tuple[list[Candidate], 
     and whether each still can be, the choice in Redis decides (`Stream.choose`).
     """
     ordered = sorted(candidates, key=_last_first)
-    spared = [one for one in ordered if mode is Mode.DRAIN and one.progress is Progress.RUNNING]
+    spared = [one for one in ordered if mode is Mode.DRAIN and one.stage is WorkerStage.RUNNING]
     kept = {id(one) for one in spared}
     return [one for one in ordered if id(one) not in kept], spared
 
@@ -66,7 +66,7 @@ def _last_first(one: Candidate) -> tuple[int, float, tuple[int, int], int]:
     # by its creation, which the API server wrote for all of them: each node has its own idea of when a pod started
     created = one.pod.created_at if one.pod is not None and one.pod.created_at is not None else 0.0
     milliseconds, number = stream_order(one.event.stream_id)
-    return one.progress, -created, (-milliseconds, -number), -one.index
+    return one.stage, -created, (-milliseconds, -number), -one.index
 
 
 def stream_order(stream_id: str) -> tuple[int, int]:

@@ -39,7 +39,7 @@ _log = logs.get(__name__)
 
 
 class Dispatcher:
-    """Owns the worker threads. `run` is the body of one thread; `hand_over` is for any, `close` for the main thread."""
+    """Owns the worker threads. `run` is the body of one thread; `close` is for the main thread, the rest for any."""
 
     def __init__(
         self, *, ledger: Ledger, runner: Runner, ender: Ender, inbox: Inbox, stop: Stop, heartbeat: Heartbeat,
@@ -75,7 +75,7 @@ class Dispatcher:
         self._carry_on_cancelled()
         self._start_threads()
 
-    def hand_over(self, event_hash: str, index: int) -> bool:
+    def carry_on_resumed(self, event_hash: str, index: int) -> bool:
         """Carry on a resumed worker although no thread is free for it; False if it is not waiting for one."""
         run = self._ledger.take_resumed(event_hash, index)
         if run is not None:

@@ -92,7 +92,7 @@ class Lease:
             busy = set() if all_ else self._ledger.tasks.in_hand()
             owners = self._ledger.tasks.owners() | self._control.owners()
             self._leases.release({event_id: owner for event_id, owner in owners.items() if event_id not in busy})
-            self._event_log.hand_over()
+            self._event_log.release_pending()
 
     def _step(self) -> None:
         if self._stop.is_set():
@@ -124,7 +124,7 @@ class Lease:
             for event_id in renewal.forgotten:
                 self._lost(event_id, owners[event_id], "")
         else:
-            self._takeover.restore({event_id: owners[event_id] for event_id in renewal.forgotten})
+            self._takeover.restore_later({event_id: owners[event_id] for event_id in renewal.forgotten})
         if changed := self._ledger.tasks.newly_cancelled(renewal.cancels):
             self._inbox.reload(changed)
 

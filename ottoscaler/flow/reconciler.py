@@ -90,7 +90,7 @@ class Reconciler:
         elif worker.termination is not None and pod.live and worker.termination.applies_to(pod.key.attempt):
             self._ender.delete(pod, worker.termination)
         elif not pod.live:
-            self._dispatcher.hand_over(pod.key.event_hash, pod.key.index)
+            self._dispatcher.carry_on_resumed(pod.key.event_hash, pod.key.index)
 
     def _take_up(self, unknown: Iterable[Snapshot]) -> None:
         """Pods of events that Redis does not know: it was wiped.

@@ -163,7 +163,7 @@ class Registry:
 
     # -- the watch thread
 
-    def listing(self) -> None:
+    def begin_list(self) -> None:
         """A list is about to be asked for: what is learnt from now on may be newer than it."""
         with self._lock:
             self._since = set()

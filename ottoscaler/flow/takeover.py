@@ -98,7 +98,7 @@ class TakeOver:
             opened, self._opened = self._opened, set()
             return opened
 
-    def restore(self, owners: Mapping[str, str]) -> None:
+    def restore_later(self, owners: Mapping[str, str]) -> None:
         """These tasks of ours (event id -> owner token) are unknown to Redis: they are to be stored again."""
         with self._lock:
             self._missing_tasks.update(owners)

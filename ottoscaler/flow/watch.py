@@ -60,7 +60,7 @@ class Watch:
         return listed.resource_version
 
     def _listed(self) -> PodList:
-        self._registry.listing()
+        self._registry.begin_list()
         try:
             return self._cluster.list()
         except ClusterRejected as error:

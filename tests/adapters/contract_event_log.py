@@ -332,7 +332,7 @@ class TestHandingOver:
         sent = send(admin)
         receive(stream)
         assert other.pending(own=False, min_idle_s=3600) == []
-        stream.hand_over()
+        stream.release_pending()
         [entry] = other.pending(own=False, min_idle_s=3600)
         assert entry.stream_id == sent
         assert accept(other, entry) is not None
@@ -342,14 +342,14 @@ class TestHandingOver:
         """It was no failure of the entry."""
         sent = send(admin)
         receive(stream)
-        stream.hand_over()
+        stream.release_pending()
         assert other.retry(sent) == 2
 
     def test_concerns_its_own_entries_only(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
         """What others have in hand stays theirs."""
         send(admin)
         receive(other)
-        stream.hand_over()
+        stream.release_pending()
         assert stream.pending(own=False, min_idle_s=3600) == []
 
     def test_leaves_what_was_trimmed_to_be_buried(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
@@ -357,14 +357,14 @@ class TestHandingOver:
         send(admin)
         receive(stream)
         admin.trim()
-        stream.hand_over()
+        stream.release_pending()
         assert admin.pending_count() == 1
         assert [entry.fields for entry in other.pending(own=False, min_idle_s=0)] == [None]
 
     def test_of_nothing_is_nothing(self, stream: Stream) -> None:
         """Nor does it matter how often."""
-        stream.hand_over()
-        stream.hand_over()
+        stream.release_pending()
+        stream.release_pending()
 
     def test_a_blocked_read_is_ended(self, stream: Stream) -> None:
         """It returns as if nothing had come, and no error."""

@@ -451,10 +451,10 @@ def _expired(rig: Rig) -> Call:
 
 
 @situation
-def _hand_over(rig: Rig) -> Call:
+def _release_pending(rig: Rig) -> Call:
     send(rig.admin, event_id="e-1")
     receive(rig.strong)
-    return rig.weak.hand_over
+    return rig.weak.release_pending
 
 
 @situation

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import redis
 
-from ottoscaler.adapters.dead import Became, DeadLetters, canonical
+from ottoscaler.adapters.dead import DeadLetters, RequestOutcome, canonical
 from ottoscaler.cli.main import main
 from ottoscaler.core.events import BadEvent, DeadReason
 from ottoscaler.core.verdicts import Reason
@@ -184,7 +184,7 @@ def test_many_at_once_send_one(
     dead_id, start = bury(), threading.Barrier(8)
     opened = [DeadLetters(settings.redis, settings.keys) for _ in range(8)]
 
-    def send(letters: DeadLetters, count: int) -> tuple[Became, str]:
+    def send(letters: DeadLetters, count: int) -> tuple[RequestOutcome, str]:
         start.wait(LONG_S)
         return letters.redrive(dead_id, {b"type": b"scale_up", b"pod_count": b"%d" % count})
 

@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from ottoscaler.adapters import status_reader
-from ottoscaler.adapters.status_reader import Position, StatusReader
+from ottoscaler.adapters.status_reader import StatusReader, StreamPositions
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.settings import Settings
 from tests.cli.conftest import Controller
@@ -109,7 +109,7 @@ def test_news_begin_behind_the_mark(controller: Controller, reader: StatusReader
 def test_news_are_waited_for_no_longer_than_said(reader: StatusReader) -> None:
     """And 0 is not for ever, as it is for Redis."""
     started = time.monotonic()
-    assert reader.news(Position(), 0).results == []
+    assert reader.news(StreamPositions(), 0).results == []
     assert reader.news(reader.position(), 0.2).results == []
     assert 0.15 < time.monotonic() - started < 5
 
@@ -119,7 +119,7 @@ def test_dead_letters_of_another_group_are_not_ours(
 ) -> None:
     """It may refuse what our group carries out."""
     client.xadd(settings.keys.dead_letter_stream, {"dead_reason": "Invalid", "stream_id": "1-1", "group": "others"})
-    assert reader.news(Position(), 0).dead == []
+    assert reader.news(StreamPositions(), 0).dead == []
     assert reader.dead_letter("1-1") is None
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ottoscaler.core.events import Mode
-from ottoscaler.core.plan import Candidate, Progress, is_older, rank
+from ottoscaler.core.plan import Candidate, WorkerStage, is_older, rank
 from ottoscaler.core.pods import Phase, Snapshot
 from tests.core.builders import NOW, event, failed, pod, running
 
@@ -37,19 +37,19 @@ groups = st.lists(workers, max_size=8)
 
 
 @pytest.mark.parametrize(
-    ("candidate", "progress"),
+    ("candidate", "stage"),
     [
-        (worker(attempt=0), Progress.NOT_CREATED),
-        (worker(attempt=1), Progress.WAITING),
-        (worker(last=pod()), Progress.PENDING),
-        (worker(last=pod(Phase.UNKNOWN)), Progress.PENDING),
-        (worker(last=running()), Progress.RUNNING),
-        (worker(last=failed()), Progress.ENDED),
+        (worker(attempt=0), WorkerStage.NOT_CREATED),
+        (worker(attempt=1), WorkerStage.WAITING),
+        (worker(last=pod()), WorkerStage.PENDING),
+        (worker(last=pod(Phase.UNKNOWN)), WorkerStage.PENDING),
+        (worker(last=running()), WorkerStage.RUNNING),
+        (worker(last=failed()), WorkerStage.ENDED),
     ],
 )
-def test_progress_is_how_far_the_current_attempt_has_come(candidate: Candidate, progress: Progress) -> None:
+def test_progress_is_how_far_the_current_attempt_has_come(candidate: Candidate, stage: WorkerStage) -> None:
     """Judged by what was last seen of its pod."""
-    assert candidate.progress is progress
+    assert candidate.stage is stage
 
 
 @contract("3.pod_count")
@@ -94,8 +94,8 @@ def test_a_kill_may_end_all(group: list[Candidate]) -> None:
 def test_a_drain_spares_all_that_have_started(group: list[Candidate]) -> None:
     """And nobody else."""
     victims, spared = rank(group, Mode.DRAIN)
-    assert all(one.progress is not Progress.RUNNING for one in victims)
-    assert all(one.progress is Progress.RUNNING for one in spared)
+    assert all(one.stage is not WorkerStage.RUNNING for one in victims)
+    assert all(one.stage is WorkerStage.RUNNING for one in spared)
 
 
 @contract("5.victims")
@@ -114,7 +114,7 @@ def test_the_choice_does_not_depend_on_the_order_of_asking(group: list[Candidate
 
 
 def _by_index(one: Candidate) -> Any:
-    return one.index, one.progress
+    return one.index, one.stage
 
 
 @pytest.mark.parametrize("stream_id", ["5-0", "5"])

@@ -379,8 +379,8 @@ class FakeStream(WorkerScripts):
                     self.server.leases[event_id] = 0.0
                     task.tries = 0
 
-    def hand_over(self) -> None:
-        with self.server.call("hand_over"):
+    def release_pending(self) -> None:
+        with self.server.call("release_pending"):
             for delivery in (self.server.group or Group()).pending.values():
                 if delivery.consumer == self._consumer:
                     delivery.at = -math.inf

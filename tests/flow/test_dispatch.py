@@ -202,10 +202,10 @@ def test_a_resumed_worker_can_be_carried_on_without_a_thread() -> None:
             controller.cluster.run(pod)
             controller.cluster.succeed(pod)
             controller.sees(pod, lambda seen: seen.finished)
-            assert controller.dispatcher.hand_over(controller.key(event_id).event_hash, 1)
+            assert controller.dispatcher.carry_on_resumed(controller.key(event_id).event_hash, 1)
             controller.ender.step()
             assert controller.result()["event_id"] == event_id
-            assert not controller.dispatcher.hand_over(controller.key(event_id).event_hash, 1)
+            assert not controller.dispatcher.carry_on_resumed(controller.key(event_id).event_hash, 1)
 
 
 def test_one_that_runs_on_goes_back_to_the_queue() -> None:
@@ -219,7 +219,7 @@ def test_one_that_runs_on_goes_back_to_the_queue() -> None:
             task = controller.stream.take(event_id, same_consumer=False)
             assert task is not None
             controller.intake.open(task)
-            assert controller.dispatcher.hand_over(controller.key(event_id).event_hash, 1)
+            assert controller.dispatcher.carry_on_resumed(controller.key(event_id).event_hash, 1)
             controller.ender.step()
             assert controller.ledger.counts() == (1, 1)
             controller.cluster.run(other)

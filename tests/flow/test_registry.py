@@ -229,7 +229,7 @@ class TestLists:
 
     def test_a_list_older_than_the_pod_says_nothing(self, registry: Registry, waiter: Waiter) -> None:
         """It was taken before the pod was created: the create was answered while the list was under way."""
-        registry.listing()
+        registry.begin_list()
         registry.upsert(pod(7))
         registry.replace(PodList([], "6"))
         assert waiter.wait(1, PAST) == TimedOut()
@@ -242,7 +242,7 @@ class TestLists:
         registry.publish(pod(500, Phase.RUNNING))
         registry.publish(pod(501, index=2))
         waiter.wait(1, PAST)
-        registry.listing()
+        registry.begin_list()
         registry.replace(PodList([pod(90)], "100"))
         assert registry.snapshots() == [pod(90)]
         assert waiter.wait(1, PAST) == Seen(pod(90))
