@@ -183,11 +183,10 @@ def drop_idle(client: redis.Redis) -> None:
 def address(settings: RedisSettings) -> str:
     """Address and user of this Redis, for messages: never with a password."""
     user = f" (user {settings.username})" if settings.username else ""
-    database = f", database {settings.db}" if settings.db else ""
     if settings.sentinels:
         asked = ", ".join(f"{host}:{port}" for host, port in settings.sentinels)
-        return f"{settings.sentinel_master} (by sentinels {asked}){database}{user}"
-    return f"{settings.host}:{settings.port}{database}{user}"
+        return f"{settings.sentinel_master} (by sentinels {asked}){user}"
+    return f"{settings.host}:{settings.port}{user}"
 
 
 @contextmanager
