@@ -123,6 +123,8 @@ def test_two_scale_downs_on_two_replicas_end_as_many_as_both_asked_for() -> None
         event_id = one.accept(pod_count=20, task_id="t")
         for index in range(1, 21):
             one.pod(event_id, index)
+        # the other replica ends what it sees: a pod that its watch shows later is looked at again after AGAIN_EVERY_S
+        eventually(lambda: len(two.registry.snapshots()) == 20, what="the other replica to see all pods")
         for controller in (one, two):
             controller.accept(type="scale_down", task_id="t", pod_count=8)
         one.start("control")
