@@ -37,7 +37,7 @@ RUN rm -r /opt/venv \
  && find /usr/share/doc -type f ! -name copyright -delete
 
 FROM scratch
-# first what seldom changes: a new build of ours is one small layer more
+# first what rarely changes: a new build of ours is one small layer more
 COPY --from=base / /
 COPY --from=requirements /opt/venv /opt/venv
 COPY --from=program /app /app

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
-from ottoscaler.adapters.redis_calls import RedisAdapter, pairs
+from ottoscaler.adapters.redis_calls import RedisAdapter
 from ottoscaler.adapters.redis_values import chunks
 from ottoscaler.adapters.scripts import Call
 from ottoscaler.adapters.task_codec import encode_termination, worker_json
@@ -42,7 +43,7 @@ class RedisAttempts(RedisAdapter):
     def record(self, event_id: str, owner: str, index: int, *, attempt: int, fields: Mapping[str, str]) -> Answer:
         """See ports.Attempts."""
         keys = [self._redis.key.task(event_id)]
-        return self._redis.answer("record", keys, event_id, owner, index, attempt, *pairs(fields))
+        return self._redis.answer("record", keys, event_id, owner, index, attempt, *chain.from_iterable(fields.items()))
 
     def write_notes(self, notes: Sequence[Note]) -> None:
         """See ports.Attempts."""

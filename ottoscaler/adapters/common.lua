@@ -106,7 +106,7 @@ local function publish_named(names, values, common)
   publish(append_all(flat, common))
 end
 
--- What every result of a task carries, as a flat list; empty where somebody has damaged it.
+-- What every result of a task carries, as a flat list; empty where it was damaged from outside.
 local function common_of(text)
   local good, common = pcall(cjson.decode, text or '[]')
   return good and type(common) == 'table' and common or {}
@@ -173,7 +173,7 @@ local function store_result(task, tally, i, flat, map, common)
   publish(flat)
 end
 
--- The result of a task whose workers all have theirs. Returns its message.
+-- Publish the result of a task of which all workers have theirs. Returns its message.
 local function finish_task(task, event_id, tally)
   local task_id, pod_count, received_at, common = fields(task, 'task_id', 'pod_count', 'received_at', 'common')
   local count = tonumber(pod_count)

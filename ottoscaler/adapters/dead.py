@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import chain
 from typing import Any, Final, cast
 
 from ottoscaler.adapters.redis_client import address, connect, translated
@@ -124,7 +125,7 @@ class DeadLetters:
         was added now or the first time; GONE if there is no such dead letter (any more).
         """
         event_id = redrive_id(dead_id)
-        flat = [part for pair in {**fields, b"event_id": event_id.encode()}.items() for part in pair]
+        flat = [*chain.from_iterable({**fields, b"event_id": event_id.encode()}.items())]
         keys = (self._keys.stream, self._key.task(event_id))
         return self._run("redrive", dead_id, keys, flat)
 

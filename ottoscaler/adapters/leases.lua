@@ -100,7 +100,7 @@ function F.restore(event_id, lease_ms, flat, undecided)
 end
 
 -- End a task on which the controller has failed too often. A scale_down is over by this, and its result names the workers
--- that it had chosen: they have their terminations, and end. A scale_up has workers whose pods have to be ended first.
+-- that it had chosen: they have their terminations, and end. A scale_up has workers with pods that have to be ended first.
 local function poison(task, event_id)
   local pod_count, kind, task_id, common, victims, survivors = fields(task, 'pod_count', 'type', 'task_id', 'common',
     'victims', 'survivors')

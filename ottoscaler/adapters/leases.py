@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from typing import Final, cast
+from itertools import chain
+from typing import Final
 
 from ottoscaler.adapters.redis_calls import RedisAdapter
 from ottoscaler.adapters.redis_values import answers_of, chunks, names_of, pairs_of, text_of
@@ -57,7 +58,7 @@ class RedisLeases(RedisAdapter):
         """See ports.Leases."""
         for part in chunks(list(owners.items())):
             keys = [self._redis.key.task(event_id) for event_id, _ in part]
-            self._redis.run("release", keys, *(text for pair in part for text in pair), client=self._redis.taking)
+            self._redis.run("release", keys, *chain.from_iterable(part), client=self._redis.taking)
 
     # -- taking over
 
@@ -78,9 +79,9 @@ class RedisLeases(RedisAdapter):
         """The open tasks with their owners, '' for one without."""
         client, key = self._redis.taking, self._redis.key
         found: list[tuple[str, str]] = []
+        every = self._redis.open_tasks(client)
         with self._redis.translated():
-            every = cast("list[bytes]", client.zrange(key.open, 0, -1))
-            for part in chunks(names_of(every)):
+            for part in chunks(every):
                 pipe = client.pipeline(transaction=False)
                 for event_id in part:
                     pipe.hget(key.task(event_id), "owner")
@@ -125,7 +126,7 @@ class RedisLeases(RedisAdapter):
 
     def _restore(self, task: OpenTask, lease_ms: int) -> None:
         event_id, key = task.event.event_id, self._redis.key
-        flat = json.dumps([value for pair in encode_task(task).items() for value in pair])
+        flat = json.dumps([*chain.from_iterable(encode_task(task).items())])
         undecided = task.event.stream_id if task.undecided else ""
         keys = [key.task(event_id), key.choices]
         self._redis.run("restore", keys, event_id, lease_ms, flat, undecided, client=self._redis.taking)

@@ -6,14 +6,14 @@ script of a worker must not cost a lease.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from ottoscaler.adapters.redis_client import OnReply, address, connect, drop_idle, ignore_reply, translated
 from ottoscaler.adapters.redis_cluster import FollowingRedis
-from ottoscaler.adapters.redis_values import answers_of, chunks
+from ottoscaler.adapters.redis_values import answers_of, chunks, names_of
 from ottoscaler.adapters.scripts import Call, Scripts
 from ottoscaler.adapters.task_codec import Key, decode_termination
 from ottoscaler.errors import StreamUnavailable
@@ -84,6 +84,11 @@ class RedisCalls:
                     drop_idle(client)
             raise
 
+    def open_tasks(self, client: FollowingRedis) -> list[str]:
+        """The event ids of all open tasks of the group."""
+        with self.translated():
+            return names_of(cast("list[bytes]", client.zrange(self.key.open, 0, -1)))
+
     def hashes(self, event_ids: Sequence[str]) -> list[dict[bytes, bytes]]:
         """The task hashes of these events, in their order; empty for one that is not there."""
         hashes: list[dict[bytes, bytes]] = []
@@ -129,8 +134,3 @@ class RedisAdapter:
 
     def __init__(self, redis: RedisCalls) -> None:
         self._redis = redis
-
-
-def pairs(fields: Mapping[str, str]) -> Iterator[str]:
-    """Names and values in turn, as a script takes them."""
-    return (text for pair in fields.items() for text in pair)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Final, cast
 
-from ottoscaler.adapters.redis_calls import RedisAdapter, pairs
-from ottoscaler.adapters.redis_values import answers_of, chunks, names_of, text_of
+from ottoscaler.adapters.redis_calls import RedisAdapter
+from ottoscaler.adapters.redis_values import answers_of, chunks, text_of
 from ottoscaler.adapters.task_codec import (
     decode_task,
     decode_view,
@@ -30,9 +31,8 @@ class RedisScaleDowns(RedisAdapter):
 
     def tasks(self) -> Sequence[TaskView]:
         """See ports.ScaleDowns."""
-        with self._redis.translated():
-            ids = names_of(cast("list[bytes]", self._redis.client.zrange(self._redis.key.open, 0, -1)))
-        views = [readable(decode_view, fields) for fields in self._redis.hashes(ids) if b"owner" in fields]
+        hashes = self._redis.hashes(self._redis.open_tasks(self._redis.client))
+        views = [readable(decode_view, fields) for fields in hashes if b"owner" in fields]
         return [view for view in views if view is not None and view.event.type is EventType.SCALE_UP]
 
     def blocker(self, stream_id: str) -> Blocker | None:
@@ -84,23 +84,24 @@ class RedisScaleDowns(RedisAdapter):
         of_task: dict[str, list[int]] = {}
         for victim in victims:
             of_task.setdefault(victim.event_id, []).append(victim.index)
+        names = {event_id: [*chain.from_iterable(map(worker_fields, indices))] for event_id, indices in of_task.items()}
         found: dict[tuple[str, int], StoredWorker | None] = {}
         with self._redis.translated():
             for part in chunks(list(of_task.items())):
                 pipe = client.pipeline(transaction=False)
-                for event_id, indices in part:
-                    names = [name for index in indices for name in worker_fields(index)]
-                    pipe.hmget(key.task(event_id), ["state", *names])
+                for event_id, _ in part:
+                    pipe.hmget(key.task(event_id), ["state", *names[event_id]])
                 for (event_id, indices), reply in zip(part, answers_of(client, pipe, [None]), strict=True):
-                    names = [name for index in indices for name in worker_fields(index)]
-                    fields = dict(zip(names, reply[1:], strict=False))
+                    fields = dict(zip(names[event_id], reply[1:], strict=False))
                     for index in indices:
                         found[event_id, index] = stored_worker(index, fields) if reply[0] else None
         return [found[victim.event_id, victim.index] for victim in victims]
 
     def finish(self, event_id: str, owner: str, fields: Mapping[str, str]) -> Answer:
         """See ports.ScaleDowns."""
-        return self._redis.answer("finish", [self._redis.key.task(event_id)], event_id, owner, *pairs(fields))
+        return self._redis.answer(
+            "finish", [self._redis.key.task(event_id)], event_id, owner, *chain.from_iterable(fields.items())
+        )
 
 
 def _encoded(claim: Claim, candidates: Sequence[Victim], tasks: Sequence[str]) -> str:

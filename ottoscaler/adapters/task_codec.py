@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, Final, TypeVar
 
 from ottoscaler import logs
@@ -93,9 +94,9 @@ def stored_worker(index: int, fields: Mapping[str, bytes | None]) -> StoredWorke
 
 def decode_workers(fields: Mapping[bytes, bytes]) -> dict[int, StoredWorker]:
     """What a task hash knows of its workers, by index."""
-    indices = {int(match[2]) for name in fields if (match := _FIELD.fullmatch(name))}
-    texts = {name.decode(): value for name, value in fields.items() if _FIELD.fullmatch(name)}
-    workers = {index: stored_worker(index, texts) for index in sorted(indices)}
+    matches = {name: match for name in fields if (match := _FIELD.fullmatch(name))}
+    texts = {name.decode(): fields[name] for name in matches}
+    workers = {index: stored_worker(index, texts) for index in sorted({int(match[2]) for match in matches.values()})}
     return {index: _with_note(worker, fields.get(b"worker:%d" % index)) for index, worker in workers.items()}
 
 
@@ -144,7 +145,7 @@ def readable(decode_: Callable[[Mapping[bytes, bytes]], _T], fields: Mapping[byt
 
 def common_json(event: ScaleEvent) -> str:
     """What every result of an event carries, as the flat list that the scripts add to it."""
-    return json.dumps([text for pair in common_fields(event, RESULT_FIELDS).items() for text in pair])
+    return json.dumps([*chain.from_iterable(common_fields(event, RESULT_FIELDS).items())])
 
 
 def encode_task(task: OpenTask) -> dict[str, str | int]:

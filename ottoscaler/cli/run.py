@@ -22,6 +22,7 @@ from typing import Any
 from ottoscaler import __version__, logs
 from ottoscaler.adapters.cluster import KubeCluster
 from ottoscaler.adapters.kubeconfig import origin
+from ottoscaler.adapters.redis_calls import RedisCalls
 from ottoscaler.adapters.redis_client import address
 from ottoscaler.adapters.stream import RedisStream
 from ottoscaler.adapters.web import Page, Web, verdict
@@ -80,12 +81,14 @@ class Controller:
         self._metrics, self._heartbeat = metrics, heartbeat = Metrics(), Heartbeat(clock)
         keys, flow, instance = settings.keys, settings.flow, settings.instance
         stream = RedisStream(
-            settings.redis,
-            keys,
-            lease_s=float(flow.lease_s),
-            consumer=keys.consumer,
-            incarnation=self._incarnation,
-            on_reply=self._report_redis,
+            RedisCalls(
+                settings.redis,
+                keys,
+                lease_s=float(flow.lease_s),
+                consumer=keys.consumer,
+                incarnation=self._incarnation,
+                on_reply=self._report_redis,
+            )
         )
         cluster = KubeCluster(
             settings.kube, instance=instance, count=metrics.kube_requests.inc,

@@ -9,6 +9,7 @@ from typing import Any, cast
 import redis
 from redis.cluster import RedisCluster
 
+from ottoscaler.adapters.redis_calls import RedisCalls
 from ottoscaler.adapters.stream import RedisStream
 from ottoscaler.settings import KeySettings, RedisSettings
 from tests.adapters.streams import BLOCK_S, LEASE_S, RESULT_MAXLEN, TASK_TTL_S, Fields
@@ -118,4 +119,4 @@ def open_stream(
         result_maxlen=RESULT_MAXLEN,
         task_ttl_s=TASK_TTL_S,
     )
-    return RedisStream(server.settings, keys, lease_s=lease_s, consumer=consumer, incarnation=incarnation)
+    return RedisStream(RedisCalls(server.settings, keys, lease_s=lease_s, consumer=consumer, incarnation=incarnation))

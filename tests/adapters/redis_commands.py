@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from ottoscaler.adapters.redis_calls import RedisCalls
 from ottoscaler.adapters.stream import RedisStream
 from ottoscaler.settings import KeySettings, RedisSettings
 from tests.fakes.clock import SystemClock
@@ -31,7 +32,9 @@ def keys_of(consumer: str = "c1", **environ: str) -> KeySettings:
 
 def stream_at(settings: RedisSettings, consumer: str = "c1", lease_s: float = 15, **environ: str) -> RedisStream:
     """A stream on those names."""
-    return RedisStream(settings, keys_of(consumer, **environ), lease_s=lease_s, consumer=consumer, incarnation="b")
+    return RedisStream(
+        RedisCalls(settings, keys_of(consumer, **environ), lease_s=lease_s, consumer=consumer, incarnation="b")
+    )
 
 
 def run(environ: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -19,6 +19,7 @@ import pytest
 
 import ottoscaler.adapters
 from ottoscaler.adapters.dead import DeadLetters
+from ottoscaler.adapters.redis_calls import RedisCalls
 from ottoscaler.adapters.scripts import BEFORE, BEHIND, PORTS
 from ottoscaler.adapters.stream import RedisStream
 from ottoscaler.core.choice import Victim
@@ -599,7 +600,7 @@ def rig(server: Server) -> Iterator[Rig]:
         )  # fmt: skip
         user = replace(server.settings, username="weak", password=PASSWORD)
         strong, weak = (
-            RedisStream(settings, keys, lease_s=LEASE_S, consumer="c1", incarnation="b")
+            RedisStream(RedisCalls(settings, keys, lease_s=LEASE_S, consumer="c1", incarnation="b"))
             for settings in (server.settings, user)
         )
         made = Rig(client, admin, strong, weak, DeadLetters(user, keys))

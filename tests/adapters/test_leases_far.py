@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import redis
 
+from ottoscaler.adapters.redis_calls import RedisCalls
 from ottoscaler.adapters.stream import RedisStream
 from ottoscaler.core.events import ScaleEvent, digest, parse
 from ottoscaler.core.lifecycle import begin
@@ -41,7 +42,9 @@ def near(start: Start) -> int:
 def open_stream(port: int, consumer: str) -> RedisStream:
     """A stream of a process that begins just now."""
     server = RedisSettings(host="127.0.0.1", port=port, block_ms=100)
-    return RedisStream(server, KeySettings(consumer=consumer), lease_s=LEASE_S, consumer=consumer, incarnation="b")
+    return RedisStream(
+        RedisCalls(server, KeySettings(consumer=consumer), lease_s=LEASE_S, consumer=consumer, incarnation="b")
+    )
 
 
 def opened(stream: RedisStream, prefix: str, count: int) -> list[OpenTask]:

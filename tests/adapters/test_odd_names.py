@@ -8,6 +8,7 @@ from contextlib import closing
 import pytest
 import redis
 
+from ottoscaler.adapters.redis_calls import RedisCalls
 from ottoscaler.adapters.stream import RedisStream
 from ottoscaler.core.choice import Blocker
 from ottoscaler.local.redis import EmbeddedRedis
@@ -32,7 +33,7 @@ def stream(client: redis.Redis) -> Iterator[RedisStream]:
     """A stream with its group, and a task that another process has."""
     at = client.connection_pool.connection_kwargs
     settings = RedisSettings(host=at["host"], port=at["port"], block_ms=50)
-    with closing(RedisStream(settings, KEYS, lease_s=10, consumer="c", incarnation="b")) as made:
+    with closing(RedisStream(RedisCalls(settings, KEYS, lease_s=10, consumer="c", incarnation="b"))) as made:
         made.ensure_group()
         client.zadd("otto:scale:open", {ODD: 1, b"e": 1})
         told: dict[str | bytes, bytes | str] = {

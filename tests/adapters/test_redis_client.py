@@ -13,6 +13,7 @@ from typing import Any, cast
 import pytest
 import redis
 
+from ottoscaler.adapters.redis_calls import RedisCalls
 from ottoscaler.adapters.redis_client import address, connect, translated
 from ottoscaler.adapters.stream import RedisStream
 from ottoscaler.errors import StreamUnavailable
@@ -129,7 +130,7 @@ def test_one_dead_connection_closes_the_other_idle_ones(start: Start) -> None:
     """The first that is used again costs a time-out, and no other does: not one of another client either."""
     proxy = TcpProxy(start())
     server = RedisSettings(host="127.0.0.1", port=proxy.port)
-    stream = RedisStream(server, KeySettings(consumer="c1"), lease_s=15, consumer="c1", incarnation="b")
+    stream = RedisStream(RedisCalls(server, KeySettings(consumer="c1"), lease_s=15, consumer="c1", incarnation="b"))
     stream.known(["e-1"])
     stream.expired(same_consumer=False)
     assert proxy.freeze() == 2

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ottoscaler.adapters.redis_calls import RedisCalls
 from ottoscaler.adapters.redis_client import connect
 from ottoscaler.adapters.stream import RedisStream
 from ottoscaler.settings import RedisSettings
@@ -41,7 +42,7 @@ def settings_of(sentinels: Sentinels, **more: Any) -> RedisSettings:
 def open_stream(settings: RedisSettings, errors: list[str]) -> RedisStream:
     """A stream that notes what goes wrong."""
     note = lambda error: errors.append(error) if error else None  # noqa: E731
-    return RedisStream(settings, keys_of(), lease_s=5, consumer="c1", incarnation="b", on_reply=note)
+    return RedisStream(RedisCalls(settings, keys_of(), lease_s=5, consumer="c1", incarnation="b", on_reply=note))
 
 
 @pytest.mark.contract("5.exactly-once")

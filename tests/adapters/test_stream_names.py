@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from ottoscaler.adapters.redis_calls import RedisCalls
 from ottoscaler.adapters.stream import RedisStream
 from ottoscaler.core.events import BadEvent, DeadReason, ScaleEvent, digest, parse
 from ottoscaler.core.results import worker_result
@@ -40,7 +41,7 @@ def server(tmp_path: Path) -> Iterator[EmbeddedRedis]:
 def stream_on(server: EmbeddedRedis, block_ms: int = 50, keys: KeySettings = KEYS) -> RedisStream:
     """A stream with the names above, or others."""
     settings = RedisSettings(host=server.host, port=server.port, block_ms=block_ms)
-    return RedisStream(settings, keys, lease_s=10, consumer="c", incarnation="b")
+    return RedisStream(RedisCalls(settings, keys, lease_s=10, consumer="c", incarnation="b"))
 
 
 @pytest.mark.contract("2.REDIS_PORT")

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 
+from ottoscaler.adapters.redis_calls import RedisCalls
 from ottoscaler.adapters.stream import RedisStream
 from ottoscaler.core.events import BadEvent, DeadReason
 from ottoscaler.core.termination import Termination
@@ -106,12 +107,14 @@ class TestServer:
         """Nobody listens at port 1: told at once, as something that was certainly not carried out."""
         keys, told = KeySettings(consumer="c1"), list[str]()
         stream = RedisStream(
-            RedisSettings(host="127.0.0.1", port=1),
-            keys,
-            lease_s=15,
-            consumer="c1",
-            incarnation="b",
-            on_reply=told.append,
+            RedisCalls(
+                RedisSettings(host="127.0.0.1", port=1),
+                keys,
+                lease_s=15,
+                consumer="c1",
+                incarnation="b",
+                on_reply=told.append,
+            )
         )
         with pytest.raises(StreamUnavailable):
             stream.ensure_group()
@@ -125,7 +128,9 @@ class TestServer:
         told: list[str] = []
         names = {"result_stream": f"{admin.prefix}results", "dead_letter_stream": f"{admin.prefix}dead"}
         keys = KeySettings(consumer="c1", stream=admin.stream, prefix=admin.prefix, **names)
-        stream = RedisStream(server.settings, keys, lease_s=15, consumer="c1", incarnation="b", on_reply=told.append)
+        stream = RedisStream(
+            RedisCalls(server.settings, keys, lease_s=15, consumer="c1", incarnation="b", on_reply=told.append)
+        )
         stream.ensure_group()
         stream.renew({"e-1": "c1/b/1"})
         stream.close()

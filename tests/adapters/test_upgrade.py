@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from ottoscaler.adapters.redis_calls import RedisCalls
 from ottoscaler.adapters.stream import RedisStream
 from ottoscaler.adapters.task_codec import decode_workers, worker_json
 from ottoscaler.core.choice import Blocker
@@ -59,7 +60,7 @@ def test_an_event_that_has_still_to_choose_gets_its_place_when_it_is_taken(
     with (
         closing(server),
         closing(
-            RedisStream(settings, KeySettings(consumer="new"), lease_s=9, consumer="new", incarnation="b")
+            RedisStream(RedisCalls(settings, KeySettings(consumer="new"), lease_s=9, consumer="new", incarnation="b"))
         ) as stream,
         closing(redis.Redis(server.host, server.port)) as client,
     ):

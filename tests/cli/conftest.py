@@ -17,6 +17,7 @@ from typing import Any, cast
 import pytest
 import redis
 
+from ottoscaler.adapters.redis_calls import RedisCalls
 from ottoscaler.adapters.status_reader import StatusReader
 from ottoscaler.adapters.stream import RedisStream
 from ottoscaler.cli.connection import load
@@ -39,7 +40,9 @@ class Controller:
     """What the controller does to Redis, step by step, as a test says. One thread at a time."""
 
     def __init__(self, settings: Settings) -> None:
-        self.stream = RedisStream(settings.redis, settings.keys, lease_s=15, consumer="otto-0", incarnation="boot")
+        self.stream = RedisStream(
+            RedisCalls(settings.redis, settings.keys, lease_s=15, consumer="otto-0", incarnation="boot")
+        )
         self.stream.ensure_group()
 
     def take(self) -> OpenTask | None:
