@@ -39,19 +39,11 @@ class Retries:
         self._on_failure = on_failure
         self._limited = logs.RateLimited()
 
-    def call(self, what: str, attempt: Callable[[], _T], *, times: int = 4) -> _T:
-        """The result of `attempt`, tried at most `times` times; then its last Unavailable. Stopping ends it between two
-        tries.
-        """
-        # the ordinary case, several for each worker, is spared the cost of a retry that is not needed
-        try:
-            return attempt()
-        except Unavailable as error:
-            first = error
-        return self.again(what, first, attempt, times=times)
-
     def again(self, what: str, first: Unavailable, attempt: Callable[[], _T], *, times: int = 4) -> _T:
-        """The same after a first try that has failed."""
+        """The result of `attempt` after a first try that failed with `first`: at most `times` tries in all, then the
+        last Unavailable. Stopping ends it between two tries. The caller makes the first try, so that the ordinary case,
+        several for each worker, is spared the cost of a retry that is not needed.
+        """
         return self._retrying(what, tenacity.stop_after_attempt(times))(_after(first, attempt))
 
     def forever(self, what: str, attempt: Callable[[], _T]) -> _T:

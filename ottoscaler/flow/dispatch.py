@@ -54,8 +54,9 @@ class Dispatcher:
         self._heartbeat = heartbeat
         self._clock = clock
         self._max_workers = max_workers
+        # Nothing may be submitted to an executor that is shut down. So `close` also closes the ledger, which then gives
+        # out no more workers, and does both under the lock under which a worker is taken and submitted.
         self._lock = threading.Lock()
-        self._closed = False  # guarded by _lock: nothing may be submitted to an executor that is shut down
         self._executor = self._new_executor()  # guarded by _lock
         # the rest is the dispatcher's thread's own
         self._size = 0
@@ -85,9 +86,8 @@ class Dispatcher:
     def close(self) -> None:
         """Hand out nothing more; does not wait. Idempotent."""
         with self._lock:
-            self._closed = True
-        self._ledger.close()
-        self._executor.shutdown(wait=False)
+            self._ledger.close()
+            self._executor.shutdown(wait=False)
 
     def _carry_on_cancelled(self) -> None:
         """As far as writes to Redis go; the ender gets those that need the cluster, which may take long to answer."""
@@ -111,9 +111,9 @@ class Dispatcher:
             self._ledger.threads = self._max_workers
         for _ in range(AT_ONCE):
             refusal = None
-            with self._lock:  # between the worker that is taken and its thread no `close` may come: it would be lost
+            with self._lock:
                 # The size comes first: a thread between two workers is neither busy nor idle to the ledger.
-                if self._closed or self._size >= self._ledger.threads or self._stop.is_set():
+                if self._size >= self._ledger.threads or self._stop.is_set():
                     return
                 # A thread gets its first worker before it starts. If it took one itself, the dispatcher would not know
                 # yet that this worker is taken, and start further threads for it.

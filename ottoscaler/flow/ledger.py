@@ -38,7 +38,7 @@ class Ledger:
         self._registry = registry
         self._clock = clock
         self._instance = instance
-        self.threads = max_workers  # as many may be given out; the pool lowers it where the machine gives no more
+        self.threads = max_workers  # as many may be given out; the dispatcher lowers it where the machine gives no more
         self._read_ahead = read_ahead
         self.tasks = TaskTable()
         self.notes = Notes()
@@ -46,7 +46,7 @@ class Ledger:
         # All four wait with this lock. They are apart so that a change wakes only the threads that it concerns.
         self._room = threading.Condition(self._lock)  # the reader, for room in the read-ahead
         self._work = threading.Condition(self._lock)  # worker threads that have nothing to do
-        self._hands = threading.Condition(self._lock)  # the dispatcher
+        self._dispatch = threading.Condition(self._lock)  # the dispatcher
         self._idle = threading.Condition(self._lock)  # the main thread, for the end of all workers
         # all guarded by _lock
         self._queues = RunQueues()
@@ -191,11 +191,11 @@ class Ledger:
         """The dispatcher waits until a cancelled worker or one without a thread waits, at most `timeout_s` seconds; and
         wakes idle threads for workers after their pause.
         """
-        with self._hands:
+        with self._dispatch:
             if not (self._closed or self._queues.has_cancelled() or self._needs_thread()):
                 due_at = self._queues.due_at()
                 pause_s = timeout_s if due_at is None else min(timeout_s, due_at - self._clock.now())
-                self._hands.wait(max(0.0, pause_s))
+                self._dispatch.wait(max(0.0, pause_s))
             self._wake()
 
     def look_again(self) -> None:
@@ -209,7 +209,7 @@ class Ledger:
             self._closed = True
             self._woken, self._idle_threads = self._woken + self._idle_threads, 0
             self._work.notify_all()
-            self._hands.notify_all()
+            self._dispatch.notify_all()
 
     @property
     def closed(self) -> bool:
@@ -270,13 +270,13 @@ class Ledger:
                 task.skip.add(index)
                 run = task.runs[index] = WorkerRun(task, begin(index))
                 self._queues.add(run)
-                self._hands.notify()
+                self._dispatch.notify()
                 return True
             if run is None:
                 return True
             if not run.on_thread:
                 self._queues.cancel(run)
-                self._hands.notify()
+                self._dispatch.notify()
                 return True
         return self._registry.notify(task.hash, index, TerminationStored(termination))
 
@@ -333,14 +333,11 @@ class Ledger:
             self._woken += count
             self._work.notify(count)
         if self._queues.has_cancelled() or (not self._idle_threads and self._needs_thread()):
-            self._hands.notify()
+            self._dispatch.notify()
 
     def _claim(self, run: WorkerRun, *, used: bool = False) -> WorkerRun:
         self._capacity.claim(run.worker, used=used)
         return run
-
-    def _is_open(self, run: WorkerRun) -> bool:
-        return not run.task.closed and not run.on_thread
 
     def _restore(self, task: OwnedTask, worker: StoredWorker) -> None:
         """How a worker goes on that a dead process, or we ourselves, left somewhere."""
@@ -361,12 +358,12 @@ class Ledger:
         never.
         """
         until, run.until = run.until, None
-        if until is None or not self._is_open(run):
+        if until is None or not run.is_waiting:
             return
         if run.cancelled and run.life.not_before > self._clock.now():
             self._queues.cancel(run)
         elif self._queues.pause(run, until):
-            self._hands.notify()  # it waits for the end of a later pause
+            self._dispatch.notify()  # it waits for the end of a later pause
 
     def _abandon(self, task: OwnedTask) -> None:
         """Notify its threads under the lock, so that no thread of the task's next epoch can get the notice."""

@@ -97,6 +97,11 @@ class WorkerRun:
         self.pod_name = pod_name(self.key)
 
     @property
+    def is_waiting(self) -> bool:
+        """Its task is open here, and no thread carries it on. Under the ledger's lock."""
+        return not self.task.closed and not self.on_thread
+
+    @property
     def cancelled(self) -> bool:
         """Is a cancel of it known here that was not withdrawn? Under the ledger's lock."""
         return self.life.index in self.task.terminations

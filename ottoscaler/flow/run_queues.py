@@ -73,12 +73,12 @@ class RunQueues:
         """Queue the workers after their pause."""
         while self._paused and self._paused[0][0] <= now:
             _, serial, run = heapq.heappop(self._paused)
-            if run.queued == serial and _is_waiting(run):
+            if run.queued == serial and run.is_waiting:
                 run.queued = 0
                 if run.cancelled or run.life.needs_room:
                     self.add(run)
                 else:
-                    self._resumed.append(run)
+                    self.add_resumed(run)
 
     def next_resumed(self) -> WorkerRun | None:
         """Take the next worker that needs no room."""
@@ -147,16 +147,12 @@ class RunQueues:
         """The events of the workers that would be handed to a thread next, if one is free."""
         runs = [*self._resumed, *(self._need_room if with_room else ())]
         fresh = self._fresh if with_room else ()
-        return {run.task.event.event_id for run in runs if _is_waiting(run)} | {task.event.event_id for task in fresh}
-
-
-def _is_waiting(run: WorkerRun) -> bool:
-    return not run.task.closed and not run.on_thread
+        return {run.task.event.event_id for run in runs if run.is_waiting} | {task.event.event_id for task in fresh}
 
 
 def _next_waiting(runs: deque[WorkerRun]) -> WorkerRun | None:
     while runs:
         run = runs.popleft()
-        if _is_waiting(run):
+        if run.is_waiting:
             return run
     return None

@@ -136,7 +136,10 @@ class ScaleDowns:
 
     def _pod(self, scale_down: ScaleDown, victim: Victim) -> Snapshot | None:
         attempt = scale_down.attempts.get(victim, 0)
-        return self._registry.get(WorkerKey(event_hash(self._instance, victim.event_id), victim.index, attempt))
+        return self._registry.get(self._key(victim.event_id, victim.index, attempt))
+
+    def _key(self, event_id: str, index: int, attempt: int) -> WorkerKey:
+        return WorkerKey(event_hash(self._instance, event_id), index, attempt)
 
     def apply_marks(self, event_id: str) -> None:
         """Another replica has cancelled workers of a task of ours."""
@@ -207,7 +210,7 @@ class ScaleDowns:
         return found
 
     def _name(self, one: Candidate) -> str:
-        return pod_name(WorkerKey(event_hash(self._instance, one.event.event_id), one.index, max(one.attempt, 1)))
+        return pod_name(self._key(one.event.event_id, one.index, max(one.attempt, 1)))
 
     def _end(self, scale_down: ScaleDown) -> None:
         """See to it that each victim that has no result is ended. A victim has its mark since it was chosen; only a
@@ -228,7 +231,7 @@ class ScaleDowns:
     def _end_worker(self, event_id: str, worker: StoredWorker, termination: Termination) -> None:
         if self._ledger.cancel(event_id, worker.index, termination):
             return
-        pod = self._registry.get(WorkerKey(event_hash(self._instance, event_id), worker.index, worker.attempt))
+        pod = self._registry.get(self._key(event_id, worker.index, worker.attempt))
         if pod is None or not pod.live or pod.deleting or (termination.drain and pod.started_at is not None):
             return
         self._ender.end(pod, termination)
@@ -268,8 +271,7 @@ class ScaleDowns:
         return there or self._ledger.tasks.has(victim.event_id)
 
     def _has_pod(self, victim: Victim, worker: StoredWorker) -> bool:
-        key = WorkerKey(event_hash(self._instance, victim.event_id), victim.index, worker.attempt)
-        return self._registry.get(key) is not None
+        return self._registry.get(self._key(victim.event_id, victim.index, worker.attempt)) is not None
 
     def _record_result(self, scale_down: ScaleDown) -> None:
         event, spared = scale_down.task.event, set(scale_down.survivors)

@@ -137,12 +137,9 @@ class Runner:
             if self._limited.is_due(str(error)):
                 _log.warning(
                     "worker.outage",
-                    "No progress with %s, retrying in 2 s: %s",
-                    run.pod_name,
-                    error,
-                    pod=run.pod_name,
-                    error=str(error),
-                )
+                    "No progress with %s, retrying in %g s: %s", run.pod_name, OUTAGE_PAUSE_S,
+                    error, pod=run.pod_name, error=str(error),
+                )  # fmt: skip
             self._ledger.notes.add(run, reason=str(error))
             self._ledger.pause(run, self._clock.now() + OUTAGE_PAUSE_S)
         except Exception as error:  # the top of a pool thread: a defect must end as a result, not in silence

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Stopping, StreamUnavailable
+from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Stopping, StreamUnavailable, Unavailable
 from ottoscaler.metrics import Metrics
 from ottoscaler.retries import MAX_ASKED_S, MAX_PAUSE_S, Retries
 from tests.flow.conftest import Lines
@@ -40,29 +40,37 @@ def failing(times: int, error: Exception) -> Callable[[], str]:
     return attempt
 
 
+def call(retries: Retries, attempt: Callable[[], str], times: int = 4) -> str:
+    """As the thread of a worker does: the first try is its own."""
+    try:
+        return attempt()
+    except Unavailable as error:
+        return retries.again("do it", error, attempt, times=times)
+
+
 def test_an_answer_after_failures_is_returned() -> None:
     """Three failures, then the fourth try."""
-    assert Retries(Pauses(), Metrics()).call("do it", failing(3, StreamUnavailable("away"))) == "answer"
+    assert call(Retries(Pauses(), Metrics()), failing(3, StreamUnavailable("away"))) == "answer"
 
 
 def test_the_number_of_tries_is_bounded() -> None:
     """After the last one the error itself comes out."""
     with pytest.raises(StreamUnavailable, match="away"):
-        Retries(Pauses(), Metrics()).call("do it", failing(4, StreamUnavailable("away")), times=4)
+        call(Retries(Pauses(), Metrics()), failing(4, StreamUnavailable("away")), times=4)
 
 
 def test_only_unavailable_is_tried_again() -> None:
     """A refusal stays a refusal."""
     pauses = Pauses()
     with pytest.raises(ClusterRejected):
-        Retries(pauses, Metrics()).call("do it", failing(1, ClusterRejected("no", status=422, reason="Invalid")))
+        call(Retries(pauses, Metrics()), failing(1, ClusterRejected("no", status=422, reason="Invalid")))
     assert pauses.seen == []
 
 
 def test_what_the_server_asks_for_is_respected() -> None:
     """Retry-After is the least that is waited."""
     pauses = Pauses()
-    Retries(pauses, Metrics()).call("do it", failing(1, ClusterUnavailable("full", retry_after_s=7)))
+    call(Retries(pauses, Metrics()), failing(1, ClusterUnavailable("full", retry_after_s=7)))
     assert pauses.seen[0] >= 7
 
 
@@ -97,7 +105,7 @@ def test_the_stop_ends_it() -> None:
 def test_retries_are_counted_by_server() -> None:
     """Redis and Kubernetes apart."""
     metrics = Metrics()
-    Retries(Pauses(), metrics).call("do it", failing(2, ClusterUnavailable("away")))
+    call(Retries(Pauses(), metrics), failing(2, ClusterUnavailable("away")))
     assert b'ottoscaler_retries_total{reason="unreachable",target="kubernetes"} 2.0' in metrics.render()
 
 
@@ -112,5 +120,5 @@ def test_an_outage_that_many_threads_meet_is_logged_at_a_limited_rate(log: Lines
     retries = Retries(Pauses(), Metrics())
     for _ in range(100):
         with pytest.raises(StreamUnavailable):
-            retries.call("do it", failing(4, StreamUnavailable("away")))
+            call(retries, failing(4, StreamUnavailable("away")))
     assert len(log.of("retry.scheduled")) == 9
