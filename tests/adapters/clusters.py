@@ -14,7 +14,7 @@ from ottoscaler.core.pods import Snapshot
 from ottoscaler.ports import Cluster, WatchEvent
 from ottoscaler.settings import WorkerSettings
 
-#: No node has it: nobody runs these pods, so that a test decides what becomes of them.
+#: No node has it: nothing runs these pods, so that a test decides what becomes of them.
 NOWHERE = {"ottoscaler.test/nowhere": "true"}
 #: A node that is not there: a pod bound to it is scheduled, and no kubelet touches it.
 NO_NODE = "no-such-node"
@@ -46,11 +46,11 @@ class ClusterAdmin(Protocol):
         ...
 
     def add_foreign(self, name: str, labels: Mapping[str, str]) -> None:
-        """Somebody else's pod."""
+        """A pod of another program."""
         ...
 
     def relabel(self, name: str, labels: Mapping[str, str | None]) -> None:
-        """Somebody changes a pod's labels; None removes one."""
+        """A user changes a pod's labels; None removes one."""
         ...
 
     def forget_changes(self, version: str) -> str:
@@ -113,7 +113,7 @@ class Pods:
         return f"otto-agent-{self.hash}-{index}"
 
     def create(self, index: int = 1, *, attempt: int = 1, bound: bool = True) -> Snapshot:
-        """A pod that is there; bound to a node unless told otherwise."""
+        """A pod that is there; bound to a node unless `bound` is False."""
         created = self.cluster.create(self.body(index, attempt=attempt, bound=bound))
         assert isinstance(created, Snapshot)
         return created

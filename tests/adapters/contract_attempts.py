@@ -82,7 +82,7 @@ class TestIntending:
 
     @pytest.mark.parametrize("attempt", [0, 2])
     def test_is_refused_when_cancelled(self, stream: Stream, admin: StreamAdmin, attempt: int) -> None:
-        """With the termination, and the attempt whose pod may be there (0: none ever was)."""
+        """With the termination, and the attempt that may have a pod (0: no attempt was ever stored)."""
         task = opened(stream, admin, event_id="e-1")
         if attempt:
             intend(stream, task, attempt=attempt)
@@ -106,7 +106,7 @@ class TestIntending:
         assert stream.check("e-1", task.owner, 1, 1) == Answer(Status.OK)
 
     def test_a_refused_pod_is_noted(self, stream: Stream, admin: StreamAdmin) -> None:
-        """Whoever takes over knows that there is nothing to look for; the next intent clears it."""
+        """The replica that takes over knows that there is nothing to look for; the next intent clears it."""
         task = opened(stream, admin, event_id="e-1")
         intend(stream, task)
         for _ in range(2):
@@ -128,7 +128,7 @@ class TestSeeing:
     """check: a pod that was seen is lost when it is gone; an attempt without one is made again."""
 
     def test_is_stored_once_the_pod_is_there(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
-        """Whoever takes over knows; a late repetition of the intent changes nothing, the next attempt does."""
+        """The replica that takes over knows; a late repetition of the intent changes nothing, the next attempt does."""
         task = opened(stream, admin, event_id="e-1")
         intend(stream, task, infra_used=2)
         assert not reloaded(stream, "e-1").workers[1].seen
@@ -183,7 +183,7 @@ class TestTerminations:
         assert stored(stream, task).termination == end(1)
 
     def test_the_first_of_an_attempt_holds(self, stream: Stream, admin: StreamAdmin) -> None:
-        """Or a repetition would change the reason that somebody acted on."""
+        """Otherwise a repetition would change the reason that a replica has acted on."""
         task = opened(stream, admin, event_id="e-1")
         intend(stream, task)
         stream.store_termination("e-1", task.owner, 1, end(1))
@@ -329,7 +329,7 @@ class TestSparing:
     def test_one_that_was_deleted_is_cancelled(
         self, stream: Stream, admin: StreamAdmin, termination: Termination, started: str
     ) -> None:
-        """Whoever saw the mark deleted it: its owner sees only that somebody did."""
+        """A replica that saw the mark deleted the pod: its owner sees only that it was deleted."""
         task = opened(stream, admin, event_id="e-1", pod_count="2")
         stream.store_termination("e-1", None, 1, termination)
         fields = result_of(task, reason=Reason.POD_DELETED) | {"started_at": started}
@@ -413,7 +413,7 @@ class TestRecording:
     @pytest.mark.contract("5.ScaledDown")
     @pytest.mark.parametrize("reason", [Reason.ERROR, Reason.POD_DELETED])
     def test_a_cancel_wins_over_how_it_ended(self, stream: Stream, admin: StreamAdmin, reason: Reason) -> None:
-        """What we ended was not deleted by somebody, and did not fail."""
+        """A worker that we ended was not deleted from outside, and did not fail."""
         task = opened(stream, admin, event_id="e-1", pod_count="2")
         intend(stream, task)
         stream.store_termination("e-1", None, 1, cancel())
@@ -509,7 +509,7 @@ class TestTaskResult:
         reason: str,
         counts: tuple[str, str, str],
     ) -> None:
-        """Cancelled if what did not succeed was cancelled, else failed; the reason is the first failing worker's."""
+        """Cancelled if what did not succeed was cancelled, otherwise failed; with the first failing worker's reason."""
         task = opened(stream, admin, pod_count="3")
         for index, each in enumerate(reasons, start=1):
             record(stream, task, index, reason=each)
@@ -519,7 +519,7 @@ class TestTaskResult:
         assert result["message"] == f"{counts[0]} of 3 workers completed"
 
     def test_carries_what_the_event_passed_on(self, stream: Stream, admin: StreamAdmin) -> None:
-        """Unchanged; a field whose name the result uses itself gets a prefix."""
+        """Unchanged; a field gets a prefix if the result uses its name itself."""
         trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
         record(stream, opened(stream, admin, traceparent=trace, repository="a/b", reason="nightly", odd="x\ny\u00fc"))
         [result] = admin.results("task")

@@ -53,12 +53,12 @@ class TestCreating:
         assert pods.cluster.create(pods.body()) is Created.ALREADY_THERE
 
     def test_under_a_name_that_is_taken_finds_it_there(self, pods: Pods, admin: ClusterAdmin) -> None:
-        """Whose it is, a look tells."""
+        """A look shows which program the pod belongs to."""
         admin.add_foreign(pods.name(), {})
         assert pods.cluster.create(pods.body()) is Created.ALREADY_THERE
 
     def test_after_it_is_gone_makes_another(self, pods: Pods) -> None:
-        """The API server does not remember names; whoever must not use one again has to."""
+        """The API server does not remember names; a caller that must not use one again has to."""
         pod = pods.create(bound=False)
         pods.cluster.delete(pod.name, pod.uid)
         assert pods.create(bound=False).uid != pod.uid
@@ -207,7 +207,7 @@ class TestListing:
         assert [pod.uid for pod in other.cluster.list().pods] == [theirs.uid]
 
     def test_leaves_out_what_is_no_worker(self, pods: Pods, admin: ClusterAdmin) -> None:
-        """Somebody's pod with our labels, but without a worker's."""
+        """A foreign pod with our labels, but without a worker's."""
         admin.add_foreign(f"{pods.name()}-x", {MANAGED_BY: MANAGER, LABEL_INSTANCE: pods.instance})
         admin.add_foreign(f"{pods.name()}-y", {})
         assert list(pods.cluster.list().pods) == []
@@ -247,7 +247,7 @@ class TestWatching:
         assert [event.pod.key.index for event in [first, *rest] if event.pod] == [1, 2, 3]
 
     def test_begins_where_the_list_ends(self, pods: Pods) -> None:
-        """What the list shows is not told again."""
+        """The watch does not report again what the list shows."""
         pods.create(1)
         version = pods.cluster.list().resource_version
         pods.create(2)
@@ -306,7 +306,7 @@ class TestWatching:
 
 
 class TestRelabelled:
-    """Somebody has changed the labels of a worker's pod: name and annotation say that it is ours."""
+    """A user has changed the labels of a worker's pod: name and annotation say that it is ours."""
 
     @pytest.mark.parametrize(
         ("labels", "text"),
@@ -381,7 +381,7 @@ class TestDeleting:
         eventually(lambda: pods.cluster.get(pod.name) is None, what="the pod to be gone")
 
     def test_of_a_pod_that_is_gone_is_done(self, pods: Pods, admin: ClusterAdmin) -> None:
-        """Whoever did it."""
+        """It does not matter what removed it."""
         pod = pods.create()
         admin.remove(pod.name)
         assert pods.cluster.delete(pod.name, pod.uid)
@@ -454,5 +454,5 @@ class TestClosing:
         assert cluster_factory("another").identity() == identity
 
     def test_an_admin_lacks_no_rights(self, pods: Pods) -> None:
-        """Nothing to tell."""
+        """There is nothing to report."""
         assert list(pods.cluster.missing_rights()) == []

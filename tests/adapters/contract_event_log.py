@@ -56,7 +56,7 @@ class TestGroup:
         assert receive(stream).stream_id == early
 
     def test_a_second_call_changes_nothing(self, stream: Stream, admin: StreamAdmin) -> None:
-        """What was delivered is not delivered again because somebody else starts."""
+        """What was delivered is not delivered again because another replica starts."""
         send(admin)
         receive(stream)
         stream.ensure_group()
@@ -272,7 +272,7 @@ class TestPending:
     def test_an_entry_that_was_read_comes_first_until_it_is_accepted(
         self, stream: Stream, other: Stream, admin: StreamAdmin
     ) -> None:
-        """Whoever has it: it counts until it is accepted."""
+        """Whichever replica has it: it counts until it is accepted."""
         send(admin)
         second = send(admin)
         entry = receive(other)
@@ -282,7 +282,7 @@ class TestPending:
         assert stream.blocker(second) is None
 
     def test_a_buried_entry_does_not_come_first(self, stream: Stream, admin: StreamAdmin) -> None:
-        """A dead letter holds nobody up."""
+        """A dead letter does not hold up other entries."""
         send(admin)
         second = send(admin)
         stream.dead_letter(receive(stream), BadEvent(DeadReason.INVALID, "why"))
@@ -309,7 +309,7 @@ class TestRetrying:
         assert other.retry(entry_id) == 2
 
     def test_of_what_is_not_pending_is_none(self, stream: Stream, admin: StreamAdmin) -> None:
-        """Somebody has accepted it meanwhile."""
+        """A replica has accepted it meanwhile."""
         entry_id = send(admin)
         accept(stream, receive(stream))
         assert stream.retry(entry_id) == 0
@@ -419,7 +419,7 @@ class TestAccepting:
         assert accept(stream, entry) == replace(first, again=True)
 
     def test_again_by_another_consumer_gives_nothing(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
-        """A claimed entry whose first reader had accepted it is only acknowledged."""
+        """A claimed entry that its first reader had accepted is only acknowledged."""
         send(admin, event_id="e-1")
         entry = receive(stream)
         accept(stream, entry)
@@ -527,7 +527,7 @@ class TestDeadLetters:
         assert (len(admin.dead_letters()), len(admin.results()), admin.pending_count()) == (1, 1, 0)
 
     def test_without_an_id_there_is_only_a_dead_letter(self, stream: Stream, admin: StreamAdmin) -> None:
-        """Nobody could find a result without an id."""
+        """Without an id, no producer could find a result."""
         send(admin, event_id="not an id")
         entry = receive(stream)
         stream.dead_letter(entry, self.bad(entry))
@@ -593,7 +593,7 @@ class TestTidying:
     """Consumers and entries that are of no use any more."""
 
     def test_consumers_that_are_gone_are_removed(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
-        """Not seen for so long, and nothing pending; ourselves never."""
+        """Not seen for the given time, and nothing pending; ourselves never."""
         for each in (other, stream):
             send(admin)
             accept(each, receive(each))
@@ -625,7 +625,7 @@ class TestTidying:
 
     @pytest.mark.contract("2.EVENTS_KEEP")
     def test_acknowledged_entries_are_trimmed(self, stream: Stream, admin: StreamAdmin) -> None:
-        """About down to so many, and none that is still to be read or accepted."""
+        """About down to the given number, and none that is still to be read or accepted."""
         for _ in range(500):
             opened(stream, admin)
         send(admin)

@@ -59,7 +59,7 @@ class TestLeases:
     """renew, release, expired: which replica holds a task, and for how long."""
 
     def test_run_out_in_time(self, stream_factory: StreamFactory, admin: StreamAdmin) -> None:
-        """By the server's clock, and then anybody may have the task."""
+        """By the server's clock, and then any replica may have the task."""
         stream, other = stream_factory("c1", lease_s=0.2), stream_factory("c2")
         stream.ensure_group()
         task = opened(stream, admin)
@@ -79,7 +79,7 @@ class TestLeases:
     def test_outlive_a_clock_that_is_set_back_by_one_lease(
         self, stream: Stream, stream_factory: StreamFactory, admin: StreamAdmin, ahead_s: float
     ) -> None:
-        """Whoever lives renews it meanwhile; the tasks of the dead do not wait for the clock."""
+        """A live replica renews it meanwhile; the tasks of a dead one do not wait for the clock."""
         other = stream_factory("c2", lease_s=0.3 if ahead_s > 1 else 15)
         opened(stream, admin, event_id="e-1")
         admin.postpone_lease("e-1", ahead_s)
@@ -90,7 +90,7 @@ class TestLeases:
             assert other.take("e-1", same_consumer=False) is not None
 
     def test_are_those_of_all_that_have_an_owner(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
-        """Somebody has removed the set of open tasks: with the next renewal they can be taken over again."""
+        """A user has removed the set of open tasks: after the next renewal they can be taken over again."""
         task = opened(stream, admin, event_id="e-1")
         admin.close_to_others("e-1")
         assert stream.renew({"e-1": task.owner}).lost == {}
@@ -142,7 +142,7 @@ class TestLeases:
     def test_are_no_sign_of_another_process_after_a_wipe(
         self, stream: Stream, other: Stream, admin: StreamAdmin
     ) -> None:
-        """Who is there is there; another consumer is another."""
+        """A process that is there stays there; another consumer is another process."""
         stream.announce()
         other.announce()
         admin.flush()
@@ -171,7 +171,7 @@ class TestLeases:
 
 
 class TestTakingOver:
-    """take: a task whose lease ran out changes hands."""
+    """take: a task changes hands when its lease has run out."""
 
     def test_raises_the_epoch(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
         """The token names consumer, incarnation and epoch."""
@@ -180,7 +180,7 @@ class TestTakingOver:
         assert admin.task("e-1")["owner"] == "c2/boot-1/2"
 
     def test_is_refused_while_the_lease_runs(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
-        """Nobody steals from the living, and a fresh take-over is a fresh lease."""
+        """No replica takes a task from a live one, and a fresh take-over is a fresh lease."""
         task = opened(stream, admin, event_id="e-1")
         assert other.take("e-1", same_consumer=False) is None
         taken_over(other, admin, task)
@@ -302,7 +302,7 @@ class TestRestart:
     def test_leaves_the_tasks_of_others(
         self, stream_factory: StreamFactory, admin: StreamAdmin, mine: str, theirs: str
     ) -> None:
-        """Names are compared whole: also of one whose name begins or ends like its own, or that a pattern would fit."""
+        """Names are compared whole: also a name that begins or ends like its own, or that a pattern would fit."""
         stream = stream_factory(theirs)
         stream.ensure_group()
         task = opened(stream, admin, event_id="e-1")
@@ -321,7 +321,7 @@ class TestPoison:
 
     @staticmethod
     def take_often(stream: Stream, admin: StreamAdmin, event_id: str, times: int = TAKES_TO_POISON) -> OpenTask:
-        """Take a task so often, without any progress; returns it as it was taken last, once more if it was buried."""
+        """Take a task this many times, without any progress; returns it as last taken, once more if buried."""
         taken: OpenTask | BadEvent | None = None
         for _ in range(times):
             admin.expire_lease(event_id)
@@ -372,7 +372,7 @@ class TestPoison:
 
     @pytest.mark.contract("5.Poison")
     def test_of_a_scale_down_names_the_chosen_victims(self, stream: Stream, admin: StreamAdmin) -> None:
-        """Those that it has marked do end, so its producer has to hear of them."""
+        """Those that it has marked do end, so its producer has to be notified of them."""
         opened(stream, admin, event_id="e-1", pod_count="3")
         task = opened(stream, admin, type="scale_down", task_id="t-1", event_id="d-1")
         asked = claim(Victim("e-1", 2, "p-2"), Victim("e-1", 1, "p-1"), Victim("e-1", 3, "p-3"), count=2)
@@ -421,7 +421,7 @@ class TestPoison:
     def test_is_no_task_of_a_process_that_died_over_what_it_read(
         self, stream_factory: StreamFactory, admin: StreamAdmin
     ) -> None:
-        """An entry is tried ten times before anything else is blamed, whichever replica takes the tasks."""
+        """An entry is tried ten times before anything other than it is blamed, whichever replica takes the tasks."""
         first = stream_factory("c1")
         first.ensure_group()
         opened(first, admin, event_id="e-1")
@@ -612,7 +612,7 @@ class TestRestoring:
         assert (after[1].spared, after[2].spared) == (("d-1", "d-2"), ())
 
     def test_of_a_known_task_changes_nothing(self, stream: Stream, admin: StreamAdmin) -> None:
-        """Somebody has taken it up from its pods meanwhile, or the answer was lost and this is the second time."""
+        """A replica has taken it up from its pods meanwhile, or the answer was lost and this is the second time."""
         task, after = self.restored(stream, admin)
         stream.restore(replace(task, owner="c9/boot/7", workers={}))
         assert reloaded(stream, "e-1") == after

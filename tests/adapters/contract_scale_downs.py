@@ -104,7 +104,7 @@ class TestChoosing:
         assert reloaded(stream, "e-1").workers[2].termination == cancel(by="d-1")
 
     def test_an_older_entry_comes_first(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
-        """While it is unread, and while it is in anybody's hands and not accepted."""
+        """While it is unread, and while a replica has read it and not accepted it."""
         entry = send(admin, event_id="e-1")
         read = receive(other)
         down = opened(stream, admin, type="scale_down", event_id="d-1", pod_count="1")
@@ -119,7 +119,7 @@ class TestChoosing:
     def test_an_older_event_chooses_first(
         self, stream: Stream, other: Stream, admin: StreamAdmin, fields: dict[str, str]
     ) -> None:
-        """Whoever has accepted it: a scale_down, or an event that supersedes others."""
+        """Whichever replica has accepted it: a scale_down, or an event that supersedes others."""
         opened(stream, admin, event_id="e-1", pod_count="2")
         older = opened(other, admin, event_id="d-1", **fields)
         younger = opened(stream, admin, type="scale_down", event_id="d-2", pod_count="1")
@@ -225,13 +225,13 @@ class TestLooking:
         assert (seen.owner, seen.event, seen.workers[1].attempt) == (task.owner, task.event, 1)
 
     def test_reload_shows_open_tasks_only(self, stream: Stream, admin: StreamAdmin) -> None:
-        """None for a finished one and for one nobody heard of."""
+        """None for a finished task and for an unknown one."""
         record(stream, opened(stream, admin, event_id="e-1"))
         assert stream.reload("e-1") is None
         assert stream.reload("never") is None
 
     def test_tasks_shows_open_scale_ups_of_all(self, stream: Stream, other: Stream, admin: StreamAdmin) -> None:
-        """Victims are chosen among these, whoever owns them."""
+        """Victims are chosen among these, whichever replica owns them."""
         first = opened(stream, admin, event_id="e-1", pod_count="2")
         intend(stream, first, 2)
         second = opened(other, admin, event_id="e-2")

@@ -60,7 +60,7 @@ class StreamAdmin(Protocol):
         ...
 
     def add_group(self, name: str) -> None:
-        """A second group, of somebody else, that has read nothing."""
+        """A second group, of another program, that has read nothing."""
         ...
 
     def open_ids(self) -> set[str]:
@@ -80,11 +80,11 @@ class StreamAdmin(Protocol):
         ...
 
     def postpone_lease(self, event_id: str, seconds: float) -> None:
-        """As if the server's clock had been set back by so much since the lease was given."""
+        """As if the server's clock had been set back by these seconds since the lease was given."""
         ...
 
     def close_to_others(self, event_id: str) -> None:
-        """As if somebody had removed a task from the set of those that are open."""
+        """As if a user had removed a task from the set of those that are open."""
         ...
 
     def trim(self) -> None:
@@ -155,7 +155,7 @@ def cancel(reason: Reason = Reason.SCALED_DOWN, *, by: str = "down-1", drain: bo
 
 
 def claim(*candidates: Victim, count: int = 0, spared: Sequence[str] = (), by: str = "d-1") -> Claim:
-    """What a scale_down asks for: these workers, or so many of them."""
+    """What a scale_down asks for: these workers, or a number of them."""
     return Claim(cancel(by=by), candidates, count, spared)
 
 
@@ -180,7 +180,7 @@ def reloaded(stream: Stream, event_id: str) -> OpenTask:
 
 
 def owned_by(task: OpenTask, owner: str) -> OpenTask:
-    """The same task as somebody else sees it."""
+    """The same task as another owner sees it."""
     return replace(task, owner=owner)
 
 

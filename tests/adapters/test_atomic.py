@@ -515,7 +515,7 @@ def locked(rig: Rig, key: str) -> Iterator[None]:
 
 @contextmanager
 def moved(rig: Rig, key: str, put: Callable[[Any, str], object]) -> Iterator[None]:
-    """A key holds something else."""
+    """A key holds another value."""
     name = f"{rig.admin.prefix}{key}"
     there = bool(rig.client.exists(name))
     if there:

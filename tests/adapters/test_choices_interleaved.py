@@ -112,10 +112,10 @@ class World:
         return (victim.event_id, victim.index) not in taken and (victim.event_id, victim.index) not in self.ended
 
     def end(self, which: int) -> None:
-        """A worker ends by itself, or because it was told to."""
+        """A worker ends by itself, or because a scale_down ended it."""
         workers = [(name, i) for name, up in self.ups.items() for i in range(1, up.event.pod_count + 1)]
         name, index = workers[which % len(workers)]
-        waits = name in self.asked and self.asked[name].victims is None  # who ends before it has chosen never does
+        waits = name in self.asked and self.asked[name].victims is None  # a task that ends first would never choose
         if (name, index) not in self.ended and not waits:
             record(self.streams[0], self.ups[name], index, attempt=1, reason=Reason.ERROR)
             self.ended[name, index] = "ended"
@@ -185,7 +185,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(steps=st.lists(STEPS, max_size=30))
 def test_as_many_end_as_were_asked_for_and_there_were(server: Server, steps: list[tuple[Any, ...]]) -> None:
-    """Whoever chooses when, by whatever it believed: on the fake, and on the server."""
+    """Whichever replica chooses when, by whatever it believed: on the fake, and on the server."""
     fake = FakeRedis()
     with ExitStack() as stack:
         admin = RedisAdmin(stack.enter_context(server.client()))

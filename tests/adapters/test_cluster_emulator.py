@@ -24,7 +24,7 @@ __all__ = [*contract_cluster.__all__, "TestErrors", "TestMany"]
 
 
 class EmulatorAdmin(KubeAdmin):
-    """The emulator forgets changes when it is told to."""
+    """The emulator forgets changes on request."""
 
     def __init__(self, local: LocalCluster) -> None:
         super().__init__(local.kubeconfig)
@@ -164,7 +164,7 @@ class TestErrors:
         cluster.close()
 
     def test_a_kubeconfig_that_is_none_is_a_fault_of_the_configuration(self, tmp_path: Path) -> None:
-        """Told at the start, with what to do."""
+        """Reported at the start, with what to do."""
         empty = tmp_path / "kubeconfig"
         empty.write_text("{}")
         with pytest.raises(ConfigError, match="KUBECONFIG"):

@@ -87,7 +87,7 @@ class TestControls:
         assert pods.look(pod.name).trouble is Trouble.IMAGE_PULL
 
     def test_a_killed_pod_ends_and_goes(self, pods: Pods, node: FakeCluster) -> None:
-        """As the kubelet does it: its last status is told, then it is gone."""
+        """As the kubelet does it: the watch reports its last status, then it is gone."""
         version = pods.cluster.list().resource_version
         pod = pods.create()
         pods.cluster.delete(pod.name, pod.uid)
@@ -98,7 +98,7 @@ class TestControls:
         assert (last.gone, last.exit_code, last.deleting) == (True, 143, True)
 
     def test_a_pod_vanishes_unseen(self, pods: Pods, node: FakeCluster) -> None:
-        """No watch tells: only a list or a look does."""
+        """No watch reports it: only a list or a look shows it."""
         version = pods.cluster.list().resource_version
         node.vanish(pods.create(1).name, unseen=True)
         pods.create(2)

@@ -33,7 +33,7 @@ LOST = 5
 
 
 class Reading:
-    """A real stream and the real intake, with all else from a controller. One thread."""
+    """A real stream and the real intake; all other parts are a controller's. One thread."""
 
     def __init__(self, controller: SimulatedController, stream: Stream) -> None:
         self.stream = stream
@@ -61,8 +61,8 @@ class Reading:
 def test_each_random_event_ends_once(
     request: pytest.FixtureRequest, server: Server, admin: RedisAdmin, stream: Stream, log: Lines
 ) -> None:
-    """As an open task whose pods are valid, as the duplicate of one, or as one dead letter with reason and detail; what
-    is counted and said is what is there.
+    """As an open task with valid pods, as the duplicate of one, or as one dead letter with reason and detail. What
+    is counted and reported is what is there.
     """
     count = 10_000 if request.node.get_closest_marker("real") and os.environ.get("OTTO_CI") == "1" else 1500
     sent = [admin.add({"type": "scale_up"}, f"1-{number}") for number in range(1, LOST + 1)]
@@ -175,7 +175,7 @@ def test_a_task_with_an_overwritten_key_is_a_dead_letter_and_hides_no_other(
 def test_a_task_that_cannot_be_read_ends_and_hides_no_other(
     server: Server, admin: RedisAdmin, stream: Stream, broken: str
 ) -> None:
-    """Somebody has damaged its hash: a dead letter after ten tries, and closed after twenty."""
+    """Its hash is damaged: it is a dead letter after ten tries, and closed after twenty."""
     opened(stream, admin, event_id="bad", pod_count="2")
     opened(stream, admin, event_id="good")
     with server.client() as client:
@@ -194,7 +194,7 @@ def test_a_task_that_cannot_be_read_ends_and_hides_no_other(
 def test_the_mark_of_poison_stays_as_long_as_its_task(
     server: Server, admin: RedisAdmin, stream: Stream, other: Stream
 ) -> None:
-    """The marks of dead letters end after TASK_TTL_S; a task that nobody can end is open for longer, and has one."""
+    """The marks of dead letters end after TASK_TTL_S; a task that no replica can end stays open longer, and has one."""
     opened(stream, admin, event_id="e-1")
     for _ in range(12):
         admin.expire_lease("e-1")
@@ -217,7 +217,7 @@ def _take_if_readable(stream: Stream) -> None:
 def test_a_stream_that_is_none_is_named_and_waited_for(
     server: Server, admin: RedisAdmin, stream_factory: StreamFactory
 ) -> None:
-    """Somebody has put a string in its place: told as what it is, and good again when it is gone."""
+    """A string is in its place: the error says so, and the stream is good again when the string is gone."""
     made = stream_factory("c1")
     with server.client() as client:
         client.set(admin.stream, "x")

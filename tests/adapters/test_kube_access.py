@@ -204,7 +204,7 @@ def test_a_token_file_with_what_no_header_can_carry_gives_no_token(tmp_path: Pat
 
 
 def test_of_several_files_the_first_one_that_names_a_context_decides(tmp_path: Path) -> None:
-    """As in kubectl: else we would work in another cluster than it does. Files that are empty or missing are none."""
+    """As in kubectl: otherwise we would use another cluster than it does. Files that are empty or missing are none."""
     for name, port in (("a", 1), ("b", 2)):
         content = config(server=f"https://127.0.0.1:{port}") | {"current-context": name}
         content["clusters"][0]["name"] = name

@@ -311,7 +311,7 @@ def test_a_verdict_is_a_value(
 
 
 def test_retry_after_is_kept() -> None:
-    """What the server asks for reaches whoever tries again, in the header or in the body."""
+    """What the server asks for reaches the caller that tries again, in the header or in the body."""
     for error in (
         refusal(429, b"", Verb.CREATE, retry_after="7"),
         refusal(504, status(504, "Timeout", details={"retryAfterSeconds": 7}), Verb.CREATE),

@@ -31,7 +31,7 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding:
 
 @contextmanager
 def served(answer: Callable[[socket.socket], None], asked: list[bytes] | None = None) -> Iterator[int]:
-    """A server that treats each connection as it is told, and leaves it open until the end; yields its port. What each
+    """A server that calls `answer` for each connection, and leaves it open until the end; yields its port. What each
     connection begins with is added to `asked`.
     """
     listener = socket.create_server(("127.0.0.1", 0))
@@ -130,7 +130,7 @@ def test_one_dead_connection_closes_the_other_idle_ones(tmp_path: Path, monkeypa
 
 
 def test_a_refused_connection_is_clear(tmp_path: Path) -> None:
-    """Nobody listens: the request was certainly not carried out."""
+    """No process listens: the request was certainly not carried out."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     http = KubeHttp(settings(tmp_path, port))
@@ -181,7 +181,7 @@ def test_no_kubeconfig_is_a_clear_fault(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("strict_tls")
 def test_certificates_are_checked_as_before_python_313(tmp_path: Path) -> None:
-    """Whose they are, but not which extensions they have: API servers of EKS have some that Python 3.13 refuses."""
+    """Authority and host, but not which extensions they have: API servers of EKS have some that Python 3.13 refuses."""
     http = KubeHttp(settings(tmp_path, 1, server="https://127.0.0.1:1"))
     context = http._pool.conn_kw["ssl_context"]
     assert not context.verify_flags & ssl.VERIFY_X509_STRICT

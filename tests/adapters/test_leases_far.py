@@ -1,4 +1,4 @@
-"""10,000 open tasks, 100 ms to Redis and back: no lease of a living owner runs out, whatever else is to be done."""
+"""10,000 open tasks, 100 ms to Redis and back: no lease of a live owner runs out, whatever other work there is."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def open_stream(port: int, consumer: str) -> RedisStream:
 
 
 def opened(stream: RedisStream, prefix: str, count: int) -> list[OpenTask]:
-    """So many tasks, owned by that process."""
+    """The given number of tasks, owned by that process."""
     made: list[OpenTask] = []
     for first in range(0, count, 500):
         fields = [

@@ -27,7 +27,7 @@ Start = Callable[..., int]
 
 
 def free_port() -> int:
-    """A port that nobody listens on just now."""
+    """A port that no process listens on just now."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
 
@@ -105,7 +105,7 @@ def test_a_rotated_password_is_used_without_a_restart(start: Start, tmp_path: Pa
 
 @pytest.mark.contract("2.REDIS_USERNAME")
 def test_a_missing_right_is_named(start: Start) -> None:
-    """An ACL user who may not do what we need: the sentence says what the server refused."""
+    """An ACL user without a right that we need: the sentence says what the server refused."""
     port = start("--user", "otto", "on", ">pw", "~*", "+@connection", "+info")
     settings = RedisSettings(host="127.0.0.1", port=port, username="otto", password="pw")
     assert ping(settings)
@@ -152,7 +152,7 @@ def test_the_database_is_chosen(start: Start) -> None:
 
 
 def certificate(folder: Path, host: str, *signed_by: str) -> tuple[str, str]:
-    """A throw-away certificate for a host, self-signed unless options of openssl say by whom, and its key."""
+    """A throw-away certificate for a host, and its key; self-signed unless options of openssl name an authority."""
     key, cert = folder / f"{host}.key", folder / f"{host}.crt"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", f"/CN={host}"]
     command += ["-addext", f"subjectAltName=DNS:{host}", "-keyout", str(key), "-out", str(cert), *signed_by]
@@ -171,7 +171,7 @@ def tls_server(start: Start, tmp_path: Path) -> tuple[int, str]:
 @pytest.mark.contract("2.REDIS_TLS")
 @pytest.mark.contract("2.REDIS_CA_FILE")
 def test_tls_with_the_right_authority(tls_server: tuple[int, str]) -> None:
-    """Encrypted, and the server is who it claims to be."""
+    """Encrypted, and the server's identity is proved."""
     port, cert = tls_server
     assert ping(RedisSettings(host="localhost", port=port, tls=True, ca_file=cert))
 
@@ -189,7 +189,7 @@ def test_tls_with_a_plain_authority_of_ones_own(start: Start, tmp_path: Path) ->
 
 @pytest.mark.contract("2.REDIS_TLS")
 def test_tls_with_an_unknown_authority_is_refused(tls_server: tuple[int, str]) -> None:
-    """Without the file the certificate is signed by nobody we know."""
+    """Without the file, no authority that we know has signed the certificate."""
     port, _ = tls_server
     assert "certificate verify failed" in refused(RedisSettings(host="localhost", port=port, tls=True))
 

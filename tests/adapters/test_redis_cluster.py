@@ -273,7 +273,7 @@ class Flow:
         self._thread.start()
 
     def go_on_for(self, seconds: float) -> None:
-        """Return when so much time has passed."""
+        """Return after the given time."""
         self._over.wait(seconds)
 
     def close(self) -> None:

@@ -60,7 +60,7 @@ _real = pytest.mark.real
     scope="module", params=["embedded", pytest.param("installed", marks=_real), pytest.param("cluster", marks=_real)]
 )
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The embedded Valkey; the Redis at TEST_REDIS_URL or else the redis-server on the PATH; one node of a cluster."""
+    """The embedded Valkey; the Redis at TEST_REDIS_URL, or a redis-server from the PATH; one node of a cluster."""
     if request.param == "cluster":
         cluster = Cluster(tmp_path_factory.mktemp("cluster"))
         node = cluster.masters[1]
@@ -104,7 +104,7 @@ class TestServer:
     """What only a real server does: refuse, forget its scripts, be large."""
 
     def test_out_of_reach_is_unavailable(self) -> None:
-        """Nobody listens at port 1: told at once, as something that was certainly not carried out."""
+        """No process listens at port 1: reported at once, as something that was certainly not carried out."""
         keys, told = KeySettings(consumer="c1"), list[str]()
         stream = RedisStream(
             RedisCalls(
@@ -119,7 +119,7 @@ class TestServer:
         with pytest.raises(StreamUnavailable):
             stream.ensure_group()
         with pytest.raises(StreamUnavailable):
-            stream.renew({})  # else a process without tasks would not know that nobody could renew
+            stream.renew({})  # otherwise a process without tasks would not know that renewals are impossible
         stream.close()
         assert ["cannot be reached" in error for error in told] == [True, True]
 
@@ -265,7 +265,7 @@ class TestServer:
     def test_a_marker_of_a_dead_letter_goes_after_the_window_of_its_event(
         self, server: Server, stream: Stream, admin: RedisAdmin
     ) -> None:
-        """Else the set of them would grow without end; one that is younger stays, so that its entry is buried once."""
+        """Otherwise the set of them would grow without limit; a younger one stays, so that its entry is buried once."""
         with server.client() as client:
             now_ms, markers = time.time() * 1000, f"{admin.prefix}buried"
             old, young = now_ms - (TASK_TTL_S + 60) * 1000, now_ms - (TASK_TTL_S - 60) * 1000

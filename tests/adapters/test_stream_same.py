@@ -1,6 +1,6 @@
 """The fake stream and the real one, side by side through the same random calls: what one answers, the other answers.
 
-The suites hold up what somebody thought of; this holds up the rest, so that tests on the fake mean something.
+The suites test the cases that an author thought of. This tests the rest, so that tests on the fake mean something.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class World:
 
     def choose(self, event_id: str, termination: Termination, count: int, token: int) -> object:
         if event_id == "a":
-            return None  # it has nobody to choose
+            return None  # it has no worker to choose
         listed = [Victim("a", 2, "p2"), Victim("b", 1, "p1"), Victim("a", 1, "p3")]
         return self.streams[0].choose(event_id, self._token(token), Claim(termination, listed, count, ["s"]))
 
@@ -157,7 +157,7 @@ class World:
         note_why(self.streams[0], event_id, owner, "why", "when")
 
     def state(self) -> object:
-        """All that anybody can see, but for times."""
+        """All that a caller can see, except times."""
         ids = ("a", "b", "d", "bad", "never")
         shown = [_timeless(self.admin.task(event_id), self.SHOWN) for event_id in ids]
         results = [_timeless(result) for result in self.admin.results()]

@@ -1,4 +1,4 @@
-"""The throttle: at most so many calls to the Kubernetes API are in flight at once, and at most so many a second."""
+"""The throttle limits the calls to the Kubernetes API: those in flight at once, and those per second."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.fakes.wait import eventually
 
 
 def elapsed(throttle: Throttle, calls: int) -> float:
-    """Seconds that so many calls, one after the other, take."""
+    """Seconds that the given number of calls, one after the other, take."""
     began = time.monotonic()
     for _ in range(calls):
         with throttle.slot():
@@ -62,7 +62,7 @@ def test_each_call_beyond_the_bucket_waits_for_its_own_turn(monkeypatch: pytest.
 def test_the_bucket_holds_a_second_or_the_burst_if_that_is_more(
     monkeypatch: pytest.MonkeyPatch, qps: int, burst: int, at_once: int
 ) -> None:
-    """So many calls are made at once."""
+    """That number of calls is made at once."""
     monkeypatch.setattr(time, "monotonic", lambda: 100.0)
     throttle = Throttle(1, qps, burst)
     waits = [throttle._reserve_s() for _ in range(at_once + 1)]

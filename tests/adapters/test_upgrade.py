@@ -32,7 +32,7 @@ from tests.adapters.streams import accept
     ],
 )
 def test_an_attempt_with_a_noted_pod_was_seen(attempt: str, note: str | None, seen: bool) -> None:
-    """Releases before the flag noted nothing else. Taken for unseen, an attempt that ended would be run once more."""
+    """Releases before the flag noted only the pod. Taken for unseen, an attempt that ended would be run once more."""
     fields = {b"attempt:1": attempt.encode()} | ({} if note is None else {b"worker:1": note.encode()})
     assert decode_workers(fields)[1].seen is seen
 

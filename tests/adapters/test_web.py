@@ -140,7 +140,7 @@ def test_a_client_that_never_ends_is_cut(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_page_that_fails_ends_only_its_own_connection(port: int) -> None:
-    """A defect of ours is told in the log, and the port goes on."""
+    """The log reports a defect of ours, and the port goes on."""
 
     def broken() -> Page:
         raise ZeroDivisionError
@@ -229,7 +229,7 @@ def test_where_ipv6_is_off_all_addresses_are_those_of_ipv4(step: str, monkeypatc
 
 @needs_ipv6
 def test_a_port_in_use_on_one_family_is_not_left_for_the_other() -> None:
-    """Half of the probes would be somebody else's."""
+    """Otherwise another process would get half of the probes."""
     other = socket.create_server(("::1", 0), family=socket.AF_INET6)
     with other, pytest.raises(ConfigError, match="in use"):
         Web(WebSettings(port=other.getsockname()[1], address="::"), PAGES)
@@ -260,7 +260,7 @@ def test_many_requests_leave_nothing_behind(port: int) -> None:
 
 
 def test_a_connection_that_is_over_is_forgotten() -> None:
-    """Else each probe would be kept for as long as the process lives."""
+    """Otherwise each probe would be kept for as long as the process lives."""
     stop = Stop()
     web = Web(WebSettings(port=0, address="127.0.0.1"), PAGES)
     stop.spawn("web", web.run)

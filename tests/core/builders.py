@@ -29,7 +29,7 @@ LABELS = {
 
 
 def stamp(after_s: float = 0) -> str:
-    """So many seconds after NOW, as the API server writes it."""
+    """The given seconds after NOW, as the API server writes a time."""
     return datetime.fromtimestamp(NOW + after_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -53,7 +53,7 @@ def raw_pod(
     metadata: Mapping[str, Any] | None = None,
     status: Mapping[str, Any] | None = None,
 ) -> Json:
-    """A pod as the API server sends it, with fields that nobody asked for. `state` is the container's."""
+    """A pod as the API server sends it, with fields that our code does not ask for. `state` is the container's."""
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -121,7 +121,7 @@ def unscheduled(reason: str) -> Json:
 
 
 def disrupted(reason: str) -> Json:
-    """The condition that says that somebody other than the worker ended it."""
+    """The condition that says that something other than the worker ended it."""
     return {
         "type": "DisruptionTarget",
         "status": "True",
@@ -132,7 +132,7 @@ def disrupted(reason: str) -> Json:
 
 
 def deleted_at(after_s: float, grace_s: int = 30) -> Json:
-    """The metadata of a pod whose deletion was asked for then: the API server adds the grace to the time."""
+    """The metadata of a pod after a deletion request at that time: the API server adds the grace to the time."""
     return {"deletionTimestamp": stamp(after_s + grace_s), "deletionGracePeriodSeconds": grace_s}
 
 
@@ -175,5 +175,5 @@ def evicted(**changes: Any) -> Snapshot:
 
 
 def deleting(plain: Snapshot, **changes: Any) -> Snapshot:
-    """The same pod after somebody asked for its deletion."""
+    """The same pod after a request for its deletion."""
     return replace(plain, **({"deletion_requested_at": NOW + 2, "deletion_grace_s": 30.0} | changes))

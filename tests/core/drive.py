@@ -15,7 +15,7 @@ LIMITS = WorkerSettings(
     deadline_s=3600, pending_timeout_s=900, image_pull_grace_s=30, infra_retries=3, worker_retries=0
 )
 
-#: What the docstrings of the effects promise: nothing else ever answers them.
+#: What the docstrings of the effects promise: no other observation ever answers them.
 ANSWERS: Final[dict[type, tuple[type, ...]]] = {
     effects.Intend: (
         observations.Intended,

@@ -1,4 +1,4 @@
-"""The container `agent` decides, and only it: by its name, whatever else is in the pod, wherever it stands."""
+"""The container `agent` decides, and only it: by its name, whatever other containers there are, wherever it stands."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_the_end_of_the_worker_wins_over_the_pods_phase(
 @contract("4.container")
 @pytest.mark.parametrize("kind", ["ephemeralContainerStatuses", "initContainerStatuses"])
 def test_ephemeral_and_init_containers_never_end_a_worker(kind: str) -> None:
-    """Somebody debugged it, or a native sidecar was stopped after it: neither is the worker's end."""
+    """A user debugged it, or a native sidecar was stopped after it: neither is the worker's end."""
     raw = raw_pod("Failed", state=terminated(0, "Completed"), status={kind: [container("aaa", terminated(137))]})
     assert end_of(raw) == DONE
 
@@ -229,7 +229,7 @@ class TestOutlived:
     @contract("4.container")
     @pytest.mark.parametrize("code", [0, 3])
     def test_the_verdict_is_kept_over_a_take_over(self, code: int) -> None:
-        """Whoever goes on reads the stored termination, and ends the pod without a second grace."""
+        """The replica that goes on reads the stored termination, and ends the pod without a second grace."""
         termination = Termination(Reason.ERROR if code else Reason.COMPLETED, f"the worker exited with code {code}", 1)
         drive = Drive(resume(1, 1, 0, termination))
         assert drive.feed(Seen(outlived(code)), Checked(termination)) == DeleteIfUnchanged(outlived(code), 1)
@@ -267,7 +267,7 @@ class TestOutlived:
     @contract("4.container")
     @pytest.mark.parametrize("code", [0, 3])
     def test_a_pod_that_vanished_is_not_lost_when_its_worker_had_ended(self, code: int) -> None:
-        """Somebody removed it by force."""
+        """A user removed it by force."""
         drive = Drive()
         drive.feed(*CREATED, Seen(outlived(code)), Missing())
         end = drive.feed(Absent())

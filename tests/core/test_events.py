@@ -129,7 +129,7 @@ def test_target_replicas_is_another_name_of_pod_count(fields: dict[bytes, bytes]
 @contract("3.pod_count")
 @pytest.mark.parametrize("kind", [b"scale_up", b"scale_down"])
 def test_two_names_with_two_values_are_refused(kind: bytes) -> None:
-    """Which of them was meant nobody can say."""
+    """Nothing shows which of them was meant."""
     result = bad({b"type": kind, b"pod_count": b"3", b"target_replicas": b"4"})
     assert result.reason is DeadReason.INVALID
     assert "pod_count is 3 and target_replicas is 4" in result.detail
@@ -299,7 +299,7 @@ def test_a_trace_context_that_is_not_valid_is_ignored(value: bytes) -> None:
     ],
 )
 def test_a_future_version_is_read_as_version_00(value: bytes, read: bytes) -> None:
-    """Its ids and its sampled bit; what else it may have nobody here can read."""
+    """Its ids and its sampled bit; our code cannot read anything more that it may have."""
     assert good(traceparent=value).traceparent == read.decode()
     assert ignored({b"traceparent": value}) == ""
 
@@ -426,7 +426,7 @@ def test_a_field_name_is_a_small_identifier(name: str) -> None:
     "name", [b"", b"A", b"1a", b"_a", b"a-b", b"a.b", b"a b", b"a\n", b"a\0", b"a=", b"z" * 64, "ä".encode(), b"\xff"]
 )
 def test_any_other_field_name_is_refused(name: bytes) -> None:
-    """Told in a message of one line, whatever the name is made of."""
+    """In a message of one line, whatever characters the name has."""
     result = bad({name: b"v"})
     assert result.detail.startswith("field name ")
     assert result.detail.isprintable()

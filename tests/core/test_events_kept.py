@@ -26,7 +26,7 @@ blobs = st.binary(max_size=30)
 any_fields = st.dictionaries(st.sampled_from(KNOWN) | blobs, st.sampled_from(VALUES) | blobs, max_size=5)
 ids = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,20}", fullmatch=True).map(str.encode)
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40).map(str.encode)
-#: Fields that mostly make an event: with nothing but noise, hypothesis would seldom find one.
+#: Fields that mostly make an event: with nothing but noise, hypothesis would rarely find one.
 likely_fields = st.fixed_dictionaries(
     {
         b"type": st.sampled_from([b"scale_up", b"scale_down"]),
@@ -88,7 +88,7 @@ def test_json_that_is_no_event_is_a_msgspec_error(text: str | bytes) -> None:
 @contract("3.event_id")
 @given(any_fields, any_fields)
 def test_digests_are_equal_only_for_equal_content(one: Fields, other: Fields) -> None:
-    """What tells a resent event from a conflicting one."""
+    """They distinguish a resent event from a conflicting one."""
     assert (digest(one) == digest(other)) == (_canonical(one) == _canonical(other))
 
 

@@ -154,7 +154,7 @@ def test_an_unclear_create_is_looked_at() -> None:
 
 
 def test_an_unclear_create_that_made_nothing_is_intended_again() -> None:
-    """The same attempt; between the look and the create nobody may have cancelled it."""
+    """The same attempt; it must not have been cancelled between the look and the create."""
     drive = Drive()
     assert drive.feed(Intended(), Unclear(), Absent()) == NoteRefused(1)
     assert drive.feed(Done()) == Intend(1, 0)
@@ -236,14 +236,14 @@ def test_a_result_that_is_there_before_the_create_ends_the_life() -> None:
 
 
 def test_a_result_that_came_during_the_create_deletes_the_pod() -> None:
-    """Nobody else would know of it."""
+    """No other process would know of it."""
     drive = Drive()
     assert drive.feed(Intended(), Seen(pod()), HasResult()) == Delete(pod())
     assert drive.feed(Done()) == End("done")
 
 
 def test_a_higher_attempt_ends_the_life() -> None:
-    """Somebody else leads the worker on."""
+    """Another process leads the worker on."""
     assert Drive().feed(OldAttempt()) == End("a higher attempt is stored")
 
 
@@ -266,7 +266,7 @@ def test_a_task_that_is_no_longer_ours_is_left_alone(asked: str) -> None:
 
 @pytest.mark.parametrize("todo", [StoreTermination(TERMINATION), ClearTermination(TERMINATION)])
 def test_a_termination_that_is_not_ours_to_store_is_left_alone(todo: Effect) -> None:
-    """The new owner decides anew."""
+    """The new owner decides again."""
     drive = Drive(Life(index=1, todo=todo, pod=pod(), termination=TERMINATION))
     assert drive.feed(NotOurs()) == End("another process owns the task")
 
@@ -314,7 +314,7 @@ def test_a_terminated_life_without_its_pod_ends_as_it_was_terminated_to() -> Non
 
 
 def test_a_finished_pod_is_recorded_by_the_first_replica_that_sees_it() -> None:
-    """Even if nobody watched its life."""
+    """Even if no replica watched its life."""
     drive = Drive(resume(1, 1, 0, None))
     assert drive.feed(Seen(evicted()), Checked(None)) == Later(NOW + 1.0)
 

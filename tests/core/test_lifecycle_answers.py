@@ -96,5 +96,5 @@ def test_a_state_that_lacks_its_pod_is_a_defect(todo: Effect, answer: Observatio
 @contract("2.MAX_WORKERS")
 @pytest.mark.parametrize("todo", EFFECTS, ids=lambda todo: type(todo).__name__)
 def test_only_what_leads_to_a_create_waits_for_room(todo: Effect) -> None:
-    """Everything else must go on even when the cluster is full."""
+    """All other effects must go on even when the cluster is full."""
     assert Life(index=1, todo=todo).needs_room is isinstance(todo, Intend | Later | DeleteOld | Create)

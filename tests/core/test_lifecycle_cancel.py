@@ -51,7 +51,7 @@ def test_a_worker_that_never_had_an_attempt_is_cancelled_at_once(reason: Reason)
 
 @contract("5.ScaledDown")
 def test_a_worker_with_an_attempt_is_looked_for_before_it_is_cancelled() -> None:
-    """Its pod may be there, created by somebody who died: it is seen to its end."""
+    """Its pod may be there, created by a process that died: it is seen to its end."""
     drive = Drive(begin(1, attempt=2, infra_used=1))
     assert drive.feed(Cancelled(KILL, 2)) == Look(2, live=False)
     assert drive.feed(Seen(running()), Checked(KILL)) == DeleteIfUnchanged(running())
@@ -143,7 +143,7 @@ def test_a_worker_that_succeeds_in_its_grace_has_succeeded() -> None:
 
 @contract("5.ScaledDown")
 def test_a_worker_that_is_both_deleted_and_cancelled_is_cancelled() -> None:
-    """Our reason wins over "somebody deleted it"; there is nothing to kill any more."""
+    """Our reason wins over a deletion from outside; there is nothing to kill any more."""
     drive = Drive()
     drive.feed(*CREATED, Seen(deleting(running())))
     assert drive.feed(TerminationStored(KILL)) == Await(NOW + 60)
@@ -163,7 +163,7 @@ def test_a_killed_worker_on_a_dead_node_is_cancelled_all_the_same() -> None:
 
 @contract("5.ScaledDown")
 def test_a_deleted_pod_without_any_change_is_looked_up() -> None:
-    """It may be gone already, and what is not there can be killed for ever."""
+    """It may be gone already, and a pod that is not there can be killed without end."""
     drive = Drive()
     drive.feed(*CREATED, Seen(running()), TerminationStored(KILL), Done())
     drive.wait(60)

@@ -141,7 +141,7 @@ def test_a_wait_that_ended_too_early_goes_on() -> None:
 @contract("5.Evicted")
 @contract("2.INFRA_RETRIES")
 def test_after_the_platforms_failure_the_old_pod_goes_before_the_new_one_comes() -> None:
-    """Stored first: then nobody can take the old pod's end for the worker's."""
+    """Stored first: then no replica can take the old pod's end for the worker's."""
     drive = Drive()
     drive.feed(*RUNNING, Seen(evicted()))
     assert drive.wait(1) == Intend(2, 1)

@@ -61,7 +61,7 @@ def stored_termination(effect: Effect) -> Termination:
 
 
 def overdue() -> Drive:
-    """A life whose pod did not start in time: the termination is due to be stored."""
+    """A life with a pod that did not start in time: the termination is due to be stored."""
     drive = Drive()
     drive.feed(*CREATED)
     drive.wait(900)
@@ -194,7 +194,7 @@ def test_a_worker_that_the_kubelet_does_not_end_is_ended_by_us() -> None:
 
 @pytest.mark.parametrize("snap", [deleting(pod()), pod(Phase.UNKNOWN)])
 def test_a_pod_that_goes_or_is_unknown_is_not_terminated_as_well(snap: Snapshot) -> None:
-    """Whoever asked for its deletion came first; and of the other nobody knows whether it runs."""
+    """The request to delete the first came first; and it is unknown whether the second runs."""
     drive = Drive()
     drive.feed(*CREATED)
     drive.wait(10_000)
@@ -203,7 +203,7 @@ def test_a_pod_that_goes_or_is_unknown_is_not_terminated_as_well(snap: Snapshot)
 
 @contract("5.PendingTimeout")
 def test_a_terminated_pod_is_stored_killed_seen_gone_and_recorded() -> None:
-    """In this order: whoever takes over in between knows what was meant."""
+    """In this order: a replica that takes over in between knows what was meant."""
     drive = overdue()
     assert drive.feed(TerminationStored(TIMEOUT)) == DeleteIfUnchanged(pod())
     assert drive.feed(Done()) == Await(drive.now + 60)
@@ -231,7 +231,7 @@ def test_a_kill_that_shows_no_effect_is_repeated() -> None:
 
 @contract("5.PendingTimeout")
 def test_a_terminated_pod_that_is_gone_when_looked_at_ended_by_its_termination() -> None:
-    """Nobody knows why it went, but we wanted it to."""
+    """The cause of its end is unknown, but we wanted it to end."""
     drive = overdue()
     assert drive.feed(TerminationStored(TIMEOUT), Changed(), Absent()) == Record(1, TIMEOUT.verdict, pod().as_gone())
 
@@ -260,7 +260,7 @@ def test_a_termination_of_the_platforms_making_leads_to_a_next_attempt() -> None
 
 
 def test_a_result_that_came_before_the_termination_deletes_the_pod() -> None:
-    """Somebody else recorded the worker: the pod is left over."""
+    """Another process recorded the worker: the pod is left over."""
     assert overdue().feed(HasResult()) == Delete(pod())
 
 
@@ -282,7 +282,7 @@ def test_a_pod_that_started_meanwhile_is_spared() -> None:
 
 @contract("5.ScaledDown")
 def test_a_pod_that_is_cancelled_while_its_termination_is_withdrawn_is_killed() -> None:
-    """The answer tells what holds now."""
+    """The answer says what holds now."""
     drive = overdue()
     drive.feed(TerminationStored(TIMEOUT), Changed(), Seen(running()), Checked(TIMEOUT))
     assert drive.feed(Checked(Termination(Reason.SCALED_DOWN))) == DeleteIfUnchanged(running())
@@ -392,7 +392,7 @@ def test_a_pod_with_changed_labels_that_has_succeeded_has_succeeded() -> None:
 
 @contract("5.PodDeleted")
 def test_a_pod_that_the_watch_says_is_gone_is_looked_for() -> None:
-    """Where nobody asked for its deletion and it has not ended: it may only have lost its labels."""
+    """If its deletion was not requested and it has not ended: it may only have lost its labels."""
     drive = Drive()
     drive.feed(*CREATED)
     assert drive.feed(Seen(running().as_gone())) == Look(1)

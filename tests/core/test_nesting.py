@@ -48,7 +48,7 @@ def test_no_text_takes_long(text: str) -> None:
 
 
 def nested(depth: int) -> str:
-    """A JSON object of so many levels."""
+    """A JSON object with the given number of levels."""
     return '{"a":' * depth + "1" + "}" * depth
 
 
@@ -87,7 +87,7 @@ def test_the_limit_is_not_the_platforms(limit: int) -> None:
 
 
 def test_a_stored_event_that_was_changed_is_no_event() -> None:
-    """A pod's annotation is anybody's who may edit pods."""
+    """Any user with the right to edit pods can change a pod's annotation."""
     with pytest.raises(ValueError, match="levels"):
         decode('{"event_id":"e","stream_id":"1-1","type":"scale_up","pod_count":1,"x":' + nested(50_000) + "}")
 

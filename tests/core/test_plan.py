@@ -1,4 +1,4 @@
-"""Which workers a scale_down ends: those first whose end costs least."""
+"""Which workers a scale_down ends: first those with the cheapest end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def worker(index: int = 1, *, attempt: int = 1, stream_id: str = "5-0", last: Sn
 
 
 def order(*candidates: Candidate, mode: Mode = Mode.KILL) -> list[Candidate]:
-    """Who may be ended, in order."""
+    """The workers that may be ended, in order."""
     return rank(candidates, mode)[0]
 
 
@@ -84,7 +84,7 @@ def test_of_one_event_the_highest_index_is_ended_first() -> None:
 @contract("3.pod_count")
 @given(groups)
 def test_a_kill_may_end_all(group: list[Candidate]) -> None:
-    """It spares nobody."""
+    """It spares no worker."""
     victims, spared = rank(group, Mode.KILL)
     assert (len(victims), spared) == (len(group), [])
 
@@ -92,7 +92,7 @@ def test_a_kill_may_end_all(group: list[Candidate]) -> None:
 @contract("3.mode")
 @given(groups)
 def test_a_drain_spares_all_that_have_started(group: list[Candidate]) -> None:
-    """And nobody else."""
+    """And no other worker."""
     victims, spared = rank(group, Mode.DRAIN)
     assert all(one.stage is not WorkerStage.RUNNING for one in victims)
     assert all(one.stage is WorkerStage.RUNNING for one in spared)
@@ -102,14 +102,14 @@ def test_a_drain_spares_all_that_have_started(group: list[Candidate]) -> None:
 @contract("5.survivors")
 @given(groups, st.sampled_from(Mode))
 def test_everybody_may_either_be_ended_or_is_spared(group: list[Candidate], mode: Mode) -> None:
-    """Nobody both, nobody forgotten, also among workers that look alike."""
+    """No worker is in both lists, none is left out, also among workers that look alike."""
     victims, survivors = rank(group, mode)
     assert sorted(map(id, [*victims, *survivors])) == sorted(map(id, group))
 
 
 @given(st.permutations([worker(index, last=last) for index in (1, 2) for last in (None, pod(), running())]))
 def test_the_choice_does_not_depend_on_the_order_of_asking(group: list[Candidate]) -> None:
-    """The victims are chosen once; whoever had chosen would have chosen the same."""
+    """The victims are chosen once; any replica would have chosen the same."""
     assert order(*group)[:3] == order(*sorted(group, key=_by_index))[:3]
 
 

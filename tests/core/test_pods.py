@@ -117,7 +117,7 @@ def test_a_phase_of_a_later_kubernetes_is_unknown(phase: str) -> None:
     ],
 )
 def test_a_pod_without_our_labels_is_none_of_ours(labels: Json) -> None:
-    """Whatever else is in the namespace, or was relabelled by hand."""
+    """Any other pod in the namespace, or a pod that was relabelled by hand."""
     assert snapshot(decode(raw_pod(metadata={"labels": labels}))) is None
 
 
@@ -130,7 +130,7 @@ def test_a_strangers_pod_has_neither_a_key_nor_an_event() -> None:
 
 
 def test_a_pod_needs_no_more_than_name_and_labels() -> None:
-    """All else may be missing in the first moment of its life."""
+    """All other fields may be missing in the first moment of its life."""
     found = snapshot(decode({"metadata": {"name": "otto-agent-0123456789-2", "labels": LABELS}}))
     assert found is not None
     assert (found.phase, found.trouble, found.created_at, found.event_id) == (Phase.PENDING, Trouble.NONE, None, "")

@@ -48,7 +48,7 @@ ROWS = [
 @contract("5.outcome")
 @contract("5.fault")
 def test_a_reason_has_its_row(reason: str, outcome: Outcome, fault: Fault, retry: Retry) -> None:
-    """How it ended, whose fault it was, and who tries again."""
+    """How it ended, where the fault lies, and which side tries again."""
     end = Verdict(Reason(reason))
     assert (end.outcome, end.fault, end.retry) == (outcome, fault, retry)
 
@@ -121,7 +121,7 @@ def test_exit_code_zero_is_not_unknown() -> None:
 
 @contract("5.finished_at")
 def test_a_pod_without_an_end_of_its_own_ended_now() -> None:
-    """Whoever saw it go gives the time."""
+    """The replica that saw it go gives the time."""
     assert worker_result(event(), 1, 1, Verdict(Reason.POD_DELETED), pod(), NOW + 9)["finished_at"] == rfc3339(NOW + 9)
 
 

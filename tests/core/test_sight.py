@@ -36,8 +36,8 @@ HOUR = replace(LIMITS, deadline_s=60, pending_timeout_s=40, image_pull_grace_s=1
 
 @dataclass
 class Clocks:
-    """What the node's and the API server's clocks show at a moment `t`, in seconds after NOW. Both are off by so much,
-    and are set by so much more at the moment 20.
+    """What the node's and the API server's clocks show at a moment `t`, in seconds after NOW. Both are off by a number
+    of seconds, and each is set by a further step at the moment 20.
     """
 
     node_s: float
@@ -54,7 +54,7 @@ class Clocks:
         return stamp(t + self.server_s + (self.server_step_s if t >= 20 else 0))
 
     def pod(self, phase: str, state: Json | None = None, *, deleted: float | None = None, **status: Any) -> Snapshot:
-        """A pod that was created and bound at 0, whose deletion was asked for at a moment with a grace of 30 s."""
+        """A pod that was created and bound at 0; its deletion was asked for at a moment with a grace of 30 s."""
         bound = {"type": "PodScheduled", "status": "True", "lastTransitionTime": self.server(0)}
         conditions = [bound, *status.pop("conditions", [])]
         metadata: Json = {"creationTimestamp": self.server(0)}
@@ -199,7 +199,7 @@ def test_where_both_are_seen_at_once_the_clocks_are_set_against_each_other(
 @contract("5.DeadlineExceeded")
 @contract("5.Evicted")
 def test_a_deadline_that_came_too_early_is_the_nodes_fault(after_s: float, reason: Reason) -> None:
-    """The kubelet counts it on its own clock, which somebody set: the worker is tried again."""
+    """The kubelet counts it on its own clock, and that clock was set: the worker is tried again."""
     drive = Drive(limits=replace(LIMITS, infra_retries=0))
     drive.feed(Intended(), Seen(pod(deadline_s=60)), Checked(None), Seen(running(deadline_s=60)))
     drive.wait(after_s)

@@ -105,7 +105,7 @@ class TestInit:
 
 
 class TestGate:
-    """A scheduling gate: somebody holds the pod back on purpose."""
+    """A scheduling gate: a user holds the pod back on purpose."""
 
     @contract("5.waiting")
     @pytest.mark.parametrize("answer", [True, False])
@@ -223,6 +223,6 @@ def test_a_start_that_failed_on_the_node_is_the_platforms_fault(message: str) ->
 @contract("5.Error")
 @pytest.mark.parametrize("code", [126, 127, 128])
 def test_a_shells_own_exit_code_stays_an_error(code: int) -> None:
-    """The program ran; what it prints or exits with never decides whose fault it is."""
+    """The program ran; what it prints or exits with never decides where the fault lies."""
     state = terminated(code, "Error", message=RUN + f'exec: "nope": {NO}')
     assert end_of(raw_pod("Failed", state=state)) == Verdict(Reason.ERROR, f"the worker exited with code {code}")

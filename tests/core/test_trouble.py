@@ -107,7 +107,7 @@ def test_the_kubelets_reason_gives_the_trouble(reason: str, trouble: Trouble) ->
     ("reason", "trouble"), [("Unschedulable", Trouble.UNSCHEDULABLE), ("SchedulingGated", Trouble.GATED)]
 )
 def test_the_schedulers_reason_gives_the_trouble(reason: str, trouble: Trouble) -> None:
-    """A gate that somebody put there is no fault."""
+    """A gate that a user has set is no fault."""
     assert seen(raw_pod(conditions=[unscheduled(reason)])).trouble is trouble
 
 

@@ -43,7 +43,7 @@ def end(raw: Json) -> Verdict:
     ],
 )
 def test_what_succeeded_is_completed(raw: Json) -> None:
-    """Whoever wanted to end it came too late."""
+    """Any request to end it came too late."""
     assert end(raw) == Verdict(Reason.COMPLETED, "the worker exited with code 0")
 
 
@@ -202,7 +202,7 @@ def test_a_container_that_could_not_be_started_has_its_reason(reason: str) -> No
 @contract("5.PodDeleted")
 @pytest.mark.parametrize("asked_s", [10, 15])
 def test_a_failure_after_a_deletion_request_is_pod_deleted(asked_s: int) -> None:
-    """In the same second too: whole seconds are all that Kubernetes tells. The container ends at 15 s."""
+    """In the same second too: Kubernetes reports whole seconds only. The container ends at 15 s."""
     raw = raw_pod("Failed", state=terminated(143), metadata=deleted_at(asked_s))
     assert end(raw) == Verdict(Reason.POD_DELETED, "the pod was deleted from outside; the worker exited with code 143")
 

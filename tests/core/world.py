@@ -1,7 +1,7 @@
-"""A small world around one worker: Redis, the cluster and everybody else, answering each effect as the dice fall.
+"""A small world around one worker: Redis, the cluster and all other actors, answering each effect as the dice fall.
 
 Every answer is one that the real adapters can give. While there are dice, the world is as hostile as they say; after
-the last one it is friendly, so that a life which goes on for ever is a defect. What must never happen is asserted where
+the last one it is friendly, so that a life that does not end is a defect. What must never happen is asserted where
 it would happen.
 """
 

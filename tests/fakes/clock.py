@@ -24,7 +24,7 @@ class ManualClock:
         return at
 
     def advance(self, seconds: float) -> None:
-        """Let so many seconds pass; never backwards. Raises ValueError for a negative number."""
+        """Let the given seconds pass; never backwards. Raises ValueError for a negative number."""
         if seconds < 0:
             raise ValueError(f"time does not run backwards: {seconds}")
         with self._lock:

@@ -186,7 +186,7 @@ class FakeKubernetes:
                 self._unseen.add(record.version)
 
     def stamp(self, later_s: float = 0) -> str:
-        """Now, or so many seconds later, as the API server writes times: whole seconds."""
+        """Now, or the given seconds later, as the API server writes times: whole seconds."""
         return timestamp(later_s, self.clock.now())
 
     def open_watch(self, instance: str, version: str, timeout_s: float) -> Watch:
@@ -241,7 +241,7 @@ class FakeKubernetes:
         return WatchEvent(Change.DELETED, str(watch.version), worker and worker.as_gone())
 
     def close_watch(self, watch: Watch) -> None:
-        """Nobody reads it any more."""
+        """Its reader has stopped."""
         with self.changed:
             self._watches.remove(watch)
 
@@ -298,7 +298,7 @@ class FakeKubernetes:
                 self.create(body)
 
     def freeze_lists(self) -> None:
-        """From now on lists tell the present state, however old it gets: a stale cache."""
+        """From now on lists show the present state, however old it gets: a stale cache."""
         with self.changed:
             self._frozen = self._store.version, self.pods
 

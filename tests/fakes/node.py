@@ -43,7 +43,7 @@ class NodeControls:
         self._end(name, "Failed", code, reason, message)
 
     def end_pod(self, name: str, reason: str, message: str = "", *, phase: str = "Failed") -> None:
-        """The kubelet ended the pod as such: DeadlineExceeded, Evicted, NodeShutdown … No container tells anything."""
+        """The kubelet ended the pod as such: DeadlineExceeded, Evicted, NodeShutdown … No container status shows it."""
         self._change(name, lambda pod: pod["status"].update(phase=phase, reason=reason, message=message))
 
     def disrupt(self, name: str, reason: str, message: str = "") -> None:
@@ -62,7 +62,7 @@ class NodeControls:
         self._change(name, lambda pod: _put_condition(pod, condition))
 
     def gate(self, name: str, *gates: str) -> None:
-        """Somebody holds the pod back with scheduling gates; without any, they are lifted."""
+        """A user holds the pod back with scheduling gates; without any, they are lifted."""
         condition = {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "message": "blocked"}
 
         def hold(pod: Pod) -> None:
@@ -72,7 +72,7 @@ class NodeControls:
         self._change(name, hold)
 
     def outlive(self, name: str, code: int = 0, *, first: bool = True) -> None:
-        """`agent` ends with a code, and a sidecar that somebody injected runs on, listed `first` or last."""
+        """`agent` ends with a code, and an injected sidecar runs on, listed `first` or last."""
         self.run(name)
         times = {"startedAt": self.server.stamp(), "finishedAt": self.server.stamp()}
         reason = "Error" if code else "Completed"
@@ -86,7 +86,7 @@ class NodeControls:
         self._change(name, lambda pod: pod.update(status=copy.deepcopy(status)))
 
     def delete_by_user(self, name: str) -> None:
-        """Somebody else deletes the pod: by request if it runs."""
+        """A user deletes the pod: by request if it runs."""
         self.server.request_deletion(name, PLAIN_DELETE)
 
     def kill(self, name: str, code: int = SIGTERM_CODE) -> None:
@@ -99,7 +99,7 @@ class NodeControls:
             self.server.remove(name)
 
     def vanish(self, name: str, *, unseen: bool = False) -> None:
-        """The pod is gone at once, as by a forced deletion; `unseen`: and no watch tells."""
+        """The pod is gone at once, as by a forced deletion; `unseen`: and no watch reports it."""
         self.server.remove(name, unseen=unseen)
 
     def add_foreign(self, name: str, labels: dict[str, str] | None = None) -> None:
@@ -108,7 +108,7 @@ class NodeControls:
         self.server.add({"metadata": {"name": name, "labels": labels or {}}, "spec": spec}, uid=f"uid-{name}")
 
     def relabel(self, name: str, labels: Mapping[str, str | None]) -> None:
-        """Somebody changes labels; None removes one."""
+        """A user changes labels; None removes one."""
 
         def change(pod: Pod) -> None:
             merged = {**pod["metadata"].get("labels", {}), **labels}
@@ -117,7 +117,7 @@ class NodeControls:
         self._change(name, change)
 
     def hold(self, name: str, *finalizers: str) -> None:
-        """Somebody sets these finalizers, and no others."""
+        """A user sets these finalizers, and no others."""
         self._change(name, lambda pod: pod["metadata"].update(finalizers=list(finalizers)))
 
     def names(self) -> set[str]:
@@ -143,7 +143,7 @@ class NodeControls:
 class AutoNode(NodeControls):
     """A tiny node: each pod that is created runs and ends with the code that `plan` says for its name (None: runs on).
 
-    Pods whose deletion is requested go at once. It does so within the request, so that nothing has to be waited for.
+    A pod goes at once when its deletion is requested: within the request, so that nothing has to be waited for.
     """
 
     def __init__(self, server: FakeKubernetes, plan: Callable[[str], int | None] = lambda _name: 0) -> None:

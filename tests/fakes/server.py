@@ -50,7 +50,7 @@ class WorkerState:
         return bool(self.attempt or self.termination or self.outcome or self.spared)
 
     def stored(self) -> StoredWorker:
-        """The same as the port tells it."""
+        """The same as the port returns it."""
         return StoredWorker(
             self.index, self.attempt, self.infra_used, self.refused, self.termination, self.outcome, spared=self.spared,
             seen=self.seen,
@@ -107,7 +107,7 @@ class TaskState:
 
 @dataclass(slots=True)
 class Delivery:
-    """Who read an entry, when (seconds since the epoch), and how often it was tried."""
+    """Which consumer read an entry, when (seconds since the epoch), and how often it was tried."""
 
     consumer: str
     at: float
@@ -116,7 +116,7 @@ class Delivery:
 
 @dataclass(slots=True)
 class Group:
-    """The consumer group: the last id that was delivered, what was read and not acknowledged, when who read last."""
+    """The consumer group: the last id delivered, what was read and not acknowledged, when each consumer read last."""
 
     delivered: Id = (0, 0)
     pending: dict[str, Delivery] = field(default_factory=dict)
@@ -202,7 +202,7 @@ class FakeRedis:
         return task
 
     def publish(self, fields: Mapping[str, str]) -> None:
-        """Add to the result stream, whose length is bounded."""
+        """Add to the result stream, which has a limited length."""
         self.result_entries.append(dict(fields))
         del self.result_entries[: -self.result_maxlen]
 
@@ -290,12 +290,12 @@ class FakeRedis:
             self.leases[event_id] = 0.001  # 0 would be one that was given up
 
     def postpone_lease(self, event_id: str, seconds: float) -> None:
-        """As if the server's clock had been set back by so much since the lease was given."""
+        """As if the server's clock had been set back by these seconds since the lease was given."""
         with self.changed:
             self.leases[event_id] += seconds
 
     def close_to_others(self, event_id: str) -> None:
-        """As if somebody had removed a task from the set of those that are open."""
+        """As if a user had removed a task from the set of those that are open."""
         with self.changed:
             del self.leases[event_id]
 

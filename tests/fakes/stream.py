@@ -287,7 +287,7 @@ class FakeStream(WorkerScripts):
         return any(delivery.consumer == consumer for delivery in pending)
 
     def _has_failed(self, lease: float, task: TaskState) -> bool:
-        """0: given up. Who died over what it had read died of that."""
+        """0: given up. A process that died over an entry that it had read died of that entry."""
         if lease == 0:
             return False
         whose, _ = process_of(task.owner or "")

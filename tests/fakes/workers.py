@@ -187,7 +187,7 @@ class WorkerScripts:
         task.expires_at = self.server.clock.now() + self.server.task_ttl_s
 
     def _poison(self, task: TaskState, event: ScaleEvent) -> None:
-        """A scale_down is over by this; a scale_up has pods that are to be ended first, unless nobody can."""
+        """This ends a scale_down; a scale_up has pods that have to be ended first, unless no replica can."""
         verdict = Verdict(Reason.POISON, f"the controller failed on this event {MAX_TRIES} times")
         if event.type is EventType.SCALE_DOWN:
             ids = {"event_id": event.event_id, "task_id": event.task_id, **verdict_fields(verdict)}
@@ -229,19 +229,19 @@ def _had_no_part(termination: Termination, result: Mapping[str, str]) -> bool:
 
 
 def _stays(held: Termination, new: Termination) -> bool:
-    """A cancel overrides what is not one, and one without drain one with; else the first holds."""
+    """A cancel overrides other terminations, and one without drain overrides one with; otherwise the first holds."""
     if held.is_cancel:
         return not new.is_cancel or new.drain or not held.drain
     return new.attempt == held.attempt
 
 
 def verdict_fields(verdict: Verdict) -> dict[str, str]:
-    """A verdict as a result tells it."""
+    """A verdict as a result shows it."""
     return {"outcome": verdict.outcome.value, "reason": verdict.reason.value, "message": verdict.message}
 
 
 def _ended(task: TaskState, count: int) -> dict[str, str]:
-    """Outcome, reason and message of a task whose workers all have their results."""
+    """Outcome, reason and message of a task when all its workers have their results."""
     succeeded = task.tally["succeeded"]
     if succeeded == count:
         message = f"All {count} workers completed successfully"

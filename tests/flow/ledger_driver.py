@@ -23,7 +23,7 @@ def task(event_id: str, count: int = 1, *workers: StoredWorker, epoch: int = 1, 
 
 
 class LedgerDriver:
-    """A ledger over a registry whose cluster is known and empty. One thread, that of the test."""
+    """A ledger over a registry with a known and empty cluster. One thread, that of the test."""
 
     def __init__(self, max_workers: int = 10, read_ahead: int = 5) -> None:
         self.clock = ManualClock()
@@ -40,7 +40,7 @@ class LedgerDriver:
         return run
 
     def order(self, count: int) -> list[str]:
-        """The next so many, as event/index."""
+        """The given number of next workers, as event/index."""
         return [f"{run.task.event.event_id}/{run.life.index}" for run in (self.take() for _ in range(count))]
 
     def pause(self, run: WorkerRun, seconds: float, **life: Any) -> None:

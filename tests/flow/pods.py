@@ -1,4 +1,4 @@
-"""Snapshots as the watch tells them, for tests that publish by hand."""
+"""Snapshots as the watch reports them, for tests that publish by hand."""
 
 from __future__ import annotations
 

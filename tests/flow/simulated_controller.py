@@ -46,7 +46,7 @@ _PAUSE_S = 0.002
 
 
 class ImpatientEvent(threading.Event):
-    """A stop event on which nobody pauses for long, so that an outage costs a test milliseconds."""
+    """A stop event on which no thread pauses for long, so that an outage costs a test milliseconds."""
 
     def __init__(self, stopping: threading.Event) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class ImpatientEvent(threading.Event):
 
 
 class ImpatientStop(Stop):
-    """A stop whose short pauses (the ticks of a thread) are shorter still; long ones are as they are."""
+    """A stop that shortens short pauses (the ticks of a thread); long ones are as they are."""
 
     def wait(self, timeout_s: float | None = None) -> bool:
         return super().wait(0.02 if timeout_s is not None and timeout_s <= 1 else timeout_s)
@@ -246,7 +246,7 @@ class SimulatedController:
         return event_id
 
     def pass_time(self, seconds: float) -> None:
-        """Move the clock; who waits with a deadline looks at it, and who has become due gets a thread."""
+        """Move the clock; a thread that waits with a deadline looks at it, and a worker that is due gets a thread."""
         assert isinstance(self.clock, ManualClock)
         self.clock.advance(seconds)
         for key in {pod.key for pod in self.registry.snapshots()}:
@@ -269,7 +269,7 @@ class SimulatedController:
         return self.lease._renew_at > now and (takeover._take_at > now or takeover._calm_at > now)
 
     def live(self, seconds: int) -> None:
-        """Let so many seconds pass, in steps that the lease thread keeps up with: at LEASE_S=3 it renews each."""
+        """Let the given seconds pass, in steps that the lease thread keeps up with: at LEASE_S=3 it renews each."""
         for _ in range(seconds):
             renewals = self.redis.calls["renew"]
             self.pass_time(1)
@@ -308,7 +308,7 @@ class SimulatedController:
         eventually(lambda: any(pod.name == name and what(pod) for pod in self.registry.snapshots()), what=name)
 
     def results(self, count: int, kind: str = "worker") -> list[dict[str, str]]:
-        """The results of a kind, when there are so many."""
+        """The results of a kind, when there are at least `count`."""
         eventually(lambda: len(self.redis.results(kind)) >= count, PATIENCE_S, f"{count} results of {kind}")
         return self.redis.results(kind)
 

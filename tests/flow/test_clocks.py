@@ -1,4 +1,4 @@
-"""Servers whose clocks are wrong, or are set while workers run: no worker is ended early, and none is kept."""
+"""Servers with wrong clocks, or with clocks set while workers run: no worker is ended early, and none is kept."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ contract = pytest.mark.contract
 
 
 class Shifted:
-    """A server's clock: ours, off by so much. `ports.Clock`; any thread."""
+    """A server's clock: ours, off by a number of seconds. `ports.Clock`; any thread."""
 
     def __init__(self, clock: Clock, off_s: float) -> None:
         self._clock = clock

@@ -54,7 +54,7 @@ def test_the_result_comes_after_the_pods_are_gone() -> None:
 
 @contract("5.scale_down")
 def test_a_finalizer_that_keeps_a_finished_victim_is_named() -> None:
-    """With its pod: whoever set it has to take it away."""
+    """With its pod: the program that set it has to take it away."""
     with SimulatedController(threads=THREADS) as controller:
         pod = controller.pod(controller.send(task_id="t"))
         controller.cluster.run(pod)
@@ -92,7 +92,7 @@ def test_without_a_task_the_youngest_of_the_group_end() -> None:
     """The later event's worker, not the earlier one's."""
     with SimulatedController(threads=THREADS, auto=lambda name: None) as controller:
         older, younger = controller.send(task_id="a"), controller.send(task_id="b")
-        for event_id in (older, younger):  # equals: who has not started would be ended first
+        for event_id in (older, younger):  # equals: a worker that has not started would be ended first
             controller.sees(controller.pod(event_id), lambda seen: seen.started_at is not None)
         controller.send(type="scale_down", pod_count=1)
         assert names(controller.result("scale_down")["victims"]) == {controller.name(younger)}
@@ -134,7 +134,7 @@ def test_nothing_to_end_is_a_success() -> None:
 
 
 def test_a_task_of_another_replica_is_scaled_down_too() -> None:
-    """Whoever handles it ends the pod; the owner records."""
+    """The replica that handles the scale_down ends the pod; the owner records."""
     servers = FakeServers()
     with (
         SimulatedController(servers, consumer="owner", threads=["watch", "lease"], auto=lambda name: None) as owner,
@@ -167,7 +167,7 @@ def test_a_worker_of_another_replica_that_waits_is_cancelled() -> None:
 
 
 def accepted(controller: SimulatedController, **fields: object) -> OpenTask:
-    """An event that this replica has read and accepted, and nobody acted on yet."""
+    """An event that this replica has read and accepted, and no thread has acted on yet."""
     event_id = controller.send(**fields)
     controller.intake.absorb(controller.stream.read_now(10))
     (task,) = controller.inbox.tasks()
@@ -193,7 +193,7 @@ def test_a_failure_at_any_step_is_made_good(op: str, after: bool) -> None:
 
 
 def test_the_next_owner_ends_the_same_victims() -> None:
-    """The list is stored once: the next replica acts on it and chooses nobody else."""
+    """The list is stored once: the next replica acts on it and chooses no other worker."""
     servers = FakeServers()
     with SimulatedController(servers, consumer="dead", threads=["watch"], auto=lambda name: None) as first:
         event_id = first.accept(pod_count=3, task_id="t")
@@ -207,7 +207,7 @@ def test_the_next_owner_ends_the_same_victims() -> None:
     with SimulatedController(servers, threads=[*THREADS, "lease"]) as controller:
         controller.wait_and_look(controller.lease_s + 2)
         while not servers.redis.results("scale_down"):
-            controller.wait_and_look(2)  # a worker that found its pod gone before it heard of the mark pauses first
+            controller.wait_and_look(2)  # a worker that found its pod gone before it received the mark pauses first
         assert names(controller.result("scale_down")["victims"]) == {controller.name(event_id, 1)}
         assert len(servers.redis.results("worker")) == 1
 

@@ -21,7 +21,7 @@ def runs_on(_name: str) -> None:
 
 
 def test_what_control_read_and_could_not_accept_is_read_again() -> None:
-    """The reader, who had no error, would not look for it before half a minute has passed."""
+    """The reader had no error, so it would not look for it before half a minute has passed."""
     with SimulatedController(threads=["watch", "reader"], auto=runs_on, READ_AHEAD=1, MAX_WORKERS=1) as controller:
         controller.pod(controller.send())
         waiting = controller.send(pod_count=2, task_id="t")
@@ -34,7 +34,7 @@ def test_what_control_read_and_could_not_accept_is_read_again() -> None:
 
 
 def test_marks_of_another_replica_survive_an_outage() -> None:
-    """They are told once only, so they are kept until they are dealt with."""
+    """The renewal reports them once only, so they are kept until they are dealt with."""
     with SimulatedController(threads=["watch"], auto=runs_on, MAX_WORKERS=1) as controller:
         controller.pod(controller.accept())
         waiting = controller.accept()
@@ -94,7 +94,7 @@ def test_a_choice_holds_with_its_survivors_if_its_answer_was_lost() -> None:
 
 @contract("5.survivors")
 def test_a_worker_that_a_drain_spared_is_a_survivor_for_the_next_one_too() -> None:
-    """Also when it has ended by the time that somebody else goes on with the scale_down."""
+    """Also when it has ended by the time that another replica goes on with the scale_down."""
     servers = FakeServers()
     with SimulatedController(servers, threads=["watch"], auto=runs_on, MAX_WORKERS=2) as controller:
         event_id = controller.accept(pod_count=2, task_id="t")
@@ -141,7 +141,7 @@ def test_a_replica_that_goes_on_after_a_death_ends_no_other_worker(op: str) -> N
 
 
 def test_a_scale_down_that_another_process_owns_now_is_dropped() -> None:
-    """The renewal told: nothing more is done for it."""
+    """The renewal reported it: nothing more is done for it."""
     with SimulatedController(threads=["watch"]) as controller:
         down = controller.accept(type="scale_down", task_id="t")
         controller.control._open_new()
@@ -153,7 +153,7 @@ def test_a_scale_down_that_another_process_owns_now_is_dropped() -> None:
 
 
 def test_nothing_is_chosen_while_an_older_event_is_not_accepted() -> None:
-    """It may be of this very task: its reader has a lease's time, then it is taken from him."""
+    """It may be of this very task: its reader has a lease's time, then another replica takes it."""
     servers = FakeServers()
     with (
         SimulatedController(servers, consumer="slow") as slow,

@@ -38,7 +38,7 @@ def test_there_are_as_many_threads_as_workers_may_run() -> None:
 
 
 def test_a_thread_that_is_done_asks_for_the_next_worker() -> None:
-    """Nobody else has to give it one."""
+    """No other thread has to give it one."""
     with SimulatedController(threads=["watch"], MAX_WORKERS=1, auto=True) as controller:
         controller.accept(pod_count=20)
         assert len(controller.results(20)) == 20
@@ -229,7 +229,7 @@ def test_one_that_runs_on_goes_back_to_the_queue() -> None:
 
 
 def test_after_its_close_nothing_is_begun() -> None:
-    """What waits is left to whoever comes next."""
+    """What waits is left to the next process."""
     with SimulatedController(threads=["watch"]) as controller:
         controller.dispatcher.close()
         controller.dispatcher.close()

@@ -24,7 +24,7 @@ LEASE_S = 3
 
 
 class Noting(Stop):
-    """Nobody pauses on it: how long the pause would have been is noted."""
+    """No thread pauses on it: how long the pause would have been is noted."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Noting(Stop):
 
 
 class TestRoom:
-    """MAX_WORKERS while nobody knows whether a pod is there."""
+    """MAX_WORKERS while it is unknown whether a pod is there."""
 
     @contract("2.MAX_WORKERS")
     @pytest.mark.parametrize("created", [True, False])
@@ -64,7 +64,7 @@ class TestRoom:
             assert has_room(controller.ledger) is False
 
     def test_room_that_is_one_too_much_is_taken_back(self) -> None:
-        """A task that was taken over has a pod: who was to create one waits after all."""
+        """A task that was taken over has a pod: a worker that was to create one waits after all."""
         driver = LedgerDriver(max_workers=1)
         driver.ledger.add(task("ours"))
         run = driver.take()
@@ -80,7 +80,7 @@ class TestRoom:
         assert driver.ledger.holds_room(run)
 
     def test_a_reader_that_waits_for_room_goes_on_as_soon_as_a_task_is_dropped(self) -> None:
-        """Not only when its wait is over: somebody else has the task now, and its place is free."""
+        """Not only when its wait is over: another replica has the task now, and its place is free."""
         driver = LedgerDriver(read_ahead=1)
         opened = task("a")
         driver.ledger.add(opened)
@@ -196,7 +196,7 @@ class TestLines:
         assert (line["message"], line["event_id"], line["task_id"]) == ("Taking over task t", "e", "t")
 
     def test_a_scale_down_that_is_over_is_logged_once(self, log: Lines) -> None:
-        """By who has stored its result, and by nobody else."""
+        """By the call that has stored its result, and by no other."""
         with SimulatedController(threads=["watch", "control", "reader"], auto=lambda name: None) as controller:
             controller.pod(controller.send(task_id="t"))
             controller.redis.fail_next("finish", after=True)
@@ -209,7 +209,7 @@ class TestLines:
         assert log.of("scale_down.finished") == ["Scaled down: 0 workers ended, 0 stay"]
 
     def test_a_watch_that_breaks_off_at_the_stop_is_no_warning(self, log: Lines) -> None:
-        """It was we who ended it."""
+        """We ended it ourselves."""
         with SimulatedController(threads=["watch"]) as controller:
             eventually(lambda: controller.servers.kubernetes.watching(), what="the watch")
             controller.stop.set()
@@ -222,7 +222,7 @@ class TestControl:
 
     @contract("5.scale_down")
     def test_new_work_is_seen_while_a_scale_down_waits_for_its_pods(self) -> None:
-        """The first victim takes its time to end; the second scale_down's is ended and told of meanwhile."""
+        """The first victim takes its time to end; the second scale_down's victim is ended and reported meanwhile."""
         with SimulatedController(threads=["watch", "control", "reader"]) as controller:
             slow, quick = (
                 controller.send(event_id="slow", task_id="slow"),
@@ -246,7 +246,7 @@ class TestFailures:
     """Our own code fails on a task."""
 
     def test_a_task_is_dropped_if_our_code_fails_on_opening_it(self) -> None:
-        """Its lease runs out, and whoever takes it up counts that; nobody may go on with half of it here."""
+        """Its lease runs out, and the replica that takes it up counts that; no thread may go on with half of it."""
         with SimulatedController() as controller:
             add = controller.ledger.add
 
@@ -371,7 +371,7 @@ class TestWiped:
 
 
 class TestSweep:
-    """Pods that nobody follows."""
+    """Pods that no thread follows."""
 
     def test_a_dead_pod_of_a_task_that_is_finished_goes(self) -> None:
         """Its worker has no result of its own there: Redis was restored, or the task ended as Poison."""
@@ -385,7 +385,7 @@ class TestSweep:
             servers.redis.find(event_id).state = "finished"  # type: ignore[union-attr]
             controller.sees(pod, lambda seen: seen.started_at is not None)
             controller.reconciler.once()
-            assert pod in controller.cluster.names()  # it lives: somebody may still follow it
+            assert pod in controller.cluster.names()  # it lives: a thread of another replica may still follow it
             controller.cluster.succeed(pod)
             controller.sees(pod, lambda seen: seen.finished)
             controller.reconciler.once()

@@ -40,7 +40,7 @@ def test_no_text_from_outside_makes_a_series() -> None:
                     task_id=f"task-{number}", reason=f"reason {number}", **{f"field_{number}": number}, **odd
                 )
             controller.intake.absorb(controller.stream.read_now(BATCH))
-            controller.pass_time(5)  # whoever was refused tries again
+            controller.pass_time(5)  # a worker that was refused tries again
         controller.results(EVENTS // 100)
         after = samples(controller.metrics)
         assert after["ottoscaler_dead_letters_total", "Invalid"] == EVENTS - EVENTS // 100

@@ -1,4 +1,4 @@
-"""Heartbeats: a loop that hangs is distinguished from one whose server is away, and from a process that slept."""
+"""Heartbeats: they distinguish a loop that hangs from one that waits for its server and from a process that slept."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_loop_that_hangs_is_named_after_a_minute(loop: str, call: str) -> None
 
 
 def test_a_watch_that_hangs_is_named() -> None:
-    """In its list: there a loop waits for nobody."""
+    """In its list: there the loop waits for no other thread."""
     with SimulatedController(threads=["watch"]) as controller:
         probes = health(controller)
         with hanging(controller, "list") as held:
@@ -258,7 +258,7 @@ class TestWork:
                     assert probes.readyz() == []
 
     def test_one_step_is_enough(self) -> None:
-        """A worker whose calls are slow, and come to an end, is no standstill."""
+        """A worker with slow calls that come to an end is no standstill."""
         with SimulatedController(threads=["watch"]) as controller:
             probes = health(controller)
             with hanging(controller, "intend") as first:
@@ -286,7 +286,7 @@ class TestWork:
                 assert probes.readyz() == []
 
     def test_a_pool_that_hangs_is(self) -> None:
-        """Threads are held, and by nobody who waits for a pod."""
+        """Threads are held, and none of them waits for a pod."""
         with SimulatedController(threads=["watch"], MAX_WORKERS=2) as controller:
             probes = health(controller)
             with hanging(controller, "intend") as held:
@@ -300,7 +300,7 @@ class TestWork:
 
 
 def test_redis_away_is_a_sign_of_life_of_each_try() -> None:
-    """A retry on a loop's thread notes what failed; one on a worker's thread is nobody's."""
+    """A retry on a loop's thread notes what failed; one on a worker's thread belongs to no loop."""
     with SimulatedController() as controller:
         controller.heartbeat.add_loop(threading.current_thread().name)
         left = [StreamUnavailable("away")]

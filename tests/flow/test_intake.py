@@ -55,7 +55,7 @@ class TestAccepting:
 
     @contract("3.event_id")
     def test_an_empty_event_id_counts_as_not_set(self) -> None:
-        """The entry's id is the event's, also where something else is wrong: its sender finds the result there."""
+        """The entry's id is the event's, also where another field is wrong: its sender finds the result there."""
         with SimulatedController() as controller:
             event_id = controller.accept(event_id="")
             assert controller.ledger.tasks.owners().keys() == {event_id}
@@ -94,7 +94,7 @@ class TestAccepting:
 
     @contract("3.dead-letter")
     def test_an_entry_that_was_trimmed_away_is_a_dead_letter(self) -> None:
-        """It was read by somebody who died, and is gone from the stream."""
+        """A process read it and died, and it is gone from the stream."""
         servers = FakeServers()
         with SimulatedController(servers, consumer="dead") as dead:
             dead.send()
@@ -189,7 +189,7 @@ class TestReader:
             eventually(lambda: controller.ledger.tasks.has(event_id))
 
     def test_after_an_error_its_own_pending_entries_come_first(self) -> None:
-        """The answer of a read may have been lost: its entries are delivered and nobody has them."""
+        """The answer of a read may have been lost: its entries are delivered and no process has them."""
         with SimulatedController() as controller:
             controller.redis.fail_next("read", after=True)
             event_id = controller.send()
@@ -198,7 +198,7 @@ class TestReader:
             assert controller.redis.pending_count() == 0
 
     def test_a_group_that_is_gone_is_made_again(self) -> None:
-        """FLUSHALL, or somebody deleted it."""
+        """FLUSHALL, or a user deleted it."""
         with SimulatedController(threads=["reader"]) as controller:
             eventually(lambda: controller.redis.calls["read"])
             controller.redis.flush()

@@ -53,7 +53,7 @@ def test_a_dead_owners_task_is_taken_over() -> None:
 
 
 def test_what_a_dead_one_read_and_did_not_accept_is_taken_over() -> None:
-    """After LEASE_S and not before: he may only be slow."""
+    """After LEASE_S and not before: the process may only be slow."""
     servers = FakeServers()
     with SimulatedController(servers, consumer="dead") as dead:
         event_id = dead.send()
@@ -103,7 +103,7 @@ def test_what_was_read_and_not_accepted_is_handed_over_at_once() -> None:
 
 
 def test_what_a_thread_works_on_is_handed_over_last() -> None:
-    """The write that it is at would else be refused; all others change hands before it is done."""
+    """Otherwise the write that it is at would be refused; all others change hands before it is done."""
     arrived, go_on = threading.Event(), threading.Event()
 
     def hold(verb: str, _name: str = "") -> None:
@@ -127,7 +127,7 @@ def test_what_a_thread_works_on_is_handed_over_last() -> None:
 
 
 def test_a_failure_of_ours_hands_nothing_over() -> None:
-    """A task that makes processes fail would else never have failed often enough to end."""
+    """Otherwise a task that makes processes fail would never have failed often enough to end."""
     servers = FakeServers()
     with SimulatedController(servers, consumer="old", threads=["watch"]) as first:
         first.dies_of = RuntimeError
@@ -168,7 +168,7 @@ def test_what_the_first_list_shows_is_not_asked_for_again() -> None:
 
 
 def test_a_take_over_is_noticed_if_its_answer_was_lost() -> None:
-    """The task is ours, and nobody else could take it before its lease runs out."""
+    """The task is ours, and no other process could take it before its lease runs out."""
     servers = FakeServers()
     with SimulatedController(servers, incarnation="b1", threads=["watch"]) as first:
         event_id = first.accept()
@@ -218,7 +218,7 @@ def a_third(controller: SimulatedController) -> None:
 
 
 def test_nothing_is_taken_over_right_after_an_outage() -> None:
-    """While Redis was away nobody could renew: the owner gets one LEASE_S to come back."""
+    """While Redis was away no process could renew: the owner gets one LEASE_S to come back."""
     servers = FakeServers()
     with (
         SimulatedController(servers, consumer="other") as owner,
@@ -254,7 +254,7 @@ def test_nothing_is_taken_over_after_a_renewal_that_came_late() -> None:
 
 
 def test_no_renewal_comes_after_the_release() -> None:
-    """A renewal that is under way when the stop comes would keep everybody else waiting for a lease."""
+    """A renewal that is under way when the stop comes would keep all other replicas waiting for a lease."""
     arrived, go_on = threading.Event(), threading.Event()
 
     def hold(op: str) -> None:
@@ -300,7 +300,7 @@ def test_what_was_taken_from_us_is_let_go() -> None:
 
 
 def test_a_worker_that_finds_out_first_says_so(log: Lines) -> None:
-    """Before the renewal that would have told: one line, however many workers the task has."""
+    """Before the renewal that would have reported it: one line, however many workers the task has."""
     servers = FakeServers()
     with SimulatedController(servers, threads=["watch"]) as paused, SimulatedController(servers, consumer="c2") as heir:
         event_id = paused.accept(pod_count=2)

@@ -29,10 +29,10 @@ def driver() -> LedgerDriver:
 
 
 class TestOrder:
-    """Who is next."""
+    """Which worker is next."""
 
     def test_small_events_are_not_starved_by_a_big_one(self, driver: LedgerDriver) -> None:
-        """Events take turns, whoever came first."""
+        """Events take turns, whichever came first."""
         for opened in (task("big", 1000), task("a"), task("b", 2)):
             driver.ledger.add(opened)
         assert driver.order(6) == ["big/1", "a/1", "b/1", "big/2", "b/2", "big/3"]
@@ -102,7 +102,7 @@ class TestRoom:
 
     @contract("2.MAX_WORKERS")
     def test_a_live_pod_of_ours_takes_room_until_it_has_ended(self) -> None:
-        """Seen by the watch, whoever created it."""
+        """Seen by the watch, whichever replica created it."""
         driver = LedgerDriver(max_workers=1)
         driver.registry.publish(of("a", 5, Phase.RUNNING, index=9))
         driver.ledger.add(task("a", 9))
@@ -111,7 +111,7 @@ class TestRoom:
         assert driver.take().life.index == 1
 
     def test_settled_reports_once_that_others_may_go_on(self) -> None:
-        """Between the sight of its pod and the end of its claim somebody may have been turned away."""
+        """Between the sight of its pod and the end of its claim, another worker may have been turned away."""
         driver = LedgerDriver(max_workers=2)
         driver.ledger.add(task("a", 2))
         run = driver.take()
@@ -122,7 +122,7 @@ class TestRoom:
 
     @contract("2.MAX_WORKERS")
     def test_room_that_a_take_over_fills_is_taken_back(self) -> None:
-        """Whoever has not begun to use it waits after all; whoever has cannot be stopped any more."""
+        """A worker that has not begun to use it waits after all; one that has begun cannot be stopped any more."""
         driver = LedgerDriver(max_workers=3)
         driver.ledger.add(task("ours", 2))
         first, second = driver.take(), driver.take()
@@ -149,7 +149,7 @@ class TestRoom:
         assert driver.order(1) == ["ours/1"]
 
     def test_nothing_is_created_while_the_state_is_unknown(self, driver: LedgerDriver) -> None:
-        """But who may have a pod already goes on."""
+        """But a worker that may have a pod already goes on."""
         driver.registry.unknown()
         driver.ledger.add(task("new"))
         driver.ledger.add(task("old", 1, StoredWorker(1, attempt=1)))
@@ -177,7 +177,7 @@ class TestRoom:
         assert not driver.ledger.holds_room(run)
 
     def test_old_epochs_do_not_give_up_the_room_of_new_ones(self) -> None:
-        """A thread that is on its way out of a task that was taken over anew."""
+        """A thread that is on its way out of a task that was taken over again."""
         driver = LedgerDriver(max_workers=2)
         driver.registry.publish(of("other", 5, Phase.RUNNING))
         driver.registry.track(of("other", 5).key.event_hash)

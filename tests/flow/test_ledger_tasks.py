@@ -31,7 +31,7 @@ class TestCancel:
     """A cancel, in whatever stage it finds a worker."""
 
     def test_one_that_was_never_begun_never_starts(self, driver: LedgerDriver) -> None:
-        """It is handed to whoever writes its two lines, and its turn is passed over."""
+        """It is handed to the thread that writes its two lines, and its turn is passed over."""
         driver.ledger.add(task("a", 2))
         assert driver.ledger.cancel("a", 1, CANCEL)
         assert driver.order(1) == ["a/2"]
@@ -93,13 +93,13 @@ class TestCancel:
         assert not driver.ledger.cancel("theirs", 1, CANCEL)
 
     def test_a_stored_cancel_is_carried_out_after_a_take_over(self, driver: LedgerDriver) -> None:
-        """The one who set it may be gone, too."""
+        """The replica that set it may be gone, too."""
         driver.ledger.add(task("a", 1, StoredWorker(1, termination=CANCEL)))
         assert driver.ledger.take() is None
         assert driver.ledger.take_cancelled() is not None
 
     def test_new_marks_are_noticed_once(self, driver: LedgerDriver) -> None:
-        """The renewal counts them; a task of others is nobody's business."""
+        """The renewal counts them; a task of another replica is ignored here."""
         driver.ledger.add(task("a", cancels=1))
         assert driver.ledger.tasks.newly_cancelled({"a": 1, "b": 7}) == []
         assert driver.ledger.tasks.newly_cancelled({"a": 3}) == ["a"]
@@ -126,7 +126,7 @@ class TestTasks:
         assert driver.ledger.tasks.owners() == {"a": "c1/b1/2"}
 
     def test_the_threads_of_an_older_epoch_are_notified(self, driver: LedgerDriver) -> None:
-        """Else two threads would follow one worker."""
+        """Otherwise two threads would follow one worker."""
         added = driver.ledger.add(task("a"))
         driver.take()
         with driver.registry.subscribe(added.hash, 1) as waiter:
@@ -162,7 +162,7 @@ class TestTasks:
 
 
 class TestShowing:
-    """What those see who look."""
+    """What a user sees of a task."""
 
     @contract("5.state")
     def test_the_last_state_of_each_worker_is_written_once(self, driver: LedgerDriver) -> None:
@@ -176,7 +176,7 @@ class TestShowing:
         assert driver.ledger.notes.take() == []
 
     def test_nothing_is_returned_of_tasks_that_are_gone(self, driver: LedgerDriver) -> None:
-        """They are somebody else's to describe."""
+        """The other replica describes them."""
         driver.ledger.add(task("a"))
         driver.ledger.notes.add(driver.take())
         driver.ledger.drop("a", "c1/b1/1")

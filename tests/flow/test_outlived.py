@@ -1,4 +1,4 @@
-"""Workers whose pods hold more than `agent`, or are held back: sidecars, gates, and words that we do not know."""
+"""Workers with pods that hold more than `agent`, or are held back: sidecars, gates, and words that we do not know."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CANCEL = Termination(Reason.SCALED_DOWN, "ended by scale_down", by="down")
 
 
 def outlived(controller: SimulatedController, event_id: str, code: int, *, first: bool = True) -> str:
-    """The name of a worker's pod whose sidecar runs on; its thread has seen the end of `agent`."""
+    """The name of a worker's pod with a sidecar that runs on; its thread has seen the end of `agent`."""
     pod = controller.pod(event_id)
     controller.cluster.outlive(pod, code, first=first)
     controller.wait_seen(pod, lambda seen: seen.ended)
@@ -22,7 +22,7 @@ def outlived(controller: SimulatedController, event_id: str, code: int, *, first
 
 
 class TestSidecar:
-    """A container that somebody injected does not end when `agent` does."""
+    """An injected container does not end when `agent` does."""
 
     @contract("4.container")
     @contract("2.TERMINATION_GRACE_S")
@@ -75,7 +75,7 @@ class TestSidecar:
     @contract("4.container")
     @pytest.mark.parametrize("code", [0, 3])
     def test_a_replica_that_takes_over_keeps_the_verdict(self, code: int) -> None:
-        """The intent was stored; the pod is gone by the time anybody looks."""
+        """The intent was stored; the pod is gone by the time a replica looks."""
         servers = FakeServers()
         with SimulatedController(servers, threads=["watch"], TERMINATION_GRACE_S=20) as old:
             event_id = old.accept()
@@ -103,7 +103,7 @@ class TestSidecar:
 
 
 class TestGate:
-    """A pod that somebody holds back."""
+    """A pod that a user holds back."""
 
     @contract("5.waiting")
     @contract("2.PENDING_TIMEOUT_S")

@@ -1,4 +1,4 @@
-"""An event that our own code fails on ends as a dead letter after so many tries, and all others go on meanwhile.
+"""An event that our own code fails on ends as a dead letter after a number of tries, and all others go on meanwhile.
 
 The defects are put into the real objects here, at each place where a single event is in hand.
 """
@@ -21,7 +21,7 @@ POISON = pytest.mark.contract("5.Poison")
 
 
 class Defect(Exception):
-    """What nobody has thought of."""
+    """A failure that no code provides for."""
 
 
 class Killed(BaseException):
@@ -50,7 +50,7 @@ def reasons(servers: FakeServers) -> list[str]:
 
 
 def break_(owner: object, name: str, when: Callable[..., bool], error: type[BaseException] = Defect) -> None:
-    """Let a method raise for what `when` says, and else do what it does."""
+    """Let a method raise for what `when` says, and otherwise do what it does."""
     method = getattr(owner, name)
 
     def broken(*arguments: Any, **named: Any) -> Any:
@@ -67,7 +67,7 @@ def accepts(event_id: str) -> Callable[..., bool]:
 
 
 class TestFigures:
-    """Every dead letter is one line and one count, whoever wrote it; what is no new event is none."""
+    """Every dead letter is one line and one count, whichever component wrote it; what is no new event is none."""
 
     @pytest.mark.parametrize(
         ("events", "reason", "taken"),
@@ -138,7 +138,7 @@ class TestAccepting:
         assert log.of("event.poison")
 
     def test_what_cannot_even_be_buried_is_buried_without_its_fields(self) -> None:
-        """Else it would be read again for ever."""
+        """Otherwise it would be read again without limit."""
         with SimulatedController() as controller:
             break_(controller.stream, "dead_letter", lambda entry, _bad: entry.fields is not None)
             controller.accept(type="neither")
@@ -252,7 +252,7 @@ class TestOwning:
 
     @POISON
     def test_an_event_that_cannot_supersede_others_ends(self) -> None:
-        """Else its worker would run on, its lease be renewed, and each later scale_down wait for its choice."""
+        """Otherwise its worker would run on, its lease be renewed, and each later scale_down wait for its choice."""
         with SimulatedController(
             threads=["watch", "control", "reader", "lease"], auto=lambda name: None, LEASE_S=3
         ) as controller:

@@ -15,7 +15,7 @@ contract = pytest.mark.contract
 
 
 class Turns(Stop):
-    """Nobody pauses on it, and it stops after so many pauses."""
+    """No thread pauses on it, and it stops after the given number of pauses."""
 
     def __init__(self, left: int) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class Turns(Stop):
 
 
 def left_behind(servers: FakeServers, **fields: object) -> tuple[str, str]:
-    """A task whose controller died with its pod just created; returns event id and pod name."""
+    """A task left by a controller that died with its pod just created; returns event id and pod name."""
     with SimulatedController(servers, consumer="dead", threads=["watch"]) as first:
         event_id = first.accept(**fields)
         pod = first.pod(event_id)
@@ -49,7 +49,7 @@ def test_a_pod_with_a_result_goes() -> None:
 
 
 def test_a_live_pod_of_an_older_attempt_goes() -> None:
-    """A higher attempt is stored: this one is nobody's any more."""
+    """A higher attempt is stored: no life owns this pod any more."""
     servers = FakeServers()
     event_id, pod = left_behind(servers)
     with SimulatedController(servers, threads=["watch"]) as controller:
@@ -59,7 +59,7 @@ def test_a_live_pod_of_an_older_attempt_goes() -> None:
 
 
 def test_a_live_pod_that_is_terminated_is_ended() -> None:
-    """Whoever sees it ends it, whoever owns the task."""
+    """Any replica that sees it ends it, whichever replica owns the task."""
     servers = FakeServers()
     event_id, pod = left_behind(servers)
     with SimulatedController(servers, threads=["watch"]) as controller:
@@ -81,7 +81,7 @@ def test_a_drain_spares_a_pod_that_has_started() -> None:
 
 
 def test_a_drain_spares_a_pod_that_the_live_look_shows_started() -> None:
-    """What the watch last told may be old."""
+    """What the watch last reported may be old."""
     servers = FakeServers()
     event_id, pod = left_behind(servers)
     with SimulatedController(servers) as controller:
@@ -116,7 +116,7 @@ def test_a_pod_that_a_thread_follows_is_the_threads() -> None:
 
 
 def test_a_finished_pod_that_waits_for_a_thread_is_recorded() -> None:
-    """The pool is full after a take-over: nobody has to wait for it who only needs two writes."""
+    """The pool is full after a take-over: a worker that only needs two writes does not have to wait for it."""
     servers = FakeServers()
     event_id, pod = left_behind(servers)
     with SimulatedController(servers, threads=["watch"], MAX_WORKERS=1) as controller:
@@ -239,7 +239,7 @@ def test_what_was_taken_up_ends_with_its_result() -> None:
 
 @contract("2.TASK_TTL_S")
 def test_a_finished_pod_of_a_long_forgotten_event_goes() -> None:
-    """Older than TASK_TTL_S nobody can want it."""
+    """When it is older than TASK_TTL_S, no replica can need it."""
     servers = FakeServers()
     _, pod = left_behind(servers)
     with SimulatedController(servers, threads=["watch"], TASK_TTL_S=100) as controller:

@@ -56,7 +56,7 @@ def waiting(waiter: Waiter) -> bool:
 
 
 class TestWaiting:
-    """What a worker's thread hears."""
+    """What a worker's thread receives."""
 
     def test_an_event_before_the_wait_is_not_missed(self, registry: Registry, waiter: Waiter) -> None:
         """Subscribing comes before acting, so what happens in between is there when the thread asks."""
@@ -66,7 +66,7 @@ class TestWaiting:
     def test_an_event_wakes_the_waiting_thread(
         self, registry: Registry, waiter: Waiter, helper: ThreadPoolExecutor
     ) -> None:
-        """The observation is the pod as the watch told it."""
+        """The observation is the pod as the watch reported it."""
         seen = helper.submit(waiter.wait, 1, None)
         eventually(lambda: waiting(waiter))
         registry.publish(pod(5))
@@ -94,7 +94,7 @@ class TestWaiting:
         assert waiter.wait(1, PAST) == Seen(pod(7, Phase.RUNNING))
 
     def test_another_worker_or_attempt_does_not_wake(self, registry: Registry, waiter: Waiter) -> None:
-        """A thread hears of its own attempt's pod only."""
+        """A thread is notified of its own attempt's pod only."""
         registry.publish(pod(5, index=2))
         registry.publish(pod(6, Phase.FAILED, attempt=1))
         assert waiter.wait(2, PAST) == TimedOut()
@@ -106,7 +106,7 @@ class TestWaiting:
         assert waiter.wait(2, PAST) == Seen(pod(5, attempt=2))
 
     def test_a_waiter_about_to_be_answered_cannot_retract(self, registry: Registry, waiter: Waiter) -> None:
-        """His time is over, and somebody has just taken his future to answer it."""
+        """Its time is over, and another thread has just taken its future to answer it."""
         future = registry.offer(waiter, 1)
         registry.notify(HASH, 1, TERMINATION_STORED)
         assert not registry.retract(waiter, future)
@@ -121,7 +121,7 @@ class TestWaiting:
             assert waiter.wait(1, PAST) == TimedOut()
 
     def test_a_pod_that_went_while_no_thread_waited_is_missing(self, registry: Registry) -> None:
-        """Whoever comes back for it looks live."""
+        """A thread that comes back for it looks live."""
         registry.publish(pod(5))
         registry.publish(pod(6, gone=True))
         with registry.subscribe(HASH, 1, pod(5)) as waiter:
@@ -134,7 +134,7 @@ class TestWaiting:
             assert waiter.wait(1, PAST) == TimedOut()
 
     def test_a_wait_ends_at_its_time(self, waiter: Waiter) -> None:
-        """With nothing to tell, a deadline that has passed answers at once."""
+        """With nothing to report, a deadline that has passed answers at once."""
         assert waiter.wait(1, PAST) == TimedOut()
 
 
@@ -155,7 +155,7 @@ class TestLearning:
         assert waiter.wait(1, PAST) == TimedOut()
 
     def test_the_watch_may_have_been_faster(self, registry: Registry, waiter: Waiter) -> None:
-        """Then the create's answer is old, and the thread is told the newer state."""
+        """Then the create's answer is old, and the thread gets the newer state."""
         registry.publish(pod(7, Phase.RUNNING))
         registry.upsert(pod(5))
         assert waiter.wait(1, PAST) == Seen(pod(7, Phase.RUNNING))
@@ -187,7 +187,7 @@ class TestLists:
         assert [*known, registry.known] == [False, True, False]
 
     def test_the_first_list_can_be_waited_for(self, registry: Registry, helper: ThreadPoolExecutor) -> None:
-        """And not for ever."""
+        """And not without limit."""
         registry.wait_known(0.01)
         waiting = helper.submit(registry.wait_known, 10)
         registry.replace(PodList([], "9"))
@@ -279,7 +279,7 @@ class TestLists:
 
 
 class TestTelling:
-    """What somebody else has to say to a worker's thread."""
+    """What another thread has to report to a worker's thread."""
 
     def test_it_reaches_a_waiting_worker(self, registry: Registry, waiter: Waiter, helper: ThreadPoolExecutor) -> None:
         """At once."""
@@ -289,21 +289,21 @@ class TestTelling:
         assert observed.result(5) == TERMINATION_STORED
 
     def test_it_reaches_a_worker_that_does_not_wait_yet(self, registry: Registry, waiter: Waiter) -> None:
-        """In the order in which it was told, and before what the watch has."""
+        """In the order of the notifications, and before what the watch has."""
         registry.publish(pod(5))
         registry.notify(HASH, 1, TERMINATION_STORED)
         registry.notify(HASH, 1, NotOurs())
         assert [waiter.wait(1, PAST) for _ in range(3)] == [TERMINATION_STORED, NotOurs(), Seen(pod(5))]
 
     def test_it_says_whether_anybody_follows(self, registry: Registry, waiter: Waiter) -> None:
-        """Who tells a worker that nobody follows has to act himself."""
+        """A caller that notifies a worker that no thread follows has to act itself."""
         assert registry.followed(HASH, 1)
         assert not registry.notify(HASH, 2, TERMINATION_STORED)
 
     def test_a_waiter_that_loses_its_place_is_notified(
         self, registry: Registry, waiter: Waiter, helper: ThreadPoolExecutor
     ) -> None:
-        """There is one place for each worker: a thread left without one would wait for ever."""
+        """There is one place for each worker: a thread left without one would wait without limit."""
         observed = helper.submit(waiter.wait, 1, None)
         eventually(lambda: waiting(waiter))
         with registry.subscribe(HASH, 1) as newer:
@@ -325,7 +325,7 @@ class TestClosing:
             assert all(isinstance(end.exception(5), Stopping) for end in ends)
 
     def test_a_later_waiter_stops_too(self, registry: Registry, waiter: Waiter) -> None:
-        """There is nobody left to wake him."""
+        """There is no thread left to wake it."""
         registry.close()
         registry.close()
         with pytest.raises(Stopping):
@@ -343,7 +343,7 @@ def hostile() -> Iterator[None]:
 
 @pytest.mark.usefixtures("hostile")
 def test_the_race_of_a_timeout_with_an_event_loses_nothing_and_doubles_nothing() -> None:
-    """Two threads, thousands of rounds: what is told while a wait ends is heard once, by this wait or by the next."""
+    """Two threads, thousands of rounds: a notification while a wait ends arrives once, in this wait or in the next."""
     registry, rounds = Registry(ManualClock()), 4000
     found = [TerminationStored(Termination(Reason.SCALED_DOWN, str(number))) for number in range(rounds)]
     observed: list[Observation] = []
@@ -366,7 +366,7 @@ def test_the_race_of_a_timeout_with_an_event_loses_nothing_and_doubles_nothing()
 
 @pytest.mark.usefixtures("hostile")
 def test_the_race_of_a_timeout_with_the_watch_ends_in_the_last_state() -> None:
-    """However the waits fall, versions only rise and the last one is heard."""
+    """However the waits fall, versions only rise and the last one arrives."""
     registry, rounds = Registry(ManualClock()), 4000
 
     def publish() -> None:

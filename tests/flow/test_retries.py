@@ -29,7 +29,7 @@ class Pauses(threading.Event):
 
 
 def failing(times: int, error: Exception) -> Callable[[], str]:
-    """Fails so often, then answers."""
+    """Fails the given number of times, then answers."""
     left = [error] * times
 
     def attempt() -> str:
@@ -82,7 +82,7 @@ def test_what_the_server_asks_for_is_respected_within_a_limit() -> None:
 
 
 def test_each_failed_try_is_reported() -> None:
-    """So that whoever tries for ever is seen to be alive."""
+    """So that a thread that tries without limit is seen to be alive."""
     received: list[str] = []
     Retries(Pauses(), Metrics(), received.append).forever("do it", failing(3, StreamUnavailable("away")))
     assert received == ["cannot do it: away"] * 3
@@ -97,7 +97,7 @@ def test_pauses_grow_up_to_a_limit() -> None:
 
 
 def test_the_stop_ends_it() -> None:
-    """Nobody tries for ever in a process that is to end."""
+    """No thread tries without limit in a process that is to end."""
     with pytest.raises(Stopping):
         Retries(Pauses(stop_after=3), Metrics()).forever("do it", failing(100, StreamUnavailable("away")))
 
@@ -110,7 +110,7 @@ def test_retries_are_counted_by_server() -> None:
 
 
 def test_a_long_outage_does_not_fill_the_log(log: Lines) -> None:
-    """Tries 1, 2, 4, 8 … are told."""
+    """Tries 1, 2, 4, 8 … are logged."""
     Retries(Pauses(), Metrics()).forever("read", failing(100, StreamUnavailable("away")))
     assert len(log.of("retry.scheduled")) == 7
 

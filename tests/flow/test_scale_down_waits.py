@@ -34,7 +34,7 @@ def test_a_worker_between_two_attempts_is_cancelled_at_once() -> None:
 
 
 def test_a_cancel_that_comes_while_a_worker_goes_into_its_pause_is_carried_out_at_once() -> None:
-    """Its thread is told, and has given the worker back before it hears."""
+    """Its thread is notified, but gives the worker back before it receives the notification."""
     with SimulatedController(threads=["watch", "control"], INFRA_RETRIES=3) as controller:
         event_id = controller.accept(pod_count=1)
         pod = controller.pod(event_id)

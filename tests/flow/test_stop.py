@@ -78,7 +78,7 @@ def test_one_thread_may_outlive_the_others() -> None:
 
 @pytest.mark.contract("2.SHUTDOWN_GRACE_S")
 def test_threads_that_hang_are_named() -> None:
-    """Nobody waits for them beyond the deadline."""
+    """The process does not wait for them beyond the deadline."""
     stop, release = Stop(), threading.Event()
 
     def hang() -> None:

@@ -1,4 +1,4 @@
-"""The whole controller over the fakes: every worker's result comes exactly once, whoever dies in between."""
+"""The whole controller over the fakes: every worker's result comes exactly once, whichever process dies in between."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_two_controllers_share_a_group() -> None:
 
 @contract("2.LEASE_S")
 def test_one_of_two_dies_and_the_other_takes_over() -> None:
-    """Its pods run on, and are nobody's for one lease; then they are the other's, as they are."""
+    """Its pods run on, and have no owner for one lease; then they are the other's, as they are."""
     servers = FakeServers()
     with (
         SimulatedController(servers, consumer="a", threads=ALL, auto=lambda _name: None, LEASE_S=3) as dead,
@@ -80,7 +80,7 @@ def test_one_of_two_dies_and_the_other_takes_over() -> None:
 @contract("5.exactly-once")
 @pytest.mark.parametrize("step", ["intend", "create", "check", "record", "delete"])
 def test_a_death_between_any_two_steps_leaves_one_result(step: str) -> None:
-    """Whoever takes over begins with a look at what is there."""
+    """The replica that takes over begins with a look at what is there."""
     servers = FakeServers()
 
     def die(verb: str, _name: str) -> None:

@@ -17,7 +17,7 @@ contract = pytest.mark.contract
 
 
 class Noting(Stop):
-    """Nobody pauses on it: how long he would have is noted."""
+    """No thread pauses on it: how long the pause would have been is noted."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Versions(FakeKubernetes):
 
 
 def watching(controller: SimulatedController, times: int) -> None:
-    """Wait until the watch was begun so often, and is open."""
+    """Wait until the watch was begun the given number of times, and is open."""
     eventually(
         lambda: controller.calls("watch") >= times and controller.servers.kubernetes.watching(), what=f"watch {times}"
     )
@@ -131,7 +131,7 @@ def test_nothing_is_created_while_the_link_is_broken() -> None:
 
 @contract("5.PodLost")
 def test_a_waiter_is_notified_that_its_pod_vanished_meanwhile() -> None:
-    """A thread must not wait for ever for a pod that no watch will speak of."""
+    """A thread must not wait without limit for a pod that no watch will report."""
     with SimulatedController(threads=["watch"], INFRA_RETRIES=0) as controller:
         pod = controller.pod(controller.accept())
         watching(controller, 1)

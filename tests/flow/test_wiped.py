@@ -139,7 +139,7 @@ def test_a_scale_down_ends_the_workers_that_it_chose() -> None:
 
 
 def test_others_wait_for_the_owner() -> None:
-    """Their reconciler sees pods of an event that nobody knows, and gives its owner one LEASE_S."""
+    """Their reconciler sees pods of an event that is in no task, and gives its owner one LEASE_S."""
     servers = FakeServers()
     with (
         SimulatedController(servers, threads=["watch", "lease"], LEASE_S=LEASE_S) as controller,
@@ -173,7 +173,7 @@ def test_a_task_of_which_only_a_sleeper_knows_is_not_brought_back() -> None:
 
 @pytest.mark.parametrize(("todo", "refused"), [(Intend(2, 1), True), (NoteRefused(2), True), (Create(2), False)])
 def test_an_attempt_that_has_no_pod_counts_as_refused(todo: Effect, refused: bool) -> None:
-    """Whoever takes the task over creates it then, instead of looking for a pod and calling it lost."""
+    """The replica that takes the task over creates it then, instead of looking for a pod and calling it lost."""
     driver = LedgerDriver()
     driver.ledger.add(task("e-1"))
     run = driver.take()

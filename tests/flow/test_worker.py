@@ -31,7 +31,7 @@ class TestTheNormalWay:
 
     @contract("5.Completed")
     def test_it_costs_one_create_and_one_delete(self) -> None:
-        """And no look at all: the watch tells everything."""
+        """And no look at all: the watch reports everything."""
         with SimulatedController(threads=["watch"]) as controller:
             result = finish(controller, controller.pod(controller.accept()))
             assert (result["outcome"], result["reason"]) == ("succeeded", "Completed")
@@ -95,7 +95,7 @@ class TestCreating:
 
     @contract("4.name")
     def test_a_pod_of_ours_that_is_there_is_adopted(self, log: Lines) -> None:
-        """409 and our annotations: somebody created it before us, in our name."""
+        """409 and our annotations: another process created it before us, in our name."""
         with SimulatedController(threads=["watch"]) as controller:
             event = ScaleEvent(event_id="e-1", stream_id="1-0", type=EventType.SCALE_UP, pod_count=1, task_id="t")
             controller.cluster.create(
@@ -300,7 +300,7 @@ class TestOutages:
     @contract("5.exactly-once")
     @pytest.mark.parametrize("change", ["succeed", "vanish"])
     def test_what_becomes_of_a_pod_in_an_outage_is_not_missed(self, change: str) -> None:
-        """Its worker has no thread then, and the watch tells nobody: it hears of it when it goes on."""
+        """Its worker has no thread then, and the watch has no thread to notify: the worker sees it when it goes on."""
         with SimulatedController(threads=["watch"], INFRA_RETRIES=0) as controller:
             controller.redis.fail_next("check", 4)
             event_id = controller.accept()

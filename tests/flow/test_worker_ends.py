@@ -1,4 +1,4 @@
-"""How a worker ends that does not end by itself: it does not start, somebody deletes it, we end it, our code fails."""
+"""How a worker ends that does not end by itself: it does not start, a user deletes it, we end it, our code fails."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DRAIN = Termination(Reason.SCALED_DOWN, "ended by scale_down", drain=True, by="d
 
 
 def cancel(controller: SimulatedController, event_id: str, termination: Termination) -> None:
-    """What a scale_down does: the mark is stored, then whoever follows the worker is told."""
+    """What a scale_down does: the mark is stored, then the thread that follows the worker is notified."""
     controller.stream.store_termination(event_id, None, 1, termination)
     assert controller.ledger.cancel(event_id, 1, termination)
 
@@ -57,7 +57,7 @@ class TestNotStarting:
     @contract("5.Unschedulable")
     @contract("2.PENDING_TIMEOUT_S")
     def test_a_pod_without_a_node(self) -> None:
-        """A node may be added for it; not for ever."""
+        """A node may be added for it; the wait has a limit."""
         with SimulatedController(threads=["watch"]) as controller:
             pod = controller.pod(controller.accept())
             controller.cluster.unschedulable(pod)
@@ -154,7 +154,7 @@ class TestCancelled:
 
     @contract("3.mode")
     def test_a_drain_ends_a_worker_that_has_not_started(self) -> None:
-        """It costs nobody anything."""
+        """It costs no work."""
         with SimulatedController(threads=["watch"]) as controller:
             event_id = controller.accept()
             controller.pod(event_id)
