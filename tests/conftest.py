@@ -39,7 +39,7 @@ def _docker() -> str | None:
 
 
 def _kube_program(name: str) -> str | None:
-    """From the folder TEST_KUBE_BIN, else from PATH."""
+    """From the folder TEST_KUBE_BIN, otherwise from PATH."""
     folder = os.environ.get("TEST_KUBE_BIN", "")
     return shutil.which(name, path=folder or None)
 

@@ -82,7 +82,7 @@ def commands(path: Path) -> list[str]:
 
 
 def table(head: str, path: Path = REFERENCE) -> Table:
-    """The rows of a document's table whose first heading is this, or, if several are, of all of them."""
+    """The rows of a document's table with this first heading, or, if several have it, of all of them."""
     found = [each[2:] for part in parts(path) for each in part.tables if each[0][0] == head]
     assert found, f"{path.name} has no table headed {head!r}"
     return [row for rows in found for row in rows]

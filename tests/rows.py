@@ -1,7 +1,7 @@
 """The promises to the outside as a list of rows, and which tests hold each of them up: `make rows`.
 
 A test names its row with `@pytest.mark.contract("<section>.<row>")`. The suite is only collected, not run: that the
-tests pass is for `make test` and its sisters to say; here it shows which promise nobody looks at. A row that waits for
+tests pass is for `make test` and its sisters to say; here it shows which promise has no test. A row that waits for
 a part of the program that is not there says so.
 """
 

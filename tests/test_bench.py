@@ -69,7 +69,7 @@ def test_audit_log_is_read_as_it_grows(tmp_path: Path) -> None:
 
 
 def test_other_resources_are_named(tmp_path: Path) -> None:
-    """A request for anything but a pod counts too, and is told apart."""
+    """A request for anything but a pod counts too, under a name of its own."""
     path = tmp_path / "audit.log"
     path.write_text(line("RequestReceived", "create", resource="events") + line("RequestReceived", "list"), "utf-8")
     calls = AuditLog(path).look().by_verb()

@@ -1,4 +1,4 @@
-"""The process's two clocks: one that nobody can set, and one that is right as soon as somebody has set it."""
+"""The process's two clocks: one that cannot be set, and one that is right as soon as it was set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The documents tell the truth: their tables are compared with the code, their links with the files, and the Korean
+"""The documents are true: their tables are compared with the code, their links with the files, and the Korean
 texts with the English ones. That their commands work is for test_readme.py to show.
 """
 
@@ -89,7 +89,7 @@ def test_the_example_of_an_environment_file_has_known_variables() -> None:
 
 
 def test_the_reasons_are_those_of_the_code() -> None:
-    """With outcome, fault and who tries again."""
+    """With outcome, fault and the budget of a retry."""
     budgets = {Retry.NEVER: NONE, Retry.WORKER: "`WORKER_RETRIES`", Retry.INFRA: "`INFRA_RETRIES`"}
     found = {codes(row[0])[0]: row[1:4] for row in table("reason")}
     assert found == {
@@ -239,7 +239,7 @@ def test_readme_leads_to_every_document() -> None:
 
 
 def test_readme_is_short() -> None:
-    """Somebody reads it from its first line to its last; what is longer has a document of its own."""
+    """A person reads it from its first line to its last; what is longer has a document of its own."""
     assert len(README.read_bytes()) <= 20 * 1024
 
 

@@ -107,6 +107,6 @@ def test_bytes_for_each_pod(cost: Cost, what: str, most: int) -> None:
 
 
 def test_scripts_for_each_worker(cost: Cost) -> None:
-    """Three of its own; accepting, leases, and what is noted for whoever looks come once for each event and tick."""
+    """Three of its own; accepting, leases, and what is noted for a reader come once for each event and tick."""
     print(f"{cost.scripts / _WORKERS:.2f} scripts per worker")
     assert 3 * _WORKERS <= cost.scripts < 6 * _WORKERS

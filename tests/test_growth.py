@@ -1,8 +1,8 @@
 """What a worker costs does not depend on how many there are: counted in lines of code that are executed, which are the
 same on every machine.
 
-All workers of one event live at once. Whoever looks at all pods for each pod multiplies the cost of a worker with the
-number of workers.
+All workers of one event live at once. Code that looks at all pods for each pod multiplies the cost of a worker with
+the number of workers.
 """
 
 from __future__ import annotations

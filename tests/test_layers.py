@@ -21,7 +21,7 @@ SOURCES = sorted(
     if not path.stem.endswith(("_pb2", "_pb2_grpc"))  # generated
 )
 
-#: First part of a module's path below the package -> its layer. Whoever is not here has no place.
+#: First part of a module's path below the package -> its layer. A module that is not here has no place.
 LAYERS = {
     "__init__": 0,
     "errors": 1,

@@ -318,7 +318,7 @@ class TestSeldom:
         assert [limited.is_due(text) for text in ("away", "away", "away", "full")] == [True, True, False, True]
 
     def test_after_a_quiet_minute_it_is_news_again(self) -> None:
-        """The next outage is another one, and nothing is remembered for ever."""
+        """The next outage is another one, and nothing is remembered without limit."""
         now = [0.0]
         limited = logs.RateLimited(lambda: now[0])
         assert [limited.is_due("away") for _ in range(3)] == [True, True, False]
@@ -364,7 +364,7 @@ def test_a_stream_that_takes_no_lines_is_reported_once(capsys: pytest.CaptureFix
     ids=repr,
 )
 def test_an_error_of_ours_is_a_sentence_and_one_of_others_has_its_type(error: Exception, shown: str) -> None:
-    """The name of a class tells an operator nothing where the sentence is whole."""
+    """The name of a class is no help to an operator where the sentence is whole."""
     out = io.StringIO()
     logs.setup("INFO", "json", out)
     logs.get("t").warning("retry.scheduled", "Cannot look: %s", error, error=error)

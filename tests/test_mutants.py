@@ -54,7 +54,7 @@ def test_each_mistake_that_matters_is_there() -> None:
 
 @pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.stem)
 def test_it_applies_and_its_tests_are_there(patch: Path) -> None:
-    """Else it is to be brought up to date, in the same commit as the code that it is about."""
+    """Otherwise it is to be brought up to date, in the same commit as the code that it is about."""
     assert applies(patch) == ""
     assert all((ROOT / test).exists() for test in read(patch).tests)
 

@@ -82,7 +82,7 @@ def test_each_kind_of_change_is_found_in_lua() -> None:
 
 @pytest.mark.parametrize("place", python_places("a.py", SOURCE), ids=lambda place: f"{place.kind}-{place.text}")
 def test_what_is_broken_is_still_python(place: Place) -> None:
-    """Else it would prove nothing that the tests fail."""
+    """Otherwise it would prove nothing that the tests fail."""
     ast.parse(place.broken(SOURCE))
 
 

@@ -134,7 +134,7 @@ def test_the_settings_name_them(tmp_path: object) -> None:
 
 
 def test_a_fault_names_them_too() -> None:
-    """Who has mistyped one variable may miss it in the fault of another."""
+    """A user with a typing error in one variable may miss it in the fault of another."""
     with pytest.raises(ConfigError) as caught:
         Settings.load({"REDIS_SENTINEL": "a:1", "REDIS_SENTINEL_MASTER": "main"}, "host-1", None)
     assert any("did you mean REDIS_SENTINELS?" in fault for fault in caught.value.faults)

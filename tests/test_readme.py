@@ -312,7 +312,7 @@ SENT: Final = "traceparent=00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-
 
 @pytest.fixture(scope="module")
 def finished(running: Running) -> str:
-    """The id of an event whose two workers have succeeded."""
+    """The id of an event with two workers that have succeeded."""
     return running.run(f".venv/bin/python ottoscaler.py send type=scale_up pod_count=2 {SENT} --wait").split()[0]
 
 
@@ -343,7 +343,7 @@ def test_a_tasks_result_has_the_fields_of_the_table(running: Running, finished: 
 @contract("5.scale_down")
 @contract("5.NothingToEnd")
 def test_a_scale_down_has_the_fields_of_the_table(running: Running) -> None:
-    """Here one without anybody to end."""
+    """Here one with no worker to end."""
     event_id = running.run("redis-cli XADD otto:scale:events * type scale_down task_id nobody")
     (fields,) = running.results(event_id, "scale_down")
     assert fields.keys() == fields_of("scale_down") - {"traceparent"}

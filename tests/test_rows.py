@@ -71,7 +71,7 @@ def test_a_promise_without_a_test_is_a_failure(tmp_path: Path) -> None:
 
 
 def test_a_marker_that_names_no_row_is_a_failure(tmp_path: Path) -> None:
-    """It is told with the test that has it."""
+    """It is reported with the test that has it."""
     done = rows(example(tmp_path, "3.typo"))
     assert done.returncode == 1
     assert "no such row: 3.typo, in test_one" in done.stderr

@@ -251,7 +251,7 @@ def test_no_secret_is_shown() -> None:
     ],
 )
 def test_the_secret_of_an_address_is_not_shown(name: str, value: str) -> None:
-    """Somebody gives a whole URL where only a host or a port is expected; the rest of it is shown."""
+    """A user gives a whole URL where only a host or a port is expected; the rest of it is shown."""
     shown = "\n".join(faults(**BESIDE.get(name, {}), **{name: value}))
     assert f"{name}=" in shown
     assert "ter22" not in shown
@@ -291,13 +291,13 @@ def test_space_around_a_value_does_not_count() -> None:
 
 
 def test_the_pod_has_its_own_namespace_as_default() -> None:
-    """Workers live beside their controller unless told otherwise."""
+    """Workers live beside their controller unless set otherwise."""
     assert Settings.load({}, "h", "ci").kube.namespace == "ci"
 
 
 @pytest.mark.contract("2.HTTP_ADDRESS")
 def test_in_a_cluster_probes_are_answered_on_all_addresses() -> None:
-    """The kubelet asks from outside; on one's own machine nobody else is to ask."""
+    """The kubelet asks from outside; on one's own machine no other host is to ask."""
     assert Settings.load({}, "h", "ci").web.address == "::"
     assert Settings.load({"HTTP_ADDRESS": "10.0.0.1"}, "h", "ci").web.address == "10.0.0.1"
 
@@ -394,7 +394,7 @@ def test_a_hash_inside_quotes_is_a_hash(tmp_path: Path, line: str, value: str | 
 
 @pytest.mark.parametrize("line", ["it's # b", 'a "b # c', 'sh -c "echo # hi', "a 'b\" # c"])
 def test_a_hash_behind_an_open_quote_is_a_fault(tmp_path: Path, line: str) -> None:
-    """Nobody can say whether it begins a comment."""
+    """It cannot be known whether it begins a comment."""
     file = tmp_path / "env"
     file.write_text(f"REDIS_USERNAME={line}\n")
     (fault,) = faults(ENV_FILE=str(file))

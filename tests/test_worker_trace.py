@@ -1,4 +1,4 @@
-"""The path of one worker through the program is short: whoever reads it passes few functions in few files."""
+"""The path of one worker through the program is short: its reader passes few functions in few files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clocks that belong to none of those who are measured: the API server's audit log and counters, and /proc."""
+"""Clocks that belong to none of the measured systems: the API server's audit log and counters, and /proc."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ class Machine:
 
 
 def machine(pids: Sequence[int]) -> Machine:
-    """Now. The kernel's own interrupts are nobody's; time that a hypervisor stole is foreign."""
+    """Now. The kernel's own interrupts count for no process; time that a hypervisor stole is foreign."""
     stat = Path("/proc/stat").read_text(encoding="utf-8").split("\n", 1)[0].split()
     uptime = float(Path("/proc/uptime").read_text(encoding="utf-8").split()[0])
     user, nice, system, steal = (int(stat[n]) * _TICK_S for n in (1, 2, 3, 8))

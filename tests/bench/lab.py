@@ -1,8 +1,8 @@
-"""The servers of a benchmark and who may use them: etcd, kube-apiserver, redis-server and the fake node, all started
-here.
+"""The servers of a benchmark and the users that they admit: etcd, kube-apiserver, redis-server and the fake node, all
+started here.
 
 The system under test and its peers come as one ServiceAccount with the rights of our Role, so the API server's fairness
-applies to them; the node and the harness are administrators, to whom it does not. Only requests of ServiceAccounts are
+applies to them; the node and the harness are administrators, exempt from it. Only requests of ServiceAccounts are
 audited: the audit log is our clock, and it should cost the node nothing.
 """
 

@@ -1,4 +1,4 @@
-"""Whoever is measured beside the product: processes that say `ready`, wait for a line, say what they did, and wait for
+"""The peers measured beside the product: processes that say `ready`, wait for a line, report their work, and wait for
 the end of their input, so that neither their start nor their end is in the figures.
 """
 

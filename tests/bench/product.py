@@ -76,7 +76,7 @@ class Product:
                 self.controller.exit_code(_STOP_S)
             except subprocess.TimeoutExpired:
                 self.controller.kill()
-                if error[0] is None:  # else there is something worse to tell
+                if error[0] is None:  # otherwise the error of the run goes on, which is worse
                     raise
         self.redis.close()
         self.lab.clear()

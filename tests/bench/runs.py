@@ -1,6 +1,6 @@
 """One run of one system, measured from outside, and rounds of several systems in random order.
 
-A round in which others took more than a tenth of the machine is thrown away and repeated, so often at most as there are
+A round in which others took more than a tenth of the machine is thrown away and repeated, at most as often as there are
 rounds; after that it counts, and is marked as not clean.
 """
 

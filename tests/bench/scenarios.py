@@ -57,7 +57,7 @@ def pairs(bench: Bench) -> Report:
 
 
 def stock(bench: Bench) -> Report:
-    """The polling design with its default limit: its rate is set by the limit, so few pods tell it."""
+    """The polling design with its default limit: its rate is set by the limit, so few pods show it."""
     pods, events = bench.pick(100, 14), bench.pick(10, 2)
     limited = bench.peer(peers.polling, 1, pods, rate=5)
     bench.say(f"polling, 5 requests/s: {pods} pods in {limited.seconds:.1f} s")
@@ -169,7 +169,7 @@ def _ends(bench: Bench) -> Report:
 def calls(bench: Bench) -> Report:
     """Requests per pod at several run times.
 
-    A minute is lived through in the full run; a run time beyond that is only told, in the pod's status.
+    A minute is lived through in the full run; a longer run time is only reported in the pod's status.
     """
     pods = bench.pick(200, 20)
     report: Report = {}

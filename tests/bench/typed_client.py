@@ -65,7 +65,7 @@ def _typed(api: Any, body: dict[str, Any], name: str) -> Any:
 
 
 def main(kubeconfig: str, namespace: str, selector: str, body: str, prefix: str, pods: str) -> None:
-    """Say `ready`, wait for a line, run the batch, tell of it, wait for the end of the input."""
+    """Say `ready`, wait for a line, run the batch, report it, wait for the end of the input."""
     api: Any = client.CoreV1Api(config.new_client_from_config(config_file=kubeconfig))
     template = json.loads(Path(body).read_text(encoding="utf-8"))
     names = [f"{prefix}-{number}" for number in range(int(pods))]

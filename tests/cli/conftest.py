@@ -122,7 +122,7 @@ class Terminal:
     def _read(self) -> str:
         try:
             return os.read(self._main, 65536).decode()
-        except OSError:  # EIO: nobody has the other end open any more
+        except OSError:  # EIO: no process has the other end open any more
             return ""
 
 
@@ -186,7 +186,7 @@ def client(server: EmbeddedRedis) -> Iterator[redis.Redis]:
 
 @pytest.fixture
 def controller(settings: Settings) -> Iterator[Controller]:
-    """Somebody who carries events out."""
+    """A controller that carries events out."""
     acting = Controller(settings)
     yield acting
     acting.stream.close()

@@ -1,4 +1,4 @@
-"""Which processes belong to a test, as ps tells it."""
+"""Which processes belong to a test, as ps reports them."""
 
 from __future__ import annotations
 

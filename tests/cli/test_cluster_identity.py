@@ -68,7 +68,7 @@ def refused(controller: Controller) -> str:
 
 
 def test_a_replica_of_another_cluster_refuses_to_start(clusters: Clusters) -> None:
-    """With one sentence that says whose the queue is and how to move it; the others go on. Moved, it starts."""
+    """With one sentence: which cluster owns the queue, and how to move it. The others go on. Moved, it starts."""
     first = clusters.controller(clusters.one).ready()
     answer = refused(clusters.controller(clusters.other))
     assert "this queue belongs to another cluster or namespace (default/" in answer

@@ -114,7 +114,7 @@ def test_a_terminal_gets_a_table(bury: Callable[..., str]) -> None:
 def test_an_event_is_sent_again_changed_as_asked(
     bury: Callable[..., str], sent: Callable[[], dict[bytes, bytes]], capsys: Out
 ) -> None:
-    """Under an event id of its own, which is told; fields are changed, added and left out."""
+    """Under an event id of its own, which is printed; fields are changed, added and left out."""
     dead_id = bury(event_id="mine", image="x", note="kept")
     assert main(["dead", "redrive", dead_id, "pod_count=2", "more=1=1", "--without", "image"]) == 0
     assert capsys.readouterr().out.strip().partition("-")[0].isdigit()
@@ -180,7 +180,7 @@ def test_a_second_redrive_changes_nothing_and_names_the_first(
 def test_many_at_once_send_one(
     bury: Callable[..., str], settings: Settings, client: redis.Redis, sent: Callable[[], dict[bytes, bytes]]
 ) -> None:
-    """Each with other changes: one is first, the others are told who."""
+    """Each with other changes: one is first, and the others get the id of the first one's entry."""
     dead_id, start = bury(), threading.Barrier(8)
     opened = [DeadLetters(settings.redis, settings.keys) for _ in range(8)]
 
@@ -230,7 +230,7 @@ def test_an_answer_that_is_lost_may_be_asked_for_again(
 def test_an_event_of_that_id_that_came_otherwise_is_the_first(
     bury: Callable[..., str], settings: Settings, client: redis.Redis, controller: Controller, capsys: Out
 ) -> None:
-    """Somebody sent it by hand: sent once more, with other fields, it would be a conflict."""
+    """A person sent it by hand: sent once more, with other fields, it would be a conflict."""
     dead_id = bury()
     by_hand = client.xadd(settings.keys.stream, {"type": "scale_up", "event_id": f"redrive:{dead_id}"})
     controller.carry_out(Reason.COMPLETED)
@@ -259,7 +259,7 @@ def test_what_was_cut_is_not_sent_again(
 def test_an_event_that_was_trimmed_away_is_not_there_to_send(
     settings: Settings, client: redis.Redis, controller: Controller, capsys: Out
 ) -> None:
-    """It is told, and what can be done."""
+    """The error says this, and what can be done."""
     client.xadd(settings.keys.stream, {"type": "scale_up"})
     (entry,) = controller.stream.read(1)
     client.xtrim(settings.keys.stream, maxlen=0, approximate=False)
@@ -276,7 +276,7 @@ def test_an_event_that_was_trimmed_away_is_not_there_to_send(
 def test_an_entry_that_is_not_ours_is_not_sent(
     settings: Settings, client: redis.Redis, capsys: Out, event: str
 ) -> None:
-    """Somebody else wrote into the stream: one sentence, no traceback; `show` shows what is there."""
+    """Another program wrote into the stream: one sentence, no traceback; `show` shows what is there."""
     fields = {"group": settings.keys.group, "event": event}
     dead_id = str(client.xadd(settings.keys.dead_letter_stream, fields))
     assert main(["dead", "redrive", dead_id]) == 1
@@ -417,7 +417,7 @@ def test_purge_takes_that_entry_only(
 def test_an_entry_that_was_purged_is_not_buried_again(
     settings: Settings, client: redis.Redis, controller: Controller
 ) -> None:
-    """Whoever repeats the write because its answer was lost does not bring it back."""
+    """A controller that repeats the write because its answer was lost does not bring it back."""
     client.xadd(settings.keys.stream, {"type": "neither"})
     (entry,) = controller.stream.read(1)
     for _ in range(2):
@@ -474,7 +474,7 @@ def test_a_count_is_a_number(capsys: Out, wrong: str) -> None:
 def test_a_key_of_a_wrong_type_is_one_sentence(
     settings: Settings, client: redis.Redis, capsys: Out, arguments: list[str]
 ) -> None:
-    """Somebody has put something else under the name of the stream."""
+    """The key of the stream holds a value of another type."""
     client.set(settings.keys.dead_letter_stream, "x")
     assert main(["dead", *arguments]) == 1
     (line,) = capsys.readouterr().err.splitlines()

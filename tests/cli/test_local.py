@@ -104,7 +104,7 @@ def test_arguments_that_make_no_sense_are_refused(arguments: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSystem]:
-    """The servers without a controller, for somebody whose environment names another Redis."""
+    """The servers without a controller, in an environment that names another Redis."""
     file = tmp_path_factory.mktemp("env") / "env"
     file.write_text("REDIS_TLS=true\n")
     given = {"REDIS_HOST": "elsewhere", "REDIS_PASSWORD": "s3cret!", "ENV_FILE": str(file), "KUBECONFIG": "/nowhere"}

@@ -101,7 +101,7 @@ def test_each_command_has_a_help_of_its_own(capsys: pytest.CaptureFixture[str], 
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    """Whoever reports a fault is asked for it."""
+    """A report of a fault has to name it."""
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("ottoscaler ")
 
@@ -185,7 +185,7 @@ def test_a_closed_output_is_no_error() -> None:
 @pytest.mark.contract("1.exit-codes")
 @pytest.mark.parametrize("arguments", [[], ["run"]])
 def test_the_controller_obeys_a_signal_while_it_is_still_being_loaded(tmp_path: Path, arguments: list[str]) -> None:
-    """As process 1 of a container it would else not hear it at all."""
+    """Otherwise, as process 1 of a container, it would not receive the signal at all."""
     (tmp_path / "kubernetes.py").write_text("print('loading', flush=True)\nimport time\ntime.sleep(60)\n")
     with child(*arguments, PYTHONPATH=str(tmp_path)) as loading:
         assert loading.stdout is not None

@@ -32,7 +32,7 @@ def answers(workers: int) -> list[str]:
 
 
 def test_the_collector_leaves_the_libraries_alone_and_stacks_are_small() -> None:
-    """Cycles are looked for seldom, and never in what was imported."""
+    """Cycles are looked for rarely, and never in what was imported."""
     assert answers(1)[:3] == ["True", "10000", str(512 * 1024)]
 
 

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.contract("1.send")
 
 Meanwhile = Callable[..., Future[Any]]
 UP = ("type=scale_up", "pod_count=3", "task_id=task-123")
-#: Nothing here takes so long; a test that fails is not to wait for ever.
+#: Nothing here takes so long; a test that fails is not to wait without limit.
 WAIT = ("--wait", "--timeout", "20")
 
 
@@ -49,7 +49,7 @@ def test_an_argument_that_is_no_field_is_refused(
 @pytest.mark.parametrize("wrong", ["0", "-1", "nan", "inf", "soon"])
 @pytest.mark.usefixtures("names")
 def test_a_timeout_is_a_number_of_seconds(capsys: pytest.CaptureFixture[str], wrong: str) -> None:
-    """Anything else would wait for ever, or not at all."""
+    """Anything else would wait without limit, or not at all."""
     assert main(["send", *UP, "--wait", f"--timeout={wrong}"]) == 2
     assert "not a number of seconds above 0" in capsys.readouterr().err
 
@@ -214,7 +214,7 @@ def test_wait_names_the_workers_that_failed(
 def test_of_many_failed_workers_some_are_named(
     controller: Controller, meanwhile: Meanwhile, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A screen full of the same sentence helps nobody."""
+    """A screen full of the same sentence is no help."""
     meanwhile(controller.carry_out, *[Reason.ERROR] * 12)
     assert main(["send", "type=scale_up", "pod_count=12", *WAIT]) == 1
     assert capsys.readouterr().out.endswith("  and 2 more\n")
@@ -308,7 +308,7 @@ def test_a_scale_down_names_the_workers_that_it_ended(
 
 
 def test_a_finished_scale_down_is_known_by_its_result(controller: Controller, client: redis.Redis) -> None:
-    """It may have failed, which the task hash does not tell."""
+    """It may have failed, which the task hash does not show."""
     same = ["send", "type=scale_down", "task_id=task-123", "event_id=down-1"]
     main(same)
     task = controller.take()
@@ -319,7 +319,7 @@ def test_a_finished_scale_down_is_known_by_its_result(controller: Controller, cl
 
 
 def test_redis_going_away_does_not_unsend_the_event(tmp_path: Path) -> None:
-    """The sentence says that it went out, so nobody sends it a second time."""
+    """The sentence says that it went out, so the caller does not send it a second time."""
     server = EmbeddedRedis(tmp_path)
     server.start()
     with child("send", *UP, "--wait", REDIS_PORT=str(server.port), REDIS_HOST=server.host) as sending:

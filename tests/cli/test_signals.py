@@ -69,7 +69,7 @@ def test_a_signal_at_any_moment_is_received(work: str) -> None:
 
 
 def test_a_stop_that_hangs_ends_by_force() -> None:
-    """After its time, and some spare: who sent the first signal need not send a second one."""
+    """After its time, and some spare: the sender of the first signal need not send a second one."""
     stop, forced = Stop(), threading.Event()
     with Signals(stop.set, -4.9, forced.set):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -78,7 +78,7 @@ def test_a_stop_that_hangs_ends_by_force() -> None:
 
 
 def test_other_signals_do_not_count() -> None:
-    """A handler of somebody else's shares the pipe."""
+    """A handler from outside the program shares the pipe."""
     stop, forced, seen = Stop(), threading.Event(), threading.Event()
     old = signal.signal(signal.SIGUSR1, lambda *_: seen.set())
     try:

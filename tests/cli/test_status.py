@@ -43,7 +43,7 @@ def test_without_anything_there_is_nothing(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_a_task_is_shown_with_its_workers(controller: Controller, capsys: pytest.CaptureFixture[str]) -> None:
-    """One that succeeded, one that is being created, one that was never heard of; and who looks after them."""
+    """One that succeeded, one that is being created, one without any report; and the replica that owns the task."""
     main(["send", *UP])
     task = controller.take()
     assert task is not None
@@ -192,7 +192,7 @@ def test_a_table_is_no_longer_than_helps(controller: Controller) -> None:
 def test_why_nothing_moves_is_shown_with_the_next_time(
     controller: Controller, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """So nobody has to guess how long to wait."""
+    """So the reader does not have to guess how long to wait."""
     main(["send", *UP])
     task = controller.take()
     assert task is not None
@@ -218,7 +218,7 @@ def test_a_terminal_gets_a_table(controller: Controller) -> None:
 
 
 def test_watch_outlives_an_absence_of_redis(tmp_path: Path) -> None:
-    """Whoever watches wants to see it come back: the sentence takes the place of the lines meanwhile."""
+    """The command goes on, to show that Redis is back: the sentence takes the place of the lines meanwhile."""
     server = EmbeddedRedis(tmp_path)
     server.start()
     with child("status", "--watch", REDIS_HOST=server.host, REDIS_PORT=str(server.port)) as watching:

@@ -89,7 +89,7 @@ def test_its_time_is_that_of_the_server(reader: StatusReader) -> None:
 
 
 def test_news_begin_behind_the_mark(controller: Controller, reader: StatusReader) -> None:
-    """What was there before is not told, what comes after is told once."""
+    """What was there before is not returned, what comes after is returned once."""
     reader.send(UP)
     controller.carry_out(Reason.COMPLETED, Reason.COMPLETED)
     mark = reader.position()
@@ -107,7 +107,7 @@ def test_news_begin_behind_the_mark(controller: Controller, reader: StatusReader
 
 
 def test_news_are_waited_for_no_longer_than_said(reader: StatusReader) -> None:
-    """And 0 is not for ever, as it is for Redis."""
+    """And 0 does not mean without limit, as it does for Redis."""
     started = time.monotonic()
     assert reader.news(StreamPositions(), 0).results == []
     assert reader.news(reader.position(), 0.2).results == []

@@ -13,7 +13,7 @@ from ottoscaler.cli.table import count_text, duration, printable, tally_text, wo
     [(-1, "0 s"), (59.9, "59 s"), (60, "1 min 0 s"), (3725, "1 h 2 min"), (90_000, "1 d 1 h")],
 )
 def test_a_duration_has_its_two_largest_units(seconds: float, text: str) -> None:
-    """Nobody reads seconds of a day."""
+    """The seconds of a day are no use to a reader."""
     assert duration(seconds) == text
 
 

@@ -97,5 +97,5 @@ def _template(user: str) -> str:
 
 
 def mode(path: Path) -> str:
-    """Who may do what, in octal."""
+    """The permissions of a file, in octal."""
     return f"{os.stat(path).st_mode & 0o777:o}"

@@ -1,4 +1,4 @@
-"""An API server to which the manifests were applied, the controller's ServiceAccount as a user, and what it is told."""
+"""An API server to which the manifests were applied, the controller's ServiceAccount as a user, and its requests."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Answer:
 
 
 def audited(folder: Path) -> list[str]:
-    """Options with which an API server notes each request, who it was and what became of it; see `Cluster.audit`."""
+    """Options with which an API server notes each request, its user and what became of it; see `Cluster.audit`."""
     rule = {"level": "Metadata", "omitStages": ["RequestReceived"]}
     policy = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": [rule]}
     (folder / "audit-policy").write_text(json.dumps(policy), encoding="utf-8")
@@ -140,7 +140,7 @@ users: [{{name: u, user: {{token: "{self.token(namespace)}"}}}}]
 """
 
     def create(self, namespace: str, pod: Json, *, dry_run: bool = True, admin: bool = False) -> Answer:
-        """Create a pod as the controller, or as an administrator; only for show, unless told otherwise."""
+        """Create a pod as the controller, or as an administrator; a dry run by default."""
         path = f"/api/v1/namespaces/{namespace}/pods" + ("?dryRun=All" if dry_run else "")
         body = {"apiVersion": "v1", "kind": "Pod", **pod}
         return self.ask("POST", path, body, namespace=None if admin else namespace)

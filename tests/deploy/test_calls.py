@@ -35,7 +35,7 @@ def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
 
 @pytest.fixture
 def start(cluster: Cluster, redis_server: RedisServer, tmp_path: Path) -> Iterator[Callable[[], Controller]]:
-    """Starts controllers that are nobody but the ServiceAccount."""
+    """Starts controllers that act as the ServiceAccount only."""
     kubeconfig = tmp_path / "kubeconfig"
     kubeconfig.write_text(cluster.kubeconfig_of(DEV), encoding="utf-8")
     environ = {"KUBECONFIG": str(kubeconfig), "NAMESPACE": DEV, "REDIS_HOST": "127.0.0.1"}
@@ -72,7 +72,7 @@ def _what(reference: dict[str, str]) -> str:
 def test_the_rights_are_enough_and_all_of_them_are_used(
     cluster: Cluster, redis_server: RedisServer, start: Callable[[], Controller], kubelet: FakeKubelet
 ) -> None:
-    """Workers that succeed, one that somebody deletes, one that is gone when the next controller looks for it, one that
+    """Workers that succeed, one deleted from outside, one that is gone when the next controller looks for it, one that
     a scale_down ends after a controller was killed.
     """
     controller = start()

@@ -88,7 +88,7 @@ class TestRedis:
         assert "redis-boa: kept" in done.stdout
 
     def test_it_is_asked_before_anything_is_gone(self, ready: Path) -> None:
-        """Whoever presses Ctrl-C at the question has lost nothing."""
+        """Ctrl-C at the question loses nothing."""
         ours, theirs = pty.openpty()
         with subprocess.Popen(
             ["make", "clean"], cwd=ready, env={"PATH": f"{ready}/bin"}, stdin=theirs, stdout=subprocess.DEVNULL,
@@ -132,7 +132,7 @@ class TestRedis:
         assert (ready / ".env.boa.local").exists()
 
     def test_a_file_with_another_cluster(self, ready: Path) -> None:
-        """The name on the command line does not lead into somebody else's environment."""
+        """The name on the command line does not lead into another developer's environment."""
         path = write_env(ready, "boa")
         path.write_text(
             path.read_text(encoding="utf-8").replace("ottoscaler-boa", "ottoscaler-minji"), encoding="utf-8"
@@ -144,7 +144,7 @@ class TestRedis:
 
 
 class TestEnvFile:
-    """It goes only as long as nobody has worked on it."""
+    """It goes only if it was not edited."""
 
     def test_as_it_was_made(self, ready: Path) -> None:
         """Nothing is left."""

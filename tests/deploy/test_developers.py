@@ -16,7 +16,7 @@ from tests.deploy.checkout import TEAM, add_program, run, write_env
 
 
 def find(checkout: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """Ask who is meant."""
+    """Ask which developer is meant."""
     return run(checkout, "python3", "-I", "-S", "deploy/environment.py", "user", *words)
 
 
@@ -109,7 +109,7 @@ esac
 
 
 class TestRedisOfOthers:
-    """The container may be otto-handler's: whatever it is like, it is never made anew."""
+    """The container may be otto-handler's: whatever it is like, it is never replaced by a new one."""
 
     def output_of(
         self, checkout: Path, *, runs: str = "true", port: int = 6383, appendonly: str = "yes"
@@ -143,13 +143,13 @@ class TestRedisOfOthers:
         assert "Kind " not in answer
 
     def test_one_that_keeps_no_file(self, checkout: Path) -> None:
-        """Who else would say it, before it has lost something?"""
+        """No other program would say it before data is lost."""
         answer, _ = self.output_of(checkout, appendonly="no")
         assert "container redis-boa keeps no append-only file" in answer
 
 
 class TestClean:
-    """The shared Redis goes only when it is told so."""
+    """The shared Redis goes only when the caller asks for it."""
 
     @pytest.mark.parametrize(
         ("answer", "force", "gone"),
@@ -213,7 +213,7 @@ class TestEnvironments:
         assert "There is no file .env.nobody.local" in output
 
     def test_a_file_that_cannot_be_read(self, checkout: Path) -> None:
-        """The fault is told as the controller tells it."""
+        """The fault is reported as the controller reports it."""
         (checkout / ".env.boa.local").write_text("NAMESPACE\n", encoding="utf-8")
         output = run(checkout, "make", "build")
         assert output.returncode != 0

@@ -30,7 +30,7 @@ def test_the_examples_of_settings_are_good() -> None:
 
 
 def test_the_ports_are_those_of_the_network_policies() -> None:
-    """What the controller may reach, and who may reach it."""
+    """What the controller may reach, and from where it may be reached."""
     (rows,) = (table for part in parts(PRODUCTION) for table in part.tables if len(table[0]) == 3)
     (row,) = (row for row in rows if row[0] == "network of the controller")
     policies = yaml.safe_load_all((ROOT / "deploy" / "base" / "network.yaml").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The image, built and run by a real Docker daemon: small, nobody in particular, nothing to write to, and it stops."""
+"""The image, built and run by a real Docker daemon: small, unprivileged, with nothing to write to, and it stops."""
 
 from __future__ import annotations
 
@@ -88,12 +88,12 @@ def test_it_says_what_it_is(image: Image) -> None:
 
 
 def test_the_version_of_the_dockerfile_is_the_programs() -> None:
-    """Who gives none gets the right one."""
+    """A build that gives none gets the right one."""
     assert f"ARG VERSION={__version__}\n" in (ROOT / "Dockerfile").read_text(encoding="utf-8")
 
 
 def test_it_runs_as_an_unprivileged_user(image: Image) -> None:
-    """By number, so that the kubelet can tell that it is not root."""
+    """By number, so that the kubelet can see that it is not root."""
     user, _, group = image.facts["Config"]["User"].partition(":")
     assert int(user) >= 1000
     assert int(group) >= 1000

@@ -156,7 +156,7 @@ def test_the_namespace_enforces_the_restricted_profile() -> None:
 
 
 def test_only_the_policy_is_the_clusters() -> None:
-    """The same object for everybody, so that several Ottoscalers in a cluster do not take turns changing it."""
+    """The same object for all of them, so that several Ottoscalers in a cluster do not take turns changing it."""
     kinds = {"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
     assert {each["kind"] for each in rendered("cluster")} == kinds
     for kind in kinds:

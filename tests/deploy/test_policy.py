@@ -165,7 +165,7 @@ def test_the_table_is_large_enough() -> None:
 
 @pytest.fixture
 def foreign(cluster: Cluster) -> str:
-    """The path of a pod that somebody else has made."""
+    """The path of a pod that an administrator has made."""
     pod = changed(worker(), {"metadata.labels": {"app": "redis"}, "metadata.name": "redis-0"})
     answer = cluster.create(GENEROUS, pod, dry_run=False, admin=True)
     assert answer.status in (201, 409), answer.text
@@ -194,6 +194,6 @@ def test_foreign_pods_are_not_deleted_all_at_once(cluster: Cluster, foreign: str
     ],
 )
 def test_no_pod_is_changed(cluster: Cluster, foreign: str, change: Json) -> None:
-    """Else a foreign pod would be made one of ours and then deleted."""
+    """Otherwise a foreign pod would be made one of ours and then deleted."""
     answer = cluster.ask("PATCH", foreign, change, namespace=GENEROUS)
     assert (answer.status, CHANGES in answer.text) == (422, True), answer.text

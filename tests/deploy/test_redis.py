@@ -125,7 +125,7 @@ def no_right_to_add(client: Any) -> Iterator[None]:
 
 @contextmanager
 def another_result_stream(client: Any) -> Iterator[None]:
-    """Somebody has put something else in its place, and takes it away again."""
+    """A string is in its place, and is taken away again."""
     client.renamenx("otto:scale:results", "kept") if client.exists("otto:scale:results") else None
     client.set("otto:scale:results", "x")
     yield

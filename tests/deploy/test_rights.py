@@ -134,7 +134,7 @@ FORBIDDEN: Final = [
     *rows("validatingadmissionpolicybindings", "delete", group="admissionregistration.k8s.io", namespace=""),
     *rows("certificatesigningrequests", "create", group="certificates.k8s.io", namespace=""),
 ]
-#: Verbs that are no requests of their own: RBAC is asked, and nobody else.
+#: Verbs that are no requests of their own: only RBAC is asked.
 NO_REQUESTS: Final = [
     *rows("serviceaccounts", "impersonate"),
     *rows("users", "impersonate", namespace=""),

@@ -45,7 +45,7 @@ class TestRun:
     """Which cluster it is."""
 
     def test_the_files_kind_cluster(self, ready: Path) -> None:
-        """In a kubeconfig of its own, that nobody else may read; the rest of the environment stays."""
+        """In a kubeconfig of its own, that no other user may read; the rest of the environment stays."""
         write_env(ready, "boa")
         done = run(ready, "make", "run", environ={"MAX_WORKERS": "7", "ENV_FILE": ".env.boa.local"})
         assert done.returncode == 0, done.stderr
@@ -250,7 +250,7 @@ class TestAtOnce:
         assert sorted("used as it is" in done.stdout for done in both) == [False, True]
 
     def test_six_developers(self, slow: Path) -> None:
-        """In one checkout, all at once: each gets what is theirs, and the targets ask whose it is."""
+        """In one checkout, all at once: each gets what is theirs, and the targets ask which developer is meant."""
         with ThreadPoolExecutor(6) as pool:
             done = list(pool.map(lambda name: run(slow, "deploy/setup-user.sh", name), TEAM))
         assert [each.returncode for each in done] == [0] * 6, done
@@ -271,7 +271,7 @@ class TestAtOnce:
         assert "made by another program at the same time" in done.stdout
 
     def test_a_container_that_does_not_start_is_no_trap(self, slow: Path) -> None:
-        """It is removed again: else the next run would take it for one of otto-handler's."""
+        """It is removed again: otherwise the next run would take it for one of otto-handler's."""
         script = SLOW_DOCKER.replace("sleep 0.5", 'echo id1 >"$4"; echo "port is already allocated" >&2; exit 1')
         add_program(slow, "docker", script)
         done = run(slow, "deploy/setup-user.sh", "boa")
@@ -310,7 +310,7 @@ class TestAtOnce:
     ],
 )
 def test_a_wrong_line_in_the_registry_of_ports(ready: Path, line: str, said: str) -> None:
-    """It is named, whoever asks."""
+    """It is named, whichever developer asks."""
     path = ready / "deploy" / "developers"
     path.write_text(path.read_text(encoding="utf-8") + line + "\n", encoding="utf-8")
     done = run(ready, "make", "setup-user", "USER=jinwoo")

@@ -26,7 +26,7 @@ class BareNamespace(Namespace):
         self._server = server
 
     def open(self) -> None:
-        """Make it, and what nobody else makes in it."""
+        """Make it, and what no controller of Kubernetes makes in it."""
         self._server.new_namespace(self.namespace)
 
 
@@ -60,7 +60,7 @@ class BareSystem(System):
             self.kube.set_status(pod["metadata"]["name"], pod_status("Succeeded"))
 
     def once(self, event_id: str, pods: list[Pod], timeout_s: float = LONG_S) -> None:
-        """Each of these pods' ends is told of once, the task's too, and nothing is left to do."""
+        """Each of these pods' ends is reported once, the task's too, and nothing is left to do."""
         assert self.finished(event_id, timeout_s=timeout_s)["succeeded"] == str(len(pods))
         results = Counter((result["pod_uid"], result["attempt"]) for result in self.results(event_id))
         assert results == Counter((pod["metadata"]["uid"], "1") for pod in pods)

@@ -1,4 +1,4 @@
-"""Servers for the whole run, and for each test a namespace and a database that nobody has used."""
+"""Servers for the whole run, and for each test a namespace and a database that were not used before."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ SystemFactory = Callable[..., System]
 def new_system(
     redis_server: RedisServer, kubeconfig: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., System]:
-    """Makes systems; whoever asks closes them. `server` and `kubeconfig` take the place of the usual ones."""
+    """Makes systems; the caller closes them. `server` and `kubeconfig` take the place of the usual ones."""
 
     def make(server: RedisServer | None = None, config: Path | None = None) -> System:
         namespace = Namespace(config or kubeconfig)
@@ -145,7 +145,7 @@ def shared(new_system: SystemFactory) -> Iterator[System]:
 
 @pytest.fixture(scope="session")
 def audited_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AuditedServer]:
-    """An API server without a node that tells who deleted which pod."""
+    """An API server without a node; it reports which user deleted which pod."""
     yield from _opened(AuditedServer, tmp_path_factory.mktemp("audited"))
 
 
@@ -159,7 +159,7 @@ def fleet(redis_server: RedisServer, audited_server: AuditedServer, tmp_path: Pa
 
 @pytest.fixture
 def recorder(kubeconfig: Path, tmp_path: Path) -> Iterator[Recorder]:
-    """A way to the API server that notes every request, and answers wrongly when it is told to."""
+    """A way to the API server that notes every request, and answers wrongly when the test asks for it."""
     made = Recorder(kubeconfig, tmp_path)
     made.start()
     yield made

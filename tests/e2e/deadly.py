@@ -24,7 +24,7 @@ from ottoscaler.core import manifest
 
 DEADLY: Final = "deadly"
 MOMENT_S: Final = 0.3
-#: Where it dies: whose function, which, and whether a call is about that event.
+#: Where it dies: the object, its function, and whether a call is about that event.
 STEPS: Final[dict[str, tuple[Any, str, Callable[..., bool]]]] = {
     "accept": (RedisStream, "accept", lambda _, events, __: any(event.event_id == DEADLY for event, _digest in events)),
     "create": (manifest, "build", lambda _, event, *__, **___: event.event_id == DEADLY),

@@ -1,5 +1,5 @@
 """Several controllers on one Redis and one API server, each with a user of its own, so that the API server's audit log
-tells who asked for what.
+shows which controller asked for what.
 
 There is no node: `PodStatusWriter` says how each pod stands, when the test wants it.
 """
@@ -40,7 +40,7 @@ rules:
 
 
 class AuditedServer(KubeServer):
-    """An API server that knows each user of `USERS` by a token, and writes down who created and deleted pods."""
+    """An API server that knows each user of `USERS` by a token, and writes down which user created or deleted a pod."""
 
     def __init__(self, directory: Path) -> None:
         self._log = directory / "audit.log"
@@ -80,7 +80,7 @@ users: [{{name: u, user: {{token: token-{user}}}}}]
 
 @dataclass(frozen=True)
 class Deletion:
-    """Who deleted which pod, and how it stood then."""
+    """The user that deleted a pod, the pod, and how it stood then."""
 
     user: str
     name: str
@@ -132,7 +132,7 @@ class Fleet(System):
         return self.launch(**{"REDIS_CONSUMER": user, "KUBECONFIG": kubeconfig, **environ})
 
     def read_by_a_dead_one(self, **fields: object) -> str:
-        """Send an event that is read in the same moment by a consumer of whom nothing more is heard."""
+        """Send an event that is read in the same moment by a consumer that does nothing more."""
         pipe = self.redis.pipeline(transaction=True)
         pipe.xadd("otto:scale:events", {name: str(value) for name, value in fields.items()})
         pipe.xreadgroup("ottoscaler", "dead", {"otto:scale:events": ">"}, count=1000)
@@ -166,7 +166,7 @@ class Fleet(System):
         assert self.pending_count() == 0
 
     def wrongly_deleted(self, allowed: Callable[[Deletion], bool] = lambda deletion: False) -> list[Deletion]:
-        """Pods that somebody deleted while they ran, except those that were to be."""
+        """Pods that were deleted while they ran, except those that were to be."""
         return [one for one in self.api.deletions(self.kube.namespace) if one.live and not allowed(one)]
 
 

@@ -78,7 +78,7 @@ class KubeServer:
         wait_for(self._ready_or_started, "the API server to be ready", START_S)
 
     def new_namespace(self, name: str) -> None:
-        """A namespace in which pods may be created. Here nobody else makes its ServiceAccount."""
+        """A namespace in which pods may be created. Here no controller of Kubernetes makes its ServiceAccount."""
         with config.new_client_from_config(config_file=str(self.kubeconfig)) as api:
             core: Any = client.CoreV1Api(api)
             core.create_namespace({"metadata": {"name": name}}, _preload_content=False)
@@ -98,7 +98,7 @@ class KubeServer:
         self._server = None
 
     def pause(self) -> None:
-        """Let it answer nobody until `resume`."""
+        """Let it answer no request until `resume`."""
         assert self._server is not None
         self._server.send_signal(signal.SIGSTOP)
 
@@ -139,7 +139,7 @@ class KubeServer:
             return subprocess.Popen([require(program), *arguments], stdout=log, stderr=log, start_new_session=True)
 
     def kubeconfig_at(self, port: int) -> Path:
-        """A kubeconfig for whoever comes by another port of 127.0.0.1, behind which there is this server."""
+        """A kubeconfig for a client that reaches this server through another port of 127.0.0.1."""
         here = self.directory
         path = here / f"kubeconfig-{port}"
         path.write_text(

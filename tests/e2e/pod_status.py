@@ -1,4 +1,4 @@
-"""A kubelet for pods that no node has, led by the test: it says Running of each, and ends those whose time is over.
+"""A kubelet for pods that no node has, led by the test: it says Running of each, and ends each when its time is over.
 
 Nothing is run. How long a pod runs, in seconds, is the passed-on field `run_s` of its event; without one it runs until
 `end_all`. Only the status subresource is patched.

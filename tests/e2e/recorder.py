@@ -1,7 +1,7 @@
 """A reverse proxy between the controller and the API server: it notes what is asked, and can be a bad network.
 
-So the controller's requests are told apart from the kubelet's and everybody else's, and a request can be carried out
-while its answer is lost.
+So the controller's requests are kept apart from those of the kubelet and other clients, and a request can be carried
+out while its answer is lost.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ users: [{{name: u, user: {{}}}}]
             return dict(self._counts)
 
     def lose_answers(self, count: int) -> None:
-        """The next creates are carried out, and nobody hears of it."""
+        """The next creates are carried out, and their answers are lost."""
         with self._lock:
             self._lose = count
 
@@ -146,7 +146,7 @@ users: [{{name: u, user: {{}}}}]
                 self._watches.discard(response)
 
     def entered(self, connection: socket.socket) -> bool:
-        """A connection was made; False if nobody is to answer it."""
+        """A connection was made; False if it is to get no answer."""
         with self._lock:
             self._connections.add(connection)
         return not self._away

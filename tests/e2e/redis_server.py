@@ -63,7 +63,7 @@ class RedisServer:
         return self._process.pid
 
     def pause(self) -> None:
-        """Let it answer nobody until `resume`."""
+        """Let it answer no request until `resume`."""
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:

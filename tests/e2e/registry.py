@@ -26,13 +26,13 @@ class Registry:
         self._thread.start()
 
     def close(self) -> None:
-        """Answer nobody any more."""
+        """Answer no request any more."""
         self._server.closing.set()
         self._server.shutdown()
         self._server.server_close()
 
     def image(self, status: int) -> str:
-        """The name of an image whose pull is answered with this status; 0: very late."""
+        """The name of an image; its pull is answered with this status; 0: very late."""
         return f"127.0.0.1:{self._server.server_address[1]}/status-{status}:1"
 
 
@@ -45,7 +45,7 @@ class _Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Whoever was kept waiting may have gone."""
+        """A client that was kept waiting may have gone."""
 
 
 class _Handler(BaseHTTPRequestHandler):

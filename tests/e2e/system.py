@@ -29,7 +29,7 @@ class Namespace(KubeAdmin):
     """A namespace of a test's own. One thread."""
 
     def pods(self) -> list[Pod]:
-        """All pods, as the API server tells them."""
+        """All pods, as the API server returns them."""
         return list(json.loads(self.api.list_namespaced_pod(self.namespace, _preload_content=False).data)["items"])
 
     def pod(self, name: str) -> Pod | None:
@@ -83,7 +83,7 @@ class Namespace(KubeAdmin):
         wait_for(enforced, "the quota to hold", 20)
 
     def token(self) -> str:
-        """A token of the namespace's default ServiceAccount, which nobody has given any rights."""
+        """A token of the namespace's default ServiceAccount, which has no rights."""
         request = {"spec": {"expirationSeconds": 600}}
         return str(self.api.create_namespaced_service_account_token("default", self.namespace, request).status.token)
 

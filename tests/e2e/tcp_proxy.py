@@ -22,7 +22,7 @@ class TcpProxy:
         self._target = ("127.0.0.1", target_port)
         self._lock = threading.Lock()
         self._links: set[_Link] = set()  # guarded by _lock
-        self._lose: list[bytes] = []  # guarded by _lock: requests whose answers are still to be lost
+        self._lose: list[bytes] = []  # guarded by _lock: requests with answers still to be lost
         self._halve = 0  # guarded by _lock: answers that are still to be cut in half
         self.lost = 0
         """Answers lost or halved so far."""

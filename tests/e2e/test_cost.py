@@ -29,7 +29,7 @@ def test_an_event_is_taken_up_at_once(system: System) -> None:
 
 
 def test_requests_for_each_pod(system: System, recorder: Recorder) -> None:
-    """One create and one delete; everything else is told by the watch."""
+    """One create and one delete; everything else is reported by the watch."""
     system.start(KUBECONFIG=str(recorder.kubeconfig))
     before = recorder.counts()
     sent = [system.send(type="scale_up", pod_count=3, script="sleep 1") for _ in range(4)]

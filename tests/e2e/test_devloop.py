@@ -45,7 +45,7 @@ EVERY_DAY = (
 )
 COMMANDS = (*BEGINNING, *EVERY_DAY, *ABOUT_WORKERS, *FOLLOWING, END)
 
-#: Runs long enough to be redeployed meanwhile; a controller that started it anew would start it twice.
+#: Runs long enough to be redeployed meanwhile; a controller that started it again would start it twice.
 _LONG = "echo started >&2; trap 'exit 9' TERM; sleep 45 & wait $!"
 
 
@@ -217,7 +217,7 @@ class TestWrong:
 
 
 class TestApart:
-    """Nobody gets into another one's environment."""
+    """No developer gets into another one's environment."""
 
     def test_two_environments_in_one_checkout(self, jinwoo: Developer) -> None:
         """Without ENV_FILE a target asks which one; with it all is as before."""
@@ -275,7 +275,7 @@ users: [{name: elsewhere, user: {}}]
 
 
 def test_clean_takes_only_ones_own(developers: tuple[Developer, Developer], tmp_path: Path) -> None:
-    """Cluster, image and file go; the Redis that is shared stays unless told otherwise, and so does everybody else."""
+    """Cluster, image and file go; the shared Redis stays by default, and so does what others own."""
     others = "docker ps --all --no-trunc --format '{{.ID}} {{.Names}}' | grep -E 'jinwoo|junyoung' | sort"
     before = developers[0].run(others)
     minji = Developer(tmp_path, "고민지", "minji", 6381)

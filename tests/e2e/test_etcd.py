@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
 @pytest.fixture
 def kube(tmp_path: Path) -> Iterator[KubeServer]:
-    """An API server whose past this test changes."""
+    """An API server; this test changes its past."""
     server = KubeServer(tmp_path / "kube")
     server.open()
     yield server
@@ -58,7 +58,7 @@ def test_a_restore_in_mid_task(system: BareSystem, kube: KubeServer) -> None:
     kube.restore()
 
     assert all(int(pod["metadata"]["resourceVersion"]) < latest for pod in system.kube.pods())
-    # Kubernetes gives a node its pods anew; here there is none, and the phase is as it was at the backup
+    # Kubernetes gives a node its pods again; here there is none, and the phase is as it was at the backup
     wait_for(lambda: names(system.pods_of(before)) == names([second]), "the pod that was back to be deleted", 60)
     [again] = system.created(later)
     assert uids([again]).isdisjoint(uids([lost]))

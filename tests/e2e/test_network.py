@@ -1,6 +1,6 @@
 """Bad networks: between the controller and Redis, and between the controller and the API server.
 
-Times are told by clocks that belong to neither side of the link: when Redis has added an entry, and when the log says
+Times come from clocks that belong to neither side of the link: when Redis has added an entry, and when the log says
 that it was received.
 """
 
@@ -33,7 +33,7 @@ _FEW_LINES = 20
 
 @dataclass(frozen=True)
 class Links:
-    """A system whose controllers have a proxy before each of their servers."""
+    """A system; its controllers have a proxy before each of their servers."""
 
     system: BareSystem
     redis: TcpProxy
@@ -84,7 +84,7 @@ class TestLostAnswers:
         links.system.once(event_id, pods)
 
     def test_of_an_acceptance(self, links: Links) -> None:
-        """The task is ours, and we have not heard of it."""
+        """Redis has recorded the acceptance, and the controller has not received the answer."""
         controller = links.start()
         links.redis.lose_answer_to(command("accept"))
         event_id = links.send(pod_count=2)
@@ -124,7 +124,7 @@ class TestLostAnswers:
         assert links.redis.lost == 1
 
     def test_of_a_take_over_at_the_start(self, links: Links) -> None:
-        """The task is this incarnation's, which has not heard of it."""
+        """Redis has given the task to this incarnation, which has not received the answer."""
         first = links.start()
         event_id = links.send()
         pods = links.system.run(event_id)
@@ -175,7 +175,7 @@ class TestBroken:
         assert max(took) <= _BACK_S, took
 
     def test_kubernetes_is_watched_again(self, links: Links) -> None:
-        """Ends that happened meanwhile are told of soon after."""
+        """Ends that happened meanwhile are reported soon after."""
         links.start()
         took = []
         for away_s in (0.5, 2.0, 4.0):
@@ -219,10 +219,10 @@ class TestBroken:
 
 
 class TestSilent:
-    """Nothing comes any more, and nobody says so: only time-outs help."""
+    """Nothing comes any more, and no error says so: only time-outs help."""
 
     def test_both_links(self, links: Links) -> None:
-        """A dead watch is noticed within 42 s: what ended meanwhile is told of then. While it lasts, the link to Redis
+        """A dead watch is noticed within 42 s: what ended meanwhile is reported then. While it lasts, the link to Redis
         dies time and again, and events are read within a block and 3 s.
         """
         controller = links.start()

@@ -42,7 +42,7 @@ class TestQuota:
 
     @pytest.mark.contract("5.waiting")
     def test_what_is_freed_is_used_soon(self, fleet: Fleet) -> None:
-        """However long it was refused before; nobody fails, no retry is used, and nobody asks without a break."""
+        """However long it was refused before; no worker fails, no retry is used, and no thread asks without a break."""
         body = {"metadata": {"name": "few"}, "spec": {"hard": {"pods": "2"}}}
         fleet.kube.api.create_namespaced_resource_quota(fleet.kube.namespace, body, _preload_content=False)
         quota(fleet, 2, 0)
@@ -127,7 +127,7 @@ def test_small_events_do_not_wait_for_a_giant(fleet: Fleet) -> None:
 
 
 def _ends(fleet: Fleet, event_ids: list[str]) -> dict[str, float]:
-    """When each of these tasks was told of, if all were."""
+    """When each of these tasks was reported, if all were."""
     found = fleet.redis.xrange("otto:scale:results")
     ends = {answer["event_id"]: sent_at(entry) for entry, answer in found if answer["kind"] == "task"}
     return {event_id: ends[event_id] for event_id in event_ids} if ends.keys() >= set(event_ids) else {}

@@ -76,7 +76,7 @@ class Probed:
     port: int
 
     def ask(self, path: str) -> tuple[int, str]:
-        """Status and body; 0 where nobody answers."""
+        """Status and body; 0 where no process answers."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:
                 return answer.status, answer.read().decode()
@@ -146,7 +146,7 @@ class TestStart:
 
     @pytest.mark.contract("2.probes")
     def test_alive_and_not_ready_while_it_waits_for_servers(self, lab: Lab) -> None:
-        """The reason is told; with the server there, it gets ready."""
+        """The reason is in the answer; with the server there, it gets ready."""
         lab.redis.stop()
         probed = lab.controller()
         body = wait_for(lambda: "cannot be reached" in (text := probed.ask("/readyz")[1]) and text, "the reason")
@@ -202,7 +202,7 @@ def minute(kube: KubeServer, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     for each in (hangs, well, sleeps):
         each.becomes("/readyz", 200)
     hangs.kill(signal.SIGUSR1)
-    time.sleep(3)  # until it hangs, for nothing tells that
+    time.sleep(3)  # until it hangs, for nothing reports that
     sleeps.kill(signal.SIGSTOP)
     lab.redis.pause()
     lab.kube.pause()

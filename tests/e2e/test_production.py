@@ -52,7 +52,7 @@ FILES = ("Dockerfile", ".dockerignore", "requirements.txt", "ottoscaler.py", "ot
 
 
 class Operator:
-    """Somebody with a checkout, a shell and the guide. One thread."""
+    """A person with a checkout, a shell and the guide. One thread."""
 
     def __init__(self, checkout: Path, kubeconfig: Path, server: SecuredRedis) -> None:
         self.server = server
@@ -173,7 +173,7 @@ def test_the_guide_from_its_first_line_to_its_last(operator: Operator) -> None:
 
 
 def _is_restricted(operator: Operator) -> None:
-    """The process is nobody in particular, and has nothing to write to."""
+    """The process runs as an unprivileged user, and has nothing to write to."""
     inside = "kubectl exec -n ottoscaler deployment/ottoscaler -- sh -c"
     assert operator.run(f"{inside} 'id -u; grep CapEff /proc/1/status'").split() == [
         "10001",

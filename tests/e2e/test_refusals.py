@@ -1,5 +1,5 @@
-"""Redis is there and refuses us, from one moment to the next: the log says what, whom and what to do, in few lines and
-without a secret; when it is mended, nothing is lost.
+"""Redis is there and refuses us, from one moment to the next: the log says what is refused, to which user and
+what to do, in few lines and without a secret; when it is mended, nothing is lost.
 
 All refusals are met at once, by a system each: what takes time here is to see that the log stays quiet.
 """
@@ -28,7 +28,7 @@ _USER = "otto"
 _REFUSED_S = 8.0
 #: Of half a minute with five kinds of calls that fail: each says it the first, second, fourth, eighth … time.
 _FEW_LINES = 40
-#: A connection that nothing is lost on is enough: nobody listens there.
+#: A connection that nothing is lost on is enough: no process listens there.
 _NO_MASTER = ("127.0.0.1", 1)
 
 
@@ -151,7 +151,7 @@ class Patient:
         wait_for(look, f"a line about {self.refusal.name} with {self.refusal.words}")
 
     def recovered(self) -> int:
-        """All is told once, also what came later; returns how many warnings there were."""
+        """All is reported once, also what came later; returns how many warnings there were."""
         later = self.system.send(type="scale_up")
         self.system.succeed(self.system.run(later))
         self.system.once(self._event_id, self._pods)

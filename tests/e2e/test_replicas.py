@@ -1,6 +1,6 @@
 """Several controllers at once: one dies, sleeps, is replaced; Redis sleeps; another Ottoscaler is next door.
 
-Whatever happens, each worker's end is told of once, and nobody deletes a pod that runs and that another one follows.
+Whatever happens, each worker's end is reported once, and no replica deletes a running pod that another one follows.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PAUSES_S = [float(os.environ["OTTO_PAUSE_S"])] if "OTTO_PAUSE_S" in os.environ 
 
 
 def start_tasks(fleet: Fleet, tasks: int, workers: int) -> list[str]:
-    """Tasks that run until they are told to end; returns when all their pods run."""
+    """Tasks that run until the test ends them; returns when all their pods run."""
     sent = [fleet.send(type="scale_up", pod_count=workers, task_id=f"task-{number}") for number in range(tasks)]
     for event_id in sent:
         fleet.running(event_id, workers)
@@ -37,7 +37,7 @@ def start_tasks(fleet: Fleet, tasks: int, workers: int) -> list[str]:
 
 
 def followed_to_the_end(fleet: Fleet, event_ids: list[str]) -> None:
-    """All end now: one result each, of the same pods, of the first attempt, and nobody had deleted one."""
+    """All end now: one result each, of the same pods, of the first attempt, and no replica had deleted one."""
     pods = uids(fleet.kube.pods())
     fleet.pod_status.end_all()
     workers = fleet.once(event_ids)
@@ -161,7 +161,7 @@ class TestSleeper:
         results = {worker["index"]: worker for worker in fleet.once([event_id], timeout_s=120)}
         assert {worker["outcome"] for worker in results.values()} == {"succeeded"}
         fleet.nothing_left()
-        # a late create may bring a name back whose pod has ended and is gone: the pod of the result is another one
+        # a late create may bring a name back after its pod has ended and is gone: the pod of the result is another one
         stale = fleet.wrongly_deleted(
             lambda one: one.attempt < int(results[one.index]["attempt"]) or one.uid != results[one.index]["pod_uid"]
         )

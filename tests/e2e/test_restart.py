@@ -20,7 +20,7 @@ _RUN = "trap 'exit 9' TERM; sleep {} & wait $!"
 
 
 def once(system: System, event_id: str, count: int) -> None:
-    """Each worker's end is told of once, the task's too, and nothing is left to do."""
+    """Each worker's end is reported once, the task's too, and nothing is left to do."""
     assert system.finished(event_id)["succeeded"] == str(count)
     results = Counter(result["index"] for result in system.results(event_id))
     assert results == Counter(str(index) for index in range(1, count + 1))
@@ -34,7 +34,7 @@ class TestKilled:
 
     @pytest.mark.contract("5.exactly-once")
     def test_the_same_pods_go_on(self, system: System) -> None:
-        """The next start follows them at once, whatever is left of the lease, and creates none anew."""
+        """The next start follows them at once, whatever is left of the lease, and creates no new one."""
         first = system.start(LEASE_S="60")
         event_id = system.send(type="scale_up", pod_count=3, script=_RUN.format(6))
         pods = system.running(event_id, 3)
@@ -48,7 +48,7 @@ class TestKilled:
 
     @pytest.mark.contract("5.exactly-once")
     def test_ends_in_between_are_reported(self, system: System) -> None:
-        """Workers that end while nobody looks."""
+        """Workers that end while no controller runs."""
         first = system.start()
         event_id = system.send(type="scale_up", pod_count=2, script="sleep 2")
         pods = system.running(event_id, 2)
@@ -62,7 +62,7 @@ class TestKilled:
 
     @pytest.mark.contract("5.PodLost")
     def test_a_pod_that_vanished_in_between(self, system: System) -> None:
-        """Nobody knows why: the platform's fault, and a new attempt under a new name."""
+        """The cause is unknown: the platform's fault, and a new attempt under a new name."""
         first = system.start()
         event_id = system.send(type="scale_up", script=f'[ "$OTTO_ATTEMPT" = 2 ] || {{ {LONG_RUN}; }}')
         name = names(system.running(event_id))[0]
@@ -114,7 +114,7 @@ class TestStopped:
         assert controller.said("controller.stopped", exit_code=0)
 
     def test_pods_run_on_and_are_adopted(self, system: System) -> None:
-        """By the next start: the same pods, each end told once."""
+        """By the next start: the same pods, each end reported once."""
         first = system.start()
         event_id = system.send(type="scale_up", pod_count=3, script=_RUN.format(10))
         pods = system.running(event_id, 3)
@@ -188,7 +188,7 @@ class TestRedisGone:
     """Redis goes away in the middle of a task."""
 
     def test_restarted(self, new_system: Callable[..., System], own_redis: Callable[[], RedisServer]) -> None:
-        """Workers end meanwhile; when it is back, they are told of once."""
+        """Workers end meanwhile; when it is back, their ends are reported once."""
         server = own_redis()
         server.start()
         system = new_system(server)
@@ -205,7 +205,7 @@ class TestRedisGone:
         system.close()
 
     def test_wiped(self, system: System) -> None:
-        """FLUSHALL: the worker runs on, and its end is told."""
+        """FLUSHALL: the worker runs on, and its end is reported."""
         system.start(LEASE_S="3")
         event_id = system.send(type="scale_up", script=_RUN.format(15))
         pods = system.running(event_id)
@@ -214,7 +214,7 @@ class TestRedisGone:
         assert [result["pod_uid"] for result in system.results(event_id)] == list(uids(pods))
 
     def test_wiped_after_a_first_result(self, system: System) -> None:
-        """FLUSHALL: the worker that has ended counts, is not told of again, and is not called lost."""
+        """FLUSHALL: the worker that has ended counts, is not reported again, and is not called lost."""
         controller = system.start(LEASE_S="3")
         event_id = system.send(
             type="scale_up", pod_count=2, script=f"[ $OTTO_WORKER_INDEX = 1 ] && exit; {_RUN.format(12)}"
@@ -232,7 +232,7 @@ class TestBadNetwork:
     """Between the controller and the API server."""
 
     def test_an_answer_is_lost(self, system: System, recorder: Recorder) -> None:
-        """The pod is there, and nobody has said so: it is found, and not made twice."""
+        """The pod is there, and no answer has said so: it is found, and not made twice."""
         system.start(KUBECONFIG=str(recorder.kubeconfig))
         recorder.lose_answers(2)
         event_id = system.send(type="scale_up", pod_count=2, script="sleep 1")
@@ -252,7 +252,7 @@ class TestBadNetwork:
         assert recorder.counts()["create"] == 4
 
     def test_away(self, system: System, recorder: Recorder) -> None:
-        """Workers end while it is away; all is told when it is back."""
+        """Workers end while it is away; all is reported when it is back."""
         controller = system.start(KUBECONFIG=str(recorder.kubeconfig))
         event_id = system.send(type="scale_up", pod_count=2, script="sleep 3")
         pods = system.running(event_id, 2)

@@ -45,7 +45,7 @@ class TestKill:
     @pytest.mark.contract("5.scale_down")
     @pytest.mark.contract("5.victims")
     def test_a_running_task(self, shared: System) -> None:
-        """All its workers end, each is told of once, and so are task and scale_down."""
+        """All its workers end, each is reported once, and so are task and scale_down."""
         event_id = shared.send(type="scale_up", pod_count=2, task_id="kill-1", script=LONG_RUN)
         pods = names(shared.running(event_id, 2))
         order = shared.send(type="scale_down", task_id="kill-1")
@@ -67,7 +67,7 @@ class TestKill:
 
     @pytest.mark.contract("5.scale_down")
     def test_recorded_when_the_pods_are_gone(self, shared: System) -> None:
-        """Whoever reads the result may use the room."""
+        """The reader of the result may use the room."""
         event_id = shared.send(type="scale_up", task_id="kill-3", script=LONG_RUN)
         shared.running(event_id)
         shared.finished(shared.send(type="scale_down", task_id="kill-3"), "scale_down")
@@ -114,7 +114,7 @@ class TestKill:
 
 
 class TestDrain:
-    """mode drain: who has started is spared."""
+    """mode drain: a worker that has started is spared."""
 
     @pytest.mark.contract("3.mode")
     def test_only_what_has_not_started(self, system: System) -> None:

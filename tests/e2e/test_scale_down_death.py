@@ -76,7 +76,7 @@ class Chain:
         self.cases.append(case)
         case.pods = names(fleet.running(case.up, _WORKERS))
         if moment == "before it has chosen":
-            # it has to wait for an older event that somebody else has read
+            # it has to wait for an older event that another consumer has read
             fleet.read_by_a_dead_one(type="scale_up", run_s=0)
         self._ways[-1].delay_s = _SLOW_S
         case.down = fleet.send(type="scale_down", task_id=task_id, pod_count=_ASKED)
@@ -96,7 +96,7 @@ class Chain:
 def chain(
     redis_server: RedisServer, audited_server: AuditedServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Chain]:
-    """All moments, one after the other; then whoever is left ends, and all is told."""
+    """All moments, one after the other; then the workers that are left end, and all is reported."""
     directory: Path = tmp_path_factory.mktemp("chain")
     with closing(Fleet(redis_server, _DATABASE, audited_server, directory)) as fleet, closing(Chain(fleet)) as made:
         for moment in MOMENTS:
@@ -110,14 +110,14 @@ def chain(
 @pytest.mark.contract("5.scale_down")
 @pytest.mark.contract("3.pod_count")
 def test_as_many_victims_as_were_asked_for(chain: Chain) -> None:
-    """Each is told of as cancelled, and nobody else is."""
+    """Each is reported as cancelled, and no other worker is."""
     for case in chain.cases:
         cancelled = [answer for answer in chain.fleet.results(case.up) if answer["outcome"] == "cancelled"]
         assert len(set(case.victims)) == _ASKED, case
         victims = {name.rpartition("-")[2]: name for name in case.victims}
         assert sorted(answer["index"] for answer in cancelled) == sorted(victims), case
         for answer in cancelled:
-            # a pod that was gone before anybody saw it go is not known any more
+            # a pod that was gone before a replica saw it go is not known any more
             unseen = case.moment != "before it has chosen" and not answer["pod"]
             assert unseen or answer["pod"] == victims[answer["index"]], case
         assert {answer["reason"] for answer in cancelled} == {"ScaledDown"}, case
@@ -125,7 +125,7 @@ def test_as_many_victims_as_were_asked_for(chain: Chain) -> None:
 
 @pytest.mark.contract("5.survivors")
 def test_no_survivor_is_forgotten(chain: Chain) -> None:
-    """Victims and survivors are all that ran, and who survived went on to its own end in its first pod."""
+    """Victims and survivors are all that ran, and each survivor went on to its own end in its first pod."""
     for case in chain.cases:
         assert sorted(case.victims + case.survivors) == case.pods, case
         succeeded = [answer["pod"] for answer in chain.fleet.results(case.up) if answer["outcome"] == "succeeded"]

@@ -100,7 +100,7 @@ class TestPods:
 
     @pytest.mark.contract("4.env")
     def test_environment(self, story: Story) -> None:
-        """What every worker is told."""
+        """What every worker gets."""
         expected = {
             "OTTO_TASK_ID": "task-123",
             "OTTO_EVENT_ID": story.event_id,
@@ -146,7 +146,7 @@ class TestResults:
     @pytest.mark.contract("5.Completed")
     @pytest.mark.contract("5.exactly-once")
     def test_one_result_for_each_worker(self, story: Story) -> None:
-        """Succeeded, nobody's fault, with the pod it was."""
+        """Succeeded, no fault, with the pod it was."""
         assert sorted(worker["index"] for worker in story.workers) == ["1", "2", "3"]
         for worker in story.workers:
             assert worker.keys() == _WORKER_FIELDS
@@ -157,7 +157,7 @@ class TestResults:
     @pytest.mark.contract("5.pod_uid")
     @pytest.mark.contract("5.node")
     def test_results_name_the_pods(self, story: Story) -> None:
-        """Name, UID and node are those that the API server told."""
+        """Name, UID and node are those that the API server returned."""
         found = {(worker["pod"], worker["pod_uid"], worker["node"]) for worker in story.workers}
         seen = {(pod["metadata"]["name"], pod["metadata"]["uid"], pod["spec"]["nodeName"]) for pod in story.pods}
         assert found == seen

@@ -64,7 +64,7 @@ class TestRedis:
         assert max(took) <= _BACK_S, took
 
     def test_wiped_under_a_live_owner(self, bare_system: SystemMaker) -> None:
-        """FLUSHALL: the group is there again, the task is stored again, its pods run on and are told of."""
+        """FLUSHALL: the group is there again, the task is stored again, its pods run on and are reported."""
         system = bare_system()
         controller = system.start(LEASE_S=str(_LEASE_S))
         event_id = system.send(type="scale_up", pod_count=2)
@@ -80,7 +80,7 @@ class TestRedis:
         assert system.finished(later)["succeeded"] == "1"
 
     def test_wiped_after_its_owner_died(self, bare_system: SystemMaker) -> None:
-        """Nobody knows of the task but its pods: another replica takes it up from their annotations."""
+        """Only the annotations of its pods hold the task: another replica takes it up from them."""
         system = bare_system()
         first = system.start(LEASE_S=str(_LEASE_S))
         event_id = system.send(type="scale_up", pod_count=2, task_id="of-the-dead")
@@ -118,7 +118,7 @@ class TestKubernetes:
     """kube-apiserver."""
 
     def test_killed(self, bare_system: SystemMaker, own_kube: KubeServer) -> None:
-        """kill -9: what happens before it is watched again is told of."""
+        """kill -9: what happens before it is watched again is reported."""
         system = bare_system()
         controller = system.start()
         for _ in range(2):
@@ -136,7 +136,7 @@ class TestKubernetes:
             assert len(warnings_since(controller, before)) <= _FEW_LINES, warnings_since(controller, before)
 
     def test_killed_and_past_forgotten(self, bare_system: SystemMaker, own_kube: KubeServer, tmp_path: Path) -> None:
-        """A true 410: pods are listed again, and who vanished meanwhile is known to be gone."""
+        """A true 410: pods are listed again, and a pod that vanished meanwhile is known to be gone."""
         system = bare_system()
         recorder = Recorder(own_kube.kubeconfig, tmp_path)
         recorder.start()
@@ -172,16 +172,16 @@ class TestKubernetes:
 
 
 def annotate(system: BareSystem, pod: Pod, text: str) -> None:
-    """Change something that nobody looks at."""
+    """Change something that no controller looks at."""
     body = {"metadata": {"annotations": {"example.com/note": text}}}
     system.kube.api.patch_namespaced_pod(pod["metadata"]["name"], system.kube.namespace, body, _preload_content=False)
 
 
 class TestHanging:
-    """SIGSTOP: they answer nobody, and nobody is told so."""
+    """SIGSTOP: they answer no request, and no client gets an error."""
 
     def test_both(self, bare_system: SystemMaker, own_kube: KubeServer) -> None:
-        """One system has only the API server hang, the other Redis as well: nobody steals, and all is told once."""
+        """One system has only the API server hang, the other Redis too: no replica steals, and all is reported once."""
         one, two = bare_system(), bare_system()
         only = one.start()
         pair = [two.start(REDIS_CONSUMER=f"otto-{number}", LEASE_S=str(_LEASE_S)) for number in (0, 1)]

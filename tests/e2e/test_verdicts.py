@@ -53,7 +53,7 @@ class TestWorkersOwn:
     @pytest.mark.contract("5.Error")
     @pytest.mark.contract("5.attempt")
     def test_tried_again(self, system: System) -> None:
-        """With WORKER_RETRIES a new attempt has its own name and number, and one result tells of the last."""
+        """With WORKER_RETRIES a new attempt has its own name and number, and one result reports the last."""
         system.start(WORKER_RETRIES="2")
         event_id = system.send(type="scale_up", script='[ "$OTTO_ATTEMPT" = 2 ]')
         result = system.verdict(event_id)
@@ -79,7 +79,7 @@ class TestWorkersOwn:
 
     @pytest.mark.contract("5.PodDeleted")
     def test_the_pod_was_deleted_from_outside(self, shared: System) -> None:
-        """Whoever deletes a worker's pod wants it to be gone: it is not tried again."""
+        """A user that deletes a worker's pod wants it to be gone: it is not tried again."""
         event_id = shared.send(type="scale_up", script=LONG_RUN)
         shared.kube.delete(names(shared.running(event_id))[0])
         result = shared.verdict(event_id)
@@ -171,7 +171,7 @@ class TestPlatform:
 
     @pytest.mark.contract("5.started_at")
     def test_what_never_started_has_no_start(self, system: System) -> None:
-        """The kubelet then tells the beginning of the epoch; a result says nothing instead."""
+        """The kubelet then reports the beginning of the epoch; a result says nothing instead."""
         system.start(OTTO_AGENT_COMMAND='["/no/such/program"]', INFRA_RETRIES="0")
         assert system.verdict(system.send(type="scale_up"))["started_at"] == ""
 

@@ -59,5 +59,5 @@ def space(kube: Kube) -> Iterator[Space]:
 
 @pytest.fixture
 def node(emulator: Kube) -> Iterator[Space]:
-    """A new namespace on the emulator, whose node runs pods."""
+    """A new namespace on the emulator; its node runs pods."""
     yield from _space(emulator)

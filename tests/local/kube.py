@@ -1,5 +1,5 @@
 """Raw HTTP to a Kubernetes API server, for the contract tests:
-the emulator's or a real one, told apart by nothing but a kubeconfig.
+the emulator's or a real one; only the kubeconfig differs.
 """
 
 from __future__ import annotations

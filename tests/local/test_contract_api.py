@@ -39,7 +39,7 @@ def test_a_taken_name_is_already_exists(space: Space) -> None:
 
 
 def test_the_name_of_a_terminating_pod_is_still_taken(space: Space) -> None:
-    """The message tells a pod that is being deleted from one that is not."""
+    """The message differs between a pod that is being deleted and one that is not."""
     space.make("one", nodeName="elsewhere")
     space.delete("one")
     answer = space.kube.call("POST", space.path(), pod("one"))

@@ -17,7 +17,7 @@ def test_a_watch_without_a_version_begins_with_what_is_there(node: Space) -> Non
 
 
 def test_compaction_expires_earlier_versions(emulator: Kube, node: Space) -> None:
-    """Only the emulator can be told to: a watch from before is then too old, one from now goes on."""
+    """Only the emulator can do it on request: a watch from before is then too old, one from now goes on."""
     version = node.version()
     node.make("one")
     emulator.call("POST", "/_emulator/compact")

@@ -54,7 +54,7 @@ def output(space: Space, command: list[str], **spec: Any) -> str:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs; a zombie that nobody has waited for does not."""
+    """Whether a process runs; a zombie that no process has waited for does not."""
     status = Path(f"/proc/{pid}/stat")
     if status.parent.parent.joinpath("self").exists():
         return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
@@ -62,7 +62,7 @@ def alive(pid: int) -> bool:
 
 
 def running(space: Space, name: str, command: list[str], **spec: Any) -> int:
-    """Make a pod whose command prints its process id and goes on; return that id."""
+    """Make a pod with a command that prints its process id and goes on; return that id."""
     space.make(name, command, **spec)
     space.wait_phase(name, "Running")
     return int(eventually(lambda: space.log(name).text))

@@ -75,7 +75,7 @@ def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
 
 
 def test_close_ends_the_server_and_may_be_repeated(server: EmbeddedRedis) -> None:
-    """Nobody listens afterwards."""
+    """No process listens afterwards."""
     port = server.port
     server.close()
     server.close()

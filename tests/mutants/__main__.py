@@ -43,7 +43,7 @@ def read(patch: Path) -> Mutant:
 
 
 def verdict(mutant: Mutant, folder: Path) -> str:
-    """Empty if the tests noticed the mistake, else what is wrong. `folder` is for the copy."""
+    """Empty if the tests noticed the mistake, otherwise what is wrong. `folder` is for the copy."""
     copy_to(folder)
     applied = subprocess.run(
         ["git", "apply", str(mutant.patch)], cwd=folder, capture_output=True, text=True, check=False

@@ -111,7 +111,7 @@ class _Finder(ast.NodeVisitor):
     # -- statements
 
     def visit_Expr(self, node: ast.Expr) -> None:
-        """A call whose value is not used: left out."""
+        """A call with a value that is not used: left out."""
         if isinstance(node.value, ast.Call) and not _is_silent(node.value):
             self._add("statement", node, "pass")
         self.generic_visit(node)

@@ -35,7 +35,7 @@ LAYERS = ("core", "flow", "adapters")
 WANTED = 97.0
 #: Tests of the first round, in which most mutants end.
 FIRST = 40
-#: A round that takes longer than this, seconds, hangs, which somebody would notice.
+#: A round that takes longer than this, seconds, hangs, which a person would notice.
 ROUND_S = 300.0
 NO_TESTS = 5
 EQUIVALENT = Path(__file__).parent / "equivalent.txt"
@@ -124,8 +124,8 @@ def stale(listed: Iterable[tuple[str, str, str]], among: Sequence[Place]) -> lis
 
 
 def run(amount: int, seed: int, within: Sequence[str] = (), suites: Sequence[str] = SUITES) -> int:
-    """Try them, and report; returns 0 if enough were noticed. `within`: only files whose paths have one of these in
-    them; `suites`: only against these tests.
+    """Try them, and report; returns 0 if enough were noticed. `within`: only files with one of these in their
+    paths; `suites`: only against these tests.
     """
     began, jobs = time.monotonic(), int(os.environ.get("JOBS") or 2 * (os.cpu_count() or 1))
     known = equivalents(EQUIVALENT.read_text(encoding="utf-8"))

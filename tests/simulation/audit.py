@@ -32,7 +32,7 @@ SHOWN = 400
 
 
 class Audit:
-    """Looks at every result, creation, deletion and start of a program. `actor` is whose request is carried out."""
+    """Looks at every result, creation, deletion and start of a program. `actor` sent the current request."""
 
     redis: FakeRedis
     kubernetes: FakeKubernetes
@@ -68,7 +68,7 @@ class Audit:
         self.note(f"event {event_id} {fields}")
 
     def note(self, line: str) -> None:
-        """For whoever has to find out what happened."""
+        """For a person who has to find out what happened."""
         self.lines.append(f"{self._clock.now() % 100_000:9.1f} {line}")
 
     def complain(self, fault: str) -> None:
@@ -79,7 +79,7 @@ class Audit:
     # -- programs
 
     def started(self, name: str) -> None:
-        """A program starts: the first of its worker, or one that somebody's failure allows."""
+        """A program starts: the first of its worker, or one that a failure allows."""
         worker = self._worker(self.kubernetes.pods[name])
         if name in self._zombies or self._wiped(worker[0]):
             return
@@ -93,7 +93,7 @@ class Audit:
     def license(self, name: str, why: str) -> None:
         """A program may be started again: the one before has failed, or the platform has failed it.
 
-        If that takes the pod away before the answer to its creation was heard, it may even be created again.
+        If that takes the pod away before the answer to its creation was received, it may even be created again.
         """
         worker = self._worker(self.kubernetes.pods[name])
         unclear = [one.run for replica in self.replicas for one in replica.workers if _is_unclear(one.run.life)]
@@ -108,7 +108,7 @@ class Audit:
             self._succeeded.discard(worker)
 
     def changed(self, pod: Pod) -> None:
-        """A pod is as it is now: has its worker succeeded, and nobody asked for its end before?"""
+        """A pod is as it is now: has its worker succeeded before a replica asked for its end?"""
         name, worker = pod["metadata"]["name"], self._worker(pod)
         task = self.redis.find(worker[0])
         if pod["status"].get("phase") != "Succeeded" or name in self._zombies or task is None:
@@ -205,7 +205,7 @@ class Audit:
     # -- Redis
 
     def expired(self, event_id: str) -> None:
-        """A finished task is forgotten after TASK_TTL_S: whoever comes under its id is another."""
+        """A finished task is forgotten after TASK_TTL_S: a later event with its id is another one."""
         self.note(f"{event_id} is forgotten")
         hash_ = event_hash(INSTANCE, event_id)
         for name in [name for name in self._created if hash_ in name]:
@@ -275,12 +275,12 @@ class Audit:
         state = task.workers.get(index, WorkerState(index))
         pod = self.kubernetes.pods.get(pod_name(WorkerKey(event_hash(INSTANCE, event_id), index, state.attempt)))
         succeeded = pod is not None and pod["status"].get("phase") == "Succeeded"
-        # who is to choose may see a pod that has succeeded and is gone by now
+        # the replica that is to choose may see a pod that has succeeded and is gone by now
         succeeded = succeeded or (event_id, index) in self._once_succeeded
         return not succeeded and not state.outcome and (state.termination is None or not state.termination.is_cancel)
 
     def published(self, fields: Mapping[str, str]) -> None:
-        """A result is told to the world."""
+        """A result is published."""
         kind, event_id, index = fields["kind"], fields["event_id"], fields.get("index", "")
         now = self._clock.now()
         self.note(f"result {kind} {event_id} {index} {fields['reason']}")
@@ -296,7 +296,7 @@ class Audit:
 
     def _of_worker(self, worker: _Worker, fields: Mapping[str, str]) -> None:
         if fields["reason"] == "Poison" and f"{LAST_TRY} times" in fields["message"]:
-            return  # an event that nobody survived for so long is closed, whatever its pods came to
+            return  # an event that killed every process so far is closed, whatever its pods came to
         if worker in self._succeeded and fields["outcome"] != "succeeded" and not self._wiped(worker[0]):
             self.complain(f"{worker} has succeeded, and {fields['reason']} is recorded")
         for name, pod in self.kubernetes.pods.items():

@@ -42,7 +42,7 @@ KINDS = (
 )  # fmt: skip
 _READS = frozenset({"peek", "delivered", "blocker", "reload", "tasks", "known", "outcomes", "owned", "list", "get"})
 
-#: A kind of happening, whom it concerns and how it goes: `World.act` knows what they mean.
+#: A kind of happening, the number of its replica or pod, and how it goes: `World.act` knows what they mean.
 Move = tuple[str, int, int]
 
 
@@ -95,7 +95,7 @@ class Link:
         return answer
 
     def _watch(self, version: str) -> Iterator[WatchEvent]:
-        """A watch tells what there is by now, and may end, or break off, after any event."""
+        """A watch reports what there is by now, and may end, or break off, after any event."""
         mishap = self._before("watch")
         if mishap.what in ("late", "lost"):
             raise self._error("watch: no answer")

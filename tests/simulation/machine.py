@@ -50,14 +50,14 @@ class Simulation(RuleBasedStateMachine):
     @precondition(lambda self: len(self.audit.sent) < _MAX_EVENTS)
     @rule(count=st.integers(1, 3), group=st.sampled_from(("", "", "k")), named=st.booleans())
     def scale_up(self, count: int, group: str, named: bool) -> None:
-        """Somebody wants workers; perhaps instead of older ones."""
+        """A producer wants workers; perhaps instead of older ones."""
         fields = {"type": "scale_up", "pod_count": str(count), "task_id": f"t{len(self.audit.sent) % 2}"}
         self._send(fields | ({"supersedes": group} if group else {}), named=named)
 
     @precondition(lambda self: 0 < len(self.audit.sent) < _MAX_EVENTS)
     @rule(count=st.integers(0, 2), mode=st.sampled_from(("kill", "drain")), task=st.sampled_from(("t0", "t1", "")))
     def scale_down(self, count: int, mode: str, task: str) -> None:
-        """Somebody wants fewer."""
+        """A producer wants fewer."""
         fields = {"type": "scale_down", "mode": mode, "pod_count": str(count or 1)}
         if task:
             fields |= {"task_id": task}
@@ -104,13 +104,13 @@ class Simulation(RuleBasedStateMachine):
 
     @rule(mishaps=_MISHAPS, seconds=st.integers(1, 8), pods=st.booleans())
     def live(self, mishaps: Sequence[Mishap], seconds: int, pods: bool) -> None:
-        """Everybody is carried on."""
+        """Every replica is carried on."""
         with self.world.mishaps(mishaps):
             self.world.live(seconds, pods=pods)
 
     @rule(mishaps=_MISHAPS)
     def bustle(self, mishaps: Sequence[Mishap]) -> None:
-        """Everybody is carried on, and no time passes."""
+        """Every replica is carried on, and no time passes."""
         with self.world.mishaps(mishaps):
             self.world.bustle()
 
@@ -144,12 +144,12 @@ class Simulation(RuleBasedStateMachine):
 
     @rule(which=SMALL, how=SMALL)
     def bad_luck(self, which: int, how: int) -> None:
-        """Somebody deletes a pod, its node dies, it is evicted …"""
+        """A pod is deleted from outside, its node dies, it is evicted …"""
         self.world.luck(which, how)
 
     @rule(seconds=st.sampled_from((*STEPS_S, *STEPS_S, 4000)))
     def pass_time(self, seconds: int) -> None:
-        """Nobody of ours runs for a while; once in a while for longer than events are known."""
+        """No replica runs for a while; once in a while for longer than events are known."""
         self.world.pass_time(seconds)
 
     @precondition(lambda self: self.world.late)
@@ -173,7 +173,7 @@ class Simulation(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_wrong(self) -> None:
-        """Results once, no program twice, nobody's running pod deleted … (audit.py)."""
+        """Results once, no program twice, no running pod deleted wrongly … (audit.py)."""
         if hasattr(self, "world"):
             self._check()
 

@@ -1,4 +1,4 @@
-"""One controller, put together as cli/run.py does it, whose threads are carried on by whoever calls `act`."""
+"""One controller, put together as cli/run.py does it, with threads that the caller of `act` carries on."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _T = TypeVar("_T")
 
 
 class _Instant(threading.Event):
-    """Nobody pauses on it: time is the world's."""
+    """No thread pauses on it: time is the world's."""
 
     def wait(self, timeout: float | None = None) -> bool:
         return self.is_set()
@@ -68,7 +68,7 @@ class _Tries(Retries):
         self._stopped = stopping
 
     def forever(self, what: str, attempt: Callable[[], _T]) -> _T:
-        """The watch is carried on again anyway; for whoever else cannot be left, the outage ends some time."""
+        """The watch is carried on again anyway; for any other thread that cannot be left, the outage ends some time."""
         while True:
             try:
                 return attempt()
@@ -92,7 +92,7 @@ class _Dispatcher(Dispatcher):
         self._replica.workers.append(Worker(self._replica, run))
 
     def next_after(self, run: WorkerRun) -> WorkerRun | None:
-        """What a thread does between two workers; one that finds none is started anew for the next."""
+        """What a thread does between two workers; one that finds none is started again for the next."""
         self._ledger.give_back(run)
         following = None if self._stop.is_set() else self._ledger.take()
         if following is None:
@@ -101,7 +101,7 @@ class _Dispatcher(Dispatcher):
 
 
 class _Ledger(Ledger):
-    """Shows the audit who uses room."""
+    """Shows the audit which workers use room."""
 
     def __init__(self, replica: Replica, registry: Registry, settings: Settings) -> None:
         flow = settings.flow
@@ -241,7 +241,7 @@ class Replica:
         return self.alive and not self.asleep and not self.stop.is_set()
 
     def check_alive(self) -> None:
-        """Whoever acts for a process that is gone is gone with it."""
+        """A thread of a process that is gone is gone with it."""
         if not self.alive:
             raise Crash
 

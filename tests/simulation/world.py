@@ -24,7 +24,7 @@ SETTINGS: Final = {
     "INFRA_RETRIES": 2,
     "WORKER_RETRIES": 1,
 }
-#: Limits that end many a worker, and none that could help one out which hears of nothing any more.
+#: Limits that end many a worker, and none that could help a replica that receives nothing any more.
 STRICT: Final = {"PENDING_TIMEOUT_S": 40, "WORKER_DEADLINE_S": 60}
 PATIENT: Final = {"PENDING_TIMEOUT_S": 1_000_000, "WORKER_DEADLINE_S": 0}
 #: Steps of the clock, seconds: between two renewals, beyond a pause, a lease, a grace, a deadline.
@@ -81,14 +81,14 @@ class World(NodeControls):
         return due
 
     def meanwhile(self, moves: Sequence[Move]) -> None:
-        """Others act, while somebody waits for an answer; nothing happens to their requests."""
+        """Others act, while a replica waits for an answer; nothing happens to their requests."""
         with self.mishaps(()):
             for move in moves:
                 self.act(move)
 
     @contextmanager
     def acting(self, replica: Replica | None) -> Iterator[None]:
-        """Whose request is carried out."""
+        """Requests within come from this replica."""
         before, self.audit.actor = self.audit.actor, replica
         try:
             yield
@@ -108,7 +108,7 @@ class World(NodeControls):
                 replica.act(role)
 
     def note(self, line: str) -> None:
-        """For whoever has to find out what happened."""
+        """For a person who has to find out what happened."""
         self.audit.note(line)
 
     def complain(self, fault: str) -> None:
@@ -171,7 +171,7 @@ class World(NodeControls):
         self.audit.replicas = self.replicas
 
     def pass_time(self, seconds: int) -> None:
-        """Time passes, in which nobody of ours does anything."""
+        """Time passes, in which no replica does anything."""
         self.note(f"{seconds} s pass")
         self.clock.advance(seconds)
 
@@ -188,7 +188,7 @@ class World(NodeControls):
             self.kube_down = what == "no Kubernetes"
 
     def deliver(self, which: int) -> None:
-        """A request that its sender has given up arrives; nobody hears its answer."""
+        """A request that its sender has given up arrives; its answer is lost."""
         if not self.late or self.redis.down:
             return
         name, request = self.late.pop(which % len(self.late))
@@ -197,7 +197,7 @@ class World(NodeControls):
             request()
 
     def bustle(self, *, all_workers: bool = True) -> None:
-        """Everybody does what is to be done, in turn."""
+        """Every replica does what is to be done, in turn."""
         for replica in list(self.replicas):
             for role in ROLES:
                 replica.act(role)
@@ -205,7 +205,7 @@ class World(NodeControls):
                 replica.work(which)
 
     def live(self, seconds: int, *, pods: bool) -> None:
-        """Time passes as it should: everybody does what is due, each second; and the pods get on, or do not."""
+        """Time passes as it should: every replica does what is due, each second; and the pods get on, or do not."""
         self.note(f"{seconds} s of life")
         for _ in range(seconds):
             self.bustle()
@@ -262,7 +262,7 @@ class World(NodeControls):
             self.audit.started(name)
 
     def luck(self, which: int, how: int) -> None:
-        """Something happens to a pod that nobody of ours has asked for."""
+        """Something happens to a pod that no replica has asked for."""
         name = self._pod(which)
         if name is None or name in self.audit.dead_nodes:
             return

@@ -86,7 +86,7 @@ def _amount(arguments: list[str]) -> Amount:
 
 
 def _own_faults(directory: Path) -> Iterator[str]:
-    """Lines of the controllers that tell of a defect: errors, and what is not JSON (warnings, tracebacks)."""
+    """Lines of the controllers that report a defect: errors, and what is not JSON (warnings, tracebacks)."""
     for path in sorted(directory.glob("slot-*/controller-*.log")):
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
         for line in lines:

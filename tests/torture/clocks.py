@@ -1,6 +1,6 @@
 """Clocks that are wrong, and that are set while everything runs: the node's, the API server's and each controller's.
 
-Redis keeps the time of this machine: two other clocks cannot both be told from it.
+Redis keeps the time of this machine, and all other clocks are set against it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tests.torture.kubelet import Kubelet
 from tests.torture.slots import Slot
 from tests.torture.strangers import Strangers
 
-#: A wrong clock is wrong by so much, seconds.
+#: A wrong clock is wrong by one of these, seconds.
 SHIFTS: Final = (-4200, -1, 0, 1, 4200)
 
 

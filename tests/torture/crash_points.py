@@ -1,7 +1,7 @@
 """Where a controller can be made to die: after each call that writes, and after each that decides what is written next.
 
 All that a controller does to the world goes through two adapters, so the points are laid around them from outside. The
-program itself knows nothing of this: there is no switch in it that somebody could find on.
+program itself knows nothing of this: there is no switch in it that could be left on.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class History:
         return found
 
     def runs(self) -> Mapping[Worker, list[Run]]:
-        """The pods of each worker whose program was started, in that order."""
+        """The pods of each worker with a started program, in the order of the starts."""
         found: dict[Worker, list[Run]] = defaultdict(list)
         for run in sorted(self.book, key=lambda run: run.started_at):
             if run.started_at:
@@ -66,7 +66,7 @@ def lost(history: History) -> Iterator[str]:
 
 
 def published_twice(history: History) -> Iterator[str]:
-    """Results that there are twice, or that nobody asked for."""
+    """Results that there are twice, or that no event asked for."""
     known = {event.event_id: event for event in history.sent}
     counts = Counter((result["kind"], result["event_id"], result.get("index", "")) for result in history.results)
     for (kind, event_id, index), count in counts.items():
@@ -77,7 +77,7 @@ def published_twice(history: History) -> Iterator[str]:
 
 
 def buried(history: History) -> Iterator[str]:
-    """Bad events have one dead letter each, and nobody else has one."""
+    """Bad events have one dead letter each, and no other event has one."""
     dead = Counter(letter["stream_id"] for letter in history.dead)
     bad = {event.entry_id: event for event in history.sent if event.bad}
     for entry_id, event in bad.items():

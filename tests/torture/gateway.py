@@ -2,7 +2,7 @@
 it now and then: a quota's conflict, a web page of a proxy that has no good word for it, times that are not true.
 
 It is led by lines of JSON on standard input, and writes to standard output what it did, a line of JSON each. A request
-may be carried out before its answer is replaced: then nobody hears of what was done.
+may be carried out before its answer is replaced: then the caller does not learn what was done.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _TIMES: Final = re.compile(rb'("(?:creationTimestamp|deletionTimestamp)":")([0-9
 
 
 class Faults:
-    """What is still to be done to whom. Any thread."""
+    """What is still to be done to which request. Any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -58,7 +58,7 @@ class Faults:
                 else:
                     self._waiting.append(order)
                     watches = list(self._watches) if order["verb"] == "watch" else ()
-                    for response in watches:  # else the next one would come in minutes
+                    for response in watches:  # otherwise the next one would come in minutes
                         response.shutdown()
 
     @contextmanager
@@ -220,7 +220,7 @@ def answer_of(order: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
 
 
 def shifted(stamp: bytes, seconds: int) -> bytes:
-    """A time of the API (RFC 3339 in whole seconds), so much later."""
+    """A time of the API (RFC 3339 in whole seconds), later by this much."""
     at = datetime.strptime(stamp.decode(), "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
     return (at + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ").encode()
 

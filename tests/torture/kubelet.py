@@ -23,7 +23,7 @@ import urllib3
 from kubernetes import config
 
 NODE = "torture-node"
-#: Workers of events whose ids begin so run for long, and to a good end.
+#: Workers of events with ids that begin with this run for long, and to a good end.
 LONG = "long-"
 LONG_S = 12.0
 AGAIN_S = 0.3
@@ -95,7 +95,7 @@ class Run:
 
     @property
     def worker(self) -> Worker:
-        """Whose attempt it is."""
+        """The worker that this is an attempt of."""
         return self.event_id, self.index
 
 
@@ -245,11 +245,11 @@ class Kubelet:
             body = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": run.name}, "target": target}
             if self._send("POST", f"{self._pods}/{run.name}/binding", body, _JSON) == 404:
                 return None
-            run.stage = Stage.BOUND  # also when somebody, we, bound it before and never heard of it
+            run.stage = Stage.BOUND  # also when this kubelet bound it before, without receiving the answer
             return run.fate.start_s
         if run.stage is Stage.BOUND:
             run.started_at = time.time()
-            run.stage = Stage.STARTED  # from here on the program runs, whether anybody is told or not
+            run.stage = Stage.STARTED  # from here on the program runs, whether that is reported or not
         if run.stage is Stage.STARTED:
             self._report(run, "Running", {"running": {"startedAt": self._stamp(run.started_at)}})
             run.stage = Stage.RUNNING

@@ -35,7 +35,7 @@ class Quota:
             self._exhaust()
 
     def clear(self) -> None:
-        """Room for everybody; idempotent."""
+        """Room for all pods; idempotent."""
         if self._until is not None:
             self._until = None
             self._api.delete_namespaced_resource_quota(_NAME, self._namespace, _preload_content=False)

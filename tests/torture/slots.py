@@ -26,7 +26,7 @@ POINTS = (*USUAL, *RARE)
 
 @dataclass
 class Toll:
-    """Who died where. One thread."""
+    """Where controllers died, and how often. One thread."""
 
     repetitions: int
     points: Counter[str] = field(default_factory=Counter)
@@ -52,7 +52,7 @@ class Slot:
         self, number: int, directory: Path, environ: Mapping[str, str], dice: random.Random, toll: Toll,
         in_flight: Callable[[], bool], *, mortal: bool = True,
     ) -> None:  # fmt: skip
-        """`in_flight` says whether there is work that a kill can hurt. Who is not `mortal` is not killed."""
+        """`in_flight` says whether there is work that a kill can hurt. Without `mortal` no controller is killed."""
         self._mortal = mortal
         self._number = number
         self._directory = directory
@@ -101,7 +101,7 @@ class Slot:
         self._controller = None
 
     def shift(self, seconds: int) -> None:
-        """The wall clock of its controllers is wrong by so much."""
+        """The wall clock of its controllers is wrong by this much."""
         self._clock.write_text(str(seconds), encoding="utf-8")
 
     def start(self, armed: Sequence[str]) -> None:

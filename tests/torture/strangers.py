@@ -41,7 +41,7 @@ class Strangers:
 
     @property
     def hits(self) -> Counter[str]:
-        """By kind: how often somebody got such an answer."""
+        """By kind: how often a controller got such an answer."""
         with self._lock:
             return Counter(self._hits)
 
@@ -62,7 +62,7 @@ class Strangers:
         self._order({"fault": "clear"})
 
     def shift(self, seconds: int) -> None:
-        """The API server's clock is wrong by so much."""
+        """The API server's clock is wrong by this much."""
         self._order({"fault": "shift", "seconds": seconds})
 
     def close(self) -> None:
@@ -81,7 +81,7 @@ class Strangers:
         if kind == "conflict":
             return {"fault": kind, "verb": "create", "port": port}
         verb = self._dice.choice(_VERBS)
-        if verb == "list":  # nobody lists before a watch has failed
+        if verb == "list":  # no controller lists before a watch has failed
             self._order({"fault": kind, "verb": "watch", "port": port, "status": 502, "body": "html"})
         return {
             "fault": kind, "verb": verb, "port": port, "status": self._dice.choice(_PAGES),

@@ -1,7 +1,7 @@
 """Redis is emptied in the middle of the work, and then the controller dies at the point where it puts things right.
 
-Apart from the other kills, for here results may repeat, and those from before are gone. What holds all the same: nobody
-who runs is ended, no program is started twice, whoever was running has one result, and it all comes to an end.
+Apart from the other kills, for here results may repeat, and those from before are gone. What holds all the same: no
+running worker is ended, no program is started twice, each worker that ran has one result, and it all comes to an end.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ DEATH_S = 60.0
 
 
 def rounds(world: World) -> Iterator[str]:
-    """Once the owner lives, stores the task again and dies at that; once it is dead, and somebody else takes the event
-    up from its pods and dies at that; and so on.
+    """Once the owner lives, stores the task again and dies at that; once it is dead, and another controller takes the
+    event up from its pods and dies at that; and so on.
     """
     for number in range(world.amount.wipes):
         yield from _round(world, f"{LONG}restored-{number}", "restored", owner_lives=True)
