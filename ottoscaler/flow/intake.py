@@ -275,9 +275,16 @@ class Reader:
             self._heartbeat.beat()
 
     def step(self, wait_s: float = ROOM_WAIT_S) -> None:
-        """Read and accept as much as there is room for, waiting at most so long for room. Raises StreamUnavailable."""
+        """Take up what an earlier read left, where that is due; otherwise read and accept as much as there is room for,
+        waiting at most so long for room. Raises StreamUnavailable.
+
+        Not both in one step: a step that succeeds ends the count of tries. If a link died after each recovery, and the
+        recovery did not count, the pauses between the tries would grow although Redis answers.
+        """
         try:
-            self._recover()
+            if self._clock.now() >= self._recover_at:
+                self._recover()
+                return
             room = self._ledger.wait_for_room(wait_s)
             if room and not self._stop.is_set():
                 self._intake.absorb(self._event_log.read(min(room, BATCH)))
@@ -291,8 +298,6 @@ class Reader:
         """At the start, after every error and every PENDING_EVERY_S: read again what this consumer has read and not
         accepted. The lease thread does so for the entries of other consumers.
         """
-        if self._clock.now() < self._recover_at:
-            return
         self._event_log.ensure_group()
         entries = self._event_log.pending(own=True, min_idle_s=0)
         self._intake.absorb_again(entries)

@@ -197,6 +197,16 @@ class TestReader:
             eventually(lambda: controller.ledger.tasks.has(event_id))
             assert controller.redis.pending_count() == 0
 
+    def test_each_answer_of_redis_ends_the_count_of_tries(self, log: Lines) -> None:
+        """A link that dies with every read, and is good in between, does not make the pauses grow."""
+        with SimulatedController() as controller:
+            controller.redis.fail_next("read", 4)
+            event_id = controller.send()
+            controller.start("reader")
+            eventually(lambda: controller.ledger.tasks.has(event_id))
+        tries = [line.partition("(try ")[2].partition(")")[0] for line in log.of("retry.scheduled")]
+        assert tries == ["1", "1", "1"]  # the first, the second and the fourth of like lines are logged
+
     def test_a_group_that_is_gone_is_made_again(self) -> None:
         """FLUSHALL, or a user deleted it."""
         with SimulatedController(threads=["reader"]) as controller:

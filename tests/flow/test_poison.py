@@ -156,7 +156,8 @@ class TestAccepting:
             with SimulatedController(servers, incarnation=f"b{incarnations}") as controller:
                 break_(controller.stream, "accept", accepts("bad"), Killed)
                 try:
-                    controller.reader.step(0)
+                    controller.reader.step(0)  # what the one before has read
+                    controller.reader.step(0)  # what is new
                 except Killed:
                     continue
                 finally:
