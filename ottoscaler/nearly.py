@@ -9,6 +9,8 @@ from typing import Final
 
 #: How alike two names are, from 0 to 1 (difflib's ratio): one letter in eight may differ.
 ALIKE: Final = 0.87
+#: As alike is what was sent in place of a name that is missing: with no doubt that one is, typ and tpye are enough.
+_ALIKE_IF_MISSING: Final = 0.75
 #: A last word is an abbreviation of another, in this order of letters, from this many on: USER of USERNAME, CMD, IMG.
 _SHORTEST: Final = 3
 #: Of shorter names, as many as make sense are only one letter apart: model, mode.
@@ -41,6 +43,22 @@ def meant(name: str, known: Collection[str]) -> str:
     return plain[max(likeness, key=likeness.__getitem__)] if likeness else ""
 
 
+def instead(missing: Collection[str], given: Collection[str]) -> tuple[str, str]:
+    """What was probably sent in place of a required name.
+
+    Arguments: the names of which one is required and none was sent, and the names that were sent. Returns the name that
+    was sent and the one that was meant, of several pairs the most alike; two empty texts if no name is like another.
+    """
+    likeness = {}
+    for name in sorted(given):
+        for other in sorted(missing):
+            alike = difflib.SequenceMatcher(None, _plain(name), _plain(other)).ratio()
+            words, other_words = set(_words(name)), set(_words(other))
+            if alike >= _ALIKE_IF_MISSING or (words and (words <= other_words or other_words <= words)):
+                likeness[name, other] = alike
+    return max(likeness, key=likeness.__getitem__) if likeness else ("", "")
+
+
 def variables(environ: Mapping[str, str], known: Collection[str]) -> tuple[str, ...]:
     """A sentence for each variable that is set and nearly one of the known ones. Values are in none of them."""
     sentences = []
@@ -56,6 +74,10 @@ def _plain(name: str) -> str:
     """Without what people mix up: case, dashes, a unit, and the owner."""
     upper = name.upper().replace("-", "_").replace(".", "_")
     return _UNIT.sub("", _OWNER.sub("", upper)).replace("__", "_")
+
+
+def _words(name: str) -> list[str]:
+    return [word for word in _plain(name).split("_") if len(word) >= _SHORTEST]
 
 
 def _shortened(one: str, other: str) -> bool:

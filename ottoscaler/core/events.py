@@ -19,6 +19,7 @@ import msgspec
 
 from ottoscaler.core.nesting import MAX_LEVELS, levels
 from ottoscaler.core.trace import version_00
+from ottoscaler.nearly import instead, meant
 
 MAX_EVENT_BYTES: Final = 64 * 1024
 #: Far more fields than an event needs. The bound is there because a Redis script takes only some thousand arguments.
@@ -247,7 +248,8 @@ def _texts(fields: Mapping[bytes, bytes]) -> dict[str, str]:
     for raw_name, raw_value in content(fields).items():
         name = raw_name.decode("utf-8", "backslashreplace")
         if not _FIELD.fullmatch(name):
-            raise _Fault(f"field name {_short(name)} is not of the form {_FIELD.pattern}")
+            near = f"; did you mean {other}?" if (other := meant(name, KNOWN_FIELDS)) else ""
+            raise _Fault(f"field name {_short(name)} is not of the form {_FIELD.pattern}{near}")
         try:
             texts[name] = raw_value.decode()
         except UnicodeDecodeError:
@@ -299,9 +301,16 @@ def _carried(event: ScaleEvent) -> ScaleEvent:
     return event
 
 
+def _missing(names: tuple[str, ...], texts: dict[str, str], expected: str) -> _Fault:
+    """The fault of an event with none of these fields, of which it needs one; it names the field that was misspelt."""
+    sent, name = instead(names, texts)
+    near = f"; field {sent} was sent: did you mean {name}?" if sent else ""
+    return _Fault(f"field {names[0]} is missing; {expected}{near}")
+
+
 def _type(texts: dict[str, str]) -> EventType:
     if "type" not in texts:
-        raise _Fault("field type is missing; scale_up or scale_down is expected")
+        raise _missing(("type",), texts, "scale_up or scale_down is expected")
     try:
         return EventType(texts["type"])
     except ValueError:
@@ -321,7 +330,8 @@ def _pod_count(texts: dict[str, str], kind: EventType, max_pods: int) -> int:
         if kind is EventType.SCALE_UP:
             return 1
         if "task_id" not in texts:
-            raise _Fault("field pod_count is missing; a scale_down without task_id needs it")
+            names = ("pod_count", "target_replicas", "task_id")
+            raise _missing(names, texts, "a scale_down without task_id needs it")
         return 0
     if len(set(given.values())) > 1:
         both = " and ".join(f"{name} is {count}" for name, count in given.items())

@@ -72,6 +72,47 @@ def test_an_event_without_a_type_is_refused() -> None:
     assert (result.reason, result.detail[:21]) == (DeadReason.INVALID, "field type is missing")
 
 
+@contract("3.type")
+@contract("3.pod_count")
+@contract("3.task_id")
+@pytest.mark.parametrize(
+    ("sent", "name"),
+    [
+        *[(sent, "type") for sent in ("typ", "tpye", "typo", "typee", "types", "event_type", "type_")],
+        *[(sent, "pod_count") for sent in ("podcount", "pod_cnt", "pods_count", "count", "pod_coutn")],
+        *[(sent, "target_replicas") for sent in ("replicas", "target_replica", "targetreplicas")],
+        *[(sent, "task_id") for sent in ("taskid", "task", "tsak_id", "task_ids")],
+    ],
+)
+def test_what_was_sent_in_place_of_a_missing_field_is_named(sent: str, name: str) -> None:
+    """The producer sees at once what was misspelt."""
+    given = {sent.encode(): b"7"} | ({} if name == "type" else {b"type": b"scale_down"})
+    result = parse(STREAM_ID, given, 1000)
+    assert isinstance(result, BadEvent)
+    assert result.detail.startswith(f"field {'type' if name == 'type' else 'pod_count'} is missing; ")
+    assert result.detail.endswith(f"; field {sent} was sent: did you mean {name}?")
+
+
+@contract("3.type")
+@pytest.mark.parametrize("sent", sorted(events.KNOWN_FIELDS - {"type", "pod_count", "target_replicas", "task_id"}))
+def test_a_field_with_a_meaning_stands_for_no_missing_one(sent: str) -> None:
+    """Nor does one of the producer's own that is like none of ours."""
+    for fields in ({}, {b"type": b"scale_down"}):
+        result = parse(STREAM_ID, {sent.encode(): b"", b"note": b"1", b"id": b"1", **fields}, 1000)
+        assert isinstance(result, BadEvent)
+        assert "is missing; " in result.detail
+        assert "did you mean" not in result.detail
+
+
+@pytest.mark.parametrize(
+    ("sent", "name"),
+    [("Type", "type"), ("podCount", "pod_count"), ("task-id", "task_id"), ("TRACEPARENT", "traceparent")],
+)
+def test_a_field_name_of_another_form_is_refused_with_the_one_that_was_meant(sent: str, name: str) -> None:
+    """Fields have small letters and underscores."""
+    assert bad({sent.encode(): b"1"}).detail.endswith(f"; did you mean {name}?")
+
+
 @contract("3.pod_count")
 @pytest.mark.parametrize(("value", "count"), [(b"1", 1), (b"3", 3), (b"007", 7), (b"1000", 1000)])
 def test_pod_count_is_a_whole_number_from_one(value: bytes, count: int) -> None:
