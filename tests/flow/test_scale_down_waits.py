@@ -10,6 +10,7 @@ import pytest
 
 from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Reason
+from ottoscaler.local.store import DeleteOptions
 from tests.fakes.wait import eventually
 from tests.flow.simulated_controller import FakeServers, SimulatedController
 
@@ -94,6 +95,38 @@ def test_while_pods_end_redis_is_not_asked() -> None:
         for pod in pods:
             controller.cluster.kill(pod)
         assert controller.result("scale_down")["pod_count"] == "80"
+
+
+@pytest.mark.parametrize(
+    ("stage", "drain", "asked"),
+    [("waits", True, 1), ("runs", True, 0), ("runs", False, 1), ("being deleted", False, 0), ("ended", False, 0)],
+)
+def test_the_cluster_is_asked_only_about_a_pod_that_has_to_end(stage: str, drain: bool, asked: int) -> None:
+    """The task is another replica's. A drain spares a pod that has started; two others end without a request."""
+    servers = FakeServers()
+    with (
+        SimulatedController(servers, consumer="owner", threads=["watch"]) as owner,
+        SimulatedController(servers, consumer="other", threads=["watch"]) as other,
+    ):
+        event_id = owner.accept()
+        pod = owner.pod(event_id)
+        other.sees(pod, lambda seen: seen.live)
+        owner.close(release=False)
+        if stage in ("runs", "being deleted"):
+            other.cluster.run(pod)
+            other.sees(pod, lambda seen: seen.started_at is not None)
+        if stage == "being deleted":
+            servers.kubernetes.request_deletion(pod, DeleteOptions())
+            other.sees(pod, lambda seen: seen.deleting)
+        if stage == "ended":
+            other.cluster.end_pod(pod, "Evicted")
+            other.sees(pod, lambda seen: not seen.live)
+        before = other.calls("get", pod)
+        termination = Termination(Reason.SCALED_DOWN, drain=drain, by="d-1")
+        other.stream.store_termination(event_id, None, 1, termination)
+        other.scale_downs.apply_marks(event_id)
+        other.ender.step()
+        assert (other.calls("get", pod) - before, other.calls("delete", pod)) == (asked, asked)
 
 
 def test_why_names_the_older_event_that_has_to_choose_first() -> None:
