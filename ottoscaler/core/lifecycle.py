@@ -40,7 +40,6 @@ from ottoscaler.core.effects import (
     Record,
     StoreTermination,
 )
-from ottoscaler.core.endings import verdict
 from ottoscaler.core.observations import (
     Absent,
     AlreadyThere,
@@ -63,7 +62,7 @@ from ottoscaler.core.observations import (
     Unclear,
 )
 from ottoscaler.core.pods import Phase, Snapshot
-from ottoscaler.core.sight import UNSEEN, Limits, Sight, end_before_deadline, lost_with_node, observe, overdue, relook_s
+from ottoscaler.core.sight import UNSEEN, Limits, Sight, end_of, observe, overdue, relook_s, verdict
 from ottoscaler.core.termination import Termination, decided
 from ottoscaler.core.verdicts import Reason, Retried, Retry, Verdict
 
@@ -350,15 +349,11 @@ def _pod(life: Life) -> Snapshot:
 
 def _evaluate(life: Life, pod: Snapshot, now: float, limits: Limits) -> Life:
     """What follows from a pod that is as it is now."""
-    sight = life.sight
-    end = verdict(pod, deleted_first=sight.deleted_first)
-    if end is None and lost_with_node(sight, pod, now):
-        end = Verdict(Reason.NODE_LOST, f"node {pod.node} does not answer")
-    if end is not None:
-        return _ended(life, end_before_deadline(sight, pod, end, now), now, limits)
+    if (end := end_of(life.sight, pod, now)) is not None:
+        return _ended(life, end, now, limits)
     if life.termination is not None:
         return replace(life, todo=_end_by(life.termination, pod, now))
-    termination, until = overdue(sight, pod, now, limits, life.attempt)
+    termination, until = overdue(life.sight, pod, now, limits, life.attempt)
     if termination is not None:
         return replace(life, termination=termination, todo=StoreTermination(termination))
     return replace(life, todo=Await(until))

@@ -6,9 +6,9 @@ import threading
 
 import pytest
 
-from ottoscaler.core.endings import verdict
 from ottoscaler.core.names import LABEL_EVENT, LABEL_INSTANCE, LABEL_WORKER, MANAGED_BY, MANAGER, WorkerKey
 from ottoscaler.core.pods import Phase, Trouble
+from ottoscaler.core.sight import verdict
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Expired
 from ottoscaler.ports import Change, Created

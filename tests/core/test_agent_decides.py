@@ -10,7 +10,6 @@ import pytest
 from msgspec.structs import replace
 
 from ottoscaler.core.effects import Await, DeleteIfUnchanged, Intend, Look, Record, StoreTermination
-from ottoscaler.core.endings import verdict
 from ottoscaler.core.lifecycle import resume
 from ottoscaler.core.observations import (
     Absent,
@@ -24,6 +23,7 @@ from ottoscaler.core.observations import (
     TimedOut,
 )
 from ottoscaler.core.pods import Phase, Snapshot, Trouble
+from ottoscaler.core.sight import verdict
 from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Reason, Verdict
 from tests.core.builders import (

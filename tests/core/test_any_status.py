@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ottoscaler.core.endings import own_end, verdict
+from ottoscaler.core.sight import own_end, verdict
 from ottoscaler.core.verdicts import Fault, Outcome, Reason
 from tests.core.builders import (
     Json,

@@ -6,9 +6,9 @@ import pytest
 from msgspec.structs import replace
 
 from ottoscaler.core.effects import Await
-from ottoscaler.core.endings import verdict
 from ottoscaler.core.observations import Checked, Intended, Seen
 from ottoscaler.core.pods import Trouble
+from ottoscaler.core.sight import verdict
 from ottoscaler.core.verdicts import Reason, Retry, Verdict
 from tests.core.builders import (
     RUNS,

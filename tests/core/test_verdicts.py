@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ottoscaler.core.endings import verdict
 from ottoscaler.core.pods import Phase, Snapshot
+from ottoscaler.core.sight import verdict
 from ottoscaler.core.verdicts import Reason, Verdict
 from tests.core.builders import (
     NOW,
