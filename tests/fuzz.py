@@ -32,7 +32,7 @@ _LABEL: Final = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 _QUALIFIED: Final = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _ENV: Final = re.compile(r"[-._a-zA-Z][-._a-zA-Z0-9]*")
 
-_KNOWN: Final = sorted(events._OWN | events._OVERRIDES | events._HIDING | {"metadata", "reason", "repository"})
+_KNOWN: Final = sorted(events._OWN | events.OVERRIDES | events._HIDING | {"metadata", "reason", "repository"})
 _IDS: Final = ["a", "A-1", "x" * 128, "x" * 129, "a:b/c.d_e", "-a", "", "a b", "1-1", "redrive:1-0", "ä", "a\n", "a\0"]
 _TEXTS: Final = [
     "",

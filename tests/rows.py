@@ -112,11 +112,13 @@ _EVENT: Final = {
     "traceparent": "W3C trace context, to workers and results",
     "passed-on": "all other fields reach workers and results unchanged",
     "overrides": "refused, as long as there is no policy",
+    "deadline_s": "longest run of one attempt, for the workers of one event",
+    "retries": "further attempts after the worker's own failures, for the workers of one event",
     "limits": "sizes and forms; what breaks a rule creates nothing",
     "dead-letter": "its fields, each once; a task result Rejected where an event id could be read",
     "redrive": "a dead letter is sent again, changed as asked, once",
 }
-_OVERRIDES: Final = _words("image command args env cpu memory profile deadline_s retries priority not_after")
+_OVERRIDES: Final = _words("image command args env cpu memory profile priority not_after keep_failed_s")
 _POD: Final = {
     "name": "a function of instance, event id, index and attempt; an attempt's name is used once",
     "labels": "who runs it, which event, worker and attempt",

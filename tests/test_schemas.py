@@ -18,6 +18,7 @@ from jsonschema import Draft202012Validator
 
 from ottoscaler.core import events, results, verdicts
 from ottoscaler.core.events import BadEvent, DeadReason, ScaleEvent, parse
+from ottoscaler.core.overrides import OVERRIDES, WITHOUT_POLICY
 from tests.cli.conftest import child
 from tests.fakes.wait import eventually
 from tests.schemas import FOLDER, faults, schema
@@ -56,7 +57,7 @@ def test_each_field_has_a_description(name: str) -> None:
 
 def test_the_fields_are_those_of_the_code() -> None:
     """Of an event, of a result, of a dead letter; and their codes."""
-    known = events._OWN | events._OVERRIDES | events._HIDING | {"metadata"}
+    known = events._OWN | events.OVERRIDES | events._HIDING | {"metadata"}
     assert schema("event")["properties"].keys() == known
     parts = (schema("result"), *schema("result")["oneOf"])
     assert {field for part in parts for field in part["properties"]} == results.RESULT_FIELDS
@@ -85,7 +86,7 @@ _COUNTS = st.sampled_from(["", "1", "3", "007", "1000", "0", "000", "-1", "1 ", 
 _TEXTS = st.one_of(st.sampled_from(["", "a", "$(HOME)", "a\0b", "\0", "é\n", "🙂"]), st.text(max_size=9))
 _METADATA = st.sampled_from(["", "{}", '{"a": [1]}', "[]", "{", '{"a": NaN}', "1", '"a"', "{}\0", "null"])
 _TRACES = st.sampled_from(["", "x", "\0", TRACEPARENT])
-_REFUSED = st.sampled_from(sorted(events._OVERRIDES | events._HIDING))
+_REFUSED = st.sampled_from(sorted(OVERRIDES - WITHOUT_POLICY | events._HIDING))
 _FIELD_NAMES = st.sampled_from(["job_id", "a" * 63, "a" * 64, "A", "a-b", "1a", "", "_a", "a\n", "reason", "cut"])
 
 
@@ -103,6 +104,8 @@ def _entries(draw: st.DrawFn) -> dict[str, str]:
                 "mode": st.sampled_from(["", "kill", "drain", "DRAIN", "kill\n"]),
                 "traceparent": _TRACES,
                 "metadata": _METADATA,
+                "deadline_s": _COUNTS,
+                "retries": st.sampled_from(["", "0", "10", "0010", "11", "-1", "1\n", "٣", "0" * 10]),
                 draw(st.sampled_from(["pod_count", "target_replicas"])): _COUNTS,
             },
         )
@@ -120,7 +123,7 @@ def parsed(entry: Mapping[str, str]) -> ScaleEvent | BadEvent:
 
 @given(_entries())
 def test_an_event_is_valid_exactly_if_the_parser_accepts_it(entry: dict[str, str]) -> None:
-    """Whatever its fields are, apart from the five rules that no schema can state."""
+    """Whatever its fields are, apart from the six rules that no schema can state."""
     found, accepted = faults("event", entry), parsed(entry)
     assert isinstance(accepted, ScaleEvent) is not found, (found, accepted)
 
@@ -139,6 +142,7 @@ BEYOND: Final = {
     "8 MiB multiplied by pod_count": {"type": "scale_up", "pod_count": "1000", "note": "x" * 10_000},
     "at most MAX_PODS_PER_EVENT": {"type": "scale_up", "pod_count": "1001"},
     "pod_count and target_replicas are equal": {"type": "scale_up", "pod_count": "1", "target_replicas": "2"},
+    "deadline_s is at most WORKER_DEADLINE_S": {"type": "scale_up", "deadline_s": "2592001"},
     "at most 100 levels": {"type": "scale_up", "metadata": '{"a":' * 101 + "1" + "}" * 101},
 }
 

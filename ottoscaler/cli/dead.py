@@ -14,11 +14,12 @@ from typing import Any, Final
 
 from ottoscaler.adapters.dead import DeadLetters, Letter, NotRedrivable, RequestOutcome, canonical, redrive_id
 from ottoscaler.cli.connection import dead_letters, used
-from ottoscaler.cli.send import fields_of, to_be_sent
+from ottoscaler.cli.send import LIMITS, fields_of, to_be_sent
 from ottoscaler.cli.table import console, count_text, grid, printable
 from ottoscaler.core.events import MAX_FIELDS
 from ottoscaler.core.nesting import MAX_LEVELS, levels
 from ottoscaler.errors import OttoscalerError
+from ottoscaler.settings import Settings
 
 #: At most a screen of rows, unless more are asked for.
 _ROWS: Final = 40
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     """
     parser = _parser()
     options = parser.parse_args(arguments)
-    settings = used(*(("MAX_PODS_PER_EVENT",) if options.action == "redrive" else ()))
+    settings = used(*(LIMITS if options.action == "redrive" else ()))
     with dead_letters(settings) as opened:
         match options.action:
             case "list":
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
             case "show":
                 _show(_found(opened, options.id), options.json)
             case "redrive":
-                return _redrive(parser, opened, options, settings.flow.max_pods_per_event)
+                return _redrive(parser, opened, options, settings)
             case "purge":
                 _purge(opened, options.id)
     return 0
@@ -167,7 +168,9 @@ def _json(letter: Letter) -> dict[str, Any]:
     }
 
 
-def _redrive(parser: argparse.ArgumentParser, opened: DeadLetters, options: argparse.Namespace, max_pods: int) -> int:
+def _redrive(
+    parser: argparse.ArgumentParser, opened: DeadLetters, options: argparse.Namespace, settings: Settings
+) -> int:
     """Standard output gets the id of the entry, the first time and every other time. Returns the exit code.
 
     An event is sent again once, so one that the controller would refuse is not sent: it would use up that one time.
@@ -181,7 +184,7 @@ def _redrive(parser: argparse.ArgumentParser, opened: DeadLetters, options: argp
         opened.check_group(letter)
     fields = {} if letter.redriven else _changed(letter, changes, left_out)
     whole = {**fields, b"event_id": redrive_id(letter.id).encode()}
-    if not letter.redriven and not to_be_sent(whole, max_pods, force=options.force):
+    if not letter.redriven and not to_be_sent(whole, settings, force=options.force):
         return 1
     became, sent = opened.redrive(letter.id, fields)
     if became is RequestOutcome.GONE:

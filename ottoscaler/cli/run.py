@@ -29,6 +29,7 @@ from ottoscaler.adapters.web import Page, Web, verdict
 from ottoscaler.cli import cgroup, process
 from ottoscaler.cli.signals import Signals
 from ottoscaler.clock import SystemClock
+from ottoscaler.core.overrides import Rules
 from ottoscaler.errors import ConfigError, Stopping, Unavailable
 from ottoscaler.flow.control import Control
 from ottoscaler.flow.dispatch import Dispatcher
@@ -125,9 +126,11 @@ class Controller:
         shared: dict[str, Any] = {"stop": self._stop, "heartbeat": self._heartbeat, "clock": self._clock}
         stream, registry, ledger, inbox = self._stream, self._registry, self._ledger, self._inbox
         keys, ttl_s = self._settings.keys, self._settings.keys.task_ttl_s
+        rules = Rules(max_deadline_s=self._settings.worker.deadline_s)
         intake = Intake(
             event_log=stream, ledger=ledger, inbox=inbox, retries=self._retries, metrics=self._metrics,
             max_pods=self._settings.flow.max_pods_per_event,
+            rules=lambda: rules,
         )  # fmt: skip
         scale_downs = ScaleDowns(
             scale_downs=stream, attempts=stream, registry=registry, ledger=ledger, ender=self._ender, clock=self._clock,

@@ -20,9 +20,13 @@ from ottoscaler.cli.connection import reader, used
 from ottoscaler.cli.follow import EventProgress, Follower, ending
 from ottoscaler.cli.table import console, printable, progress_text
 from ottoscaler.core.events import KNOWN_FIELDS, BadEvent, ignored, parse
+from ottoscaler.core.overrides import Rules
 from ottoscaler.errors import StreamUnavailable
 from ottoscaler.nearly import meant
+from ottoscaler.settings import Settings
 
+#: The variables that say which events the controller accepts.
+LIMITS: Final = ("MAX_PODS_PER_EVENT", "WORKER_DEADLINE_S")
 #: If no controller takes the event within this time, the command asks whether one runs, seconds.
 _LONELY_S: Final = 5.0
 _WAIT_S: Final = 1.0
@@ -39,9 +43,9 @@ def main(arguments: Sequence[str]) -> int:
     parser = _parser()
     options = parser.parse_intermixed_args(arguments)
     fields = fields_of(parser, options.fields)
-    settings = used("MAX_PODS_PER_EVENT")
+    settings = used(*LIMITS)
     raw = {name.encode(): value.encode() for name, value in fields.items()}
-    if not to_be_sent(raw, settings.flow.max_pods_per_event, force=options.force):
+    if not to_be_sent(raw, settings, force=options.force):
         return 1
     with reader(settings) as opened:
         follower = Follower(opened, fields)
@@ -75,10 +79,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def to_be_sent(raw: Mapping[bytes, bytes], max_pods: int, *, force: bool) -> bool:
+def to_be_sent(raw: Mapping[bytes, bytes], settings: Settings, *, force: bool) -> bool:
     """Report on standard error what is wrong with the event, and what may be; for `dead redrive` too.
 
-    Arguments: the fields as they would be sent, and the largest pod_count of a scale_up.
+    Arguments: the fields as they would be sent, and the configuration, read with LIMITS.
     Returns False if the controller would refuse the event, unless `force` is set.
     """
     for name in (name.decode("utf-8", "backslashreplace") for name in raw):
@@ -86,7 +90,8 @@ def to_be_sent(raw: Mapping[bytes, bytes], max_pods: int, *, force: bool) -> boo
             _warn(f"field {name} is only passed on; did you mean {near}?")
     if sentence := ignored(raw):
         _warn(sentence)
-    parsed = parse(_SOME_ID, raw, max_pods)
+    rules = Rules(max_deadline_s=settings.worker.deadline_s)
+    parsed = parse(_SOME_ID, raw, settings.flow.max_pods_per_event, rules)
     if not isinstance(parsed, BadEvent):
         return True
     if force:

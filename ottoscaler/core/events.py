@@ -18,6 +18,9 @@ from typing import Final
 import msgspec
 
 from ottoscaler.core.nesting import MAX_LEVELS, levels
+from ottoscaler.core.overrides import NO_RULES, NOTHING, OVERRIDES, Overrides, Rules, overrides_of
+from ottoscaler.core.refusal import DeadReason as DeadReason
+from ottoscaler.core.refusal import Fault, short
 from ottoscaler.core.trace import version_00
 from ottoscaler.nearly import instead, meant
 
@@ -38,22 +41,27 @@ _STREAM_ID = re.compile(r"[0-9]+-[0-9]+")
 _FIELD = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _COUNT = re.compile(r"[0-9]{1,9}")
 
-#: Fields that choose something; every other field is passed on to workers and results.
+#: Fields that say what is asked for.
 _OWN: Final = frozenset(
     {"type", "pod_count", "target_replicas", "task_id", "mode", "event_id", "supersedes", "traceparent"}
 )
-#: Fields that change the worker pod: not before there is a policy that says what they may be.
-_OVERRIDES: Final = frozenset(
-    {"image", "command", "args", "env", "cpu", "memory", "profile", "deadline_s", "retries", "priority", "not_after"}
-)
+#: Fields that choose something; every other field is passed on to workers and results.
+_CHOOSING: Final = _OWN | OVERRIDES
 #: Fields that mean something, here or by custom: another name that is nearly one of these may be a slip.
-KNOWN_FIELDS: Final = (
-    _OWN
-    | _OVERRIDES
-    | {"job_id", "repository", "commit_sha", "triggered_by", "reason", "target_deployment", "timestamp", "metadata"}
-)
+KNOWN_FIELDS: Final = _CHOOSING | {
+    "job_id",
+    "repository",
+    "commit_sha",
+    "triggered_by",
+    "reason",
+    "target_deployment",
+    "timestamp",
+    "metadata",
+}
+#: Fields that a scale_down must not have.
+_SCALE_UP_ONLY: Final = OVERRIDES | {"supersedes"}
 #: Fields of which an empty value counts as not set: client libraries send empty strings for undefined values.
-_OPTIONAL: Final = frozenset(name.encode() for name in _OWN | _OVERRIDES)
+_OPTIONAL: Final = frozenset(name.encode() for name in _CHOOSING)
 #: Passed-on fields become `OTTO_<FIELD>`: these would hide variables that every worker has.
 _HIDING: Final = frozenset({"worker_index", "worker_count", "attempt", "task_key", "pod_name", "namespace"})
 
@@ -78,18 +86,6 @@ NOT_A_TASK: Final = "the key %s holds something else than a task"
 TOO_OLD: Final = "the entry is older than TASK_TTL_S, %d s"
 
 
-class DeadReason(StrEnum):
-    """Why an event is a dead letter: a stable code."""
-
-    INVALID = "Invalid"
-    TOO_LARGE = "TooLarge"
-    UNSUPPORTED = "Unsupported"
-    CONFLICT = "Conflict"
-    TOO_OLD = "TooOld"
-    TRIMMED = "Trimmed"
-    POISON = "Poison"
-
-
 class ScaleEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     """One accepted event. `pod_count` 0 means "all of the task" and occurs with scale_down only."""
 
@@ -102,6 +98,7 @@ class ScaleEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     supersedes: str = ""
     traceparent: str = ""
     passed_on: dict[str, str] = {}
+    overrides: Overrides = NOTHING
 
     def encode(self) -> str:
         """The JSON that `decode` reads: kept in Redis and as an annotation of each pod."""
@@ -109,7 +106,7 @@ class ScaleEvent(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def as_sent(self) -> dict[str, str]:
         """Fields of which `parse` would make this event: for a dead letter of an event without its original fields."""
-        fields = {"type": self.type.value, **self.passed_on}
+        fields = {"type": self.type.value, **self.passed_on, **self.overrides.asked}
         if self.event_id != self.stream_id:
             fields["event_id"] = self.event_id
         if self.pod_count:
@@ -133,14 +130,6 @@ class BadEvent(msgspec.Struct, frozen=True):
     detail: str
     event_id: str = ""
     task_id: str = ""
-
-
-class _Fault(Exception):
-    """A rule is broken; only inside this module."""
-
-    def __init__(self, detail: str, reason: DeadReason = DeadReason.INVALID) -> None:
-        super().__init__(detail)
-        self.reason = reason
 
 
 def decode(text: str | bytes) -> ScaleEvent:
@@ -167,7 +156,7 @@ def ignored(fields: Mapping[bytes, bytes]) -> str:
     given = fields.get(b"traceparent", b"")
     if not given or version_00(given):
         return ""
-    shown = _short(given[:MAX_EVENT_BYTES].decode("utf-8", "backslashreplace"))
+    shown = short(given[:MAX_EVENT_BYTES].decode("utf-8", "backslashreplace"))
     return f"field traceparent is {shown}; a W3C trace context is expected, and the event goes on without one"
 
 
@@ -185,16 +174,19 @@ def digest(fields: Mapping[bytes, bytes]) -> str:
     return total.hexdigest()
 
 
-def parse(stream_id: str, fields: Mapping[bytes, bytes], max_pods: int) -> ScaleEvent | BadEvent:
+def parse(
+    stream_id: str, fields: Mapping[bytes, bytes], max_pods: int, rules: Rules = NO_RULES
+) -> ScaleEvent | BadEvent:
     """Check an entry against every rule of an event.
 
-    Arguments: the entry's id, its fields as Redis gave them, and the largest pod_count of a scale_up.
+    Arguments: the entry's id, its fields as Redis gave them, the largest pod_count of a scale_up, and what an event may
+    override.
     Returns the event, or why it is none; raises nothing.
     """
     event_id, task_id = readable_ids(stream_id, fields)
     try:
-        return _carried(_event(stream_id, _texts(fields), max_pods))
-    except _Fault as fault:
+        return _carried(_event(stream_id, _texts(fields), max_pods, rules))
+    except Fault as fault:
         return BadEvent(fault.reason, str(fault), event_id, task_id)
 
 
@@ -241,38 +233,37 @@ def _too_many(size: int) -> str:
 def _texts(fields: Mapping[bytes, bytes]) -> dict[str, str]:
     size = sum(len(name) + len(value) for name, value in fields.items())
     if size > MAX_EVENT_BYTES:
-        raise _Fault(_too_many(size), DeadReason.TOO_LARGE)
+        raise Fault(_too_many(size), DeadReason.TOO_LARGE)
     if len(fields) > MAX_FIELDS:
-        raise _Fault(f"the event has {len(fields)} fields; at most {MAX_FIELDS} are allowed", DeadReason.TOO_LARGE)
+        raise Fault(f"the event has {len(fields)} fields; at most {MAX_FIELDS} are allowed", DeadReason.TOO_LARGE)
     texts = {}
     for raw_name, raw_value in content(fields).items():
         name = raw_name.decode("utf-8", "backslashreplace")
         if not _FIELD.fullmatch(name):
             near = f"; did you mean {other}?" if (other := meant(name, KNOWN_FIELDS)) else ""
-            raise _Fault(f"field name {_short(name)} is not of the form {_FIELD.pattern}{near}")
+            raise Fault(f"field name {short(name)} is not of the form {_FIELD.pattern}{near}")
         try:
             texts[name] = raw_value.decode()
         except UnicodeDecodeError:
-            raise _Fault(f"field {name} is not UTF-8") from None
+            raise Fault(f"field {name} is not UTF-8") from None
         if "\0" in texts[name]:
-            raise _Fault(f"field {name} has a NUL character")
+            raise Fault(f"field {name} has a NUL character")
     return texts
 
 
-def _event(stream_id: str, texts: dict[str, str], max_pods: int) -> ScaleEvent:
+def _event(stream_id: str, texts: dict[str, str], max_pods: int, rules: Rules) -> ScaleEvent:
     kind = _type(texts)
-    for name in sorted(texts.keys() & _OVERRIDES):
-        raise _Fault(f"field {name}: overrides are not supported yet; remove it", DeadReason.UNSUPPORTED)
-    passed_on = {name: value for name, value in texts.items() if name not in _OWN}
+    passed_on = {name: value for name, value in texts.items() if name not in _CHOOSING}
     _check_passed_on(passed_on)
     event_id = _id(texts, "event_id") or stream_id
     if "event_id" in texts and _STREAM_ID.fullmatch(event_id):
-        raise _Fault(f"field event_id is {event_id}; the form digits-digits is kept for entry ids")
+        raise Fault(f"field event_id is {event_id}; the form digits-digits is kept for entry ids")
     task_id = _id(texts, "task_id")
     if kind is EventType.SCALE_UP and "mode" in texts:
-        raise _Fault("field mode belongs to scale_down only; remove it")
-    if kind is EventType.SCALE_DOWN and "supersedes" in texts:
-        raise _Fault("field supersedes belongs to scale_up only; remove it")
+        raise Fault("field mode belongs to scale_down only; remove it")
+    if kind is EventType.SCALE_DOWN:
+        for name in sorted(texts.keys() & _SCALE_UP_ONLY):
+            raise Fault(f"field {name} belongs to scale_up only; remove it")
     return ScaleEvent(
         event_id=event_id,
         stream_id=stream_id,
@@ -283,6 +274,7 @@ def _event(stream_id: str, texts: dict[str, str], max_pods: int) -> ScaleEvent:
         supersedes=_id(texts, "supersedes"),
         traceparent=texts.get("traceparent", ""),
         passed_on=passed_on,
+        overrides=overrides_of(texts, rules),
     )
 
 
@@ -290,22 +282,22 @@ def _carried(event: ScaleEvent) -> ScaleEvent:
     """The event, if its pods can carry it."""
     if (size := len(event.encode().encode())) > MAX_JSON_BYTES:
         allowed = f"at most {MAX_JSON_BYTES} are allowed, and control characters take six each"
-        raise _Fault(f"the event has {size} bytes as JSON; {allowed}", DeadReason.TOO_LARGE)
+        raise Fault(f"the event has {size} bytes as JSON; {allowed}", DeadReason.TOO_LARGE)
     count = event.pod_count
     if event.type is EventType.SCALE_UP and size * count > MAX_CARRIED_BYTES:
         allowed = f"at most {MAX_CARRIED_BYTES} are allowed: with this pod_count {MAX_CARRIED_BYTES // count} per event"
-        raise _Fault(
+        raise Fault(
             f"each of {count} workers carries the event of {size} bytes as JSON, which makes {size * count}; {allowed}",
             DeadReason.TOO_LARGE,
         )
     return event
 
 
-def _missing(names: tuple[str, ...], texts: dict[str, str], expected: str) -> _Fault:
+def _missing(names: tuple[str, ...], texts: dict[str, str], expected: str) -> Fault:
     """The fault of an event with none of these fields, of which it needs one; it names the field that was misspelt."""
     sent, name = instead(names, texts)
     near = f"; field {sent} was sent: did you mean {name}?" if sent else ""
-    return _Fault(f"field {names[0]} is missing; {expected}{near}")
+    return Fault(f"field {names[0]} is missing; {expected}{near}")
 
 
 def _type(texts: dict[str, str]) -> EventType:
@@ -314,14 +306,14 @@ def _type(texts: dict[str, str]) -> EventType:
     try:
         return EventType(texts["type"])
     except ValueError:
-        raise _Fault(f"field type is {_short(texts['type'])}; scale_up or scale_down is expected") from None
+        raise Fault(f"field type is {short(texts['type'])}; scale_up or scale_down is expected") from None
 
 
 def _mode(texts: dict[str, str]) -> Mode:
     try:
         return Mode(texts.get("mode", Mode.KILL))
     except ValueError:
-        raise _Fault(f"field mode is {_short(texts['mode'])}; kill or drain is expected") from None
+        raise Fault(f"field mode is {short(texts['mode'])}; kill or drain is expected") from None
 
 
 def _pod_count(texts: dict[str, str], kind: EventType, max_pods: int) -> int:
@@ -335,39 +327,34 @@ def _pod_count(texts: dict[str, str], kind: EventType, max_pods: int) -> int:
         return 0
     if len(set(given.values())) > 1:
         both = " and ".join(f"{name} is {count}" for name, count in given.items())
-        raise _Fault(f"field {both}; they are two names of one value: send one of them, or the same value in both")
+        raise Fault(f"field {both}; they are two names of one value: send one of them, or the same value in both")
     (name, count), *_ = given.items()
     if kind is EventType.SCALE_UP and count > max_pods:
-        raise _Fault(f"field {name} is {texts[name]}; at most {max_pods} are allowed (MAX_PODS_PER_EVENT)")
+        raise Fault(f"field {name} is {texts[name]}; at most {max_pods} are allowed (MAX_PODS_PER_EVENT)")
     return count
 
 
 def _whole(name: str, text: str) -> int:
     if not _COUNT.fullmatch(text) or int(text) < 1:
-        raise _Fault(f"field {name} is {_short(text)}; a whole number from 1 is expected")
+        raise Fault(f"field {name} is {short(text)}; a whole number from 1 is expected")
     return int(text)
 
 
 def _id(texts: dict[str, str], name: str) -> str:
     text = texts.get(name, "")
     if name in texts and not _ID.fullmatch(text):
-        raise _Fault(f"field {name} is {_short(text)}; the form {_ID.pattern} is expected")
+        raise Fault(f"field {name} is {short(text)}; the form {_ID.pattern} is expected")
     return text
 
 
 def _check_passed_on(passed_on: dict[str, str]) -> None:
     for name in sorted(passed_on.keys() & _HIDING):
-        raise _Fault(f"field {name} would hide the worker's own OTTO_{name.upper()}; choose another name")
+        raise Fault(f"field {name} would hide the worker's own OTTO_{name.upper()}; choose another name")
     if not passed_on.get("metadata"):  # empty: passed on as it is, like every other
         return
     if (depth := levels(passed_on["metadata"])) > MAX_LEVELS:
-        raise _Fault(f"field metadata has {depth} levels, one inside the other; at most {MAX_LEVELS} are allowed")
+        raise Fault(f"field metadata has {depth} levels, one inside the other; at most {MAX_LEVELS} are allowed")
     try:
         _metadata.decode(passed_on["metadata"])  # unlike json.loads, it refuses NaN
     except msgspec.MsgspecError:
-        raise _Fault(f"field metadata is {_short(passed_on['metadata'])}; a JSON object is expected") from None
-
-
-def _short(text: str) -> str:
-    """A value for a message: quoted, on one line, cut."""
-    return json.dumps(text if len(text) <= 80 else text[:80] + "…", ensure_ascii=True)
+        raise Fault(f"field metadata is {short(passed_on['metadata'])}; a JSON object is expected") from None

@@ -124,8 +124,8 @@ def _spec(template: Template, event: ScaleEvent, key: WorkerKey) -> dict[str, An
         "containers": [_container(template, event, key)],
         "volumes": [{"name": "workspace", "emptyDir": {}}],
     }
-    if template.deadline_s:
-        spec["activeDeadlineSeconds"] = template.deadline_s
+    if deadline_s := event.overrides.deadline_s or template.deadline_s:
+        spec["activeDeadlineSeconds"] = deadline_s
     if template.service_account:
         spec["serviceAccountName"] = template.service_account
         spec["automountServiceAccountToken"] = True

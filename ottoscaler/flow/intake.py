@@ -23,6 +23,7 @@ from ottoscaler.core.events import (
     readable_ids,
     too_large,
 )
+from ottoscaler.core.overrides import Rules
 from ottoscaler.core.verdicts import MAX_TRIES
 from ottoscaler.errors import Stopping, TooMuch, Unavailable
 from ottoscaler.flow.dead_letters import contained, report
@@ -67,15 +68,19 @@ class Intake:
     """Checks and accepts entries, and hands the tasks over. Any thread."""
 
     def __init__(
-        self, *, event_log: EventLog, ledger: Ledger, inbox: Inbox, retries: Retries, metrics: Metrics, max_pods: int
-    ) -> None:
-        """The ledger gets the workers, the inbox what older events have to be ended for. `max_pods`: of one event."""
+        self, *, event_log: EventLog, ledger: Ledger, inbox: Inbox, retries: Retries, metrics: Metrics,
+        max_pods: int, rules: Callable[[], Rules] = Rules,
+    ) -> None:  # fmt: skip
+        """The ledger gets the workers, the inbox what older events have to be ended for. `max_pods`: of one event.
+        `rules` returns what events may override.
+        """
         self._event_log = event_log
         self._ledger = ledger
         self._inbox = inbox
         self._retries = retries
         self._metrics = metrics
         self._max_pods = max_pods
+        self._rules = rules
         self._lock = threading.Lock()
         self._tried: set[str] = set()  # guarded by _lock: entries that this process has counted a try for
 
@@ -146,7 +151,7 @@ class Intake:
             return
         parsed: ScaleEvent | BadEvent | None = None
         with contained(entry.stream_id) as defect:
-            parsed = parse(entry.stream_id, entry.fields, self._max_pods)
+            parsed = parse(entry.stream_id, entry.fields, self._max_pods, self._rules())
             if isinstance(parsed, ScaleEvent):
                 good.append(_Good(entry, parsed, digest(entry.fields), entry.fields))
         if defect.name:

@@ -6,6 +6,7 @@ is lost and no outage holds a thread.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from ottoscaler.core import effects, lifecycle, manifest, observations
 from ottoscaler.core.effects import Effect
 from ottoscaler.core.events import BadEvent, DeadReason
 from ottoscaler.core.observations import Observation
+from ottoscaler.core.overrides import NOTHING
 from ottoscaler.core.pods import Snapshot
 from ottoscaler.core.results import worker_result
 from ottoscaler.core.termination import Termination, decided
@@ -30,7 +32,7 @@ from ottoscaler.flow.worker_log import WorkerLog
 from ottoscaler.metrics import Metrics
 from ottoscaler.ports import Answer, Attempts, Clock, Cluster, Created, Status
 from ottoscaler.retries import Retries
-from ottoscaler.settings import Settings
+from ottoscaler.settings import Settings, WorkerSettings
 
 #: After this many failures of the program itself on one worker, the worker ends as Poison.
 MAX_FAILURES: Final = 5
@@ -157,7 +159,7 @@ class Runner:
 
     def _advance(self, run: WorkerRun, observation: Observation) -> None:
         before = run.life
-        run.life = life = lifecycle.step(before, observation, self._clock.now(), self._settings.worker)
+        run.life = life = lifecycle.step(before, observation, self._clock.now(), self._limits(run))
         self._heartbeat.progressed()
         if life.attempt != before.attempt:
             run.name_attempt()
@@ -172,6 +174,16 @@ class Runner:
             self._ledger.notes.add(run)
         run.state, run.waits_for = state, reason
         self._worker_log.step(run, before)
+
+    def _limits(self, run: WorkerRun) -> WorkerSettings:
+        """The configuration, with what the event overrides."""
+        configured, asked = self._settings.worker, run.task.event.overrides
+        if asked == NOTHING:
+            return configured
+        retries = configured.worker_retries if asked.retries is None else asked.retries
+        return dataclasses.replace(
+            configured, deadline_s=asked.deadline_s or configured.deadline_s, worker_retries=retries
+        )
 
     def _failed(self, run: WorkerRun, error: Exception) -> None:
         task = run.task

@@ -62,7 +62,7 @@ UNRELATED = {
     "OTTO_AGENT_COMMAND": "[]",
     "WORKER_CPU_LIMIT": "lots",
     "WORKER_NODE_SELECTOR": "{",
-    "WORKER_DEADLINE_S": "soon",
+    "PENDING_TIMEOUT_S": "soon",
     "MAX_WORKERS": "0",
     "LEASE_S": "1",
     "KUBE_QPS": "x",

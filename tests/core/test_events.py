@@ -6,6 +6,7 @@ import pytest
 
 from ottoscaler.core import events
 from ottoscaler.core.events import BadEvent, DeadReason, EventType, Mode, ScaleEvent, digest, ignored, parse
+from ottoscaler.core.overrides import OVERRIDES, WITHOUT_POLICY
 from tests.core.builders import STREAM_ID
 
 contract = pytest.mark.contract
@@ -346,7 +347,7 @@ def test_a_future_version_is_read_as_version_00(value: bytes, read: bytes) -> No
 
 
 #: Every field that chooses something: a client library sends an empty string for it when it is not defined.
-CHOOSING = sorted(events._OWN | events._OVERRIDES)
+CHOOSING = sorted(events._OWN | events.OVERRIDES)
 
 
 @contract("3.limits")
@@ -446,7 +447,7 @@ def test_a_field_that_would_hide_a_workers_variable_is_refused(name: bytes) -> N
 @contract("3.overrides")
 @pytest.mark.parametrize(
     "name",
-    ["image", "command", "args", "env", "cpu", "memory", "profile", "deadline_s", "retries", "priority", "not_after"],
+    sorted(OVERRIDES - WITHOUT_POLICY),
 )
 def test_an_override_is_refused_as_unsupported(name: str) -> None:
     """Never passed on as if it had done something."""

@@ -19,7 +19,7 @@ contract = pytest.mark.contract
 
 Fields = Mapping[bytes, bytes]
 
-KNOWN = sorted(name.encode() for name in events._OWN | events._OVERRIDES | events._HIDING | {"metadata", "reason"})
+KNOWN = sorted(name.encode() for name in events._OWN | events.OVERRIDES | events._HIDING | {"metadata", "reason"})
 VALUES = [b"", b"scale_up", b"scale_down", b"kill", b"drain", b"1", b"0", b"1-1", b"a", b"{}", b"\xff", b"\0"]
 
 blobs = st.binary(max_size=30)

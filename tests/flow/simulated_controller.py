@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from ottoscaler.core.names import WorkerKey, event_hash, pod_name
 from ottoscaler.core.observations import TimedOut
+from ottoscaler.core.overrides import Rules
 from ottoscaler.core.pods import Snapshot
 from ottoscaler.flow.control import Control
 from ottoscaler.flow.dispatch import Dispatcher
@@ -137,6 +138,7 @@ class SimulatedController:
         self.intake = Intake(
             event_log=stream, ledger=ledger, inbox=inbox, retries=retries, metrics=metrics,
             max_pods=settings.flow.max_pods_per_event,
+            rules=lambda: Rules(max_deadline_s=settings.worker.deadline_s),
         )  # fmt: skip
         self.scale_downs = ScaleDowns(
             scale_downs=stream, attempts=stream, registry=registry, ledger=ledger, ender=self.ender, clock=self.clock,

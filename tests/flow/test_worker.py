@@ -407,3 +407,33 @@ class TestNewAttempts:
             controller.registry.replace(controller.cluster.list())
             controller.ledger.look_again()
             controller.pod(event_id, attempt=2)
+
+    @contract("3.retries")
+    def test_an_event_has_retries_of_its_own(self) -> None:
+        """More than configured, and no more than that."""
+        with SimulatedController(threads=["watch"], WORKER_RETRIES=0) as controller:
+            event_id = controller.accept(retries="1")
+            controller.cluster.fail(controller.pod(event_id))
+            controller.pass_time(1)
+            controller.cluster.fail(controller.pod(event_id, attempt=2))
+            assert [controller.result()[name] for name in ("outcome", "reason", "attempt")] == ["failed", "Error", "2"]
+
+    @contract("3.retries")
+    def test_an_event_may_have_no_retries(self) -> None:
+        """Where the configuration has some."""
+        with SimulatedController(threads=["watch"], WORKER_RETRIES=2) as controller:
+            event_id = controller.accept(retries="0")
+            controller.cluster.fail(controller.pod(event_id))
+            assert [controller.result()[name] for name in ("outcome", "reason", "attempt")] == ["failed", "Error", "1"]
+
+    @contract("3.deadline_s")
+    def test_an_event_has_a_deadline_of_its_own(self) -> None:
+        """The controller ends its worker 30 s after it, if the kubelet has not."""
+        with SimulatedController(threads=["watch"], WORKER_DEADLINE_S=3600) as controller:
+            pod = controller.pod(controller.accept(deadline_s="60"))
+            controller.cluster.run(pod)
+            controller.wait_seen(pod, lambda seen: seen.started_at)
+            controller.pass_time(91)
+            eventually(lambda: controller.calls("delete"))
+            controller.cluster.kill(pod)
+            assert controller.result()["reason"] == "DeadlineExceeded"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ottoscaler.core import effects
 from ottoscaler.core.observations import Observation, TimedOut
+from ottoscaler.core.overrides import Rules
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Replaced, Stopping, StreamUnavailable, Unavailable
 from ottoscaler.flow.control import Control
 from ottoscaler.flow.dispatch import Dispatcher
@@ -209,6 +210,7 @@ class Replica:
         intake = Intake(
             event_log=stream, ledger=ledger, inbox=inbox, retries=retries, metrics=metrics,
             max_pods=settings.flow.max_pods_per_event,
+            rules=lambda: Rules(max_deadline_s=settings.worker.deadline_s),
         )  # fmt: skip
         scale_downs = ScaleDowns(
             scale_downs=stream, attempts=stream, registry=registry, ledger=ledger, ender=self.ender, clock=self.clock,
