@@ -53,6 +53,7 @@ _WANTED: dict[str, tuple[Callable[[], str | None], str]] = {
         "the program kube-apiserver, on PATH or in the folder TEST_KUBE_BIN",
     ),
     "go": (lambda: shutil.which("go"), "the Go tools, 1.21 or later, on PATH"),
+    "node": (lambda: shutil.which("node"), "the program node (Node.js)"),
     "git": (lambda: shutil.which("git"), "the program git"),
     "make": (lambda: shutil.which("make"), "the program make"),
     "docker": (_docker, "a Docker daemon that answers"),

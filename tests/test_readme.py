@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ import redis
 from ottoscaler.local.guard import Guarded
 from ottoscaler.local.handle import LocalCluster
 from ottoscaler.local.redis import EmbeddedRedis
+from tests.conftest import require
 from tests.e2e.test_devloop import COMMANDS as DEVELOPERS
 from tests.e2e.test_production import COMMANDS as PRODUCTION_COMMANDS
 from tests.fakes.wait import eventually
@@ -72,8 +72,8 @@ COMMANDS: Final = {
     "redis-cli XTRIM otto:scale:results MAXLEN 10000": HERE,
     "redis-cli XTRIM otto:scale:dead MAXLEN 1000": HERE,
     "redis-cli XREVRANGE otto:scale:results + - COUNT 10": HERE,
-    "TEST_KUBECONFIG=kubeconfig make test-real": "stage contracts make test-real",
-    "TEST_KUBECONFIG=kubeconfig make e2e": "stage e2e make e2e",
+    "TEST_KUBECONFIG=kubeconfig make test-real": "steady contracts test-real",
+    "TEST_KUBECONFIG=kubeconfig make e2e": "steady e2e e2e",
     **dict.fromkeys(DEVELOPERS, "tests/e2e/test_devloop.py"),
     **dict.fromkeys(PRODUCTION_COMMANDS[1:], "tests/e2e/test_production.py"),
     ".venv/bin/python -m pytest -q tests/core/test_events.py -k metadata": "tests/test_readme.py",
@@ -220,11 +220,13 @@ module.exports = class {
 EXAMPLES: Final = {kind: text for kind, text in fences(README) if kind in ("python", "js")}
 
 
-@pytest.mark.parametrize("language", EXAMPLES)
+@pytest.mark.parametrize(
+    "language", [pytest.param(name, marks=[pytest.mark.real] if name == "js" else []) for name in EXAMPLES]
+)
 def test_a_consumer_handles_each_result_once(tmp_path: Path, language: str) -> None:
     """Results from before it started, results that come while it runs, repeated ones, and those of a killed run."""
-    if language == "js" and shutil.which("node") is None:
-        pytest.skip("needs the program node")
+    if language == "js":
+        require("node")
     server = EmbeddedRedis(tmp_path / "redis")
     server.start()
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 
 from ottoscaler.core.startup import cannot_execute
 from ottoscaler.local.handle import LocalCluster
+from tests.conftest import require
 from tests.local.kube import Kube, Object, Space, eventually
 
 DONE = ("Succeeded", "Failed")
@@ -329,9 +329,10 @@ def _phases(space: Space) -> list[str]:
     return [each["status"]["phase"] for each in space.kube.call("GET", space.path()).body["items"]]
 
 
+@pytest.mark.real
 def test_kubectl_shows_what_happens(node: Space, cluster: LocalCluster) -> None:
-    """get, logs, describe with events, delete: with the real program, where there is one."""
-    program = _kubectl()
+    """get, logs, describe with events, delete: with the real program."""
+    program = require("kubectl")
     node.make("one", ["sh", "-c", "echo hello"])
     node.wait_phase("one", "Succeeded")
 
@@ -346,13 +347,6 @@ def test_kubectl_shows_what_happens(node: Space, cluster: LocalCluster) -> None:
     assert "local-node" in kubectl("get", "nodes")
     # newer ones name the namespace too
     assert kubectl("delete", "pod", "one") in ('pod "one" deleted\n', f'pod "one" deleted from {node.name} namespace\n')
-
-
-def _kubectl() -> str:
-    for directory in os.get_exec_path():
-        if (Path(directory) / "kubectl").exists():
-            return str(Path(directory) / "kubectl")
-    pytest.skip("needs the program kubectl")
 
 
 def test_the_node_is_listed(emulator: Kube) -> None:
