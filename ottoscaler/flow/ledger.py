@@ -3,8 +3,7 @@ under one lock.
 
 Workers wait here and not in a queue of threads, so that a large event does not starve small ones (round robin over
 events), a cancelled worker never starts, and a worker that waits for room holds no thread. Indices of a large event are
-made when their turn comes (run_queues.py). No pod is created while this process has MAX_WORKERS live ones
-(capacity.py).
+made when their turn comes, and no pod is created while this process has MAX_WORKERS live ones (run_queues.py).
 
 Whatever makes a worker ready wakes a thread for it: an idle worker thread, or the dispatcher where there is none.
 """
@@ -18,11 +17,10 @@ from ottoscaler.core.lifecycle import begin
 from ottoscaler.core.names import event_hash
 from ottoscaler.core.observations import NotOurs, TerminationStored
 from ottoscaler.core.termination import Termination
-from ottoscaler.flow.capacity import Capacity
 from ottoscaler.flow.notes import Notes
 from ottoscaler.flow.owned_tasks import OwnedTask, WorkerRun, restore_run, to_open_task
 from ottoscaler.flow.registry import Registry
-from ottoscaler.flow.run_queues import RunQueues
+from ottoscaler.flow.run_queues import Capacity, RunQueues
 from ottoscaler.flow.task_table import TaskTable
 from ottoscaler.ports import Clock, OpenTask, StoredWorker
 
@@ -49,8 +47,8 @@ class Ledger:
         self._dispatch = threading.Condition(self._lock)  # the dispatcher
         self._idle = threading.Condition(self._lock)  # the main thread, for the end of all workers
         # all guarded by _lock
-        self._queues = RunQueues()
         self._capacity = Capacity(registry, max_workers)
+        self._queues = RunQueues(self._capacity)
         self._busy = 0
         self._idle_threads = 0  # in wait_for_work
         self._woken = 0  # were idle, and have not had the lock since they were woken: each will look for one worker
@@ -114,7 +112,7 @@ class Ledger:
         with self._lock:
             found = {task.event.event_id for task in self.tasks if task.at_work()}
             if self._busy < self.threads:
-                found |= self._queues.startable(with_room=self._capacity.is_free())
+                found |= self._queues.startable()
             return found
 
     # -- reader
@@ -152,7 +150,7 @@ class Ledger:
             self._queues.wake_due(self._clock.now())
             run = self._queues.next_cancelled()
             if run is not None:
-                self._claim(run, used=True).on_thread = True
+                run.on_thread = True
             return run
 
     def take_resumed(self, event_hash: str, index: int) -> WorkerRun | None:
@@ -293,14 +291,10 @@ class Ledger:
         if self._closed or self._busy >= self.threads:
             return None
         self._queues.wake_due(self._clock.now())
-        run = self._queues.next_resumed()
-        if run is None and self._capacity.is_free():
-            before = self._queues.fresh_tasks()
-            run = self._queues.next_in_need_of_room()
-            if run is not None:
-                self._claim(run)
-            if self._queues.fresh_tasks() < before:
-                self._room.notify()
+        before = self._queues.fresh_tasks()
+        run = self._queues.next()
+        if self._queues.fresh_tasks() < before:
+            self._room.notify()
         if run is not None:
             run.on_thread = True
             self._busy += 1
@@ -310,11 +304,7 @@ class Ledger:
     def _ready(self, most: int) -> int:
         """How many workers could be given a thread now, counted up to `most`."""
         self._queues.wake_due(self._clock.now())
-        resumed = self._queues.resumed()
-        if resumed >= most:
-            return most
-        with_room = min(most - resumed, self._capacity.left())
-        return resumed + self._queues.in_need_of_room(with_room)
+        return self._queues.ready(most)
 
     def _needs_thread(self) -> bool:
         """Is a worker ready beyond those for which threads wait or were woken, and may there be a further thread?"""
@@ -335,17 +325,14 @@ class Ledger:
         if self._queues.has_cancelled() or (not self._idle_threads and self._needs_thread()):
             self._dispatch.notify()
 
-    def _claim(self, run: WorkerRun, *, used: bool = False) -> WorkerRun:
-        self._capacity.claim(run.worker, used=used)
-        return run
-
     def _restore(self, task: OwnedTask, worker: StoredWorker) -> None:
         """How a worker goes on that a dead process, or we ourselves, left somewhere."""
         run = restore_run(task, worker)
         if run is None:
             return
         if not run.life.has_no_pod:
-            self._queues.add_resumed(self._claim(run, used=True))
+            self._capacity.claim(run.worker, used=True)
+            self._queues.add_resumed(run)
         else:
             self._queues.add(run)
 

@@ -1,21 +1,78 @@
-"""The workers that wait, sorted by what they wait for, and the order in which they get their turn.
+"""The workers that wait, sorted by what they wait for, the room for their pods, and so which worker is next.
 
-A data structure without a lock: it belongs to the ledger and is used under the ledger's lock only.
+Data structures without a lock: they belong to the ledger and are used under the ledger's lock only.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import deque
+from collections.abc import Iterable
 
 from ottoscaler.core.lifecycle import begin, hurried
 from ottoscaler.flow.owned_tasks import OwnedTask, WorkerRun
+from ottoscaler.flow.registry import Registry
+
+_Worker = tuple[str, int]
+
+
+class Capacity:
+    """How many pods this process may still create: what is seen of its pods, plus what may be there unseen.
+
+    A claim is room for a worker with a pod that was not seen yet: a create in flight, or an attempt stored by a process
+    that is gone. Claims are by event id and index. Capacity is derived from these two each time, never from a counter
+    that goes up and down.
+    """
+
+    def __init__(self, registry: Registry, max_workers: int) -> None:
+        self._registry = registry
+        self._max_workers = max_workers
+        self._claims: dict[_Worker, bool] = {}  # is it used, so that it cannot be taken back?
+
+    def is_free(self) -> bool:
+        """Is there room for one more pod? Never while the cluster's state is unknown."""
+        return self.left() > 0
+
+    def left(self) -> int:
+        """For how many more pods there is room: 0 while the cluster's state is unknown."""
+        if not self._registry.known:
+            return 0
+        return max(0, self._max_workers - self._registry.owned_live - len(self._claims))
+
+    def claim(self, worker: _Worker, *, used: bool = False) -> None:
+        """This worker's pod may be there from now on."""
+        self._claims[worker] = used
+
+    def use(self, worker: _Worker) -> bool:
+        """May it create its pod now? From here on its claim stays until it is settled."""
+        used = self._claims.get(worker)
+        if used is None or not (used or self._registry.known):
+            return False
+        self._claims[worker] = True
+        return True
+
+    def settle(self, worker: _Worker) -> bool:
+        """Its pod is seen, or there is none: its claim ends. Returns whether there was one."""
+        return self._claims.pop(worker, None) is not None
+
+    def take_back(self) -> None:
+        """A task that was taken over has brought live pods: workers with unused room have to wait after all."""
+        over = self._registry.owned_live + len(self._claims) - self._max_workers
+        unused = [worker for worker, used in self._claims.items() if not used] if over > 0 else []
+        for worker in unused[:over]:
+            del self._claims[worker]
+
+    def drop(self, event_id: str, indices: Iterable[int]) -> None:
+        """The task is not ours any more."""
+        for index in indices:
+            self._claims.pop((event_id, index), None)
 
 
 class RunQueues:
     """Five queues. All methods are O(1) or O(log n), except where they say otherwise."""
 
-    def __init__(self) -> None:
+    def __init__(self, capacity: Capacity) -> None:
+        self._capacity = capacity
         # Workers with a stored attempt that may have a pod. They need no room, and they come first: their pods run
         # already.
         self._resumed: deque[WorkerRun] = deque()
@@ -80,28 +137,23 @@ class RunQueues:
                 else:
                     self.add_resumed(run)
 
-    def next_resumed(self) -> WorkerRun | None:
-        """Take the next worker that needs no room."""
-        return _next_waiting(self._resumed)
-
-    def next_cancelled(self) -> WorkerRun | None:
-        """Take the next cancelled worker."""
-        return _next_waiting(self._cancelled)
-
-    def next_in_need_of_room(self) -> WorkerRun | None:
-        """Take the next worker that needs room: those that had a turn before those that never had one."""
-        if (run := _next_waiting(self._need_room)) is not None:
+    def next(self) -> WorkerRun | None:
+        """Take the worker that is next. One that needs room gets it: while there is none, only those that need none
+        are taken.
+        """
+        if (run := _next_waiting(self._resumed)) is not None:
             return run
-        while self._fresh:
-            task = self._fresh.popleft()
-            if not task.has_fresh():  # all of its workers were cancelled meanwhile
-                continue
-            run = WorkerRun(task, begin(task.next_index))
-            task.runs[task.next_index] = run
-            task.next_index += 1
-            self.add_fresh(task)
+        if self._capacity.is_free() and (run := self._next_in_need_of_room()) is not None:
+            self._capacity.claim(run.worker)
             return run
         return None
+
+    def next_cancelled(self) -> WorkerRun | None:
+        """Take the next cancelled worker. It cannot be held up by a lack of room."""
+        run = _next_waiting(self._cancelled)
+        if run is not None:
+            self._capacity.claim(run.worker, used=True)
+        return run
 
     def take_resumed(self, event_hash: str, index: int) -> WorkerRun | None:
         """Take this worker out of turn; None if it does not wait for a thread. O(resumed workers)."""
@@ -121,18 +173,22 @@ class RunQueues:
         """Does a cancelled worker wait?"""
         return bool(self._cancelled)
 
-    def resumed(self) -> int:
-        """How many workers could go on without room. Those of dropped tasks count until their turn comes."""
-        return len(self._resumed)
-
-    def in_need_of_room(self, most: int) -> int:
-        """How many workers could go on with room, counted up to `most`: a long backlog is not walked through."""
+    def ready(self, most: int) -> int:
+        """How many workers `next` would give now, counted up to `most`: a long backlog is not walked through. Workers
+        of dropped tasks count until their turn comes.
+        """
+        resumed = len(self._resumed)
+        if resumed >= most:
+            return most
+        if not (self._need_room or self._fresh):
+            return resumed
+        with_room = min(most - resumed, self._capacity.left())
         found = len(self._need_room)
         for task in self._fresh:
-            if found >= most:
+            if found >= with_room:
                 break
             found += task.count_fresh()
-        return min(found, most)
+        return resumed + min(found, with_room)
 
     def fresh_tasks(self) -> int:
         """How many events have workers that never had a turn: what the reader reads ahead."""
@@ -143,11 +199,27 @@ class RunQueues:
         fresh = sum(task.count_fresh() for task in self._fresh)
         return fresh + len(self._resumed) + len(self._need_room) + len(self._paused)
 
-    def startable(self, *, with_room: bool) -> set[str]:
+    def startable(self) -> set[str]:
         """The events of the workers that would be handed to a thread next, if one is free."""
+        with_room = self._capacity.is_free()
         runs = [*self._resumed, *(self._need_room if with_room else ())]
         fresh = self._fresh if with_room else ()
         return {run.task.event.event_id for run in runs if run.is_waiting} | {task.event.event_id for task in fresh}
+
+    def _next_in_need_of_room(self) -> WorkerRun | None:
+        """Those that had a turn come before those that never had one."""
+        if (run := _next_waiting(self._need_room)) is not None:
+            return run
+        while self._fresh:
+            task = self._fresh.popleft()
+            if not task.has_fresh():  # all of its workers were cancelled meanwhile
+                continue
+            run = WorkerRun(task, begin(task.next_index))
+            task.runs[task.next_index] = run
+            task.next_index += 1
+            self.add_fresh(task)
+            return run
+        return None
 
 
 def _next_waiting(runs: deque[WorkerRun]) -> WorkerRun | None:
