@@ -17,11 +17,11 @@ from ottoscaler.core.lifecycle import begin
 from ottoscaler.core.names import event_hash
 from ottoscaler.core.observations import NotOurs, TerminationStored
 from ottoscaler.core.termination import Termination
-from ottoscaler.flow.notes import Notes
 from ottoscaler.flow.owned_tasks import OwnedTask, WorkerRun, restore_run, to_open_task
 from ottoscaler.flow.registry import Registry
 from ottoscaler.flow.run_queues import Capacity, RunQueues
 from ottoscaler.flow.task_table import TaskTable
+from ottoscaler.flow.worker_log import Notes
 from ottoscaler.ports import Clock, OpenTask, StoredWorker
 
 #: How many idle threads one change wakes at most. Each of them wakes further ones if there is more to do, so the thread

@@ -69,7 +69,7 @@ class Runner:
         self._metrics = metrics
         self._clock = clock
         self._settings = settings
-        self._worker_log = WorkerLog(clock, ledger.tasks, metrics)
+        self._worker_log = WorkerLog(clock, ledger.tasks, ledger.notes, metrics)
         self._limited = logs.RateLimited()
         #: What carries out each effect but Await, and what the log says when it is tried again. A method that returns
         #: None has the thread let go of the worker.
@@ -167,12 +167,6 @@ class Runner:
             self._ledger.tasks.spared(run)
         if not life.may_have_unseen_pod:
             self._ledger.settled(run)
-        state, reason = life.state, life.waits_for
-        if reason != run.waits_for:
-            self._ledger.notes.add(run, reason=reason)
-        elif state != run.state or life.attempt != before.attempt:
-            self._ledger.notes.add(run)
-        run.state, run.waits_for = state, reason
         self._worker_log.step(run, before)
 
     def _limits(self, run: WorkerRun) -> WorkerSettings:

@@ -1,6 +1,11 @@
-"""The lines and figures of one worker's life, apart from the code that carries it on."""
+"""What is shown of workers, apart from the code that carries them on: the lines of the log, the figures, and the states
+that are written to Redis in batches.
+"""
 
 from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
 
 from msgspec.structs import replace
 
@@ -10,20 +15,56 @@ from ottoscaler.core.lifecycle import Life
 from ottoscaler.core.names import pod_name
 from ottoscaler.core.pods import Snapshot
 from ottoscaler.core.verdicts import Outcome, Reason, Verdict
-from ottoscaler.flow.owned_tasks import WorkerRun
+from ottoscaler.flow.owned_tasks import OwnedTask, WorkerRun
 from ottoscaler.flow.task_table import TaskTable
 from ottoscaler.metrics import Metrics
 from ottoscaler.ports import Clock
 
+States = Mapping[int, tuple[str, int, str]]
+
 _log = logs.get(__name__)
+
+
+class Notes:
+    """States to show, by task: the state, attempt and pod of workers by index, and why the task waits. Any thread."""
+
+    def __init__(self) -> None:
+        # A lock of its own, which is never held while another one is taken: worker threads note what they do while the
+        # ledger's lock is busy with handing out work.
+        self._lock = threading.Lock()
+        self._tasks: dict[str, OwnedTask] = {}
+        self._states: dict[str, dict[int, tuple[str, int, str]]] = {}
+        self._reasons: dict[str, str] = {}
+
+    def add(self, run: WorkerRun, reason: str | None = None) -> None:
+        """How a worker stands now; with a `reason`, why its task waits."""
+        if run.task.closed:  # a worker of an earlier epoch must not report on a task that was taken over again
+            return
+        life, event_id = run.life, run.task.event.event_id
+        state = life.state
+        pod = "" if state == "waiting" else run.pod_name
+        with self._lock:
+            self._tasks[event_id] = run.task
+            self._states.setdefault(event_id, {})[life.index] = (state, life.attempt, pod)
+            if reason is not None:
+                self._reasons[event_id] = reason
+
+    def take(self) -> list[tuple[OwnedTask, States, str | None]]:
+        """All since the last call, but for tasks that are closed."""
+        with self._lock:
+            tasks, states, reasons = self._tasks, self._states, self._reasons
+            self._tasks, self._states, self._reasons = {}, {}, {}
+        found = [(tasks[event_id], seen, reasons.get(event_id)) for event_id, seen in states.items()]
+        return [one for one in found if not one[0].closed]
 
 
 class WorkerLog:
     """What the log says of a worker's life, and the figures that go with it. Any thread."""
 
-    def __init__(self, clock: Clock, tasks: TaskTable, metrics: Metrics) -> None:
+    def __init__(self, clock: Clock, tasks: TaskTable, notes: Notes, metrics: Metrics) -> None:
         self._clock = clock
         self._tasks = tasks
+        self._notes = notes
         self._create_delay = metrics.event_to_create_seconds
         self._record_delay = metrics.end_to_result_seconds
         self._finished = {outcome: metrics.workers_finished.child(outcome) for outcome in Outcome}
@@ -42,8 +83,14 @@ class WorkerLog:
         _log.info("worker.adopted", "Adopting worker pod: %s", run.pod_name, pod=run.pod_name, attempt=run.life.attempt)
 
     def step(self, run: WorkerRun, before: Life) -> None:
-        """After each step: the first pod of a task, a new attempt, a pod that is to be ended."""
+        """After each step: another state, the first pod of a task, a new attempt, a pod that is to be ended."""
         life, name = run.life, run.pod_name
+        state, reason = life.state, life.waits_for
+        if reason != run.waits_for:
+            self._notes.add(run, reason=reason)
+        elif state != run.state or life.attempt != before.attempt:
+            self._notes.add(run)
+        run.state, run.waits_for = state, reason
         if isinstance(life.todo, effects.Await) and self._tasks.first_look(run.task):
             _log.info("task.monitoring", "Monitoring pod completion")
         if life.retried is not None and life.attempt > before.attempt:
