@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from ottoscaler.metrics import RETRY_TARGETS, Metrics
+from ottoscaler.adapters.kube_answers import Verb
+from ottoscaler.metrics import KUBE_VERBS, RETRY_TARGETS, Metrics
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, ...], float]:
@@ -19,6 +20,12 @@ def test_label_values_are_there_before_they_happen() -> None:
     assert found["ottoscaler_workers_finished_total", "succeeded"] == 0
     assert found["ottoscaler_events_received_total", "scale_down"] == 0
     assert {key[2] for key in found if key[0] == "ottoscaler_retries_total"} == {*RETRY_TARGETS, "other"}
+
+
+def test_each_verb_of_a_request_has_a_series() -> None:
+    """None of them counts as other."""
+    assert tuple(verb.value for verb in Verb) == KUBE_VERBS
+    assert KUBE_VERBS == ("create", "get", "list", "watch", "delete", "review")
 
 
 def test_a_count_lands_where_it_belongs() -> None:

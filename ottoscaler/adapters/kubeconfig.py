@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, cast
 
+import yaml
 from kubernetes import config
 from kubernetes.config.kube_config import KUBE_CONFIG_DEFAULT_LOCATION, KubeConfigLoader, KubeConfigMerger
 
@@ -51,6 +52,6 @@ def origin(settings: KubeSettings) -> str:
     try:
         active = cast(Any, KubeConfigLoader)(merged(path).config, config_base_path=None).current_context
         context = f", context {active['name']}" if active else ""
-    except (config.ConfigException, OSError, ValueError, TypeError, KeyError):
+    except (config.ConfigException, yaml.YAMLError, OSError, ValueError, TypeError, KeyError):
         context = ""
     return f"by {'KUBECONFIG=' if settings.kubeconfig else ''}{path}{context}"

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ottoscaler.adapters import kube_plugin
+from ottoscaler.adapters import kube_plugin, kubeconfig
 from ottoscaler.adapters.kube_access import TOKEN_S, Access
 from ottoscaler.adapters.kubeconfig import origin
 from ottoscaler.cli.main import main
@@ -223,6 +223,32 @@ def test_of_several_files_the_first_one_that_names_a_context_decides(tmp_path: P
             settings = KubeSettings(kubeconfig=":".join(str(tmp_path / name) for name in files))
             assert Access(settings).configuration.host == f"https://127.0.0.1:{port}"
             assert origin(settings).endswith(f", context {first}")
+
+
+@pytest.mark.parametrize(
+    ("in_cluster", "given", "default", "said"),
+    [
+        (False, "given", "default", "by KUBECONFIG={folder}/given, context x"),
+        (False, "", "default", "by {folder}/default, context x"),
+        (False, "", "none", "by {folder}/none"),
+        (False, "broken", "default", "by KUBECONFIG={folder}/broken"),
+        (True, "", "default", "by the pod's ServiceAccount"),
+        (True, "given", "default", "by KUBECONFIG={folder}/given, context x"),
+    ],
+)
+def test_the_log_names_where_the_access_comes_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_cluster: bool, given: str, default: str, said: str
+) -> None:
+    """KUBECONFIG before the pod's ServiceAccount, and without either the user's own file."""
+    for name in ("given", "default"):
+        (tmp_path / name).write_text(json.dumps(config()))
+    (tmp_path / "broken").write_text("{")
+    monkeypatch.setattr(kubeconfig, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / default))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    if in_cluster:
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    settings = KubeSettings(kubeconfig=str(tmp_path / given) if given else "")
+    assert origin(settings) == said.format(folder=tmp_path)
 
 
 # -- credential plugins

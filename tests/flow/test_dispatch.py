@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -15,7 +17,7 @@ from ottoscaler.flow.owned_tasks import WorkerRun
 from tests.fakes.node import AutoNode
 from tests.fakes.wait import eventually
 from tests.flow.conftest import Lines
-from tests.flow.ledger_driver import task
+from tests.flow.ledger_driver import LedgerDriver, task
 from tests.flow.pods import of
 from tests.flow.simulated_controller import SimulatedController
 
@@ -88,6 +90,24 @@ def test_a_thread_that_waits_gets_the_next_worker() -> None:
             controller.results(number)
             eventually(lambda: controller.ledger._idle_threads, what="its thread to wait")
         assert at_work() == 1
+
+
+def test_a_thread_that_was_woken_counts_until_it_looks_for_its_worker() -> None:
+    """A wrong count would let the dispatcher look again and again, or leave a worker without a thread."""
+    driver = LedgerDriver(max_workers=2)
+    with ThreadPoolExecutor(1) as pool:
+        for event_id in ("e1", "e2"):
+            thread = pool.submit(driver.ledger.wait_for_work)
+            eventually(lambda: driver.ledger._idle_threads, what="the thread to wait")
+            driver.ledger.add(task(event_id))
+            assert driver.ledger.take_for_new_thread() is None  # the one that was woken takes it
+            thread.result(5)
+            driver.end(driver.take())
+        began = time.monotonic()
+        driver.ledger.wait_for_dispatch(0.2)
+        assert time.monotonic() - began >= 0.2
+        driver.ledger.add(task("e3"))
+        assert driver.ledger.take_for_new_thread() is not None
 
 
 def test_room_is_used_by_each_worker_that_has_a_thread() -> None:

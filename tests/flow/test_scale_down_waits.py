@@ -97,6 +97,26 @@ def test_while_pods_end_redis_is_not_asked() -> None:
         assert controller.result("scale_down")["pod_count"] == "80"
 
 
+def test_the_end_of_a_victims_pod_ends_the_pause() -> None:
+    """A look within the pause asks Redis only if a victim's pod has changed since the look before."""
+    with SimulatedController(threads=["watch"]) as controller:
+        pod = controller.pod(controller.accept(task_id="t"))
+        controller.cluster.run(pod)
+        controller.wait_seen(pod, lambda seen: seen.started_at is not None)
+        controller.accept(type="scale_down", task_id="t")
+        controller.control.step()
+        controller.sees(pod, lambda seen: seen.deleting)
+        controller.control.step(due=False)
+        looks = controller.redis.calls["outcomes"]
+        controller.control.step(due=False)
+        assert (controller.redis.calls["outcomes"], controller.redis.results()) == (looks, [])
+        controller.cluster.kill(pod)
+        controller.result()
+        eventually(lambda: not controller.registry.snapshots(), what="the pod to be gone")
+        controller.control.step(due=False)
+        assert controller.result("scale_down")["pod_count"] == "1"
+
+
 @pytest.mark.parametrize(
     ("stage", "drain", "asked"),
     [("waits", True, 1), ("runs", True, 0), ("runs", False, 1), ("being deleted", False, 0), ("ended", False, 0)],

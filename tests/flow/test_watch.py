@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ottoscaler.errors import ClusterRejected, ClusterUnavailable
+from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Expired
 from ottoscaler.flow.stop import Stop
 from ottoscaler.ports import Clock
 from ottoscaler.retries import MAX_PAUSE_S
@@ -12,6 +12,7 @@ from tests.fakes.kubernetes import FakeKubernetes, Watch
 from tests.fakes.wait import eventually
 from tests.flow.conftest import Lines
 from tests.flow.simulated_controller import FakeServers, SimulatedController
+from tests.test_metrics import samples
 
 contract = pytest.mark.contract
 
@@ -114,6 +115,28 @@ def test_a_broken_link_means_a_new_list(log: Lines) -> None:
         watching(controller, 2)
         assert (controller.calls("list"), controller.registry.known) == (2, True)
     assert log.of("watch.broken")
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (None, "ended"),
+        (Expired("too old"), "expired"),
+        (ClusterUnavailable("broken"), "unreachable"),
+        (ClusterRejected("forbidden", status=403, reason="Forbidden"), "unreachable"),
+    ],
+)
+def test_a_watch_that_begins_again_is_counted_by_its_cause(error: Exception | None, cause: str) -> None:
+    """Once, and under no other cause."""
+    with SimulatedController(threads=["watch"]) as controller:
+        watching(controller, 1)
+        before = samples(controller.metrics)
+        controller.servers.kubernetes.end_watches(error)
+        watching(controller, 2)
+        after = samples(controller.metrics)
+        assert {key: after[key] for key in after if "watch_reconnects" in key[0] and after[key] != before.get(key)} == {
+            ("ottoscaler_watch_reconnects_total", cause): 1
+        }
 
 
 def test_nothing_is_created_while_the_link_is_broken() -> None:

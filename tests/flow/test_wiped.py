@@ -171,6 +171,20 @@ def test_a_task_of_which_only_a_sleeper_knows_is_not_brought_back() -> None:
         assert controller.redis.calls["restore"] == 0
 
 
+@pytest.mark.parametrize(
+    ("event_id", "owner", "restores"), [("e", "c1/b1/1", 1), ("e", "c1/b1/0", 0), ("x", "c1/b1/1", 0)]
+)
+def test_only_a_task_that_is_still_ours_is_stored_again(event_id: str, owner: str, restores: int, log: Lines) -> None:
+    """Between the renewal and the next look another process may have taken it, or it may be over."""
+    with SimulatedController() as controller:
+        controller.accept(event_id="e")
+        controller.redis.flush()
+        controller.takeover.begin()
+        controller.takeover.restore_later({event_id: owner})
+        controller.takeover.step()
+        assert (controller.redis.calls["restore"], log.of("event.poison")) == (restores, [])
+
+
 @pytest.mark.parametrize(("todo", "refused"), [(Intend(2, 1), True), (NoteRefused(2), True), (Create(2), False)])
 def test_an_attempt_that_has_no_pod_counts_as_refused(todo: Effect, refused: bool) -> None:
     """The replica that takes the task over creates it then, instead of looking for a pod and calling it lost."""

@@ -188,6 +188,38 @@ class TestCancelled:
             assert controller.calls("create") == 1
 
 
+class TestTakenOver:
+    """Another process owns the task by now."""
+
+    @pytest.mark.parametrize(
+        "write", ["intend", "note_refused", "check", "store_termination", "clear_termination", "record"]
+    )
+    def test_whichever_write_finds_it_out_the_task_is_let_go_of(self, write: str, log: Lines) -> None:
+        """At once, not with the next renewal; and the pod is left to the new owner."""
+        with SimulatedController(threads=["watch"], PENDING_TIMEOUT_S=60) as controller:
+            event_id, kubernetes = controller.send(), controller.servers.kubernetes
+
+            def take(op: str) -> None:
+                if op == write:
+                    controller.redis.find(event_id).owner = "other/b1/1"  # type: ignore[union-attr]
+
+            controller.redis.on_call = take
+            if write == "note_refused":
+                kubernetes.refuse_next("create", ClusterUnavailable("quota", unclear=False))
+            controller.intake.absorb(controller.stream.read_now(1))
+            if write == "clear_termination":
+                kubernetes.on_call = lambda verb, name: controller.cluster.run(name) if verb == "delete" else None
+            if write in ("store_termination", "clear_termination"):
+                controller.pod(event_id)
+                controller.pass_time(60)
+            if write == "record":
+                controller.cluster.succeed(controller.pod(event_id))
+            eventually(lambda: not controller.ledger.tasks.has(event_id), what="the task to be let go of")
+            controller.idle()
+            assert (controller.redis.calls[write], controller.redis.results()) == (1, [])
+        assert log.of("task.lost") == [f"Task {event_id} was taken over by another process"]
+
+
 class TestPoison:
     """Our own code fails on a worker."""
 
