@@ -124,6 +124,7 @@ _POD: Final = {
     "labels": "who runs it, which event, worker and attempt",
     "annotations": "event id, task id, digest, and the event, enough to take it up again",
     "env": "OTTO_... and TRACEPARENT; a field that would hide one of ours is refused",
+    "OTTO_OUTPUT": "a file; what the worker writes there, or the end of a failed worker's log, comes back",
     "container": "only the container agent decides the outcome; no other keeps the pod for longer than the grace",
     "security": "restricted profile, no token, limits, restartPolicy Never, not to be evicted for scaling",
 }
@@ -146,6 +147,7 @@ _RESULT: Final = {
     "created_at": "when the pod was created",
     "scheduled_at": "when it got its node",
     "started_at": "when the program began",
+    "output": "what the worker wrote into OTTO_OUTPUT, up to 4 KiB",
     "task": "outcome and reason of a task, from those of its workers",
     "pod_count": "how many workers it was about",
     "succeeded": "how many did",

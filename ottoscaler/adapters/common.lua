@@ -15,6 +15,7 @@ No function writes: it reads first, and then plans its writes (`write`, see atom
 A task hash has, besides what operators read (state, task_id, pod_count, received_at, owner, why, next_at, worker:<i>):
   sid (the entry's id), type, digest, raw (the fields as sent), event (the same, checked), common (fields of every result, a
   flat JSON list), tries, tenure (the epoch), cancels, done, succeeded, failed, cancelled, first_failed, first_cancelled,
+  output_bytes (how large the outputs in all worker:<i> are),
   attempt:<i> = "<attempt>:<infra retries used>[:r|:s]" (r: that attempt's pod was refused and is not there, s: it was seen),
   doom:<i> (the termination: why its pod is to be ended), spared:<i> (the drains that it survived),
   outcome:<i> (there exactly if its result is stored), victims, survivors (of a scale_down), superseding ("todo" until older
@@ -142,9 +143,9 @@ local function add_poison_letter(task, event_id, detail, tries)
     stream_id = stream_id or '', attempts = tries, raw = raw or '{}'})
 end
 
--- How many workers ended how, with the first reasons: read once, counted on by `store_result`, written by `write_tally`.
+-- How many workers ended how, with the first reasons, and how large the outputs in the hash are: read once, counted on by `store_result`, written by `write_tally`.
 -- A planned write is not seen by a later read, so several results in one call must count on in memory.
-local TALLY = {'done', 'succeeded', 'failed', 'cancelled', 'first_failed', 'first_cancelled'}
+local TALLY = {'done', 'succeeded', 'failed', 'cancelled', 'first_failed', 'first_cancelled', 'output_bytes'}
 
 local function tally_of(task)
   local found, tally = redis.call('HMGET', task, unpack(TALLY)), {}
@@ -161,11 +162,15 @@ local function write_tally(task, tally)
 end
 
 -- One worker's result: `flat` is published, `map` is the same by name. The hash has `common` once, and not again with each
--- worker: a large event would be there as often as it has workers.
+-- worker: a large event would be there as often as it has workers. Outputs beyond MAX_TASK_BYTES are in the stream alone.
 local function store_result(task, tally, i, flat, map, common)
   local own = {}
   for name, value in pairs(map) do own[name] = value end
   for n = 1, #common, 2 do own[common[n]] = nil end
+  if (own.output or '') ~= '' then
+    local used = tonumber(tally.output_bytes or 0) + #own.output
+    if used > MAX_TASK_BYTES then own.output = CUT else tally.output_bytes = used end
+  end
   local kind = (map.outcome == 'succeeded' or map.outcome == 'cancelled') and map.outcome or 'failed'
   write('HSET', task, 'outcome:' .. i, map.outcome, 'worker:' .. i, cjson.encode(own))
   tally.done, tally[kind] = tally.done + 1, tally[kind] + 1

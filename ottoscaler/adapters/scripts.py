@@ -21,7 +21,7 @@ import redis
 
 from ottoscaler.adapters.redis_cluster import FollowingRedis, remember_script
 from ottoscaler.adapters.task_codec import Key
-from ottoscaler.core import events, results, verdicts
+from ottoscaler.core import events, output, results, verdicts
 from ottoscaler.settings import KeySettings
 
 FOLDER: Final = Path(__file__).parent
@@ -43,6 +43,8 @@ SHARED: Final[dict[str, int | str]] = {
     "TOO_OLD": events.TOO_OLD,
     "FORGOTTEN": FORGOTTEN,
     "REJECTED": results.REJECTED,
+    "MAX_TASK_BYTES": output.MAX_TASK_BYTES,
+    "CUT": output.CUT,
     "ALL_COMPLETED": results.ALL_COMPLETED,
     "SOME_COMPLETED": results.SOME_COMPLETED,
 }

@@ -63,7 +63,7 @@ _SCALE_UP_ONLY: Final = OVERRIDES | {"supersedes"}
 #: Fields of which an empty value counts as not set: client libraries send empty strings for undefined values.
 _OPTIONAL: Final = frozenset(name.encode() for name in _CHOOSING)
 #: Passed-on fields become `OTTO_<FIELD>`: these would hide variables that every worker has.
-_HIDING: Final = frozenset({"worker_index", "worker_count", "attempt", "task_key", "pod_name", "namespace"})
+_HIDING: Final = frozenset({"worker_index", "worker_count", "attempt", "task_key", "pod_name", "namespace", "output"})
 
 
 class EventType(StrEnum):

@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from ottoscaler.core import names
+from ottoscaler.core import names, output
 from ottoscaler.core.events import ScaleEvent
 from ottoscaler.core.names import WorkerKey
 from ottoscaler.core.pods import CONTAINER
@@ -87,6 +87,7 @@ def environment(event: ScaleEvent, key: WorkerKey) -> list[dict[str, Any]]:
         "OTTO_ATTEMPT": str(key.attempt),
         "OTTO_TASK_KEY": f"{event.event_id}/{key.index}",
         "OTTO_POD_NAME": names.pod_name(key),
+        "OTTO_OUTPUT": output.PATH,
         "HOME": WORKSPACE,
     }
     if event.traceparent:
@@ -159,6 +160,8 @@ def _container(template: Template, event: ScaleEvent, key: WorkerKey) -> dict[st
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "volumeMounts": [{"name": "workspace", "mountPath": WORKSPACE}],
+        "terminationMessagePath": output.PATH,
+        "terminationMessagePolicy": output.POLICY,
     }
 
 

@@ -21,6 +21,7 @@ from msgspec.structs import replace
 
 from ottoscaler.core import names, startup
 from ottoscaler.core.names import WorkerKey, altered, by_annotation, by_labels, labels_of
+from ottoscaler.core.output import output
 from ottoscaler.core.startup import START_REASONS
 from ottoscaler.core.startup import Trouble as Trouble
 from ottoscaler.core.verdicts import Reason
@@ -152,8 +153,9 @@ class Snapshot(msgspec.Struct, frozen=True):
 
     `reason` is the pod's own (`status.reason`). Of the container `agent`: `started_at`, `finished_at`, `exit_code`
     (None: it has not ended), `ended_as` (why the runtime says it ended) and `start_error` (the runtime's message if it
-    could not be started). `deadline_s` is the kubelet's, `node_ahead_s` how far the node's clock is ahead of the API
-    server's, as far as two of their times show. `ended_first`: the node's own times show that `agent` had ended before
+    could not be started) and `output` (what it gives back; no verdict depends on it). `deadline_s`
+    is the kubelet's, `node_ahead_s` how far the node's clock is ahead of the API server's, as far as two of their times
+    show. `ended_first`: the node's own times show that `agent` had ended before
     the deadline at which the kubelet ended the pod. `outlived`: it has ended, and another container has not.
     `disrupted_as` is the original word of a disruption that we do not know. `altered` says which of our labels was
     changed from outside: no watch shows such a pod. `finalizers` keep a pod there after its end.
@@ -179,6 +181,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     ended_first: bool = False
     outlived: bool = False
     start_error: str = ""
+    output: str = ""
     reason: str = ""
     message: str = ""
     node: str = ""
@@ -284,7 +287,7 @@ def _snapshot(raw: RawPod, key: WorkerKey, instance: str) -> Snapshot:
     trouble, text = _trouble(raw, state, scheduled)
     asked = epoch(meta.deletion_timestamp)
     unstarted = ended is not None and ended.reason in START_REASONS
-    running = state.running or _Running()
+    running, containers = state.running or _Running(), len(raw.spec.containers) + len(raw.spec.init)
     started = None if unstarted else ended.started_at if ended else running.started_at
     return Snapshot(
         key=key,
@@ -307,6 +310,7 @@ def _snapshot(raw: RawPod, key: WorkerKey, instance: str) -> Snapshot:
         ended_first=_ended_first(raw, ended),
         outlived=_outlived(raw, ended),
         start_error=ended.message if ended and unstarted else "",
+        output=output(ended.message, containers) if ended and not unstarted else "",
         reason=status.reason,
         message=status.message,
         node=raw.spec.node,

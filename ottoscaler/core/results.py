@@ -17,7 +17,7 @@ _PREFIX: Final = "event_"
 #: The fields of each kind of result besides `common_fields`, in their order.
 WORKER_FIELDS: Final = (
     "kind", "event_id", "task_id", "outcome", "reason", "message", "fault", "index", "attempt", "exit_code", "pod",
-    "pod_uid", "node", "created_at", "scheduled_at", "started_at", "finished_at",
+    "pod_uid", "node", "created_at", "scheduled_at", "started_at", "finished_at", "output",
 )  # fmt: skip
 TASK_FIELDS: Final = (
     "kind", "event_id", "task_id", "outcome", "reason", "message", "finished_at", "received_at", "pod_count",
@@ -88,6 +88,7 @@ def worker_result(
         "scheduled_at": rfc3339(pod.scheduled_at if pod else None),
         "started_at": rfc3339(pod.started_at if pod else None),
         "finished_at": rfc3339(finished if finished is not None else now),
+        "output": "" if pod is None else pod.output,
         **common_fields(event, RESULT_FIELDS),
     }
 

@@ -6,6 +6,7 @@ Sentences and reasons are those of kubelet 1.34 with containerd, because the con
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,6 +15,9 @@ from ottoscaler.local.objects import Object, timestamp
 
 NODE_NAME = "local-node"
 DEADLINE_MESSAGE = "Pod was active on the node longer than the specified deadline"
+#: What the kubelet takes of a log as termination message, lines and bytes, and of the file that is written for it.
+LOG_LINES, LOG_BYTES = 80, 2048
+_MESSAGE_BYTES = 4096
 _ADDRESS = "127.0.0.1"
 _MISSING_REGISTRY = "missing.invalid/"
 # distribution/reference: [host[:port]/]path[:tag][@digest], the path in lower case.
@@ -29,12 +33,26 @@ def waiting(reason: str, message: str = "") -> Object:
     return {"waiting": {"reason": reason} | ({"message": message} if message else {})}
 
 
-def terminated(started_at: str, code: int) -> Object:
-    """A container's state after a process ended; ``code`` as Popen gives it: -n after signal n."""
+def terminated(started_at: str, code: int, message: str = "") -> Object:
+    """A container's state after a process ended; ``code`` as Popen gives it: -n after signal n. ``message`` is its
+    termination message.
+    """
     exit_code = 128 - code if code < 0 else code
     state: Object = {"exitCode": exit_code, "reason": "Error" if exit_code else "Completed"}
-    state |= {"signal": -code} if code < 0 else {}
+    state |= ({"signal": -code} if code < 0 else {}) | ({"message": message} if message else {})
     return {"terminated": {**state, "startedAt": started_at, "finishedAt": timestamp()}}
+
+
+def message_of(file: Path) -> bytes:
+    """The termination message in a file: its end, as far as the kubelet reads it; empty if its container removed it."""
+    if not file.is_file():  # a pipe would be waited for
+        return b""
+    try:
+        with file.open("rb") as opened:
+            opened.seek(-min(_MESSAGE_BYTES, file.stat().st_size), os.SEEK_END)
+            return opened.read(_MESSAGE_BYTES)
+    except OSError:
+        return b""
 
 
 def start_error(container: Object, error: Exception) -> Object:

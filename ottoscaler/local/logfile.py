@@ -95,6 +95,13 @@ def read(path: Path, options: LogOptions, ended: threading.Event) -> Iterator[by
             return
 
 
+def last_lines(path: Path, *, lines: int, size: int) -> bytes:
+    """The end of a log without its times: at most that number of lines, and at most `size` bytes."""
+    ended = threading.Event()
+    ended.set()
+    return b"".join(read(path, LogOptions(tail=lines), ended))[-size:]
+
+
 def _formatted(path: Path, options: LogOptions, ended: threading.Event) -> Iterator[bytes]:
     tail, starts_line = options.tail, True
     for entries in _entries(path, options.follow, ended):

@@ -62,7 +62,8 @@ class PodRun:
             )
         if found:
             return
-        (self._directory / "logs").mkdir(parents=True)
+        for each in ("logs", "messages"):
+            (self._directory / each).mkdir(parents=True)
         for container in self._containers:
             present = f'Container image "{container["image"]}" already present on machine'
             self._events.add(self._pod, "Normal", "Pulled", present)
@@ -127,13 +128,15 @@ class PodRun:
         try:
             process = self._launch(container)
         except (OSError, ValueError) as error:
+            log.close()
             end = kubelet.start_error(container, error)
             self._events.add(self._pod, "Warning", "Failed", f"Error: {end['terminated']['message']}")
         else:
             started_at = timestamp()
             self._set_running(name, process, started_at)
-            end = kubelet.terminated(started_at, _copy_until_end(process, log))
-        log.close()
+            code = _copy_until_end(process, log)
+            log.close()  # writes the last line, which the message may need
+            end = kubelet.terminated(started_at, code, self._message(container, code))
         self._ended[name].set()
         with self._lock:
             self._states[name] = end
@@ -167,6 +170,11 @@ class PodRun:
         base = {"PATH": path} | {name: os.environ[name] for name in _INHERITED if name in os.environ}
         env = kubelet.environment(self._pod, container, base)
         directory = kubelet.local_path(container.get("workingDir") or "/", volumes) or home
+        message = self._message_path(container["name"])
+        message.touch()
+        # nothing can be mounted here: a variable that holds the path of the file leads to it, the path itself does not
+        inside = container["terminationMessagePath"]
+        env = {name: str(message) if value == inside else value for name, value in env.items()}
         env["HOME"] = str(kubelet.local_path(env.get("HOME", "/"), volumes) or home)
         for needed in (home, directory, Path(env["HOME"]), *volumes.values()):
             needed.mkdir(parents=True, exist_ok=True)
@@ -209,6 +217,19 @@ class PodRun:
             discarded = self._discarded
         if discarded:
             shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _message(self, container: Object, code: int) -> str:
+        """The container's termination message, as the kubelet reads it: of a failed one that wrote none the end of its
+        log, if its policy says so.
+        """
+        message = kubelet.message_of(self._message_path(container["name"]))
+        if not message and code and container["terminationMessagePolicy"] == "FallbackToLogsOnError":
+            log = self._log_path(container["name"])
+            message = logfile.last_lines(log, lines=kubelet.LOG_LINES, size=kubelet.LOG_BYTES)
+        return message.decode("utf-8", "replace")
+
+    def _message_path(self, container: str) -> Path:
+        return self._directory / "messages" / container
 
     def _log_path(self, container: str) -> Path:
         return self._directory / "logs" / f"{container}.log"

@@ -9,6 +9,7 @@ import pytest
 
 from ottoscaler.core.choice import Victim
 from ottoscaler.core.events import BadEvent
+from ottoscaler.core.output import CUT, MAX_TASK_BYTES
 from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.errors import StreamUnavailable
@@ -32,6 +33,7 @@ from tests.adapters.streams import (
 __all__ = [
     "TestCancels",
     "TestIntending",
+    "TestOutput",
     "TestRecording",
     "TestSeeing",
     "TestShowing",
@@ -470,6 +472,33 @@ class TestRecording:
             record(stream, task, index)
         assert RESULT_MAXLEN <= len(admin.results()) <= RESULT_MAXLEN + 200
         assert admin.results()[-1]["kind"] == "task"
+
+
+class TestOutput:
+    """What a worker gives back is kept with its result."""
+
+    @pytest.mark.parametrize("text", ["42\n", "\t\ufffd[31m\u2028 \U0001f600", '{"a": "\\u0000"}', "[truncated] x"])
+    def test_comes_back_as_it_is(self, stream: Stream, admin: StreamAdmin, text: str) -> None:
+        """In the result and in the hash."""
+        task = opened(stream, admin, event_id="e-1")
+        fields = result_of(task) | {"output": text}
+        stream.record("e-1", task.owner, 1, attempt=1, fields=fields)
+        assert [each["output"] for each in admin.results() if each["kind"] == "worker"] == [text]
+        assert json.loads(admin.task("e-1")["worker:1"])["output"] == text
+
+    def test_many_do_not_make_the_hash_large(self, stream: Stream, admin: StreamAdmin) -> None:
+        """A task hash is read as a whole. What it does not hold, the stream has; a small one still has its place."""
+        size, count = MAX_TASK_BYTES // 4, 6
+        task = opened(stream, admin, event_id="e-1", pod_count=str(count + 1))
+        for index in range(1, count + 1):
+            text = "x" * (size - 1 if index == 1 else size)
+            fields = result_of(task, index) | {"output": text}
+            stream.record("e-1", task.owner, index, attempt=1, fields=fields)
+        stream.record("e-1", task.owner, count + 1, attempt=1, fields=result_of(task, count + 1) | {"output": "y"})
+        kept = [json.loads(admin.task("e-1")[f"worker:{index}"])["output"] for index in range(1, count + 2)]
+        assert [len(text) for text in kept] == [size - 1, *[size] * (count - 3), len(CUT), len(CUT), 1]
+        published = [each["output"] for each in admin.results() if each["kind"] == "worker"]
+        assert sum(map(len, published)) == size * count
 
 
 class TestTaskResult:

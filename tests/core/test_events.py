@@ -437,7 +437,9 @@ def test_metadata_of_any_other_kind_is_refused(value: bytes) -> None:
 
 @contract("3.passed-on")
 @contract("4.env")
-@pytest.mark.parametrize("name", [b"worker_index", b"worker_count", b"attempt", b"task_key", b"pod_name", b"namespace"])
+@pytest.mark.parametrize(
+    "name", [b"worker_index", b"worker_count", b"attempt", b"task_key", b"pod_name", b"namespace", b"output"]
+)
 def test_a_field_that_would_hide_a_workers_variable_is_refused(name: bytes) -> None:
     """OTTO_<FIELD> is already the worker's own."""
     result = bad({name: b"1"})

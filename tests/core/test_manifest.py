@@ -130,6 +130,14 @@ def test_another_spec_has_another_digest(other: WorkerSettings) -> None:
     assert len(bytes.fromhex(one)) == 32
 
 
+@contract("4.OTTO_OUTPUT")
+def test_the_output_file_is_the_one_that_the_kubelet_mounts() -> None:
+    """A variable with another path would lead to a file that nothing reads."""
+    (container,) = body()["spec"]["containers"]
+    assert values()["OTTO_OUTPUT"] == container["terminationMessagePath"]
+    assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
+
+
 @contract("4.env")
 def test_a_worker_knows_its_identity() -> None:
     """The variables of the contract, and a HOME that it may write to."""
@@ -141,6 +149,7 @@ def test_a_worker_knows_its_identity() -> None:
         "OTTO_ATTEMPT": "3",
         "OTTO_TASK_KEY": "e-1/2",
         "OTTO_POD_NAME": f"otto-agent-{HASH}-2-r3",
+        "OTTO_OUTPUT": "/dev/termination-log",
         "OTTO_JOB_ID": "7",
         "TRACEPARENT": "00-aa",
         "HOME": "/workspace",

@@ -71,6 +71,7 @@ def test_every_reason_has_a_row_here() -> None:
 @contract("5.created_at")
 @contract("5.scheduled_at")
 @contract("5.started_at")
+@contract("5.output")
 def test_a_workers_result_is_shown_in_full() -> None:
     """Every field of the contract, all of it text."""
     result = worker_result(
@@ -78,7 +79,7 @@ def test_a_workers_result_is_shown_in_full() -> None:
         2,
         1,
         Verdict(Reason.ERROR, "the worker exited with code 3"),
-        failed(3, scheduled_at=NOW + 0.5),
+        failed(3, scheduled_at=NOW + 0.5, output="no such branch"),
         NOW + 60,
     )
     assert result == {
@@ -99,6 +100,7 @@ def test_a_workers_result_is_shown_in_full() -> None:
         "scheduled_at": "2024-05-01T10:00:00.500Z",
         "started_at": "2024-05-01T10:00:01.000Z",
         "finished_at": "2024-05-01T10:00:05.000Z",
+        "output": "no such branch",
         "traceparent": "00-aa",
         "job_id": "7",
     }
@@ -108,7 +110,8 @@ def test_a_worker_that_never_had_a_pod_has_a_result_all_the_same() -> None:
     """The same fields, empty where nothing is known; it ended now."""
     result = worker_result(event(), 1, 0, Verdict(Reason.SCALED_DOWN), None, NOW)
     empty = {name for name, value in result.items() if value == ""}
-    assert empty == {"message", "exit_code", "pod", "pod_uid", "node", "created_at", "scheduled_at", "started_at"}
+    times = {"created_at", "scheduled_at", "started_at"}
+    assert empty == times | {"message", "exit_code", "pod", "pod_uid", "node", "output"}
     assert result["finished_at"] == "2024-05-01T10:00:00.000Z"
 
 

@@ -21,6 +21,7 @@ _LIVE = 'echo "$OTTO_TASK_ID/$OTTO_WORKER_INDEX"; trap "exit 0" TERM; sleep 3 & 
 _WORKER_FIELDS = {
     "kind", "event_id", "task_id", "outcome", "reason", "message", "finished_at", "fault", "exit_code", "pod",
     "pod_uid", "node", "attempt", "index", "created_at", "scheduled_at", "started_at",
+    "output",
 }  # fmt: skip
 _TASK_FIELDS = {
     "kind", "event_id", "task_id", "outcome", "reason", "message", "finished_at", "pod_count", "succeeded", "failed",
@@ -109,6 +110,7 @@ class TestPods:
             "OTTO_ATTEMPT": "1",
             "OTTO_TASK_KEY": f"{story.event_id}/2",
             "OTTO_POD_NAME": names(story.pods)[1],
+            "OTTO_OUTPUT": "/dev/termination-log",
         }
         assert expected.items() <= story.pod_env(2).items()
         assert story.pod_env(2)["OTTO_NAMESPACE"]["fieldRef"]["fieldPath"] == "metadata.namespace"

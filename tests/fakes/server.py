@@ -79,6 +79,7 @@ class TaskState:
     next_at: str = ""
     workers: dict[int, WorkerState] = field(default_factory=dict)
     tally: Counter[str] = field(default_factory=Counter)
+    output_bytes: int = 0
     first: dict[str, str] = field(default_factory=dict)
     victims: list[Victim] | None = None
     survivors: list[str] = field(default_factory=list)

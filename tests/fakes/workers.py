@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from ottoscaler.core.events import DeadReason, EventType, ScaleEvent
+from ottoscaler.core.output import CUT, MAX_TASK_BYTES
 from ottoscaler.core.results import RESULT_FIELDS, common_fields, rfc3339, worker_result
 from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import LAST_TRY, MAX_TRIES, Outcome, Reason, Verdict
@@ -139,6 +140,10 @@ class WorkerScripts:
         """The result, and with the last worker's the task's; returns the message of that one."""
         common = common_fields(event, RESULT_FIELDS)  # the hash has these once, not with each worker
         own = {name: value for name, value in result.items() if name not in common}
+        task.output_bytes += (size := len(own.get("output", "").encode()))
+        if task.output_bytes > MAX_TASK_BYTES:
+            task.output_bytes -= size
+            own["output"] = CUT
         worker.outcome, worker.shown = result["outcome"], json.dumps(own)
         tally = worker.outcome if worker.outcome in ("succeeded", "cancelled") else "failed"
         task.tally[tally] += 1

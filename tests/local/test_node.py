@@ -13,7 +13,7 @@ import pytest
 from ottoscaler.core.startup import cannot_execute
 from ottoscaler.local.handle import LocalCluster
 from tests.conftest import require
-from tests.local.kube import Kube, Object, Space, eventually
+from tests.local.kube import Kube, Object, Space, eventually, pod
 
 DONE = ("Succeeded", "Failed")
 # "$$" in a command is an escaped dollar: the shell sees "$$", its own process id, from four.
@@ -315,6 +315,36 @@ def test_a_followed_log_ends_with_its_container(node: Space) -> None:
     """Everything is there, whenever it was written."""
     running(node, "one", ["sh", "-c", "echo $$$$; sleep 0.3; echo late"])
     assert node.log("one", follow="true", tailLines=0).text.endswith("late\n")
+
+
+_FALL_BACK = {"terminationMessagePolicy": "FallbackToLogsOnError", "terminationMessagePath": "/dev/termination-log"}
+_SEVEN = ["sh", "-c", "for n in 1 2 3; do echo line $n; done; exit 7"]
+
+
+@pytest.mark.parametrize(
+    ("command", "more", "expected"),
+    [
+        (["sh", "-c", "echo said; printf %s done > $OUT"], {}, "done"),
+        (["sh", "-c", "echo said; printf 'a\\377b\\001' > $OUT; exit 1"], _FALL_BACK, "a\ufffdb\x01"),
+        (["sh", "-c", "head -c 5000 /dev/zero | tr '\\0' x > $OUT; echo end >> $OUT"], {}, "x" * 4092 + "end\n"),
+        (["sh", "-c", "rm $OUT; mkdir $OUT; exit 1"], {}, ""),
+        (_SEVEN, _FALL_BACK, "line 1\nline 2\nline 3\n"),
+        (_SEVEN, {}, ""),
+        (["sh", "-c", "echo said"], _FALL_BACK, ""),
+        (["sh", "-c", "seq 1 200; exit 1"], _FALL_BACK, "".join(f"{number}\n" for number in range(121, 201))),
+        (["sh", "-c", "head -c 5000 /dev/zero | tr '\\0' x; exit 1"], _FALL_BACK, "x" * 2048),
+    ],
+    ids=["written", "bytes", "end-of-long", "not-a-file", "log", "no-log", "success", "lines-of-log", "end-of-log"],
+)  # fmt: skip
+def test_a_termination_message_is_what_the_kubelet_reads(
+    node: Space, command: list[str], more: Object, expected: str
+) -> None:
+    """The end of the file; of a container that failed and wrote none the end of its log, where its policy says so."""
+    out = {"name": "OUT", "value": "/dev/termination-log"}
+    made = node.kube.call("POST", node.path(), pod("one", command, container={"env": [out], **more}))
+    assert made.status == 201, made.body
+    ended = state(node.wait_phase("one", *DONE))["terminated"]
+    assert ended.get("message", "") == expected
 
 
 def test_a_finished_pod_is_not_run_again(node: Space) -> None:
