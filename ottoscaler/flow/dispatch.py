@@ -107,7 +107,7 @@ class Dispatcher:
             self._inbox.look_soon()
 
     def _start_threads(self) -> None:
-        if self._ledger.threads < self._max_workers and self._clock.now() >= self._grow_at:
+        if self._clock.now() >= self._grow_at:
             self._ledger.threads = self._max_workers
         for _ in range(AT_ONCE):
             refusal = None

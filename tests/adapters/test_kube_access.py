@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kubernetes.config import incluster_config
 
-from ottoscaler.adapters import kube_plugin, kubeconfig
+from ottoscaler.adapters import kube_access, kube_plugin, kubeconfig
 from ottoscaler.adapters.kube_access import TOKEN_S, Access
 from ottoscaler.adapters.kubeconfig import origin
 from ottoscaler.cli.main import main
@@ -249,6 +250,20 @@ def test_the_log_names_where_the_access_comes_from(
         monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     settings = KubeSettings(kubeconfig=str(tmp_path / given) if given else "")
     assert origin(settings) == said.format(folder=tmp_path)
+
+
+def test_a_pod_uses_its_service_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless it is given a kubeconfig; outside a pod there is no such account to ask for."""
+    monkeypatch.setattr(kube_access, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with pytest.raises(ConfigError, match=f"KUBECONFIG={tmp_path}/none gives no access"):
+        Access(KubeSettings())
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
+    with pytest.raises(ConfigError, match="the pod's ServiceAccount gives no access"):
+        Access(KubeSettings())
+    assert access(tmp_path, config()).configuration.host == "https://127.0.0.1:6443"
 
 
 # -- credential plugins

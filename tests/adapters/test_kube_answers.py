@@ -266,6 +266,12 @@ TABLE = [
     ("watch", 410, status(410, "NotFound"), UNCLEAR),
     ("watch", 404, status(404, "NotFound"), LATER),
     ("watch", 500, status(500, "InternalError"), UNCLEAR),
+    ("review", 403, status(403, "Forbidden"), "Forbidden"),
+    ("review", 404, status(404, "NotFound"), "NotFound"),
+    ("review", 405, status(405, "MethodNotAllowed"), "MethodNotAllowed"),
+    ("review", 400, status(400, "BadRequest"), LATER),
+    ("review", 406, status(406, "NotAcceptable"), LATER),
+    ("review", 503, status(503, "ServiceUnavailable"), UNCLEAR),
 ]
 
 

@@ -129,6 +129,23 @@ def test_one_dead_connection_closes_the_other_idle_ones(tmp_path: Path, monkeypa
         http.close()
 
 
+def test_the_connection_of_a_watch_ends_with_it(tmp_path: Path) -> None:
+    """There may be half an answer on it, so no other request may use it, and the server need not keep it."""
+    held: list[socket.socket] = []
+
+    def answer(connection: socket.socket) -> None:
+        held.append(connection)
+        connection.sendall(HEAD)
+
+    with served(answer) as port:
+        http = KubeHttp(settings(tmp_path, port))
+        response = http.follow("/", query={}, read_timeout_s=10)
+        http.done(response)
+        held[0].settimeout(5)
+        assert held[0].recv(1) == b""
+        http.close()
+
+
 def test_a_refused_connection_is_clear(tmp_path: Path) -> None:
     """No process listens: the request was certainly not carried out."""
     with socket.create_server(("127.0.0.1", 0)) as listener:

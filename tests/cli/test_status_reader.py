@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
@@ -9,6 +10,7 @@ import redis
 
 from ottoscaler.adapters import status_reader
 from ottoscaler.adapters.status_reader import StatusReader, StreamPositions
+from ottoscaler.adapters.task_codec import decode_state
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.settings import Settings
 from tests.cli.conftest import Controller
@@ -59,6 +61,25 @@ def test_a_worker_has_its_state_and_then_its_outcome(controller: Controller, rea
     assert (ended.state, ended.outcome, ended.reason, ended.exit_code) == ("finished", "failed", "OOMKilled", "137")
     assert (begun.state, begun.attempt, begun.pod) == ("creating", 1, "otto-agent-x-2")
     assert (found.failed, found.finished) == (1, False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "stored", "tally"),
+    [
+        ("scale_up", {}, {"waiting": 3}),
+        ("scale_up", {1: {"state": "running"}}, {"running": 1, "waiting": 2}),
+        ("scale_up", {1: {"state": "waiting"}, 2: {"outcome": "failed"}}, {"waiting": 2, "failed": 1}),
+        ("scale_up", {n: {"state": "running"} for n in (1, 2, 3)}, {"running": 3}),
+        ("scale_down", {}, {}),
+    ],
+)
+def test_a_worker_of_which_nothing_is_stored_is_waiting(
+    kind: str, stored: dict[int, dict[str, str]], tally: dict[str, int]
+) -> None:
+    """A scale_down has no workers of its own, whatever its number is."""
+    workers = {f"worker:{index}".encode(): json.dumps(worker).encode() for index, worker in stored.items()}
+    state = decode_state("e-1", {b"type": kind.encode(), b"pod_count": b"3", **workers})
+    assert state.tally() == tally
 
 
 @pytest.mark.parametrize("count", [0, 4, 5, 6, 10, 13])

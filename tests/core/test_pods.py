@@ -52,6 +52,12 @@ def test_a_snapshot_identifies_its_worker() -> None:
     assert (found.name, found.uid, found.resource_version) == ("otto-agent-0123456789-2", "u-1", "7")
 
 
+@pytest.mark.parametrize(("reason", "kept"), [("StartError", "no such file"), ("Error", ""), ("Completed", "")])
+def test_only_of_a_container_that_did_not_start_the_message_is_kept(reason: str, kept: str) -> None:
+    """What a worker wrote of its end itself is as long as it likes, and decides nothing."""
+    assert seen(raw_pod("Failed", state=terminated(1, reason, message="no such file"))).start_error == kept
+
+
 @contract("5.created_at")
 @contract("5.scheduled_at")
 @contract("5.started_at")

@@ -11,7 +11,7 @@ import pytest
 
 from ottoscaler.errors import ClusterUnavailable, StreamUnavailable
 from ottoscaler.flow.health import FROZEN_S, Health
-from ottoscaler.flow.heartbeat import LAPSE_S
+from ottoscaler.flow.heartbeat import LAPSE_S, Heartbeat
 from ottoscaler.flow.stop import Stop
 from tests.fakes.clock import ManualClock
 from tests.fakes.wait import eventually
@@ -232,6 +232,16 @@ class TestWork:
                 (line,) = probes.readyz()
                 assert line.startswith("workers: nothing moves, with 1 waiting for a thread and 0 that hold one")
             eventually(lambda: probes.readyz() == [])
+
+    def test_a_look_that_finds_no_work_ends_the_standstill(self) -> None:
+        """What waits after it has waited since the look after it at most."""
+        clock = ManualClock()
+        heartbeat = Heartbeat(clock)
+        lasted = []
+        for work in (True, True, True, False, True, True):
+            clock.advance(5)
+            lasted.append(heartbeat.stalled_for(work).lasted_s)
+        assert lasted == [0, 5, 10, 0, 0, 5]
 
     def test_pods_that_run_are_no_standstill(self) -> None:
         """At full capacity, with others waiting."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ottoscaler.core.events import ScaleEvent
-from ottoscaler.errors import Stopping
+from ottoscaler.errors import Stopping, StreamUnavailable
 from tests.fakes.wait import eventually
 from tests.flow.conftest import Lines
 from tests.flow.simulated_controller import FakeServers, SimulatedController
@@ -137,6 +137,20 @@ class TestAccepting:
             assert (controller.redis.pending_count(), controller.ledger.tasks.owners()) == (1, {})
             controller.intake.absorb(controller.stream.pending(own=True, min_idle_s=0))
             assert controller.ledger.tasks.has("a")
+
+    def test_an_outage_is_no_try_of_an_entry(self) -> None:
+        """It is looked at again and not counted; an entry that was not tried yet is."""
+        with SimulatedController() as controller:
+            for event_id in ("a", "b"):
+                controller.send(event_id=event_id)
+            first, second = controller.stream.read_now(2)
+            controller.redis.fail_next("accept")
+            with pytest.raises(StreamUnavailable):
+                controller.intake.absorb([first], patient=False)
+            controller.intake.absorb_again([first])
+            assert (controller.redis.calls["retry"], controller.ledger.tasks.has("a")) == (0, True)
+            controller.intake.absorb_again([second])
+            assert (controller.redis.calls["retry"], controller.ledger.tasks.has("b")) == (1, True)
 
     def test_an_entry_that_is_accepted_twice_runs_once(self) -> None:
         """Reader and control may have it in hand at the same time."""

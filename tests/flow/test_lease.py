@@ -315,6 +315,18 @@ def test_a_worker_that_finds_out_first_says_so(log: Lines) -> None:
         assert log.of("task.lost") == [f"Task {event_id} was taken over by another process"]
 
 
+@contract("2.EVENTS_KEEP")
+@pytest.mark.parametrize(("keep", "left"), [(0, 5), (2, 2)])
+def test_the_stream_is_trimmed_only_to_a_length_that_was_set(keep: int, left: int) -> None:
+    """Without EVENTS_KEEP each entry stays."""
+    with SimulatedController(EVENTS_KEEP=keep) as controller:
+        for _ in range(5):
+            controller.accept()
+        controller.takeover.begin()
+        controller.takeover.step()
+        assert len(controller.redis.entries) == left
+
+
 def test_states_are_written_for_readers() -> None:
     """The task hash shows a worker's state, not at once but soon."""
     with SimulatedController(threads=["watch", "lease"]) as controller:

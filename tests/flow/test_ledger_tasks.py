@@ -81,6 +81,19 @@ class TestCancel:
         assert run is not None
         assert isinstance(run.life.todo, Look)
 
+    def test_one_whose_cancel_was_carried_out_needs_nothing(self, driver: LedgerDriver) -> None:
+        """Its turn never came, and it does not come any more."""
+        driver.ledger.add(task("a", 2))
+        assert driver.ledger.cancel("a", 2, CANCEL)
+        run = driver.ledger.take_cancelled()
+        assert run is not None
+        driver.ledger.ended(run)
+        driver.ledger.give_back(run, thread=False)
+        assert driver.ledger.cancel("a", 2, CANCEL)
+        assert driver.ledger.take_cancelled() is None
+        assert driver.order(1) == ["a/1"]
+        assert driver.ledger.take() is None
+
     def test_one_that_has_ended_needs_nothing(self, driver: LedgerDriver) -> None:
         """There is nothing left to end."""
         driver.ledger.add(task("a", 2))

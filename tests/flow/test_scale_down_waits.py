@@ -10,6 +10,7 @@ import pytest
 
 from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Reason
+from ottoscaler.flow.scale_down import AGAIN_EVERY_S
 from ottoscaler.local.store import DeleteOptions
 from tests.fakes.wait import eventually
 from tests.flow.simulated_controller import FakeServers, SimulatedController
@@ -115,6 +116,21 @@ def test_the_end_of_a_victims_pod_ends_the_pause() -> None:
         eventually(lambda: not controller.registry.snapshots(), what="the pod to be gone")
         controller.control.step(due=False)
         assert controller.result("scale_down")["pod_count"] == "1"
+
+
+def test_a_mark_that_was_lost_is_stored_again_and_no_other_is() -> None:
+    """A Redis that was restored may lack it: the victim would run on, and the scale_down would wait for it."""
+    with SimulatedController(threads=["watch"]) as controller:
+        event_id = controller.accept(task_id="t")
+        controller.cluster.run(controller.pod(event_id))
+        controller.accept(type="scale_down", task_id="t", event_id="d-1")
+        controller.control.step()
+        assert controller.redis.calls["store_termination"] == 0  # the choice has stored it
+        controller.redis.find(event_id).workers[1].termination = None  # type: ignore[union-attr]
+        controller.pass_time(AGAIN_EVERY_S)
+        controller.control.step()
+        termination = controller.taken(event_id).workers[1].termination
+        assert (termination and termination.by, controller.redis.calls["store_termination"]) == ("d-1", 1)
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,17 @@ class TestCancelled:
             assert controller.result()["event_id"] == event_id
             assert controller.calls("create") == 1
 
+    def test_the_mark_that_is_stored_already_holds(self) -> None:
+        """The worker's own reason to end comes later than a cancel that its thread has not been notified of."""
+        with SimulatedController(threads=["watch"], PENDING_TIMEOUT_S=60) as controller:
+            event_id = controller.accept()
+            controller.pod(event_id)
+            run = controller.ledger.tasks._tasks[event_id].runs[1]
+            controller.stream.store_termination(event_id, None, 1, CANCEL)
+            controller.pass_time(60)
+            assert controller.result()["reason"] == "ScaledDown"
+            assert run.life.termination == CANCEL
+
 
 class TestTakenOver:
     """Another process owns the task by now."""
