@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -101,15 +101,16 @@ def _bound(address: str, port: int, pages: Mapping[str, Callable[[], Page]]) -> 
     raise failed or OSError(errno.EADDRNOTAVAIL, "the name has no address")
 
 
-def _candidates(address: str, port: int) -> Iterator[tuple[socket.AddressFamily, str]]:
+def _candidates(address: str, port: int) -> list[tuple[socket.AddressFamily, str]]:
     if address == EVERYWHERE:
-        yield socket.AF_INET6, address
-        yield socket.AF_INET, "0.0.0.0"  # the same, where IPv6 is off
-        return
+        return [(socket.AF_INET6, address), (socket.AF_INET, "0.0.0.0")]  # the latter is the same, where IPv6 is off
     found = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)
-    for wanted in (socket.AF_INET, socket.AF_INET6):  # a name such as localhost has both, and clients try IPv4 too
-        for place in [place for family, _, _, _, place in found if family == wanted]:
-            yield wanted, address if "%" in address else str(place[0])
+    return [
+        (wanted, address if "%" in address else str(place[0]))
+        for wanted in (socket.AF_INET, socket.AF_INET6)  # a name such as localhost has both, and clients try IPv4 too
+        for family, _, _, _, place in found
+        if family == wanted
+    ]
 
 
 class _Server(ThreadingHTTPServer):

@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -169,6 +171,14 @@ def test_a_key_of_another_certificate_and_an_encrypted_one(tmp_path: Path) -> No
     access(tmp_path, config(**{"client-certificate": "a.crt", "client-key": "a.key"}))
 
 
+def test_all_connections_share_one_tls_context(tmp_path: Path) -> None:
+    """With certificates in the pool's options as well, each connection would load them again."""
+    made = access(tmp_path, config())
+    options = made.manager.connection_pool_kw
+    assert options["ssl_context"] is made.context
+    assert not options.keys() & {"ca_certs", "ca_cert_data", "cert_file", "key_file", "cert_reqs"}
+
+
 def test_a_token_file_is_read_again(tmp_path: Path) -> None:
     """Tokens of ServiceAccounts rotate."""
     (tmp_path / "token").write_text("one\n")
@@ -302,8 +312,8 @@ class Script:
         path = self.folder / "calls"
         return path.read_text().count("x") if path.exists() else 0
 
-    def access(self) -> Access:
-        return access(self.folder, config(exec={"apiVersion": API, "command": str(self.path)}))
+    def access(self, **cluster: str) -> Access:
+        return access(self.folder, config(exec={"apiVersion": API, "command": str(self.path)}, **cluster))
 
 
 @pytest.fixture
@@ -413,3 +423,39 @@ class TestPlugin:
         made = script.access()
         assert {made.bearer() for _ in range(100)} == {"Bearer one"}
         assert script.calls == 1
+
+    def test_gives_a_certificate_that_connections_show(self, script: Script) -> None:
+        """One that is of no use is a fault; a server without TLS asks for none."""
+
+        def run(*arguments: str) -> str:
+            return subprocess.run(["openssl", *arguments], check=True, capture_output=True, text=True).stdout
+
+        key, other = run("genrsa", "2048"), run("genrsa", "2048")
+        (script.folder / "key").write_text(key)
+        certificate = run("req", "-x509", "-new", "-key", str(script.folder / "key"), "-subj", "/CN=a")
+        script.says("", clientCertificateData=certificate, clientKeyData=other)
+        assert "gives no credential" in outcome(script.access().bearer)
+        assert script.access(server="http://127.0.0.1:6443").bearer() is None
+        script.says("", clientCertificateData=certificate, clientKeyData=key)
+        assert script.access().bearer() is None
+
+    def test_whose_credentials_are_refused_is_called_ever_less_often(
+        self, script: Script, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Until the server has accepted one for a while."""
+        clock = SimpleNamespace(monotonic=lambda: now, time=lambda: now)
+        monkeypatch.setattr(kube_plugin, "time", clock)
+        monkeypatch.setattr(kube_plugin, "_ask", lambda provider: calls.append(now) or {"token": "abc"})
+        now, calls = 1000.0, list[float]()
+        made = script.access()
+        for _ in range(8):
+            while "401" in outcome(made.bearer):
+                now += 0.5
+            made.refused("Bearer abc")
+        pauses = [later - earlier for earlier, later in pairwise(calls)]
+        assert pauses == [1, 2, 4, 8, 16, kube_plugin.MAX_PAUSE_S, kube_plugin.MAX_PAUSE_S]
+        now += 2 * kube_plugin.MAX_PAUSE_S
+        assert made.bearer() == "Bearer abc"
+        now += 2 * kube_plugin.MAX_PAUSE_S
+        made.refused("Bearer abc")
+        assert made.bearer() == "Bearer abc"

@@ -188,6 +188,54 @@ def test_an_unreadable_pod_does_not_end_the_watch(tmp_path: Path) -> None:
     assert [event.resource_version for event in events] == ["7"]
 
 
+@pytest.mark.parametrize("cut", [0, 1, 20, -1])
+def test_a_line_of_a_watch_may_come_in_two_parts(tmp_path: Path, cut: int) -> None:
+    """Wherever it is cut, and whatever follows in the second part."""
+    body = b"".join(
+        json.dumps({"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": version}}}).encode() + b"\n"
+        for version in ("7", "8", "9")
+    )
+    parts = [part for part in (body[:cut], body[cut:]) if part]
+
+    def answer(connection: socket.socket) -> None:
+        connection.sendall(HEAD + b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n")
+
+    with served(answer) as port:
+        cluster = KubeCluster(settings(tmp_path, port), instance="i")
+        events = list(cluster.watch("1"))
+        cluster.close()
+    assert [event.resource_version for event in events] == ["7", "8", "9"]
+
+
+@pytest.mark.parametrize(("status", "missing"), [({}, True), ({"allowed": False}, True), ({"allowed": True}, False)])
+def test_a_right_counts_as_given_only_where_the_review_says_so(
+    tmp_path: Path, status: dict[str, bool], missing: bool
+) -> None:
+    """The API server may leave out what is false."""
+    body = json.dumps({"kind": "SelfSubjectAccessReview", "status": status}).encode()
+    head = b"HTTP/1.1 201 Created\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+    with served(lambda connection: connection.sendall(head % len(body) + body)) as port:
+        cluster = KubeCluster(settings(tmp_path, port), instance="i")
+        assert bool(cluster.missing_rights()) is missing
+        cluster.close()
+
+
+def test_the_kernel_gives_up_a_dead_link_after_25_seconds(tmp_path: Path) -> None:
+    """Far sooner than the time-out of a create, and no sooner than a short break of the link lasts."""
+    with served(lambda connection: connection.sendall(HEAD)) as port:
+        http = KubeHttp(settings(tmp_path, port))
+        response = http.follow("/", query={}, read_timeout_s=10)
+        link = response.connection.sock
+        assert link.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        idle, interval, times = (
+            link.getsockopt(socket.IPPROTO_TCP, option)
+            for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        )
+        assert idle + interval * times == 25
+        http.done(response)
+        http.close()
+
+
 def test_no_kubeconfig_is_a_clear_fault(tmp_path: Path) -> None:
     """The sentence names the variable, its value and what to do."""
     path = tmp_path / "none"

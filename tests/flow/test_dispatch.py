@@ -208,6 +208,21 @@ def test_cancelled_workers_need_no_thread() -> None:
         assert at_work() == 1
 
 
+@pytest.mark.parametrize(("count", "soon"), [(0, [False, False]), (3, [True, False]), (AT_ONCE, [False, True])])
+def test_a_scale_down_looks_again_when_all_cancelled_workers_are_carried_on(count: int, soon: list[bool]) -> None:
+    """A look between them would only find that some are left."""
+    with SimulatedController() as controller:
+        event_id, termination = controller.accept(pod_count=AT_ONCE), Termination(Reason.SCALED_DOWN)
+        for index in range(1, count + 1):
+            controller.stream.store_termination(event_id, None, index, termination)
+            controller.ledger.cancel(event_id, index, termination)
+        found = []
+        for _ in soon:
+            controller.dispatcher.step()
+            found.append(controller.inbox.take_soon())
+        assert found == soon
+
+
 def test_a_resumed_worker_can_be_carried_on_without_a_thread() -> None:
     """A pod that has finished is recorded, though the pool is full."""
     with SimulatedController(threads=["watch"]) as first:

@@ -255,6 +255,24 @@ def test_a_finished_pod_of_a_long_forgotten_event_goes() -> None:
         assert controller.cluster.names() == set()
 
 
+def test_a_pod_that_names_no_event_is_left_alone() -> None:
+    """It has a worker's labels, but no event of ours can be behind it, however long it has been there."""
+    servers = FakeServers()
+    _, pod = left_behind(servers)
+    with SimulatedController(servers, threads=["watch"], TASK_TTL_S=100) as controller:
+        servers.kubernetes.change(pod, lambda changed: changed["metadata"].pop("annotations"))
+        controller.cluster.run(pod)
+        controller.cluster.succeed(pod)
+        controller.sees(pod, lambda seen: seen.finished and not seen.event_id)
+        controller.reconciler.once()
+        servers.redis.flush()
+        controller.pass_time(200)
+        controller.reconciler.once()
+        controller.pass_time(controller.lease_s)
+        controller.reconciler.once()
+        assert controller.cluster.names() == {pod}
+
+
 def test_nothing_is_done_while_the_cluster_is_unknown() -> None:
     """A broken watch may show what is long gone."""
     servers = FakeServers()
