@@ -39,7 +39,6 @@ DEFAULT_COMMAND: Final = (
 )
 #: Variables that are promised and have no effect yet; the start warns about those that are set.
 NOT_YET: Final = (
-    "POLICY_FILE",
     "TENANT_FIELD",
     "LOG_HANDLER_ADDRESS",
     "LOG_HANDLER_CA_FILE",
@@ -174,6 +173,8 @@ class FlowSettings:
     """READ_AHEAD: accepted events with workers that still wait for a thread; the rest is left to other replicas."""
     max_pods_per_event: int = 1000
     """MAX_PODS_PER_EVENT: larger requests are refused, as a guard against a slip of the keyboard."""
+    policy_file: str | None = None
+    """POLICY_FILE: what events may override; None: no policy, and events may override little."""
     lease_s: int = 15
     """LEASE_S: a replica silent for so long loses its tasks, in seconds; renewed each third, hence at least 3."""
     shutdown_grace_s: int = 20
@@ -364,6 +365,7 @@ def _flow(reader: EnvironmentReader) -> FlowSettings:
         max_workers=reader.integer("MAX_WORKERS", default.max_workers, 1, 10_000),
         read_ahead=reader.integer("READ_AHEAD", default.read_ahead, 1, 100_000),
         max_pods_per_event=reader.integer("MAX_PODS_PER_EVENT", default.max_pods_per_event, 1, 1_000_000),
+        policy_file=reader.file("POLICY_FILE"),
         lease_s=reader.integer("LEASE_S", default.lease_s, 3, 3600),
         shutdown_grace_s=reader.integer("SHUTDOWN_GRACE_S", default.shutdown_grace_s, 1, 3600),
     )

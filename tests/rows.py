@@ -74,7 +74,7 @@ _VARIABLES: Final = _words(
     REDIS_HOST REDIS_PORT REDIS_DB REDIS_USERNAME REDIS_PASSWORD REDIS_PASSWORD_FILE REDIS_SENTINELS
     REDIS_SENTINEL_MASTER REDIS_TLS REDIS_CA_FILE REDIS_STREAM REDIS_CONSUMER_GROUP REDIS_CONSUMER REDIS_BLOCK_MS
     RESULT_STREAM DEAD_LETTER_STREAM KEY_PREFIX RESULT_MAXLEN EVENTS_KEEP TASK_TTL_S INSTANCE NAMESPACE KUBECONFIG
-    OTTO_AGENT_IMAGE
+    OTTO_AGENT_IMAGE POLICY_FILE
     IMAGE_PULL_POLICY WORKER_IMAGE_PULL_SECRET OTTO_AGENT_COMMAND WORKER_SERVICE_ACCOUNT WORKER_RUN_AS_USER
     WORKER_CPU_REQUEST WORKER_CPU_LIMIT WORKER_MEMORY_REQUEST WORKER_MEMORY_LIMIT WORKER_NODE_SELECTOR
     WORKER_TOLERATIONS MAX_WORKERS READ_AHEAD MAX_PODS_PER_EVENT WORKER_DEADLINE_S PENDING_TIMEOUT_S IMAGE_PULL_GRACE_S
@@ -90,7 +90,6 @@ _ENVIRONMENT: Final = {
     "redis": "Redis 7.0, append-only file, noeviction: the start says so when it is not",
 } | dict.fromkeys(_VARIABLES, "is read, with its default")
 _VARIABLES_LATER: Final = {
-    "POLICY_FILE": "the policy for overrides",
     "TENANT_FIELD": "fair sharing by tenant",
     "LOG_HANDLER_ADDRESS": "the log handler",
     "LOG_HANDLER_CA_FILE": "the log handler",
@@ -111,14 +110,15 @@ _EVENT: Final = {
     "supersedes": "workers of older events of that key that have not started are cancelled",
     "traceparent": "W3C trace context, to workers and results",
     "passed-on": "all other fields reach workers and results unchanged",
-    "overrides": "refused, as long as there is no policy",
+    "overrides": "what the policy does not allow is refused, with field, value and rule; what was accepted stays",
     "deadline_s": "longest run of one attempt, for the workers of one event",
     "retries": "further attempts after the worker's own failures, for the workers of one event",
     "limits": "sizes and forms; what breaks a rule creates nothing",
     "dead-letter": "its fields, each once; a task result Rejected where an event id could be read",
     "redrive": "a dead letter is sent again, changed as asked, once",
 }
-_OVERRIDES: Final = _words("image command args env cpu memory profile priority not_after keep_failed_s")
+_OVERRIDES: Final = _words("image command args env cpu memory profile")
+_OVERRIDES_LATER: Final = _words("priority not_after keep_failed_s")
 _POD: Final = {
     "name": "a function of instance, event id, index and attempt; an attempt's name is used once",
     "labels": "who runs it, which event, worker and attempt",
@@ -192,11 +192,12 @@ ROWS: Final[tuple[Row, ...]] = (
     *_rows("2", _ENVIRONMENT),
     *(Row(f"2.{name}", "is read, with its default", part) for name, part in _VARIABLES_LATER.items()),
     *_rows("3", _EVENT),
-    *_rows("3", dict.fromkeys(_OVERRIDES, "overrides the configuration for one event"), "the policy for overrides"),
+    *_rows("3", dict.fromkeys(_OVERRIDES, "overrides the configuration for one event, if the policy allows it")),
+    *_rows("3", dict.fromkeys(_OVERRIDES_LATER, "overrides the configuration for one event"), "order and freshness"),
     *_rows("4", _POD),
     *_rows("5", _RESULT),
     *_rows("5", dict.fromkeys(_REASONS, "this reason, with its outcome, its fault and who tries again")),
-    *_rows("5", {"NotAfter": "not started after its time: expired"}, "the policy for overrides"),
+    *_rows("5", {"NotAfter": "not started after its time: expired"}, "order and freshness"),
     *_rows("6", _LOG),
     *_rows("7", _HANDLER, "the log handler"),
     *(Row(f"8.{each.name}", each.beginning) for each in PROMISES),

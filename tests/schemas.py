@@ -38,9 +38,9 @@ def schema(name: str) -> dict[str, Any]:
     return found
 
 
-_VALIDATORS: Final = {name: _Checking(schema(name)) for name in ("event", "result", "dead_letter")}
+_VALIDATORS: Final = {name: _Checking(schema(name)) for name in ("event", "result", "dead_letter", "policy")}
 
 
-def faults(name: str, entry: Mapping[str, str]) -> list[str]:
+def faults(name: str, entry: Mapping[str, Any]) -> list[str]:
     """What of an entry is not as the schema says: one line each; none for a valid one."""
     return [f"{'/'.join(map(str, error.path))}: {error.message}" for error in _VALIDATORS[name].iter_errors(entry)]

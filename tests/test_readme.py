@@ -68,6 +68,8 @@ COMMANDS: Final = {
     "+select +hello +client\\|unblock": FIXTURE,
     "redis-cli XADD otto:scale:events '*' type scale_up pod_count 3 task_id task-123": HERE,
     "redis-cli XADD otto:scale:events '*' type scale_down task_id task-123": HERE,
+    "redis-cli XADD otto:scale:events '*' type scale_up profile node20 command '[\"npm\", \"test\"]' "
+    """env '{"CI": "true"}'""": HERE,
     "redis-cli XTRIM otto:scale:events MAXLEN 100000": HERE,
     "redis-cli XTRIM otto:scale:results MAXLEN 10000": HERE,
     "redis-cli XTRIM otto:scale:dead MAXLEN 1000": HERE,

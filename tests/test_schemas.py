@@ -18,12 +18,15 @@ from jsonschema import Draft202012Validator
 
 from ottoscaler.core import events, results, verdicts
 from ottoscaler.core.events import BadEvent, DeadReason, ScaleEvent, parse
-from ottoscaler.core.overrides import OVERRIDES, WITHOUT_POLICY
+from ottoscaler.core.policy import GRANTED
+from ottoscaler.core.policy_reader import PROFILE, TOP, Path, read_policy
 from tests.cli.conftest import child
+from tests.core.policies import EXAMPLE
+from tests.core.test_policy_reader import WRONG, changed
 from tests.fakes.wait import eventually
 from tests.schemas import FOLDER, faults, schema
 
-NAMES: Final = ("event", "result", "dead_letter")
+NAMES: Final = ("event", "result", "dead_letter", "policy")
 LONG_S: Final = 45
 STREAM_ID: Final = "1714557600000-0"
 LARGEST: Final = 1000
@@ -86,7 +89,7 @@ _COUNTS = st.sampled_from(["", "1", "3", "007", "1000", "0", "000", "-1", "1 ", 
 _TEXTS = st.one_of(st.sampled_from(["", "a", "$(HOME)", "a\0b", "\0", "é\n", "🙂"]), st.text(max_size=9))
 _METADATA = st.sampled_from(["", "{}", '{"a": [1]}', "[]", "{", '{"a": NaN}', "1", '"a"', "{}\0", "null"])
 _TRACES = st.sampled_from(["", "x", "\0", TRACEPARENT])
-_REFUSED = st.sampled_from(sorted(OVERRIDES - WITHOUT_POLICY | events._HIDING))
+_REFUSED = st.sampled_from(sorted(events._HIDING))
 _FIELD_NAMES = st.sampled_from(["job_id", "a" * 63, "a" * 64, "A", "a-b", "1a", "", "_a", "a\n", "reason", "cut"])
 
 
@@ -123,7 +126,7 @@ def parsed(entry: Mapping[str, str]) -> ScaleEvent | BadEvent:
 
 @given(_entries())
 def test_an_event_is_valid_exactly_if_the_parser_accepts_it(entry: dict[str, str]) -> None:
-    """Whatever its fields are, apart from the six rules that no schema can state."""
+    """Whatever its fields are, apart from the seven rules that no schema can state."""
     found, accepted = faults("event", entry), parsed(entry)
     assert isinstance(accepted, ScaleEvent) is not found, (found, accepted)
 
@@ -143,6 +146,7 @@ BEYOND: Final = {
     "at most MAX_PODS_PER_EVENT": {"type": "scale_up", "pod_count": "1001"},
     "pod_count and target_replicas are equal": {"type": "scale_up", "pod_count": "1", "target_replicas": "2"},
     "deadline_s is at most WORKER_DEADLINE_S": {"type": "scale_up", "deadline_s": "2592001"},
+    "need a policy (POLICY_FILE) that allows them": {"type": "scale_up", "image": "busybox"},
     "at most 100 levels": {"type": "scale_up", "metadata": '{"a":' * 101 + "1" + "}" * 101},
 }
 
@@ -162,6 +166,35 @@ def test_a_field_may_be_sent_256_times_and_no_more() -> None:
     entry["one_more"] = ""
     assert faults("event", entry)
     assert isinstance(parsed(entry), BadEvent)
+
+
+# -- the policy
+
+#: What no schema can state: these faults are the parser's.
+_PARSERS: Final = re.compile(
+    "a pattern like|an image like|is no profile|cannot be allowed|there is none with the operator"
+)
+
+
+def test_the_examples_are_policies_for_both() -> None:
+    """The schema's own, and that of the tests."""
+    assert [read for one in schema("policy")["examples"] if isinstance(read := read_policy(one), list)] == []
+    assert faults("policy", EXAMPLE) == []
+
+
+@pytest.mark.parametrize(("path", "value", "sentence"), WRONG, ids=lambda one: str(one)[:40])
+def test_what_the_parser_refuses_the_schema_refuses(path: Path, value: object, sentence: str) -> None:
+    """Apart from what is in its description."""
+    assert bool(faults("policy", changed(path, value))) is (_PARSERS.search(sentence) is None)
+
+
+def test_the_fields_of_a_policy_are_those_of_the_code() -> None:
+    """At the top, in profiles, in their overrides."""
+    top = schema("policy")["properties"]
+    profile = top["profiles"]["additionalProperties"]["properties"]
+    assert (top.keys(), profile.keys()) == (TOP, PROFILE)
+    assert set(profile["overrides"]["items"]["enum"]) == GRANTED
+    assert [name for name, rule in profile.items() if not rule["description"]] == []
 
 
 # -- what is really written

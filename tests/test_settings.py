@@ -70,6 +70,7 @@ VARIABLES: list[tuple[str, str, Any, str, Any]] = [
     ("MAX_WORKERS", "flow.max_workers", 100, "8000", 8000),
     ("READ_AHEAD", "flow.read_ahead", 32, "1", 1),
     ("MAX_PODS_PER_EVENT", "flow.max_pods_per_event", 1000, "1", 1),
+    ("POLICY_FILE", "flow.policy_file", None, __file__, __file__),
     ("LEASE_S", "flow.lease_s", 15, "3", 3),
     ("SHUTDOWN_GRACE_S", "flow.shutdown_grace_s", 20, "1", 1),
     ("HTTP_PORT", "web.port", 8080, "0", 0),
@@ -338,7 +339,10 @@ def test_several_kubeconfigs_are_left_to_the_client() -> None:
 
 def test_what_has_no_effect_yet_is_listed() -> None:
     """So that the start can say so."""
-    assert load(TENANT_FIELD="t", POLICY_FILE="p", WORKER_LOGS="").not_yet == ("POLICY_FILE", "TENANT_FIELD")
+    assert load(TENANT_FIELD="t", KUBERNETES_EVENTS="true", WORKER_LOGS="").not_yet == (
+        "TENANT_FIELD",
+        "KUBERNETES_EVENTS",
+    )
 
 
 def test_the_file_supplies_and_the_environment_wins(tmp_path: Path) -> None:

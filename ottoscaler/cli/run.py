@@ -27,9 +27,9 @@ from ottoscaler.adapters.redis_client import address
 from ottoscaler.adapters.stream import RedisStream
 from ottoscaler.adapters.web import Page, Web, verdict
 from ottoscaler.cli import cgroup, process
+from ottoscaler.cli.rules import rules_of
 from ottoscaler.cli.signals import Signals
 from ottoscaler.clock import SystemClock
-from ottoscaler.core.overrides import Rules
 from ottoscaler.errors import ConfigError, Stopping, Unavailable
 from ottoscaler.flow.control import Control
 from ottoscaler.flow.dispatch import Dispatcher
@@ -74,8 +74,9 @@ class Controller:
     """All objects and all threads. The main thread's own."""
 
     def __init__(self, settings: Settings, stop: Stop) -> None:
-        """Raises ConfigError if there is no way to a cluster."""
+        """Raises ConfigError if there is no way to a cluster, or for a policy that cannot be read."""
         self._settings = settings
+        self._rules = rules_of(settings)  # before anything is opened: it may refuse the policy
         self._stop = stop
         self._incarnation = uuid.uuid4().hex[:12]
         self._clock = clock = SystemClock()
@@ -126,11 +127,10 @@ class Controller:
         shared: dict[str, Any] = {"stop": self._stop, "heartbeat": self._heartbeat, "clock": self._clock}
         stream, registry, ledger, inbox = self._stream, self._registry, self._ledger, self._inbox
         keys, ttl_s = self._settings.keys, self._settings.keys.task_ttl_s
-        rules = Rules(max_deadline_s=self._settings.worker.deadline_s)
         intake = Intake(
             event_log=stream, ledger=ledger, inbox=inbox, retries=self._retries, metrics=self._metrics,
             max_pods=self._settings.flow.max_pods_per_event,
-            rules=lambda: rules,
+            rules=self._rules,
         )  # fmt: skip
         scale_downs = ScaleDowns(
             scale_downs=stream, attempts=stream, registry=registry, ledger=ledger, ender=self._ender, clock=self._clock,

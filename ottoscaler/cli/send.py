@@ -18,15 +18,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ottoscaler.cli.connection import reader, used
 from ottoscaler.cli.follow import EventProgress, Follower, ending
+from ottoscaler.cli.rules import rules_of
 from ottoscaler.cli.table import console, printable, progress_text
 from ottoscaler.core.events import KNOWN_FIELDS, BadEvent, ignored, parse
-from ottoscaler.core.overrides import Rules
 from ottoscaler.errors import StreamUnavailable
 from ottoscaler.nearly import meant
 from ottoscaler.settings import Settings
 
 #: The variables that say which events the controller accepts.
-LIMITS: Final = ("MAX_PODS_PER_EVENT", "WORKER_DEADLINE_S")
+LIMITS: Final = ("MAX_PODS_PER_EVENT", "WORKER_DEADLINE_S", "POLICY_FILE")
 #: If no controller takes the event within this time, the command asks whether one runs, seconds.
 _LONELY_S: Final = 5.0
 _WAIT_S: Final = 1.0
@@ -90,8 +90,7 @@ def to_be_sent(raw: Mapping[bytes, bytes], settings: Settings, *, force: bool) -
             _warn(f"field {name} is only passed on; did you mean {near}?")
     if sentence := ignored(raw):
         _warn(sentence)
-    rules = Rules(max_deadline_s=settings.worker.deadline_s)
-    parsed = parse(_SOME_ID, raw, settings.flow.max_pods_per_event, rules)
+    parsed = parse(_SOME_ID, raw, settings.flow.max_pods_per_event, rules_of(settings)())
     if not isinstance(parsed, BadEvent):
         return True
     if force:

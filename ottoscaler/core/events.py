@@ -18,7 +18,8 @@ from typing import Final
 import msgspec
 
 from ottoscaler.core.nesting import MAX_LEVELS, levels
-from ottoscaler.core.overrides import NO_RULES, NOTHING, OVERRIDES, Overrides, Rules, overrides_of
+from ottoscaler.core.overrides import NOTHING, OVERRIDES, Overrides
+from ottoscaler.core.policy import NO_RULES, Rules, overrides_of
 from ottoscaler.core.refusal import DeadReason as DeadReason
 from ottoscaler.core.refusal import Fault, short
 from ottoscaler.core.trace import version_00
@@ -268,13 +269,13 @@ def _event(stream_id: str, texts: dict[str, str], max_pods: int, rules: Rules) -
         event_id=event_id,
         stream_id=stream_id,
         type=kind,
-        pod_count=_pod_count(texts, kind, max_pods),
+        pod_count=_pod_count(texts, kind, max_pods, rules),
         task_id=task_id or (stream_id if kind is EventType.SCALE_UP else ""),
         mode=_mode(texts),
         supersedes=_id(texts, "supersedes"),
         traceparent=texts.get("traceparent", ""),
         passed_on=passed_on,
-        overrides=overrides_of(texts, rules),
+        overrides=overrides_of(texts, rules) if kind is EventType.SCALE_UP else NOTHING,
     )
 
 
@@ -316,7 +317,7 @@ def _mode(texts: dict[str, str]) -> Mode:
         raise Fault(f"field mode is {short(texts['mode'])}; kill or drain is expected") from None
 
 
-def _pod_count(texts: dict[str, str], kind: EventType, max_pods: int) -> int:
+def _pod_count(texts: dict[str, str], kind: EventType, max_pods: int, rules: Rules) -> int:
     given = {name: _whole(name, texts[name]) for name in ("pod_count", "target_replicas") if name in texts}
     if not given:
         if kind is EventType.SCALE_UP:
@@ -331,6 +332,10 @@ def _pod_count(texts: dict[str, str], kind: EventType, max_pods: int) -> int:
     (name, count), *_ = given.items()
     if kind is EventType.SCALE_UP and count > max_pods:
         raise Fault(f"field {name} is {texts[name]}; at most {max_pods} are allowed (MAX_PODS_PER_EVENT)")
+    most = rules.policy.max_pod_count if rules.policy is not None and kind is EventType.SCALE_UP else 0
+    if most and count > most:
+        allowed = f"at most {most} are allowed (policy: max.pod_count)"
+        raise Fault(f"field {name} is {texts[name]}; {allowed}", DeadReason.NOT_ALLOWED)
     return count
 
 

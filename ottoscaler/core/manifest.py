@@ -95,8 +95,11 @@ def environment(event: ScaleEvent, key: WorkerKey) -> list[dict[str, Any]]:
     passed = {f"OTTO_{name.upper()}": value for name, value in event.passed_on.items()}
     # an event must not read other variables
     variables: list[dict[str, Any]] = [
-        {"name": name, "value": literal(value)} for name, value in {**passed, **own}.items()
+        {"name": name, "value": literal(value)} for name, value in {**event.overrides.env, **passed, **own}.items()
     ]
+    for one in event.overrides.secret_env:
+        source = {"secretKeyRef": {"name": one.secret, "key": one.key}}
+        variables.append({"name": one.name, "valueFrom": source})
     variables.append({"name": "OTTO_NAMESPACE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}})
     return variables
 
@@ -132,26 +135,29 @@ def _spec(template: Template, event: ScaleEvent, key: WorkerKey) -> dict[str, An
         spec["automountServiceAccountToken"] = True
     if template.image_pull_secret:
         spec["imagePullSecrets"] = [{"name": template.image_pull_secret}]
-    if template.node_selector:
-        spec["nodeSelector"] = dict(template.node_selector)
-    if template.tolerations:
-        spec["tolerations"] = [dict(toleration) for toleration in template.tolerations]
+    if node_selector := event.overrides.node_selector or template.node_selector:
+        spec["nodeSelector"] = dict(node_selector)
+    if tolerations := event.overrides.tolerations or template.tolerations:
+        spec["tolerations"] = [dict(toleration) for toleration in tolerations]
     return spec
 
 
 def _container(template: Template, event: ScaleEvent, key: WorkerKey) -> dict[str, Any]:
-    return {
+    asked = event.overrides
+    command = template.command if asked.command is None else asked.command
+    container: dict[str, Any] = {
         "name": CONTAINER,
-        "image": template.image,
+        "image": asked.image or template.image,
         "imagePullPolicy": template.image_pull_policy,
-        # as the operator wrote it: an expanded $(OTTO_X) would put an event's text into a shell's line, and $$ is the
-        # shell's
-        "command": [literal(word) for word in template.command],
         "workingDir": WORKSPACE,
         "env": environment(event, key),
+        # what an event or a profile asks for is request and limit: it is what the scheduler has to find room for
         "resources": {
-            "requests": {"cpu": template.cpu_request, "memory": template.memory_request},
-            "limits": {"cpu": template.cpu_limit, "memory": template.memory_limit},
+            "requests": {
+                "cpu": asked.cpu or template.cpu_request,
+                "memory": asked.memory or template.memory_request,
+            },
+            "limits": {"cpu": asked.cpu or template.cpu_limit, "memory": asked.memory or template.memory_limit},
         },
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -163,6 +169,12 @@ def _container(template: Template, event: ScaleEvent, key: WorkerKey) -> dict[st
         "terminationMessagePath": output.PATH,
         "terminationMessagePolicy": output.POLICY,
     }
+    # Literally: an expanded $(OTTO_X) would put an event's text into a shell's line, and $$ is the shell's.
+    if command:  # otherwise the image's own
+        container["command"] = [literal(word) for word in command]
+    if asked.args:
+        container["args"] = [literal(word) for word in asked.args]
+    return container
 
 
 class _Annotations(msgspec.Struct, frozen=True):

@@ -1,19 +1,22 @@
-"""The fields of one event that replace the configuration for its workers.
+"""The fields of one event that replace the configuration for its workers, and how they are read.
 
-Without a policy only some of them are allowed (WITHOUT_POLICY). What was allowed is stored with the event, so that a
-task keeps what it was accepted with, whatever the limits are later.
+What was allowed is stored with the event, so that a task keeps what it was accepted with, whatever the policy and the
+limits are later.
 """
 
 from __future__ import annotations
 
+import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
 import msgspec
 
-from ottoscaler.core.refusal import DeadReason, Fault, short
+from ottoscaler.core.nesting import levels
+from ottoscaler.core.refusal import Fault, short
 
 #: Fields that change the workers of one event.
 OVERRIDES: Final = frozenset(
@@ -22,6 +25,8 @@ OVERRIDES: Final = frozenset(
         *("deadline_s", "retries", "priority", "not_after", "keep_failed_s"),
     }
 )
+#: Those of them that have no effect yet: whatever the policy says, they are refused.
+NOT_YET: Final = frozenset({"priority", "not_after", "keep_failed_s"})
 #: Those of them that need no policy.
 WITHOUT_POLICY: Final = frozenset({"deadline_s", "retries"})
 
@@ -34,6 +39,7 @@ PRIORITY: Final = 5
 #: The longest time that failed pods are kept, seconds: 7 days.
 MAX_KEEP_FAILED_S: Final = 7 * 86_400
 
+_NUMBERS: Final = frozenset({"deadline_s", "retries", "priority", "keep_failed_s"})
 _WHOLE: Final = re.compile(r"[0-9]{1,9}")
 #: RFC 3339, section 5.6, without leap seconds.
 RFC_3339: Final = re.compile(
@@ -42,26 +48,36 @@ RFC_3339: Final = re.compile(
 )
 
 
-class Rules(msgspec.Struct, frozen=True):
-    """What events may override. `max_deadline_s` is WORKER_DEADLINE_S; 0: it sets no limit."""
+class SecretEnv(msgspec.Struct, frozen=True):
+    """A variable of which the kubelet takes the value from a Secret."""
 
-    max_deadline_s: int = 0
-
-
-#: No rule of the configuration's: for what only reads an event.
-NO_RULES: Final = Rules()
+    name: str
+    secret: str
+    key: str
 
 
 class Overrides(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What an event overrides. `asked`: the fields as they were sent. All others are what workers get; where one is not
-    set, the configuration holds.
+    """What an event overrides. `asked`: the fields as they were sent. All others are what workers get, with what the
+    policy's profile sets; where one is not set, the configuration holds.
 
-    `deadline_s`: longest run of one attempt, seconds; 0: not set. `retries`: further attempts after the worker's own
-    failures; None: not set. `priority`: 0 to 9. `not_after`: no worker starts later, seconds since the epoch; None: not
-    set. `keep_failed_s`: how long failed pods are kept, seconds; None: not set.
+    `profile`: the policy's profile that was used. `command` and `args`: None: not set; empty: the image's own. `cpu`
+    and `memory`: request and limit, as Kubernetes quantities. `deadline_s`: longest run of one attempt, seconds; 0: not
+    set. `retries`: further attempts after the worker's own failures; None: not set. `priority`: 0 to 9. `not_after`: no
+    worker starts later, seconds since the epoch; None: not set. `keep_failed_s`: how long failed pods are kept,
+    seconds; None: not set.
     """
 
     asked: dict[str, str] = {}
+    profile: str = ""
+    image: str = ""
+    command: tuple[str, ...] | None = None
+    args: tuple[str, ...] | None = None
+    env: dict[str, str] = {}
+    secret_env: tuple[SecretEnv, ...] = ()
+    cpu: str = ""
+    memory: str = ""
+    node_selector: dict[str, str] = {}
+    tolerations: tuple[dict[str, Any], ...] = ()
     deadline_s: int = 0
     retries: int | None = None
     priority: int = PRIORITY
@@ -72,43 +88,70 @@ class Overrides(msgspec.Struct, frozen=True, omit_defaults=True):
 #: An event overrides nothing.
 NOTHING: Final = Overrides()
 
-
-def overrides_of(texts: Mapping[str, str], rules: Rules) -> Overrides:
-    """What these fields override; other fields are not looked at. Raises Fault if one of them is not allowed."""
-    asked = {name: texts[name] for name in sorted(OVERRIDES & texts.keys())}
-    if not asked:
-        return NOTHING
-    for name in asked:
-        if name not in WITHOUT_POLICY:
-            raise Fault(f"field {name}: overrides are not supported yet; remove it", DeadReason.UNSUPPORTED)
-    return Overrides(asked=asked, **read(asked, rules))
+_list: Final = msgspec.json.Decoder(list[str])
+_object: Final = msgspec.json.Decoder(dict[str, str])
 
 
-def read(asked: Mapping[str, str], rules: Rules) -> dict[str, Any]:
+class Most(msgspec.Struct, frozen=True):
+    """The largest values of the fields that are numbers; `source` says for each which setting limits it."""
+
+    deadline_s: int = MAX_DEADLINE_S
+    retries: int = MAX_RETRIES
+    priority: int = MAX_PRIORITY
+    keep_failed_s: int = MAX_KEEP_FAILED_S
+    source: dict[str, str] = {}
+
+
+def numbers(asked: Mapping[str, str], most: Most) -> dict[str, Any]:
     """The values of those of these fields that are numbers or times. Raises Fault."""
     values: dict[str, Any] = {}
-    if "deadline_s" in asked:
-        values["deadline_s"] = _deadline_s(asked["deadline_s"], rules)
-    if "retries" in asked:
-        values["retries"] = _whole("retries", asked["retries"], 0, MAX_RETRIES)
-    if "priority" in asked:
-        values["priority"] = _whole("priority", asked["priority"], 0, MAX_PRIORITY)
+    for name in sorted(_NUMBERS & asked.keys()):
+        least = 1 if name == "deadline_s" else 0
+        values[name] = _whole(name, asked[name], least, getattr(most, name), most.source.get(name, ""))
     if "not_after" in asked:
         values["not_after"] = _time("not_after", asked["not_after"])
-    if "keep_failed_s" in asked:
-        values["keep_failed_s"] = _whole("keep_failed_s", asked["keep_failed_s"], 0, MAX_KEEP_FAILED_S)
     return values
 
 
-def _deadline_s(text: str, rules: Rules) -> int:
-    if rules.max_deadline_s:
-        return _whole("deadline_s", text, 1, rules.max_deadline_s, " (WORKER_DEADLINE_S)")
-    return _whole("deadline_s", text, 1, MAX_DEADLINE_S)
+def words(name: str, text: str) -> tuple[str, ...]:
+    """A JSON list of texts: a command's words. Raises Fault."""
+    if levels(text) <= 1:
+        try:
+            found = _list.decode(text)
+        except msgspec.MsgspecError:
+            pass
+        else:
+            for number, word in enumerate(found):
+                check_text(f"{name}[{number}]", word)
+            return tuple(found)
+    raise Fault(f'field {name} is {short(text)}; a JSON list of texts is expected, like ["npm", "test"]')
 
 
-def _whole(name: str, text: str, least: int, most: int, source: str = "") -> int:
+def variables(text: str) -> dict[str, str]:
+    """A JSON object of texts: names and values of variables, each name once. Raises Fault."""
+    if levels(text) <= 1:
+        try:
+            found = _object.decode(text)
+        except msgspec.MsgspecError:
+            pass
+        else:
+            if len(pairs := json.loads(text, object_pairs_hook=list)) > len(found):
+                twice = min(name for name, number in Counter(name for name, _ in pairs).items() if number > 1)
+                raise Fault(f"field env has the name {short(twice)} more than once")
+            return found
+    raise Fault(f'field env is {short(text)}; a JSON object of texts is expected, like {{"CI": "true"}}')
+
+
+def check_text(path: str, text: str) -> None:
+    """Raises Fault for what no program can be given."""
+    if "\0" in text:
+        raise Fault(f"field {path} is {short(text)}; it has a NUL character")
+
+
+def _whole(name: str, text: str, least: int, most: int, source: str) -> int:
     if not _WHOLE.fullmatch(text) or not least <= int(text) <= most:
-        raise Fault(f"field {name} is {short(text)}; a whole number from {least} to {most} is expected{source}")
+        shown = f" ({source})" if source else ""
+        raise Fault(f"field {name} is {short(text)}; a whole number from {least} to {most} is expected{shown}")
     return int(text)
 
 

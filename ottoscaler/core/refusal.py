@@ -12,6 +12,7 @@ class DeadReason(StrEnum):
     INVALID = "Invalid"
     TOO_LARGE = "TooLarge"
     UNSUPPORTED = "Unsupported"
+    NOT_ALLOWED = "NotAllowed"
     CONFLICT = "Conflict"
     TOO_OLD = "TooOld"
     TRIMMED = "Trimmed"

@@ -23,7 +23,7 @@ from ottoscaler.core.events import (
     readable_ids,
     too_large,
 )
-from ottoscaler.core.overrides import Rules
+from ottoscaler.core.policy import Rules
 from ottoscaler.core.verdicts import MAX_TRIES
 from ottoscaler.errors import Stopping, TooMuch, Unavailable
 from ottoscaler.flow.dead_letters import contained, report

@@ -338,7 +338,7 @@ def test_a_change_that_cannot_be_meant_is_refused(
         (["pod_count=1", "type=scale_sideways"], 'Invalid: field type is "scale_sideways"'),
         (["pod_count=1", "--without", "type"], "Invalid: field type is missing"),
         (["pod_count=1", "Reason=x"], 'Invalid: field name "Reason" is not of the form'),
-        (["pod_count=1", "image=busybox"], "Unsupported: field image: overrides are not supported yet"),
+        (["pod_count=1", "image=busybox"], "Unsupported: field image needs a policy, and POLICY_FILE is not set"),
         (["pod_count=1", "metadata=1"], 'Invalid: field metadata is "1"; a JSON object is expected'),
         (["pod_count=1", f"reason={'x' * 65536}"], "TooLarge: the event has"),
     ],

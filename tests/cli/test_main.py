@@ -230,3 +230,22 @@ def test_the_exit_code_does_not_depend_on_the_reader(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys, "stdout", Gone())
     run._exit_now(0)
     assert ended == [0]
+
+
+@pytest.mark.contract("2.POLICY_FILE")
+@pytest.mark.parametrize("arguments", [["run"], ["send", "type=scale_up"]])
+def test_a_policy_that_cannot_be_read_is_a_fault_of_the_configuration(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str]
+) -> None:
+    """Every fault with its line, exit code 2, before anything is opened."""
+    path = tmp_path / "policy.yaml"
+    path.write_text("version: 2\nmax: {retries: 99}\n")
+    monkeypatch.setenv("POLICY_FILE", str(path))
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"{path}:1: version: 1 is expected",
+        f'{path}:2: max.retries: "99"; a whole number from 0 to 10 is expected',
+    ]
+    path.unlink()
+    assert main(arguments) == 2
+    assert "POLICY_FILE=" in capsys.readouterr().err

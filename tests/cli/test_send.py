@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import redis
+import yaml
 
 from ottoscaler.adapters.status_reader import StatusReader
 from ottoscaler.cli.main import main
@@ -18,6 +19,7 @@ from ottoscaler.core.verdicts import Reason
 from ottoscaler.local.redis import EmbeddedRedis
 from ottoscaler.settings import Settings
 from tests.cli.conftest import LONG_S, Controller, Terminal, child, entries
+from tests.core.policies import EXAMPLE
 
 pytestmark = pytest.mark.contract("1.send")
 
@@ -104,6 +106,19 @@ def test_a_setting_that_it_uses_is(
     monkeypatch.setenv("WORKER_CPU_LIMIT", "lots")
     assert main(command) == 2
     assert [line.partition("=")[0] for line in capsys.readouterr().err.splitlines()] == [name]
+
+
+@pytest.mark.contract("2.POLICY_FILE")
+def test_send_asks_the_policy(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """What it does not allow is not sent."""
+    path = tmp_path / "policy.yaml"
+    path.write_text(yaml.safe_dump(EXAMPLE))
+    monkeypatch.setenv("POLICY_FILE", str(path))
+    assert main(["send", *UP, "image=node:20"]) == 0
+    assert main(["send", *UP, "image=nginx"]) == 1
+    assert 'NotAllowed: field image is "nginx"' in capsys.readouterr().err
 
 
 def test_only_send_needs_the_limit_of_an_event(

@@ -11,7 +11,8 @@ from ottoscaler.core import events
 from ottoscaler.core.events import BadEvent, DeadReason, ScaleEvent, parse
 from ottoscaler.core.manifest import build
 from ottoscaler.core.names import WorkerKey
-from ottoscaler.core.overrides import MAX_DEADLINE_S, NO_RULES, NOTHING, WITHOUT_POLICY, Overrides, Rules, read
+from ottoscaler.core.overrides import MAX_DEADLINE_S, NOTHING, WITHOUT_POLICY, Most, Overrides, numbers
+from ottoscaler.core.policy import Rules
 from ottoscaler.core.refusal import Fault
 from ottoscaler.settings import WorkerSettings
 from tests.core.builders import HASH, STREAM_ID
@@ -44,7 +45,7 @@ def refused(rules: Rules = SIX_HOURS, **fields: str) -> str:
 
 def value_of(name: str, text: str) -> Any:
     """One field as it is read. Raises Fault."""
-    return read({name: text}, NO_RULES)[name]
+    return numbers({name: text}, Most())[name]
 
 
 def test_an_event_without_them_overrides_nothing() -> None:

@@ -7,22 +7,27 @@ refused there is refused by the policy.
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
 import pytest
 
+from ottoscaler.core.events import BadEvent
 from ottoscaler.core.manifest import build
 from ottoscaler.core.names import WorkerKey
 from ottoscaler.settings import WorkerSettings
 from tests.core.builders import HASH, event
+from tests.core.policies import DIGEST, parsed
 from tests.deploy.cluster import GENEROUS, PRODUCTION, Cluster
 from tests.deploy.manifests import Json, only, rendered
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
 
 PLAIN: Final = WorkerSettings()
+#: How many events are generated.
+EVENTS: Final = 500
 #: Whatever an operator may configure that the policy has a say in.
 CONFIGURED: Final = {
     "plain": PLAIN,
@@ -49,6 +54,44 @@ def test_the_controllers_own_pods_pass(cluster: Cluster, name: str) -> None:
     assert answer.status == 201, answer.text
 
 
+@pytest.mark.parametrize("namespace", [PRODUCTION, GENEROUS])
+def test_every_accepted_event_makes_a_pod_that_passes(cluster: Cluster, namespace: str) -> None:
+    """Generated events with overrides: the API server, the restricted profile, quota and the policy take them all."""
+    rng, taken = random.Random(7), 0
+    for _ in range(EVENTS):
+        found = parsed(_fields(rng))
+        if isinstance(found, BadEvent):
+            continue
+        taken += 1
+        body = json.loads(build(PLAIN, found, WorkerKey(HASH, 1, 1), instance="otto", namespace=namespace))
+        answer = cluster.create(namespace, body)
+        assert answer.status == 201, (found, answer.text)
+    assert taken > EVENTS // 3
+
+
+def _fields(rng: random.Random) -> dict[str, str]:
+    """Overrides of all kinds, mostly allowed ones."""
+    image = rng.choice(
+        ["node:20", "node:20-slim", "registry.example.com/ci/a", "registry.example.com/ci/b/c:1", "nginx"]
+    )
+    texts = ["", "a", "$(HOME) $$", "한글", "\n\t\x01\x7f", "\U0001f600", "a=b", "'\"\\", "x" * 500]
+    chosen = {
+        "profile": rng.choice(["plain", "plain", "plain", "node20", "publish"]),
+        "image": image + rng.choice(["", "", "", f"@{DIGEST}"]),
+        "command": json.dumps(rng.choices(texts, k=rng.randint(0, 4))),
+        "args": json.dumps(rng.choices(texts, k=rng.randint(0, 4))),
+        "env": json.dumps({f"BUILD_{number}": rng.choice(texts) for number in range(rng.randint(0, 9))}),
+        "cpu": rng.choice(["1", "0.25", "10m", "3999m", "4.000", "5"]),
+        "memory": rng.choice(["16Mi", "1Gi", "1G", "17000001", "8Gi", "9Gi", "0123M"]),
+        "deadline_s": str(rng.choice([1, 60, 86400])),
+        "retries": str(rng.randint(0, 3)),
+    }
+    given = {name for name in chosen if rng.random() < (0.9 if name == "profile" else 0.3)}
+    if chosen["profile"] == "publish" and rng.random() < 0.9:
+        given &= {"profile", "deadline_s"}
+    return {name: value for name, value in chosen.items() if name in given}
+
+
 def test_they_pass_all_other_checks(cluster: Cluster) -> None:
     """In production: rights, policy, quota, limits and the restricted profile together, for a pod that is kept."""
     answer = cluster.create(PRODUCTION, worker(namespace=PRODUCTION), dry_run=False)
@@ -65,7 +108,7 @@ NODE: Final = "uses no network, processes, memory or port of its node"
 ACCOUNT: Final = "ServiceAccount is default or ottoscaler-worker"
 TOKEN: Final = "may have its token mounted"
 VOLUMES: Final = "mounts empty directories only"
-VARIABLES: Final = "takes no variable from a Secret or ConfigMap"
+VARIABLES: Final = "takes variables only from Secrets with a name that begins with ottoscaler-worker-"
 ROOT_USER: Final = "does not run as root"
 PRIVILEGES: Final = "has no privileges and no capabilities"
 LIMITS: Final = "has limits of CPU and memory"
@@ -99,6 +142,14 @@ BAD: Final[dict[str, tuple[Mapping[str, object], str]]] = {
     "csi": ({"spec.volumes": [{"name": "workspace", "csi": {"driver": "d"}}]}, VOLUMES),
     "variable-of-a-secret": (
         {f"{FIRST}.env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]},
+        VARIABLES,
+    ),
+    "variable-of-a-secret-with-the-prefix-inside": (
+        {
+            f"{FIRST}.env": [
+                {"name": "A", "valueFrom": {"secretKeyRef": {"name": "my-ottoscaler-worker-s", "key": "k"}}}
+            ]
+        },
         VARIABLES,
     ),
     "variable-of-a-config-map": (

@@ -15,8 +15,8 @@ from typing import Any, Self
 
 from ottoscaler.core.names import WorkerKey, event_hash, pod_name
 from ottoscaler.core.observations import TimedOut
-from ottoscaler.core.overrides import Rules
 from ottoscaler.core.pods import Snapshot
+from ottoscaler.core.policy import Rules
 from ottoscaler.flow.control import Control
 from ottoscaler.flow.dispatch import Dispatcher
 from ottoscaler.flow.ender import Ender

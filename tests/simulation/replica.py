@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ottoscaler.core import effects
 from ottoscaler.core.observations import Observation, TimedOut
-from ottoscaler.core.overrides import Rules
+from ottoscaler.core.policy import Rules
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Replaced, Stopping, StreamUnavailable, Unavailable
 from ottoscaler.flow.control import Control
 from ottoscaler.flow.dispatch import Dispatcher

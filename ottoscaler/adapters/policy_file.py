@@ -1,0 +1,155 @@
+"""POLICY_FILE: read at the start, and again when it has changed."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path as FilePath
+from typing import Any, Final
+
+import yaml
+
+from ottoscaler import logs
+from ottoscaler.core.policy import Policy
+from ottoscaler.core.policy_reader import Path, read_policy
+from ottoscaler.errors import ConfigError
+
+_MAX_BYTES: Final = 1024 * 1024  # as large as a ConfigMap
+
+_log = logs.get(__name__)
+
+#: What differs between two versions of the file: a ConfigMap is replaced by a symbolic link, so by another inode.
+_Version = tuple[int, int, int, int]
+
+
+class PolicyFile:
+    """The policy in force. Any thread."""
+
+    def __init__(self, path: str) -> None:
+        """Read the file. Raises ConfigError with all that is wrong with it, one line each."""
+        self._path = path
+        self._lock = threading.Lock()
+        self._version = _version(path)
+        self._policy = load(path)  # guarded by _lock, like _version
+
+    def current(self) -> Policy:
+        """The policy; read again if the file is another one than it was. Raises nothing.
+
+        A file that is broken or gone changes nothing: one line is logged for each such version, and the last policy
+        that could be read stays in force.
+        """
+        version = _version(self._path)
+        with self._lock:
+            if version == self._version:
+                return self._policy
+            # The version is noted first: a file that changes while it is read has yet another one and is read again.
+            self._version = version
+            try:
+                self._policy = load(self._path)
+            except ConfigError as error:
+                _log.error(
+                    "policy.invalid", "The policy in force stays as it was. %s", "; ".join(str(error).splitlines()),
+                    error=str(error),
+                )  # fmt: skip
+            else:
+                _log.info("policy.loaded", "The policy was read again from %s", self._path)
+            return self._policy
+
+
+def load(path: str) -> Policy:
+    """The policy of a file. Raises ConfigError with all that is wrong with it, one line each."""
+    try:
+        with FilePath(path).open("rb") as file:
+            raw = file.read(_MAX_BYTES + 1)
+        if len(raw) > _MAX_BYTES:
+            raise ConfigError((f"POLICY_FILE={path!r}: expected at most {_MAX_BYTES} bytes",))
+        return parse_policy(raw.decode(), path)
+    except OSError as error:
+        raise ConfigError((f"POLICY_FILE={path!r}: expected a file that can be read: {error.strerror}",)) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError((f"POLICY_FILE={path!r}: expected UTF-8",)) from error
+
+
+def parse_policy(text: str, path: str) -> Policy:
+    """The policy of a file's text. Raises ConfigError with all that is wrong with it: `path:line: field: fault`."""
+    document = _Document()
+    try:
+        data = document.data(yaml.compose(text, Loader=yaml.SafeLoader), ())
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ConfigError((f"{path}:{line}: no YAML: {error.problem}",)) from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError((f"{path}: no YAML: {str(error).splitlines()[0]}",)) from error
+    found = read_policy(data)
+    faults = [*document.faults, *(found if isinstance(found, list) else ())]
+    if faults or not isinstance(found, Policy):
+        lines = sorted((document.line(where), f"{_shown(where)}{sentence}") for where, sentence in faults)
+        raise ConfigError(tuple(f"{path}:{line}: {sentence}" for line, sentence in lines))
+    return found
+
+
+class _Document:
+    """Plain data out of YAML's nodes, and where each of them was."""
+
+    def __init__(self) -> None:
+        self.faults: list[tuple[Path, str]] = []
+        self._lines: dict[Path, int] = {}
+        self._open: set[int] = set()
+
+    def line(self, path: Path) -> int:
+        """The line of this field, or of the nearest one around it that is in the file."""
+        while path not in self._lines and path:
+            path = path[:-1]
+        return self._lines.get(path, 1)
+
+    def data(self, node: yaml.Node | None, path: Path) -> Any:
+        """What a node says. A name that is there twice, and a node that is inside itself, are faults."""
+        if node is None:
+            return {}
+        self._lines.setdefault(path, node.start_mark.line + 1)
+        if id(node) in self._open:
+            self.faults.append((path, "an alias of what it is in"))
+            return {}
+        self._open.add(id(node))
+        try:
+            if isinstance(node, yaml.MappingNode):
+                return self._map(node, path)
+            if isinstance(node, yaml.SequenceNode):
+                return [self.data(one, (*path, number)) for number, one in enumerate(node.value)]
+            return _scalar(node)
+        finally:
+            self._open.discard(id(node))
+
+    def _map(self, node: yaml.MappingNode, path: Path) -> dict[Any, Any]:
+        found: dict[Any, Any] = {}
+        for key, value in node.value:
+            name = _scalar(key) if isinstance(key, yaml.ScalarNode) else str(key.tag)
+            where = (*path, name)
+            if name in found:
+                first = self._lines[where]
+                self._lines[where] = key.start_mark.line + 1
+                self.faults.append((where, f"is there twice, first in line {first}"))
+                continue
+            self._lines[where] = key.start_mark.line + 1
+            found[name] = self.data(value, where)
+        return found
+
+
+def _scalar(node: yaml.Node) -> Any:
+    """A text, number, flag or nothing. A date or anything else that YAML knows is the text that is there."""
+    if node.tag.rpartition(":")[2] not in ("int", "float", "bool", "null"):
+        return node.value
+    return yaml.SafeLoader("").construct_object(node)
+
+
+def _shown(path: Path) -> str:
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+    return f"{text}: " if text else ""
+
+
+def _version(path: str) -> _Version:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return (0, 0, 0, 0)
+    return (found.st_mtime_ns, found.st_ino, found.st_dev, found.st_size)

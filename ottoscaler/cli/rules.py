@@ -1,0 +1,19 @@
+"""What events may override: the policy of POLICY_FILE, and the configuration's own limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ottoscaler.adapters.policy_file import PolicyFile
+from ottoscaler.core.policy import Rules
+from ottoscaler.settings import Settings
+
+
+def rules_of(settings: Settings) -> Callable[[], Rules]:
+    """Returns the rules in force, each time that it is called. Raises ConfigError for a policy that cannot be read."""
+    max_deadline_s = settings.worker.deadline_s
+    if settings.flow.policy_file is None:
+        constant = Rules(max_deadline_s)
+        return lambda: constant
+    file = PolicyFile(settings.flow.policy_file)
+    return lambda: Rules(max_deadline_s, file.current())

@@ -1,0 +1,169 @@
+"""From a policy file's data to a policy: every fault is found, with its place; nothing is guessed."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Final
+
+import pytest
+
+from ottoscaler.core.policy import Policy
+from ottoscaler.core.policy_reader import Path, read_policy
+from tests.core.policies import EXAMPLE
+
+contract = pytest.mark.contract
+
+PUBLISH: Final = ("profiles", "publish")
+NODE: Final = ("profiles", "node20")
+
+
+def changed(path: Path, value: object) -> dict[str, Any]:
+    """The example with another value at that path; `...` takes the field out."""
+    data = copy.deepcopy(EXAMPLE)
+    place: Any = data
+    for step in path[:-1]:
+        place = place[step]
+    if value is ...:
+        del place[path[-1]]
+    else:
+        place[path[-1]] = value
+    return data
+
+
+def faults(data: object) -> list[tuple[Path, str]]:
+    """What is wrong with the data."""
+    found = read_policy(data)
+    assert isinstance(found, list), found
+    return found
+
+
+def test_the_example_is_read() -> None:
+    """With its numbers as integers of one unit."""
+    found = read_policy(EXAMPLE)
+    assert isinstance(found, Policy)
+    assert (found.max_cpu_m, found.max_memory, found.max_pod_count) == (4000, 8 * 2**30, 200)
+    assert found.profiles["node20"].memory == "1Gi"
+
+
+@contract("2.POLICY_FILE")
+def test_the_smallest_policy_allows_nothing() -> None:
+    """Default deny."""
+    found = read_policy({"version": 1})
+    assert isinstance(found, Policy)
+    assert (found.profiles, found.images, found.commands, found.env) == ({}, (), False, ())
+
+
+WRONG: Final[list[tuple[Path, object, str]]] = [
+    (("version",), 2, "1 is expected"),
+    (("version",), "1", "1 is expected"),
+    (("images",), [], "a map is expected"),
+    (("images", "allow"), "registry/**", "a list is expected"),
+    (("images", "allow", 0), 1, "a text is expected"),
+    (("images", "allow", 0), "*.example.com/x:1:1", "a pattern like"),
+    (("images", "digest_only"), "yes", "true or false"),
+    (("images", "deny"), [], "unknown; one of allow, digest_only"),
+    (("command", "allow"), 1, "true or false"),
+    (("command", "max_items"), 0, "from 1 to 1024"),
+    (("command", "max_bytes"), True, "a whole number"),
+    (("env", "allow", 0), "ci", "the name of a variable"),
+    (("env", "allow", 0), "LD_PRELOAD", "cannot be allowed"),
+    (("env", "allow", 0), False, "a text is expected"),
+    (("max", "cpu"), "0.0001", "cores like"),
+    (("max", "memory"), "128m", "bytes like"),
+    (("max", "memory"), None, "bytes like"),
+    (("max", "deadline_s"), 2_592_001, "from 1 to 2592000"),
+    (("max", "retries"), 11, "from 0 to 10"),
+    (("max", "priority"), 10, "from 0 to 9"),
+    (("max", "pod_count"), 0, "from 1"),
+    (("max", "gpus"), 1, "unknown"),
+    (("default_profile",), "other", "is no profile"),
+    (("tenants",), {}, "unknown"),
+    (("profiles",), [], "a map is expected"),
+    (("profiles", "Node"), {}, "is not of the form"),
+    (("profiles", "plain", "overrides"), {}, "a list is expected"),
+    (("profiles", "plain", "overrides", 0), "pod_spec", "one of args"),
+    (("profiles", "plain", "overrides", 0), "profile", "one of args"),
+    (("profiles", "plain", "pod_spec_patch"), "x", "unknown"),
+    ((*NODE, "image"), "a b", "an image like"),
+    ((*NODE, "command"), "npm test", "a list is expected"),
+    ((*NODE, "command", 0), 1, "a text is expected"),
+    ((*NODE, "args", 0), "a\0", "NUL"),
+    ((*NODE, "env", "OTTO_X"), "1", "set by the controller"),
+    ((*NODE, "env", "CI"), True, "a text is expected"),
+    ((*NODE, "env", "ci"), "1", "is not of the form"),
+    ((*NODE, "node_selector", "a b"), "1", "no name of a label"),
+    ((*NODE, "node_selector", "pool"), "a b", "the form"),
+    ((*NODE, "tolerations", 0), {"operator": "Exists"}, "key is missing"),
+    ((*NODE, "tolerations", 0, "key"), "node-role.kubernetes.io/control-plane", "control plane"),
+    ((*NODE, "tolerations", 0, "operator"), "Any", "the form"),
+    ((*NODE, "tolerations", 0, "value"), "x", "there is none with the operator Exists"),
+    ((*NODE, "deadline_s"), 0, "from 1"),
+    ((*NODE, "retries"), -1, "from 0 to 10"),
+    ((*PUBLISH, "secret_env", 0), {"name": "A", "secret": "ottoscaler-worker-a"}, "key is missing"),
+    ((*PUBLISH, "secret_env", 0, "secret"), "ottoscaler-redis", "begins with ottoscaler-worker-"),
+    ((*PUBLISH, "secret_env", 0, "name"), "OTTO_X", "the controller's"),
+]  # fmt: skip
+
+
+@contract("2.POLICY_FILE")
+@pytest.mark.parametrize(("path", "value", "sentence"), WRONG, ids=lambda one: str(one)[:40])
+def test_a_fault_has_its_place(path: Path, value: object, sentence: str) -> None:
+    """The path of what is wrong, and what is expected."""
+    found = faults(changed(path, value))
+    assert [(where, text) for where, text in found if where[: len(path)] == path and sentence in text], found
+
+
+@contract("2.POLICY_FILE")
+def test_all_faults_are_found_at_once() -> None:
+    """Whoever writes the file mends it in one go."""
+    data = changed(("version",), 7)
+    data["max"]["retries"] = 99
+    data["profiles"]["plain"]["x"] = 1
+    assert {path for path, _ in faults(data)} == {("version",), ("max", "retries"), ("profiles", "plain", "x")}
+
+
+@pytest.mark.parametrize("data", [None, [], "version: 1", 1])
+def test_what_is_no_map_is_no_policy(data: object) -> None:
+    """An empty file allows nothing, and is a slip all the same."""
+    assert faults(data)[0] == ((), "a map is expected")
+
+
+@contract("3.profile")
+@pytest.mark.parametrize("field", ["image", "command"])
+def test_a_profile_with_secrets_sets_image_and_command(field: str) -> None:
+    """Otherwise the configured image would get the secret."""
+    assert ((*PUBLISH, "secret_env"), f"a profile with secrets has to set {field}") in faults(
+        changed((*PUBLISH, field), ...)
+    )
+
+
+@contract("3.profile")
+@pytest.mark.parametrize("field", ["image", "command", "args", "env"])
+def test_a_profile_with_secrets_lets_nothing_print_them(field: str) -> None:
+    """An event with one of these could."""
+    sentence = f"a profile with secrets does not let events set {field}"
+    assert ((*PUBLISH, "overrides"), sentence) in faults(changed((*PUBLISH, "overrides"), ["deadline_s", field]))
+
+
+def test_a_variable_has_one_source() -> None:
+    """A value and a secret, or two secrets, would hide one another."""
+    assert faults(changed((*PUBLISH, "env"), {"NPM_TOKEN": "x"})) == [
+        ((*PUBLISH, "secret_env"), "NPM_TOKEN is set more than once")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "rule"),
+    [
+        (("images",), "image", "images.allow"),
+        (("command",), "command", "command.allow: true"),
+        (("command",), "args", "command.allow: true"),
+        (("env",), "env", "env.allow"),
+        (("max", "cpu"), "cpu", "max.cpu"),
+        (("max", "memory"), "memory", "max.memory"),
+        (("max", "deadline_s"), "deadline_s", "max.deadline_s"),
+    ],
+)
+def test_what_events_may_set_needs_a_limit(path: Path, field: str, rule: str) -> None:
+    """No maximum is not any amount."""
+    assert (("profiles", "plain", "overrides"), f"{field} needs {rule}, which is not set") in faults(changed(path, ...))
