@@ -144,7 +144,7 @@ end
 
 -- A consumer stops: what it has read and not accepted counts as idle for so long that the next replica that looks takes it.
 -- This counts no try.
--- KEYS: none. ARGV: consumer, idle_ms, count (at most so many). Returns 'ok'.
+-- KEYS: none. ARGV: consumer, idle_ms, count (the most that are returned). Returns 'ok'.
 function F.release_pending(consumer, idle_ms, count)
   local found = redis.pcall('XPENDING', STREAM, GROUP, '-', '+', count, consumer)
   -- without the group, since Redis was wiped, there is nothing to hand over
@@ -192,7 +192,7 @@ end
 
 -- Trim the event stream below the first entry that some group has not acknowledged or not read. By whole nodes of the stream
 -- ('~'), since a limit is possible only so.
--- KEYS: none. ARGV: keep (at least so many entries stay). Returns how many entries are gone.
+-- KEYS: none. ARGV: keep (how many entries stay at least). Returns how many entries are gone.
 function F.trim(keep)
   local length, floor = redis.call('XLEN', STREAM), nil
   for _, flat in ipairs(length > tonumber(keep) and redis.call('XINFO', 'GROUPS', STREAM) or {}) do

@@ -1,6 +1,6 @@
 -- == leases.py: which replica owns a task, and for how long.
 
--- No replica gives leases that are so many times as long as another's.
+-- No replica gives leases that are this many times as long as another's.
 local LEASES_AHEAD = 10
 
 -- An owner is <consumer>/<incarnation>/<epoch>. Only the consumer may contain a slash, so it is cut from the right: compared
