@@ -41,7 +41,7 @@ class Asked:
 
 
 @dataclass
-class World:
+class ChoosingReplicas:
     """One Redis with the replicas on it."""
 
     admin: StreamAdmin
@@ -205,13 +205,13 @@ def _play(server: Server, steps: list[tuple[Any, ...]]) -> None:
         stack.callback(admin.flush)
         names = [f"c{number}" for number in range(REPLICAS)]
         real = [stack.enter_context(closing(open_stream(server, admin, name, incarnation="b"))) for name in names]
-        worlds = (
-            World(fake, [FakeStream(fake, name, incarnation="b", lease_s=LEASE_S) for name in names]),
-            World(admin, real),
+        sides = (
+            ChoosingReplicas(fake, [FakeStream(fake, name, incarnation="b", lease_s=LEASE_S) for name in names]),
+            ChoosingReplicas(admin, real),
         )
-        for world in worlds:
-            world.begin()
+        for side in sides:
+            side.begin()
             for name, *arguments in steps:
-                getattr(world, name)(*arguments)
-            world.finish()
-            world.check()
+                getattr(side, name)(*arguments)
+            side.finish()
+            side.check()

@@ -60,7 +60,7 @@ REASONS = (Reason.COMPLETED, Reason.ERROR, Reason.POD_DELETED, Reason.SCALED_DOW
 FAR_FUTURE_MS = 9_999_999_990_000
 
 
-class World:
+class ThreeConsumers:
     """One server with three processes on it. Each method is a step of the test; what it returns is compared."""
 
     def __init__(self, admin: StreamAdmin, streams: Sequence[Stream]) -> None:
@@ -192,7 +192,7 @@ def _timeless(fields: dict[str, str], only: Sequence[str] = ()) -> dict[str, Any
 
 
 def step(name: str, *arguments: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any, ...]]:
-    """A call of one of World's methods."""
+    """A call of a method of ThreeConsumers."""
     return st.tuples(st.just(name), *arguments)
 
 
@@ -232,10 +232,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     started.close()
 
 
-def attempt(world: World, name: str, arguments: Sequence[Any]) -> object:
+def attempt(side: ThreeConsumers, name: str, arguments: Sequence[Any]) -> object:
     """What a step answers; that the server refused is an answer as well."""
     try:
-        return getattr(world, name)(*arguments)
+        return getattr(side, name)(*arguments)
     except StreamUnavailable:
         return "unavailable"
 
@@ -268,7 +268,7 @@ def _compare(server: Server, prepared: bool, steps: list[tuple[Any, ...]]) -> No
             stack.enter_context(closing(open_stream(server, admin, name, incarnation=incarnation)))
             for name, incarnation in CONSUMERS
         ]
-        worlds = World(fake, fakes), World(admin, streams)
+        sides = ThreeConsumers(fake, fakes), ThreeConsumers(admin, streams)
         for name, *arguments in [*(PREAMBLE if prepared else []), *steps, ("state",)]:
-            left, right = (attempt(world, name, arguments) for world in worlds)
+            left, right = (attempt(side, name, arguments) for side in sides)
             assert left == right, name

@@ -1,4 +1,4 @@
-"""A worker's life in every world that the dice make: what must never happen does not, and every life ends."""
+"""A worker's life in every environment that the dice make: what must never happen does not, and every life ends."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from hypothesis import strategies as st
 from ottoscaler.core.effects import End
 from ottoscaler.core.lifecycle import Life
 from ottoscaler.core.verdicts import Reason
-from tests.core.world import World
+from tests.core.worker_environment import WorkerEnvironment
 
 dice = st.lists(st.integers(0, 59), max_size=60)
 
 
-def lived(throws: list[int]) -> tuple[World, Life]:
-    """A world and the life that ended in it; the world asserts all that must never happen on the way."""
-    world = World(throws)
-    return world, world.run()
+def lived(throws: list[int]) -> tuple[WorkerEnvironment, Life]:
+    """The environment and the life that ended in it; the environment asserts all that must never happen on the way."""
+    environment = WorkerEnvironment(throws)
+    return environment, environment.run()
 
 
 @settings(max_examples=1000)
@@ -24,29 +24,29 @@ def lived(throws: list[int]) -> tuple[World, Life]:
 @example([])
 def test_no_world_breaks_a_rule_or_holds_a_life_without_end(throws: list[int]) -> None:
     """No illegal step, no delete before a record, no create without an intent; attempts rise, names are used once."""
-    world, life = lived(throws)
+    environment, life = lived(throws)
     assert isinstance(life.todo, End)
-    event(f"{life.todo.reason}: {world.result.reason if world.result else None}")
+    event(f"{life.todo.reason}: {environment.result.reason if environment.result else None}")
 
 
 @settings(max_examples=500)
 @given(dice)
 def test_a_life_that_stays_ours_ends_with_a_result(throws: list[int]) -> None:
     """Nothing is lost, whatever happened to pods, answers and list."""
-    world, _ = lived(throws)
-    assert world.result is not None or not world.ours
+    environment, _ = lived(throws)
+    assert environment.result is not None or not environment.ours
 
 
 @settings(max_examples=500)
 @given(dice)
 def test_a_life_that_stays_ours_leaves_no_pod_behind(throws: list[int]) -> None:
     """Of no attempt: each is gone, or going."""
-    world, _ = lived(throws)
-    assert not world.ours or all(left.deleting for left in world.pods.values())
+    environment, _ = lived(throws)
+    assert not environment.ours or all(left.deleting for left in environment.pods.values())
 
 
 def test_a_friendly_world_lets_the_worker_complete() -> None:
     """One attempt, one name, one result."""
-    world, _ = lived([])
-    assert world.result is not None
-    assert (world.result.reason, world.names_used, world.pods) == (Reason.COMPLETED, [1], {})
+    environment, _ = lived([])
+    assert environment.result is not None
+    assert (environment.result.reason, environment.names_used, environment.pods) == (Reason.COMPLETED, [1], {})

@@ -27,8 +27,8 @@ from tests.conftest import require
 from tests.torture import wiped
 from tests.torture.crash_points import RARE, USUAL
 from tests.torture.final_checks import RULES
+from tests.torture.torture_run import Amount, TortureRun
 from tests.torture.troubles import KINDS, Chosen, kinds_of
-from tests.torture.world import Amount, World
 
 #: A run is given up after so many seconds for each kill.
 LIMIT_S = 5.0
@@ -52,18 +52,18 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that no server is left behind
     directory = Path(tempfile.mkdtemp(prefix="torture-"))
     checks: list[tuple[str, list[str]]] = []
-    with World(directory, amount, seed) as world:
-        world.torture(60 + LIMIT_S * amount.kills, _print_report)
-        settled = world.settle()
-        history = world.history(world.producer.sent)
+    with TortureRun(directory, amount, seed) as run:
+        run.torture(60 + LIMIT_S * amount.kills, _print_report)
+        settled = run.settle()
+        history = run.history(run.producer.sent)
         checks += [(name, list(rule(history))) for name, rule in RULES]
         checks.append(("all comes to an end", [] if settled else ["there is work left, and nobody does it"]))
-        checks.append(("no controller ends but by our hand", world.toll.faults))
+        checks.append(("no controller ends but by our hand", run.toll.faults))
         checks.append(("no controller finds a fault of its own", list(_own_faults(directory))))
-        checks.append(("there was enough of everything", list(world.too_little())))
-        _table(world)
-        checks.append(("a wiped Redis hurts nobody who runs", list(wiped.rounds(world)) if settled else [NOT_TRIED]))
-        seconds = world.seconds
+        checks.append(("there was enough of everything", list(run.too_little())))
+        _table(run)
+        checks.append(("a wiped Redis hurts nobody who runs", list(wiped.rounds(run)) if settled else [NOT_TRIED]))
+        seconds = run.seconds
     failed = _verdict(checks)
     if failed or os.environ.get("KEEP"):
         print(f"logs: {directory}")
@@ -100,19 +100,19 @@ def _is_error(line: dict[str, str]) -> bool:
     return line["level"] in ("ERROR", "CRITICAL") and line["event"] not in OURS
 
 
-def _print_report(world: World) -> None:
-    figures = ", ".join(f"{count} {what}" for what, count, _ in world.figures())
-    missing = [point for point in USUAL if not world.toll.points[point]]
+def _print_report(run: TortureRun) -> None:
+    figures = ", ".join(f"{count} {what}" for what, count, _ in run.figures())
+    missing = [point for point in USUAL if not run.toll.points[point]]
     to_come = ", ".join(missing) if len(missing) <= SHOWN else len(missing)
-    print(f"  {world.seconds:4.0f} s: {figures}; points to come: {to_come or 'none'}", flush=True)
+    print(f"  {run.seconds:4.0f} s: {figures}; points to come: {to_come or 'none'}", flush=True)
 
 
-def _table(world: World) -> None:
+def _table(run: TortureRun) -> None:
     print(f"\n{'':32}{'count':>8}{'wanted':>8}")
-    for what, count, wanted in world.figures():
+    for what, count, wanted in run.figures():
         print(f"{what:32}{count:8}{wanted:8}")
-    toll = world.toll
-    if "kills" not in world.amount.chosen.kinds:
+    toll = run.toll
+    if "kills" not in run.amount.chosen.kinds:
         return
     for what, count in (("kills without work", toll.idle), ("stops in order", toll.stops)):
         print(f"{what:32}{count:8}{'-':>8}")

@@ -1,7 +1,7 @@
-"""A small world around one worker: Redis, the cluster and all other actors, answering each effect as the dice fall.
+"""What is around one worker: Redis, the cluster and all other actors, answering each effect as the dice fall.
 
-Every answer is one that the real adapters can give. While there are dice, the world is as hostile as they say; after
-the last one it is friendly, so that a life that does not end is a defect. What must never happen is asserted where
+Every answer is one that the real adapters can give. While there are dice, they are as hostile as these say; after
+the last one they are friendly, so that a life that does not end is a defect. What must never happen is asserted where
 it would happen.
 """
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 KILL = Termination(Reason.SCALED_DOWN, "cancelled", by="e-2")
 DRAIN = replace(KILL, drain=True)
 
-#: What may happen to a pod that is there, by changes of its snapshot; the first is what happens in a friendly world.
+#: What may happen to a pod that is there, by changes of its snapshot; the first is what happens in a friendly environment.
 _PENDING: Sequence[dict[str, Any]] = (
     {"phase": Phase.RUNNING, "started_at": NOW, "trouble": Trouble.NONE},
     {"trouble": Trouble.INVALID_IMAGE},
@@ -56,8 +56,8 @@ _BLOWS: Sequence[dict[str, Any]] = (
 )
 
 
-class World:
-    """One worker's world. One thread, that of the test."""
+class WorkerEnvironment:
+    """All that one worker meets. One thread, that of the test."""
 
     def __init__(self, dice: Sequence[int]) -> None:
         self._dice: Iterator[int] = iter(dice)

@@ -82,7 +82,7 @@ class Amount:
         return max(1, self.kills // 100) if "kills" in self.chosen.kinds else 0
 
 
-class World:
+class TortureRun:
     """All of it. One thread; a context manager that starts the servers and ends everything."""
 
     def __init__(self, directory: Path, amount: Amount, seed: int) -> None:
@@ -97,7 +97,7 @@ class World:
         self._redis = RedisServer(directory / "redis")
         self._kube = KubeServer(directory / "kube")
 
-    def __enter__(self) -> World:
+    def __enter__(self) -> TortureRun:
         with ExitStack() as opened:
             opened.callback(self._redis.stop)
             self._start_redis()
@@ -159,7 +159,7 @@ class World:
 
     # -- the run
 
-    def torture(self, deadline_s: float, tell: Callable[[World], None]) -> None:
+    def torture(self, deadline_s: float, tell: Callable[[TortureRun], None]) -> None:
         """Until there was enough of everything, or for so long."""
         told_at, spared = 0.0, False
         while list(self.too_little()) and self.seconds < deadline_s and len(self.toll.faults) < HOPELESS:
