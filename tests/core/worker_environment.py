@@ -29,7 +29,7 @@ T = TypeVar("T")
 KILL = Termination(Reason.SCALED_DOWN, "cancelled", by="e-2")
 DRAIN = replace(KILL, drain=True)
 
-#: What may happen to a pod that is there, by changes of its snapshot; the first is what happens in a friendly environment.
+#: What may happen to a pod that is there, by changes of its snapshot; the first is what a friendly environment does.
 _PENDING: Sequence[dict[str, Any]] = (
     {"phase": Phase.RUNNING, "started_at": NOW, "trouble": Trouble.NONE},
     {"trouble": Trouble.INVALID_IMAGE},
