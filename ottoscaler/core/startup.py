@@ -8,24 +8,24 @@ its termination message) never get here: the worker may have written them.
 from __future__ import annotations
 
 import re
-from enum import StrEnum
+from enum import IntEnum, auto
 from typing import Final
 
 
-class Trouble(StrEnum):
-    """Why a pod has not started yet, as far as it is a fault. GATED is no fault: a scheduling gate holds the pod back
-    on purpose.
+class Trouble(IntEnum):
+    """Why a pod has not started yet, as far as it is a fault; NONE is false. GATED is no fault: a scheduling gate holds
+    the pod back on purpose. The numbers are never shown or stored.
     """
 
-    NONE = ""
-    INVALID_IMAGE = "InvalidImage"
-    IMAGE_PULL = "ImagePull"
-    IMAGE_PULL_TRANSIENT = "ImagePullTransient"
-    CONFIG = "ConfigError"
-    START = "StartError"
-    COMMAND = "CommandNotFound"
-    UNSCHEDULABLE = "Unschedulable"
-    GATED = "SchedulingGated"
+    NONE = 0
+    INVALID_IMAGE = auto()
+    IMAGE_PULL = auto()
+    IMAGE_PULL_TRANSIENT = auto()
+    CONFIG = auto()
+    START = auto()
+    COMMAND = auto()
+    UNSCHEDULABLE = auto()
+    GATED = auto()
 
 
 #: Words for a container that the runtime could not start, waiting or terminated. PreCreate and PreStart are the

@@ -459,3 +459,17 @@ class TestPlugin:
         now += 2 * kube_plugin.MAX_PAUSE_S
         made.refused("Bearer abc")
         assert made.bearer() == "Bearer abc"
+
+    @pytest.mark.parametrize("cluster_info", [False, True])
+    def test_is_asked_as_kubectl_asks_it(self, script: Script, cluster_info: bool) -> None:
+        """In the version that the kubeconfig names, and with the cluster only where the kubeconfig says so."""
+        script.path.write_text(
+            f'#!/bin/sh\necho "$KUBERNETES_EXEC_INFO" > {script.folder}/asked\ncat {script.folder}/out\n'
+        )
+        script.says("abc")
+        plugin = {"apiVersion": API, "command": str(script.path), "provideClusterInfo": cluster_info}
+        assert access(script.folder, config(exec=plugin)).bearer() == "Bearer abc"
+        asked = json.loads((script.folder / "asked").read_text())
+        assert (asked["apiVersion"], asked["kind"]) == (API, "ExecCredential")
+        assert asked["spec"]["interactive"] is False
+        assert asked["spec"].get("cluster") == ({"server": "https://127.0.0.1:6443"} if cluster_info else None)

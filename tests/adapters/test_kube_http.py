@@ -220,6 +220,23 @@ def test_a_right_counts_as_given_only_where_the_review_says_so(
         cluster.close()
 
 
+def test_a_review_asks_for_each_verb_in_our_namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """About ourselves: a right elsewhere is of no use."""
+    asked: list[object] = []
+
+    def call(_self: KubeHttp, verb: Verb, _path: str, *, body: bytes) -> bytes:
+        asked.append((verb, json.loads(body)["spec"]))
+        return b'{"kind": "SelfSubjectAccessReview", "status": {"allowed": true}}'
+
+    monkeypatch.setattr(KubeHttp, "call", call)
+    cluster = KubeCluster(replace(settings(tmp_path, 1), namespace="ours"), instance="i")
+    assert cluster.missing_rights() == []
+    assert asked == [
+        (Verb.REVIEW, {"resourceAttributes": {"namespace": "ours", "verb": verb, "resource": "pods", "name": ""}})
+        for verb in ("create", "get", "list", "watch", "delete")
+    ]
+
+
 def test_the_kernel_gives_up_a_dead_link_after_25_seconds(tmp_path: Path) -> None:
     """Far sooner than the time-out of a create, and no sooner than a short break of the link lasts."""
     with served(lambda connection: connection.sendall(HEAD)) as port:

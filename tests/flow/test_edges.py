@@ -308,6 +308,26 @@ def followed(controller: SimulatedController, index: int) -> bool:
     return controller.registry.followed(controller.key("e").event_hash, index)
 
 
+class TestRest:
+    """A thread that is woken looks, and waits again."""
+
+    @pytest.mark.parametrize("thread", ["ender", "control"])
+    def test_one_wake_up_is_one_look(self, thread: str) -> None:
+        """If it did not forget that it was woken, it would look without a break."""
+        with SimulatedController(threads=["watch"]) as controller:
+            looks: list[str] = []
+            controller.ender.step = lambda: looks.append("ender")  # type: ignore[method-assign]
+            controller.control.step = lambda **_due: looks.append("control")  # type: ignore[method-assign]
+            controller.start("control")
+            wake = controller.ender._wake if thread == "ender" else controller.inbox.wake
+            eventually(lambda: thread in looks, what="the first look")
+            looks.clear()
+            wake.set()
+            eventually(lambda: thread in looks, what="the look after the wake-up")
+            threading.Event().wait(0.3)
+            assert looks.count(thread) < 30
+
+
 class TestStop:
     """What does not begin any more."""
 
