@@ -48,6 +48,7 @@ class RedisAttempts(RedisAdapter):
     def write_notes(self, notes: Sequence[Note]) -> None:
         """See ports.Attempts."""
         calls = [call for note in notes for call in self._note_states(note) + self._note_reason(note)]
+        # In parts, and not on the workers' connections: a thousand notes at once would hold up Redis for all attempts.
         for some in chunks(calls):
             self._redis.run_many(self._redis.taking, some)
 

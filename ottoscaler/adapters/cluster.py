@@ -128,6 +128,8 @@ class KubeCluster:
 
     def list(self) -> PodList:
         """See ports.Cluster. Pages of 500; a page that comes too late (410) starts the list again."""
+        # From the beginning, not from the page that was too late: the pages of one list have to be of one version, or a
+        # pod that changed in between would be missing.
         while True:
             try:
                 return self._list()
@@ -165,9 +167,10 @@ class KubeCluster:
                 for line in lines:
                     if line and (event := _watch_event(line, self._instance)) is not None:
                         yield event
-            if rest:
+            if rest:  # a clean end has whole lines; what was cut off is an event that would be lost without a new watch
                 raise ClusterUnavailable("the watch of pods ended in the middle of a line")
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            # The idle connections went through the same network: each could cost a worker's call its whole time-out.
             self._http.drop_idle()
             broken = ClusterUnavailable(f"the watch of pods broke off ({' '.join(str(error).split())[:200]})")
             self._on_reply(str(broken))
@@ -183,6 +186,7 @@ class KubeCluster:
         try:
             raw = self._read(self._http.call(Verb.CREATE, self._pods, name=name, body=body), name)
         except ClusterRejected as error:
+            # No error: an earlier create of ours may have got through without an answer. The caller compares.
             if error.reason == "AlreadyExists":
                 return Created.ALREADY_THERE
             raise
@@ -226,6 +230,7 @@ class KubeCluster:
         https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/delete-options/.
         """
         self._count("delete")
+        # The UID: by its name alone a deletion that is repeated late would end another pod of that name.
         conditions = {"uid": uid} if resource_version is None else {"uid": uid, "resourceVersion": resource_version}
         grace = {} if grace_s is None else {"gracePeriodSeconds": grace_s}
         options = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": conditions, **grace}

@@ -42,7 +42,7 @@ class RedisEventLog(RedisAdapter):
             try:
                 self._redis.reading.xgroup_create(names.stream, names.group, id="0", mkstream=True)
             except redis.ResponseError as error:
-                if "BUSYGROUP" not in str(error):
+                if "BUSYGROUP" not in str(error):  # another replica was first, or an earlier start: it is as wanted
                     raise
 
     # -- reading
@@ -72,7 +72,7 @@ class RedisEventLog(RedisAdapter):
             try:
                 return _entries(cast("Any", client.xread({self._redis.names.stream: after}, count, block_ms)))
             except ReplyTooLarge:
-                pass
+                pass  # asked again by the script, which measures: otherwise one large entry would hide all others
         reply = self._redis.run(
             "peek", [], after, count, MAX_DEAD_EVENT_BYTES, HEAD_BYTES, PENDING_BYTES, client=client
         )

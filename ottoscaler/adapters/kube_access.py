@@ -86,9 +86,12 @@ class Access:
         """The value of the Authorization header. Raises ClusterUnavailable while there is none to be had."""
         if self._plugin is not None:
             return self._plugin.bearer()
+        # Looked at twice: without the lock, so that requests do not wait for each other here; and with it, so that of
+        # many threads at the end of a minute one reads the file and not all.
         if time.monotonic() >= self._asked_until:
             with self._lock:
                 if time.monotonic() >= self._asked_until:
+                    # The token first: a thread that needs no lock must not find the new time with the old token.
                     self._token = self._read()
                     self._asked_until = time.monotonic() + TOKEN_S
         return self._token

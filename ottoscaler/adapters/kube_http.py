@@ -74,10 +74,11 @@ class KubeHttp:
 
     def close(self) -> None:
         """Cut what is being followed and refuse everything from now on; idempotent."""
+        # Marked under the lock: a response that `follow` adds after this sees the mark there, and none is forgotten.
         with self._lock:
             self._closed = True
             streams = list(self._streams)
-        self._throttle.close()
+        self._throttle.close()  # before the sockets: a call that still waits for its turn must not open another one
         for response in streams:
             _shut(response)
         self.drop_idle()
@@ -102,13 +103,14 @@ class KubeHttp:
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 raise self._broken(error, unclear=True) from error
             finally:
-                response.release_conn()
+                response.release_conn()  # also of half an answer: the pool is bounded, and a lost place stays lost
         self._answered(response, data, verb, name, token)
         return data
 
     def follow(self, path: str, *, query: Mapping[str, object], read_timeout_s: float) -> Any:
         """A response with a body that is read as it comes; hand it to `done` in the end. Raises as `call`."""
         token = self._access.bearer()
+        # Outside the throttle: a watch lasts for minutes, and would take the place of a worker's call all the time.
         response = self._send("GET", path, query, None, read_timeout_s, token)
         if response.status >= 300:
             data = response.read()
@@ -120,6 +122,8 @@ class KubeHttp:
             self._on_reply(str(other))
             raise other
         self._on_reply("")
+        # Added and looked at in one step: `close` cuts what is in the set, and what comes later is cut here. Otherwise
+        # the watch thread could go on reading for minutes after the stop.
         with self._lock:
             self._streams.add(response)
             closed = self._closed
@@ -158,6 +162,7 @@ class KubeHttp:
                 assert_same_host=False,
             )  # fmt: skip
         except (urllib3.exceptions.HTTPError, OSError) as error:
+            # Without a connection nothing was sent, and the caller may repeat; with one, the server may have acted.
             refused = isinstance(error, (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError))
             raise self._broken(error, unclear=not refused) from error
 

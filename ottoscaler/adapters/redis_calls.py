@@ -56,11 +56,13 @@ class RedisCalls:
         self._scripts = Scripts(keys)
         self._translated = partial(translated, address(server), on_reply)
         read_timeout_s = server.block_ms / 1000 + READ_MARGIN_S
+        # Apart from scripts: a read blocks for REDIS_BLOCK_MS, and keeps its connection meanwhile.
         self.reading = connect(server, timeout_s=read_timeout_s, connections=READERS, bounded=True)
         self.peeking = connect(server, timeout_s=read_timeout_s, connections=1, bounded=True)
         # For renewals alone: a call of another thread on this connection would delay them, and a late renewal costs the
         # lease.
         self.leasing = connect(server, timeout_s=LEASE_TIMEOUT_S, connections=1)
+        # Take-overs and notes are long and many: on the connections of the workers they would delay each attempt.
         self.taking = connect(server, timeout_s=LEASE_TIMEOUT_S, connections=2)
         self.client = connect(server, timeout_s=SCRIPT_TIMEOUT_S, connections=CONNECTIONS)
         self._clients = (self.reading, self.peeking, self.leasing, self.taking, self.client)
@@ -94,6 +96,7 @@ class RedisCalls:
         hashes: list[dict[bytes, bytes]] = []
         with self.translated():
             for part in chunks(event_ids):
+                # No transaction: each hash is whole by itself, and MULTI would hold up all others for the whole part.
                 pipe = self.client.pipeline(transaction=False)
                 for event_id in part:
                     pipe.hgetall(self.key.task(event_id))

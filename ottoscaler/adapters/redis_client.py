@@ -140,8 +140,11 @@ def connect(
         "db": settings.db,
         "socket_timeout": timeout_s,
         "socket_connect_timeout": CONNECT_TIMEOUT_S,
+        # Behind a NAT an idle connection dies without a word: otherwise its next user would wait for the time-out.
         "socket_keepalive": True,
         "health_check_interval": HEALTH_CHECK_S,
+        # redis-py repeats nothing: after a time-out the script may have been carried out, and a lease has no time for
+        # more tries. retries.py decides, with a bound and a log line.
         "retry": Retry(NoBackoff(), 0),
         "decode_responses": False,
         "driver_info": None,  # otherwise CLIENT SETINFO, a right that Redis 7.0 does not know

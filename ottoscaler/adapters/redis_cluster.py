@@ -61,6 +61,8 @@ class Nodes:
         again.
         """
         with self._lock:
+            # Many threads may doubt the same dead node: only the first of them moves on, or they would move past the
+            # nodes that live.
             if node == self._owner:
                 at = self._known.index(node) if node in self._known else -1
                 self._owner = self._known[(at + 1) % len(self._known)]
@@ -69,7 +71,7 @@ class Nodes:
         """Are the other nodes to be asked for? True for one caller at a time."""
         with self._lock:
             due = time.monotonic() >= self._learn_at
-            if due:
+            if due:  # noted before the answer: after a failover all connections are made again, and one of them asks
                 self._learn_at = time.monotonic() + LEARN_EVERY_S
             return due
 
@@ -91,6 +93,8 @@ class FollowingConnection(redis.Connection):
         """Connect, unless it is connected to the right node. Raises what redis-py raises."""
         owner = self._nodes.owner
         if (self.host, self.port) != owner:
+            # A connection from the pool may still be open to the node that had the slot before: each command on it
+            # would be redirected once more.
             cast("Any", self).disconnect()
             self.host, self.port = owner
         try:
@@ -123,6 +127,7 @@ class FollowingRedis(redis.Redis):
         """The answer to one command. Raises what redis-py raises."""
         if self.nodes is None:
             return cast("Any", super()).execute_command(*args, **options)
+        # Bounded: two nodes that each name the other, as in a split cluster, must not keep a thread for good.
         for _ in range(MAX_REDIRECTIONS):
             node = self.nodes.owner
             try:
@@ -132,6 +137,7 @@ class FollowingRedis(redis.Redis):
             except AskError as error:
                 return self._ask(_target(error, node), args, options)
             except (redis.ConnectionError, redis.TimeoutError):
+                # Not repeated here: it may have been carried out, and only the caller knows if that may happen twice.
                 self.nodes.doubt(node)
                 raise
         raise redis.ConnectionError(f"redirected more than {MAX_REDIRECTIONS} times, last to {self.nodes.owner}")

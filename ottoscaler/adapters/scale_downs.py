@@ -38,6 +38,7 @@ class RedisScaleDowns(RedisAdapter):
     def blocker(self, stream_id: str) -> Blocker | None:
         """See ports.ScaleDowns. A place that its event no longer needs is cleared away on the way."""
         key = self._redis.key
+        # Again after each place that was cleared: an event that lost its task in between would hold up all later ones.
         while reply := self._redis.run("blocker", [key.choices], stream_id):
             kind, name = map(text_of, reply)
             if kind == "entry":
@@ -62,7 +63,7 @@ class RedisScaleDowns(RedisAdapter):
             survivors = json.dumps([candidate.pod for candidate in others] + list(claim.spared))[1:-1]
             text = _encoded(claim, first, tasks)
             reply = self._redis.run("choose", keys, event_id, owner, text, survivors, int(bool(others)))
-            if reply[0] == b"more":
+            if reply[0] == b"more":  # too many of the few that were sent have ended: now all, and no third time
                 sent = len(claim.candidates)
                 continue
             if reply[0] == b"ok":

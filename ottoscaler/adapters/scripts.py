@@ -128,6 +128,7 @@ class Scripts:
             pipe.execute_command(*command)
         answers = client.answers(pipe)
         for number, (call, command) in enumerate(zip(calls, commands, strict=True)):
+            # After a restart of Redis: the others of this trip have been carried out, so only this one is sent again.
             if isinstance(answers[number], redis.exceptions.NoScriptError):
                 answers[number] = call_script(client, _SCRIPTS[call.function], command)
             if isinstance(answers[number], Exception):

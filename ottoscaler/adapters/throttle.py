@@ -37,10 +37,13 @@ class Throttle:
         An urgent call waits neither for a place nor for its turn: the few loops that make such calls, one at a time
         each, have a way of their own past the workers. It uses up the rate, which the workers' calls then wait for.
         """
+        # The rate first, then the place: a call that holds a place while it waits for its turn would keep it from one
+        # that may go now.
         wait_s = self._reserve_s() if self._qps else 0.0
         if urgent:
             yield
             return
+        # On the event and not a sleep: at the stop no thread may be left that waits for its turn.
         if self._qps and self._closed.wait(wait_s):
             raise ClusterUnavailable("the connection to the Kubernetes API is closed", unclear=False)
         with self._slots:
@@ -48,6 +51,7 @@ class Throttle:
 
     def _reserve_s(self) -> float:
         """Take a token, on credit if there is none; returns the seconds until it is really there."""
+        # On credit, and the wait is outside the lock: each call knows at once how long it waits, and none spins.
         with self._lock:
             now = time.monotonic()
             self._tokens = min(self._burst, self._tokens + (now - self._filled_at) * self._qps)

@@ -140,9 +140,10 @@ class _Server(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """In a thread of its own; the oldest connection makes room. Where that takes too long, this one is closed."""
+        # Bounded, and the oldest goes: clients that connect and send nothing must not keep the kubelet's probes out.
         if not self._free.acquire(blocking=False):
             self._end_oldest()
-            if not self._free.acquire(timeout=TICK_S):
+            if not self._free.acquire(timeout=TICK_S):  # this thread accepts: while it waits, no other client is served
                 self.shutdown_request(request)
                 return
         with self._lock:
@@ -171,7 +172,9 @@ class _Server(ThreadingHTTPServer):
         """End the connections that have lived too long."""
         now = time.monotonic()
         with self._lock:
-            old = [request for request, until in self._open.items() if until < now]
+            old = [
+                request for request, until in self._open.items() if until < now
+            ]  # cut outside: `_ended` takes the lock
         for request in old:
             _shut(request)
 
