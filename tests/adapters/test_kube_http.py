@@ -280,6 +280,30 @@ def test_an_api_server_may_be_behind_a_path(tmp_path: Path) -> None:
     assert asked[0].splitlines()[0] == b"GET /k8s/clusters/c-1/api/v1/pods?limit=5 HTTP/1.1"
 
 
+@pytest.mark.parametrize(
+    ("verb", "body", "line", "type_"),
+    [
+        (Verb.GET, None, b"GET /x HTTP/1.1", []),
+        (Verb.CREATE, b"{}", b"POST /x HTTP/1.1", [b"application/json"]),
+        (Verb.DELETE, b"{}", b"DELETE /x HTTP/1.1", [b"application/json"]),
+        (Verb.REVIEW, b"{}", b"POST /x HTTP/1.1", [b"application/json"]),
+    ],
+)
+def test_a_request_says_what_it_sends_and_what_it_wants(
+    tmp_path: Path, verb: Verb, body: bytes | None, line: bytes, type_: list[bytes]
+) -> None:
+    """The API server takes JSON only where it is called JSON, and could answer in Protobuf."""
+    asked: list[bytes] = []
+    with served(empty_answer, asked) as port:
+        http = KubeHttp(settings(tmp_path, port))
+        http.call(verb, "/x", body=body)
+        http.close()
+    assert asked[0].splitlines()[0] == line
+    assert re.findall(rb"Accept: (.*)\r", asked[0]) == [b"application/json"]
+    assert re.findall(rb"Authorization: (.*)\r", asked[0]) == [b"Bearer abc"]
+    assert re.findall(rb"Content-Type: (.*)\r", asked[0]) == type_
+
+
 def test_a_new_token_is_used_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The library is asked for it, and not for each request."""
     asked: list[bytes] = []

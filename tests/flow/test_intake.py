@@ -221,6 +221,15 @@ class TestReader:
         tries = [line.partition("(try ")[2].partition(")")[0] for line in log.of("retry.scheduled")]
         assert tries == ["1", "1", "1"]  # the first, the second and the fourth of like lines are logged
 
+    def test_nothing_is_read_after_the_stop(self) -> None:
+        """It would be pending until another replica takes it."""
+        with SimulatedController() as controller:
+            controller.reader.step()
+            controller.send()
+            controller.stop.set()
+            controller.reader.step(0)
+            assert controller.redis.calls["read"] == 0
+
     def test_a_group_that_is_gone_is_made_again(self) -> None:
         """FLUSHALL, or a user deleted it."""
         with SimulatedController(threads=["reader"]) as controller:
