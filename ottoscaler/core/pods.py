@@ -328,11 +328,11 @@ def foreign(raw: RawPod) -> Snapshot:
 
 
 def _ended_first(raw: RawPod, ended: _Terminated | None) -> bool:
-    """Do the node's own times show that `agent` had ended before the kubelet's deadline for the pod?"""
+    """Do the node's own times (whole seconds) show that `agent` had ended before the kubelet's deadline for the pod?"""
     if ended is None or raw.status.reason != "DeadlineExceeded":
         return False
     finished, began = epoch(ended.finished_at), epoch(raw.status.kubelet_began)
-    return finished is not None and began is not None and 0 < finished - began < raw.spec.deadline_s
+    return finished is not None and began is not None and 0 <= finished - began < raw.spec.deadline_s
 
 
 def _outlived(raw: RawPod, ended: _Terminated | None) -> bool:

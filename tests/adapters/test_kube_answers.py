@@ -264,6 +264,8 @@ TABLE = [
     ("list", 403, status(403, "Forbidden"), LATER),
     ("watch", 410, status(410, "Expired"), "Expired"),
     ("watch", 410, status(410, "NotFound"), UNCLEAR),
+    ("list", 500, status(500, "Expired"), UNCLEAR),
+    ("watch", 503, status(503, "Gone"), UNCLEAR),
     ("watch", 404, status(404, "NotFound"), LATER),
     ("watch", 500, status(500, "InternalError"), UNCLEAR),
     ("review", 403, status(403, "Forbidden"), "Forbidden"),
