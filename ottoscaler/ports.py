@@ -18,6 +18,7 @@ from ottoscaler.core.pods import Snapshot
 from ottoscaler.core.termination import Termination
 from ottoscaler.stored import Answer as Answer
 from ottoscaler.stored import Entry as Entry
+from ottoscaler.stored import KeyPlaces as KeyPlaces
 from ottoscaler.stored import Note as Note
 from ottoscaler.stored import OpenTask as OpenTask
 from ottoscaler.stored import Renewal as Renewal
@@ -142,6 +143,12 @@ class Leases(Protocol):
         Returns the task, also if it is ours already, since the answer may have been lost; None if it is not to be had;
         or why it became a dead letter by this: then it may be taken again at once, if there is something left to be
         ended.
+        """
+
+    def admit(self, keys: Sequence[str], *, shown: int, check_open: bool) -> Mapping[str, KeyPlaces]:
+        """Give places of these concurrency keys to tasks that wait for them, as far as the limits allow, in the order
+        of the stream; returns how each key stands then, with the first `shown` that wait. With `check_open` tasks that
+        are not open any more lose their places.
         """
 
     def known(self, event_ids: Sequence[str]) -> Mapping[str, tuple[str, Mapping[int, StoredWorker]]]:

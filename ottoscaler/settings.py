@@ -30,7 +30,7 @@ from ottoscaler.settings_reader import (
 )
 
 #: Names of keys behind KEY_PREFIX that no stream may have (adapters/task_codec.py makes them).
-OWN_KEYS: Final = re.compile(r"(open|buried|redriven|group|choices)|(task|consumer):.*")
+OWN_KEYS: Final = re.compile(r"(open|buried|redriven|group|choices)|(task|consumer|key):.*")
 #: Says what the worker is and ends: enough to see the whole chain work before there is a program to run.
 DEFAULT_COMMAND: Final = (
     "/bin/sh",
@@ -40,12 +40,8 @@ DEFAULT_COMMAND: Final = (
 #: Variables that are promised and have no effect yet; the start warns about those that are set.
 NOT_YET: Final = (
     "TENANT_FIELD",
-    "LOG_HANDLER_ADDRESS",
-    "LOG_HANDLER_CA_FILE",
-    "LOG_HANDLER_CERT_FILE",
-    "LOG_HANDLER_KEY_FILE",
-    "LOG_HANDLER_TOKEN_FILE",
-    "LOG_HANDLER_PLAINTEXT",
+    *("LOG_HANDLER_ADDRESS", "LOG_HANDLER_CA_FILE", "LOG_HANDLER_CERT_FILE"),
+    *("LOG_HANDLER_KEY_FILE", "LOG_HANDLER_TOKEN_FILE", "LOG_HANDLER_PLAINTEXT"),
     "WORKER_LOGS",
     "KUBERNETES_EVENTS",
     "OTEL_EXPORTER_OTLP_ENDPOINT",
@@ -171,6 +167,8 @@ class FlowSettings:
     """MAX_WORKERS: threads of the pool, so live pods of this process."""
     read_ahead: int = 32
     """READ_AHEAD: accepted events with workers that still wait for a thread; the rest is left to other replicas."""
+    admit_max: int = 10_000
+    """ADMIT_MAX: accepted events that wait for their concurrency key; when there are as many, nothing more is read."""
     max_pods_per_event: int = 1000
     """MAX_PODS_PER_EVENT: larger requests are refused, as a guard against a slip of the keyboard."""
     policy_file: str | None = None
@@ -364,6 +362,7 @@ def _flow(reader: EnvironmentReader) -> FlowSettings:
     return FlowSettings(
         max_workers=reader.integer("MAX_WORKERS", default.max_workers, 1, 10_000),
         read_ahead=reader.integer("READ_AHEAD", default.read_ahead, 1, 100_000),
+        admit_max=reader.integer("ADMIT_MAX", default.admit_max, 1, 1_000_000),
         max_pods_per_event=reader.integer("MAX_PODS_PER_EVENT", default.max_pods_per_event, 1, 1_000_000),
         policy_file=reader.file("POLICY_FILE"),
         lease_s=reader.integer("LEASE_S", default.lease_s, 3, 3600),

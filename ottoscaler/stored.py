@@ -50,6 +50,7 @@ class OpenTask:
     `workers` are those of which anything is stored, by index; `victims` is the stored victim list of a
     scale_down, None before it is chosen, `survivors` the pods that it spares; `superseded` is False while older events
     of its `supersedes` key are still to be dealt with; `cancels` counts the cancel marks that the task was ever given;
+    `holds` is False while it waits for a place of its concurrency key;
     `again` says that it had been accepted before: two threads may have the same entry in hand.
     """
 
@@ -61,6 +62,7 @@ class OpenTask:
     survivors: Sequence[str] = ()
     superseded: bool = False
     cancels: int = 0
+    holds: bool = True
     again: bool = False
 
     @property
@@ -95,6 +97,19 @@ class Answer:
     attempt: int = 0
     finished: str = ""
     dead: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPlaces:
+    """How a concurrency key stands: the event ids of the tasks that hold a place, the task id of the first of them (""
+    for none), and the event ids of the first that wait, in their order. None of these where Redis has something else
+    under the key's name (`readable` False).
+    """
+
+    holding: Sequence[str] = ()
+    first_task_id: str = ""
+    waiting: Sequence[str] = ()
+    readable: bool = True
 
 
 @dataclass(frozen=True, slots=True)

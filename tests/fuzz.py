@@ -54,7 +54,7 @@ def random_event(rng: random.Random) -> Fields:
     """One event: mostly nearly right, for pure noise is refused at the first byte."""
     kind = rng.choice(["scale_up"] * 6 + ["scale_down"] * 2 + ["", "scale", "SCALE_UP"])
     fields: Fields = {b"type": kind.encode()} if rng.random() < 0.97 else {}
-    for name in rng.sample(["task_id", "event_id", "supersedes"], rng.randint(0, 2)):
+    for name in rng.sample(["task_id", "event_id", "supersedes", "concurrency_key"], rng.randint(0, 2)):
         fields[name.encode()] = (rng.choice(_IDS) if rng.random() < 0.3 else f"id-{rng.randint(0, 10**6)}").encode()
     if rng.random() < 0.6:
         fields[b"pod_count"] = (rng.choice(_COUNTS) if rng.random() < 0.3 else str(rng.randint(1, 5))).encode()

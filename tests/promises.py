@@ -166,6 +166,15 @@ PROMISES: Final = (
         ),
     ),
     Promise(
+        "key-deaths",
+        "a controller with tasks of a concurrency key dies",
+        (
+            f"{_FLOW}/test_key_waits.py::test_at_any_write_lose_nothing",
+            f"{_FLOW}/test_key_waits.py::test_over_two_replicas_and_twenty_events",
+            f"{_ADAPTERS}/test_stream_redis.py::test_by_leases_that_run_out",
+        ),
+    ),
+    Promise(
         "wiped",
         "Redis is wiped (FLUSHALL)",
         (
@@ -426,6 +435,14 @@ PROMISES: Final = (
         (
             f"{_FLOW}/test_reconciler.py::test_an_unknown_event_is_taken_up_from_its_pods_after_a_lease",
             f"{_E2E}/test_servers.py::test_wiped_after_its_owner_died",
+        ),
+    ),
+    Promise(
+        "flush-keys",
+        "Until a controller has stored the tasks of a",
+        (
+            f"{_FLOW}/test_key_waits.py::test_goes_on_where_redis_was_wiped",
+            f"{_ADAPTERS}/test_stream_redis.py::test_are_restored_with_the_tasks",
         ),
     ),
     Promise(

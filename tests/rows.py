@@ -77,7 +77,8 @@ _VARIABLES: Final = _words(
     OTTO_AGENT_IMAGE POLICY_FILE
     IMAGE_PULL_POLICY WORKER_IMAGE_PULL_SECRET OTTO_AGENT_COMMAND WORKER_SERVICE_ACCOUNT WORKER_RUN_AS_USER
     WORKER_CPU_REQUEST WORKER_CPU_LIMIT WORKER_MEMORY_REQUEST WORKER_MEMORY_LIMIT WORKER_NODE_SELECTOR
-    WORKER_TOLERATIONS MAX_WORKERS READ_AHEAD MAX_PODS_PER_EVENT WORKER_DEADLINE_S PENDING_TIMEOUT_S IMAGE_PULL_GRACE_S
+    WORKER_TOLERATIONS MAX_WORKERS READ_AHEAD ADMIT_MAX MAX_PODS_PER_EVENT WORKER_DEADLINE_S PENDING_TIMEOUT_S
+    IMAGE_PULL_GRACE_S
     TERMINATION_GRACE_S INFRA_RETRIES WORKER_RETRIES LEASE_S SHUTDOWN_GRACE_S KUBE_INFLIGHT KUBE_QPS KUBE_BURST
     HTTP_PORT HTTP_ADDRESS LOG_LEVEL LOG_FORMAT
 """
@@ -107,6 +108,8 @@ _EVENT: Final = {
     "task_id": "name of the task; without it a scale_down ends the youngest workers of the group",
     "mode": "kill, or drain: only workers that have not started",
     "event_id": "the same id with the same content is one event; with other content a dead letter Conflict",
+    "concurrency_key": "at most so many tasks of a key run at once, in the order of the stream",
+    "concurrency_limit": "where limits differ the smallest holds",
     "supersedes": "workers of older events of that key that have not started are cancelled",
     "traceparent": "W3C trace context, to workers and results",
     "passed-on": "all other fields reach workers and results unchanged",

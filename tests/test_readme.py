@@ -70,6 +70,8 @@ COMMANDS: Final = {
     "redis-cli XADD otto:scale:events '*' type scale_down task_id task-123": HERE,
     "redis-cli XADD otto:scale:events '*' type scale_up profile node20 command '[\"npm\", \"test\"]' "
     """env '{"CI": "true"}'""": HERE,
+    "redis-cli XADD otto:scale:events '*' type scale_up task_id release-41 concurrency_key deploy-prod": HERE,
+    "redis-cli XADD otto:scale:events '*' type scale_up task_id release-42 concurrency_key deploy-prod": HERE,
     "redis-cli XTRIM otto:scale:events MAXLEN 100000": HERE,
     "redis-cli XTRIM otto:scale:results MAXLEN 10000": HERE,
     "redis-cli XTRIM otto:scale:dead MAXLEN 1000": HERE,

@@ -104,6 +104,10 @@ def _entries(draw: st.DrawFn) -> dict[str, str]:
                 "task_id": _IDS,
                 "event_id": _IDS,
                 "supersedes": _IDS,
+                "concurrency_key": _IDS,
+                "concurrency_limit": st.sampled_from(
+                    ["", "1", "007", "999", "1000", "1001", "2000", "0", "1\n", "-1", "0" * 10]
+                ),
                 "mode": st.sampled_from(["", "kill", "drain", "DRAIN", "kill\n"]),
                 "traceparent": _TRACES,
                 "metadata": _METADATA,

@@ -69,6 +69,7 @@ VARIABLES: list[tuple[str, str, Any, str, Any]] = [
     ("WORKER_RETRIES", "worker.worker_retries", 0, "10", 10),
     ("MAX_WORKERS", "flow.max_workers", 100, "8000", 8000),
     ("READ_AHEAD", "flow.read_ahead", 32, "1", 1),
+    ("ADMIT_MAX", "flow.admit_max", 10_000, "1", 1),
     ("MAX_PODS_PER_EVENT", "flow.max_pods_per_event", 1000, "1", 1),
     ("POLICY_FILE", "flow.policy_file", None, __file__, __file__),
     ("LEASE_S", "flow.lease_s", 15, "3", 3),
@@ -205,6 +206,7 @@ def test_all_faults_come_at_once() -> None:
         ({"REDIS_STREAM": "otto:scale:open"}, "REDIS_STREAM"),
         ({"RESULT_STREAM": "otto:scale:task:1-1"}, "RESULT_STREAM"),
         ({"DEAD_LETTER_STREAM": "q:choices", "KEY_PREFIX": "q:"}, "DEAD_LETTER_STREAM"),
+        ({"RESULT_STREAM": "q:key:deploy", "KEY_PREFIX": "q:"}, "RESULT_STREAM"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

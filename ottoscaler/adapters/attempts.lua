@@ -6,11 +6,12 @@ OF_A_TASK.store_termination, OF_A_TASK.clear_termination = true, true
 
 -- Store an attempt before its pod is created: after a crash it says which pod may be there. Never lowers the attempt.
 -- KEYS: task. ARGV: event_id, owner, i (the worker's index), attempt, infra_used (retries), worker (what `worker:<i>` shows).
--- Returns {'ok', false, attempt}; {'has_result'}; {'not_ours'}; {'cancelled', termination, stored attempt};
--- {'old_attempt', false, stored attempt}.
+-- Returns {'ok', false, attempt}; {'has_result'}; {'not_ours'}, also for a task without a place of its concurrency key: the
+-- next owner learns that it waits; {'cancelled', termination, stored attempt}; {'old_attempt', false, stored attempt}.
 function F.intend(event_id, owner, i, attempt, infra_used, worker)
   local task = keys()
-  local held_by, outcome, stored_text, termination = fields(task, 'owner', 'outcome:' .. i, 'attempt:' .. i, 'doom:' .. i)
+  local held_by, outcome, stored_text, termination, key = fields(task, 'owner', 'outcome:' .. i, 'attempt:' .. i, 'doom:' .. i,
+    'key')
   if outcome then return {'has_result'} end
   if held_by ~= owner then return {'not_ours'} end
   local stored, _, flag = stored_attempt(stored_text)
@@ -18,6 +19,9 @@ function F.intend(event_id, owner, i, attempt, infra_used, worker)
   if termination then
     local terminated = cjson.decode(termination).attempt
     if terminated == 0 or terminated >= attempt then return {'cancelled', termination, stored} end
+  end
+  if key and redis.call('ZSCORE', key_of(task, event_id)) ~= '1' then return {'not_ours'} end
+  if termination then
     write('HDEL', task, 'doom:' .. i)
   end
   if attempt < stored then return {'old_attempt', false, stored} end

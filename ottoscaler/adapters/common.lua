@@ -16,6 +16,7 @@ A task hash has, besides what operators read (state, task_id, pod_count, receive
   sid (the entry's id), type, digest, raw (the fields as sent), event (the same, checked), common (fields of every result, a
   flat JSON list), tries, tenure (the epoch), cancels, done, succeeded, failed, cancelled, first_failed, first_cancelled,
   output_bytes (how large the outputs in all worker:<i> are),
+  key, key_limit (concurrency key and limit, of a task that has one),
   attempt:<i> = "<attempt>:<infra retries used>[:r|:s]" (r: that attempt's pod was refused and is not there, s: it was seen),
   doom:<i> (the termination: why its pod is to be ended), spared:<i> (the drains that it survived),
   outcome:<i> (there exactly if its result is stored), victims, survivors (of a scale_down), superseding ("todo" until older
@@ -113,7 +114,93 @@ local function common_of(text)
   return good and type(common) == 'table' and common or {}
 end
 
+-- A concurrency key is a sorted set of all its open tasks: 0 for one that waits, 1 for one that holds a place. A member is
+-- '<place of the entry>|<limit>|<event id>', so that members of one score are in the order of the stream. All of a key is in
+-- this one set, of which no clock removes anything: a step changes it as a whole, and whatever dies between two steps, the
+-- set says which tasks hold one. Its name, and that of a task, are made of the prefix: a script that closes a task cannot be
+-- given the names of what it lets start, and all names of a prefix have its hash tag.
+local function key_set(key) return string.sub(OPEN, 1, -1 - #'open') .. 'key:' .. key end
+local function task_of(event_id) return string.sub(OPEN, 1, -1 - #'open') .. 'task:' .. event_id end
+local function key_member(stream_id, limit, event_id) return place(stream_id) .. limit .. '|' .. event_id end
+
+-- Returns the entry's id, the limit and the event id of a member.
+local function member_parts(member)
+  local ms, number, limit, event_id = string.match(member, '^0*(%d+)%-0*(%d+)|(%d+)|(.*)$')
+  return ms .. '-' .. number, tonumber(limit), event_id
+end
+
+-- A task without a hash was removed by a person; what is no hash may be mended, and counts as open.
+local function is_open(event_id)
+  local is_hash, owner = fields_if_hash(task_of(event_id), 'owner')
+  return owner or not is_hash
+end
+
+-- Only a person can have put something else there.
+local function is_key_set(set)
+  local found = redis.pcall('ZCARD', set)
+  if type(found) == 'number' then return true end
+  if not string.find(found.err, 'WRONGTYPE', 1, true) then error(found) end
+  return false
+end
+
+-- Has some replica read an older entry, and not accepted it? It may have the same key, and would come first.
+local function is_preceded(stream_id)
+  local found = redis.pcall('XPENDING', STREAM, GROUP, '-', '(' .. stream_id, 1)
+  return not found.err and #found > 0
+end
+
+-- The members that hold a place, without `leaving`, and the least of their limits. With `check_open` those of tasks that are not
+-- open any more lose it.
+local function holders_of(set, leaving, check_open)
+  local held, least = {}, math.huge
+  for _, member in ipairs(redis.call('ZRANGEBYSCORE', set, 1, 1)) do
+    local _, limit, event_id = member_parts(member)
+    if check_open and not is_open(event_id) then
+      write('ZREM', set, member)
+    elseif member ~= leaving then
+      held[#held + 1], least = member, math.min(least, limit)
+    end
+  end
+  return held, least
+end
+
+-- Give places to those that wait, in the order of the stream, until the first that has to wait on. `leaving` is a member that
+-- leaves in this step. Returns the members that hold a place then, and how many of those that waited were passed.
+local function admit_next(set, leaving, check_open)
+  local held, least = holders_of(set, leaving, check_open)
+  local passed = 0
+  while true do
+    local member = redis.call('ZRANGEBYSCORE', set, 0, 0, 'LIMIT', passed, 1)[1]
+    if not member then break end
+    local stream_id, limit, event_id = member_parts(member)
+    if member ~= leaving then
+      if not is_open(event_id) then
+        write('ZREM', set, member)
+      elseif #held + 1 > math.min(least, limit) or is_preceded(stream_id) then
+        break
+      else
+        write('ZADD', set, 1, member)
+        held[#held + 1], least = member, math.min(least, limit)
+      end
+    end
+    passed = passed + 1
+  end
+  return held, passed
+end
+
+-- The set of a task's concurrency key and its member there; nil for a task without one.
+local function key_of(task, event_id)
+  local key, limit, stream_id = fields(task, 'key', 'key_limit', 'sid')
+  if key then return key_set(key), key_member(stream_id, limit, event_id) end
+end
+
+-- Every task that is closed goes through here: it gives up its place, and the next of its key gets it in the same step.
 local function close_task(task, event_id)
+  local set, member = key_of(task, event_id)
+  if set then
+    write('ZREM', set, member)
+    admit_next(set, member)
+  end
   write('ZREM', OPEN, event_id)
   write('HSET', task, 'state', 'finished', 'why', '', 'next_at', '')
   write('HDEL', task, 'owner')

@@ -41,12 +41,26 @@ function F.dead_letter(packed)
   return refuse(task, letter)
 end
 
+-- A task joins those of its concurrency key. It holds a place at once where none waits before it. Returns 1 or 0; nil where the
+-- key's name holds something else than a sorted set.
+local function join_key(event)
+  local set = key_set(event.key)
+  if not is_key_set(set) then return nil end
+  local first = redis.call('ZRANGEBYSCORE', set, 0, 0, 'LIMIT', 0, 1)[1]
+  local held, least = holders_of(set)
+  local waits = first or #held + 1 > math.min(least, event.key_limit) or is_preceded(event.stream_id)
+  write('ZADD', set, waits and 0 or 1, key_member(event.stream_id, event.key_limit, event.event_id))
+  return waits and 0 or 1
+end
+
 -- Accept an event: store it as an open task of ours with a lease, and acknowledge its entry. From here on the task hash and
 -- the set of open tasks are the truth, so both are written in the step that acknowledges.
 -- KEYS: task, choices. ARGV: event, a msgpack map of stream_id, event_id, digest, event (checked, JSON), raw (as sent, JSON),
--- common, type, task_id, pod_count, process (`<consumer>/<incarnation>/`), lease_ms and supersedes ('' for none).
+-- common, type, task_id, pod_count, process (`<consumer>/<incarnation>/`), lease_ms, supersedes ('' for none), and key and
+-- key_limit of an event with a concurrency key.
 -- Returns {'ok', owner, received_at}; {'again', owner, received_at} where this process had accepted it before, and its answer
--- was lost; {'known'}; or {'dead', reason, detail} where it is a dead letter by this.
+-- was lost; {'known'}; or {'dead', reason, detail} where it is a dead letter by this. With a concurrency key 'ok' and 'again'
+-- have a fourth value: 1 if the task holds a place, 0 if it waits for one.
 function F.accept(packed)
   local event = cmsgpack.unpack(packed)
   local task, choices = keys()
@@ -60,10 +74,16 @@ function F.accept(packed)
   if digest then
     write('XACK', STREAM, GROUP, stream_id)
     local ours = first_id == stream_id and owner and string.match(owner, '^(.*/)%d+$') == event.process
-    return ours and {'again', owner, received_at} or {'known'}
+    local set, member = key_of(task, event_id)
+    local holds = set and tonumber(redis.call('ZSCORE', set, member) or 0)
+    return ours and {'again', owner, received_at, holds} or {'known'}
   end
   if tonumber(string.match(stream_id, '^%d+')) < now - TTL * 1000 then
     return refuse_event(task, event, 'TooOld', string.format(TOO_OLD, TTL))
+  end
+  local holds = event.key and join_key(event)
+  if event.key and not holds then
+    return refuse_event(task, event, 'Conflict', string.format(NOT_A_KEY, key_set(event.key)))
   end
   owner, received_at = event.process .. '1', rfc3339(now)
   if event.type == 'scale_down' or event.supersedes ~= '' then write('ZADD', choices, 0, place(stream_id) .. event_id) end
@@ -71,9 +91,10 @@ function F.accept(packed)
     'digest', event.digest, 'event', event.event, 'raw', event.raw, 'common', event.common, 'state', 'waiting',
     'owner', owner, 'tenure', 1, 'tries', 1, 'received_at', received_at)
   if event.supersedes ~= '' then write('HSET', task, 'superseding', 'todo') end
+  if holds then write('HSET', task, 'key', event.key, 'key_limit', event.key_limit) end
   write('ZADD', OPEN, now + event.lease_ms, event_id)
   write('XACK', STREAM, GROUP, stream_id)
-  return {'ok', owner, received_at}
+  return {'ok', owner, received_at, holds}
 end
 
 -- Returns {id, fields, 0}; {id, false, 0} for one that was trimmed away; {id, head, size} for one of more than `most` bytes,

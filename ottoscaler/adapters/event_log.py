@@ -125,8 +125,10 @@ class RedisEventLog(RedisAdapter):
         return [_accepted(event, reply) for (event, _), reply in zip(events, replies, strict=True)]
 
     def _acceptance(self, event: ScaleEvent, content: str, raw: Mapping[bytes, bytes]) -> Call:
+        key = {"key": event.concurrency_key, "key_limit": event.concurrency_limit} if event.concurrency_key else {}
         packed = _pack(
             {
+                **key,
                 "stream_id": event.stream_id,
                 "event_id": event.event_id,
                 "digest": content,
@@ -193,7 +195,7 @@ def _measured(reply: Any) -> list[Entry]:
     ]
 
 
-def _accepted(event: ScaleEvent, reply: Sequence[bytes]) -> OpenTask | BadEvent | None:
+def _accepted(event: ScaleEvent, reply: Sequence[Any]) -> OpenTask | BadEvent | None:
     """The reply of accept about one event."""
     if reply[0] not in (b"ok", b"again"):
         return dead_letter_of(reply, event.event_id, event.task_id)
@@ -202,5 +204,6 @@ def _accepted(event: ScaleEvent, reply: Sequence[bytes]) -> OpenTask | BadEvent 
         owner=reply[1].decode(),
         received_at=reply[2].decode(),
         superseded=not event.supersedes,
+        holds=list(reply[3:]) != [0],
         again=reply[0] == b"again",
     )

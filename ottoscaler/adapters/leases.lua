@@ -43,6 +43,20 @@ function F.expired(lease_ms)
   return redis.call('ZRANGEBYSCORE', OPEN, '-inf', now)
 end
 
+-- Does a task hold a place of its concurrency key? Its owner's death changes nothing of that. A set that a person has removed
+-- is written again: a worker was created only with a place. Returns 1 or 0, nil for a task without a key.
+local function keep_key(task, event_id)
+  local set, member = key_of(task, event_id)
+  if not set then return nil end
+  -- it may be mended, and until then nothing of it starts
+  if not is_key_set(set) then return 0 end
+  local score = tonumber(redis.call('ZSCORE', set, member) or nil)
+  if score then return score end
+  score = redis.call('HGET', task, 'state') == 'waiting' and 0 or 1
+  write('ZADD', set, score, member)
+  return score
+end
+
 -- Extend leases. Of a task that its owner only waits for the tries are forgotten: no process dies of what it only waits for.
 -- KEYS: the tasks. ARGV: lease_ms, and for each task its event id, its owner, and '1' if the owner is at work on it or has
 -- failed on it. Returns for each task {'ok', number of cancels}, {'lost', owner}, or {'forgotten', ''}.
@@ -52,8 +66,9 @@ function F.renew(lease_ms, ...)
   for n = 1, #asked / 3 do
     local task = nth_key(n)
     local event_id, owner, at_work = unpack(asked, 3 * n - 2, 3 * n)
-    local _, held_by, cancels, tries = fields_if_hash(task, 'owner', 'cancels', 'tries')
+    local _, held_by, cancels, tries, key = fields_if_hash(task, 'owner', 'cancels', 'tries', 'key')
     if held_by == owner then
+      if key then keep_key(task, event_id) end
       -- a task that has an owner is open: also where an operator has removed it from the set, and no replica could take it over
       write('ZADD', OPEN, till, event_id)
       tries = tonumber(tries or 0)
@@ -87,11 +102,13 @@ end
 -- Redis was wiped: store a task again, as its owner knows it or as its pods say. As JSON, since a script takes no more than
 -- some thousand arguments.
 -- KEYS: task, choices. ARGV: event_id, lease_ms, fields (a flat JSON list), undecided (the entry's id if the event has its
--- victims still to choose, '' otherwise). Returns 'known', where nothing changes, or 'ok'.
-function F.restore(event_id, lease_ms, flat, undecided)
+-- victims still to choose, '' otherwise), holds (1 if it holds a place of its concurrency key, 0 if it waits for one; nothing
+-- if it has no key). Returns 'known', where nothing changes, or 'ok'.
+function F.restore(event_id, lease_ms, flat, undecided, holds)
   local task, choices = keys()
   if redis.call('HLEN', task) > 0 then return 'known' end
-  local now = now_ms()
+  local now, known = now_ms(), map_of(cjson.decode(flat))
+  if holds then write('ZADD', key_set(known.key), holds, key_member(known['sid'], known.key_limit, event_id)) end
   if undecided ~= '' then write('ZADD', choices, 0, place(undecided) .. event_id) end
   write('HSET', task, 'received_at', rfc3339(now))
   write_hash(task, cjson.decode(flat))
@@ -152,6 +169,30 @@ local function keep_place(task, event_id, choices)
   if stream_id and undecided then write('ZADD', choices, 0, place(stream_id) .. event_id) end
 end
 
+-- Places of concurrency keys for those that wait, in the order of the stream. The step that closes a task does the same, so
+-- here is only what waited for an older entry to be accepted, and what a person has removed.
+-- KEYS: the set of each key. ARGV: shown (how many of those that wait are named), check_open ('1': tasks that are not open any
+-- more lose their places).
+-- Returns for each key {task id of the first that holds a place or '', event ids of those that hold one, event ids of the first
+-- that wait}; {} for one under the name of which there is something else than a sorted set.
+function F.admit(shown, check_open)
+  local answer = {}
+  for n = 1, #KEYS - #{STREAM, OPEN, RESULTS, DEAD, BURIED} do
+    local set = nth_key(n)
+    answer[n] = {}
+    if is_key_set(set) then
+      local held, passed = admit_next(set, nil, check_open == '1')
+      local waiting = redis.call('ZRANGEBYSCORE', set, 0, 0, 'LIMIT', passed, shown)
+      for _, members in ipairs({held, waiting}) do
+        for at, member in ipairs(members) do members[at] = select(3, member_parts(member)) end
+      end
+      local _, task_id = fields_if_hash(task_of(held[1] or ''), 'task_id')
+      answer[n] = {task_id or '', held, waiting}
+    end
+  end
+  return answer
+end
+
 -- May the owner that a task is taken from have failed on it? Not one that gave it up (a lease of 0). One that died over an
 -- entry that it had read died of that: the tries of entries are counted as well (`retry`). An earlier incarnation of our own
 -- consumer left its entries to us, and by now we may have accepted them: the key of our consumer says whether there were any.
@@ -164,9 +205,9 @@ end
 -- Take a task over: a new owner, a new epoch, a new lease and one try more, in one step.
 -- KEYS: task, consumer (our own), choices. ARGV: event_id, consumer, incarnation, lease_ms, same_consumer ('1': also from an
 -- earlier incarnation of this consumer with a lease that runs).
--- Returns {'ok', owner, fields of the task}; {'none'} if it is not to be had; {'dead', reason, detail} when it becomes a dead
--- letter by this. A task with pods is then to be taken once more: the dead letter is reported also where its taker cannot
--- read it.
+-- Returns {'ok', owner, fields of the task}, and with a concurrency key 1 or 0 (see `keep_key`); {'none'} if it is not to be
+-- had; {'dead', reason, detail} when it becomes a dead letter by this. A task with pods is then to be taken once more: the
+-- dead letter is reported also where its taker cannot read it.
 function F.take(event_id, consumer, incarnation, lease_ms, same_consumer)
   local task, consumer_key, choices = keys()
   local lease = redis.call('ZSCORE', OPEN, event_id)
@@ -187,7 +228,7 @@ function F.take(event_id, consumer, incarnation, lease_ms, same_consumer)
   local is_running = tonumber(lease) > now
   if held_by == consumer and holder == incarnation and is_running then
     -- taken or accepted by this very process, which got no answer: it gets the same again
-    return {'ok', owner, redis.call('HGETALL', task)}
+    return {'ok', owner, redis.call('HGETALL', task), keep_key(task, event_id)}
   end
   local is_earlier = held_by == consumer and holder ~= incarnation
   if is_running and not (same_consumer == '1' and is_earlier) then return {'none'} end
@@ -195,7 +236,7 @@ function F.take(event_id, consumer, incarnation, lease_ms, same_consumer)
   owner = consumer .. '/' .. incarnation .. '/' .. epoch
   tries = tonumber(tries or 0) + (has_failed(lease, held_by, held_by == consumer and consumer_key) and 1 or 0)
   write('HSET', task, 'owner', owner, 'tenure', epoch, 'tries', tries)
-  local fresh, detail = false, string.format(POISON_EVENT, MAX_TRIES)
+  local fresh, detail, holds = false, string.format(POISON_EVENT, MAX_TRIES), keep_key(task, event_id)
   if tries >= MAX_TRIES then fresh = add_poison_letter(task, event_id, detail, tries)
   else keep_place(task, event_id, choices) end
   write('ZADD', OPEN, fresh and 0 or now + lease_ms, event_id)
@@ -205,5 +246,5 @@ function F.take(event_id, consumer, incarnation, lease_ms, same_consumer)
   if refused then return refused end
   if fresh then return {'dead', 'Poison', detail} end
   if redis.call('HEXISTS', task, 'owner') == 0 then return {'none'} end
-  return {'ok', owner, redis.call('HGETALL', task)}
+  return {'ok', owner, redis.call('HGETALL', task), holds}
 end

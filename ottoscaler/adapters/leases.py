@@ -13,7 +13,7 @@ from ottoscaler.adapters.scripts import Call
 from ottoscaler.adapters.task_codec import dead_letter_of, decode_task, decode_workers, encode_task, readable
 from ottoscaler.core.events import BadEvent, ScaleEvent
 from ottoscaler.core.names import process_of
-from ottoscaler.ports import OpenTask, Renewal, StoredWorker
+from ottoscaler.ports import KeyPlaces, OpenTask, Renewal, StoredWorker
 
 #: The used retries of a worker that is to have none left, whatever INFRA_RETRIES is.
 NONE_LEFT: Final = 1000
@@ -98,8 +98,21 @@ class RedisLeases(RedisAdapter):
             client=redis.taking,
         )  # fmt: skip
         if reply[0] == b"ok":
-            return decode_task(reply[1].decode(), pairs_of(reply[2]))
+            return decode_task(reply[1].decode(), pairs_of(reply[2]), holds=reply[3:] != [0])
         return dead_letter_of(reply, event_id, "")
+
+    def admit(self, keys: Sequence[str], *, shown: int, check_open: bool) -> Mapping[str, KeyPlaces]:
+        """See ports.Leases."""
+        redis, found = self._redis, {}
+        for part in chunks(list(keys)):
+            names = [redis.key.concurrency(key) for key in part]
+            replies = redis.run("admit", names, shown, int(check_open), client=redis.taking)
+            for key, reply in zip(part, replies, strict=True):
+                found[key] = KeyPlaces(readable=False)
+                if reply:
+                    first, holding, waiting = reply
+                    found[key] = KeyPlaces(names_of(holding), text_of(first), names_of(waiting))
+        return found
 
     # -- after Redis was wiped
 
@@ -129,4 +142,5 @@ class RedisLeases(RedisAdapter):
         flat = json.dumps([*chain.from_iterable(encode_task(task).items())])
         undecided = task.event.stream_id if task.undecided else ""
         keys = [key.task(event_id), key.choices]
-        self._redis.run("restore", keys, event_id, lease_ms, flat, undecided, client=self._redis.taking)
+        holds = [int(task.holds)] if task.event.concurrency_key else []
+        self._redis.run("restore", keys, event_id, lease_ms, flat, undecided, *holds, client=self._redis.taking)

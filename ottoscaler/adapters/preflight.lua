@@ -26,7 +26,8 @@ local function is_permitted(command, key)
   return redis.acl_check_cmd(name, key)
 end
 
--- What the controller does with each key, in the order of KEYS, and then: the group's, the consumer's, a task, the choices.
+-- What the controller does with each key, in the order of KEYS, and then: the group's, the consumer's, a task, the choices,
+-- the tasks of a concurrency key.
 -- Without what tidies the stream (XTRIM and others): it can do without. A function, so that no other call pays for the table.
 local function needed()
   return {
@@ -39,6 +40,7 @@ local function needed()
     {'hash', {'HGET', 'HSET', 'HLEN', 'EXPIRE', 'EXISTS'}},
     {'hash', {'HGET', 'HMGET', 'HGETALL', 'HEXISTS', 'HLEN', 'HSET', 'HDEL', 'EXPIRE', 'EXISTS'}},
     {'sorted set', {'ZADD', 'ZREM', 'ZRANGEBYLEX', 'ZCARD'}},
+    {'sorted set', {'ZADD', 'ZREM', 'ZRANGEBYSCORE', 'ZSCORE', 'ZCARD'}},
   }
 end
 

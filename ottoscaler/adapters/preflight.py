@@ -26,7 +26,7 @@ class RedisPreflight(RedisAdapter):
     def obstacles(self) -> Sequence[str]:
         """See ports.Preflight. One script asks the server, and needs no right beyond those of all scripts."""
         key, names = self._redis.key, self._redis.names
-        keys = [key.group, key.consumer(self._redis.consumer), key.task("any"), key.choices]
+        keys = [key.group, key.consumer(self._redis.consumer), key.task("any"), key.choices, key.concurrency("any")]
         found = self._redis.run_without_keys("obstacles", *keys, client=self._redis.reading)
         settings = {
             names.stream: "REDIS_STREAM",

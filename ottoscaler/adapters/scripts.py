@@ -40,6 +40,7 @@ SHARED: Final[dict[str, int | str]] = {
     "POISON_WORKER": verdicts.POISON_WORKER,
     "CONFLICT": events.CONFLICT,
     "NOT_A_TASK": events.NOT_A_TASK,
+    "NOT_A_KEY": events.NOT_A_KEY,
     "TOO_OLD": events.TOO_OLD,
     "FORGOTTEN": FORGOTTEN,
     "REJECTED": results.REJECTED,

@@ -42,6 +42,10 @@ class Key:
         """The hash of one task."""
         return f"{self._prefix}task:{event_id}"
 
+    def concurrency(self, key: str) -> str:
+        """The sorted set of the open tasks of one concurrency key."""
+        return f"{self._prefix}key:{key}"
+
     def consumer(self, name: str) -> str:
         """The hash that names the process that runs under a consumer's name."""
         return f"{self._prefix}consumer:{name}"
@@ -107,8 +111,8 @@ def _with_note(worker: StoredWorker, note: bytes | None) -> StoredWorker:
     return replace(worker, seen=True) if noted else worker
 
 
-def decode_task(owner: str, fields: Mapping[bytes, bytes]) -> OpenTask:
-    """An open task from its hash."""
+def decode_task(owner: str, fields: Mapping[bytes, bytes], *, holds: bool = True) -> OpenTask:
+    """An open task from its hash. `holds`: it has no concurrency key, or a place of it."""
     victims = fields.get(b"victims")
     workers = decode_workers(fields)
     for index, worker in workers.items():
@@ -123,6 +127,7 @@ def decode_task(owner: str, fields: Mapping[bytes, bytes]) -> OpenTask:
         survivors=json.loads(fields.get(b"survivors", b"[]")),
         superseded=fields.get(b"superseding") != b"todo",
         cancels=int(fields.get(b"cancels", b"0")),
+        holds=holds,
     )
 
 
@@ -164,6 +169,9 @@ def encode_task(task: OpenTask) -> dict[str, str | int]:
     }  # fmt: skip
     if task.received_at:
         fields["received_at"] = task.received_at
+    if event.concurrency_key:
+        fields |= {"key": event.concurrency_key, "key_limit": event.concurrency_limit}
+        fields["state"] = "running" if task.holds else "waiting"
     if event.supersedes and not task.superseded:
         fields["superseding"] = "todo"
     if task.victims is not None:

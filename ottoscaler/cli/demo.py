@@ -1,4 +1,4 @@
-"""`demo`: the local system, five events, and a table with the expected and the real end of each.
+"""`demo`: the local system, seven events, and a table with the expected and the real end of each.
 
 The controller gets a fixed configuration, not the person's own, so that the demo ends the same way everywhere.
 """
@@ -72,6 +72,16 @@ CASES: Final = (
         "bad event: pod_count=lots",
         "dead letter: Invalid",
         {"type": "scale_up", "pod_count": "lots", "task_id": "demo-bad"},
+    ),
+    Case(
+        "task with a concurrency_key",
+        "1 Completed",
+        {"type": "scale_up", "task_id": "demo-first", "concurrency_key": "demo"},
+    ),
+    Case(
+        "next of its key: waits for it",
+        "1 Completed",
+        {"type": "scale_up", "task_id": "demo-second", "concurrency_key": "demo"},
     ),
     Case(
         "long task, scaled down",

@@ -97,7 +97,10 @@ class Controller:
             on_reply=partial(heartbeat.report_call, KUBERNETES), urgent=heartbeat.is_loop,
         )  # fmt: skip
         registry = Registry(clock)
-        ledger = Ledger(registry, clock, instance=instance, max_workers=flow.max_workers, read_ahead=flow.read_ahead)
+        ledger = Ledger(
+            registry, clock, instance=instance, max_workers=flow.max_workers, read_ahead=flow.read_ahead,
+            admit_max=flow.admit_max,
+        )  # fmt: skip
         metrics.show(live_pods=lambda: registry.owned_live, ready_workers=lambda: ledger.counts()[1])
         retries = Retries(stop.event, metrics, heartbeat.report_failure)
         self._web = self._bind(Health(heartbeat, ledger, registry))

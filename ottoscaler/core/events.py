@@ -42,9 +42,13 @@ _STREAM_ID = re.compile(r"[0-9]+-[0-9]+")
 _FIELD = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _COUNT = re.compile(r"[0-9]{1,9}")
 
+#: The largest concurrency_limit: the holders of a key are counted at each start.
+MAX_CONCURRENCY: Final = 1000
+
 #: Fields that say what is asked for.
 _OWN: Final = frozenset(
     {"type", "pod_count", "target_replicas", "task_id", "mode", "event_id", "supersedes", "traceparent"}
+    | {"concurrency_key", "concurrency_limit"}
 )
 #: Fields that choose something; every other field is passed on to workers and results.
 _CHOOSING: Final = _OWN | OVERRIDES
@@ -60,7 +64,7 @@ KNOWN_FIELDS: Final = _CHOOSING | {
     "metadata",
 }
 #: Fields that a scale_down must not have.
-_SCALE_UP_ONLY: Final = OVERRIDES | {"supersedes"}
+_SCALE_UP_ONLY: Final = OVERRIDES | {"supersedes", "concurrency_key", "concurrency_limit"}
 #: Fields of which an empty value counts as not set: client libraries send empty strings for undefined values.
 _OPTIONAL: Final = frozenset(name.encode() for name in _CHOOSING)
 #: Passed-on fields become `OTTO_<FIELD>`: these would hide variables that every worker has.
@@ -84,11 +88,14 @@ class Mode(StrEnum):
 #: Why an event that could be read is a dead letter, with a place for its event id, for a key, for seconds.
 CONFLICT: Final = "event_id %s was used before, with other content"
 NOT_A_TASK: Final = "the key %s holds something else than a task"
+NOT_A_KEY: Final = "the key %s holds something else than the tasks of a concurrency key"
 TOO_OLD: Final = "the entry is older than TASK_TTL_S, %d s"
 
 
 class ScaleEvent(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One accepted event. `pod_count` 0 means "all of the task" and occurs with scale_down only."""
+    """One accepted event. `pod_count` 0 means "all of the task" and occurs with scale_down only. At most
+    `concurrency_limit` tasks of a `concurrency_key` run at once; the limit counts only with a key.
+    """
 
     event_id: str
     stream_id: str
@@ -97,6 +104,8 @@ class ScaleEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     task_id: str = ""
     mode: Mode = Mode.KILL
     supersedes: str = ""
+    concurrency_key: str = ""
+    concurrency_limit: int = 1
     traceparent: str = ""
     passed_on: dict[str, str] = {}
     overrides: Overrides = NOTHING
@@ -114,7 +123,10 @@ class ScaleEvent(msgspec.Struct, frozen=True, omit_defaults=True):
             fields["pod_count"] = str(self.pod_count)
         if self.mode is not Mode.KILL:
             fields["mode"] = self.mode.value
+        if self.concurrency_limit != 1:
+            fields["concurrency_limit"] = str(self.concurrency_limit)
         given = {"task_id": self.task_id, "supersedes": self.supersedes, "traceparent": self.traceparent}
+        given["concurrency_key"] = self.concurrency_key
         return fields | {name: text for name, text in given.items() if text}
 
 
@@ -273,6 +285,8 @@ def _event(stream_id: str, texts: dict[str, str], max_pods: int, rules: Rules) -
         task_id=task_id or (stream_id if kind is EventType.SCALE_UP else ""),
         mode=_mode(texts),
         supersedes=_id(texts, "supersedes"),
+        concurrency_key=_id(texts, "concurrency_key"),
+        concurrency_limit=_concurrency_limit(texts),
         traceparent=texts.get("traceparent", ""),
         passed_on=passed_on,
         overrides=overrides_of(texts, rules) if kind is EventType.SCALE_UP else NOTHING,
@@ -337,6 +351,18 @@ def _pod_count(texts: dict[str, str], kind: EventType, max_pods: int, rules: Rul
         allowed = f"at most {most} are allowed (policy: max.pod_count)"
         raise Fault(f"field {name} is {texts[name]}; {allowed}", DeadReason.NOT_ALLOWED)
     return count
+
+
+def _concurrency_limit(texts: dict[str, str]) -> int:
+    name = "concurrency_limit"
+    if name not in texts:
+        return 1
+    if "concurrency_key" not in texts:
+        raise Fault(f"field {name} needs the field concurrency_key, of which it is the limit; send both or none")
+    limit = _whole(name, texts[name])
+    if limit > MAX_CONCURRENCY:
+        raise Fault(f"field {name} is {texts[name]}; at most {MAX_CONCURRENCY} is allowed")
+    return limit
 
 
 def _whole(name: str, text: str) -> int:

@@ -32,12 +32,14 @@ AT_ONCE: Final = 32
 class Ledger:
     """The open tasks, and the next worker. Any thread; no call blocks (but `wait_for_room`) or does I/O."""
 
-    def __init__(self, registry: Registry, clock: Clock, *, instance: str, max_workers: int, read_ahead: int) -> None:
+    def __init__(
+        self, registry: Registry, clock: Clock, *, instance: str, max_workers: int, read_ahead: int, admit_max: int
+    ) -> None:
         self._registry = registry
         self._clock = clock
         self._instance = instance
         self.threads = max_workers  # as many may be given out; the dispatcher lowers it where the machine gives no more
-        self._read_ahead = read_ahead
+        self._read_ahead, self._admit_max = read_ahead, admit_max
         self.tasks = TaskTable()
         self.notes = Notes()
         self._lock = self.tasks.lock
@@ -69,6 +71,7 @@ class Ledger:
                 return old  # accepted twice: an entry can be read again before its acceptance was answered
             if old is not None:
                 self._abandon(old)
+            task.waits = not opened.holds
             self.tasks.put(task)
             self._registry.track(task.hash)
             done = sum(1 for worker in opened.workers.values() if worker.outcome)
@@ -76,9 +79,19 @@ class Ledger:
             for worker in opened.workers.values():
                 self._restore(task, worker)
             self._capacity.take_back()
-            self._queues.add_fresh(task)
+            if not task.waits:
+                self._queues.add_fresh(task)
             self._wake()
         return task
+
+    def admit(self, task: OwnedTask) -> bool:
+        """It has a place of its concurrency key: its workers may start. Returns whether it waited until now."""
+        with self._lock:
+            if admitted := self.tasks.admit(task):
+                self._queues.add_fresh(task)
+                self._room.notify()
+                self._wake()
+            return admitted
 
     def recall(self, event_id: str) -> OpenTask | None:
         """A task of ours that Redis has forgotten, to be stored again; None if it is not open here.
@@ -125,7 +138,7 @@ class Ledger:
             return self._spare()
 
     def _spare(self) -> int:
-        return max(0, self._read_ahead - self._queues.fresh_tasks())
+        return max(0, min(self._read_ahead - self._queues.fresh_tasks(), self._admit_max - self.tasks.waiting()))
 
     # -- threads
 

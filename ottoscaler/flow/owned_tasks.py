@@ -20,7 +20,8 @@ class OwnedTask:
     `results` of workers, and the cancels (`terminations`) of those that have not had their turn, are kept for the case
     that Redis is wiped. `queued_s`: seconds that the event was in the stream before it was accepted, by Redis's clock,
     which wrote both times; 0 where that cannot be known, as for an entry with an id that its producer made up.
-    `failed_on`: our own code has failed on one of its workers.
+    `failed_on`: our own code has failed on one of its workers. `waits`: for a place of its concurrency key; until it
+    has one, no worker of it starts, and it is in no queue.
     """
 
     event: ScaleEvent
@@ -37,6 +38,7 @@ class OwnedTask:
     open_workers: int = 0
     monitored: bool = False
     failed_on: bool = False
+    waits: bool = False
     closed: bool = False  # it is finished, or another process has it: what waits for a turn here gets none
     queued_s: float = field(init=False, default=0.0)
 
@@ -115,7 +117,7 @@ def to_open_task(task: OwnedTask) -> OpenTask:
     workers = dict(task.results)
     for index, run in task.runs.items():
         workers.setdefault(index, _stored(run.life, task.terminations.get(index)))
-    return OpenTask(task.event, task.owner, task.received_at, workers, cancels=task.cancels)
+    return OpenTask(task.event, task.owner, task.received_at, workers, cancels=task.cancels, holds=not task.waits)
 
 
 def _stored(life: Life, cancel: Termination | None) -> StoredWorker:

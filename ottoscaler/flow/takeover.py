@@ -20,6 +20,7 @@ from ottoscaler.flow.dead_letters import contained, report
 from ottoscaler.flow.heartbeat import Heartbeat
 from ottoscaler.flow.inbox import Inbox
 from ottoscaler.flow.intake import Intake
+from ottoscaler.flow.key_waits import KeyWaits
 from ottoscaler.flow.ledger import Ledger
 from ottoscaler.flow.stop import Stop
 from ottoscaler.metrics import Metrics
@@ -63,6 +64,7 @@ class TakeOver:
         self._clock = clock
         self._lease_s = lease_s
         self._events_keep = events_keep
+        self._key_waits = KeyWaits(leases=leases, attempts=attempts, ledger=ledger, clock=clock)
         self._limited = logs.RateLimited()
         self._lock = threading.Lock()
         self._missing_tasks: dict[str, str] = {}  # guarded by _lock
@@ -135,6 +137,7 @@ class TakeOver:
         elif now >= self._take_at and now >= self._calm_at and now - self._renewed_at <= self._lease_s:
             more = self._take_expired()
             self._take_at = now if more else now + TAKE_EVERY_S
+        self._key_waits.look()
         self._write_notes()
         if now >= self._tidy_at:
             self._tidy_at = now + TIDY_EVERY_S

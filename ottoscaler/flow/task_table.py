@@ -20,6 +20,7 @@ class TaskTable:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self._tasks: dict[str, OwnedTask] = {}  # guarded by lock, and so are the tasks themselves
+        self._waiting: dict[str, OwnedTask] = {}  # guarded by lock: those that wait for a place of their key
 
     def owners(self) -> dict[str, str]:
         """Event id -> owner token of all open tasks."""
@@ -30,6 +31,11 @@ class TaskTable:
         """Is this task open here?"""
         with self.lock:
             return event_id in self._tasks
+
+    def waiting_for_key(self) -> list[OwnedTask]:
+        """The tasks that wait for a place of their concurrency key."""
+        with self.lock:
+            return list(self._waiting.values())
 
     def in_hand(self) -> set[str]:
         """The tasks of which some thread carries on a worker."""
@@ -84,8 +90,23 @@ class TaskTable:
     def put(self, task: OwnedTask) -> None:
         """This task is open from now on."""
         self._tasks[task.event.event_id] = task
+        if task.waits:
+            self._waiting[task.event.event_id] = task
+
+    def admit(self, task: OwnedTask) -> bool:
+        """It has a place of its key. Returns whether it waited for one until now."""
+        if task.closed or not task.waits:
+            return False
+        task.waits = False
+        del self._waiting[task.event.event_id]
+        return True
+
+    def waiting(self) -> int:
+        """How many wait for a place of their key."""
+        return len(self._waiting)
 
     def close(self, task: OwnedTask) -> None:
         """The task is finished, or another process has it."""
         task.closed = True
         self._tasks.pop(task.event.event_id, None)
+        self._waiting.pop(task.event.event_id, None)

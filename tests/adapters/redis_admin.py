@@ -65,6 +65,12 @@ class RedisAdmin:
     def close_to_others(self, event_id: str) -> None:
         self._client.zrem(f"{self.prefix}open", event_id)
 
+    def remove_task(self, event_id: str) -> None:
+        self._client.delete(f"{self.prefix}task:{event_id}")
+
+    def remove_key(self, key: str) -> None:
+        self._client.delete(f"{self.prefix}key:{key}")
+
     def trim(self) -> None:
         self._client.xtrim(self.stream, maxlen=0, approximate=False)
 

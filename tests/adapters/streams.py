@@ -87,6 +87,14 @@ class StreamAdmin(Protocol):
         """As if a user had removed a task from the set of those that are open."""
         ...
 
+    def remove_task(self, event_id: str) -> None:
+        """As if a person had removed the task's hash, and nothing else."""
+        ...
+
+    def remove_key(self, key: str) -> None:
+        """As if a person had removed what is stored of a concurrency key."""
+        ...
+
     def trim(self) -> None:
         """Remove all entries of the event stream."""
         ...

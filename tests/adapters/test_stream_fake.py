@@ -8,9 +8,10 @@ import pytest
 
 from ottoscaler.errors import StreamUnavailable
 from ottoscaler.ports import Stream
-from tests.adapters import contract_attempts, contract_event_log, contract_leases, contract_scale_downs
+from tests.adapters import contract_attempts, contract_event_log, contract_keys, contract_leases, contract_scale_downs
 from tests.adapters.contract_attempts import *  # noqa: F403
 from tests.adapters.contract_event_log import *  # noqa: F403
+from tests.adapters.contract_keys import *  # noqa: F403
 from tests.adapters.contract_leases import *  # noqa: F403
 from tests.adapters.contract_scale_downs import *  # noqa: F403
 from tests.adapters.streams import (
@@ -32,6 +33,7 @@ from tests.fakes.wait import eventually
 __all__ = [
     *contract_event_log.__all__,
     *contract_leases.__all__,
+    *contract_keys.__all__,
     *contract_attempts.__all__,
     *contract_scale_downs.__all__,
     "TestFaults",

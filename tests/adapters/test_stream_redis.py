@@ -20,9 +20,10 @@ from ottoscaler.errors import StreamUnavailable
 from ottoscaler.local.redis import EmbeddedRedis, find_binary
 from ottoscaler.ports import Stream
 from ottoscaler.settings import KeySettings, RedisSettings
-from tests.adapters import contract_attempts, contract_event_log, contract_leases, contract_scale_downs
+from tests.adapters import contract_attempts, contract_event_log, contract_keys, contract_leases, contract_scale_downs
 from tests.adapters.contract_attempts import *  # noqa: F403
 from tests.adapters.contract_event_log import *  # noqa: F403
+from tests.adapters.contract_keys import *  # noqa: F403
 from tests.adapters.contract_leases import *  # noqa: F403
 from tests.adapters.contract_scale_downs import *  # noqa: F403
 from tests.adapters.redis_admin import RedisAdmin, Server, named, open_stream
@@ -47,6 +48,7 @@ from tests.fakes.wait import eventually
 __all__ = [
     *contract_event_log.__all__,
     *contract_leases.__all__,
+    *contract_keys.__all__,
     *contract_attempts.__all__,
     *contract_scale_downs.__all__,
     "TestServer",

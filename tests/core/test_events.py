@@ -548,3 +548,44 @@ def test_a_bad_event_carries_the_ids_that_could_be_read(fields: dict[bytes, byte
 def test_a_long_value_is_cut_in_the_message() -> None:
     """A dead letter's detail is a line, not a copy of the event."""
     assert len(bad({b"pod_count": b"9" * 60_000}).detail) < 200
+
+
+class TestConcurrencyKeys:
+    """concurrency_key and concurrency_limit."""
+
+    @contract("3.concurrency_key")
+    def test_a_key_has_the_form_of_an_id(self) -> None:
+        """Upper and lower case are two keys."""
+        event = good(concurrency_key=b"Deploy/prod:1", concurrency_limit=b"0003")
+        assert (event.concurrency_key, event.concurrency_limit) == ("Deploy/prod:1", 3)
+        assert events.decode(event.encode()) == event
+        assert event.as_sent()["concurrency_limit"] == "3"
+
+    def test_without_a_limit_it_is_one(self) -> None:
+        """And without a key there is none; empty values count as not set."""
+        assert good(concurrency_key=b"k").concurrency_limit == 1
+        assert good(concurrency_key=b"", concurrency_limit=b"").concurrency_key == ""
+        assert "concurrency" not in good().encode()
+
+    @pytest.mark.parametrize("value", [b"a{b", b"a\nb", b"x" * 129, b"-a", "ä".encode()])
+    def test_another_form_is_refused(self, value: bytes) -> None:
+        """With the field, the value and what is allowed."""
+        assert bad({b"concurrency_key": value}).detail.startswith("field concurrency_key is ")
+
+    @pytest.mark.parametrize("value", [b"0", b"1001", b"-1", b"1.5", b"many", b"9999999999"])
+    @contract("3.concurrency_limit")
+    def test_a_limit_is_from_1_to_1000(self, value: bytes) -> None:
+        """Nothing else."""
+        assert bad({b"concurrency_key": b"k", b"concurrency_limit": value}).detail.startswith(
+            "field concurrency_limit is "
+        )
+
+    def test_a_limit_needs_its_key(self) -> None:
+        """Or it would limit nothing, unnoticed."""
+        assert "needs the field concurrency_key" in bad({b"concurrency_limit": b"2"}).detail
+
+    @pytest.mark.parametrize("name", ["concurrency_key", "concurrency_limit"])
+    def test_they_belong_to_scale_up(self, name: str) -> None:
+        """A scale_down takes effect at once."""
+        fields = {b"type": b"scale_down", b"task_id": b"t", name.encode(): b"1"}
+        assert bad(fields).detail == f"field {name} belongs to scale_up only; remove it"

@@ -125,6 +125,11 @@ class Fleet(System):
         self.pod_status.close()
         super().close()
 
+    @property
+    def next_user(self) -> str:
+        """The name of the replica that is started next."""
+        return self._left[0]
+
     def replica(self, **environ: str) -> Controller:
         """Start one more, under the next name, and do not wait for it."""
         user = self._left.pop(0)

@@ -18,6 +18,7 @@ from ottoscaler.core.termination import Termination
 from ottoscaler.errors import StreamUnavailable
 from ottoscaler.ports import Clock, StoredWorker, Victim
 from tests.fakes.clock import SystemClock
+from tests.fakes.places import Places
 
 GROUP = "ottoscaler"
 Id = tuple[int, int]
@@ -159,6 +160,7 @@ class FakeRedis:
         self.tasks: dict[str, TaskState] = {}
         self.cluster = ""
         self.leases: dict[str, float] = {}
+        self.places = Places(self._is_open, self._is_preceded)
         self.incarnations: dict[str, str] = {}
         self.seen: dict[str, float] = {}
         self.other_groups: set[str] = set()
@@ -201,6 +203,23 @@ class FakeRedis:
         if task is None:
             raise StreamUnavailable(f"FORGOTTEN the task of event {event_id} is unknown", unclear=False)
         return task
+
+    def _is_open(self, event_id: str) -> bool:
+        task = self.find(event_id)
+        return task is not None and task.owner is not None
+
+    def _is_preceded(self, position: Id) -> bool:
+        return any(order(name) < position for name in (self.group or Group()).pending)
+
+    def remove_task(self, event_id: str) -> None:
+        """As if a person had removed the task's hash, and nothing else."""
+        with self.changed:
+            del self.tasks[event_id]
+
+    def remove_key(self, key: str) -> None:
+        """As if a person had removed what is stored of a concurrency key."""
+        with self.changed:
+            self.places.drop(key)
 
     def publish(self, fields: Mapping[str, str]) -> None:
         """Add to the result stream, which has a limited length."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from ottoscaler.core.choice import Blocker, Choice, Claim, Victim
 from ottoscaler.core.events import (
@@ -23,7 +24,7 @@ from ottoscaler.core.names import process_of
 from ottoscaler.core.results import RESULT_FIELDS, common_fields, rfc3339
 from ottoscaler.core.verdicts import MAX_TRIES
 from ottoscaler.errors import StreamUnavailable, TooMuch
-from ottoscaler.ports import Answer, Entry, OpenTask, Renewal, Status, StoredWorker, TaskView
+from ottoscaler.ports import Answer, Entry, KeyPlaces, OpenTask, Renewal, Status, StoredWorker, TaskView
 from tests.fakes.server import GROUP, Delivery, FakeRedis, Group, Id, TaskState, WorkerState, order
 from tests.fakes.workers import WorkerScripts
 
@@ -198,9 +199,17 @@ class FakeStream(WorkerScripts):
         again = known is not None
         if known is None:
             known = self._open(event, content, raw)
+            server.places.join(event, order(event.stream_id))
         same = known.event is not None and known.event.stream_id == event.stream_id
         return (
-            OpenTask(event, known.owner or "", known.received_at, superseded=not event.supersedes, again=again)
+            OpenTask(
+                event,
+                known.owner or "",
+                known.received_at,
+                superseded=not event.supersedes,
+                again=again,
+                holds=server.places.holds(event),
+            )
             if same and self._is_ours(known)
             else None
         )
@@ -220,6 +229,7 @@ class FakeStream(WorkerScripts):
             task = self._open(event, "", json.dumps(event.as_sent(), ensure_ascii=False))
             task.owner, task.epoch, task.tries, task.state = f"{self._base}0", 0, 0, "running"
             self.server.leases[event.event_id] = 0.0
+            self.server.places.put(event, order(event.stream_id), holds=True)
             for index in range(1, event.pod_count + 1):
                 worker = task.worker(index)
                 worker.attempt, worker.infra_used = (attempts[index], 0) if index in attempts else (1, 1000)
@@ -236,6 +246,9 @@ class FakeStream(WorkerScripts):
                 0,
                 "running",
             )
+            if not task.holds:
+                state.state = "waiting"
+            self.server.places.put(task.event, order(task.event.stream_id), holds=task.holds)
             state.received_at, state.cancels = task.received_at or state.received_at, task.cancels
             state.superseded = task.superseded or not task.event.supersedes
             state.victims = None if task.victims is None else list(task.victims)
@@ -312,6 +325,8 @@ class FakeStream(WorkerScripts):
                     continue
                 now = self.server.clock.now()
                 self.server.leases[event_id] = now + self._lease_s
+                if task.event is not None:
+                    self.server.places.keep(task.event, order(task.event.stream_id), started=task.state != "waiting")
                 if event_id not in at_work and task.tries < MAX_TRIES:
                     task.tries = 0
                 cancels[event_id] = task.cancels
@@ -347,7 +362,7 @@ class FakeStream(WorkerScripts):
             if task is None or task.event is None or event_id not in server.leases:
                 return None
             if server.leases[event_id] > now and self._is_ours(task):
-                return _opened(task, task.event, task.owner or "")
+                return self._opened(task, task.event, task.owner or "")
             if server.leases[event_id] > now and not (same_consumer and self._was_ours(task)):
                 return None
             task.epoch += 1
@@ -363,7 +378,15 @@ class FakeStream(WorkerScripts):
                     return BadEvent(DeadReason.POISON, detail, event_id)
                 if task.owner is None:
                     return None
-            return _opened(task, task.event, task.owner)
+            server.places.keep(task.event, order(task.event.stream_id), started=task.state != "waiting")
+            return self._opened(task, task.event, task.owner)
+
+    def _opened(self, task: TaskState, event: ScaleEvent, owner: str) -> OpenTask:
+        return replace(_opened(task, event, owner), holds=self.server.places.holds(event))
+
+    def admit(self, keys: Sequence[str], *, shown: int, check_open: bool) -> Mapping[str, KeyPlaces]:
+        with self.server.call("admit"):
+            return {key: self.server.places.admit(key, shown=shown, check_open=check_open) for key in keys}
 
     def reload(self, event_id: str) -> OpenTask | None:
         with self.server.call("reload"):

@@ -35,6 +35,8 @@ class WorkerScripts:
                 worker.termination.is_cancel or worker.termination.attempt >= attempt
             ):
                 return Answer(Status.CANCELLED, worker.termination, worker.attempt)
+            if task.event is not None and not self.server.places.holds(task.event):
+                return Answer(Status.NOT_OURS)
             worker.termination = None
             if attempt < worker.attempt:
                 return Answer(Status.OLD_ATTEMPT, None, worker.attempt)
@@ -190,6 +192,8 @@ class WorkerScripts:
         self.server.leases.pop(event_id, None)
         task.state, task.owner, task.why, task.next_at = "finished", None, "", ""
         task.expires_at = self.server.clock.now() + self.server.task_ttl_s
+        if task.event is not None:
+            self.server.places.leave(task.event)
 
     def _poison(self, task: TaskState, event: ScaleEvent) -> None:
         """This ends a scale_down; a scale_up has pods that have to be ended first, unless no replica can."""

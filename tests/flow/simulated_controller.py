@@ -108,8 +108,9 @@ class SimulatedController:
         self.stop, self.metrics = stop or ImpatientStop(), Metrics()
         self.registry = Registry(self.clock)
         self.ledger = Ledger(
-            self.registry, self.clock, instance=instance, max_workers=flow.max_workers, read_ahead=flow.read_ahead
-        )
+            self.registry, self.clock, instance=instance, max_workers=flow.max_workers, read_ahead=flow.read_ahead,
+            admit_max=flow.admit_max,
+        )  # fmt: skip
         self.heartbeat = Heartbeat(self.clock)
         self.lease_s = float(flow.lease_s)
         self.retries = Retries(ImpatientEvent(self.stop.event), self.metrics, self.heartbeat.report_failure)

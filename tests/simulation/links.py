@@ -36,7 +36,7 @@ MISHAPS = (
 KINDS = (
     "*", "announce", "owned", "read", "pending", "accept", "dead_letter", "renew", "expired", "take", "release",
     "intend", "create", "get", "check", "store_termination", "clear_termination", "record", "delete",
-    "note_refused", "choose",
+    "note_refused", "choose", "admit",
     "finish", "outcomes", "blocker", "reload", "known", "list", "watch",
     "restore", "adopt",
 )  # fmt: skip

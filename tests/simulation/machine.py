@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.simulation.audit import SHOWN
+from tests.simulation.keys import check_limits
 from tests.simulation.links import KINDS, MISHAPS, Mishap, Move
 from tests.simulation.replica import ROLES
 from tests.simulation.world import HAPPENINGS, STEPS_S, World
@@ -32,26 +33,30 @@ class Simulation(RuleBasedStateMachine):
         max_workers=st.integers(1, 3),
         replicas=st.integers(1, 3),
         patient=st.booleans(),
-        events=st.lists(st.integers(1, 3), min_size=1, max_size=2),
+        events=st.lists(st.tuples(st.integers(1, 3), st.integers(-1, 2)), min_size=1, max_size=3),
         wipes=st.integers(0, 5),
     )
-    def begin(self, max_workers: int, replicas: int, patient: bool, events: Sequence[int], wipes: int) -> None:
+    def begin(
+        self, max_workers: int, replicas: int, patient: bool, events: Sequence[tuple[int, int]], wipes: int
+    ) -> None:
         """A world with controllers and work. In few of them Redis may be wiped: less is promised then."""
         self.world = World(max_workers=max_workers, patient=patient)
         self.audit = self.world.audit
         self.may_wipe = wipes == 5
         for who in range(replicas):
             self.world.start(who)
-        for count in events:
-            self.scale_up(count, "", True)
+        for count, limit in events:
+            self.scale_up(count, "", True, limit)
 
     # -- events
 
     @precondition(lambda self: len(self.audit.sent) < _MAX_EVENTS)
-    @rule(count=st.integers(1, 3), group=st.sampled_from(("", "", "k")), named=st.booleans())
-    def scale_up(self, count: int, group: str, named: bool) -> None:
-        """A producer wants workers; perhaps instead of older ones."""
+    @rule(count=st.integers(1, 3), group=st.sampled_from(("", "", "k")), named=st.booleans(), limit=st.integers(-2, 3))
+    def scale_up(self, count: int, group: str, named: bool, limit: int) -> None:
+        """A producer wants workers; perhaps instead of older ones, or not besides others of the same key."""
         fields = {"type": "scale_up", "pod_count": str(count), "task_id": f"t{len(self.audit.sent) % 2}"}
+        if limit > 0:
+            fields |= {"concurrency_key": "c", "concurrency_limit": str(limit)}
         self._send(fields | ({"supersedes": group} if group else {}), named=named)
 
     @precondition(lambda self: 0 < len(self.audit.sent) < _MAX_EVENTS)
@@ -175,6 +180,7 @@ class Simulation(RuleBasedStateMachine):
     def nothing_is_wrong(self) -> None:
         """Results once, no program twice, no running pod deleted wrongly … (audit.py)."""
         if hasattr(self, "world"):
+            check_limits(self.audit)
             self._check()
 
     def teardown(self) -> None:

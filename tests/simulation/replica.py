@@ -112,6 +112,7 @@ class _Ledger(Ledger):
             instance=settings.instance,
             max_workers=flow.max_workers,
             read_ahead=flow.read_ahead,
+            admit_max=flow.admit_max,
         )
         self._replica = replica
 

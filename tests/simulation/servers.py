@@ -15,6 +15,7 @@ from tests.fakes.kubernetes import FakeKubernetes, Pod
 from tests.fakes.server import FakeRedis, TaskState
 from tests.fakes.stream import FakeStream
 from tests.simulation.audit import Audit
+from tests.simulation.keys import check_turn
 
 
 class AuditedKubernetes(FakeKubernetes):
@@ -72,6 +73,7 @@ class AuditedStream(FakeStream):
         answer = super().intend(event_id, owner, index, attempt=attempt, infra_used=infra_used, pod=pod)
         if answer.status is Status.OK:
             self.server.audit.intended(pod)
+            check_turn(self.server.audit, event_id)
         return answer
 
     def store_termination(self, event_id: str, owner: str | None, index: int, termination: Termination) -> Answer:
