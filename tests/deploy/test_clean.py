@@ -11,6 +11,8 @@ import pytest
 
 from tests.deploy.checkout import add_program, calls, mode, run, write_env
 
+full = pytest.mark.full
+
 #: Docker with the container redis-boa while the file `redis` is there.
 DOCKER = """
 echo "docker $*" >>calls
@@ -55,7 +57,15 @@ class TestRedis:
 
     @pytest.mark.parametrize(
         ("answer", "gone"),
-        [("yes\n", True), ("yes", True), ("y\n", False), ("no\n", False), ("YES\n", False), ("\n", False), ("", False)],
+        [
+            ("yes\n", True),
+            pytest.param("yes", True, marks=full),
+            ("y\n", False),
+            pytest.param("no\n", False, marks=full),
+            pytest.param("YES\n", False, marks=full),
+            ("\n", False),
+            ("", False),
+        ],
     )
     @pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "pipe"])
     def test_the_answer(self, ready: Path, terminal: bool, answer: str, gone: bool) -> None:
