@@ -77,7 +77,9 @@ class Log:
     def _say(self, level: int, event: str, message: str, args: tuple[object, ...], facts: dict[str, object]) -> None:
         if self._logger.isEnabledFor(level):
             extra = {"otto_event": event, "otto_facts": {**_bound.get(), **facts}}
-            self._logger.log(level, _fill(message, args), extra=extra)
+            # `Logger.log` does this too, but first looks for the place in the code, which no line of ours shows
+            name, text = self._logger.name, _fill(message, args)
+            self._logger.handle(self._logger.makeRecord(name, level, "", 0, text, (), None, extra=extra))
 
 
 class RateLimited:
@@ -220,7 +222,7 @@ def _fields(record: logging.LogRecord) -> dict[str, object]:
         "event": _clean(event if event is not None else f"library.{record.name}"),
         "message": _clean(message),
     }
-    for name in sorted(facts, key=lambda name: _USUAL.index(name) if name in _USUAL else len(_USUAL)):
+    for name in (*(name for name in _USUAL if name in facts), *(name for name in facts if name not in _USUAL)):
         # A fact that is called like a field of ours is kept, beside it.
         fields[f"{name}_" if name in _HEAD else name] = _clean(facts[name], tail=name == "traceback")
     return fields
@@ -259,7 +261,7 @@ def _clean(value: object, *, tail: bool = False) -> object:
         return value
     if isinstance(value, float) and value - value == 0:  # neither infinite nor NaN, which JSON does not have
         return value
-    text = redact(_text(value))
+    text = redact(value if type(value) is str else _text(value))
     if tail:
         return text if len(text) <= MAX_TRACEBACK else "..." + text[-MAX_TRACEBACK:]
     return text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + "..."

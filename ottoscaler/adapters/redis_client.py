@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from queue import Empty
 from typing import Any, cast
 
+import hiredis
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -126,6 +127,16 @@ class _BoundedParser(redis.connection.DefaultParser):  # type: ignore[misc, vali
         return there
 
 
+class _Packer:
+    """Writes a command as the server reads it. redis-py's own looks at each argument first, in Python, for types that
+    none of ours has; a script call has thirty.
+    """
+
+    def pack(self, *command: Any) -> list[bytes]:
+        """The bytes of a command; its name may be of two words."""
+        return [hiredis.pack_command((*command[0].split(), *command[1:]))]
+
+
 def connect(
     settings: RedisSettings, *, timeout_s: float, connections: int = 4, bounded: bool = False
 ) -> FollowingRedis:
@@ -147,6 +158,7 @@ def connect(
         # more tries. retries.py decides, with a bound and a log line.
         "retry": Retry(NoBackoff(), 0),
         "decode_responses": False,
+        "command_packer": _Packer(),
         "driver_info": None,  # otherwise CLIENT SETINFO, a right that Redis 7.0 does not know
         **({"parser_class": _BoundedParser} if bounded else {}),
         **_credentials(settings),

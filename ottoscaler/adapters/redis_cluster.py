@@ -126,12 +126,12 @@ class FollowingRedis(redis.Redis):
     def execute_command(self, *args: Any, **options: Any) -> Any:
         """The answer to one command. Raises what redis-py raises."""
         if self.nodes is None:
-            return cast("Any", super()).execute_command(*args, **options)
+            return self._execute_once(args, options)
         # Bounded: two nodes that each name the other, as in a split cluster, must not keep a thread for good.
         for _ in range(MAX_REDIRECTIONS):
             node = self.nodes.owner
             try:
-                return cast("Any", super()).execute_command(*args, **options)
+                return self._execute_once(args, options)
             except MovedError as error:
                 self.nodes.moved(_target(error, node))
             except AskError as error:
@@ -141,6 +141,22 @@ class FollowingRedis(redis.Redis):
                 self.nodes.doubt(node)
                 raise
         raise redis.ConnectionError(f"redirected more than {MAX_REDIRECTIONS} times, last to {self.nodes.owner}")
+
+    def _execute_once(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """The answer to one command that is sent once. redis-py's own `execute_command` does the same inside retries,
+        which are off, and keeps figures for OpenTelemetry, which is not there.
+        """
+        pool: Any = self.connection_pool
+        connection = pool.get_connection()
+        try:
+            connection.send_command(*args)
+            return cast("Any", self).parse_response(connection, args[0], **options)
+        except (redis.ConnectionError, redis.TimeoutError):
+            # An answer that comes late would be taken for the next command's.
+            connection.disconnect()
+            raise
+        finally:
+            pool.release(connection)
 
     def answers(self, pipe: Any) -> list[Any]:
         """The answers of a pipeline of this client, an error in the place of an answer where there is one.

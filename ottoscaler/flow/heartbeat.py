@@ -99,6 +99,10 @@ class Heartbeat:
     def report_call(self, server: str, error: str = "") -> None:
         """A call was answered, or failed with this error. It is a sign of life of the loop that made it, too."""
         name = threading.current_thread().name
+        if not error and server not in self._servers and name not in self._beats:
+            # As good as always, and several times for each worker: nothing is to be changed, so the lock is not taken,
+            # for which thousands of threads would wait. A failure that comes in between stays until the next answer.
+            return
         with self._lock:
             now = self._now()
             if name in self._beats:
