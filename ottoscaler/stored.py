@@ -145,3 +145,12 @@ class Note:
     states: Mapping[int, tuple[str, int, str]] = field(default_factory=dict)
     reason: str | None = None
     next_at: str = ""
+
+
+def process_of(owner: str) -> tuple[str, str]:
+    """Consumer and incarnation of an owner token `<consumer>/<incarnation>/<epoch>`; two empty texts if it is none.
+
+    It is cut from the right: a consumer's name may contain slashes, and names are compared whole (`x` is not `x/y`).
+    """
+    parts = owner.rsplit("/", 2)
+    return (parts[0], parts[1]) if len(parts) == 3 else ("", "")

@@ -15,9 +15,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from ottoscaler.core import events, manifest, names
+from ottoscaler.core import events, manifest
 from ottoscaler.core.events import BadEvent, ScaleEvent, digest, original, parse
-from ottoscaler.core.names import WorkerKey
+from ottoscaler.core.manifest import WorkerKey
 from ottoscaler.settings import WorkerSettings
 
 Fields = dict[bytes, bytes]
@@ -124,11 +124,12 @@ def check(stream_id: str, fields: Fields) -> str:
 
 def bodies(event: ScaleEvent) -> Iterator[bytes]:
     """The first pod, and the one with the longest name, of a scale_up."""
-    hash_ = names.event_hash(LONGEST_NAME, event.event_id)
+    hash_ = manifest.event_hash(LONGEST_NAME, event.event_id)
     keys = [(1, 1), (event.pod_count, 999)] if event.type is events.EventType.SCALE_UP else []
     for index, attempt in keys:
         key = WorkerKey(hash_, index, attempt)
-        yield manifest.build(WorkerSettings(), event, key, instance=LONGEST_NAME, namespace="default")
+        where = {"instance": LONGEST_NAME, "namespace": "default"}
+        yield manifest.build(WorkerSettings(), event, key, event_json=event.encode(), **where)
 
 
 def faults(body: bytes) -> Iterator[str]:

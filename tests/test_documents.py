@@ -16,7 +16,7 @@ import yaml
 from ottoscaler.adapters.cluster import VERBS
 from ottoscaler.adapters.policy_file import parse_policy
 from ottoscaler.cli.main import COMMANDS as SUBCOMMANDS
-from ottoscaler.core import names
+from ottoscaler.core import manifest
 from ottoscaler.core.events import MAX_EVENT_BYTES, MAX_FIELDS, DeadReason, EventType, ScaleEvent
 from ottoscaler.core.manifest import environment
 from ottoscaler.core.policy import decide
@@ -133,7 +133,7 @@ def test_the_limits_are_those_of_the_code() -> None:
 
 def test_the_labels_are_those_of_the_code() -> None:
     """Besides managed-by, which stands before the table."""
-    labels = [names.LABEL_INSTANCE, names.LABEL_EVENT, names.LABEL_WORKER, names.LABEL_ATTEMPT]
+    labels = [manifest.LABEL_INSTANCE, manifest.LABEL_EVENT, manifest.LABEL_WORKER, manifest.LABEL_ATTEMPT]
     assert [codes(row[0])[0] for row in table("label")] == labels
 
 
@@ -141,7 +141,7 @@ def test_the_labels_are_those_of_the_code() -> None:
 def test_the_workers_environment_is_complete() -> None:
     """Every variable that a worker gets, apart from HOME."""
     event = ScaleEvent("e", "1-1", EventType.SCALE_UP, 1, traceparent="00-1", passed_on={"field": "x"})
-    given = {variable["name"] for variable in environment(event, names.WorkerKey("0" * 10, 1, 1))} - {"HOME"}
+    given = {variable["name"] for variable in environment(event, manifest.WorkerKey("0" * 10, 1, 1))} - {"HOME"}
     shown = {name for row in table("environment variable") for name in codes(row[0])}
     assert {name.replace("<FIELD>", "FIELD") for name in shown} == given
 

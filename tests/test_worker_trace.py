@@ -7,8 +7,8 @@ import pytest
 from tests.worker_trace import Trace, trace_worker
 
 #: More is a decision.
-_CALLS = 290
-_FILES = 14
+_CALLS = 280
+_FILES = 12
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +33,5 @@ def test_the_trace_is_of_a_whole_life(trace: Trace) -> None:
     """Each effect of the ordinary way is in it, once."""
     effects = ("_intend", "_create", "_check", "_record", "_delete", "_end")
     assert [trace.calls["flow/worker.py", f"Runner.{effect}"] for effect in effects] == [1] * len(effects)
-    assert (
-        trace.calls["core/names.py", "pod_name"] <= 3
-    )  # the manifest's metadata and variables, and the answer's check
+    # for the manifest's metadata and variables, and for the check of the answer
+    assert trace.calls["core/manifest.py", "pod_name"] <= 3

@@ -13,8 +13,7 @@ from ottoscaler import logs
 from ottoscaler.adapters.kube_answers import Verb, refusal, success
 from ottoscaler.adapters.kube_http import KubeHttp
 from ottoscaler.core.events import ScaleEvent, decode
-from ottoscaler.core.manifest import event_annotation
-from ottoscaler.core.names import selector
+from ottoscaler.core.manifest import event_annotation, selector
 from ottoscaler.core.pods import RawPod, Snapshot, as_asked, foreign, snapshot
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Expired
 from ottoscaler.ports import Change, Created, PodList, WatchEvent

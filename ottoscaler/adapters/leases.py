@@ -12,8 +12,8 @@ from ottoscaler.adapters.redis_values import answers_of, chunks, names_of, pairs
 from ottoscaler.adapters.scripts import Call
 from ottoscaler.adapters.task_codec import dead_letter_of, decode_task, decode_workers, encode_task, readable
 from ottoscaler.core.events import BadEvent, ScaleEvent
-from ottoscaler.core.names import process_of
 from ottoscaler.ports import KeyPlaces, OpenTask, Renewal, StoredWorker
+from ottoscaler.stored import process_of
 
 #: The used retries of a worker that is to have none left, whatever INFRA_RETRIES is.
 NONE_LEFT: Final = 1000

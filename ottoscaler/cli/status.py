@@ -30,8 +30,8 @@ from ottoscaler.adapters.status_reader import Backlog, StatusReader
 from ottoscaler.adapters.task_codec import TaskState
 from ottoscaler.cli.connection import reader
 from ottoscaler.cli.table import console, count_text, duration, grid, printable, tally_text
-from ottoscaler.core.names import process_of
 from ottoscaler.errors import StreamUnavailable
+from ottoscaler.stored import process_of
 
 _REFRESH_S: Final = 1.0
 _FINISHED: Final = 10

@@ -1,24 +1,132 @@
-"""The worker pod: this module alone decides what is created.
+"""The worker pod: this module alone decides what is created, and by what it is known again.
 
 It meets the restricted Pod Security profile
 (https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted), mounts no token, and carries in
 labels and annotations all that is needed to take it up again when Redis has forgotten it.
+
+Its name is a function of the event, so that the API server itself is the lock: a second create of the same worker is
+a 409.
+
+A pod's name says which worker it is, its labels repeat it for the watch, and its annotation proves it. An admission
+webhook, or a person, may change labels. A pod without the labels that we need is still ours (the name, and the event id
+in its annotation, which has the hash in the name), but no watch shows it any more.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import msgspec
 
-from ottoscaler.core import names, output
+from ottoscaler.core import output
 from ottoscaler.core.events import ScaleEvent
-from ottoscaler.core.names import WorkerKey
-from ottoscaler.core.pods import CONTAINER
 
+#: The container that decides how a worker ends.
+CONTAINER: Final = "agent"
 WORKSPACE = "/workspace"
+
+MANAGED_BY = "managed-by"
+MANAGER = "ottoscaler"
+LABEL_INSTANCE = "ottoscaler.io/instance"
+LABEL_EVENT = "ottoscaler.io/event"
+LABEL_WORKER = "ottoscaler.io/worker"
+LABEL_ATTEMPT = "ottoscaler.io/attempt"
+ANNOTATION_EVENT_ID = "ottoscaler.io/event-id"
+ANNOTATION_TASK_ID = "ottoscaler.io/task-id"
+ANNOTATION_DIGEST = "ottoscaler.io/spec-digest"
+ANNOTATION_EVENT = "ottoscaler.io/event"
+
+HASH_DIGITS = 10
+
+_DIGITS: Final = re.compile(r"[0-9]{1,9}")
+_NAME: Final = re.compile(rf"otto-agent-([0-9a-f]{{{HASH_DIGITS}}})-([0-9]{{1,9}})(?:-r([0-9]{{1,9}}))?")
+
+
+# -- its name and its labels
+
+
+class WorkerKey(msgspec.Struct, frozen=True):
+    """One attempt of one worker, as in its pod's labels: the key of the registry."""
+
+    event_hash: str
+    index: int
+    attempt: int
+
+    @property
+    def worker(self) -> tuple[str, int]:
+        """Which worker, whatever the attempt."""
+        return self.event_hash, self.index
+
+
+def event_hash(instance: str, event_id: str) -> str:
+    """The 10 hexadecimal digits that stand for an event in names and labels."""
+    return hashlib.sha256(f"{instance}\0{event_id}".encode()).hexdigest()[:HASH_DIGITS]
+
+
+def pod_name(key: WorkerKey) -> str:
+    """The name of an attempt's pod: the same event gives the same names, always;
+    from the second attempt on with a suffix.
+    """
+    suffix = f"-r{key.attempt}" if key.attempt > 1 else ""
+    return f"otto-agent-{key.event_hash}-{key.index}{suffix}"
+
+
+def selector(instance: str) -> str:
+    """The label selector of all pods of one Ottoscaler."""
+    return f"{MANAGED_BY}={MANAGER},{LABEL_INSTANCE}={instance}"
+
+
+def labels_of(key: WorkerKey, instance: str) -> dict[str, str]:
+    """The labels that a worker's pod must have: by the first two the watch selects it."""
+    return {
+        MANAGED_BY: MANAGER,
+        LABEL_INSTANCE: instance,
+        LABEL_EVENT: key.event_hash,
+        LABEL_WORKER: str(key.index),
+        LABEL_ATTEMPT: str(key.attempt),
+    }
+
+
+def by_labels(name: str, labels: Mapping[str, str]) -> WorkerKey | None:
+    """The attempt that the labels speak of; None if they are not a worker's, or are those of a pod of another name."""
+    event, index, attempt = labels.get(LABEL_EVENT), labels.get(LABEL_WORKER, ""), labels.get(LABEL_ATTEMPT, "")
+    if event is None or not (_DIGITS.fullmatch(index) and _DIGITS.fullmatch(attempt)):
+        return None
+    key = WorkerKey(event, int(index), int(attempt))
+    return key if pod_name(key) == name else None
+
+
+def by_annotation(name: str, event_id: str, instance: str) -> WorkerKey | None:
+    """The attempt in the name, if the annotated event has that hash in this instance; otherwise None."""
+    parts = _NAME.fullmatch(name) if event_id else None
+    if parts is None or parts[1] != event_hash(instance, event_id):
+        return None
+    key = WorkerKey(parts[1], int(parts[2]), int(parts[3] or 1))
+    return key if pod_name(key) == name else None
+
+
+def altered(asked: Mapping[str, str], found: Mapping[str, str], event_ids: tuple[str, str] = ("", "")) -> str:
+    """One sentence on the first label that is not as it was asked for, or on the event id in the annotation (as asked
+    for, as found); empty if all that we need is there. Other labels may be added, changed and removed.
+    """
+    wanted, there = event_ids
+    if asked.items() <= found.items() and wanted == there:  # as good as always, and for each change of a pod
+        return ""
+    for name, value in asked.items():
+        if found.get(name) != value:
+            return _changed(f"label {name}", value, found.get(name))
+    return _changed(f"annotation {ANNOTATION_EVENT_ID}", wanted, there or None)
+
+
+def _changed(what: str, before: str, after: str | None) -> str:
+    became = "was removed" if after is None else f"was changed from {before!r} to {after[:100]!r}"
+    return f"the pod's {what} {became}, perhaps by an admission webhook; without it the pod cannot be watched"
+
+
+# -- its body
 
 
 class Template(Protocol):
@@ -54,23 +162,26 @@ class Template(Protocol):
     def termination_grace_s(self) -> int: ...
 
 
-def build(template: Template, event: ScaleEvent, key: WorkerKey, *, instance: str, namespace: str) -> bytes:
+def build(
+    template: Template, event: ScaleEvent, key: WorkerKey, *, event_json: str, instance: str, namespace: str
+) -> bytes:
     """The body of the create request for one attempt at one worker, as JSON.
 
-    Arguments: the configuration, the event, event hash with index (from 1) and attempt (from 1), and where it will
-    live. The same arguments give the same bytes.
+    Arguments: the configuration, the event, event hash with index (from 1) and attempt (from 1), the event as JSON
+    (`ScaleEvent.encode`, the same for all workers of a task), and where it will live. The same arguments give the same
+    bytes.
     """
     spec = _spec(template, event, key)
     digest = hashlib.sha256(msgspec.json.encode(spec, order="sorted")).hexdigest()
     metadata = {
-        "name": names.pod_name(key),
+        "name": pod_name(key),
         "namespace": namespace,
-        "labels": names.labels_of(key, instance),
+        "labels": labels_of(key, instance),
         "annotations": {
-            names.ANNOTATION_EVENT_ID: event.event_id,
-            names.ANNOTATION_TASK_ID: event.task_id,
-            names.ANNOTATION_DIGEST: digest,
-            names.ANNOTATION_EVENT: event.encode(),
+            ANNOTATION_EVENT_ID: event.event_id,
+            ANNOTATION_TASK_ID: event.task_id,
+            ANNOTATION_DIGEST: digest,
+            ANNOTATION_EVENT: event_json,
             "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
         },
     }
@@ -86,7 +197,7 @@ def environment(event: ScaleEvent, key: WorkerKey) -> list[dict[str, Any]]:
         "OTTO_WORKER_COUNT": str(event.pod_count),
         "OTTO_ATTEMPT": str(key.attempt),
         "OTTO_TASK_KEY": f"{event.event_id}/{key.index}",
-        "OTTO_POD_NAME": names.pod_name(key),
+        "OTTO_POD_NAME": pod_name(key),
         "OTTO_OUTPUT": output.PATH,
         "HOME": WORKSPACE,
     }
@@ -178,7 +289,7 @@ def _container(template: Template, event: ScaleEvent, key: WorkerKey) -> dict[st
 
 
 class _Annotations(msgspec.Struct, frozen=True):
-    event: str = msgspec.field(default="", name=names.ANNOTATION_EVENT)
+    event: str = msgspec.field(default="", name=ANNOTATION_EVENT)
 
 
 class _Metadata(msgspec.Struct, frozen=True):

@@ -19,15 +19,12 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from ottoscaler.core import names, startup
-from ottoscaler.core.names import WorkerKey, altered, by_annotation, by_labels, labels_of
+from ottoscaler.core import manifest, startup
+from ottoscaler.core.manifest import CONTAINER, WorkerKey, altered, by_annotation, by_labels, labels_of
 from ottoscaler.core.output import output
 from ottoscaler.core.startup import START_REASONS
 from ottoscaler.core.startup import Trouble as Trouble
 from ottoscaler.core.verdicts import Reason
-
-#: The container that decides how a worker ends.
-CONTAINER: Final = "agent"
 
 #: Reasons of the condition DisruptionTarget
 #: (https://kubernetes.io/docs/concepts/workloads/pods/disruptions/#pod-disruption-conditions). One that is not here is
@@ -59,7 +56,7 @@ _PHASES: Final = {phase.value: phase for phase in Phase}
 
 
 class _Annotations(msgspec.Struct, frozen=True):
-    event_id: str = msgspec.field(default="", name=names.ANNOTATION_EVENT_ID)
+    event_id: str = msgspec.field(default="", name=manifest.ANNOTATION_EVENT_ID)
 
 
 class _Metadata(msgspec.Struct, frozen=True):
@@ -248,7 +245,7 @@ def snapshot(raw: RawPod, instance: str = "") -> Snapshot | None:
     meta = raw.metadata
     key = by_labels(meta.name, meta.labels)
     if key is not None and (not instance or altered(labels_of(key, instance), meta.labels) == ""):
-        return _snapshot(raw, key, meta.labels.get(names.LABEL_INSTANCE, ""))
+        return _snapshot(raw, key, meta.labels.get(manifest.LABEL_INSTANCE, ""))
     key = by_annotation(meta.name, meta.annotations.event_id, instance)
     if key is None:
         return None
@@ -262,7 +259,7 @@ def as_asked(raw: RawPod, asked: RawPod) -> Snapshot:
     key, event_id = by_labels(asked.metadata.name, asked.metadata.labels), asked.metadata.annotations.event_id
     if key is None:
         raise ValueError(f"{asked.metadata.name} has not the labels of a worker")
-    instance = asked.metadata.labels.get(names.LABEL_INSTANCE, "")
+    instance = asked.metadata.labels.get(manifest.LABEL_INSTANCE, "")
     changes = altered(labels_of(key, instance), raw.metadata.labels, (event_id, raw.metadata.annotations.event_id))
     return replace(_snapshot(raw, key, instance), event_id=event_id, altered=changes)
 

@@ -11,7 +11,6 @@ import threading
 from typing import Final
 
 from ottoscaler import logs
-from ottoscaler.core.names import process_of
 from ottoscaler.errors import Replaced, Unavailable
 from ottoscaler.flow.control import Control
 from ottoscaler.flow.heartbeat import Heartbeat
@@ -20,6 +19,7 @@ from ottoscaler.flow.ledger import Ledger
 from ottoscaler.flow.stop import Stop
 from ottoscaler.flow.takeover import TakeOver
 from ottoscaler.ports import Clock, EventLog, Leases
+from ottoscaler.stored import process_of
 
 TICK_S: Final = 0.25
 #: Pause after Redis could not be reached, seconds.

@@ -14,7 +14,7 @@ import threading
 from typing import Final
 
 from ottoscaler.core.lifecycle import begin
-from ottoscaler.core.names import event_hash
+from ottoscaler.core.manifest import event_hash
 from ottoscaler.core.observations import NotOurs, TerminationStored
 from ottoscaler.core.termination import Termination
 from ottoscaler.flow.owned_tasks import OwnedTask, WorkerRun, restore_run, to_open_task

@@ -7,15 +7,15 @@ from datetime import datetime
 
 from ottoscaler.core.events import ScaleEvent
 from ottoscaler.core.lifecycle import Life, begin, resume
-from ottoscaler.core.names import WorkerKey, pod_name
+from ottoscaler.core.manifest import WorkerKey, pod_name
 from ottoscaler.core.termination import Termination
 from ottoscaler.ports import OpenTask, StoredWorker
 
 
 @dataclass(slots=True)
 class OwnedTask:
-    """An open task of ours. Guarded by the ledger's lock, but for `event`, `hash`, `owner` and `received_at`, which
-    never change.
+    """An open task of ours. Guarded by the ledger's lock, but for `event`, `event_json` (which each of its pods
+    carries), `hash`, `owner` and `received_at`, which never change.
 
     `results` of workers, and the cancels (`terminations`) of those that have not had their turn, are kept for the case
     that Redis is wiped. `queued_s`: seconds that the event was in the stream before it was accepted, by Redis's clock,
@@ -41,8 +41,10 @@ class OwnedTask:
     waits: bool = False
     closed: bool = False  # it is finished, or another process has it: what waits for a turn here gets none
     queued_s: float = field(init=False, default=0.0)
+    event_json: str = field(init=False)
 
     def __post_init__(self) -> None:
+        self.event_json = self.event.encode()
         milliseconds = self.event.stream_id.partition("-")[0]
         if self.received_at and milliseconds.isdigit():
             waited_s = datetime.fromisoformat(self.received_at).timestamp() - int(milliseconds) / 1000

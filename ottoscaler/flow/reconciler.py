@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from ottoscaler import logs
-from ottoscaler.core.names import pod_name
+from ottoscaler.core.manifest import pod_name
 from ottoscaler.core.pods import Snapshot
 from ottoscaler.errors import Unavailable
 from ottoscaler.flow.dispatch import Dispatcher

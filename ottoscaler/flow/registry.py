@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 
-from ottoscaler.core.names import WorkerKey
+from ottoscaler.core.manifest import WorkerKey
 from ottoscaler.core.observations import Missing, NotOurs, Observation, Seen, TimedOut
 from ottoscaler.core.pods import Snapshot
 from ottoscaler.errors import Stopping

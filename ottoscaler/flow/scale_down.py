@@ -13,7 +13,7 @@ from typing import Final
 from ottoscaler import logs, ports
 from ottoscaler.core.choice import Blocker, Choice, Claim, Victim
 from ottoscaler.core.events import EventType, Mode
-from ottoscaler.core.names import WorkerKey, event_hash, pod_name
+from ottoscaler.core.manifest import WorkerKey, event_hash, pod_name
 from ottoscaler.core.plan import Candidate, is_older, rank
 from ottoscaler.core.pods import Snapshot
 from ottoscaler.core.results import scale_down_result

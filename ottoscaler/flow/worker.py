@@ -277,7 +277,12 @@ class Runner:
     def _create(self, run: WorkerRun, _effect: effects.Create) -> Observation:
         settings = self._settings
         body = manifest.build(
-            settings.worker, run.task.event, run.key, instance=settings.instance, namespace=settings.kube.namespace
+            settings.worker,
+            run.task.event,
+            run.key,
+            event_json=run.task.event_json,
+            instance=settings.instance,
+            namespace=settings.kube.namespace,
         )
         self._worker_log.creating(run)
         try:

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from ottoscaler import logs
 from ottoscaler.core import effects
 from ottoscaler.core.lifecycle import Life
-from ottoscaler.core.names import pod_name
+from ottoscaler.core.manifest import pod_name
 from ottoscaler.core.pods import Snapshot
 from ottoscaler.core.verdicts import Outcome, Reason, Verdict
 from ottoscaler.flow.owned_tasks import OwnedTask, WorkerRun

@@ -9,7 +9,7 @@ import msgspec
 
 from ottoscaler.core import manifest
 from ottoscaler.core.events import EventType, ScaleEvent
-from ottoscaler.core.names import WorkerKey, event_hash
+from ottoscaler.core.manifest import WorkerKey, event_hash
 from ottoscaler.core.pods import Snapshot
 from ottoscaler.ports import Cluster, WatchEvent
 from ottoscaler.settings import WorkerSettings
@@ -101,7 +101,8 @@ class Pods:
         """A create request; `bound`: to a node that is not there."""
         key = WorkerKey(self.hash, index, attempt)
         template = WorkerSettings(node_selector=NOWHERE)
-        made = manifest.build(template, EVENT, key, instance=self.instance, namespace=self._namespace)
+        where = {"instance": self.instance, "namespace": self._namespace}
+        made = manifest.build(template, EVENT, key, event_json=EVENT.encode(), **where)
         if not bound:
             return made
         pod = msgspec.json.decode(made)

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from ottoscaler.core.names import LABEL_EVENT, LABEL_INSTANCE, LABEL_WORKER, MANAGED_BY, MANAGER, WorkerKey
+from ottoscaler.core.manifest import LABEL_EVENT, LABEL_INSTANCE, LABEL_WORKER, MANAGED_BY, MANAGER, WorkerKey
 from ottoscaler.core.pods import Phase, Trouble
 from ottoscaler.core.sight import verdict
 from ottoscaler.core.verdicts import Reason

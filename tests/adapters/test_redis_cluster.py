@@ -15,7 +15,7 @@ import redis
 
 from ottoscaler.adapters.redis_client import address, connect, translated
 from ottoscaler.adapters.redis_cluster import remember_script
-from ottoscaler.core.names import event_hash
+from ottoscaler.core.manifest import event_hash
 from ottoscaler.errors import ConfigError, StreamUnavailable
 from ottoscaler.settings import RedisSettings
 from tests.adapters.redis_commands import NAMES, all_commands_work, run, stream_at

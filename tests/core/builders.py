@@ -10,7 +10,7 @@ import msgspec
 from msgspec.structs import replace
 
 from ottoscaler.core.events import EventType, ScaleEvent
-from ottoscaler.core.names import WorkerKey
+from ottoscaler.core.manifest import WorkerKey
 from ottoscaler.core.pods import Phase, RawPod, Snapshot, snapshot
 
 Json = dict[str, Any]

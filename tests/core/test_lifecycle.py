@@ -23,7 +23,7 @@ from ottoscaler.core.effects import (
     StoreTermination,
 )
 from ottoscaler.core.lifecycle import Life, backoff_s, begin, resume
-from ottoscaler.core.names import WorkerKey
+from ottoscaler.core.manifest import WorkerKey
 from ottoscaler.core.observations import (
     Absent,
     AlreadyThere,

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ottoscaler.core import events
-from ottoscaler.core.manifest import build, environment, event_annotation
-from ottoscaler.core.names import WorkerKey
+from ottoscaler.core.events import ScaleEvent
+from ottoscaler.core.manifest import WorkerKey, build, environment, event_annotation
 from ottoscaler.core.pods import snapshot
 from ottoscaler.settings import WorkerSettings
 from tests.core.builders import HASH, decode, event
@@ -25,9 +25,14 @@ PLAIN = WorkerSettings(image="img:1", command=("run", "$(OTTO_TASK_ID)"))
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)
 
 
+def sent(settings: WorkerSettings, asked: ScaleEvent) -> bytes:
+    """The body of the create request for attempt 3 at worker 2."""
+    return build(settings, asked, KEY, event_json=asked.encode(), instance="otto", namespace="ns")
+
+
 def body(settings: WorkerSettings = PLAIN, **changes: Any) -> Any:
     """The pod that is created for attempt 3 at worker 2."""
-    return json.loads(build(settings, event(**changes), KEY, instance="otto", namespace="ns"))
+    return json.loads(sent(settings, event(**changes)))
 
 
 def spec(settings: WorkerSettings = PLAIN) -> Any:
@@ -100,7 +105,7 @@ def test_the_annotations_carry_event_and_task() -> None:
 def test_the_event_can_be_taken_up_again_from_its_pod(passed_on: dict[str, str]) -> None:
     """All of it, when Redis has forgotten it."""
     plain = event(passed_on=passed_on, traceparent="00-aa")
-    raw = build(PLAIN, plain, KEY, instance="otto", namespace="ns")
+    raw = sent(PLAIN, plain)
     assert events.decode(event_annotation(raw)) == plain
 
 
@@ -115,8 +120,8 @@ def test_a_pod_that_we_build_is_one_that_we_know_again() -> None:
 @contract("4.annotations")
 def test_the_same_arguments_give_the_same_bytes() -> None:
     """So that a create can be repeated, and the digest compared."""
-    args = PLAIN, event(passed_on={"b": "1", "a": "2"}), KEY
-    assert build(*args, instance="otto", namespace="ns") == build(*args, instance="otto", namespace="ns")
+    args = PLAIN, event(passed_on={"b": "1", "a": "2"})
+    assert sent(*args) == sent(*args)
 
 
 @contract("4.annotations")

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ottoscaler.core.names import WorkerKey, event_hash, pod_name, process_of, selector
+from ottoscaler.core.manifest import WorkerKey, event_hash, pod_name, selector
+from ottoscaler.stored import process_of
 
 DNS_1123_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 

@@ -9,8 +9,7 @@ import pytest
 
 from ottoscaler.core import events
 from ottoscaler.core.events import BadEvent, DeadReason, ScaleEvent, parse
-from ottoscaler.core.manifest import build
-from ottoscaler.core.names import WorkerKey
+from ottoscaler.core.manifest import WorkerKey, build
 from ottoscaler.core.overrides import MAX_DEADLINE_S, NOTHING, WITHOUT_POLICY, Most, Overrides, numbers
 from ottoscaler.core.policy import Rules
 from ottoscaler.core.refusal import Fault
@@ -86,7 +85,8 @@ def test_the_kubelet_gets_the_events_deadline(configured: int) -> None:
     found = parsed(Rules(max_deadline_s=configured), deadline_s="90")
     assert isinstance(found, ScaleEvent)
     template = WorkerSettings(deadline_s=configured)
-    pod = json.loads(build(template, found, WorkerKey(HASH, 1, 1), instance="otto", namespace="ci"))
+    key = WorkerKey(HASH, 1, 1)
+    pod = json.loads(build(template, found, key, event_json=found.encode(), instance="otto", namespace="ci"))
     assert pod["spec"]["activeDeadlineSeconds"] == 90
 
 

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from ottoscaler.core.manifest import event_annotation
-from ottoscaler.core.names import WorkerKey
+from ottoscaler.core.manifest import WorkerKey, event_annotation
 from ottoscaler.core.pods import (
     Phase,
     RawPod,

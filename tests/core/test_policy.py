@@ -14,8 +14,7 @@ from ottoscaler.core import events
 from ottoscaler.core.events import BadEvent, DeadReason, ScaleEvent
 from ottoscaler.core.images import parse_image, parse_pattern
 from ottoscaler.core.loaders import never_set
-from ottoscaler.core.manifest import build
-from ottoscaler.core.names import WorkerKey
+from ottoscaler.core.manifest import WorkerKey, build
 from ottoscaler.core.overrides import SecretEnv
 from ottoscaler.core.policy import decide
 from ottoscaler.core.refusal import Fault
@@ -46,7 +45,8 @@ def refused(fields: Fields, **changes: Any) -> BadEvent:
 
 def pod(fields: Fields, template: WorkerSettings = WorkerSettings(), **changes: Any) -> Any:  # noqa: B008
     """The spec of the pod that the event makes."""
-    body = build(template, accepted(fields, **changes), WorkerKey(HASH, 1, 1), instance="otto", namespace="ci")
+    event, key = accepted(fields, **changes), WorkerKey(HASH, 1, 1)
+    body = build(template, event, key, event_json=event.encode(), instance="otto", namespace="ci")
     return json.loads(body)["spec"]
 
 
@@ -390,7 +390,8 @@ def test_an_accepted_event_keeps_the_decision() -> None:
     again = events.decode(event.encode())
     assert again == event
     key = WorkerKey(HASH, 1, 1)
-    bodies = [build(WorkerSettings(), one, key, instance="otto", namespace="ci") for one in (event, again)]
+    where = {"instance": "otto", "namespace": "ci"}
+    bodies = [build(WorkerSettings(), one, key, event_json=one.encode(), **where) for one in (event, again)]
     assert bodies[0] == bodies[1]
     assert refused(fields, images={"allow": ["other.example.com/**"]})
     assert {name: event.as_sent()[name] for name in fields} == fields

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from ottoscaler.core import effects, observations
 from ottoscaler.core.effects import Effect
 from ottoscaler.core.lifecycle import Life, begin, resume, step
-from ottoscaler.core.names import WorkerKey
+from ottoscaler.core.manifest import WorkerKey
 from ottoscaler.core.observations import Observation
 from ottoscaler.core.pods import Phase, Snapshot, Trouble
 from ottoscaler.core.termination import Termination

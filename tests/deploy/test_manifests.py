@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ottoscaler.adapters.cluster import VERBS
-from ottoscaler.core import names
+from ottoscaler.core import manifest
 from ottoscaler.settings import FlowSettings, Settings, WebSettings
 from tests.deploy.manifests import DEPLOY, OVERLAYS, Json, only, overlay, rendered, settings_of
 from tests.readme import variables
@@ -111,7 +111,7 @@ def test_all_selectors_find_the_controller_and_no_worker(name: str) -> None:
         *(each["labelSelector"] for each in pod_of(name)["spec"]["topologySpreadConstraints"]),
     ]
     assert all(each["matchLabels"] == labels for each in selectors)
-    assert names.MANAGED_BY not in labels
+    assert manifest.MANAGED_BY not in labels
 
 
 @every_overlay
@@ -249,7 +249,7 @@ def test_workers_reach_the_clusters_dns() -> None:
 def test_no_connection_reaches_workers(name: str) -> None:
     """The policy is about them, and lets nothing in."""
     spec = only(overlay(name), "NetworkPolicy", "ottoscaler-workers")["spec"]
-    assert spec["podSelector"] == {"matchLabels": {names.MANAGED_BY: names.MANAGER}}
+    assert spec["podSelector"] == {"matchLabels": {manifest.MANAGED_BY: manifest.MANAGER}}
     assert spec["policyTypes"] == ["Ingress", "Egress"]
     assert not spec.get("ingress")
 

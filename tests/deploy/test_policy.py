@@ -15,8 +15,7 @@ from typing import Any, Final
 import pytest
 
 from ottoscaler.core.events import BadEvent
-from ottoscaler.core.manifest import build
-from ottoscaler.core.names import WorkerKey
+from ottoscaler.core.manifest import WorkerKey, build
 from ottoscaler.settings import WorkerSettings
 from tests.core.builders import HASH, event
 from tests.core.policies import DIGEST, parsed
@@ -43,7 +42,8 @@ CONFIGURED: Final = {
 def worker(template: WorkerSettings = PLAIN, namespace: str = GENEROUS, **fields: Any) -> Json:
     """The manifest that the controller sends."""
     key = WorkerKey(HASH, 1, 1)
-    body: Json = json.loads(build(template, event(**fields), key, instance="otto", namespace=namespace))
+    sent = event(**fields)
+    body: Json = json.loads(build(template, sent, key, event_json=sent.encode(), instance="otto", namespace=namespace))
     return body
 
 
@@ -63,7 +63,8 @@ def test_every_accepted_event_makes_a_pod_that_passes(cluster: Cluster, namespac
         if isinstance(found, BadEvent):
             continue
         taken += 1
-        body = json.loads(build(PLAIN, found, WorkerKey(HASH, 1, 1), instance="otto", namespace=namespace))
+        key, text = WorkerKey(HASH, 1, 1), found.encode()
+        body = json.loads(build(PLAIN, found, key, event_json=text, instance="otto", namespace=namespace))
         answer = cluster.create(namespace, body)
         assert answer.status == 201, (found, answer.text)
     assert taken > EVENTS // 3

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import msgspec
 
 from ottoscaler.core.events import ScaleEvent, decode
-from ottoscaler.core.names import ANNOTATION_EVENT
+from ottoscaler.core.manifest import ANNOTATION_EVENT
 from ottoscaler.core.pods import Snapshot
 from ottoscaler.errors import ClusterUnavailable
 from ottoscaler.ports import Created, PodList, WatchEvent

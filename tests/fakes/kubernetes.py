@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from ottoscaler.core.names import LABEL_INSTANCE, MANAGED_BY, MANAGER
+from ottoscaler.core.manifest import LABEL_INSTANCE, MANAGED_BY, MANAGER
 from ottoscaler.core.pods import RawPod, Snapshot, as_asked, foreign, snapshot
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Expired
 from ottoscaler.local.objects import ApiError, timestamp

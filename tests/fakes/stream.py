@@ -20,11 +20,11 @@ from ottoscaler.core.events import (
     digest,
     original,
 )
-from ottoscaler.core.names import process_of
 from ottoscaler.core.results import RESULT_FIELDS, common_fields, rfc3339
 from ottoscaler.core.verdicts import MAX_TRIES
 from ottoscaler.errors import StreamUnavailable, TooMuch
 from ottoscaler.ports import Answer, Entry, KeyPlaces, OpenTask, Renewal, Status, StoredWorker, TaskView
+from ottoscaler.stored import process_of
 from tests.fakes.server import GROUP, Delivery, FakeRedis, Group, Id, TaskState, WorkerState, order
 from tests.fakes.workers import WorkerScripts
 

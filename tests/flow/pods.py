@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from ottoscaler.core.names import WorkerKey, event_hash, pod_name
+from ottoscaler.core.manifest import WorkerKey, event_hash, pod_name
 from ottoscaler.core.pods import Phase, Snapshot
 from tests.fakes.clock import START
 

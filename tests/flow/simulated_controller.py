@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
-from ottoscaler.core.names import WorkerKey, event_hash, pod_name
+from ottoscaler.core.manifest import WorkerKey, event_hash, pod_name
 from ottoscaler.core.observations import TimedOut
 from ottoscaler.core.pods import Snapshot
 from ottoscaler.core.policy import Rules

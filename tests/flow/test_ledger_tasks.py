@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from ottoscaler.core.effects import Create, Intend, Look
-from ottoscaler.core.names import event_hash
+from ottoscaler.core.manifest import event_hash
 from ottoscaler.core.observations import NotOurs, TerminationStored
 from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Reason

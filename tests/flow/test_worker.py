@@ -8,7 +8,7 @@ import pytest
 
 from ottoscaler.core import manifest
 from ottoscaler.core.events import EventType, ScaleEvent
-from ottoscaler.core.names import LABEL_INSTANCE
+from ottoscaler.core.manifest import LABEL_INSTANCE
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable
 from tests.fakes.wait import eventually
 from tests.flow.conftest import Lines
@@ -103,6 +103,7 @@ class TestCreating:
                     controller.settings.worker,
                     event,
                     controller.key("e-1"),
+                    event_json=event.encode(),
                     instance=controller.settings.instance,
                     namespace="default",
                 )

@@ -14,7 +14,7 @@ from ottoscaler.core.choice import Choice
 from ottoscaler.core.effects import Create, DeleteOld, Intend, Later, Look
 from ottoscaler.core.events import EventType, Mode
 from ottoscaler.core.lifecycle import Life
-from ottoscaler.core.names import ANNOTATION_EVENT_ID, LABEL_ATTEMPT, LABEL_WORKER, WorkerKey, event_hash, pod_name
+from ottoscaler.core.manifest import ANNOTATION_EVENT_ID, LABEL_ATTEMPT, LABEL_WORKER, WorkerKey, event_hash, pod_name
 from ottoscaler.core.observations import Unclear
 from ottoscaler.core.verdicts import LAST_TRY
 from ottoscaler.flow.owned_tasks import WorkerRun

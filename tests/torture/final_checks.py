@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ottoscaler.core.names import WorkerKey, event_hash, pod_name
+from ottoscaler.core.manifest import WorkerKey, event_hash, pod_name
 from tests.torture.kubelet import Run, Worker
 from tests.torture.producer import Fields, Sent
 
