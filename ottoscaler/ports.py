@@ -120,7 +120,9 @@ class Leases(Protocol):
         """From now on this process is its consumer: an earlier process of that name learns it at its next renewal."""
 
     def renew(self, owners: Mapping[str, str], at_work: Collection[str] = ()) -> Renewal:
-        """Extend the leases of tasks (event id -> owner token). Asks Redis even if there are none.
+        """Extend the leases of tasks (event id -> owner token). Asks Redis even if there are none. Marks the workers
+        that have not started by their event's not_after, by the clock of Redis, with a termination that spares a
+        worker which has started.
 
         A death of ours is counted against the tasks that we are `at_work` on, and those on which our own code has
         failed. The tries of the others are forgotten.
@@ -170,8 +172,8 @@ class Attempts(Protocol):
     """One attempt of one worker, from the intent to its result. For the worker's thread."""
 
     def intend(self, event_id: str, owner: str, index: int, *, attempt: int, infra_used: int, pod: str) -> Answer:
-        """Store an attempt before its pod is created. OK, HAS_RESULT, CANCELLED (with termination and stored attempt),
-        OLD_ATTEMPT, NOT_OURS.
+        """Store an attempt before its pod is created. OK, HAS_RESULT, CANCELLED (with termination and stored attempt;
+        also after the event's not_after, by the clock of Redis), OLD_ATTEMPT, NOT_OURS.
         """
 
     def note_refused(self, event_id: str, owner: str, index: int, attempt: int) -> Answer:

@@ -116,13 +116,14 @@ class KeyPlaces:
 class Renewal:
     """What a renewal found: tasks that are no longer ours, with their owner ("" where the task is finished), those
     that Redis does not know any more, the cancel counts of the others, and whether another process has announced
-    itself under our consumer's name.
+    itself under our consumer's name. `left_s`: seconds until the not_after of tasks that have one to come.
     """
 
     lost: Mapping[str, str]
     cancels: Mapping[str, int]
     forgotten: Sequence[str] = ()
     replaced: bool = False
+    left_s: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

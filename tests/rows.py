@@ -116,12 +116,13 @@ _EVENT: Final = {
     "overrides": "what the policy does not allow is refused, with field, value and rule; what was accepted stays",
     "deadline_s": "longest run of one attempt, for the workers of one event",
     "retries": "further attempts after the worker's own failures, for the workers of one event",
+    "not_after": "a worker that has not started by then is expired, by the clock of Redis, and never started late",
     "limits": "sizes and forms; what breaks a rule creates nothing",
     "dead-letter": "its fields, each once; a task result Rejected where an event id could be read",
     "redrive": "a dead letter is sent again, changed as asked, once",
 }
 _OVERRIDES: Final = _words("image command args env cpu memory profile")
-_OVERRIDES_LATER: Final = _words("priority not_after keep_failed_s")
+_OVERRIDES_LATER: Final = _words("priority keep_failed_s")
 _POD: Final = {
     "name": "a function of instance, event id, index and attempt; an attempt's name is used once",
     "labels": "who runs it, which event, worker and attempt",
@@ -170,7 +171,7 @@ _REASONS: Final = _words(
     Completed Error OOMKilled DeadlineExceeded InvalidImage ImagePull ConfigError Rejected NameConflict
     CommandNotFound
     ImagePullTransient Evicted Preempted NodeLost PodLost StartError PendingTimeout Unschedulable PodDeleted ScaledDown
-    Superseded Poison NothingToEnd
+    Superseded NotAfter Poison NothingToEnd
 """
 )
 _LOG: Final = {
@@ -200,7 +201,6 @@ ROWS: Final[tuple[Row, ...]] = (
     *_rows("4", _POD),
     *_rows("5", _RESULT),
     *_rows("5", dict.fromkeys(_REASONS, "this reason, with its outcome, its fault and who tries again")),
-    *_rows("5", {"NotAfter": "not started after its time: expired"}, "order and freshness"),
     *_rows("6", _LOG),
     *_rows("7", _HANDLER, "the log handler"),
     *(Row(f"8.{each.name}", each.beginning) for each in PROMISES),

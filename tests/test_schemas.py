@@ -87,6 +87,9 @@ _IDS = st.one_of(
 )
 _COUNTS = st.sampled_from(["", "1", "3", "007", "1000", "0", "000", "-1", "1 ", "1\n", "1.0", "one", "9" * 10, "٣"])
 _TEXTS = st.one_of(st.sampled_from(["", "a", "$(HOME)", "a\0b", "\0", "é\n", "🙂"]), st.text(max_size=9))
+_STAMPS = st.sampled_from(
+    ["", "2030-01-31T12:00:00Z", "2030-01-31t12:00:00.5+09:00", "2030-01-31", "2030-13-01T00:00:00Z", "1893456000", "x"]
+)
 _METADATA = st.sampled_from(["", "{}", '{"a": [1]}', "[]", "{", '{"a": NaN}', "1", '"a"', "{}\0", "null"])
 _TRACES = st.sampled_from(["", "x", "\0", TRACEPARENT])
 _REFUSED = st.sampled_from(sorted(events._HIDING))
@@ -112,6 +115,7 @@ def _entries(draw: st.DrawFn) -> dict[str, str]:
                 "traceparent": _TRACES,
                 "metadata": _METADATA,
                 "deadline_s": _COUNTS,
+                "not_after": _STAMPS,
                 "retries": st.sampled_from(["", "0", "10", "0010", "11", "-1", "1\n", "٣", "0" * 10]),
                 draw(st.sampled_from(["pod_count", "target_replicas"])): _COUNTS,
             },
@@ -130,7 +134,7 @@ def parsed(entry: Mapping[str, str]) -> ScaleEvent | BadEvent:
 
 @given(_entries())
 def test_an_event_is_valid_exactly_if_the_parser_accepts_it(entry: dict[str, str]) -> None:
-    """Whatever its fields are, apart from the seven rules that no schema can state."""
+    """Whatever its fields are, apart from the eight rules that no schema can state."""
     found, accepted = faults("event", entry), parsed(entry)
     assert isinstance(accepted, ScaleEvent) is not found, (found, accepted)
 
@@ -151,6 +155,7 @@ BEYOND: Final = {
     "pod_count and target_replicas are equal": {"type": "scale_up", "pod_count": "1", "target_replicas": "2"},
     "deadline_s is at most WORKER_DEADLINE_S": {"type": "scale_up", "deadline_s": "2592001"},
     "need a policy (POLICY_FILE) that allows them": {"type": "scale_up", "image": "busybox"},
+    "the day of not_after exists": {"type": "scale_up", "not_after": "2030-02-30T12:00:00Z"},
     "at most 100 levels": {"type": "scale_up", "metadata": '{"a":' * 101 + "1" + "}" * 101},
 }
 

@@ -4,14 +4,15 @@
 OF_A_TASK.intend, OF_A_TASK.note_refused, OF_A_TASK.check, OF_A_TASK.record = true, true, true, true
 OF_A_TASK.store_termination, OF_A_TASK.clear_termination = true, true
 
--- Store an attempt before its pod is created: after a crash it says which pod may be there. Never lowers the attempt.
+-- Store an attempt before its pod is created: after a crash it says which pod may be there. Never lowers the attempt, and
+-- refuses each one after the event's not_after.
 -- KEYS: task. ARGV: event_id, owner, i (the worker's index), attempt, infra_used (retries), worker (what `worker:<i>` shows).
 -- Returns {'ok', false, attempt}; {'has_result'}; {'not_ours'}, also for a task without a place of its concurrency key: the
 -- next owner learns that it waits; {'cancelled', termination, stored attempt}; {'old_attempt', false, stored attempt}.
 function F.intend(event_id, owner, i, attempt, infra_used, worker)
   local task = keys()
-  local held_by, outcome, stored_text, termination, key = fields(task, 'owner', 'outcome:' .. i, 'attempt:' .. i, 'doom:' .. i,
-    'key')
+  local held_by, outcome, stored_text, termination, key, not_after = fields(task, 'owner', 'outcome:' .. i, 'attempt:' .. i,
+    'doom:' .. i, 'key', 'not_after')
   if outcome then return {'has_result'} end
   if held_by ~= owner then return {'not_ours'} end
   local stored, _, flag = stored_attempt(stored_text)
@@ -25,6 +26,12 @@ function F.intend(event_id, owner, i, attempt, infra_used, worker)
     write('HDEL', task, 'doom:' .. i)
   end
   if attempt < stored then return {'old_attempt', false, stored} end
+  -- by the one clock that all replicas share, and in the step in which the attempt is stored: nothing comes in between
+  if not_after and now_ms() >= tonumber(not_after) then
+    local text = not_after_termination(not_after)
+    write('HSET', task, 'doom:' .. i, text)
+    return {'cancelled', text, stored}
+  end
   -- an attempt that is stored again, and of which no pod was seen, is no progress: its creator may have died of it
   local again = stored == attempt
   local text = attempt .. ':' .. infra_used .. (again and flag == 's' and ':s' or '')

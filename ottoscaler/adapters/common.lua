@@ -19,6 +19,7 @@ A task hash has, besides what operators read (state, task_id, pod_count, receive
   key, key_limit (concurrency key and limit, of a task that has one),
   attempt:<i> = "<attempt>:<infra retries used>[:r|:s]" (r: that attempt's pod was refused and is not there, s: it was seen),
   doom:<i> (the termination: why its pod is to be ended), spared:<i> (the drains that it survived),
+  not_after (ms, where the event has it), expired (the workers that had not started by then are marked),
   outcome:<i> (there exactly if its result is stored), victims, survivors (of a scale_down), superseding ("todo" until older
   events were dealt with), poisoned (its dead letter is written).
 Releases overlap during a rollout, so the names of fields and what they hold never change. ]]
@@ -93,6 +94,11 @@ end
 local function place(stream_id)
   local ms, number = string.match(stream_id, '^(%d+)%-?(%d*)$')
   return string.rep('0', 20 - #ms) .. ms .. '-' .. string.rep('0', 20 - #number) .. number .. '|'
+end
+
+-- What ends a worker that has not started by the event's not_after (ms), JSON. It spares a worker that has started.
+local function not_after_termination(not_after)
+  return string.format(NOT_AFTER, rfc3339(tonumber(not_after)))
 end
 
 -- One entry of the result stream: a flat list of names and values.
@@ -230,7 +236,8 @@ local function add_poison_letter(task, event_id, detail, tries)
     stream_id = stream_id or '', attempts = tries, raw = raw or '{}'})
 end
 
--- How many workers ended how, with the first reasons, and how large the outputs in the hash are: read once, counted on by `store_result`, written by `write_tally`.
+-- How many workers ended how, with the first reasons, and how large the outputs in the hash are: read once, counted on by
+-- `store_result`, written by `write_tally`.
 -- A planned write is not seen by a later read, so several results in one call must count on in memory.
 local TALLY = {'done', 'succeeded', 'failed', 'cancelled', 'first_failed', 'first_cancelled', 'output_bytes'}
 

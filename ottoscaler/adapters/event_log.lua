@@ -56,8 +56,8 @@ end
 -- Accept an event: store it as an open task of ours with a lease, and acknowledge its entry. From here on the task hash and
 -- the set of open tasks are the truth, so both are written in the step that acknowledges.
 -- KEYS: task, choices. ARGV: event, a msgpack map of stream_id, event_id, digest, event (checked, JSON), raw (as sent, JSON),
--- common, type, task_id, pod_count, process (`<consumer>/<incarnation>/`), lease_ms, supersedes ('' for none), and key and
--- key_limit of an event with a concurrency key.
+-- common, type, task_id, pod_count, process (`<consumer>/<incarnation>/`), lease_ms, supersedes ('' for none), not_after (ms, ''
+-- for none), and key and key_limit of an event with a concurrency key.
 -- Returns {'ok', owner, received_at}; {'again', owner, received_at} where this process had accepted it before, and its answer
 -- was lost; {'known'}; or {'dead', reason, detail} where it is a dead letter by this. With a concurrency key 'ok' and 'again'
 -- have a fourth value: 1 if the task holds a place, 0 if it waits for one.
@@ -92,6 +92,7 @@ function F.accept(packed)
     'owner', owner, 'tenure', 1, 'tries', 1, 'received_at', received_at)
   if event.supersedes ~= '' then write('HSET', task, 'superseding', 'todo') end
   if holds then write('HSET', task, 'key', event.key, 'key_limit', event.key_limit) end
+  if event.not_after ~= '' then write('HSET', task, 'not_after', event.not_after) end
   write('ZADD', OPEN, now + event.lease_ms, event_id)
   write('XACK', STREAM, GROUP, stream_id)
   return {'ok', owner, received_at, holds}

@@ -14,7 +14,7 @@ from ottoscaler.adapters.redis_calls import RedisAdapter
 from ottoscaler.adapters.redis_client import ReplyTooLarge
 from ottoscaler.adapters.redis_values import chunks, names_of, pairs_of
 from ottoscaler.adapters.scripts import Call
-from ottoscaler.adapters.task_codec import common_json, dead_letter_of
+from ottoscaler.adapters.task_codec import common_json, dead_letter_of, not_after_ms
 from ottoscaler.core.events import MAX_DEAD_EVENT_BYTES, BadEvent, ScaleEvent, digest, original
 from ottoscaler.errors import TooMuch
 from ottoscaler.ports import Entry, OpenTask
@@ -141,6 +141,7 @@ class RedisEventLog(RedisAdapter):
                 "process": self._redis.process,
                 "lease_ms": self._redis.lease_ms,
                 "supersedes": event.supersedes,
+                "not_after": not_after_ms(event),
             }
         )
         return Call("accept", [self._redis.key.task(event.event_id), self._redis.key.choices], [packed])

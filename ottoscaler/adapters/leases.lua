@@ -57,27 +57,50 @@ local function keep_key(task, event_id)
   return score
 end
 
+-- Mark the workers that have not started by the event's not_after, once. A pod that has started clears its mark; one that is
+-- being ended for another reason keeps that. Returns how many marks the task was ever given.
+local function expire(task, pod_count, not_after, cancels)
+  local text, marked = not_after_termination(not_after), 0
+  for i = 1, tonumber(pod_count) do
+    local outcome, termination = fields(task, 'outcome:' .. i, 'doom:' .. i)
+    if not outcome and not termination then
+      write('HSET', task, 'doom:' .. i, text)
+      marked = marked + 1
+    end
+  end
+  write('HSET', task, 'expired', '1', 'cancels', cancels + marked)
+  return cancels + marked
+end
+
 -- Extend leases. Of a task that its owner only waits for the tries are forgotten: no process dies of what it only waits for.
 -- KEYS: the tasks. ARGV: lease_ms, and for each task its event id, its owner, and '1' if the owner is at work on it or has
--- failed on it. Returns for each task {'ok', number of cancels}, {'lost', owner}, or {'forgotten', ''}.
+-- failed on it. Returns for each task {'ok', number of cancels, ms that are left until not_after or ''}, {'lost', owner, ''},
+-- or {'forgotten', '', ''}.
 function F.renew(lease_ms, ...)
   local asked, answer = {...}, {}
-  local till = now_ms() + lease_ms
+  local now = now_ms()
+  local till = now + lease_ms
   for n = 1, #asked / 3 do
     local task = nth_key(n)
     local event_id, owner, at_work = unpack(asked, 3 * n - 2, 3 * n)
-    local _, held_by, cancels, tries, key = fields_if_hash(task, 'owner', 'cancels', 'tries', 'key')
+    local _, held_by, cancels, tries, key, not_after, expired, pod_count = fields_if_hash(task, 'owner', 'cancels', 'tries',
+      'key', 'not_after', 'expired', 'pod_count')
     if held_by == owner then
       if key then keep_key(task, event_id) end
       -- a task that has an owner is open: also where an operator has removed it from the set, and no replica could take it over
       write('ZADD', OPEN, till, event_id)
       tries = tonumber(tries or 0)
       if at_work == '0' and tries > 0 and tries < MAX_TRIES then write('HSET', task, 'tries', 0) end
-      answer[n] = {'ok', cancels or '0'}
+      local left = ''
+      if not_after and not expired then
+        left = not_after - now
+        if left <= 0 then cancels, left = expire(task, pod_count, not_after, tonumber(cancels or 0)), '' end
+      end
+      answer[n] = {'ok', cancels or '0', left}
     elseif redis.call('EXISTS', task) == 1 then
-      answer[n] = {'lost', held_by or ''}
+      answer[n] = {'lost', held_by or '', ''}
     else
-      answer[n] = {'forgotten', ''}
+      answer[n] = {'forgotten', '', ''}
     end
   end
   return answer

@@ -37,18 +37,21 @@ class RedisLeases(RedisAdapter):
         """See ports.Leases. A process without tasks asks as well: it has to know, too, when Redis was away."""
         replaced = self._announce(first=False)
         lost, cancels, forgotten = {}, {}, []
+        left_s: dict[str, float] = {}
         for some in chunks(chunks(list(owners.items())), RENEWALS_AT_ONCE):
             calls = [self._renewal(part, at_work) for part in some]
             replies = self._redis.run_many(self._redis.leasing, calls)
             for part, reply in zip(some, replies, strict=True):
-                for (event_id, _), (answer, detail) in zip(part, reply, strict=True):
+                for (event_id, _), (answer, detail, left) in zip(part, reply, strict=True):
                     if answer == b"ok":
                         cancels[event_id] = int(detail)
+                        if left != b"":
+                            left_s[event_id] = int(left) / 1000
                     elif answer == b"lost":
                         lost[event_id] = text_of(detail)
                     else:
                         forgotten.append(event_id)
-        return Renewal(lost, cancels, forgotten, replaced)
+        return Renewal(lost, cancels, forgotten, replaced, left_s)
 
     def _renewal(self, part: Sequence[tuple[str, str]], at_work: Collection[str]) -> Call:
         flat = [each for event_id, owner in part for each in (event_id, owner, int(event_id in at_work))]

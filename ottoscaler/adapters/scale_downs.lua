@@ -61,7 +61,8 @@ local function select_victims(claim)
     for n = at, till do
       local k = claim.tasks[n]
       local owner, outcome, termination = found[k][1], found[k][row[n]], found[k][row[n] + 1]
-      local free = owner and not outcome and not (termination and cjson.decode(termination).attempt == 0)
+      local held = termination and cjson.decode(termination)
+      local free = owner and not outcome and not (held and held.attempt == 0 and held.by ~= BY_NOT_AFTER)
       if enough() then
         survivors[#survivors + 1] = claim.pods[n]
       elseif free then

@@ -20,8 +20,9 @@ from typing import Any, Final, NamedTuple
 import redis
 
 from ottoscaler.adapters.redis_cluster import FollowingRedis, remember_script
-from ottoscaler.adapters.task_codec import Key
+from ottoscaler.adapters.task_codec import Key, encode_termination
 from ottoscaler.core import events, output, results, verdicts
+from ottoscaler.core.termination import NOT_AFTER, Termination
 from ottoscaler.settings import KeySettings
 
 FOLDER: Final = Path(__file__).parent
@@ -36,6 +37,10 @@ FORGOTTEN: Final = "FORGOTTEN the task of event %s is unknown: was Redis wiped?"
 SHARED: Final[dict[str, int | str]] = {
     "MAX_TRIES": verdicts.MAX_TRIES,
     "LAST_TRY": verdicts.LAST_TRY,
+    "NOT_AFTER": encode_termination(
+        Termination(verdicts.Reason.NOT_AFTER, verdicts.TOO_LATE, drain=True, by=NOT_AFTER)
+    ),
+    "BY_NOT_AFTER": NOT_AFTER,
     "POISON_EVENT": verdicts.POISON_EVENT,
     "POISON_WORKER": verdicts.POISON_WORKER,
     "CONFLICT": events.CONFLICT,

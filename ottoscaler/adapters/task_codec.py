@@ -148,6 +148,12 @@ def readable(decode_: Callable[[Mapping[bytes, bytes]], _T], fields: Mapping[byt
         return None
 
 
+def not_after_ms(event: ScaleEvent) -> int | str:
+    """The event's not_after as the scripts take it, ms since the epoch; empty where it has none."""
+    not_after = event.overrides.not_after
+    return "" if not_after is None else int(not_after * 1000)
+
+
 def common_json(event: ScaleEvent) -> str:
     """What every result of an event carries, as the flat list that the scripts add to it."""
     return json.dumps([*chain.from_iterable(common_fields(event, RESULT_FIELDS).items())])
@@ -172,6 +178,8 @@ def encode_task(task: OpenTask) -> dict[str, str | int]:
     if event.concurrency_key:
         fields |= {"key": event.concurrency_key, "key_limit": event.concurrency_limit}
         fields["state"] = "running" if task.holds else "waiting"
+    if (not_after := not_after_ms(event)) != "":
+        fields["not_after"] = not_after
     if event.supersedes and not task.superseded:
         fields["superseding"] = "todo"
     if task.victims is not None:

@@ -63,8 +63,8 @@ from ottoscaler.core.observations import (
 )
 from ottoscaler.core.pods import Phase, Snapshot
 from ottoscaler.core.sight import UNSEEN, Limits, Sight, end_of, observe, overdue, relook_s, verdict
-from ottoscaler.core.termination import Termination, decided
-from ottoscaler.core.verdicts import Reason, Retried, Retry, Verdict
+from ottoscaler.core.termination import Retried, Termination, decided, refused
+from ottoscaler.core.verdicts import Reason, Retry, Verdict
 
 #: Pause before the n-th new attempt or the n-th try after back-pressure: 1, 2, 4 … seconds, at most this.
 MAX_BACKOFF_S: Final = 30.0
@@ -277,7 +277,8 @@ def _cancelled(life: Life, termination: Termination, attempt: int) -> Life:
     Of an earlier attempt this life has seen the end already.
     """
     cancelled = replace(life, termination=termination, attempt=attempt)
-    return _look(cancelled) if attempt >= life.attempt else _record(cancelled, termination.verdict)
+    end, last = refused(termination, life.retried)
+    return _look(cancelled) if attempt >= life.attempt else _record(replace(cancelled, pod=last or life.pod), end)
 
 
 def _found(life: Life, pod: Snapshot, now: float, limits: Limits) -> Life:
@@ -379,9 +380,9 @@ def _ended(life: Life, end: Verdict, now: float, limits: Limits) -> Life:
         end = final
     retry = end.reason.retry
     if retry is Retry.INFRA and life.infra_used < limits.infra_retries:
-        return _again(life, Retried(end, life.infra_used + 1, limits.infra_retries), now, infra=1)
+        return _again(life, Retried(end, life.infra_used + 1, limits.infra_retries, life.pod), now, infra=1)
     if retry is Retry.WORKER and life.attempt - 1 - life.infra_used < limits.worker_retries:
-        return _again(life, Retried(end, life.attempt - life.infra_used, limits.worker_retries), now, infra=0)
+        return _again(life, Retried(end, life.attempt - life.infra_used, limits.worker_retries, life.pod), now, infra=0)
     return _record(life, end)
 
 

@@ -21,11 +21,15 @@ _BEFORE_START: Final = frozenset(
 LAST_GRACE_S: Final = 1
 
 
+#: Stands for the event that asked for a termination where the event's own not_after did. No event has such an id.
+NOT_AFTER: Final = ":not_after"
+
+
 class Termination(msgspec.Struct, frozen=True):
     """Why a pod is to be ended, as stored in the task hash before it is.
 
     `attempt` 0 is a cancel of the index, which stays; any other ends with that attempt. `drain` spares a worker that
-    has started. `by` is the event that asked for it, empty where none did.
+    has started. `by` is the event that asked for it, NOT_AFTER for that rule, empty where nothing did.
     """
 
     reason: Reason
@@ -38,6 +42,13 @@ class Termination(msgspec.Struct, frozen=True):
     def is_cancel(self) -> bool:
         """It ends the worker, and not only one attempt at it."""
         return self.attempt == 0
+
+    @property
+    def claims(self) -> bool:
+        """A scale_down, or a newer event, has this worker already: no other one counts it as its victim. The event's
+        own not_after does not, since a worker that it finds running is left alone.
+        """
+        return self.is_cancel and self.by != NOT_AFTER
 
     def applies_to(self, attempt: int) -> bool:
         """It ends the pod of this attempt."""
@@ -60,6 +71,27 @@ class Termination(msgspec.Struct, frozen=True):
         return self.drain if self.is_cancel else self.reason in _BEFORE_START
 
 
+class Retried(msgspec.Struct, frozen=True):
+    """Why an attempt is followed by another: how it ended, which retry of at most how many follows, and its pod as it
+    was last seen.
+    """
+
+    end: Verdict
+    number: int
+    most: int
+    pod: Snapshot | None = None
+
+
 def decided(end: Verdict, termination: Termination | None) -> Verdict:
     """The verdict to record for an attempt that ended in this way: a termination wins unless the worker succeeded."""
     return end if termination is None or end.reason.outcome is Outcome.SUCCEEDED else termination.verdict
+
+
+def refused(termination: Termination, before: Retried | None) -> tuple[Verdict, Snapshot | None]:
+    """The verdict on a worker of which no further attempt may start, and the pod that it is about, if any. `before` is
+    the attempt before it: where that started before the event's not_after, how it ended says more.
+    """
+    pod = before.pod if before is not None else None
+    if termination.reason is Reason.NOT_AFTER and before is not None and pod is not None and pod.started_at is not None:
+        return before.end, pod
+    return termination.verdict, None

@@ -12,6 +12,8 @@ import msgspec
 MAX_TRIES: Final = 10
 #: As many again for ending the workers of such a task. Then no replica is able to, and the task is closed.
 LAST_TRY: Final = 2 * MAX_TRIES
+#: The message of a worker that had not started in time; the place is for the time.
+TOO_LATE: Final = "the worker had not started by %s (not_after)"
 #: The message of a task, and of a worker, on which the controller failed; the place is for the number of tries.
 POISON_EVENT: Final = "taken up %d times without any progress"
 POISON_WORKER: Final = "the controller failed on this event %d times"
@@ -84,6 +86,7 @@ class Reason(StrEnum):
     POD_DELETED = "PodDeleted", Outcome.FAILED, Fault.USER, Retry.NEVER
     SCALED_DOWN = "ScaledDown", Outcome.CANCELLED, Fault.NONE, Retry.NEVER
     SUPERSEDED = "Superseded", Outcome.CANCELLED, Fault.NONE, Retry.NEVER
+    NOT_AFTER = "NotAfter", Outcome.EXPIRED, Fault.USER, Retry.NEVER
     POISON = "Poison", Outcome.FAILED, Fault.INFRA, Retry.NEVER
 
 
@@ -107,11 +110,3 @@ class Verdict(msgspec.Struct, frozen=True):
     def retry(self) -> Retry:
         """Which budget a new attempt comes out of, by the table."""
         return self.reason.retry
-
-
-class Retried(msgspec.Struct, frozen=True):
-    """Why an attempt is followed by another: how it ended, and which retry of at most how many follows."""
-
-    end: Verdict
-    number: int
-    most: int

@@ -102,7 +102,7 @@ class Lease:
             self._leases.announce()
             self._announced = True
             self._takeover.begin()
-        if now >= self._renew_at:
+        if now >= self._renew_at or self._ledger.tasks.expires(now):
             self._renew(now)
         self._note_rest()
 
@@ -125,6 +125,7 @@ class Lease:
                 self._lost(event_id, owners[event_id], "")
         else:
             self._takeover.restore_later({event_id: owners[event_id] for event_id in renewal.forgotten})
+        self._ledger.tasks.set_expiries(owners, renewal.left_s, now)
         if changed := self._ledger.tasks.newly_cancelled(renewal.cancels):
             self._inbox.reload(changed)
 

@@ -203,7 +203,7 @@ class ScaleDowns:
             for index in range(1, event.pod_count + 1):
                 worker = view.workers.get(index, StoredWorker(index))
                 pod = self._registry.get(WorkerKey(hash_, index, worker.attempt))
-                cancelled = worker.termination is not None and worker.termination.is_cancel
+                cancelled = worker.termination is not None and worker.termination.claims
                 succeeded = pod is not None and pod.ended and pod.exit_code == 0  # its result is certain
                 if not worker.outcome and not cancelled and not succeeded:
                     found.append(Candidate(event, index, worker.attempt, pod))

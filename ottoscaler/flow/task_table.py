@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from ottoscaler.core.verdicts import Verdict
 from ottoscaler.flow.owned_tasks import OwnedTask, WorkerRun
@@ -21,6 +21,7 @@ class TaskTable:
         self.lock = threading.Lock()
         self._tasks: dict[str, OwnedTask] = {}  # guarded by lock, and so are the tasks themselves
         self._waiting: dict[str, OwnedTask] = {}  # guarded by lock: those that wait for a place of their key
+        self._expiries: dict[str, float] = {}  # guarded by lock
 
     def owners(self) -> dict[str, str]:
         """Event id -> owner token of all open tasks."""
@@ -53,6 +54,21 @@ class TaskTable:
             for event_id in changed:
                 self._tasks[event_id].cancels = cancels[event_id]
         return changed
+
+    def expires(self, now: float) -> bool:
+        """Is the not_after of a task over, or may it be? Only Redis knows: see `ports.Leases.renew`."""
+        with self.lock:
+            return any(until <= now for until in self._expiries.values())
+
+    def set_expiries(self, asked: Iterable[str], left_s: Mapping[str, float], now: float) -> None:
+        """A renewal of these tasks, sent `now` (`Clock.now`), has found how many seconds are left until the not_after
+        of some; for the others there is nothing to come.
+        """
+        with self.lock:
+            for event_id in asked:
+                self._expiries.pop(event_id, None)
+            for event_id in left_s.keys() & self._tasks.keys():
+                self._expiries[event_id] = now + left_s[event_id]
 
     def recorded(self, run: WorkerRun, verdict: Verdict) -> None:
         """Its result is stored: kept here in case that Redis is wiped before the task is finished."""
@@ -92,6 +108,8 @@ class TaskTable:
         self._tasks[task.event.event_id] = task
         if task.waits:
             self._waiting[task.event.event_id] = task
+        if task.event.overrides.not_after is not None:  # how much is left, the next renewal says: it is due at once
+            self._expiries[task.event.event_id] = 0.0
 
     def admit(self, task: OwnedTask) -> bool:
         """It has a place of its key. Returns whether it waited for one until now."""
@@ -110,3 +128,4 @@ class TaskTable:
         task.closed = True
         self._tasks.pop(task.event.event_id, None)
         self._waiting.pop(task.event.event_id, None)
+        self._expiries.pop(task.event.event_id, None)

@@ -10,7 +10,7 @@ import pytest
 from ottoscaler.core.choice import Victim
 from ottoscaler.core.events import BadEvent
 from ottoscaler.core.output import CUT, MAX_TASK_BYTES
-from ottoscaler.core.termination import Termination
+from ottoscaler.core.termination import NOT_AFTER, Termination
 from ottoscaler.core.verdicts import Reason
 from ottoscaler.errors import StreamUnavailable
 from ottoscaler.ports import Answer, OpenTask, Status, StoredWorker, Stream
@@ -75,6 +75,27 @@ class TestIntending:
         answer = intend(stream, task, attempt=1)
         assert (answer.status, answer.attempt) == (Status.OLD_ATTEMPT, 2)
         assert stored(stream, task).attempt == 2
+
+    @pytest.mark.contract("3.not_after")
+    def test_is_refused_after_the_events_not_after(self, stream: Stream, admin: StreamAdmin) -> None:
+        """By the clock of Redis, and whatever was stored before; what ends it spares a worker that has started."""
+        task = opened(stream, admin, event_id="e-1", not_after="2001-02-03T04:05:06+00:00")
+        message = "the worker had not started by 2001-02-03T04:05:06.000Z (not_after)"
+        late = Termination(Reason.NOT_AFTER, message, drain=True, by=NOT_AFTER)
+        assert intend(stream, task) == Answer(Status.CANCELLED, late, 0)
+        assert stored(stream, task) == StoredWorker(1, termination=late)
+        stream.clear_termination("e-1", task.owner, 1, late)
+        assert intend(stream, task, attempt=2) == Answer(Status.CANCELLED, late, 0)
+        assert stored(stream, task) == StoredWorker(1, termination=late, spared=(NOT_AFTER,))
+        assert record(stream, task, attempt=0, reason=Reason.NOT_AFTER).status is Status.OK
+        ended = admin.results("task")[0]
+        assert (ended["outcome"], ended["reason"], ended["failed"]) == ("failed", "NotAfter", "1")
+
+    @pytest.mark.contract("3.not_after")
+    def test_is_stored_before_the_events_not_after(self, stream: Stream, admin: StreamAdmin) -> None:
+        """It is a time like any other."""
+        task = opened(stream, admin, not_after="2999-01-01T00:00:00Z")
+        assert intend(stream, task).status is Status.OK
 
     def test_is_refused_where_there_is_a_result(self, stream: Stream, admin: StreamAdmin) -> None:
         """What has ended is not started again."""

@@ -36,7 +36,16 @@ from tests.adapters.streams import (
 )
 from tests.fakes.wait import eventually
 
-__all__ = ["TestAdopting", "TestKnown", "TestLeases", "TestPoison", "TestRestart", "TestRestoring", "TestTakingOver"]
+__all__ = [
+    "TestAdopting",
+    "TestKnown",
+    "TestLeases",
+    "TestNotAfter",
+    "TestPoison",
+    "TestRestart",
+    "TestRestoring",
+    "TestTakingOver",
+]
 
 #: `accept` is the first try, each take-over one more; at ten the event counts as poison.
 TAKES_TO_POISON = 9
@@ -168,6 +177,54 @@ class TestLeases:
         other.release({"e-1": "c2/boot-1/1", "never": "c2/boot-1/1"})
         assert other.expired(same_consumer=False) == []
         assert stream.check("e-1", task.owner, 1, 1).status is Status.OK
+
+
+class TestNotAfter:
+    """renew: workers that have not started by the event's not_after are marked, by the clock of Redis."""
+
+    def test_marks_once_what_has_no_end_yet(self, stream: Stream, admin: StreamAdmin) -> None:
+        """A result stays, and so does why a pod is being ended already; a mark that was cleared does not come back."""
+        task = opened(stream, admin, event_id="e-1", pod_count="4", not_after="2999-01-01T00:00:00Z")
+        intend(stream, task, 1)
+        record(stream, task, 1)
+        intend(stream, task, 2)
+        stream.store_termination("e-1", task.owner, 2, _TERMINATION)
+        stream.store_termination("e-1", None, 3, cancel())
+        before = stream.renew({"e-1": task.owner})
+        assert before.left_s["e-1"] > 86_400
+        assert before.cancels == {"e-1": 1}
+        admin.set_not_after("e-1", 1.5)
+        after = stream.renew({"e-1": task.owner})
+        assert (after.cancels, after.left_s) == ({"e-1": 2}, {})
+        workers = reloaded(stream, "e-1").workers
+        assert workers[1].termination is None
+        assert workers[2].termination == _TERMINATION
+        assert workers[3].termination == cancel()
+        marked = workers[4].termination
+        assert marked is not None
+        assert (marked.reason, marked.is_cancel, marked.only_before_start) == (Reason.NOT_AFTER, True, True)
+        stream.clear_termination("e-1", task.owner, 4, marked)
+        assert stream.renew({"e-1": task.owner}).cancels == {"e-1": 2}
+        assert reloaded(stream, "e-1").workers.get(4, StoredWorker(4)).termination is None
+
+    def test_others_have_no_time(self, stream: Stream, admin: StreamAdmin) -> None:
+        """Nothing is left of what is not there."""
+        task = opened(stream, admin, event_id="e-1")
+        assert stream.renew({"e-1": task.owner, "never": "c1/boot-1/1"}).left_s == {}
+
+    def test_only_the_owner_marks(self, stream: Stream, admin: StreamAdmin) -> None:
+        """Another's renewal finds that it is not the owner."""
+        opened(stream, admin, event_id="e-1", not_after="2001-01-01T00:00:00Z")
+        assert stream.renew({"e-1": "c1/other/1"}).cancels == {}
+        assert reloaded(stream, "e-1").workers == {}
+
+    def test_comes_back_with_a_task_that_is_stored_again(self, stream: Stream, admin: StreamAdmin) -> None:
+        """After Redis was wiped."""
+        task = opened(stream, admin, event_id="e-1", not_after="2001-01-01T00:00:00Z")
+        admin.flush()
+        stream.ensure_group()
+        stream.restore(task)
+        assert stream.renew({"e-1": task.owner}).cancels == {"e-1": 1}
 
 
 class TestTakingOver:

@@ -91,6 +91,15 @@ class TestChoosing:
         }
         assert terminations == {1: "d-1", 2: "d-1", 3: "d-2"}
 
+    @pytest.mark.contract("3.not_after")
+    def test_a_worker_that_is_too_late_is_still_to_be_had(self, stream: Stream, admin: StreamAdmin) -> None:
+        """Its own not_after spares it if it runs, and would save it from a scale_down."""
+        older = opened(stream, admin, event_id="e-1", not_after="2001-01-01T00:00:00Z")
+        assert stream.renew({"e-1": older.owner}).cancels == {"e-1": 1}
+        task = opened(stream, admin, type="scale_down", event_id="d-1", pod_count="1")
+        assert stream.choose("d-1", task.owner, claim(Victim("e-1", 1))) == Choice([Victim("e-1", 1)], [])
+        assert reloaded(stream, "e-1").workers[1].termination == cancel(by="d-1")
+
     def test_a_worker_that_has_ended_or_is_unknown_is_no_victim(self, stream: Stream, admin: StreamAdmin) -> None:
         """The list was made before: one more is taken instead. A deadline's mark gives way."""
         task = opened(stream, admin, event_id="e-1", pod_count="3")

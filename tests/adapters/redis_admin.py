@@ -62,6 +62,9 @@ class RedisAdmin:
     def postpone_lease(self, event_id: str, seconds: float) -> None:
         self._client.zincrby(f"{self.prefix}open", seconds * 1000, event_id)
 
+    def set_not_after(self, event_id: str, after_s: float) -> None:
+        self._client.hset(f"{self.prefix}task:{event_id}", "not_after", str(int(after_s * 1000)))
+
     def close_to_others(self, event_id: str) -> None:
         self._client.zrem(f"{self.prefix}open", event_id)
 

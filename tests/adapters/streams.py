@@ -83,6 +83,10 @@ class StreamAdmin(Protocol):
         """As if the server's clock had been set back by these seconds since the lease was given."""
         ...
 
+    def set_not_after(self, event_id: str, after_s: float) -> None:
+        """As if a task's not_after were so many seconds after 1970."""
+        ...
+
     def close_to_others(self, event_id: str) -> None:
         """As if a user had removed a task from the set of those that are open."""
         ...

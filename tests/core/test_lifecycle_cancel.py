@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from ottoscaler.core.effects import Await, ClearTermination, Delete, DeleteIfUnchanged, Effect, End, Later, Look, Record
-from ottoscaler.core.lifecycle import begin, hurried
+from ottoscaler.core.lifecycle import MAX_BACKOFF_S, begin, hurried
 from ottoscaler.core.observations import (
     Absent,
     AlreadyThere,
@@ -259,6 +259,40 @@ def test_a_kill_that_comes_while_a_drain_is_withdrawn_holds() -> None:
     drive = Drive()
     drive.feed(*CREATED, TerminationStored(DRAIN), Changed(), Seen(failed()), Checked(DRAIN))
     assert recorded(drive.feed(Checked(KILL))) is Reason.SCALED_DOWN
+
+
+NOT_STARTED = Termination(Reason.NOT_AFTER, "too late", drain=True)
+
+
+@contract("3.not_after")
+@pytest.mark.parametrize(
+    ("last", "reason"),
+    [
+        (evicted(started_at=NOW), Reason.EVICTED),
+        (evicted(started_at=None, exit_code=None, finished_at=None), Reason.NOT_AFTER),
+    ],
+    ids=["started", "never started"],
+)
+def test_a_further_attempt_that_comes_too_late_leaves_the_end_of_the_one_before(last: Snapshot, reason: Reason) -> None:
+    """Where that had started in time: how it ended says more."""
+    drive = Drive()
+    drive.feed(*CREATED, Seen(last))
+    drive.wait(MAX_BACKOFF_S)
+    asked = drive.feed(Cancelled(NOT_STARTED, 1))
+    assert recorded(asked) is reason
+    assert isinstance(asked, Record)
+    assert (asked.attempt, asked.pod) == (1, last if reason is Reason.EVICTED else None)
+    assert drive.feed(Done()) == Delete(last)
+
+
+@contract("3.not_after")
+def test_a_pod_that_has_not_started_in_time_is_ended_and_one_that_has_runs_on() -> None:
+    """As in a drain."""
+    drive = Drive()
+    assert drive.feed(*CREATED, TerminationStored(NOT_STARTED)) == DeleteIfUnchanged(pod())
+    drive = Drive()
+    drive.feed(*CREATED, Seen(running()))
+    assert drive.feed(TerminationStored(NOT_STARTED)) == ClearTermination(NOT_STARTED)
 
 
 def recorded(asked: Effect) -> Reason:

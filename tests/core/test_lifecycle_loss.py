@@ -22,7 +22,8 @@ from ottoscaler.core.observations import (
 )
 from ottoscaler.core.pods import Phase, Snapshot
 from ottoscaler.core.sight import Sight
-from ottoscaler.core.verdicts import Reason, Retried, Verdict
+from ottoscaler.core.termination import Retried
+from ottoscaler.core.verdicts import Reason, Verdict
 from tests.core.builders import NOW, deleting, evicted, failed, pod, running, succeeded
 from tests.core.drive import LIMITS, Drive
 
@@ -226,7 +227,8 @@ def test_a_new_attempt_starts_with_a_clean_slate() -> None:
     """No trouble, termination or pause of the attempt before it."""
     drive = Drive(replace(begin(7), sight=Sight(trouble_at=NOW), backoff=3))
     drive.feed(*CREATED, Seen(evicted()))
-    retried = Retried(Verdict(Reason.EVICTED, "The node was low on resource: memory."), 1, LIMITS.infra_retries)
+    end = Verdict(Reason.EVICTED, "The node was low on resource: memory.")
+    retried = Retried(end, 1, LIMITS.infra_retries, evicted())
     pause = {"todo": Later(NOW + 1), "not_before": NOW + 1}
     assert drive.life == replace(begin(7, 2, 1), old=evicted(), retried=retried, **pause)
 

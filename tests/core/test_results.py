@@ -37,6 +37,7 @@ ROWS = [
     ("PodDeleted", FAILED, USER, Retry.NEVER),
     ("ScaledDown", CANCELLED, NOBODY, Retry.NEVER),
     ("Superseded", CANCELLED, NOBODY, Retry.NEVER),
+    ("NotAfter", Outcome.EXPIRED, USER, Retry.NEVER),
     ("Poison", FAILED, INFRA, Retry.NEVER),
 ]
 

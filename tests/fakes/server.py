@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+import msgspec
+
 from ottoscaler.core.events import EventType, ScaleEvent
 from ottoscaler.core.results import rfc3339
 from ottoscaler.core.termination import Termination
@@ -85,6 +87,7 @@ class TaskState:
     victims: list[Victim] | None = None
     survivors: list[str] = field(default_factory=list)
     superseded: bool = False
+    expired: bool = False
     expires_at: float | None = None
 
     @property
@@ -313,6 +316,14 @@ class FakeRedis:
         """As if the server's clock had been set back by these seconds since the lease was given."""
         with self.changed:
             self.leases[event_id] += seconds
+
+    def set_not_after(self, event_id: str, after_s: float) -> None:
+        """As if a task's not_after were so many seconds after 1970."""
+        with self.changed:
+            task = self.tasks[event_id]
+            assert task.event is not None
+            overrides = msgspec.structs.replace(task.event.overrides, not_after=after_s)
+            task.event = msgspec.structs.replace(task.event, overrides=overrides)
 
     def close_to_others(self, event_id: str) -> None:
         """As if a user had removed a task from the set of those that are open."""

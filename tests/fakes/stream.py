@@ -26,7 +26,7 @@ from ottoscaler.errors import StreamUnavailable, TooMuch
 from ottoscaler.ports import Answer, Entry, KeyPlaces, OpenTask, Renewal, Status, StoredWorker, TaskView
 from ottoscaler.stored import process_of
 from tests.fakes.server import GROUP, Delivery, FakeRedis, Group, Id, TaskState, WorkerState, order
-from tests.fakes.workers import WorkerScripts
+from tests.fakes.workers import WorkerScripts, too_late
 
 __all__ = ["FakeRedis", "FakeStream"]
 
@@ -310,6 +310,7 @@ class FakeStream(WorkerScripts):
 
     def renew(self, owners: Mapping[str, str], at_work: Collection[str] = ()) -> Renewal:
         lost, cancels, forgotten = {}, {}, []
+        left_s: dict[str, float] = {}
         with self.server.call("renew"):
             replaced = self.server.incarnations.setdefault(self._consumer, self._incarnation) != self._incarnation
             if not replaced:
@@ -329,8 +330,23 @@ class FakeStream(WorkerScripts):
                     self.server.places.keep(task.event, order(task.event.stream_id), started=task.state != "waiting")
                 if event_id not in at_work and task.tries < MAX_TRIES:
                     task.tries = 0
+                not_after = task.event.overrides.not_after if task.event else None
+                if not_after is not None and now < not_after:
+                    left_s[event_id] = not_after - now
+                self._expire(task, now)
                 cancels[event_id] = task.cancels
-        return Renewal(lost, cancels, forgotten, replaced)
+        return Renewal(lost, cancels, forgotten, replaced, left_s)
+
+    def _expire(self, task: TaskState, now: float) -> None:
+        """Mark the workers that have not started in time, once."""
+        late = too_late(task, now)
+        if late is None or task.expired or task.event is None:
+            return
+        task.expired = True
+        for worker in map(task.worker, range(1, task.event.pod_count + 1)):
+            if not worker.outcome and worker.termination is None:
+                worker.termination = late
+                task.cancels += 1
 
     def expired(self, *, same_consumer: bool) -> Sequence[str]:
         with self.server.call("expired"):
@@ -477,7 +493,7 @@ class FakeStream(WorkerScripts):
         if task is None or task.owner is None:
             return False
         worker = task.workers.get(candidate.index, WorkerState(candidate.index))
-        return not worker.outcome and (worker.termination is None or not worker.termination.is_cancel)
+        return not worker.outcome and (worker.termination is None or not worker.termination.claims)
 
     def finish(self, event_id: str, owner: str, fields: Mapping[str, str]) -> Answer:
         with self.server.call("finish"):

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from ottoscaler.core.events import DeadReason, EventType, ScaleEvent
 from ottoscaler.core.output import CUT, MAX_TASK_BYTES
 from ottoscaler.core.results import RESULT_FIELDS, common_fields, rfc3339, worker_result
-from ottoscaler.core.termination import Termination
-from ottoscaler.core.verdicts import LAST_TRY, MAX_TRIES, Outcome, Reason, Verdict
+from ottoscaler.core.termination import NOT_AFTER, Termination
+from ottoscaler.core.verdicts import LAST_TRY, MAX_TRIES, TOO_LATE, Outcome, Reason, Verdict
 from ottoscaler.ports import Answer, Note, Status
 from tests.fakes.server import GROUP, FakeRedis, TaskState, WorkerState, worker_json
 
@@ -40,6 +40,9 @@ class WorkerScripts:
             worker.termination = None
             if attempt < worker.attempt:
                 return Answer(Status.OLD_ATTEMPT, None, worker.attempt)
+            if (late := too_late(task, self.server.clock.now())) is not None:
+                worker.termination = late
+                return Answer(Status.CANCELLED, late, worker.attempt)
             again = worker.attempt == attempt
             if not again or worker.refused or worker.seen:
                 task.tries = 0
@@ -225,6 +228,14 @@ class WorkerScripts:
         self.server.tasks[event_id] = task
         self._close_task(task, event_id)
         self.server.publish(self._task_fields(event_id, task) | verdict_fields(Verdict(Reason.REJECTED, message)))
+
+
+def too_late(task: TaskState, now: float) -> Termination | None:
+    """What ends a worker that has not started, from the event's not_after on."""
+    not_after = task.event.overrides.not_after if task.event else None
+    if not_after is None or now < not_after:
+        return None
+    return Termination(Reason.NOT_AFTER, TOO_LATE % rfc3339(not_after), drain=True, by=NOT_AFTER)
 
 
 def _spare(worker: WorkerState, by: str) -> None:

@@ -217,9 +217,16 @@ class Audit:
         for name, workers in self._ended.items():
             self._ended[name] = [worker for worker in workers if worker[0] != event_id]
 
-    def intended(self, name: str) -> None:
-        """An attempt is stored."""
+    def intended(self, name: str, event_id: str) -> None:
+        """An attempt is stored: its pod may be created from now on, and not where it would be too late."""
         self._intended.add(name)
+        not_after = self._not_after(event_id)
+        if not_after is not None and self._clock.now() >= not_after:
+            self.complain(f"{name} may be created after the not_after of {event_id}")
+
+    def _not_after(self, event_id: str) -> float | None:
+        task = self.redis.find(event_id)
+        return task.event.overrides.not_after if task is not None and task.event is not None else None
 
     def terminated(self, event_id: str, index: int) -> None:
         """A termination is stored."""
@@ -277,7 +284,7 @@ class Audit:
         succeeded = pod is not None and pod["status"].get("phase") == "Succeeded"
         # the replica that is to choose may see a pod that has succeeded and is gone by now
         succeeded = succeeded or (event_id, index) in self._once_succeeded
-        return not succeeded and not state.outcome and (state.termination is None or not state.termination.is_cancel)
+        return not succeeded and not state.outcome and (state.termination is None or not state.termination.claims)
 
     def published(self, fields: Mapping[str, str]) -> None:
         """A result is published."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -51,12 +52,19 @@ class Simulation(RuleBasedStateMachine):
     # -- events
 
     @precondition(lambda self: len(self.audit.sent) < _MAX_EVENTS)
-    @rule(count=st.integers(1, 3), group=st.sampled_from(("", "", "k")), named=st.booleans(), limit=st.integers(-2, 3))
-    def scale_up(self, count: int, group: str, named: bool, limit: int) -> None:
-        """A producer wants workers; perhaps instead of older ones, or not besides others of the same key."""
+    @rule(
+        count=st.integers(1, 3), group=st.sampled_from(("", "", "k")), named=st.booleans(), limit=st.integers(-2, 3),
+        within_s=st.sampled_from((None, None, *STEPS_S)),
+    )  # fmt: skip
+    def scale_up(self, count: int, group: str, named: bool, limit: int, within_s: int | None = None) -> None:
+        """A producer wants workers; perhaps instead of older ones, or not besides others of the same key, or none that
+        starts too late.
+        """
         fields = {"type": "scale_up", "pod_count": str(count), "task_id": f"t{len(self.audit.sent) % 2}"}
         if limit > 0:
             fields |= {"concurrency_key": "c", "concurrency_limit": str(limit)}
+        if within_s is not None:
+            fields["not_after"] = datetime.fromtimestamp(self.world.clock.now() + within_s, UTC).isoformat()
         self._send(fields | ({"supersedes": group} if group else {}), named=named)
 
     @precondition(lambda self: 0 < len(self.audit.sent) < _MAX_EVENTS)

@@ -72,7 +72,7 @@ class AuditedStream(FakeStream):
     def intend(self, event_id: str, owner: str, index: int, *, attempt: int, infra_used: int, pod: str) -> Answer:
         answer = super().intend(event_id, owner, index, attempt=attempt, infra_used=infra_used, pod=pod)
         if answer.status is Status.OK:
-            self.server.audit.intended(pod)
+            self.server.audit.intended(pod, event_id)
             check_turn(self.server.audit, event_id)
         return answer
 
