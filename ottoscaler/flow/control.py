@@ -131,6 +131,7 @@ class Control:
                 self._after = self._event_log.delivered()
             self._look_ahead(self._event_log.peek(self._after, PEEK, block=True))
         except Unavailable:
+            # A Redis that was out of reach may have come back with less: the position is asked for again.
             self._after = ""
             raise
 
@@ -151,6 +152,7 @@ class Control:
                 continue
             self._pause_s = min(self._pause_s, FIRST_PAUSE_S) if not due else self._pause_s
             if self._is_over(scale_down):
+                # The lock is not held while it is carried on: `owners` is asked meanwhile, and must not wait for Redis.
                 with self._lock:
                     self._open.pop(event_id, None)
             elif not scale_down.chosen:
@@ -174,7 +176,7 @@ class Control:
                 known = self._open.get(task.event.event_id)
                 if known is None or known.task.owner != task.owner:  # otherwise it was accepted twice
                     self._open[task.event.event_id] = ScaleDown(task)
-        self._inbox.remove(tasks)
+        self._inbox.remove(tasks)  # only now that they are open: otherwise `owners` would miss them for a moment
         try:
             for event_id in changed:
                 with contained(event_id):  # the reconciler ends what is marked, too

@@ -86,12 +86,14 @@ class Ender:
             self.step()
             self._heartbeat.beat()
             self._wake.wait(LOOK_EVERY_S)
+            # Before the look, not after it: what comes during the look would otherwise wait for a whole second.
             self._wake.clear()
         for one in self._followed:
             self._let_go(one)
 
     def step(self) -> None:
         """Delete the pods that are due, and carry on each worker that can make a step. Raises nothing."""
+        # Taken out at once, and worked on without the lock: `end` and `follow` must not wait for the Kubernetes API.
         with self._lock:
             pods, self._pods = self._pods, {}
             arrived, self._arrived = self._arrived, []

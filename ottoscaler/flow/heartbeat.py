@@ -105,6 +105,7 @@ class Heartbeat:
             return
         with self._lock:
             now = self._now()
+            # Worker threads make calls too: added here, they would count as loops that hang as soon as they wait.
             if name in self._beats:
                 self._beats[name] = now
             if error:

@@ -28,7 +28,7 @@ class Inbox:
         """A scale_down, or an event that supersedes others, is ours now."""
         with self._lock:
             self._tasks.append(task)
-        self.wake.set()
+        self.wake.set()  # after the task is there: a lane that is woken too early would find nothing and wait again
 
     def reload(self, event_ids: Iterable[str]) -> None:
         """These tasks of ours were given cancel marks by another replica."""

@@ -124,6 +124,8 @@ class Registry:
         future: Future[Observation] = Future()
         with self._lock:
             observation = self._next(waiter, attempt)
+            # Looked at and put in place in one step: an event in between would find no future, and the worker would
+            # wait for the next one, which may never come.
             if observation is None and not self._closed:
                 waiter.future = future
                 return future
@@ -200,6 +202,7 @@ class Registry:
         """One change. A pod that is gone is published once, and removed."""
         with self._lock:
             woken = self._publish(pod)
+        # Outside the lock: what a future wakes may ask the registry at once, and would wait for this thread.
         _resolve(woken)
         if pod.gone or not pod.live:
             self._announce()
