@@ -80,15 +80,15 @@ suite-race: test-race ; @:
 suite-top: SUITE = $(wildcard tests/test_*.py)
 suite-%: SUITE = tests/$*
 suite-%: $(DEV)
-	$(PYTEST) -m "not e2e and not real" $(SUITE) $(if $(REPORT),--junitxml=$(REPORT)$*.xml)
+	$(PYTEST) -m "not e2e and not real and not full" $(SUITE) $(if $(REPORT),--junitxml=$(REPORT)$*.xml)
 
 ##@ Development
 
 test-race: $(DEV) ## the tests of the flow in development mode, a thread switch every microsecond
-	@$(SET_ARGS); PYTHONDEVMODE=1 OTTO_SWITCH_INTERVAL=1e-6 $(PYTEST) -m "not e2e" $(wildcard tests/flow) $(if $(REPORT),--junitxml=$(REPORT)race.xml) "$$@"
+	@$(SET_ARGS); PYTHONDEVMODE=1 OTTO_SWITCH_INTERVAL=1e-6 $(PYTEST) -m "not e2e and not full" $(wildcard tests/flow) $(if $(REPORT),--junitxml=$(REPORT)race.xml) "$$@"
 
-test-real: $(DEV) ## the contract suites against real servers (TEST_KUBECONFIG, redis-server); OTTO_CI=1 forbids to skip
-	@$(SET_ARGS); $(PYTEST) -m "real and not e2e" tests "$$@"
+test-real: $(DEV) ## the contract suites against real servers (TEST_KUBECONFIG, redis-server), and the tests that take long; OTTO_CI=1 forbids to skip
+	@$(SET_ARGS); $(PYTEST) -m "(real or full) and not e2e" tests "$$@"
 
 test-cov: $(DEV) ## the tests with branch coverage: core 100 %, all 95 %
 	@mkdir -p .cache/coverage

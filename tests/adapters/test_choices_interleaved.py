@@ -182,10 +182,23 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.mark.contract("3.pod_count")
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(steps=st.lists(STEPS, max_size=30))
 def test_as_many_end_as_were_asked_for_and_there_were(server: Server, steps: list[tuple[Any, ...]]) -> None:
     """Whichever replica chooses when, by whatever it believed: on the fake, and on the server."""
+    _play(server, steps)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(300)
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@given(steps=st.lists(STEPS, max_size=30))
+def test_as_many_end_in_more_interleavings(server: Server, steps: list[tuple[Any, ...]]) -> None:
+    """The same, for longer than `make test` may take."""
+    _play(server, steps)
+
+
+def _play(server: Server, steps: list[tuple[Any, ...]]) -> None:
     fake = FakeRedis()
     with ExitStack() as stack:
         admin = RedisAdmin(stack.enter_context(server.client()))

@@ -240,10 +240,25 @@ def attempt(side: ThreeConsumers, name: str, arguments: Sequence[Any]) -> object
         return "unavailable"
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 @given(prepared=st.booleans(), steps=st.lists(STEPS, max_size=40))
 def test_the_fake_answers_like_the_real_one(server: Server, prepared: bool, steps: list[tuple[Any, ...]]) -> None:
     """Each answer, and in the end all that can be seen."""
+    _compare(server, prepared, steps)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(300)
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@given(prepared=st.booleans(), steps=st.lists(STEPS, max_size=40))
+def test_the_fake_answers_like_the_real_one_for_longer(
+    server: Server, prepared: bool, steps: list[tuple[Any, ...]]
+) -> None:
+    """The same, for longer than `make test` may take."""
+    _compare(server, prepared, steps)
+
+
+def _compare(server: Server, prepared: bool, steps: list[tuple[Any, ...]]) -> None:
     fake = FakeRedis(result_maxlen=RESULT_MAXLEN, task_ttl_s=TASK_TTL_S)
     fakes = [FakeStream(fake, name, incarnation=incarnation, lease_s=LEASE_S) for name, incarnation in CONSUMERS]
     with ExitStack() as stack:

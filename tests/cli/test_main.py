@@ -10,9 +10,11 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from _pytest.mark.structures import ParameterSet
 
 from ottoscaler.cli import run
 from ottoscaler.cli.main import COMMANDS, main
@@ -152,11 +154,11 @@ def test_a_server_out_of_reach_is_one_sentence(
     assert sentence.startswith(f"Redis at 127.0.0.1:{port} cannot be reached")
 
 
-@pytest.mark.parametrize("module", ["ottoscaler.cli.send", "ottoscaler.cli.status", "ottoscaler.cli.dead"])
-def test_looking_at_redis_does_not_import_kubernetes(module: str) -> None:
-    """It would take longer than the command itself."""
+def test_looking_at_redis_does_not_import_kubernetes() -> None:
+    """It would take longer than the command itself: send, status and dead."""
     heavy = "{'kubernetes', 'prometheus_client', 'tenacity'}"
-    program = f"import sys, {module}, ottoscaler.cli.main; print(sorted({heavy} & sys.modules.keys()))"
+    modules = "ottoscaler.cli.send, ottoscaler.cli.status, ottoscaler.cli.dead, ottoscaler.cli.main"
+    program = f"import sys, {modules}; print(sorted({heavy} & sys.modules.keys()))"
     assert printed_by(program) == "[]\n"
 
 
@@ -195,10 +197,17 @@ def test_the_controller_obeys_a_signal_while_it_is_still_being_loaded(tmp_path: 
     assert (loading.returncode, err) == (0, "")
 
 
+def _closings() -> Iterator[ParameterSet]:
+    """Commands, their exit codes and the streams that are closed; of the slow commands a part is for `make test`."""
+    for command, code in (("--version", 0), ("statsu", 2), ("status", 1), ("run", 2)):
+        for closed in ((0,), (1,), (2,), (0, 1), (1, 2), (0, 1, 2)):
+            rest = command in ("status", "run") and closed not in ((1,), (0, 1, 2))
+            yield pytest.param([command], code, closed, marks=[pytest.mark.full] if rest else [])
+
+
 @pytest.mark.contract("1.exit-codes")
-@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1), (1, 2), (0, 1, 2)], ids=str)
-@pytest.mark.parametrize(("arguments", "code"), [(["--version"], 0), (["statsu"], 2), (["status"], 1), (["run"], 2)])
-def test_a_closed_standard_stream_is_no_error(closed: tuple[int, ...], arguments: list[str], code: int) -> None:
+@pytest.mark.parametrize(("arguments", "code", "closed"), [*_closings()])
+def test_a_closed_standard_stream_is_no_error(arguments: list[str], code: int, closed: tuple[int, ...]) -> None:
     """As with `>&-`: no traceback, and the exit code is that of the command."""
     closing = " ".join(f"{number}{'<' if number == 0 else '>'}&-" for number in closed)
     environ = {**os.environ, "REDIS_HOST": "127.0.0.1", "REDIS_PORT": "1", "KUBECONFIG": "/nowhere"}

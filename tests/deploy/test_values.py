@@ -1,18 +1,20 @@
 """Values from files and from the command line: each is checked before it becomes a part of a command or a path.
 
 The table is tried on every variable that a script or the Makefile uses. A value is refused in a sentence, or it arrives
-as it is; nothing in it is carried out, and nothing outside of the checkout changes.
+as it is; nothing in it is carried out, and nothing outside of the checkout changes. `make test` tries each value and
+each variable several times, and not each with each: the rest of the table is marked.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
 import pytest
+from _pytest.mark.structures import ParameterSet
 
 from tests.deploy.checkout import ROOT, add_program, add_venv, calls, make_checkout, run, write_env
 
@@ -58,14 +60,23 @@ GIVEN: Final = {
     "PYTHON": "build",
     "VENV": "distclean",
 }
-#: These may be any text: it arrives as it is, or the product refuses it.
-FREE: Final = ("PODS", "TASK", "TYPE")
+#: Variable -> the field of the event. These may be any text: it arrives as it is, or the product refuses it.
+FREE: Final = {"PODS": "pod_count", "TASK": "task_id", "TYPE": "type"}
 #: Where a value is no word of its own.
 SAFE: Final = r"[A-Za-z0-9._:/@,+=-]+"
 #: Docker, kind and kubectl that write each word down.
 NOTED: Final = (
     'printf \'%s\\n\' "$(basename "$0")" "$@" >>calls; case "$*" in *State.Running*) echo true ;; esac; exit 0'
 )
+
+
+def table(values: Iterable[str], others: Iterable[str], one_of: int) -> list[ParameterSet]:
+    """All pairs, of which those on one of so many diagonals are for `make test`."""
+    return [
+        pytest.param(value, other, marks=[] if (row + column) % one_of == 0 else [pytest.mark.full])
+        for row, value in enumerate(values)
+        for column, other in enumerate(others)
+    ]
 
 
 @pytest.fixture
@@ -91,8 +102,7 @@ def unharmed(checkout: Path) -> None:
     assert (checkout / "deploy" / "dev.sh").is_file()
 
 
-@pytest.mark.parametrize("how", HOSTILE)
-@pytest.mark.parametrize("target", ["clean", "deploy"])
+@pytest.mark.parametrize(("how", "target"), table(HOSTILE, ["clean", "deploy"], 2))
 def test_the_values_of_an_env_file(ready: Path, target: str, how: str) -> None:
     """All are refused at once, each with file and name, before anything is done."""
     value = HOSTILE[how]
@@ -108,8 +118,7 @@ def test_the_values_of_an_env_file(ready: Path, target: str, how: str) -> None:
         assert all(f".env.boa.local: {name}=" in done.stderr for name in NEVER_FREE)
 
 
-@pytest.mark.parametrize("name", GIVEN)
-@pytest.mark.parametrize("how", HOSTILE)
+@pytest.mark.parametrize(("how", "name"), table(HOSTILE, GIVEN, 4))
 def test_a_value_of_the_command_line(ready: Path, how: str, name: str) -> None:
     """It is refused, or no command has more of it than it should."""
     value, target = HOSTILE[how], GIVEN[name]
@@ -118,8 +127,7 @@ def test_a_value_of_the_command_line(ready: Path, how: str, name: str) -> None:
     harmless(ready, value, "make", target, *who, f"{name}={value}")
 
 
-@pytest.mark.parametrize("name", GIVEN)
-@pytest.mark.parametrize("how", ["make", "quoted end", "parent"])
+@pytest.mark.parametrize(("how", "name"), table(["make", "quoted end", "parent"], GIVEN, 3))
 def test_a_value_of_the_environment(ready: Path, how: str, name: str) -> None:
     """The same for what the shell has exported."""
     value, target = HOSTILE[how], GIVEN[name]
@@ -136,17 +144,16 @@ def harmless(ready: Path, value: str, *command: str, environ: Mapping[str, str] 
     assert not [line for line in calls(ready) if value in line and not re.fullmatch(SAFE, value)]
 
 
-@pytest.mark.parametrize("name", FREE)
 @pytest.mark.parametrize("how", HOSTILE)
-def test_an_event_has_the_text_as_it_was_given(ready: Path, how: str, name: str) -> None:
-    """One argument of `send`, which alone decides what the controller would refuse."""
+def test_an_event_has_the_text_as_it_was_given(ready: Path, how: str) -> None:
+    """One argument of `send` for each field; `send` alone decides what the controller would refuse."""
     value = HOSTILE[how]
     write_env(ready, "boa")
-    done = run(ready, "make", "test-event", f"{name}={value}")
+    done = run(ready, "make", "test-event", *(f"{name}={value}" for name in FREE))
     unharmed(ready)
     assert done.returncode == 0, done.stderr
-    field = {"PODS": "pod_count", "TASK": "task_id", "TYPE": "type"}[name]
-    assert f"{field}={value}\n" in (ready / "python.args").read_text(encoding="utf-8")
+    arguments = (ready / "python.args").read_text(encoding="utf-8")
+    assert all(f"{field}={value}\n" in arguments for field in FREE.values())
 
 
 def test_what_send_refuses_fails_make(ready: Path) -> None:

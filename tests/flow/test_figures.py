@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from ottoscaler.errors import ClusterUnavailable
 from tests.flow.simulated_controller import SimulatedController
 from tests.test_metrics import samples
 
-EVENTS = 10_000
 BATCH = 500
 
 
@@ -24,8 +25,9 @@ def test_gauges_are_asked_for_at_each_look() -> None:
         assert (found["ottoscaler_live_pods",], found["ottoscaler_ready_workers",]) == (2, 3)
 
 
-def test_no_text_from_outside_makes_a_series() -> None:
-    """Ten thousand events, all of them different, good and bad; some are carried out, with failures of the servers."""
+@pytest.mark.parametrize("events", [1000, pytest.param(10_000, marks=pytest.mark.full)])
+def test_no_text_from_outside_makes_a_series(events: int) -> None:
+    """Events that all differ, good and bad; some are carried out, with failures of the servers."""
     with SimulatedController(
         threads=["watch"], auto=True, MAX_WORKERS=4, READ_AHEAD=1000, TASK_TTL_S=10**8
     ) as controller:
@@ -33,7 +35,7 @@ def test_no_text_from_outside_makes_a_series() -> None:
         controller.servers.kubernetes.refuse_next(
             "create", ClusterUnavailable("a secret of the server", unclear=False), times=2
         )
-        for start in range(0, EVENTS, BATCH):
+        for start in range(0, events, BATCH):
             for number in range(start, start + BATCH):
                 odd = {"pod_count": f"many-{number}"} if number % 100 else {}
                 controller.send(
@@ -41,8 +43,8 @@ def test_no_text_from_outside_makes_a_series() -> None:
                 )
             controller.intake.absorb(controller.stream.read_now(BATCH))
             controller.pass_time(5)  # a worker that was refused tries again
-        controller.results(EVENTS // 100)
+        controller.results(events // 100)
         after = samples(controller.metrics)
-        assert after["ottoscaler_dead_letters_total", "Invalid"] == EVENTS - EVENTS // 100
-        assert after["ottoscaler_workers_finished_total", "succeeded"] == EVENTS // 100
+        assert after["ottoscaler_dead_letters_total", "Invalid"] == events - events // 100
+        assert after["ottoscaler_workers_finished_total", "succeeded"] == events // 100
         assert after.keys() == before

@@ -125,7 +125,8 @@ def test_faults_everywhere_cost_time_and_nothing_else(seed: int) -> None:
 
 
 @contract("2.MAX_WORKERS")
-def test_a_thousand_workers_through_fifty_threads() -> None:
+@pytest.mark.parametrize("big", [200, pytest.param(700, marks=pytest.mark.full)])
+def test_many_workers_through_fifty_threads(big: int) -> None:
     """A big event and small ones: never more than fifty pods at once, and all end."""
     servers, most = FakeServers(SystemClock()), list[int]()
     with SimulatedController(servers, auto=True, MAX_WORKERS=50) as controller:
@@ -133,9 +134,9 @@ def test_a_thousand_workers_through_fifty_threads() -> None:
             most.append(controller.ledger.counts()[0]) if verb == "create" else None
         )
         controller.start(*ALL)
-        for count in (700, *[10] * 30):
+        for count in (big, *[10] * 30):
             controller.send(pod_count=count)
-        eventually(lambda: len(controller.redis.results("worker")) == 1000, 30)
+        eventually(lambda: len(controller.redis.results("worker")) == big + 300, 30)
         controller.results(31, "task")
         assert max(most) <= 50
 
