@@ -125,13 +125,13 @@ end
 -- Redis was wiped: store a task again, as its owner knows it or as its pods say. As JSON, since a script takes no more than
 -- some thousand arguments.
 -- KEYS: task, choices. ARGV: event_id, lease_ms, fields (a flat JSON list), undecided (the entry's id if the event has its
--- victims still to choose, '' otherwise), holds (1 if it holds a place of its concurrency key, 0 if it waits for one; nothing
--- if it has no key). Returns 'known', where nothing changes, or 'ok'.
+-- victims still to choose, '' otherwise), holds (1 if it holds a place of its concurrency key, 0 if it waits for one; '' if
+-- it has no key). Returns 'known', where nothing changes, or 'ok'.
 function F.restore(event_id, lease_ms, flat, undecided, holds)
   local task, choices = keys()
   if redis.call('HLEN', task) > 0 then return 'known' end
   local now, known = now_ms(), map_of(cjson.decode(flat))
-  if holds then write('ZADD', key_set(known.key), holds, key_member(known['sid'], known.key_limit, event_id)) end
+  if holds ~= '' then write('ZADD', key_set(known.key), holds, key_member(known['sid'], known.key_limit, event_id)) end
   if undecided ~= '' then write('ZADD', choices, 0, place(undecided) .. event_id) end
   write('HSET', task, 'received_at', rfc3339(now))
   write_hash(task, cjson.decode(flat))

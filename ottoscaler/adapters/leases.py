@@ -145,5 +145,5 @@ class RedisLeases(RedisAdapter):
         flat = json.dumps([*chain.from_iterable(encode_task(task).items())])
         undecided = task.event.stream_id if task.undecided else ""
         keys = [key.task(event_id), key.choices]
-        holds = [int(task.holds)] if task.event.concurrency_key else []
-        self._redis.run("restore", keys, event_id, lease_ms, flat, undecided, *holds, client=self._redis.taking)
+        holds = int(task.holds) if task.event.concurrency_key else ""
+        self._redis.run("restore", keys, event_id, lease_ms, flat, undecided, holds, client=self._redis.taking)
