@@ -17,7 +17,7 @@ export USER_GIVEN := $(if $(filter command,$(origin USER)),$(value USER))
 export PORT_GIVEN := $(if $(filter command,$(origin PORT)),$(value PORT))
 # bash has a RANDOM of its own
 export RANDOM_GIVEN := $(value RANDOM)
-GIVEN := ARGS ENV_FILE EXAMPLES FORCE KILLS KIND_NODE_IMAGE ONLY PODS PORT PYTHON QUICK RANDOM ROLLOUT_S SEED TASK TYPE USER VENV
+GIVEN := ARGS CMD ENV_FILE EXAMPLES FORCE IMAGE KILLS KIND_NODE_IMAGE ONLY PODS PORT PROFILE PYTHON QUICK RANDOM ROLLOUT_S SEED TASK TYPE USER VENV
 $(foreach name,$(GIVEN),$(if $(filter-out undefined,$(origin $(name))),$(eval override $(name) := $$(value $(name)))$(eval export $(name))))
 
 # The words of ARGS as the arguments of a recipe: quotes count as in a shell, and nothing in them is carried out.
@@ -172,7 +172,7 @@ deploy: ## check the env file, bring image and manifests into the cluster, and w
 logs: ## follow the controller's log (ARGS="--tail=20" instead)
 	@$(SET_ARGS); deploy/dev.sh logs "$$@"
 
-test-event: $(RUNTIME) ## send an event (PODS=3 TASK=<task id> TYPE=scale_up), unless the controller would refuse it
+test-event: $(RUNTIME) ## send an event (PODS=3 TASK=<task id> TYPE=scale_up CMD="..." IMAGE=... PROFILE=...), unless the controller would refuse it
 	@OTTO_PYTHON=$(BIN)/python deploy/dev.sh test-event
 
 status: $(RUNTIME) ## Redis, cluster, controller, workers and the last results at a glance

@@ -110,6 +110,9 @@ test_event() {
   [ -z "${PODS:-}" ] && [ "${TYPE:-scale_up}" = scale_up ] && PODS=3
   [ -z "${PODS:-}" ] || fields+=("pod_count=$PODS")
   [ -z "${TASK:-}" ] || fields+=("task_id=$TASK")
+  [ -z "${PROFILE:-}" ] || fields+=("profile=$PROFILE")
+  [ -z "${IMAGE:-}" ] || fields+=("image=$IMAGE")
+  [ -z "${CMD:-}" ] || fields+=("command=$(environment command)")
   otto send "${fields[@]}"
 }
 

@@ -8,6 +8,7 @@ environment.py template NAME PORT    the env file of a new environment
 environment.py cluster FILE          the name of the Kind cluster's developer, nothing where FILE names a kubeconfig
 environment.py login FILE            user and password of the Redis on this machine, a line each
 environment.py manifests FILE FOLDER IMAGE ID    the kustomization of an environment, in a folder of ours alone
+environment.py command               CMD as the command of an event: a line for /bin/sh -c
 environment.py words                 the words of ARGS, quoted for `eval`
 environment.py results               the entries of `redis-cli --json XREVRANGE` on standard input, a line each
 
@@ -133,6 +134,7 @@ REDIS_STREAM=otto:scale:events
 REDIS_CONSUMER_GROUP=ottoscaler-{user}
 NAMESPACE={user}-dev
 OTTO_AGENT_IMAGE=busybox:latest
+POLICY_FILE=deploy/policy.yaml
 KIND_CLUSTER_NAME=ottoscaler-{user}
 """  # noqa: E501
 
@@ -277,6 +279,8 @@ def main(arguments: list[str]) -> None:
             print(*login(path), sep="\n")
         case ["manifests", path, folder, image, image_id]:
             manifests.write(path, Path(folder), image, image_id)
+        case ["command"]:
+            print(json.dumps(["/bin/sh", "-c", os.environ.get("CMD", "")]))
         case ["words"]:
             print(words(os.environ.get("ARGS", "")))
         case ["results"]:

@@ -32,6 +32,10 @@ IN_SECRET: Final[Mapping[str, str]] = {
 SECRET: Final = "ottoscaler-redis"
 MOUNT: Final = "/etc/ottoscaler/redis"
 FILES: Final[Mapping[str, str]] = {"password": "REDIS_PASSWORD_FILE", "ca.crt": "REDIS_CA_FILE"}
+#: The policy's ConfigMap, its key, and where the Deployment mounts it.
+POLICY: Final = "ottoscaler-policy"
+POLICY_KEY: Final = "policy.yaml"
+POLICY_MOUNT: Final = "/etc/ottoscaler/policy"
 #: On the Secret, so that it goes again when the file names none any more; one that somebody made by hand stays.
 FROM_ENV_FILE: Final = "ottoscaler.io/from-env-file"
 RESTRICTED: Final = "pod-security.kubernetes.io/enforce"
@@ -69,6 +73,8 @@ def in_cluster(values: Mapping[str, str]) -> dict[str, str]:
     names = known() - NOT_IN_CLUSTER - IN_SECRET.keys()
     passed = {name: value for name, value in values.items() if name in names and value}
     passed |= {FILES[IN_SECRET[name]]: f"{MOUNT}/{IN_SECRET[name]}" for name in IN_SECRET if values.get(name)}
+    if passed.get("POLICY_FILE"):
+        passed["POLICY_FILE"] = f"{POLICY_MOUNT}/{POLICY_KEY}"
     if is_local(values):
         container = f"redis-{values['KIND_CLUSTER_NAME'].strip().removeprefix('ottoscaler-')}"
         passed |= {"REDIS_HOST": container, "REDIS_PORT": "6379"}
@@ -88,6 +94,19 @@ def secrets(values: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
+def policy(values: Mapping[str, str]) -> str:
+    """The text of the policy; empty where the file names none. Raises SystemExit with a sentence if it is not readable.
+
+    The controller reads it: there is no YAML where this runs.
+    """
+    if not (path := values.get("POLICY_FILE", "").strip()):
+        return ""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"POLICY_FILE={shown(path)}: expected a readable text file ({error})") from None
+
+
 def write(path: str, folder: Path, image: str, image_id: str) -> None:
     """Write the kustomization of an environment, over the overlay for developers, into a new folder of ours alone.
 
@@ -102,6 +121,8 @@ def write(path: str, folder: Path, image: str, image_id: str) -> None:
     if content := secrets(values):
         encoded = {key: base64.b64encode(text.encode()).decode() for key, text in content.items()}
         objects["secret.yaml"] = {**_object("v1", "Secret", SECRET, {FROM_ENV_FILE: "true"}), "data": encoded}
+    if text := policy(values):
+        objects["policy.yaml"] = {**_object("v1", "ConfigMap", POLICY), "data": {POLICY_KEY: text}}
     annotations = {"ottoscaler.io/image-id": image_id or "none"}
     template = {"metadata": {"annotations": annotations}}
     patch = {**_object("apps/v1", "Deployment", "ottoscaler"), "spec": {"template": template}}

@@ -56,6 +56,7 @@ _STARTING: Final = {
     "run": "the controller; faults in the configuration are told together",
     "exit-codes": "run ends with 0 after SIGTERM or SIGINT, 1 when a part failed for good, 2 for bad configuration",
     "local": "the whole system on this machine",
+    "plan": "the pods that an event would make, with the source and the rule of each field",
     "demo": "local with a fixed set of events and a table; 0 only if each ended as it should",
     "send": "XADD one event, print its id; --wait follows it to the end",
     "status": "tasks, workers by state, backlog, dead letters; reads Redis only",
@@ -64,7 +65,6 @@ _STARTING: Final = {
 _STARTING_LATER: Final = {
     "explain": "why an event stands where it stands",
     "logs": "the workers' output, from the cluster",
-    "plan": "the pods that an event would make",
     "doctor": "checks Redis, Kubernetes, the log handler, the clock",
     "agent": "worker side: runs a command, streams its output",
     "handler": "a reference log handler",

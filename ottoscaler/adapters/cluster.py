@@ -192,6 +192,11 @@ class KubeCluster:
         with _legible():
             return as_asked(raw, asked)
 
+    def dry_run(self, body: bytes) -> None:
+        """Ask the API server whether it would create this pod. Raises ClusterRejected if not, ClusterUnavailable."""
+        name = _listed_pod.decode(body).metadata.name
+        self._http.call(Verb.CREATE, self._pods, name=name, query={"dryRun": "All"}, body=body)
+
     def get(self, name: str) -> Snapshot | None:
         """See ports.Cluster."""
         body = self._get(name)

@@ -42,6 +42,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
     ),
     "demo": Command("ottoscaler.cli.demo", "as local, with a fixed set of events and a table of how they ended"),
     "send": Command("ottoscaler.cli.send", "send one event: FIELD=VALUE... [--wait]"),
+    "plan": Command("ottoscaler.cli.plan", "the pods that an event would make: FIELD=VALUE... [--server]"),
     "status": Command("ottoscaler.cli.status", "tasks, workers by state, backlog, dead letters [--watch] [--json]"),
     "dead": Command("ottoscaler.cli.dead", "dead letters: list, show ID, redrive ID [FIELD=VALUE...], purge ID"),
 }

@@ -348,7 +348,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
     """Run the controller until SIGTERM or SIGINT; returns the exit code. Raises ConfigError."""
     if argv:
         raise ConfigError((f"run takes no arguments, it is configured by environment variables; got {' '.join(argv)}",))
-    settings = Settings.load(os.environ if environ is None else environ, socket.gethostname(), _own_namespace())
+    settings = Settings.load(os.environ if environ is None else environ, socket.gethostname(), own_namespace())
     logs.setup(settings.log.level, settings.log.format or ("text" if sys.stdout.isatty() else "json"), sys.stdout)
     logs.hide(settings.redis.password)
     if settings.redis.password_file:
@@ -374,7 +374,8 @@ def _not_here(settings: Settings, address: str, cluster: str, held: str) -> str:
     )
 
 
-def _own_namespace() -> str | None:
+def own_namespace() -> str | None:
+    """The namespace of the pod that this process runs in; None outside a cluster."""
     return _NAMESPACE_FILE.read_text(encoding="utf-8").strip() if _NAMESPACE_FILE.is_file() else None
 
 

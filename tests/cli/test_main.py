@@ -30,7 +30,9 @@ def test_each_command_can_be_started(name: str) -> None:
 def test_an_unknown_command_gets_the_list_of_commands(capsys: pytest.CaptureFixture[str]) -> None:
     """One sentence, with the command that was probably meant; exit code 2."""
     assert main(["stauts"]) == 2
-    sentence = "There is no command 'stauts'; there are run, local, demo, send, status, dead. Did you mean status?\n"
+    sentence = (
+        "There is no command 'stauts'; there are run, local, demo, send, plan, status, dead. Did you mean status?\n"
+    )
     assert capsys.readouterr().err == sentence
 
 
@@ -78,6 +80,7 @@ def test_a_command_that_the_image_does_not_have_says_so(program: Path, name: str
     assert [line.split()[0] for line in usage.splitlines() if line.startswith("  ")] == [
         "run",
         "send",
+        "plan",
         "status",
         "dead",
     ]

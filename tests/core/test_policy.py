@@ -75,6 +75,8 @@ HOSTILE: Final[dict[str, tuple[Fields, str]]] = {
     "another tag": ({"image": "node:21"}, "images.allow"),
     "no tag": ({"image": "node"}, "images.allow"),
     "a user's image of that name": ({"image": "evil/node:20"}, "images.allow"),
+    "an image with that beginning": ({"image": "node-evil:20"}, "images.allow"),
+    "an image below that name": ({"image": "library/node/evil:20"}, "images.allow"),
     "a tag beside a digest": ({"image": f"node:20@{DIGEST}"}, "images.allow"),
     "path above": ({"image": "registry.example.com/ci/../prod/x"}, "an image like"),
     "path of dots": ({"image": "registry.example.com/ci/./x"}, "an image like"),

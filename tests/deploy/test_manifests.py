@@ -125,8 +125,8 @@ def test_the_settings_are_known_and_good(name: str) -> None:
 
 def test_the_password_is_a_file_of_the_secret() -> None:
     """Where the pod mounts it, and in no variable."""
-    (mount,) = container_of("production")["volumeMounts"]
-    (volume,) = pod_of("production")["spec"]["volumes"]
+    mount, _ = container_of("production")["volumeMounts"]
+    volume, _ = pod_of("production")["spec"]["volumes"]
     settings = settings_of(overlay("production"))
     assert mount["name"] == volume["name"]
     assert volume["secret"]["secretName"] == "ottoscaler-redis"

@@ -10,12 +10,14 @@ import json
 import random
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
+from ottoscaler.cli.main import main
 from ottoscaler.core.events import BadEvent
-from ottoscaler.core.manifest import WorkerKey, build
+from ottoscaler.core.manifest import WorkerKey, build, event_hash, pod_name
 from ottoscaler.settings import WorkerSettings
 from tests.core.builders import HASH, event
 from tests.core.policies import DIGEST, parsed
@@ -68,6 +70,23 @@ def test_every_accepted_event_makes_a_pod_that_passes(cluster: Cluster, namespac
         answer = cluster.create(namespace, body)
         assert answer.status == 201, (found, answer.text)
     assert taken > EVENTS // 3
+
+
+@pytest.mark.contract("1.plan")
+def test_plan_has_the_servers_verdict(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the controller's account, by a dry run: nothing is there afterwards."""
+    (tmp_path / "kubeconfig").write_text(cluster.kubeconfig_of(GENEROUS))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    monkeypatch.setenv("NAMESPACE", GENEROUS)
+    assert main(["plan", "event_id=planned", "--server"]) == 0
+    assert "# The API server accepts it." in capsys.readouterr().out
+    name = pod_name(WorkerKey(event_hash("ottoscaler", "planned"), 1, 1))
+    assert cluster.ask("GET", f"/api/v1/namespaces/{GENEROUS}/pods/{name}", namespace=None).status == 404
+    monkeypatch.setenv("WORKER_SERVICE_ACCOUNT", "other")
+    assert main(["plan", "event_id=planned", "--server"]) == 1
+    assert ACCOUNT in capsys.readouterr().err
 
 
 def _fields(rng: random.Random) -> dict[str, str]:

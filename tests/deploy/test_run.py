@@ -146,7 +146,7 @@ class TestBeforeADeployment:
         """By its number."""
         write_env(ready, "boa", "MAX_WORKERS")
         done = run(ready, "make", "deploy")
-        assert "line 9" in done.stderr
+        assert "line 10" in done.stderr
         assert calls(ready) == []
 
     @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ GIVEN: Final = {
     "VENV": "distclean",
 }
 #: Variable -> the field of the event. These may be any text: it arrives as it is, or the product refuses it.
-FREE: Final = {"PODS": "pod_count", "TASK": "task_id", "TYPE": "type"}
+FREE: Final = {"PODS": "pod_count", "TASK": "task_id", "TYPE": "type", "IMAGE": "image", "PROFILE": "profile"}
 #: Where a value is no word of its own.
 SAFE: Final = r"[A-Za-z0-9._:/@,+=-]+"
 #: Docker, kind and kubectl that write each word down.
@@ -156,6 +156,18 @@ def test_an_event_has_the_text_as_it_was_given(ready: Path, how: str) -> None:
     assert all(f"{field}={value}\n" in arguments for field in FREE.values())
 
 
+@pytest.mark.parametrize("how", ["quote", "substitution", "make", "newline"])
+def test_a_command_is_one_line_for_the_workers_shell(ready: Path, how: str) -> None:
+    """Nothing of it is carried out here."""
+    value = HOSTILE[how]
+    write_env(ready, "boa")
+    done = run(ready, "make", "test-event", f"CMD={value}")
+    unharmed(ready)
+    assert done.returncode == 0, done.stderr
+    command = json.dumps(["/bin/sh", "-c", value])
+    assert f"command={command}\n" in (ready / "python.args").read_text(encoding="utf-8")
+
+
 def test_what_send_refuses_fails_make(ready: Path) -> None:
     """Its exit code is the target's failure."""
     write_env(ready, "boa")
@@ -207,7 +219,7 @@ def test_every_variable_of_the_makefile_is_in_the_table() -> None:
     """A new one has to be passed by the environment too, and tried here."""
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     (given,) = re.findall(r"^GIVEN := (.*)$", text, re.MULTILINE)
-    others = {"ARGS", "SEED", "EXAMPLES", "KILLS", "ONLY", "QUICK", "RANDOM"}
+    others = {"ARGS", "CMD", "SEED", "EXAMPLES", "KILLS", "ONLY", "QUICK", "RANDOM"}
     assert set(given.split()) == {*GIVEN, *FREE, *others}
     # PYTHON and VENV are checked as a whole, of QUICK, ONLY and RANDOM it counts only whether they are there
     recipes = "\n".join(line for line in text.splitlines() if line.startswith("\t"))

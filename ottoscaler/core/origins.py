@@ -1,0 +1,67 @@
+"""Where each field of a worker's pod comes from, and the rule that allowed it: for people."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from ottoscaler.core.events import ScaleEvent
+from ottoscaler.core.images import parse_image
+from ottoscaler.core.policy import Policy
+
+#: The settings that hold where neither a profile nor the event sets the field.
+_SETTINGS: Final = {
+    "image": "OTTO_AGENT_IMAGE",
+    "command": "OTTO_AGENT_COMMAND",
+    "cpu": "WORKER_CPU_REQUEST, WORKER_CPU_LIMIT",
+    "memory": "WORKER_MEMORY_REQUEST, WORKER_MEMORY_LIMIT",
+    "node_selector": "WORKER_NODE_SELECTOR",
+    "tolerations": "WORKER_TOLERATIONS",
+    "deadline_s": "WORKER_DEADLINE_S",
+    "retries": "WORKER_RETRIES",
+}
+#: Fields that are there only where a profile or the event sets them.
+_OPTIONAL: Final = ("args", "env", "secret_env")
+_RULES: Final = {
+    "command": "command.allow",
+    "args": "command.allow",
+    "env": "env.allow",
+    **{name: f"max.{name}" for name in ("cpu", "memory", "deadline_s", "retries")},
+}
+
+
+class Origin(NamedTuple):
+    """One field: what sets it (`event`, `profile NAME`, or settings), and the rule of the policy that allowed an event
+    to; empty where none was asked.
+    """
+
+    field: str
+    source: str
+    rule: str
+
+
+def origins(event: ScaleEvent, policy: Policy | None) -> list[Origin]:
+    """Each field that workers of this event get. `policy`: the one that decided on it; None: there was none."""
+    asked, profile = event.overrides.asked, event.overrides.profile
+    found = []
+    if profile:
+        chosen = ("event", "profiles") if "profile" in asked else ("policy", "default_profile")
+        found.append(Origin("profile", *chosen))
+    base = policy.profiles.get(profile) if policy is not None else None
+    for field in (*_SETTINGS, *_OPTIONAL):
+        if field in asked:
+            found.append(Origin(field, "event", _rule(field, event, policy)))
+        elif base is not None and getattr(base, field) not in (None, "", 0, {}, ()):
+            found.append(Origin(field, f"profile {profile}", ""))
+        elif field in _SETTINGS:
+            found.append(Origin(field, _SETTINGS[field], ""))
+    return found
+
+
+def _rule(field: str, event: ScaleEvent, policy: Policy | None) -> str:
+    if policy is None:
+        return "WORKER_DEADLINE_S" if field == "deadline_s" else ""
+    if field != "image":
+        return _RULES[field]
+    image = parse_image(event.overrides.image)
+    patterns = [rule.text for rule in policy.images if image is not None and rule.matches(image)]
+    return f"images.allow: {patterns[0]}" if patterns else "images.allow"
