@@ -115,6 +115,7 @@ _EVENT: Final = {
     "passed-on": "all other fields reach workers and results unchanged",
     "overrides": "what the policy does not allow is refused, with field, value and rule; what was accepted stays",
     "deadline_s": "longest run of one attempt, for the workers of one event",
+    "priority": "the highest first; what waits becomes more urgent",
     "retries": "further attempts after the worker's own failures, for the workers of one event",
     "not_after": "a worker that has not started by then is expired, by the clock of Redis, and never started late",
     "limits": "sizes and forms; what breaks a rule creates nothing",
@@ -122,7 +123,7 @@ _EVENT: Final = {
     "redrive": "a dead letter is sent again, changed as asked, once",
 }
 _OVERRIDES: Final = _words("image command args env cpu memory profile")
-_OVERRIDES_LATER: Final = _words("priority keep_failed_s")
+_OVERRIDES_LATER: Final = _words("keep_failed_s")
 _POD: Final = {
     "name": "a function of instance, event id, index and attempt; an attempt's name is used once",
     "labels": "who runs it, which event, worker and attempt",

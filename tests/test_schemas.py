@@ -116,6 +116,7 @@ def _entries(draw: st.DrawFn) -> dict[str, str]:
                 "metadata": _METADATA,
                 "deadline_s": _COUNTS,
                 "not_after": _STAMPS,
+                "priority": st.sampled_from(["", "0", "9", "007", "10", "-1", "5\n", "٣"]),
                 "retries": st.sampled_from(["", "0", "10", "0010", "11", "-1", "1\n", "٣", "0" * 10]),
                 draw(st.sampled_from(["pod_count", "target_replicas"])): _COUNTS,
             },

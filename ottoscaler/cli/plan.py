@@ -76,10 +76,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _bodies(event: ScaleEvent, settings: Settings, count: int) -> Iterator[bytes]:
     """The requests that would create the first pods."""
-    known = event_hash(settings.instance, event.event_id)
+    known, text = event_hash(settings.instance, event.event_id), event.encode()
     for index in range(1, count + 1):
         key, namespace = WorkerKey(known, index, 1), settings.kube.namespace
-        yield build(settings.worker, event, key, instance=settings.instance, namespace=namespace)
+        yield build(settings.worker, event, key, event_json=text, instance=settings.instance, namespace=namespace)
 
 
 def _ask_server(body: bytes, settings: Settings) -> int:

@@ -26,9 +26,9 @@ OVERRIDES: Final = frozenset(
     }
 )
 #: Those of them that have no effect yet: whatever the policy says, they are refused.
-NOT_YET: Final = frozenset({"priority", "keep_failed_s"})
+NOT_YET: Final = frozenset({"keep_failed_s"})
 #: Those of them that need no policy.
-WITHOUT_POLICY: Final = frozenset({"deadline_s", "retries", "not_after"})
+WITHOUT_POLICY: Final = frozenset({"deadline_s", "retries", "priority", "not_after"})
 
 #: The longest deadline where WORKER_DEADLINE_S sets none, seconds: 30 days.
 MAX_DEADLINE_S: Final = 30 * 86_400

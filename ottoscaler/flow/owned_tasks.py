@@ -41,6 +41,7 @@ class OwnedTask:
     waits: bool = False
     closed: bool = False  # it is finished, or another process has it: what waits for a turn here gets none
     queued_s: float = field(init=False, default=0.0)
+    waits_since: float = field(init=False, default=0.0)  # by `Clock.now`: for a turn of its next worker
     event_json: str = field(init=False)
 
     def __post_init__(self) -> None:

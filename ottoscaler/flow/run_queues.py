@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from ottoscaler.core.lifecycle import begin, hurried
 from ottoscaler.flow.owned_tasks import OwnedTask, WorkerRun
 from ottoscaler.flow.registry import Registry
+from ottoscaler.flow.turns import Turns
 
 _Worker = tuple[str, int]
 
@@ -78,9 +79,9 @@ class RunQueues:
         self._resumed: deque[WorkerRun] = deque()
         # Workers that had their turn and need room for a further create.
         self._need_room: deque[WorkerRun] = deque()
-        # Tasks that have workers which never had a turn. A task with a turn goes to the end: round robin over events,
-        # so that one of a thousand workers does not hold up one of a single worker.
-        self._fresh: deque[OwnedTask] = deque()
+        # Tasks that have workers which never had a turn: by priority, and round robin over equals.
+        self._fresh = Turns()
+        self._now = 0.0  # of the last `wake_due`, which comes before each turn
         # Workers that pause, as (moment of `Clock.now`, serial, worker). An entry with another serial than the worker's
         # is out of date: a heap cannot drop an entry in the middle.
         self._paused: list[tuple[float, int, WorkerRun]] = []
@@ -93,7 +94,7 @@ class RunQueues:
     def add_fresh(self, task: OwnedTask) -> None:
         """Queue a task that has workers which never had a turn."""
         if task.has_fresh():
-            self._fresh.append(task)
+            self._fresh.append(task, task.received_mono)
 
     def add_resumed(self, run: WorkerRun) -> None:
         """Queue a worker that may have a pod."""
@@ -121,13 +122,13 @@ class RunQueues:
 
     def drop(self, task: OwnedTask) -> None:
         """The task is closed here. Its workers are skipped when their turn comes, and not searched for now."""
-        if task in self._fresh:
-            self._fresh.remove(task)
+        self._fresh.remove(task)
 
     # -- the next worker
 
     def wake_due(self, now: float) -> None:
         """Queue the workers after their pause."""
+        self._now = now
         while self._paused and self._paused[0][0] <= now:
             _, serial, run = heapq.heappop(self._paused)
             if run.queued == serial and run.is_waiting:
@@ -210,14 +211,14 @@ class RunQueues:
         """Those that had a turn come before those that never had one."""
         if (run := _next_waiting(self._need_room)) is not None:
             return run
-        while self._fresh:
-            task = self._fresh.popleft()
+        while (task := self._fresh.next(self._now)) is not None:
             if not task.has_fresh():  # all of its workers were cancelled meanwhile
                 continue
             run = WorkerRun(task, begin(task.next_index))
             task.runs[task.next_index] = run
             task.next_index += 1
-            self.add_fresh(task)
+            if task.has_fresh():
+                self._fresh.append(task, self._now)
             return run
         return None
 

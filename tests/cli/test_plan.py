@@ -40,7 +40,8 @@ def test_the_pod_is_the_one_that_the_controller_would_create(capsys: pytest.Capt
     event = parsed(fields)
     assert isinstance(event, ScaleEvent)
     key = WorkerKey(event_hash("ottoscaler", "e"), 1, 1)
-    assert pod == json.loads(build(WorkerSettings(), event, key, instance="ottoscaler", namespace="default"))
+    where = {"instance": "ottoscaler", "namespace": "default"}
+    assert pod == json.loads(build(WorkerSettings(), event, key, event_json=event.encode(), **where))
     assert "1 more differ from it" in text
     pods, _ = planned(capsys, "pod_count=2", "--all")
     assert [pod["metadata"]["labels"]["ottoscaler.io/worker"] for pod in pods] == ["1", "2"]
