@@ -57,8 +57,8 @@ def encode_termination(termination: Termination) -> str:
     return json.dumps(
         {
             "reason": termination.reason,
-            "outcome": verdict.outcome,
-            "fault": verdict.fault,
+            "outcome": verdict.reason.outcome,
+            "fault": verdict.reason.fault,
             "message": termination.message,
             "attempt": termination.attempt,
             "drain": termination.drain,

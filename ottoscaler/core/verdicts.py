@@ -95,18 +95,3 @@ class Verdict(msgspec.Struct, frozen=True):
 
     reason: Reason
     message: str = ""
-
-    @property
-    def outcome(self) -> Outcome:
-        """How the worker ended, by the table."""
-        return self.reason.outcome
-
-    @property
-    def fault(self) -> Fault:
-        """Where the cause lies, by the table."""
-        return self.reason.fault
-
-    @property
-    def retry(self) -> Retry:
-        """Which budget a new attempt comes out of, by the table."""
-        return self.reason.retry

@@ -99,7 +99,7 @@ class Ender:
             arrived, self._arrived = self._arrived, []
         for pod, termination in pods.values():
             if not self._stop.is_set():
-                contained(pod, lambda: self.delete(pod, termination))  # noqa: B023
+                isolated(pod, lambda: self.delete(pod, termination))  # noqa: B023
         self._followed += [_Followed(run, self._runner.follow(run)) for run in arrived]
         self._followed = [one for one in self._followed if self._goes_on(one)]
 
@@ -158,7 +158,7 @@ def _given(news: Observation) -> Callable[[int, float | None], Observation]:
     return lambda _attempt, _until: news
 
 
-def contained(pod: Snapshot, act: Callable[[], None]) -> bool:
+def isolated(pod: Snapshot, act: Callable[[], None]) -> bool:
     """Do something about one pod; trouble with it is logged and is no other pod's. Returns whether it went well."""
     try:
         act()

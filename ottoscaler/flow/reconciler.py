@@ -15,7 +15,7 @@ from ottoscaler.core.manifest import pod_name
 from ottoscaler.core.pods import Snapshot
 from ottoscaler.errors import Unavailable
 from ottoscaler.flow.dispatch import Dispatcher
-from ottoscaler.flow.ender import Ender, contained
+from ottoscaler.flow.ender import Ender, isolated
 from ottoscaler.flow.heartbeat import Heartbeat
 from ottoscaler.flow.registry import Registry
 from ottoscaler.flow.stop import Stop
@@ -79,7 +79,7 @@ class Reconciler:
             if self._clock.now() >= until:
                 left.add(pod.uid)
             else:
-                contained(pod, lambda: self._compare(pod, known))  # noqa: B023
+                isolated(pod, lambda: self._compare(pod, known))  # noqa: B023
         self._left = left
 
     def _compare(self, pod: Snapshot, known: _Known) -> None:
@@ -107,9 +107,9 @@ class Reconciler:
             # by our own clock: a node's may be days behind, and the result of a pod that has just finished is wanted
             if all(now - self._finished_since.get(pod.uid, now) > self._ttl_s for pod in pods):
                 for pod in pods:
-                    contained(pod, lambda: self._ender.delete(pod))  # noqa: B023
+                    isolated(pod, lambda: self._ender.delete(pod))  # noqa: B023
                 continue
-            contained(pods[0], lambda: self._adopt(event_id, pods))  # noqa: B023
+            isolated(pods[0], lambda: self._adopt(event_id, pods))  # noqa: B023
 
     def _adopt(self, event_id: str, pods: list[Snapshot]) -> None:
         attempts: dict[int, int] = {}

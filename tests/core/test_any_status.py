@@ -74,9 +74,9 @@ def test_every_pod_that_has_finished_has_a_verdict(
     if phase == "Succeeded":
         assert result.reason is Reason.COMPLETED
     if pod.exit_code is None and phase == "Failed":
-        assert result.fault is not Fault.NONE
+        assert result.reason.fault is not Fault.NONE
         assert result.reason not in (Reason.ERROR, Reason.OOM_KILLED)
-    if result.outcome is Outcome.SUCCEEDED:
+    if result.reason.outcome is Outcome.SUCCEEDED:
         assert phase == "Succeeded" or pod.exit_code == 0
     own = [one for one in containers if one["name"] == "agent"]
     assert pod.exit_code == (own[0]["state"].get("terminated", {}).get("exitCode") if own else None)

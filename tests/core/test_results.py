@@ -51,7 +51,7 @@ ROWS = [
 def test_a_reason_has_its_row(reason: str, outcome: Outcome, fault: Fault, retry: Retry) -> None:
     """How it ended, where the fault lies, and which side tries again."""
     end = Verdict(Reason(reason))
-    assert (end.outcome, end.fault, end.retry) == (outcome, fault, retry)
+    assert (end.reason.outcome, end.reason.fault, end.reason.retry) == (outcome, fault, retry)
 
 
 def test_every_reason_has_a_row_here() -> None:

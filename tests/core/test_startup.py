@@ -178,7 +178,7 @@ def test_a_program_that_cannot_be_executed_is_a_fault_of_the_configuration(reaso
     """In every runtime's words, ended or waiting: no new attempt changes anything."""
     state = terminated(128, reason, message=message, startedAt="1970-01-01T00:00:00Z")
     assert end_of(raw_pod("Failed", state=state)) == Verdict(Reason.COMMAND_NOT_FOUND, message)
-    assert Verdict(Reason.COMMAND_NOT_FOUND).retry is Retry.NEVER
+    assert Reason.COMMAND_NOT_FOUND.retry is Retry.NEVER
     found = seen(raw_pod(state={"waiting": {"reason": "CreateContainerError", "message": message}}))
     assert found.trouble is Trouble.COMMAND
 

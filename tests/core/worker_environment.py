@@ -207,12 +207,12 @@ class WorkerEnvironment:
         assert asked.attempt == self.stored
         for attempt, there in self.pods.items():
             assert there.finished or there.deleting, f"attempt {attempt} still runs when its result is stored"
-        if asked.verdict.outcome is Outcome.SUCCEEDED:
+        if asked.verdict.reason.outcome is Outcome.SUCCEEDED:
             assert asked.pod is not None
             assert asked.pod.phase is Phase.SUCCEEDED or asked.pod.exit_code == 0
         if asked.pod is not None and (asked.pod.phase is Phase.SUCCEEDED or self._did_its_work(asked.pod)):
             assert asked.verdict.reason is Reason.COMPLETED, "success wins over everything"
-        if asked.verdict.outcome is Outcome.CANCELLED:
+        if asked.verdict.reason.outcome is Outcome.CANCELLED:
             assert self.cancel is not None
             by_itself = asked.pod is not None and asked.pod.started_at is not None and not asked.pod.deleting
             assert not (self.cancel.drain and by_itself), "a drain spares what has started, and ends by itself"

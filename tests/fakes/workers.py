@@ -125,7 +125,7 @@ class WorkerScripts:
                     _spare(worker, termination.by)
                 termination = None
             if termination is not None and result["outcome"] != Outcome.SUCCEEDED:
-                result |= verdict_fields(termination.verdict) | {"fault": termination.verdict.fault.value}
+                result |= verdict_fields(termination.verdict) | {"fault": termination.verdict.reason.fault.value}
             else:
                 termination = None
             poison = result["reason"] == Reason.POISON
@@ -257,7 +257,7 @@ def _stays(held: Termination, new: Termination) -> bool:
 
 def verdict_fields(verdict: Verdict) -> dict[str, str]:
     """A verdict as a result shows it."""
-    return {"outcome": verdict.outcome.value, "reason": verdict.reason.value, "message": verdict.message}
+    return {"outcome": verdict.reason.outcome.value, "reason": verdict.reason.value, "message": verdict.message}
 
 
 def _ended(task: TaskState, count: int) -> dict[str, str]:
