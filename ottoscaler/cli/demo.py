@@ -24,7 +24,7 @@ from rich.table import Table
 
 from ottoscaler.adapters.status_reader import StatusReader
 from ottoscaler.cli.follow import EventProgress, Follower
-from ottoscaler.cli.system import LocalSystem
+from ottoscaler.cli.system import ROOT, LocalSystem
 from ottoscaler.cli.table import console, count_text, grid, progress_text, worker_text
 from ottoscaler.errors import OttoscalerError
 from ottoscaler.local.redis import find_binary
@@ -82,6 +82,16 @@ CASES: Final = (
         "next of its key: waits for it",
         "1 Completed",
         {"type": "scale_up", "task_id": "demo-second", "concurrency_key": "demo"},
+    ),
+    Case(
+        "override: a command",
+        "1 Completed",
+        {"type": "scale_up", "task_id": "demo-command", "command": '["/bin/sh", "-c", "echo mine"]'},
+    ),
+    Case(
+        "refused override: LD_PRELOAD",
+        "dead letter: NotAllowed",
+        {"type": "scale_up", "task_id": "demo-hostile", "env": '{"LD_PRELOAD": "x.so"}'},
     ),
     Case(
         "long task, scaled down",
@@ -267,6 +277,7 @@ def _environment() -> dict[str, str]:
         "OTTO_AGENT_COMMAND": json.dumps(["/bin/sh", "-c", _WORKER]),
         "REDIS_BLOCK_MS": "500",  # a reader that blocks is waited for at the end
         "LOG_FORMAT": "text",
+        "POLICY_FILE": str(ROOT / "deploy" / "policy.yaml"),
         "TERMINATION_GRACE_S": "10",
     }
 

@@ -20,15 +20,15 @@ DEMO_S = 75
 
 @pytest.mark.timeout(DEMO_S + 15)
 def test_the_demo_ends_as_it_should_and_cleans_up(tmp_path: Path) -> None:
-    """Seven events, each with the workers that it should have; no file stays, and no process."""
+    """Nine events, each with the workers that it should have; no file stays, and no process."""
     odd = {"MAX_PODS_PER_EVENT": "1", "REDIS_HOST": "elsewhere", "NAMESPACE": "other"}
     with child("demo", TMPDIR=str(tmp_path), **odd) as demo:
         out, err = demo.communicate(timeout=DEMO_S)
     assert (demo.returncode, err) == (0, "")
     rows = [line.split()[0] for line in out.splitlines() if line.split() and line.split()[0] in ("ok", "NO")]
-    assert rows == ["ok"] * 7
+    assert rows == ["ok"] * 9
     assert "2: Error, exit code 3" in out
-    assert "7 of 7 events ended as they should" in out
+    assert "9 of 9 events ended as they should" in out
     assert list(tmp_path.iterdir()) == []
     assert using(str(tmp_path)) == []
 
