@@ -35,25 +35,25 @@ if sys.version_info < (3, 11):  # noqa: UP036 - the Python that a shell finds ma
 
 from deploy import manifests  # noqa: E402 - of this checkout, installed or not
 from ottoscaler.errors import ConfigError  # noqa: E402
-from ottoscaler.nearly import meant  # noqa: E402
-from ottoscaler.settings import NOT_YET, Settings  # noqa: E402
-from ottoscaler.settings_files import read_env_file, shown  # noqa: E402
-from ottoscaler.settings_reader import DNS_LABEL, WORD, Form  # noqa: E402
+from ottoscaler.misspellings import closest_known_name  # noqa: E402
+from ottoscaler.settings import UNSUPPORTED_VARIABLES, Settings  # noqa: E402
+from ottoscaler.settings_files import read_env_file, redact_value  # noqa: E402
+from ottoscaler.settings_reader import DNS_LABEL, WORD, TextFormat  # noqa: E402
 
 DEVELOPERS: Final = ROOT / "deploy" / "developers"
 #: A part of container, cluster and namespace names.
-USER: Final = Form(r"[a-z]([a-z0-9-]{0,28}[a-z0-9])?", "a name of a-z, 0-9 and -, at most 30")
-CLUSTER: Final = Form(rf"ottoscaler-{USER.pattern}", f"ottoscaler-<name>, with {USER.expected}", 64)
-HOST: Final = Form(r"[A-Za-z0-9_:][A-Za-z0-9_.:-]*", "a host name or an IP address", 253)
-PORT: Final = Form(r"[1-9][0-9]{0,4}", "a port", 5)
+USER: Final = TextFormat(r"[a-z]([a-z0-9-]{0,28}[a-z0-9])?", "a name of a-z, 0-9 and -, at most 30")
+CLUSTER: Final = TextFormat(rf"ottoscaler-{USER.pattern}", f"ottoscaler-<name>, with {USER.expected}", 64)
+HOST: Final = TextFormat(r"[A-Za-z0-9_:][A-Za-z0-9_.:-]*", "a host name or an IP address", 253)
+PORT: Final = TextFormat(r"[1-9][0-9]{0,4}", "a port", 5)
 #: https://github.com/distribution/reference: a domain with its port, a path, a tag, a digest.
-IMAGE: Final = Form(
+IMAGE: Final = TextFormat(
     r"[A-Za-z0-9][A-Za-z0-9._-]*(:[0-9]+)?(/[A-Za-z0-9][A-Za-z0-9._-]*)*(:[A-Za-z0-9_][A-Za-z0-9._-]*)?(@sha256:[0-9a-f]{64})?",
     "the name of an image",
 )
 ANYBODY: Final = "Anybody else takes a name of a-z, 0-9 and -, at most 30, and a port: USER=anna PORT=6390"
 #: What the scripts use, what holds where a file does not say it, and the form that it must have.
-USED: Final[Mapping[str, tuple[str, Form]]] = {
+USED: Final[Mapping[str, tuple[str, TextFormat]]] = {
     "REDIS_HOST": ("localhost", HOST),
     "REDIS_PORT": ("6379", PORT),
     "RESULT_STREAM": ("otto:scale:results", WORD),
@@ -74,16 +74,17 @@ def find_user(name: str, port: str) -> tuple[str, int]:
         if wanted == unicodedata.normalize("NFC", korean) or wanted.lower() == user:
             if port and port != known_port:
                 raise SystemExit(
-                    f"PORT is {shown(port)}, and {user}'s is {known_port}, as deploy/developers says: leave it out."
+                    f"PORT is {redact_value(port)}, and {user}'s is {known_port}, as deploy/developers says: "
+                    "leave it out."
                 )
             return user, int(known_port)
     listed = "\n".join(f"  {korean}  {user:<9} {known_port}" for korean, user, known_port in table)
     if not wanted:
         raise SystemExit(f"Which environment? make setup-user USER=<name>, with one of\n{listed}\n{ANYBODY}")
     if not port or not USER.fits(wanted):
-        raise SystemExit(f"There is no developer {shown(wanted)}. There are\n{listed}\n{ANYBODY}")
+        raise SystemExit(f"There is no developer {redact_value(wanted)}. There are\n{listed}\n{ANYBODY}")
     if not PORT.fits(port) or not 1024 <= int(port) <= 65535:
-        raise SystemExit(f"PORT is {shown(port)}, expected a number from 1024 to 65535.")
+        raise SystemExit(f"PORT is {redact_value(port)}, expected a number from 1024 to 65535.")
     for _, user, known_port in table:
         if port == known_port:
             raise SystemExit(f"PORT is {port}, and that is {user}'s: take one that is in no line of deploy/developers.")
@@ -101,7 +102,7 @@ def find_name(name: str) -> str:
         if wanted == unicodedata.normalize("NFC", korean) or wanted.lower() == user:
             return user
     if not USER.fits(wanted):
-        raise SystemExit(f"USER is {shown(name)}, expected {USER.expected}, or one of deploy/developers.")
+        raise SystemExit(f"USER is {redact_value(name)}, expected {USER.expected}, or one of deploy/developers.")
     return wanted
 
 
@@ -159,7 +160,7 @@ def for_shell(path: str, *, whole: bool = False) -> str:
     values = read(path)
     found = {name: values.get(name, "").strip() or default for name, (default, _) in USED.items()}
     faults = {
-        name: f"{name}={shown(value)}: expected {USED[name][1].expected}"
+        name: f"{name}={redact_value(value)}: expected {USED[name][1].expected}"
         for name, value in found.items()
         if not USED[name][1].fits(value)
     }
@@ -172,7 +173,7 @@ def for_shell(path: str, *, whole: bool = False) -> str:
     if whole:
         warn(path, values)
     found["user"] = found["KIND_CLUSTER_NAME"].removeprefix("ottoscaler-")
-    names = sorted({*manifests.known(), *NOT_YET, *USED} - {"ENV_FILE", "KUBECONFIG"})
+    names = sorted({*manifests.known(), *UNSUPPORTED_VARIABLES, *USED} - {"ENV_FILE", "KUBECONFIG"})
     return "\n".join([f"unset {' '.join(names)}", *(f"{name}={shlex.quote(value)}" for name, value in found.items())])
 
 
@@ -191,9 +192,9 @@ def controller_faults(values: Mapping[str, str]) -> tuple[str, ...]:
 
 def warn(path: str, values: Mapping[str, str]) -> None:
     """Name the variables that the controller does not read: they stay on this machine, and one may be misspelt."""
-    mine = {*manifests.known(), *NOT_YET, *USED}
+    mine = {*manifests.known(), *UNSUPPORTED_VARIABLES, *USED}
     for name in values.keys() - mine:
-        near = meant(name, mine)
+        near = closest_known_name(name, mine)
         hint = f"; did you mean {near}?" if near else ""
         print(f"{path}: {name} is no setting of the controller and does not reach it{hint}", file=sys.stderr)
 
@@ -225,7 +226,7 @@ def cluster_of(path: str) -> str:
     if values.get("REDIS_PASSWORD"):
         keep_private(path)
     if not CLUSTER.fits(name):
-        raise SystemExit(f"{path}: KIND_CLUSTER_NAME={shown(name)}: expected {CLUSTER.expected}")
+        raise SystemExit(f"{path}: KIND_CLUSTER_NAME={redact_value(name)}: expected {CLUSTER.expected}")
     return name.removeprefix("ottoscaler-")
 
 
@@ -247,7 +248,7 @@ def words(text: str) -> str:
     try:
         return shlex.join(shlex.split(text))
     except ValueError as error:
-        raise SystemExit(f"ARGS is {shown(text)}, expected words as in a shell ({error})") from None
+        raise SystemExit(f"ARGS is {redact_value(text)}, expected words as in a shell ({error})") from None
 
 
 def told(entries: list[tuple[str, list[str]]]) -> list[str]:

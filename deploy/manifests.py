@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from ottoscaler.settings import NOT_YET, Settings
-from ottoscaler.settings_files import read_env_file, shown
+from ottoscaler.settings import UNSUPPORTED_VARIABLES, Settings
+from ottoscaler.settings_files import read_env_file, redact_value
 
 OVERLAY: Final = Path(__file__).resolve().parent / "overlays" / "dev"
 #: Of this machine only. In the cluster the probes ask at the manifests' port, and each pod is a consumer of its own.
@@ -58,7 +58,7 @@ def known() -> frozenset[str]:
     """The variables that the controller reads and that have an effect."""
     asked = _Asked()
     Settings.load(asked, "host", None)
-    return frozenset(asked.names).difference(NOT_YET)
+    return frozenset(asked.names).difference(UNSUPPORTED_VARIABLES)
 
 
 def is_local(values: Mapping[str, str]) -> bool:
@@ -90,7 +90,7 @@ def secrets(values: Mapping[str, str]) -> dict[str, str]:
         try:
             found[key] = value if name == "REDIS_PASSWORD" else Path(value.strip()).read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
-            raise SystemExit(f"{name}={shown(value)}: expected a readable text file ({error})") from None
+            raise SystemExit(f"{name}={redact_value(value)}: expected a readable text file ({error})") from None
     return found
 
 
@@ -104,7 +104,7 @@ def policy(values: Mapping[str, str]) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise SystemExit(f"POLICY_FILE={shown(path)}: expected a readable text file ({error})") from None
+        raise SystemExit(f"POLICY_FILE={redact_value(path)}: expected a readable text file ({error})") from None
 
 
 def write(path: str, folder: Path, image: str, image_id: str) -> None:

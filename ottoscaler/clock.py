@@ -12,6 +12,6 @@ class SystemClock:
         """See ports.Clock."""
         return time.monotonic()
 
-    def wall(self, at: float) -> float:
+    def wall_time(self, at: float) -> float:
         """See ports.Clock. Asked each time: a wall clock that was wrong at the start is right once it has been set."""
         return time.time() + (at - time.monotonic())

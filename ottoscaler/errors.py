@@ -19,7 +19,7 @@ class ConfigError(OttoscalerError):
         self.faults = faults
 
 
-class LocalError(OttoscalerError):
+class LocalSystemError(OttoscalerError):
     """The local system (embedded Redis, embedded Kubernetes API) could not be started: say so and end."""
 
 
@@ -27,7 +27,7 @@ class Stopping(OttoscalerError):
     """The process is shutting down: leave all as it is; the next owner goes on from there."""
 
 
-class Replaced(OttoscalerError):
+class ConsumerReplaced(OttoscalerError):
     """Another process runs under our consumer name: end with exit code 1, touching nothing more."""
 
 
@@ -44,7 +44,7 @@ class Unavailable(OttoscalerError):
         self.unclear = unclear
 
 
-class StreamUnavailable(Unavailable):
+class RedisUnavailable(Unavailable):
     """Redis cannot be reached, is loading, read-only or full, or refuses the request: try again later."""
 
 
@@ -61,9 +61,9 @@ class ClusterRejected(OttoscalerError):
         self.reason = reason
 
 
-class TooMuch(OttoscalerError):
+class ReadTooLarge(OttoscalerError):
     """One read would bring more bytes than it may: nothing was brought. What was read is pending: take it in parts."""
 
 
-class Expired(OttoscalerError):
+class WatchExpired(OttoscalerError):
     """A watch cannot go on from its resource version (410): list again."""

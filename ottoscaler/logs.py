@@ -151,7 +151,7 @@ class _Secrets:
 _secrets = _Secrets()
 
 
-def hide(secret: str | None) -> None:
+def register_secret(secret: str | None) -> None:
     """Never let this value out again, wherever it turns up. Below four characters it would only garble the log."""
     if secret and len(secret) >= _SHORTEST_SECRET:
         _secrets.add(secret)

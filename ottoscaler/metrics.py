@@ -30,7 +30,7 @@ _CREATE_BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0
 _RECORD_BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
-class Tally:
+class LabelledCounter:
     """A counter with labels of closed sets of values; a value outside its set counts as `other`. Any thread."""
 
     def __init__(self, registry: CollectorRegistry, name: str, meaning: str, **labels: Iterable[str]) -> None:
@@ -53,7 +53,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        tally, counter = partial(Tally, self._registry), partial(Counter, registry=self._registry)
+        tally, counter = partial(LabelledCounter, self._registry), partial(Counter, registry=self._registry)
         gauge, histogram = partial(Gauge, registry=self._registry), partial(Histogram, registry=self._registry)
         self.events_received = tally(
             "ottoscaler_events_received_total", "Events accepted from the stream, by type.", type=EventType
@@ -93,7 +93,7 @@ class Metrics:
         )
         ProcessCollector(registry=self._registry)
 
-    def show(self, *, live_pods: Callable[[], float], ready_workers: Callable[[], float]) -> None:
+    def register_gauges(self, *, live_pods: Callable[[], float], ready_workers: Callable[[], float]) -> None:
         """What is asked for at each look, instead of being kept here."""
         self.live_pods.set_function(live_pods)
         self.ready_workers.set_function(ready_workers)

@@ -11,37 +11,37 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
 
-from ottoscaler.core.choice import Blocker, Choice, Claim
-from ottoscaler.core.choice import Victim as Victim
 from ottoscaler.core.events import BadEvent, ScaleEvent
-from ottoscaler.core.pods import Snapshot
+from ottoscaler.core.pods import PodSnapshot
 from ottoscaler.core.termination import Termination
-from ottoscaler.stored import Answer as Answer
+from ottoscaler.core.victim_selection import BlockingEvent, VictimRequest, VictimSelection
+from ottoscaler.core.victim_selection import Victim as Victim
 from ottoscaler.stored import Entry as Entry
 from ottoscaler.stored import KeyPlaces as KeyPlaces
-from ottoscaler.stored import Note as Note
 from ottoscaler.stored import OpenTask as OpenTask
 from ottoscaler.stored import Renewal as Renewal
-from ottoscaler.stored import Status as Status
+from ottoscaler.stored import ScriptReply as ScriptReply
+from ottoscaler.stored import ScriptStatus as ScriptStatus
+from ottoscaler.stored import StatusUpdate as StatusUpdate
 from ottoscaler.stored import StoredWorker as StoredWorker
 from ottoscaler.stored import TaskView as TaskView
 
 
 class Clock(Protocol):
-    """How long something has lasted is measured by `now`, which cannot be set. Times of other machines, and `wall`,
-    are for display: their clocks may be wrong, and may be set at any moment.
+    """How long something has lasted is measured by `now`, which cannot be set. Times of other machines, and
+    `wall_time`, are for display: their clocks may be wrong, and may be set at any moment.
     """
 
     def now(self) -> float:
         """Monotonic, in seconds from an origin without a meaning: only differences count."""
 
-    def wall(self, at: float) -> float:
+    def wall_time(self, at: float) -> float:
         """What the wall clock shows at the moment `at` of `now`, as far as it is known now; seconds since the epoch."""
 
 
 # -- Redis: four ports in the order of a worker's life, and what is asked before the first event is read
 #
-# Every write is one script: atomic, idempotent, safe to repeat after a lost answer. All of them raise StreamUnavailable
+# Every write is one script: atomic, idempotent, safe to repeat after a lost answer. All of them raise RedisUnavailable
 # when Redis does not answer or refuses, and when it does not know the task that a write is about: Redis was wiped, and
 # the owner is about to restore the task. They never raise Stopping. Safe to call from any thread, but for `read` and
 # `peek`, which belong to one thread each.
@@ -54,13 +54,13 @@ class EventLog(Protocol):
         """Create the consumer group at the stream's beginning, and the stream, if they are not there."""
 
     def read(self, count: int) -> Sequence[Entry]:
-        """Up to `count` new entries for this consumer; blocks at most REDIS_BLOCK_MS. Raises TooMuch if they are too
-        large to be brought at once: they are pending then.
+        """Up to `count` new entries for this consumer; blocks at most REDIS_BLOCK_MS. Raises ReadTooLarge if they are
+        too large to be brought at once: they are pending then.
         """
 
     def read_now(self, count: int) -> Sequence[Entry]:
         """Up to `count` new entries for this consumer, without blocking (control, to get at what lies before a
-        scale_down). Raises TooMuch like `read`.
+        scale_down). Raises ReadTooLarge like `read`.
         """
 
     def peek(self, after: str, count: int, *, block: bool) -> Sequence[Entry]:
@@ -68,26 +68,26 @@ class EventLog(Protocol):
         one.
         """
 
-    def delivered(self) -> str:
+    def last_delivered_id(self) -> str:
         """The last id that was delivered to the group."""
 
-    def interrupt(self) -> None:
+    def interrupt_reads(self) -> None:
         """End the blocking reads that are under way, as if nothing had come. A read that begins at the same time may
         be missed: call it again until the readers have ended.
         """
 
-    def pending(self, *, own: bool, min_idle_s: float) -> Sequence[Entry]:
+    def claim_pending(self, *, own: bool, min_idle_s: float) -> Sequence[Entry]:
         """Some entries that were read but not accepted: our own, or those of any consumer idle for so long, which
         become ours by this. No more than fit into memory: ask again when these are dealt with.
         """
 
-    def retry(self, stream_id: str) -> int:
+    def count_try(self, stream_id: str) -> int:
         """Count one more try at an entry that was read and not accepted, before it is made. Returns the number of tries
         with it and with the first reading; 0 if the entry is not pending any more.
         """
 
     def release_pending(self) -> None:
-        """Give up what this consumer has read and not accepted: `pending` gives it to other replicas at once."""
+        """Give up what this consumer has read and not accepted: `claim_pending` gives it to other replicas at once."""
 
     def accept(
         self, events: Sequence[tuple[ScaleEvent, str]], raws: Sequence[Mapping[bytes, bytes]]
@@ -139,7 +139,7 @@ class Leases(Protocol):
     def owned(self) -> Sequence[str]:
         """Event ids of the open tasks that are ours by Redis: also those of which the answer was lost."""
 
-    def take(self, event_id: str, *, same_consumer: bool) -> OpenTask | BadEvent | None:
+    def take_over(self, event_id: str, *, same_consumer: bool) -> OpenTask | BadEvent | None:
         """Take a task over: a new epoch of ours, if its lease has run out (or it was an earlier incarnation's).
 
         Returns the task, also if it is ours already, since the answer may have been lost; None if it is not to be had;
@@ -153,13 +153,13 @@ class Leases(Protocol):
         are not open any more lose their places.
         """
 
-    def known(self, event_ids: Sequence[str]) -> Mapping[str, tuple[str, Mapping[int, StoredWorker]]]:
+    def known_tasks(self, event_ids: Sequence[str]) -> Mapping[str, tuple[str, Mapping[int, StoredWorker]]]:
         """For each event id that Redis knows, finished ones included: its state and its workers."""
 
-    def adopt(self, event: ScaleEvent, attempts: Mapping[int, int]) -> None:
+    def rebuild_from_pods(self, event: ScaleEvent, attempts: Mapping[int, int]) -> None:
         """Redis was wiped: store a task again from what its pods carry (index -> highest attempt seen), with a lease
-        that has run out, so that `take` gets it. Indices without a pod have no retries left. Does nothing if the task
-        is known.
+        that has run out, so that `take_over` gets it. Indices without a pod have no retries left. Does nothing if the
+        task is known.
         """
 
     def restore(self, task: OpenTask) -> None:
@@ -171,32 +171,36 @@ class Leases(Protocol):
 class Attempts(Protocol):
     """One attempt of one worker, from the intent to its result. For the worker's thread."""
 
-    def intend(self, event_id: str, owner: str, index: int, *, attempt: int, infra_used: int, pod: str) -> Answer:
+    def store_attempt(
+        self, event_id: str, owner: str, index: int, *, attempt: int, infra_used: int, pod: str
+    ) -> ScriptReply:
         """Store an attempt before its pod is created. OK, HAS_RESULT, CANCELLED (with termination and stored attempt;
         also after the event's not_after, by the clock of Redis), OLD_ATTEMPT, NOT_OURS.
         """
 
-    def note_refused(self, event_id: str, owner: str, index: int, attempt: int) -> Answer:
+    def store_refusal(self, event_id: str, owner: str, index: int, attempt: int) -> ScriptReply:
         """Store that an intended pod was refused and is not there. OK, NOT_OURS."""
 
-    def check(self, event_id: str, owner: str, index: int, attempt: int) -> Answer:
+    def mark_pod_seen(self, event_id: str, owner: str, index: int, attempt: int) -> ScriptReply:
         """The attempt's pod is there: stores that it was seen. OK with the termination if there is one, HAS_RESULT,
         NOT_OURS.
         """
 
-    def store_termination(self, event_id: str, owner: str | None, index: int, termination: Termination) -> Answer:
+    def store_termination(self, event_id: str, owner: str | None, index: int, termination: Termination) -> ScriptReply:
         """Store why a pod is to be ended. A cancel (`termination.attempt` 0) may come from any replica (`owner` None)
         and overrides other terminations.
 
         OK with the termination that holds now, HAS_RESULT, OLD_ATTEMPT, NOT_OURS.
         """
 
-    def clear_termination(self, event_id: str, owner: str, index: int, termination: Termination) -> Answer:
+    def clear_termination(self, event_id: str, owner: str, index: int, termination: Termination) -> ScriptReply:
         """Clear exactly this termination, because the pod has started.
         OK with the termination that holds now, HAS_RESULT, NOT_OURS.
         """
 
-    def record(self, event_id: str, owner: str, index: int, *, attempt: int, fields: Mapping[str, str]) -> Answer:
+    def record_result(
+        self, event_id: str, owner: str, index: int, *, attempt: int, fields: Mapping[str, str]
+    ) -> ScriptReply:
         """Store a worker's result (`core.results.worker_result`), once, and with the last one the task's. OK, KNOWN,
         OLD_ATTEMPT, NOT_OURS.
 
@@ -204,7 +208,7 @@ class Attempts(Protocol):
         started. With OK comes the termination that has won.
         """
 
-    def write_notes(self, notes: Sequence[Note]) -> None:
+    def write_status(self, notes: Sequence[StatusUpdate]) -> None:
         """Show how tasks and workers stand; many in one trip. Ignored for workers that have a result, and for tasks
         that are not the owner's any more.
         """
@@ -213,64 +217,64 @@ class Attempts(Protocol):
 class ScaleDowns(Protocol):
     """The choice of victims, how they stand, and the result of a scale_down. For control."""
 
-    def blocker(self, stream_id: str) -> Blocker | None:
+    def blocker(self, stream_id: str) -> BlockingEvent | None:
         """What has to come before the choice of the event with this stream id: an older entry that is unread, or read
         and not accepted, by any consumer; otherwise an older event that is accepted and has not chosen its victims.
         None if there is neither, and then there never will be.
         """
 
-    def tasks(self) -> Sequence[TaskView]:
+    def open_scale_ups(self) -> Sequence[TaskView]:
         """All open scale_up tasks of the group, of all owners."""
 
-    def choose(self, event_id: str, owner: str, claim: Claim) -> Choice | Blocker | None:
+    def select_victims(self, event_id: str, owner: str, claim: VictimRequest) -> VictimSelection | BlockingEvent | None:
         """Choose the victims of a scale_down, or of an event that supersedes others, and store their terminations:
         once, in one step.
 
         A candidate becomes a victim if its task is open, it has no result, and no earlier choice has it. Returns the
         choice that holds, which may be an earlier one (of an event that supersedes others the victims are returned
-        by the first call only); a Blocker while an older event comes first; None if the task is not ours.
+        by the first call only); a BlockingEvent while an older event comes first; None if the task is not ours.
         """
 
-    def reload(self, event_id: str) -> OpenTask | None:
+    def reload_task(self, event_id: str) -> OpenTask | None:
         """The task as it is stored now, of any owner; None if it is unknown or finished."""
 
-    def outcomes(self, victims: Sequence[Victim]) -> Sequence[StoredWorker | None]:
+    def stored_workers(self, victims: Sequence[Victim]) -> Sequence[StoredWorker | None]:
         """What is stored of each of these workers; None where the task is unknown."""
 
-    def finish(self, event_id: str, owner: str, fields: Mapping[str, str]) -> Answer:
+    def finish(self, event_id: str, owner: str, fields: Mapping[str, str]) -> ScriptReply:
         """Store a scale_down's result (`core.results.scale_down_result`), once. OK, KNOWN, NOT_OURS."""
 
 
 class Preflight(Protocol):
     """What the start asks of Redis before the first event is read."""
 
-    def reserve(self) -> str:
+    def reserve_prefix(self) -> str:
         """The group that the keys of KEY_PREFIX belong to: ours from now on, unless another came first."""
 
-    def reserve_cluster(self, cluster: str) -> str:
-        """The cluster (`Cluster.identity`) that the queue belongs to: this one from now on, unless another came
+    def bind_queue_to_cluster(self, cluster: str) -> str:
+        """The cluster (`Cluster.cluster_id`) that the queue belongs to: this one from now on, unless another came
         first.
         """
 
-    def obstacles(self) -> Sequence[str]:
+    def key_problems(self) -> Sequence[str]:
         """One sentence for each key of ours that is of another type or on which we lack rights; empty if all is well.
         Changes nothing.
         """
 
-    def advice(self) -> Sequence[str]:
+    def server_warnings(self) -> Sequence[str]:
         """Sentences on how this Redis is set up dangerously for us (no append-only file, eviction, too old); empty if
         it is not, or if we may not see it.
         """
 
 
-class Stream(EventLog, Leases, Attempts, ScaleDowns, Preflight, Protocol):
+class RedisPorts(EventLog, Leases, Attempts, ScaleDowns, Preflight, Protocol):
     """All of them in one object."""
 
 
 # -- cluster
 
 
-class Change(Enum):
+class WatchEventType(Enum):
     """What a watch reports."""
 
     UPDATED = auto()
@@ -282,20 +286,20 @@ class Change(Enum):
 class WatchEvent:
     """One change of a pod; `pod` is None for a bookmark and for pods that are not workers of ours."""
 
-    change: Change
+    change: WatchEventType
     resource_version: str
-    pod: Snapshot | None
+    pod: PodSnapshot | None
 
 
 @dataclass(frozen=True, slots=True)
 class PodList:
     """All worker pods of this instance, and the version to watch from."""
 
-    pods: Sequence[Snapshot]
+    pods: Sequence[PodSnapshot]
     resource_version: str
 
 
-class Created(Enum):
+class CreateOutcome(Enum):
     """What a create request came to, when it did not create the pod."""
 
     ALREADY_THERE = auto()
@@ -316,13 +320,13 @@ class Cluster(Protocol):
         too old, ClusterUnavailable for any other error, a silent link included.
         """
 
-    def create(self, body: bytes) -> Snapshot | Created:
+    def create(self, body: bytes) -> PodSnapshot | CreateOutcome:
         """Create a pod. ALREADY_THERE for 409. ClusterUnavailable with `unclear` False for quota and back-pressure."""
 
-    def get(self, name: str) -> Snapshot | None:
+    def get(self, name: str) -> PodSnapshot | None:
         """The pod as it is now; None if there is none. One that is not a worker of ours has an empty `event_id`."""
 
-    def event_of(self, name: str) -> ScaleEvent | None:
+    def annotated_event(self, name: str) -> ScaleEvent | None:
         """The event that a pod carries in its annotation; None if the pod or a readable event is not there."""
 
     def delete(self, name: str, uid: str, resource_version: str | None = None, *, grace_s: int | None = None) -> bool:
@@ -331,7 +335,7 @@ class Cluster(Protocol):
         another or has changed.
         """
 
-    def identity(self) -> str:
+    def cluster_id(self) -> str:
         """Which cluster and namespace this is, `<namespace>/<uid>`; empty where our user may not read its namespace."""
 
     def missing_rights(self) -> Sequence[str]:

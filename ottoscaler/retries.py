@@ -39,14 +39,14 @@ class Retries:
         self._on_failure = on_failure
         self._limited = logs.RateLimited()
 
-    def again(self, what: str, first: Unavailable, attempt: Callable[[], _T], *, times: int = 4) -> _T:
+    def retry_failed(self, what: str, first: Unavailable, attempt: Callable[[], _T], *, times: int = 4) -> _T:
         """The result of `attempt` after a first try that failed with `first`: at most `times` tries in all, then the
         last Unavailable. Stopping ends it between two tries. The caller makes the first try, so that the ordinary case,
         several for each worker, is spared the cost of a retry that is not needed.
         """
         return self._retrying(what, tenacity.stop_after_attempt(times))(_after(first, attempt))
 
-    def forever(self, what: str, attempt: Callable[[], _T]) -> _T:
+    def retry_forever(self, what: str, attempt: Callable[[], _T]) -> _T:
         """The result of `attempt`, however long its server is away.
         Raises Stopping when the process stops meanwhile.
         """

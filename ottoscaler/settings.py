@@ -15,7 +15,7 @@ from fractions import Fraction
 from typing import Any, Final, Literal
 
 from ottoscaler.errors import ConfigError
-from ottoscaler.nearly import variables
+from ottoscaler.misspellings import misspelled_variables
 from ottoscaler.settings_files import read_env_file
 from ottoscaler.settings_reader import (
     DNS_LABEL,
@@ -30,7 +30,7 @@ from ottoscaler.settings_reader import (
 )
 
 #: Names of keys behind KEY_PREFIX that no stream may have (adapters/task_codec.py makes them).
-OWN_KEYS: Final = re.compile(r"(open|buried|redriven|group|choices)|(task|consumer|key):.*")
+RESERVED_KEYS: Final = re.compile(r"(open|buried|redriven|group|choices)|(task|consumer|key):.*")
 #: Says what the worker is and ends: enough to see the whole chain work before there is a program to run.
 DEFAULT_COMMAND: Final = (
     "/bin/sh",
@@ -38,7 +38,7 @@ DEFAULT_COMMAND: Final = (
     'echo "task $OTTO_TASK_ID: worker $OTTO_WORKER_INDEX of $OTTO_WORKER_COUNT"',
 )
 #: Variables that are promised and have no effect yet; the start warns about those that are set.
-NOT_YET: Final = (
+UNSUPPORTED_VARIABLES: Final = (
     "TENANT_FIELD",
     *("LOG_HANDLER_ADDRESS", "LOG_HANDLER_CA_FILE", "LOG_HANDLER_CERT_FILE"),
     *("LOG_HANDLER_KEY_FILE", "LOG_HANDLER_TOKEN_FILE", "LOG_HANDLER_PLAINTEXT"),
@@ -228,9 +228,9 @@ class Settings:
     log: LogSettings
     instance: str
     """INSTANCE: distinguishes Ottoscalers in one namespace; in names and labels. Default: consumer group."""
-    not_yet: tuple[str, ...] = ()
+    unsupported_variables: tuple[str, ...] = ()
     """Variables that are set and have no effect yet."""
-    nearly: tuple[str, ...] = ()
+    misspelled_variables: tuple[str, ...] = ()
     """A sentence for each variable that is set and nearly one of ours."""
 
     @classmethod
@@ -262,12 +262,12 @@ class Settings:
             web=_web(reader, in_cluster_namespace),
             log=_log(reader),
             instance=reader.text("INSTANCE", keys.group, LABEL_VALUE),
-            not_yet=tuple(name for name in NOT_YET if reader.raw(name)),
-            nearly=variables(everything, reader.asked | {"ENV_FILE"}),
+            unsupported_variables=tuple(name for name in UNSUPPORTED_VARIABLES if reader.raw(name)),
+            misspelled_variables=misspelled_variables(everything, reader.asked | {"ENV_FILE"}),
         )
         found = [fault for fault in reader.faults if used is None or fault.partition("=")[0] in used]
         if faults := (*file_faults, *found):
-            raise ConfigError((*faults, *settings.nearly))
+            raise ConfigError((*faults, *settings.misspelled_variables))
         return settings
 
 
@@ -317,7 +317,7 @@ def _keys(reader: EnvironmentReader, host_name: str) -> KeySettings:
         reader.fault("DEAD_LETTER_STREAM", "another name than REDIS_STREAM and RESULT_STREAM have")
     named = ("REDIS_STREAM", settings.stream), ("RESULT_STREAM", settings.result_stream)
     for name, value in (*named, ("DEAD_LETTER_STREAM", settings.dead_letter_stream)):
-        if OWN_KEYS.fullmatch(value.removeprefix(settings.prefix)) and value.startswith(settings.prefix):
+        if RESERVED_KEYS.fullmatch(value.removeprefix(settings.prefix)) and value.startswith(settings.prefix):
             reader.fault(name, f"a name that is none of our own keys below KEY_PREFIX, {settings.prefix}")
     return settings
 

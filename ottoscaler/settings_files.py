@@ -22,14 +22,14 @@ _LINE: Final = re.compile(
 _BARE: Final = re.compile(r"""(?:"(?:[^"\\]|\\.)*"|'[^']*'|(?!\s\#)[^"'])*""")
 
 
-class TooLong(ValueError):
+class FileTooLarge(ValueError):
     """A file has more than 1 MiB."""
 
     def __str__(self) -> str:
         return "larger than 1 MiB"
 
 
-def shown(value: str) -> str:
+def redact_value(value: str) -> str:
     """The value as a fault shows it: one line, not endless, without the password of a URL or an address."""
     masked = _PASSWORD.sub(r"\1***", _USERINFO.sub(r"\g<scheme>***@", value))
     return repr(masked if len(masked) <= 100 else masked[:97] + "...")
@@ -40,7 +40,7 @@ def read_text(path: str, encoding: str = "utf-8") -> str:
     with Path(path).open("rb") as file:
         content = file.read(_LONGEST_FILE + 1)
     if len(content) > _LONGEST_FILE:
-        raise TooLong
+        raise FileTooLarge
     return content.decode(encoding)
 
 
@@ -54,7 +54,7 @@ def read_env_file(path: str) -> tuple[dict[str, str], list[str]]:
     try:
         lines = read_text(path, encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
-        return {}, [f"ENV_FILE={shown(path)}: expected a readable text file ({reason_of(error)})"]
+        return {}, [f"ENV_FILE={redact_value(path)}: expected a readable text file ({file_error_reason(error)})"]
     values: dict[str, str] = {}
     faults: list[str] = []
     for number, line in enumerate(lines, start=1):
@@ -64,7 +64,7 @@ def read_env_file(path: str) -> tuple[dict[str, str], list[str]]:
         value = None if match is None else _value(match)
         if match is None or value is None:
             expected = "KEY=VALUE, the value bare or in quotes, and before a # every quote closed"
-            faults.append(f"ENV_FILE={shown(path)}: line {number}: expected {expected}")
+            faults.append(f"ENV_FILE={redact_value(path)}: line {number}: expected {expected}")
         else:
             values[match["name"]] = value
     return values, faults
@@ -86,7 +86,7 @@ def _value(match: re.Match[str]) -> str | None:
     return None if re.search(r"\s#", rest) else bare.rstrip()
 
 
-def read_one(path: str) -> None:
+def check_readable(path: str) -> None:
     """Open a file and read from it. Raises OSError or ValueError if that is not possible now."""
     with Path(path).open("rb") as file:
         file.read(1)
@@ -94,11 +94,11 @@ def read_one(path: str) -> None:
 
 def load_certificates(path: str) -> None:
     """Read the certificates of a file. Raises OSError (ssl.SSLError is one) or ValueError if it holds none."""
-    read_one(path)  # OpenSSL calls a folder, or what is not there, by other words
+    check_readable(path)  # OpenSSL calls a folder, or what is not there, by other words
     ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
 
 
-def reason_of(error: OSError | ValueError) -> str:
+def file_error_reason(error: OSError | ValueError) -> str:
     """Why a file cannot be used, in a few words without its content."""
     match error:
         case ssl.SSLError():
@@ -107,6 +107,6 @@ def reason_of(error: OSError | ValueError) -> str:
             return os.strerror(error.errno).lower()
         case UnicodeDecodeError():
             return "not UTF-8"
-        case TooLong():
+        case FileTooLarge():
             return str(error)
     return "no such path"

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Final, TypeVar
 
-from ottoscaler.core.nesting import MAX_LEVELS, levels
-from ottoscaler.settings_files import load_certificates, read_one, read_text, reason_of, shown
+from ottoscaler.core.nesting import MAX_JSON_DEPTH, json_depth
+from ottoscaler.settings_files import check_readable, file_error_reason, load_certificates, read_text, redact_value
 
 _Option = TypeVar("_Option", bound=str)
 
@@ -41,7 +41,7 @@ _TOLERATION: Final[Mapping[str, tuple[str, ...]]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class TextFormat:
     """The syntax of a text, and how a fault describes it."""
 
     pattern: str
@@ -55,17 +55,17 @@ class Form:
 
 _DNS: Final = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 #: Names of objects: https://kubernetes.io/docs/concepts/overview/working-with-objects/names/
-DNS_LABEL: Final = Form(
+DNS_LABEL: Final = TextFormat(
     _DNS, "a DNS label: at most 63 of a-z, 0-9 and -, beginning and ending with a letter or digit", 63
 )
-DNS_NAME: Final = Form(rf"{_DNS}(\.{_DNS})*", "a DNS name: at most 253 of a-z, 0-9, - and .", 253)
+DNS_NAME: Final = TextFormat(rf"{_DNS}(\.{_DNS})*", "a DNS name: at most 253 of a-z, 0-9, - and .", 253)
 _LABEL: Final = r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?"
 #: Label values: https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#syntax-and-character-set
-LABEL_VALUE: Final = Form(
+LABEL_VALUE: Final = TextFormat(
     _LABEL, "a label value: at most 63 of A-Z, a-z, 0-9, -, _ and ., beginning and ending with a letter or digit", 63
 )
-LABEL_KEY: Final = Form(rf"({_DNS}(\.{_DNS})*/)?{_LABEL}", "a label key", 317)
-WORD: Final = Form(r"[^\s\x00-\x1f]+", "a name without spaces")
+LABEL_KEY: Final = TextFormat(rf"({_DNS}(\.{_DNS})*/)?{_LABEL}", "a label key", 317)
+WORD: Final = TextFormat(r"[^\s\x00-\x1f]+", "a name without spaces")
 
 
 def quantity(text: str) -> Fraction | None:
@@ -109,7 +109,7 @@ class EnvironmentReader:
 
     def fault(self, name: str, expected: str) -> None:
         """Note that the value of a variable, which is shown, is not what is expected."""
-        self.faults.append(f"{name}={shown(self.raw(name))}: expected {expected}")
+        self.faults.append(f"{name}={redact_value(self.raw(name))}: expected {expected}")
 
     def raw(self, name: str) -> str:
         """The value without the space around it; empty if it is not set, or not UTF-8, which is a fault."""
@@ -128,20 +128,20 @@ class EnvironmentReader:
             self.asked.add(name)
             return value
         if name not in self.asked:  # otherwise the fault is known
-            self.faults.append(f"{name}={'***' if secret else shown(value)}: expected UTF-8")
+            self.faults.append(f"{name}={'***' if secret else redact_value(value)}: expected UTF-8")
         self.asked.add(name)
         return ""
 
-    def text(self, name: str, default: str, form: Form = WORD) -> str:
+    def text(self, name: str, default: str, form: TextFormat = WORD) -> str:
         """A text of a form. The default is checked as well, for it may come from the machine or another variable."""
         value = self.raw(name) or default
         if form.fits(value):
             return value
         origin = "" if self.raw(name) else " (by default)"
-        self.faults.append(f"{name}={shown(value)}{origin}: expected {form.expected}")
+        self.faults.append(f"{name}={redact_value(value)}{origin}: expected {form.expected}")
         return default
 
-    def optional(self, name: str, form: Form = WORD) -> str | None:
+    def optional(self, name: str, form: TextFormat = WORD) -> str | None:
         """A text of a form, or None."""
         return self.text(name, "", form) if self.raw(name) else None
 
@@ -181,7 +181,7 @@ class EnvironmentReader:
 
     def file(self, name: str) -> str | None:
         """The path of a file that can be read now."""
-        return self._checked(name, "a readable file", read_one)
+        return self._checked(name, "a readable file", check_readable)
 
     def text_file(self, name: str) -> str | None:
         """The path of a file that can be read now and holds text."""
@@ -198,7 +198,7 @@ class EnvironmentReader:
         try:
             check(path)
         except (OSError, ValueError) as error:
-            self.fault(name, f"{expected} ({reason_of(error)})")
+            self.fault(name, f"{expected} ({file_error_reason(error)})")
         return path
 
     def amount(self, name: str, default: str, *, unit: Fraction, example: str) -> str:
@@ -216,8 +216,8 @@ class EnvironmentReader:
         if not value:
             return None
         try:
-            if levels(value) > MAX_LEVELS:
-                raise ValueError(f"more than {MAX_LEVELS} levels")
+            if json_depth(value) > MAX_JSON_DEPTH:
+                raise ValueError(f"more than {MAX_JSON_DEPTH} levels")
             return json.loads(value)
         except ValueError:
             self.fault(name, expected)

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from ottoscaler.core.choice import Victim
 from ottoscaler.core.events import EventType, ScaleEvent
 from ottoscaler.core.termination import Termination
+from ottoscaler.core.victim_selection import Victim
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,21 +25,21 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class StoredWorker:
-    """What the task hash knows of a worker. `attempt` 0: none was ever stored. `refused`: that attempt's pod was
-    refused and is not there. `seen`: a replica has seen that attempt's pod. `reason` comes with the outcome, and only
-    from calls that return whole tasks. `spared` are the scale_downs or events that spared it by a drain, since it had
-    started.
+    """What the task hash knows of a worker. `attempt` 0: none was ever stored. `create_refused`: that attempt's pod was
+    refused and is not there. `pod_was_seen`: a replica has seen that attempt's pod. `reason` comes with the outcome,
+    and only from calls that return whole tasks. `spared_by` are the scale_downs or events that spared it by a drain,
+    since it had started.
     """
 
     index: int
     attempt: int = 0
     infra_used: int = 0
-    refused: bool = False
+    create_refused: bool = False
     termination: Termination | None = None
     outcome: str = ""
     reason: str = ""
-    spared: Sequence[str] = ()
-    seen: bool = False
+    spared_by: Sequence[str] = ()
+    pod_was_seen: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +49,9 @@ class OpenTask:
     `owner` is the token of its owner, which each write has to show (`<consumer>/<incarnation>/<epoch>`);
     `workers` are those of which anything is stored, by index; `victims` is the stored victim list of a
     scale_down, None before it is chosen, `survivors` the pods that it spares; `superseded` is False while older events
-    of its `supersedes` key are still to be dealt with; `cancels` counts the cancel marks that the task was ever given;
-    `holds` is False while it waits for a place of its concurrency key;
-    `again` says that it had been accepted before: two threads may have the same entry in hand.
+    of its `supersedes` key are still to be dealt with; `cancel_count` counts the cancel marks that the task was ever
+    given; `holds` is False while it waits for a place of its concurrency key; `already_accepted` says that it had been
+    accepted before: two threads may have the same entry in hand.
     """
 
     event: ScaleEvent
@@ -61,19 +61,19 @@ class OpenTask:
     victims: Sequence[Victim] | None = None
     survivors: Sequence[str] = ()
     superseded: bool = False
-    cancels: int = 0
+    cancel_count: int = 0
     holds: bool = True
-    again: bool = False
+    already_accepted: bool = False
 
     @property
-    def undecided(self) -> bool:
+    def selection_pending(self) -> bool:
         """Has it victims to choose, and has not chosen them?"""
         if self.event.type is EventType.SCALE_DOWN:
             return self.victims is None
         return bool(self.event.supersedes) and not self.superseded
 
 
-class Status(Enum):
+class ScriptStatus(Enum):
     """What a script replies."""
 
     OK = auto()
@@ -85,18 +85,18 @@ class Status(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ScriptReply:
     """A script's answer about one worker: the status, the termination that is stored, the stored attempt.
 
-    `finished` is the message of the task's result where this worker was the last, `dead` the detail of the dead
-    letter that the event became by this.
+    `task_result_message` is the message of the task's result where this worker was the last, `dead_letter_detail` the
+    detail of the dead letter that the event became by this.
     """
 
-    status: Status
+    status: ScriptStatus
     termination: Termination | None = None
     attempt: int = 0
-    finished: str = ""
-    dead: str = ""
+    task_result_message: str = ""
+    dead_letter_detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ class Renewal:
     """
 
     lost: Mapping[str, str]
-    cancels: Mapping[str, int]
+    cancel_counts: Mapping[str, int]
     forgotten: Sequence[str] = ()
     replaced: bool = False
     left_s: Mapping[str, float] = field(default_factory=dict)
@@ -136,19 +136,19 @@ class TaskView:
 
 
 @dataclass(frozen=True, slots=True)
-class Note:
+class StatusUpdate:
     """For operators: state, attempt and pod of workers of a task of ours, by index; why the task stands where
     it stands (None: as before), and when it goes on.
     """
 
     event_id: str
     owner: str
-    states: Mapping[int, tuple[str, int, str]] = field(default_factory=dict)
+    worker_states: Mapping[int, tuple[str, int, str]] = field(default_factory=dict)
     reason: str | None = None
     next_at: str = ""
 
 
-def process_of(owner: str) -> tuple[str, str]:
+def split_owner_token(owner: str) -> tuple[str, str]:
     """Consumer and incarnation of an owner token `<consumer>/<incarnation>/<epoch>`; two empty texts if it is none.
 
     It is cut from the right: a consumer's name may contain slashes, and names are compared whole (`x` is not `x/y`).

@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from ottoscaler.core import events, manifest
-from ottoscaler.core.events import BadEvent, ScaleEvent, digest, original, parse
-from ottoscaler.core.manifest import WorkerKey
+from ottoscaler.core.events import BadEvent, ScaleEvent, content_digest, encode_original_fields, parse
+from ottoscaler.core.manifest import AttemptKey
 from ottoscaler.settings import WorkerSettings
 
 Fields = dict[bytes, bytes]
@@ -32,7 +32,9 @@ _LABEL: Final = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 _QUALIFIED: Final = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _ENV: Final = re.compile(r"[-._a-zA-Z][-._a-zA-Z0-9]*")
 
-_KNOWN: Final = sorted(events._OWN | events.OVERRIDES | events._HIDING | {"metadata", "reason", "repository"})
+_KNOWN: Final = sorted(
+    events._REQUEST_FIELDS | events.OVERRIDE_FIELDS | events._RESERVED_FIELDS | {"metadata", "reason", "repository"}
+)
 _IDS: Final = ["a", "A-1", "x" * 128, "x" * 129, "a:b/c.d_e", "-a", "", "a b", "1-1", "redrive:1-0", "ä", "a\n", "a\0"]
 _TEXTS: Final = [
     "",
@@ -105,8 +107,8 @@ def huge(rng: random.Random) -> Fields:
 def check(stream_id: str, fields: Fields) -> str:
     """What became of an event: `accepted`, or the reason for which it was refused. Raises AssertionError."""
     event = parse(stream_id, fields, 1000)
-    assert len(digest(fields)) == 64
-    kept = original(fields)
+    assert len(content_digest(fields)) == 64
+    kept = encode_original_fields(fields)
     assert isinstance(json.loads(kept), dict)
     assert len(kept) <= 10 * events.MAX_DEAD_EVENT_BYTES
     kept.encode()
@@ -127,9 +129,9 @@ def bodies(event: ScaleEvent) -> Iterator[bytes]:
     hash_ = manifest.event_hash(LONGEST_NAME, event.event_id)
     keys = [(1, 1), (event.pod_count, 999)] if event.type is events.EventType.SCALE_UP else []
     for index, attempt in keys:
-        key = WorkerKey(hash_, index, attempt)
+        key = AttemptKey(hash_, index, attempt)
         where = {"instance": LONGEST_NAME, "namespace": "default"}
-        yield manifest.build(WorkerSettings(), event, key, event_json=event.encode(), **where)
+        yield manifest.build_pod(WorkerSettings(), event, key, event_json=event.encode(), **where)
 
 
 def faults(body: bytes) -> Iterator[str]:

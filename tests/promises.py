@@ -306,9 +306,9 @@ PROMISES: Final = (
         "clocks",
         "a clock is wrong or is set",
         (
-            "tests/core/test_sight.py::test_no_worker_is_ended_early",
-            "tests/core/test_sight.py::test_no_worker_is_kept_without_end",
-            "tests/core/test_sight.py::test_a_deadline_that_came_too_early_is_the_nodes_fault",
+            "tests/core/test_pod_timeline.py::test_no_worker_is_ended_early",
+            "tests/core/test_pod_timeline.py::test_no_worker_is_kept_without_end",
+            "tests/core/test_pod_timeline.py::test_a_deadline_that_came_too_early_is_the_nodes_fault",
             f"{_FLOW}/test_clocks.py::test_a_worker_has_its_time",
             "tests/test_clock.py::test_setting_the_wall_clock_changes_what_is_shown_and_nothing_that_is_measured",
         ),

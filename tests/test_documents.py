@@ -18,10 +18,10 @@ from ottoscaler.adapters.policy_file import parse_policy
 from ottoscaler.cli.main import COMMANDS as SUBCOMMANDS
 from ottoscaler.core import manifest
 from ottoscaler.core.events import MAX_EVENT_BYTES, MAX_FIELDS, DeadReason, EventType, ScaleEvent
-from ottoscaler.core.manifest import environment
+from ottoscaler.core.manifest import worker_environment
 from ottoscaler.core.policy import decide
-from ottoscaler.core.refusal import Fault
-from ottoscaler.core.verdicts import Reason, Retry
+from ottoscaler.core.refusal import Violation
+from ottoscaler.core.verdicts import EndReason, RetryBudget
 from tests.readme import (
     DOCUMENTS,
     ENGLISH,
@@ -93,10 +93,10 @@ def test_the_example_of_an_environment_file_has_known_variables() -> None:
 
 def test_the_reasons_are_those_of_the_code() -> None:
     """With outcome, fault and the budget of a retry."""
-    budgets = {Retry.NEVER: NONE, Retry.WORKER: "`WORKER_RETRIES`", Retry.INFRA: "`INFRA_RETRIES`"}
+    budgets = {RetryBudget.NEVER: NONE, RetryBudget.WORKER: "`WORKER_RETRIES`", RetryBudget.INFRA: "`INFRA_RETRIES`"}
     found = {codes(row[0])[0]: row[1:4] for row in table("reason")}
     assert found == {
-        reason.value: [reason.outcome.value, reason.fault.value, budgets[reason.retry]] for reason in Reason
+        reason.value: [reason.outcome.value, reason.fault.value, budgets[reason.retry]] for reason in EndReason
     }
 
 
@@ -141,7 +141,7 @@ def test_the_labels_are_those_of_the_code() -> None:
 def test_the_workers_environment_is_complete() -> None:
     """Every variable that a worker gets, apart from HOME."""
     event = ScaleEvent("e", "1-1", EventType.SCALE_UP, 1, traceparent="00-1", passed_on={"field": "x"})
-    given = {variable["name"] for variable in environment(event, manifest.WorkerKey("0" * 10, 1, 1))} - {"HOME"}
+    given = {variable["name"] for variable in worker_environment(event, manifest.AttemptKey("0" * 10, 1, 1))} - {"HOME"}
     shown = {name for row in table("environment variable") for name in codes(row[0])}
     assert {name.replace("<FIELD>", "FIELD") for name in shown} == given
 
@@ -160,7 +160,7 @@ def test_the_policy_of_the_example_is_one_and_allows_its_event() -> None:
     (text,) = (text for kind, text in fences(REFERENCE) if kind == "yaml" and "profiles:" in text)
     fields = {"profile": "node20", "command": '["npm", "test"]', "env": '{"CI": "true"}'}
     assert decide(parse_policy(text, "policy.yaml"), fields).image == "registry.example.com/ci/node:20"
-    with pytest.raises(Fault) as fault:
+    with pytest.raises(Violation) as fault:
         decide(parse_policy(text, "policy.yaml"), {"env": '{"GIT_BRANCH": "main"}'})
     assert f"\n{fault.value}\n" in REFERENCE.read_text(encoding="utf-8")
 

@@ -69,7 +69,7 @@ def lines_for(workers: int) -> tuple[float, dict[str, float]]:
         eventually(lambda: not controller.cluster.names(), 20, "all to be deleted")
         scripts = {
             name: controller.redis.calls[name] / workers
-            for name in ("intend", "check", "record", "store_termination", "clear_termination")
+            for name in ("store_attempt", "mark_pod_seen", "record_result", "store_termination", "clear_termination")
         }
         assert [controller.calls(verb) for verb in ("create", "delete", "get")] == [workers, workers, 0]
         return lines() / workers, scripts
@@ -94,5 +94,5 @@ def test_scripts_per_worker(costs: dict[int, tuple[float, dict[str, float]]]) ->
     assert (
         costs[80][1]
         == costs[400][1]
-        == {"intend": 1, "check": 1, "record": 1, "store_termination": 0, "clear_termination": 0}
+        == {"store_attempt": 1, "mark_pod_seen": 1, "record_result": 1, "store_termination": 0, "clear_termination": 0}
     )

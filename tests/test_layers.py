@@ -25,7 +25,7 @@ SOURCES = sorted(
 LAYERS = {
     "__init__": 0,
     "errors": 1,
-    "nearly": 1,
+    "misspellings": 1,
     "settings_files": 1,
     "core": 2,
     "ports": 3,
@@ -176,7 +176,7 @@ def makes_threads(path: str, source: str) -> list[str]:
 
 def handles_signals(path: str, source: str) -> list[str]:
     """A signal handler that does more than nothing, or end: it may run inside any lock of the main thread's."""
-    allowed = ("_nothing", "old", "signal.default_int_handler", "lambda *_: None", "lambda *_: os._exit(EXIT_OK)")
+    allowed = ("_ignore_signal", "old", "signal.default_int_handler", "lambda *_: None", "lambda *_: os._exit(EXIT_OK)")
     return [
         f"{path}:{node.lineno}"
         for node in ast.walk(_tree(source))

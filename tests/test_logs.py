@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ottoscaler import logs
-from ottoscaler.errors import StreamUnavailable
+from ottoscaler.errors import RedisUnavailable
 
 log = logs.get("ottoscaler.tests")
 FACTS = st.dictionaries(st.text(min_size=1), st.none() | st.booleans() | st.integers() | st.floats() | st.text())
@@ -226,7 +226,7 @@ SHAPES: dict[str, Callable[[str], str]] = {
 def test_a_registered_secret_never_comes_out(shape: str) -> None:
     """Neither as it stands nor in any of the forms in which programs pass it on."""
     stream = written()
-    logs.hide("qu/'\"\\\u00f6zz")
+    logs.register_secret("qu/'\"\\\u00f6zz")
     log.info("a.b", "c", fact=SHAPES[shape]("qu/'\"\\\u00f6zz"))
     assert only(stream)["fact"] in (logs.MASK, f'"{logs.MASK}"', f"{{'k': ['{logs.MASK}']}}")
 
@@ -234,8 +234,8 @@ def test_a_registered_secret_never_comes_out(shape: str) -> None:
 def test_a_secret_inside_a_longer_one_leaves_nothing_of_it() -> None:
     """The longer one goes first."""
     stream = written()
-    logs.hide("inner-secret")
-    logs.hide("inner-secret-and-more")
+    logs.register_secret("inner-secret")
+    logs.register_secret("inner-secret-and-more")
     log.info("a.b", "c", fact="inner-secret-and-more")
     assert only(stream)["fact"] == logs.MASK
 
@@ -243,7 +243,7 @@ def test_a_secret_inside_a_longer_one_leaves_nothing_of_it() -> None:
 def test_a_secret_of_a_letter_does_not_eat_the_log() -> None:
     """What is that short protects nothing and would make every line unreadable."""
     stream = written()
-    logs.hide("e")
+    logs.register_secret("e")
     log.info("a.b", "hello there")
     assert only(stream)["message"] == "hello there"
 
@@ -251,14 +251,14 @@ def test_a_secret_of_a_letter_does_not_eat_the_log() -> None:
 def test_a_secret_at_the_cut_does_not_come_out_in_part() -> None:
     """Texts are cut after secrets are taken out, not before."""
     stream = written()
-    logs.hide("half-a-secret")
+    logs.register_secret("half-a-secret")
     log.info("a.b", "c", fact="x" * (logs.MAX_TEXT - 4) + "half-a-secret")
     assert "half" not in stream.getvalue()
 
 
 def test_a_secret_that_is_not_utf8_can_be_registered() -> None:
     """An environment variable may hold any bytes; the log of the start must not end the start."""
-    logs.hide("caf\udce9-secret")
+    logs.register_secret("caf\udce9-secret")
 
 
 @pytest.mark.contract("2.LOG_LEVEL")
@@ -357,7 +357,7 @@ def test_a_stream_that_takes_no_lines_is_reported_once(capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("error", "shown"),
     [
-        (StreamUnavailable("Redis at h:1 cannot be reached", unclear=False), "Redis at h:1 cannot be reached"),
+        (RedisUnavailable("Redis at h:1 cannot be reached", unclear=False), "Redis at h:1 cannot be reached"),
         (KeyError("attempt"), "KeyError: 'attempt'"),
         (ValueError(), "ValueError"),
     ],

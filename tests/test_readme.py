@@ -19,7 +19,7 @@ from typing import Final, cast
 import pytest
 import redis
 
-from ottoscaler.local.guard import Guarded
+from ottoscaler.local.guard import GuardedProcess
 from ottoscaler.local.handle import LocalCluster
 from ottoscaler.local.redis import EmbeddedRedis
 from tests.conftest import require
@@ -142,7 +142,7 @@ def _start(running: Running) -> Iterator[Running]:
     (running.checkout / "ottoscaler.env").write_text(example, encoding="utf-8")
     (running.checkout / "redis-password").write_text("secret\n", encoding="utf-8")
     line = f"cd {shlex.quote(str(running.checkout))} && {without_make(start)}"
-    controller = Guarded(["/bin/sh", "-c", line], log=running.log)
+    controller = GuardedProcess(["/bin/sh", "-c", line], log=running.log)
     controller.start()
     try:
         eventually(lambda: "controller.started" in running.log.read_text(encoding="utf-8"), LONG_S, "the controller")

@@ -60,11 +60,11 @@ def test_each_field_has_a_description(name: str) -> None:
 
 def test_the_fields_are_those_of_the_code() -> None:
     """Of an event, of a result, of a dead letter; and their codes."""
-    known = events._OWN | events.OVERRIDES | events._HIDING | {"metadata"}
+    known = events._REQUEST_FIELDS | events.OVERRIDE_FIELDS | events._RESERVED_FIELDS | {"metadata"}
     assert schema("event")["properties"].keys() == known
     parts = (schema("result"), *schema("result")["oneOf"])
     assert {field for part in parts for field in part["properties"]} == results.RESULT_FIELDS
-    assert set(schema("result")["properties"]["reason"]["enum"]) == {*verdicts.Reason, "NothingToEnd"}
+    assert set(schema("result")["properties"]["reason"]["enum"]) == {*verdicts.EndReason, "NothingToEnd"}
     assert schema("dead_letter")["properties"]["dead_reason"]["enum"] == list(DeadReason)
 
 
@@ -76,7 +76,7 @@ def test_the_reasons_have_their_outcomes_and_faults() -> None:
         for row in worker["oneOf"]
         for reason in row["properties"]["reason"]["enum"]
     }
-    assert found == {reason: (reason.outcome, reason.fault) for reason in verdicts.Reason}
+    assert found == {reason: (reason.outcome, reason.fault) for reason in verdicts.EndReason}
 
 
 # -- events: schema and parser say the same
@@ -92,7 +92,7 @@ _STAMPS = st.sampled_from(
 )
 _METADATA = st.sampled_from(["", "{}", '{"a": [1]}', "[]", "{", '{"a": NaN}', "1", '"a"', "{}\0", "null"])
 _TRACES = st.sampled_from(["", "x", "\0", TRACEPARENT])
-_REFUSED = st.sampled_from(sorted(events._HIDING))
+_REFUSED = st.sampled_from(sorted(events._RESERVED_FIELDS))
 _FIELD_NAMES = st.sampled_from(["job_id", "a" * 63, "a" * 64, "A", "a-b", "1a", "", "_a", "a\n", "reason", "cut"])
 
 

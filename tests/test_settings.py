@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ottoscaler import settings
-from ottoscaler.adapters.task_codec import Key
+from ottoscaler.adapters.task_codec import RedisKeys
 from ottoscaler.errors import ConfigError
 from ottoscaler.settings import DEFAULT_COMMAND, Settings
 from ottoscaler.settings_files import read_env_file
@@ -172,7 +172,7 @@ def test_no_variable_is_read_that_is_not_promised() -> None:
     """The tables here and the program ask for the same names."""
     environ = Recording()
     Settings.load(environ, "host-1", None)
-    assert environ.asked == {row[0] for row in VARIABLES} | set(settings.NOT_YET) | {"ENV_FILE"}
+    assert environ.asked == {row[0] for row in VARIABLES} | set(settings.UNSUPPORTED_VARIABLES) | {"ENV_FILE"}
 
 
 @pytest.mark.parametrize(("name", "value"), WRONG, ids=[f"{name}={value[:30]}" for name, value in WRONG])
@@ -218,7 +218,7 @@ def test_values_that_do_not_go_together_are_a_fault(environ: dict[str, str], nam
 
 def test_every_key_of_ours_is_no_name_of_a_stream() -> None:
     """Also one that is added later; below another prefix the same name is free."""
-    key = Key("q:")
+    key = RedisKeys("q:")
     made = [name for name in vars(key).values() if name != "q:"] + [key.task("a"), key.consumer("a")]
     assert len(made) > 5
     for name in made:
@@ -341,7 +341,7 @@ def test_several_kubeconfigs_are_left_to_the_client() -> None:
 
 def test_what_has_no_effect_yet_is_listed() -> None:
     """So that the start can say so."""
-    assert load(TENANT_FIELD="t", KUBERNETES_EVENTS="true", WORKER_LOGS="").not_yet == (
+    assert load(TENANT_FIELD="t", KUBERNETES_EVENTS="true", WORKER_LOGS="").unsupported_variables == (
         "TENANT_FIELD",
         "KUBERNETES_EVENTS",
     )

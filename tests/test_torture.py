@@ -7,14 +7,14 @@ import re
 import pytest
 
 from ottoscaler.adapters.cluster import KubeCluster
-from ottoscaler.adapters.stream import RedisStream
+from ottoscaler.adapters.redis_backend import RedisBackend
 from tests.torture import crash_points, gateway
 from tests.torture.troubles import KINDS, Chosen, kinds_of
 
 
 def test_the_calls_at_which_a_controller_dies_are_there() -> None:
     """A method that is renamed takes its points with it."""
-    assert [name for name in crash_points.AFTER_STREAM if not callable(getattr(RedisStream, name, None))] == []
+    assert [name for name in crash_points.AFTER_STREAM if not callable(getattr(RedisBackend, name, None))] == []
     assert [name for name in crash_points.AFTER_CLUSTER if not callable(getattr(KubeCluster, name, None))] == []
     assert set(crash_points.BEFORE) <= {*crash_points.AFTER_STREAM, *crash_points.AFTER_CLUSTER, "finish"}
 

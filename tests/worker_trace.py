@@ -2,7 +2,7 @@
 the worker until it lets go of it. `python -m tests.worker_trace` prints them.
 
 One worker is run by the real controller over the fakes. Calls inside the fakes stand for the servers' own work and are
-not counted; what a client does on the same thread (`as_asked` parses the answer to a create) is.
+not counted; what a client does on the same thread (`created_pod_snapshot` parses the answer to a create) is.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from pathlib import Path
 from types import FrameType
 
 import ottoscaler
-from ottoscaler.core.pods import as_asked
-from ottoscaler.flow.worker import Runner
+from ottoscaler.core.pods import created_pod_snapshot
+from ottoscaler.flow.worker import WorkerRunner
 from tests.fakes.clock import SystemClock
 from tests.fakes.wait import eventually
 from tests.flow.simulated_controller import ALL, FakeServers, SimulatedController
 
 _PRODUCT = f"{Path(ottoscaler.__file__).parent}/"
 _TESTS = f"{Path(__file__).parent}/"
-_BEGIN = Runner.run.__code__
+_BEGIN = WorkerRunner.run.__code__
 #: What the real client does on the worker's thread.
-_OF_CLIENT = frozenset({as_asked.__code__})
+_OF_CLIENT = frozenset({created_pod_snapshot.__code__})
 
 
 @dataclass

@@ -1,7 +1,7 @@
 -- == attempts.py: one attempt of one worker, from the intent to its result. Called for every pod, so the arguments are given
 -- by position: as one JSON or msgpack map they cost more.
 
-OF_A_TASK.intend, OF_A_TASK.note_refused, OF_A_TASK.check, OF_A_TASK.record = true, true, true, true
+OF_A_TASK.store_attempt, OF_A_TASK.store_refusal, OF_A_TASK.mark_pod_seen, OF_A_TASK.record_result = true, true, true, true
 OF_A_TASK.store_termination, OF_A_TASK.clear_termination = true, true
 
 -- Store an attempt before its pod is created: after a crash it says which pod may be there. Never lowers the attempt, and
@@ -9,7 +9,7 @@ OF_A_TASK.store_termination, OF_A_TASK.clear_termination = true, true
 -- KEYS: task. ARGV: event_id, owner, i (the worker's index), attempt, infra_used (retries), worker (what `worker:<i>` shows).
 -- Returns {'ok', false, attempt}; {'has_result'}; {'not_ours'}, also for a task without a place of its concurrency key: the
 -- next owner learns that it waits; {'cancelled', termination, stored attempt}; {'old_attempt', false, stored attempt}.
-function F.intend(event_id, owner, i, attempt, infra_used, worker)
+function F.store_attempt(event_id, owner, i, attempt, infra_used, worker)
   local task = keys()
   local held_by, outcome, stored_text, termination, key, not_after = fields(task, 'owner', 'outcome:' .. i, 'attempt:' .. i,
     'doom:' .. i, 'key', 'not_after')
@@ -42,7 +42,7 @@ end
 
 -- Store that an intended pod was refused and is not there, so that no replica looks for it.
 -- KEYS: task. ARGV: event_id, owner, i, attempt, worker. Returns {'ok'} or {'not_ours'}.
-function F.note_refused(event_id, owner, i, attempt, worker)
+function F.store_refusal(event_id, owner, i, attempt, worker)
   local task = keys()
   local held_by, stored_text, outcome = fields(task, 'owner', 'attempt:' .. i, 'outcome:' .. i)
   if held_by ~= owner then return {'not_ours'} end
@@ -55,7 +55,7 @@ end
 
 -- Store that the attempt's pod was seen, and ask whether it is to end.
 -- KEYS: task. ARGV: event_id, owner, i, attempt. Returns {'ok', termination or false}, {'has_result'} or {'not_ours'}.
-function F.check(event_id, owner, i, attempt)
+function F.mark_pod_seen(event_id, owner, i, attempt)
   local task = keys()
   local held_by, outcome, termination, stored_text = fields(task, 'owner', 'outcome:' .. i, 'doom:' .. i, 'attempt:' .. i)
   if outcome then return {'has_result'} end
@@ -120,7 +120,7 @@ end
 -- KEYS: task. ARGV: event_id, owner, i, attempt, and the fields of the result, names and values in turn.
 -- Returns {'ok', the termination that has won or false, attempt, message of the task's result or '', detail of the dead
 -- letter that the event became by this or ''}; {'known'}; {'not_ours'}; {'old_attempt', false, stored attempt}.
-function F.record(event_id, owner, i, attempt, ...)
+function F.record_result(event_id, owner, i, attempt, ...)
   local task = keys()
   local held_by, outcome, stored_text, termination_text, pod_count, tries, common, spared = fields(task, 'owner',
     'outcome:' .. i, 'attempt:' .. i, 'doom:' .. i, 'pod_count', 'tries', 'common', 'spared:' .. i)

@@ -7,59 +7,69 @@ from itertools import chain
 
 from ottoscaler.adapters.redis_calls import RedisAdapter
 from ottoscaler.adapters.redis_values import chunks
-from ottoscaler.adapters.scripts import Call
-from ottoscaler.adapters.task_codec import encode_termination, worker_json
+from ottoscaler.adapters.scripts import ScriptCall
+from ottoscaler.adapters.task_codec import encode_termination, encode_worker_state
 from ottoscaler.core.termination import Termination
-from ottoscaler.ports import Answer, Note
+from ottoscaler.ports import ScriptReply, StatusUpdate
 
 
 class RedisAttempts(RedisAdapter):
     """`ports.Attempts` on Redis. Any thread."""
 
-    def intend(self, event_id: str, owner: str, index: int, *, attempt: int, infra_used: int, pod: str) -> Answer:
+    def store_attempt(
+        self, event_id: str, owner: str, index: int, *, attempt: int, infra_used: int, pod: str
+    ) -> ScriptReply:
         """See ports.Attempts."""
-        keys, state = [self._redis.key.task(event_id)], worker_json("creating", attempt, pod)
-        return self._redis.answer("intend", keys, event_id, owner, index, attempt, infra_used, state)
+        keys, state = [self._redis.key.task(event_id)], encode_worker_state("creating", attempt, pod)
+        return self._redis.run_for_worker("store_attempt", keys, event_id, owner, index, attempt, infra_used, state)
 
-    def note_refused(self, event_id: str, owner: str, index: int, attempt: int) -> Answer:
+    def store_refusal(self, event_id: str, owner: str, index: int, attempt: int) -> ScriptReply:
         """See ports.Attempts."""
-        keys, state = [self._redis.key.task(event_id)], worker_json("waiting", attempt, "")
-        return self._redis.answer("note_refused", keys, event_id, owner, index, attempt, state)
+        keys, state = [self._redis.key.task(event_id)], encode_worker_state("waiting", attempt, "")
+        return self._redis.run_for_worker("store_refusal", keys, event_id, owner, index, attempt, state)
 
-    def check(self, event_id: str, owner: str, index: int, attempt: int) -> Answer:
+    def mark_pod_seen(self, event_id: str, owner: str, index: int, attempt: int) -> ScriptReply:
         """See ports.Attempts."""
-        return self._redis.answer("check", [self._redis.key.task(event_id)], event_id, owner, index, attempt)
+        return self._redis.run_for_worker(
+            "mark_pod_seen", [self._redis.key.task(event_id)], event_id, owner, index, attempt
+        )
 
-    def store_termination(self, event_id: str, owner: str | None, index: int, termination: Termination) -> Answer:
+    def store_termination(self, event_id: str, owner: str | None, index: int, termination: Termination) -> ScriptReply:
         """See ports.Attempts."""
         keys, text = [self._redis.key.task(event_id)], encode_termination(termination)
-        return self._redis.answer("store_termination", keys, event_id, owner or "", index, text)
+        return self._redis.run_for_worker("store_termination", keys, event_id, owner or "", index, text)
 
-    def clear_termination(self, event_id: str, owner: str, index: int, termination: Termination) -> Answer:
+    def clear_termination(self, event_id: str, owner: str, index: int, termination: Termination) -> ScriptReply:
         """See ports.Attempts."""
         keys, text = [self._redis.key.task(event_id)], encode_termination(termination)
-        return self._redis.answer("clear_termination", keys, event_id, owner, index, text)
+        return self._redis.run_for_worker("clear_termination", keys, event_id, owner, index, text)
 
-    def record(self, event_id: str, owner: str, index: int, *, attempt: int, fields: Mapping[str, str]) -> Answer:
+    def record_result(
+        self, event_id: str, owner: str, index: int, *, attempt: int, fields: Mapping[str, str]
+    ) -> ScriptReply:
         """See ports.Attempts."""
         keys = [self._redis.key.task(event_id)]
-        return self._redis.answer("record", keys, event_id, owner, index, attempt, *chain.from_iterable(fields.items()))
+        return self._redis.run_for_worker(
+            "record_result", keys, event_id, owner, index, attempt, *chain.from_iterable(fields.items())
+        )
 
-    def write_notes(self, notes: Sequence[Note]) -> None:
+    def write_status(self, notes: Sequence[StatusUpdate]) -> None:
         """See ports.Attempts."""
         calls = [call for note in notes for call in self._note_states(note) + self._note_reason(note)]
         # In parts, and not on the workers' connections: a thousand notes at once would hold up Redis for all attempts.
         for some in chunks(calls):
             self._redis.run_many(self._redis.taking, some)
 
-    def _note_states(self, note: Note) -> list[Call]:
+    def _note_states(self, note: StatusUpdate) -> list[ScriptCall]:
         keys, calls = [self._redis.key.task(note.event_id)], []
-        for part in chunks(list(note.states.items())):
-            flat = [text for index, state in part for text in (index, worker_json(*state))]
-            calls.append(Call("note_states", keys, [note.owner, *flat]))
+        for part in chunks(list(note.worker_states.items())):
+            flat = [text for index, state in part for text in (index, encode_worker_state(*state))]
+            calls.append(ScriptCall("note_states", keys, [note.owner, *flat]))
         return calls
 
-    def _note_reason(self, note: Note) -> list[Call]:
+    def _note_reason(self, note: StatusUpdate) -> list[ScriptCall]:
         if note.reason is None:
             return []
-        return [Call("note_reason", [self._redis.key.task(note.event_id)], [note.owner, note.reason, note.next_at])]
+        return [
+            ScriptCall("note_reason", [self._redis.key.task(note.event_id)], [note.owner, note.reason, note.next_at])
+        ]

@@ -10,13 +10,13 @@ import msgspec
 import urllib3
 
 from ottoscaler import logs
-from ottoscaler.adapters.kube_answers import Verb, refusal, success
+from ottoscaler.adapters.kube_answers import Verb, error_for_response, is_deletion_accepted
 from ottoscaler.adapters.kube_http import KubeHttp
 from ottoscaler.core.events import ScaleEvent, decode
 from ottoscaler.core.manifest import event_annotation, selector
-from ottoscaler.core.pods import RawPod, Snapshot, as_asked, foreign, snapshot
-from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Expired
-from ottoscaler.ports import Change, Created, PodList, WatchEvent
+from ottoscaler.core.pods import PodSnapshot, RawPod, created_pod_snapshot, foreign_pod_snapshot, pod_snapshot
+from ottoscaler.errors import ClusterRejected, ClusterUnavailable, WatchExpired
+from ottoscaler.ports import CreateOutcome, PodList, WatchEvent, WatchEventType
 from ottoscaler.settings import KubeSettings
 
 #: The server ends a watch after this long; a dead link is noticed by the second figure, seconds
@@ -43,7 +43,7 @@ class _RawList(msgspec.Struct, frozen=True):
     items: list[RawPod] | None = None  # null: none
 
 
-class _LooseList(msgspec.Struct, frozen=True):
+class _LenientPodList(msgspec.Struct, frozen=True):
     """The same, in which a pod may be anything."""
 
     kind: Literal["PodList"]
@@ -55,7 +55,7 @@ class _RawPod(RawPod, frozen=True, kw_only=True):
     kind: Literal["Pod"]
 
 
-class _Line(msgspec.Struct, frozen=True):
+class _WatchLine(msgspec.Struct, frozen=True):
     type: str
     object: msgspec.Raw = msgspec.Raw(b"{}")
 
@@ -64,33 +64,33 @@ class _Bookmark(msgspec.Struct, frozen=True):
     metadata: _ListMeta = _ListMeta()
 
 
-class _Uid(msgspec.Struct, frozen=True):
+class _NamespaceMetadata(msgspec.Struct, frozen=True):
     uid: str
 
 
 class _Namespace(msgspec.Struct, frozen=True):
     kind: Literal["Namespace"]
-    metadata: _Uid
+    metadata: _NamespaceMetadata
 
 
 class _ReviewStatus(msgspec.Struct, frozen=True):
     allowed: bool = False
 
 
-class _Review(msgspec.Struct, frozen=True):
+class _AccessReview(msgspec.Struct, frozen=True):
     kind: Literal["SelfSubjectAccessReview"]
     status: _ReviewStatus
 
 
 _pod_list = msgspec.json.Decoder(_RawList)
-_loose_list = msgspec.json.Decoder(_LooseList)
+_loose_list = msgspec.json.Decoder(_LenientPodList)
 _listed_pod = msgspec.json.Decoder(RawPod)
 _pod = msgspec.json.Decoder(_RawPod)
 _namespace = msgspec.json.Decoder(_Namespace)
-_review = msgspec.json.Decoder(_Review)
-_line = msgspec.json.Decoder(_Line)
+_review = msgspec.json.Decoder(_AccessReview)
+_line = msgspec.json.Decoder(_WatchLine)
 _bookmark = msgspec.json.Decoder(_Bookmark)
-_CHANGES = {"ADDED": Change.UPDATED, "MODIFIED": Change.UPDATED, "DELETED": Change.DELETED}
+_CHANGES = {"ADDED": WatchEventType.UPDATED, "MODIFIED": WatchEventType.UPDATED, "DELETED": WatchEventType.DELETED}
 
 
 class KubeCluster:
@@ -132,11 +132,11 @@ class KubeCluster:
         while True:
             try:
                 return self._list()
-            except Expired:
+            except WatchExpired:
                 _log.warning("watch.list_expired", "The list of pods took too long; listing again")
 
     def _list(self) -> PodList:
-        pods: list[Snapshot] = []
+        pods: list[PodSnapshot] = []
         token = ""
         while True:
             query = {"labelSelector": self._selector, "limit": PAGE, **({"continue": token} if token else {})}
@@ -157,7 +157,7 @@ class KubeCluster:
             "timeoutSeconds": WATCH_S,
         }
         self._count("watch")
-        response = self._http.follow(self._pods, query=query, read_timeout_s=WATCH_SILENCE_S)
+        response = self._http.open_stream(self._pods, query=query, read_timeout_s=WATCH_SILENCE_S)
         try:
             rest = b""
             for chunk in response.stream(65536):
@@ -175,9 +175,9 @@ class KubeCluster:
             self._on_reply(str(broken))
             raise broken from error
         finally:
-            self._http.done(response)
+            self._http.close_stream(response)
 
-    def create(self, body: bytes) -> Snapshot | Created:
+    def create(self, body: bytes) -> PodSnapshot | CreateOutcome:
         """See ports.Cluster."""
         self._count("create")
         asked = _listed_pod.decode(body)
@@ -187,26 +187,26 @@ class KubeCluster:
         except ClusterRejected as error:
             # No error: an earlier create of ours may have got through without an answer. The caller compares.
             if error.reason == "AlreadyExists":
-                return Created.ALREADY_THERE
+                return CreateOutcome.ALREADY_THERE
             raise
-        with _legible():
-            return as_asked(raw, asked)
+        with _parse_errors_as_unavailable():
+            return created_pod_snapshot(raw, asked)
 
     def dry_run(self, body: bytes) -> None:
         """Ask the API server whether it would create this pod. Raises ClusterRejected if not, ClusterUnavailable."""
         name = _listed_pod.decode(body).metadata.name
         self._http.call(Verb.CREATE, self._pods, name=name, query={"dryRun": "All"}, body=body)
 
-    def get(self, name: str) -> Snapshot | None:
+    def get(self, name: str) -> PodSnapshot | None:
         """See ports.Cluster."""
         body = self._get(name)
         if body is None:
             return None
         raw = self._read(body, name)
-        with _legible():
-            return snapshot(raw, self._instance) or foreign(raw)
+        with _parse_errors_as_unavailable():
+            return pod_snapshot(raw, self._instance) or foreign_pod_snapshot(raw)
 
-    def event_of(self, name: str) -> ScaleEvent | None:
+    def annotated_event(self, name: str) -> ScaleEvent | None:
         """See ports.Cluster."""
         body = self._get(name)
         try:
@@ -243,7 +243,7 @@ class KubeCluster:
             answer = self._http.call(Verb.DELETE, f"{self._pods}/{name}", name=name, body=body)
         except ClusterRejected as error:  # NotFound or Conflict
             return error.reason == "NotFound"
-        if not success(answer):
+        if not is_deletion_accepted(answer):
             raise ClusterUnavailable(f"the answer to the deletion of {name} is not one of the Kubernetes API")
         return True
 
@@ -257,7 +257,7 @@ class KubeCluster:
             if not self._permitted(verb)
         ]
 
-    def identity(self) -> str:
+    def cluster_id(self) -> str:
         """See ports.Cluster. The namespace's UID: no other cluster and no other namespace has it, a cluster that is
         restored from a backup keeps it, and to read it takes a right on our own namespace alone.
         """
@@ -284,18 +284,18 @@ class KubeCluster:
         return _decoded(_review, answer).status.allowed
 
 
-def _page(body: bytes, instance: str) -> tuple[Sequence[Snapshot], _ListMeta]:
+def _page(body: bytes, instance: str) -> tuple[Sequence[PodSnapshot], _ListMeta]:
     """The pods of one page of a list. One that cannot be read is logged and left out: it must not hide all others."""
     try:
         page = _pod_list.decode(body)
-        found = [snapshot(raw, instance) for raw in page.items or ()]
+        found = [pod_snapshot(raw, instance) for raw in page.items or ()]
         return [pod for pod in found if pod is not None], page.metadata
     except (msgspec.MsgspecError, ValueError, RecursionError):
         loose = _decoded(_loose_list, body)
-    pods: list[Snapshot] = []
+    pods: list[PodSnapshot] = []
     for item in loose.items or ():
         try:
-            pod = snapshot(_listed_pod.decode(item), instance)
+            pod = pod_snapshot(_listed_pod.decode(item), instance)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             _log.warning("watch.unreadable", "A pod in the list cannot be read and is skipped", error=str(error)[:200])
         else:
@@ -304,7 +304,7 @@ def _page(body: bytes, instance: str) -> tuple[Sequence[Snapshot], _ListMeta]:
 
 
 @contextmanager
-def _legible() -> Iterator[None]:
+def _parse_errors_as_unavailable() -> Iterator[None]:
     """What cannot be read in a pod, such as a time, is trouble with that pod and no defect of ours."""
     try:
         yield
@@ -315,19 +315,19 @@ def _legible() -> Iterator[None]:
 def _watch_event(line: bytes, instance: str) -> WatchEvent | None:
     """One line of a watch. A pod that cannot be read is logged and skipped: it must not end the watch for all others.
 
-    Raises Expired or ClusterUnavailable for an error of the server, and where the line is not one of a watch: what
+    Raises WatchExpired or ClusterUnavailable for an error of the server, and where the line is not one of a watch: what
     comes then is not from the API server, and what it left out only a list shows.
     """
     event = _decoded(_line, line)
     if event.type == "ERROR":
         raise _stream_error(bytes(event.object))
     if event.type == "BOOKMARK":
-        return WatchEvent(Change.BOOKMARK, _decoded(_bookmark, event.object).metadata.resource_version, None)
+        return WatchEvent(WatchEventType.BOOKMARK, _decoded(_bookmark, event.object).metadata.resource_version, None)
     if event.type not in _CHANGES:
         raise ClusterUnavailable(f"the watch of pods sent an event of unknown type {event.type[:100]!r}")
     try:
         raw = _pod.decode(event.object)
-        pod = snapshot(raw, instance)
+        pod = pod_snapshot(raw, instance)
     except (msgspec.MsgspecError, ValueError) as error:
         _log.warning("watch.unreadable", "A pod in the watch cannot be read and is skipped", error=str(error)[:200])
         return None
@@ -338,8 +338,8 @@ def _watch_event(line: bytes, instance: str) -> WatchEvent | None:
 
 def _stream_error(body: bytes) -> Exception:
     """Any ERROR inside a watch means: list again. 410 comes this way too, inside a 200 answer."""
-    error = refusal(_code(body), body, Verb.WATCH)
-    return error if isinstance(error, (Expired, ClusterUnavailable)) else ClusterUnavailable(str(error))
+    error = error_for_response(_code(body), body, Verb.WATCH)
+    return error if isinstance(error, (WatchExpired, ClusterUnavailable)) else ClusterUnavailable(str(error))
 
 
 def _code(body: bytes) -> int:

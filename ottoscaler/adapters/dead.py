@@ -17,11 +17,11 @@ from enum import Enum
 from itertools import chain
 from typing import Any, Final, cast
 
-from ottoscaler.adapters.redis_client import address, connect, translated
-from ottoscaler.adapters.redis_values import texts_of
+from ottoscaler.adapters.redis_client import address, connect, translate_errors
+from ottoscaler.adapters.redis_values import entries_as_text
 from ottoscaler.adapters.scripts import Script, call_script, source
-from ottoscaler.adapters.task_codec import Key
-from ottoscaler.core.nesting import MAX_LEVELS, levels
+from ottoscaler.adapters.task_codec import RedisKeys
+from ottoscaler.core.nesting import MAX_JSON_DEPTH, json_depth
 from ottoscaler.errors import OttoscalerError
 from ottoscaler.settings import KeySettings, RedisSettings
 
@@ -35,7 +35,7 @@ class NotRedrivable(OttoscalerError):
     """The event of a dead letter cannot be sent again: the sentence says why."""
 
 
-class RequestOutcome(Enum):
+class DeadLetterOutcome(Enum):
     """What became of a request."""
 
     SENT = "sent"
@@ -45,8 +45,8 @@ class RequestOutcome(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Letter:
-    """One entry of the dead-letter stream. `event` is JSON as it stands there; `redriven` the entry that it was sent
+class StoredDeadLetter:
+    """One entry of the dead-letter stream. `event` is JSON as it stands there; `redriven_as` the entry that it was sent
     again as, empty if it was not.
     """
 
@@ -59,12 +59,12 @@ class Letter:
     attempts: str
     at: str
     event: str
-    redriven: str
+    redriven_as: str
 
     def fields(self) -> dict[bytes, bytes]:
         """The fields of the event, byte for byte as they were sent. Raises NotRedrivable."""
         try:
-            kept = json.loads(self.event) if levels(self.event) <= MAX_LEVELS else None
+            kept = json.loads(self.event) if json_depth(self.event) <= MAX_JSON_DEPTH else None
         except ValueError:
             kept = None
         if not isinstance(kept, dict):
@@ -84,11 +84,11 @@ class Letter:
 
 
 class DeadLetters:
-    """Looks at dead letters, sends them again, takes them away. Any thread; each method raises StreamUnavailable."""
+    """Looks at dead letters, sends them again, takes them away. Any thread; each method raises RedisUnavailable."""
 
     def __init__(self, server: RedisSettings, keys: KeySettings) -> None:
         self._keys = keys
-        self._key = Key(keys.prefix)
+        self._key = RedisKeys(keys.prefix)
         self._client = connect(server, timeout_s=_TIMEOUT_S)
         self.where = address(server)
 
@@ -98,21 +98,21 @@ class DeadLetters:
 
     def count(self) -> int:
         """How many there are."""
-        with translated(self.where):
+        with translate_errors(self.where):
             return self._client.xlen(self._keys.dead_letter_stream)
 
-    def newest(self, count: int) -> Sequence[Letter]:
+    def newest(self, count: int) -> Sequence[StoredDeadLetter]:
         """The newest ones, newest first; at most `count`."""
-        with translated(self.where):
+        with translate_errors(self.where):
             return self._letters(self._client.xrevrange(self._keys.dead_letter_stream, count=count))
 
-    def find(self, dead_id: str) -> Letter | None:
-        """The entry of that id (see `canonical`); None if there is none."""
-        with translated(self.where):
+    def find(self, dead_id: str) -> StoredDeadLetter | None:
+        """The entry of that id (see `canonical_entry_id`); None if there is none."""
+        with translate_errors(self.where):
             found = self._letters(self._client.xrange(self._keys.dead_letter_stream, dead_id, dead_id))
         return found[0] if found else None
 
-    def check_group(self, letter: Letter) -> None:
+    def check_group(self, letter: StoredDeadLetter) -> None:
         """Several groups may share the stream of dead letters, but not that of events. Raises NotRedrivable."""
         if letter.group != self._keys.group:
             raise NotRedrivable(
@@ -120,7 +120,7 @@ class DeadLetters:
                 " set REDIS_CONSUMER_GROUP and REDIS_STREAM to its own"
             )
 
-    def redrive(self, dead_id: str, fields: Mapping[bytes, bytes]) -> tuple[RequestOutcome, str]:
+    def redrive(self, dead_id: str, fields: Mapping[bytes, bytes]) -> tuple[DeadLetterOutcome, str]:
         """Send the event of these fields in place of a dead letter, once. SENT or KNOWN, with the id of the entry that
         was added now or the first time; GONE if there is no such dead letter (any more).
         """
@@ -129,27 +129,27 @@ class DeadLetters:
         keys = (self._keys.stream, self._key.task(event_id))
         return self._run("redrive", dead_id, keys, flat)
 
-    def purge(self, dead_id: str) -> RequestOutcome:
+    def purge(self, dead_id: str) -> DeadLetterOutcome:
         """Take this one entry away. PURGED or GONE."""
         return self._run("purge", dead_id, (), ())[0]
 
     def _run(
         self, function: str, dead_id: str, more: Sequence[str], rest: Sequence[bytes]
-    ) -> tuple[RequestOutcome, str]:
+    ) -> tuple[DeadLetterOutcome, str]:
         keys = [self._keys.dead_letter_stream, self._key.redriven, *more]
-        with translated(self.where):
+        with translate_errors(self.where):
             command = ("EVALSHA", _SCRIPT.digest, len(keys), *keys, function, dead_id, *rest)
             outcome, sent = cast("list[bytes]", call_script(self._client, _SCRIPT, command))
-        return RequestOutcome(outcome.decode()), sent.decode()
+        return DeadLetterOutcome(outcome.decode()), sent.decode()
 
-    def _letters(self, entries: Any) -> list[Letter]:
-        letters = texts_of(entries)
+    def _letters(self, entries: Any) -> list[StoredDeadLetter]:
+        letters = entries_as_text(entries)
         ids = [dead_id for dead_id, _ in letters]
         redriven = cast("Any", self._client.hmget(self._key.redriven, ids)) if ids else []
         return [_letter(*each, (sent or b"").decode()) for each, sent in zip(letters, redriven, strict=True)]
 
 
-def canonical(text: str) -> str | None:
+def canonical_entry_id(text: str) -> str | None:
     """An id as Redis writes it, so that no entry has two (`007-0` is `7-0`); None for what is no whole id."""
     match = _ID.fullmatch(text)
     numbers = [int(part) for part in match.groups()] if match else [_LARGEST + 1]
@@ -165,12 +165,12 @@ def _bytes(value: Any) -> bytes:
     return value.encode() if isinstance(value, str) else base64.b64decode(value["base64"], validate=True)
 
 
-def _letter(dead_id: str, fields: Mapping[str, str], redriven: str) -> Letter:
+def _letter(dead_id: str, fields: Mapping[str, str], redriven: str) -> StoredDeadLetter:
     names = ("event_id", "stream_id", "group", "attempts", "at", "event")
-    return Letter(
+    return StoredDeadLetter(
         id=dead_id,
         reason=fields.get("dead_reason", ""),
         detail=fields.get("dead_detail", ""),
         **{name: fields.get(name, "") for name in names},
-        redriven=redriven,
+        redriven_as=redriven,
     )

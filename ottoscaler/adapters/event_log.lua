@@ -135,7 +135,7 @@ end
 -- Entries that were read and not accepted: our own, or those of all consumers that are idle, which become ours by this. Not
 -- more than `total` bytes, but for the last entry: a process may have died of them.
 -- KEYS: none. ARGV: consumer, own ('1' or '0'), min_idle_ms, count, most, room, total. Returns the same as `peek`.
-function F.pending(consumer, own, min_idle_ms, count, most, room, total)
+function F.claim_pending(consumer, own, min_idle_ms, count, most, room, total)
   local found, answer, sum = nil, {}, 0
   if own == '1' then found = redis.call('XPENDING', STREAM, GROUP, '-', '+', count, consumer)
   else found = redis.call('XPENDING', STREAM, GROUP, 'IDLE', min_idle_ms, '-', '+', count) end
@@ -154,7 +154,7 @@ end
 -- One more try at an entry that was read and not accepted; counted before it is made, so that a try that ends the process
 -- counts as well.
 -- KEYS: none. ARGV: consumer, stream_id. Returns the number of tries, 0 if the entry is not pending any more.
-function F.retry(consumer, stream_id)
+function F.count_try(consumer, stream_id)
   local item = redis.call('XPENDING', STREAM, GROUP, stream_id, stream_id, 1)[1]
   if not item then return 0 end
   local tries = item[4]

@@ -12,11 +12,11 @@ import redis
 
 from ottoscaler.adapters.redis_calls import RedisAdapter
 from ottoscaler.adapters.redis_client import ReplyTooLarge
-from ottoscaler.adapters.redis_values import chunks, names_of, pairs_of
-from ottoscaler.adapters.scripts import Call
-from ottoscaler.adapters.task_codec import common_json, dead_letter_of, not_after_ms
-from ottoscaler.core.events import MAX_DEAD_EVENT_BYTES, BadEvent, ScaleEvent, digest, original
-from ottoscaler.errors import TooMuch
+from ottoscaler.adapters.redis_values import chunks, decode_names, fields_of_reply
+from ottoscaler.adapters.scripts import ScriptCall
+from ottoscaler.adapters.task_codec import decode_dead_letter, encode_common_fields, not_after_ms
+from ottoscaler.core.events import MAX_DEAD_EVENT_BYTES, BadEvent, ScaleEvent, content_digest, encode_original_fields
+from ottoscaler.errors import ReadTooLarge
 from ottoscaler.ports import Entry, OpenTask
 
 PENDING_COUNT: Final = 100
@@ -38,7 +38,7 @@ class RedisEventLog(RedisAdapter):
     def ensure_group(self) -> None:
         """See ports.EventLog. The group starts at 0: what was sent before there was a controller counts too."""
         names = self._redis.names
-        with self._redis.translated():
+        with self._redis.translate_errors():
             try:
                 self._redis.reading.xgroup_create(names.stream, names.group, id="0", mkstream=True)
             except redis.ResponseError as error:
@@ -58,17 +58,17 @@ class RedisEventLog(RedisAdapter):
     def _read(self, count: int, block_ms: int | None) -> Sequence[Entry]:
         names, consumer = self._redis.names, self._redis.consumer
         streams: dict[Any, Any] = {names.stream: ">"}
-        with self._redis.translated():
+        with self._redis.translate_errors():
             try:
                 reply = self._redis.reading.xreadgroup(names.group, consumer, streams, count=count, block=block_ms)
             except ReplyTooLarge as error:
-                raise TooMuch(f"reading {count} entries: {error}") from error
+                raise ReadTooLarge(f"reading {count} entries: {error}") from error
         return _entries(cast("Any", reply))
 
     def peek(self, after: str, count: int, *, block: bool) -> Sequence[Entry]:
         """See ports.EventLog."""
         client, block_ms = self._redis.peeking, self._redis.block_ms if block else None
-        with self._redis.translated():
+        with self._redis.translate_errors():
             try:
                 return _entries(cast("Any", client.xread({self._redis.names.stream: after}, count, block_ms)))
             except ReplyTooLarge:
@@ -76,38 +76,39 @@ class RedisEventLog(RedisAdapter):
         reply = self._redis.run(
             "peek", [], after, count, MAX_DEAD_EVENT_BYTES, HEAD_BYTES, PENDING_BYTES, client=client
         )
-        return _measured(reply)
+        return _sized_entries(reply)
 
-    def delivered(self) -> str:
+    def last_delivered_id(self) -> str:
         """See ports.EventLog."""
         names = self._redis.names
-        with self._redis.translated():
+        with self._redis.translate_errors():
             for group in cast("Any", self._redis.reading.xinfo_groups(names.stream)):
                 if group["name"] == names.group.encode():
                     return cast("bytes", group["last-delivered-id"]).decode()
             raise redis.ResponseError(f"NOGROUP no consumer group {names.group}")
 
-    def interrupt(self) -> None:
+    def interrupt_reads(self) -> None:
         """See ports.EventLog. CLIENT UNBLOCK, unlike a closed connection, leaves no doubt about what was delivered."""
-        with self._redis.translated():
+        with self._redis.translate_errors():
             for client in (self._redis.reading, self._redis.peeking):
                 for connection_id in client.connection_ids():
                     self._redis.client.client_unblock(connection_id)
 
     # -- what was read and not accepted
 
-    def pending(self, *, own: bool, min_idle_s: float) -> Sequence[Entry]:
+    def claim_pending(self, *, own: bool, min_idle_s: float) -> Sequence[Entry]:
         """See ports.EventLog."""
         consumer, client = self._redis.consumer, self._redis.reading
         reply = self._redis.run(
-            "pending", [], consumer, int(own), int(min_idle_s * 1000), PENDING_COUNT, MAX_DEAD_EVENT_BYTES, HEAD_BYTES,
+            "claim_pending", [], consumer, int(own), int(min_idle_s * 1000), PENDING_COUNT, MAX_DEAD_EVENT_BYTES,
+            HEAD_BYTES,
             PENDING_BYTES, client=client,
         )  # fmt: skip
-        return _measured(reply)
+        return _sized_entries(reply)
 
-    def retry(self, stream_id: str) -> int:
+    def count_try(self, stream_id: str) -> int:
         """See ports.EventLog. The number is Redis's own, of deliveries."""
-        return int(self._redis.run("retry", [], self._redis.consumer, stream_id, client=self._redis.reading))
+        return int(self._redis.run("count_try", [], self._redis.consumer, stream_id, client=self._redis.reading))
 
     def release_pending(self) -> None:
         """See ports.EventLog."""
@@ -124,7 +125,7 @@ class RedisEventLog(RedisAdapter):
         replies = self._redis.run_many(self._redis.reading, calls)
         return [_accepted(event, reply) for (event, _), reply in zip(events, replies, strict=True)]
 
-    def _acceptance(self, event: ScaleEvent, content: str, raw: Mapping[bytes, bytes]) -> Call:
+    def _acceptance(self, event: ScaleEvent, content: str, raw: Mapping[bytes, bytes]) -> ScriptCall:
         key = {"key": event.concurrency_key, "key_limit": event.concurrency_limit} if event.concurrency_key else {}
         packed = _pack(
             {
@@ -133,8 +134,8 @@ class RedisEventLog(RedisAdapter):
                 "event_id": event.event_id,
                 "digest": content,
                 "event": event.encode(),
-                "raw": original(raw),
-                "common": common_json(event),
+                "raw": encode_original_fields(raw),
+                "common": encode_common_fields(event),
                 "type": event.type.value,
                 "task_id": event.task_id,
                 "pod_count": event.pod_count,
@@ -144,7 +145,7 @@ class RedisEventLog(RedisAdapter):
                 "not_after": not_after_ms(event),
             }
         )
-        return Call("accept", [self._redis.key.task(event.event_id), self._redis.key.choices], [packed])
+        return ScriptCall("accept", [self._redis.key.task(event.event_id), self._redis.key.choices], [packed])
 
     def dead_letter(self, entry: Entry, bad: BadEvent) -> BadEvent | None:
         """See ports.EventLog."""
@@ -156,22 +157,22 @@ class RedisEventLog(RedisAdapter):
                 "detail": bad.detail,
                 "event_id": bad.event_id,
                 "task_id": bad.task_id,
-                "digest": digest(fields),
-                "raw": original(fields, cut=bool(entry.size)),
+                "digest": content_digest(fields),
+                "raw": encode_original_fields(fields, cut=bool(entry.size)),
                 "common": "[]",
             }
         )
         reply = self._redis.run("dead_letter", [self._redis.key.task(bad.event_id)], packed)
-        return dead_letter_of(reply, bad.event_id, bad.task_id)
+        return decode_dead_letter(reply, bad.event_id, bad.task_id)
 
     # -- tidying
 
     def remove_consumers(self, gone_s: float) -> Sequence[str]:
         """See ports.EventLog."""
         names = self._redis.names
-        with self._redis.translated():
+        with self._redis.translate_errors():
             found = cast("Any", self._redis.client.xinfo_consumers(names.stream, names.group))
-        others = [name for name in names_of([each["name"] for each in found]) if name != self._redis.consumer]
+        others = [name for name in decode_names([each["name"] for each in found]) if name != self._redis.consumer]
         gone: list[str] = []
         for part in chunks(others):
             keys = [self._redis.key.consumer(name) for name in part]
@@ -189,22 +190,23 @@ def _entries(reply: Any) -> list[Entry]:
     return [Entry(stream_id.decode(), fields or None) for _, entries in reply or () for stream_id, fields in entries]
 
 
-def _measured(reply: Any) -> list[Entry]:
+def _sized_entries(reply: Any) -> list[Entry]:
     """The entries that a script has measured: id, fields, and the size of one of which only the head is there."""
     return [
-        Entry(stream_id.decode(), pairs_of(fields) if fields else None, int(size)) for stream_id, fields, size in reply
+        Entry(stream_id.decode(), fields_of_reply(fields) if fields else None, int(size))
+        for stream_id, fields, size in reply
     ]
 
 
 def _accepted(event: ScaleEvent, reply: Sequence[Any]) -> OpenTask | BadEvent | None:
     """The reply of accept about one event."""
     if reply[0] not in (b"ok", b"again"):
-        return dead_letter_of(reply, event.event_id, event.task_id)
+        return decode_dead_letter(reply, event.event_id, event.task_id)
     return OpenTask(
         event=event,
         owner=reply[1].decode(),
         received_at=reply[2].decode(),
         superseded=not event.supersedes,
         holds=list(reply[3:]) != [0],
-        again=reply[0] == b"again",
+        already_accepted=reply[0] == b"again",
     )

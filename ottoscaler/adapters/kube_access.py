@@ -22,15 +22,15 @@ from kubernetes import client, config
 from kubernetes.config.exec_provider import ExecProvider
 from kubernetes.config.kube_config import KUBE_CONFIG_DEFAULT_LOCATION, KubeConfigLoader
 
-from ottoscaler.adapters.kube_plugin import Plugin, header, sentence
-from ottoscaler.adapters.kubeconfig import merged
+from ottoscaler.adapters.kube_plugin import CredentialPlugin, authorization_header, one_line_error
+from ottoscaler.adapters.kubeconfig import merged_kubeconfig
 from ottoscaler.errors import ClusterUnavailable, ConfigError
 from ottoscaler.settings import KubeSettings
-from ottoscaler.settings_files import shown
+from ottoscaler.settings_files import redact_value
 from ottoscaler.settings_reader import is_host
 
 #: How long a token is used without asking the library, or reading its file, again, seconds.
-TOKEN_S: Final = 1.0
+TOKEN_CACHE_S: Final = 1.0
 
 #: What the official client raises for a file that is none: it has no error of its own for many of them.
 _UNUSABLE: Final = (
@@ -39,7 +39,7 @@ _UNUSABLE: Final = (
 )  # fmt: skip
 
 
-class Access:
+class KubeAccess:
     """Configuration, TLS and credential for one API server. Any thread."""
 
     def __init__(self, settings: KubeSettings) -> None:
@@ -49,7 +49,7 @@ class Access:
         where = "the pod's ServiceAccount" if in_cluster else f"KUBECONFIG={path}"
         self.configuration: Any = client.Configuration()
         self.context: ssl.SSLContext | None = None
-        self._plugin: Plugin | None = None
+        self._plugin: CredentialPlugin | None = None
         self._token_file: Path | None = None
         self._token: str | None = None
         self._asked_until = 0.0
@@ -66,11 +66,11 @@ class Access:
             self.manager: Any = self._api.rest_client.pool_manager
             self.manager.connection_from_url(self.configuration.host)
         except _UNUSABLE as error:
-            fault = f"{where} gives no access to a Kubernetes cluster: {sentence(error)}"
+            fault = f"{where} gives no access to a Kubernetes cluster: {one_line_error(error)}"
             raise ConfigError((f"{fault}; set KUBECONFIG to a kubeconfig file that kubectl accepts",)) from error
 
     def _load(self, path: str) -> None:
-        files = merged(path)
+        files = merged_kubeconfig(path)
         if files.config is None:
             raise ValueError("it is empty" if files.empty else "there is no such file")
         loader: Any = cast(Any, _Loader)(files.config, config_base_path=None, config_persister=files.save_changes)
@@ -80,9 +80,9 @@ class Access:
         loader.check_user()
         self._token_file = loader.token_file
         if loader.plugin is not None:
-            self._plugin = Plugin(loader.plugin, self._use_certificate)
+            self._plugin = CredentialPlugin(loader.plugin, self._use_certificate)
 
-    def bearer(self) -> str | None:
+    def authorization_header(self) -> str | None:
         """The value of the Authorization header. Raises ClusterUnavailable while there is none to be had."""
         if self._plugin is not None:
             return self._plugin.bearer()
@@ -93,13 +93,13 @@ class Access:
                 if time.monotonic() >= self._asked_until:
                     # The token first: a thread that needs no lock must not find the new time with the old token.
                     self._token = self._read()
-                    self._asked_until = time.monotonic() + TOKEN_S
+                    self._asked_until = time.monotonic() + TOKEN_CACHE_S
         return self._token
 
-    def refused(self, token: str | None) -> None:
+    def token_rejected(self, token: str | None) -> None:
         """The server does not accept this token (401): a plugin is asked for another."""
         if self._plugin is not None:
-            self._plugin.refused(token)
+            self._plugin.credential_rejected(token)
 
     def _read(self) -> str | None:
         """The library reads a ServiceAccount's file once a minute, for bound tokens rotate. It settles its whole
@@ -107,9 +107,9 @@ class Access:
         """
         try:
             if self._token_file is not None:
-                return header(f"Bearer {self._token_file.read_text(encoding='utf-8')}")
+                return authorization_header(f"Bearer {self._token_file.read_text(encoding='utf-8')}")
             token: str | None = self.configuration.get_api_key_with_prefix("BearerToken")
-            return header(token) if token else None
+            return authorization_header(token) if token else None
         except (OSError, ValueError, config.ConfigException) as error:
             raise ClusterUnavailable(f"our token cannot be read: {error}", unclear=False) from error
 
@@ -146,7 +146,7 @@ class _Loader(KubeConfigLoader):
         if self._user is not None and self._user.safe_get("as"):
             raise ValueError("its user impersonates another one (`as`), which is not supported")
         if token := vars(self).get("token"):
-            header(token)
+            authorization_header(token)
 
     def _load_from_exec_plugin(self) -> bool | None:
         if "exec" not in self._user:
@@ -175,7 +175,7 @@ def _check_url(url: str) -> None:
     """Raises ValueError for a server that no connection can be made to."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not is_host(parts.hostname or "") or parts.port == 0:
-        raise ValueError(f"server {shown(url)} is not of the form https://HOST:PORT")
+        raise ValueError(f"server {redact_value(url)} is not of the form https://HOST:PORT")
 
 
 def _client(configuration: Any, inflight: int, context: ssl.SSLContext | None) -> Any:
@@ -203,7 +203,7 @@ def _context(configuration: Any) -> ssl.SSLContext:
         if configuration.ca_cert_data:
             context.load_verify_locations(cadata=configuration.ca_cert_data)
     except (OSError, ValueError) as error:
-        raise ValueError(f"its certificate authority cannot be used ({sentence(error)})") from error
+        raise ValueError(f"its certificate authority cannot be used ({one_line_error(error)})") from error
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     if not configuration.verify_ssl:
         context.check_hostname = False
@@ -212,7 +212,7 @@ def _context(configuration: Any) -> ssl.SSLContext:
         try:
             context.load_cert_chain(configuration.cert_file, configuration.key_file, _no_password)
         except (OSError, ValueError) as error:
-            raise ValueError(f"its client certificate and key cannot be used ({sentence(error)})") from error
+            raise ValueError(f"its client certificate and key cannot be used ({one_line_error(error)})") from error
     return context
 
 

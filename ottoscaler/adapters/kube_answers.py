@@ -15,14 +15,14 @@ from typing import Final
 
 import msgspec
 
-from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Expired
+from ottoscaler.errors import ClusterRejected, ClusterUnavailable, WatchExpired
 
 #: Longest wait that a server may ask for (Retry-After), seconds: a thread may be waiting it out.
 MAX_RETRY_AFTER_S = 30.0
 
 #: 403 is more than one thing; these mean "not now" (quota, a namespace that goes away) or "not with these rights", and
 #: not "never this pod".
-_WAITING_403: Final = (
+_TEMPORARY_403: Final = (
     "exceeded quota", "insufficient quota", "status unknown for quota", "being terminated",
     "cannot create resource", "cannot impersonate resource",
 )  # fmt: skip
@@ -83,12 +83,14 @@ class _Status(msgspec.Struct, frozen=True):
         return _DENIED.search(self.message) is not None
 
 
-def refusal(status: int, body: bytes, verb: Verb, name: str = "", retry_after: str | None = None) -> Exception:
+def error_for_response(
+    status: int, body: bytes, verb: Verb, name: str = "", retry_after: str | None = None
+) -> Exception:
     """The error for an answer that is not a success.
 
     Arguments: HTTP status, body, verb, name of the pod asked about (empty for none), the Retry-After header, if any.
-    Returns Expired (list and watch), ClusterRejected with reason `AlreadyExists` (create), `NotFound` (get, delete),
-    `Conflict` (delete) or what a create is refused for; otherwise ClusterUnavailable.
+    Returns WatchExpired (list and watch), ClusterRejected with reason `AlreadyExists` (create), `NotFound` (get,
+    delete), `Conflict` (delete) or what a create is refused for; otherwise ClusterUnavailable.
     """
     answer = _status(status, body)
     if answer is None:
@@ -98,8 +100,8 @@ def refusal(status: int, body: bytes, verb: Verb, name: str = "", retry_after: s
         return _later(f"{message}; is there a proxy in between?", retry_after, unclear=status != 429)
     message = f"the Kubernetes API answered {status} to {verb}: {answer.message or answer.reason or 'no reason given'}"
     if verb in (Verb.LIST, Verb.WATCH) and status == 410 and answer.reason in ("Expired", "Gone"):
-        return Expired(message)
-    if _is_verdict(status, answer, verb, name):
+        return WatchExpired(message)
+    if _is_final(status, answer, verb, name):
         return ClusterRejected(message, status=status, reason=answer.reason)
     if verb is Verb.CREATE and status == 404:
         message = f"{message}: does NAMESPACE exist?"
@@ -124,7 +126,7 @@ def _status(status: int, body: bytes) -> _Status | None:
     return answer if genuine else None
 
 
-def _is_verdict(status: int, answer: _Status, verb: Verb, name: str) -> bool:
+def _is_final(status: int, answer: _Status, verb: Verb, name: str) -> bool:
     if verb is Verb.CREATE:
         return _refuses(status, answer, name)
     if verb is Verb.REVIEW:
@@ -140,7 +142,7 @@ def _refuses(status: int, answer: _Status, name: str) -> bool:
     """Is a create refused for good? Any 409 but AlreadyExists is a quota's or another writer's: there was no create."""
     if status == 409:
         return answer.reason == "AlreadyExists" and answer.about(name) and not answer.denied
-    if status == 403 and any(text in answer.message for text in _WAITING_403):
+    if status == 403 and any(text in answer.message for text in _TEMPORARY_403):
         return False
     if answer.denied:
         return 400 <= status < 500 and status not in (408, 429)
@@ -149,7 +151,7 @@ def _refuses(status: int, answer: _Status, name: str) -> bool:
     return status in _REFUSALS and answer.reason == _REFUSALS[status]
 
 
-def success(body: bytes) -> bool:
+def is_deletion_accepted(body: bytes) -> bool:
     """Is this the body of a deletion that was accepted: the pod, or a Status of success?"""
     try:
         answer = _accepted_body.decode(body)

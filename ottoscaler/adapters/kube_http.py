@@ -16,8 +16,8 @@ from urllib.parse import urlencode, urlsplit
 
 import urllib3
 
-from ottoscaler.adapters.kube_access import Access
-from ottoscaler.adapters.kube_answers import Verb, refusal
+from ottoscaler.adapters.kube_access import KubeAccess
+from ottoscaler.adapters.kube_answers import Verb, error_for_response
 from ottoscaler.adapters.throttle import Throttle
 from ottoscaler.errors import ClusterUnavailable
 from ottoscaler.settings import KubeSettings
@@ -54,7 +54,7 @@ class KubeHttp:
         """
         self._on_reply = on_reply
         self._urgent = urgent
-        self._access = Access(settings)
+        self._access = KubeAccess(settings)
         self._host = self._access.configuration.host
         self._manager = self._access.manager
         self._base = urlsplit(self._host).path
@@ -74,7 +74,8 @@ class KubeHttp:
 
     def close(self) -> None:
         """Cut what is being followed and refuse everything from now on; idempotent."""
-        # Marked under the lock: a response that `follow` adds after this sees the mark there, and none is forgotten.
+        # Marked under the lock: a response that `open_stream` adds after this sees the mark there, and none is
+        # forgotten.
         with self._lock:
             self._closed = True
             streams = list(self._streams)
@@ -93,9 +94,9 @@ class KubeHttp:
         body: bytes | None = None,
     ) -> bytes:
         """One request and its whole answer, where that is a success; `name` is the pod that it is about.
-        Raises what `kube_answers.refusal` makes of any other answer, and ClusterUnavailable for none.
+        Raises what `kube_answers.error_for_response` makes of any other answer, and ClusterUnavailable for none.
         """
-        token = self._access.bearer()  # before the slot: a plugin that is slow must not hold it
+        token = self._access.authorization_header()  # before the slot: a plugin that is slow must not hold it
         with self._throttle.slot(urgent=self._urgent()):
             response = self._send(verb.method, path, query, body, TIMEOUTS_S[verb], token)
             try:
@@ -104,18 +105,18 @@ class KubeHttp:
                 raise self._broken(error, unclear=True) from error
             finally:
                 response.release_conn()  # also of half an answer: the pool is bounded, and a lost place stays lost
-        self._answered(response, data, verb, name, token)
+        self._raise_for_status(response, data, verb, name, token)
         return data
 
-    def follow(self, path: str, *, query: Mapping[str, object], read_timeout_s: float) -> Any:
-        """A response with a body that is read as it comes; hand it to `done` in the end. Raises as `call`."""
-        token = self._access.bearer()
+    def open_stream(self, path: str, *, query: Mapping[str, object], read_timeout_s: float) -> Any:
+        """A response with a body that is read as it comes; hand it to `close_stream` in the end. Raises as `call`."""
+        token = self._access.authorization_header()
         # Outside the throttle: a watch lasts for minutes, and would take the place of a worker's call all the time.
         response = self._send("GET", path, query, None, read_timeout_s, token)
         if response.status >= 300:
             data = response.read()
             response.release_conn()
-            self._answered(response, data, Verb.WATCH, "", token)
+            self._raise_for_status(response, data, Verb.WATCH, "", token)
         if not response.headers.get("Content-Type", "").startswith("application/json"):
             response.close()
             other = ClusterUnavailable(f"{self.address} answered to a watch with what is not of the Kubernetes API")
@@ -131,7 +132,7 @@ class KubeHttp:
             _shut(response)
         return response
 
-    def done(self, response: Any) -> None:
+    def close_stream(self, response: Any) -> None:
         """The response is not followed any more; its connection goes, for there may be half an answer on it."""
         with self._lock:
             self._streams.discard(response)
@@ -166,16 +167,16 @@ class KubeHttp:
             refused = isinstance(error, (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError))
             raise self._broken(error, unclear=not refused) from error
 
-    def _answered(self, response: Any, data: bytes, verb: Verb, name: str, token: str | None) -> None:
+    def _raise_for_status(self, response: Any, data: bytes, verb: Verb, name: str, token: str | None) -> None:
         """Raises what the answer means. A server that says no is there. One that is broken, or does not know us, is
         not there for us, and neither is one of which we only see a proxy.
         """
         if 200 <= response.status < 300:
             self._on_reply("")
             return
-        error = refusal(response.status, data, verb, name, response.headers.get("Retry-After"))
+        error = error_for_response(response.status, data, verb, name, response.headers.get("Retry-After"))
         if response.status == 401:
-            self._access.refused(token)
+            self._access.token_rejected(token)
         unclear = isinstance(error, ClusterUnavailable) and error.unclear
         self._on_reply(str(error) if unclear or response.status == 401 else "")
         raise error

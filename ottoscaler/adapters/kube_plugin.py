@@ -21,17 +21,17 @@ import yaml
 from ottoscaler.errors import ClusterUnavailable
 
 #: How long a plugin may take, seconds: the calls that need a credential wait for it meanwhile.
-PLUGIN_S: Final = 20.0
+PLUGIN_TIMEOUT_S: Final = 20.0
 #: A credential is renewed so long before it expires, seconds.
-EARLY_S: Final = 15.0
+RENEW_BEFORE_EXPIRY_S: Final = 15.0
 #: After a call the plugin is not called again for this long, seconds, whatever the credential says of its end.
-LEAST_S: Final = 1.0
+MIN_CALL_INTERVAL_S: Final = 1.0
 #: Pause after the n-th failure, and before the n-th renewal of a credential that the server refuses: 1, 2, 4 … seconds,
 #: at most this.
 MAX_PAUSE_S: Final = 30.0
 
 
-class Plugin:
+class CredentialPlugin:
     """A credential plugin
     (https://kubernetes.io/docs/reference/access-authn-authz/authentication/#client-go-credential-plugins). Any thread;
     one of them at a time runs it.
@@ -71,7 +71,7 @@ class Plugin:
             raise ClusterUnavailable(reason, unclear=False)
         return self._token
 
-    def refused(self, token: str | None) -> None:
+    def credential_rejected(self, token: str | None) -> None:
         """The server refused this credential. If it is still the one in use, another is asked for: at once, but ever
         less often while the server refuses those, too.
         """
@@ -92,20 +92,20 @@ class Plugin:
                 self._use_certificate(status["clientCertificateData"], status["clientKeyData"])
             elif not status.get("token"):
                 raise ValueError("it printed neither a token nor a certificate")
-            token = header(f"Bearer {status['token']}") if status.get("token") else None
+            token = authorization_header(f"Bearer {status['token']}") if status.get("token") else None
             expires = status.get("expirationTimestamp")
             lasts_s = datetime.fromisoformat(expires).timestamp() - time.time() if expires else float("inf")
         except (OSError, ValueError, KeyError, TypeError, AttributeError, subprocess.SubprocessError) as error:
-            self._fault = sentence(error)
+            self._fault = one_line_error(error)
             self._again_at = now + min(2.0**self._failures, MAX_PAUSE_S)
             self._failures += 1
             return
         self._token = token
         self._failures, self._renewed_at = 0, now
         # one that is given out as expired is used for a moment all the same: a wrong clock must not call it each time
-        self._expires_at = now + max(lasts_s, 2 * LEAST_S)
-        self._renew_at = max(self._expires_at - EARLY_S, now + LEAST_S)
-        self._again_at = now + LEAST_S
+        self._expires_at = now + max(lasts_s, 2 * MIN_CALL_INTERVAL_S)
+        self._renew_at = max(self._expires_at - RENEW_BEFORE_EXPIRY_S, now + MIN_CALL_INTERVAL_S)
+        self._again_at = now + MIN_CALL_INTERVAL_S
 
 
 def _ask(provider: Any) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def _ask(provider: Any) -> dict[str, Any]:
     environment = {**provider.env, "KUBERNETES_EXEC_INFO": json.dumps(asked)}
     run = subprocess.run(
         provider.args, env=environment, cwd=provider.cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        timeout=PLUGIN_S, check=False,
+        timeout=PLUGIN_TIMEOUT_S, check=False,
     )  # fmt: skip
     if run.returncode:
         raise ValueError(f"exit code {run.returncode}: {run.stderr.strip()[-300:]}")
@@ -132,7 +132,7 @@ def _ask(provider: Any) -> dict[str, Any]:
     return status
 
 
-def header(credential: str) -> str:
+def authorization_header(credential: str) -> str:
     """The value of the Authorization header, without white space around it. Raises ValueError, which does not quote
     it, where no header can carry it: the HTTP library quotes it in its own error, and that error reaches the log.
     """
@@ -142,7 +142,7 @@ def header(credential: str) -> str:
     return text
 
 
-def sentence(error: BaseException) -> str:
+def one_line_error(error: BaseException) -> str:
     """What is wrong, on one line. Texts that quote the file are left out: they may hold a token."""
     if isinstance(error, yaml.YAMLError):
         mark = getattr(error, "problem_mark", None)

@@ -35,14 +35,14 @@ class _Merger(KubeConfigMerger):
             self.config_merged.value["current-context"] = chosen
 
 
-def merged(path: str) -> Any:
+def merged_kubeconfig(path: str) -> Any:
     """What the kubeconfig files in this list say together: `config`, None where none of them says anything, and `empty`
     if one of them is there and empty. Raises what the library raises for files that are of no use.
     """
     return cast(Any, _Merger)(path)
 
 
-def origin(settings: KubeSettings) -> str:
+def describe_access(settings: KubeSettings) -> str:
     """The kubeconfig and its current context, or the pod's ServiceAccount. The context is left out where the file does
     not say it; whether the file is of use is for the client to find out.
     """
@@ -50,7 +50,7 @@ def origin(settings: KubeSettings) -> str:
         return "by the pod's ServiceAccount"
     path = settings.kubeconfig or KUBE_CONFIG_DEFAULT_LOCATION
     try:
-        active = cast(Any, KubeConfigLoader)(merged(path).config, config_base_path=None).current_context
+        active = cast(Any, KubeConfigLoader)(merged_kubeconfig(path).config, config_base_path=None).current_context
         context = f", context {active['name']}" if active else ""
     except (config.ConfigException, yaml.YAMLError, OSError, ValueError, TypeError, KeyError):
         context = ""

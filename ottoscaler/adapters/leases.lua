@@ -231,7 +231,7 @@ end
 -- Returns {'ok', owner, fields of the task}, and with a concurrency key 1 or 0 (see `keep_key`); {'none'} if it is not to be
 -- had; {'dead', reason, detail} when it becomes a dead letter by this. A task with pods is then to be taken once more: the
 -- dead letter is reported also where its taker cannot read it.
-function F.take(event_id, consumer, incarnation, lease_ms, same_consumer)
+function F.take_over(event_id, consumer, incarnation, lease_ms, same_consumer)
   local task, consumer_key, choices = keys()
   local lease = redis.call('ZSCORE', OPEN, event_id)
   if not lease then return {'none'} end

@@ -2,7 +2,7 @@
 
 -- A prefix belongs to one group, because each replica takes over all tasks under its prefix, of any group.
 -- KEYS: the key of the group. ARGV: none. Returns the group that the prefix belongs to: ours, unless another came first.
-function F.reserve()
+function F.reserve_prefix()
   local group = keys()
   local held = redis.call('HGET', group, 'group')
   if not held then write('HSET', group, 'group', GROUP) end
@@ -11,7 +11,7 @@ end
 
 -- A queue belongs to one cluster and namespace, because a replica that does not see the pods would start everything again.
 -- KEYS: the key of the group. ARGV: cluster. Returns the cluster that the queue belongs to: this one, unless another came first.
-function F.reserve_cluster(cluster)
+function F.bind_queue_to_cluster(cluster)
   local group = keys()
   local held = redis.call('HGET', group, 'cluster')
   if not held then write('HSET', group, 'cluster', cluster) end
@@ -49,7 +49,7 @@ end
 -- KEYS: none. ARGV: the keys, in the order of `needed`.
 -- Returns for each key with which something is wrong {key, kind, commands}: the kind that it should hold ('' where it holds
 -- that) and the commands that the user may not run on it; last the same for commands that are about no key.
-function F.obstacles(...)
+function F.key_problems(...)
   local found, names = {}, {...}
   local probes = {stream = 'XLEN', ['sorted set'] = 'ZCARD', hash = 'HLEN'}
   for n, need in ipairs(needed()) do

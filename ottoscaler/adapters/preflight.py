@@ -14,20 +14,20 @@ from ottoscaler.adapters.redis_values import text_of
 class RedisPreflight(RedisAdapter):
     """`ports.Preflight` on Redis. Any thread."""
 
-    def reserve(self) -> str:
+    def reserve_prefix(self) -> str:
         """See ports.Preflight."""
-        return text_of(self._redis.run("reserve", [self._redis.key.group], client=self._redis.reading))
+        return text_of(self._redis.run("reserve_prefix", [self._redis.key.group], client=self._redis.reading))
 
-    def reserve_cluster(self, cluster: str) -> str:
+    def bind_queue_to_cluster(self, cluster: str) -> str:
         """See ports.Preflight."""
         keys, client = [self._redis.key.group], self._redis.reading
-        return text_of(self._redis.run("reserve_cluster", keys, cluster, client=client))
+        return text_of(self._redis.run("bind_queue_to_cluster", keys, cluster, client=client))
 
-    def obstacles(self) -> Sequence[str]:
+    def key_problems(self) -> Sequence[str]:
         """See ports.Preflight. One script asks the server, and needs no right beyond those of all scripts."""
         key, names = self._redis.key, self._redis.names
         keys = [key.group, key.consumer(self._redis.consumer), key.task("any"), key.choices, key.concurrency("any")]
-        found = self._redis.run_without_keys("obstacles", *keys, client=self._redis.reading)
+        found = self._redis.run_without_keys("key_problems", *keys, client=self._redis.reading)
         settings = {
             names.stream: "REDIS_STREAM",
             names.result_stream: "RESULT_STREAM",
@@ -36,17 +36,17 @@ class RedisPreflight(RedisAdapter):
         texts = [(text_of(name), text_of(kind), text_of(commands)) for name, kind, commands in found]
         return [_obstacle(name, kind, commands, settings.get(name, "KEY_PREFIX")) for name, kind, commands in texts]
 
-    def advice(self) -> Sequence[str]:
+    def server_warnings(self) -> Sequence[str]:
         """See ports.Preflight."""
-        with self._redis.translated():
+        with self._redis.translate_errors():
             try:
                 info = self._redis.client.info("everything")
             except redis.exceptions.NoPermissionError:
                 return []
-        return advice_on(info)
+        return warnings_from_info(info)
 
 
-def advice_on(info: Mapping[str, Any]) -> list[str]:
+def warnings_from_info(info: Mapping[str, Any]) -> list[str]:
     """What is wrong with a server, by its INFO (https://redis.io/docs/latest/commands/info/)."""
     found = []
     version = str(info.get("redis_version", "7.0"))

@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final, cast
 
-from ottoscaler.adapters.redis_client import OnReply, address, connect, drop_idle, ignore_reply, translated
-from ottoscaler.adapters.redis_cluster import FollowingRedis
-from ottoscaler.adapters.redis_values import answers_of, chunks, names_of
-from ottoscaler.adapters.scripts import Call, Scripts
-from ottoscaler.adapters.task_codec import Key, decode_termination
-from ottoscaler.errors import StreamUnavailable
-from ottoscaler.ports import Answer, Status
+from ottoscaler.adapters.redis_client import OnReply, address, connect, drop_idle, ignore_reply, translate_errors
+from ottoscaler.adapters.redis_cluster import RedirectingRedis
+from ottoscaler.adapters.redis_values import chunks, decode_names, pipeline_replies
+from ottoscaler.adapters.scripts import ScriptCall, Scripts
+from ottoscaler.adapters.task_codec import RedisKeys, decode_termination
+from ottoscaler.errors import RedisUnavailable
+from ottoscaler.ports import ScriptReply, ScriptStatus
 from ottoscaler.settings import KeySettings, RedisSettings
 
 #: A lost answer of a blocking read is noticed this long after the block's end, seconds. With the longest pause of
@@ -27,9 +27,9 @@ SCRIPT_TIMEOUT_S: Final = 5.0
 LEASE_TIMEOUT_S: Final = 2.0
 CONNECTIONS: Final = 16
 #: Connections for what comes before a task is ours: for the reader, control and the lease thread.
-READERS: Final = 3
+READER_CONNECTIONS: Final = 3
 
-_STATUSES: Final = {status.name.lower().encode(): status for status in Status}
+_STATUSES: Final = {status.name.lower().encode(): status for status in ScriptStatus}
 
 
 class RedisCalls:
@@ -47,17 +47,17 @@ class RedisCalls:
     ) -> None:
         """`on_reply` gets for each call how it ended: empty for a reply, otherwise the error."""
         self.names = keys
-        self.key = Key(keys.prefix)
+        self.key = RedisKeys(keys.prefix)
         self.consumer = consumer
         self.incarnation = incarnation
         self.process = f"{consumer}/{incarnation}/"
         self.lease_ms = int(lease_s * 1000)
         self.block_ms = server.block_ms
         self._scripts = Scripts(keys)
-        self._translated = partial(translated, address(server), on_reply)
+        self._translated = partial(translate_errors, address(server), on_reply)
         read_timeout_s = server.block_ms / 1000 + READ_MARGIN_S
         # Apart from scripts: a read blocks for REDIS_BLOCK_MS, and keeps its connection meanwhile.
-        self.reading = connect(server, timeout_s=read_timeout_s, connections=READERS, bounded=True)
+        self.reading = connect(server, timeout_s=read_timeout_s, connections=READER_CONNECTIONS, bounded=True)
         self.peeking = connect(server, timeout_s=read_timeout_s, connections=1, bounded=True)
         # For renewals alone: a call of another thread on this connection would delay them, and a late renewal costs the
         # lease.
@@ -73,12 +73,12 @@ class RedisCalls:
             client.close()
 
     @contextmanager
-    def translated(self) -> Iterator[None]:
-        """What redis-py raises inside becomes StreamUnavailable or ConfigError."""
+    def translate_errors(self) -> Iterator[None]:
+        """What redis-py raises inside becomes RedisUnavailable or ConfigError."""
         try:
             with self._translated():
                 yield
-        except StreamUnavailable as error:
+        except RedisUnavailable as error:
             # A connection that got no answer is dead, and so may be the idle ones: each would cost its next user a
             # time-out.
             if error.unclear:
@@ -86,49 +86,49 @@ class RedisCalls:
                     drop_idle(client)
             raise
 
-    def open_tasks(self, client: FollowingRedis) -> list[str]:
+    def open_event_ids(self, client: RedirectingRedis) -> list[str]:
         """The event ids of all open tasks of the group."""
-        with self.translated():
-            return names_of(cast("list[bytes]", client.zrange(self.key.open, 0, -1)))
+        with self.translate_errors():
+            return decode_names(cast("list[bytes]", client.zrange(self.key.open, 0, -1)))
 
     def hashes(self, event_ids: Sequence[str]) -> list[dict[bytes, bytes]]:
         """The task hashes of these events, in their order; empty for one that is not there."""
         hashes: list[dict[bytes, bytes]] = []
-        with self.translated():
+        with self.translate_errors():
             for part in chunks(event_ids):
                 # No transaction: each hash is whole by itself, and MULTI would hold up all others for the whole part.
                 pipe = self.client.pipeline(transaction=False)
                 for event_id in part:
                     pipe.hgetall(self.key.task(event_id))
-                hashes += answers_of(self.client, pipe, {})
+                hashes += pipeline_replies(self.client, pipe, {})
         return hashes
 
     # -- scripts: the function's name, the keys that it is about, its arguments
 
-    def run(self, function: str, keys: Sequence[str], *arguments: Any, client: FollowingRedis | None = None) -> Any:
+    def run(self, function: str, keys: Sequence[str], *arguments: Any, client: RedirectingRedis | None = None) -> Any:
         """The reply of one script function."""
-        with self.translated():
+        with self.translate_errors():
             return self._scripts.run(client or self.client, function, keys, arguments)
 
-    def run_without_keys(self, function: str, *arguments: str, client: FollowingRedis) -> Any:
+    def run_without_keys(self, function: str, *arguments: str, client: RedirectingRedis) -> Any:
         """The same for a function that gets all keys as arguments. Redis does not run a script with a key to which the
         user has no right, and does not say which key it was.
         """
-        with self.translated():
+        with self.translate_errors():
             return self._scripts.run_without_keys(client, function, arguments)
 
-    def answer(self, function: str, keys: Sequence[str], *arguments: Any) -> Answer:
+    def run_for_worker(self, function: str, keys: Sequence[str], *arguments: Any) -> ScriptReply:
         """The reply of a script function about one worker."""
         reply = self.run(function, keys, *arguments)
         termination = decode_termination(reply[1]) if len(reply) > 1 else None
         attempt = int(reply[2]) if len(reply) > 2 else 0
-        return Answer(_STATUSES[reply[0]], termination, attempt, *(text.decode() for text in reply[3:]))
+        return ScriptReply(_STATUSES[reply[0]], termination, attempt, *(text.decode() for text in reply[3:]))
 
-    def run_many(self, client: FollowingRedis, calls: Sequence[Call]) -> list[Any]:
+    def run_many(self, client: RedirectingRedis, calls: Sequence[ScriptCall]) -> list[Any]:
         """The replies of many script functions, in one trip. Raises the first error after all have been sent: they are
         idempotent, so the caller repeats all.
         """
-        with self.translated():
+        with self.translate_errors():
             return self._scripts.run_many(client, calls)
 
 

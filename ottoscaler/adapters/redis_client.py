@@ -1,7 +1,7 @@
 """How a Redis client is made: every default that differs between releases of redis-py is set here.
 
 Retries are off (retries.py is the only place where anything is tried twice), every wait has an end, and what goes wrong
-comes out as StreamUnavailable with a sentence that names the server and what to do.
+comes out as RedisUnavailable with a sentence that names the server and what to do.
 """
 
 from __future__ import annotations
@@ -19,10 +19,15 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
-from ottoscaler.adapters.redis_cluster import FollowingConnection, FollowingRedis, FollowingSSLConnection, Nodes
-from ottoscaler.errors import ConfigError, StreamUnavailable
+from ottoscaler.adapters.redis_cluster import (
+    ClusterNodes,
+    RedirectingConnection,
+    RedirectingRedis,
+    RedirectingSSLConnection,
+)
+from ottoscaler.errors import ConfigError, RedisUnavailable
 from ottoscaler.settings import RedisSettings
-from ottoscaler.settings_files import read_text, reason_of, shown
+from ottoscaler.settings_files import file_error_reason, read_text, redact_value
 
 CONNECT_TIMEOUT_S = 2.0
 HEALTH_CHECK_S = 15
@@ -63,7 +68,7 @@ class _PasswordFile(redis.CredentialProvider):
         try:
             password = read_text(self._path).rstrip("\r\n")
         except (OSError, ValueError) as error:
-            raise PasswordUnreadable(f"{shown(self._path)}: {reason_of(error)}") from error
+            raise PasswordUnreadable(f"{redact_value(self._path)}: {file_error_reason(error)}") from error
         return (self._username, password) if self._username else (password,)
 
 
@@ -139,7 +144,7 @@ class _Packer:
 
 def connect(
     settings: RedisSettings, *, timeout_s: float, connections: int = 4, bounded: bool = False
-) -> FollowingRedis:
+) -> RedirectingRedis:
     """A client that is safe to share between threads; it connects when it is first used. A Redis Cluster is followed,
     see redis_cluster.py.
 
@@ -174,16 +179,16 @@ def connect(
         pool = cast("Any", _SentinelPool)(settings.sentinel_master or "", sentinel, **common, **bound)
         return _client(pool, None)
     common.pop("ssl", None)
-    nodes = Nodes((settings.host, settings.port))
-    kind = FollowingSSLConnection if settings.tls else FollowingConnection
+    nodes = ClusterNodes((settings.host, settings.port))
+    kind = RedirectingSSLConnection if settings.tls else RedirectingConnection
     pool = cast("Any", _Pool)(
         connection_class=kind, host=settings.host, port=settings.port, nodes=nodes, **common, **bound
     )
     return _client(pool, nodes)
 
 
-def _client(pool: _Pool, nodes: Nodes | None) -> FollowingRedis:
-    client: Any = FollowingRedis.from_pool(pool)
+def _client(pool: _Pool, nodes: ClusterNodes | None) -> RedirectingRedis:
+    client: Any = RedirectingRedis.from_pool(pool)
     client.nodes = nodes
     return client  # type: ignore[no-any-return]  # redis-py does not say which class it makes
 
@@ -205,8 +210,8 @@ def address(settings: RedisSettings) -> str:
 
 
 @contextmanager
-def translated(where: str, on_reply: OnReply = ignore_reply) -> Iterator[None]:
-    """Turn what redis-py raises into StreamUnavailable, or into ConfigError where a cluster cannot ever take what is
+def translate_errors(where: str, on_reply: OnReply = ignore_reply) -> Iterator[None]:
+    """Turn what redis-py raises into RedisUnavailable, or into ConfigError where a cluster cannot ever take what is
     configured. Arguments: the server's address, for the message; what gets how the call ended: empty for a reply,
     otherwise the error.
     """
@@ -217,7 +222,7 @@ def translated(where: str, on_reply: OnReply = ignore_reply) -> Iterator[None]:
     except (redis.RedisError, OSError) as error:
         if _NO_DATABASES in str(error):
             raise ConfigError((f"REDIS_DB: expected 0, since Redis at {where} is a Redis Cluster",)) from error
-        unavailable = StreamUnavailable(f"Redis at {where} {_sentence(error)}", unclear=_unclear(error))
+        unavailable = RedisUnavailable(f"Redis at {where} {_sentence(error)}", unclear=_unclear(error))
         on_reply(str(unavailable))
         raise unavailable from error
     on_reply("")

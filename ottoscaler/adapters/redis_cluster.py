@@ -33,7 +33,7 @@ def remember_script(digest: str, source: bytes) -> None:
     _sources[digest] = source
 
 
-class Nodes:
+class ClusterNodes:
     """Which node has our slot, and which others there are. Any thread."""
 
     def __init__(self, seed: Address) -> None:
@@ -44,7 +44,7 @@ class Nodes:
         self._learn_at = 0.0  # guarded by _lock
 
     @property
-    def owner(self) -> Address:
+    def slot_node(self) -> Address:
         """Where to send commands to."""
         with self._lock:
             return self._owner
@@ -56,7 +56,7 @@ class Nodes:
             if owner not in self._known:
                 self._known.append(owner)
 
-    def doubt(self, node: Address) -> None:
+    def node_failed(self, node: Address) -> None:
         """This node did not answer: the next one of the cluster is asked which node has the slot. Alone, it is asked
         again.
         """
@@ -67,7 +67,7 @@ class Nodes:
                 at = self._known.index(node) if node in self._known else -1
                 self._owner = self._known[(at + 1) % len(self._known)]
 
-    def learn_due(self) -> bool:
+    def refresh_due(self) -> bool:
         """Are the other nodes to be asked for? True for one caller at a time."""
         with self._lock:
             due = time.monotonic() >= self._learn_at
@@ -75,23 +75,23 @@ class Nodes:
                 self._learn_at = time.monotonic() + LEARN_EVERY_S
             return due
 
-    def learn(self, slots: Any, asked: Address) -> None:
+    def update_from_slots(self, slots: Any, asked: Address) -> None:
         """The answer to CLUSTER SLOTS by this node, for which a node without a host stands for itself."""
         found = {(_text(host) or asked[0], int(port)) for _, _, *nodes in slots for host, port, *_ in nodes}
         with self._lock:
             self._known = [self._seed, *sorted(found - {self._seed})]
 
 
-class FollowingConnection(redis.Connection):
+class RedirectingConnection(redis.Connection):
     """A connection to the node that has our slot: where that is another one by now, it connects to that."""
 
-    def __init__(self, *, nodes: Nodes, **options: Any) -> None:
+    def __init__(self, *, nodes: ClusterNodes, **options: Any) -> None:
         cast("Any", super()).__init__(**options)
         self._nodes = nodes
 
     def connect(self) -> None:
         """Connect, unless it is connected to the right node. Raises what redis-py raises."""
-        owner = self._nodes.owner
+        owner = self._nodes.slot_node
         if (self.host, self.port) != owner:
             # A connection from the pool may still be open to the node that had the slot before: each command on it
             # would be redirected once more.
@@ -100,7 +100,7 @@ class FollowingConnection(redis.Connection):
         try:
             cast("Any", super()).connect()
         except (redis.ConnectionError, redis.TimeoutError, OSError):
-            self._nodes.doubt(owner)
+            self._nodes.node_failed(owner)
             raise
 
     def on_connect_check_health(self, check_health: bool = True) -> None:
@@ -108,20 +108,20 @@ class FollowingConnection(redis.Connection):
         super().on_connect_check_health(check_health)
         me: Any = self
         met = me.handshake_metadata or {}  # the answer to HELLO
-        if _text(met.get(b"mode")) == "cluster" and self._nodes.learn_due():
+        if _text(met.get(b"mode")) == "cluster" and self._nodes.refresh_due():
             me.send_command("CLUSTER", "SLOTS", check_health=False)
             with suppress(redis.ResponseError):  # no right to it: MOVED names the nodes as well, one by one
-                self._nodes.learn(me.read_response(), (self.host, self.port))
+                self._nodes.update_from_slots(me.read_response(), (self.host, self.port))
 
 
-class FollowingSSLConnection(FollowingConnection, redis.SSLConnection):
+class RedirectingSSLConnection(RedirectingConnection, redis.SSLConnection):
     """The same with TLS; each node has to prove the name or address by which the cluster knows it."""
 
 
-class FollowingRedis(redis.Redis):
+class RedirectingRedis(redis.Redis):
     """A client that follows MOVED and ASK. Any thread."""
 
-    nodes: Nodes | None = None
+    nodes: ClusterNodes | None = None
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         """The answer to one command. Raises what redis-py raises."""
@@ -129,18 +129,18 @@ class FollowingRedis(redis.Redis):
             return self._execute_once(args, options)
         # Bounded: two nodes that each name the other, as in a split cluster, must not keep a thread for good.
         for _ in range(MAX_REDIRECTIONS):
-            node = self.nodes.owner
+            node = self.nodes.slot_node
             try:
                 return self._execute_once(args, options)
             except MovedError as error:
                 self.nodes.moved(_target(error, node))
             except AskError as error:
-                return self._ask(_target(error, node), args, options)
+                return self._follow_ask(_target(error, node), args, options)
             except (redis.ConnectionError, redis.TimeoutError):
                 # Not repeated here: it may have been carried out, and only the caller knows if that may happen twice.
-                self.nodes.doubt(node)
+                self.nodes.node_failed(node)
                 raise
-        raise redis.ConnectionError(f"redirected more than {MAX_REDIRECTIONS} times, last to {self.nodes.owner}")
+        raise redis.ConnectionError(f"redirected more than {MAX_REDIRECTIONS} times, last to {self.nodes.slot_node}")
 
     def _execute_once(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """The answer to one command that is sent once. redis-py's own `execute_command` does the same inside retries,
@@ -158,17 +158,17 @@ class FollowingRedis(redis.Redis):
         finally:
             pool.release(connection)
 
-    def answers(self, pipe: Any) -> list[Any]:
+    def execute_pipeline(self, pipe: Any) -> list[Any]:
         """The answers of a pipeline of this client, an error in the place of an answer where there is one.
 
         What was redirected is sent again, one by one: the slot rarely moves. Raises what concerns all of them.
         """
-        commands, node = list(pipe.command_stack), self.nodes.owner if self.nodes else None
+        commands, node = list(pipe.command_stack), self.nodes.slot_node if self.nodes else None
         try:
             found: list[Any] = pipe.execute(raise_on_error=False)
         except (redis.ConnectionError, redis.TimeoutError):
             if self.nodes and node:
-                self.nodes.doubt(node)
+                self.nodes.node_failed(node)
             raise
         for number, (args, options) in enumerate(commands):
             if isinstance(found[number], AskError):  # MovedError is one, too
@@ -184,10 +184,10 @@ class FollowingRedis(redis.Redis):
         hellos = [each.handshake_metadata or {} for each in list(pool._connections) if each.is_connected]
         return [int(hello[b"id"]) for hello in hellos if b"id" in hello]
 
-    def _ask(self, node: Address, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    def _follow_ask(self, node: Address, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """One command on the node to which the slot is migrating, over a connection for this alone."""
         pool = self.connection_pool
-        connection = pool.connection_class(**{**pool.connection_kwargs, "nodes": Nodes(node)})
+        connection = pool.connection_class(**{**pool.connection_kwargs, "nodes": ClusterNodes(node)})
         try:
             connection.connect()
             try:

@@ -7,7 +7,7 @@ from typing import Any, Final, TypeVar
 
 import redis
 
-from ottoscaler.adapters.redis_cluster import FollowingRedis
+from ottoscaler.adapters.redis_cluster import RedirectingRedis
 
 #: Tasks in one call of a script or pipeline.
 CHUNK: Final = 200
@@ -25,14 +25,14 @@ def text_of(value: Any) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-def names_of(values: Sequence[bytes]) -> list[str]:
+def decode_names(values: Sequence[bytes]) -> list[str]:
     """Names as Redis has them (of events, of consumers), without those that are not UTF-8: they are none of ours, since
     any client may name a consumer, and must not end the process that meets them.
     """
     return [name for name, value in ((text_of(value), value) for value in values) if name.encode() == value]
 
 
-def texts_of(entries: Any) -> list[tuple[str, dict[str, str]]]:
+def entries_as_text(entries: Any) -> list[tuple[str, dict[str, str]]]:
     """The entries of XRANGE, XREVRANGE or of one stream of XREAD, as texts for people."""
     return [
         (text_of(entry_id), {text_of(name): text_of(value) for name, value in (fields or {}).items()})
@@ -40,19 +40,19 @@ def texts_of(entries: Any) -> list[tuple[str, dict[str, str]]]:
     ]
 
 
-def pairs_of(flat: Sequence[bytes] | Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+def fields_of_reply(flat: Sequence[bytes] | Mapping[bytes, bytes]) -> dict[bytes, bytes]:
     """The fields of a hash or an entry: flat from a script, a mapping from a command."""
     if isinstance(flat, Mapping):
         return dict(flat)
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
-def answers_of(client: FollowingRedis, pipe: Any, nothing: Any) -> list[Any]:
+def pipeline_replies(client: RedirectingRedis, pipe: Any, nothing: Any) -> list[Any]:
     """The replies of a pipeline that reads task hashes; `nothing` where a key is of another type: it is no task, and
     must not hide the others. Raises redis.RedisError for any other error.
     """
     answers = []
-    for answer in client.answers(pipe):
+    for answer in client.execute_pipeline(pipe):
         wrong_type = isinstance(answer, redis.ResponseError) and "WRONGTYPE" in str(answer)
         if isinstance(answer, Exception) and not wrong_type:
             raise answer

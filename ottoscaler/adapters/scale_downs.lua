@@ -1,6 +1,6 @@
 -- == scale_downs.py: the choice of victims, in the order of the stream, and the result of a scale_down.
 
-OF_A_TASK.choose, OF_A_TASK.finish = true, true
+OF_A_TASK.select_victims, OF_A_TASK.finish = true, true
 
 -- What comes before the choice of this entry: {'entry', id} of one that is unread or not accepted, {'event', place} of one
 -- that is accepted and has not chosen; nil if nothing does, and then nothing ever will.
@@ -85,7 +85,7 @@ end
 -- among them).
 -- Returns {'ok', victims, survivors} (both JSON), which may be those of an earlier call; {'not_ours'}; {'entry' or 'event',
 -- stream_id} while an older one comes first; {'more'}, where nothing happens, if the candidates that came do not suffice.
-function F.choose(event_id, owner, text, others, partial)
+function F.select_victims(event_id, owner, text, others, partial)
   local task, choices = keys()
   local held_by, stream_id, kind, victims_text, survivors_text, superseding = fields(task, 'owner', 'sid', 'type', 'victims',
     'survivors', 'superseding')

@@ -8,104 +8,106 @@ from itertools import chain
 from typing import Final, cast
 
 from ottoscaler.adapters.redis_calls import RedisAdapter
-from ottoscaler.adapters.redis_values import answers_of, chunks, text_of
+from ottoscaler.adapters.redis_values import chunks, pipeline_replies, text_of
 from ottoscaler.adapters.task_codec import (
+    decode_or_none,
     decode_task,
     decode_view,
+    decode_worker,
     encode_termination,
-    readable,
-    stored_worker,
-    worker_fields,
+    worker_field_names,
 )
-from ottoscaler.core.choice import Blocker, Choice, Claim, Victim
 from ottoscaler.core.events import EventType
-from ottoscaler.ports import Answer, OpenTask, StoredWorker, TaskView
+from ottoscaler.core.victim_selection import BlockingEvent, Victim, VictimRequest, VictimSelection
+from ottoscaler.ports import OpenTask, ScriptReply, StoredWorker, TaskView
 
 #: This many more candidates than requested are sent at first: some have ended, or are another choice's. Of a hundred
 #: thousand the script would read all, and Redis would answer no other client meanwhile.
-SPARE: Final = 100
+EXTRA_CANDIDATES: Final = 100
 
 
 class RedisScaleDowns(RedisAdapter):
     """`ports.ScaleDowns` on Redis. Any thread."""
 
-    def tasks(self) -> Sequence[TaskView]:
+    def open_scale_ups(self) -> Sequence[TaskView]:
         """See ports.ScaleDowns."""
-        hashes = self._redis.hashes(self._redis.open_tasks(self._redis.client))
-        views = [readable(decode_view, fields) for fields in hashes if b"owner" in fields]
+        hashes = self._redis.hashes(self._redis.open_event_ids(self._redis.client))
+        views = [decode_or_none(decode_view, fields) for fields in hashes if b"owner" in fields]
         return [view for view in views if view is not None and view.event.type is EventType.SCALE_UP]
 
-    def blocker(self, stream_id: str) -> Blocker | None:
+    def blocker(self, stream_id: str) -> BlockingEvent | None:
         """See ports.ScaleDowns. A place that its event no longer needs is cleared away on the way."""
         key = self._redis.key
         # Again after each place that was cleared: an event that lost its task in between would hold up all later ones.
         while reply := self._redis.run("blocker", [key.choices], stream_id):
             kind, name = map(text_of, reply)
             if kind == "entry":
-                return Blocker(name)
+                return BlockingEvent(name)
             event_id = name.partition("|")[2]
             if owner := self._clear_place(event_id, name):
-                return Blocker(event_id, owner)
+                return BlockingEvent(event_id, owner)
         return None
 
     def _clear_place(self, event_id: str, place: str) -> str:
         keys = [self._redis.key.task(event_id), self._redis.key.choices]
         return text_of(self._redis.run("clear_place", keys, event_id, place))
 
-    def choose(self, event_id: str, owner: str, claim: Claim) -> Choice | Blocker | None:
+    def select_victims(self, event_id: str, owner: str, claim: VictimRequest) -> VictimSelection | BlockingEvent | None:
         """See ports.ScaleDowns."""
         key = self._redis.key
-        sent = claim.count + max(SPARE, claim.count // 4) if claim.count else len(claim.candidates)
+        sent = claim.count + max(EXTRA_CANDIDATES, claim.count // 4) if claim.count else len(claim.candidates)
         while True:
             first, others = claim.candidates[:sent], claim.candidates[sent:]
             tasks = list(dict.fromkeys(candidate.event_id for candidate in first))
             keys = [key.task(event_id), key.choices, *(key.task(task) for task in tasks)]
-            survivors = json.dumps([candidate.pod for candidate in others] + list(claim.spared))[1:-1]
+            survivors = json.dumps([candidate.pod for candidate in others] + list(claim.spared_pods))[1:-1]
             text = _encoded(claim, first, tasks)
-            reply = self._redis.run("choose", keys, event_id, owner, text, survivors, int(bool(others)))
+            reply = self._redis.run("select_victims", keys, event_id, owner, text, survivors, int(bool(others)))
             if reply[0] == b"more":  # too many of the few that were sent have ended: now all, and no third time
                 sent = len(claim.candidates)
                 continue
             if reply[0] == b"ok":
-                return Choice([Victim(*item) for item in json.loads(reply[1])], json.loads(reply[2]))
+                return VictimSelection([Victim(*item) for item in json.loads(reply[1])], json.loads(reply[2]))
             if reply[0] == b"not_ours":
                 return None
             if (blocker := self.blocker(reply[1].decode())) is not None:
                 return blocker
 
-    def reload(self, event_id: str) -> OpenTask | None:
+    def reload_task(self, event_id: str) -> OpenTask | None:
         """See ports.ScaleDowns."""
-        with self._redis.translated():
+        with self._redis.translate_errors():
             fields = cast("dict[bytes, bytes]", self._redis.client.hgetall(self._redis.key.task(event_id)))
         return decode_task(fields[b"owner"].decode(), fields) if b"owner" in fields else None
 
-    def outcomes(self, victims: Sequence[Victim]) -> Sequence[StoredWorker | None]:
+    def stored_workers(self, victims: Sequence[Victim]) -> Sequence[StoredWorker | None]:
         """See ports.ScaleDowns. One command for each task, however many of its workers are victims."""
         client, key = self._redis.client, self._redis.key
         of_task: dict[str, list[int]] = {}
         for victim in victims:
             of_task.setdefault(victim.event_id, []).append(victim.index)
-        names = {event_id: [*chain.from_iterable(map(worker_fields, indices))] for event_id, indices in of_task.items()}
+        names = {
+            event_id: [*chain.from_iterable(map(worker_field_names, indices))] for event_id, indices in of_task.items()
+        }
         found: dict[tuple[str, int], StoredWorker | None] = {}
-        with self._redis.translated():
+        with self._redis.translate_errors():
             for part in chunks(list(of_task.items())):
                 pipe = client.pipeline(transaction=False)
                 for event_id, _ in part:
                     pipe.hmget(key.task(event_id), ["state", *names[event_id]])
-                for (event_id, indices), reply in zip(part, answers_of(client, pipe, [None]), strict=True):
+                for (event_id, indices), reply in zip(part, pipeline_replies(client, pipe, [None]), strict=True):
                     fields = dict(zip(names[event_id], reply[1:], strict=False))
                     for index in indices:
-                        found[event_id, index] = stored_worker(index, fields) if reply[0] else None
+                        found[event_id, index] = decode_worker(index, fields) if reply[0] else None
         return [found[victim.event_id, victim.index] for victim in victims]
 
-    def finish(self, event_id: str, owner: str, fields: Mapping[str, str]) -> Answer:
+    def finish(self, event_id: str, owner: str, fields: Mapping[str, str]) -> ScriptReply:
         """See ports.ScaleDowns."""
-        return self._redis.answer(
+        return self._redis.run_for_worker(
             "finish", [self._redis.key.task(event_id)], event_id, owner, *chain.from_iterable(fields.items())
         )
 
 
-def _encoded(claim: Claim, candidates: Sequence[Victim], tasks: Sequence[str]) -> str:
+def _encoded(claim: VictimRequest, candidates: Sequence[Victim], tasks: Sequence[str]) -> str:
     """A claim on these candidates as the script reads it: flat lists, which cost it half of what lists in a list do."""
     numbers = {event_id: number for number, event_id in enumerate(tasks, 1)}
     return json.dumps(

@@ -19,26 +19,26 @@ from typing import Any, Final, NamedTuple
 
 import redis
 
-from ottoscaler.adapters.redis_cluster import FollowingRedis, remember_script
-from ottoscaler.adapters.task_codec import Key, encode_termination
+from ottoscaler.adapters.redis_cluster import RedirectingRedis, remember_script
+from ottoscaler.adapters.task_codec import RedisKeys, encode_termination
 from ottoscaler.core import events, output, results, verdicts
 from ottoscaler.core.termination import NOT_AFTER, Termination
 from ottoscaler.settings import KeySettings
 
 FOLDER: Final = Path(__file__).parent
 #: What stands before and behind the functions of each port.
-BEFORE: Final = ("atomic.lua", "common.lua")
-BEHIND: Final = ("call.lua",)
+PRELUDE_FILES: Final = ("atomic.lua", "common.lua")
+EPILOGUE_FILES: Final = ("call.lua",)
 #: The ports to Redis: each has a Python module and a Lua file of its name.
-PORTS: Final = ("preflight", "event_log", "leases", "attempts", "scale_downs")
+SCRIPT_MODULES: Final = ("preflight", "event_log", "leases", "attempts", "scale_downs")
 #: The error of a script about a task that Redis does not know, with a place for the event id.
-FORGOTTEN: Final = "FORGOTTEN the task of event %s is unknown: was Redis wiped?"
+TASK_UNKNOWN_ERROR: Final = "FORGOTTEN the task of event %s is unknown: was Redis wiped?"
 #: What the scripts share with ottoscaler/core: Lua's name -> a number, or a sentence with places.
-SHARED: Final[dict[str, int | str]] = {
+LUA_CONSTANTS: Final[dict[str, int | str]] = {
     "MAX_TRIES": verdicts.MAX_TRIES,
     "LAST_TRY": verdicts.LAST_TRY,
     "NOT_AFTER": encode_termination(
-        Termination(verdicts.Reason.NOT_AFTER, verdicts.TOO_LATE, drain=True, by=NOT_AFTER)
+        Termination(verdicts.EndReason.NOT_AFTER, verdicts.TOO_LATE, drain=True, by=NOT_AFTER)
     ),
     "BY_NOT_AFTER": NOT_AFTER,
     "POISON_EVENT": verdicts.POISON_EVENT,
@@ -47,7 +47,7 @@ SHARED: Final[dict[str, int | str]] = {
     "NOT_A_TASK": events.NOT_A_TASK,
     "NOT_A_KEY": events.NOT_A_KEY,
     "TOO_OLD": events.TOO_OLD,
-    "FORGOTTEN": FORGOTTEN,
+    "FORGOTTEN": TASK_UNKNOWN_ERROR,
     "REJECTED": results.REJECTED,
     "MAX_TASK_BYTES": output.MAX_TASK_BYTES,
     "CUT": output.CUT,
@@ -55,14 +55,14 @@ SHARED: Final[dict[str, int | str]] = {
     "SOME_COMPLETED": results.SOME_COMPLETED,
 }
 #: The fields of results: Lua functions, so that only a call that publishes a result makes the list.
-SHARED_LISTS: Final = {
+LUA_LISTS: Final = {
     "worker_fields": results.WORKER_FIELDS,
     "task_fields": results.TASK_FIELDS,
     "scale_down_fields": results.SCALE_DOWN_FIELDS,
 }
 
 
-class Call(NamedTuple):
+class ScriptCall(NamedTuple):
     """A call of a script function: its name, the keys that it is about, its arguments."""
 
     function: str
@@ -72,10 +72,10 @@ class Call(NamedTuple):
 
 def shared_constants() -> str:
     """The Lua lines that define what is SHARED. A JSON text without `\\u` is a Lua text too."""
-    constants = [f"local {name} = {json.dumps(value)}\n" for name, value in SHARED.items()]
+    constants = [f"local {name} = {json.dumps(value)}\n" for name, value in LUA_CONSTANTS.items()]
     lists = [
         f"local function {name}() return {{{', '.join(map(json.dumps, names))}}} end\n"
-        for name, names in SHARED_LISTS.items()
+        for name, names in LUA_LISTS.items()
     ]
     return "".join(constants + lists)
 
@@ -102,9 +102,9 @@ class Script:
 
 def _by_function() -> dict[str, Script]:
     """The script of each function: that of its port."""
-    head, tail = shared_constants().encode() + source(*BEFORE), source(*BEHIND)
+    head, tail = shared_constants().encode() + source(*PRELUDE_FILES), source(*EPILOGUE_FILES)
     found: dict[str, Script] = {}
-    for port in PORTS:
+    for port in SCRIPT_MODULES:
         text = source(f"{port}.lua")
         names = re.findall(r"^function F\.(\w+)", text.decode(), re.MULTILINE)
         found |= dict.fromkeys(names, Script.of(head + text + tail))
@@ -118,21 +118,21 @@ class Scripts:
     """The functions of the protocol, on the keys of one group. Any thread."""
 
     def __init__(self, keys: KeySettings) -> None:
-        own = Key(keys.prefix)
+        own = RedisKeys(keys.prefix)
         self._keys = (keys.stream, own.open, keys.result_stream, keys.dead_letter_stream, own.buried)
         self._settings = (keys.group, keys.result_maxlen, keys.task_ttl_s)
 
-    def run(self, client: FollowingRedis, function: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+    def run(self, client: RedirectingRedis, function: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
         """The reply of one function."""
         return call_script(client, _SCRIPTS[function], self._command(function, keys, arguments))
 
-    def run_many(self, client: FollowingRedis, calls: Sequence[Call]) -> list[Any]:
+    def run_many(self, client: RedirectingRedis, calls: Sequence[ScriptCall]) -> list[Any]:
         """Many calls, one trip. Raises the first error after all have been sent."""
         commands = [self._command(*call) for call in calls]
         pipe = client.pipeline(transaction=False)
         for command in commands:
             pipe.execute_command(*command)
-        answers = client.answers(pipe)
+        answers = client.execute_pipeline(pipe)
         for number, (call, command) in enumerate(zip(calls, commands, strict=True)):
             # After a restart of Redis: the others of this trip have been carried out, so only this one is sent again.
             if isinstance(answers[number], redis.exceptions.NoScriptError):
@@ -141,7 +141,7 @@ class Scripts:
                 raise answers[number]
         return answers
 
-    def run_without_keys(self, client: FollowingRedis, function: str, arguments: Sequence[Any]) -> Any:
+    def run_without_keys(self, client: RedirectingRedis, function: str, arguments: Sequence[Any]) -> Any:
         """The reply of a function that gets no KEYS, and as arguments the keys that all functions get and these."""
         script = _SCRIPTS[function]
         command = ["EVALSHA", script.digest, 0, function, *self._settings, *self._keys, *arguments]
@@ -153,7 +153,7 @@ class Scripts:
         return ["EVALSHA", digest, count, *self._keys, *keys, function, *self._settings, *arguments]
 
 
-def call_script(client: FollowingRedis, script: Script, command: Sequence[Any]) -> Any:
+def call_script(client: RedirectingRedis, script: Script, command: Sequence[Any]) -> Any:
     """The reply to an EVALSHA of this script. It is loaded where it is unknown, as after a restart or failover."""
     try:
         return client.execute_command(*command)

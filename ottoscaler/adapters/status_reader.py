@@ -13,12 +13,12 @@ from typing import Any, Final, cast
 
 import redis
 
-from ottoscaler.adapters.redis_client import address, connect, translated
-from ottoscaler.adapters.redis_values import answers_of, text_of, texts_of
-from ottoscaler.adapters.task_codec import Key, TaskState, decode_state
+from ottoscaler.adapters.redis_client import address, connect, translate_errors
+from ottoscaler.adapters.redis_values import entries_as_text, pipeline_replies, text_of
+from ottoscaler.adapters.task_codec import RedisKeys, TaskState, decode_state
 from ottoscaler.settings import KeySettings, RedisSettings
 
-#: Longest time that `news` blocks, seconds; the client's own time-out leaves room for it.
+#: Longest time that `new_entries` blocks, seconds; the client's own time-out leaves room for it.
 LONGEST_BLOCK_S: Final = 2.0
 #: Unread entries are counted up to here: a command must not read a million events to say "too many".
 COUNT_LIMIT: Final = 10_000
@@ -53,7 +53,7 @@ class StreamPositions:
 
 
 @dataclass(frozen=True, slots=True)
-class News:
+class NewEntries:
     """What has come since a position: results with the fields that deploy/REFERENCE.md lists, dead letters, and the
     next position.
     """
@@ -73,11 +73,11 @@ class Backlog:
 
 
 class StatusReader:
-    """Redis as the subcommands read it. Any thread; each method raises StreamUnavailable when Redis does not answer."""
+    """Redis as the subcommands read it. Any thread; each method raises RedisUnavailable when Redis does not answer."""
 
     def __init__(self, server: RedisSettings, keys: KeySettings) -> None:
         self._keys = keys
-        self._key = Key(keys.prefix)
+        self._key = RedisKeys(keys.prefix)
         self._client = connect(server, timeout_s=LONGEST_BLOCK_S + _TIMEOUT_S)
         self.where = address(server)
 
@@ -87,12 +87,12 @@ class StatusReader:
 
     def send(self, fields: Mapping[str, str]) -> str:
         """Add one event to the stream, unchecked: what is wrong with it the controller says. Returns the entry's id."""
-        with translated(self.where):
+        with translate_errors(self.where):
             return text_of(self._client.xadd(self._keys.stream, cast("Any", dict(fields))))
 
     def now(self) -> float:
         """Redis TIME, which is what the times in task hashes and entry ids come from; seconds since the epoch."""
-        with translated(self.where):
+        with translate_errors(self.where):
             seconds, micros = self._client.time()
         return seconds + micros / 1e6
 
@@ -106,7 +106,7 @@ class StatusReader:
         """The unfinished tasks, oldest first."""
         return sorted(self._tasks(self._open_ids()), key=lambda task: task.received_at)
 
-    def find(self, event_or_task_id: str) -> Sequence[str]:
+    def find_event_ids(self, event_or_task_id: str) -> Sequence[str]:
         """The event ids that an id stands for: itself, or every known event of that task, oldest first.
 
         Unfinished tasks are looked at first; only when there is none are all task hashes scanned, in small steps.
@@ -121,23 +121,23 @@ class StatusReader:
         return [task.event_id for task in sorted(found, key=lambda task: task.received_at)]
 
     def _open_ids(self) -> list[str]:
-        with translated(self.where):
+        with translate_errors(self.where):
             return [text_of(event_id) for event_id in cast("list[bytes]", self._client.zrange(self._key.open, 0, -1))]
 
     def _known_ids(self) -> Iterator[str]:
         prefix = self._key.task("")
-        with translated(self.where):
+        with translate_errors(self.where):
             for name in self._client.scan_iter(match=_GLOB.sub(r"\\\1", prefix) + "*", count=_COUNT_CHUNK):
                 yield text_of(name).removeprefix(prefix)
 
     def _tasks(self, event_ids: Sequence[str]) -> list[TaskState]:
         hashes: list[dict[bytes, bytes]] = []
-        with translated(self.where):
+        with translate_errors(self.where):
             for start in range(0, len(event_ids), _CHUNK):
                 pipe = self._client.pipeline(transaction=False)
                 for event_id in event_ids[start : start + _CHUNK]:
                     pipe.hgetall(self._key.task(event_id))
-                hashes += answers_of(self._client, pipe, {})
+                hashes += pipeline_replies(self._client, pipe, {})
         return [decode_state(event_id, found) for event_id, found in zip(event_ids, hashes, strict=True) if found]
 
     # -- streams -------------------------------------------------------------------------------------------------------
@@ -148,8 +148,8 @@ class StatusReader:
         Counted, not taken from XINFO's lag, which is nil or wrong once entries were deleted or the group was moved:
         https://redis.io/docs/latest/commands/xinfo-groups/ ("lag").
         """
-        after, count = self._delivered(), 0
-        with translated(self.where):
+        after, count = self._last_delivered_id(), 0
+        with translate_errors(self.where):
             while count < COUNT_LIMIT:
                 entries = self._client.xrange(self._keys.stream, f"({after}", count=_COUNT_CHUNK)
                 count += len(cast("list[Any]", entries))
@@ -160,13 +160,13 @@ class StatusReader:
 
     def dead_letters(self) -> int:
         """How many dead letters there are."""
-        with translated(self.where):
+        with translate_errors(self.where):
             return self._client.xlen(self._keys.dead_letter_stream)
 
     def dead_letter(self, stream_id: str) -> DeadLetter | None:
         """The dead letter of an entry of the event stream, which is younger than that entry; None if it has none."""
         for entry_id, fields in self._younger(self._keys.dead_letter_stream, stream_id):
-            if self._concerns(fields) and fields.get("stream_id") == stream_id:
+            if self._is_of_our_group(fields) and fields.get("stream_id") == stream_id:
                 return _dead(entry_id, fields)
         return None
 
@@ -179,46 +179,46 @@ class StatusReader:
 
     def closing_results(self, count: int) -> Sequence[Mapping[str, str]]:
         """The newest results of kind `task` and `scale_down`, newest first; at most `count`, out of the last 1000."""
-        with translated(self.where):
+        with translate_errors(self.where):
             entries = cast("Any", self._client.xrevrange(self._keys.result_stream, count=_COUNT_CHUNK))
-        closing = [fields for _, fields in texts_of(entries) if fields.get("kind") != "worker"]
+        closing = [fields for _, fields in entries_as_text(entries) if fields.get("kind") != "worker"]
         return closing[:count]
 
     def position(self) -> StreamPositions:
-        """Where the streams end now: take it before `send`, and `news` misses nothing."""
+        """Where the streams end now: take it before `send`, and `new_entries` misses nothing."""
         return StreamPositions(self._last(self._keys.result_stream), self._last(self._keys.dead_letter_stream))
 
-    def news(self, position: StreamPositions, block_s: float) -> News:
+    def new_entries(self, position: StreamPositions, block_s: float) -> NewEntries:
         """Results and dead letters after a position; waits for one up to `block_s` seconds, at most LONGEST_BLOCK_S."""
         results, dead = self._keys.result_stream, self._keys.dead_letter_stream
         # BLOCK 0 would have no end
         block_ms = int(min(block_s, LONGEST_BLOCK_S) * 1000) or None
         after: dict[Any, Any] = {results: position.results, dead: position.dead}
-        with translated(self.where):
+        with translate_errors(self.where):
             reply = cast("Any", self._client.xread(after, count=_CHUNK, block=block_ms))
-        streams = {text_of(name): texts_of(entries) for name, entries in reply or ()}
+        streams = {text_of(name): entries_as_text(entries) for name, entries in reply or ()}
         new_results, new_dead = streams.get(results, []), streams.get(dead, [])
-        return News(
+        return NewEntries(
             StreamPositions(
                 new_results[-1][0] if new_results else position.results,
                 new_dead[-1][0] if new_dead else position.dead,
             ),
             [fields for _, fields in new_results],
-            [_dead(entry_id, fields) for entry_id, fields in new_dead if self._concerns(fields)],
+            [_dead(entry_id, fields) for entry_id, fields in new_dead if self._is_of_our_group(fields)],
         )
 
-    def _concerns(self, dead: Mapping[str, str]) -> bool:
+    def _is_of_our_group(self, dead: Mapping[str, str]) -> bool:
         # several groups may share a dead-letter stream, and one may refuse what another carries out
         return dead.get("group") == self._keys.group
 
     def _last(self, stream: str) -> str:
-        with translated(self.where):
+        with translate_errors(self.where):
             newest = cast("Any", self._client.xrevrange(stream, count=1))
         return text_of(newest[0][0]) if newest else _START
 
-    def _delivered(self) -> str:
+    def _last_delivered_id(self) -> str:
         """The group's last delivered id; the beginning, where the group starts, if there is no group or stream yet."""
-        with translated(self.where):
+        with translate_errors(self.where):
             try:
                 groups = cast("Any", self._client.xinfo_groups(self._keys.stream))
             except redis.ResponseError as error:
@@ -229,7 +229,7 @@ class StatusReader:
         return next((text_of(group["last-delivered-id"]) for group in mine), _START)
 
     def _pending(self) -> int:
-        with translated(self.where):
+        with translate_errors(self.where):
             try:
                 return int(cast("Any", self._client.xpending(self._keys.stream, self._keys.group))["pending"])
             except redis.ResponseError as error:
@@ -242,8 +242,8 @@ class StatusReader:
         milliseconds = stream_id.partition("-")[0]
         start = f"{max(0, int(milliseconds) - _CLOCK_SLACK_MS)}-0" if milliseconds.isdigit() else _START
         for _ in range(_SEARCHED // _COUNT_CHUNK):
-            with translated(self.where):
-                chunk = texts_of(cast("Any", self._client.xrange(stream, start, count=_COUNT_CHUNK)))
+            with translate_errors(self.where):
+                chunk = entries_as_text(cast("Any", self._client.xrange(stream, start, count=_COUNT_CHUNK)))
             yield from chunk
             if len(chunk) < _COUNT_CHUNK:
                 return

@@ -17,7 +17,7 @@ from ottoscaler.adapters.redis_values import text_of
 from ottoscaler.core.events import BadEvent, DeadReason, ScaleEvent, decode
 from ottoscaler.core.results import RESULT_FIELDS, common_fields
 from ottoscaler.core.termination import Termination
-from ottoscaler.core.verdicts import Reason
+from ottoscaler.core.verdicts import EndReason
 from ottoscaler.ports import OpenTask, StoredWorker, TaskView, Victim
 
 _T = TypeVar("_T")
@@ -27,7 +27,7 @@ _WORKER: Final = re.compile(r"worker:([0-9]+)")
 _FIELD: Final = re.compile(rb"(attempt|doom|outcome|spared):([0-9]+)")
 
 
-class Key:
+class RedisKeys:
     """The names of our own keys: one prefix, so that an ACL and a Redis Cluster hash tag can name them."""
 
     def __init__(self, prefix: str) -> None:
@@ -73,26 +73,26 @@ def decode_termination(text: bytes | None) -> Termination | None:
     if not text:
         return None
     fields = json.loads(text)
-    return Termination(Reason(fields["reason"]), fields["message"], fields["attempt"], fields["drain"], fields["by"])
+    return Termination(EndReason(fields["reason"]), fields["message"], fields["attempt"], fields["drain"], fields["by"])
 
 
-def worker_json(state: str, attempt: int, pod: str) -> str:
+def encode_worker_state(state: str, attempt: int, pod: str) -> str:
     """What `worker:<index>` shows while there is no result."""
     return json.dumps({"state": state, "attempt": attempt, "pod": pod})
 
 
-def worker_fields(index: int) -> list[str]:
+def worker_field_names(index: int) -> list[str]:
     """The fields of a task hash that say how a worker stands."""
     return [f"attempt:{index}", f"doom:{index}", f"outcome:{index}", f"spared:{index}"]
 
 
-def stored_worker(index: int, fields: Mapping[str, bytes | None]) -> StoredWorker:
-    """How a worker stands, by its `worker_fields`."""
-    attempt, termination, outcome, spared = (fields.get(name) for name in worker_fields(index))
+def decode_worker(index: int, fields: Mapping[str, bytes | None]) -> StoredWorker:
+    """How a worker stands, by its `worker_field_names`."""
+    attempt, termination, outcome, spared = (fields.get(name) for name in worker_field_names(index))
     number, infra_used, *flag = (attempt or b"0:0").decode().split(":")
     return StoredWorker(
         index, int(number), int(infra_used), flag == ["r"], decode_termination(termination), (outcome or b"").decode(),
-        spared=tuple((spared or b"").decode().split()), seen=flag == ["s"],
+        spared_by=tuple((spared or b"").decode().split()), pod_was_seen=flag == ["s"],
     )  # fmt: skip
 
 
@@ -100,7 +100,7 @@ def decode_workers(fields: Mapping[bytes, bytes]) -> dict[int, StoredWorker]:
     """What a task hash knows of its workers, by index."""
     matches = {name: match for name in fields if (match := _FIELD.fullmatch(name))}
     texts = {name.decode(): fields[name] for name in matches}
-    workers = {index: stored_worker(index, texts) for index in sorted({int(match[2]) for match in matches.values()})}
+    workers = {index: decode_worker(index, texts) for index in sorted({int(match[2]) for match in matches.values()})}
     return {index: _with_note(worker, fields.get(b"worker:%d" % index)) for index, worker in workers.items()}
 
 
@@ -108,7 +108,7 @@ def _with_note(worker: StoredWorker, note: bytes | None) -> StoredWorker:
     """The same; an attempt that is noted as pending or running was seen. Earlier releases noted only that."""
     match = _NOTED.match(note or b"")
     noted = match is not None and int(match[1]) == worker.attempt and not worker.outcome
-    return replace(worker, seen=True) if noted else worker
+    return replace(worker, pod_was_seen=True) if noted else worker
 
 
 def decode_task(owner: str, fields: Mapping[bytes, bytes], *, holds: bool = True) -> OpenTask:
@@ -126,7 +126,7 @@ def decode_task(owner: str, fields: Mapping[bytes, bytes], *, holds: bool = True
         victims=None if victims is None else [Victim(*item) for item in json.loads(victims)],
         survivors=json.loads(fields.get(b"survivors", b"[]")),
         superseded=fields.get(b"superseding") != b"todo",
-        cancels=int(fields.get(b"cancels", b"0")),
+        cancel_count=int(fields.get(b"cancels", b"0")),
         holds=holds,
     )
 
@@ -136,7 +136,7 @@ def decode_view(fields: Mapping[bytes, bytes]) -> TaskView:
     return TaskView(decode(fields[b"event"]), fields[b"owner"].decode(), decode_workers(fields))
 
 
-def readable(decode_: Callable[[Mapping[bytes, bytes]], _T], fields: Mapping[bytes, bytes]) -> _T | None:
+def decode_or_none(decode_: Callable[[Mapping[bytes, bytes]], _T], fields: Mapping[bytes, bytes]) -> _T | None:
     """What a task hash says; None for one that was damaged: its neighbours are looked at all the same.
 
     It is not lost by this: each take-over of it fails and is counted, until it is a dead letter.
@@ -154,7 +154,7 @@ def not_after_ms(event: ScaleEvent) -> int | str:
     return "" if not_after is None else int(not_after * 1000)
 
 
-def common_json(event: ScaleEvent) -> str:
+def encode_common_fields(event: ScaleEvent) -> str:
     """What every result of an event carries, as the flat list that the scripts add to it."""
     return json.dumps([*chain.from_iterable(common_fields(event, RESULT_FIELDS).items())])
 
@@ -169,8 +169,8 @@ def encode_task(task: OpenTask) -> dict[str, str | int]:
     raw = json.dumps(event.as_sent(), ensure_ascii=False)
     fields: dict[str, str | int] = {
         "sid": event.stream_id, "type": event.type.value, "task_id": event.task_id, "pod_count": event.pod_count,
-        "digest": "", "event": event.encode(), "raw": raw, "common": common_json(event), "state": "running",
-        "owner": task.owner, "tenure": task.owner.rpartition("/")[2], "tries": 0, "cancels": task.cancels,
+        "digest": "", "event": event.encode(), "raw": raw, "common": encode_common_fields(event), "state": "running",
+        "owner": task.owner, "tenure": task.owner.rpartition("/")[2], "tries": 0, "cancels": task.cancel_count,
         "done": len(outcomes),
     }  # fmt: skip
     if task.received_at:
@@ -192,14 +192,14 @@ def encode_task(task: OpenTask) -> dict[str, str | int]:
 
 
 def _encode_worker(worker: StoredWorker, fields: dict[str, str | int]) -> None:
-    attempt, termination, outcome, spared = worker_fields(worker.index)
+    attempt, termination, outcome, spared = worker_field_names(worker.index)
     if worker.attempt:
-        flag = ":r" if worker.refused else ":s" if worker.seen else ""
+        flag = ":r" if worker.create_refused else ":s" if worker.pod_was_seen else ""
         fields[attempt] = f"{worker.attempt}:{worker.infra_used}{flag}"
     if worker.termination is not None:
         fields[termination] = encode_termination(worker.termination)
-    if worker.spared:
-        fields[spared] = " ".join(worker.spared)
+    if worker.spared_by:
+        fields[spared] = " ".join(worker.spared_by)
     if worker.outcome:
         fields[outcome] = worker.outcome
         ended = {"outcome": worker.outcome, "reason": worker.reason, "attempt": worker.attempt}
@@ -211,7 +211,7 @@ def _tally(outcome: str) -> str:
     return outcome if outcome in ("succeeded", "cancelled") else "failed"
 
 
-def dead_letter_of(reply: Sequence[bytes], event_id: str, task_id: str) -> BadEvent | None:
+def decode_dead_letter(reply: Sequence[bytes], event_id: str, task_id: str) -> BadEvent | None:
     """The dead letter that a script says it has written; None if it has written none."""
     if reply[0] != b"dead":
         return None
@@ -237,18 +237,18 @@ class WorkerState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskState:
-    """A task hash. `type` is empty for an event that was refused, `pod_count` 0 for a scale_down of a whole task."""
+    """A task hash. `event_type` is empty for a refused event, `pod_count` 0 for a scale_down of a whole task."""
 
     event_id: str
     stream_id: str
     digest: str
-    type: str
+    event_type: str
     task_id: str
     state: str
     pod_count: int
     received_at: str
     owner: str
-    why: str
+    wait_reason: str
     next_at: str
     succeeded: int
     failed: int
@@ -261,10 +261,10 @@ class TaskState:
         """Whether nothing happens to it any more."""
         return self.state == "finished"
 
-    def tally(self) -> dict[str, int]:
+    def count_workers(self) -> dict[str, int]:
         """How many workers are in each state, or have each outcome; one of which nothing is stored is waiting."""
         count = Counter(worker.outcome or worker.state for worker in self.workers.values())
-        if self.type == "scale_up" and (unknown := self.pod_count - len(self.workers)) > 0:
+        if self.event_type == "scale_up" and (unknown := self.pod_count - len(self.workers)) > 0:
             count["waiting"] += unknown
         return dict(count)
 
@@ -278,13 +278,13 @@ def decode_state(event_id: str, raw: Mapping[bytes, bytes]) -> TaskState:
         event_id=event_id,
         stream_id=fields.get("sid", ""),
         digest=fields.get("digest", ""),
-        type=fields.get("type", ""),
+        event_type=fields.get("type", ""),
         task_id=fields.get("task_id", ""),
         state=fields.get("state", ""),
         pod_count=_number(fields.get("pod_count")),
         received_at=fields.get("received_at", ""),
         owner=fields.get("owner", ""),
-        why=fields.get("why", ""),
+        wait_reason=fields.get("why", ""),
         next_at=fields.get("next_at", ""),
         succeeded=_number(fields.get("succeeded")),
         failed=_number(fields.get("failed")),

@@ -25,13 +25,13 @@ from ottoscaler.settings import WebSettings
 #: Connections at once, so threads.
 CONNECTIONS: Final = 16
 #: Longest wait for the next byte, and longest life of a connection, seconds.
-SILENCE_S: Final = 5.0
-LIFE_S: Final = 10.0
+READ_TIMEOUT_S: Final = 5.0
+MAX_CONNECTION_AGE_S: Final = 10.0
 #: How often the end is looked for, seconds.
 TICK_S: Final = 0.25
 TEXT: Final = "text/plain; charset=utf-8"
 #: All addresses of the machine, IPv4 and IPv6.
-EVERYWHERE: Final = "::"
+ALL_ADDRESSES: Final = "::"
 #: What bind answers where there is an address of this kind, and we cannot have the port: another kind is no way out.
 _TAKEN: Final = (errno.EADDRINUSE, errno.EACCES)
 #: Bodies of requests that we refuse are read so far, so that the client sees our answer and not a broken connection.
@@ -41,7 +41,7 @@ _log = logs.get(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class WebResponse:
     """An answer."""
 
     body: bytes
@@ -49,17 +49,17 @@ class Page:
     content_type: str = TEXT
 
 
-def verdict(troubles: Sequence[str]) -> Page:
+def probe_response(troubles: Sequence[str]) -> WebResponse:
     """A probe's answer: `ok`, or 503 with one line for each thing that is wrong."""
     if not troubles:
-        return Page(b"ok\n")
-    return Page("".join(f"{line}\n" for line in troubles).encode(), 503)
+        return WebResponse(b"ok\n")
+    return WebResponse("".join(f"{line}\n" for line in troubles).encode(), 503)
 
 
-class Web:
+class WebServer:
     """Serves pages. `run` is the body of one thread; `close` ends it; both are called once."""
 
-    def __init__(self, settings: WebSettings, pages: Mapping[str, Callable[[], Page]]) -> None:
+    def __init__(self, settings: WebSettings, pages: Mapping[str, Callable[[], WebResponse]]) -> None:
         """Bind the port. Arguments: where, and what is to be found at which path. Raises ConfigError if it cannot.
 
         `::` is all addresses of both families; where the machine has no IPv6, those of IPv4.
@@ -88,7 +88,7 @@ class Web:
         self._closing.set()
 
 
-def _bound(address: str, port: int, pages: Mapping[str, Callable[[], Page]]) -> _Server:
+def _bound(address: str, port: int, pages: Mapping[str, Callable[[], WebResponse]]) -> _Server:
     """Bound to the first address of this name that the machine has. Raises OSError."""
     failed: OSError | None = None
     for family, found in _candidates(address, port):
@@ -102,7 +102,7 @@ def _bound(address: str, port: int, pages: Mapping[str, Callable[[], Page]]) -> 
 
 
 def _candidates(address: str, port: int) -> list[tuple[socket.AddressFamily, str]]:
-    if address == EVERYWHERE:
+    if address == ALL_ADDRESSES:
         return [(socket.AF_INET6, address), (socket.AF_INET, "0.0.0.0")]  # the latter is the same, where IPv6 is off
     found = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)
     return [
@@ -120,7 +120,7 @@ class _Server(ThreadingHTTPServer):
     timeout = TICK_S
 
     def __init__(
-        self, family: socket.AddressFamily, address: str, port: int, pages: Mapping[str, Callable[[], Page]]
+        self, family: socket.AddressFamily, address: str, port: int, pages: Mapping[str, Callable[[], WebResponse]]
     ) -> None:
         self.pages = pages
         self.address_family = family
@@ -133,7 +133,7 @@ class _Server(ThreadingHTTPServer):
     def server_bind(self) -> None:
         """As the plain TCP server does: HTTPServer would ask the DNS for our name."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if self.server_address[0] == EVERYWHERE:  # IPv4 clients too, whatever net.ipv6.bindv6only says
+        if self.server_address[0] == ALL_ADDRESSES:  # IPv4 clients too, whatever net.ipv6.bindv6only says
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
@@ -147,7 +147,7 @@ class _Server(ThreadingHTTPServer):
                 self.shutdown_request(request)
                 return
         with self._lock:
-            self._open[request] = time.monotonic() + LIFE_S
+            self._open[request] = time.monotonic() + MAX_CONNECTION_AGE_S
         try:
             super().process_request(request, client_address)
         except RuntimeError as error:
@@ -196,29 +196,29 @@ class _Server(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    timeout = SILENCE_S
+    timeout = READ_TIMEOUT_S
     server: _Server
 
     def do_GET(self) -> None:
         """The page, or that there is none."""
         look = self.server.pages.get(self.path.partition("?")[0])
-        self._send(Page(b"not found\n", 404) if look is None else look())
+        self._send(WebResponse(b"not found\n", 404) if look is None else look())
 
     do_HEAD = do_GET
 
     def _refuse(self) -> None:
         length = self.headers.get("Content-Length") or ""
         self.rfile.read(min(int(length), _BODY_BYTES) if length.isdigit() else 0)
-        self._send(Page(b"only GET and HEAD\n", 405))
+        self._send(WebResponse(b"only GET and HEAD\n", 405))
 
     do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_TRACE = do_CONNECT = _refuse
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """What the standard library refuses by itself, in our own form: a method of no known name, a broken request."""
         status = 405 if code == 501 else code
-        self._send(Page(f"{message or 'bad request'}\n".encode("ascii", "replace"), status))
+        self._send(WebResponse(f"{message or 'bad request'}\n".encode("ascii", "replace"), status))
 
-    def _send(self, page: Page) -> None:
+    def _send(self, page: WebResponse) -> None:
         self.send_response(page.status)
         self.send_header("Content-Type", page.content_type)
         self.send_header("Content-Length", str(len(page.body)))

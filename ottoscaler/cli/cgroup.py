@@ -30,7 +30,7 @@ def pids_limit(own: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/f
     return min(found, default=None)
 
 
-def advice(max_workers: int, limit: PidsLimit | None) -> str:
+def pids_limit_warning(max_workers: int, limit: PidsLimit | None) -> str:
     """A warning if the limit is too low for this number of workers; otherwise empty."""
     needed = max_workers + OTHER_THREADS
     if limit is None or needed <= limit.value:

@@ -21,21 +21,21 @@ def load(environ: Mapping[str, str]) -> Settings:
     return Settings.load({**environ, "KUBECONFIG": ""}, socket.gethostname(), None)
 
 
-def used(*more: str) -> Settings:
+def load_checked(*more: str) -> Settings:
     """The configuration of a command that only needs Redis, and these variables besides: a fault of any other variable,
     which the controller may have on this machine, is no reason to refuse. Raises ConfigError.
 
     A variable that is nearly one of ours is named on standard error.
     """
     settings = Settings.load(os.environ, socket.gethostname(), None, used=REDIS_ONLY | set(more))
-    for sentence in settings.nearly:
+    for sentence in settings.misspelled_variables:
         print(f"warning: {sentence}", file=sys.stderr)
     return settings
 
 
-def reader(settings: Settings | None = None) -> AbstractContextManager[StatusReader]:
+def open_reader(settings: Settings | None = None) -> AbstractContextManager[StatusReader]:
     """The reader of the Redis that the environment names, closed at the end. Raises ConfigError."""
-    settings = settings or used()
+    settings = settings or load_checked()
     return closing(StatusReader(settings.redis, settings.keys))
 
 

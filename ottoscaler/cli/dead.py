@@ -12,12 +12,19 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
-from ottoscaler.adapters.dead import DeadLetters, Letter, NotRedrivable, RequestOutcome, canonical, redrive_id
-from ottoscaler.cli.connection import dead_letters, used
-from ottoscaler.cli.send import LIMITS, fields_of, to_be_sent
+from ottoscaler.adapters.dead import (
+    DeadLetterOutcome,
+    DeadLetters,
+    NotRedrivable,
+    StoredDeadLetter,
+    canonical_entry_id,
+    redrive_id,
+)
+from ottoscaler.cli.connection import dead_letters, load_checked
+from ottoscaler.cli.send import LIMIT_VARIABLES, check_event, fields_of
 from ottoscaler.cli.table import console, count_text, grid, printable
 from ottoscaler.core.events import MAX_FIELDS
-from ottoscaler.core.nesting import MAX_LEVELS, levels
+from ottoscaler.core.nesting import MAX_JSON_DEPTH, json_depth
 from ottoscaler.errors import OttoscalerError
 from ottoscaler.settings import Settings
 
@@ -26,18 +33,18 @@ _ROWS: Final = 40
 _HEADINGS: Final = ("id", "reason", "event", "at", "sent again as", "detail")
 
 
-class NoSuchLetter(OttoscalerError):
+class NoSuchDeadLetter(OttoscalerError):
     """There is no dead letter of that id."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Do what the first argument says. Returns 0; 1 if `redrive` refuses what the controller would refuse.
 
-    Raises ConfigError, StreamUnavailable, NoSuchLetter, NotRedrivable; SystemExit (2) for wrong arguments.
+    Raises ConfigError, RedisUnavailable, NoSuchDeadLetter, NotRedrivable; SystemExit (2) for wrong arguments.
     """
     parser = _parser()
     options = parser.parse_args(arguments)
-    settings = used(*(LIMITS if options.action == "redrive" else ()))
+    settings = load_checked(*(LIMIT_VARIABLES if options.action == "redrive" else ()))
     with dead_letters(settings) as opened:
         match options.action:
             case "list":
@@ -84,16 +91,16 @@ def _count(text: str) -> int:
 
 
 def _id(text: str) -> str:
-    dead_id = canonical(text)
+    dead_id = canonical_entry_id(text)
     if dead_id is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no id of a dead letter; those look like 1714557600000-0")
     return dead_id
 
 
-def _found(opened: DeadLetters, dead_id: str) -> Letter:
+def _found(opened: DeadLetters, dead_id: str) -> StoredDeadLetter:
     letter = opened.find(dead_id)
     if letter is None:
-        raise NoSuchLetter(_unknown(dead_id))
+        raise NoSuchDeadLetter(_unknown(dead_id))
     return letter
 
 
@@ -118,16 +125,16 @@ def _list(opened: DeadLetters, count: int, as_json: bool) -> None:
         print(f"and {count_text(more, 'older one')} (--count)")
 
 
-def _row(letter: Letter) -> tuple[str, ...]:
-    return letter.id, letter.reason, letter.event_id, letter.at, letter.redriven, letter.detail
+def _row(letter: StoredDeadLetter) -> tuple[str, ...]:
+    return letter.id, letter.reason, letter.event_id, letter.at, letter.redriven_as, letter.detail
 
 
-def _line(letter: Letter) -> str:
-    again = f" (sent again as {letter.redriven})" if letter.redriven else ""
+def _line(letter: StoredDeadLetter) -> str:
+    again = f" (sent again as {letter.redriven_as})" if letter.redriven_as else ""
     return printable(f"{letter.id}: {letter.reason}, event {letter.event_id or '-'}: {letter.detail}{again}")
 
 
-def _show(letter: Letter, as_json: bool) -> None:
+def _show(letter: StoredDeadLetter, as_json: bool) -> None:
     if as_json:
         print(json.dumps(_json(letter)))
         return
@@ -138,10 +145,10 @@ def _show(letter: Letter, as_json: bool) -> None:
     print(*(f"  {line}" for line in _event_lines(letter)), sep="\n")
 
 
-def _event_lines(letter: Letter) -> list[str]:
+def _event_lines(letter: StoredDeadLetter) -> list[str]:
     """A field a line. What is not UTF-8 or was cut shows as it stands there."""
     try:
-        kept = json.loads(letter.event) if levels(letter.event) <= MAX_LEVELS else None
+        kept = json.loads(letter.event) if json_depth(letter.event) <= MAX_JSON_DEPTH else None
     except ValueError:
         return [printable(letter.event)]
     if not isinstance(kept, dict):
@@ -153,7 +160,7 @@ def _event_lines(letter: Letter) -> list[str]:
     return [*lines, "(cut: the rest was above 1 MiB)"] if cut else lines
 
 
-def _json(letter: Letter) -> dict[str, Any]:
+def _json(letter: StoredDeadLetter) -> dict[str, Any]:
     return {
         "id": letter.id,
         "dead_reason": letter.reason,
@@ -163,7 +170,7 @@ def _json(letter: Letter) -> dict[str, Any]:
         "group": letter.group,
         "attempts": letter.attempts,
         "at": letter.at,
-        "redriven": letter.redriven,
+        "redriven": letter.redriven_as,
         "event": letter.event,
     }
 
@@ -180,17 +187,17 @@ def _redrive(
     _check_names(parser, set(changes), left_out)
     letter = _found(opened, options.id)
     # an earlier redrive is reported before any fault of this one
-    if not letter.redriven:
+    if not letter.redriven_as:
         opened.check_group(letter)
-    fields = {} if letter.redriven else _changed(letter, changes, left_out)
+    fields = {} if letter.redriven_as else _changed(letter, changes, left_out)
     whole = {**fields, b"event_id": redrive_id(letter.id).encode()}
-    if not letter.redriven and not to_be_sent(whole, settings, force=options.force):
+    if not letter.redriven_as and not check_event(whole, settings, force=options.force):
         return 1
     became, sent = opened.redrive(letter.id, fields)
-    if became is RequestOutcome.GONE:
-        raise NoSuchLetter(_unknown(letter.id))
+    if became is DeadLetterOutcome.GONE:
+        raise NoSuchDeadLetter(_unknown(letter.id))
     print(sent, flush=True)
-    if became is RequestOutcome.KNOWN:
+    if became is DeadLetterOutcome.KNOWN:
         print(f"Dead letter {letter.id} was sent again before, as {sent}: nothing was changed", file=sys.stderr)
     return 0
 
@@ -202,7 +209,7 @@ def _check_names(parser: argparse.ArgumentParser, changed: set[bytes], left_out:
         parser.error(f"{name.decode()} is changed and left out at the same time")
 
 
-def _changed(letter: Letter, changes: dict[bytes, bytes], left_out: set[bytes]) -> dict[bytes, bytes]:
+def _changed(letter: StoredDeadLetter, changes: dict[bytes, bytes], left_out: set[bytes]) -> dict[bytes, bytes]:
     fields = letter.fields()
     for name in sorted(left_out - fields.keys()):
         raise NotRedrivable(printable(f"Dead letter {letter.id} has no field {name.decode()} that could be left out"))
@@ -216,6 +223,6 @@ def _changed(letter: Letter, changes: dict[bytes, bytes], left_out: set[bytes]) 
 
 
 def _purge(opened: DeadLetters, dead_id: str) -> None:
-    if opened.purge(dead_id) is RequestOutcome.GONE:
-        raise NoSuchLetter(_unknown(dead_id))
+    if opened.purge(dead_id) is DeadLetterOutcome.GONE:
+        raise NoSuchDeadLetter(_unknown(dead_id))
     print(f"Dead letter {dead_id} was taken away")

@@ -47,62 +47,62 @@ _KEPT_PREFIXES: Final = ("LC_", "PYTHON", "COVERAGE")
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
-    """One event and how it should end, in the words of `seen`. Immutable: any thread."""
+class DemoCase:
+    """One event and how it should end, in the words of `describe_outcome`. Immutable: any thread."""
 
     title: str
     expected: str
     fields: Mapping[str, str]
-    after_running: str = ""
+    send_after_task: str = ""
     """Send it only when all workers of that task run."""
 
 
 CASES: Final = (
-    Case(
+    DemoCase(
         "task of 3 workers",
         "3 Completed",
         {"type": "scale_up", "pod_count": "3", "task_id": "demo-three"},
     ),
-    Case(
+    DemoCase(
         "task with a failing worker",
         "2 Completed, 1 Error",
         {"type": "scale_up", "pod_count": "3", "task_id": "demo-failing", "demo": "fail"},
     ),
-    Case(
+    DemoCase(
         "bad event: pod_count=lots",
         "dead letter: Invalid",
         {"type": "scale_up", "pod_count": "lots", "task_id": "demo-bad"},
     ),
-    Case(
+    DemoCase(
         "task with a concurrency_key",
         "1 Completed",
         {"type": "scale_up", "task_id": "demo-first", "concurrency_key": "demo"},
     ),
-    Case(
+    DemoCase(
         "next of its key: waits for it",
         "1 Completed",
         {"type": "scale_up", "task_id": "demo-second", "concurrency_key": "demo"},
     ),
-    Case(
+    DemoCase(
         "override: a command",
         "1 Completed",
         {"type": "scale_up", "task_id": "demo-command", "command": '["/bin/sh", "-c", "echo mine"]'},
     ),
-    Case(
+    DemoCase(
         "refused override: LD_PRELOAD",
         "dead letter: NotAllowed",
         {"type": "scale_up", "task_id": "demo-hostile", "env": '{"LD_PRELOAD": "x.so"}'},
     ),
-    Case(
+    DemoCase(
         "long task, scaled down",
         "2 ScaledDown",
         {"type": "scale_up", "pod_count": "2", "task_id": _LONG, "demo": "long"},
     ),
-    Case(
+    DemoCase(
         "scale_down of the long task",
         "2 workers ended",
         {"type": "scale_down", "task_id": _LONG},
-        after_running=_LONG,
+        send_after_task=_LONG,
     ),
 )
 
@@ -111,7 +111,7 @@ CASES: Final = (
 class _Run:
     """One event on its way. Used by the main thread only."""
 
-    case: Case
+    case: DemoCase
     follower: Follower
     sent_at: float | None = None
     took_s: float | None = None
@@ -132,11 +132,11 @@ class _Run:
     def running(self) -> bool:
         """Whether all of its workers run."""
         task = self.progress.task
-        return task is not None and task.tally() == {"running": task.pod_count}
+        return task is not None and task.count_workers() == {"running": task.pod_count}
 
     @property
     def as_expected(self) -> bool:
-        return seen(self.progress) == self.case.expected
+        return describe_outcome(self.progress) == self.case.expected
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -213,18 +213,18 @@ def _follow(screen: Console, system: LocalSystem, runs: Sequence[_Run], *, deadl
 def _send_due(runs: Sequence[_Run]) -> None:
     running = {run.case.fields["task_id"] for run in runs if run.running}
     for run in runs:
-        if run.sent_at is None and (not run.case.after_running or run.case.after_running in running):
+        if run.sent_at is None and (not run.case.send_after_task or run.case.send_after_task in running):
             run.send()
 
 
-def seen(progress: EventProgress) -> str:
-    """How an event ended, in the words of `Case.expected`: reasons and how many workers each has."""
+def describe_outcome(progress: EventProgress) -> str:
+    """How an event ended, in the words of `DemoCase.expected`: reasons and how many workers each has."""
     task = progress.task
-    if progress.dead is not None:
-        return f"dead letter: {progress.dead.reason}"
+    if progress.dead_letter is not None:
+        return f"dead letter: {progress.dead_letter.reason}"
     if task is None or not task.finished:
         return ""
-    if task.type == "scale_down":
+    if task.event_type == "scale_down":
         return f"{count_text(len(task.victims), 'worker')} ended" if progress.succeeded else "failed"
     reasons = [worker.reason for worker in task.workers.values()]
     return ", ".join(f"{reasons.count(reason)} {reason}" for reason in sorted(set(reasons)))
@@ -233,16 +233,20 @@ def seen(progress: EventProgress) -> str:
 def _seen(run: _Run) -> str:
     if run.sent_at is None:
         return "not sent"
-    return seen(run.progress) or progress_text(run.progress.task)
+    return describe_outcome(run.progress) or progress_text(run.progress.task)
 
 
 def _details(run: _Run) -> str:
-    if run.progress.dead is not None:
-        return run.progress.dead.detail
+    if run.progress.dead_letter is not None:
+        return run.progress.dead_letter.detail
     task = run.progress.task
     if task is None:
         return ""
-    return "\n".join(task.victims) if task.type == "scale_down" else "\n".join(map(worker_text, task.workers.values()))
+    return (
+        "\n".join(task.victims)
+        if task.event_type == "scale_down"
+        else "\n".join(map(worker_text, task.workers.values()))
+    )
 
 
 def _took(run: _Run) -> str:

@@ -24,7 +24,9 @@ _LOOK_S: Final = 0.2
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run until SIGINT or SIGTERM (0), or until the controller ends by itself (1). Raises ConfigError, LocalError."""
+    """Run until SIGINT or SIGTERM (0), or until the controller ends by itself (1). Raises ConfigError,
+    LocalSystemError.
+    """
     parser = _parser()
     options = parser.parse_args(arguments)
     binary = _binary(parser, options.redis_server)
@@ -80,7 +82,7 @@ def _introduction(system: LocalSystem, *, kept: Path | None) -> str:
     settings = system.settings
     server, stream, web = settings.redis, settings.keys.stream, settings.web
     host = f"[{web.address}]" if ":" in web.address else web.address
-    prefix = system.redis_prefix()
+    prefix = system.shell_prefix()
     ours = " ".join(filter(None, [prefix, interpreter(), shlex.quote(_near(SCRIPT))]))
     lines = [
         f"Redis            {server.host}:{server.port}",

@@ -25,7 +25,9 @@ EXIT_USAGE: Final = 2
 #: 128 + SIGINT, as shells report it.
 EXIT_INTERRUPTED: Final = 130
 
-_NOT_HERE: Final = "This image does not have the command '{name}': it needs a checkout, where 'make {name}' runs it."
+_NOT_IN_IMAGE: Final = (
+    "This image does not have the command '{name}': it needs a checkout, where 'make {name}' runs it."
+)
 
 
 class Command(NamedTuple):
@@ -108,7 +110,7 @@ def _dispatch(arguments: list[str]) -> int:
         print(_unknown(name), file=sys.stderr)
         return EXIT_USAGE
     if not _is_here(command):
-        print(_NOT_HERE.format(name=name), file=sys.stderr)
+        print(_NOT_IN_IMAGE.format(name=name), file=sys.stderr)
         return EXIT_USAGE
     # Imported by name and only when asked for: `send` and `status` must not pay for the Kubernetes client of `run`.
     module = importlib.import_module(command.module)

@@ -20,7 +20,7 @@ from ottoscaler.cli.run import own_namespace
 from ottoscaler.cli.send import fields_of
 from ottoscaler.cli.table import printable
 from ottoscaler.core.events import BadEvent, EventType, ScaleEvent, parse
-from ottoscaler.core.manifest import WorkerKey, build, event_hash
+from ottoscaler.core.manifest import AttemptKey, build_pod, event_hash
 from ottoscaler.core.origins import origins
 from ottoscaler.errors import ClusterRejected
 from ottoscaler.settings import Settings
@@ -78,8 +78,8 @@ def _bodies(event: ScaleEvent, settings: Settings, count: int) -> Iterator[bytes
     """The requests that would create the first pods."""
     known, text = event_hash(settings.instance, event.event_id), event.encode()
     for index in range(1, count + 1):
-        key, namespace = WorkerKey(known, index, 1), settings.kube.namespace
-        yield build(settings.worker, event, key, event_json=text, instance=settings.instance, namespace=namespace)
+        key, namespace = AttemptKey(known, index, 1), settings.kube.namespace
+        yield build_pod(settings.worker, event, key, event_json=text, instance=settings.instance, namespace=namespace)
 
 
 def _ask_server(body: bytes, settings: Settings) -> int:

@@ -21,32 +21,32 @@ from typing import Final, NamedTuple
 STACK_BYTES: Final = 512 * 1024
 #: The garbage collector looks for cycles after this many new objects, and hardly any are made here. By default it looks
 #: after 700: measured, 5 % of all CPU at 1,000 live pods, most of it for looking through the libraries again.
-YOUNG_OBJECTS: Final = 10_000
+GC_THRESHOLD: Final = 10_000
 #: https://man7.org/linux/man-pages/man2/PR_FUTEX_HASH.2const.html
 _PR_FUTEX_HASH: Final = 78
 _PR_FUTEX_HASH_SET_SLOTS: Final = 1
 #: How often the kernel's figures are looked at, seconds, and at how many threads, the oldest first: our loops are.
 LOOK_EVERY_S: Final = 1.0
-LOOK_AT: Final = 32
+SAMPLED_THREADS: Final = 32
 #: What part of the time counts: of waiting for a CPU, and of others on it.
-COSTS: Final = 0.1
+SIGNIFICANT_SHARE: Final = 0.1
 #: CPUs that are busier than another by less than this part of the time are as good as that one.
-ALIKE: Final = 0.1
+SIMILAR_LOAD_SHARE: Final = 0.1
 #: After our threads have waited, how long they may run everywhere, seconds: doubled each time.
 FIRST_PAUSE_S: Final = 10.0
 MAX_PAUSE_S: Final = 300.0
 
 
-def prepare(max_workers: int) -> None:
+def tune_process(max_workers: int) -> None:
     """Once, when all is imported and before the first thread starts. Argument: how many workers there may be."""
     threading.stack_size(STACK_BYTES)
     gc.freeze()
-    gc.set_threshold(YOUNG_OBJECTS)
+    gc.set_threshold(GC_THRESHOLD)
     if sys.platform == "linux":
-        _spread_waiters(max_workers)
+        _size_futex_table(max_workers)
 
 
-def _spread_waiters(max_workers: int) -> None:
+def _size_futex_table(max_workers: int) -> None:
     """Give the kernel's table of waiting threads a place for each of ours.
 
     Since Linux 6.16 each process has a table of its own, by the number of cores and not of threads: with two cores it
@@ -57,7 +57,7 @@ def _spread_waiters(max_workers: int) -> None:
     ctypes.CDLL(None).prctl(_PR_FUTEX_HASH, _PR_FUTEX_HASH_SET_SLOTS, slots, 0, 0)
 
 
-class OneCpu:
+class CpuPinning:
     """Keeps all threads on one CPU for as long as that costs nothing. `run` is the body of one thread.
 
     Python runs one thread at a time. With two CPUs, a thread that comes back from a system call finds the interpreter
@@ -72,7 +72,7 @@ class OneCpu:
         self._proc = proc
         self._all = _own_cpus()
         self._set = self._all
-        self._before: Figures | None = None
+        self._before: CpuSample | None = None
         self._try_at = 0.0
         self._pause_s = FIRST_PAUSE_S
 
@@ -87,9 +87,9 @@ class OneCpu:
         """Look, and move if need be; False for no more: no figures, no right to move, or the CPUs were chosen from
         outside.
         """
-        after = figures(self._proc)
+        after = read_cpu_sample(self._proc)
         if after is None:
-            self._move(self._all)
+            self._pin_threads(self._all)
             return False
         before, self._before = self._before, after
         if before is None:
@@ -98,12 +98,12 @@ class OneCpu:
             if after.contended(before, *self._set):
                 self._try_at = after.at + self._pause_s * random.uniform(1, 2)  # two that let go meet again otherwise
                 self._pause_s = min(2 * self._pause_s, MAX_PAUSE_S)
-                return self._move(self._all)
+                return self._pin_threads(self._all)
         elif after.at >= self._try_at and (free := after.free(before, self._all)):
-            return self._move({random.choice(free)})
+            return self._pin_threads({random.choice(free)})
         return True
 
-    def _move(self, cpus: Collection[int]) -> bool:
+    def _pin_threads(self, cpus: Collection[int]) -> bool:
         """All threads there are, and so all that they will start. False if we may not, or the CPUs were chosen from
         outside.
         """
@@ -135,7 +135,7 @@ def _own_cpus() -> frozenset[int]:
     return frozenset()
 
 
-class Figures(NamedTuple):
+class CpuSample(NamedTuple):
     """What the kernel says of the CPUs and of us, in seconds since some time in the past."""
 
     at: float
@@ -146,32 +146,32 @@ class Figures(NamedTuple):
     threads: Mapping[int, tuple[float, float]]
     """Of some of our threads: how long it ran, and how long it could have run and waited for a CPU."""
 
-    def contended(self, before: Figures, cpu: int) -> bool:
+    def contended(self, before: CpuSample, cpu: int) -> bool:
         """Do our threads, which may run on this CPU only, wait for others there?
 
         Both are needed: threads of ours also wait for each other, and others may run while we have nothing to do.
         """
         own = self.own - before.own
         others = self._busy(before, cpu) - own
-        least = COSTS * (self.at - before.at)
+        least = SIGNIFICANT_SHARE * (self.at - before.at)
         return others > least and self._waited(before, own) > least
 
-    def free(self, before: Figures, cpus: Collection[int]) -> list[int]:
+    def free(self, before: CpuSample, cpus: Collection[int]) -> list[int]:
         """The CPUs on which we would be nearly alone, all about equally good; none while our threads wait for CPUs.
 
         We have run on one of them: that much of its load may have been ours.
         """
         lasted, own = self.at - before.at, self.own - before.own
         busy = {cpu: self._busy(before, cpu) for cpu in cpus if cpu in self.busy and cpu in before.busy}
-        if not busy or self._waited(before, own) > COSTS * lasted:
+        if not busy or self._waited(before, own) > SIGNIFICANT_SHARE * lasted:
             return []
-        bound = min(min(busy.values()), own) + ALIKE * lasted
+        bound = min(min(busy.values()), own) + SIMILAR_LOAD_SHARE * lasted
         return [cpu for cpu, used in busy.items() if used <= bound]
 
-    def _busy(self, before: Figures, cpu: int) -> float:
+    def _busy(self, before: CpuSample, cpu: int) -> float:
         return self.busy.get(cpu, 0.0) - before.busy.get(cpu, 0.0)
 
-    def _waited(self, before: Figures, own: float) -> float:
+    def _waited(self, before: CpuSample, own: float) -> float:
         """How long all of our threads together waited: as the ones did that were looked at, by what they ran."""
         both = [(now, before.threads[thread]) for thread, now in self.threads.items() if thread in before.threads]
         ran = sum(now[0] - then[0] for now, then in both)
@@ -179,7 +179,7 @@ class Figures(NamedTuple):
         return waited * max(own / ran, 1.0) if ran > 0 else waited
 
 
-def figures(proc: Path) -> Figures | None:
+def read_cpu_sample(proc: Path) -> CpuSample | None:
     """The kernel's figures of now; None where it does not give them.
 
     Sources: https://man7.org/linux/man-pages/man5/proc_stat.5.html and
@@ -187,7 +187,7 @@ def figures(proc: Path) -> Figures | None:
     """
     threads: dict[int, tuple[float, float]] = {}
     try:
-        for thread in itertools.islice(threading.enumerate(), LOOK_AT):
+        for thread in itertools.islice(threading.enumerate(), SAMPLED_THREADS):
             if thread.native_id is not None:
                 with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
                     text = (proc / "self" / "task" / str(thread.native_id) / "schedstat").read_text("ascii")
@@ -199,7 +199,7 @@ def figures(proc: Path) -> Figures | None:
         return None
     if not threads or not any(busy.values()):
         return None
-    return Figures(time.monotonic(), busy, time.process_time(), threads)
+    return CpuSample(time.monotonic(), busy, time.process_time(), threads)
 
 
 def _busy_s(line: str) -> tuple[int, float]:

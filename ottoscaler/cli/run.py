@@ -21,32 +21,32 @@ from typing import Any
 
 from ottoscaler import __version__, logs
 from ottoscaler.adapters.cluster import KubeCluster
-from ottoscaler.adapters.kubeconfig import origin
+from ottoscaler.adapters.kubeconfig import describe_access
+from ottoscaler.adapters.redis_backend import RedisBackend
 from ottoscaler.adapters.redis_calls import RedisCalls
 from ottoscaler.adapters.redis_client import address
-from ottoscaler.adapters.stream import RedisStream
-from ottoscaler.adapters.web import Page, Web, verdict
+from ottoscaler.adapters.web import WebResponse, WebServer, probe_response
 from ottoscaler.cli import cgroup, process
 from ottoscaler.cli.rules import rules_of
 from ottoscaler.cli.signals import Signals
 from ottoscaler.clock import SystemClock
 from ottoscaler.errors import ConfigError, Stopping, Unavailable
-from ottoscaler.flow.control import Control
+from ottoscaler.flow.control import ScaleDownProcessor
 from ottoscaler.flow.dispatch import Dispatcher
-from ottoscaler.flow.ender import Ender
 from ottoscaler.flow.health import Health
 from ottoscaler.flow.heartbeat import KUBERNETES, REDIS, Heartbeat
-from ottoscaler.flow.inbox import Inbox
-from ottoscaler.flow.intake import Intake, Reader
-from ottoscaler.flow.lease import Lease
+from ottoscaler.flow.inbox import ScaleDownInbox
+from ottoscaler.flow.intake import Intake, StreamReader
+from ottoscaler.flow.lease import LeaseKeeper
 from ottoscaler.flow.ledger import Ledger
+from ottoscaler.flow.pod_terminator import PodTerminator
 from ottoscaler.flow.reconciler import Reconciler
-from ottoscaler.flow.registry import Registry
-from ottoscaler.flow.scale_down import ScaleDowns
-from ottoscaler.flow.stop import Stop
+from ottoscaler.flow.registry import PodRegistry
+from ottoscaler.flow.scale_down import ScaleDownSteps
+from ottoscaler.flow.stop import StopSignal
 from ottoscaler.flow.takeover import TakeOver
-from ottoscaler.flow.watch import Watch
-from ottoscaler.flow.worker import Runner
+from ottoscaler.flow.watch import PodWatcher
+from ottoscaler.flow.worker import WorkerRunner
 from ottoscaler.metrics import CONTENT_TYPE, Metrics
 from ottoscaler.retries import Retries
 from ottoscaler.settings import Settings
@@ -73,7 +73,7 @@ _log = logs.get(__name__)
 class Controller:
     """All objects and all threads. The main thread's own."""
 
-    def __init__(self, settings: Settings, stop: Stop) -> None:
+    def __init__(self, settings: Settings, stop: StopSignal) -> None:
         """Raises ConfigError if there is no way to a cluster, or for a policy that cannot be read."""
         self._settings = settings
         self._rules = rules_of(settings)  # before anything is opened: it may refuse the policy
@@ -82,7 +82,7 @@ class Controller:
         self._clock = clock = SystemClock()
         self._metrics, self._heartbeat = metrics, heartbeat = Metrics(), Heartbeat(clock)
         keys, flow, instance = settings.keys, settings.flow, settings.instance
-        stream = RedisStream(
+        stream = RedisBackend(
             RedisCalls(
                 settings.redis,
                 keys,
@@ -96,12 +96,12 @@ class Controller:
             settings.kube, instance=instance, count=metrics.kube_requests.inc,
             on_reply=partial(heartbeat.report_call, KUBERNETES), urgent=heartbeat.is_loop,
         )  # fmt: skip
-        registry = Registry(clock)
+        registry = PodRegistry(clock)
         ledger = Ledger(
             registry, clock, instance=instance, max_workers=flow.max_workers, read_ahead=flow.read_ahead,
             admit_max=flow.admit_max,
         )  # fmt: skip
-        metrics.show(live_pods=lambda: registry.owned_live, ready_workers=lambda: ledger.counts()[1])
+        metrics.register_gauges(live_pods=lambda: registry.owned_live, ready_workers=lambda: ledger.thread_counts()[1])
         retries = Retries(stop.event, metrics, heartbeat.report_failure)
         self._web = self._bind(Health(heartbeat, ledger, registry))
         self._stream, self._cluster, self._registry, self._retries = stream, cluster, registry, retries
@@ -113,17 +113,19 @@ class Controller:
         """What carries workers on."""
         shared: dict[str, Any] = {"stop": self._stop, "heartbeat": self._heartbeat, "clock": self._clock}
         cluster, registry, ledger = self._cluster, self._registry, self._ledger
-        self._inbox = Inbox()
-        runner = Runner(
+        self._inbox = ScaleDownInbox()
+        runner = WorkerRunner(
             attempts=self._stream, cluster=cluster, registry=registry, ledger=ledger, retries=self._retries,
             heartbeat=self._heartbeat, metrics=self._metrics, clock=self._clock, settings=self._settings,
         )  # fmt: skip
-        self._ender = Ender(cluster=cluster, registry=registry, ledger=ledger, runner=runner, **shared)
+        self._terminator = PodTerminator(cluster=cluster, registry=registry, ledger=ledger, runner=runner, **shared)
         self._dispatcher = Dispatcher(
-            ledger=ledger, runner=runner, ender=self._ender, inbox=self._inbox,
+            ledger=ledger, runner=runner, terminator=self._terminator, inbox=self._inbox,
             max_workers=self._settings.flow.max_workers, **shared,
         )  # fmt: skip
-        self._watch = Watch(cluster=cluster, registry=registry, retries=self._retries, metrics=self._metrics, **shared)
+        self._watch = PodWatcher(
+            cluster=cluster, registry=registry, retries=self._retries, metrics=self._metrics, **shared
+        )
 
     def _wire_lanes(self, lease_s: float) -> None:
         """What brings work and ends it: reader, control, lease, take-over, reconciler."""
@@ -135,27 +137,29 @@ class Controller:
             max_pods=self._settings.flow.max_pods_per_event,
             rules=self._rules,
         )  # fmt: skip
-        scale_downs = ScaleDowns(
-            scale_downs=stream, attempts=stream, registry=registry, ledger=ledger, ender=self._ender, clock=self._clock,
+        scale_downs = ScaleDownSteps(
+            scale_downs=stream, attempts=stream, registry=registry, ledger=ledger, terminator=self._terminator,
+            clock=self._clock,
             instance=self._settings.instance,
         )  # fmt: skip
-        self._control = control = Control(
+        self._control = control = ScaleDownProcessor(
             event_log=stream, registry=registry, ledger=ledger, inbox=inbox, intake=intake, scale_downs=scale_downs,
             retries=self._retries, lease_s=lease_s, **shared,
         )  # fmt: skip
-        self._reader = Reader(event_log=stream, intake=intake, ledger=ledger, retries=self._retries, **shared)
+        self._reader = StreamReader(event_log=stream, intake=intake, ledger=ledger, retries=self._retries, **shared)
         self._takeover = TakeOver(
             event_log=stream, leases=stream, attempts=stream, ledger=ledger, control=control, inbox=inbox,
             intake=intake, metrics=self._metrics,
             lease_s=lease_s, events_keep=keys.events_keep, **shared,
         )  # fmt: skip
-        self._lease = Lease(
+        self._lease = LeaseKeeper(
             event_log=stream, leases=stream, ledger=ledger, control=control, inbox=inbox, takeover=self._takeover,
             lease_s=lease_s,
             ttl_s=ttl_s, me=f"{keys.consumer}/{self._incarnation}", **shared,
         )  # fmt: skip
         self._reconciler = Reconciler(
-            leases=stream, cluster=self._cluster, registry=registry, dispatcher=self._dispatcher, ender=self._ender,
+            leases=stream, cluster=self._cluster, registry=registry, dispatcher=self._dispatcher,
+            terminator=self._terminator,
             lease_s=lease_s, ttl_s=ttl_s, **shared,
         )  # fmt: skip
 
@@ -192,31 +196,31 @@ class Controller:
         """
         _log.info(
             "controller.starting", "Ottoscaler %s: Redis %s, Kubernetes %s (%s), namespace %s",
-            __version__, address(self._settings.redis), self._cluster.address, origin(self._settings.kube),
+            __version__, address(self._settings.redis), self._cluster.address, describe_access(self._settings.kube),
             self._settings.kube.namespace,
             consumer=self._settings.keys.consumer, instance=self._settings.instance,
         )  # fmt: skip
-        if narrow := cgroup.advice(self._settings.flow.max_workers, cgroup.pids_limit()):
+        if narrow := cgroup.pids_limit_warning(self._settings.flow.max_workers, cgroup.pids_limit()):
             _log.warning("pids.advice", narrow)
-        for sentence in self._settings.nearly:
+        for sentence in self._settings.misspelled_variables:
             _log.warning("config.unknown", sentence)
-        for name in self._settings.not_yet:
+        for name in self._settings.unsupported_variables:
             _log.warning("config.not_yet", "%s is set and has no effect yet", name)
-        self._await_clear("Redis", "redis.refused", self._obstacles)
-        group, keys = self._retries.forever("reach Redis", self._stream.reserve), self._settings.keys
+        self._wait_until_no_problem("Redis", "redis.refused", self._key_problems)
+        group, keys = self._retries.retry_forever("reach Redis", self._stream.reserve_prefix), self._settings.keys
         if group != keys.group:
-            raise ConfigError((_not_ours(keys.prefix, group),))
-        self._retries.forever("reach Redis", self._stream.ensure_group)
-        for advice in self._retries.forever("look at Redis", self._stream.advice):
+            raise ConfigError((_other_group_error(keys.prefix, group),))
+        self._retries.retry_forever("reach Redis", self._stream.ensure_group)
+        for advice in self._retries.retry_forever("look at Redis", self._stream.server_warnings):
             _log.warning("redis.advice", advice)
-        self._await_clear("rights", "kubernetes.forbidden", self._missing_rights)
+        self._wait_until_no_problem("rights", "kubernetes.forbidden", self._missing_rights)
         self._check_cluster()
 
     def _check_cluster(self) -> None:
         """One queue belongs to one cluster and namespace: a replica that sees other pods takes every pod of the queue
         for lost, and starts everything again. Raises Stopping, and ConfigError if the queue is another cluster's.
         """
-        cluster = self._retries.forever("look which cluster this is", self._cluster.identity)
+        cluster = self._retries.retry_forever("look which cluster this is", self._cluster.cluster_id)
         if not cluster:
             name = self._settings.kube.namespace
             _log.warning(
@@ -225,18 +229,18 @@ class Controller:
                 "bind our user to a Role with that verb on namespaces", name,
             )  # fmt: skip
             return
-        held = self._retries.forever("reach Redis", lambda: self._stream.reserve_cluster(cluster))
+        held = self._retries.retry_forever("reach Redis", lambda: self._stream.bind_queue_to_cluster(cluster))
         if held != cluster:
-            raise ConfigError((_not_here(self._settings, self._cluster.address, cluster, held),))
+            raise ConfigError((_other_cluster_error(self._settings, self._cluster.address, cluster, held),))
 
-    def _obstacles(self) -> list[str]:
-        return list(self._retries.forever("reach Redis", self._stream.obstacles))
+    def _key_problems(self) -> list[str]:
+        return list(self._retries.retry_forever("reach Redis", self._stream.key_problems))
 
     def _missing_rights(self) -> list[str]:
-        missing = self._retries.forever("reach Kubernetes", self._cluster.missing_rights)
+        missing = self._retries.retry_forever("reach Kubernetes", self._cluster.missing_rights)
         return [f"the controller {sentence}" for sentence in missing]
 
-    def _await_clear(self, what: str, event: str, look: Callable[[], Sequence[str]]) -> None:
+    def _wait_until_no_problem(self, what: str, event: str, look: Callable[[], Sequence[str]]) -> None:
         """Look again until nothing is in the way, and log each sentence each time. Raises Stopping."""
         pause_s = 1.0
         while found := look():
@@ -248,7 +252,7 @@ class Controller:
             pause_s = min(pause_s * 2, MAX_PAUSE_S)
 
     def _start(self) -> None:
-        self._stop.spawn("cpu", partial(process.OneCpu().run, self._stop.wait))
+        self._stop.spawn("cpu", partial(process.CpuPinning().run, self._stop.wait))
         self._begin("watch", self._watch.run)
         self._begin("dispatch", self._dispatcher.run)
         # it shows the pods of all the workers that the lease thread resumes: otherwise each of them would ask for its
@@ -258,7 +262,7 @@ class Controller:
         self._begin("takeover", self._takeover.run)
         self._begin("control", self._control.run)
         self._begin("scale-down", self._control.carry_out)
-        self._begin("ender", self._ender.run)
+        self._begin("ender", self._terminator.run)
         self._begin("reader", self._reader.run)
         self._begin("reconciler", self._reconciler.run)
         self._heartbeat.set_phase("")
@@ -281,7 +285,7 @@ class Controller:
         _log.info("controller.stopping", "Stopping: %d worker pods run on", self._registry.owned_live)
         self._registry.close()
         self._dispatcher.close()
-        self._end_takers(deadline)
+        self._wait_for_takers(deadline)
         self._release(all_=False)
         busy = self._ledger.wait_idle(deadline - CLOSE_S)
         self._release(all_=True)
@@ -301,7 +305,7 @@ class Controller:
             )
         return bool(hung or busy)
 
-    def _end_takers(self, deadline: float) -> None:
+    def _wait_for_takers(self, deadline: float) -> None:
         """Wait until nothing more is read, accepted or taken over: what came later would wait for its lease to run out.
 
         The reads that block are ended, again and again, since one may begin between two looks. Where that is not
@@ -311,7 +315,7 @@ class Controller:
         until = min(deadline, now + self._settings.redis.block_ms / 1000 + LAST_READ_S)
         with suppress(Unavailable):
             while now < until and self._stop.join(self._clock, now, only=TAKERS):
-                self._stream.interrupt()
+                self._stream.interrupt_reads()
                 self._stop.join(self._clock, now + INTERRUPT_EVERY_S, only=TAKERS)
                 now = self._clock.now()
         self._stop.join(self._clock, until, only=TAKERS)
@@ -324,17 +328,17 @@ class Controller:
                 "lease.kept", "Leases are not given up, they run out by themselves: %s", error, error=str(error)
             )
 
-    def _bind(self, health: Health) -> Web | None:
+    def _bind(self, health: Health) -> WebServer | None:
         """Raises ConfigError if the port is not to be had."""
         if self._settings.web.port == 0:
             return None
-        return Web(
+        return WebServer(
             self._settings.web,
             {
-                "/": lambda: Page(b"Ottoscaler\n\n/livez\n/readyz\n/metrics\n"),
-                "/livez": lambda: verdict(health.livez()),
-                "/readyz": lambda: verdict(health.readyz()),
-                "/metrics": lambda: Page(self._metrics.render(), content_type=CONTENT_TYPE),
+                "/": lambda: WebResponse(b"Ottoscaler\n\n/livez\n/readyz\n/metrics\n"),
+                "/livez": lambda: probe_response(health.livez()),
+                "/readyz": lambda: probe_response(health.readyz()),
+                "/metrics": lambda: WebResponse(self._metrics.render(), content_type=CONTENT_TYPE),
             },
         )
 
@@ -350,22 +354,22 @@ def main(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
         raise ConfigError((f"run takes no arguments, it is configured by environment variables; got {' '.join(argv)}",))
     settings = Settings.load(os.environ if environ is None else environ, socket.gethostname(), own_namespace())
     logs.setup(settings.log.level, settings.log.format or ("text" if sys.stdout.isatty() else "json"), sys.stdout)
-    logs.hide(settings.redis.password)
+    logs.register_secret(settings.redis.password)
     if settings.redis.password_file:
-        logs.hide(Path(settings.redis.password_file).read_text(encoding="utf-8").strip())
-    stop = Stop()
+        logs.register_secret(Path(settings.redis.password_file).read_text(encoding="utf-8").strip())
+    stop = StopSignal()
     controller = Controller(settings, stop)
-    process.prepare(settings.flow.max_workers)
+    process.tune_process(settings.flow.max_workers)
     Signals(stop.set, settings.flow.shutdown_grace_s)
     return controller.run()
 
 
-def _not_ours(prefix: str, group: str) -> str:
+def _other_group_error(prefix: str, group: str) -> str:
     expected = f"KEY_PREFIX={prefix!r}: expected one of its own for each group, and this is that of the group {group!r}"
     return f"{expected}; if that has no task any more and will not come back: redis-cli DEL {prefix}group"
 
 
-def _not_here(settings: Settings, address: str, cluster: str, held: str) -> str:
+def _other_cluster_error(settings: Settings, address: str, cluster: str, held: str) -> str:
     prefix = settings.keys.prefix
     return (
         f"KEY_PREFIX={prefix!r}: this queue belongs to another cluster or namespace ({held}), and the controller sees "

@@ -16,19 +16,19 @@ from typing import Final
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ottoscaler.cli.connection import reader, used
-from ottoscaler.cli.follow import EventProgress, Follower, ending
+from ottoscaler.cli.connection import load_checked, open_reader
+from ottoscaler.cli.follow import EventProgress, Follower, describe_end
 from ottoscaler.cli.rules import rules_of
 from ottoscaler.cli.table import console, printable, progress_text
-from ottoscaler.core.events import KNOWN_FIELDS, BadEvent, ignored, parse
-from ottoscaler.errors import StreamUnavailable
-from ottoscaler.nearly import meant
+from ottoscaler.core.events import KNOWN_FIELDS, BadEvent, ignored_fields_warning, parse
+from ottoscaler.errors import RedisUnavailable
+from ottoscaler.misspellings import closest_known_name
 from ottoscaler.settings import Settings
 
 #: The variables that say which events the controller accepts.
-LIMITS: Final = ("MAX_PODS_PER_EVENT", "WORKER_DEADLINE_S", "POLICY_FILE")
+LIMIT_VARIABLES: Final = ("MAX_PODS_PER_EVENT", "WORKER_DEADLINE_S", "POLICY_FILE")
 #: If no controller takes the event within this time, the command asks whether one runs, seconds.
-_LONELY_S: Final = 5.0
+_NO_CONTROLLER_AFTER_S: Final = 5.0
 _WAIT_S: Final = 1.0
 #: An entry's id of the usual length: it is what the task is called that has no name of its own.
 _SOME_ID: Final = "1714557600000-0"
@@ -38,24 +38,24 @@ def main(arguments: Sequence[str]) -> int:
     """Send the event and print its entry's id. Returns 0; 1 if the controller would refuse it, and with `--wait` unless
     all workers succeeded.
 
-    Raises ConfigError, StreamUnavailable; SystemExit (2) for an argument that is not FIELD=VALUE.
+    Raises ConfigError, RedisUnavailable; SystemExit (2) for an argument that is not FIELD=VALUE.
     """
     parser = _parser()
     options = parser.parse_intermixed_args(arguments)
     fields = fields_of(parser, options.fields)
-    settings = used(*LIMITS)
+    settings = load_checked(*LIMIT_VARIABLES)
     raw = {name.encode(): value.encode() for name, value in fields.items()}
-    if not to_be_sent(raw, settings, force=options.force):
+    if not check_event(raw, settings, force=options.force):
         return 1
-    with reader(settings) as opened:
+    with open_reader(settings) as opened:
         follower = Follower(opened, fields)
         print(follower.send(), flush=True)
         if not options.wait:
             return 0
         try:
             return _follow(follower, options.timeout)
-        except StreamUnavailable as error:
-            raise StreamUnavailable(f"{error}\nThe event {follower.stream_id} was sent all the same.") from error
+        except RedisUnavailable as error:
+            raise RedisUnavailable(f"{error}\nThe event {follower.stream_id} was sent all the same.") from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -79,16 +79,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def to_be_sent(raw: Mapping[bytes, bytes], settings: Settings, *, force: bool) -> bool:
+def check_event(raw: Mapping[bytes, bytes], settings: Settings, *, force: bool) -> bool:
     """Report on standard error what is wrong with the event, and what may be; for `dead redrive` too.
 
     Arguments: the fields as they would be sent, and the configuration, read with LIMITS.
     Returns False if the controller would refuse the event, unless `force` is set.
     """
     for name in (name.decode("utf-8", "backslashreplace") for name in raw):
-        if near := meant(name, KNOWN_FIELDS):
+        if near := closest_known_name(name, KNOWN_FIELDS):
             _warn(f"field {name} is only passed on; did you mean {near}?")
-    if sentence := ignored(raw):
+    if sentence := ignored_fields_warning(raw):
         _warn(sentence)
     parsed = parse(_SOME_ID, raw, settings.flow.max_pods_per_event, rules_of(settings)())
     if not isinstance(parsed, BadEvent):
@@ -134,7 +134,7 @@ def _follow(follower: Follower, timeout_s: float | None) -> int:
     deadline = time.monotonic() + (math.inf if timeout_s is None else timeout_s)
     progress = _on_terminal(follower, deadline, screen) if screen.is_terminal else _in_lines(follower, deadline)
     if progress.done:
-        print(*ending(progress), sep="\n")
+        print(*describe_end(progress), sep="\n")
         return 0 if progress.succeeded else 1
     print(
         f"Not finished after {timeout_s:g} s: {progress_text(progress.task)}. The task goes on; `status` shows it.",
@@ -145,7 +145,7 @@ def _follow(follower: Follower, timeout_s: float | None) -> int:
 
 def _in_lines(follower: Follower, deadline: float) -> EventProgress:
     """For logs and pipes: one line for each change."""
-    lonely_at, said = time.monotonic() + _LONELY_S, ""
+    lonely_at, said = time.monotonic() + _NO_CONTROLLER_AFTER_S, ""
     while True:
         progress = follower.poll(_wait_s(deadline))
         text = progress_text(progress.task)
@@ -155,13 +155,13 @@ def _in_lines(follower: Follower, deadline: float) -> EventProgress:
         if progress.done or time.monotonic() >= deadline:
             return progress
         if progress.task is None and time.monotonic() >= lonely_at:
-            print(_lonely(), file=sys.stderr, flush=True)
+            print(_no_controller_warning(), file=sys.stderr, flush=True)
             lonely_at = math.inf
 
 
 def _on_terminal(follower: Follower, deadline: float, screen: Console) -> EventProgress:
     """A bar of the workers that have ended, drawn by this thread alone."""
-    lonely_at = time.monotonic() + _LONELY_S
+    lonely_at = time.monotonic() + _NO_CONTROLLER_AFTER_S
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
     with Progress(*columns, console=screen, auto_refresh=False, transient=True) as bars:
         bar = bars.add_task("", total=None)
@@ -170,7 +170,7 @@ def _on_terminal(follower: Follower, deadline: float, screen: Console) -> EventP
             lonely = progress.task is None and time.monotonic() >= lonely_at
             ended = progress.task.succeeded + progress.task.failed + progress.task.cancelled if progress.task else 0
             total = (progress.task.pod_count if progress.task else 0) or None
-            text = _lonely() if lonely else progress_text(progress.task)
+            text = _no_controller_warning() if lonely else progress_text(progress.task)
             bars.update(bar, total=total, completed=ended, description=text)
             bars.refresh()
             if progress.done or time.monotonic() >= deadline:
@@ -181,5 +181,5 @@ def _wait_s(deadline: float) -> float:
     return max(0.0, min(_WAIT_S, deadline - time.monotonic()))
 
 
-def _lonely() -> str:
+def _no_controller_warning() -> str:
     return "No controller has taken the event yet; is one running?"

@@ -21,10 +21,10 @@ from typing import Final, Self
 from ottoscaler.errors import ConfigError
 
 #: Those that stop the process.
-STOPPING: Final = (signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 #: The process ends by force this long after its time for an orderly stop, seconds: the stop itself may hang, for
 #: example in a log line while standard output is not read.
-SPARE_S: Final = 5.0
+FORCED_EXIT_AFTER_S: Final = 5.0
 
 
 class Signals:
@@ -40,7 +40,7 @@ class Signals:
         """
         self._first = first
         self._force = force or partial(os._exit, 1)
-        self._grace_s = grace_s + SPARE_S
+        self._grace_s = grace_s + FORCED_EXIT_AFTER_S
         self._reading, self._writing = os.pipe()
         os.set_blocking(self._writing, False)  # set_wakeup_fd demands it: a full pipe must not stop a handler
         self._thread = threading.Thread(target=self._run, name="signals", daemon=True)
@@ -52,7 +52,7 @@ class Signals:
             ) from error
         # the pipe first: a signal that came between the two would reach only the handler, which does nothing
         self._old_fd = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
-        self._old = [(number, signal.signal(number, _nothing)) for number in STOPPING]
+        self._old = [(number, signal.signal(number, _ignore_signal)) for number in STOP_SIGNALS]
 
     def __enter__(self) -> Self:
         return self
@@ -79,7 +79,7 @@ class Signals:
             if not numbers:
                 return
             # other signals that have a handler of Python's come this way too
-            stops = sum(number in STOPPING for number in numbers)
+            stops = sum(number in STOP_SIGNALS for number in numbers)
             if stops and count == 0:
                 self._first()
                 timeout_s = self._grace_s
@@ -87,5 +87,5 @@ class Signals:
         self._force()
 
 
-def _nothing(number: int, frame: FrameType | None) -> None:
+def _ignore_signal(number: int, frame: FrameType | None) -> None:
     """All that a handler may safely do."""

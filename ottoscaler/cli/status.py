@@ -3,7 +3,7 @@
 `--json` prints one object; these keys are stable, new ones may be added:
 
 - `at`: Redis's time, seconds since the epoch
-- `tasks`: the unfinished ones, oldest first: `event_id`, `task_id`, `type`, `state` (`waiting`, `running`),
+- `tasks`: the unfinished ones, oldest first: `event_id`, `task_id`, `event_type`, `state` (`waiting`, `running`),
   `received_at`, `age_s`, `pod_count`, `workers` (state or outcome -> how many), `succeeded`, `failed`, `cancelled`,
   `owner` (the replica that holds the lease), `why` and `next_at` (why nothing moves, when it is tried again; or empty)
 - `finished`: the newest closing results, newest first: `event_id`, `task_id`, `kind` (`task`, `scale_down`), `outcome`,
@@ -28,10 +28,10 @@ from rich.text import Text
 
 from ottoscaler.adapters.status_reader import Backlog, StatusReader
 from ottoscaler.adapters.task_codec import TaskState
-from ottoscaler.cli.connection import reader
+from ottoscaler.cli.connection import open_reader
 from ottoscaler.cli.table import console, count_text, duration, grid, printable, tally_text
-from ottoscaler.errors import StreamUnavailable
-from ottoscaler.stored import process_of
+from ottoscaler.errors import RedisUnavailable
+from ottoscaler.stored import split_owner_token
 
 _REFRESH_S: Final = 1.0
 _FINISHED: Final = 10
@@ -42,7 +42,7 @@ _CLOSED_HEADINGS: Final = ("event", "task", "kind", "outcome", "reason", "finish
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
+class StatusReport:
     """One look at everything. Immutable: any thread."""
 
     at: float
@@ -53,7 +53,7 @@ class Status:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the status, once or until Ctrl-C. Returns 0; raises ConfigError, StreamUnavailable."""
+    """Print the status, once or until Ctrl-C. Returns 0; raises ConfigError, RedisUnavailable."""
     parser = argparse.ArgumentParser(
         prog="ottoscaler.py status", description="Tasks, workers, backlog and dead letters."
     )
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
     how.add_argument("--json", action="store_true", help="one JSON object")
     options = parser.parse_args(arguments)
     screen = console()
-    with reader() as opened:
+    with open_reader() as opened:
         status = read(opened)
         if options.json:
             print(json.dumps(as_json(status)))
@@ -75,9 +75,9 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def read(opened: StatusReader) -> Status:
-    """One look. Raises StreamUnavailable."""
-    return Status(
+def read(opened: StatusReader) -> StatusReport:
+    """One look. Raises RedisUnavailable."""
+    return StatusReport(
         at=opened.now(),
         tasks=opened.open_tasks(),
         finished=opened.closing_results(_FINISHED),
@@ -86,7 +86,7 @@ def read(opened: StatusReader) -> Status:
     )
 
 
-def as_json(status: Status) -> dict[str, Any]:
+def as_json(status: StatusReport) -> dict[str, Any]:
     """The object of `--json`: see the module's docstring."""
     backlog = status.backlog
     closing = ("event_id", "task_id", "kind", "outcome", "reason", "finished_at")
@@ -103,46 +103,46 @@ def _task_json(task: TaskState, at: float) -> dict[str, Any]:
     return {
         "event_id": task.event_id,
         "task_id": task.task_id,
-        "type": task.type,
+        "type": task.event_type,
         "state": task.state,
         "received_at": task.received_at,
         "age_s": round(_age_s(task, at), 3),
         "pod_count": task.pod_count,
-        "workers": task.tally(),
+        "workers": task.count_workers(),
         "succeeded": task.succeeded,
         "failed": task.failed,
         "cancelled": task.cancelled,
         "owner": _owner(task),
-        "why": task.why,
+        "why": task.wait_reason,
         "next_at": task.next_at,
     }
 
 
-def _print(screen: Console, status: Status) -> None:
+def _print(screen: Console, status: StatusReport) -> None:
     if screen.is_terminal:
         screen.print(_table(status))
     else:
         print(*_lines(status), sep="\n")
 
 
-def _watch(screen: Console, opened: StatusReader, status: Status) -> None:
+def _watch(screen: Console, opened: StatusReader, status: StatusReport) -> None:
     with Live(_table(status), console=screen, auto_refresh=False) as live:
-        for found in _again(opened):
-            live.update(Text(str(found)) if isinstance(found, StreamUnavailable) else _table(found), refresh=True)
+        for found in _poll(opened):
+            live.update(Text(str(found)) if isinstance(found, RedisUnavailable) else _table(found), refresh=True)
 
 
-def _watch_in_lines(opened: StatusReader, status: Status) -> None:
+def _watch_in_lines(opened: StatusReader, status: StatusReport) -> None:
     """A block of lines at the start and for each change; ages alone are no change."""
     print(*_lines(status), sep="\n", flush=True)
     said = _content(status)
-    for found in _again(opened):
-        text = str(found) if isinstance(found, StreamUnavailable) else _content(found)
+    for found in _poll(opened):
+        text = str(found) if isinstance(found, RedisUnavailable) else _content(found)
         if text != said:
-            print("", *([text] if isinstance(found, StreamUnavailable) else _lines(found)), sep="\n", flush=True)
+            print("", *([text] if isinstance(found, RedisUnavailable) else _lines(found)), sep="\n", flush=True)
             said = text
 
 
-def _again(opened: StatusReader) -> Iterator[Status | StreamUnavailable]:
+def _poll(opened: StatusReader) -> Iterator[StatusReport | RedisUnavailable]:
     """Yield the status once a second, without end. While Redis is away the error is yielded, so that its return is
     seen.
     """
@@ -150,11 +150,11 @@ def _again(opened: StatusReader) -> Iterator[Status | StreamUnavailable]:
     while not pause.wait(_REFRESH_S):
         try:
             yield read(opened)
-        except StreamUnavailable as error:
+        except RedisUnavailable as error:
             yield error
 
 
-def _content(status: Status) -> str:
+def _content(status: StatusReport) -> str:
     found = as_json(status)
     del found["at"]
     for task in found["tasks"]:
@@ -162,7 +162,7 @@ def _content(status: Status) -> str:
     return json.dumps(found)
 
 
-def _table(status: Status) -> RenderableType:
+def _table(status: StatusReport) -> RenderableType:
     parts: list[RenderableType] = [Text(_summary(status))]
     if status.tasks:
         rows = [_row(task, status.at) for task in status.tasks[:_ROWS]]
@@ -174,11 +174,11 @@ def _table(status: Status) -> RenderableType:
     return Group(*parts)
 
 
-def _lines(status: Status) -> list[str]:
+def _lines(status: StatusReport) -> list[str]:
     lines = [_summary(status)]
     for task in status.tasks:
         event_id, task_id, state, age, workers, owner, why = _row(task, status.at)
-        facts = [f"task {task_id}" if task_id else task.type, state, f"for {age}", workers]
+        facts = [f"task {task_id}" if task_id else task.event_type, state, f"for {age}", workers]
         facts += [f"owner {owner}" if owner else "", why]
         lines.append(printable(f"{event_id}: {', '.join(filter(None, facts))}"))
     for result in status.finished:
@@ -187,7 +187,7 @@ def _lines(status: Status) -> list[str]:
     return lines
 
 
-def _summary(status: Status) -> str:
+def _summary(status: StatusReport) -> str:
     unread = count_text(status.backlog.unread, "unread event")
     backlog = unread if status.backlog.exact else f"at least {unread}"
     dead = count_text(status.dead_letters, "dead letter")
@@ -196,10 +196,10 @@ def _summary(status: Status) -> str:
 
 
 def _row(task: TaskState, at: float) -> tuple[str, ...]:
-    workers = tally_text(task.tally())
-    if task.type == "scale_down":
+    workers = tally_text(task.count_workers())
+    if task.event_type == "scale_down":
         workers = f"ends {count_text(len(task.victims), 'worker')}" if task.victims else "scale_down"
-    why = f"{task.why}, again at {task.next_at}" if task.why and task.next_at else task.why
+    why = f"{task.wait_reason}, again at {task.next_at}" if task.wait_reason and task.next_at else task.wait_reason
     return task.event_id, task.task_id, task.state, duration(_age_s(task, at)), workers, _owner(task), why
 
 
@@ -208,7 +208,7 @@ def _closed(result: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _owner(task: TaskState) -> str:
-    return process_of(task.owner)[0]  # the rest means nothing to people
+    return split_owner_token(task.owner)[0]  # the rest means nothing to people
 
 
 def _age_s(task: TaskState, at: float) -> float:

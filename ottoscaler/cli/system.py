@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import IO, Final
 
 from ottoscaler.cli.connection import load
-from ottoscaler.errors import LocalError
+from ottoscaler.errors import LocalSystemError
 from ottoscaler.local.handle import LocalCluster
 from ottoscaler.local.redis import EmbeddedRedis
 from ottoscaler.settings import Settings
@@ -71,7 +71,7 @@ class LocalSystem:
         self.close()
 
     def start(self) -> None:
-        """Start Redis and the cluster; they answer when this returns. Raises LocalError, ConfigError."""
+        """Start Redis and the cluster; they answer when this returns. Raises LocalSystemError, ConfigError."""
         load({**self._given, **(self._redis_overrides(port="6379") if self._redis else {})})
         with ExitStack() as opened:
             opened.enter_context(_locked(self._data_dir))
@@ -83,7 +83,7 @@ class LocalSystem:
             self._opened = opened.pop_all()
 
     def start_controller(self, log: Path | None = None) -> None:
-        """Start the controller; its lines go to our own output, or to a file. Raises LocalError."""
+        """Start the controller; its lines go to our own output, or to a file. Raises LocalSystemError."""
         output: IO[bytes] | None = None if log is None else self._opened.enter_context(log.open("ab"))
         # The guard's session is not the terminal's: Ctrl-C is for us, and we stop things in order.
         command = [sys.executable, "-m", "ottoscaler.local.guard", "--", sys.executable, str(SCRIPT), "run"]
@@ -98,7 +98,7 @@ class LocalSystem:
                 start_new_session=True,
             )
         except OSError as error:
-            raise LocalError(f"the controller could not be started: {error}") from error
+            raise LocalSystemError(f"the controller could not be started: {error}") from error
         self._opened.callback(self._stop_controller)
 
     def close(self) -> None:
@@ -114,7 +114,7 @@ class LocalSystem:
     def overrides(self) -> dict[str, str]:
         """The variables that the controller gets instead of those of the environment. After start."""
         redis = self._redis_overrides(str(self._redis.port)) if self._redis else {}
-        web = {} if effective(self._given).get("HTTP_PORT", "").strip() else {"HTTP_PORT": str(self._http_port)}
+        web = {} if with_env_file(self._given).get("HTTP_PORT", "").strip() else {"HTTP_PORT": str(self._http_port)}
         return {**redis, **web, "KUBECONFIG": str(self.kubeconfig), "NAMESPACE": "default"}
 
     @property
@@ -137,9 +137,9 @@ class LocalSystem:
         """The configuration as the controller reads it. After start."""
         return load(self.environ)
 
-    def redis_prefix(self) -> str:
+    def shell_prefix(self) -> str:
         """What to put before a command so that it finds this Redis: only what the environment would have wrong."""
-        names = effective(self._given)
+        names = with_env_file(self._given)
         changed = {name: value for name, value in self.overrides.items() if name.startswith("REDIS_")}
         words = [f"{name}={value}" for name, value in changed.items() if name == "REDIS_PORT" or names.get(name)]
         return " ".join(words)
@@ -160,7 +160,7 @@ class LocalSystem:
             process.wait()
 
 
-def effective(environ: Mapping[str, str]) -> Mapping[str, str]:
+def with_env_file(environ: Mapping[str, str]) -> Mapping[str, str]:
     """The environment with what ENV_FILE adds to it."""
     path = environ.get("ENV_FILE", "").strip()
     return ChainMap(dict(environ), read_env_file(path)[0]) if path else environ
@@ -174,11 +174,11 @@ def _free_port() -> int:
 
 
 def redis_server() -> Path:
-    """The Redis server on PATH. Raises LocalError when there is none."""
+    """The Redis server on PATH. Raises LocalSystemError when there is none."""
     for name in ("redis-server", "valkey-server"):
         if found := shutil.which(name):
             return Path(found)
-    raise LocalError("--redis-server auto: neither redis-server nor valkey-server is on PATH")
+    raise LocalSystemError("--redis-server auto: neither redis-server nor valkey-server is on PATH")
 
 
 def _locked(data_dir: Path) -> IO[str]:
@@ -188,10 +188,10 @@ def _locked(data_dir: Path) -> IO[str]:
             (data_dir / part).mkdir(parents=True, exist_ok=True)
         file = (data_dir / "lock").open("w")
     except OSError as error:
-        raise LocalError(f"the data directory {data_dir} cannot be used: {error}") from error
+        raise LocalSystemError(f"the data directory {data_dir} cannot be used: {error}") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         file.close()
-        raise LocalError(f"the data directory {data_dir} is in use by another local system") from error
+        raise LocalSystemError(f"the data directory {data_dir} is in use by another local system") from error
     return file

@@ -65,7 +65,7 @@ def progress_text(task: TaskState | None) -> str:
     """Where a task stands, in one line; None: no controller has taken the event yet."""
     if task is None:
         return "not taken yet"
-    details = "; ".join(filter(None, [tally_text(task.tally()), task.why]))
+    details = "; ".join(filter(None, [tally_text(task.count_workers()), task.wait_reason]))
     return printable(f"{task.state} ({details})" if details else task.state)
 
 

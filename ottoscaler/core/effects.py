@@ -7,112 +7,113 @@ from __future__ import annotations
 
 import msgspec
 
-from ottoscaler.core.observations import AlreadyThere, Unclear
-from ottoscaler.core.pods import Snapshot
+from ottoscaler.core.observations import CreateUnclear, PodAlreadyExists
+from ottoscaler.core.pods import PodSnapshot
 from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import Verdict
 
 
-class Intend(msgspec.Struct, frozen=True):
-    """Store the attempt. Answers: Intended, Cancelled, HasResult, OldAttempt, NotOurs."""
+class StoreAttempt(msgspec.Struct, frozen=True):
+    """Store the attempt. Answers: AttemptStored, Cancelled, HasResult, NewerAttemptStored, OwnershipLost."""
 
     attempt: int
     infra_used: int
 
 
-class Later(msgspec.Struct, frozen=True):
-    """Give the thread back, and intend at that time (monotonic seconds). Answers: TimedOut."""
+class PauseUntil(msgspec.Struct, frozen=True):
+    """Give the thread back, and store the attempt at that time (monotonic seconds). Answers: TimedOut."""
 
     until: float
 
 
-class DeleteOld(msgspec.Struct, frozen=True):
-    """Delete an earlier attempt's pod by UID, before the next one is created. Answers: Done."""
+class DeleteOldPod(msgspec.Struct, frozen=True):
+    """Delete an earlier attempt's pod by UID, before the next one is created. Answers: EffectDone."""
 
-    pod: Snapshot
-
-
-class Create(msgspec.Struct, frozen=True):
-    """Create the attempt's pod. Answers: Seen, AlreadyThere, Refused, RejectedPod, Unclear."""
-
-    attempt: int
+    pod: PodSnapshot
 
 
-class NoteRefused(msgspec.Struct, frozen=True):
-    """Store that the intended pod was refused and is not there. Answers: Done, NotOurs."""
+class CreatePod(msgspec.Struct, frozen=True):
+    """Create the attempt's pod. Answers: PodSeen, PodAlreadyExists, CreateRefused, RejectedPod, CreateUnclear."""
 
     attempt: int
 
 
-class Look(msgspec.Struct, frozen=True):
+class StoreRefusal(msgspec.Struct, frozen=True):
+    """Store that the intended pod was refused and is not there. Answers: EffectDone, OwnershipLost."""
+
+    attempt: int
+
+
+class GetPod(msgspec.Struct, frozen=True):
     """Live GET of the attempt's pod; not `live`: only if the watch does not show it. `after` is the answer to a create
-    that does not say whether its pod is there. Answers: Seen, Absent, Foreign.
+    that does not say whether its pod is there. Answers: PodSeen, PodNotFound, ForeignPod.
     """
 
     attempt: int
     live: bool = True
-    after: AlreadyThere | Unclear | None = None
+    after: PodAlreadyExists | CreateUnclear | None = None
 
 
-class Check(msgspec.Struct, frozen=True):
-    """Was it cancelled or recorded meanwhile? Answers: Checked, HasResult, NotOurs."""
+class MarkPodSeen(msgspec.Struct, frozen=True):
+    """Was it cancelled or recorded meanwhile? Answers: NoResultYet, HasResult, OwnershipLost."""
 
     attempt: int
 
 
-class Await(msgspec.Struct, frozen=True):
-    """Wait for the pod's next stage, at most until then (monotonic seconds; None: without end). Answers: Seen, Missing,
-    TerminationStored, TimedOut, NotOurs.
+class AwaitPod(msgspec.Struct, frozen=True):
+    """Wait for the pod's next stage, at most until then (monotonic seconds; None: without end). Answers: PodSeen,
+    PodNotListed, TerminationStored, TimedOut, OwnershipLost.
     """
 
     until: float | None
 
 
 class StoreTermination(msgspec.Struct, frozen=True):
-    """Store the termination. Answers: TerminationStored (with the termination that holds), HasResult, OldAttempt,
-    NotOurs.
+    """Store the termination. Answers: TerminationStored (with the termination that holds), HasResult,
+    NewerAttemptStored, OwnershipLost.
     """
 
     termination: Termination
 
 
 class ClearTermination(msgspec.Struct, frozen=True):
-    """Take the termination back. Answers: Checked (with the termination that holds now), HasResult, NotOurs."""
+    """Take the termination back. Answers: NoResultYet (with the one that holds now), HasResult, OwnershipLost."""
 
     termination: Termination
 
 
-class DeleteIfUnchanged(msgspec.Struct, frozen=True):
-    """Delete the pod as it was seen, by UID and resourceVersion. Answers: Done, Changed.
+class DeletePodIfUnchanged(msgspec.Struct, frozen=True):
+    """Delete the pod as it was seen, by UID and resourceVersion. Answers: EffectDone, PodChanged.
 
     Its containers have `grace_s` seconds between SIGTERM and SIGKILL, None: what the pod's spec gives them.
     """
 
-    pod: Snapshot
+    pod: PodSnapshot
     grace_s: int | None = None
 
 
-class Record(msgspec.Struct, frozen=True):
-    """Store the result, once. Answers: Done, OldAttempt, NotOurs."""
+class RecordResult(msgspec.Struct, frozen=True):
+    """Store the result, once. Answers: EffectDone, NewerAttemptStored, OwnershipLost."""
 
     attempt: int
     verdict: Verdict
-    pod: Snapshot | None
+    pod: PodSnapshot | None
 
 
-class Delete(msgspec.Struct, frozen=True):
-    """Delete the pod by UID. Answers: Done."""
+class DeletePod(msgspec.Struct, frozen=True):
+    """Delete the pod by UID. Answers: EffectDone."""
 
-    pod: Snapshot
+    pod: PodSnapshot
 
 
-class End(msgspec.Struct, frozen=True):
+class EndLifecycle(msgspec.Struct, frozen=True):
     """Nothing is left to do; `reason` says why."""
 
     reason: str
 
 
 Effect = (
-    Intend | Later | DeleteOld | Create | NoteRefused | Look | Check | Await | StoreTermination | ClearTermination
-    | DeleteIfUnchanged | Record | Delete | End
+    StoreAttempt | PauseUntil | DeleteOldPod | CreatePod | StoreRefusal | GetPod | MarkPodSeen | AwaitPod
+    | StoreTermination | ClearTermination
+    | DeletePodIfUnchanged | RecordResult | DeletePod | EndLifecycle
 )  # fmt: skip

@@ -17,13 +17,13 @@ from typing import Final
 
 import msgspec
 
-from ottoscaler.core.nesting import MAX_LEVELS, levels
-from ottoscaler.core.overrides import NOTHING, OVERRIDES, Overrides
+from ottoscaler.core.nesting import MAX_JSON_DEPTH, json_depth
+from ottoscaler.core.overrides import NO_OVERRIDES, OVERRIDE_FIELDS, Overrides
 from ottoscaler.core.policy import NO_RULES, Rules, overrides_of
 from ottoscaler.core.refusal import DeadReason as DeadReason
-from ottoscaler.core.refusal import Fault, short
-from ottoscaler.core.trace import version_00
-from ottoscaler.nearly import instead, meant
+from ottoscaler.core.refusal import Violation, shortened
+from ottoscaler.core.trace import normalize_traceparent
+from ottoscaler.misspellings import closest_known_name, suggest_replacement
 
 MAX_EVENT_BYTES: Final = 64 * 1024
 #: Far more fields than an event needs. The bound is there because a Redis script takes only some thousand arguments.
@@ -46,12 +46,12 @@ _COUNT = re.compile(r"[0-9]{1,9}")
 MAX_CONCURRENCY: Final = 1000
 
 #: Fields that say what is asked for.
-_OWN: Final = frozenset(
+_REQUEST_FIELDS: Final = frozenset(
     {"type", "pod_count", "target_replicas", "task_id", "mode", "event_id", "supersedes", "traceparent"}
     | {"concurrency_key", "concurrency_limit"}
 )
 #: Fields that choose something; every other field is passed on to workers and results.
-_CHOOSING: Final = _OWN | OVERRIDES
+_CHOOSING: Final = _REQUEST_FIELDS | OVERRIDE_FIELDS
 #: Fields that mean something, here or by custom: another name that is nearly one of these may be a slip.
 KNOWN_FIELDS: Final = _CHOOSING | {
     "job_id",
@@ -64,11 +64,13 @@ KNOWN_FIELDS: Final = _CHOOSING | {
     "metadata",
 }
 #: Fields that a scale_down must not have.
-_SCALE_UP_ONLY: Final = OVERRIDES | {"supersedes", "concurrency_key", "concurrency_limit"}
+_SCALE_UP_ONLY: Final = OVERRIDE_FIELDS | {"supersedes", "concurrency_key", "concurrency_limit"}
 #: Fields of which an empty value counts as not set: client libraries send empty strings for undefined values.
 _OPTIONAL: Final = frozenset(name.encode() for name in _CHOOSING)
 #: Passed-on fields become `OTTO_<FIELD>`: these would hide variables that every worker has.
-_HIDING: Final = frozenset({"worker_index", "worker_count", "attempt", "task_key", "pod_name", "namespace", "output"})
+_RESERVED_FIELDS: Final = frozenset(
+    {"worker_index", "worker_count", "attempt", "task_key", "pod_name", "namespace", "output"}
+)
 
 
 class EventType(StrEnum):
@@ -78,7 +80,7 @@ class EventType(StrEnum):
     SCALE_DOWN = "scale_down"
 
 
-class Mode(StrEnum):
+class ScaleDownMode(StrEnum):
     """How a scale_down ends workers: all of them, or only those that have not started."""
 
     KILL = "kill"
@@ -102,13 +104,13 @@ class ScaleEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     type: EventType
     pod_count: int
     task_id: str = ""
-    mode: Mode = Mode.KILL
+    mode: ScaleDownMode = ScaleDownMode.KILL
     supersedes: str = ""
     concurrency_key: str = ""
     concurrency_limit: int = 1
     traceparent: str = ""
     passed_on: dict[str, str] = {}
-    overrides: Overrides = NOTHING
+    overrides: Overrides = NO_OVERRIDES
 
     def encode(self) -> str:
         """The JSON that `decode` reads: kept in Redis and as an annotation of each pod."""
@@ -121,7 +123,7 @@ class ScaleEvent(msgspec.Struct, frozen=True, omit_defaults=True):
             fields["event_id"] = self.event_id
         if self.pod_count:
             fields["pod_count"] = str(self.pod_count)
-        if self.mode is not Mode.KILL:
+        if self.mode is not ScaleDownMode.KILL:
             fields["mode"] = self.mode.value
         if self.concurrency_limit != 1:
             fields["concurrency_limit"] = str(self.concurrency_limit)
@@ -148,37 +150,37 @@ class BadEvent(msgspec.Struct, frozen=True):
 def decode(text: str | bytes) -> ScaleEvent:
     """An event from its own JSON (see `ScaleEvent.encode`). Raises msgspec.MsgspecError for other text."""
     shown = text if isinstance(text, str) else text.decode("utf-8", "replace")
-    if levels(shown) > MAX_LEVELS:  # the annotation can be edited by hand
-        raise msgspec.ValidationError(f"the event's JSON has more than {MAX_LEVELS} levels")
+    if json_depth(shown) > MAX_JSON_DEPTH:  # the annotation can be edited by hand
+        raise msgspec.ValidationError(f"the event's JSON has more than {MAX_JSON_DEPTH} levels")
     return _stored_event.decode(text)
 
 
-def content(fields: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+def content_fields(fields: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
     """The fields that count: no empty one that only chooses something, and only a valid `traceparent`, as version 00.
 
     What one event and its repetition differ in besides is no other content.
     """
     kept = {name: value for name, value in fields.items() if value or name not in _OPTIONAL}
-    if traceparent := version_00(kept.pop(b"traceparent", b"")):
+    if traceparent := normalize_traceparent(kept.pop(b"traceparent", b"")):
         kept[b"traceparent"] = traceparent
     return kept
 
 
-def ignored(fields: Mapping[bytes, bytes]) -> str:
+def ignored_fields_warning(fields: Mapping[bytes, bytes]) -> str:
     """What of an entry counts as not set though it has a value: a sentence for the log, or empty."""
     given = fields.get(b"traceparent", b"")
-    if not given or version_00(given):
+    if not given or normalize_traceparent(given):
         return ""
-    shown = short(given[:MAX_EVENT_BYTES].decode("utf-8", "backslashreplace"))
+    shown = shortened(given[:MAX_EVENT_BYTES].decode("utf-8", "backslashreplace"))
     return f"field traceparent is {shown}; a W3C trace context is expected, and the event goes on without one"
 
 
-def digest(fields: Mapping[bytes, bytes]) -> str:
+def content_digest(fields: Mapping[bytes, bytes]) -> str:
     """The digest of an event's content: SHA-256 over the sorted fields, lengths included.
 
-    Two spellings of the same content (see `content`, and `target_replicas` for `pod_count`) have one digest.
+    Two spellings of the same content (see `content_fields`, and `target_replicas` for `pod_count`) have one digest.
     """
-    kept, total = content(fields), hashlib.sha256()
+    kept, total = content_fields(fields), hashlib.sha256()
     replicas = kept.get(b"target_replicas")
     if replicas is not None and kept.get(b"pod_count", replicas) == replicas:
         kept[b"pod_count"] = kept.pop(b"target_replicas")
@@ -199,11 +201,11 @@ def parse(
     event_id, task_id = readable_ids(stream_id, fields)
     try:
         return _carried(_event(stream_id, _texts(fields), max_pods, rules))
-    except Fault as fault:
+    except Violation as fault:
         return BadEvent(fault.reason, str(fault), event_id, task_id)
 
 
-def original(fields: Mapping[bytes, bytes], *, cut: bool = False) -> str:
+def encode_original_fields(fields: Mapping[bytes, bytes], *, cut: bool = False) -> str:
     """The fields as JSON for a dead letter: text where it is UTF-8, `{"base64": ...}` where not;
     cut above 1 MiB and marked. `cut`: these are not all fields.
     """
@@ -234,7 +236,7 @@ def readable_ids(stream_id: str, fields: Mapping[bytes, bytes]) -> tuple[str, st
     return event_id, task_id if _ID.fullmatch(task_id) else stream_id
 
 
-def too_large(stream_id: str, fields: Mapping[bytes, bytes] | None, size: int) -> BadEvent:
+def too_large_event(stream_id: str, fields: Mapping[bytes, bytes] | None, size: int) -> BadEvent:
     """The refusal of an entry that is too large. Arguments: its id, the fields that were read, its size in bytes."""
     return BadEvent(DeadReason.TOO_LARGE, _too_many(size), *readable_ids(stream_id, fields or {}))
 
@@ -246,21 +248,21 @@ def _too_many(size: int) -> str:
 def _texts(fields: Mapping[bytes, bytes]) -> dict[str, str]:
     size = sum(len(name) + len(value) for name, value in fields.items())
     if size > MAX_EVENT_BYTES:
-        raise Fault(_too_many(size), DeadReason.TOO_LARGE)
+        raise Violation(_too_many(size), DeadReason.TOO_LARGE)
     if len(fields) > MAX_FIELDS:
-        raise Fault(f"the event has {len(fields)} fields; at most {MAX_FIELDS} are allowed", DeadReason.TOO_LARGE)
+        raise Violation(f"the event has {len(fields)} fields; at most {MAX_FIELDS} are allowed", DeadReason.TOO_LARGE)
     texts = {}
-    for raw_name, raw_value in content(fields).items():
+    for raw_name, raw_value in content_fields(fields).items():
         name = raw_name.decode("utf-8", "backslashreplace")
         if not _FIELD.fullmatch(name):
-            near = f"; did you mean {other}?" if (other := meant(name, KNOWN_FIELDS)) else ""
-            raise Fault(f"field name {short(name)} is not of the form {_FIELD.pattern}{near}")
+            near = f"; did you mean {other}?" if (other := closest_known_name(name, KNOWN_FIELDS)) else ""
+            raise Violation(f"field name {shortened(name)} is not of the form {_FIELD.pattern}{near}")
         try:
             texts[name] = raw_value.decode()
         except UnicodeDecodeError:
-            raise Fault(f"field {name} is not UTF-8") from None
+            raise Violation(f"field {name} is not UTF-8") from None
         if "\0" in texts[name]:
-            raise Fault(f"field {name} has a NUL character")
+            raise Violation(f"field {name} has a NUL character")
     return texts
 
 
@@ -270,13 +272,13 @@ def _event(stream_id: str, texts: dict[str, str], max_pods: int, rules: Rules) -
     _check_passed_on(passed_on)
     event_id = _id(texts, "event_id") or stream_id
     if "event_id" in texts and _STREAM_ID.fullmatch(event_id):
-        raise Fault(f"field event_id is {event_id}; the form digits-digits is kept for entry ids")
+        raise Violation(f"field event_id is {event_id}; the form digits-digits is kept for entry ids")
     task_id = _id(texts, "task_id")
     if kind is EventType.SCALE_UP and "mode" in texts:
-        raise Fault("field mode belongs to scale_down only; remove it")
+        raise Violation("field mode belongs to scale_down only; remove it")
     if kind is EventType.SCALE_DOWN:
         for name in sorted(texts.keys() & _SCALE_UP_ONLY):
-            raise Fault(f"field {name} belongs to scale_up only; remove it")
+            raise Violation(f"field {name} belongs to scale_up only; remove it")
     return ScaleEvent(
         event_id=event_id,
         stream_id=stream_id,
@@ -289,7 +291,7 @@ def _event(stream_id: str, texts: dict[str, str], max_pods: int, rules: Rules) -
         concurrency_limit=_concurrency_limit(texts),
         traceparent=texts.get("traceparent", ""),
         passed_on=passed_on,
-        overrides=overrides_of(texts, rules) if kind is EventType.SCALE_UP else NOTHING,
+        overrides=overrides_of(texts, rules) if kind is EventType.SCALE_UP else NO_OVERRIDES,
     )
 
 
@@ -297,22 +299,22 @@ def _carried(event: ScaleEvent) -> ScaleEvent:
     """The event, if its pods can carry it."""
     if (size := len(event.encode().encode())) > MAX_JSON_BYTES:
         allowed = f"at most {MAX_JSON_BYTES} are allowed, and control characters take six each"
-        raise Fault(f"the event has {size} bytes as JSON; {allowed}", DeadReason.TOO_LARGE)
+        raise Violation(f"the event has {size} bytes as JSON; {allowed}", DeadReason.TOO_LARGE)
     count = event.pod_count
     if event.type is EventType.SCALE_UP and size * count > MAX_CARRIED_BYTES:
         allowed = f"at most {MAX_CARRIED_BYTES} are allowed: with this pod_count {MAX_CARRIED_BYTES // count} per event"
-        raise Fault(
+        raise Violation(
             f"each of {count} workers carries the event of {size} bytes as JSON, which makes {size * count}; {allowed}",
             DeadReason.TOO_LARGE,
         )
     return event
 
 
-def _missing(names: tuple[str, ...], texts: dict[str, str], expected: str) -> Fault:
+def _missing(names: tuple[str, ...], texts: dict[str, str], expected: str) -> Violation:
     """The fault of an event with none of these fields, of which it needs one; it names the field that was misspelt."""
-    sent, name = instead(names, texts)
+    sent, name = suggest_replacement(names, texts)
     near = f"; field {sent} was sent: did you mean {name}?" if sent else ""
-    return Fault(f"field {names[0]} is missing; {expected}{near}")
+    return Violation(f"field {names[0]} is missing; {expected}{near}")
 
 
 def _type(texts: dict[str, str]) -> EventType:
@@ -321,14 +323,14 @@ def _type(texts: dict[str, str]) -> EventType:
     try:
         return EventType(texts["type"])
     except ValueError:
-        raise Fault(f"field type is {short(texts['type'])}; scale_up or scale_down is expected") from None
+        raise Violation(f"field type is {shortened(texts['type'])}; scale_up or scale_down is expected") from None
 
 
-def _mode(texts: dict[str, str]) -> Mode:
+def _mode(texts: dict[str, str]) -> ScaleDownMode:
     try:
-        return Mode(texts.get("mode", Mode.KILL))
+        return ScaleDownMode(texts.get("mode", ScaleDownMode.KILL))
     except ValueError:
-        raise Fault(f"field mode is {short(texts['mode'])}; kill or drain is expected") from None
+        raise Violation(f"field mode is {shortened(texts['mode'])}; kill or drain is expected") from None
 
 
 def _pod_count(texts: dict[str, str], kind: EventType, max_pods: int, rules: Rules) -> int:
@@ -342,14 +344,14 @@ def _pod_count(texts: dict[str, str], kind: EventType, max_pods: int, rules: Rul
         return 0
     if len(set(given.values())) > 1:
         both = " and ".join(f"{name} is {count}" for name, count in given.items())
-        raise Fault(f"field {both}; they are two names of one value: send one of them, or the same value in both")
+        raise Violation(f"field {both}; they are two names of one value: send one of them, or the same value in both")
     (name, count), *_ = given.items()
     if kind is EventType.SCALE_UP and count > max_pods:
-        raise Fault(f"field {name} is {texts[name]}; at most {max_pods} are allowed (MAX_PODS_PER_EVENT)")
+        raise Violation(f"field {name} is {texts[name]}; at most {max_pods} are allowed (MAX_PODS_PER_EVENT)")
     most = rules.policy.max_pod_count if rules.policy is not None and kind is EventType.SCALE_UP else 0
     if most and count > most:
         allowed = f"at most {most} are allowed (policy: max.pod_count)"
-        raise Fault(f"field {name} is {texts[name]}; {allowed}", DeadReason.NOT_ALLOWED)
+        raise Violation(f"field {name} is {texts[name]}; {allowed}", DeadReason.NOT_ALLOWED)
     return count
 
 
@@ -358,34 +360,36 @@ def _concurrency_limit(texts: dict[str, str]) -> int:
     if name not in texts:
         return 1
     if "concurrency_key" not in texts:
-        raise Fault(f"field {name} needs the field concurrency_key, of which it is the limit; send both or none")
+        raise Violation(f"field {name} needs the field concurrency_key, of which it is the limit; send both or none")
     limit = _whole(name, texts[name])
     if limit > MAX_CONCURRENCY:
-        raise Fault(f"field {name} is {texts[name]}; at most {MAX_CONCURRENCY} is allowed")
+        raise Violation(f"field {name} is {texts[name]}; at most {MAX_CONCURRENCY} is allowed")
     return limit
 
 
 def _whole(name: str, text: str) -> int:
     if not _COUNT.fullmatch(text) or int(text) < 1:
-        raise Fault(f"field {name} is {short(text)}; a whole number from 1 is expected")
+        raise Violation(f"field {name} is {shortened(text)}; a whole number from 1 is expected")
     return int(text)
 
 
 def _id(texts: dict[str, str], name: str) -> str:
     text = texts.get(name, "")
     if name in texts and not _ID.fullmatch(text):
-        raise Fault(f"field {name} is {short(text)}; the form {_ID.pattern} is expected")
+        raise Violation(f"field {name} is {shortened(text)}; the form {_ID.pattern} is expected")
     return text
 
 
 def _check_passed_on(passed_on: dict[str, str]) -> None:
-    for name in sorted(passed_on.keys() & _HIDING):
-        raise Fault(f"field {name} would hide the worker's own OTTO_{name.upper()}; choose another name")
+    for name in sorted(passed_on.keys() & _RESERVED_FIELDS):
+        raise Violation(f"field {name} would hide the worker's own OTTO_{name.upper()}; choose another name")
     if not passed_on.get("metadata"):  # empty: passed on as it is, like every other
         return
-    if (depth := levels(passed_on["metadata"])) > MAX_LEVELS:
-        raise Fault(f"field metadata has {depth} levels, one inside the other; at most {MAX_LEVELS} are allowed")
+    if (depth := json_depth(passed_on["metadata"])) > MAX_JSON_DEPTH:
+        raise Violation(
+            f"field metadata has {depth} levels, one inside the other; at most {MAX_JSON_DEPTH} are allowed"
+        )
     try:
         _metadata.decode(passed_on["metadata"])  # unlike json.loads, it refuses NaN
     except msgspec.MsgspecError:
-        raise Fault(f"field metadata is {short(passed_on['metadata'])}; a JSON object is expected") from None
+        raise Violation(f"field metadata is {shortened(passed_on['metadata'])}; a JSON object is expected") from None

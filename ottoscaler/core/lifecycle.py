@@ -24,90 +24,97 @@ import msgspec
 from msgspec.structs import replace
 
 from ottoscaler.core.effects import (
-    Await,
-    Check,
+    AwaitPod,
     ClearTermination,
-    Create,
-    Delete,
-    DeleteIfUnchanged,
-    DeleteOld,
+    CreatePod,
+    DeleteOldPod,
+    DeletePod,
+    DeletePodIfUnchanged,
     Effect,
-    End,
-    Intend,
-    Later,
-    Look,
-    NoteRefused,
-    Record,
+    EndLifecycle,
+    GetPod,
+    MarkPodSeen,
+    PauseUntil,
+    RecordResult,
+    StoreAttempt,
+    StoreRefusal,
     StoreTermination,
 )
 from ottoscaler.core.observations import (
-    Absent,
-    AlreadyThere,
+    AttemptStored,
     Cancelled,
-    Changed,
-    Checked,
-    Done,
-    Foreign,
+    CreateRefused,
+    CreateUnclear,
+    EffectDone,
+    ForeignPod,
     HasResult,
-    Intended,
-    Missing,
-    NotOurs,
+    NewerAttemptStored,
+    NoResultYet,
     Observation,
-    OldAttempt,
-    Refused,
+    OwnershipLost,
+    PodAlreadyExists,
+    PodChanged,
+    PodNotFound,
+    PodNotListed,
+    PodSeen,
     RejectedPod,
-    Seen,
     TerminationStored,
     TimedOut,
-    Unclear,
 )
-from ottoscaler.core.pods import Phase, Snapshot
-from ottoscaler.core.sight import UNSEEN, Limits, Sight, end_of, observe, overdue, relook_s, verdict
-from ottoscaler.core.termination import Retried, Termination, decided, refused
-from ottoscaler.core.verdicts import Reason, Retry, Verdict
+from ottoscaler.core.pod_timeline import (
+    EMPTY_TIMELINE,
+    AttemptLimits,
+    PodTimeline,
+    due_termination,
+    finished_pod_verdict,
+    observe,
+    pod_verdict,
+    relook_s,
+)
+from ottoscaler.core.pods import Phase, PodSnapshot
+from ottoscaler.core.termination import RetryCause, Termination, final_verdict, refused
+from ottoscaler.core.verdicts import EndReason, RetryBudget, Verdict, backoff_s
 
-#: Pause before the n-th new attempt or the n-th try after back-pressure: 1, 2, 4 … seconds, at most this.
-MAX_BACKOFF_S: Final = 30.0
 #: While the API server refuses (quota), it is asked again at least this often, so that freed quota is used at once,
 #: seconds.
 MAX_REFUSED_S: Final = 4.0
 
-#: Reasons of an `End`.
+#: Reasons of an `EndLifecycle`.
 NOT_OURS: Final = "another process owns the task"
 DONE: Final = "done"
 
-_BEFORE_CREATE: Final = (Intend, Later, DeleteOld, Create)
-_WITHOUT_POD: Final = (Intend, Later, NoteRefused)
-_AFTER_END: Final = (Record, Delete, End)
+_BEFORE_CREATE: Final = (StoreAttempt, PauseUntil, DeleteOldPod, CreatePod)
+_WITHOUT_POD: Final = (StoreAttempt, PauseUntil, StoreRefusal)
+_AFTER_END: Final = (RecordResult, DeletePod, EndLifecycle)
 #: What only the owner of the task may do.
-_OF_OWNERS: Final = (Intend, NoteRefused, Check, Await, StoreTermination, ClearTermination, Record)
-_NAME_TAKEN: Final = Verdict(Reason.NAME_CONFLICT, "a pod of that name exists and is not ours")
+_BY_OWNER: Final = (StoreAttempt, StoreRefusal, MarkPodSeen, AwaitPod, StoreTermination, ClearTermination, RecordResult)
+_NAME_TAKEN: Final = Verdict(EndReason.NAME_CONFLICT, "a pod of that name exists and is not ours")
 
 
-class Life(msgspec.Struct, frozen=True, kw_only=True):
+class Lifecycle(msgspec.Struct, frozen=True, kw_only=True):
     """The state of one worker.
 
     `todo` is what its thread does next. `attempt` is the current one (from 1), `infra_used` how many of the earlier
-    ones the platform failed, `pod` the last that was seen of the attempt's pod, `old` an earlier attempt's pod that is
-    still to be deleted, `termination` why its pod is to be ended. `end` is how the attempt ended, while a termination
-    that had no part in it is cleared. `not_before` is the end of the last pause, `sight` since when the pod has been
-    seen in which state, `seen` that an earlier process has stored that it saw the attempt's pod, `backoff` the number
-    of pauses for back-pressure in a row, `retried` why the attempt before was followed by this one.
+    ones the platform failed, `pod` the last that was seen of the attempt's pod, `old_pod` an earlier attempt's pod that
+    is still to be deleted, `termination` why its pod is to be ended. `pending_verdict` is how the attempt ended, while
+    a termination that had no part in it is cleared. `not_before` is the end of the last pause, `timeline` since when
+    the pod has been seen in which state, `pod_was_seen` that an earlier process has stored that it saw the attempt's
+    pod, `backoff` the number of pauses for back-pressure in a row, `retry_cause` why this attempt follows another.
     """
 
     index: int
     todo: Effect
     attempt: int = 1
     infra_used: int = 0
-    pod: Snapshot | None = None
-    old: Snapshot | None = None
+    pod: PodSnapshot | None = None
+    old_pod: PodSnapshot | None = None
     termination: Termination | None = None
-    end: Verdict | None = None
+    pending_verdict: Verdict | None = None
     not_before: float = 0.0
-    sight: Sight = UNSEEN
-    seen: bool = False
+    timeline: PodTimeline = EMPTY_TIMELINE
+    pod_was_seen: bool = False
     backoff: int = 0
-    retried: Retried | None = None
+    retry_cause: RetryCause | None = None
 
     @property
     def needs_room(self) -> bool:
@@ -123,11 +130,11 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
     def may_have_unseen_pod(self) -> bool:
         """A pod of this worker may exist that was never seen: it uses room all the same."""
         match self.todo:
-            case Create() | DeleteOld():
+            case CreatePod() | DeleteOldPod():
                 return True
-            case Look(after=answer) if answer is not None:
+            case GetPod(after=answer) if answer is not None:
                 return True
-            case Look() | Intend():
+            case GetPod() | StoreAttempt():
                 return self.pod is None and self.not_before == 0.0
         return False
 
@@ -140,15 +147,15 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
             return "ending"
         if self.pod is None:
             return "creating"
-        if self.pod.ended:
+        if self.pod.agent_ended:
             return "ending"
         return "running" if self.pod.started_at is not None else "pending"
 
     @property
-    def waits_for(self) -> str:
+    def start_trouble_text(self) -> str:
         """Why its pod does not start, in the cluster's words; empty where nothing is wrong or its turn is over."""
         pod = self.pod
-        if pod is None or pod.started_at is not None or not isinstance(self.todo, Await):
+        if pod is None or pod.started_at is not None or not isinstance(self.todo, AwaitPod):
             return ""
         return pod.trouble_text
 
@@ -157,161 +164,158 @@ class IllegalStep(Exception):
     """An observation came that the state cannot have: a defect of this program."""
 
 
-def begin(index: int, attempt: int = 1, infra_used: int = 0) -> Life:
+def begin_lifecycle(index: int, attempt: int = 1, infra_used: int = 0) -> Lifecycle:
     """The life of a worker of which no pod is there: its attempt is stored first."""
-    return Life(index=index, todo=Intend(attempt, infra_used), attempt=attempt, infra_used=infra_used)
+    return Lifecycle(index=index, todo=StoreAttempt(attempt, infra_used), attempt=attempt, infra_used=infra_used)
 
 
-def resume(
+def resume_lifecycle(
     index: int, attempt: int, infra_used: int, termination: Termination | None = None, *, seen: bool = False
-) -> Life:
+) -> Lifecycle:
     """The life of a worker with an attempt that an earlier process stored: a live look comes first. `seen`: that
     process, or one before it, has seen the attempt's pod.
     """
     # what another process left behind, the watch may show already: then the look costs no request
-    look = Look(attempt, live=False)
-    return Life(index=index, todo=look, attempt=attempt, infra_used=infra_used, termination=termination, seen=seen)
+    look = GetPod(attempt, live=False)
+    return Lifecycle(
+        index=index, todo=look, attempt=attempt, infra_used=infra_used, termination=termination, pod_was_seen=seen
+    )
 
 
-def hurried(life: Life) -> Life:
+def without_pause(life: Lifecycle) -> Lifecycle:
     """The same without its pause: a cancelled worker waits for nothing but the end of its pod."""
     if life.needs_room:
-        return replace(life, todo=Intend(life.attempt, life.infra_used), not_before=0.0)
-    return _look(life) if isinstance(life.todo, Await) else life
+        return replace(life, todo=StoreAttempt(life.attempt, life.infra_used), not_before=0.0)
+    return _look(life) if isinstance(life.todo, AwaitPod) else life
 
 
-def step(life: Life, observation: Observation, now: float, limits: Limits) -> Life:
+def step(life: Lifecycle, observation: Observation, now: float, limits: AttemptLimits) -> Lifecycle:
     """The life after the answer to its effect.
 
     Arguments: the life, what came of `life.todo`, the time now in seconds, and the limits. Raises IllegalStep if that
     effect has no such answer: a defect of this program.
     """
     match life.todo, observation:
-        case Await(), Seen(pod):
-            return _followed(life, pod, now, limits)
-        case Intend(), Intended():
-            return replace(life, todo=Create(life.attempt) if life.old is None else DeleteOld(life.old))
-        case Create() | Look(), Seen(pod):
-            return _found(life, pod, now, limits)
-        case Check() | ClearTermination(), Checked(termination):
-            return _checked(life, termination, now, limits)
-        case Record(), Done():
+        case AwaitPod(), PodSeen(pod):
+            return _on_pod_change(life, pod, now, limits)
+        case StoreAttempt(), AttemptStored():
+            return replace(life, todo=CreatePod(life.attempt) if life.old_pod is None else DeleteOldPod(life.old_pod))
+        case CreatePod() | GetPod(), PodSeen(pod):
+            return _on_pod_found(life, pod, now, limits)
+        case MarkPodSeen() | ClearTermination(), NoResultYet(termination):
+            return _on_termination(life, termination, now, limits)
+        case RecordResult(), EffectDone():
             return _after_result(life)
-        case Delete(), Done():
+        case DeletePod(), EffectDone():
             return _end(life, DONE)
-        case Await(), TerminationStored(termination) if termination == life.termination:  # its pod is being ended
+        case AwaitPod(), TerminationStored(termination) if termination == life.termination:  # its pod is being ended
             return life
-        case Await() | StoreTermination(), TerminationStored(termination):
-            return _checked(life, termination, now, limits)
-        case Await(), TimedOut():
+        case AwaitPod() | StoreTermination(), TerminationStored(termination):
+            return _on_termination(life, termination, now, limits)
+        case AwaitPod(), TimedOut():
             return _timed_out(life, now, limits)
-        case (Later(), TimedOut()) | (NoteRefused(), Done()):
+        case (PauseUntil(), TimedOut()) | (StoreRefusal(), EffectDone()):
             return _pause(life, now)
-        case DeleteOld(), Done():
-            return replace(life, todo=Create(life.attempt), old=None)
-        case Create(), AlreadyThere() as answer:
-            return replace(life, todo=Look(life.attempt, after=answer))
-        case Create(), Unclear(after_s) as answer:
-            return replace(life, todo=Look(life.attempt, after=answer), not_before=now + (after_s or 0.0))
-        case Create(), Refused(_, after_s):
+        case DeleteOldPod(), EffectDone():
+            return replace(life, todo=CreatePod(life.attempt), old_pod=None)
+        case CreatePod(), PodAlreadyExists() as answer:
+            return replace(life, todo=GetPod(life.attempt, after=answer))
+        case CreatePod(), CreateUnclear(after_s) as answer:
+            return replace(life, todo=GetPod(life.attempt, after=answer), not_before=now + (after_s or 0.0))
+        case CreatePod(), CreateRefused(_, after_s):
             return _refused(life, now, min(backoff_s(life.backoff), MAX_REFUSED_S) if after_s is None else after_s)
-        case Create(), RejectedPod(message):
-            return _record(life, Verdict(Reason.REJECTED, message))
-        case Look(), Absent():
+        case CreatePod(), RejectedPod(message):
+            return _record(life, Verdict(EndReason.REJECTED, message))
+        case GetPod(), PodNotFound():
             return _absent(life, now, limits)
-        case Look(), Foreign():
+        case GetPod(), ForeignPod():
             return _record(replace(life, pod=None), _NAME_TAKEN)
-        case DeleteIfUnchanged(pod), Done():
-            return replace(life, todo=Await(now + relook_s(pod)))
-        case (Await(), Missing()) | (DeleteIfUnchanged(), Changed()):
+        case DeletePodIfUnchanged(pod), EffectDone():
+            return replace(life, todo=AwaitPod(now + relook_s(pod)))
+        case (AwaitPod(), PodNotListed()) | (DeletePodIfUnchanged(), PodChanged()):
             return _look(life)
-        case Intend(), Cancelled(termination, attempt):
+        case StoreAttempt(), Cancelled(termination, attempt):
             return _cancelled(life, termination, attempt)
-        case Intend() | Check() | StoreTermination() | ClearTermination(), HasResult():
+        case StoreAttempt() | MarkPodSeen() | StoreTermination() | ClearTermination(), HasResult():
             return _after_result(life)
-        case Intend() | StoreTermination() | Record(), OldAttempt():
+        case StoreAttempt() | StoreTermination() | RecordResult(), NewerAttemptStored():
             return _end(life, "a higher attempt is stored")
-        case todo, NotOurs() if isinstance(todo, _OF_OWNERS):
+        case todo, OwnershipLost() if isinstance(todo, _BY_OWNER):
             return _end(life, NOT_OURS)
     raise IllegalStep(f"{life.todo} has no answer {observation}")
 
 
-def backoff_s(tries: int) -> float:
-    """Seconds to pause after the given number of tries: 1, 2, 4 … at most MAX_BACKOFF_S."""
-    return float(min(2.0 ** min(tries, 10), MAX_BACKOFF_S))
+def _end(life: Lifecycle, reason: str) -> Lifecycle:
+    return replace(life, todo=EndLifecycle(reason))
 
 
-def _end(life: Life, reason: str) -> Life:
-    return replace(life, todo=End(reason))
+def _record(life: Lifecycle, end: Verdict) -> Lifecycle:
+    return replace(life, todo=RecordResult(life.attempt, end, life.pod))
 
 
-def _record(life: Life, end: Verdict) -> Life:
-    return replace(life, todo=Record(life.attempt, end, life.pod))
-
-
-def _look(life: Life) -> Life:
+def _look(life: Lifecycle) -> Lifecycle:
     """Look for the pod. If it was never seen here, the registry may show it already, which spares a GET."""
-    return replace(life, todo=Look(life.attempt, live=life.pod is not None))
+    return replace(life, todo=GetPod(life.attempt, live=life.pod is not None))
 
 
-def _pause(life: Life, now: float) -> Life:
+def _pause(life: Lifecycle, now: float) -> Lifecycle:
     """The attempt is stored (again) when its pause is over."""
     pause = life.not_before > now
-    return replace(life, todo=Later(life.not_before) if pause else Intend(life.attempt, life.infra_used))
+    return replace(life, todo=PauseUntil(life.not_before) if pause else StoreAttempt(life.attempt, life.infra_used))
 
 
-def _refused(life: Life, now: float, pause_s: float) -> Life:
+def _refused(life: Lifecycle, now: float, pause_s: float) -> Lifecycle:
     """No pod was made. That is stored, so that the next owner, too, creates it under the same attempt."""
-    return replace(life, todo=NoteRefused(life.attempt), not_before=now + pause_s, backoff=life.backoff + 1)
+    return replace(life, todo=StoreRefusal(life.attempt), not_before=now + pause_s, backoff=life.backoff + 1)
 
 
-def _again(life: Life, retried: Retried, now: float, *, infra: int) -> Life:
-    old = life.pod if life.pod is not None and not life.pod.gone else life.old
-    following = begin(life.index, life.attempt + 1, life.infra_used + infra)
+def _again(life: Lifecycle, retried: RetryCause, now: float, *, infra: int) -> Lifecycle:
+    old = life.pod if life.pod is not None and not life.pod.gone else life.old_pod
+    following = begin_lifecycle(life.index, life.attempt + 1, life.infra_used + infra)
     pause_until = now + backoff_s(life.infra_used) if infra else 0.0
-    return _pause(replace(following, old=old, retried=retried, not_before=pause_until), now)
+    return _pause(replace(following, old_pod=old, retry_cause=retried, not_before=pause_until), now)
 
 
-def _cancelled(life: Life, termination: Termination, attempt: int) -> Life:
+def _cancelled(life: Lifecycle, termination: Termination, attempt: int) -> Lifecycle:
     """Intend was refused: a pod of the stored attempt, if there is one, is seen to its end before anything is recorded.
     Of an earlier attempt this life has seen the end already.
     """
     cancelled = replace(life, termination=termination, attempt=attempt)
-    end, last = refused(termination, life.retried)
+    end, last = refused(termination, life.retry_cause)
     return _look(cancelled) if attempt >= life.attempt else _record(replace(cancelled, pod=last or life.pod), end)
 
 
-def _found(life: Life, pod: Snapshot, now: float, limits: Limits) -> Life:
+def _on_pod_found(life: Lifecycle, pod: PodSnapshot, now: float, limits: AttemptLimits) -> Lifecycle:
     """The answer to a create or a live look names the attempt's pod."""
     if _is_stranger(life, pod):
         return _absent(life, now, limits)
-    sight = replace(life.sight, created=now) if isinstance(life.todo, Create) else life.sight
-    return replace(life, todo=Check(life.attempt), pod=pod, backoff=0, sight=observe(sight, pod, now))
+    timeline = replace(life.timeline, created=now) if isinstance(life.todo, CreatePod) else life.timeline
+    return replace(life, todo=MarkPodSeen(life.attempt), pod=pod, backoff=0, timeline=observe(timeline, pod, now))
 
 
-def _followed(life: Life, pod: Snapshot, now: float, limits: Limits) -> Life:
+def _on_pod_change(life: Lifecycle, pod: PodSnapshot, now: float, limits: AttemptLimits) -> Lifecycle:
     """The watch shows a new stage of the pod."""
     if _is_stranger(life, pod):
         return _look(life)
-    life = replace(life, pod=pod, backoff=0, sight=observe(life.sight, pod, now))
-    if pod.gone and not (pod.deleting or pod.ended or pod.disruption or life.termination):
+    life = replace(life, pod=pod, backoff=0, timeline=observe(life.timeline, pod, now))
+    if pod.gone and not (pod.deleting or pod.agent_ended or pod.disruption or life.termination):
         # a watch also says DELETED of a pod that has lost the labels by which it is selected, and that may run on
         return _look(life)
     return _evaluate(life, pod, now, limits)
 
 
-def _is_stranger(life: Life, pod: Snapshot) -> bool:
+def _is_stranger(life: Lifecycle, pod: PodSnapshot) -> bool:
     """An attempt's name is used once: another UID under it is a foreign pod, and the attempt's own pod is gone."""
     return life.pod is not None and pod.uid != life.pod.uid
 
 
-def _timed_out(life: Life, now: float, limits: Limits) -> Life:
+def _timed_out(life: Lifecycle, now: float, limits: AttemptLimits) -> Lifecycle:
     pod = _pod(life)
-    unsure = life.termination is not None or pod.deleting or pod.phase is Phase.UNKNOWN or pod.altered
+    unsure = life.termination is not None or pod.deleting or pod.phase is Phase.UNKNOWN or pod.altered_label
     return _look(life) if unsure else _evaluate(life, pod, now, limits)
 
 
-def _absent(life: Life, now: float, limits: Limits) -> Life:
+def _absent(life: Lifecycle, now: float, limits: AttemptLimits) -> Lifecycle:
     """A live GET found nothing: what was last seen of the pod decides.
 
     If no process ever saw the pod, the one that stored the attempt ended before or during its create. The
@@ -319,75 +323,78 @@ def _absent(life: Life, now: float, limits: Limits) -> Life:
     that is there, and makes no second one.
     """
     match life.todo:
-        case Look(after=Unclear()):
+        case GetPod(after=CreateUnclear()):
             # one lost answer costs no time; a server that answers nothing but 500 is not to be asked without a break
             pause_s = backoff_s(life.backoff - 1) if life.backoff else 0.0
             return _refused(life, now, max(min(pause_s, MAX_REFUSED_S), life.not_before - now))
-        case Look(after=None) if life.pod is None and not life.seen and life.termination is None:
+        case GetPod(after=None) if life.pod is None and not life.pod_was_seen and life.termination is None:
             return _pause(replace(life, not_before=now), now)
     if life.pod is None:
-        return _ended(life, Verdict(Reason.POD_LOST, "the pod is gone, and the API server gave no reason"), now, limits)
+        lost = Verdict(EndReason.POD_LOST, "the pod is gone, and the API server gave no reason")
+        return _ended(life, lost, now, limits)
     seen, gone = life.pod.gone, life.pod.as_gone()
-    end = verdict(gone) if seen or gone.deleting or gone.ended or gone.disruption else None
-    return _ended(replace(life, pod=gone), end or Verdict(Reason.POD_LOST, "the pod vanished unseen"), now, limits)
+    end = finished_pod_verdict(gone) if seen or gone.deleting or gone.agent_ended or gone.disruption else None
+    return _ended(replace(life, pod=gone), end or Verdict(EndReason.POD_LOST, "the pod vanished unseen"), now, limits)
 
 
-def _checked(life: Life, termination: Termination | None, now: float, limits: Limits) -> Life:
+def _on_termination(life: Lifecycle, termination: Termination | None, now: float, limits: AttemptLimits) -> Lifecycle:
     """This termination is stored, or none is. One of another attempt does not replace the one that holds."""
     keeps = life.termination is not None and termination is not None and not termination.is_cancel
     if not keeps or isinstance(life.todo, StoreTermination):
         life = replace(life, termination=termination)
-    if life.end is not None:
-        return _ended(replace(life, end=None), life.end, now, limits)
+    if life.pending_verdict is not None:
+        return _ended(replace(life, pending_verdict=None), life.pending_verdict, now, limits)
     return _evaluate(life, _pod(life), now, limits)
 
 
-def _pod(life: Life) -> Snapshot:
+def _pod(life: Lifecycle) -> PodSnapshot:
     if life.pod is None:
         raise IllegalStep(f"{life.todo} was carried out without a pod")
     return life.pod
 
 
-def _evaluate(life: Life, pod: Snapshot, now: float, limits: Limits) -> Life:
+def _evaluate(life: Lifecycle, pod: PodSnapshot, now: float, limits: AttemptLimits) -> Lifecycle:
     """What follows from a pod that is as it is now."""
-    if (end := end_of(life.sight, pod, now)) is not None:
+    if (end := pod_verdict(life.timeline, pod, now)) is not None:
         return _ended(life, end, now, limits)
     if life.termination is not None:
         return replace(life, todo=_end_by(life.termination, pod, now))
-    termination, until = overdue(life.sight, pod, now, limits, life.attempt)
+    termination, until = due_termination(life.timeline, pod, now, limits, life.attempt)
     if termination is not None:
         return replace(life, termination=termination, todo=StoreTermination(termination))
-    return replace(life, todo=Await(until))
+    return replace(life, todo=AwaitPod(until))
 
 
-def _end_by(termination: Termination, pod: Snapshot, now: float) -> Effect:
+def _end_by(termination: Termination, pod: PodSnapshot, now: float) -> Effect:
     if pod.deleting:
-        return Await(now + relook_s(pod))
+        return AwaitPod(now + relook_s(pod))
     if termination.only_before_start and pod.started_at is not None:
         return ClearTermination(termination)
-    return DeleteIfUnchanged(pod, termination.grace_s(pod))
+    return DeletePodIfUnchanged(pod, termination.grace_s(pod))
 
 
-def _ended(life: Life, end: Verdict, now: float, limits: Limits) -> Life:
+def _ended(life: Lifecycle, end: Verdict, now: float, limits: AttemptLimits) -> Lifecycle:
     """The attempt is over: the next one follows, or the result. How `agent` was seen to end wins over what became of
     its pod later. A termination that spares what has started is cleared first: it had no part in this end.
     """
-    end, termination = life.sight.own or end, life.termination
+    end, termination = life.timeline.agent_verdict or end, life.termination
     if termination is not None:
-        final = decided(end, termination)
-        if final is not end and termination.only_before_start and life.sight.started_unasked:
-            return replace(life, todo=ClearTermination(termination), end=end)
+        final = final_verdict(end, termination)
+        if final is not end and termination.only_before_start and life.timeline.started_unasked:
+            return replace(life, todo=ClearTermination(termination), pending_verdict=end)
         end = final
     retry = end.reason.retry
-    if retry is Retry.INFRA and life.infra_used < limits.infra_retries:
-        return _again(life, Retried(end, life.infra_used + 1, limits.infra_retries, life.pod), now, infra=1)
-    if retry is Retry.WORKER and life.attempt - 1 - life.infra_used < limits.worker_retries:
-        return _again(life, Retried(end, life.attempt - life.infra_used, limits.worker_retries, life.pod), now, infra=0)
+    if retry is RetryBudget.INFRA and life.infra_used < limits.infra_retries:
+        return _again(life, RetryCause(end, life.infra_used + 1, limits.infra_retries, life.pod), now, infra=1)
+    if retry is RetryBudget.WORKER and life.attempt - 1 - life.infra_used < limits.worker_retries:
+        return _again(
+            life, RetryCause(end, life.attempt - life.infra_used, limits.worker_retries, life.pod), now, infra=0
+        )
     return _record(life, end)
 
 
-def _after_result(life: Life) -> Life:
+def _after_result(life: Lifecycle) -> Lifecycle:
     """The result is stored: the pod may go, or an earlier attempt's. One that is being deleted needs no request."""
-    pod = life.pod if life.pod is not None else life.old
+    pod = life.pod if life.pod is not None else life.old_pod
     kept = pod is not None and not pod.gone and not (pod.deleting and pod.finished)
-    return replace(life, pod=pod, todo=Delete(pod) if kept and pod is not None else End(DONE))
+    return replace(life, pod=pod, todo=DeletePod(pod) if kept and pod is not None else EndLifecycle(DONE))

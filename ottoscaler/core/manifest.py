@@ -48,7 +48,7 @@ _NAME: Final = re.compile(rf"otto-agent-([0-9a-f]{{{HASH_DIGITS}}})-([0-9]{{1,9}
 # -- its name and its labels
 
 
-class WorkerKey(msgspec.Struct, frozen=True):
+class AttemptKey(msgspec.Struct, frozen=True):
     """One attempt of one worker, as in its pod's labels: the key of the registry."""
 
     event_hash: str
@@ -66,7 +66,7 @@ def event_hash(instance: str, event_id: str) -> str:
     return hashlib.sha256(f"{instance}\0{event_id}".encode()).hexdigest()[:HASH_DIGITS]
 
 
-def pod_name(key: WorkerKey) -> str:
+def pod_name(key: AttemptKey) -> str:
     """The name of an attempt's pod: the same event gives the same names, always;
     from the second attempt on with a suffix.
     """
@@ -79,7 +79,7 @@ def selector(instance: str) -> str:
     return f"{MANAGED_BY}={MANAGER},{LABEL_INSTANCE}={instance}"
 
 
-def labels_of(key: WorkerKey, instance: str) -> dict[str, str]:
+def labels_of(key: AttemptKey, instance: str) -> dict[str, str]:
     """The labels that a worker's pod must have: by the first two the watch selects it."""
     return {
         MANAGED_BY: MANAGER,
@@ -90,25 +90,27 @@ def labels_of(key: WorkerKey, instance: str) -> dict[str, str]:
     }
 
 
-def by_labels(name: str, labels: Mapping[str, str]) -> WorkerKey | None:
+def key_from_labels(name: str, labels: Mapping[str, str]) -> AttemptKey | None:
     """The attempt that the labels speak of; None if they are not a worker's, or are those of a pod of another name."""
     event, index, attempt = labels.get(LABEL_EVENT), labels.get(LABEL_WORKER, ""), labels.get(LABEL_ATTEMPT, "")
     if event is None or not (_DIGITS.fullmatch(index) and _DIGITS.fullmatch(attempt)):
         return None
-    key = WorkerKey(event, int(index), int(attempt))
+    key = AttemptKey(event, int(index), int(attempt))
     return key if pod_name(key) == name else None
 
 
-def by_annotation(name: str, event_id: str, instance: str) -> WorkerKey | None:
+def key_from_annotation(name: str, event_id: str, instance: str) -> AttemptKey | None:
     """The attempt in the name, if the annotated event has that hash in this instance; otherwise None."""
     parts = _NAME.fullmatch(name) if event_id else None
     if parts is None or parts[1] != event_hash(instance, event_id):
         return None
-    key = WorkerKey(parts[1], int(parts[2]), int(parts[3] or 1))
+    key = AttemptKey(parts[1], int(parts[2]), int(parts[3] or 1))
     return key if pod_name(key) == name else None
 
 
-def altered(asked: Mapping[str, str], found: Mapping[str, str], event_ids: tuple[str, str] = ("", "")) -> str:
+def describe_alteration(
+    asked: Mapping[str, str], found: Mapping[str, str], event_ids: tuple[str, str] = ("", "")
+) -> str:
     """One sentence on the first label that is not as it was asked for, or on the event id in the annotation (as asked
     for, as found); empty if all that we need is there. Other labels may be added, changed and removed.
     """
@@ -129,7 +131,7 @@ def _changed(what: str, before: str, after: str | None) -> str:
 # -- its body
 
 
-class Template(Protocol):
+class PodTemplate(Protocol):
     """What the configuration says about worker pods; `settings.WorkerSettings` is one."""
 
     @property
@@ -162,8 +164,8 @@ class Template(Protocol):
     def termination_grace_s(self) -> int: ...
 
 
-def build(
-    template: Template, event: ScaleEvent, key: WorkerKey, *, event_json: str, instance: str, namespace: str
+def build_pod(
+    template: PodTemplate, event: ScaleEvent, key: AttemptKey, *, event_json: str, instance: str, namespace: str
 ) -> bytes:
     """The body of the create request for one attempt at one worker, as JSON.
 
@@ -188,7 +190,7 @@ def build(
     return msgspec.json.encode({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
 
 
-def environment(event: ScaleEvent, key: WorkerKey) -> list[dict[str, Any]]:
+def worker_environment(event: ScaleEvent, key: AttemptKey) -> list[dict[str, Any]]:
     """The variables of a worker, in the form of a container's `env`."""
     own = {
         "OTTO_TASK_ID": event.task_id,
@@ -206,7 +208,8 @@ def environment(event: ScaleEvent, key: WorkerKey) -> list[dict[str, Any]]:
     passed = {f"OTTO_{name.upper()}": value for name, value in event.passed_on.items()}
     # an event must not read other variables
     variables: list[dict[str, Any]] = [
-        {"name": name, "value": literal(value)} for name, value in {**event.overrides.env, **passed, **own}.items()
+        {"name": name, "value": escape_expansion(value)}
+        for name, value in {**event.overrides.env, **passed, **own}.items()
     ]
     for one in event.overrides.secret_env:
         source = {"secretKeyRef": {"name": one.secret, "key": one.key}}
@@ -215,7 +218,7 @@ def environment(event: ScaleEvent, key: WorkerKey) -> list[dict[str, Any]]:
     return variables
 
 
-def literal(text: str) -> str:
+def escape_expansion(text: str) -> str:
     """A text that the kubelet hands on as it was, where it would expand `$(NAME)` and read `$$` as `$`: in `command`,
     `args` and the values of `env`
     (https://kubernetes.io/docs/tasks/inject-data-application/define-interdependent-environment-variables/).
@@ -223,7 +226,7 @@ def literal(text: str) -> str:
     return text.replace("$", "$$")
 
 
-def _spec(template: Template, event: ScaleEvent, key: WorkerKey) -> dict[str, Any]:
+def _spec(template: PodTemplate, event: ScaleEvent, key: AttemptKey) -> dict[str, Any]:
     spec: dict[str, Any] = {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
@@ -253,7 +256,7 @@ def _spec(template: Template, event: ScaleEvent, key: WorkerKey) -> dict[str, An
     return spec
 
 
-def _container(template: Template, event: ScaleEvent, key: WorkerKey) -> dict[str, Any]:
+def _container(template: PodTemplate, event: ScaleEvent, key: AttemptKey) -> dict[str, Any]:
     asked = event.overrides
     command = template.command if asked.command is None else asked.command
     container: dict[str, Any] = {
@@ -261,7 +264,7 @@ def _container(template: Template, event: ScaleEvent, key: WorkerKey) -> dict[st
         "image": asked.image or template.image,
         "imagePullPolicy": template.image_pull_policy,
         "workingDir": WORKSPACE,
-        "env": environment(event, key),
+        "env": worker_environment(event, key),
         # what an event or a profile asks for is request and limit: it is what the scheduler has to find room for
         "resources": {
             "requests": {
@@ -282,9 +285,9 @@ def _container(template: Template, event: ScaleEvent, key: WorkerKey) -> dict[st
     }
     # Literally: an expanded $(OTTO_X) would put an event's text into a shell's line, and $$ is the shell's.
     if command:  # otherwise the image's own
-        container["command"] = [literal(word) for word in command]
+        container["command"] = [escape_expansion(word) for word in command]
     if asked.args:
-        container["args"] = [literal(word) for word in asked.args]
+        container["args"] = [escape_expansion(word) for word in asked.args]
     return container
 
 

@@ -8,13 +8,13 @@ import re
 from typing import Final
 
 #: The same limit for all JSON that others write, wherever it is read.
-MAX_LEVELS: Final = 100
+MAX_JSON_DEPTH: Final = 100
 
 #: A string, also one that is not closed, or a bracket. No part of a string is looked at twice.
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 
 
-def levels(text: str) -> int:
+def json_depth(text: str) -> int:
     """The most arrays and objects inside one another. Of a text that is not JSON it is at least as many as a parser
     meets before it notices.
     """

@@ -15,11 +15,11 @@ from typing import Any, Final
 
 import msgspec
 
-from ottoscaler.core.nesting import levels
-from ottoscaler.core.refusal import Fault, short
+from ottoscaler.core.nesting import json_depth
+from ottoscaler.core.refusal import Violation, shortened
 
 #: Fields that change the workers of one event.
-OVERRIDES: Final = frozenset(
+OVERRIDE_FIELDS: Final = frozenset(
     {
         *("image", "command", "args", "env", "cpu", "memory", "profile"),
         *("deadline_s", "retries", "priority", "not_after", "keep_failed_s"),
@@ -28,14 +28,14 @@ OVERRIDES: Final = frozenset(
 #: Those of them that have no effect yet: whatever the policy says, they are refused.
 NOT_YET: Final = frozenset({"keep_failed_s"})
 #: Those of them that need no policy.
-WITHOUT_POLICY: Final = frozenset({"deadline_s", "retries", "priority", "not_after"})
+FIELDS_WITHOUT_POLICY: Final = frozenset({"deadline_s", "retries", "priority", "not_after"})
 
 #: The longest deadline where WORKER_DEADLINE_S sets none, seconds: 30 days.
 MAX_DEADLINE_S: Final = 30 * 86_400
 MAX_RETRIES: Final = 10
 MAX_PRIORITY: Final = 9
 #: The priority of an event that sets none.
-PRIORITY: Final = 5
+DEFAULT_PRIORITY: Final = 5
 #: The longest time that failed pods are kept, seconds: 7 days.
 MAX_KEEP_FAILED_S: Final = 7 * 86_400
 
@@ -80,13 +80,13 @@ class Overrides(msgspec.Struct, frozen=True, omit_defaults=True):
     tolerations: tuple[dict[str, Any], ...] = ()
     deadline_s: int = 0
     retries: int | None = None
-    priority: int = PRIORITY
+    priority: int = DEFAULT_PRIORITY
     not_after: float | None = None
     keep_failed_s: int | None = None
 
 
 #: An event overrides nothing.
-NOTHING: Final = Overrides()
+NO_OVERRIDES: Final = Overrides()
 
 _list: Final = msgspec.json.Decoder(list[str])
 _object: Final = msgspec.json.Decoder(dict[str, str])
@@ -103,7 +103,7 @@ class Most(msgspec.Struct, frozen=True):
 
 
 def numbers(asked: Mapping[str, str], most: Most) -> dict[str, Any]:
-    """The values of those of these fields that are numbers or times. Raises Fault."""
+    """The values of those of these fields that are numbers or times. Raises Violation."""
     values: dict[str, Any] = {}
     for name in sorted(_NUMBERS & asked.keys()):
         least = 1 if name == "deadline_s" else 0
@@ -114,8 +114,8 @@ def numbers(asked: Mapping[str, str], most: Most) -> dict[str, Any]:
 
 
 def words(name: str, text: str) -> tuple[str, ...]:
-    """A JSON list of texts: a command's words. Raises Fault."""
-    if levels(text) <= 1:
+    """A JSON list of texts: a command's words. Raises Violation."""
+    if json_depth(text) <= 1:
         try:
             found = _list.decode(text)
         except msgspec.MsgspecError:
@@ -124,12 +124,12 @@ def words(name: str, text: str) -> tuple[str, ...]:
             for number, word in enumerate(found):
                 check_text(f"{name}[{number}]", word)
             return tuple(found)
-    raise Fault(f'field {name} is {short(text)}; a JSON list of texts is expected, like ["npm", "test"]')
+    raise Violation(f'field {name} is {shortened(text)}; a JSON list of texts is expected, like ["npm", "test"]')
 
 
 def variables(text: str) -> dict[str, str]:
-    """A JSON object of texts: names and values of variables, each name once. Raises Fault."""
-    if levels(text) <= 1:
+    """A JSON object of texts: names and values of variables, each name once. Raises Violation."""
+    if json_depth(text) <= 1:
         try:
             found = _object.decode(text)
         except msgspec.MsgspecError:
@@ -137,21 +137,21 @@ def variables(text: str) -> dict[str, str]:
         else:
             if len(pairs := json.loads(text, object_pairs_hook=list)) > len(found):
                 twice = min(name for name, number in Counter(name for name, _ in pairs).items() if number > 1)
-                raise Fault(f"field env has the name {short(twice)} more than once")
+                raise Violation(f"field env has the name {shortened(twice)} more than once")
             return found
-    raise Fault(f'field env is {short(text)}; a JSON object of texts is expected, like {{"CI": "true"}}')
+    raise Violation(f'field env is {shortened(text)}; a JSON object of texts is expected, like {{"CI": "true"}}')
 
 
 def check_text(path: str, text: str) -> None:
-    """Raises Fault for what no program can be given."""
+    """Raises Violation for what no program can be given."""
     if "\0" in text:
-        raise Fault(f"field {path} is {short(text)}; it has a NUL character")
+        raise Violation(f"field {path} is {shortened(text)}; it has a NUL character")
 
 
 def _whole(name: str, text: str, least: int, most: int, source: str) -> int:
     if not _WHOLE.fullmatch(text) or not least <= int(text) <= most:
         shown = f" ({source})" if source else ""
-        raise Fault(f"field {name} is {short(text)}; a whole number from {least} to {most} is expected{shown}")
+        raise Violation(f"field {name} is {shortened(text)}; a whole number from {least} to {most} is expected{shown}")
     return int(text)
 
 
@@ -161,7 +161,7 @@ def _time(name: str, text: str) -> float:
             return datetime.fromisoformat(_microseconds(text.upper())).timestamp()
     except (ValueError, OverflowError):  # a day that its month does not have, the year 0
         pass
-    raise Fault(f"field {name} is {short(text)}; a time like 2030-01-31T12:00:00Z is expected (RFC 3339)")
+    raise Violation(f"field {name} is {shortened(text)}; a time like 2030-01-31T12:00:00Z is expected (RFC 3339)")
 
 
 def _microseconds(text: str) -> str:

@@ -1,4 +1,4 @@
-"""From a pod as the API server sends it to a `Snapshot`.
+"""From a pod as the API server sends it to a `PodSnapshot`.
 
 Only the container named `agent` counts, by its name and never by its position: all other containers of the pod
 (sidecars that a webhook injected, ephemeral containers) neither starts nor ends a worker. Init containers count as far
@@ -20,21 +20,28 @@ import msgspec
 from msgspec.structs import replace
 
 from ottoscaler.core import manifest, startup
-from ottoscaler.core.manifest import CONTAINER, WorkerKey, altered, by_annotation, by_labels, labels_of
+from ottoscaler.core.manifest import (
+    CONTAINER,
+    AttemptKey,
+    describe_alteration,
+    key_from_annotation,
+    key_from_labels,
+    labels_of,
+)
 from ottoscaler.core.output import output
 from ottoscaler.core.startup import START_REASONS
-from ottoscaler.core.startup import Trouble as Trouble
-from ottoscaler.core.verdicts import Reason
+from ottoscaler.core.startup import StartTrouble as StartTrouble
+from ottoscaler.core.verdicts import EndReason
 
 #: Reasons of the condition DisruptionTarget
 #: (https://kubernetes.io/docs/concepts/workloads/pods/disruptions/#pod-disruption-conditions). One that is not here is
 #: an eviction: the condition itself says that the platform ends the pod.
 _DISRUPTIONS: Final = {
-    "PreemptionByScheduler": Reason.PREEMPTED,
-    "EvictionByEvictionAPI": Reason.EVICTED,
-    "TerminationByKubelet": Reason.EVICTED,
-    "DeletionByTaintManager": Reason.NODE_LOST,
-    "DeletionByPodGC": Reason.NODE_LOST,
+    "PreemptionByScheduler": EndReason.PREEMPTED,
+    "EvictionByEvictionAPI": EndReason.EVICTED,
+    "TerminationByKubelet": EndReason.EVICTED,
+    "DeletionByTaintManager": EndReason.NODE_LOST,
+    "DeletionByPodGC": EndReason.NODE_LOST,
 }
 
 
@@ -144,21 +151,21 @@ class RawPod(msgspec.Struct, frozen=True):
     status: _Status = _Status()
 
 
-class Snapshot(msgspec.Struct, frozen=True):
+class PodSnapshot(msgspec.Struct, frozen=True):
     """What is known of a pod at one resource version. Times are seconds since the epoch, None where not yet; the API
     server wrote `created_at`, `scheduled_at` and `deletion_requested_at`, the node `started_at` and `finished_at`.
 
     `reason` is the pod's own (`status.reason`). Of the container `agent`: `started_at`, `finished_at`, `exit_code`
-    (None: it has not ended), `ended_as` (why the runtime says it ended) and `start_error` (the runtime's message if it
-    could not be started) and `output` (what it gives back; no verdict depends on it). `deadline_s`
-    is the kubelet's, `node_ahead_s` how far the node's clock is ahead of the API server's, as far as two of their times
-    show. `ended_first`: the node's own times show that `agent` had ended before
-    the deadline at which the kubelet ended the pod. `outlived`: it has ended, and another container has not.
-    `disrupted_as` is the original word of a disruption that we do not know. `altered` says which of our labels was
-    changed from outside: no watch shows such a pod. `finalizers` keep a pod there after its end.
+    (None: it has not ended), `agent_end_reason` (why the runtime says it ended) and `start_error` (the runtime's
+    message if it could not be started) and `output` (what it gives back; no verdict depends on it). `deadline_s` is the
+    kubelet's, `node_clock_ahead_s` how far the node's clock is ahead of the API server's, as far as two of their times
+    show. `ended_before_deadline`: the node's own times show that `agent` had ended before the deadline at which the
+    kubelet ended the pod. `agent_outlived`: it has ended, and another container has not. `unknown_disruption` is the
+    original word of a disruption that we do not know. `altered_label` says which of our labels was changed from
+    outside: no watch shows such a pod. `finalizers` keep a pod there after its end.
     """
 
-    key: WorkerKey
+    key: AttemptKey
     name: str
     uid: str
     resource_version: str
@@ -172,21 +179,21 @@ class Snapshot(msgspec.Struct, frozen=True):
     deletion_requested_at: float | None = None
     deletion_grace_s: float = 0.0
     deadline_s: int = 0
-    node_ahead_s: float = 0.0
+    node_clock_ahead_s: float = 0.0
     exit_code: int | None = None
-    ended_as: str = ""
-    ended_first: bool = False
-    outlived: bool = False
+    agent_end_reason: str = ""
+    ended_before_deadline: bool = False
+    agent_outlived: bool = False
     start_error: str = ""
     output: str = ""
     reason: str = ""
     message: str = ""
     node: str = ""
-    trouble: Trouble = Trouble.NONE
+    trouble: StartTrouble = StartTrouble.NONE
     trouble_text: str = ""
-    disruption: Reason | None = None
-    disrupted_as: str = ""
-    altered: str = ""
+    disruption: EndReason | None = None
+    unknown_disruption: str = ""
+    altered_label: str = ""
     finalizers: tuple[str, ...] = ()
     gone: bool = False
 
@@ -196,7 +203,7 @@ class Snapshot(msgspec.Struct, frozen=True):
         return self.phase in (Phase.SUCCEEDED, Phase.FAILED)
 
     @property
-    def ended(self) -> bool:
+    def agent_ended(self) -> bool:
         """The worker's own program has ended; other containers may keep the pod alive."""
         return self.exit_code is not None or self.finished
 
@@ -211,27 +218,27 @@ class Snapshot(msgspec.Struct, frozen=True):
         return self.deletion_requested_at is not None
 
     @property
-    def held(self) -> bool:
+    def held_by_finalizers(self) -> bool:
         """Nothing runs in it any more, its deletion was asked for, and finalizers keep it there."""
         return bool(self.finalizers) and self.deleting and (self.finished or self.scheduled_at is None)
 
     @property
     def stage(self) -> tuple[object, ...]:
         """What a waiter cares about: it is woken only when this changes."""
-        gates = self.trouble_text if self.trouble is Trouble.GATED else ""
+        gates = self.trouble_text if self.trouble is StartTrouble.GATED else ""
         return (
             self.phase, self.trouble, gates, self.started_at is not None, self.exit_code is not None, self.deleting,
-            self.gone, self.uid, self.altered,
+            self.gone, self.uid, self.altered_label,
         )  # fmt: skip
 
-    def as_gone(self) -> Snapshot:
+    def as_gone(self) -> PodSnapshot:
         """The same pod, deleted: the last status stays, as in a DELETED event."""
         return replace(self, gone=True)
 
 
 # each of a pod's times comes again with each of its changes, and many pods share a second
 @lru_cache(maxsize=4096)
-def epoch(stamp: str | None) -> float | None:
+def epoch_seconds(stamp: str | None) -> float | None:
     """Seconds since the epoch of an RFC 3339 time of the API server; None for none.
 
     The kubelet writes 1970-01-01 as the start of a container that never started: that is none, too.
@@ -240,34 +247,38 @@ def epoch(stamp: str | None) -> float | None:
     return seconds if seconds > 0 else None
 
 
-def snapshot(raw: RawPod, instance: str = "") -> Snapshot | None:
+def pod_snapshot(raw: RawPod, instance: str = "") -> PodSnapshot | None:
     """The snapshot of a pod of that instance (empty: of any), or None if it is not one of our workers."""
     meta = raw.metadata
-    key = by_labels(meta.name, meta.labels)
-    if key is not None and (not instance or altered(labels_of(key, instance), meta.labels) == ""):
+    key = key_from_labels(meta.name, meta.labels)
+    if key is not None and (not instance or describe_alteration(labels_of(key, instance), meta.labels) == ""):
         return _snapshot(raw, key, meta.labels.get(manifest.LABEL_INSTANCE, ""))
-    key = by_annotation(meta.name, meta.annotations.event_id, instance)
+    key = key_from_annotation(meta.name, meta.annotations.event_id, instance)
     if key is None:
         return None
-    return replace(_snapshot(raw, key, instance), altered=altered(labels_of(key, instance), meta.labels))
+    return replace(
+        _snapshot(raw, key, instance), altered_label=describe_alteration(labels_of(key, instance), meta.labels)
+    )
 
 
-def as_asked(raw: RawPod, asked: RawPod) -> Snapshot:
+def created_pod_snapshot(raw: RawPod, asked: RawPod) -> PodSnapshot:
     """The snapshot of the pod that came of our create, whatever became of its labels and of its annotation. Raises
     ValueError if we asked for a pod that is no worker.
     """
-    key, event_id = by_labels(asked.metadata.name, asked.metadata.labels), asked.metadata.annotations.event_id
+    key, event_id = key_from_labels(asked.metadata.name, asked.metadata.labels), asked.metadata.annotations.event_id
     if key is None:
         raise ValueError(f"{asked.metadata.name} has not the labels of a worker")
     instance = asked.metadata.labels.get(manifest.LABEL_INSTANCE, "")
-    changes = altered(labels_of(key, instance), raw.metadata.labels, (event_id, raw.metadata.annotations.event_id))
-    return replace(_snapshot(raw, key, instance), event_id=event_id, altered=changes)
+    changes = describe_alteration(
+        labels_of(key, instance), raw.metadata.labels, (event_id, raw.metadata.annotations.event_id)
+    )
+    return replace(_snapshot(raw, key, instance), event_id=event_id, altered_label=changes)
 
 
 _NO_STATE: Final = _State()
 
 
-def _snapshot(raw: RawPod, key: WorkerKey, instance: str) -> Snapshot:
+def _snapshot(raw: RawPod, key: AttemptKey, instance: str) -> PodSnapshot:
     meta, status = raw.metadata, raw.status
     state = _NO_STATE
     for one in status.containers:
@@ -279,14 +290,14 @@ def _snapshot(raw: RawPod, key: WorkerKey, instance: str) -> Snapshot:
     scheduled, disruption = conditions.get("PodScheduled"), conditions.get("DisruptionTarget")
     if disruption is not None and disruption.status != "True":
         disruption = None
-    scheduled_at = epoch(scheduled.since) if scheduled is not None and scheduled.status == "True" else None
-    began = epoch(status.kubelet_began)
+    scheduled_at = epoch_seconds(scheduled.since) if scheduled is not None and scheduled.status == "True" else None
+    began = epoch_seconds(status.kubelet_began)
     trouble, text = _trouble(raw, state, scheduled)
-    asked = epoch(meta.deletion_timestamp)
+    asked = epoch_seconds(meta.deletion_timestamp)
     unstarted = ended is not None and ended.reason in START_REASONS
     running, containers = state.running or _Running(), len(raw.spec.containers) + len(raw.spec.init)
     started = None if unstarted else ended.started_at if ended else running.started_at
-    return Snapshot(
+    return PodSnapshot(
         key=key,
         name=meta.name,
         uid=meta.uid,
@@ -294,18 +305,18 @@ def _snapshot(raw: RawPod, key: WorkerKey, instance: str) -> Snapshot:
         event_id=meta.annotations.event_id,
         instance=instance,
         phase=_PHASES.get(status.phase, Phase.UNKNOWN),
-        created_at=epoch(meta.creation_timestamp),
+        created_at=epoch_seconds(meta.creation_timestamp),
         scheduled_at=scheduled_at,
-        started_at=epoch(started),
-        finished_at=epoch(ended.finished_at) if ended else None,
+        started_at=epoch_seconds(started),
+        finished_at=epoch_seconds(ended.finished_at) if ended else None,
         deletion_requested_at=None if asked is None else asked - (meta.deletion_grace_s or 0),
         deletion_grace_s=meta.deletion_grace_s or 0,
         deadline_s=raw.spec.deadline_s,
-        node_ahead_s=began - scheduled_at if began is not None and scheduled_at is not None else 0.0,
+        node_clock_ahead_s=began - scheduled_at if began is not None and scheduled_at is not None else 0.0,
         exit_code=ended.exit_code if ended else None,
-        ended_as=ended.reason if ended else "",
-        ended_first=_ended_first(raw, ended),
-        outlived=_outlived(raw, ended),
+        agent_end_reason=ended.reason if ended else "",
+        ended_before_deadline=_ended_first(raw, ended),
+        agent_outlived=_outlived(raw, ended),
         start_error=ended.message if ended and unstarted else "",
         output=output(ended.message, containers) if ended and not unstarted else "",
         reason=status.reason,
@@ -313,22 +324,22 @@ def _snapshot(raw: RawPod, key: WorkerKey, instance: str) -> Snapshot:
         node=raw.spec.node,
         trouble=trouble,
         trouble_text=text,
-        disruption=_DISRUPTIONS.get(disruption.reason, Reason.EVICTED) if disruption else None,
-        disrupted_as=disruption.reason if disruption and disruption.reason not in _DISRUPTIONS else "",
+        disruption=_DISRUPTIONS.get(disruption.reason, EndReason.EVICTED) if disruption else None,
+        unknown_disruption=disruption.reason if disruption and disruption.reason not in _DISRUPTIONS else "",
         finalizers=meta.finalizers,
     )
 
 
-def foreign(raw: RawPod) -> Snapshot:
+def foreign_pod_snapshot(raw: RawPod) -> PodSnapshot:
     """A pod that is not a worker of ours: it has neither a key nor an event."""
-    return replace(_snapshot(raw, WorkerKey("", 0, 0), ""), event_id="")
+    return replace(_snapshot(raw, AttemptKey("", 0, 0), ""), event_id="")
 
 
 def _ended_first(raw: RawPod, ended: _Terminated | None) -> bool:
     """Do the node's own times (whole seconds) show that `agent` had ended before the kubelet's deadline for the pod?"""
     if ended is None or raw.status.reason != "DeadlineExceeded":
         return False
-    finished, began = epoch(ended.finished_at), epoch(raw.status.kubelet_began)
+    finished, began = epoch_seconds(ended.finished_at), epoch_seconds(raw.status.kubelet_began)
     return finished is not None and began is not None and 0 <= finished - began < raw.spec.deadline_s
 
 
@@ -344,29 +355,32 @@ def _outlived(raw: RawPod, ended: _Terminated | None) -> bool:
     return unreported or any(one.state.terminated is None for one in others if one.name != CONTAINER)
 
 
-def _trouble(raw: RawPod, agent: _State, scheduled: _Condition | None) -> tuple[Trouble, str]:
+def _trouble(raw: RawPod, agent: _State, scheduled: _Condition | None) -> tuple[StartTrouble, str]:
     """Why `agent` has not started: a gate, no node, its own image or configuration, or an init container's. `scheduled`
     is the scheduler's condition.
     """
     unscheduled = scheduled.reason if scheduled is not None and scheduled.status == "False" else ""
     if unscheduled == "SchedulingGated" or (raw.spec.gates and not raw.spec.node):
         gates = ", ".join(gate.name for gate in raw.spec.gates)
-        return Trouble.GATED, f"scheduling gate {gates}" if gates else "a scheduling gate"
+        return StartTrouble.GATED, f"scheduling gate {gates}" if gates else "a scheduling gate"
     if scheduled is not None and unscheduled == "Unschedulable":
-        return Trouble.UNSCHEDULABLE, scheduled.message
+        return StartTrouble.UNSCHEDULABLE, scheduled.message
     if agent.running is not None or agent.terminated is not None:
-        return Trouble.NONE, ""
-    own, waiting = (Trouble.NONE, ""), agent.waiting
+        return StartTrouble.NONE, ""
+    own, waiting = (StartTrouble.NONE, ""), agent.waiting
     if waiting is not None:
-        own = startup.of_waiting(waiting.reason, waiting.message), startup.describe(waiting.reason, waiting.message)
-    if own[0] is not Trouble.NONE or not raw.status.init:
+        own = (
+            startup.waiting_trouble(waiting.reason, waiting.message),
+            startup.describe(waiting.reason, waiting.message),
+        )
+    if own[0] is not StartTrouble.NONE or not raw.status.init:
         return own
     # A native sidecar in a crash loop does not keep the pod from starting, so a trouble with a name comes first.
     found = [*_init_troubles(raw), own]
-    return next((one for one in found if one[0] is not Trouble.NONE), found[0])
+    return next((one for one in found if one[0] is not StartTrouble.NONE), found[0])
 
 
-def _init_troubles(raw: RawPod) -> Iterator[tuple[Trouble, str]]:
+def _init_troubles(raw: RawPod) -> Iterator[tuple[StartTrouble, str]]:
     """What is wrong with init containers, in their order, each named with its image. One that restarts (a native
     sidecar) ends without harm.
     """
@@ -376,9 +390,9 @@ def _init_troubles(raw: RawPod) -> Iterator[tuple[Trouble, str]]:
         name = f"init container {status.name} (image {spec.image or status.image})"
         waiting, ended = status.state.waiting, status.state.terminated
         if waiting is not None and (text := startup.describe(waiting.reason, waiting.message)):
-            yield startup.of_waiting(waiting.reason, waiting.message), f"{name}: {text}"
+            yield startup.waiting_trouble(waiting.reason, waiting.message), f"{name}: {text}"
         elif ended is not None and ended.exit_code and spec.restart_policy != "Always":
             unstarted = ended.reason in START_REASONS
             missing = unstarted and startup.cannot_execute(ended.message, ended.exit_code)
             how = f"{ended.reason}: {ended.message}" if unstarted else f"exited with code {ended.exit_code}"
-            yield (Trouble.COMMAND if missing else Trouble.START), f"{name}: {how}"
+            yield (StartTrouble.COMMAND if missing else StartTrouble.START), f"{name}: {how}"

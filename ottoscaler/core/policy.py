@@ -16,11 +16,11 @@ from ottoscaler.core.amounts import CPU_FORM, MEMORY_FORM, cpu_m, cpu_text, memo
 from ottoscaler.core.images import Pattern, parse_image
 from ottoscaler.core.loaders import ENV_NAME, never_set
 from ottoscaler.core.overrides import (
+    FIELDS_WITHOUT_POLICY,
     MAX_DEADLINE_S,
+    NO_OVERRIDES,
     NOT_YET,
-    NOTHING,
-    OVERRIDES,
-    WITHOUT_POLICY,
+    OVERRIDE_FIELDS,
     Most,
     Overrides,
     SecretEnv,
@@ -29,12 +29,12 @@ from ottoscaler.core.overrides import (
     variables,
     words,
 )
-from ottoscaler.core.refusal import DeadReason, Fault, short
+from ottoscaler.core.refusal import DeadReason, Violation, shortened
 
 #: Fields that need no leave of the profile: they say when workers run, and not what.
 _ALWAYS: Final = frozenset({"profile", "priority", "not_after"})
 #: What a profile may let events set.
-GRANTED: Final = OVERRIDES - _ALWAYS
+GRANTED: Final = OVERRIDE_FIELDS - _ALWAYS
 
 
 class Profile(msgspec.Struct, frozen=True):
@@ -85,18 +85,20 @@ NO_RULES: Final = Rules()
 
 
 def overrides_of(texts: Mapping[str, str], rules: Rules) -> Overrides:
-    """What the fields of a scale_up override; other fields are not looked at. Raises Fault if one is not allowed."""
-    asked = {name: texts[name] for name in sorted(OVERRIDES & texts.keys())}
+    """What the fields of a scale_up override; other fields are ignored. Raises Violation if one is not allowed."""
+    asked = {name: texts[name] for name in sorted(OVERRIDE_FIELDS & texts.keys())}
     for name in asked:
         if name in NOT_YET:
-            raise Fault(f"field {name} is not supported yet; remove it", DeadReason.UNSUPPORTED)
+            raise Violation(f"field {name} is not supported yet; remove it", DeadReason.UNSUPPORTED)
     if rules.policy is not None:
         return decide(rules.policy, asked)
     if not asked:
-        return NOTHING
+        return NO_OVERRIDES
     for name in asked:
-        if name not in WITHOUT_POLICY:
-            raise Fault(f"field {name} needs a policy, and POLICY_FILE is not set; remove it", DeadReason.UNSUPPORTED)
+        if name not in FIELDS_WITHOUT_POLICY:
+            raise Violation(
+                f"field {name} needs a policy, and POLICY_FILE is not set; remove it", DeadReason.UNSUPPORTED
+            )
     return Overrides(asked=asked, **numbers(asked, _most(rules)))
 
 
@@ -108,8 +110,8 @@ def _most(rules: Rules) -> Most:
 def decide(policy: Policy, asked: Mapping[str, str]) -> Overrides:
     """What the workers of an event get under this policy, and how long they may take.
 
-    Arguments: the policy, and the fields of OVERRIDES that the event has. Raises Fault with the field, its value and
-    the rule that refuses it.
+    Arguments: the policy, and the fields of OVERRIDES that the event has. Raises Violation with the field, its value
+    and the rule that refuses it.
     """
     name, profile = _profile(policy, asked)
     for field in asked:
@@ -132,7 +134,7 @@ def decide(policy: Policy, asked: Mapping[str, str]) -> Overrides:
 
 
 def _refuse(path: str, value: str, allowed: str, rule: str) -> NoReturn:
-    raise Fault(f"field {path} is {short(value)}; {allowed} (policy: {rule})", DeadReason.NOT_ALLOWED)
+    raise Violation(f"field {path} is {shortened(value)}; {allowed} (policy: {rule})", DeadReason.NOT_ALLOWED)
 
 
 def _profile(policy: Policy, asked: Mapping[str, str]) -> tuple[str, Profile]:
@@ -142,14 +144,16 @@ def _profile(policy: Policy, asked: Mapping[str, str]) -> tuple[str, Profile]:
     expected = ", ".join(sorted(policy.profiles)) or "none"
     if not name:
         sentence = f"field profile is missing; the profiles are {expected} (policy: default_profile)"
-        raise Fault(sentence, DeadReason.NOT_ALLOWED)
+        raise Violation(sentence, DeadReason.NOT_ALLOWED)
     _refuse("profile", name, f"the profiles are {expected}", "profiles")
 
 
 def _image(policy: Policy, text: str) -> str:
     image = parse_image(text)
     if image is None:
-        raise Fault(f"field image is {short(text)}; an image like registry.example.com/team/name:tag is expected")
+        raise Violation(
+            f"field image is {shortened(text)}; an image like registry.example.com/team/name:tag is expected"
+        )
     if policy.digest_only and not image.digest:
         _refuse("image", text, "only images with a digest (name@sha256:...) are allowed", "images.digest_only")
     if not any(pattern.matches(image) for pattern in policy.images):
@@ -179,9 +183,9 @@ def _words(policy: Policy, asked: Mapping[str, str], values: dict[str, Any]) -> 
 def _env(policy: Policy, text: str) -> dict[str, str]:
     found = variables(text)
     for name, value in found.items():
-        path = f"env.{name}" if ENV_NAME.fullmatch(name) else f"env[{short(name)}]"
+        path = f"env.{name}" if ENV_NAME.fullmatch(name) else f"env[{shortened(name)}]"
         if not ENV_NAME.fullmatch(name):
-            raise Fault(f"field {path} is {short(value)}; a name of the form {ENV_NAME.pattern} is expected")
+            raise Violation(f"field {path} is {shortened(value)}; a name of the form {ENV_NAME.pattern} is expected")
         if reason := never_set(name):
             _refuse(path, value, f"no event may set {name}: {reason}", "none can allow it")
         if not any(pattern.fullmatch(name) for pattern in policy.env):
@@ -195,7 +199,7 @@ def _env(policy: Policy, text: str) -> dict[str, str]:
 def _cpu(policy: Policy, text: str) -> str:
     value = cpu_m(text)
     if value is None:
-        raise Fault(f"field cpu is {short(text)}; {CPU_FORM} is expected")
+        raise Violation(f"field cpu is {shortened(text)}; {CPU_FORM} is expected")
     if value > policy.max_cpu_m:
         _refuse("cpu", text, f"at most {cpu_text(policy.max_cpu_m)}", "max.cpu")
     return cpu_text(value)
@@ -204,7 +208,7 @@ def _cpu(policy: Policy, text: str) -> str:
 def _memory(policy: Policy, text: str) -> str:
     value = memory_bytes(text)
     if value is None:
-        raise Fault(f"field memory is {short(text)}; {MEMORY_FORM} is expected")
+        raise Violation(f"field memory is {shortened(text)}; {MEMORY_FORM} is expected")
     if value > policy.max_memory:
         _refuse("memory", text, f"at most {memory_text(policy.max_memory)}", "max.memory")
     return memory_text(value)

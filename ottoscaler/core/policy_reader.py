@@ -11,7 +11,7 @@ from ottoscaler.core.images import Pattern, parse_image, parse_pattern
 from ottoscaler.core.loaders import ENV_NAME, never_set
 from ottoscaler.core.overrides import MAX_DEADLINE_S, MAX_KEEP_FAILED_S, MAX_PRIORITY, MAX_RETRIES, Most, SecretEnv
 from ottoscaler.core.policy import GRANTED, Policy, Profile
-from ottoscaler.core.refusal import short
+from ottoscaler.core.refusal import shortened
 
 #: Where something is in the file: names of fields and indices of lists, from the outermost.
 Path = tuple[str | int, ...]
@@ -98,7 +98,9 @@ class _Reader:
         """What a profile lets events set needs a limit."""
         if policy.default_profile and policy.default_profile not in policy.profiles:
             expected = ", ".join(sorted(policy.profiles)) or "none"
-            self._fault(("default_profile",), f"{short(policy.default_profile)} is no profile; there are: {expected}")
+            self._fault(
+                ("default_profile",), f"{shortened(policy.default_profile)} is no profile; there are: {expected}"
+            )
         needed = {
             "image": (bool(policy.images), "images.allow"),
             "command": (policy.commands, "command.allow: true"),
@@ -118,7 +120,7 @@ class _Reader:
         found = self._map(data, ("profiles",), None)
         for name in found:
             if not _NAME.fullmatch(name):
-                self._fault(("profiles", name), f"the name {short(name)} is not of the form {_NAME.pattern}")
+                self._fault(("profiles", name), f"the name {shortened(name)} is not of the form {_NAME.pattern}")
         return {name: self._profile(one, ("profiles", name)) for name, one in found.items()}
 
     def _profile(self, data: object, path: Path) -> Profile:
@@ -162,7 +164,7 @@ class _Reader:
         if (text := self._is(data, str, path)) is None:
             return None
         if text not in GRANTED:
-            self._fault(path, f"{short(text)}; one of {', '.join(sorted(GRANTED))} is expected")
+            self._fault(path, f"{shortened(text)}; one of {', '.join(sorted(GRANTED))} is expected")
             return None
         return text
 
@@ -176,7 +178,7 @@ class _Reader:
         if name and name.startswith("OTTO_"):
             self._fault((*path, "name"), f"{name}: names that begin with OTTO_ are the controller's")
         if secret and not secret.startswith(SECRET_PREFIX):
-            self._fault((*path, "secret"), f"{short(secret)}; a name that begins with {SECRET_PREFIX} is expected")
+            self._fault((*path, "secret"), f"{shortened(secret)}; a name that begins with {SECRET_PREFIX} is expected")
         return SecretEnv(name, secret, key) if name and secret and key else None
 
     def _env(self, given: Mapping[str, Any], path: Path) -> dict[str, str]:
@@ -184,7 +186,7 @@ class _Reader:
         values = {name: self._text(found, (*path, "env"), name) or "" for name in found}
         for name in found:
             if not ENV_NAME.fullmatch(name):
-                self._fault((*path, "env", name), f"the name {short(name)} is not of the form {ENV_NAME.pattern}")
+                self._fault((*path, "env", name), f"the name {shortened(name)} is not of the form {ENV_NAME.pattern}")
             elif never_set(name) == "the controller sets it":
                 self._fault((*path, "env", name), f"{name} is set by the controller")
         return values
@@ -194,7 +196,7 @@ class _Reader:
         found = self._map(given.get("node_selector", {}), where, None)
         for name in found:
             if not _LABEL.fullmatch(name):
-                self._fault((*where, name), f"{short(name)} is no name of a label")
+                self._fault((*where, name), f"{shortened(name)} is no name of a label")
         return {name: self._text(found, where, name, _LABEL_VALUE) or "" for name in found}
 
     def _toleration(self, data: object, path: Path) -> dict[str, Any] | None:
@@ -217,7 +219,7 @@ class _Reader:
         image = parse_image(text or "")
         if text is not None and image is None:
             self._fault(
-                (*path, "image"), f"{short(text)}; an image like registry.example.com/team/name:tag is expected"
+                (*path, "image"), f"{shortened(text)}; an image like registry.example.com/team/name:tag is expected"
             )
         return str(image) if image is not None else ""
 
@@ -227,14 +229,14 @@ class _Reader:
         if (text := self._is(data, str, path)) is None:
             return None
         if (pattern := parse_pattern(text)) is None:
-            self._fault(path, f"{short(text)}; a pattern like registry.example.com/team/** is expected")
+            self._fault(path, f"{shortened(text)}; a pattern like registry.example.com/team/** is expected")
         return pattern
 
     def _env_pattern(self, data: object, path: Path) -> re.Pattern[str] | None:
         if (text := self._is(data, str, path)) is None:
             return None
         if not _ENV_PATTERN.fullmatch(text):
-            self._fault(path, f"{short(text)}; the name of a variable is expected, or one with * like BUILD_*")
+            self._fault(path, f"{shortened(text)}; the name of a variable is expected, or one with * like BUILD_*")
             return None
         if "*" not in text and (reason := never_set(text)):
             self._fault(path, f"{text} cannot be allowed: {reason}")
@@ -258,7 +260,7 @@ class _Reader:
         text = str(given[name]) if type(given[name]) in (int, float, str) else ""
         value, form = (cpu_m(text), CPU_FORM) if name == "cpu" else (memory_bytes(text), MEMORY_FORM)
         if value is None:
-            self._fault((*path, name), f"{short(str(given[name]))}; {form} is expected")
+            self._fault((*path, name), f"{shortened(str(given[name]))}; {form} is expected")
             return ""
         return cpu_text(value) if name == "cpu" else memory_text(value)
 
@@ -268,7 +270,7 @@ class _Reader:
         value = given[name]
         if type(value) is int and least <= value <= most:
             return value
-        self._fault((*path, name), f"{short(str(value))}; a whole number from {least} to {most} is expected")
+        self._fault((*path, name), f"{shortened(str(value))}; a whole number from {least} to {most} is expected")
         return default
 
     def _flag(self, given: Mapping[str, Any], path: Path, name: str) -> bool:
@@ -279,7 +281,7 @@ class _Reader:
             return None
         text = self._plain(given[name], (*path, name))
         if text is not None and form is not None and not form.fullmatch(text):
-            self._fault((*path, name), f"{short(text)}; the form {form.pattern} is expected")
+            self._fault((*path, name), f"{shortened(text)}; the form {form.pattern} is expected")
             return None
         return text
 
@@ -300,7 +302,7 @@ class _Reader:
             return {}
         for name in data:
             if not isinstance(name, str):
-                self._fault(path, f"the name {short(str(name))} is no text: quote it")
+                self._fault(path, f"the name {shortened(str(name))} is no text: quote it")
             elif allowed is not None and name not in allowed:
                 self._fault((*path, name), f"unknown; one of {', '.join(sorted(allowed))} is expected")
         return {name: one for name, one in data.items() if isinstance(name, str) and (not allowed or name in allowed)}
@@ -310,7 +312,7 @@ class _Reader:
             return data
         if path is not None:
             expected = {str: "a text is expected: quote it", bool: "true or false is expected"}[kind]
-            self._fault(path, f"{short(str(data))}; {expected}")
+            self._fault(path, f"{shortened(str(data))}; {expected}")
         return None
 
     def _fault(self, path: Path, sentence: str) -> None:

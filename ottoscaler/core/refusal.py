@@ -19,7 +19,7 @@ class DeadReason(StrEnum):
     POISON = "Poison"
 
 
-class Fault(Exception):
+class Violation(Exception):
     """A rule is broken. Only the modules that check events raise it, and `events.parse` catches it."""
 
     def __init__(self, detail: str, reason: DeadReason = DeadReason.INVALID) -> None:
@@ -27,6 +27,6 @@ class Fault(Exception):
         self.reason = reason
 
 
-def short(text: str) -> str:
+def shortened(text: str) -> str:
     """A value for a message: quoted, on one line, cut."""
     return json.dumps(text if len(text) <= 80 else text[:80] + "…", ensure_ascii=True)

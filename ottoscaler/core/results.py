@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from typing import Final
 
 from ottoscaler.core.events import ScaleEvent
-from ottoscaler.core.pods import Snapshot
-from ottoscaler.core.verdicts import Outcome, Reason, Verdict
+from ottoscaler.core.pods import PodSnapshot
+from ottoscaler.core.verdicts import EndReason, Outcome, Verdict
 
 MAX_MESSAGE: Final = 1000
 _PREFIX: Final = "event_"
@@ -66,7 +66,7 @@ def _taken(name: str, names: frozenset[str]) -> bool:
 
 
 def worker_result(
-    event: ScaleEvent, index: int, attempt: int, verdict: Verdict, pod: Snapshot | None, now: float
+    event: ScaleEvent, index: int, attempt: int, verdict: Verdict, pod: PodSnapshot | None, now: float
 ) -> dict[str, str]:
     """The fields of a worker's entry in the result stream, all of them text; what is not known is empty."""
     finished = pod.finished_at if pod is not None else None
@@ -105,7 +105,7 @@ def scale_down_result(
         "event_id": event.event_id,
         "task_id": event.task_id,
         "outcome": Outcome.SUCCEEDED,
-        "reason": Reason.COMPLETED if victims else NOTHING_TO_END,
+        "reason": EndReason.COMPLETED if victims else NOTHING_TO_END,
         "message": f"{len(victims)} workers ended, {len(survivors)} stay",
         "finished_at": rfc3339(now),
         "victims": json.dumps(list(victims)),

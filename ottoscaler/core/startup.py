@@ -1,5 +1,5 @@
 """Why a container has not started: from the words of the kubelet, the scheduler and the container runtime to a
-`Trouble`.
+`StartTrouble`.
 
 Only fields that the API server and the kubelet write are read. The words of a container that has run (its exit code,
 its termination message) never get here: the worker may have written them.
@@ -12,7 +12,7 @@ from enum import IntEnum, auto
 from typing import Final
 
 
-class Trouble(IntEnum):
+class StartTrouble(IntEnum):
     """Why a pod has not started yet, as far as it is a fault; NONE is false. GATED is no fault: a scheduling gate holds
     the pod back on purpose. The numbers are never shown or stored.
     """
@@ -102,20 +102,20 @@ _CANNOT_EXECUTE = re.compile(
 _NODES_OWN = re.compile(r"\bhooks?\b|\bshim(?:-\w+)*\": executable|runtime error \(", re.IGNORECASE)
 
 
-def of_waiting(reason: str, message: str) -> Trouble:
+def waiting_trouble(reason: str, message: str) -> StartTrouble:
     """The trouble of a container that waits, by `state.waiting` of its status."""
     text = describe(reason, message)
     if reason == "InvalidImageName":
-        return Trouble.INVALID_IMAGE
+        return StartTrouble.INVALID_IMAGE
     if reason in _PULL_REASONS:
         words = _PULL_NAMES.sub("…", text)
         permanent = _PULL_PERMANENT.search(words) and not _PULL_TRANSIENT.search(words)
-        return Trouble.IMAGE_PULL if permanent else Trouble.IMAGE_PULL_TRANSIENT
+        return StartTrouble.IMAGE_PULL if permanent else StartTrouble.IMAGE_PULL_TRANSIENT
     if reason in _CONFIG_REASONS:
-        return Trouble.CONFIG
+        return StartTrouble.CONFIG
     if reason in START_REASONS:
-        return Trouble.COMMAND if cannot_execute(message) else Trouble.START
-    return Trouble.NONE
+        return StartTrouble.COMMAND if cannot_execute(message) else StartTrouble.START
+    return StartTrouble.NONE
 
 
 def describe(reason: str, message: str) -> str:

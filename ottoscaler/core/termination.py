@@ -6,13 +6,13 @@ from typing import Final
 
 import msgspec
 
-from ottoscaler.core.pods import Snapshot
-from ottoscaler.core.verdicts import Outcome, Reason, Verdict
+from ottoscaler.core.pods import PodSnapshot
+from ottoscaler.core.verdicts import EndReason, Outcome, Verdict
 
 _BEFORE_START: Final = frozenset(
     {
-        Reason.INVALID_IMAGE, Reason.IMAGE_PULL, Reason.IMAGE_PULL_TRANSIENT, Reason.CONFIG_ERROR,
-        Reason.START_ERROR, Reason.COMMAND_NOT_FOUND, Reason.PENDING_TIMEOUT, Reason.UNSCHEDULABLE,
+        EndReason.INVALID_IMAGE, EndReason.IMAGE_PULL, EndReason.IMAGE_PULL_TRANSIENT, EndReason.CONFIG_ERROR,
+        EndReason.START_ERROR, EndReason.COMMAND_NOT_FOUND, EndReason.PENDING_TIMEOUT, EndReason.UNSCHEDULABLE,
     }
 )  # fmt: skip
 
@@ -32,7 +32,7 @@ class Termination(msgspec.Struct, frozen=True):
     has started. `by` is the event that asked for it, NOT_AFTER for that rule, empty where nothing did.
     """
 
-    reason: Reason
+    reason: EndReason
     message: str = ""
     attempt: int = 0
     drain: bool = False
@@ -59,7 +59,7 @@ class Termination(msgspec.Struct, frozen=True):
         """What is recorded if the pod does not succeed meanwhile."""
         return Verdict(self.reason, self.message)
 
-    def grace_s(self, pod: Snapshot) -> int | None:
+    def grace_s(self, pod: PodSnapshot) -> int | None:
         """Seconds between SIGTERM and SIGKILL for a pod that it ends; None: what the pod's spec gives. Containers that
         outlived `agent` have had TERMINATION_GRACE_S already.
         """
@@ -71,27 +71,32 @@ class Termination(msgspec.Struct, frozen=True):
         return self.drain if self.is_cancel else self.reason in _BEFORE_START
 
 
-class Retried(msgspec.Struct, frozen=True):
+class RetryCause(msgspec.Struct, frozen=True):
     """Why an attempt is followed by another: how it ended, which retry of at most how many follows, and its pod as it
     was last seen.
     """
 
-    end: Verdict
-    number: int
-    most: int
-    pod: Snapshot | None = None
+    verdict: Verdict
+    retry_number: int
+    max_retries: int
+    pod: PodSnapshot | None = None
 
 
-def decided(end: Verdict, termination: Termination | None) -> Verdict:
+def final_verdict(end: Verdict, termination: Termination | None) -> Verdict:
     """The verdict to record for an attempt that ended in this way: a termination wins unless the worker succeeded."""
     return end if termination is None or end.reason.outcome is Outcome.SUCCEEDED else termination.verdict
 
 
-def refused(termination: Termination, before: Retried | None) -> tuple[Verdict, Snapshot | None]:
+def refused(termination: Termination, before: RetryCause | None) -> tuple[Verdict, PodSnapshot | None]:
     """The verdict on a worker of which no further attempt may start, and the pod that it is about, if any. `before` is
     the attempt before it: where that started before the event's not_after, how it ended says more.
     """
     pod = before.pod if before is not None else None
-    if termination.reason is Reason.NOT_AFTER and before is not None and pod is not None and pod.started_at is not None:
-        return before.end, pod
+    if (
+        termination.reason is EndReason.NOT_AFTER
+        and before is not None
+        and pod is not None
+        and pod.started_at is not None
+    ):
+        return before.verdict, pod
     return termination.verdict, None

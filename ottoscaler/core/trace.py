@@ -14,7 +14,7 @@ _FORM: Final = re.compile(rb"(?!ff)([0-9a-f]{2})-((?!0{32})[0-9a-f]{32}-(?!0{16}
 _SAMPLED: Final = 1
 
 
-def version_00(value: bytes) -> bytes:
+def normalize_traceparent(value: bytes) -> bytes:
     """A `traceparent` as version 00 writes it; empty if it is not valid.
 
     Of an unknown version W3C lets us use the trace id, the parent id and the sampled bit, only.

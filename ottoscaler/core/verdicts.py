@@ -17,6 +17,8 @@ TOO_LATE: Final = "the worker had not started by %s (not_after)"
 #: The message of a task, and of a worker, on which the controller failed; the place is for the number of tries.
 POISON_EVENT: Final = "taken up %d times without any progress"
 POISON_WORKER: Final = "the controller failed on this event %d times"
+#: Pause before the n-th new attempt or the n-th try after back-pressure: 1, 2, 4 … seconds, at most this.
+MAX_BACKOFF_S: Final = 30.0
 
 
 class Outcome(StrEnum):
@@ -29,7 +31,7 @@ class Outcome(StrEnum):
     LOST = "lost"
 
 
-class Fault(StrEnum):
+class FaultOrigin(StrEnum):
     """Where the cause lies, and so which side has to act: the user, the configuration or the infrastructure."""
 
     NONE = "none"
@@ -38,7 +40,7 @@ class Fault(StrEnum):
     INFRA = "infra"
 
 
-class Retry(StrEnum):
+class RetryBudget(StrEnum):
     """Which budget a new attempt comes out of."""
 
     NEVER = "never"
@@ -46,52 +48,61 @@ class Retry(StrEnum):
     INFRA = "infra"
 
 
-class Reason(StrEnum):
+class EndReason(StrEnum):
     """Why a worker ended as it did: a stable code, with how it ended, where the cause lies, and which budget a new
     attempt comes out of. README shows the same table.
     """
 
     outcome: Outcome
-    fault: Fault
-    retry: Retry
+    fault: FaultOrigin
+    retry: RetryBudget
 
-    # the defaults are for type checkers alone, which take a look-up (`Reason("Completed")`) for a call of this
+    # the defaults are for type checkers alone, which take a look-up (`EndReason("Completed")`) for a call of this
     def __new__(
-        cls, value: str, outcome: Outcome = Outcome.FAILED, fault: Fault = Fault.NONE, retry: Retry = Retry.NEVER
-    ) -> Reason:
+        cls,
+        value: str,
+        outcome: Outcome = Outcome.FAILED,
+        fault: FaultOrigin = FaultOrigin.NONE,
+        retry: RetryBudget = RetryBudget.NEVER,
+    ) -> EndReason:
         """A member from its line of the table."""
         member = str.__new__(cls, value)
         member._value_ = value
         member.outcome, member.fault, member.retry = outcome, fault, retry
         return member
 
-    COMPLETED = "Completed", Outcome.SUCCEEDED, Fault.NONE, Retry.NEVER
-    ERROR = "Error", Outcome.FAILED, Fault.USER, Retry.WORKER
-    OOM_KILLED = "OOMKilled", Outcome.FAILED, Fault.USER, Retry.WORKER
-    DEADLINE_EXCEEDED = "DeadlineExceeded", Outcome.FAILED, Fault.USER, Retry.NEVER
-    INVALID_IMAGE = "InvalidImage", Outcome.FAILED, Fault.CONFIG, Retry.NEVER
-    IMAGE_PULL = "ImagePull", Outcome.FAILED, Fault.CONFIG, Retry.NEVER
-    CONFIG_ERROR = "ConfigError", Outcome.FAILED, Fault.CONFIG, Retry.NEVER
-    REJECTED = "Rejected", Outcome.FAILED, Fault.CONFIG, Retry.NEVER
-    NAME_CONFLICT = "NameConflict", Outcome.FAILED, Fault.CONFIG, Retry.NEVER
-    COMMAND_NOT_FOUND = "CommandNotFound", Outcome.FAILED, Fault.CONFIG, Retry.NEVER
-    IMAGE_PULL_TRANSIENT = "ImagePullTransient", Outcome.FAILED, Fault.INFRA, Retry.INFRA
-    EVICTED = "Evicted", Outcome.FAILED, Fault.INFRA, Retry.INFRA
-    PREEMPTED = "Preempted", Outcome.FAILED, Fault.INFRA, Retry.INFRA
-    NODE_LOST = "NodeLost", Outcome.FAILED, Fault.INFRA, Retry.INFRA
-    POD_LOST = "PodLost", Outcome.LOST, Fault.INFRA, Retry.INFRA
-    START_ERROR = "StartError", Outcome.FAILED, Fault.INFRA, Retry.INFRA
-    PENDING_TIMEOUT = "PendingTimeout", Outcome.FAILED, Fault.INFRA, Retry.NEVER
-    UNSCHEDULABLE = "Unschedulable", Outcome.FAILED, Fault.INFRA, Retry.NEVER
-    POD_DELETED = "PodDeleted", Outcome.FAILED, Fault.USER, Retry.NEVER
-    SCALED_DOWN = "ScaledDown", Outcome.CANCELLED, Fault.NONE, Retry.NEVER
-    SUPERSEDED = "Superseded", Outcome.CANCELLED, Fault.NONE, Retry.NEVER
-    NOT_AFTER = "NotAfter", Outcome.EXPIRED, Fault.USER, Retry.NEVER
-    POISON = "Poison", Outcome.FAILED, Fault.INFRA, Retry.NEVER
+    COMPLETED = "Completed", Outcome.SUCCEEDED, FaultOrigin.NONE, RetryBudget.NEVER
+    ERROR = "Error", Outcome.FAILED, FaultOrigin.USER, RetryBudget.WORKER
+    OOM_KILLED = "OOMKilled", Outcome.FAILED, FaultOrigin.USER, RetryBudget.WORKER
+    DEADLINE_EXCEEDED = "DeadlineExceeded", Outcome.FAILED, FaultOrigin.USER, RetryBudget.NEVER
+    INVALID_IMAGE = "InvalidImage", Outcome.FAILED, FaultOrigin.CONFIG, RetryBudget.NEVER
+    IMAGE_PULL = "ImagePull", Outcome.FAILED, FaultOrigin.CONFIG, RetryBudget.NEVER
+    CONFIG_ERROR = "ConfigError", Outcome.FAILED, FaultOrigin.CONFIG, RetryBudget.NEVER
+    REJECTED = "Rejected", Outcome.FAILED, FaultOrigin.CONFIG, RetryBudget.NEVER
+    NAME_CONFLICT = "NameConflict", Outcome.FAILED, FaultOrigin.CONFIG, RetryBudget.NEVER
+    COMMAND_NOT_FOUND = "CommandNotFound", Outcome.FAILED, FaultOrigin.CONFIG, RetryBudget.NEVER
+    IMAGE_PULL_TRANSIENT = "ImagePullTransient", Outcome.FAILED, FaultOrigin.INFRA, RetryBudget.INFRA
+    EVICTED = "Evicted", Outcome.FAILED, FaultOrigin.INFRA, RetryBudget.INFRA
+    PREEMPTED = "Preempted", Outcome.FAILED, FaultOrigin.INFRA, RetryBudget.INFRA
+    NODE_LOST = "NodeLost", Outcome.FAILED, FaultOrigin.INFRA, RetryBudget.INFRA
+    POD_LOST = "PodLost", Outcome.LOST, FaultOrigin.INFRA, RetryBudget.INFRA
+    START_ERROR = "StartError", Outcome.FAILED, FaultOrigin.INFRA, RetryBudget.INFRA
+    PENDING_TIMEOUT = "PendingTimeout", Outcome.FAILED, FaultOrigin.INFRA, RetryBudget.NEVER
+    UNSCHEDULABLE = "Unschedulable", Outcome.FAILED, FaultOrigin.INFRA, RetryBudget.NEVER
+    POD_DELETED = "PodDeleted", Outcome.FAILED, FaultOrigin.USER, RetryBudget.NEVER
+    SCALED_DOWN = "ScaledDown", Outcome.CANCELLED, FaultOrigin.NONE, RetryBudget.NEVER
+    SUPERSEDED = "Superseded", Outcome.CANCELLED, FaultOrigin.NONE, RetryBudget.NEVER
+    NOT_AFTER = "NotAfter", Outcome.EXPIRED, FaultOrigin.USER, RetryBudget.NEVER
+    POISON = "Poison", Outcome.FAILED, FaultOrigin.INFRA, RetryBudget.NEVER
 
 
 class Verdict(msgspec.Struct, frozen=True):
     """A reason and the sentence that goes with it."""
 
-    reason: Reason
+    reason: EndReason
     message: str = ""
+
+
+def backoff_s(tries: int) -> float:
+    """Seconds to pause after the given number of tries: 1, 2, 4 … at most MAX_BACKOFF_S."""
+    return float(min(2.0 ** min(tries, 10), MAX_BACKOFF_S))

@@ -17,16 +17,16 @@ from dataclasses import replace
 from typing import Final
 
 from ottoscaler.core.events import EventType
-from ottoscaler.core.plan import is_older, stream_order
-from ottoscaler.errors import TooMuch, Unavailable
-from ottoscaler.flow.dead_letters import contained
+from ottoscaler.core.plan import is_older, stream_sort_key
+from ottoscaler.errors import ReadTooLarge, Unavailable
+from ottoscaler.flow.dead_letters import contain_defects
 from ottoscaler.flow.heartbeat import Heartbeat
-from ottoscaler.flow.inbox import Inbox
+from ottoscaler.flow.inbox import ScaleDownInbox
 from ottoscaler.flow.intake import Intake
 from ottoscaler.flow.ledger import Ledger
-from ottoscaler.flow.registry import Registry
-from ottoscaler.flow.scale_down import ScaleDown, ScaleDowns
-from ottoscaler.flow.stop import Stop
+from ottoscaler.flow.registry import PodRegistry
+from ottoscaler.flow.scale_down import ScaleDown, ScaleDownSteps
+from ottoscaler.flow.stop import StopSignal
 from ottoscaler.ports import Clock, Entry, EventLog, OpenTask
 from ottoscaler.retries import Retries
 
@@ -38,7 +38,7 @@ BATCH: Final = 100
 PEEK: Final = 100
 
 
-class Control:
+class ScaleDownProcessor:
     """Carries out scale_downs and superseding events.
 
     `run` is the body of one thread, which looks ahead in the stream; `carry_out` of another, which does what is to be
@@ -46,8 +46,9 @@ class Control:
     """
 
     def __init__(
-        self, *, event_log: EventLog, registry: Registry, ledger: Ledger, inbox: Inbox, intake: Intake,
-        scale_downs: ScaleDowns, retries: Retries, stop: Stop, heartbeat: Heartbeat, clock: Clock, lease_s: float,
+        self, *, event_log: EventLog, registry: PodRegistry, ledger: Ledger, inbox: ScaleDownInbox, intake: Intake,
+        scale_downs: ScaleDownSteps, retries: Retries, stop: StopSignal, heartbeat: Heartbeat, clock: Clock,
+        lease_s: float,
     ) -> None:  # fmt: skip
         self._event_log = event_log
         self._ledger = ledger
@@ -67,7 +68,7 @@ class Control:
         self._after = ""  # the thread's that looks ahead
         self._pause_s = FIRST_PAUSE_S  # the rest is the carrying-out thread's
         self._claim_at = 0.0
-        stop.wakes(inbox.wake)
+        stop.wake_on_stop(inbox.wake)
         registry.on_change(self._pods_changed)
 
     def _pods_changed(self) -> None:
@@ -89,7 +90,7 @@ class Control:
         with self._lock:
             return fresh | {name for name, one in self._open.items() if one.victims is None} | self._advancing
 
-    def recall(self, event_id: str) -> OpenTask | None:
+    def task_to_restore(self, event_id: str) -> OpenTask | None:
         """A scale_down of ours that Redis has forgotten, to be stored again; None if it is not open here."""
         submitted = next((task for task in self._inbox.tasks() if task.event.event_id == event_id), None)
         with self._lock:
@@ -107,14 +108,14 @@ class Control:
     def run(self) -> None:
         """Look ahead in the stream until the stop. Raises Stopping."""
         while not self._stop.is_set():
-            self._retries.forever("look ahead in the stream", self.look_ahead)
+            self._retries.retry_forever("look ahead in the stream", self.look_ahead)
             self._heartbeat.beat()
 
     def carry_out(self) -> None:
         """Carry out scale_downs until the stop. Raises Stopping."""
         woken = True
         while not self._stop.is_set():
-            self._retries.forever("carry out scale_downs", lambda: self.step(due=not woken))  # noqa: B023
+            self._retries.retry_forever("carry out scale_downs", lambda: self.step(due=not woken))  # noqa: B023
             self._heartbeat.beat()
             woken = self._inbox.wake.wait(self._pause_s)
             # Before the look, not after it: what comes during the look would be waited for until the pause is over.
@@ -127,8 +128,8 @@ class Control:
                 self._event_log.ensure_group()
                 # What was read before the error and not accepted. The reader had no error, so it would not look for
                 # that at once.
-                self._absorb_pending()
-                self._after = self._event_log.delivered()
+                self._accept_own_pending()
+                self._after = self._event_log.last_delivered_id()
             self._look_ahead(self._event_log.peek(self._after, PEEK, block=True))
         except Unavailable:
             # A Redis that was out of reach may have come back with less: the position is asked for again.
@@ -139,23 +140,23 @@ class Control:
         """One look at what is open. Redis is asked if the pause is over (`due`), or something has changed that is seen
         without it. Raises Unavailable.
         """
-        changed, soon = self._open_new(), self._inbox.take_soon()
+        changed, soon = self._open_new(), self._inbox.take_look_request()
         due = due or soon
         with self._lock:
-            opened = sorted(self._open.items(), key=lambda item: stream_order(item[1].task.event.stream_id))
+            opened = sorted(self._open.items(), key=lambda item: stream_sort_key(item[1].task.event.stream_id))
         blocked = False
         for event_id, scale_down in opened:
-            if not scale_down.chosen and blocked:
+            if not scale_down.victims_selected and blocked:
                 continue  # behind one that has to choose first
             if not due and not changed and not self._has_news(scale_down):
-                blocked = blocked or not scale_down.chosen
+                blocked = blocked or not scale_down.victims_selected
                 continue
             self._pause_s = min(self._pause_s, FIRST_PAUSE_S) if not due else self._pause_s
             if self._is_over(scale_down):
                 # The lock is not held while it is carried on: `owners` is asked meanwhile, and must not wait for Redis.
                 with self._lock:
                     self._open.pop(event_id, None)
-            elif not scale_down.chosen:
+            elif not scale_down.victims_selected:
                 blocked = True
         if soon:
             self._pause_s = FIRST_PAUSE_S
@@ -164,13 +165,13 @@ class Control:
 
     def _has_news(self, scale_down: ScaleDown) -> bool:
         """Has something changed that can be seen without Redis?"""
-        signs = self._scale_downs.signs(scale_down) if scale_down.chosen else ()
-        changed, scale_down.signs = signs != scale_down.signs, signs
+        signs = self._scale_downs.victim_fingerprint(scale_down) if scale_down.victims_selected else ()
+        changed, scale_down.victim_fingerprint = signs != scale_down.victim_fingerprint, signs
         return changed
 
     def _open_new(self) -> bool:
         """Take in what has come; returns whether anything has."""
-        tasks, changed = self._inbox.tasks(), self._inbox.take_marked()
+        tasks, changed = self._inbox.tasks(), self._inbox.take_cancel_marked()
         with self._lock:
             for task in tasks:
                 known = self._open.get(task.event.event_id)
@@ -179,10 +180,10 @@ class Control:
         self._inbox.remove(tasks)  # only now that they are open: otherwise `owners` would miss them for a moment
         try:
             for event_id in changed:
-                with contained(event_id):  # the reconciler ends what is marked, too
-                    self._scale_downs.apply_marks(event_id)
+                with contain_defects(event_id):  # the reconciler ends what is marked, too
+                    self._scale_downs.apply_cancel_marks(event_id)
         except Unavailable:
-            self._inbox.reload(changed)  # these marks are reported once only
+            self._inbox.submit_cancel_marked(changed)  # these marks are reported once only
             raise
         return bool(tasks or changed)
 
@@ -195,33 +196,33 @@ class Control:
             self._after = entry.stream_id
 
     def _accept_up_to(self, stream_id: str) -> None:
-        while is_older(self._event_log.delivered(), stream_id):
+        while is_older(self._event_log.last_delivered_id(), stream_id):
             try:
                 entries = self._event_log.read_now(BATCH)
-            except TooMuch:
-                self._absorb_pending()
+            except ReadTooLarge:
+                self._accept_own_pending()
                 continue
             if not entries:
                 return
-            self._intake.absorb(entries)
+            self._intake.accept_entries(entries)
 
-    def _absorb_pending(self) -> None:
+    def _accept_own_pending(self) -> None:
         """What we have read and not accepted; one read returns a bounded number of bytes."""
-        while entries := self._event_log.pending(own=True, min_idle_s=0):
-            self._intake.absorb_again(entries)
+        while entries := self._event_log.claim_pending(own=True, min_idle_s=0):
+            self._intake.accept_pending_entries(entries)
 
     def _is_over(self, scale_down: ScaleDown) -> bool:
         """Carry it on. If our own code fails on it, it is left to run out of its lease and to be taken up again; that
-        is counted, so it ends as Poison if it never goes better (`Stream.take`), and the others go on meanwhile.
+        is counted, so it ends as Poison if it never goes better (`Stream.take_over`), and the others go on meanwhile.
         """
         over = False
-        with contained(scale_down.task.event.event_id) as defect:
+        with contain_defects(scale_down.task.event.event_id) as defect:
             with self._lock:
                 self._advancing = {scale_down.task.event.event_id}
             over = self._advance(scale_down)
         with self._lock:
             self._advancing = set()
-        if defect.name and not scale_down.chosen:
+        if defect.name and not scale_down.victims_selected:
             # The ledger would renew the lease of an event that supersedes others, and all later choices wait for that.
             self._ledger.drop(scale_down.task.event.event_id, scale_down.task.owner)
         return over or bool(defect.name)
@@ -238,4 +239,4 @@ class Control:
         now = self._clock.now()
         if now >= self._claim_at:
             self._claim_at = now + 1.0
-            self._intake.absorb_again(self._event_log.pending(own=False, min_idle_s=self._lease_s))
+            self._intake.accept_pending_entries(self._event_log.claim_pending(own=False, min_idle_s=self._lease_s))

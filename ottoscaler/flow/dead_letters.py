@@ -16,13 +16,13 @@ _log = logs.get(__name__)
 
 @dataclass(slots=True)
 class Defect:
-    """What went wrong inside `contained`; empty if nothing did."""
+    """What went wrong inside `contain_defects`; empty if nothing did."""
 
     name: str = ""
 
 
 @contextmanager
-def contained(event_id: str) -> Iterator[Defect]:
+def contain_defects(event_id: str) -> Iterator[Defect]:
     """Log an exception raised inside as a defect; Unavailable and Stopping pass through.
 
     The caller makes sure that the event still ends: as a dead letter, or by a counted retry.

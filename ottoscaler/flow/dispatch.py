@@ -18,19 +18,19 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from ottoscaler import logs
-from ottoscaler.flow.ender import Ender
 from ottoscaler.flow.heartbeat import Heartbeat
-from ottoscaler.flow.inbox import Inbox
+from ottoscaler.flow.inbox import ScaleDownInbox
 from ottoscaler.flow.ledger import Ledger
 from ottoscaler.flow.owned_tasks import WorkerRun
-from ottoscaler.flow.stop import Stop
-from ottoscaler.flow.worker import Runner
+from ottoscaler.flow.pod_terminator import PodTerminator
+from ottoscaler.flow.stop import StopSignal
+from ottoscaler.flow.worker import WorkerRunner
 from ottoscaler.ports import Clock
 
 #: Threads started, and cancelled workers carried on, before the dispatcher looks at the other kind of work.
-AT_ONCE: Final = 32
+MAX_STARTS_PER_STEP: Final = 32
 #: After the machine has refused a thread, how long none is tried, seconds.
-GROW_EVERY_S: Final = 10.0
+THREAD_RETRY_S: Final = 10.0
 #: The longest wait for something to do, seconds: the delay until a stop, or room without a notice to the ledger, is
 #: seen.
 LOOK_EVERY_S: Final = 0.5
@@ -42,13 +42,14 @@ class Dispatcher:
     """Owns the worker threads. `run` is the body of one thread; `close` is for the main thread, the rest for any."""
 
     def __init__(
-        self, *, ledger: Ledger, runner: Runner, ender: Ender, inbox: Inbox, stop: Stop, heartbeat: Heartbeat,
+        self, *, ledger: Ledger, runner: WorkerRunner, terminator: PodTerminator, inbox: ScaleDownInbox,
+        stop: StopSignal, heartbeat: Heartbeat,
         clock: Clock, max_workers: int,
     ) -> None:  # fmt: skip
         """`max_workers`: how many worker threads there are at most."""
         self._ledger = ledger
         self._runner = runner
-        self._ender = ender
+        self._terminator = terminator
         self._inbox = inbox
         self._stop = stop
         self._heartbeat = heartbeat
@@ -80,7 +81,7 @@ class Dispatcher:
         """Carry on a resumed worker although no thread is free for it; False if it is not waiting for one."""
         run = self._ledger.take_resumed(event_hash, index)
         if run is not None:
-            self._ender.follow(run)
+            self._terminator.finish_cancelled(run)
         return run is not None
 
     def close(self) -> None:
@@ -91,25 +92,25 @@ class Dispatcher:
 
     def _carry_on_cancelled(self) -> None:
         """As far as writes to Redis go; the ender gets those that need the cluster, which may take long to answer."""
-        for _ in range(AT_ONCE):
+        for _ in range(MAX_STARTS_PER_STEP):
             run = None if self._stop.is_set() else self._ledger.take_cancelled()
             if run is None:
                 break
             self._cancelled += 1
-            if self._runner.write(run):
-                self._ledger.give_back(run, thread=False)
+            if self._runner.run_without_cluster(run):
+                self._ledger.let_go(run, thread=False)
             else:
-                self._ender.follow(run)
+                self._terminator.finish_cancelled(run)
         else:
             return  # there may be more: a scale_down that looks now would only find that out
         if self._cancelled:
             self._cancelled = 0
-            self._inbox.look_soon()
+            self._inbox.request_look()
 
     def _start_threads(self) -> None:
         if self._clock.now() >= self._grow_at:
             self._ledger.threads = self._max_workers
-        for _ in range(AT_ONCE):
+        for _ in range(MAX_STARTS_PER_STEP):
             refusal = None
             with self._lock:
                 # The size comes first: a thread between two workers is neither busy nor idle to the ledger.
@@ -149,9 +150,9 @@ class Dispatcher:
         a further thread, it gives the same worker to the dispatcher again.
         """
         self._ledger.threads = self._size
-        self._grow_at = self._clock.now() + GROW_EVERY_S
+        self._grow_at = self._clock.now() + THREAD_RETRY_S
         self._ledger.pause(run, self._clock.now())
-        self._ledger.give_back(run)
+        self._ledger.let_go(run)
 
     def _new_executor(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self._max_workers, thread_name_prefix="worker")
@@ -162,7 +163,7 @@ class Dispatcher:
         while run is not None:
             self._heartbeat.progressed()
             self._runner.run(run)
-            self._ledger.give_back(run)
+            self._ledger.let_go(run)
             run = self._next()
 
     def _next(self) -> WorkerRun | None:

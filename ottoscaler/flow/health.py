@@ -20,9 +20,9 @@ from collections.abc import Iterable
 from typing import Final
 
 from ottoscaler.core.results import rfc3339
-from ottoscaler.flow.heartbeat import Finding, Heartbeat
+from ottoscaler.flow.heartbeat import HealthFinding, Heartbeat
 from ottoscaler.flow.ledger import Ledger
-from ottoscaler.flow.registry import Registry
+from ottoscaler.flow.registry import PodRegistry
 
 #: Longer than the longest wait of any loop: a silent watch is noticed after 43 s.
 FROZEN_S: Final = 60.0
@@ -35,7 +35,7 @@ STUCK_S: Final = 120.0
 class Health:
     """Looks at the signs of life. Any thread; does no I/O."""
 
-    def __init__(self, heartbeat: Heartbeat, ledger: Ledger, registry: Registry) -> None:
+    def __init__(self, heartbeat: Heartbeat, ledger: Ledger, registry: PodRegistry) -> None:
         self._heartbeat = heartbeat
         self._ledger = ledger
         self._registry = registry
@@ -46,39 +46,39 @@ class Health:
 
     def readyz(self) -> list[str]:
         """Why the process is of no use now, one line each; empty: it is."""
-        busy, waiting = self._ledger.counts()
-        held = busy - self._registry.awaiting
+        busy, waiting = self._ledger.thread_counts()
+        held = busy - self._registry.awaiting_count
         stalled = self._heartbeat.stalled_for(self._ledger.takeable() or held > 0)
         phase = self._heartbeat.idle_phase()
         findings = [*phase, *self._heartbeat.unreachable(), *failing(self._heartbeat.failing())]
         return _lines([*findings, *([] if phase else stuck(stalled, waiting, held))])
 
 
-def frozen(ages: Iterable[Finding]) -> list[Finding]:
+def frozen(ages: Iterable[HealthFinding]) -> list[HealthFinding]:
     """The loops without a recent sign of life."""
     return [
-        Finding(f"loop {age.what}", "no sign of life", age.since, age.lasted_s)
+        HealthFinding(f"loop {age.what}", "no sign of life", age.since, age.lasted_s)
         for age in ages
         if age.lasted_s > FROZEN_S
     ]
 
 
-def failing(misses: Iterable[Finding]) -> list[Finding]:
+def failing(misses: Iterable[HealthFinding]) -> list[HealthFinding]:
     """The loops that have only failed for too long."""
     return [
-        Finding(f"loop {miss.what}", miss.reason, miss.since, miss.lasted_s)
+        HealthFinding(f"loop {miss.what}", miss.reason, miss.since, miss.lasted_s)
         for miss in misses
         if miss.lasted_s > FAILING_S
     ]
 
 
-def stuck(stalled: Finding, waiting: int, held: int) -> list[Finding]:
+def stuck(stalled: HealthFinding, waiting: int, held: int) -> list[HealthFinding]:
     """There is work, and no worker makes progress."""
     if stalled.lasted_s <= STUCK_S:
         return []
     reason = f"nothing moves, with {waiting} waiting for a thread and {max(held, 0)} that hold one and wait for no pod"
-    return [Finding(stalled.what, reason, stalled.since, stalled.lasted_s)]
+    return [HealthFinding(stalled.what, reason, stalled.since, stalled.lasted_s)]
 
 
-def _lines(findings: Iterable[Finding]) -> list[str]:
+def _lines(findings: Iterable[HealthFinding]) -> list[str]:
     return [" ".join(f"{each.what}: {each.reason}, since {rfc3339(each.since)}".split()) for each in findings]

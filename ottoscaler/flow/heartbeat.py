@@ -4,10 +4,10 @@ worker made progress.
 Only noted here; what is too old is decided in health.py. A loop is known by the name of its thread, so that the clients
 of the servers and the retries, which know no loop, can note for whichever is calling them.
 
-Ages are counted in time that this process was awake: between two looks at the clock at most LAPSE_S counts. A process
-that was stopped as a whole (SIGSTOP, a paused machine) would otherwise wake up with old signs of life, and the kubelet
-would restart it at once although each loop is about to go on. Every sign and every probe is a look, so in a process
-that runs nothing is lost.
+Ages are counted in time that this process was awake: between two looks at the clock at most SUSPEND_GAP_S counts. A
+process that was stopped as a whole (SIGSTOP, a paused machine) would otherwise wake up with old signs of life, and the
+kubelet would restart it at once although each loop is about to go on. Every sign and every probe is a look, so in a
+process that runs nothing is lost.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from ottoscaler.ports import Clock
 
 #: More than a probe's usual period, and little enough beside FROZEN_S that a loop which was in the middle of its
 #: longest wait has time to come round.
-LAPSE_S: Final = 10.0
+SUSPEND_GAP_S: Final = 10.0
 REDIS: Final = "Redis"
 KUBERNETES: Final = "Kubernetes"
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class HealthFinding:
     """What is wrong, since when (seconds since the epoch), and for how long the process was awake meanwhile."""
 
     what: str
@@ -123,27 +123,27 @@ class Heartbeat:
 
     # -- for the probes
 
-    def ages(self) -> list[Finding]:
+    def ages(self) -> list[HealthFinding]:
         """Each loop, since its last sign of life."""
         with self._lock:
             return [self._finding(name, sign) for name, sign in self._beats.items()]
 
-    def failing(self) -> list[Finding]:
+    def failing(self) -> list[HealthFinding]:
         """Loops that failed in the last iteration, since the first failure in a row."""
         with self._lock:
             return [self._finding(name, sign) for name, sign in self._failures.items()]
 
-    def unreachable(self) -> list[Finding]:
+    def unreachable(self) -> list[HealthFinding]:
         """Servers that did not answer the last call, since the first that failed."""
         with self._lock:
             return [self._finding(name, sign) for name, sign in self._servers.items()]
 
-    def idle_phase(self) -> list[Finding]:
+    def idle_phase(self) -> list[HealthFinding]:
         """Why the process takes no work, if it does not."""
         with self._lock:
             return [self._finding("controller", self._phase)] if self._phase.reason else []
 
-    def stalled_for(self, work: bool) -> Finding:
+    def stalled_for(self, work: bool) -> HealthFinding:
         """Since when there has been work at every look while no worker got a step further."""
         with self._lock:
             now = self._now()
@@ -158,9 +158,9 @@ class Heartbeat:
 
     def _now(self) -> _Sign:
         now = self._clock.now()
-        self._awake_s += min(now - self._looked_at, LAPSE_S)
+        self._awake_s += min(now - self._looked_at, SUSPEND_GAP_S)
         self._looked_at = now
         return _Sign(now, self._awake_s)
 
-    def _finding(self, what: str, sign: _Sign) -> Finding:
-        return Finding(what, sign.reason, self._clock.wall(sign.at), self._now().awake_s - sign.awake_s)
+    def _finding(self, what: str, sign: _Sign) -> HealthFinding:
+        return HealthFinding(what, sign.reason, self._clock.wall_time(sign.at), self._now().awake_s - sign.awake_s)

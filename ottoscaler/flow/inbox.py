@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from ottoscaler.ports import OpenTask
 
 
-class Inbox:
+class ScaleDownInbox:
     """New scale_downs and superseding events of ours, and event ids of tasks that another replica has marked."""
 
     def __init__(self) -> None:
@@ -30,13 +30,13 @@ class Inbox:
             self._tasks.append(task)
         self.wake.set()  # after the task is there: a lane that is woken too early would find nothing and wait again
 
-    def reload(self, event_ids: Iterable[str]) -> None:
+    def submit_cancel_marked(self, event_ids: Iterable[str]) -> None:
         """These tasks of ours were given cancel marks by another replica."""
         with self._lock:
             self._marked.update(event_ids)
         self.wake.set()
 
-    def look_soon(self) -> None:
+    def request_look(self) -> None:
         """Cancelled workers have their results: scale_downs may be over."""
         with self._lock:
             self._soon = True
@@ -55,13 +55,13 @@ class Inbox:
         with self._lock:
             self._tasks = [task for task in self._tasks if id(task) not in taken]
 
-    def take_marked(self) -> set[str]:
+    def take_cancel_marked(self) -> set[str]:
         """Take out the event ids of the tasks with new marks."""
         with self._lock:
             marked, self._marked = self._marked, set()
             return marked
 
-    def take_soon(self) -> bool:
+    def take_look_request(self) -> bool:
         """Was a look asked for since the last call?"""
         with self._lock:
             soon, self._soon = self._soon, False

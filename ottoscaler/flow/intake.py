@@ -1,7 +1,7 @@
 """From the stream to the ledger: read, check, accept, hand over. What was read and not accepted is read again.
 
 The reader takes only as many events as the ledger has room for: the rest stays in Redis for other replicas. Control
-uses `absorb` too, for what lies before a scale_down.
+uses `accept_entries` too, for what lies before a scale_down.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from ottoscaler.core.events import (
     DeadReason,
     EventType,
     ScaleEvent,
-    digest,
-    ignored,
+    content_digest,
+    ignored_fields_warning,
     parse,
     readable_ids,
-    too_large,
+    too_large_event,
 )
 from ottoscaler.core.policy import Rules
 from ottoscaler.core.verdicts import MAX_TRIES
-from ottoscaler.errors import Stopping, TooMuch, Unavailable
-from ottoscaler.flow.dead_letters import contained, report
+from ottoscaler.errors import ReadTooLarge, Stopping, Unavailable
+from ottoscaler.flow.dead_letters import contain_defects, report
 from ottoscaler.flow.heartbeat import Heartbeat
-from ottoscaler.flow.inbox import Inbox
+from ottoscaler.flow.inbox import ScaleDownInbox
 from ottoscaler.flow.ledger import Ledger
-from ottoscaler.flow.stop import Stop
+from ottoscaler.flow.stop import StopSignal
 from ottoscaler.metrics import Metrics
 from ottoscaler.ports import Clock, Entry, EventLog, OpenTask
 from ottoscaler.retries import Retries
@@ -48,14 +48,14 @@ _T = TypeVar("_T")
 _log = logs.get(__name__)
 
 
-class _Retry(Protocol):
+class _CallPolicy(Protocol):
     """How a call is made: repeated until it is answered, or once."""
 
     def __call__(self, what: str, call: Callable[[], _T], /) -> _T: ...
 
 
 @dataclass(frozen=True, slots=True)
-class _Good:
+class _ValidEntry:
     """An entry that is an event."""
 
     entry: Entry
@@ -68,7 +68,7 @@ class Intake:
     """Checks and accepts entries, and hands the tasks over. Any thread."""
 
     def __init__(
-        self, *, event_log: EventLog, ledger: Ledger, inbox: Inbox, retries: Retries, metrics: Metrics,
+        self, *, event_log: EventLog, ledger: Ledger, inbox: ScaleDownInbox, retries: Retries, metrics: Metrics,
         max_pods: int, rules: Callable[[], Rules] = Rules,
     ) -> None:  # fmt: skip
         """The ledger gets the workers, the inbox what older events have to be ended for. `max_pods`: of one event.
@@ -84,17 +84,17 @@ class Intake:
         self._lock = threading.Lock()
         self._tried: set[str] = set()  # guarded by _lock: entries that this process has counted a try for
 
-    def absorb(self, entries: Sequence[Entry], *, patient: bool = True) -> None:
+    def accept_entries(self, entries: Sequence[Entry], *, patient: bool = True) -> None:
         """Accept these entries, or bury them, however long Redis is away. Raises Stopping.
 
         Both are repeated until they are answered: if the acceptance was stored and the answer lost, no other process
         would find the task before its lease runs out. A caller that is not `patient` looks for such tasks itself, and
         gets Unavailable.
         """
-        retry: _Retry = self._retries.forever if patient else _at_once
+        retry: _CallPolicy = self._retries.retry_forever if patient else _call_once
         try:
             for part in _parts(entries):
-                good: list[_Good] = []
+                good: list[_ValidEntry] = []
                 for entry in part:
                     self._check(entry, good, retry)
                 self._accept(good, retry)
@@ -105,7 +105,7 @@ class Intake:
         with self._lock:
             self._tried.difference_update(entry.stream_id for entry in entries)
 
-    def absorb_again(self, entries: Sequence[Entry], *, patient: bool = True) -> None:
+    def accept_pending_entries(self, entries: Sequence[Entry], *, patient: bool = True) -> None:
         """The same with entries that were read before and not accepted, each for itself and counted.
 
         One of them may be why a process died, and those behind it are not to blame for that. Each process counts one
@@ -115,21 +115,21 @@ class Intake:
             with self._lock:
                 counted = entry.stream_id in self._tried
                 self._tried.add(entry.stream_id)
-            tries = 1 if counted else self._event_log.retry(entry.stream_id)
+            tries = 1 if counted else self._event_log.count_try(entry.stream_id)
             if tries >= MAX_TRIES and entry.fields is not None:
                 detail = f"read {tries} times, and each time the controller ended before it was accepted"
-                self._dead_letter(entry, _poison(entry, detail), _at_once)
+                self._dead_letter(entry, _poison(entry, detail), _call_once)
             else:
-                self.absorb([entry], patient=patient)
+                self.accept_entries([entry], patient=patient)
 
-    def open(self, task: OpenTask) -> None:
+    def open_task(self, task: OpenTask) -> None:
         """This process owns the task now, accepted or taken over: notify the ledger and the control thread.
 
         If our own code fails on it, it is left to run out of its lease: it is taken up again, and if that never goes
-        better it ends as Poison (`Stream.take`), while all others go on.
+        better it ends as Poison (`Stream.take_over`), while all others go on.
         """
         event = task.event
-        with contained(event.event_id) as defect:
+        with contain_defects(event.event_id) as defect:
             # The ledger comes first: where control fails on the task it drops it from there. If it were added only
             # then, its lease would be renewed without end, and each later scale_down would wait for its choice.
             if event.type is EventType.SCALE_UP:
@@ -139,7 +139,7 @@ class Intake:
         if defect.name:
             self._ledger.drop(event.event_id, task.owner)
 
-    def _check(self, entry: Entry, good: list[_Good], retry: _Retry) -> None:
+    def _check(self, entry: Entry, good: list[_ValidEntry], retry: _CallPolicy) -> None:
         """Onto the good ones, or buried."""
         if entry.fields is None:
             self._dead_letter(
@@ -147,25 +147,25 @@ class Intake:
             )
             return
         if entry.size:
-            self._dead_letter(entry, too_large(entry.stream_id, entry.fields, entry.size), retry)
+            self._dead_letter(entry, too_large_event(entry.stream_id, entry.fields, entry.size), retry)
             return
         parsed: ScaleEvent | BadEvent | None = None
-        with contained(entry.stream_id) as defect:
+        with contain_defects(entry.stream_id) as defect:
             parsed = parse(entry.stream_id, entry.fields, self._max_pods, self._rules())
             if isinstance(parsed, ScaleEvent):
-                good.append(_Good(entry, parsed, digest(entry.fields), entry.fields))
+                good.append(_ValidEntry(entry, parsed, content_digest(entry.fields), entry.fields))
         if defect.name:
             parsed = _poison(entry, f"the controller cannot read this event: {defect.name}")
         if isinstance(parsed, BadEvent):
             self._dead_letter(entry, parsed, retry)
 
-    def _accept(self, good: Sequence[_Good], retry: _Retry) -> None:
+    def _accept(self, good: Sequence[_ValidEntry], retry: _CallPolicy) -> None:
         if not good:
             return
         pairs, raws = [(one.event, one.digest) for one in good], [one.fields for one in good]
-        ask = _Asking(lambda: self._event_log.accept(pairs, raws))
+        ask = _RepeatableCall(lambda: self._event_log.accept(pairs, raws))
         answers: Sequence[OpenTask | BadEvent | None] = ()
-        with contained(good[0].event.event_id if len(good) == 1 else f"(one of {len(good)})") as defect:
+        with contain_defects(good[0].event.event_id if len(good) == 1 else f"(one of {len(good)})") as defect:
             answers = retry("accept events", ask)
         if defect.name:
             self._accept_singly(good, defect.name, retry)
@@ -174,11 +174,11 @@ class Intake:
             if isinstance(answer, BadEvent):
                 report(self._metrics, answer, one.entry.stream_id)
             elif answer is not None:
-                if ask.repeated or not answer.again:
+                if ask.repeated or not answer.already_accepted:
                     self._received(one)
-                self.open(answer)
+                self.open_task(answer)
 
-    def _accept_singly(self, good: Sequence[_Good], defect: str, retry: _Retry) -> None:
+    def _accept_singly(self, good: Sequence[_ValidEntry], defect: str, retry: _CallPolicy) -> None:
         """Which of them it is about shows only one by one."""
         if len(good) > 1:
             for one in good:
@@ -187,9 +187,9 @@ class Intake:
         entry = good[0].entry
         self._dead_letter(entry, _poison(entry, f"the controller cannot accept this event: {defect}"), retry)
 
-    def _dead_letter(self, entry: Entry, bad: BadEvent, retry: _Retry) -> None:
-        ask, written = _Asking(lambda: self._event_log.dead_letter(entry, bad)), None
-        with contained(entry.stream_id) as defect:
+    def _dead_letter(self, entry: Entry, bad: BadEvent, retry: _CallPolicy) -> None:
+        ask, written = _RepeatableCall(lambda: self._event_log.dead_letter(entry, bad)), None
+        with contain_defects(entry.stream_id) as defect:
             written = retry("write a dead letter", ask)
         if defect.name:  # then without its fields, rather than never
             bare = replace(entry, fields=None)
@@ -199,7 +199,7 @@ class Intake:
         if written is not None:
             report(self._metrics, written, entry.stream_id)
 
-    def _received(self, one: _Good) -> None:
+    def _received(self, one: _ValidEntry) -> None:
         event = one.event
         self._metrics.events_received.inc(event.type)
         count = event.pod_count or "all"
@@ -207,7 +207,7 @@ class Intake:
             "event.received", "Received scaling event: %s (PodCount: %s)", event.type, count,
             event_id=event.event_id, task_id=event.task_id, stream_id=event.stream_id,
         )  # fmt: skip
-        if sentence := ignored(one.fields):
+        if sentence := ignored_fields_warning(one.fields):
             _log.warning("event.ignored", "Ignored: %s", sentence, event_id=event.event_id, task_id=event.task_id)
 
 
@@ -229,12 +229,12 @@ def _parts(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
 def _poison(entry: Entry, detail: str) -> BadEvent:
     """An event on which the controller fails. A result is published as well if at least its ids can be read."""
     ids = ("", "")
-    with contained(entry.stream_id):
+    with contain_defects(entry.stream_id):
         ids = readable_ids(entry.stream_id, entry.fields or {})
     return BadEvent(DeadReason.POISON, detail, *ids)
 
 
-class _Asking(Generic[_T]):
+class _RepeatableCall(Generic[_T]):
     """A call that may have to be repeated, because its answer was lost. One thread."""
 
     def __init__(self, call: Callable[[], _T]) -> None:
@@ -251,16 +251,16 @@ class _Asking(Generic[_T]):
         return self._times > 1
 
 
-def _at_once(what: str, call: Callable[[], _T]) -> _T:
+def _call_once(what: str, call: Callable[[], _T]) -> _T:
     """Once, whatever comes of it."""
     return call()
 
 
-class Reader:
+class StreamReader:
     """Reads the stream. `run` is the body of one thread."""
 
     def __init__(
-        self, *, event_log: EventLog, intake: Intake, ledger: Ledger, retries: Retries, stop: Stop,
+        self, *, event_log: EventLog, intake: Intake, ledger: Ledger, retries: Retries, stop: StopSignal,
         heartbeat: Heartbeat,
         clock: Clock,
     ) -> None:  # fmt: skip
@@ -276,12 +276,12 @@ class Reader:
     def run(self) -> None:
         """Until the stop. Raises Stopping."""
         while not self._stop.is_set():
-            self._retries.forever("read the event stream", self.step)
+            self._retries.retry_forever("read the event stream", self.step)
             self._heartbeat.beat()
 
     def step(self, wait_s: float = ROOM_WAIT_S) -> None:
         """Take up what an earlier read left, where that is due; otherwise read and accept as much as there is room for,
-        waiting at most so long for room. Raises StreamUnavailable.
+        waiting at most so long for room. Raises RedisUnavailable.
 
         Not both in one step: a step that succeeds ends the count of tries. If a link died after each recovery, and the
         recovery did not count, the pauses between the tries would grow although Redis answers.
@@ -292,8 +292,8 @@ class Reader:
                 return
             room = self._ledger.wait_for_room(wait_s)
             if room and not self._stop.is_set():
-                self._intake.absorb(self._event_log.read(min(room, BATCH)))
-        except TooMuch:
+                self._intake.accept_entries(self._event_log.read(min(room, BATCH)))
+        except ReadTooLarge:
             self._recover_at = 0.0
         except Unavailable:
             self._recover_at = 0.0
@@ -304,7 +304,7 @@ class Reader:
         accepted. The lease thread does so for the entries of other consumers.
         """
         self._event_log.ensure_group()
-        entries = self._event_log.pending(own=True, min_idle_s=0)
-        self._intake.absorb_again(entries)
+        entries = self._event_log.claim_pending(own=True, min_idle_s=0)
+        self._intake.accept_pending_entries(entries)
         if not entries:  # otherwise there may be more: one read returns a bounded number of bytes
             self._recover_at = self._clock.now() + PENDING_EVERY_S

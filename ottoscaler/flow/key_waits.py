@@ -13,7 +13,7 @@ from typing import Final
 from ottoscaler.errors import Unavailable
 from ottoscaler.flow.ledger import Ledger
 from ottoscaler.flow.owned_tasks import OwnedTask
-from ottoscaler.ports import Attempts, Clock, KeyPlaces, Leases, Note
+from ottoscaler.ports import Attempts, Clock, KeyPlaces, Leases, StatusUpdate
 
 #: How long each key makes the pause between two looks, seconds: a look at thousands of keys must not keep Redis busy.
 PAUSE_PER_KEY_S: Final = 0.0002
@@ -54,15 +54,15 @@ class KeyWaits:
         self._check_at = now + CHECK_EVERY_S if check_open else self._check_at
         self._write(self._admitted(tasks, places) + self._why(tasks, places))
 
-    def _admitted(self, tasks: Sequence[OwnedTask], places: Mapping[str, KeyPlaces]) -> list[Note]:
+    def _admitted(self, tasks: Sequence[OwnedTask], places: Mapping[str, KeyPlaces]) -> list[StatusUpdate]:
         """Those that have a place. They may still wait for room, and no longer for another task."""
         holding = {event_id for each in places.values() for event_id in each.holding}
         admitted = [task for task in tasks if task.event.event_id in holding and self._ledger.admit(task)]
-        return [Note(task.event.event_id, task.owner, reason="") for task in admitted]
+        return [StatusUpdate(task.event.event_id, task.owner, reason="") for task in admitted]
 
-    def _why(self, tasks: Sequence[OwnedTask], places: Mapping[str, KeyPlaces]) -> list[Note]:
+    def _why(self, tasks: Sequence[OwnedTask], places: Mapping[str, KeyPlaces]) -> list[StatusUpdate]:
         positions = {name: at for each in places.values() for at, name in enumerate(each.waiting, 1)}
-        notes: list[Note] = []
+        notes: list[StatusUpdate] = []
         known, self._reasons = self._reasons, {}
         for task in tasks:
             event = task.event
@@ -71,17 +71,17 @@ class KeyWaits:
             reason = _reason(event.concurrency_key, places[event.concurrency_key], positions.get(event.event_id))
             before = known.get(event.event_id)
             if reason != before and len(notes) < NOTES_AT_ONCE:
-                notes.append(Note(event.event_id, task.owner, reason=reason))
+                notes.append(StatusUpdate(event.event_id, task.owner, reason=reason))
                 before = reason
             if before is not None:
                 self._reasons[event.event_id] = before
         return notes
 
-    def _write(self, notes: Sequence[Note]) -> None:
+    def _write(self, notes: Sequence[StatusUpdate]) -> None:
         if not notes:
             return
         try:
-            self._attempts.write_notes(notes)
+            self._attempts.write_status(notes)
         except Unavailable:
             self._reasons.clear()  # any of them may not be there
             raise

@@ -11,15 +11,15 @@ import threading
 from typing import Final
 
 from ottoscaler import logs
-from ottoscaler.errors import Replaced, Unavailable
-from ottoscaler.flow.control import Control
+from ottoscaler.errors import ConsumerReplaced, Unavailable
+from ottoscaler.flow.control import ScaleDownProcessor
 from ottoscaler.flow.heartbeat import Heartbeat
-from ottoscaler.flow.inbox import Inbox
+from ottoscaler.flow.inbox import ScaleDownInbox
 from ottoscaler.flow.ledger import Ledger
-from ottoscaler.flow.stop import Stop
+from ottoscaler.flow.stop import StopSignal
 from ottoscaler.flow.takeover import TakeOver
 from ottoscaler.ports import Clock, EventLog, Leases
-from ottoscaler.stored import process_of
+from ottoscaler.stored import split_owner_token
 
 TICK_S: Final = 0.25
 #: Pause after Redis could not be reached, seconds.
@@ -28,12 +28,13 @@ OUTAGE_PAUSE_S: Final = 1.25
 _log = logs.get(__name__)
 
 
-class Lease:
+class LeaseKeeper:
     """Renews and hands over. `run` is the body of one thread; `release` is for the main thread, after the stop."""
 
     def __init__(
-        self, *, event_log: EventLog, leases: Leases, ledger: Ledger, control: Control, inbox: Inbox,
-        takeover: TakeOver, stop: Stop,
+        self, *, event_log: EventLog, leases: Leases, ledger: Ledger, control: ScaleDownProcessor,
+        inbox: ScaleDownInbox,
+        takeover: TakeOver, stop: StopSignal,
         heartbeat: Heartbeat, clock: Clock, lease_s: float, ttl_s: float, me: str,
     ) -> None:  # fmt: skip
         """`me` is `<consumer>/<incarnation>`: how owner tokens of this process begin. `ttl_s`: how long Redis keeps a
@@ -59,20 +60,20 @@ class Lease:
         self._turn = threading.Lock()  # held during each step: no renewal may come after the release
 
     def run(self) -> None:
-        """Until the stop. Raises Replaced when another process runs under our consumer name."""
+        """Until the stop. Raises ConsumerReplaced when another process runs under our consumer name."""
         self._renewed_at = self._clock.now()  # the start may have been long, and is no outage
         while not self._stop.wait(self.step()):
             pass
 
     def step(self) -> float:
-        """What is due now; returns the pause before the next, seconds. Raises Replaced."""
+        """What is due now; returns the pause before the next, seconds. Raises ConsumerReplaced."""
         pause_s = TICK_S
         try:
             with self._turn:
                 self._step()
             self._heartbeat.beat()
         except Unavailable as error:
-            self._takeover.disturbed()
+            self._takeover.call_failed()
             if self._limited.is_due(str(error)):
                 _log.warning("lease.outage", "Cannot renew our leases: %s", error, error=str(error))
             self._heartbeat.report_failure(f"cannot renew our leases: {error}")
@@ -81,7 +82,7 @@ class Lease:
 
     def release(self, *, all_: bool = True) -> None:
         """A clean hand-over: other replicas go on at once, with our tasks and with what we read and did not accept.
-        Without `all_` the tasks of which a thread carries on a worker stay ours for now. Raises StreamUnavailable.
+        Without `all_` the tasks of which a thread carries on a worker stay ours for now. Raises RedisUnavailable.
 
         There is none when a part of ours failed: the next owner counts the take-over, so a task that makes every
         process fail ends as Poison.
@@ -89,7 +90,7 @@ class Lease:
         if self._stop.cause is not None:
             return
         with self._turn:
-            busy = set() if all_ else self._ledger.tasks.in_hand()
+            busy = set() if all_ else self._ledger.tasks.worked_on()
             owners = self._ledger.tasks.owners() | self._control.owners()
             self._leases.release({event_id: owner for event_id, owner in owners.items() if event_id not in busy})
             self._event_log.release_pending()
@@ -101,10 +102,10 @@ class Lease:
         if not self._announced:
             self._leases.announce()
             self._announced = True
-            self._takeover.begin()
+            self._takeover.announced()
         if now >= self._renew_at or self._ledger.tasks.expires(now):
             self._renew(now)
-        self._note_rest()
+        self._renew_resting()
 
     def _renew(self, now: float) -> None:
         late = now - self._renewed_at > self._lease_s
@@ -115,9 +116,9 @@ class Lease:
         if renewal.replaced:
             raise self._replaced()
         if late:
-            self._takeover.calm()  # counted from the answer: the request may have waited long
+            self._takeover.suspend()  # counted from the answer: the request may have waited long
         self._renewed_at, self._renew_at = now, now + self._lease_s / 3
-        self._takeover.renewed()  # after `calm`: a take-over that looks in between must not take tasks
+        self._takeover.renewed()  # after `suspend`: a take-over that looks in between must not take tasks
         for event_id, owner in renewal.lost.items():
             self._lost(event_id, owners[event_id], owner)
         if stale:
@@ -126,14 +127,14 @@ class Lease:
         else:
             self._takeover.restore_later({event_id: owners[event_id] for event_id in renewal.forgotten})
         self._ledger.tasks.set_expiries(owners, renewal.left_s, now)
-        if changed := self._ledger.tasks.newly_cancelled(renewal.cancels):
-            self._inbox.reload(changed)
+        if changed := self._ledger.tasks.newly_cancelled(renewal.cancel_counts):
+            self._inbox.submit_cancel_marked(changed)
 
-    def _note_rest(self) -> None:
+    def _renew_resting(self) -> None:
         """Tasks taken over that only wait by now: noted at once, and not with the next renewal, so that a process that
         is killed soon after its start has not failed on them.
         """
-        self._opened |= self._takeover.opened()
+        self._opened |= self._takeover.take_opened()
         if not self._opened:
             return
         owners = self._ledger.tasks.owners() | self._control.owners()
@@ -148,7 +149,7 @@ class Lease:
 
     def _lost(self, event_id: str, ours: str, theirs: str) -> None:
         """A task without an owner has just been finished; one with another was taken from us."""
-        consumer, incarnation = process_of(theirs)
+        consumer, incarnation = split_owner_token(theirs)
         if consumer == self._consumer and incarnation != self._incarnation:
             raise self._replaced()
         if theirs:
@@ -156,8 +157,8 @@ class Lease:
         self._ledger.drop(event_id, ours)
         self._control.drop(event_id, ours)
 
-    def _replaced(self) -> Replaced:
-        return Replaced(
+    def _replaced(self) -> ConsumerReplaced:
+        return ConsumerReplaced(
             f"another process was started as consumer {self._consumer} and takes our tasks:"
             " REDIS_CONSUMER must be unique per process"
         )

@@ -13,27 +13,27 @@ from __future__ import annotations
 import threading
 from typing import Final
 
-from ottoscaler.core.lifecycle import begin
+from ottoscaler.core.lifecycle import begin_lifecycle
 from ottoscaler.core.manifest import event_hash
-from ottoscaler.core.observations import NotOurs, TerminationStored
+from ottoscaler.core.observations import OwnershipLost, TerminationStored
 from ottoscaler.core.termination import Termination
 from ottoscaler.flow.owned_tasks import OwnedTask, WorkerRun, restore_run, to_open_task
-from ottoscaler.flow.registry import Registry
+from ottoscaler.flow.registry import PodRegistry
 from ottoscaler.flow.run_queues import Capacity, RunQueues
 from ottoscaler.flow.task_table import TaskTable
-from ottoscaler.flow.worker_log import Notes
+from ottoscaler.flow.worker_log import StatusBuffer
 from ottoscaler.ports import Clock, OpenTask, StoredWorker
 
 #: How many idle threads one change wakes at most. Each of them wakes further ones if there is more to do, so the thread
 #: that made the change (the reader, the watch) does not pay for waking thousands.
-AT_ONCE: Final = 32
+MAX_WAKES_PER_CHANGE: Final = 32
 
 
 class Ledger:
     """The open tasks, and the next worker. Any thread; no call blocks (but `wait_for_room`) or does I/O."""
 
     def __init__(
-        self, registry: Registry, clock: Clock, *, instance: str, max_workers: int, read_ahead: int, admit_max: int
+        self, registry: PodRegistry, clock: Clock, *, instance: str, max_workers: int, read_ahead: int, admit_max: int
     ) -> None:
         self._registry = registry
         self._clock = clock
@@ -41,7 +41,7 @@ class Ledger:
         self.threads = max_workers  # as many may be given out; the dispatcher lowers it where the machine gives no more
         self._read_ahead, self._admit_max = read_ahead, admit_max
         self.tasks = TaskTable()
-        self.notes = Notes()
+        self.status_buffer = StatusBuffer()
         self._lock = self.tasks.lock
         # All four wait with this lock. They are apart so that a change wakes only the threads that it concerns.
         self._room = threading.Condition(self._lock)  # the reader, for room in the read-ahead
@@ -56,7 +56,7 @@ class Ledger:
         self._woken = 0  # were idle, and have not had the lock since they were woken: each will look for one worker
         self._closed = False
         # A pod that ends makes room, and a list that comes after an outage makes the room known.
-        registry.on_change(self.look_again)
+        registry.on_change(self.wake_for_room)
 
     # -- tasks
 
@@ -64,7 +64,7 @@ class Ledger:
         """An accepted or taken-over task: what was stored of its workers decides how each goes on."""
         event = opened.event
         hash_ = event_hash(self._instance, event.event_id)
-        task = OwnedTask(event, opened.owner, hash_, self._clock.now(), opened.received_at, opened.cancels)
+        task = OwnedTask(event, opened.owner, hash_, self._clock.now(), opened.received_at, opened.cancel_count)
         with self._lock:
             old = self.tasks.get(event.event_id)
             if old is not None and old.owner == opened.owner:
@@ -73,7 +73,7 @@ class Ledger:
                 self._abandon(old)
             task.waits = not opened.holds
             self.tasks.put(task)
-            self._registry.track(task.hash)
+            self._registry.track(task.event_hash)
             done = sum(1 for worker in opened.workers.values() if worker.outcome)
             task.open_workers = event.pod_count - done
             for worker in opened.workers.values():
@@ -93,7 +93,7 @@ class Ledger:
                 self._wake()
             return admitted
 
-    def recall(self, event_id: str) -> OpenTask | None:
+    def task_to_restore(self, event_id: str) -> OpenTask | None:
         """A task of ours that Redis has forgotten, to be stored again; None if it is not open here.
 
         The states of its workers are written again, too.
@@ -103,7 +103,7 @@ class Ledger:
             if task is None:
                 return None
             for run in task.runs.values():
-                self.notes.add(run)
+                self.status_buffer.add(run)
             return to_open_task(task)
 
     def drop(self, event_id: str, owner: str) -> bool:
@@ -133,11 +133,11 @@ class Ledger:
     def wait_for_room(self, timeout_s: float) -> int:
         """How many events may be read, waiting at most so long for it to be more than none."""
         with self._room:
-            if not self._spare():
+            if not self._read_room():
                 self._room.wait(timeout_s)
-            return self._spare()
+            return self._read_room()
 
-    def _spare(self) -> int:
+    def _read_room(self) -> int:
         return max(0, min(self._read_ahead - self._queues.fresh_tasks(), self._admit_max - self.tasks.waiting()))
 
     # -- threads
@@ -174,7 +174,7 @@ class Ledger:
                 run.on_thread = True
             return run
 
-    def give_back(self, run: WorkerRun, *, thread: bool = True) -> None:
+    def let_go(self, run: WorkerRun, *, thread: bool = True) -> None:
         """The worker is let go of for now; with `thread`, its thread is free again."""
         with self._lock:
             run.on_thread = False
@@ -209,7 +209,7 @@ class Ledger:
                 self._dispatch.wait(max(0.0, pause_s))
             self._wake()
 
-    def look_again(self) -> None:
+    def wake_for_room(self) -> None:
         """Room may have been made: wake threads for the workers that can use it."""
         with self._lock:
             self._wake()
@@ -234,25 +234,25 @@ class Ledger:
                 self._idle.wait(left_s)
             return self._busy
 
-    def settled(self, run: WorkerRun) -> None:
+    def release_claim(self, run: WorkerRun) -> None:
         """Its pod is seen, or there is none: its claim on room ends, and others may use the room that this makes."""
         with self._lock:
             if self._settle(run):
                 self._wake()
 
-    def holds_room(self, run: WorkerRun) -> bool:
+    def may_create_pod(self, run: WorkerRun) -> bool:
         """May it create a pod now? It needs new room for each, and the room that it had may have been taken back."""
         with self._lock:
-            return self._capacity.use(run.worker)
+            return self._capacity.use(run.worker_id)
 
     def pause(self, run: WorkerRun, until: float) -> None:
         """Its thread gives it back until then (`Clock.now`); if a create is next, its room as well."""
         with self._lock:
-            run.until = until
+            run.paused_until = until
             if run.life.needs_room:
                 self._settle(run)
 
-    def ended(self, run: WorkerRun) -> None:
+    def worker_ended(self, run: WorkerRun) -> None:
         """Nothing is left to do for this worker."""
         with self._lock:
             task = run.task
@@ -277,9 +277,9 @@ class Ledger:
                 return False
             task.terminations[index] = termination
             run = task.runs.get(index)
-            if run is None and index >= task.next_index and index not in task.skip:
-                task.skip.add(index)
-                run = task.runs[index] = WorkerRun(task, begin(index))
+            if run is None and index >= task.next_index and index not in task.cancelled_indices:
+                task.cancelled_indices.add(index)
+                run = task.runs[index] = WorkerRun(task, begin_lifecycle(index))
                 self._queues.add(run)
                 self._dispatch.notify()
                 return True
@@ -289,11 +289,11 @@ class Ledger:
                 self._queues.cancel(run)
                 self._dispatch.notify()
                 return True
-        return self._registry.notify(task.hash, index, TerminationStored(termination))
+        return self._registry.notify(task.event_hash, index, TerminationStored(termination))
 
     # -- states to show
 
-    def counts(self) -> tuple[int, int]:
+    def thread_counts(self) -> tuple[int, int]:
         """Threads at work, and workers known to wait for one."""
         with self._lock:
             return self._busy, self._queues.waiting()
@@ -322,7 +322,7 @@ class Ledger:
     def _needs_thread(self) -> bool:
         """Is a worker ready beyond those for which threads wait or were woken, and may there be a further thread?"""
         there = self._idle_threads + self._woken
-        return self._busy + there < self.threads and self._ready(AT_ONCE) > there
+        return self._busy + there < self.threads and self._ready(MAX_WAKES_PER_CHANGE) > there
 
     def _wake(self) -> None:
         """Wake idle threads for what is ready, and the dispatcher if they are too few or a worker is cancelled.
@@ -330,7 +330,7 @@ class Ledger:
         Called after each change that can make a worker ready, and by each thread that takes one. A change without it
         would leave that worker to the dispatcher's next look: nothing is lost then, but it begins late.
         """
-        count = min(self._ready(AT_ONCE) - self._woken, self._idle_threads)
+        count = min(self._ready(MAX_WAKES_PER_CHANGE) - self._woken, self._idle_threads)
         if count > 0:
             self._idle_threads -= count
             self._woken += count
@@ -344,20 +344,20 @@ class Ledger:
         if run is None:
             return
         if not run.life.has_no_pod:
-            self._capacity.claim(run.worker, used=True)
+            self._capacity.claim(run.worker_id, used=True)
             self._queues.add_resumed(run)
         else:
             self._queues.add(run)
 
     def _settle(self, run: WorkerRun) -> bool:
         """Only workers of the current epoch of a task have claims."""
-        return not run.task.closed and self._capacity.settle(run.worker)
+        return not run.task.closed and self._capacity.settle(run.worker_id)
 
     def _requeue(self, run: WorkerRun) -> None:
         """Only after its thread has let go of it: a worker that is due at once could otherwise be taken twice, or
         never.
         """
-        until, run.until = run.until, None
+        until, run.paused_until = run.paused_until, None
         if until is None or not run.is_waiting:
             return
         if run.cancelled and run.life.not_before > self._clock.now():
@@ -370,11 +370,11 @@ class Ledger:
         self._remove(task)
         for run in task.runs.values():
             if run.on_thread:
-                self._registry.notify(task.hash, run.life.index, NotOurs())
+                self._registry.notify(task.event_hash, run.life.index, OwnershipLost())
 
     def _remove(self, task: OwnedTask) -> None:
         self.tasks.close(task)
-        self._registry.untrack(task.hash)
+        self._registry.untrack(task.event_hash)
         self._capacity.drop(task.event.event_id, task.runs)
         self._queues.drop(task)
         self._room.notify()

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from ottoscaler.core.events import ScaleEvent
-from ottoscaler.core.lifecycle import Life, begin, resume
-from ottoscaler.core.manifest import WorkerKey, pod_name
+from ottoscaler.core.lifecycle import Lifecycle, begin_lifecycle, resume_lifecycle
+from ottoscaler.core.manifest import AttemptKey, pod_name
 from ottoscaler.core.termination import Termination
 from ottoscaler.ports import OpenTask, StoredWorker
 
@@ -15,32 +15,32 @@ from ottoscaler.ports import OpenTask, StoredWorker
 @dataclass(slots=True)
 class OwnedTask:
     """An open task of ours. Guarded by the ledger's lock, but for `event`, `event_json` (which each of its pods
-    carries), `hash`, `owner` and `received_at`, which never change.
+    carries), `event_hash`, `owner` and `received_at`, which never change.
 
     `results` of workers, and the cancels (`terminations`) of those that have not had their turn, are kept for the case
-    that Redis is wiped. `queued_s`: seconds that the event was in the stream before it was accepted, by Redis's clock,
-    which wrote both times; 0 where that cannot be known, as for an entry with an id that its producer made up.
-    `failed_on`: our own code has failed on one of its workers. `waits`: for a place of its concurrency key; until it
+    that Redis is wiped. `stream_wait_s`: seconds that the event was in the stream before it was accepted, by Redis's
+    clock, which wrote both times; 0 where that cannot be known, as for an entry with an id that its producer made up.
+    `had_defect`: our own code has failed on one of its workers. `waits`: for a place of its concurrency key; until it
     has one, no worker of it starts, and it is in no queue.
     """
 
     event: ScaleEvent
     owner: str
-    hash: str
+    event_hash: str
     received_mono: float
     received_at: str
-    cancels: int
+    cancel_count: int
     runs: dict[int, WorkerRun] = field(default_factory=dict)
-    skip: set[int] = field(default_factory=set)
+    cancelled_indices: set[int] = field(default_factory=set)
     results: dict[int, StoredWorker] = field(default_factory=dict)
     terminations: dict[int, Termination] = field(default_factory=dict)
     next_index: int = 1
     open_workers: int = 0
-    monitored: bool = False
-    failed_on: bool = False
+    first_pod_seen: bool = False
+    had_defect: bool = False
     waits: bool = False
     closed: bool = False  # it is finished, or another process has it: what waits for a turn here gets none
-    queued_s: float = field(init=False, default=0.0)
+    stream_wait_s: float = field(init=False, default=0.0)
     waits_since: float = field(init=False, default=0.0)  # by `Clock.now`: for a turn of its next worker
     event_json: str = field(init=False)
 
@@ -49,11 +49,11 @@ class OwnedTask:
         milliseconds = self.event.stream_id.partition("-")[0]
         if self.received_at and milliseconds.isdigit():
             waited_s = datetime.fromisoformat(self.received_at).timestamp() - int(milliseconds) / 1000
-            self.queued_s = max(0.0, waited_s)
+            self.stream_wait_s = max(0.0, waited_s)
 
     def at_work(self) -> bool:
         """Is a thread at work on it just now, or has our own code failed on it? One that waits for its pod is not."""
-        return self.failed_on or any(run.on_thread and not run.awaits_pod for run in self.runs.values())
+        return self.had_defect or any(run.on_thread and not run.awaits_pod for run in self.runs.values())
 
     def count_fresh(self) -> int:
         """At most how many indices have not had their turn: those cancelled before it count until they are passed."""
@@ -61,8 +61,8 @@ class OwnedTask:
 
     def has_fresh(self) -> bool:
         """Are there indices that have not had their turn?"""
-        while self.next_index in self.skip:
-            self.skip.discard(self.next_index)
+        while self.next_index in self.cancelled_indices:
+            self.cancelled_indices.discard(self.next_index)
             self.next_index += 1
         return self.next_index <= self.event.pod_count
 
@@ -71,34 +71,34 @@ class OwnedTask:
 class WorkerRun:
     """A worker that has had its turn. `life` belongs to the thread that runs it, otherwise to the ledger.
 
-    `worker` is its event id and index, `address` the same with the owner token, as the scripts in Redis take it. `key`
-    is what the labels of the current attempt's pod say, `pod_name` its name. `state` and `waits_for` are what `life`
-    had of these after its last step.
+    `worker_id` is its event id and index, `owned_worker_id` the same with the owner token, as the scripts in Redis take
+    it. `key` is what the labels of the current attempt's pod say, `pod_name` its name. `state` and `start_trouble_text`
+    are what `life` had of these after its last step.
     """
 
     task: OwnedTask
-    life: Life
+    life: Lifecycle
     failures: int = 0
     on_thread: bool = False
     awaits_pod: bool = False  # its thread only waits for its pod; written by that thread
-    queued: int = 0
-    until: float | None = None
+    queue_serial: int = 0
+    paused_until: float | None = None
     state: str = field(init=False)
-    waits_for: str = field(init=False)
-    worker: tuple[str, int] = field(init=False)
-    address: tuple[str, str, int] = field(init=False)
-    key: WorkerKey = field(init=False)
+    start_trouble_text: str = field(init=False)
+    worker_id: tuple[str, int] = field(init=False)
+    owned_worker_id: tuple[str, str, int] = field(init=False)
+    key: AttemptKey = field(init=False)
     pod_name: str = field(init=False)
 
     def __post_init__(self) -> None:
-        self.state, self.waits_for = self.life.state, self.life.waits_for
-        self.worker = (self.task.event.event_id, self.life.index)
-        self.address = (self.task.event.event_id, self.task.owner, self.life.index)
-        self.name_attempt()
+        self.state, self.start_trouble_text = self.life.state, self.life.start_trouble_text
+        self.worker_id = (self.task.event.event_id, self.life.index)
+        self.owned_worker_id = (self.task.event.event_id, self.task.owner, self.life.index)
+        self.update_pod_name()
 
-    def name_attempt(self) -> None:
+    def update_pod_name(self) -> None:
         """To be called when `life` has another attempt: its pod has another name."""
-        self.key = WorkerKey(self.task.hash, self.life.index, self.life.attempt)
+        self.key = AttemptKey(self.task.event_hash, self.life.index, self.life.attempt)
         self.pod_name = pod_name(self.key)
 
     @property
@@ -120,17 +120,24 @@ def to_open_task(task: OwnedTask) -> OpenTask:
     workers = dict(task.results)
     for index, run in task.runs.items():
         workers.setdefault(index, _stored(run.life, task.terminations.get(index)))
-    return OpenTask(task.event, task.owner, task.received_at, workers, cancels=task.cancels, holds=not task.waits)
+    return OpenTask(
+        task.event, task.owner, task.received_at, workers, cancel_count=task.cancel_count, holds=not task.waits
+    )
 
 
-def _stored(life: Life, cancel: Termination | None) -> StoredWorker:
+def _stored(life: Lifecycle, cancel: Termination | None) -> StoredWorker:
     """An attempt without a pod counts as refused: the next owner then creates it. A worker that has had
     its turn knows itself whether it is cancelled.
     """
     termination = life.termination or (cancel if life.has_no_pod else None)
-    seen = life.seen or life.pod is not None
+    seen = life.pod_was_seen or life.pod is not None
     return StoredWorker(
-        life.index, life.attempt, life.infra_used, refused=life.has_no_pod, termination=termination, seen=seen
+        life.index,
+        life.attempt,
+        life.infra_used,
+        create_refused=life.has_no_pod,
+        termination=termination,
+        pod_was_seen=seen,
     )
 
 
@@ -142,15 +149,15 @@ def restore_run(task: OwnedTask, worker: StoredWorker) -> WorkerRun | None:
     if worker.termination is not None and cancelled:
         task.terminations[index] = worker.termination
     if worker.outcome:
-        task.skip.add(index)
+        task.cancelled_indices.add(index)
         task.results[index] = worker
         return None
-    if worker.attempt and not worker.refused:  # its pod may be there
-        life = resume(index, worker.attempt, worker.infra_used, worker.termination, seen=worker.seen)
+    if worker.attempt and not worker.create_refused:  # its pod may be there
+        life = resume_lifecycle(index, worker.attempt, worker.infra_used, worker.termination, seen=worker.pod_was_seen)
     elif worker.attempt or cancelled:
-        life = begin(index, max(worker.attempt, 1), worker.infra_used)
+        life = begin_lifecycle(index, max(worker.attempt, 1), worker.infra_used)
     else:
         return None
-    task.skip.add(index)
+    task.cancelled_indices.add(index)
     task.runs[index] = WorkerRun(task, life)
     return task.runs[index]

@@ -12,13 +12,13 @@ from typing import Final
 
 from ottoscaler import logs
 from ottoscaler.core.manifest import pod_name
-from ottoscaler.core.pods import Snapshot
+from ottoscaler.core.pods import PodSnapshot
 from ottoscaler.errors import Unavailable
 from ottoscaler.flow.dispatch import Dispatcher
-from ottoscaler.flow.ender import Ender, isolated
 from ottoscaler.flow.heartbeat import Heartbeat
-from ottoscaler.flow.registry import Registry
-from ottoscaler.flow.stop import Stop
+from ottoscaler.flow.pod_terminator import PodTerminator, isolated
+from ottoscaler.flow.registry import PodRegistry
+from ottoscaler.flow.stop import StopSignal
 from ottoscaler.ports import Clock, Cluster, Leases, StoredWorker
 
 RECONCILE_EVERY_S: Final = 30.0
@@ -31,7 +31,8 @@ class Reconciler:
     """Puts right what fell between two steps. `run` is the body of one thread."""
 
     def __init__(
-        self, *, leases: Leases, cluster: Cluster, registry: Registry, dispatcher: Dispatcher, ender: Ender, stop: Stop,
+        self, *, leases: Leases, cluster: Cluster, registry: PodRegistry, dispatcher: Dispatcher,
+        terminator: PodTerminator, stop: StopSignal,
         heartbeat: Heartbeat, clock: Clock, lease_s: float, ttl_s: float,
     ) -> None:  # fmt: skip
         """`ttl_s`: how long Redis remembers a task that is finished."""
@@ -39,7 +40,7 @@ class Reconciler:
         self._cluster = cluster
         self._registry = registry
         self._dispatcher = dispatcher
-        self._ender = ender
+        self._terminator = terminator
         self._stop = stop
         self._heartbeat = heartbeat
         self._clock = clock
@@ -53,15 +54,15 @@ class Reconciler:
         """Until the stop."""
         while not self._stop.wait(min(RECONCILE_EVERY_S, self._lease_s)):
             try:
-                self.once()
+                self.reconcile()
                 self._heartbeat.beat()
             except Unavailable as error:
                 _log.warning("reconciler.outage", "The reconciler was cut short: %s", error, error=str(error))
                 self._heartbeat.report_failure(f"the reconciler was cut short: {error}")
 
-    def once(self) -> None:
+    def reconcile(self) -> None:
         """One look at all pods. Each pod's trouble is its own. Raises Unavailable if Redis is away."""
-        if not self._registry.known:
+        if not self._registry.is_known:
             return
         pods = [
             pod for pod in self._registry.snapshots() if pod.event_id and not self._registry.followed(*pod.key.worker)
@@ -69,7 +70,7 @@ class Reconciler:
         now = self._clock.now()
         finished = [pod.uid for pod in pods if pod.finished]
         self._finished_since = {uid: self._finished_since.get(uid, now) for uid in finished}
-        known = self._leases.known(sorted({pod.event_id for pod in pods}))
+        known = self._leases.known_tasks(sorted({pod.event_id for pod in pods}))
         self._take_up([pod for pod in pods if pod.event_id not in known])
         # where the API server answers nothing, each pod costs a time-out: those that were left come first the next time
         until, left = now + RECONCILE_EVERY_S, set()
@@ -82,22 +83,22 @@ class Reconciler:
                 isolated(pod, lambda: self._compare(pod, known))  # noqa: B023
         self._left = left
 
-    def _compare(self, pod: Snapshot, known: _Known) -> None:
+    def _compare(self, pod: PodSnapshot, known: _Known) -> None:
         state, workers = known[pod.event_id]
         worker = workers.get(pod.key.index, StoredWorker(pod.key.index))
         if worker.outcome or pod.key.attempt < worker.attempt or (state == "finished" and not pod.live):
-            self._ender.delete(pod)
+            self._terminator.delete(pod)
         elif worker.termination is not None and pod.live and worker.termination.applies_to(pod.key.attempt):
-            self._ender.delete(pod, worker.termination)
+            self._terminator.delete(pod, worker.termination)
         elif not pod.live:
             self._dispatcher.carry_on_resumed(pod.key.event_hash, pod.key.index)
 
-    def _take_up(self, unknown: Iterable[Snapshot]) -> None:
+    def _take_up(self, unknown: Iterable[PodSnapshot]) -> None:
         """Pods of events that Redis does not know: it was wiped.
         Their owner, if it lives, has one LEASE_S to store them again.
         """
         now = self._clock.now()
-        events: dict[str, list[Snapshot]] = {}
+        events: dict[str, list[PodSnapshot]] = {}
         for pod in unknown:
             events.setdefault(pod.event_id, []).append(pod)
         self._unknown_since = {event_id: self._unknown_since.get(event_id, now) for event_id in events}
@@ -107,15 +108,15 @@ class Reconciler:
             # by our own clock: a node's may be days behind, and the result of a pod that has just finished is wanted
             if all(now - self._finished_since.get(pod.uid, now) > self._ttl_s for pod in pods):
                 for pod in pods:
-                    isolated(pod, lambda: self._ender.delete(pod))  # noqa: B023
+                    isolated(pod, lambda: self._terminator.delete(pod))  # noqa: B023
                 continue
             isolated(pods[0], lambda: self._adopt(event_id, pods))  # noqa: B023
 
-    def _adopt(self, event_id: str, pods: list[Snapshot]) -> None:
+    def _adopt(self, event_id: str, pods: list[PodSnapshot]) -> None:
         attempts: dict[int, int] = {}
         for pod in pods:
             attempts[pod.key.index] = max(pod.key.attempt, attempts.get(pod.key.index, 0))
-        event = self._cluster.event_of(pod_name(pods[0].key))
+        event = self._cluster.annotated_event(pod_name(pods[0].key))
         if event is None or event.event_id != event_id:
             _log.warning(
                 "reconciler.unreadable",
@@ -127,4 +128,4 @@ class Reconciler:
         _log.warning(
             "task.restored", "Redis does not know event %s: taking it up from its pods", event_id, event_id=event_id
         )
-        self._leases.adopt(event, attempts)
+        self._leases.rebuild_from_pods(event, attempts)

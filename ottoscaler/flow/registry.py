@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 
-from ottoscaler.core.manifest import WorkerKey
-from ottoscaler.core.observations import Missing, NotOurs, Observation, Seen, TimedOut
-from ottoscaler.core.pods import Snapshot
+from ottoscaler.core.manifest import AttemptKey
+from ottoscaler.core.observations import Observation, OwnershipLost, PodNotListed, PodSeen, TimedOut
+from ottoscaler.core.pods import PodSnapshot
 from ottoscaler.errors import Stopping
 from ottoscaler.ports import Clock, PodList
 
@@ -32,12 +32,12 @@ class Waiter:
 
     __slots__ = ("_clock", "_registry", "future", "latest", "pending", "stage", "worker")
 
-    def __init__(self, registry: Registry, clock: Clock, worker: _WorkerId) -> None:
+    def __init__(self, registry: PodRegistry, clock: Clock, worker: _WorkerId) -> None:
         self._registry = registry
         self._clock = clock
         self.worker = worker
         self.pending: list[Observation] = []
-        self.latest: Snapshot | None = None
+        self.latest: PodSnapshot | None = None
         self.stage: tuple[object, ...] | None = None
         self.future: Future[Observation] | None = None
 
@@ -48,30 +48,30 @@ class Waiter:
         self._registry.unsubscribe(self)
 
     def wait(self, attempt: int, until: float | None) -> Observation:
-        """The next observation of that attempt's pod: Seen, Missing, TerminationStored, NotOurs, or TimedOut at `until`
-        (`Clock.now`).
+        """The next observation of that attempt's pod: Seen, Missing, TerminationStored, OwnershipLost, or TimedOut at
+        `until` (`Clock.now`).
 
         Raises Stopping when the registry is closed.
         """
-        future = self._registry.offer(self, attempt)
+        future = self._registry.next_observation(self, attempt)
         try:
             return future.result(None if until is None else max(0.0, until - self._clock.now()))
         except FutureTimeout:
             # a publisher that has taken the future is just about to answer it
-            return TimedOut() if self._registry.retract(self, future) else future.result()
+            return TimedOut() if self._registry.cancel_observation(self, future) else future.result()
 
 
-class Registry:
+class PodRegistry:
     """Worker label -> latest snapshot and waiter. Any thread; no call blocks or does I/O."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._lock = threading.Lock()
         # all guarded by _lock
-        self._pods: dict[WorkerKey, Snapshot] = {}
+        self._pods: dict[AttemptKey, PodSnapshot] = {}
         self._waiters: dict[_WorkerId, Waiter] = {}
         self._gone: OrderedDict[str, int] = OrderedDict()  # UID -> the version at which it was gone
-        self._since: set[WorkerKey] | None = None  # learnt since a list was asked for; None: none is under way
+        self._since: set[AttemptKey] | None = None  # learnt since a list was asked for; None: none is under way
         self._live: dict[str, int] = {}
         self._owned: set[str] = set()
         self._owned_live = 0
@@ -87,22 +87,22 @@ class Registry:
 
     # -- worker threads
 
-    def subscribe(self, event_hash: str, index: int, last: Snapshot | None = None) -> Waiter:
+    def subscribe(self, event_hash: str, index: int, last: PodSnapshot | None = None) -> Waiter:
         """Subscribe before acting, so that no change is missed; one waiter for each worker.
 
         A worker that gave its thread back goes on from the pod that it saw `last`: a change in the meantime is
         delivered now.
 
-        A thread that had the place before gets NotOurs: its task was taken over again, and without this no event would
-        ever wake it.
+        A thread that had the place before gets OwnershipLost: its task was taken over again, and without this no event
+        would ever wake it.
         """
         worker = (event_hash, index)
         waiter = Waiter(self, self._clock, worker)
         with self._lock:
-            ousted = self._notify(worker, NotOurs())
+            ousted = self._notify(worker, OwnershipLost())
             if last is not None:
                 waiter.latest, waiter.stage = self._pods.get(last.key), last.stage
-                waiter.pending += [Missing()] if waiter.latest is None else []
+                waiter.pending += [PodNotListed()] if waiter.latest is None else []
             self._waiters[worker] = waiter
         _resolve(ousted)
         return waiter
@@ -113,13 +113,13 @@ class Registry:
             if self._waiters.get(waiter.worker) is not waiter:
                 return
             del self._waiters[waiter.worker]
-            gone = waiter.latest is not None and any(isinstance(each, Missing) for each in waiter.pending)
+            gone = waiter.latest is not None and any(isinstance(each, PodNotListed) for each in waiter.pending)
             if waiter.latest is not None and gone:
                 self._drop(waiter.latest.key)  # no worker will look for it any more
         if gone:
             self._announce()
 
-    def offer(self, waiter: Waiter, attempt: int) -> Future[Observation]:
+    def next_observation(self, waiter: Waiter, attempt: int) -> Future[Observation]:
         """A future for the waiter's next observation; already done if there is one that it has not seen."""
         future: Future[Observation] = Future()
         with self._lock:
@@ -135,7 +135,7 @@ class Registry:
             future.set_result(observation)
         return future
 
-    def retract(self, waiter: Waiter, future: Future[Observation]) -> bool:
+    def cancel_observation(self, waiter: Waiter, future: Future[Observation]) -> bool:
         """The waiter does not wait any longer; False if its future was taken already, and so will be answered."""
         with self._lock:
             if waiter.future is not future:
@@ -143,7 +143,7 @@ class Registry:
             waiter.future = None
             return True
 
-    def upsert(self, pod: Snapshot) -> None:
+    def upsert(self, pod: PodSnapshot) -> None:
         """What a create or a live look has shown: as good as the watch, and earlier. The waiter knows it already."""
         with self._lock:
             if self._was_gone(pod) or not self._newer(pod):
@@ -155,7 +155,7 @@ class Registry:
             if waiter is not None:
                 waiter.latest, waiter.stage = pod, pod.stage
 
-    def delete(self, key: WorkerKey) -> None:
+    def delete(self, key: AttemptKey) -> None:
         """A live look has found no such pod."""
         with self._lock:
             known = key in self._pods
@@ -184,21 +184,21 @@ class Registry:
                 key
                 for key, pod in self._pods.items()
                 if key not in present
-                and not pod.altered
+                and not pod.altered_label
                 and not (key in since and _age(pod) > _version(listed.resource_version))
             ]
             for key in lost:
                 # It uses room until the worker's live look confirms that it is gone: the list may have been older.
                 if not self._is_followed(key):
                     self._drop(key)
-                woken += self._notify(key.worker, Missing(), attempt=key.attempt)
+                woken += self._notify(key.worker, PodNotListed(), attempt=key.attempt)
             for pod in listed.pods:
                 woken += self._publish(pod, certain=pod.key not in since)
             self._known.set()
         _resolve(woken)
         self._announce()
 
-    def publish(self, pod: Snapshot) -> None:
+    def publish(self, pod: PodSnapshot) -> None:
         """One change. A pod that is gone is published once, and removed."""
         with self._lock:
             woken = self._publish(pod)
@@ -207,7 +207,7 @@ class Registry:
         if pod.gone or not pod.live:
             self._announce()
 
-    def unknown(self) -> None:
+    def mark_unknown(self) -> None:
         """The watch is broken: what is here may be old, so nothing is created on it."""
         with self._lock:
             self._known.clear()
@@ -222,12 +222,12 @@ class Registry:
         _resolve(woken)
         return there
 
-    def get(self, key: WorkerKey) -> Snapshot | None:
+    def get(self, key: AttemptKey) -> PodSnapshot | None:
         """The latest snapshot of an attempt's pod."""
         with self._lock:
             return self._pods.get(key)
 
-    def snapshots(self) -> Sequence[Snapshot]:
+    def snapshots(self) -> Sequence[PodSnapshot]:
         """All pods of the instance, as last seen."""
         with self._lock:
             return list(self._pods.values())
@@ -238,7 +238,7 @@ class Registry:
             return (event_hash, index) in self._waiters
 
     @property
-    def known(self) -> bool:
+    def is_known(self) -> bool:
         """Is the cluster's state known? While it is not, nothing may be created."""
         return self._known.is_set()
 
@@ -252,7 +252,7 @@ class Registry:
         return self._owned_live
 
     @property
-    def awaiting(self) -> int:
+    def awaiting_count(self) -> int:
         """The number of threads that wait for the next change of their pod."""
         with self._lock:
             return sum(waiter.future is not None for waiter in self._waiters.values())
@@ -295,10 +295,10 @@ class Registry:
         pod = waiter.latest
         if pod is not None and pod.key.attempt == attempt and pod.stage != waiter.stage:
             waiter.stage = pod.stage
-            return Seen(pod)
+            return PodSeen(pod)
         return None
 
-    def _publish(self, pod: Snapshot, *, certain: bool = False) -> list[tuple[Future[Observation], Observation]]:
+    def _publish(self, pod: PodSnapshot, *, certain: bool = False) -> list[tuple[Future[Observation], Observation]]:
         """`certain`: whatever is known of it is older."""
         if certain:
             self._gone.pop(pod.uid, None)
@@ -334,30 +334,30 @@ class Registry:
         waiter.future = None
         return [(future, observation)]
 
-    def _is_followed(self, key: WorkerKey) -> bool:
+    def _is_followed(self, key: AttemptKey) -> bool:
         waiter = self._waiters.get(key.worker)
         return waiter is not None and waiter.latest is not None and waiter.latest.key == key
 
-    def _was_gone(self, pod: Snapshot) -> bool:
+    def _was_gone(self, pod: PodSnapshot) -> bool:
         """Is this older than the end of that pod? One that comes later is there: it had only lost its labels."""
         version = self._gone.get(pod.uid)
         return version is not None and (_age(pod) < version or (pod.gone and _age(pod) == version))
 
-    def _newer(self, pod: Snapshot) -> bool:
+    def _newer(self, pod: PodSnapshot) -> bool:
         old = self._pods.get(pod.key)
         return old is None or (pod.gone and pod.uid == old.uid) or _age(pod) > _age(old)
 
-    def _store(self, pod: Snapshot) -> None:
+    def _store(self, pod: PodSnapshot) -> None:
         self._drop(pod.key)
         self._pods[pod.key] = pod
         self._count(pod, 1)
 
-    def _drop(self, key: WorkerKey) -> None:
+    def _drop(self, key: AttemptKey) -> None:
         old = self._pods.pop(key, None)
         if old is not None:
             self._count(old, -1)
 
-    def _count(self, pod: Snapshot, change: int) -> None:
+    def _count(self, pod: PodSnapshot, change: int) -> None:
         if not pod.live:
             return
         total = self._live.get(pod.key.event_hash, 0) + change
@@ -375,7 +375,7 @@ def _resolve(woken: list[tuple[Future[Observation], Observation]]) -> None:
         future.set_result(observation)
 
 
-def _age(pod: Snapshot) -> int:
+def _age(pod: PodSnapshot) -> int:
     return _version(pod.resource_version)
 
 

@@ -9,9 +9,9 @@ import heapq
 from collections import deque
 from collections.abc import Iterable
 
-from ottoscaler.core.lifecycle import begin, hurried
+from ottoscaler.core.lifecycle import begin_lifecycle, without_pause
 from ottoscaler.flow.owned_tasks import OwnedTask, WorkerRun
-from ottoscaler.flow.registry import Registry
+from ottoscaler.flow.registry import PodRegistry
 from ottoscaler.flow.turns import Turns
 
 _Worker = tuple[str, int]
@@ -25,7 +25,7 @@ class Capacity:
     that goes up and down.
     """
 
-    def __init__(self, registry: Registry, max_workers: int) -> None:
+    def __init__(self, registry: PodRegistry, max_workers: int) -> None:
         self._registry = registry
         self._max_workers = max_workers
         self._claims: dict[_Worker, bool] = {}  # is it used, so that it cannot be taken back?
@@ -36,7 +36,7 @@ class Capacity:
 
     def left(self) -> int:
         """For how many more pods there is room: 0 while the cluster's state is unknown."""
-        if not self._registry.known:
+        if not self._registry.is_known:
             return 0
         return max(0, self._max_workers - self._registry.owned_live - len(self._claims))
 
@@ -47,7 +47,7 @@ class Capacity:
     def use(self, worker: _Worker) -> bool:
         """May it create its pod now? From here on its claim stays until it is settled."""
         used = self._claims.get(worker)
-        if used is None or not (used or self._registry.known):
+        if used is None or not (used or self._registry.is_known):
             return False
         self._claims[worker] = True
         return True
@@ -107,7 +107,7 @@ class RunQueues:
     def pause(self, run: WorkerRun, until: float) -> bool:
         """Queue a worker until a moment of `Clock.now`. Returns whether it is the first one that will be due."""
         self._serial += 1
-        run.queued = self._serial
+        run.queue_serial = self._serial
         heapq.heappush(self._paused, (until, self._serial, run))
         return self._paused[0][1] == self._serial
 
@@ -116,7 +116,7 @@ class RunQueues:
         for runs in (self._need_room, self._resumed):
             if run in runs:
                 runs.remove(run)
-        run.queued, run.life = 0, hurried(run.life)
+        run.queue_serial, run.life = 0, without_pause(run.life)
         if run not in self._cancelled:
             self._cancelled.append(run)
 
@@ -131,8 +131,8 @@ class RunQueues:
         self._now = now
         while self._paused and self._paused[0][0] <= now:
             _, serial, run = heapq.heappop(self._paused)
-            if run.queued == serial and run.is_waiting:
-                run.queued = 0
+            if run.queue_serial == serial and run.is_waiting:
+                run.queue_serial = 0
                 if run.cancelled or run.life.needs_room:
                     self.add(run)
                 else:
@@ -145,7 +145,7 @@ class RunQueues:
         if (run := _next_waiting(self._resumed)) is not None:
             return run
         if self._capacity.is_free() and (run := self._next_in_need_of_room()) is not None:
-            self._capacity.claim(run.worker)
+            self._capacity.claim(run.worker_id)
             return run
         return None
 
@@ -153,13 +153,13 @@ class RunQueues:
         """Take the next cancelled worker. It cannot be held up by a lack of room."""
         run = _next_waiting(self._cancelled)
         if run is not None:
-            self._capacity.claim(run.worker, used=True)
+            self._capacity.claim(run.worker_id, used=True)
         return run
 
     def take_resumed(self, event_hash: str, index: int) -> WorkerRun | None:
         """Take this worker out of turn; None if it does not wait for a thread. O(resumed workers)."""
         for run in self._resumed:
-            if run.task.hash == event_hash and run.life.index == index:
+            if run.task.event_hash == event_hash and run.life.index == index:
                 self._resumed.remove(run)
                 return run
         return None
@@ -214,7 +214,7 @@ class RunQueues:
         while (task := self._fresh.next(self._now)) is not None:
             if not task.has_fresh():  # all of its workers were cancelled meanwhile
                 continue
-            run = WorkerRun(task, begin(task.next_index))
+            run = WorkerRun(task, begin_lifecycle(task.next_index))
             task.runs[task.next_index] = run
             task.next_index += 1
             if task.has_fresh():

@@ -11,21 +11,21 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from ottoscaler import logs, ports
-from ottoscaler.core.choice import Blocker, Choice, Claim, Victim
-from ottoscaler.core.events import EventType, Mode
-from ottoscaler.core.manifest import WorkerKey, event_hash, pod_name
-from ottoscaler.core.plan import Candidate, is_older, rank
-from ottoscaler.core.pods import Snapshot
+from ottoscaler.core.events import EventType, ScaleDownMode
+from ottoscaler.core.manifest import AttemptKey, event_hash, pod_name
+from ottoscaler.core.plan import VictimCandidate, is_older, rank_victims
+from ottoscaler.core.pods import PodSnapshot
 from ottoscaler.core.results import scale_down_result
 from ottoscaler.core.termination import Termination
-from ottoscaler.core.verdicts import Reason
-from ottoscaler.flow.ender import Ender
+from ottoscaler.core.verdicts import EndReason
+from ottoscaler.core.victim_selection import BlockingEvent, Victim, VictimRequest, VictimSelection
 from ottoscaler.flow.ledger import Ledger
-from ottoscaler.flow.registry import Registry
-from ottoscaler.ports import Attempts, Clock, Note, OpenTask, Status, StoredWorker
+from ottoscaler.flow.pod_terminator import PodTerminator
+from ottoscaler.flow.registry import PodRegistry
+from ottoscaler.ports import Attempts, Clock, OpenTask, ScriptStatus, StatusUpdate, StoredWorker
 
 #: How often a victim that has not ended is ended again, seconds: its pod may have been seen only now.
-AGAIN_EVERY_S: Final = 5
+TERMINATE_RETRY_S: Final = 5
 
 _log = logs.get(__name__)
 
@@ -34,50 +34,50 @@ _log = logs.get(__name__)
 class ScaleDown:
     """A scale_down (or superseding event) under way. Belongs to the control thread.
 
-    `blocker` is the older event that comes first, if one does; `lost`: another process owns the task now; `reason` is
-    what was last stored of what it waits for; `attempts` are the last that were stored of the victims.
+    `blocker` is the older event that comes first, if one does; `ownership_lost`: another process owns the task now;
+    `reason` is what was last stored of what it waits for; `attempts` are the last that were stored of the victims.
     """
 
     task: OpenTask
     victims: list[Victim] | None = None
-    waiting: list[Victim] = field(default_factory=list)
+    unfinished_victims: list[Victim] = field(default_factory=list)
     survivors: list[str] = field(default_factory=list)
-    blocker: Blocker | None = None
-    lost: bool = False
+    blocker: BlockingEvent | None = None
+    ownership_lost: bool = False
     reason: str = ""
     attempts: dict[Victim, int] = field(default_factory=dict)
-    again_at: float = 0.0
-    signs: Sequence[object] = ()
+    terminate_retry_at: float = 0.0
+    victim_fingerprint: Sequence[object] = ()
 
     def __post_init__(self) -> None:
         if self.task.victims is not None:
-            self.choose(self.task.victims, self.task.survivors)
+            self.set_victims(self.task.victims, self.task.survivors)
 
     @property
-    def chosen(self) -> bool:
+    def victims_selected(self) -> bool:
         """Is the victim list stored?"""
         return self.victims is not None
 
-    def choose(self, victims: Sequence[Victim], survivors: Sequence[str]) -> None:
+    def set_victims(self, victims: Sequence[Victim], survivors: Sequence[str]) -> None:
         """This list holds."""
-        self.victims, self.waiting, self.survivors = list(victims), list(victims), list(survivors)
+        self.victims, self.unfinished_victims, self.survivors = list(victims), list(victims), list(survivors)
 
     def termination(self) -> Termination:
         """The mark that each victim is given."""
         event = self.task.event
         if event.type is EventType.SCALE_UP:
             return Termination(
-                Reason.SUPERSEDED, f"superseded by event {event.event_id}", drain=True, by=event.event_id
+                EndReason.SUPERSEDED, f"superseded by event {event.event_id}", drain=True, by=event.event_id
             )
         return Termination(
-            Reason.SCALED_DOWN,
+            EndReason.SCALED_DOWN,
             f"ended by scale_down {event.event_id}",
-            drain=event.mode is Mode.DRAIN,
+            drain=event.mode is ScaleDownMode.DRAIN,
             by=event.event_id,
         )
 
 
-class ScaleDowns:
+class ScaleDownSteps:
     """The steps of a scale_down. Belongs to the control thread."""
 
     def __init__(
@@ -85,9 +85,9 @@ class ScaleDowns:
         *,
         scale_downs: ports.ScaleDowns,
         attempts: Attempts,
-        registry: Registry,
+        registry: PodRegistry,
         ledger: Ledger,
-        ender: Ender,
+        terminator: PodTerminator,
         clock: Clock,
         instance: str,
     ) -> None:
@@ -95,7 +95,7 @@ class ScaleDowns:
         self._attempts = attempts
         self._registry = registry
         self._ledger = ledger
-        self._ender = ender
+        self._terminator = terminator
         self._clock = clock
         self._instance = instance
 
@@ -103,52 +103,53 @@ class ScaleDowns:
         """Carry it on as far as it goes now; returns whether it is over.
         Raises Unavailable; then it goes on later from where it stands.
         """
-        if not scale_down.chosen and not self._choose(scale_down):
+        if not scale_down.victims_selected and not self._select_victims(scale_down):
             return False
-        if scale_down.lost or scale_down.task.event.type is EventType.SCALE_UP:
+        if scale_down.ownership_lost or scale_down.task.event.type is EventType.SCALE_UP:
             return True  # a superseded worker is followed by its own task
-        if self._clock.now() >= scale_down.again_at:
+        if self._clock.now() >= scale_down.terminate_retry_at:
             self._end(scale_down)
-            scale_down.again_at = self._clock.now() + AGAIN_EVERY_S
-            self._note_ended(scale_down, scale_down.waiting)
+            scale_down.terminate_retry_at = self._clock.now() + TERMINATE_RETRY_S
+            self._remove_ended_victims(scale_down, scale_down.unfinished_victims)
         else:
-            self._note_ended(
-                scale_down, [victim for victim in scale_down.waiting if self._may_be_over(scale_down, victim)]
+            self._remove_ended_victims(
+                scale_down,
+                [victim for victim in scale_down.unfinished_victims if self._may_be_over(scale_down, victim)],
             )
-        self._note_reason(scale_down)
-        if scale_down.waiting:
+        self._update_wait_reason(scale_down)
+        if scale_down.unfinished_victims:
             return False
         self._record_result(scale_down)
         return True
 
-    def signs(self, scale_down: ScaleDown) -> Sequence[object]:
+    def victim_fingerprint(self, scale_down: ScaleDown) -> Sequence[object]:
         """What can be seen of the victims without asking Redis: while it stays the same, their results do as well, but
         for those of workers that have no pod here.
         """
-        pods = (self._pod(scale_down, victim) for victim in scale_down.waiting)
+        pods = (self._pod(scale_down, victim) for victim in scale_down.unfinished_victims)
         return [pod and (pod.uid, pod.live, pod.started_at) for pod in pods]
 
     def _may_be_over(self, scale_down: ScaleDown, victim: Victim) -> bool:
         """A worker with a live pod has no result, and a drain spares it only if it has started."""
         pod = self._pod(scale_down, victim)
-        drain = scale_down.task.event.mode is Mode.DRAIN
+        drain = scale_down.task.event.mode is ScaleDownMode.DRAIN
         return pod is None or not pod.live or (drain and pod.started_at is not None)
 
-    def _pod(self, scale_down: ScaleDown, victim: Victim) -> Snapshot | None:
+    def _pod(self, scale_down: ScaleDown, victim: Victim) -> PodSnapshot | None:
         attempt = scale_down.attempts.get(victim, 0)
         return self._registry.get(self._key(victim.event_id, victim.index, attempt))
 
-    def _key(self, event_id: str, index: int, attempt: int) -> WorkerKey:
-        return WorkerKey(event_hash(self._instance, event_id), index, attempt)
+    def _key(self, event_id: str, index: int, attempt: int) -> AttemptKey:
+        return AttemptKey(event_hash(self._instance, event_id), index, attempt)
 
-    def apply_marks(self, event_id: str) -> None:
+    def apply_cancel_marks(self, event_id: str) -> None:
         """Another replica has cancelled workers of a task of ours."""
-        task = self._scale_downs.reload(event_id)
+        task = self._scale_downs.reload_task(event_id)
         for worker in task.workers.values() if task else ():
             if worker.termination is not None and worker.termination.is_cancel and not worker.outcome:
                 self._end_worker(event_id, worker, worker.termination)
 
-    def _choose(self, scale_down: ScaleDown) -> bool:
+    def _select_victims(self, scale_down: ScaleDown) -> bool:
         """Choose the victims, unless an older event comes first. Returns False while one does.
 
         The candidates are read only when nothing comes first any more: then no worker of an older event can be missing.
@@ -156,45 +157,48 @@ class ScaleDowns:
         event, before = scale_down.task.event, scale_down.blocker
         scale_down.blocker = self._scale_downs.blocker(event.stream_id)
         if scale_down.blocker is None:
-            answer = self._scale_downs.choose(event.event_id, scale_down.task.owner, self._claim(scale_down))
-            if isinstance(answer, Choice):
-                self._chosen(scale_down, answer)
-            scale_down.lost = answer is None
-            scale_down.blocker = answer if isinstance(answer, Blocker) else None
-        if scale_down.blocker != before and event.type is EventType.SCALE_DOWN and not scale_down.lost:
+            answer = self._scale_downs.select_victims(
+                event.event_id, scale_down.task.owner, self._victim_request(scale_down)
+            )
+            if isinstance(answer, VictimSelection):
+                self._apply_selection(scale_down, answer)
+            scale_down.ownership_lost = answer is None
+            scale_down.blocker = answer if isinstance(answer, BlockingEvent) else None
+        if scale_down.blocker != before and event.type is EventType.SCALE_DOWN and not scale_down.ownership_lost:
             self._store_reason(scale_down, _blocked_by(scale_down.blocker))
         return scale_down.blocker is None
 
-    def _claim(self, scale_down: ScaleDown) -> Claim:
+    def _victim_request(self, scale_down: ScaleDown) -> VictimRequest:
         event = scale_down.task.event
         if event.type is EventType.SCALE_DOWN:
             found, mode, count = self._candidates(event.task_id, event.stream_id), event.mode, event.pod_count
         else:
-            found, mode, count = self._candidates("", event.stream_id, event.supersedes), Mode.DRAIN, 0
-        ranked, spared = rank(found, mode)
+            found, mode, count = self._candidates("", event.stream_id, event.supersedes), ScaleDownMode.DRAIN, 0
+        ranked, spared = rank_victims(found, mode)
         listed = [Victim(one.event.event_id, one.index, self._name(one)) for one in ranked]
-        return Claim(scale_down.termination(), listed, count, [self._name(one) for one in spared])
+        return VictimRequest(scale_down.termination(), listed, count, [self._name(one) for one in spared])
 
-    def _chosen(self, scale_down: ScaleDown, choice: Choice) -> None:
+    def _apply_selection(self, scale_down: ScaleDown, selection: VictimSelection) -> None:
         """This choice holds: not what was asked for now, since an earlier one may have been stored and its answer
         lost.
         """
         event = scale_down.task.event
-        scale_down.choose(choice.victims, choice.survivors)
+        scale_down.set_victims(selection.victims, selection.survivors)
         if event.type is EventType.SCALE_UP:
             self._end(scale_down)
             return
         _log.info(
-            "scale_down.chosen", "Scaling down: %d workers end, %d stay", len(choice.victims), len(choice.survivors),
+            "scale_down.chosen", "Scaling down: %d workers end, %d stay", len(selection.victims),
+            len(selection.survivors),
             event_id=event.event_id, task_id=event.task_id, mode=event.mode.value,
         )  # fmt: skip
 
-    def _candidates(self, task_id: str, before: str, supersedes: str = "") -> list[Candidate]:
+    def _candidates(self, task_id: str, before: str, supersedes: str = "") -> list[VictimCandidate]:
         """Unfinished workers of older tasks: of that task id, of that key, or all.
         Those that are being cancelled already do not count.
         """
         found = []
-        for view in self._scale_downs.tasks():
+        for view in self._scale_downs.open_scale_ups():
             event = view.event
             wanted = (not task_id or event.task_id == task_id) and (not supersedes or event.supersedes == supersedes)
             if not wanted or not is_older(event.stream_id, before):
@@ -202,14 +206,14 @@ class ScaleDowns:
             hash_ = event_hash(self._instance, event.event_id)
             for index in range(1, event.pod_count + 1):
                 worker = view.workers.get(index, StoredWorker(index))
-                pod = self._registry.get(WorkerKey(hash_, index, worker.attempt))
+                pod = self._registry.get(AttemptKey(hash_, index, worker.attempt))
                 cancelled = worker.termination is not None and worker.termination.claims
-                succeeded = pod is not None and pod.ended and pod.exit_code == 0  # its result is certain
+                succeeded = pod is not None and pod.agent_ended and pod.exit_code == 0  # its result is certain
                 if not worker.outcome and not cancelled and not succeeded:
-                    found.append(Candidate(event, index, worker.attempt, pod))
+                    found.append(VictimCandidate(event, index, worker.attempt, pod))
         return found
 
-    def _name(self, one: Candidate) -> str:
+    def _name(self, one: VictimCandidate) -> str:
         return pod_name(self._key(one.event.event_id, one.index, max(one.attempt, 1)))
 
     def _end(self, scale_down: ScaleDown) -> None:
@@ -217,14 +221,14 @@ class ScaleDowns:
         Redis that was wiped may have lost it.
         """
         event_id, termination = scale_down.task.event.event_id, scale_down.termination()
-        stored = self._scale_downs.outcomes(scale_down.waiting)
-        for victim, worker in zip(scale_down.waiting, stored, strict=True):
+        stored = self._scale_downs.stored_workers(scale_down.unfinished_victims)
+        for victim, worker in zip(scale_down.unfinished_victims, stored, strict=True):
             scale_down.attempts[victim] = worker.attempt if worker is not None else 0
-            if worker is None or worker.outcome or event_id in worker.spared:
+            if worker is None or worker.outcome or event_id in worker.spared_by:
                 continue
             if worker.termination is None or worker.termination.by != event_id:
                 answer = self._attempts.store_termination(victim.event_id, None, victim.index, termination)
-                worker = replace(worker, termination=answer.termination if answer.status is Status.OK else None)
+                worker = replace(worker, termination=answer.termination if answer.status is ScriptStatus.OK else None)
             if worker.termination is not None:
                 self._end_worker(victim.event_id, worker, worker.termination)
 
@@ -234,25 +238,27 @@ class ScaleDowns:
         pod = self._registry.get(self._key(event_id, worker.index, worker.attempt))
         if pod is None or not pod.live or pod.deleting or (termination.drain and pod.started_at is not None):
             return
-        self._ender.end(pod, termination)
+        self._terminator.terminate(pod, termination)
 
-    def _note_ended(self, scale_down: ScaleDown, asked: Sequence[Victim]) -> None:
+    def _remove_ended_victims(self, scale_down: ScaleDown, asked: Sequence[Victim]) -> None:
         """A victim with a result and without a pod is over; one that a drain has spared becomes a survivor."""
         over = set()
-        for victim, worker in zip(asked, self._scale_downs.outcomes(asked) if asked else (), strict=True):
+        for victim, worker in zip(asked, self._scale_downs.stored_workers(asked) if asked else (), strict=True):
             if worker is None:  # Redis was wiped: its owner restores the task, or it is taken up from its pods
                 over |= set() if self._may_run(victim) else {victim}
-            elif scale_down.task.event.event_id in worker.spared:
+            elif scale_down.task.event.event_id in worker.spared_by:
                 scale_down.survivors.append(victim.pod)
                 over.add(victim)
             elif worker.outcome and not self._has_pod(victim, worker):
                 over.add(victim)
-        scale_down.waiting = [victim for victim in scale_down.waiting if victim not in over]
+        scale_down.unfinished_victims = [victim for victim in scale_down.unfinished_victims if victim not in over]
 
-    def _note_reason(self, scale_down: ScaleDown) -> None:
+    def _update_wait_reason(self, scale_down: ScaleDown) -> None:
         """Store which pods stay although they have ended: the client that set a finalizer has to remove it."""
-        names = {victim.pod for victim in scale_down.waiting}
-        held = [pod for pod in self._registry.snapshots() if pod.name in names and pod.held] if names else []
+        names = {victim.pod for victim in scale_down.unfinished_victims}
+        held = (
+            [pod for pod in self._registry.snapshots() if pod.name in names and pod.held_by_finalizers] if names else []
+        )
         reason = "; ".join(
             f"pod {pod.name} has ended and is kept by finalizer {', '.join(pod.finalizers)}" for pod in held
         )
@@ -260,8 +266,8 @@ class ScaleDowns:
 
     def _store_reason(self, scale_down: ScaleDown, reason: str) -> None:
         if reason != scale_down.reason:
-            self._attempts.write_notes(
-                [Note(scale_down.task.event.event_id, scale_down.task.owner, reason=reason[:1000])]
+            self._attempts.write_status(
+                [StatusUpdate(scale_down.task.event.event_id, scale_down.task.owner, reason=reason[:1000])]
             )
             scale_down.reason = reason
 
@@ -276,9 +282,9 @@ class ScaleDowns:
     def _record_result(self, scale_down: ScaleDown) -> None:
         event, spared = scale_down.task.event, set(scale_down.survivors)
         victims = [victim.pod for victim in scale_down.victims or () if victim.pod not in spared]
-        fields = scale_down_result(event, victims, scale_down.survivors, self._clock.wall(self._clock.now()))
+        fields = scale_down_result(event, victims, scale_down.survivors, self._clock.wall_time(self._clock.now()))
         answer = self._scale_downs.finish(event.event_id, scale_down.task.owner, fields)
-        if answer.status is Status.OK:
+        if answer.status is ScriptStatus.OK:
             _log.info(
                 "scale_down.finished",
                 "Scaled down: %s",
@@ -288,13 +294,13 @@ class ScaleDowns:
             )
 
 
-def _blocked_by(blocker: Blocker | None) -> str:
+def _blocked_by(blocker: BlockingEvent | None) -> str:
     """What a scale_down waits for, in words."""
     if blocker is None:
         return ""
     if not blocker.owner:
-        return f"waits for entry {blocker.name}, which was sent before it and is not accepted yet"
+        return f"waits for entry {blocker.blocking_id}, which was sent before it and is not accepted yet"
     return (
-        f"waits for event {blocker.name}, which was sent before it and has its victims still to choose;"
+        f"waits for event {blocker.blocking_id}, which was sent before it and has its victims still to choose;"
         f" it is {blocker.owner}'s, and is taken over within LEASE_S if that replica is gone"
     )

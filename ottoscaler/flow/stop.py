@@ -15,12 +15,12 @@ from ottoscaler.errors import Stopping
 from ottoscaler.ports import Clock
 
 #: How soon a thread that the machine has refused is asked for again, seconds.
-AGAIN_S: Final = 2.0
+THREAD_RETRY_S: Final = 2.0
 
 _log = logs.get(__name__)
 
 
-class Stop:
+class StopSignal:
     """Whether the process is to stop, and why. Any thread."""
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class Stop:
         for each in woken:
             each.set()
 
-    def wakes(self, event: threading.Event) -> None:
+    def wake_on_stop(self, event: threading.Event) -> None:
         """A thread that waits for this event is woken by the stop as well."""
         with self._lock:
             self._woken.append(event)
@@ -70,7 +70,7 @@ class Stop:
         thread = threading.Thread(target=self._supervise, args=(name, run), name=name, daemon=True)
         while not _started(thread):
             _log.error("thread.refused", "No thread is to be had for %s; trying again: raise the limit of pids", name)
-            if self.wait(AGAIN_S):
+            if self.wait(THREAD_RETRY_S):
                 raise Stopping(f"stopped while waiting for the thread {name}")
         self._threads.append(thread)
 

@@ -15,16 +15,16 @@ from typing import Final
 from ottoscaler import logs
 from ottoscaler.core.events import BadEvent, EventType
 from ottoscaler.errors import Unavailable
-from ottoscaler.flow.control import Control
-from ottoscaler.flow.dead_letters import contained, report
+from ottoscaler.flow.control import ScaleDownProcessor
+from ottoscaler.flow.dead_letters import contain_defects, report
 from ottoscaler.flow.heartbeat import Heartbeat
-from ottoscaler.flow.inbox import Inbox
+from ottoscaler.flow.inbox import ScaleDownInbox
 from ottoscaler.flow.intake import Intake
 from ottoscaler.flow.key_waits import KeyWaits
 from ottoscaler.flow.ledger import Ledger
-from ottoscaler.flow.stop import Stop
+from ottoscaler.flow.stop import StopSignal
 from ottoscaler.metrics import Metrics
-from ottoscaler.ports import Attempts, Clock, EventLog, Leases, Note
+from ottoscaler.ports import Attempts, Clock, EventLog, Leases, StatusUpdate
 
 TICK_S: Final = 0.2
 #: How often what the dead have left is looked for, seconds: it changes hands within LEASE_S + 2 s, and what a stopping
@@ -46,9 +46,9 @@ class TakeOver:
     """`run` is the body of one thread; all other public methods are for the lease thread."""
 
     def __init__(
-        self, *, event_log: EventLog, leases: Leases, attempts: Attempts, ledger: Ledger, control: Control,
-        inbox: Inbox, intake: Intake, metrics: Metrics,
-        stop: Stop, heartbeat: Heartbeat, clock: Clock, lease_s: float, events_keep: int,
+        self, *, event_log: EventLog, leases: Leases, attempts: Attempts, ledger: Ledger, control: ScaleDownProcessor,
+        inbox: ScaleDownInbox, intake: Intake, metrics: Metrics,
+        stop: StopSignal, heartbeat: Heartbeat, clock: Clock, lease_s: float, events_keep: int,
     ) -> None:  # fmt: skip
         """`events_keep`: entries that the event stream is trimmed to, 0 for never."""
         self._event_log = event_log
@@ -77,7 +77,7 @@ class TakeOver:
         self._tidy_at = 0.0
         self._own_taken = False
 
-    def begin(self) -> None:
+    def announced(self) -> None:
         """We have announced ourselves: an earlier incarnation of our consumer sees it, so its tasks may be taken."""
         self._begun = True
 
@@ -85,16 +85,16 @@ class TakeOver:
         """A renewal was answered: this process is not just waking up from a pause, in which others took its tasks."""
         self._renewed_at = self._clock.now()
 
-    def calm(self) -> None:
+    def suspend(self) -> None:
         """For one LEASE_S nothing is taken over: others could not renew either."""
         self._calm_at = self._clock.now() + self._lease_s
 
-    def disturbed(self) -> None:
+    def call_failed(self) -> None:
         """A call failed: its answer may be lost, and others may have been unable to renew."""
         self._sure = False
-        self.calm()
+        self.suspend()
 
-    def opened(self) -> set[str]:
+    def take_opened(self) -> set[str]:
         """The tasks that were taken over and opened since the last call."""
         with self._lock:
             opened, self._opened = self._opened, set()
@@ -117,7 +117,7 @@ class TakeOver:
             self._step()
             self._heartbeat.beat()
         except Unavailable as error:
-            self.disturbed()
+            self.call_failed()
             if self._limited.is_due(str(error)):
                 _log.warning("takeover.outage", "Cannot look for tasks of the dead: %s", error, error=str(error))
             self._heartbeat.report_failure(f"cannot look for tasks of the dead: {error}")
@@ -138,7 +138,7 @@ class TakeOver:
             more = self._take_expired()
             self._take_at = now if more else now + TAKE_EVERY_S
         self._key_waits.look()
-        self._write_notes()
+        self._write_status()
         if now >= self._tidy_at:
             self._tidy_at = now + TIDY_EVERY_S
             self._tidy()
@@ -150,20 +150,20 @@ class TakeOver:
                 event_id, owner = next(iter(self._missing_tasks.items()), ("", ""))
             if not event_id:
                 return
-            with contained(event_id):
+            with contain_defects(event_id):
                 self._restore(event_id, owner)
             with self._lock:  # only now: where Redis did not answer it is tried again
                 self._missing_tasks.pop(event_id, None)
 
     def _restore(self, event_id: str, owner: str) -> None:
-        task = self._ledger.recall(event_id) or self._control.recall(event_id)
+        task = self._ledger.task_to_restore(event_id) or self._control.task_to_restore(event_id)
         if task is None or task.owner != owner:
             return
         _log.warning(
             "task.restored", "Redis does not know event %s any more: storing it again", event_id, event_id=event_id
         )
         self._leases.restore(task)
-        if task.undecided and task.event.type is EventType.SCALE_UP:
+        if task.selection_pending and task.event.type is EventType.SCALE_UP:
             # It is stored as one that has older events to supersede still. Later choices wait for that, and only this
             # process can do it: no replica takes over the task of a living owner.
             self._inbox.submit(task)
@@ -178,7 +178,9 @@ class TakeOver:
     def _take_expired(self) -> bool:
         """Tasks of the dead, and what they read and did not live to accept. Returns whether there are more."""
         more = self._take_unknown(self._leases.expired(same_consumer=False))
-        self._intake.absorb_again(self._event_log.pending(own=False, min_idle_s=self._lease_s), patient=False)
+        self._intake.accept_pending_entries(
+            self._event_log.claim_pending(own=False, min_idle_s=self._lease_s), patient=False
+        )
         return more
 
     def _take_unknown(self, event_ids: Sequence[str]) -> bool:
@@ -193,24 +195,25 @@ class TakeOver:
         if self._stop.is_set():  # what is taken now would have to be handed over again
             return
         task = None
-        with contained(event_id):  # one that cannot be read: its tries are counted
-            task = self._leases.take(event_id, same_consumer=same_consumer)
+        with contain_defects(event_id):  # one that cannot be read: its tries are counted
+            task = self._leases.take_over(event_id, same_consumer=same_consumer)
         if isinstance(task, BadEvent):
             report(self._metrics, task)
         elif task is not None:
             _log.info(
                 "task.taken", "Taking over task %s", task.event.task_id, event_id=event_id, task_id=task.event.task_id
             )
-            self._intake.open(task)
+            self._intake.open_task(task)
             with self._lock:
                 self._opened.add(event_id)
 
-    def _write_notes(self) -> None:
+    def _write_status(self) -> None:
         notes = [
-            Note(task.event.event_id, task.owner, states, reason) for task, states, reason in self._ledger.notes.take()
+            StatusUpdate(task.event.event_id, task.owner, states, reason)
+            for task, states, reason in self._ledger.status_buffer.take()
         ]
         if notes:
-            self._attempts.write_notes(notes)
+            self._attempts.write_status(notes)
 
     def _tidy(self) -> None:
         """Remove leftovers. If the server refuses that (a missing right), all other work goes on."""

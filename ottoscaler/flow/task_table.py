@@ -38,7 +38,7 @@ class TaskTable:
         with self.lock:
             return list(self._waiting.values())
 
-    def in_hand(self) -> set[str]:
+    def worked_on(self) -> set[str]:
         """The tasks of which some thread carries on a worker."""
         with self.lock:
             return {name for name, task in self._tasks.items() if any(run.on_thread for run in task.runs.values())}
@@ -49,10 +49,10 @@ class TaskTable:
             changed = [
                 event_id
                 for event_id, count in cancels.items()
-                if event_id in self._tasks and count > self._tasks[event_id].cancels
+                if event_id in self._tasks and count > self._tasks[event_id].cancel_count
             ]
             for event_id in changed:
-                self._tasks[event_id].cancels = cancels[event_id]
+                self._tasks[event_id].cancel_count = cancels[event_id]
         return changed
 
     def expires(self, now: float) -> bool:
@@ -70,7 +70,7 @@ class TaskTable:
             for event_id in left_s.keys() & self._tasks.keys():
                 self._expiries[event_id] = now + left_s[event_id]
 
-    def recorded(self, run: WorkerRun, verdict: Verdict) -> None:
+    def store_result(self, run: WorkerRun, verdict: Verdict) -> None:
         """Its result is stored: kept here in case that Redis is wiped before the task is finished."""
         life = run.life
         reason = verdict.reason
@@ -78,20 +78,20 @@ class TaskTable:
         with self.lock:
             run.task.results[life.index] = result
 
-    def spared(self, run: WorkerRun) -> None:
+    def clear_cancel(self, run: WorkerRun) -> None:
         """It is not cancelled any more: the termination was cleared."""
         with self.lock:
             run.task.terminations.pop(run.life.index, None)
 
-    def failed(self, run: WorkerRun) -> None:
+    def mark_defect(self, run: WorkerRun) -> None:
         """The program itself has failed on it: its task counts as worked on."""
         with self.lock:
-            run.task.failed_on = True
+            run.task.had_defect = True
 
-    def first_look(self, task: OwnedTask) -> bool:
+    def mark_first_pod_seen(self, task: OwnedTask) -> bool:
         """True once for each task: when the first of its pods is there."""
         with self.lock:
-            first, task.monitored = not task.monitored, True
+            first, task.first_pod_seen = not task.first_pod_seen, True
             return first
 
     # -- under the lock

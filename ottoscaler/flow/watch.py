@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import Final
 
 from ottoscaler import logs
-from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Expired, Unavailable
+from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Unavailable, WatchExpired
 from ottoscaler.flow.heartbeat import Heartbeat
-from ottoscaler.flow.registry import Registry
-from ottoscaler.flow.stop import Stop
+from ottoscaler.flow.registry import PodRegistry
+from ottoscaler.flow.stop import StopSignal
 from ottoscaler.metrics import Metrics
 from ottoscaler.ports import Clock, Cluster, PodList
 from ottoscaler.retries import FIRST_PAUSE_S, MAX_PAUSE_S, Retries
@@ -25,11 +25,11 @@ SHORT_S: Final = 1.0
 _log = logs.get(__name__)
 
 
-class Watch:
+class PodWatcher:
     """Keeps the registry up to date. `run` is the body of one thread."""
 
     def __init__(
-        self, *, cluster: Cluster, registry: Registry, retries: Retries, metrics: Metrics, stop: Stop,
+        self, *, cluster: Cluster, registry: PodRegistry, retries: Retries, metrics: Metrics, stop: StopSignal,
         heartbeat: Heartbeat, clock: Clock,
     ) -> None:  # fmt: skip
         self._cluster = cluster
@@ -53,7 +53,7 @@ class Watch:
         self._version = self._paced(self._version) if self._version else self._list()
 
     def _list(self) -> str:
-        listed = self._retries.forever("list pods", self._listed)
+        listed = self._retries.retry_forever("list pods", self._listed)
         self._heartbeat.beat()
         self._registry.replace(listed)
         _log.info("watch.listed", "Watching %d worker pods", len(listed.pods))
@@ -90,7 +90,7 @@ class Watch:
             self._metrics.watch_reconnects.inc("ended")
             self._heartbeat.beat()
             return version
-        except Expired:
+        except WatchExpired:
             _log.info("watch.expired", "The watch's version is too old; listing again")
             self._metrics.watch_reconnects.inc("expired")
         except (Unavailable, ClusterRejected) as error:
@@ -98,5 +98,5 @@ class Watch:
                 _log.warning("watch.broken", "The watch broke off; listing again: %s", error, error=str(error))
             self._metrics.watch_reconnects.inc("unreachable")
             self._heartbeat.report_failure(f"the watch broke off: {error}")
-        self._registry.unknown()
+        self._registry.mark_unknown()
         return ""

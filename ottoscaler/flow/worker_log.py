@@ -11,10 +11,10 @@ from msgspec.structs import replace
 
 from ottoscaler import logs
 from ottoscaler.core import effects
-from ottoscaler.core.lifecycle import Life
+from ottoscaler.core.lifecycle import Lifecycle
 from ottoscaler.core.manifest import pod_name
-from ottoscaler.core.pods import Snapshot
-from ottoscaler.core.verdicts import Outcome, Reason, Verdict
+from ottoscaler.core.pods import PodSnapshot
+from ottoscaler.core.verdicts import EndReason, Outcome, Verdict
 from ottoscaler.flow.owned_tasks import OwnedTask, WorkerRun
 from ottoscaler.flow.task_table import TaskTable
 from ottoscaler.metrics import Metrics
@@ -25,7 +25,7 @@ States = Mapping[int, tuple[str, int, str]]
 _log = logs.get(__name__)
 
 
-class Notes:
+class StatusBuffer:
     """States to show, by task: the state, attempt and pod of workers by index, and why the task waits. Any thread."""
 
     def __init__(self) -> None:
@@ -61,64 +61,65 @@ class Notes:
 class WorkerLog:
     """What the log says of a worker's life, and the figures that go with it. Any thread."""
 
-    def __init__(self, clock: Clock, tasks: TaskTable, notes: Notes, metrics: Metrics) -> None:
+    def __init__(self, clock: Clock, tasks: TaskTable, status_buffer: StatusBuffer, metrics: Metrics) -> None:
         self._clock = clock
         self._tasks = tasks
-        self._notes = notes
+        self._status_buffer = status_buffer
         self._create_delay = metrics.event_to_create_seconds
         self._record_delay = metrics.end_to_result_seconds
         self._finished = {outcome: metrics.workers_finished.child(outcome) for outcome in Outcome}
 
     def creating(self, run: WorkerRun) -> None:
         """Just before the create request."""
-        since_event_s = run.task.queued_s + self._clock.now() - run.task.received_mono
+        since_event_s = run.task.stream_wait_s + self._clock.now() - run.task.received_mono
         self._create_delay.observe(since_event_s)
         _log.info(
             "worker.created", "Creating worker pod: %s", run.pod_name,
             pod=run.pod_name, attempt=run.life.attempt, since_event_s=round(since_event_s, 6),
         )  # fmt: skip
 
-    def adopted(self, run: WorkerRun) -> None:
+    def pod_adopted(self, run: WorkerRun) -> None:
         """The pod that a create met is the worker's own."""
         _log.info("worker.adopted", "Adopting worker pod: %s", run.pod_name, pod=run.pod_name, attempt=run.life.attempt)
 
-    def step(self, run: WorkerRun, before: Life) -> None:
+    def step(self, run: WorkerRun, before: Lifecycle) -> None:
         """After each step: another state, the first pod of a task, a new attempt, a pod that is to be ended."""
         life, name = run.life, run.pod_name
-        state, reason = life.state, life.waits_for
-        if reason != run.waits_for:
-            self._notes.add(run, reason=reason)
+        state, reason = life.state, life.start_trouble_text
+        if reason != run.start_trouble_text:
+            self._status_buffer.add(run, reason=reason)
         elif state != run.state or life.attempt != before.attempt:
-            self._notes.add(run)
-        run.state, run.waits_for = state, reason
-        if isinstance(life.todo, effects.Await) and self._tasks.first_look(run.task):
+            self._status_buffer.add(run)
+        run.state, run.start_trouble_text = state, reason
+        if isinstance(life.todo, effects.AwaitPod) and self._tasks.mark_first_pod_seen(run.task):
             _log.info("task.monitoring", "Monitoring pod completion")
-        if life.retried is not None and life.attempt > before.attempt:
+        if life.retry_cause is not None and life.attempt > before.attempt:
             old = pod_name(replace(run.key, attempt=before.attempt))
-            end = life.retried.end
+            end = life.retry_cause.verdict
             _log.warning(
                 "worker.retried", "Worker pod %s ended: %s (%s); retry %d of %d as %s", old, end.reason,
-                end.message or "no message", life.retried.number, life.retried.most, name, pod=name,
+                end.message or "no message", life.retry_cause.retry_number, life.retry_cause.max_retries, name,
+                pod=name,
                 attempt=life.attempt, reason=end.reason.value,
             )  # fmt: skip
         if isinstance(life.todo, effects.StoreTermination):
             reason, message = life.todo.termination.reason, life.todo.termination.message
-            if life.pod is not None and life.pod.ended:
+            if life.pod is not None and life.pod.agent_ended:
                 message += "; other containers outlived it by TERMINATION_GRACE_S"
             _log.warning(
                 "worker.terminating", "Ending %s: %s (%s)", name, reason, message, pod=name, attempt=life.attempt
             )
 
-    def recorded(self, run: WorkerRun, verdict: Verdict, pod: Snapshot | None) -> None:
+    def recorded(self, run: WorkerRun, verdict: Verdict, pod: PodSnapshot | None) -> None:
         """After a result was stored for the first time: this one."""
         life, now = run.life, self._clock.now()
         outcome = verdict.reason.outcome
         self._finished[outcome].inc()
-        if life.sight.ended is not None:
-            self._record_delay.observe(now - life.sight.ended)
+        if life.timeline.ended is not None:
+            self._record_delay.observe(now - life.timeline.ended)
         started, ended = (pod.started_at, pod.finished_at) if pod else (None, None)
         duration_s = round(ended - started, 3) if started is not None and ended is not None else None
-        say = _log.info if verdict.reason is Reason.COMPLETED else _log.warning
+        say = _log.info if verdict.reason is EndReason.COMPLETED else _log.warning
         say(
             "worker.finished", "Worker pod %s %s: %s", run.pod_name, outcome, verdict.reason,
             pod=run.pod_name, attempt=life.attempt, duration_s=duration_s, reason=verdict.reason.value,

@@ -20,7 +20,7 @@ from ottoscaler.local.discovery import DOCUMENTS
 from ottoscaler.local.logfile import LogOptions
 from ottoscaler.local.objects import KINDS, ApiError, Object, Reply, Request, Stream, conflict, encode, invalid
 from ottoscaler.local.query import matcher
-from ottoscaler.local.store import DeleteOptions, Record, Store
+from ottoscaler.local.store import DeleteOptions, Store, StoredObject
 
 _PATH = re.compile(
     r"/api/v1(?:/namespaces/(?P<namespace>[^/]+))?/(?P<resource>[a-z]+)(?:/(?P<name>[^/]+)(?:/(?P<sub>[a-z]+))?)?"
@@ -39,13 +39,13 @@ class LogSource(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class ResourcePath:
     """What a path names; empty strings for what it leaves out."""
 
     resource: str
     namespace: str
     name: str
-    sub: str
+    subresource: str
 
     @property
     def key(self) -> tuple[str, str]:
@@ -59,9 +59,9 @@ class Api:
     def __init__(self, store: Store, log_source: LogSource) -> None:
         self._store = store
         self._logs = log_source
-        self._pages: OrderedDict[str, tuple[int, list[Record]]] = OrderedDict()
+        self._pages: OrderedDict[str, tuple[int, list[StoredObject]]] = OrderedDict()
         self._pages_lock = threading.Lock()
-        self._verbs: dict[tuple[str, bool, str], tuple[str, Callable[[Request, Target], Reply | Stream]]] = {
+        self._verbs: dict[tuple[str, bool, str], tuple[str, Callable[[Request, ResourcePath], Reply | Stream]]] = {
             ("GET", False, ""): ("list", self._list),
             ("POST", False, ""): ("create", self._create),
             ("GET", True, ""): ("get", self._get),
@@ -88,8 +88,12 @@ class Api:
         if request.query.get("dryRun"):
             raise ApiError(400, "the embedded Kubernetes API has no dry run")  # rather than carry it out
         target = _target(path)
-        verb, handler = self._verbs.get((request.method, bool(target.name), target.sub), ("", None))
-        if handler is None or verb not in KINDS[target.resource].verbs or (target.sub and target.resource != "pods"):
+        verb, handler = self._verbs.get((request.method, bool(target.name), target.subresource), ("", None))
+        if (
+            handler is None
+            or verb not in KINDS[target.resource].verbs
+            or (target.subresource and target.resource != "pods")
+        ):
             raise ApiError(
                 405, "the server does not allow this method on the requested resource", reason="MethodNotAllowed"
             )
@@ -107,13 +111,13 @@ class Api:
                 self._pages[token] = (0, [])
         self._store.compact()
 
-    def _get(self, request: Request, target: Target) -> Reply:
+    def _get(self, request: Request, target: ResourcePath) -> Reply:
         record = self._store.get(target.resource, *target.key)
-        if tables.wanted(request):
+        if tables.wants_table(request):
             return Reply(encode(tables.table(target.resource, [record.object], {})))
         return Reply(record.raw)
 
-    def _list(self, request: Request, target: Target) -> Reply | Stream:
+    def _list(self, request: Request, target: ResourcePath) -> Reply | Stream:
         labels, fields = request.query.get("labelSelector", ""), request.query.get("fieldSelector", "")
         matches = matcher(target.resource, namespace=target.namespace, labels=labels, fields=fields)
         if request.flag("watch"):
@@ -138,11 +142,11 @@ class Api:
             metadata["continue"] = self._keep_page(version, records[limit:])
             # The API server counts what remains only where that costs it nothing: without selectors.
             metadata |= {} if labels or fields else {"remainingItemCount": len(records) - limit}
-        if tables.wanted(request):
+        if tables.wants_table(request):
             return Reply(encode(tables.table(target.resource, [each.object for each in records[:limit]], metadata)))
         return Reply(_encode_list(target.resource, metadata, records[:limit]))
 
-    def _keep_page(self, version: int, rest: list[Record]) -> str:
+    def _keep_page(self, version: int, rest: list[StoredObject]) -> str:
         token = secrets.token_hex(16)
         with self._pages_lock:
             self._pages[token] = (version, rest)
@@ -150,7 +154,7 @@ class Api:
                 self._pages.popitem(last=False)
         return token
 
-    def _resume(self, token: str) -> tuple[int, list[Record]]:
+    def _resume(self, token: str) -> tuple[int, list[StoredObject]]:
         """The rest of a list, as it was when its first page was given."""
         with self._pages_lock:
             version, rest = self._pages.get(token, (-1, []))
@@ -160,7 +164,7 @@ class Api:
             raise ApiError(410, "The provided continue parameter is too old to display a consistent list result.")
         return version, rest
 
-    def _create(self, request: Request, target: Target) -> Reply:
+    def _create(self, request: Request, target: ResourcePath) -> Reply:
         body, kind = request.json(), KINDS[target.resource].kind
         metadata = body.setdefault("metadata", {})
         if body.get("kind", kind) != kind:
@@ -172,7 +176,7 @@ class Api:
         headers: dict[str, str] = {}
         if target.resource == "pods":
             headers = _warnings(request, pods.drop_unknown(body))
-            pods.check(body)
+            pods.validate_pod(body)
             body = pods.with_defaults(body)
             self._require_service_account(body)
         elif target.resource == "namespaces":
@@ -197,7 +201,7 @@ class Api:
                 f'{subject}: error looking up service account {namespace}/{name}: serviceaccount "{name}" not found',
             )
 
-    def _patch(self, request: Request, target: Target) -> Reply:
+    def _patch(self, request: Request, target: ResourcePath) -> Reply:
         apply = patch.patcher(request.content_type)
         body = request.json()
 
@@ -209,16 +213,16 @@ class Api:
             }
             new: Object = apply(bare, body)
             _check_same(target, old=old["metadata"], sent=new.setdefault("metadata", {}))
-            if target.sub == "status":
+            if target.subresource == "status":
                 return {**old, "status": new.get("status", {})}
-            pods.check(new)
+            pods.validate_pod(new)
             new = {**pods.with_defaults(new), "status": old["status"]}
-            pods.check_update(old, new)
+            pods.validate_pod_update(old, new)
             return {"kind": old["kind"], "apiVersion": "v1"} | new
 
         return Reply(self._store.update(target.resource, target.key, change).raw)
 
-    def _delete(self, request: Request, target: Target) -> Reply:
+    def _delete(self, request: Request, target: ResourcePath) -> Reply:
         body = request.json()
         conditions = body.get("preconditions") or {}
         grace = body.get("gracePeriodSeconds", request.number("gracePeriodSeconds"))
@@ -234,7 +238,7 @@ class Api:
             for record in records:
                 self._store.delete(resource, (name, record.object["metadata"]["name"]), DeleteOptions(grace=0))
 
-    def _bind(self, request: Request, target: Target) -> Reply:
+    def _bind(self, request: Request, target: ResourcePath) -> Reply:
         node = (request.json().get("target") or {}).get("name")
 
         def change(pod: Object) -> Object:
@@ -249,7 +253,7 @@ class Api:
             encode({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}), 201
         )
 
-    def _log(self, request: Request, target: Target) -> Reply | Stream:
+    def _log(self, request: Request, target: ResourcePath) -> Reply | Stream:
         pod = self._store.get("pods", *target.key).object
         names = [container["name"] for container in pod["spec"]["containers"]]
         name = request.query.get("container") or (names[0] if len(names) == 1 else "")
@@ -264,17 +268,17 @@ class Api:
         return Stream(self._logs.logs(pod, name, LogOptions.of(request)), content_type="text/plain")
 
 
-def _target(path: str) -> Target:
+def _target(path: str) -> ResourcePath:
     found = _NAMESPACE_PATH.fullmatch(path) or _PATH.fullmatch(path)
     parts = {} if found is None else {key: value or "" for key, value in found.groupdict().items()}
     kind = KINDS.get(parts.get("resource", ""))
     namespace = parts.get("namespace", "")
     if kind is None or (namespace and not kind.namespaced) or (parts["name"] and kind.namespaced and not namespace):
         raise ApiError(404, "the server could not find the requested resource", reason="NotFound")
-    return Target(parts["resource"], namespace, parts["name"], parts.get("sub", ""))
+    return ResourcePath(parts["resource"], namespace, parts["name"], parts.get("sub", ""))
 
 
-def _check_same(target: Target, *, old: Object, sent: Object) -> None:
+def _check_same(target: ResourcePath, *, old: Object, sent: Object) -> None:
     """A client that sends version or uid means this very state, this very object. Raises ApiError 409, 422."""
     if (sent.get("resourceVersion") or old["resourceVersion"]) != old["resourceVersion"]:
         reason = "the object has been modified; please apply your changes to the latest version and try again"
@@ -296,7 +300,7 @@ def _warnings(request: Request, unknown: list[str]) -> dict[str, str]:
     return {"Warning": ", ".join('299 - "{}"'.format(fault.replace('"', '\\"')) for fault in faults)}
 
 
-def _encode_list(resource: str, metadata: Object, records: list[Record]) -> bytes:
+def _encode_list(resource: str, metadata: Object, records: list[StoredObject]) -> bytes:
     """A list from the stored bytes; its items carry neither kind nor apiVersion."""
     kind = KINDS[resource].kind
     head = encode({"kind": f"{kind}List", "apiVersion": "v1", "metadata": metadata})[:-1]

@@ -40,7 +40,7 @@ def _authorization() -> Object:
     )
 
 
-def _group() -> Object:
+def _authorization_api_group() -> Object:
     return {"name": "authorization.k8s.io", "versions": [_AUTHORIZATION], "preferredVersion": _AUTHORIZATION}
 
 
@@ -57,8 +57,8 @@ DOCUMENTS: dict[str, Object] = {
         "platform": sys.platform,
     },
     "/api": {"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []},
-    "/apis": {"kind": "APIGroupList", "apiVersion": "v1", "groups": [_group()]},
-    "/apis/authorization.k8s.io": {"kind": "APIGroup", "apiVersion": "v1", **_group()},
+    "/apis": {"kind": "APIGroupList", "apiVersion": "v1", "groups": [_authorization_api_group()]},
+    "/apis/authorization.k8s.io": {"kind": "APIGroup", "apiVersion": "v1", **_authorization_api_group()},
     "/api/v1": _core(),
     "/apis/authorization.k8s.io/v1": _authorization(),
 }

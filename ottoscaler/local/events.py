@@ -14,7 +14,7 @@ from ottoscaler.local.store import Store
 _KEPT = 2000
 
 
-class EventLog:
+class EventRecorder:
     """Writes Events about pods. Every method may be called by any thread."""
 
     def __init__(self, store: Store) -> None:

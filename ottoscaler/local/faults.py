@@ -17,7 +17,7 @@ from ottoscaler.local.objects import ApiError
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class FaultRule:
     """One rule; the default matches every request once and does nothing."""
 
     method: str = ""
@@ -37,18 +37,18 @@ class Fault:
         return ApiError(self.status, self.message, reason=self.reason, retry_after=self.retry_after)
 
 
-class Faults:
+class FaultRules:
     """The rules in force. Every method may be called by any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._rules: list[Fault] = []
+        self._rules: list[FaultRule] = []
         self._left: list[int] = []
 
     def replace(self, body: bytes) -> None:
         """Take the rules in ``body``. Raises ApiError 400."""
         try:
-            rules = [Fault(**rule) for rule in json.loads(body)]
+            rules = [FaultRule(**rule) for rule in json.loads(body)]
             for rule in rules:
                 re.compile(rule.path_regex)
         except (ValueError, TypeError, re.error) as error:
@@ -63,7 +63,7 @@ class Faults:
                 [{**asdict(rule), "times": left} for rule, left in zip(self._rules, self._left, strict=True)]
             ).encode()
 
-    def take(self, method: str, target: str) -> Fault | None:
+    def take(self, method: str, target: str) -> FaultRule | None:
         """The first rule for this request (path with query), used up by one; or None."""
         with self._lock:
             for index, rule in enumerate(self._rules):

@@ -18,14 +18,14 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from ottoscaler.errors import LocalError
+from ottoscaler.errors import LocalSystemError
 
 GRACE_S = 5.0  # from SIGTERM to SIGKILL
 _PROC = Path("/proc")
 _SOURCE_ROOT = Path(__file__).resolve().parents[2]
 
 
-class Guarded:
+class GuardedProcess:
     """A command under guard, seen from the process that needs it. For one thread; ``exit_code`` may be read by any."""
 
     def __init__(self, command: Sequence[str], *, log: Path) -> None:
@@ -35,7 +35,7 @@ class Guarded:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start guard and command. Raises LocalError when the guard cannot be started."""
+        """Start guard and command. Raises LocalSystemError when the guard cannot be started."""
         path = os.pathsep.join(filter(None, [str(_SOURCE_ROOT), os.environ.get("PYTHONPATH")]))
         try:
             with self._log.open("ab") as output:
@@ -48,17 +48,17 @@ class Guarded:
                     start_new_session=True,
                 )
         except OSError as error:
-            raise LocalError(f"could not start {self._command[0]}: {error}") from error
+            raise LocalSystemError(f"could not start {self._command[0]}: {error}") from error
 
     @property
     def exit_code(self) -> int | None:
         """The command's exit code (128 + n after signal n), None while it runs or before the start."""
         return None if self._process is None else self._process.poll()
 
-    def failure(self, what: str) -> LocalError:
+    def failure(self, what: str) -> LocalSystemError:
         """The error to raise because ``what`` did not come up: with the last lines that the command wrote."""
         lines = self._log.read_text(errors="replace").splitlines()[-5:] if self._log.exists() else []
-        return LocalError(f"{what} (exit code {self.exit_code}); last output: {' | '.join(lines) or 'none'}")
+        return LocalSystemError(f"{what} (exit code {self.exit_code}); last output: {' | '.join(lines) or 'none'}")
 
     def close(self) -> None:
         """Stop the command, by force after GRACE_S. Idempotent."""

@@ -13,8 +13,8 @@ import threading
 import time
 from pathlib import Path
 
-from ottoscaler.errors import LocalError
-from ottoscaler.local.guard import Guarded
+from ottoscaler.errors import LocalSystemError
+from ottoscaler.local.guard import GuardedProcess
 
 START_TIMEOUT_S = 30.0
 
@@ -26,7 +26,7 @@ class LocalCluster:
         """Store where pods' files and the kubeconfig go (created when missing) and the port (None: a free one)."""
         self._data_dir = data_dir
         self._port = port
-        self._process: Guarded | None = None
+        self._process: GuardedProcess | None = None
 
     @property
     def kubeconfig(self) -> Path:
@@ -35,22 +35,24 @@ class LocalCluster:
 
     @property
     def url(self) -> str:
-        """The API server's address, such as http://127.0.0.1:43210. Raises LocalError when the cluster does not run."""
+        """The API server's address, such as http://127.0.0.1:43210. Raises LocalSystemError when the cluster does not
+        run.
+        """
         found = re.search(r"server: (\S+)", self.kubeconfig.read_text()) if self.kubeconfig.exists() else None
         if found is None:
-            raise LocalError("the embedded Kubernetes API is not running")
+            raise LocalSystemError("the embedded Kubernetes API is not running")
         return found[1]
 
     def start(self) -> None:
         """Start the emulator and return when it serves.
-        Raises LocalError with its own last lines when it does not come up.
+        Raises LocalSystemError with its own last lines when it does not come up.
         """
         self._data_dir.mkdir(parents=True, exist_ok=True)
         # The file's appearance is the sign of readiness: one left by a killed run must not be taken for it.
         self.kubeconfig.unlink(missing_ok=True)
         command = [sys.executable, "-m", "ottoscaler.local.cluster", "--data-dir", str(self._data_dir)]
         command += ["--port", str(self._port)] if self._port else []
-        self._process = Guarded(command, log=self._data_dir / "cluster.log")
+        self._process = GuardedProcess(command, log=self._data_dir / "cluster.log")
         self._process.start()
         deadline = time.monotonic() + START_TIMEOUT_S
         pause = threading.Event()

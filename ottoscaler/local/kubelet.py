@@ -67,7 +67,7 @@ def start_error(container: Object, error: Exception) -> Object:
     return {"terminated": {**state, "startedAt": "1970-01-01T00:00:00Z", "finishedAt": timestamp()}}
 
 
-def obstacle(container: Object) -> Object | None:
+def permanent_waiting_state(container: Object) -> Object | None:
     """The waiting state of a container that can never start on this node, None when nothing is in its way.
 
     There are no registries: images under ``missing.invalid/`` cannot be pulled, all others are taken for granted.
@@ -159,11 +159,11 @@ def environment(pod: Object, container: Object, base: Mapping[str, str]) -> dict
         if "fieldRef" in source:
             env[entry["name"]] = _field(pod, source["fieldRef"].get("fieldPath", ""))
         elif not source:
-            env[entry["name"]] = expand(entry.get("value") or "", env)
+            env[entry["name"]] = expand_variables(entry.get("value") or "", env)
     return env
 
 
-def expand(text: str, env: Mapping[str, str]) -> str:
+def expand_variables(text: str, env: Mapping[str, str]) -> str:
     """Replace $(VAR) by its value and $$ by $; an unknown reference stays as it is (Kubernetes documentation, "Define
     Dependent Environment Variables").
     """

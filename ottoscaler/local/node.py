@@ -18,11 +18,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ottoscaler.local import kubelet, pods
-from ottoscaler.local.events import EventLog
+from ottoscaler.local.events import EventRecorder
 from ottoscaler.local.logfile import LogOptions
 from ottoscaler.local.objects import ApiError, Object
 from ottoscaler.local.podrun import PodRun
-from ottoscaler.local.store import Key, Record, Store
+from ottoscaler.local.store import Key, Store, StoredObject
 
 _CPUS, _MEMORY, _PODS = 64, "256Gi", 1000
 _TICK_S = 0.5  # longest sleep of the loop
@@ -37,7 +37,7 @@ class LocalNode:
         """Store where the pods' files go; what an earlier run left there is removed at the start."""
         self._store = store
         self._directory = directory
-        self._events = EventLog(store)
+        self._events = EventRecorder(store)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="node", daemon=True)
         self._runs: dict[str, PodRun] = {}  # by uid, until the object is gone
@@ -71,32 +71,32 @@ class LocalNode:
         return run.logs(container, options)
 
     def _loop(self) -> None:
-        position, _ = self._store.begin("pods", None)
+        position, _ = self._store.begin_watch("pods", None)
         while not self._stop.is_set():
             try:
-                changes, position, _ = self._store.read("pods", position, self._patience())
+                changes, position, _ = self._store.read_changes("pods", position, self._loop_wait_s())
             except ApiError:
                 # Fallen behind the window: nothing is known but what is there now.
-                position, _ = self._store.begin("pods", None)
-                self._look_at_everything()
+                position, _ = self._store.begin_watch("pods", None)
+                self._sync_all_pods()
                 continue
             for change in changes:
-                self._look(change.record)
+                self._sync_pod(change.record)
             self._fire_timers()
 
-    def _patience(self) -> float:
+    def _loop_wait_s(self) -> float:
         due = self._timers[0][0] - time.monotonic() if self._timers else _TICK_S
         return min(max(due, 0.0), _TICK_S)
 
-    def _look_at_everything(self) -> None:
+    def _sync_all_pods(self) -> None:
         _, records = self._store.select("pods", lambda _: True)
         present = {record.object["metadata"]["uid"] for record in records}
         for uid in set(self._runs) - present:
             self._forget(uid)
         for record in records:
-            self._look(record)
+            self._sync_pod(record)
 
-    def _look(self, seen: Record) -> None:
+    def _sync_pod(self, seen: StoredObject) -> None:
         """Do what the pod needs now. ``seen`` only says which pod."""
         metadata = seen.object["metadata"]
         key, uid = (metadata["namespace"], metadata["name"]), metadata["uid"]
@@ -119,7 +119,7 @@ class LocalNode:
 
     def _schedule(self, key: Key, pod: Object) -> None:
         """Bind the pod to this node, or say why that cannot be."""
-        message = self._misfit(pod)
+        message = self._unschedulable_message(pod)
         reason = {"reason": "Unschedulable", "message": message} if message else {}
 
         def change(current: Object) -> Object:
@@ -143,10 +143,10 @@ class LocalNode:
             self._unschedulable.add(key)
             self._events.add(pod, "Warning", "FailedScheduling", message)
 
-    def _misfit(self, pod: Object) -> str:
+    def _unschedulable_message(self, pod: Object) -> str:
         """The scheduler's sentence about a pod that does not fit, "" when it does."""
         labels = kubelet.node_object(_CPUS, _MEMORY, _PODS)["metadata"]["labels"]
-        cores, memory = pods.requests(pod)
+        cores, memory = pods.resource_requests(pod)
         reasons = []
         if any(labels.get(key) != value for key, value in (pod["spec"].get("nodeSelector") or {}).items()):
             reasons.append("1 node(s) didn't match Pod's node affinity/selector")
@@ -161,7 +161,7 @@ class LocalNode:
     def _begin(self, pod: Object) -> None:
         uid, spec = pod["metadata"]["uid"], pod["spec"]
         run = PodRun(self._store, self._events, pod, self._directory / uid)
-        self._claims[uid] = pods.requests(pod)
+        self._claims[uid] = pods.resource_requests(pod)
         self._runs[uid] = run
         run.start()
         self._after(_PULL_BACK_OFF_S, uid, PodRun.back_off)
@@ -192,7 +192,7 @@ class LocalNode:
         for key in list(self._unschedulable):
             record = self._store.find("pods", *key)
             if record is not None:
-                self._look(record)
+                self._sync_pod(record)
 
     def _after(self, delay_s: float, uid: str, action: Callable[[PodRun], None]) -> None:
         """Do something to a pod later, if it is still there: a timer must not keep what is gone in memory."""

@@ -36,7 +36,7 @@ _REASONS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ResourceType:
     """A resource that the emulator serves: its kind, scope, short name and the verbs it takes."""
 
     kind: str
@@ -47,11 +47,11 @@ class Kind:
 
 _READ = frozenset({"get", "list", "watch"})
 KINDS = {
-    "pods": Kind("Pod", True, "po", _READ | {"create", "delete", "patch"}),
-    "events": Kind("Event", True, "ev", _READ | {"create"}),
-    "serviceaccounts": Kind("ServiceAccount", True, "sa", _READ | {"create"}),
-    "namespaces": Kind("Namespace", False, "ns", _READ | {"create", "delete"}),
-    "nodes": Kind("Node", False, "no", _READ),
+    "pods": ResourceType("Pod", True, "po", _READ | {"create", "delete", "patch"}),
+    "events": ResourceType("Event", True, "ev", _READ | {"create"}),
+    "serviceaccounts": ResourceType("ServiceAccount", True, "sa", _READ | {"create"}),
+    "namespaces": ResourceType("Namespace", False, "ns", _READ | {"create", "delete"}),
+    "nodes": ResourceType("Node", False, "no", _READ),
 }
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ottoscaler.local import kubelet, logfile
-from ottoscaler.local.events import EventLog
+from ottoscaler.local.events import EventRecorder
 from ottoscaler.local.objects import ApiError, Object, timestamp
 from ottoscaler.local.store import DeleteOptions, Store
 
@@ -29,7 +29,7 @@ _LOOK_EVERY_S = 0.5
 class PodRun:
     """The node's loop starts, stops and expires it; threads of its own report. Any thread may read logs."""
 
-    def __init__(self, store: Store, events: EventLog, pod: Object, directory: Path) -> None:
+    def __init__(self, store: Store, events: EventRecorder, pod: Object, directory: Path) -> None:
         metadata = pod["metadata"]
         self.uid: str = metadata["uid"]
         self._store, self._events = store, events
@@ -50,7 +50,7 @@ class PodRun:
 
     def start(self) -> None:
         """Report the pod as being created and start its containers; or report why they cannot start."""
-        obstacles = {each["name"]: kubelet.obstacle(each) for each in self._containers}
+        obstacles = {each["name"]: kubelet.permanent_waiting_state(each) for each in self._containers}
         found = {name: state for name, state in obstacles.items() if state is not None}
         with self._lock:
             self._states.update(found)
@@ -89,7 +89,7 @@ class PodRun:
             processes = list(self._processes.values())
             idle = self._live == 0
         if idle:
-            self._settle()
+            self._finish_deletion()
         for process in processes:
             _send(process, how)
 
@@ -145,7 +145,7 @@ class PodRun:
             last = self._live == 0
         self._report()
         if last:
-            self._settle()
+            self._finish_deletion()
 
     def _set_running(self, name: str, process: subprocess.Popen[bytes], started_at: str) -> None:
         with self._lock:
@@ -180,7 +180,7 @@ class PodRun:
             needed.mkdir(parents=True, exist_ok=True)
         words = [*(container.get("command") or []), *(container.get("args") or [])]
         return subprocess.Popen(
-            [kubelet.expand(word, env) for word in words],
+            [kubelet.expand_variables(word, env) for word in words],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -205,7 +205,7 @@ class PodRun:
         except ApiError as error:
             _unless_gone(error)
 
-    def _settle(self) -> None:
+    def _finish_deletion(self) -> None:
         """Nothing of the pod runs any more: let its deletion finish, and remove its files once the object is gone."""
         record = self._store.find("pods", *self._key)
         if record is not None and "deletionTimestamp" in record.object["metadata"]:

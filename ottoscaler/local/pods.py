@@ -64,7 +64,7 @@ def quantity(value: object) -> float:
     return float(found["number"]) * _SCALE.get(found["suffix"] or "", 1.0)
 
 
-def requests(pod: Object) -> tuple[float, float]:
+def resource_requests(pod: Object) -> tuple[float, float]:
     """What the scheduler counts for a pod: cores and bytes requested."""
     asked = [container["resources"].get("requests") or {} for container in pod["spec"]["containers"]]
     return sum(quantity(each.get("cpu", 0)) for each in asked), sum(quantity(each.get("memory", 0)) for each in asked)
@@ -84,7 +84,7 @@ def drop_unknown(pod: Object) -> list[str]:
     return unknown
 
 
-def check(pod: Object) -> None:
+def validate_pod(pod: Object) -> None:
     """Raise ApiError 422 with all causes, or 400 where the JSON does not even have the right types."""
     metadata, spec = pod["metadata"], pod.get("spec") or {}
     causes = _metadata_causes(metadata)
@@ -119,7 +119,7 @@ def with_defaults(pod: Object) -> Object:
     return {**pod, "spec": spec, "status": {"phase": "Pending", "qosClass": _qos(spec["containers"])}}
 
 
-def check_update(old: Object, new: Object) -> None:
+def validate_pod_update(old: Object, new: Object) -> None:
     """Raise ApiError 422 when an update changes what cannot be changed."""
     if _frozen(old["spec"]) != _frozen(new["spec"]):
         allowed = "`spec.containers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions)"

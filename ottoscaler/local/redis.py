@@ -13,8 +13,8 @@ import threading
 import time
 from pathlib import Path
 
-from ottoscaler.errors import ConfigError, LocalError
-from ottoscaler.local.guard import Guarded
+from ottoscaler.errors import ConfigError, LocalSystemError
+from ottoscaler.local.guard import GuardedProcess
 
 START_TIMEOUT_S = 30.0  # loading a large append-only file takes a while
 _PORT_ATTEMPTS = 3
@@ -37,19 +37,19 @@ class EmbeddedRedis:
         self._wanted_port = port
         self._binary = binary
         self._port: int | None = None
-        self._server: Guarded | None = None
+        self._server: GuardedProcess | None = None
 
     @property
     def port(self) -> int:
-        """The TCP port. Raises LocalError before start, when none was asked for."""
+        """The TCP port. Raises LocalSystemError before start, when none was asked for."""
         port = self._port or self._wanted_port
         if port is None:
-            raise LocalError("embedded Redis: the port is known only after start")
+            raise LocalSystemError("embedded Redis: the port is known only after start")
         return port
 
     def start(self) -> None:
         """Start the server and return when it answers PING, its data loaded.
-        Raises LocalError with the server's own last lines, ConfigError when there is no server to start.
+        Raises LocalSystemError with the server's own last lines, ConfigError when there is no server to start.
         """
         binary = self._binary or find_binary()
         self._data_dir.mkdir(parents=True, exist_ok=True)
@@ -66,8 +66,8 @@ class EmbeddedRedis:
             server.close()
 
     def _try_port(self, binary: Path, port: int, *, last: bool) -> bool:
-        """Start the server on a port; False when it ended at once, or that as LocalError when no attempt is left."""
-        server = Guarded(self._command(binary, port), log=self._data_dir / "redis.log")
+        """Start the server on a port; False when it ended at once, or that as LocalSystemError at the last attempt."""
+        server = GuardedProcess(self._command(binary, port), log=self._data_dir / "redis.log")
         server.start()
         if _wait_for_pong(server, port):
             self._server, self._port = server, port
@@ -104,18 +104,18 @@ def find_binary() -> Path:
 
 
 def _free_port(wanted: int) -> int:
-    """A port that can be bound now: the wanted one (0: any). Raises LocalError when it is taken."""
+    """A port that can be bound now: the wanted one (0: any). Raises LocalSystemError when it is taken."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((EmbeddedRedis.host, wanted))
         except OSError as error:
-            raise LocalError(f"embedded Redis: port {wanted} cannot be used: {error.strerror}") from error
+            raise LocalSystemError(f"embedded Redis: port {wanted} cannot be used: {error.strerror}") from error
         port: int = probe.getsockname()[1]
         return port
 
 
-def _wait_for_pong(server: Guarded, port: int) -> bool:
+def _wait_for_pong(server: GuardedProcess, port: int) -> bool:
     """True once the server answers; False when it ended or START_TIMEOUT_S has passed."""
     deadline = time.monotonic() + START_TIMEOUT_S
     pause = threading.Event()

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from ottoscaler.local.api import Api
-from ottoscaler.local.faults import Faults
+from ottoscaler.local.faults import FaultRules
 from ottoscaler.local.objects import ApiError, Reply, Request, Stream
 
 _HOST = "127.0.0.1"  # never another: a client that reaches this port can run commands
@@ -31,7 +31,7 @@ class ApiServer(ThreadingHTTPServer):
         """Bind the port (0: a free one). Raises OSError when it is taken."""
         super().__init__((_HOST, port), _Handler)
         self.api = api
-        self.faults = Faults()
+        self.faults = FaultRules()
         self.stopping = threading.Event()
 
     @property

@@ -35,7 +35,7 @@ Key = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class StoredObject:
     """One stored state of an object; neither object nor bytes ever change."""
 
     object: Object
@@ -48,8 +48,8 @@ class Change:
     """One step in an object's life: kind is ADDED, MODIFIED or DELETED."""
 
     kind: str
-    record: Record
-    previous: Record | None
+    record: StoredObject
+    previous: StoredObject | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Store:
         # future.
         self._version = time.time_ns() // 1_000_000 if version is None else version
         self.changed = threading.Condition(threading.RLock())
-        self._records: dict[str, dict[Key, Record]] = {resource: {} for resource in KINDS}
+        self._records: dict[str, dict[Key, StoredObject]] = {resource: {} for resource in KINDS}
         self._changes: dict[str, deque[Change]] = {resource: deque() for resource in KINDS}
         self._dropped = dict.fromkeys(KINDS, 0)  # changes no longer in the window: the position of the oldest one kept
         self._oldest = dict.fromkeys(KINDS, self._version)  # a watch can begin at this version, not before
@@ -93,24 +93,24 @@ class Store:
         """The version of the last write."""
         return self._version
 
-    def find(self, resource: str, namespace: str, name: str) -> Record | None:
+    def find(self, resource: str, namespace: str, name: str) -> StoredObject | None:
         """The object's current record, or None."""
         return self._records[resource].get((namespace, name))
 
-    def get(self, resource: str, namespace: str, name: str) -> Record:
+    def get(self, resource: str, namespace: str, name: str) -> StoredObject:
         """The object's current record. Raises ApiError 404."""
         record = self.find(resource, namespace, name)
         if record is None:
             raise not_found(resource, name)
         return record
 
-    def select(self, resource: str, matches: Callable[[Object], bool]) -> tuple[int, list[Record]]:
+    def select(self, resource: str, matches: Callable[[Object], bool]) -> tuple[int, list[StoredObject]]:
         """The records that match, sorted by namespace and name, and the version at which they were all current."""
         with self.changed:
             version, items = self._version, sorted(self._records[resource].items())
         return version, [record for _, record in items if matches(record.object)]
 
-    def create(self, resource: str, obj: Object, *, uid: str = "") -> Record:
+    def create(self, resource: str, obj: Object, *, uid: str = "") -> StoredObject:
         """Store a new object; its metadata gets name (from generateName), uid (a new one, unless given), version, time.
         Raises ApiError 404 (namespace), 409.
         """
@@ -136,7 +136,7 @@ class Store:
             obj = {"kind": KINDS[resource].kind, "apiVersion": "v1", "metadata": given | owned, **body}
             return self._write(resource, obj, None)
 
-    def update(self, resource: str, key: Key, change: Callable[[Object], Object]) -> Record:
+    def update(self, resource: str, key: Key, change: Callable[[Object], Object]) -> StoredObject:
         """Store what ``change`` makes of a copy of the current object; a write that changes nothing keeps the version.
 
         What the server owns of the metadata stays as it is. Raises ApiError 404, and what ``change`` raises.
@@ -152,9 +152,9 @@ class Store:
                 return previous
             if new.get("spec") != previous.object.get("spec"):
                 new["metadata"]["generation"] = old["generation"] + 1
-            return self._settle(resource, self._write(resource, new, previous))
+            return self._finish_deletion(resource, self._write(resource, new, previous))
 
-    def delete(self, resource: str, key: Key, options: DeleteOptions = PLAIN_DELETE) -> Record:
+    def delete(self, resource: str, key: Key, options: DeleteOptions = PLAIN_DELETE) -> StoredObject:
         """Delete now, or begin a pod's graceful end. Returns the last record; raises ApiError 404, 409 for a
         precondition.
 
@@ -168,15 +168,15 @@ class Store:
                 return self._remove(resource, previous)
             marked = _mark_deleted(previous.object, options.grace, self._now())
             if marked == previous.object:
-                return self._settle(resource, previous)
-            return self._settle(resource, self._write(resource, marked, previous))
+                return self._finish_deletion(resource, previous)
+            return self._finish_deletion(resource, self._write(resource, marked, previous))
 
-    def remove(self, resource: str, key: Key) -> Record:
+    def remove(self, resource: str, key: Key) -> StoredObject:
         """Remove the object at once, whatever holds it. Returns its last record; raises ApiError 404."""
         with self.changed:
             return self._remove(resource, self.get(resource, *key))
 
-    def begin(self, resource: str, version: int | None) -> tuple[int, int]:
+    def begin_watch(self, resource: str, version: int | None) -> tuple[int, int]:
         """Where a watch of changes after ``version`` (None: from now on) begins: a position for read, and the version.
 
         Raises ApiError 410 when changes after that version are no longer known.
@@ -190,7 +190,7 @@ class Store:
             newer = sum(1 for change in changes if change.record.version > version)
             return position + len(changes) - newer, version
 
-    def read(self, resource: str, position: int, timeout_s: float) -> tuple[list[Change], int, int]:
+    def read_changes(self, resource: str, position: int, timeout_s: float) -> tuple[list[Change], int, int]:
         """The changes since ``position``, waiting at most ``timeout_s`` for one; the next position; the version now.
 
         Raises ApiError 410 when the window has moved past the position.
@@ -238,21 +238,21 @@ class Store:
                     f"{reason} The object might have been deleted and then recreated",
                 )
 
-    def _write(self, resource: str, obj: Object, previous: Record | None) -> Record:
+    def _write(self, resource: str, obj: Object, previous: StoredObject | None) -> StoredObject:
         record = self._record(obj)
         metadata = obj["metadata"]
         self._records[resource][metadata.get("namespace", ""), metadata["name"]] = record
         self._announce(resource, Change("MODIFIED" if previous else "ADDED", record, previous))
         return record
 
-    def _remove(self, resource: str, previous: Record) -> Record:
+    def _remove(self, resource: str, previous: StoredObject) -> StoredObject:
         metadata = previous.object["metadata"]
         record = self._record({**previous.object, "metadata": dict(metadata)})
         del self._records[resource][metadata.get("namespace", ""), metadata["name"]]
         self._announce(resource, Change("DELETED", record, previous))
         return record
 
-    def _settle(self, resource: str, record: Record) -> Record:
+    def _finish_deletion(self, resource: str, record: StoredObject) -> StoredObject:
         """Remove an object if its deletion waits for nothing any more."""
         metadata = record.object["metadata"]
         waits = metadata.get("deletionGracePeriodSeconds", 0) > 0 or bool(metadata.get("finalizers"))
@@ -260,10 +260,10 @@ class Store:
             self._remove(resource, record)
         return record
 
-    def _record(self, obj: Object) -> Record:
+    def _record(self, obj: Object) -> StoredObject:
         self._version += 1
         obj["metadata"]["resourceVersion"] = str(self._version)
-        return Record(obj, encode(obj), self._version)
+        return StoredObject(obj, encode(obj), self._version)
 
     def _announce(self, resource: str, change: Change) -> None:
         changes = self._changes[resource]

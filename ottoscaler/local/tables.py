@@ -11,7 +11,7 @@ from ottoscaler.local.objects import Object, Request, parse_time
 _Row = Callable[[Object], list[Any]]
 
 
-def wanted(request: Request) -> bool:
+def wants_table(request: Request) -> bool:
     """Whether the client prefers a Table."""
     return request.accept.startswith("application/json;as=Table")
 

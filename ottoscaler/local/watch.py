@@ -28,7 +28,7 @@ def stream(store: Store, resource: str, matches: Matcher, request: Request) -> I
 
 
 def _events(store: Store, resource: str, matches: Matcher, request: Request) -> Iterator[bytes]:
-    as_table = tables.wanted(request)
+    as_table = tables.wants_table(request)
 
     def line(kind: str, obj: Object, raw: bytes) -> bytes:
         return _line(kind, encode(tables.table(resource, [obj], {})) if as_table else raw)
@@ -37,14 +37,14 @@ def _events(store: Store, resource: str, matches: Matcher, request: Request) -> 
     # No version, or 0: begin with what is there. Position first, then the state: a change between the two is left out
     # below.
     after = request.number("resourceVersion") or None
-    position, floor = store.begin(resource, after)
+    position, floor = store.begin_watch(resource, after)
     if after is None:
         floor, records = store.select(resource, matches)
         yield b"".join(line("ADDED", record.object, record.raw) for record in records)
     next_bookmark = time.monotonic() + _BOOKMARK_EVERY_S if request.flag("allowWatchBookmarks") else float("inf")
     while (left := deadline - time.monotonic()) > 0:
-        changes, position, current = store.read(resource, position, min(_LOOK_EVERY_S, left))
-        seen = [news(change, matches) for change in changes if change.record.version > floor]
+        changes, position, current = store.read_changes(resource, position, min(_LOOK_EVERY_S, left))
+        seen = [event_for_watcher(change, matches) for change in changes if change.record.version > floor]
         lines = [line(kind, obj, raw or encode(obj)) for kind, obj, raw in seen if kind]
         if time.monotonic() > next_bookmark:
             next_bookmark += _BOOKMARK_EVERY_S
@@ -52,7 +52,7 @@ def _events(store: Store, resource: str, matches: Matcher, request: Request) -> 
         yield b"".join(lines)
 
 
-def news(change: Change, matches: Matcher) -> tuple[str, Object, bytes]:
+def event_for_watcher(change: Change, matches: Matcher) -> tuple[str, Object, bytes]:
     """The event for this watcher: its type ("" for none), the object and, if there are any yet, its bytes.
 
     An object that enters the selection is ADDED, one that leaves it DELETED.

@@ -9,8 +9,8 @@ import msgspec
 
 from ottoscaler.core import manifest
 from ottoscaler.core.events import EventType, ScaleEvent
-from ottoscaler.core.manifest import WorkerKey, event_hash
-from ottoscaler.core.pods import Snapshot
+from ottoscaler.core.manifest import AttemptKey, event_hash
+from ottoscaler.core.pods import PodSnapshot
 from ottoscaler.ports import Cluster, WatchEvent
 from ottoscaler.settings import WorkerSettings
 
@@ -99,10 +99,10 @@ class Pods:
 
     def body(self, index: int = 1, *, attempt: int = 1, bound: bool = False) -> bytes:
         """A create request; `bound`: to a node that is not there."""
-        key = WorkerKey(self.hash, index, attempt)
+        key = AttemptKey(self.hash, index, attempt)
         template = WorkerSettings(node_selector=NOWHERE)
         where = {"instance": self.instance, "namespace": self._namespace}
-        made = manifest.build(template, EVENT, key, event_json=EVENT.encode(), **where)
+        made = manifest.build_pod(template, EVENT, key, event_json=EVENT.encode(), **where)
         if not bound:
             return made
         pod = msgspec.json.decode(made)
@@ -113,13 +113,13 @@ class Pods:
         """The name of a worker's first attempt."""
         return f"otto-agent-{self.hash}-{index}"
 
-    def create(self, index: int = 1, *, attempt: int = 1, bound: bool = True) -> Snapshot:
+    def create(self, index: int = 1, *, attempt: int = 1, bound: bool = True) -> PodSnapshot:
         """A pod that is there; bound to a node unless `bound` is False."""
         created = self.cluster.create(self.body(index, attempt=attempt, bound=bound))
-        assert isinstance(created, Snapshot)
+        assert isinstance(created, PodSnapshot)
         return created
 
-    def look(self, name: str) -> Snapshot:
+    def look(self, name: str) -> PodSnapshot:
         """A pod as it is now."""
         pod = self.cluster.get(name)
         assert pod is not None

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from ottoscaler.ports import Stream
+from ottoscaler.ports import RedisPorts
 from tests.adapters.clusters import ClusterAdmin, ClusterFactory, Pods
 from tests.adapters.streams import StreamFactory
 
 
 @pytest.fixture
-def stream(stream_factory: StreamFactory) -> Stream:
+def stream(stream_factory: StreamFactory) -> RedisPorts:
     """A stream of consumer c1, incarnation incarnation-1, with its group."""
     made = stream_factory("c1")
     made.ensure_group()
@@ -22,7 +22,7 @@ def stream(stream_factory: StreamFactory) -> Stream:
 
 
 @pytest.fixture
-def other(stream_factory: StreamFactory) -> Stream:
+def other(stream_factory: StreamFactory) -> RedisPorts:
     """A second consumer of the same group, c2."""
     return stream_factory("c2")
 

@@ -6,12 +6,12 @@ import threading
 
 import pytest
 
-from ottoscaler.core.manifest import LABEL_EVENT, LABEL_INSTANCE, LABEL_WORKER, MANAGED_BY, MANAGER, WorkerKey
-from ottoscaler.core.pods import Phase, Trouble
-from ottoscaler.core.sight import verdict
-from ottoscaler.core.verdicts import Reason
-from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Expired
-from ottoscaler.ports import Change, Created
+from ottoscaler.core.manifest import LABEL_EVENT, LABEL_INSTANCE, LABEL_WORKER, MANAGED_BY, MANAGER, AttemptKey
+from ottoscaler.core.pod_timeline import finished_pod_verdict
+from ottoscaler.core.pods import Phase, StartTrouble
+from ottoscaler.core.verdicts import EndReason
+from ottoscaler.errors import ClusterRejected, ClusterUnavailable, WatchExpired
+from ottoscaler.ports import CreateOutcome, WatchEventType
 from tests.adapters.clusters import EVENT, ClusterAdmin, ClusterFactory, Pods, Status, ended, running, waiting
 from tests.fakes.wait import eventually
 
@@ -33,7 +33,7 @@ class TestCreating:
     def test_gives_the_pod(self, pods: Pods) -> None:
         """With what the API server added."""
         pod = pods.create(2, attempt=3, bound=False)
-        assert pod.key == WorkerKey(pods.hash, 2, 3)
+        assert pod.key == AttemptKey(pods.hash, 2, 3)
         assert (pod.name, pod.event_id, pod.instance) == (f"{pods.name(2)}-r3", "e-1", pods.instance)
         assert (pod.phase, pod.live, pod.deleting) == (Phase.PENDING, True, False)
         assert pod.uid
@@ -43,19 +43,19 @@ class TestCreating:
     def test_again_finds_it_there(self, pods: Pods) -> None:
         """As after a lost answer; the first one stays."""
         pod = pods.create()
-        assert pods.cluster.create(pods.body()) is Created.ALREADY_THERE
+        assert pods.cluster.create(pods.body()) is CreateOutcome.ALREADY_THERE
         assert pods.look(pod.name).uid == pod.uid
 
     def test_while_it_is_being_deleted_finds_it_there(self, pods: Pods) -> None:
         """The name is not free before the pod is gone."""
         pod = pods.create()
         pods.cluster.delete(pod.name, pod.uid)
-        assert pods.cluster.create(pods.body()) is Created.ALREADY_THERE
+        assert pods.cluster.create(pods.body()) is CreateOutcome.ALREADY_THERE
 
     def test_under_a_name_that_is_taken_finds_it_there(self, pods: Pods, admin: ClusterAdmin) -> None:
         """A look shows which program the pod belongs to."""
         admin.add_foreign(pods.name(), {})
-        assert pods.cluster.create(pods.body()) is Created.ALREADY_THERE
+        assert pods.cluster.create(pods.body()) is CreateOutcome.ALREADY_THERE
 
     def test_after_it_is_gone_makes_another(self, pods: Pods) -> None:
         """The API server does not remember names; a caller that must not use one again has to."""
@@ -79,7 +79,7 @@ class TestLooking:
     def test_nothing_is_none(self, pods: Pods) -> None:
         """Absence is a value, not an error."""
         assert pods.cluster.get(pods.name()) is None
-        assert pods.cluster.event_of(pods.name()) is None
+        assert pods.cluster.annotated_event(pods.name()) is None
 
     def test_shows_the_pod_as_it_is_now(self, pods: Pods, admin: ClusterAdmin) -> None:
         """Not as it was created."""
@@ -96,11 +96,11 @@ class TestLooking:
         pod = pods.look(pods.name())
         assert (pod.event_id, pod.name) == ("", pods.name())
         assert pod.uid
-        assert pods.cluster.event_of(pods.name()) is None
+        assert pods.cluster.annotated_event(pods.name()) is None
 
     def test_the_event_is_on_the_pod(self, pods: Pods) -> None:
         """All of it: enough to take the task up again when Redis was wiped."""
-        assert pods.cluster.event_of(pods.create().name) == EVENT
+        assert pods.cluster.annotated_event(pods.create().name) == EVENT
 
     @pytest.mark.parametrize(("asked", "given"), [(None, 30), (1, 1)])
     def test_a_pod_that_is_being_deleted_says_so(self, pods: Pods, asked: int | None, given: int) -> None:
@@ -120,20 +120,20 @@ class TestStatus:
         ("status", "reason"),
         [
             pytest.param(
-                ended("Succeeded", 0, "Completed"), Reason.COMPLETED, marks=pytest.mark.contract("5.Completed")
+                ended("Succeeded", 0, "Completed"), EndReason.COMPLETED, marks=pytest.mark.contract("5.Completed")
             ),
-            pytest.param(ended("Failed", 3, "Error"), Reason.ERROR, marks=pytest.mark.contract("5.Error")),
+            pytest.param(ended("Failed", 3, "Error"), EndReason.ERROR, marks=pytest.mark.contract("5.Error")),
             pytest.param(
-                ended("Failed", 137, "OOMKilled"), Reason.OOM_KILLED, marks=pytest.mark.contract("5.OOMKilled")
+                ended("Failed", 137, "OOMKilled"), EndReason.OOM_KILLED, marks=pytest.mark.contract("5.OOMKilled")
             ),
             pytest.param(
                 {"phase": "Failed", "reason": "DeadlineExceeded", "message": "too long"},
-                Reason.DEADLINE_EXCEEDED,
+                EndReason.DEADLINE_EXCEEDED,
                 marks=pytest.mark.contract("5.DeadlineExceeded"),
             ),
             pytest.param(
                 {"phase": "Failed", "reason": "Evicted", "message": "disk"},
-                Reason.EVICTED,
+                EndReason.EVICTED,
                 marks=pytest.mark.contract("5.Evicted"),
             ),
             pytest.param(
@@ -141,39 +141,39 @@ class TestStatus:
                     "phase": "Failed",
                     "conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}],
                 },
-                Reason.PREEMPTED,
+                EndReason.PREEMPTED,
                 marks=pytest.mark.contract("5.Preempted"),
             ),
         ],
-        ids=lambda value: value.value if isinstance(value, Reason) else "",
+        ids=lambda value: value.value if isinstance(value, EndReason) else "",
     )
-    def test_of_a_finished_pod(self, pods: Pods, admin: ClusterAdmin, status: Status, reason: Reason) -> None:
+    def test_of_a_finished_pod(self, pods: Pods, admin: ClusterAdmin, status: Status, reason: EndReason) -> None:
         """The reason of its result."""
         pod = pods.create()
         admin.set_status(pod.name, status)
-        end = verdict(pods.look(pod.name))
+        end = finished_pod_verdict(pods.look(pod.name))
         assert end is not None
         assert end.reason is reason
 
     @pytest.mark.parametrize(
         ("status", "trouble"),
         [
-            (waiting("ErrImagePull", "manifest unknown"), Trouble.IMAGE_PULL),
-            (waiting("ImagePullBackOff", "503 Service Unavailable"), Trouble.IMAGE_PULL_TRANSIENT),
-            (waiting("InvalidImageName"), Trouble.INVALID_IMAGE),
-            (waiting("CreateContainerConfigError", 'secret "x" not found'), Trouble.CONFIG),
+            (waiting("ErrImagePull", "manifest unknown"), StartTrouble.IMAGE_PULL),
+            (waiting("ImagePullBackOff", "503 Service Unavailable"), StartTrouble.IMAGE_PULL_TRANSIENT),
+            (waiting("InvalidImageName"), StartTrouble.INVALID_IMAGE),
+            (waiting("CreateContainerConfigError", 'secret "x" not found'), StartTrouble.CONFIG),
             (
                 {
                     "phase": "Pending",
                     "conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}],
                 },
-                Trouble.UNSCHEDULABLE,
+                StartTrouble.UNSCHEDULABLE,
             ),
         ],
-        ids=lambda value: value.value if isinstance(value, Trouble) else "",
+        ids=lambda value: value.value if isinstance(value, StartTrouble) else "",
     )
     def test_of_a_pod_that_does_not_start(
-        self, pods: Pods, admin: ClusterAdmin, status: Status, trouble: Trouble
+        self, pods: Pods, admin: ClusterAdmin, status: Status, trouble: StartTrouble
     ) -> None:
         """Why not, as far as it is a fault."""
         pod = pods.create()
@@ -223,13 +223,13 @@ class TestWatching:
         admin.set_status(pod.name, running())
         admin.set_status(pod.name, ended("Succeeded", 0, "Completed"))
         pods.cluster.delete(pod.name, pod.uid)
-        events = pods.watch_until(version, lambda event: event.change is Change.DELETED)
+        events = pods.watch_until(version, lambda event: event.change is WatchEventType.DELETED)
         phases = [event.pod.phase for event in events if event.pod]
         assert list(dict.fromkeys(phases)) == [Phase.PENDING, Phase.RUNNING, Phase.SUCCEEDED]
         assert {event.pod.uid for event in events if event.pod} == {pod.uid}
         last = events[-1].pod
         assert last is not None
-        assert (last.gone, last.exit_code, [event.change for event in events[:-1]].count(Change.DELETED)) == (
+        assert (last.gone, last.exit_code, [event.change for event in events[:-1]].count(WatchEventType.DELETED)) == (
             True,
             0,
             0,
@@ -285,7 +285,7 @@ class TestWatching:
         admin.add_foreign(f"{pods.name()}-x", {MANAGED_BY: MANAGER, LABEL_INSTANCE: pods.instance})
         pods.create()
         first, *_ = pods.watch_until(version, lambda event: event.pod is not None)
-        assert (first.change, first.pod) == (Change.UPDATED, None)
+        assert (first.change, first.pod) == (WatchEventType.UPDATED, None)
         assert int(first.resource_version) > int(version)
 
     def test_from_a_version_that_is_too_old_is_expired(self, pods: Pods, admin: ClusterAdmin) -> None:
@@ -293,11 +293,11 @@ class TestWatching:
         version = pods.cluster.list().resource_version
         pods.create()
         old = admin.forget_changes(version)
-        with pytest.raises(Expired):
+        with pytest.raises(WatchExpired):
             next(iter(pods.cluster.watch(old)))
 
     def test_works_again_after_a_new_list(self, pods: Pods, admin: ClusterAdmin) -> None:
-        """The way on after Expired."""
+        """The way on after WatchExpired."""
         admin.forget_changes(pods.cluster.list().resource_version)
         version = pods.cluster.list().resource_version
         pods.create()
@@ -326,14 +326,14 @@ class TestRelabelled:
         admin.relabel(pod.name, labels)
         now = pods.look(pod.name)
         assert (now.key, now.uid, now.event_id, now.instance) == (pod.key, pod.uid, "e-1", pods.instance)
-        assert text in now.altered
+        assert text in now.altered_label
         assert pods.cluster.delete(now.name, now.uid, now.resource_version)
 
     def test_what_we_do_not_need_may_change(self, pods: Pods, admin: ClusterAdmin) -> None:
         """Labels of others are none of our business."""
         pod = pods.create()
         admin.relabel(pod.name, {"team": "blue"})
-        assert pods.look(pod.name).altered == ""
+        assert pods.look(pod.name).altered_label == ""
 
     def test_the_watch_says_that_it_is_gone(self, pods: Pods, admin: ClusterAdmin) -> None:
         """It left the selection, with the version at which it did: a look shows that it is there."""
@@ -342,7 +342,7 @@ class TestRelabelled:
         admin.relabel(pod.name, {LABEL_INSTANCE: "another"})
         [event] = pods.watch_until(version, lambda event: event.pod is not None)
         assert event.pod is not None
-        assert (event.change, event.pod.gone, event.pod.deleting) == (Change.DELETED, True, False)
+        assert (event.change, event.pod.gone, event.pod.deleting) == (WatchEventType.DELETED, True, False)
         assert int(pods.look(pod.name).resource_version) >= int(event.pod.resource_version)
         assert list(pods.cluster.list().pods) == []
 
@@ -352,7 +352,7 @@ class TestRelabelled:
         version = pods.cluster.list().resource_version
         admin.relabel(pods.create(1).name, {LABEL_WORKER: "2"})
         assert sorted(pod.key.index for pod in pods.cluster.list().pods) == [1, 2]
-        events = pods.watch_until(version, lambda event: event.pod is not None and event.pod.altered != "")
+        events = pods.watch_until(version, lambda event: event.pod is not None and event.pod.altered_label != "")
         assert {event.pod.key.index for event in events if event.pod} == {1}
 
 
@@ -448,10 +448,10 @@ class TestClosing:
         self, pods: Pods, cluster_factory: ClusterFactory, admin: ClusterAdmin
     ) -> None:
         """The same for all that look at this namespace."""
-        identity = pods.cluster.identity()
+        identity = pods.cluster.cluster_id()
         assert identity.startswith(f"{admin.namespace}/")
         assert len(identity) > len(admin.namespace) + 8
-        assert cluster_factory("another").identity() == identity
+        assert cluster_factory("another").cluster_id() == identity
 
     def test_an_admin_lacks_no_rights(self, pods: Pods) -> None:
         """There is nothing to report."""

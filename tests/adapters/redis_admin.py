@@ -9,8 +9,8 @@ from typing import Any, cast
 import redis
 from redis.cluster import RedisCluster
 
+from ottoscaler.adapters.redis_backend import RedisBackend
 from ottoscaler.adapters.redis_calls import RedisCalls
-from ottoscaler.adapters.stream import RedisStream
 from ottoscaler.settings import KeySettings, RedisSettings
 from tests.adapters.streams import BLOCK_S, LEASE_S, RESULT_MAXLEN, TASK_TTL_S, Fields
 
@@ -116,7 +116,7 @@ def named(url: str) -> Server:
 
 def open_stream(
     server: Server, admin: RedisAdmin, consumer: str, *, incarnation: str, lease_s: float = LEASE_S
-) -> RedisStream:
+) -> RedisBackend:
     """A stream on the keys of one test."""
     keys = KeySettings(
         stream=admin.stream,
@@ -128,4 +128,4 @@ def open_stream(
         result_maxlen=RESULT_MAXLEN,
         task_ttl_s=TASK_TTL_S,
     )
-    return RedisStream(RedisCalls(server.settings, keys, lease_s=lease_s, consumer=consumer, incarnation=incarnation))
+    return RedisBackend(RedisCalls(server.settings, keys, lease_s=lease_s, consumer=consumer, incarnation=incarnation))

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from ottoscaler.adapters.redis_backend import RedisBackend
 from ottoscaler.adapters.redis_calls import RedisCalls
-from ottoscaler.adapters.stream import RedisStream
 from ottoscaler.settings import KeySettings, RedisSettings
 from tests.fakes.clock import SystemClock
 from tests.flow.simulated_controller import FakeServers, SimulatedController
@@ -30,9 +30,9 @@ def keys_of(consumer: str = "c1", **environ: str) -> KeySettings:
     )  # fmt: skip
 
 
-def stream_at(settings: RedisSettings, consumer: str = "c1", lease_s: float = 15, **environ: str) -> RedisStream:
+def stream_at(settings: RedisSettings, consumer: str = "c1", lease_s: float = 15, **environ: str) -> RedisBackend:
     """A stream on those names."""
-    return RedisStream(
+    return RedisBackend(
         RedisCalls(settings, keys_of(consumer, **environ), lease_s=lease_s, consumer=consumer, incarnation="b")
     )
 
@@ -44,14 +44,14 @@ def run(environ: Mapping[str, str], *arguments: str) -> subprocess.CompletedProc
     return subprocess.run(command, env=told, capture_output=True, text=True, check=False, timeout=60)
 
 
-def all_commands_work(environ: Mapping[str, str], stream: RedisStream, event_id: str) -> None:
+def all_commands_work(environ: Mapping[str, str], stream: RedisBackend, event_id: str) -> None:
     """send, status and dead, one after the other; `stream` is what a controller there would use."""
     sent = run(environ, "send", "type=scale_up", f"event_id={event_id}")
     assert sent.returncode == 0, sent.stderr
     stream.ensure_group()
     with SimulatedController(FakeServers(SystemClock()), stream=stream) as controller:
         stream._redis.client.xadd(NAMES["REDIS_STREAM"], {"type": "nonsense"})
-        controller.intake.absorb(stream.read_now(10))
+        controller.intake.accept_entries(stream.read_now(10))
     shown = run(environ, "status", "--json")
     assert event_id in shown.stdout, shown.stderr
     listed = run(environ, "dead", "list")

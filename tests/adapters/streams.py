@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from ottoscaler.core.choice import Claim, Victim
-from ottoscaler.core.events import ScaleEvent, digest, parse
+from ottoscaler.core.events import ScaleEvent, content_digest, parse
 from ottoscaler.core.results import worker_result
 from ottoscaler.core.termination import Termination
-from ottoscaler.core.verdicts import Reason, Verdict
-from ottoscaler.ports import Answer, Entry, Note, OpenTask, Stream
+from ottoscaler.core.verdicts import EndReason, Verdict
+from ottoscaler.core.victim_selection import Victim, VictimRequest
+from ottoscaler.ports import Entry, OpenTask, RedisPorts, ScriptReply, StatusUpdate
 
 #: What the implementations under test are configured with.
 RESULT_MAXLEN = 50
@@ -29,7 +29,7 @@ Fields = Mapping[str, str | bytes]
 class StreamFactory(Protocol):
     """Makes a stream for one incarnation of one consumer; all that it makes share a server."""
 
-    def __call__(self, consumer: str, *, incarnation: str = "boot-1", lease_s: float = LEASE_S) -> Stream: ...
+    def __call__(self, consumer: str, *, incarnation: str = "boot-1", lease_s: float = LEASE_S) -> RedisPorts: ...
 
 
 class StreamAdmin(Protocol):
@@ -113,7 +113,7 @@ def send(admin: StreamAdmin, **fields: str) -> str:
     return admin.add({"type": "scale_up", **fields})
 
 
-def receive(stream: Stream) -> Entry:
+def receive(stream: RedisPorts) -> Entry:
     """Read the one entry that is there."""
     [entry] = stream.read(1)
     return entry
@@ -127,14 +127,14 @@ def event_of(entry: Entry) -> ScaleEvent:
     return event
 
 
-def accept(stream: Stream, entry: Entry) -> OpenTask | None:
+def accept(stream: RedisPorts, entry: Entry) -> OpenTask | None:
     """Accept one good entry."""
     assert entry.fields is not None
-    [task] = stream.accept([(event_of(entry), digest(entry.fields))], [entry.fields])
+    [task] = stream.accept([(event_of(entry), content_digest(entry.fields))], [entry.fields])
     return task
 
 
-def opened(stream: Stream, admin: StreamAdmin, **fields: str) -> OpenTask:
+def opened(stream: RedisPorts, admin: StreamAdmin, **fields: str) -> OpenTask:
     """A new task, owned by this stream."""
     send(admin, **fields)
     task = accept(stream, receive(stream))
@@ -142,51 +142,53 @@ def opened(stream: Stream, admin: StreamAdmin, **fields: str) -> OpenTask:
     return task
 
 
-def intend(stream: Stream, task: OpenTask, index: int = 1, attempt: int = 1, infra_used: int = 0) -> Answer:
+def intend(stream: RedisPorts, task: OpenTask, index: int = 1, attempt: int = 1, infra_used: int = 0) -> ScriptReply:
     """Store an attempt."""
     pod = f"pod-{index}-{attempt}"
-    return stream.intend(task.event.event_id, task.owner, index, attempt=attempt, infra_used=infra_used, pod=pod)
+    return stream.store_attempt(task.event.event_id, task.owner, index, attempt=attempt, infra_used=infra_used, pod=pod)
 
 
-def result_of(task: OpenTask, index: int = 1, attempt: int = 1, reason: Reason = Reason.COMPLETED) -> dict[str, str]:
+def result_of(
+    task: OpenTask, index: int = 1, attempt: int = 1, reason: EndReason = EndReason.COMPLETED
+) -> dict[str, str]:
     """The fields of a worker's result."""
     return worker_result(task.event, index, attempt, Verdict(reason, f"ended as {reason}"), None, 1_700_000_000.0)
 
 
 def record(
-    stream: Stream, task: OpenTask, index: int = 1, *, attempt: int = 1, reason: Reason = Reason.COMPLETED
-) -> Answer:
+    stream: RedisPorts, task: OpenTask, index: int = 1, *, attempt: int = 1, reason: EndReason = EndReason.COMPLETED
+) -> ScriptReply:
     """Store a worker's result."""
     fields = result_of(task, index, attempt, reason)
-    return stream.record(task.event.event_id, task.owner, index, attempt=attempt, fields=fields)
+    return stream.record_result(task.event.event_id, task.owner, index, attempt=attempt, fields=fields)
 
 
-def cancel(reason: Reason = Reason.SCALED_DOWN, *, by: str = "down-1", drain: bool = False) -> Termination:
+def cancel(reason: EndReason = EndReason.SCALED_DOWN, *, by: str = "down-1", drain: bool = False) -> Termination:
     """A cancel of an index, as a scale_down stores it."""
     return Termination(reason, f"asked for by {by}", drain=drain, by=by)
 
 
-def claim(*candidates: Victim, count: int = 0, spared: Sequence[str] = (), by: str = "d-1") -> Claim:
+def claim(*candidates: Victim, count: int = 0, spared: Sequence[str] = (), by: str = "d-1") -> VictimRequest:
     """What a scale_down asks for: these workers, or a number of them."""
-    return Claim(cancel(by=by), candidates, count, spared)
+    return VictimRequest(cancel(by=by), candidates, count, spared)
 
 
-def end(attempt: int, reason: Reason = Reason.PENDING_TIMEOUT) -> Termination:
+def end(attempt: int, reason: EndReason = EndReason.PENDING_TIMEOUT) -> Termination:
     """A termination of one attempt, as a deadline stores it."""
     return Termination(reason, "took too long", attempt)
 
 
-def taken_over(stream: Stream, admin: StreamAdmin, task: OpenTask) -> OpenTask:
+def taken_over(stream: RedisPorts, admin: StreamAdmin, task: OpenTask) -> OpenTask:
     """The task after its lease ran out and this stream took it."""
     admin.expire_lease(task.event.event_id)
-    taken = stream.take(task.event.event_id, same_consumer=False)
+    taken = stream.take_over(task.event.event_id, same_consumer=False)
     assert taken is not None
     return taken
 
 
-def reloaded(stream: Stream, event_id: str) -> OpenTask:
+def reloaded(stream: RedisPorts, event_id: str) -> OpenTask:
     """An open task as it is stored."""
-    task = stream.reload(event_id)
+    task = stream.reload_task(event_id)
     assert task is not None
     return task
 
@@ -196,11 +198,11 @@ def owned_by(task: OpenTask, owner: str) -> OpenTask:
     return replace(task, owner=owner)
 
 
-def note_states(stream: Stream, event_id: str, owner: str, states: Mapping[int, tuple[str, int, str]]) -> None:
+def note_states(stream: RedisPorts, event_id: str, owner: str, states: Mapping[int, tuple[str, int, str]]) -> None:
     """Show the states of workers."""
-    stream.write_notes([Note(event_id, owner, states)])
+    stream.write_status([StatusUpdate(event_id, owner, states)])
 
 
-def note_why(stream: Stream, event_id: str, owner: str, why: str, next_at: str) -> None:
+def note_why(stream: RedisPorts, event_id: str, owner: str, why: str, next_at: str) -> None:
     """Show why a task stands where it stands."""
-    stream.write_notes([Note(event_id, owner, reason=why, next_at=next_at)])
+    stream.write_status([StatusUpdate(event_id, owner, reason=why, next_at=next_at)])

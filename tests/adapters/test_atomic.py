@@ -19,14 +19,14 @@ import pytest
 
 import ottoscaler.adapters
 from ottoscaler.adapters.dead import DeadLetters
+from ottoscaler.adapters.redis_backend import RedisBackend
 from ottoscaler.adapters.redis_calls import RedisCalls
-from ottoscaler.adapters.scripts import BEFORE, BEHIND, PORTS
-from ottoscaler.adapters.stream import RedisStream
-from ottoscaler.core.choice import Victim
+from ottoscaler.adapters.scripts import EPILOGUE_FILES, PRELUDE_FILES, SCRIPT_MODULES
 from ottoscaler.core.events import BadEvent, DeadReason
 from ottoscaler.core.termination import Termination
-from ottoscaler.core.verdicts import Reason
-from ottoscaler.errors import StreamUnavailable
+from ottoscaler.core.verdicts import EndReason
+from ottoscaler.core.victim_selection import Victim
+from ottoscaler.errors import RedisUnavailable
 from ottoscaler.local.redis import EmbeddedRedis, find_binary
 from ottoscaler.ports import OpenTask
 from ottoscaler.settings import KeySettings, RedisSettings
@@ -52,7 +52,7 @@ from tests.adapters.streams import (
 from tests.conftest import require
 
 FOLDER = Path(ottoscaler.adapters.__file__).parent
-FILES = (*BEFORE, *(f"{port}.lua" for port in PORTS), *BEHIND)
+FILES = (*PRELUDE_FILES, *(f"{port}.lua" for port in SCRIPT_MODULES), *EPILOGUE_FILES)
 SOURCES = {name: (FOLDER / name).read_text(encoding="utf-8") for name in (*FILES, "dead.lua")}
 FUNCTIONS = {name for text in SOURCES.values() for name in re.findall(r"^function F\.(\w+)", text, re.M)}
 WRITES = {name for text in SOURCES.values() for name in re.findall(r"\bwrite\('([A-Z]+)'", text)}
@@ -82,8 +82,8 @@ class Rig:
 
     client: Any
     admin: RedisAdmin
-    strong: RedisStream
-    weak: RedisStream
+    strong: RedisBackend
+    weak: RedisBackend
     letters: DeadLetters
 
     def allow(self, *rules: str) -> None:
@@ -169,18 +169,18 @@ def _task(rig: Rig, **fields: str) -> OpenTask:
 
 
 @situation
-def _reserve(rig: Rig) -> Call:
-    return rig.weak.reserve
+def _reserve_prefix(rig: Rig) -> Call:
+    return rig.weak.reserve_prefix
 
 
 @situation
-def _reserve_cluster(rig: Rig) -> Call:
-    return lambda: rig.weak.reserve_cluster("default/uid")
+def _bind_queue_to_cluster(rig: Rig) -> Call:
+    return lambda: rig.weak.bind_queue_to_cluster("default/uid")
 
 
 @situation
-def _obstacles(rig: Rig) -> Call:
-    return rig.weak.obstacles
+def _key_problems(rig: Rig) -> Call:
+    return rig.weak.key_problems
 
 
 @situation
@@ -199,7 +199,7 @@ def _dead_letter(rig: Rig) -> Call:
 def _dead_letter__again(rig: Rig) -> Call:
     call = _dead_letter(rig)
     rig.strong.dead_letter(
-        rig.strong.pending(own=True, min_idle_s=0)[0], BadEvent(DeadReason.INVALID, "wrong", "e-1", "t")
+        rig.strong.claim_pending(own=True, min_idle_s=0)[0], BadEvent(DeadReason.INVALID, "wrong", "e-1", "t")
     )
     return call
 
@@ -278,7 +278,7 @@ def _admit(rig: Rig) -> Call:
 def _renew(rig: Rig) -> Call:
     task = _task(rig)
     rig.admin.expire_lease("e-1")
-    return lambda: rig.weak.renew({"e-1": task.owner}).cancels
+    return lambda: rig.weak.renew({"e-1": task.owner}).cancel_counts
 
 
 @situation
@@ -292,7 +292,7 @@ def _renew__at_rest(rig: Rig) -> Call:
 def _renew__with_a_key_that_was_removed(rig: Rig) -> Call:
     task = _task(rig, concurrency_key="any")
     rig.client.delete(f"{rig.admin.prefix}key:any")
-    return lambda: rig.weak.renew({"e-1": task.owner}).cancels
+    return lambda: rig.weak.renew({"e-1": task.owner}).cancel_counts
 
 
 @situation
@@ -310,75 +310,75 @@ def _taking(rig: Rig, tries: int, **fields: str) -> Call:
     task = taken_over(rig.strong, rig.admin, _task(rig, **fields))
     rig.client.hset(f"{rig.admin.prefix}task:e-1", mapping={"tries": tries, "owner": "c2/b/1"})
     rig.admin.expire_lease(task.event.event_id)
-    return lambda: isinstance(rig.weak.take("e-1", same_consumer=False), (OpenTask, BadEvent))
+    return lambda: isinstance(rig.weak.take_over("e-1", same_consumer=False), (OpenTask, BadEvent))
 
 
 @situation
-def _take(rig: Rig) -> Call:
+def _take_over(rig: Rig) -> Call:
     return _taking(rig, 1)
 
 
 @situation
-def _take__poison(rig: Rig) -> Call:
+def _take_over__poison(rig: Rig) -> Call:
     return _taking(rig, 9, pod_count="2")
 
 
 @situation
-def _take__poison_scale_down(rig: Rig) -> Call:
+def _take_over__poison_scale_down(rig: Rig) -> Call:
     return _taking(rig, 9, type="scale_down", task_id="t")
 
 
 @situation
-def _take__for_the_last_time(rig: Rig) -> Call:
+def _take_over__for_the_last_time(rig: Rig) -> Call:
     return _taking(rig, 19, pod_count="3")
 
 
 @situation
-def _take__with_a_key_that_was_removed(rig: Rig) -> Call:
+def _take_over__with_a_key_that_was_removed(rig: Rig) -> Call:
     call = _taking(rig, 1, concurrency_key="any")
     rig.client.delete(f"{rig.admin.prefix}key:any")
     return call
 
 
 @situation
-def _take__for_the_last_time_with_a_key(rig: Rig) -> Call:
+def _take_over__for_the_last_time_with_a_key(rig: Rig) -> Call:
     call = _taking(rig, 19, concurrency_key="any")
     _waiting(rig)
     return call
 
 
 @situation
-def _take__of_nothing(rig: Rig) -> Call:
-    call = _take(rig)
+def _take_over__of_nothing(rig: Rig) -> Call:
+    call = _take_over(rig)
     rig.client.delete(f"{rig.admin.prefix}task:e-1")
     return call
 
 
 @situation
-def _intend(rig: Rig) -> Call:
+def _store_attempt(rig: Rig) -> Call:
     task = _task(rig)
     return lambda: intend(rig.weak, task)
 
 
 @situation
-def _intend__after_a_termination(rig: Rig) -> Call:
+def _store_attempt__after_a_termination(rig: Rig) -> Call:
     task = _task(rig)
     intend(rig.strong, task)
-    rig.strong.store_termination("e-1", task.owner, 1, Termination(Reason.PENDING_TIMEOUT, attempt=1))
+    rig.strong.store_termination("e-1", task.owner, 1, Termination(EndReason.PENDING_TIMEOUT, attempt=1))
     return lambda: intend(rig.weak, task, attempt=2)
 
 
 @situation
-def _note_refused(rig: Rig) -> Call:
+def _store_refusal(rig: Rig) -> Call:
     task = _task(rig)
     intend(rig.strong, task)
-    return lambda: rig.weak.note_refused("e-1", task.owner, 1, 1)
+    return lambda: rig.weak.store_refusal("e-1", task.owner, 1, 1)
 
 
 @situation
-def _check(rig: Rig) -> Call:
+def _mark_pod_seen(rig: Rig) -> Call:
     task = _task(rig)
-    return lambda: rig.weak.check("e-1", task.owner, 1, 1)
+    return lambda: rig.weak.mark_pod_seen("e-1", task.owner, 1, 1)
 
 
 @situation
@@ -395,24 +395,24 @@ def _clear_termination(rig: Rig) -> Call:
     return lambda: rig.weak.clear_termination("e-1", task.owner, 1, mark)
 
 
-def _recording(rig: Rig, count: str, reason: Reason = Reason.COMPLETED) -> Call:
+def _recording(rig: Rig, count: str, reason: EndReason = EndReason.COMPLETED) -> Call:
     task = _task(rig, pod_count=count)
     intend(rig.strong, task)
     return lambda: record(rig.weak, task, reason=reason).status
 
 
 @situation
-def _record(rig: Rig) -> Call:
-    return _recording(rig, "2", Reason.ERROR)
+def _record_result(rig: Rig) -> Call:
+    return _recording(rig, "2", EndReason.ERROR)
 
 
 @situation
-def _record__the_last(rig: Rig) -> Call:
+def _record_result__the_last(rig: Rig) -> Call:
     return _recording(rig, "1")
 
 
 @situation
-def _record__the_last_with_a_key(rig: Rig) -> Call:
+def _record_result__the_last_with_a_key(rig: Rig) -> Call:
     task = _task(rig, concurrency_key="any")
     _waiting(rig)
     intend(rig.strong, task)
@@ -420,8 +420,8 @@ def _record__the_last_with_a_key(rig: Rig) -> Call:
 
 
 @situation
-def _record__poison(rig: Rig) -> Call:
-    return _recording(rig, "1", Reason.POISON)
+def _record_result__poison(rig: Rig) -> Call:
+    return _recording(rig, "1", EndReason.POISON)
 
 
 @situation
@@ -441,22 +441,22 @@ def _choosing(rig: Rig, **fields: str) -> Call:
     _task(rig, pod_count="2")
     task = opened(rig.strong, rig.admin, event_id="d-1", **{"task_id": "t", **fields})
     asked = claim(Victim("e-1", 1, "p"), Victim("e-1", 2, "q"), count=1, spared=["s"])
-    return lambda: bool(rig.weak.choose("d-1", task.owner, asked))
+    return lambda: bool(rig.weak.select_victims("d-1", task.owner, asked))
 
 
 @situation
-def _choose(rig: Rig) -> Call:
+def _select_victims(rig: Rig) -> Call:
     return _choosing(rig, type="scale_down")
 
 
 @situation
-def _choose__superseding(rig: Rig) -> Call:
+def _select_victims__superseding(rig: Rig) -> Call:
     return _choosing(rig, supersedes="k")
 
 
 @situation
-def _choose__again(rig: Rig) -> Call:
-    call = _choose(rig)
+def _select_victims__again(rig: Rig) -> Call:
+    call = _select_victims(rig)
     call()
     return call
 
@@ -487,12 +487,12 @@ def _finish(rig: Rig) -> Call:
 
 
 @situation
-def _pending(rig: Rig) -> Call:
+def _claim_pending(rig: Rig) -> Call:
     other = rig.client
     for _ in range(2):
         send(rig.admin, event_id="e-1")
     other.xreadgroup("group", "c9", {rig.admin.stream: ">"}, count=2)
-    return lambda: len(rig.weak.pending(own=False, min_idle_s=0))
+    return lambda: len(rig.weak.claim_pending(own=False, min_idle_s=0))
 
 
 @situation
@@ -503,10 +503,10 @@ def _peek(rig: Rig) -> Call:
 
 
 @situation
-def _retry(rig: Rig) -> Call:
+def _count_try(rig: Rig) -> Call:
     entry = send(rig.admin, event_id="e-1")
     receive(rig.strong)
-    return lambda: bool(rig.weak.retry(entry))
+    return lambda: bool(rig.weak.count_try(entry))
 
 
 @situation
@@ -666,7 +666,7 @@ def rig(server: Server) -> Iterator[Rig]:
         )  # fmt: skip
         user = replace(server.settings, username="weak", password=PASSWORD)
         strong, weak = (
-            RedisStream(RedisCalls(settings, keys, lease_s=LEASE_S, consumer="c1", incarnation="b"))
+            RedisBackend(RedisCalls(settings, keys, lease_s=LEASE_S, consumer="c1", incarnation="b"))
             for settings in (server.settings, user)
         )
         made = Rig(client, admin, strong, weak, DeadLetters(user, keys))
@@ -690,10 +690,10 @@ def test_no_function_writes_by_itself(rig: Rig) -> None:
 
 def test_nothing_is_in_the_way(rig: Rig) -> None:
     """With the rights that deploy/REFERENCE.md lists, whether the keys are there or not."""
-    _prepared(rig, "record__the_last")()
-    assert rig.weak.obstacles() == []
+    _prepared(rig, "record_result__the_last")()
+    assert rig.weak.key_problems() == []
     rig.admin.flush()
-    assert rig.weak.obstacles() == []
+    assert rig.weak.key_problems() == []
 
 
 #: What the controller can do without, and says so when it would be due.
@@ -707,7 +707,7 @@ OF_CONTROLLER = re.findall(r"(?:p?call\(|write\(|= \{)'([A-Z]+)'", "".join(SOURC
 def test_each_missing_right_is_named_before_it_is_needed(rig: Rig, command: str) -> None:
     """Every command of the scripts and of the reads around them: a sentence for each key that it is needed on."""
     with denied(rig, command):
-        told = rig.weak.obstacles()
+        told = rig.weak.key_problems()
     assert told
     assert all(command in sentence and "REFERENCE" in sentence for sentence in told)
 
@@ -715,16 +715,16 @@ def test_each_missing_right_is_named_before_it_is_needed(rig: Rig, command: str)
 @pytest.mark.parametrize("key", [key for key in KEYS if not key.startswith(("redriven", "task"))])
 def test_each_key_of_another_type_is_named(rig: Rig, key: str) -> None:
     """With the key, what it should hold and the setting to change: one sentence."""
-    _prepared(rig, "record__the_last")()
+    _prepared(rig, "record_result__the_last")()
     with moved(rig, key, PUTS["string"]):
-        [sentence] = rig.weak.obstacles()
+        [sentence] = rig.weak.key_problems()
     setting = {"events": "REDIS_STREAM", "results": "RESULT_STREAM", "dead": "DEAD_LETTER_STREAM"}.get(
         key, "KEY_PREFIX"
     )
     assert f"the key {rig.admin.prefix}{key} holds something else than a {_kind(key)}" in sentence
     assert setting in sentence
     with locked(rig, key):
-        assert [each for each in rig.weak.obstacles() if f"{rig.admin.prefix}{key}:" in each]
+        assert [each for each in rig.weak.key_problems() if f"{rig.admin.prefix}{key}:" in each]
 
 
 @pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.full)])
@@ -761,7 +761,7 @@ def _cell(rig: Rig, name: str, fault: str, expected: object) -> str:
         before = rig.dump()
         try:
             call()
-        except StreamUnavailable:
+        except RedisUnavailable:
             refused = True
             if rig.dump() != before:
                 return "half done"

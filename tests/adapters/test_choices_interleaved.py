@@ -15,12 +15,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ottoscaler.core.choice import Choice, Claim, Victim
 from ottoscaler.core.events import EventType
 from ottoscaler.core.termination import Termination
-from ottoscaler.core.verdicts import Reason
+from ottoscaler.core.verdicts import EndReason
+from ottoscaler.core.victim_selection import Victim, VictimRequest, VictimSelection
 from ottoscaler.local.redis import EmbeddedRedis
-from ottoscaler.ports import OpenTask, Stream
+from ottoscaler.ports import OpenTask, RedisPorts
 from ottoscaler.settings import RedisSettings
 from tests.adapters.redis_admin import RedisAdmin, Server, open_stream
 from tests.adapters.streams import BLOCK_S, LEASE_S, StreamAdmin, accept, record
@@ -45,10 +45,10 @@ class ChoosingReplicas:
     """One Redis with the replicas on it."""
 
     admin: StreamAdmin
-    streams: Sequence[Stream]
+    streams: Sequence[RedisPorts]
     ups: dict[str, OpenTask] = field(default_factory=dict)
     asked: dict[str, Asked] = field(default_factory=dict)
-    claims: dict[str, Claim] = field(default_factory=dict)
+    claims: dict[str, VictimRequest] = field(default_factory=dict)
     ended: dict[tuple[str, int], str] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
 
@@ -64,7 +64,7 @@ class ChoosingReplicas:
             assert isinstance(task, OpenTask)
             if task.event.type is EventType.SCALE_UP:
                 self.ups[task.event.event_id] = task
-            if task.undecided:
+            if task.selection_pending:
                 count = task.event.pod_count if task.event.type is EventType.SCALE_DOWN else 0
                 self.asked[task.event.event_id] = Asked(task, count)
 
@@ -84,15 +84,17 @@ class ChoosingReplicas:
         event = self.asked[event_id].task.event
         if self.streams[0].blocker(event.stream_id) is not None:
             return
-        reason = Reason.SCALED_DOWN if event.type is EventType.SCALE_DOWN else Reason.SUPERSEDED
+        reason = EndReason.SCALED_DOWN if event.type is EventType.SCALE_DOWN else EndReason.SUPERSEDED
         found = [
             Victim(name, index)
             for name, up in self.ups.items()
             if name != event_id and _id(up.event.stream_id) < _id(event.stream_id)
             for index in range(1, up.event.pod_count + 1)
         ]
-        termination = Termination(reason, "asked", drain=reason is Reason.SUPERSEDED, by=event_id)
-        self.claims[event_id] = Claim(termination, found[::-1] if which % 2 else found, self.asked[event_id].count)
+        termination = Termination(reason, "asked", drain=reason is EndReason.SUPERSEDED, by=event_id)
+        self.claims[event_id] = VictimRequest(
+            termination, found[::-1] if which % 2 else found, self.asked[event_id].count
+        )
 
     def choose(self, which: int, who: int) -> None:
         """A replica chooses by what it had read, perhaps for the second time."""
@@ -102,8 +104,8 @@ class ChoosingReplicas:
         event_id = list(self.claims)[which % len(self.claims)]
         one, claim = self.asked[event_id], self.claims[event_id]
         free = [(each.event_id, each.index) for each in claim.candidates if self._is_free(each)]
-        answer = self.streams[who].choose(event_id, one.task.owner, claim)
-        if isinstance(answer, Choice) and one.victims is None:
+        answer = self.streams[who].select_victims(event_id, one.task.owner, claim)
+        if isinstance(answer, VictimSelection) and one.victims is None:
             one.victims, one.could = [(each.event_id, each.index) for each in answer.victims], len(free)
             self.order.append(event_id)
 
@@ -117,7 +119,7 @@ class ChoosingReplicas:
         name, index = workers[which % len(workers)]
         waits = name in self.asked and self.asked[name].victims is None  # a task that ends first would never choose
         if (name, index) not in self.ended and not waits:
-            record(self.streams[0], self.ups[name], index, attempt=1, reason=Reason.ERROR)
+            record(self.streams[0], self.ups[name], index, attempt=1, reason=EndReason.ERROR)
             self.ended[name, index] = "ended"
 
     def take_over(self, which: int, who: int) -> None:
@@ -126,7 +128,7 @@ class ChoosingReplicas:
             event_id = list(self.asked)[which % len(self.asked)]
             if event_id in self.admin.open_ids():
                 self.admin.expire_lease(event_id)
-                task = self.streams[who].take(event_id, same_consumer=False)
+                task = self.streams[who].take_over(event_id, same_consumer=False)
                 if isinstance(task, OpenTask):
                     self.asked[event_id].task = task
                     self.claims.pop(event_id, None)
@@ -149,7 +151,7 @@ class ChoosingReplicas:
                 assert taken.setdefault(worker, event_id) == event_id, f"{worker} is a victim of two"
         assert self.order == sorted(self.order, key=lambda name: _id(self.asked[name].task.event.stream_id))
         for (name, index), by in taken.items():
-            stored = self.streams[0].outcomes([Victim(name, index)])[0]
+            stored = self.streams[0].stored_workers([Victim(name, index)])[0]
             assert stored is not None
             assert stored.termination is not None
             assert stored.termination.by == by

@@ -10,7 +10,7 @@ import pytest
 import urllib3
 
 from ottoscaler.adapters.cluster import KubeCluster
-from ottoscaler.core.pods import Snapshot
+from ottoscaler.core.pods import PodSnapshot
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, ConfigError
 from ottoscaler.local.handle import LocalCluster
 from ottoscaler.ports import Cluster
@@ -98,7 +98,7 @@ class TestErrors:
         with pytest.raises(ClusterUnavailable) as caught:
             pods.create()
         assert (caught.value.unclear, caught.value.retry_after_s) == (unclear, retry_after_s)
-        assert isinstance(pods.create(), Snapshot)
+        assert isinstance(pods.create(), PodSnapshot)
 
     @pytest.mark.contract("5.Rejected")
     def test_a_create_that_admission_refuses(self, pods: Pods, admin: EmulatorAdmin) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import pytest
 
-from ottoscaler.core.pods import Phase, Snapshot, Trouble
+from ottoscaler.core.pods import Phase, PodSnapshot, StartTrouble
 from ottoscaler.errors import ClusterUnavailable
-from ottoscaler.ports import Change, Cluster
+from ottoscaler.ports import Cluster, WatchEventType
 from tests.adapters import contract_cluster
 from tests.adapters.clusters import ClusterFactory, Pods, Status
 from tests.adapters.contract_cluster import *  # noqa: F403
@@ -76,15 +76,20 @@ class TestControls:
         assert (now.phase, now.started_at, now.scheduled_at, now.node) == (Phase.RUNNING, START, START, "node-1")
         node.fail(pod.name, 137, "OOMKilled")
         now = pods.look(pod.name)
-        assert (now.phase, now.exit_code, now.ended_as, now.started_at) == (Phase.FAILED, 137, "OOMKilled", START)
+        assert (now.phase, now.exit_code, now.agent_end_reason, now.started_at) == (
+            Phase.FAILED,
+            137,
+            "OOMKilled",
+            START,
+        )
 
     def test_a_worker_does_not_start(self, pods: Pods, node: FakeCluster) -> None:
         """For want of a node, then of an image."""
         pod = pods.create(bound=False)
         node.unschedulable(pod.name)
-        assert pods.look(pod.name).trouble is Trouble.UNSCHEDULABLE
+        assert pods.look(pod.name).trouble is StartTrouble.UNSCHEDULABLE
         node.trouble(pod.name, "ErrImagePull", "not found")
-        assert pods.look(pod.name).trouble is Trouble.IMAGE_PULL
+        assert pods.look(pod.name).trouble is StartTrouble.IMAGE_PULL
 
     def test_a_killed_pod_ends_and_goes(self, pods: Pods, node: FakeCluster) -> None:
         """As the kubelet does it: the watch reports its last status, then it is gone."""
@@ -92,7 +97,7 @@ class TestControls:
         pod = pods.create()
         pods.cluster.delete(pod.name, pod.uid)
         node.kill(pod.name)
-        events = pods.watch_until(version, lambda event: event.change is Change.DELETED)
+        events = pods.watch_until(version, lambda event: event.change is WatchEventType.DELETED)
         last = events[-1].pod
         assert last is not None
         assert (last.gone, last.exit_code, last.deleting) == (True, 143, True)
@@ -103,7 +108,7 @@ class TestControls:
         node.vanish(pods.create(1).name, unseen=True)
         pods.create(2)
         events = pods.watch_until(version, lambda event: event.pod is not None and event.pod.key.index == 2)
-        assert [event.change for event in events] == [Change.UPDATED, Change.UPDATED]
+        assert [event.change for event in events] == [WatchEventType.UPDATED, WatchEventType.UPDATED]
         assert pods.cluster.get(pods.name(1)) is None
 
     def test_lists_can_be_stale(self, pods: Pods, node: FakeCluster) -> None:
@@ -146,7 +151,7 @@ class TestFaults:
         for _ in range(2):
             with pytest.raises(ClusterUnavailable, match="quota"):
                 pods.create()
-        assert isinstance(pods.create(), Snapshot)
+        assert isinstance(pods.create(), PodSnapshot)
         assert node.server.count("create", pods.name()) == 3
 
     def test_a_lost_answer_leaves_the_pod(self, pods: Pods, node: FakeCluster) -> None:
@@ -186,4 +191,8 @@ class TestFaults:
         version = pods.cluster.list().resource_version
         node.server.bookmark()
         event = next(iter(pods.cluster.watch(version)))
-        assert (event.change, event.pod, int(event.resource_version)) == (Change.BOOKMARK, None, int(version) + 1)
+        assert (event.change, event.pod, int(event.resource_version)) == (
+            WatchEventType.BOOKMARK,
+            None,
+            int(version) + 1,
+        )

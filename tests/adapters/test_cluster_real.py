@@ -128,7 +128,7 @@ users: [{{name: u, user: {{token: "{token}"}}}}]
         with pytest.raises(ClusterUnavailable) as caught:
             cluster.create(Pods(cluster, narrow, "i").body())
         assert not caught.value.unclear
-        assert cluster.identity() == ""
+        assert cluster.cluster_id() == ""
         self._grant(narrow)
         eventually(lambda: not cluster.missing_rights(), 20, "the rights to hold")
         assert list(cluster.list().pods) == []

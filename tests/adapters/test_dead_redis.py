@@ -13,11 +13,11 @@ from typing import Any, cast
 
 import pytest
 
-from ottoscaler.core.events import BadEvent, digest
-from ottoscaler.errors import StreamUnavailable
-from ottoscaler.flow.inbox import Inbox
+from ottoscaler.core.events import BadEvent, content_digest
+from ottoscaler.errors import RedisUnavailable
+from ottoscaler.flow.inbox import ScaleDownInbox
 from ottoscaler.flow.intake import Intake
-from ottoscaler.ports import OpenTask, Stream, Victim
+from ottoscaler.ports import OpenTask, RedisPorts, Victim
 from tests import fuzz
 from tests.adapters.redis_admin import RedisAdmin, Server
 from tests.adapters.streams import StreamFactory, accept, opened, receive, send
@@ -35,10 +35,10 @@ LOST = 5
 class Reading:
     """A real stream and the real intake; all other parts are a controller's. One thread."""
 
-    def __init__(self, controller: SimulatedController, stream: Stream) -> None:
+    def __init__(self, controller: SimulatedController, stream: RedisPorts) -> None:
         self.stream = stream
         self.metrics = controller.metrics
-        self.inbox = Inbox()
+        self.inbox = ScaleDownInbox()
         self.intake = Intake(
             event_log=stream, ledger=controller.ledger, inbox=self.inbox, retries=controller.retries,
             metrics=controller.metrics,
@@ -47,9 +47,9 @@ class Reading:
 
     def all(self) -> None:
         """Read and absorb until nothing is left."""
-        self.intake.absorb_again(self.stream.pending(own=True, min_idle_s=0))
+        self.intake.accept_pending_entries(self.stream.claim_pending(own=True, min_idle_s=0))
         while entries := self.stream.read_now(100):
-            self.intake.absorb(entries)
+            self.intake.accept_entries(entries)
 
     def counted(self, name: str) -> float:
         """The sum over all labels of a figure."""
@@ -59,7 +59,7 @@ class Reading:
 
 @pytest.mark.timeout(400)
 def test_each_random_event_ends_once(
-    request: pytest.FixtureRequest, server: Server, admin: RedisAdmin, stream: Stream, log: Lines
+    request: pytest.FixtureRequest, server: Server, admin: RedisAdmin, stream: RedisPorts, log: Lines
 ) -> None:
     """As an open task with valid pods, as the duplicate of one, or as one dead letter with reason and detail. What
     is counted and reported is what is there.
@@ -113,14 +113,14 @@ def _ended_once(
     elif stream_id in accepted:
         assert fuzz.check(stream_id, fields) == "accepted"
     else:  # the same event was there before, accepted or refused
-        assert admin.task(fields[b"event_id"].decode())["digest"] == digest(fields)
+        assert admin.task(fields[b"event_id"].decode())["digest"] == content_digest(fields)
 
 
 # -- keys of a wrong type
 
 
 def test_an_event_with_a_key_of_a_wrong_type_is_a_dead_letter(
-    server: Server, admin: RedisAdmin, stream: Stream
+    server: Server, admin: RedisAdmin, stream: RedisPorts
 ) -> None:
     """Good or bad, it does not keep those beside it from being accepted; what is there is not touched."""
     with SimulatedController() as controller, server.client() as client:
@@ -141,7 +141,7 @@ def test_an_event_with_a_key_of_a_wrong_type_is_a_dead_letter(
 
 
 def test_a_task_with_an_overwritten_key_is_a_dead_letter_and_hides_no_other(
-    server: Server, admin: RedisAdmin, stream: Stream, other: Stream
+    server: Server, admin: RedisAdmin, stream: RedisPorts, other: RedisPorts
 ) -> None:
     """Renewed, released, looked at: the others are as ever; at the next take-over it is a dead letter, once.
     It stays open: when the key is back, the task goes on.
@@ -152,36 +152,36 @@ def test_a_task_with_an_overwritten_key_is_a_dead_letter_and_hides_no_other(
         client.set(f"{admin.prefix}task:gone", "x")
     owners = {"gone": gone.owner, "e-1": task.owner}
     renewal = stream.renew(owners)
-    assert (dict(renewal.lost), set(renewal.cancels)) == ({"gone": ""}, {"e-1"})
-    assert [view.event.event_id for view in stream.tasks()] == ["e-1"]
-    assert stream.known(["gone", "e-1"]).keys() == {"e-1"}
-    (nothing, something) = stream.outcomes([Victim("gone", 1), Victim("e-1", 1)])
+    assert (dict(renewal.lost), set(renewal.cancel_counts)) == ({"gone": ""}, {"e-1"})
+    assert [view.event.event_id for view in stream.open_scale_ups()] == ["e-1"]
+    assert stream.known_tasks(["gone", "e-1"]).keys() == {"e-1"}
+    (nothing, something) = stream.stored_workers([Victim("gone", 1), Victim("e-1", 1)])
     assert (nothing, something is None) == (None, False)
     stream.release(owners)
     for event_id in ("gone", "e-1"):
         admin.expire_lease(event_id)
-    told = [other.take(event_id, same_consumer=False) for event_id in ("gone", "gone", "e-1")]
+    told = [other.take_over(event_id, same_consumer=False) for event_id in ("gone", "gone", "e-1")]
     assert isinstance(told[0], BadEvent)
     assert (told[0].reason, told[1], isinstance(told[2], OpenTask)) == ("Poison", None, True)
     assert [letter["event_id"] for letter in admin.dead_letters()] == ["gone"]
     assert admin.open_ids() == {"gone", "e-1"}
     with server.client() as client:
         client.rename(f"{admin.prefix}kept", f"{admin.prefix}task:gone")
-    assert isinstance(other.take("gone", same_consumer=False), OpenTask)
+    assert isinstance(other.take_over("gone", same_consumer=False), OpenTask)
 
 
 @pytest.mark.contract("5.Poison")
 @pytest.mark.parametrize("broken", ["event", "received_at", "doom:1", "common", "pod_count"])
 def test_a_task_that_cannot_be_read_ends_and_hides_no_other(
-    server: Server, admin: RedisAdmin, stream: Stream, broken: str
+    server: Server, admin: RedisAdmin, stream: RedisPorts, broken: str
 ) -> None:
     """Its hash is damaged: it is a dead letter after ten tries, and closed after twenty."""
     opened(stream, admin, event_id="bad", pod_count="2")
     opened(stream, admin, event_id="good")
     with server.client() as client:
         client.hset(f"{admin.prefix}task:bad", broken, "{")
-    assert "good" in {view.event.event_id for view in stream.tasks()}
-    assert "good" in stream.known(["bad", "good"])
+    assert "good" in {view.event.event_id for view in stream.open_scale_ups()}
+    assert "good" in stream.known_tasks(["bad", "good"])
     for _ in range(25):
         if "bad" in admin.open_ids():
             admin.expire_lease("bad")
@@ -192,24 +192,24 @@ def test_a_task_that_cannot_be_read_ends_and_hides_no_other(
 
 
 def test_the_mark_of_poison_stays_as_long_as_its_task(
-    server: Server, admin: RedisAdmin, stream: Stream, other: Stream
+    server: Server, admin: RedisAdmin, stream: RedisPorts, other: RedisPorts
 ) -> None:
     """The marks of dead letters end after TASK_TTL_S; a task that no replica can end stays open longer, and has one."""
     opened(stream, admin, event_id="e-1")
     for _ in range(12):
         admin.expire_lease("e-1")
-        other.take("e-1", same_consumer=False)
+        other.take_over("e-1", same_consumer=False)
     assert len(admin.dead_letters()) == 1
     with server.client() as client:
         assert client.delete(f"{admin.prefix}buried") == 1
     admin.expire_lease("e-1")
-    assert isinstance(other.take("e-1", same_consumer=False), OpenTask)
+    assert isinstance(other.take_over("e-1", same_consumer=False), OpenTask)
     assert len(admin.dead_letters()) == 1
 
 
-def _take_if_readable(stream: Stream) -> None:
+def _take_if_readable(stream: RedisPorts) -> None:
     try:
-        stream.take("bad", same_consumer=False)
+        stream.take_over("bad", same_consumer=False)
     except (ValueError, KeyError):  # what the lease thread contains
         return
 
@@ -221,8 +221,8 @@ def test_a_stream_that_is_none_is_named_and_waited_for(
     made = stream_factory("c1")
     with server.client() as client:
         client.set(admin.stream, "x")
-        for call in (made.ensure_group, lambda: made.read(1), lambda: made.pending(own=True, min_idle_s=0)):
-            with pytest.raises(StreamUnavailable, match="WRONGTYPE"):
+        for call in (made.ensure_group, lambda: made.read(1), lambda: made.claim_pending(own=True, min_idle_s=0)):
+            with pytest.raises(RedisUnavailable, match="WRONGTYPE"):
                 call()
         client.delete(admin.stream)
     made.ensure_group()
@@ -230,7 +230,7 @@ def test_a_stream_that_is_none_is_named_and_waited_for(
     assert isinstance(accept(made, receive(made)), OpenTask)
 
 
-def test_the_dead_letter_of_an_event_above_1_mib_is_cut(admin: RedisAdmin, stream: Stream) -> None:
+def test_the_dead_letter_of_an_event_above_1_mib_is_cut(admin: RedisAdmin, stream: RedisPorts) -> None:
     """And marked; the one of a smaller event is whole, whatever its bytes."""
     with SimulatedController() as controller:
         admin.add({"type": "scale_up", "raw": b"\xff\x00", "large": b"x" * (1024 * 1024)})

@@ -19,8 +19,8 @@ import pytest
 from kubernetes.config import incluster_config
 
 from ottoscaler.adapters import kube_access, kube_plugin, kubeconfig
-from ottoscaler.adapters.kube_access import TOKEN_S, Access
-from ottoscaler.adapters.kubeconfig import origin
+from ottoscaler.adapters.kube_access import TOKEN_CACHE_S, KubeAccess
+from ottoscaler.adapters.kubeconfig import describe_access
 from ottoscaler.cli.main import main
 from ottoscaler.errors import ClusterUnavailable, ConfigError
 from ottoscaler.settings import KubeSettings
@@ -51,9 +51,9 @@ def written(folder: Path, content: Json | str | bytes) -> Path:
     return path
 
 
-def access(folder: Path, content: Json | str | bytes) -> Access:
+def access(folder: Path, content: Json | str | bytes) -> KubeAccess:
     """What comes of a kubeconfig with that content."""
-    return Access(KubeSettings(kubeconfig=str(written(folder, content))))
+    return KubeAccess(KubeSettings(kubeconfig=str(written(folder, content))))
 
 
 def b64(text: str) -> str:
@@ -140,7 +140,7 @@ def test_a_kubeconfig_that_is_not_there(tmp_path: Path) -> None:
     """Nor one that may not be read."""
     for path in (tmp_path / "none", tmp_path):
         with pytest.raises(ConfigError, match="KUBECONFIG="):
-            Access(KubeSettings(kubeconfig=str(path)))
+            KubeAccess(KubeSettings(kubeconfig=str(path)))
 
 
 def test_the_command_ends_with_exit_code_2(
@@ -183,25 +183,25 @@ def test_a_token_file_is_read_again(tmp_path: Path) -> None:
     """Tokens of ServiceAccounts rotate."""
     (tmp_path / "token").write_text("one\n")
     made = access(tmp_path, config(tokenFile="token"))
-    assert made.bearer() == "Bearer one"
+    assert made.authorization_header() == "Bearer one"
     (tmp_path / "token").write_text("two\n")
-    eventually(lambda: made.bearer() == "Bearer two", TOKEN_S + 1)
+    eventually(lambda: made.authorization_header() == "Bearer two", TOKEN_CACHE_S + 1)
     (tmp_path / "token").unlink()
 
     def refused() -> bool:
         try:
-            made.bearer()
+            made.authorization_header()
         except ClusterUnavailable:
             return True
         return False
 
-    eventually(refused, TOKEN_S + 1)
+    eventually(refused, TOKEN_CACHE_S + 1)
 
 
 def test_white_space_around_a_token_is_none_of_it(tmp_path: Path) -> None:
     """A block of YAML ends with a line break."""
-    assert access(tmp_path, config(token="one\n")).bearer() == "Bearer one"
-    assert access(tmp_path, config(username="a", password="b")).bearer() == "Basic YTpi"
+    assert access(tmp_path, config(token="one\n")).authorization_header() == "Bearer one"
+    assert access(tmp_path, config(username="a", password="b")).authorization_header() == "Basic YTpi"
 
 
 @pytest.mark.parametrize("text", ["", " \n", "one\ntwo", "one\x00", "\u20ac"])
@@ -209,7 +209,7 @@ def test_a_token_file_with_what_no_header_can_carry_gives_no_token(tmp_path: Pat
     """The HTTP library would raise, and quote it: here it is an outage, which ends when the file is whole again."""
     (tmp_path / "token").write_text(text, encoding="utf-8")
     with pytest.raises(ClusterUnavailable, match="no HTTP header can carry") as caught:
-        access(tmp_path, config(tokenFile="token")).bearer()
+        access(tmp_path, config(tokenFile="token")).authorization_header()
     assert not text.strip() or text not in str(caught.value)
     assert not caught.value.unclear
 
@@ -232,8 +232,8 @@ def test_of_several_files_the_first_one_that_names_a_context_decides(tmp_path: P
             [first, "empty", other, "unset"],
         ):
             settings = KubeSettings(kubeconfig=":".join(str(tmp_path / name) for name in files))
-            assert Access(settings).configuration.host == f"https://127.0.0.1:{port}"
-            assert origin(settings).endswith(f", context {first}")
+            assert KubeAccess(settings).configuration.host == f"https://127.0.0.1:{port}"
+            assert describe_access(settings).endswith(f", context {first}")
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_the_log_names_where_the_access_comes_from(
     if in_cluster:
         monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     settings = KubeSettings(kubeconfig=str(tmp_path / given) if given else "")
-    assert origin(settings) == said.format(folder=tmp_path)
+    assert describe_access(settings) == said.format(folder=tmp_path)
 
 
 def test_a_pod_uses_its_service_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,12 +267,12 @@ def test_a_pod_uses_its_service_account(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(kube_access, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     with pytest.raises(ConfigError, match=f"KUBECONFIG={tmp_path}/none gives no access"):
-        Access(KubeSettings())
+        KubeAccess(KubeSettings())
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
     monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
     with pytest.raises(ConfigError, match="the pod's ServiceAccount gives no access"):
-        Access(KubeSettings())
+        KubeAccess(KubeSettings())
     assert access(tmp_path, config()).configuration.host == "https://127.0.0.1:6443"
 
 
@@ -312,7 +312,7 @@ class Script:
         path = self.folder / "calls"
         return path.read_text().count("x") if path.exists() else 0
 
-    def access(self, **cluster: str) -> Access:
+    def access(self, **cluster: str) -> KubeAccess:
         return access(self.folder, config(exec={"apiVersion": API, "command": str(self.path)}, **cluster))
 
 
@@ -334,40 +334,40 @@ class TestPlugin:
     def test_that_fails_once_is_called_again(self, script: Script) -> None:
         """At the start, too: that is no fault of the configuration. Not for each request, but with a growing pause."""
         made = script.access()
-        assert "exit code 3: not now" in outcome(made.bearer)
-        assert [outcome(made.bearer)[:4] for _ in range(50)] == ["the "] * 50
+        assert "exit code 3: not now" in outcome(made.authorization_header)
+        assert [outcome(made.authorization_header)[:4] for _ in range(50)] == ["the "] * 50
         assert script.calls == 1
         script.says("abc")
-        eventually(lambda: outcome(made.bearer) == "Bearer abc", 3)
+        eventually(lambda: outcome(made.authorization_header) == "Bearer abc", 3)
         assert script.calls <= 3
 
     def test_is_called_once_at_an_expiry_however_many_threads_need_it(
         self, script: Script, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """All of them get the new credential."""
-        monkeypatch.setattr(kube_plugin, "EARLY_S", 0.0)
+        monkeypatch.setattr(kube_plugin, "RENEW_BEFORE_EXPIRY_S", 0.0)
         script.says("one", lasts_s=2.5)
         made = script.access()
-        assert made.bearer() == "Bearer one"
+        assert made.authorization_header() == "Bearer one"
         script.says("two", lasts_s=600)
         script.slow(0.3)
         threading.Event().wait(2.6)
         with ThreadPoolExecutor(32) as threads:
-            assert set(threads.map(lambda _: outcome(made.bearer), range(64))) == {"Bearer two"}
+            assert set(threads.map(lambda _: outcome(made.authorization_header), range(64))) == {"Bearer two"}
         assert script.calls == 2
 
     def test_no_request_waits_for_it_while_the_old_credential_holds(self, script: Script) -> None:
         """It is renewed early, by one thread."""
-        script.says("one", lasts_s=10)  # less than EARLY_S: due at once
+        script.says("one", lasts_s=10)  # less than RENEW_BEFORE_EXPIRY_S: due at once
         made = script.access()
-        made.bearer()
+        made.authorization_header()
         threading.Event().wait(1.1)
         script.slow(2)
-        renewing = threading.Thread(target=made.bearer)
+        renewing = threading.Thread(target=made.authorization_header)
         renewing.start()
         eventually(lambda: script.calls == 2)
         began = time.monotonic()
-        assert made.bearer() == "Bearer one"
+        assert made.authorization_header() == "Bearer one"
         assert time.monotonic() - began < 0.5
         renewing.join(10)
 
@@ -375,25 +375,25 @@ class TestPlugin:
         """As long as it holds."""
         script.says("one", lasts_s=10)
         made = script.access()
-        made.bearer()
+        made.authorization_header()
         script.fails()
         threading.Event().wait(1.1)
-        assert made.bearer() == "Bearer one"
+        assert made.authorization_header() == "Bearer one"
         assert script.calls == 2
 
     def test_is_asked_for_another_when_the_server_refuses_one(self, script: Script) -> None:
         """Once for many threads; and a server that refuses each is no reason to call it all the time."""
         script.says("one")
         made = script.access()
-        assert made.bearer() == "Bearer one"
+        assert made.authorization_header() == "Bearer one"
         script.says("two")
         threading.Event().wait(1.1)
         for _ in range(32):
-            made.refused("Bearer one")
-        assert made.bearer() == "Bearer two"
+            made.token_rejected("Bearer one")
+        assert made.authorization_header() == "Bearer two"
         for _ in range(20):
-            made.refused("Bearer two")
-            assert "401" in outcome(made.bearer)
+            made.token_rejected("Bearer two")
+            assert "401" in outcome(made.authorization_header)
         assert script.calls == 2
 
     @pytest.mark.parametrize(
@@ -408,20 +408,20 @@ class TestPlugin:
         """What it printed is not shown: it may be a secret."""
         script.prints(text)
         made = script.access()
-        assert "gives no credential" in outcome(made.bearer)
-        assert "s3cr3t" not in outcome(made.bearer)
+        assert "gives no credential" in outcome(made.authorization_header)
+        assert "s3cr3t" not in outcome(made.authorization_header)
 
     def test_that_hangs_is_given_up(self, script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
         """The client's own call has no time-out."""
-        monkeypatch.setattr(kube_plugin, "PLUGIN_S", 0.3)
+        monkeypatch.setattr(kube_plugin, "PLUGIN_TIMEOUT_S", 0.3)
         script.slow(5)
-        assert "timed out" in outcome(script.access().bearer)
+        assert "timed out" in outcome(script.access().authorization_header)
 
     def test_with_a_wrong_clock_is_not_called_for_each_request(self, script: Script) -> None:
         """A credential that is given out as expired is used for a moment all the same."""
         script.says("one", lasts_s=-4000)
         made = script.access()
-        assert {made.bearer() for _ in range(100)} == {"Bearer one"}
+        assert {made.authorization_header() for _ in range(100)} == {"Bearer one"}
         assert script.calls == 1
 
     def test_gives_a_certificate_that_connections_show(self, script: Script) -> None:
@@ -434,10 +434,10 @@ class TestPlugin:
         (script.folder / "key").write_text(key)
         certificate = run("req", "-x509", "-new", "-key", str(script.folder / "key"), "-subj", "/CN=a")
         script.says("", clientCertificateData=certificate, clientKeyData=other)
-        assert "gives no credential" in outcome(script.access().bearer)
-        assert script.access(server="http://127.0.0.1:6443").bearer() is None
+        assert "gives no credential" in outcome(script.access().authorization_header)
+        assert script.access(server="http://127.0.0.1:6443").authorization_header() is None
         script.says("", clientCertificateData=certificate, clientKeyData=key)
-        assert script.access().bearer() is None
+        assert script.access().authorization_header() is None
 
     def test_whose_credentials_are_refused_is_called_ever_less_often(
         self, script: Script, monkeypatch: pytest.MonkeyPatch
@@ -449,16 +449,16 @@ class TestPlugin:
         now, calls = 1000.0, list[float]()
         made = script.access()
         for _ in range(8):
-            while "401" in outcome(made.bearer):
+            while "401" in outcome(made.authorization_header):
                 now += 0.5
-            made.refused("Bearer abc")
+            made.token_rejected("Bearer abc")
         pauses = [later - earlier for earlier, later in pairwise(calls)]
         assert pauses == [1, 2, 4, 8, 16, kube_plugin.MAX_PAUSE_S, kube_plugin.MAX_PAUSE_S]
         now += 2 * kube_plugin.MAX_PAUSE_S
-        assert made.bearer() == "Bearer abc"
+        assert made.authorization_header() == "Bearer abc"
         now += 2 * kube_plugin.MAX_PAUSE_S
-        made.refused("Bearer abc")
-        assert made.bearer() == "Bearer abc"
+        made.token_rejected("Bearer abc")
+        assert made.authorization_header() == "Bearer abc"
 
     @pytest.mark.parametrize("cluster_info", [False, True])
     def test_is_asked_as_kubectl_asks_it(self, script: Script, cluster_info: bool) -> None:
@@ -468,7 +468,7 @@ class TestPlugin:
         )
         script.says("abc")
         plugin = {"apiVersion": API, "command": str(script.path), "provideClusterInfo": cluster_info}
-        assert access(script.folder, config(exec=plugin)).bearer() == "Bearer abc"
+        assert access(script.folder, config(exec=plugin)).authorization_header() == "Bearer abc"
         asked = json.loads((script.folder / "asked").read_text())
         assert (asked["apiVersion"], asked["kind"]) == (API, "ExecCredential")
         assert asked["spec"]["interactive"] is False

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from ottoscaler.adapters.cluster import KubeCluster
-from ottoscaler.adapters.kube_answers import MAX_RETRY_AFTER_S, Verb, refusal
+from ottoscaler.adapters.kube_answers import MAX_RETRY_AFTER_S, Verb, error_for_response
 from ottoscaler.adapters.kube_http import TIMEOUTS_S
-from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Expired
+from ottoscaler.errors import ClusterRejected, ClusterUnavailable, WatchExpired
 from ottoscaler.flow.health import FROZEN_S
-from ottoscaler.ports import Created
+from ottoscaler.ports import CreateOutcome
 from ottoscaler.settings import KubeSettings
 
 NAME = "otto-agent-1234567890-1"
@@ -206,7 +206,7 @@ _DECIDED = (
     "image policy webhook backend denied one or more images: not signed",
 )
 LATER, UNCLEAR = "later", "unclear"
-#: verb, code, body -> what it means: a reason of ClusterRejected, Expired, or one of the two above.
+#: verb, code, body -> what it means: a reason of ClusterRejected, WatchExpired, or one of the two above.
 TABLE = [
     ("create", 409, status(409, "AlreadyExists"), "AlreadyExists"),
     ("create", 409, status(409, "AlreadyExists", name=None), "AlreadyExists"),
@@ -280,12 +280,12 @@ TABLE = [
 @pytest.mark.parametrize(("verb", "code", "body", "meaning"), TABLE)
 def test_what_a_status_means(verb: str, code: int, body: bytes, meaning: str) -> None:
     """Each answer of the API has one meaning: a verdict, later, or unclear."""
-    error = refusal(code, body, Verb(verb), NAME)
+    error = error_for_response(code, body, Verb(verb), NAME)
     if meaning in (LATER, UNCLEAR):
         assert isinstance(error, ClusterUnavailable)
         assert error.unclear == (meaning == UNCLEAR)
     elif meaning == "Expired":
-        assert isinstance(error, Expired)
+        assert isinstance(error, WatchExpired)
     else:
         assert isinstance(error, ClusterRejected)
         assert error.reason == meaning
@@ -297,14 +297,14 @@ def test_what_a_status_means(verb: str, code: int, body: bytes, meaning: str) ->
 )
 def test_only_a_create_without_its_namespace_asks_whether_there_is_one(verb: str, code: int, asks: bool) -> None:
     """What the reader can do about it."""
-    error = refusal(code, status(code, "NotFound", name="other"), Verb(verb), NAME)
+    error = error_for_response(code, status(code, "NotFound", name="other"), Verb(verb), NAME)
     assert ("does NAMESPACE exist?" in str(error)) is asks
 
 
 @pytest.mark.parametrize(
     ("verb", "code", "reason", "result"),
     [
-        ("create", 409, "AlreadyExists", Created.ALREADY_THERE),
+        ("create", 409, "AlreadyExists", CreateOutcome.ALREADY_THERE),
         ("get", 404, "NotFound", None),
         ("delete", 404, "NotFound", True),
         ("delete", 409, "Conflict", False),
@@ -321,8 +321,8 @@ def test_a_verdict_is_a_value(
 def test_retry_after_is_kept() -> None:
     """What the server asks for reaches the caller that tries again, in the header or in the body."""
     for error in (
-        refusal(429, b"", Verb.CREATE, retry_after="7"),
-        refusal(504, status(504, "Timeout", details={"retryAfterSeconds": 7}), Verb.CREATE),
+        error_for_response(429, b"", Verb.CREATE, retry_after="7"),
+        error_for_response(504, status(504, "Timeout", details={"retryAfterSeconds": 7}), Verb.CREATE),
     ):
         assert isinstance(error, ClusterUnavailable)
         assert error.retry_after_s == 7
@@ -330,7 +330,7 @@ def test_retry_after_is_kept() -> None:
 
 def test_retry_after_has_a_bound() -> None:
     """A thread waits it out, and may be the only one that does what it does."""
-    error = refusal(503, b"{}", Verb.GET, retry_after="86400")
+    error = error_for_response(503, b"{}", Verb.GET, retry_after="86400")
     assert isinstance(error, ClusterUnavailable)
     assert error.retry_after_s == MAX_RETRY_AFTER_S
 
@@ -338,7 +338,7 @@ def test_retry_after_has_a_bound() -> None:
 @pytest.mark.parametrize("text", ["\xb2", "\u0663", "1.5", "-1", "", "soon", "Wed, 21 Oct 2026 07:28:00 GMT"])
 def test_a_retry_after_that_is_no_number_of_seconds_is_left_out(text: str) -> None:
     """A digit of another script is none of HTTP's."""
-    error = refusal(503, b"{}", Verb.GET, retry_after=text)
+    error = error_for_response(503, b"{}", Verb.GET, retry_after=text)
     assert isinstance(error, ClusterUnavailable)
     assert error.retry_after_s is None
 

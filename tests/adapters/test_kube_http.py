@@ -19,7 +19,7 @@ import pytest
 from ottoscaler.adapters import cluster as cluster_module
 from ottoscaler.adapters import kube_http
 from ottoscaler.adapters.cluster import KubeCluster
-from ottoscaler.adapters.kube_access import TOKEN_S
+from ottoscaler.adapters.kube_access import TOKEN_CACHE_S
 from ottoscaler.adapters.kube_answers import Verb
 from ottoscaler.adapters.kube_http import TIMEOUTS_S, KubeHttp
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, ConfigError
@@ -139,8 +139,8 @@ def test_the_connection_of_a_watch_ends_with_it(tmp_path: Path) -> None:
 
     with served(answer) as port:
         http = KubeHttp(settings(tmp_path, port))
-        response = http.follow("/", query={}, read_timeout_s=10)
-        http.done(response)
+        response = http.open_stream("/", query={}, read_timeout_s=10)
+        http.close_stream(response)
         held[0].settimeout(5)
         assert held[0].recv(1) == b""
         http.close()
@@ -241,7 +241,7 @@ def test_the_kernel_gives_up_a_dead_link_after_25_seconds(tmp_path: Path) -> Non
     """Far sooner than the time-out of a create, and no sooner than a short break of the link lasts."""
     with served(lambda connection: connection.sendall(HEAD)) as port:
         http = KubeHttp(settings(tmp_path, port))
-        response = http.follow("/", query={}, read_timeout_s=10)
+        response = http.open_stream("/", query={}, read_timeout_s=10)
         link = response.connection.sock
         assert link.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         idle, interval, times = (
@@ -249,7 +249,7 @@ def test_the_kernel_gives_up_a_dead_link_after_25_seconds(tmp_path: Path) -> Non
             for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
         )
         assert idle + interval * times == 25
-        http.done(response)
+        http.close_stream(response)
         http.close()
 
 
@@ -313,7 +313,7 @@ def test_a_new_token_is_used_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(http._access.configuration, "get_api_key_with_prefix", lambda _name: next(tokens))
         http.call(Verb.GET, "/")
         http.call(Verb.GET, "/")
-        threading.Event().wait(TOKEN_S)
+        threading.Event().wait(TOKEN_CACHE_S)
         http.call(Verb.GET, "/")
         http.close()
     told = [re.findall(rb"Authorization: (.*)\r", each) for each in asked]

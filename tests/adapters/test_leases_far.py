@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import redis
 
+from ottoscaler.adapters.redis_backend import RedisBackend
 from ottoscaler.adapters.redis_calls import RedisCalls
-from ottoscaler.adapters.stream import RedisStream
-from ottoscaler.core.events import ScaleEvent, digest, parse
-from ottoscaler.core.lifecycle import begin
+from ottoscaler.core.events import ScaleEvent, content_digest, parse
+from ottoscaler.core.lifecycle import begin_lifecycle
 from ottoscaler.flow.owned_tasks import WorkerRun
 from ottoscaler.ports import OpenTask
 from ottoscaler.settings import KeySettings, RedisSettings
@@ -39,15 +39,15 @@ def near(start: Start) -> int:
     return start()
 
 
-def open_stream(port: int, consumer: str) -> RedisStream:
+def open_stream(port: int, consumer: str) -> RedisBackend:
     """A stream of a process that begins just now."""
     server = RedisSettings(host="127.0.0.1", port=port, block_ms=100)
-    return RedisStream(
+    return RedisBackend(
         RedisCalls(server, KeySettings(consumer=consumer), lease_s=LEASE_S, consumer=consumer, incarnation="b")
     )
 
 
-def opened(stream: RedisStream, prefix: str, count: int) -> list[OpenTask]:
+def opened(stream: RedisBackend, prefix: str, count: int) -> list[OpenTask]:
     """The given number of tasks, owned by that process."""
     made: list[OpenTask] = []
     for first in range(0, count, 500):
@@ -55,7 +55,7 @@ def opened(stream: RedisStream, prefix: str, count: int) -> list[OpenTask]:
             {b"type": b"scale_up", b"event_id": f"{prefix}-{number}".encode()}
             for number in range(first, min(first + 500, count))
         ]
-        pairs = [(_event(each), digest(each)) for each in fields]
+        pairs = [(_event(each), content_digest(each)) for each in fields]
         made += [task for task in stream.accept(pairs, fields) if isinstance(task, OpenTask)]
     return made
 
@@ -84,7 +84,7 @@ def test_no_lease_of_a_living_owner_runs_out(near: int) -> None:
     ):
         plain: Any = client
         plain.zadd("otto:scale:open", {f"d-{number}": 1 for number in range(DEAD)})
-        runs = [WorkerRun(controller.ledger.add(task), begin(1)) for task in tasks]
+        runs = [WorkerRun(controller.ledger.add(task), begin_lifecycle(1)) for task in tasks]
         overdue: list[str] = []
         over = threading.Event()
         watcher = threading.Thread(target=_watch, args=(plain, over, overdue))
@@ -92,7 +92,7 @@ def test_no_lease_of_a_living_owner_runs_out(near: int) -> None:
         watcher.start()
         for _ in range(int(WATCHED_S)):
             for run in runs:
-                controller.ledger.notes.add(run)
+                controller.ledger.status_buffer.add(run)
             over.wait(1)
         over.set()
         watcher.join(10)

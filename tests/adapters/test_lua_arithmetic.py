@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import redis
 
-from ottoscaler.adapters.scripts import PORTS, source
+from ottoscaler.adapters.scripts import SCRIPT_MODULES, source
 from ottoscaler.local.redis import EmbeddedRedis
 
-SOURCE = source("common.lua", *(f"{port}.lua" for port in PORTS)).decode()
+SOURCE = source("common.lua", *(f"{port}.lua" for port in SCRIPT_MODULES)).decode()
 #: The edges of days, months, years, leap years and centuries, and some times between; seconds since the epoch.
 MOMENTS = [
     datetime(*parts, tzinfo=UTC)

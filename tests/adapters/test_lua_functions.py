@@ -13,7 +13,16 @@ from pathlib import Path
 import pytest
 import redis
 
-from ottoscaler.adapters.scripts import BEFORE, BEHIND, FOLDER, PORTS, SHARED, SHARED_LISTS, shared_constants, source
+from ottoscaler.adapters.scripts import (
+    EPILOGUE_FILES,
+    FOLDER,
+    LUA_CONSTANTS,
+    LUA_LISTS,
+    PRELUDE_FILES,
+    SCRIPT_MODULES,
+    shared_constants,
+    source,
+)
 from ottoscaler.core import results
 from ottoscaler.local.redis import EmbeddedRedis
 
@@ -44,11 +53,11 @@ def calls(source: str) -> list[tuple[str, int, bool]]:
             continue
         called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
         match called, node.args:
-            case (("run" | "answer"), [name, _keys, *arguments]):
+            case (("run" | "run_for_worker"), [name, _keys, *arguments]):
                 pass
             case "run_without_keys", [name, *arguments]:
                 pass
-            case "Call", [name, _keys, ast.List(elts=arguments)]:
+            case "ScriptCall", [name, _keys, ast.List(elts=arguments)]:
                 pass
             case _:
                 continue
@@ -79,31 +88,37 @@ def text(name: str) -> str:
 
 def test_the_files_are_those_of_the_ports() -> None:
     """No function of a port stands in any other file, and no two have one name."""
-    shared = (*BEFORE, *BEHIND)
+    shared = (*PRELUDE_FILES, *EPILOGUE_FILES)
     assert [name for name in shared if "function F." in text(name)] == []
-    assert {path.name for path in FOLDER.glob("*.lua")} == {*shared, "dead.lua", *(f"{port}.lua" for port in PORTS)}
-    names = [name for port in PORTS for name in functions(text(f"{port}.lua"))]
+    assert {path.name for path in FOLDER.glob("*.lua")} == {
+        *shared,
+        "dead.lua",
+        *(f"{port}.lua" for port in SCRIPT_MODULES),
+    }
+    names = [name for port in SCRIPT_MODULES for name in functions(text(f"{port}.lua"))]
     assert sorted(set(names)) == sorted(names)
 
 
 def test_the_files_make_one_script_too(server: EmbeddedRedis) -> None:
     """No two give one name to different things: a file may move into another script."""
-    whole = shared_constants().encode() + source(*BEFORE, *(f"{port}.lua" for port in PORTS), *BEHIND)
+    whole = shared_constants().encode() + source(
+        *PRELUDE_FILES, *(f"{port}.lua" for port in SCRIPT_MODULES), *EPILOGUE_FILES
+    )
     keys = ("events", "open", "results", "dead", "buried", "group")
     with redis.Redis(server.host, server.port) as client:
-        assert client.eval(whole, len(keys), *keys, "reserve", "g", 1, 1) == b"g"
+        assert client.eval(whole, len(keys), *keys, "reserve_prefix", "g", 1, 1) == b"g"
 
 
 def test_what_is_shared_comes_to_lua_as_it_is(server: EmbeddedRedis) -> None:
     """Numbers, sentences and lists of fields of ottoscaler/core."""
     with redis.Redis(server.host, server.port, decode_responses=True) as client:
-        for name, value in SHARED.items():
+        for name, value in LUA_CONSTANTS.items():
             assert client.eval(f"{shared_constants()} return {name}", 0) == value
-        for name, fields in SHARED_LISTS.items():
+        for name, fields in LUA_LISTS.items():
             assert client.eval(f"{shared_constants()} return {name}()", 0) == list(fields)
 
 
-@pytest.mark.parametrize("port", PORTS)
+@pytest.mark.parametrize("port", SCRIPT_MODULES)
 def test_each_function_is_called_by_the_method_of_its_name(port: str) -> None:
     """In the Python file of the same name: a reader who knows one finds the other."""
     defined = re.findall(r"^function F\.(\w+)", text(f"{port}.lua"), re.MULTILINE)
@@ -111,7 +126,7 @@ def test_each_function_is_called_by_the_method_of_its_name(port: str) -> None:
     assert set(defined) <= methods(text(f"{port}.py"))
 
 
-@pytest.mark.parametrize("port", PORTS)
+@pytest.mark.parametrize("port", SCRIPT_MODULES)
 def test_a_call_has_as_many_arguments_as_there_are_parameters(port: str) -> None:
     """Lua would take a missing one for nil, and drop one too many."""
     found = functions(text(f"{port}.lua"))
@@ -120,7 +135,7 @@ def test_a_call_has_as_many_arguments_as_there_are_parameters(port: str) -> None
         assert (name, count, more) == (name, len([each for each in parameters if each != "..."]), "..." in parameters)
 
 
-@pytest.mark.parametrize("port", PORTS)
+@pytest.mark.parametrize("port", SCRIPT_MODULES)
 def test_each_function_is_explained(port: str) -> None:
     """Its keys, its arguments by name, and what it returns."""
     found = functions(text(f"{port}.lua"))
@@ -141,7 +156,7 @@ def test_a_call_that_does_not_fit_is_noticed() -> None:
     assert functions("function F.a(x)\nend\n") == {}
     [(name, function)] = functions("-- KEYS: task.\nfunction F.a(x, ...)\nend\n").items()
     assert (name, function.parameters) == ("a", ("x", "..."))
-    source = 'r.run("a", [k], 1, *more)\nCall("b", [], [1, 2])\nr.run_without_keys("c", *keys)\nr.other("d")'
+    source = 'r.run("a", [k], 1, *more)\nScriptCall("b", [], [1, 2])\nr.run_without_keys("c", *keys)\nr.other("d")'
     assert sorted(calls(source)) == [("a", 1, True), ("b", 2, False), ("c", 0, True)]
 
 

@@ -8,9 +8,9 @@ from contextlib import closing
 import pytest
 import redis
 
+from ottoscaler.adapters.redis_backend import RedisBackend
 from ottoscaler.adapters.redis_calls import RedisCalls
-from ottoscaler.adapters.stream import RedisStream
-from ottoscaler.core.choice import Blocker
+from ottoscaler.core.victim_selection import BlockingEvent
 from ottoscaler.local.redis import EmbeddedRedis
 from ottoscaler.settings import KeySettings, RedisSettings
 
@@ -29,11 +29,11 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[redis.Redis]:
 
 
 @pytest.fixture(scope="module")
-def stream(client: redis.Redis) -> Iterator[RedisStream]:
+def stream(client: redis.Redis) -> Iterator[RedisBackend]:
     """A stream with its group, and a task that another process has."""
     at = client.connection_pool.connection_kwargs
     settings = RedisSettings(host=at["host"], port=at["port"], block_ms=50)
-    with closing(RedisStream(RedisCalls(settings, KEYS, lease_s=10, consumer="c", incarnation="b"))) as made:
+    with closing(RedisBackend(RedisCalls(settings, KEYS, lease_s=10, consumer="c", incarnation="b"))) as made:
         made.ensure_group()
         client.zadd("otto:scale:open", {ODD: 1, b"e": 1})
         told: dict[str | bytes, bytes | str] = {
@@ -58,16 +58,16 @@ def stream(client: redis.Redis) -> Iterator[RedisStream]:
         (lambda stream: stream.expired(same_consumer=False), ["e"]),
         (lambda stream: stream.expired(same_consumer=True), []),
         (lambda stream: stream.owned(), []),
-        (lambda stream: stream.tasks(), []),
-        (lambda stream: stream.known(["e"]), {"e": ("�", {})}),
+        (lambda stream: stream.open_scale_ups(), []),
+        (lambda stream: stream.known_tasks(["e"]), {"e": ("�", {})}),
         (lambda stream: stream.renew({"e": "c/b/1"}).lost, {"e": "�/1/1"}),
-        (lambda stream: stream.blocker("2-1"), Blocker("e", "�/1/1")),
-        (lambda stream: stream.reserve(), "�"),
-        (lambda stream: stream.reserve_cluster("k"), "�"),
+        (lambda stream: stream.blocker("2-1"), BlockingEvent("e", "�/1/1")),
+        (lambda stream: stream.reserve_prefix(), "�"),
+        (lambda stream: stream.bind_queue_to_cluster("k"), "�"),
         (lambda stream: stream.trim(0), 0),
-        (lambda stream: stream.delivered(), "0-0"),
+        (lambda stream: stream.last_delivered_id(), "0-0"),
     ],
 )
-def test_is_met_without_an_error(stream: RedisStream, look: Callable[[RedisStream], object], found: object) -> None:
+def test_is_met_without_an_error(stream: RedisBackend, look: Callable[[RedisBackend], object], found: object) -> None:
     """The look goes on with what can be read."""
     assert look(stream) == found

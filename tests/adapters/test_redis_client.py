@@ -13,10 +13,10 @@ from typing import Any, cast
 import pytest
 import redis
 
+from ottoscaler.adapters.redis_backend import RedisBackend
 from ottoscaler.adapters.redis_calls import RedisCalls
-from ottoscaler.adapters.redis_client import address, connect, translated
-from ottoscaler.adapters.stream import RedisStream
-from ottoscaler.errors import StreamUnavailable
+from ottoscaler.adapters.redis_client import address, connect, translate_errors
+from ottoscaler.errors import RedisUnavailable
 from ottoscaler.settings import KeySettings, RedisSettings
 from tests.conftest import require
 from tests.e2e.tcp_proxy import TcpProxy
@@ -61,14 +61,14 @@ def _listens(port: int) -> bool:
 
 
 def ping(settings: RedisSettings) -> bool:
-    """Does the server answer us? Raises StreamUnavailable as the adapters do."""
-    with closing(connect(settings, timeout_s=2)) as client, translated(address(settings)):
+    """Does the server answer us? Raises RedisUnavailable as the adapters do."""
+    with closing(connect(settings, timeout_s=2)) as client, translate_errors(address(settings)):
         return bool(client.ping())
 
 
 def refused(settings: RedisSettings) -> str:
     """The sentence with which a connection fails."""
-    with pytest.raises(StreamUnavailable) as caught:
+    with pytest.raises(RedisUnavailable) as caught:
         ping(settings)
     return str(caught.value)
 
@@ -111,8 +111,8 @@ def test_a_missing_right_is_named(start: Start) -> None:
     assert ping(settings)
     with (
         closing(connect(settings, timeout_s=2)) as client,
-        pytest.raises(StreamUnavailable, match=r"does not permit a command .*xadd"),
-        translated(address(settings)),
+        pytest.raises(RedisUnavailable, match=r"does not permit a command .*xadd"),
+        translate_errors(address(settings)),
     ):
         client.xadd("s", {"a": "b"})
 
@@ -130,13 +130,13 @@ def test_one_dead_connection_closes_the_other_idle_ones(start: Start) -> None:
     """The first that is used again costs a time-out, and no other does: not one of another client either."""
     proxy = TcpProxy(start())
     server = RedisSettings(host="127.0.0.1", port=proxy.port)
-    stream = RedisStream(RedisCalls(server, KeySettings(consumer="c1"), lease_s=15, consumer="c1", incarnation="b"))
-    stream.known(["e-1"])
+    stream = RedisBackend(RedisCalls(server, KeySettings(consumer="c1"), lease_s=15, consumer="c1", incarnation="b"))
+    stream.known_tasks(["e-1"])
     stream.expired(same_consumer=False)
     assert proxy.freeze() == 2
-    with pytest.raises(StreamUnavailable, match="does not answer in time"):
+    with pytest.raises(RedisUnavailable, match="does not answer in time"):
         stream.expired(same_consumer=False)
-    assert stream.known(["e-1"]) == {}
+    assert stream.known_tasks(["e-1"]) == {}
     stream.close()
     proxy.close()
 

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import redis
 
-from ottoscaler.adapters.redis_client import address, connect, translated
+from ottoscaler.adapters.redis_client import address, connect, translate_errors
 from ottoscaler.adapters.redis_cluster import remember_script
 from ottoscaler.core.manifest import event_hash
-from ottoscaler.errors import ConfigError, StreamUnavailable
+from ottoscaler.errors import ConfigError, RedisUnavailable
 from ottoscaler.settings import RedisSettings
 from tests.adapters.redis_commands import NAMES, all_commands_work, run, stream_at
 from tests.adapters.test_redis_client import certificate
@@ -58,11 +58,11 @@ def test_any_node_will_do(calm: Cluster) -> None:
     owner = calm.owner(STREAM)
     for node in calm.nodes:
         with closing(stream_at(settings_of(node))) as stream:
-            assert stream.reserve() == "ottoscaler"
+            assert stream.reserve_prefix() == "ottoscaler"
             stream.ensure_group()
-            assert stream.known(["not-sent-1", "not-sent-2"]) == {}
+            assert stream.known_tasks(["not-sent-1", "not-sent-2"]) == {}
             assert stream._redis.client.nodes is not None
-            assert stream._redis.client.nodes.owner[1] == owner.port
+            assert stream._redis.client.nodes.slot_node[1] == owner.port
             assert stream._redis.client.info("server")["tcp_port"] == owner.port
 
 
@@ -73,16 +73,16 @@ def test_keys_that_have_gone_ahead_are_asked_for(cluster: Cluster) -> None:
         closing(connect(settings_of(source), timeout_s=2)) as client,
         closing(stream_at(settings_of(source))) as stream,
     ):
-        stream.reserve()
+        stream.reserve_prefix()
         client.set("{otto}:a", "1")
         cluster.start_migration(STREAM, target)
         client.set("{otto}:new", "2")
         assert (client.get("{otto}:a"), client.get("{otto}:new")) == (b"1", b"2")
-        assert (source.say("EXISTS", "{otto}:a"), client.nodes and client.nodes.owner[1]) == (1, source.port)
+        assert (source.say("EXISTS", "{otto}:a"), client.nodes and client.nodes.slot_node[1]) == (1, source.port)
         pipe = client.pipeline(transaction=False)
         for name in ("a", "new", "none"):
             pipe.get(f"{{otto}}:{name}")
-        assert client.answers(pipe) == [b"1", b"2", None]
+        assert client.execute_pipeline(pipe) == [b"1", b"2", None]
         cluster.move_keys(STREAM, target)
         source_text = b"return redis.call('GET', KEYS[1])"
         digest = client.script_load(source_text)
@@ -90,34 +90,34 @@ def test_keys_that_have_gone_ahead_are_asked_for(cluster: Cluster) -> None:
         assert client.evalsha(digest, 1, "{otto}:a") == b"1"  # which is not there any more
         cluster.end_migration(STREAM, target)
         assert client.get("{otto}:a") == b"1"
-        assert client.nodes.owner[1] == target.port if client.nodes else False
-        assert stream.reserve() == "ottoscaler"
+        assert client.nodes.slot_node[1] == target.port if client.nodes else False
+        assert stream.reserve_prefix() == "ottoscaler"
 
 
 def test_a_split_slot_is_a_passing_trouble(cluster: Cluster) -> None:
     """Our scripts use several keys: while those are on two nodes nothing was carried out, and the sentence says so."""
     target = cluster.strangers(STREAM)[0]
     with closing(stream_at(settings_of(cluster.owner(STREAM)))) as stream:
-        stream.reserve()
+        stream.reserve_prefix()
         cluster.start_migration(STREAM, target)
-        with pytest.raises(StreamUnavailable, match=r"is moving our keys to another node") as told:
-            stream.reserve()
+        with pytest.raises(RedisUnavailable, match=r"is moving our keys to another node") as told:
+            stream.reserve_prefix()
         assert not told.value.unclear
         cluster.end_migration(STREAM, target)
-        assert stream.reserve() == "ottoscaler"
+        assert stream.reserve_prefix() == "ottoscaler"
 
 
 def test_a_dead_node_does_not_matter(cluster: Cluster) -> None:
     """Also the one that REDIS_HOST names, and that never redirected us: the others are known by then."""
     owner = cluster.owner(STREAM)
     with closing(stream_at(settings_of(owner))) as stream:
-        stream.reserve()
+        stream.reserve_prefix()
         errors = []
 
         def works() -> bool:
             try:
-                return stream.reserve() == "ottoscaler"
-            except StreamUnavailable as error:
+                return stream.reserve_prefix() == "ottoscaler"
+            except RedisUnavailable as error:
                 errors.append(str(error))
                 return False
 
@@ -131,13 +131,13 @@ def test_without_a_master_for_each_slot_it_is_down(tmp_path: Path) -> None:
     """And the sentence names what the cluster needs."""
     cluster = Cluster(tmp_path)
     with closing(stream_at(settings_of(cluster.owner(STREAM)))) as stream:
-        stream.reserve()
+        stream.reserve_prefix()
         cluster.strangers(STREAM)[0].kill()
 
         def told() -> str:
             try:
-                stream.reserve()
-            except StreamUnavailable as error:
+                stream.reserve_prefix()
+            except RedisUnavailable as error:
                 return str(error)
             return ""
 
@@ -161,7 +161,7 @@ def test_names_without_a_common_slot_are_named_at_the_start(calm: Cluster, apart
             closing(stream_at(settings_of(node), **apart)) as stream,
             pytest.raises(ConfigError, match=r"share one hash tag, such as \{otto\}"),
         ):
-            stream.reserve()
+            stream.reserve_prefix()
 
 
 @pytest.mark.contract("1.run")
@@ -188,7 +188,7 @@ def test_another_database_is_refused(calm: Cluster) -> None:
     with (
         closing(connect(settings, timeout_s=2)) as client,
         pytest.raises(ConfigError, match="REDIS_DB: expected 0"),
-        translated(address(settings)),
+        translate_errors(address(settings)),
     ):
         client.ping()
 

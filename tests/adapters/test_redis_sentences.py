@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from ottoscaler.adapters.redis_client import connect, translated
-from ottoscaler.errors import StreamUnavailable
+from ottoscaler.adapters.redis_client import connect, translate_errors
+from ottoscaler.errors import RedisUnavailable
 from ottoscaler.settings import RedisSettings
 
 ERRORS = [
@@ -39,7 +39,7 @@ ERRORS = [
 @pytest.mark.parametrize(("error", "happened", "remedy"), ERRORS, ids=lambda value: str(value)[:20])
 def test_an_error_says_what_happened_and_what_to_do(error: Exception, happened: str, remedy: str) -> None:
     """And to which server."""
-    with pytest.raises(StreamUnavailable) as raised, translated("here:1"):
+    with pytest.raises(RedisUnavailable) as raised, translate_errors("here:1"):
         raise error
     told = str(raised.value)
     assert told.startswith(f"Redis at here:1 {happened}")
@@ -57,8 +57,8 @@ def test_a_password_that_cannot_be_read_is_named(tmp_path: Path, content: bytes 
         settings = RedisSettings(host="127.0.0.1", port=port, password_file=str(file))
         with (
             closing(connect(settings, timeout_s=2)) as client,
-            pytest.raises(StreamUnavailable) as raised,
-            translated("here:1"),
+            pytest.raises(RedisUnavailable) as raised,
+            translate_errors("here:1"),
         ):
             client.ping()
     assert str(raised.value) == (
@@ -76,8 +76,8 @@ def test_sentinels_that_do_not_answer_are_named_shortly() -> None:
     settings = RedisSettings(sentinels=tuple(free), sentinel_master="main", password="hunter22")
     with (
         closing(connect(settings, timeout_s=2)) as client,
-        pytest.raises(StreamUnavailable) as raised,
-        translated("here:1"),
+        pytest.raises(RedisUnavailable) as raised,
+        translate_errors("here:1"),
     ):
         client.ping()
     told = str(raised.value)

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from ottoscaler.adapters.redis_backend import RedisBackend
 from ottoscaler.adapters.redis_calls import RedisCalls
 from ottoscaler.adapters.redis_client import connect
-from ottoscaler.adapters.stream import RedisStream
 from ottoscaler.settings import RedisSettings
 from tests.adapters.redis_commands import NAMES, all_commands_work, keys_of
 from tests.adapters.test_redis_client import certificate
@@ -39,10 +39,10 @@ def settings_of(sentinels: Sentinels, **more: Any) -> RedisSettings:
     return RedisSettings(sentinels=sentinels.addresses, sentinel_master=sentinels.name, block_ms=100, **more)
 
 
-def open_stream(settings: RedisSettings, errors: list[str]) -> RedisStream:
+def open_stream(settings: RedisSettings, errors: list[str]) -> RedisBackend:
     """A stream that notes what goes wrong."""
     note = lambda error: errors.append(error) if error else None  # noqa: E731
-    return RedisStream(RedisCalls(settings, keys_of(), lease_s=5, consumer="c1", incarnation="b", on_reply=note))
+    return RedisBackend(RedisCalls(settings, keys_of(), lease_s=5, consumer="c1", incarnation="b", on_reply=note))
 
 
 @pytest.mark.contract("5.exactly-once")

@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from ottoscaler.errors import StreamUnavailable
-from ottoscaler.ports import Stream
+from ottoscaler.errors import RedisUnavailable
+from ottoscaler.ports import RedisPorts
 from tests.adapters import contract_attempts, contract_event_log, contract_keys, contract_leases, contract_scale_downs
 from tests.adapters.contract_attempts import *  # noqa: F403
 from tests.adapters.contract_event_log import *  # noqa: F403
@@ -50,7 +50,7 @@ def admin() -> FakeRedis:
 def stream_factory(admin: FakeRedis) -> StreamFactory:
     """Streams on that server."""
 
-    def make(consumer: str, *, incarnation: str = "boot-1", lease_s: float = LEASE_S) -> Stream:
+    def make(consumer: str, *, incarnation: str = "boot-1", lease_s: float = LEASE_S) -> RedisPorts:
         return FakeStream(admin, consumer, incarnation=incarnation, lease_s=lease_s, block_s=BLOCK_S)
 
     return make
@@ -59,40 +59,40 @@ def stream_factory(admin: FakeRedis) -> StreamFactory:
 class TestFaults:
     """The fake's own controls."""
 
-    def test_a_failure_before_the_effect_leaves_nothing(self, stream: Stream, admin: FakeRedis) -> None:
+    def test_a_failure_before_the_effect_leaves_nothing(self, stream: RedisPorts, admin: FakeRedis) -> None:
         """The caller tries again."""
         send(admin, event_id="e-1")
         entry = receive(stream)
         admin.fail_next("accept")
-        with pytest.raises(StreamUnavailable):
+        with pytest.raises(RedisUnavailable):
             accept(stream, entry)
         assert admin.open_count() == 0
         assert accept(stream, entry) is not None
 
-    def test_a_lost_answer_leaves_the_effect(self, stream: Stream, admin: FakeRedis) -> None:
+    def test_a_lost_answer_leaves_the_effect(self, stream: RedisPorts, admin: FakeRedis) -> None:
         """The caller cannot know."""
         task = opened(stream, admin)
-        admin.fail_next("record", after=True)
-        with pytest.raises(StreamUnavailable):
+        admin.fail_next("record_result", after=True)
+        with pytest.raises(RedisUnavailable):
             record(stream, task)
         assert len(admin.results("worker")) == 1
 
-    def test_a_failure_happens_as_often_as_ordered(self, stream: Stream, admin: FakeRedis) -> None:
+    def test_a_failure_happens_as_often_as_ordered(self, stream: RedisPorts, admin: FakeRedis) -> None:
         """And the calls are counted all the same."""
         admin.fail_next("*", 2)
         for _ in range(2):
-            with pytest.raises(StreamUnavailable):
-                stream.delivered()
-        stream.delivered()
-        assert admin.calls["delivered"] == 3
+            with pytest.raises(RedisUnavailable):
+                stream.last_delivered_id()
+        stream.last_delivered_id()
+        assert admin.calls["last_delivered_id"] == 3
 
-    def test_a_blocked_read_ends_when_the_server_goes_down(self, stream: Stream, admin: FakeRedis) -> None:
+    def test_a_blocked_read_ends_when_the_server_goes_down(self, stream: RedisPorts, admin: FakeRedis) -> None:
         """As when the connection breaks."""
         patient = FakeStream(admin, "c1", block_s=30)
         failed = threading.Event()
 
         def read() -> None:
-            with pytest.raises(StreamUnavailable):
+            with pytest.raises(RedisUnavailable):
                 patient.read(1)
             failed.set()
 
@@ -103,7 +103,7 @@ class TestFaults:
         thread.join(5)
         assert failed.is_set()
 
-    def test_a_blocked_read_is_woken_by_an_event(self, stream: Stream, admin: FakeRedis) -> None:
+    def test_a_blocked_read_is_woken_by_an_event(self, stream: RedisPorts, admin: FakeRedis) -> None:
         """No test has to wait for the block's end."""
         patient = FakeStream(admin, "c1", block_s=30)
         found: list[str] = []
@@ -125,4 +125,4 @@ class TestFaults:
         assert stream.expired(same_consumer=False) == ["e-1"]
         record(stream, task)
         clock.advance(100)
-        assert (server.task("e-1"), stream.known(["e-1"])) == ({}, {})
+        assert (server.task("e-1"), stream.known_tasks(["e-1"])) == ({}, {})

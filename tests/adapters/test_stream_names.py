@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import redis
 
+from ottoscaler.adapters.redis_backend import RedisBackend
 from ottoscaler.adapters.redis_calls import RedisCalls
-from ottoscaler.adapters.stream import RedisStream
-from ottoscaler.core.events import BadEvent, DeadReason, ScaleEvent, digest, parse
+from ottoscaler.core.events import BadEvent, DeadReason, ScaleEvent, content_digest, parse
 from ottoscaler.core.results import worker_result
-from ottoscaler.core.verdicts import Reason, Verdict
+from ottoscaler.core.verdicts import EndReason, Verdict
 from ottoscaler.local.redis import EmbeddedRedis
 from ottoscaler.settings import KeySettings, RedisSettings
 
@@ -38,10 +38,10 @@ def server(tmp_path: Path) -> Iterator[EmbeddedRedis]:
     started.close()
 
 
-def stream_on(server: EmbeddedRedis, block_ms: int = 50, keys: KeySettings = KEYS) -> RedisStream:
+def stream_on(server: EmbeddedRedis, block_ms: int = 50, keys: KeySettings = KEYS) -> RedisBackend:
     """A stream with the names above, or others."""
     settings = RedisSettings(host=server.host, port=server.port, block_ms=block_ms)
-    return RedisStream(RedisCalls(settings, keys, lease_s=10, consumer="c", incarnation="b"))
+    return RedisBackend(RedisCalls(settings, keys, lease_s=10, consumer="c", incarnation="b"))
 
 
 @pytest.mark.contract("2.REDIS_PORT")
@@ -52,17 +52,17 @@ def stream_on(server: EmbeddedRedis, block_ms: int = 50, keys: KeySettings = KEY
 def test_only_the_configured_names_are_used(server: EmbeddedRedis) -> None:
     """One event is carried out and one buried: these are all the keys there are."""
     with closing(stream_on(server)) as stream, closing(redis.Redis(server.host, server.port)) as client:
-        stream.reserve()
+        stream.reserve_prefix()
         stream.ensure_group()
         client.xadd("my:events", {"type": "scale_up", "event_id": "e"})
         client.xadd("my:events", {"type": "nonsense"})
         good, bad = stream.read(2)
         event = parse(good.stream_id, good.fields or {}, 10)
         assert isinstance(event, ScaleEvent)
-        [task] = stream.accept([(event, digest(good.fields or {}))], [good.fields or {}])
+        [task] = stream.accept([(event, content_digest(good.fields or {}))], [good.fields or {}])
         assert task is not None
-        result = worker_result(event, 1, 0, Verdict(Reason.COMPLETED), None, time.time())
-        stream.record("e", task.owner, 1, attempt=0, fields=result)
+        result = worker_result(event, 1, 0, Verdict(EndReason.COMPLETED), None, time.time())
+        stream.record_result("e", task.owner, 1, attempt=0, fields=result)
         stream.dead_letter(bad, BadEvent(DeadReason.INVALID, "it is nonsense"))
         names = {key.decode() for key in client.scan_iter()}
     assert names == {"my:events", "my:out", "my:dead", "my:state:buried", "my:state:group", "my:state:task:e"}
@@ -77,16 +77,21 @@ def test_a_prefix_belongs_to_the_group_that_came_first(server: EmbeddedRedis) ->
         closing(stream_on(server, keys=others)) as second,
         closing(stream_on(server, keys=apart)) as third,
     ):
-        assert [first.reserve(), second.reserve(), third.reserve(), first.reserve()] == ["g", "g", "h", "g"]
+        assert [first.reserve_prefix(), second.reserve_prefix(), third.reserve_prefix(), first.reserve_prefix()] == [
+            "g",
+            "g",
+            "h",
+            "g",
+        ]
 
 
 def test_a_queue_belongs_to_the_cluster_that_came_first(server: EmbeddedRedis) -> None:
     """And to its namespace. Another group, with a prefix of its own, is another queue."""
     apart = replace(KEYS, group="h", prefix="my:other:")
     with closing(stream_on(server)) as one, closing(stream_on(server, keys=apart)) as other:
-        assert [one.reserve_cluster(name) for name in ("a/1", "b/2", "a/1")] == ["a/1"] * 3
-        assert other.reserve_cluster("b/2") == "b/2"
-        assert one.reserve() == "g"
+        assert [one.bind_queue_to_cluster(name) for name in ("a/1", "b/2", "a/1")] == ["a/1"] * 3
+        assert other.bind_queue_to_cluster("b/2") == "b/2"
+        assert one.reserve_prefix() == "g"
 
 
 @pytest.mark.contract("2.REDIS_BLOCK_MS")

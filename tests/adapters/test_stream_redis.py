@@ -1,4 +1,4 @@
-"""The stream suite on RedisStream: on the embedded server, and on the installed Redis or the one at TEST_REDIS_URL."""
+"""The stream suite on RedisBackend: on the embedded server, and on the installed Redis or the one at TEST_REDIS_URL."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any, cast
 
 import pytest
 
+from ottoscaler.adapters.redis_backend import RedisBackend
 from ottoscaler.adapters.redis_calls import RedisCalls
-from ottoscaler.adapters.stream import RedisStream
 from ottoscaler.core.events import BadEvent, DeadReason
 from ottoscaler.core.termination import Termination
-from ottoscaler.core.verdicts import Reason
-from ottoscaler.errors import StreamUnavailable
+from ottoscaler.core.verdicts import EndReason
+from ottoscaler.errors import RedisUnavailable
 from ottoscaler.local.redis import EmbeddedRedis, find_binary
-from ottoscaler.ports import Stream
+from ottoscaler.ports import RedisPorts
 from ottoscaler.settings import KeySettings, RedisSettings
 from tests.adapters import contract_attempts, contract_event_log, contract_keys, contract_leases, contract_scale_downs
 from tests.adapters.contract_attempts import *  # noqa: F403
@@ -91,9 +91,9 @@ def admin(server: Server) -> Iterator[RedisAdmin]:
 @pytest.fixture
 def stream_factory(server: Server, admin: RedisAdmin) -> Iterator[StreamFactory]:
     """Streams on that server, closed when the test is over."""
-    made: list[RedisStream] = []
+    made: list[RedisBackend] = []
 
-    def make(consumer: str, *, incarnation: str = "boot-1", lease_s: float = LEASE_S) -> Stream:
+    def make(consumer: str, *, incarnation: str = "boot-1", lease_s: float = LEASE_S) -> RedisPorts:
         made.append(open_stream(server, admin, consumer, incarnation=incarnation, lease_s=lease_s))
         return made[-1]
 
@@ -108,7 +108,7 @@ class TestServer:
     def test_out_of_reach_is_unavailable(self) -> None:
         """No process listens at port 1: reported at once, as something that was certainly not carried out."""
         keys, told = KeySettings(consumer="c1"), list[str]()
-        stream = RedisStream(
+        stream = RedisBackend(
             RedisCalls(
                 RedisSettings(host="127.0.0.1", port=1),
                 keys,
@@ -118,9 +118,9 @@ class TestServer:
                 on_reply=told.append,
             )
         )
-        with pytest.raises(StreamUnavailable):
+        with pytest.raises(RedisUnavailable):
             stream.ensure_group()
-        with pytest.raises(StreamUnavailable):
+        with pytest.raises(RedisUnavailable):
             stream.renew({})  # otherwise a process without tasks would not know that renewals are impossible
         stream.close()
         assert ["cannot be reached" in error for error in told] == [True, True]
@@ -130,7 +130,7 @@ class TestServer:
         told: list[str] = []
         names = {"result_stream": f"{admin.prefix}results", "dead_letter_stream": f"{admin.prefix}dead"}
         keys = KeySettings(consumer="c1", stream=admin.stream, prefix=admin.prefix, **names)
-        stream = RedisStream(
+        stream = RedisBackend(
             RedisCalls(server.settings, keys, lease_s=15, consumer="c1", incarnation="b", on_reply=told.append)
         )
         stream.ensure_group()
@@ -154,7 +154,7 @@ class TestServer:
             eventually(lambda: len(cast("Any", client).client_list()) == count, what="its connections to be closed")
 
     def test_the_last_result_ends_its_task_in_the_same_command(
-        self, server: Server, stream: Stream, admin: StreamAdmin
+        self, server: Server, stream: RedisPorts, admin: StreamAdmin
     ) -> None:
         """A process that dies between two would leave a task that has all results and never ends."""
         if not server.ours:
@@ -168,7 +168,7 @@ class TestServer:
         assert len(admin.results("task")) == 1
         assert sum(calls.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("eval", "evalsha", "fcall")) == 1
 
-    def test_forgotten_scripts_are_loaded_again(self, server: Server, stream: Stream, admin: StreamAdmin) -> None:
+    def test_forgotten_scripts_are_loaded_again(self, server: Server, stream: RedisPorts, admin: StreamAdmin) -> None:
         """After a restart or fail-over the server does not know them."""
         task = opened(stream, admin)
         with server.client() as client:
@@ -178,7 +178,7 @@ class TestServer:
             cast("Any", client).script_flush()
         assert opened(stream, admin).owner == "c1/boot-1/1"
 
-    def test_takes_the_largest_events(self, stream: Stream, admin: StreamAdmin) -> None:
+    def test_takes_the_largest_events(self, stream: RedisPorts, admin: StreamAdmin) -> None:
         """As many fields as an event may have, and nearly as many bytes."""
         many = {f"f{number}": "x" * 240 for number in range(250)}
         task = opened(stream, admin, event_id="e-1", **many)
@@ -186,15 +186,15 @@ class TestServer:
         assert many.items() <= admin.results("task")[0].items()
 
     def test_a_large_event_is_not_kept_with_each_worker(
-        self, server: Server, stream: Stream, admin: RedisAdmin
+        self, server: Server, stream: RedisPorts, admin: RedisAdmin
     ) -> None:
         """Its hash has it a few times, however many workers and cancels there are; results have what is passed on."""
         count, size = 40, 60_000
         task = opened(stream, admin, event_id="e-1", pod_count=str(count), blob="x" * size)
         for index in range(1, count + 1):
             intend(stream, task, index)
-            stream.store_termination("e-1", None, index, Termination(Reason.SCALED_DOWN, "asked", by="d"))
-            record(stream, task, index, reason=Reason.ERROR)
+            stream.store_termination("e-1", None, index, Termination(EndReason.SCALED_DOWN, "asked", by="d"))
+            record(stream, task, index, reason=EndReason.ERROR)
         with server.client() as client:
             kept = cast("Any", client).memory_usage(f"{admin.prefix}task:e-1", samples=0)
             told = cast("Any", client).memory_usage(f"{admin.prefix}results", samples=0)
@@ -202,21 +202,21 @@ class TestServer:
         assert size * count < told < 1.5 * size * (count + 1)
         assert all(len(result["blob"]) == size for result in admin.results("worker"))
 
-    def test_takes_the_largest_bad_events(self, stream: Stream, admin: StreamAdmin) -> None:
+    def test_takes_the_largest_bad_events(self, stream: RedisPorts, admin: StreamAdmin) -> None:
         """And they end as dead letters."""
         sent = send(admin, event_id="e-1", blob="x" * 2_000_000)
         entry = receive(stream)
         stream.dead_letter(entry, contract_event_log.TestDeadLetters.bad(entry))
         assert [letter["stream_id"] for letter in admin.dead_letters()] == [sent]
 
-    def test_shows_the_states_of_many_workers(self, stream: Stream, admin: StreamAdmin) -> None:
+    def test_shows_the_states_of_many_workers(self, stream: RedisPorts, admin: StreamAdmin) -> None:
         """MAX_PODS_PER_EVENT is the operator's choice."""
         task = opened(stream, admin, event_id="e-1", pod_count="1000")
         many = {index: ("running", 1, f"pod-{index}") for index in range(1, 9001)}
         note_states(stream, "e-1", task.owner, many)
         assert "worker:9000" in admin.task("e-1")
 
-    def test_serves_many_threads(self, stream: Stream, admin: StreamAdmin) -> None:
+    def test_serves_many_threads(self, stream: RedisPorts, admin: StreamAdmin) -> None:
         """As many as there are workers: none fails for want of a connection."""
         task = opened(stream, admin, event_id="e-1", pod_count="60")
         statuses: list[str] = []
@@ -233,27 +233,27 @@ class TestServer:
         assert statuses == ["OK"] * 60
         assert [result["succeeded"] for result in admin.results("task")] == ["60"]
 
-    def test_gives_advice(self, server: Server, stream: Stream) -> None:
+    def test_gives_advice(self, server: Server, stream: RedisPorts) -> None:
         """None for the server that we start; a sentence for one that forgets."""
         if not server.ours:
             pytest.skip("the server at TEST_REDIS_URL is not ours to reconfigure")
-        assert stream.advice() == []
+        assert stream.server_warnings() == []
         with server.client() as client:
             cast("Any", client).config_set("appendonly", "no")
-            advice = stream.advice()
+            advice = stream.server_warnings()
             cast("Any", client).config_set("appendonly", "yes")
         assert len(advice) == 1
         assert "append-only" in advice[0]
 
     def test_entries_survive_being_accepted_twice_at_once(
-        self, stream: Stream, other: Stream, admin: StreamAdmin
+        self, stream: RedisPorts, other: RedisPorts, admin: StreamAdmin
     ) -> None:
         """Two consumers accept one entry at the same time: one of them has the task."""
         send(admin, event_id="e-1")
         entry = receive(stream)
         found: list[str] = []
 
-        def work(each: Stream) -> None:
+        def work(each: RedisPorts) -> None:
             task = accept(each, entry)
             found.extend([task.owner] if task else [])
 
@@ -265,7 +265,7 @@ class TestServer:
         assert found == [admin.task("e-1")["owner"]]
 
     def test_a_marker_of_a_dead_letter_goes_after_the_window_of_its_event(
-        self, server: Server, stream: Stream, admin: RedisAdmin
+        self, server: Server, stream: RedisPorts, admin: RedisAdmin
     ) -> None:
         """Otherwise the set of them would grow without limit; a younger one stays, so that its entry is buried once."""
         with server.client() as client:

@@ -15,13 +15,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ottoscaler.core.choice import Claim, Victim
-from ottoscaler.core.events import BadEvent, ScaleEvent, digest, parse
+from ottoscaler.core.events import BadEvent, ScaleEvent, content_digest, parse
 from ottoscaler.core.termination import Termination
-from ottoscaler.core.verdicts import Reason
-from ottoscaler.errors import StreamUnavailable
+from ottoscaler.core.verdicts import EndReason
+from ottoscaler.core.victim_selection import Victim, VictimRequest
+from ottoscaler.errors import RedisUnavailable
 from ottoscaler.local.redis import EmbeddedRedis
-from ottoscaler.ports import Entry, OpenTask, Stream
+from ottoscaler.ports import Entry, OpenTask, RedisPorts
 from ottoscaler.settings import RedisSettings
 from tests.adapters.redis_admin import RedisAdmin, Server, open_stream
 from tests.adapters.streams import (
@@ -49,21 +49,21 @@ EVENTS: tuple[dict[str, str], ...] = (
     {"type": "scale_up", "event_id": "no id"},
 )
 TERMINATIONS = (
-    Termination(Reason.SCALED_DOWN, "asked", by="d"),
-    Termination(Reason.SCALED_DOWN, "asked", by="d", drain=True),
-    Termination(Reason.SUPERSEDED, "newer", by="b", drain=True),
-    Termination(Reason.PENDING_TIMEOUT, "late", 1),
-    Termination(Reason.UNSCHEDULABLE, "no node", 1),
-    Termination(Reason.PENDING_TIMEOUT, "late", 2),
+    Termination(EndReason.SCALED_DOWN, "asked", by="d"),
+    Termination(EndReason.SCALED_DOWN, "asked", by="d", drain=True),
+    Termination(EndReason.SUPERSEDED, "newer", by="b", drain=True),
+    Termination(EndReason.PENDING_TIMEOUT, "late", 1),
+    Termination(EndReason.UNSCHEDULABLE, "no node", 1),
+    Termination(EndReason.PENDING_TIMEOUT, "late", 2),
 )
-REASONS = (Reason.COMPLETED, Reason.ERROR, Reason.POD_DELETED, Reason.SCALED_DOWN)
+REASONS = (EndReason.COMPLETED, EndReason.ERROR, EndReason.POD_DELETED, EndReason.SCALED_DOWN)
 FAR_FUTURE_MS = 9_999_999_990_000
 
 
 class ThreeConsumers:
     """One server with three processes on it. Each method is a step of the test; what it returns is compared."""
 
-    def __init__(self, admin: StreamAdmin, streams: Sequence[Stream]) -> None:
+    def __init__(self, admin: StreamAdmin, streams: Sequence[RedisPorts]) -> None:
         self.admin = admin
         self.streams = streams
         self.sent = 0
@@ -89,18 +89,22 @@ class ThreeConsumers:
         event = parse(entry.stream_id, fields, 1000)
         if isinstance(event, BadEvent):
             return self.streams[who].dead_letter(entry, event)
-        [task] = self.streams[who].accept([(event, digest(fields))], [fields])
+        [task] = self.streams[who].accept([(event, content_digest(fields))], [fields])
         return self._known(task)
 
     def pending(self, who: int, own: bool) -> object:
-        return self.streams[who].pending(own=own, min_idle_s=0)
+        return self.streams[who].claim_pending(own=own, min_idle_s=0)
 
     def trim(self) -> None:
         self.admin.trim()
 
     def ask(self, who: int, sent: int) -> object:
         stream = self.streams[who]
-        return stream.delivered(), stream.blocker(f"{FAR_FUTURE_MS + sent}-0"), stream.peek("0-0", 9, block=False)
+        return (
+            stream.last_delivered_id(),
+            stream.blocker(f"{FAR_FUTURE_MS + sent}-0"),
+            stream.peek("0-0", 9, block=False),
+        )
 
     def expire(self, event_id: str) -> None:
         if event_id in self.admin.open_ids():
@@ -109,8 +113,8 @@ class ThreeConsumers:
     def take(self, who: int, event_id: str, same: bool, times: int) -> object:
         for _ in range(times):
             self.expire(event_id)
-            self._known(self.streams[who].take(event_id, same_consumer=same))
-        return self._known(self.streams[who].take(event_id, same_consumer=same))
+            self._known(self.streams[who].take_over(event_id, same_consumer=same))
+        return self._known(self.streams[who].take_over(event_id, same_consumer=same))
 
     def lease(self, who: int, event_id: str, token: int, keep: bool) -> object:
         owners = {event_id: self._token(token)}
@@ -121,13 +125,13 @@ class ThreeConsumers:
 
     def intend(self, event_id: str, index: int, attempt: int, token: int) -> object:
         owner = self._token(token)
-        return self.streams[0].intend(event_id, owner, index, attempt=attempt, infra_used=attempt - 1, pod="p")
+        return self.streams[0].store_attempt(event_id, owner, index, attempt=attempt, infra_used=attempt - 1, pod="p")
 
     def refused(self, event_id: str, index: int, attempt: int, token: int) -> object:
-        return self.streams[0].note_refused(event_id, self._token(token), index, attempt)
+        return self.streams[0].store_refusal(event_id, self._token(token), index, attempt)
 
     def check(self, event_id: str, index: int, attempt: int, token: int) -> object:
-        return self.streams[0].check(event_id, self._token(token), index, attempt)
+        return self.streams[0].mark_pod_seen(event_id, self._token(token), index, attempt)
 
     def store_termination(self, event_id: str, index: int, termination: Termination, token: int) -> object:
         owner = None if token == 0 and termination.is_cancel else self._token(token)
@@ -136,17 +140,19 @@ class ThreeConsumers:
     def clear_termination(self, event_id: str, index: int, termination: Termination, token: int) -> object:
         return self.streams[0].clear_termination(event_id, self._token(token), index, termination)
 
-    def record(self, event_id: str, index: int, attempt: int, reason: Reason, started: bool, token: int) -> object:
+    def record(self, event_id: str, index: int, attempt: int, reason: EndReason, started: bool, token: int) -> object:
         event = parse("1-1", {b"type": b"scale_up", b"event_id": event_id.encode()}, 9)
         assert isinstance(event, ScaleEvent)
         fields = result_of(OpenTask(event, ""), index, attempt, reason) | ({"started_at": "then"} if started else {})
-        return self.streams[0].record(event_id, self._token(token), index, attempt=attempt, fields=fields)
+        return self.streams[0].record_result(event_id, self._token(token), index, attempt=attempt, fields=fields)
 
     def choose(self, event_id: str, termination: Termination, count: int, token: int) -> object:
         if event_id == "a":
             return None  # it has no worker to choose
         listed = [Victim("a", 2, "p2"), Victim("b", 1, "p1"), Victim("a", 1, "p3")]
-        return self.streams[0].choose(event_id, self._token(token), Claim(termination, listed, count, ["s"]))
+        return self.streams[0].select_victims(
+            event_id, self._token(token), VictimRequest(termination, listed, count, ["s"])
+        )
 
     def finish(self, token: int) -> object:
         return self.streams[0].finish("d", self._token(token), {"kind": "scale_down", "event_id": "d"})
@@ -162,11 +168,11 @@ class ThreeConsumers:
         shown = [_timeless(self.admin.task(event_id), self.SHOWN) for event_id in ids]
         results = [_timeless(result) for result in self.admin.results()]
         letters = [(each["dead_reason"], each["event_id"], each["stream_id"]) for each in self.admin.dead_letters()]
-        stored = [self._known(self.streams[0].reload(event_id)) for event_id in ids]
+        stored = [self._known(self.streams[0].reload_task(event_id)) for event_id in ids]
         mine = [sorted(stream.expired(same_consumer=same)) for stream in self.streams for same in (True, False)]
-        views = sorted(self.streams[0].tasks(), key=lambda view: view.event.event_id)
+        views = sorted(self.streams[0].open_scale_ups(), key=lambda view: view.event.event_id)
         expiry = [self.admin.expires_in(event_id) is None for event_id in ids]
-        known = self.streams[0].known(ids)
+        known = self.streams[0].known_tasks(ids)
         counts = self.admin.pending_count(), self.admin.open_ids()
         return shown, results, letters, stored, mine, views, expiry, known, counts
 
@@ -236,7 +242,7 @@ def attempt(side: ThreeConsumers, name: str, arguments: Sequence[Any]) -> object
     """What a step answers; that the server refused is an answer as well."""
     try:
         return getattr(side, name)(*arguments)
-    except StreamUnavailable:
+    except RedisUnavailable:
         return "unavailable"
 
 

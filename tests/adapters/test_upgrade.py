@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import redis
 
+from ottoscaler.adapters.redis_backend import RedisBackend
 from ottoscaler.adapters.redis_calls import RedisCalls
-from ottoscaler.adapters.stream import RedisStream
-from ottoscaler.adapters.task_codec import decode_workers, worker_json
-from ottoscaler.core.choice import Blocker
+from ottoscaler.adapters.task_codec import decode_workers, encode_worker_state
+from ottoscaler.core.victim_selection import BlockingEvent
 from ottoscaler.local.redis import EmbeddedRedis
 from ottoscaler.ports import OpenTask
 from ottoscaler.settings import KeySettings, RedisSettings
@@ -21,25 +21,25 @@ from tests.adapters.streams import accept
 @pytest.mark.parametrize(
     ("attempt", "note", "seen"),
     [
-        ("1:0", worker_json("running", 1, "p"), True),
-        ("2:1", worker_json("pending", 2, "p"), True),
-        ("2:1", worker_json("running", 1, "p"), False),
-        ("1:0", worker_json("creating", 1, "p"), False),
-        ("1:0", worker_json("waiting", 1, ""), False),
+        ("1:0", encode_worker_state("running", 1, "p"), True),
+        ("2:1", encode_worker_state("pending", 2, "p"), True),
+        ("2:1", encode_worker_state("running", 1, "p"), False),
+        ("1:0", encode_worker_state("creating", 1, "p"), False),
+        ("1:0", encode_worker_state("waiting", 1, ""), False),
         ("1:0", "what somebody else has written", False),
         ("1:0", None, False),
-        ("1:0:s", worker_json("creating", 1, "p"), True),
+        ("1:0:s", encode_worker_state("creating", 1, "p"), True),
     ],
 )
 def test_an_attempt_with_a_noted_pod_was_seen(attempt: str, note: str | None, seen: bool) -> None:
     """Releases before the flag noted only the pod. Taken for unseen, an attempt that ended would be run once more."""
     fields = {b"attempt:1": attempt.encode()} | ({} if note is None else {b"worker:1": note.encode()})
-    assert decode_workers(fields)[1].seen is seen
+    assert decode_workers(fields)[1].pod_was_seen is seen
 
 
 def test_several_drains_were_one() -> None:
     """The field had one name, and has a list of them by now."""
-    assert decode_workers({b"attempt:1": b"1:0", b"spared:1": b"d-1"})[1].spared == ("d-1",)
+    assert decode_workers({b"attempt:1": b"1:0", b"spared:1": b"d-1"})[1].spared_by == ("d-1",)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_an_event_that_has_still_to_choose_gets_its_place_when_it_is_taken(
     with (
         closing(server),
         closing(
-            RedisStream(RedisCalls(settings, KeySettings(consumer="new"), lease_s=9, consumer="new", incarnation="b"))
+            RedisBackend(RedisCalls(settings, KeySettings(consumer="new"), lease_s=9, consumer="new", incarnation="b"))
         ) as stream,
         closing(redis.Redis(server.host, server.port)) as client,
     ):
@@ -70,7 +70,7 @@ def test_an_event_that_has_still_to_choose_gets_its_place_when_it_is_taken(
         assert task is not None
         client.delete("otto:scale:choices")
         client.zadd("otto:scale:open", {"e": 1})
-        taken = stream.take("e", same_consumer=False)
+        taken = stream.take_over("e", same_consumer=False)
         assert isinstance(taken, OpenTask)
         last = f"{int(task.event.stream_id.partition('-')[0]) + 1}-0"
-        assert stream.blocker(last) == (Blocker("e", taken.owner) if holds_up else None)
+        assert stream.blocker(last) == (BlockingEvent("e", taken.owner) if holds_up else None)

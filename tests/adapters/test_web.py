@@ -13,23 +13,26 @@ from typing import Any
 import pytest
 
 from ottoscaler.adapters import web as web_module
-from ottoscaler.adapters.web import CONNECTIONS, Page, Web, verdict
+from ottoscaler.adapters.web import CONNECTIONS, WebResponse, WebServer, probe_response
 from ottoscaler.errors import ConfigError
-from ottoscaler.flow.stop import Stop
+from ottoscaler.flow.stop import StopSignal
 from ottoscaler.settings import WebSettings
 from tests.fakes.clock import SystemClock
 from tests.fakes.wait import eventually
 
 pytestmark = pytest.mark.contract("2.probes")
 
-PAGES: Mapping[str, Callable[[], Page]] = {"/": lambda: Page(b"hello\n"), "/red": lambda: verdict(["a", "b"])}
+PAGES: Mapping[str, Callable[[], WebResponse]] = {
+    "/": lambda: WebResponse(b"hello\n"),
+    "/red": lambda: probe_response(["a", "b"]),
+}
 
 
 @contextmanager
-def serving(pages: Mapping[str, Callable[[], Page]] = PAGES, address: str = "127.0.0.1") -> Iterator[int]:
+def serving(pages: Mapping[str, Callable[[], WebResponse]] = PAGES, address: str = "127.0.0.1") -> Iterator[int]:
     """A server in a thread; the port that it got. No thread is left."""
-    before, stop = threading.active_count(), Stop()
-    web = Web(WebSettings(port=0, address=address), pages)
+    before, stop = threading.active_count(), StopSignal()
+    web = WebServer(WebSettings(port=0, address=address), pages)
     stop.spawn("web", web.run)
     try:
         yield web.port
@@ -67,8 +70,8 @@ def test_a_page_is_answered(port: int) -> None:
 
 def test_a_probe_is_green_or_says_why_not() -> None:
     """One line for each thing that is wrong."""
-    assert verdict([]) == Page(b"ok\n")
-    assert verdict(["a", "b"]) == Page(b"a\nb\n", 503)
+    assert probe_response([]) == WebResponse(b"ok\n")
+    assert probe_response(["a", "b"]) == WebResponse(b"a\nb\n", 503)
 
 
 def test_red_is_503(port: int) -> None:
@@ -125,7 +128,7 @@ def test_slow_clients_keep_no_other_from_an_answer(port: int) -> None:
 
 def test_a_client_that_never_ends_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also one that keeps sending a byte, so that it is never silent."""
-    monkeypatch.setattr(web_module, "LIFE_S", 0.5)
+    monkeypatch.setattr(web_module, "MAX_CONNECTION_AGE_S", 0.5)
     with serving() as port, socket.create_connection(("127.0.0.1", port), 5) as client:
         client.sendall(b"GET / HTTP/1.1\r\nX-Slow: ")
 
@@ -142,10 +145,10 @@ def test_a_client_that_never_ends_is_cut(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_page_that_fails_ends_only_its_own_connection(port: int) -> None:
     """The log reports a defect of ours, and the port goes on."""
 
-    def broken() -> Page:
+    def broken() -> WebResponse:
         raise ZeroDivisionError
 
-    with serving({"/": lambda: Page(b"well\n"), "/broken": broken}) as other:
+    with serving({"/": lambda: WebResponse(b"well\n"), "/broken": broken}) as other:
         with pytest.raises(http.client.RemoteDisconnected):
             ask(other, "/broken")
         assert ask(other)[1] == b"well\n"
@@ -155,7 +158,7 @@ def test_a_page_that_fails_ends_only_its_own_connection(port: int) -> None:
 def test_a_port_in_use_is_a_fault_of_the_configuration(port: int) -> None:
     """Variable, value, what is expected and what is wrong."""
     with pytest.raises(ConfigError) as caught:
-        Web(WebSettings(port=port), PAGES)
+        WebServer(WebSettings(port=port), PAGES)
     (fault,) = caught.value.faults
     assert fault.startswith(f"HTTP_PORT={port}: expected a port that is free at HTTP_ADDRESS=127.0.0.1")
     assert "in use" in fault
@@ -164,7 +167,7 @@ def test_a_port_in_use_is_a_fault_of_the_configuration(port: int) -> None:
 def test_an_address_that_is_not_ours_is_one_too() -> None:
     """It is named."""
     with pytest.raises(ConfigError, match=r"HTTP_ADDRESS=192\.0\.2\.1"):
-        Web(WebSettings(port=0, address="192.0.2.1"), PAGES)
+        WebServer(WebSettings(port=0, address="192.0.2.1"), PAGES)
 
 
 def reach(address: str, port: int) -> bool:
@@ -232,7 +235,7 @@ def test_a_port_in_use_on_one_family_is_not_left_for_the_other() -> None:
     """Otherwise another process would get half of the probes."""
     other = socket.create_server(("::1", 0), family=socket.AF_INET6)
     with other, pytest.raises(ConfigError, match="in use"):
-        Web(WebSettings(port=other.getsockname()[1], address="::"), PAGES)
+        WebServer(WebSettings(port=other.getsockname()[1], address="::"), PAGES)
 
 
 @pytest.mark.contract("2.probes")
@@ -261,8 +264,8 @@ def test_many_requests_leave_nothing_behind(port: int) -> None:
 
 def test_a_connection_that_is_over_is_forgotten() -> None:
     """Otherwise each probe would be kept for as long as the process lives."""
-    stop = Stop()
-    web = Web(WebSettings(port=0, address="127.0.0.1"), PAGES)
+    stop = StopSignal()
+    web = WebServer(WebSettings(port=0, address="127.0.0.1"), PAGES)
     stop.spawn("web", web.run)
     for _ in range(3):
         assert ask(web.port)[0] == 200

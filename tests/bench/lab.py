@@ -19,7 +19,7 @@ from kubernetes import client, config
 
 from ottoscaler.adapters.cluster import VERBS
 from ottoscaler.core.events import ScaleEvent, parse
-from ottoscaler.core.manifest import WorkerKey, build
+from ottoscaler.core.manifest import AttemptKey, build_pod
 from ottoscaler.settings import Settings
 from tests.bench.clocks import AuditLog, Counters
 from tests.e2e.kube_server import KubeServer
@@ -136,8 +136,8 @@ def peer_pod() -> bytes:
     event = parse("1-1", {b"type": b"scale_up", b"pod_count": b"1000", b"task_id": b"bench"}, 1000)
     assert isinstance(event, ScaleEvent)
     template = Settings.load({}, "bench", NAMESPACE).worker
-    key, text = WorkerKey("peer000000", 1, 1), event.encode()
-    body = json.loads(build(template, event, key, event_json=text, instance=PEER, namespace=NAMESPACE))
+    key, text = AttemptKey("peer000000", 1, 1), event.encode()
+    body = json.loads(build_pod(template, event, key, event_json=text, instance=PEER, namespace=NAMESPACE))
     body["metadata"]["name"] = "@NAME@"
     return json.dumps(body).encode()
 

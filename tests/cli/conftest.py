@@ -17,15 +17,15 @@ from typing import Any, cast
 import pytest
 import redis
 
+from ottoscaler.adapters.redis_backend import RedisBackend
 from ottoscaler.adapters.redis_calls import RedisCalls
 from ottoscaler.adapters.status_reader import StatusReader
-from ottoscaler.adapters.stream import RedisStream
 from ottoscaler.cli.connection import load
-from ottoscaler.core.choice import Claim, Victim
-from ottoscaler.core.events import BadEvent, ScaleEvent, digest, parse
+from ottoscaler.core.events import BadEvent, ScaleEvent, content_digest, parse
 from ottoscaler.core.results import worker_result
 from ottoscaler.core.termination import Termination
-from ottoscaler.core.verdicts import Reason, Verdict
+from ottoscaler.core.verdicts import EndReason, Verdict
+from ottoscaler.core.victim_selection import Victim, VictimRequest
 from ottoscaler.local.redis import EmbeddedRedis
 from ottoscaler.ports import Entry, OpenTask
 from ottoscaler.settings import Settings
@@ -40,7 +40,7 @@ class Controller:
     """What the controller does to Redis, step by step, as a test says. One thread at a time."""
 
     def __init__(self, settings: Settings) -> None:
-        self.stream = RedisStream(
+        self.stream = RedisBackend(
             RedisCalls(settings.redis, settings.keys, lease_s=15, consumer="otto-0", incarnation="boot")
         )
         self.stream.ensure_group()
@@ -53,7 +53,7 @@ class Controller:
             self.stream.dead_letter(entry, event)
             return None
         fields = dict(entry.fields or {})
-        return self.stream.accept([(event, digest(fields))], [fields])[0]
+        return self.stream.accept([(event, content_digest(fields))], [fields])[0]
 
     def _parsed(self, entry: Entry) -> ScaleEvent | BadEvent:
         return parse(entry.stream_id, entry.fields or {}, 1000)
@@ -61,17 +61,17 @@ class Controller:
     def start(self, task: OpenTask, index: int) -> None:
         """Let a worker's pod be created."""
         pod = f"otto-agent-x-{index}"
-        self.stream.intend(task.event.event_id, task.owner, index, attempt=1, infra_used=0, pod=pod)
+        self.stream.store_attempt(task.event.event_id, task.owner, index, attempt=1, infra_used=0, pod=pod)
 
-    def end(self, task: OpenTask, *reasons: Reason, **fields: str) -> None:
+    def end(self, task: OpenTask, *reasons: EndReason, **fields: str) -> None:
         """Let worker 1, 2, ... end, each for its reason; further fields go into each result."""
         for index, reason in enumerate(reasons, start=1):
             self.start(task, index)
             result = worker_result(task.event, index, 1, Verdict(reason, "so it was"), None, time.time())
-            answer = {**result, **(fields if reason is not Reason.COMPLETED else {})}
-            self.stream.record(task.event.event_id, task.owner, index, attempt=1, fields=answer)
+            answer = {**result, **(fields if reason is not EndReason.COMPLETED else {})}
+            self.stream.record_result(task.event.event_id, task.owner, index, attempt=1, fields=answer)
 
-    def carry_out(self, *reasons: Reason, **fields: str) -> None:
+    def carry_out(self, *reasons: EndReason, **fields: str) -> None:
         """Take the next event and let its workers end."""
         if (task := self.take()) is not None:
             self.end(task, *reasons, **fields)
@@ -82,7 +82,9 @@ class Controller:
         assert task is not None
         event_id = task.event.event_id
         victims = [Victim(of.event.event_id, index, pod) for index, pod in enumerate(pods, 1)]
-        self.stream.choose(event_id, task.owner, Claim(Termination(Reason.SCALED_DOWN, by=event_id), victims))
+        self.stream.select_victims(
+            event_id, task.owner, VictimRequest(Termination(EndReason.SCALED_DOWN, by=event_id), victims)
+        )
         closing = {"kind": "scale_down", "event_id": event_id, "outcome": "succeeded", "reason": "Completed"}
         self.stream.finish(event_id, task.owner, closing)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ottoscaler.cli.cgroup import OTHER_THREADS, PidsLimit, advice, pids_limit
+from ottoscaler.cli.cgroup import OTHER_THREADS, PidsLimit, pids_limit, pids_limit_warning
 
 
 @pytest.mark.parametrize(
@@ -47,11 +47,11 @@ def test_a_machine_without_cgroups_has_no_limit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("value", "fits"), [(100 + OTHER_THREADS, True), (99 + OTHER_THREADS, False), (1, False)])
 def test_a_limit_that_is_too_narrow_is_one_sentence(value: int, fits: bool) -> None:
     """Both numbers, and what can be done."""
-    sentence = advice(100, PidsLimit(value, Path("/sys/fs/cgroup/pids.max")))
+    sentence = pids_limit_warning(100, PidsLimit(value, Path("/sys/fs/cgroup/pids.max")))
     assert (sentence == "") is fits
     assert fits or all(text in sentence for text in ("MAX_WORKERS=100", f"allows {value}", "/sys/fs/cgroup/pids.max"))
 
 
 def test_no_limit_needs_no_advice() -> None:
     """The usual case."""
-    assert advice(10_000, None) == ""
+    assert pids_limit_warning(10_000, None) == ""

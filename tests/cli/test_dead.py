@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import redis
 
-from ottoscaler.adapters.dead import DeadLetters, RequestOutcome, canonical
+from ottoscaler.adapters.dead import DeadLetterOutcome, DeadLetters, canonical_entry_id
 from ottoscaler.cli.main import main
 from ottoscaler.core.events import BadEvent, DeadReason
-from ottoscaler.core.verdicts import Reason
+from ottoscaler.core.verdicts import EndReason
 from ottoscaler.settings import Settings
 from tests.cli.conftest import LONG_S, Controller, Terminal, entries
 from tests.e2e.tcp_proxy import TcpProxy
@@ -165,7 +165,7 @@ def test_a_second_redrive_changes_nothing_and_names_the_first(
     assert main(["dead", "redrive", dead_id, "pod_count=1"]) == 0
     first = capsys.readouterr().out
     if finished:
-        controller.carry_out(Reason.COMPLETED)
+        controller.carry_out(EndReason.COMPLETED)
     before = entries(client, settings.keys.stream)
     assert main(["dead", "redrive", dead_id, *changes]) == 0
     output = capsys.readouterr()
@@ -184,7 +184,7 @@ def test_many_at_once_send_one(
     dead_id, start = bury(), threading.Barrier(8)
     opened = [DeadLetters(settings.redis, settings.keys) for _ in range(8)]
 
-    def send(letters: DeadLetters, count: int) -> tuple[RequestOutcome, str]:
+    def send(letters: DeadLetters, count: int) -> tuple[DeadLetterOutcome, str]:
         start.wait(LONG_S)
         return letters.redrive(dead_id, {b"type": b"scale_up", b"pod_count": b"%d" % count})
 
@@ -233,7 +233,7 @@ def test_an_event_of_that_id_that_came_otherwise_is_the_first(
     """A person sent it by hand: sent once more, with other fields, it would be a conflict."""
     dead_id = bury()
     by_hand = client.xadd(settings.keys.stream, {"type": "scale_up", "event_id": f"redrive:{dead_id}"})
-    controller.carry_out(Reason.COMPLETED)
+    controller.carry_out(EndReason.COMPLETED)
     assert main(["dead", "redrive", dead_id, "pod_count=7"]) == 0
     assert capsys.readouterr().out.strip() == by_hand
 
@@ -263,7 +263,7 @@ def test_an_event_that_was_trimmed_away_is_not_there_to_send(
     client.xadd(settings.keys.stream, {"type": "scale_up"})
     (entry,) = controller.stream.read(1)
     client.xtrim(settings.keys.stream, maxlen=0, approximate=False)
-    (gone,) = controller.stream.pending(own=True, min_idle_s=0)
+    (gone,) = controller.stream.claim_pending(own=True, min_idle_s=0)
     controller.stream.dead_letter(gone, BadEvent(DeadReason.TRIMMED, "gone"))
     ((dead_id, _),) = entries(client, settings.keys.dead_letter_stream)
     assert main(["dead", "redrive", dead_id]) == 1
@@ -456,7 +456,7 @@ def test_an_id_of_another_form_is_refused(capsys: Out, action: str, odd: str) ->
 def test_an_entry_has_one_id_however_it_is_written(bury: Callable[..., str], capsys: Out) -> None:
     """With zeros before it, it is not sent a second time."""
     dead_id = bury()
-    assert canonical(f"0{dead_id}") == dead_id
+    assert canonical_entry_id(f"0{dead_id}") == dead_id
     assert main(["dead", "redrive", dead_id, "pod_count=1"]) == 0
     assert main(["dead", "redrive", f"0{dead_id}", "pod_count=1"]) == 0
     assert "was sent again before" in capsys.readouterr().err

@@ -15,7 +15,7 @@ import redis
 
 from ottoscaler.cli.main import main
 from ottoscaler.cli.system import LocalSystem
-from ottoscaler.errors import LocalError
+from ottoscaler.errors import LocalSystemError
 from tests.cli.conftest import LONG_S, child
 from tests.cli.processes import below, controller, left, using
 from tests.conftest import require
@@ -123,20 +123,20 @@ def test_the_servers_are_found_whatever_the_environment_says(system: LocalSystem
 def test_a_line_to_copy_says_what_another_terminal_would_have_wrong(system: LocalSystem) -> None:
     """No more than that; and never a secret."""
     port = system.settings.redis.port
-    assert system.redis_prefix() == f"REDIS_PASSWORD= REDIS_TLS= REDIS_HOST=127.0.0.1 REDIS_PORT={port}"
+    assert system.shell_prefix() == f"REDIS_PASSWORD= REDIS_TLS= REDIS_HOST=127.0.0.1 REDIS_PORT={port}"
 
 
 def test_two_systems_do_not_share_a_data_directory(system: LocalSystem) -> None:
     """Two servers would write to one append-only file."""
     again = LocalSystem(system.kubeconfig.parents[1], {})
-    with pytest.raises(LocalError, match="is in use by another local system"):
+    with pytest.raises(LocalSystemError, match="is in use by another local system"):
         again.start()
 
 
 def test_a_data_directory_that_cannot_be_used_is_reported(tmp_path: Path) -> None:
     """A sentence, not a traceback."""
     (tmp_path / "redis").write_text("a file")
-    with pytest.raises(LocalError, match="cannot be used"):
+    with pytest.raises(LocalSystemError, match="cannot be used"):
         LocalSystem(tmp_path, {}).start()
 
 

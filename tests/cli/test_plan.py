@@ -11,7 +11,7 @@ import yaml
 
 from ottoscaler.cli.main import main
 from ottoscaler.core.events import ScaleEvent
-from ottoscaler.core.manifest import WorkerKey, build, event_hash
+from ottoscaler.core.manifest import AttemptKey, build_pod, event_hash
 from ottoscaler.settings import WorkerSettings
 from tests.core.policies import EXAMPLE, parsed
 
@@ -39,9 +39,9 @@ def test_the_pod_is_the_one_that_the_controller_would_create(capsys: pytest.Capt
     (pod,), text = planned(capsys, *(f"{name}={value}" for name, value in fields.items()))
     event = parsed(fields)
     assert isinstance(event, ScaleEvent)
-    key = WorkerKey(event_hash("ottoscaler", "e"), 1, 1)
+    key = AttemptKey(event_hash("ottoscaler", "e"), 1, 1)
     where = {"instance": "ottoscaler", "namespace": "default"}
-    assert pod == json.loads(build(WorkerSettings(), event, key, event_json=event.encode(), **where))
+    assert pod == json.loads(build_pod(WorkerSettings(), event, key, event_json=event.encode(), **where))
     assert "1 more differ from it" in text
     pods, _ = planned(capsys, "pod_count=2", "--all")
     assert [pod["metadata"]["labels"]["ottoscaler.io/worker"] for pod in pods] == ["1", "2"]

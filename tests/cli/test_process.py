@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from ottoscaler.cli import process
-from ottoscaler.cli.process import Figures, figures
+from ottoscaler.cli.process import CpuSample, read_cpu_sample
 from tests.cli.conftest import SCRIPT, printed_by
 
 ASK = """
 import ctypes, gc, threading
 from ottoscaler.cli import process
-process.prepare({workers})
+process.tune_process({workers})
 print(gc.get_freeze_count() > 1000, gc.get_threshold()[0], threading.stack_size())
 threading.Thread(target=print).start()  # a process with one thread has no table yet
 print(ctypes.CDLL(None).prctl(78, 2, 0, 0, 0))
@@ -49,9 +49,9 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a pr
 needs_two = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="this machine has one CPU")
 
 
-def sample(at: float, busy: Sequence[float], own: float = 0, *threads: tuple[float, float]) -> Figures:
+def sample(at: float, busy: Sequence[float], own: float = 0, *threads: tuple[float, float]) -> CpuSample:
     """What the kernel says; the CPUs are 0, 1, ..., and so are our threads."""
-    return Figures(at, dict(enumerate(busy)), own, dict(enumerate(threads)))
+    return CpuSample(at, dict(enumerate(busy)), own, dict(enumerate(threads)))
 
 
 #: Within ten seconds: busy with whatever, our own part, and how long our two threads ran and waited.
@@ -102,13 +102,13 @@ def test_a_cpu_is_chosen_on_which_we_are_nearly_alone(
 @linux
 def test_the_kernel_has_the_figures() -> None:
     """Our time on a CPU grows by what we do, and so does that of the CPUs."""
-    before = figures(Path("/proc"))
+    before = read_cpu_sample(Path("/proc"))
     if before is None:
         pytest.skip("this kernel does not tell how long threads wait")
     end = time.process_time() + 0.3
     while time.process_time() < end:
         pass
-    after = figures(Path("/proc"))
+    after = read_cpu_sample(Path("/proc"))
     assert after is not None
     main = threading.main_thread().native_id
     assert main is not None
@@ -138,7 +138,7 @@ def test_without_the_kernels_figures_no_cpu_is_chosen(tmp_path: Path, files: dic
             (tmp_path / "self" / "task" / str(thread.native_id) / "schedstat").write_text(files["schedstat"])
     if "stat" in files:
         (tmp_path / "stat").write_text(files["stat"])
-    assert figures(tmp_path) is None
+    assert read_cpu_sample(tmp_path) is None
     before = _affinity()
     waits: list[float | None] = []
 
@@ -146,7 +146,7 @@ def test_without_the_kernels_figures_no_cpu_is_chosen(tmp_path: Path, files: dic
         waits.append(seconds)
         return seconds is None
 
-    process.OneCpu(tmp_path).run(wait)
+    process.CpuPinning(tmp_path).run(wait)
     assert (waits, _affinity()) == ([None], before)
 
 
@@ -161,13 +161,14 @@ from ottoscaler.cli import process
 allowed = len(os.sched_getaffinity(0))
 os.cpu_count = lambda: {there}
 at = iter(range(1000))
-process.figures = lambda proc: process.Figures(next(at), dict.fromkeys(range(allowed), 1.0), 0.0, {{1: (1.0, 0.0)}})
+idle = dict.fromkeys(range(allowed), 1.0)
+process.read_cpu_sample = lambda proc: process.CpuSample(next(at), idle, 0.0, {{1: (1.0, 0.0)}})
 {before}
-process.prepare(1)
+process.tune_process(1)
 go_on = threading.Event()
 older = threading.Thread(target=lambda: go_on.wait() and print(len(os.sched_getaffinity(0)) == {left}))
 older.start()
-one = process.OneCpu()
+one = process.CpuPinning()
 one.run(lambda seconds: seconds is None or next(at) > 20)
 print(len(os.sched_getaffinity(0)) == {left})
 go_on.set()
@@ -213,8 +214,8 @@ import os
 from ottoscaler.cli import process
 at = iter(range(1000))
 calm = dict.fromkeys(range(os.cpu_count()), 1.0)
-process.figures = lambda proc: process.Figures(next(at), calm, 0.0, {1: (1.0, 0.0)})
-one = process.OneCpu()
+process.read_cpu_sample = lambda proc: process.CpuSample(next(at), calm, 0.0, {1: (1.0, 0.0)})
+one = process.CpuPinning()
 os.sched_setaffinity(0, {1})
 print(one.step(), one.step(), os.sched_getaffinity(0))
 """
@@ -227,10 +228,10 @@ import os, sys, threading, time
 os.sched_setaffinity(0, {0, 1})
 os.cpu_count = lambda: 2
 from ottoscaler.cli import process
-process.prepare(100)
+process.tune_process(100)
 start = float(sys.argv[1])
-one = process.OneCpu()
-one._move({int(cpu) for cpu in sys.argv[3].split(",")})
+one = process.CpuPinning()
+one._pin_threads({int(cpu) for cpu in sys.argv[3].split(",")})
 threading.Thread(target=one.run, args=(threading.Event().wait,), daemon=True).start()
 def burn():
     while time.time() < start:
@@ -251,12 +252,12 @@ print(pinned, time.process_time() - before)
 def test_a_process_that_waits_on_its_cpu_may_use_all_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """And it does not try the next one at once."""
     looks = iter([sample(0, [0, 0]), sample(10, [10, 0], 5, (0, 0)), sample(11, [11, 0], 6, (0, 0))])
-    monkeypatch.setattr(process, "figures", lambda _proc: next(looks))
-    monkeypatch.setattr(Figures, "contended", lambda *_: True)
-    one = process.OneCpu()
+    monkeypatch.setattr(process, "read_cpu_sample", lambda _proc: next(looks))
+    monkeypatch.setattr(CpuSample, "contended", lambda *_: True)
+    one = process.CpuPinning()
     one._all, one._set = frozenset({0, 1}), frozenset({0})
     moves: list[set[int]] = []
-    monkeypatch.setattr(one, "_move", lambda cpus: not moves.append(set(cpus)))
+    monkeypatch.setattr(one, "_pin_threads", lambda cpus: not moves.append(set(cpus)))
     assert [one.step(), one.step()] == [True, True]
     assert moves == [{0, 1}]
     one._set = one._all

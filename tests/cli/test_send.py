@@ -15,7 +15,7 @@ import yaml
 from ottoscaler.adapters.status_reader import StatusReader
 from ottoscaler.cli.main import main
 from ottoscaler.core.events import BadEvent, parse
-from ottoscaler.core.verdicts import Reason
+from ottoscaler.core.verdicts import EndReason
 from ottoscaler.local.redis import EmbeddedRedis
 from ottoscaler.settings import Settings
 from tests.cli.conftest import LONG_S, Controller, Terminal, child, entries
@@ -210,7 +210,7 @@ def test_wait_gives_0_when_all_workers_succeeded(
     controller: Controller, meanwhile: Meanwhile, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Options may stand between the fields."""
-    meanwhile(controller.carry_out, Reason.COMPLETED, Reason.COMPLETED, Reason.COMPLETED)
+    meanwhile(controller.carry_out, EndReason.COMPLETED, EndReason.COMPLETED, EndReason.COMPLETED)
     assert main(["send", UP[0], *WAIT, *UP[1:]]) == 0
     assert capsys.readouterr().out.endswith("All 3 workers succeeded\n")
 
@@ -219,7 +219,7 @@ def test_wait_names_the_workers_that_failed(
     controller: Controller, meanwhile: Meanwhile, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Which one, why, and with what exit code; the exit code of the command is 1."""
-    meanwhile(controller.carry_out, Reason.COMPLETED, Reason.ERROR, Reason.COMPLETED, exit_code="3")
+    meanwhile(controller.carry_out, EndReason.COMPLETED, EndReason.ERROR, EndReason.COMPLETED, exit_code="3")
     assert main(["send", *UP, *WAIT]) == 1
     out = capsys.readouterr().out
     assert "2 of 3 workers succeeded (2 succeeded, 1 failed)\n" in out
@@ -230,14 +230,14 @@ def test_of_many_failed_workers_some_are_named(
     controller: Controller, meanwhile: Meanwhile, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A screen full of the same sentence is no help."""
-    meanwhile(controller.carry_out, *[Reason.ERROR] * 12)
+    meanwhile(controller.carry_out, *[EndReason.ERROR] * 12)
     assert main(["send", "type=scale_up", "pod_count=12", *WAIT]) == 1
     assert capsys.readouterr().out.endswith("  and 2 more\n")
 
 
 def test_a_cancelled_worker_is_no_success(controller: Controller, meanwhile: Meanwhile) -> None:
     """Exit code 0 is for all workers succeeded and nothing else."""
-    meanwhile(controller.carry_out, Reason.COMPLETED, Reason.SCALED_DOWN, Reason.COMPLETED)
+    meanwhile(controller.carry_out, EndReason.COMPLETED, EndReason.SCALED_DOWN, EndReason.COMPLETED)
     assert main(["send", *UP, *WAIT]) == 1
 
 
@@ -285,9 +285,9 @@ def test_a_refused_event_that_is_sent_again_gets_the_same_answer(
         assert "Invalid: field pod_count" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("reason", "code"), [(Reason.COMPLETED, 0), (Reason.ERROR, 1)])
+@pytest.mark.parametrize(("reason", "code"), [(EndReason.COMPLETED, 0), (EndReason.ERROR, 1)])
 def test_a_duplicate_of_a_finished_event_is_answered_at_once(
-    controller: Controller, capsys: pytest.CaptureFixture[str], reason: Reason, code: int
+    controller: Controller, capsys: pytest.CaptureFixture[str], reason: EndReason, code: int
 ) -> None:
     """From what is stored; no controller need run."""
     same = ["send", "type=scale_up", "event_id=mine-1"]
@@ -301,7 +301,7 @@ def test_another_event_under_a_used_event_id_is_a_conflict(
 ) -> None:
     """The success of the first is not the second's."""
     main(["send", "type=scale_up", "event_id=mine-2"])
-    controller.carry_out(Reason.COMPLETED)
+    controller.carry_out(EndReason.COMPLETED)
     meanwhile(controller.carry_out)
     assert main(["send", "type=scale_up", "event_id=mine-2", "note=other", *WAIT]) == 1
     assert "Conflict: event_id mine-2 was used before" in capsys.readouterr().out
@@ -361,8 +361,8 @@ def test_a_terminal_gets_a_bar(controller: Controller) -> None:
     terminal = Terminal("send", *UP, *WAIT)
     task = controller.take()
     assert task is not None
-    controller.end(task, Reason.COMPLETED)
+    controller.end(task, EndReason.COMPLETED)
     assert "1/3" in terminal.until("1/3")
-    controller.end(task, *[Reason.COMPLETED] * 3)
+    controller.end(task, *[EndReason.COMPLETED] * 3)
     assert terminal.end() == 0
     assert terminal.screen.rstrip().endswith("All 3 workers succeeded")

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from ottoscaler.cli.signals import Signals
-from ottoscaler.flow.stop import Stop
+from ottoscaler.flow.stop import StopSignal
 from tests.cli.conftest import LONG_S, SCRIPT, printed_by
 from tests.fakes.wait import eventually
 
@@ -71,7 +71,7 @@ def test_a_signal_at_any_moment_is_received(work: str, rounds: int) -> None:
 
 def test_a_stop_that_hangs_ends_by_force() -> None:
     """After its time, and some spare: the sender of the first signal need not send a second one."""
-    stop, forced = Stop(), threading.Event()
+    stop, forced = StopSignal(), threading.Event()
     with Signals(stop.set, -4.9, forced.set):
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.wait(LONG_S)
@@ -80,7 +80,7 @@ def test_a_stop_that_hangs_ends_by_force() -> None:
 
 def test_other_signals_do_not_count() -> None:
     """A handler from outside the program shares the pipe."""
-    stop, forced, seen = Stop(), threading.Event(), threading.Event()
+    stop, forced, seen = StopSignal(), threading.Event(), threading.Event()
     old = signal.signal(signal.SIGUSR1, lambda *_: seen.set())
     try:
         with Signals(stop.set, 30, forced.set):

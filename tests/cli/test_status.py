@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from ottoscaler.cli.main import main
-from ottoscaler.core.verdicts import Reason
+from ottoscaler.core.verdicts import EndReason
 from ottoscaler.local.redis import EmbeddedRedis
 from ottoscaler.settings import Settings
 from tests.adapters.streams import note_why
@@ -47,7 +47,7 @@ def test_a_task_is_shown_with_its_workers(controller: Controller, capsys: pytest
     main(["send", *UP])
     task = controller.take()
     assert task is not None
-    controller.end(task, Reason.COMPLETED)
+    controller.end(task, EndReason.COMPLETED)
     controller.start(task, 2)
     note_why(controller.stream, "e-1", task.owner, "QuotaExceeded", "2030-01-01T00:00:00.000Z")
     (found,) = status(capsys)["tasks"]
@@ -62,7 +62,7 @@ def test_the_keys_of_json_are_stable(controller: Controller, capsys: pytest.Capt
     main(["send", *UP])
     controller.take()
     main(["send", "type=scale_up"])
-    controller.carry_out(Reason.COMPLETED)
+    controller.carry_out(EndReason.COMPLETED)
     found = status(capsys)
     assert list(found) == ["at", "tasks", "finished", "backlog", "dead_letters"]
     first = (
@@ -74,7 +74,7 @@ def test_the_keys_of_json_are_stable(controller: Controller, capsys: pytest.Capt
 
 def test_what_finished_last_comes_first(controller: Controller, capsys: pytest.CaptureFixture[str]) -> None:
     """Tasks only, with their outcome."""
-    for number, reason in enumerate((Reason.COMPLETED, Reason.ERROR)):
+    for number, reason in enumerate((EndReason.COMPLETED, EndReason.ERROR)):
         main(["send", "type=scale_up", f"task_id=t-{number}"])
         controller.carry_out(reason)
     finished = status(capsys)["finished"]
@@ -205,7 +205,7 @@ def test_why_nothing_moves_is_shown_with_the_next_time(
 def test_a_terminal_gets_a_table(controller: Controller) -> None:
     """With headings, the tasks that run and those that have ended."""
     main(["send", "type=scale_up", "task_id=task-122"])
-    controller.carry_out(Reason.COMPLETED)
+    controller.carry_out(EndReason.COMPLETED)
     main(["send", *UP])
     controller.take()
     terminal = Terminal("status")

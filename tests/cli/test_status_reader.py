@@ -11,7 +11,7 @@ import redis
 from ottoscaler.adapters import status_reader
 from ottoscaler.adapters.status_reader import StatusReader, StreamPositions
 from ottoscaler.adapters.task_codec import decode_state
-from ottoscaler.core.verdicts import Reason
+from ottoscaler.core.verdicts import EndReason
 from ottoscaler.settings import Settings
 from tests.cli.conftest import Controller
 
@@ -22,7 +22,7 @@ def test_a_task_is_found_by_its_event_id(controller: Controller, reader: StatusR
     """Which is the entry's id for an event that has none of its own."""
     event_id = reader.send(UP)
     controller.take()
-    assert reader.find(event_id) == [event_id]
+    assert reader.find_event_ids(event_id) == [event_id]
 
 
 def test_open_tasks_are_found_by_their_task_id(controller: Controller, reader: StatusReader) -> None:
@@ -32,19 +32,19 @@ def test_open_tasks_are_found_by_their_task_id(controller: Controller, reader: S
         controller.take()
     reader.send({"type": "scale_up"})
     controller.take()
-    assert reader.find("task-7") == sent
+    assert reader.find_event_ids("task-7") == sent
 
 
 def test_a_finished_task_is_found_by_its_task_id(controller: Controller, reader: StatusReader) -> None:
     """As long as it is remembered."""
     event_id = reader.send(UP)
-    controller.carry_out(Reason.COMPLETED, Reason.COMPLETED)
-    assert reader.find("task-7") == [event_id]
+    controller.carry_out(EndReason.COMPLETED, EndReason.COMPLETED)
+    assert reader.find_event_ids("task-7") == [event_id]
 
 
 def test_what_is_not_known_is_not_found(reader: StatusReader) -> None:
     """Neither as an event nor as a task."""
-    assert reader.find("task-7") == []
+    assert reader.find_event_ids("task-7") == []
     assert reader.task("task-7") is None
 
 
@@ -53,7 +53,7 @@ def test_a_worker_has_its_state_and_then_its_outcome(controller: Controller, rea
     event_id = reader.send(UP)
     task = controller.take()
     assert task is not None
-    controller.end(task, Reason.OOM_KILLED, exit_code="137")
+    controller.end(task, EndReason.OOM_KILLED, exit_code="137")
     controller.start(task, 2)
     found = reader.task(event_id)
     assert found is not None
@@ -79,7 +79,7 @@ def test_a_worker_of_which_nothing_is_stored_is_waiting(
     """A scale_down has no workers of its own, whatever its number is."""
     workers = {f"worker:{index}".encode(): json.dumps(worker).encode() for index, worker in stored.items()}
     state = decode_state("e-1", {b"type": kind.encode(), b"pod_count": b"3", **workers})
-    assert state.tally() == tally
+    assert state.count_workers() == tally
 
 
 @pytest.mark.parametrize("count", [0, 4, 5, 6, 10, 13])
@@ -112,26 +112,26 @@ def test_its_time_is_that_of_the_server(reader: StatusReader) -> None:
 def test_news_begin_behind_the_mark(controller: Controller, reader: StatusReader) -> None:
     """What was there before is not returned, what comes after is returned once."""
     reader.send(UP)
-    controller.carry_out(Reason.COMPLETED, Reason.COMPLETED)
+    controller.carry_out(EndReason.COMPLETED, EndReason.COMPLETED)
     mark = reader.position()
     reader.send({"type": "scale_up", "task_id": "later"})
-    controller.carry_out(Reason.COMPLETED)
+    controller.carry_out(EndReason.COMPLETED)
     reader.send({"type": "nothing"})
     controller.take()
-    news = reader.news(mark, 0)
+    news = reader.new_entries(mark, 0)
     assert [(result["task_id"], result["kind"]) for result in news.results[:2]] == [
         ("later", "worker"),
         ("later", "task"),
     ]
     assert [letter.reason for letter in news.dead] == ["Invalid"]
-    assert reader.news(news.position, 0).results == []
+    assert reader.new_entries(news.position, 0).results == []
 
 
 def test_news_are_waited_for_no_longer_than_said(reader: StatusReader) -> None:
     """And 0 does not mean without limit, as it does for Redis."""
     started = time.monotonic()
-    assert reader.news(StreamPositions(), 0).results == []
-    assert reader.news(reader.position(), 0.2).results == []
+    assert reader.new_entries(StreamPositions(), 0).results == []
+    assert reader.new_entries(reader.position(), 0.2).results == []
     assert 0.15 < time.monotonic() - started < 5
 
 
@@ -140,7 +140,7 @@ def test_dead_letters_of_another_group_are_not_ours(
 ) -> None:
     """It may refuse what our group carries out."""
     client.xadd(settings.keys.dead_letter_stream, {"dead_reason": "Invalid", "stream_id": "1-1", "group": "others"})
-    assert reader.news(StreamPositions(), 0).dead == []
+    assert reader.new_entries(StreamPositions(), 0).dead == []
     assert reader.dead_letter("1-1") is None
 
 
@@ -168,5 +168,5 @@ def test_a_prefix_is_not_a_pattern(settings: Settings, reader: StatusReader, cli
     keys = type(settings.keys)(consumer="c", prefix=f"{settings.keys.prefix}{prefix}")
     client.hset(f"{keys.prefix}task:e-1", mapping={"task_id": "t", "state": "finished"})
     own = StatusReader(settings.redis, keys)
-    assert own.find("t") == ["e-1"]
+    assert own.find_event_ids("t") == ["e-1"]
     own.close()

@@ -10,8 +10,8 @@ import msgspec
 from msgspec.structs import replace
 
 from ottoscaler.core.events import EventType, ScaleEvent
-from ottoscaler.core.manifest import WorkerKey
-from ottoscaler.core.pods import Phase, RawPod, Snapshot, snapshot
+from ottoscaler.core.manifest import AttemptKey
+from ottoscaler.core.pods import Phase, PodSnapshot, RawPod, pod_snapshot
 
 Json = dict[str, Any]
 
@@ -84,9 +84,9 @@ def decode(raw: object) -> RawPod:
     return msgspec.json.decode(msgspec.json.encode(raw), type=RawPod)
 
 
-def seen(raw: Json) -> Snapshot:
+def seen(raw: Json) -> PodSnapshot:
     """The snapshot of a pod that is one of ours."""
-    result = snapshot(decode(raw))
+    result = pod_snapshot(decode(raw))
     assert result is not None
     return result
 
@@ -136,10 +136,10 @@ def deleted_at(after_s: float, grace_s: int = 30) -> Json:
     return {"deletionTimestamp": stamp(after_s + grace_s), "deletionGracePeriodSeconds": grace_s}
 
 
-def pod(phase: Phase = Phase.PENDING, **changes: Any) -> Snapshot:
+def pod(phase: Phase = Phase.PENDING, **changes: Any) -> PodSnapshot:
     """The pod of worker 1, attempt 1."""
-    plain = Snapshot(
-        key=WorkerKey(HASH, 1, 1),
+    plain = PodSnapshot(
+        key=AttemptKey(HASH, 1, 1),
         name="otto-agent-0123456789-1",
         uid="u-1",
         resource_version="1",
@@ -154,26 +154,30 @@ def pod(phase: Phase = Phase.PENDING, **changes: Any) -> Snapshot:
 _RAN: Json = {"started_at": NOW + 1, "node": "n-1"}
 
 
-def running(**changes: Any) -> Snapshot:
+def running(**changes: Any) -> PodSnapshot:
     """It has started."""
     return pod(Phase.RUNNING, **(_RAN | changes))
 
 
-def succeeded(**changes: Any) -> Snapshot:
+def succeeded(**changes: Any) -> PodSnapshot:
     """It has ended well."""
-    return pod(Phase.SUCCEEDED, **(_RAN | {"finished_at": NOW + 5, "exit_code": 0, "ended_as": "Completed"} | changes))
+    return pod(
+        Phase.SUCCEEDED, **(_RAN | {"finished_at": NOW + 5, "exit_code": 0, "agent_end_reason": "Completed"} | changes)
+    )
 
 
-def failed(code: int = 1, **changes: Any) -> Snapshot:
+def failed(code: int = 1, **changes: Any) -> PodSnapshot:
     """It has ended by itself, with an exit code."""
-    return pod(Phase.FAILED, **(_RAN | {"finished_at": NOW + 5, "exit_code": code, "ended_as": "Error"} | changes))
+    return pod(
+        Phase.FAILED, **(_RAN | {"finished_at": NOW + 5, "exit_code": code, "agent_end_reason": "Error"} | changes)
+    )
 
 
-def evicted(**changes: Any) -> Snapshot:
+def evicted(**changes: Any) -> PodSnapshot:
     """The node ended it."""
     return failed(137, **({"reason": "Evicted", "message": "The node was low on resource: memory."} | changes))
 
 
-def deleting(plain: Snapshot, **changes: Any) -> Snapshot:
+def deleting(plain: PodSnapshot, **changes: Any) -> PodSnapshot:
     """The same pod after a request for its deletion."""
     return replace(plain, **({"deletion_requested_at": NOW + 2, "deletion_grace_s": 30.0} | changes))

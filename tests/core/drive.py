@@ -6,7 +6,7 @@ from typing import Final
 
 from ottoscaler.core import effects, observations
 from ottoscaler.core.effects import Effect
-from ottoscaler.core.lifecycle import Life, begin, step
+from ottoscaler.core.lifecycle import Lifecycle, begin_lifecycle, step
 from ottoscaler.core.observations import Observation
 from ottoscaler.settings import WorkerSettings
 from tests.core.builders import NOW
@@ -17,51 +17,51 @@ LIMITS = WorkerSettings(
 
 #: What the docstrings of the effects promise: no other observation ever answers them.
 ANSWERS: Final[dict[type, tuple[type, ...]]] = {
-    effects.Intend: (
-        observations.Intended,
+    effects.StoreAttempt: (
+        observations.AttemptStored,
         observations.Cancelled,
         observations.HasResult,
-        observations.OldAttempt,
-        observations.NotOurs,
+        observations.NewerAttemptStored,
+        observations.OwnershipLost,
     ),
-    effects.Create: (
-        observations.Seen,
-        observations.AlreadyThere,
-        observations.Refused,
+    effects.CreatePod: (
+        observations.PodSeen,
+        observations.PodAlreadyExists,
+        observations.CreateRefused,
         observations.RejectedPod,
-        observations.Unclear,
+        observations.CreateUnclear,
     ),
-    effects.NoteRefused: (observations.Done, observations.NotOurs),
-    effects.Look: (observations.Seen, observations.Absent, observations.Foreign),
-    effects.Check: (observations.Checked, observations.HasResult, observations.NotOurs),
-    effects.Await: (
-        observations.Seen,
-        observations.Missing,
+    effects.StoreRefusal: (observations.EffectDone, observations.OwnershipLost),
+    effects.GetPod: (observations.PodSeen, observations.PodNotFound, observations.ForeignPod),
+    effects.MarkPodSeen: (observations.NoResultYet, observations.HasResult, observations.OwnershipLost),
+    effects.AwaitPod: (
+        observations.PodSeen,
+        observations.PodNotListed,
         observations.TerminationStored,
         observations.TimedOut,
-        observations.NotOurs,
+        observations.OwnershipLost,
     ),
     effects.StoreTermination: (
         observations.TerminationStored,
         observations.HasResult,
-        observations.OldAttempt,
-        observations.NotOurs,
+        observations.NewerAttemptStored,
+        observations.OwnershipLost,
     ),
-    effects.ClearTermination: (observations.Checked, observations.HasResult, observations.NotOurs),
-    effects.DeleteIfUnchanged: (observations.Done, observations.Changed),
-    effects.Record: (observations.Done, observations.OldAttempt, observations.NotOurs),
-    effects.Delete: (observations.Done,),
-    effects.DeleteOld: (observations.Done,),
-    effects.Later: (observations.TimedOut,),
-    effects.End: (),
+    effects.ClearTermination: (observations.NoResultYet, observations.HasResult, observations.OwnershipLost),
+    effects.DeletePodIfUnchanged: (observations.EffectDone, observations.PodChanged),
+    effects.RecordResult: (observations.EffectDone, observations.NewerAttemptStored, observations.OwnershipLost),
+    effects.DeletePod: (observations.EffectDone,),
+    effects.DeleteOldPod: (observations.EffectDone,),
+    effects.PauseUntil: (observations.TimedOut,),
+    effects.EndLifecycle: (),
 }
 
 
 class Drive:
     """One life, its clock and the effects that it asked for. One thread, that of the test."""
 
-    def __init__(self, life: Life | None = None, *, limits: WorkerSettings = LIMITS) -> None:
-        self.life = life or begin(1)
+    def __init__(self, life: Lifecycle | None = None, *, limits: WorkerSettings = LIMITS) -> None:
+        self.life = life or begin_lifecycle(1)
         self.limits = limits
         self.now = NOW
         self.asked: list[str] = []
@@ -83,6 +83,6 @@ class Drive:
     def wait(self, seconds: float) -> Effect:
         """Let time pass, so that a pause may be over; returns the effect that follows."""
         self.now += seconds
-        if isinstance(self.life.todo, effects.Later) and self.life.todo.until <= self.now:
+        if isinstance(self.life.todo, effects.PauseUntil) and self.life.todo.until <= self.now:
             self.life = step(self.life, observations.TimedOut(), self.now, self.limits)
         return self.next

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ottoscaler.core.sight import own_end, verdict
-from ottoscaler.core.verdicts import Fault, Outcome, Reason
+from ottoscaler.core.pod_timeline import agent_verdict, finished_pod_verdict
+from ottoscaler.core.verdicts import EndReason, FaultOrigin, Outcome
 from tests.core.builders import (
     Json,
     container,
@@ -69,13 +69,13 @@ def test_every_pod_that_has_finished_has_a_verdict(
     raw = raw_pod(phase, conditions=found, metadata=metadata)
     raw["status"] |= {"containerStatuses": containers, "initContainerStatuses": init, **status}
     pod = seen(raw)
-    result = verdict(pod)
+    result = finished_pod_verdict(pod)
     assert result is not None
     if phase == "Succeeded":
-        assert result.reason is Reason.COMPLETED
+        assert result.reason is EndReason.COMPLETED
     if pod.exit_code is None and phase == "Failed":
-        assert result.reason.fault is not Fault.NONE
-        assert result.reason not in (Reason.ERROR, Reason.OOM_KILLED)
+        assert result.reason.fault is not FaultOrigin.NONE
+        assert result.reason not in (EndReason.ERROR, EndReason.OOM_KILLED)
     if result.reason.outcome is Outcome.SUCCEEDED:
         assert phase == "Succeeded" or pod.exit_code == 0
     own = [one for one in containers if one["name"] == "agent"]
@@ -88,8 +88,8 @@ def test_a_termination_message_changes_no_verdict(containers: list[Json], messag
     plain, forged = (
         raw_pod("Failed", status={"containerStatuses": _with_message(containers, text)}) for text in ("", message)
     )
-    one, two = own_end(seen(plain)), own_end(seen(forged))
-    if seen(plain).ended_as not in ("StartError", "ContainerCannotRun", "RunContainerError"):
+    one, two = agent_verdict(seen(plain)), agent_verdict(seen(forged))
+    if seen(plain).agent_end_reason not in ("StartError", "ContainerCannotRun", "RunContainerError"):
         assert one == two
 
 

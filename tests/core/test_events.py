@@ -5,8 +5,17 @@ from __future__ import annotations
 import pytest
 
 from ottoscaler.core import events
-from ottoscaler.core.events import BadEvent, DeadReason, EventType, Mode, ScaleEvent, digest, ignored, parse
-from ottoscaler.core.overrides import NOT_YET, OVERRIDES, WITHOUT_POLICY
+from ottoscaler.core.events import (
+    BadEvent,
+    DeadReason,
+    EventType,
+    ScaleDownMode,
+    ScaleEvent,
+    content_digest,
+    ignored_fields_warning,
+    parse,
+)
+from ottoscaler.core.overrides import FIELDS_WITHOUT_POLICY, NOT_YET, OVERRIDE_FIELDS
 from tests.core.builders import STREAM_ID
 
 contract = pytest.mark.contract
@@ -49,7 +58,7 @@ def _good(fields: dict[bytes, bytes]) -> ScaleEvent:
 @contract("3.mode")
 def test_the_smallest_event_takes_every_default() -> None:
     """One worker, task and event named by the entry's id."""
-    assert good() == ScaleEvent(STREAM_ID, STREAM_ID, EventType.SCALE_UP, 1, STREAM_ID, Mode.KILL)
+    assert good() == ScaleEvent(STREAM_ID, STREAM_ID, EventType.SCALE_UP, 1, STREAM_ID, ScaleDownMode.KILL)
 
 
 @contract("3.task_id")
@@ -210,7 +219,7 @@ def test_a_scale_down_needs_a_task_or_a_count() -> None:
 @pytest.mark.parametrize("value", ["kill", "drain"])
 def test_a_scale_down_has_two_modes(value: str) -> None:
     """All workers, or only those that have not started."""
-    assert good_down(task_id=b"t", mode=value.encode()).mode == Mode(value)
+    assert good_down(task_id=b"t", mode=value.encode()).mode == ScaleDownMode(value)
 
 
 @contract("3.mode")
@@ -318,10 +327,10 @@ def test_a_trace_context_that_is_not_valid_is_ignored(value: bytes) -> None:
     """The event runs without one, the log says so, and a repetition without it is the same event."""
     event = good(traceparent=value)
     assert (event.traceparent, event.passed_on) == ("", {})
-    sentence = ignored({b"traceparent": value})
+    sentence = ignored_fields_warning({b"traceparent": value})
     assert "a W3C trace context is expected" in sentence
     assert sentence.isprintable()
-    assert digest({b"type": b"scale_up", b"traceparent": value}) == digest({b"type": b"scale_up"})
+    assert content_digest({b"type": b"scale_up", b"traceparent": value}) == content_digest({b"type": b"scale_up"})
 
 
 @contract("3.traceparent")
@@ -343,11 +352,11 @@ def test_a_trace_context_that_is_not_valid_is_ignored(value: bytes) -> None:
 def test_a_future_version_is_read_as_version_00(value: bytes, read: bytes) -> None:
     """Its ids and its sampled bit; our code cannot read anything more that it may have."""
     assert good(traceparent=value).traceparent == read.decode()
-    assert ignored({b"traceparent": value}) == ""
+    assert ignored_fields_warning({b"traceparent": value}) == ""
 
 
 #: Every field that chooses something: a client library sends an empty string for it when it is not defined.
-CHOOSING = sorted(events._OWN | events.OVERRIDES)
+CHOOSING = sorted(events._REQUEST_FIELDS | events.OVERRIDE_FIELDS)
 
 
 @contract("3.limits")
@@ -360,8 +369,8 @@ def test_an_empty_field_that_chooses_something_counts_as_not_set(name: str, kind
         without[b"type"] = kind
     given = without | {name.encode(): b""}
     assert parse(STREAM_ID, given, 1000) == parse(STREAM_ID, without, 1000)
-    assert digest(given) == digest(without)
-    assert ignored(given) == ""
+    assert content_digest(given) == content_digest(without)
+    assert ignored_fields_warning(given) == ""
 
 
 @contract("3.limits")
@@ -376,7 +385,7 @@ def test_all_of_them_may_be_empty_at_once() -> None:
 def test_an_empty_field_that_is_only_passed_on_is_passed_on(name: str) -> None:
     """And it is content: without it, it is another event."""
     assert good(**{name: b""}).passed_on == {name: ""}
-    assert digest({name.encode(): b""}) != digest({})
+    assert content_digest({name.encode(): b""}) != content_digest({})
 
 
 @contract("3.event_id")
@@ -397,7 +406,7 @@ def test_two_spellings_of_one_content_have_one_digest(
     one: dict[bytes, bytes], other: dict[bytes, bytes], same: bool
 ) -> None:
     """What is read is what counts; a default that is written down is content like any other value."""
-    assert (digest(one) == digest(other)) is same
+    assert (content_digest(one) == content_digest(other)) is same
 
 
 @contract("3.passed-on")
@@ -449,7 +458,7 @@ def test_a_field_that_would_hide_a_workers_variable_is_refused(name: bytes) -> N
 @contract("3.overrides")
 @pytest.mark.parametrize(
     "name",
-    sorted(OVERRIDES - WITHOUT_POLICY),
+    sorted(OVERRIDE_FIELDS - FIELDS_WITHOUT_POLICY),
 )
 def test_an_override_is_refused_as_unsupported(name: str) -> None:
     """Never passed on as if it had done something."""

@@ -7,62 +7,65 @@ import re
 import pytest
 
 from ottoscaler.core.effects import (
-    Await,
-    Check,
+    AwaitPod,
     ClearTermination,
-    Create,
-    Delete,
-    DeleteIfUnchanged,
-    DeleteOld,
+    CreatePod,
+    DeleteOldPod,
+    DeletePod,
+    DeletePodIfUnchanged,
     Effect,
-    End,
-    Intend,
-    Later,
-    Look,
-    NoteRefused,
-    Record,
+    EndLifecycle,
+    GetPod,
+    MarkPodSeen,
+    PauseUntil,
+    RecordResult,
+    StoreAttempt,
+    StoreRefusal,
     StoreTermination,
 )
-from ottoscaler.core.lifecycle import IllegalStep, Life, step
+from ottoscaler.core.lifecycle import IllegalStep, Lifecycle, step
 from ottoscaler.core.observations import (
-    Absent,
-    AlreadyThere,
+    AttemptStored,
     Cancelled,
-    Changed,
-    Checked,
-    Done,
-    Foreign,
+    CreateRefused,
+    CreateUnclear,
+    EffectDone,
+    ForeignPod,
     HasResult,
-    Intended,
-    Missing,
-    NotOurs,
+    NewerAttemptStored,
+    NoResultYet,
     Observation,
-    OldAttempt,
-    Refused,
+    OwnershipLost,
+    PodAlreadyExists,
+    PodChanged,
+    PodNotFound,
+    PodNotListed,
+    PodSeen,
     RejectedPod,
-    Seen,
     TerminationStored,
     TimedOut,
-    Unclear,
 )
 from ottoscaler.core.termination import Termination
-from ottoscaler.core.verdicts import Reason
+from ottoscaler.core.verdicts import EndReason
 from tests.core.builders import NOW, pod
 from tests.core.drive import ANSWERS, LIMITS
 
 contract = pytest.mark.contract
 
-TERMINATION = Termination(Reason.PENDING_TIMEOUT, "", 1)
+TERMINATION = Termination(EndReason.PENDING_TIMEOUT, "", 1)
 #: One of each effect, and of each observation.
 EFFECTS: tuple[Effect, ...] = (
-    Intend(1, 0), Later(NOW), DeleteOld(pod()), Create(1), NoteRefused(1), Look(1), Check(1), Await(None),
-    StoreTermination(TERMINATION), ClearTermination(TERMINATION), DeleteIfUnchanged(pod()),
-    Record(1, TERMINATION.verdict, None), Delete(pod()), End("done"),
+    StoreAttempt(1, 0), PauseUntil(NOW), DeleteOldPod(pod()), CreatePod(1), StoreRefusal(1), GetPod(1), MarkPodSeen(1),
+    AwaitPod(None),
+    StoreTermination(TERMINATION), ClearTermination(TERMINATION), DeletePodIfUnchanged(pod()),
+    RecordResult(1, TERMINATION.verdict, None), DeletePod(pod()), EndLifecycle("done"),
 )  # fmt: skip
 OBSERVATIONS: tuple[Observation, ...] = (
-    Done(), Intended(), Cancelled(TERMINATION, 1), HasResult(), OldAttempt(), NotOurs(), Seen(pod()), AlreadyThere(),
-    Refused("quota"), RejectedPod("no"), Unclear(), Absent(), Foreign(), Missing(), Checked(None),
-    TerminationStored(TERMINATION), Changed(), TimedOut(),
+    EffectDone(), AttemptStored(), Cancelled(TERMINATION, 1), HasResult(), NewerAttemptStored(), OwnershipLost(),
+    PodSeen(pod()), PodAlreadyExists(),
+    CreateRefused("quota"), RejectedPod("no"), CreateUnclear(), PodNotFound(), ForeignPod(), PodNotListed(),
+    NoResultYet(None),
+    TerminationStored(TERMINATION), PodChanged(), TimedOut(),
 )  # fmt: skip
 OBSERVED = {type(observation).__name__ for observation in OBSERVATIONS}
 
@@ -71,9 +74,9 @@ OBSERVED = {type(observation).__name__ for observation in OBSERVATIONS}
 @pytest.mark.parametrize("answer", OBSERVATIONS, ids=lambda answer: type(answer).__name__)
 def test_an_effect_has_the_answers_that_its_docstring_names_and_no_others(todo: Effect, answer: Observation) -> None:
     """Any other is a defect: loud, not guessed at."""
-    life = Life(index=1, todo=todo, pod=None if isinstance(todo, Create) else pod())
+    life = Lifecycle(index=1, todo=todo, pod=None if isinstance(todo, CreatePod) else pod())
     if isinstance(answer, ANSWERS[type(todo)]):
-        assert isinstance(step(life, answer, NOW, LIMITS), Life)
+        assert isinstance(step(life, answer, NOW, LIMITS), Lifecycle)
     else:
         with pytest.raises(IllegalStep, match=type(todo).__name__):
             step(life, answer, NOW, LIMITS)
@@ -86,15 +89,17 @@ def test_the_docstrings_name_the_answers() -> None:
         assert {name for name in named if name in OBSERVED} == {answer.__name__ for answer in answers}, todo
 
 
-@pytest.mark.parametrize(("todo", "answer"), [(Check(1), Checked(None)), (Await(None), TimedOut())])
+@pytest.mark.parametrize(("todo", "answer"), [(MarkPodSeen(1), NoResultYet(None)), (AwaitPod(None), TimedOut())])
 def test_a_state_that_lacks_its_pod_is_a_defect(todo: Effect, answer: Observation) -> None:
     """What was checked and awaited has been seen."""
     with pytest.raises(IllegalStep, match="without a pod"):
-        step(Life(index=1, todo=todo), answer, NOW, LIMITS)
+        step(Lifecycle(index=1, todo=todo), answer, NOW, LIMITS)
 
 
 @contract("2.MAX_WORKERS")
 @pytest.mark.parametrize("todo", EFFECTS, ids=lambda todo: type(todo).__name__)
 def test_only_what_leads_to_a_create_waits_for_room(todo: Effect) -> None:
     """All other effects must go on even when the cluster is full."""
-    assert Life(index=1, todo=todo).needs_room is isinstance(todo, Intend | Later | DeleteOld | Create)
+    assert Lifecycle(index=1, todo=todo).needs_room is isinstance(
+        todo, StoreAttempt | PauseUntil | DeleteOldPod | CreatePod
+    )

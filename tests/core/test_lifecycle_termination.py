@@ -10,46 +10,46 @@ import pytest
 from msgspec.structs import replace
 
 from ottoscaler.core.effects import (
-    Await,
+    AwaitPod,
     ClearTermination,
-    Delete,
-    DeleteIfUnchanged,
+    DeletePod,
+    DeletePodIfUnchanged,
     Effect,
-    End,
-    Intend,
-    Look,
-    Record,
+    EndLifecycle,
+    GetPod,
+    RecordResult,
+    StoreAttempt,
     StoreTermination,
 )
 from ottoscaler.core.observations import (
-    Absent,
-    AlreadyThere,
-    Changed,
-    Checked,
-    Done,
+    AttemptStored,
+    CreateUnclear,
+    EffectDone,
     HasResult,
-    Intended,
-    OldAttempt,
-    Seen,
+    NewerAttemptStored,
+    NoResultYet,
+    PodAlreadyExists,
+    PodChanged,
+    PodNotFound,
+    PodSeen,
     TerminationStored,
     TimedOut,
-    Unclear,
 )
-from ottoscaler.core.pods import Phase, Snapshot, Trouble
-from ottoscaler.core.sight import RELOOK_UNWATCHED_S
+from ottoscaler.core.pod_timeline import RELOOK_UNWATCHED_S
+from ottoscaler.core.pods import Phase, PodSnapshot, StartTrouble
 from ottoscaler.core.termination import Termination
-from ottoscaler.core.verdicts import Reason, Verdict
+from ottoscaler.core.verdicts import EndReason, Verdict
 from tests.core.builders import NOW, deleting, evicted, failed, pod, running, succeeded
 from tests.core.drive import LIMITS, Drive
 
 contract = pytest.mark.contract
 
-CREATED = (Intended(), Seen(pod()), Checked(None))
-TIMEOUT = Termination(Reason.PENDING_TIMEOUT, "the pod did not start within 900 s", 1)
+CREATED = (AttemptStored(), PodSeen(pod()), NoResultYet(None))
+TIMEOUT = Termination(EndReason.PENDING_TIMEOUT, "the pod did not start within 900 s", 1)
 BACK_OFF = 'ImagePullBackOff: Back-off pulling image "img:1"'
 
 
-def troubled(trouble: Trouble, text: str = "the cluster's words") -> Snapshot:
+def troubled(trouble: StartTrouble, text: str = "the cluster's words") -> PodSnapshot:
     """A pod that has not started."""
     return pod(trouble=trouble, trouble_text=text)
 
@@ -76,7 +76,7 @@ def test_a_pod_that_does_not_start_is_terminated_in_time() -> None:
     drive = Drive()
     drive.feed(*CREATED)
     drive.wait(899)
-    assert drive.feed(TimedOut()) == Await(NOW + 900)
+    assert drive.feed(TimedOut()) == AwaitPod(NOW + 900)
     drive.wait(1)
     assert drive.feed(TimedOut()) == StoreTermination(TIMEOUT)
 
@@ -85,14 +85,14 @@ def test_a_pod_that_does_not_start_is_terminated_in_time() -> None:
 @pytest.mark.parametrize("off_s", [-4200, -1, 1, 4200])
 def test_the_clock_of_the_api_server_gives_neither_more_time_nor_less(off_s: float) -> None:
     """Time is counted from when the pod was seen."""
-    assert Drive().feed(Intended(), Seen(pod(created_at=NOW + off_s)), Checked(None)) == Await(NOW + 900)
+    assert Drive().feed(AttemptStored(), PodSeen(pod(created_at=NOW + off_s)), NoResultYet(None)) == AwaitPod(NOW + 900)
 
 
 @contract("5.InvalidImage")
 def test_a_name_that_is_no_image_is_terminated_at_once() -> None:
     """It will not become one."""
-    termination = stored_termination(Drive().feed(*CREATED, Seen(troubled(Trouble.INVALID_IMAGE))))
-    assert termination == Termination(Reason.INVALID_IMAGE, "the cluster's words", 1)
+    termination = stored_termination(Drive().feed(*CREATED, PodSeen(troubled(StartTrouble.INVALID_IMAGE))))
+    assert termination == Termination(EndReason.INVALID_IMAGE, "the cluster's words", 1)
 
 
 @contract("5.ImagePull")
@@ -102,17 +102,17 @@ def test_a_name_that_is_no_image_is_terminated_at_once() -> None:
 @pytest.mark.parametrize(
     ("trouble", "reason"),
     [
-        (Trouble.IMAGE_PULL, Reason.IMAGE_PULL),
-        (Trouble.CONFIG, Reason.CONFIG_ERROR),
-        (Trouble.START, Reason.START_ERROR),
+        (StartTrouble.IMAGE_PULL, EndReason.IMAGE_PULL),
+        (StartTrouble.CONFIG, EndReason.CONFIG_ERROR),
+        (StartTrouble.START, EndReason.START_ERROR),
     ],
 )
-def test_a_lasting_trouble_is_terminated_after_a_grace(trouble: Trouble, reason: Reason) -> None:
+def test_a_lasting_trouble_is_terminated_after_a_grace(trouble: StartTrouble, reason: EndReason) -> None:
     """The kubelet may try twice: a Secret or an image may be a moment late."""
     drive = Drive()
     drive.feed(*CREATED)
     drive.wait(100)
-    assert drive.feed(Seen(troubled(trouble))) == Await(NOW + 130)
+    assert drive.feed(PodSeen(troubled(trouble))) == AwaitPod(NOW + 130)
     drive.wait(30)
     assert stored_termination(drive.feed(TimedOut())) == Termination(reason, "the cluster's words", 1)
 
@@ -123,7 +123,7 @@ def test_the_grace_is_never_longer_than_the_timeout() -> None:
     drive = Drive()
     drive.feed(*CREATED)
     drive.wait(890)
-    assert drive.feed(Seen(troubled(Trouble.IMAGE_PULL))) == Await(NOW + 900)
+    assert drive.feed(PodSeen(troubled(StartTrouble.IMAGE_PULL))) == AwaitPod(NOW + 900)
 
 
 @contract("5.ImagePullTransient")
@@ -131,14 +131,14 @@ def test_the_grace_is_never_longer_than_the_timeout() -> None:
 @pytest.mark.parametrize(
     ("trouble", "reason"),
     [
-        (Trouble.IMAGE_PULL_TRANSIENT, Reason.IMAGE_PULL_TRANSIENT),
-        (Trouble.UNSCHEDULABLE, Reason.UNSCHEDULABLE),
+        (StartTrouble.IMAGE_PULL_TRANSIENT, EndReason.IMAGE_PULL_TRANSIENT),
+        (StartTrouble.UNSCHEDULABLE, EndReason.UNSCHEDULABLE),
     ],
 )
-def test_a_passing_trouble_has_the_whole_time(trouble: Trouble, reason: Reason) -> None:
+def test_a_passing_trouble_has_the_whole_time(trouble: StartTrouble, reason: EndReason) -> None:
     """A node may be added, a registry may come back; then the trouble is the reason."""
     drive = Drive()
-    assert drive.feed(*CREATED, Seen(troubled(trouble))) == Await(NOW + 900)
+    assert drive.feed(*CREATED, PodSeen(troubled(trouble))) == AwaitPod(NOW + 900)
     drive.wait(900)
     assert stored_termination(drive.feed(TimedOut())).reason is reason
 
@@ -147,36 +147,38 @@ def test_a_passing_trouble_has_the_whole_time(trouble: Trouble, reason: Reason) 
 def test_between_two_pulls_the_clearer_text_holds() -> None:
     """The kubelet says only "Back-off" then; the grace goes on."""
     drive = Drive()
-    drive.feed(*CREATED, Seen(troubled(Trouble.IMAGE_PULL, "ErrImagePull: not found")))
+    drive.feed(*CREATED, PodSeen(troubled(StartTrouble.IMAGE_PULL, "ErrImagePull: not found")))
     drive.wait(10)
-    assert drive.feed(Seen(troubled(Trouble.IMAGE_PULL_TRANSIENT, BACK_OFF))) == Await(NOW + 30)
+    assert drive.feed(PodSeen(troubled(StartTrouble.IMAGE_PULL_TRANSIENT, BACK_OFF))) == AwaitPod(NOW + 30)
     drive.wait(20)
-    assert stored_termination(drive.feed(TimedOut())).reason is Reason.IMAGE_PULL
+    assert stored_termination(drive.feed(TimedOut())).reason is EndReason.IMAGE_PULL
 
 
 @contract("5.ImagePullTransient")
 def test_a_pull_that_fails_in_another_way_has_another_trouble() -> None:
     """Only "Back-off" is vague; a time-out is news."""
     drive = Drive()
-    drive.feed(*CREATED, Seen(troubled(Trouble.IMAGE_PULL)))
-    assert drive.feed(Seen(troubled(Trouble.IMAGE_PULL_TRANSIENT, "ErrImagePull: i/o timeout"))) == Await(NOW + 900)
+    drive.feed(*CREATED, PodSeen(troubled(StartTrouble.IMAGE_PULL)))
+    assert drive.feed(PodSeen(troubled(StartTrouble.IMAGE_PULL_TRANSIENT, "ErrImagePull: i/o timeout"))) == AwaitPod(
+        NOW + 900
+    )
 
 
 @contract("5.ImagePullTransient")
 def test_a_back_off_that_is_the_first_news_is_the_trouble() -> None:
     """There is no clearer text before it: the pod that never starts has not just been slow."""
     drive = Drive()
-    drive.feed(*CREATED, Seen(troubled(Trouble.IMAGE_PULL_TRANSIENT, BACK_OFF)))
+    drive.feed(*CREATED, PodSeen(troubled(StartTrouble.IMAGE_PULL_TRANSIENT, BACK_OFF)))
     drive.wait(900)
-    assert stored_termination(drive.feed(TimedOut())).reason is Reason.IMAGE_PULL_TRANSIENT
+    assert stored_termination(drive.feed(TimedOut())).reason is EndReason.IMAGE_PULL_TRANSIENT
 
 
 def test_a_trouble_that_went_away_is_forgotten() -> None:
     """When it comes again, its grace starts again."""
     drive = Drive()
-    drive.feed(*CREATED, Seen(troubled(Trouble.CONFIG)), Seen(pod()))
+    drive.feed(*CREATED, PodSeen(troubled(StartTrouble.CONFIG)), PodSeen(pod()))
     drive.wait(25)
-    assert drive.feed(Seen(troubled(Trouble.CONFIG))) == Await(NOW + 55)
+    assert drive.feed(PodSeen(troubled(StartTrouble.CONFIG))) == AwaitPod(NOW + 55)
 
 
 @contract("5.DeadlineExceeded")
@@ -184,66 +186,68 @@ def test_a_trouble_that_went_away_is_forgotten() -> None:
 def test_a_worker_that_the_kubelet_does_not_end_is_ended_by_us() -> None:
     """Thirty seconds after its deadline; never tried again."""
     drive = Drive(limits=with_settings(LIMITS, worker_retries=9))
-    drive.feed(*CREATED, Seen(running()))
+    drive.feed(*CREATED, PodSeen(running()))
     drive.wait(3631)
     termination = stored_termination(drive.feed(TimedOut()))
-    assert termination == Termination(Reason.DEADLINE_EXCEEDED, "the worker ran longer than 3600 s", 1)
-    drive.feed(TerminationStored(termination), Done())
-    assert drive.feed(Seen(deleting(failed(143)))) == Record(1, termination.verdict, deleting(failed(143)))
+    assert termination == Termination(EndReason.DEADLINE_EXCEEDED, "the worker ran longer than 3600 s", 1)
+    drive.feed(TerminationStored(termination), EffectDone())
+    assert drive.feed(PodSeen(deleting(failed(143)))) == RecordResult(1, termination.verdict, deleting(failed(143)))
 
 
 @pytest.mark.parametrize("snap", [deleting(pod()), pod(Phase.UNKNOWN)])
-def test_a_pod_that_goes_or_is_unknown_is_not_terminated_as_well(snap: Snapshot) -> None:
+def test_a_pod_that_goes_or_is_unknown_is_not_terminated_as_well(snap: PodSnapshot) -> None:
     """The request to delete the first came first; and it is unknown whether the second runs."""
     drive = Drive()
     drive.feed(*CREATED)
     drive.wait(10_000)
-    assert drive.feed(Seen(snap)) == Await(drive.now + 60)
+    assert drive.feed(PodSeen(snap)) == AwaitPod(drive.now + 60)
 
 
 @contract("5.PendingTimeout")
 def test_a_terminated_pod_is_stored_killed_seen_gone_and_recorded() -> None:
     """In this order: a replica that takes over in between knows what was meant."""
     drive = overdue()
-    assert drive.feed(TerminationStored(TIMEOUT)) == DeleteIfUnchanged(pod())
-    assert drive.feed(Done()) == Await(drive.now + 60)
-    assert drive.feed(Seen(deleting(pod()))) == Await(drive.now + 60)
+    assert drive.feed(TerminationStored(TIMEOUT)) == DeletePodIfUnchanged(pod())
+    assert drive.feed(EffectDone()) == AwaitPod(drive.now + 60)
+    assert drive.feed(PodSeen(deleting(pod()))) == AwaitPod(drive.now + 60)
     gone = deleting(pod()).as_gone()
-    assert drive.feed(Seen(gone)) == Record(1, TIMEOUT.verdict, gone)
-    assert drive.feed(Done()) == End("done")
+    assert drive.feed(PodSeen(gone)) == RecordResult(1, TIMEOUT.verdict, gone)
+    assert drive.feed(EffectDone()) == EndLifecycle("done")
 
 
 def test_a_pod_that_changed_is_looked_at_before_it_is_killed() -> None:
     """It may have finished: the kill is for the pod as it was seen."""
     drive = overdue()
-    assert drive.feed(TerminationStored(TIMEOUT), Changed()) == Look(1)
+    assert drive.feed(TerminationStored(TIMEOUT), PodChanged()) == GetPod(1)
     fresh = pod(resource_version="2")
-    assert drive.feed(Seen(fresh), Checked(TIMEOUT)) == DeleteIfUnchanged(fresh)
+    assert drive.feed(PodSeen(fresh), NoResultYet(TIMEOUT)) == DeletePodIfUnchanged(fresh)
 
 
 def test_a_kill_that_shows_no_effect_is_repeated() -> None:
     """A minute later, with what is known then."""
     drive = overdue()
-    drive.feed(TerminationStored(TIMEOUT), Done())
-    assert drive.feed(TimedOut()) == Look(1)
-    assert drive.feed(Seen(pod()), Checked(TIMEOUT)) == DeleteIfUnchanged(pod())
+    drive.feed(TerminationStored(TIMEOUT), EffectDone())
+    assert drive.feed(TimedOut()) == GetPod(1)
+    assert drive.feed(PodSeen(pod()), NoResultYet(TIMEOUT)) == DeletePodIfUnchanged(pod())
 
 
 @contract("5.PendingTimeout")
 def test_a_terminated_pod_that_is_gone_when_looked_at_ended_by_its_termination() -> None:
     """The cause of its end is unknown, but we wanted it to end."""
     drive = overdue()
-    assert drive.feed(TerminationStored(TIMEOUT), Changed(), Absent()) == Record(1, TIMEOUT.verdict, pod().as_gone())
+    assert drive.feed(TerminationStored(TIMEOUT), PodChanged(), PodNotFound()) == RecordResult(
+        1, TIMEOUT.verdict, pod().as_gone()
+    )
 
 
 @contract("5.Completed")
 def test_a_success_wins_over_any_termination() -> None:
     """The work was done; the finished pod is deleted after the record."""
     drive = overdue()
-    drive.feed(TerminationStored(TIMEOUT), Changed())
-    end = drive.feed(Seen(succeeded()), Checked(TIMEOUT))
-    assert end == Record(1, Verdict(Reason.COMPLETED, "the worker exited with code 0"), succeeded())
-    assert drive.feed(Done()) == Delete(succeeded())
+    drive.feed(TerminationStored(TIMEOUT), PodChanged())
+    end = drive.feed(PodSeen(succeeded()), NoResultYet(TIMEOUT))
+    assert end == RecordResult(1, Verdict(EndReason.COMPLETED, "the worker exited with code 0"), succeeded())
+    assert drive.feed(EffectDone()) == DeletePod(succeeded())
 
 
 @contract("5.ImagePullTransient")
@@ -251,22 +255,22 @@ def test_a_success_wins_over_any_termination() -> None:
 def test_a_termination_of_the_platforms_making_leads_to_a_next_attempt() -> None:
     """And ends with the attempt that it was meant for."""
     drive = Drive()
-    drive.feed(*CREATED, Seen(troubled(Trouble.IMAGE_PULL_TRANSIENT)))
+    drive.feed(*CREATED, PodSeen(troubled(StartTrouble.IMAGE_PULL_TRANSIENT)))
     drive.wait(900)
     termination = stored_termination(drive.feed(TimedOut()))
-    drive.feed(TerminationStored(termination), Done(), Seen(deleting(pod()).as_gone()))
-    assert drive.wait(1) == Intend(2, 1)
+    drive.feed(TerminationStored(termination), EffectDone(), PodSeen(deleting(pod()).as_gone()))
+    assert drive.wait(1) == StoreAttempt(2, 1)
     assert drive.life.termination is None
 
 
 def test_a_result_that_came_before_the_termination_deletes_the_pod() -> None:
     """Another process recorded the worker: the pod is left over."""
-    assert overdue().feed(HasResult()) == Delete(pod())
+    assert overdue().feed(HasResult()) == DeletePod(pod())
 
 
 def test_a_termination_for_an_attempt_that_is_over_is_not_stored() -> None:
     """A higher attempt has its own pod."""
-    assert overdue().feed(OldAttempt()) == End("a higher attempt is stored")
+    assert overdue().feed(NewerAttemptStored()) == EndLifecycle("a higher attempt is stored")
 
 
 @contract("5.PendingTimeout")
@@ -274,41 +278,41 @@ def test_a_termination_for_an_attempt_that_is_over_is_not_stored() -> None:
 def test_a_pod_that_started_meanwhile_is_spared() -> None:
     """The termination was for not starting: it is withdrawn, and the worker runs on."""
     drive = overdue()
-    drive.feed(TerminationStored(TIMEOUT), Changed())
-    assert drive.feed(Seen(running()), Checked(TIMEOUT)) == ClearTermination(TIMEOUT)
-    assert drive.feed(Checked(None)) == Await(drive.now + 3600 + 30)
-    assert isinstance(drive.feed(Seen(succeeded())), Record)
+    drive.feed(TerminationStored(TIMEOUT), PodChanged())
+    assert drive.feed(PodSeen(running()), NoResultYet(TIMEOUT)) == ClearTermination(TIMEOUT)
+    assert drive.feed(NoResultYet(None)) == AwaitPod(drive.now + 3600 + 30)
+    assert isinstance(drive.feed(PodSeen(succeeded())), RecordResult)
 
 
 @contract("5.ScaledDown")
 def test_a_pod_that_is_cancelled_while_its_termination_is_withdrawn_is_killed() -> None:
     """The answer says what holds now."""
     drive = overdue()
-    drive.feed(TerminationStored(TIMEOUT), Changed(), Seen(running()), Checked(TIMEOUT))
-    assert drive.feed(Checked(Termination(Reason.SCALED_DOWN))) == DeleteIfUnchanged(running())
+    drive.feed(TerminationStored(TIMEOUT), PodChanged(), PodSeen(running()), NoResultYet(TIMEOUT))
+    assert drive.feed(NoResultYet(Termination(EndReason.SCALED_DOWN))) == DeletePodIfUnchanged(running())
 
 
 def test_a_result_that_came_before_the_withdrawal_deletes_the_pod() -> None:
     """There is nothing to spare any more."""
     drive = overdue()
-    drive.feed(TerminationStored(TIMEOUT), Changed(), Seen(running()), Checked(TIMEOUT))
-    assert drive.feed(HasResult()) == Delete(running())
+    drive.feed(TerminationStored(TIMEOUT), PodChanged(), PodSeen(running()), NoResultYet(TIMEOUT))
+    assert drive.feed(HasResult()) == DeletePod(running())
 
 
 @contract("5.DeadlineExceeded")
 def test_a_deadline_is_never_withdrawn() -> None:
     """That the pod runs is what it is terminated for."""
     drive = Drive()
-    drive.feed(*CREATED, Seen(running()))
+    drive.feed(*CREATED, PodSeen(running()))
     drive.wait(4000)
     termination = stored_termination(drive.feed(TimedOut()))
-    assert drive.feed(TerminationStored(termination)) == DeleteIfUnchanged(running())
+    assert drive.feed(TerminationStored(termination)) == DeletePodIfUnchanged(running())
 
 
 def test_a_termination_of_another_attempt_does_not_replace_ours() -> None:
     """What we stored holds until it is withdrawn or the attempt ends."""
     drive = overdue()
-    drive.feed(TerminationStored(TIMEOUT), Changed(), Seen(pod()), Checked(replace(TIMEOUT, message="older")))
+    drive.feed(TerminationStored(TIMEOUT), PodChanged(), PodSeen(pod()), NoResultYet(replace(TIMEOUT, message="older")))
     assert drive.life.termination == TIMEOUT
 
 
@@ -316,38 +320,38 @@ def test_a_termination_of_another_attempt_does_not_replace_ours() -> None:
 def test_a_stored_termination_that_was_cleared_no_longer_counts() -> None:
     """Then the pod's own end does."""
     drive = overdue()
-    drive.feed(TerminationStored(TIMEOUT), Changed(), Seen(evicted()), Checked(None))
-    assert drive.wait(1) == Intend(2, 1)
+    drive.feed(TerminationStored(TIMEOUT), PodChanged(), PodSeen(evicted()), NoResultYet(None))
+    assert drive.wait(1) == StoreAttempt(2, 1)
 
 
 #: What is said of a pod that does not start. Once it has started after all, it is spared.
 NOT_STARTED = {
-    Reason.INVALID_IMAGE,
-    Reason.IMAGE_PULL,
-    Reason.IMAGE_PULL_TRANSIENT,
-    Reason.CONFIG_ERROR,
-    Reason.COMMAND_NOT_FOUND,
-    Reason.START_ERROR,
-    Reason.PENDING_TIMEOUT,
-    Reason.UNSCHEDULABLE,
+    EndReason.INVALID_IMAGE,
+    EndReason.IMAGE_PULL,
+    EndReason.IMAGE_PULL_TRANSIENT,
+    EndReason.CONFIG_ERROR,
+    EndReason.COMMAND_NOT_FOUND,
+    EndReason.START_ERROR,
+    EndReason.PENDING_TIMEOUT,
+    EndReason.UNSCHEDULABLE,
 }
 
 
-@pytest.mark.parametrize("reason", Reason)
-def test_a_start_spares_only_what_is_ended_for_not_starting(reason: Reason) -> None:
+@pytest.mark.parametrize("reason", EndReason)
+def test_a_start_spares_only_what_is_ended_for_not_starting(reason: EndReason) -> None:
     """Of all reasons these, and none of an attempt that was stored before (0: a cancel)."""
     assert Termination(reason, "", 1).only_before_start is (reason in NOT_STARTED)
     assert not Termination(reason).only_before_start
 
 
-@pytest.mark.parametrize("reason", [Reason.SCALED_DOWN, Reason.SUPERSEDED])
-def test_a_start_spares_what_is_drained(reason: Reason) -> None:
+@pytest.mark.parametrize("reason", [EndReason.SCALED_DOWN, EndReason.SUPERSEDED])
+def test_a_start_spares_what_is_drained(reason: EndReason) -> None:
     """A drain ends only what has not started."""
     assert Termination(reason, drain=True).only_before_start
 
 
 ALTERED = "the pod's label x was changed from 'a' to 'b'"
-REJECTED = Termination(Reason.REJECTED, ALTERED, 1)
+REJECTED = Termination(EndReason.REJECTED, ALTERED, 1)
 
 
 @contract("5.Rejected")
@@ -355,29 +359,29 @@ REJECTED = Termination(Reason.REJECTED, ALTERED, 1)
 @pytest.mark.parametrize("how", ["answered", "found after a lost answer", "found after a conflict"])
 def test_a_pod_with_changed_labels_is_ended_and_rejected(how: str) -> None:
     """Intent first, by UID and version, recorded when it is gone. No watch shows it, so it is looked at often."""
-    drive, there = Drive(), pod(altered=ALTERED)
-    drive.feed(Intended())
+    drive, there = Drive(), pod(altered_label=ALTERED)
+    drive.feed(AttemptStored())
     if how != "answered":
-        drive.feed(Unclear() if "lost" in how else AlreadyThere())
-    assert drive.feed(Seen(there), Checked(None)) == StoreTermination(REJECTED)
-    assert drive.feed(TerminationStored(REJECTED)) == DeleteIfUnchanged(there)
-    assert drive.feed(Done()) == Await(NOW + RELOOK_UNWATCHED_S)
+        drive.feed(CreateUnclear() if "lost" in how else PodAlreadyExists())
+    assert drive.feed(PodSeen(there), NoResultYet(None)) == StoreTermination(REJECTED)
+    assert drive.feed(TerminationStored(REJECTED)) == DeletePodIfUnchanged(there)
+    assert drive.feed(EffectDone()) == AwaitPod(NOW + RELOOK_UNWATCHED_S)
     drive.wait(RELOOK_UNWATCHED_S)
-    assert drive.feed(TimedOut()) == Look(1)
+    assert drive.feed(TimedOut()) == GetPod(1)
     gone = deleting(there)
-    assert drive.feed(Seen(gone), Checked(REJECTED)) == Await(NOW + 2 * RELOOK_UNWATCHED_S)
+    assert drive.feed(PodSeen(gone), NoResultYet(REJECTED)) == AwaitPod(NOW + 2 * RELOOK_UNWATCHED_S)
     drive.wait(RELOOK_UNWATCHED_S)
     drive.feed(TimedOut())
-    assert drive.feed(Absent()) == Record(1, Verdict(Reason.REJECTED, ALTERED), gone.as_gone())
+    assert drive.feed(PodNotFound()) == RecordResult(1, Verdict(EndReason.REJECTED, ALTERED), gone.as_gone())
 
 
 @contract("5.Rejected")
 def test_labels_that_are_changed_while_it_runs_end_it_as_well() -> None:
     """The watch says that the pod is gone: a look shows that it is not."""
     drive = Drive()
-    drive.feed(*CREATED, Seen(running()))
-    assert drive.feed(Seen(running().as_gone())) == Look(1)
-    assert drive.feed(Seen(running(altered=ALTERED)), Checked(None)) == StoreTermination(REJECTED)
+    drive.feed(*CREATED, PodSeen(running()))
+    assert drive.feed(PodSeen(running().as_gone())) == GetPod(1)
+    assert drive.feed(PodSeen(running(altered_label=ALTERED)), NoResultYet(None)) == StoreTermination(REJECTED)
 
 
 @contract("5.Completed")
@@ -385,9 +389,9 @@ def test_a_pod_with_changed_labels_that_has_succeeded_has_succeeded() -> None:
     """It was quicker than we."""
     drive = Drive()
     drive.feed(*CREATED)
-    effect = drive.feed(Seen(succeeded(altered=ALTERED)))
-    assert isinstance(effect, Record)
-    assert effect.verdict.reason is Reason.COMPLETED
+    effect = drive.feed(PodSeen(succeeded(altered_label=ALTERED)))
+    assert isinstance(effect, RecordResult)
+    assert effect.verdict.reason is EndReason.COMPLETED
 
 
 @contract("5.PodDeleted")
@@ -395,10 +399,10 @@ def test_a_pod_that_the_watch_says_is_gone_is_looked_for() -> None:
     """If its deletion was not requested and it has not ended: it may only have lost its labels."""
     drive = Drive()
     drive.feed(*CREATED)
-    assert drive.feed(Seen(running().as_gone())) == Look(1)
-    effect = drive.feed(Absent())
-    assert isinstance(effect, Record)
-    assert effect.verdict.reason is Reason.POD_DELETED
+    assert drive.feed(PodSeen(running().as_gone())) == GetPod(1)
+    effect = drive.feed(PodNotFound())
+    assert isinstance(effect, RecordResult)
+    assert effect.verdict.reason is EndReason.POD_DELETED
 
 
 def test_a_pod_is_not_looked_up_after_its_end_was_seen() -> None:
@@ -406,4 +410,4 @@ def test_a_pod_is_not_looked_up_after_its_end_was_seen() -> None:
     for gone in (deleting(running()), failed(), evicted()):
         drive = Drive()
         drive.feed(*CREATED)
-        assert not isinstance(drive.feed(Seen(gone.as_gone())), Look)
+        assert not isinstance(drive.feed(PodSeen(gone.as_gone())), GetPod)

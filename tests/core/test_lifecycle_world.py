@@ -5,15 +5,15 @@ from __future__ import annotations
 from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
-from ottoscaler.core.effects import End
-from ottoscaler.core.lifecycle import Life
-from ottoscaler.core.verdicts import Reason
+from ottoscaler.core.effects import EndLifecycle
+from ottoscaler.core.lifecycle import Lifecycle
+from ottoscaler.core.verdicts import EndReason
 from tests.core.worker_environment import WorkerEnvironment
 
 dice = st.lists(st.integers(0, 59), max_size=60)
 
 
-def lived(throws: list[int]) -> tuple[WorkerEnvironment, Life]:
+def lived(throws: list[int]) -> tuple[WorkerEnvironment, Lifecycle]:
     """The environment and the life that ended in it; the environment asserts all that must never happen on the way."""
     environment = WorkerEnvironment(throws)
     return environment, environment.run()
@@ -25,7 +25,7 @@ def lived(throws: list[int]) -> tuple[WorkerEnvironment, Life]:
 def test_no_world_breaks_a_rule_or_holds_a_life_without_end(throws: list[int]) -> None:
     """No illegal step, no delete before a record, no create without an intent; attempts rise, names are used once."""
     environment, life = lived(throws)
-    assert isinstance(life.todo, End)
+    assert isinstance(life.todo, EndLifecycle)
     event(f"{life.todo.reason}: {environment.result.reason if environment.result else None}")
 
 
@@ -49,4 +49,4 @@ def test_a_friendly_world_lets_the_worker_complete() -> None:
     """One attempt, one name, one result."""
     environment, _ = lived([])
     assert environment.result is not None
-    assert (environment.result.reason, environment.names_used, environment.pods) == (Reason.COMPLETED, [1], {})
+    assert (environment.result.reason, environment.names_used, environment.pods) == (EndReason.COMPLETED, [1], {})

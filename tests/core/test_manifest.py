@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from ottoscaler.core import events
 from ottoscaler.core.events import ScaleEvent
-from ottoscaler.core.manifest import WorkerKey, build, environment, event_annotation
-from ottoscaler.core.pods import snapshot
+from ottoscaler.core.manifest import AttemptKey, build_pod, event_annotation, worker_environment
+from ottoscaler.core.pods import pod_snapshot
 from ottoscaler.settings import WorkerSettings
 from tests.core.builders import HASH, decode, event
 
 contract = pytest.mark.contract
 
-KEY = WorkerKey(HASH, 2, 3)
+KEY = AttemptKey(HASH, 2, 3)
 PLAIN = WorkerSettings(image="img:1", command=("run", "$(OTTO_TASK_ID)"))
 
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)
@@ -27,7 +27,7 @@ texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=
 
 def sent(settings: WorkerSettings, asked: ScaleEvent) -> bytes:
     """The body of the create request for attempt 3 at worker 2."""
-    return build(settings, asked, KEY, event_json=asked.encode(), instance="otto", namespace="ns")
+    return build_pod(settings, asked, KEY, event_json=asked.encode(), instance="otto", namespace="ns")
 
 
 def body(settings: WorkerSettings = PLAIN, **changes: Any) -> Any:
@@ -48,7 +48,7 @@ def container(settings: WorkerSettings = PLAIN) -> Any:
 
 def values(**changes: Any) -> dict[str, str]:
     """The plain variables of a worker, as they are written into the pod."""
-    found = [variable for variable in environment(event(**changes), KEY) if "value" in variable]
+    found = [variable for variable in worker_environment(event(**changes), KEY) if "value" in variable]
     assert len(found) == len({variable["name"] for variable in found})
     return {variable["name"]: variable["value"] for variable in found}
 
@@ -112,7 +112,7 @@ def test_the_event_can_be_taken_up_again_from_its_pod(passed_on: dict[str, str])
 @contract("4.labels")
 def test_a_pod_that_we_build_is_one_that_we_know_again() -> None:
     """The snapshot of it has the key that it was built for."""
-    found = snapshot(decode(body()))
+    found = pod_snapshot(decode(body()))
     assert found is not None
     assert (found.key, found.instance, found.event_id) == (KEY, "otto", "e-1")
 

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ottoscaler.core.manifest import WorkerKey, event_hash, pod_name, selector
-from ottoscaler.stored import process_of
+from ottoscaler.core.manifest import AttemptKey, event_hash, pod_name, selector
+from ottoscaler.stored import split_owner_token
 
 DNS_1123_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 
 ids = st.text(min_size=1, max_size=128)
-keys = st.builds(WorkerKey, ids.map(lambda text: event_hash("otto", text)), st.integers(1, 10**6), st.integers(1, 999))
+keys = st.builds(AttemptKey, ids.map(lambda text: event_hash("otto", text)), st.integers(1, 10**6), st.integers(1, 999))
 
 
 @pytest.mark.contract("4.name")
@@ -46,20 +46,20 @@ def test_the_hash_keeps_instance_and_event_apart() -> None:
 @pytest.mark.parametrize(
     ("key", "name"),
     [
-        (WorkerKey("0123456789", 1, 1), "otto-agent-0123456789-1"),
-        (WorkerKey("0123456789", 12, 1), "otto-agent-0123456789-12"),
-        (WorkerKey("0123456789", 1, 2), "otto-agent-0123456789-1-r2"),
-        (WorkerKey("0123456789", 1000, 11), "otto-agent-0123456789-1000-r11"),
+        (AttemptKey("0123456789", 1, 1), "otto-agent-0123456789-1"),
+        (AttemptKey("0123456789", 12, 1), "otto-agent-0123456789-12"),
+        (AttemptKey("0123456789", 1, 2), "otto-agent-0123456789-1-r2"),
+        (AttemptKey("0123456789", 1000, 11), "otto-agent-0123456789-1000-r11"),
     ],
 )
-def test_a_name_shows_event_worker_and_attempt(key: WorkerKey, name: str) -> None:
+def test_a_name_shows_event_worker_and_attempt(key: AttemptKey, name: str) -> None:
     """The attempt shows from the second on."""
     assert pod_name(key) == name
 
 
 @pytest.mark.contract("4.name")
 @given(keys)
-def test_every_name_is_one_that_kubernetes_takes(key: WorkerKey) -> None:
+def test_every_name_is_one_that_kubernetes_takes(key: AttemptKey) -> None:
     """A DNS-1123 label of at most 63 characters, for a million workers too."""
     name = pod_name(key)
     assert DNS_1123_LABEL.fullmatch(name)
@@ -68,7 +68,7 @@ def test_every_name_is_one_that_kubernetes_takes(key: WorkerKey) -> None:
 
 @pytest.mark.contract("4.name")
 @given(keys, keys)
-def test_names_agree_only_for_the_same_attempt(one: WorkerKey, other: WorkerKey) -> None:
+def test_names_agree_only_for_the_same_attempt(one: AttemptKey, other: AttemptKey) -> None:
     """The same key gives the same name, and no two keys share one."""
     assert (pod_name(one) == pod_name(other)) == (one == other)
 
@@ -81,16 +81,16 @@ def test_the_selector_takes_one_instances_pods() -> None:
 
 def test_a_key_identifies_its_worker_whatever_the_attempt() -> None:
     """What the attempts at one worker share."""
-    assert WorkerKey("0123456789", 2, 1).worker == WorkerKey("0123456789", 2, 3).worker == ("0123456789", 2)
+    assert AttemptKey("0123456789", 2, 1).worker == AttemptKey("0123456789", 2, 3).worker == ("0123456789", 2)
 
 
 @given(st.text(min_size=1), st.text("0123456789abcdef", min_size=1), st.integers(0))
 def test_an_owner_is_cut_from_the_right(consumer: str, incarnation: str, epoch: int) -> None:
     """A consumer may have slashes in its name, what follows has none."""
-    assert process_of(f"{consumer}/{incarnation}/{epoch}") == (consumer, incarnation)
+    assert split_owner_token(f"{consumer}/{incarnation}/{epoch}") == (consumer, incarnation)
 
 
 @pytest.mark.parametrize("owner", ["", "c1", "c1/boot"])
 def test_what_is_no_owner_is_none(owner: str) -> None:
     """A finished task has none."""
-    assert process_of(owner) == ("", "")
+    assert split_owner_token(owner) == ("", "")

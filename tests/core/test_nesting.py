@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ottoscaler.core.events import MAX_CARRIED_BYTES, BadEvent, DeadReason, ScaleEvent, decode, parse
-from ottoscaler.core.nesting import MAX_LEVELS, levels
+from ottoscaler.core.nesting import MAX_JSON_DEPTH, json_depth
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.floats(allow_nan=False) | st.text('"\\[]{} a'),
@@ -30,20 +30,20 @@ def true_levels(value: object) -> int:
 @given(VALUES)
 def test_levels_are_those_of_the_value(value: object) -> None:
     """Brackets inside strings are none."""
-    assert levels(json.dumps(value)) == true_levels(value)
+    assert json_depth(json.dumps(value)) == true_levels(value)
 
 
 @pytest.mark.parametrize("text", ['"', '"\\', "]]]][", '["[', "{" * 5, '\\"[', '"\\"[["'])
 def test_what_is_not_json_is_counted_as_well(text: str) -> None:
     """As far as a parser may get."""
-    assert 0 <= levels(text) <= 5
+    assert 0 <= json_depth(text) <= 5
 
 
 @pytest.mark.parametrize("text", ['"' * 65_536, '\\"' * 32_768, '"\\' * 32_768, "[" * 65_536, '["' * 32_768])
 def test_no_text_takes_long(text: str) -> None:
     """Nothing is looked at twice, whatever a producer sends."""
     began = time.perf_counter()
-    levels(text)
+    json_depth(text)
     assert time.perf_counter() - began < 1
 
 
@@ -60,8 +60,8 @@ def event(**fields: str) -> ScaleEvent | BadEvent:
 @pytest.mark.contract("3.limits")
 def test_metadata_may_have_a_hundred_levels() -> None:
     """And not one more; the dead letter names both figures."""
-    assert isinstance(event(metadata=nested(MAX_LEVELS)), ScaleEvent)
-    bad = event(metadata=nested(MAX_LEVELS + 1))
+    assert isinstance(event(metadata=nested(MAX_JSON_DEPTH)), ScaleEvent)
+    bad = event(metadata=nested(MAX_JSON_DEPTH + 1))
     assert isinstance(bad, BadEvent)
     assert bad.detail == "field metadata has 101 levels, one inside the other; at most 100 are allowed"
 
@@ -72,7 +72,7 @@ def test_the_limit_is_not_the_platforms(limit: int) -> None:
     received: list[object] = []
 
     def look() -> None:
-        received.extend(type(event(metadata=nested(depth))) for depth in (MAX_LEVELS, MAX_LEVELS + 1, 10_000))
+        received.extend(type(event(metadata=nested(depth))) for depth in (MAX_JSON_DEPTH, MAX_JSON_DEPTH + 1, 10_000))
 
     usual, size = sys.getrecursionlimit(), threading.stack_size(512 * 1024)
     sys.setrecursionlimit(limit)

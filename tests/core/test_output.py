@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ottoscaler.core.output import CUT, MAX_BYTES, output
+from ottoscaler.core.pod_timeline import finished_pod_verdict
 from ottoscaler.core.results import worker_result
-from ottoscaler.core.sight import verdict
 from tests.core.builders import NOW, event, raw_pod, seen, terminated, with_others
 
 
@@ -54,7 +54,7 @@ def test_the_result_has_what_agent_wrote(code: int) -> None:
     other = {"name": "aaa", "image": "i", "state": terminated(0, message="of another")}
     phase = "Failed" if code else "Succeeded"
     raw = with_others(raw_pod(phase, state=terminated(code, message="mine")), other, first=True)
-    pod, end = seen(raw), verdict(seen(raw))
+    pod, end = seen(raw), finished_pod_verdict(seen(raw))
     assert end is not None
     assert worker_result(event(), 1, 1, end, pod, NOW)["output"] == "mine"
 
@@ -79,5 +79,5 @@ def test_no_output_changes_the_verdict(code: int, message: str) -> None:
     """The worker writes it: it could blame the platform, or call a failure a success."""
     phase = "Failed" if code else "Succeeded"
     plain, loud = (seen(raw_pod(phase, state=terminated(code, message=text))) for text in ("", message))
-    assert verdict(loud) == verdict(plain)
+    assert finished_pod_verdict(loud) == finished_pod_verdict(plain)
     assert loud.output == message

@@ -9,10 +9,10 @@ import pytest
 
 from ottoscaler.core import events
 from ottoscaler.core.events import BadEvent, DeadReason, ScaleEvent, parse
-from ottoscaler.core.manifest import WorkerKey, build
-from ottoscaler.core.overrides import MAX_DEADLINE_S, NOTHING, WITHOUT_POLICY, Most, Overrides, numbers
+from ottoscaler.core.manifest import AttemptKey, build_pod
+from ottoscaler.core.overrides import FIELDS_WITHOUT_POLICY, MAX_DEADLINE_S, NO_OVERRIDES, Most, Overrides, numbers
 from ottoscaler.core.policy import Rules
-from ottoscaler.core.refusal import Fault
+from ottoscaler.core.refusal import Violation
 from ottoscaler.settings import WorkerSettings
 from tests.core.builders import HASH, STREAM_ID
 
@@ -43,7 +43,7 @@ def refused(rules: Rules = SIX_HOURS, **fields: str) -> str:
 
 
 def value_of(name: str, text: str) -> Any:
-    """One field as it is read. Raises Fault."""
+    """One field as it is read. Raises Violation."""
     return numbers({name: text}, Most())[name]
 
 
@@ -51,7 +51,7 @@ def test_an_event_without_them_overrides_nothing() -> None:
     """And its JSON is as short as before."""
     found = parsed()
     assert isinstance(found, ScaleEvent)
-    assert found.overrides == NOTHING
+    assert found.overrides == NO_OVERRIDES
     assert "overrides" not in found.encode()
 
 
@@ -85,8 +85,8 @@ def test_the_kubelet_gets_the_events_deadline(configured: int) -> None:
     found = parsed(Rules(max_deadline_s=configured), deadline_s="90")
     assert isinstance(found, ScaleEvent)
     template = WorkerSettings(deadline_s=configured)
-    key = WorkerKey(HASH, 1, 1)
-    pod = json.loads(build(template, found, key, event_json=found.encode(), instance="otto", namespace="ci"))
+    key = AttemptKey(HASH, 1, 1)
+    pod = json.loads(build_pod(template, found, key, event_json=found.encode(), instance="otto", namespace="ci"))
     assert pod["spec"]["activeDeadlineSeconds"] == 90
 
 
@@ -106,7 +106,7 @@ def test_other_retries_are_refused(text: str) -> None:
 
 
 @contract("3.overrides")
-@pytest.mark.parametrize("name", sorted(WITHOUT_POLICY))
+@pytest.mark.parametrize("name", sorted(FIELDS_WITHOUT_POLICY))
 def test_a_scale_down_has_no_overrides(name: str) -> None:
     """It starts no workers."""
     assert refused(type="scale_down", task_id="t", **{name: "1"}) == f"field {name} belongs to scale_up only; remove it"
@@ -172,6 +172,6 @@ def test_a_time_is_one_of_rfc_3339(text: str, at: float) -> None:
 )
 def test_other_values_are_refused(name: str, text: str) -> None:
     """The message has the field, its value and what is expected."""
-    with pytest.raises(Fault) as fault:
+    with pytest.raises(Violation) as fault:
         value_of(name, text)
     assert str(fault.value).startswith(f"field {name} is {json.dumps(text)}; a ")

@@ -8,22 +8,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ottoscaler.core.events import Mode
-from ottoscaler.core.plan import Candidate, WorkerStage, is_older, rank
-from ottoscaler.core.pods import Phase, Snapshot
+from ottoscaler.core.events import ScaleDownMode
+from ottoscaler.core.plan import VictimCandidate, WorkerStage, is_older, rank_victims
+from ottoscaler.core.pods import Phase, PodSnapshot
 from tests.core.builders import NOW, event, failed, pod, running
 
 contract = pytest.mark.contract
 
 
-def worker(index: int = 1, *, attempt: int = 1, stream_id: str = "5-0", last: Snapshot | None = None) -> Candidate:
+def worker(
+    index: int = 1, *, attempt: int = 1, stream_id: str = "5-0", last: PodSnapshot | None = None
+) -> VictimCandidate:
     """A worker without a result."""
-    return Candidate(event(stream_id=stream_id), index, attempt, last)
+    return VictimCandidate(event(stream_id=stream_id), index, attempt, last)
 
 
-def order(*candidates: Candidate, mode: Mode = Mode.KILL) -> list[Candidate]:
+def order(*candidates: VictimCandidate, mode: ScaleDownMode = ScaleDownMode.KILL) -> list[VictimCandidate]:
     """The workers that may be ended, in order."""
-    return rank(candidates, mode)[0]
+    return rank_victims(candidates, mode)[0]
 
 
 workers = st.builds(
@@ -47,7 +49,7 @@ groups = st.lists(workers, max_size=8)
         (worker(last=failed()), WorkerStage.ENDED),
     ],
 )
-def test_progress_is_how_far_the_current_attempt_has_come(candidate: Candidate, stage: WorkerStage) -> None:
+def test_progress_is_how_far_the_current_attempt_has_come(candidate: VictimCandidate, stage: WorkerStage) -> None:
     """Judged by what was last seen of its pod."""
     assert candidate.stage is stage
 
@@ -83,37 +85,37 @@ def test_of_one_event_the_highest_index_is_ended_first() -> None:
 
 @contract("3.pod_count")
 @given(groups)
-def test_a_kill_may_end_all(group: list[Candidate]) -> None:
+def test_a_kill_may_end_all(group: list[VictimCandidate]) -> None:
     """It spares no worker."""
-    victims, spared = rank(group, Mode.KILL)
+    victims, spared = rank_victims(group, ScaleDownMode.KILL)
     assert (len(victims), spared) == (len(group), [])
 
 
 @contract("3.mode")
 @given(groups)
-def test_a_drain_spares_all_that_have_started(group: list[Candidate]) -> None:
+def test_a_drain_spares_all_that_have_started(group: list[VictimCandidate]) -> None:
     """And no other worker."""
-    victims, spared = rank(group, Mode.DRAIN)
+    victims, spared = rank_victims(group, ScaleDownMode.DRAIN)
     assert all(one.stage is not WorkerStage.RUNNING for one in victims)
     assert all(one.stage is WorkerStage.RUNNING for one in spared)
 
 
 @contract("5.victims")
 @contract("5.survivors")
-@given(groups, st.sampled_from(Mode))
-def test_everybody_may_either_be_ended_or_is_spared(group: list[Candidate], mode: Mode) -> None:
+@given(groups, st.sampled_from(ScaleDownMode))
+def test_everybody_may_either_be_ended_or_is_spared(group: list[VictimCandidate], mode: ScaleDownMode) -> None:
     """No worker is in both lists, none is left out, also among workers that look alike."""
-    victims, survivors = rank(group, mode)
+    victims, survivors = rank_victims(group, mode)
     assert sorted(map(id, [*victims, *survivors])) == sorted(map(id, group))
 
 
 @given(st.permutations([worker(index, last=last) for index in (1, 2) for last in (None, pod(), running())]))
-def test_the_choice_does_not_depend_on_the_order_of_asking(group: list[Candidate]) -> None:
+def test_the_choice_does_not_depend_on_the_order_of_asking(group: list[VictimCandidate]) -> None:
     """The victims are chosen once; any replica would have chosen the same."""
     assert order(*group)[:3] == order(*sorted(group, key=_by_index))[:3]
 
 
-def _by_index(one: Candidate) -> Any:
+def _by_index(one: VictimCandidate) -> Any:
     return one.index, one.stage
 
 

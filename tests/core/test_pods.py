@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from ottoscaler.core.manifest import WorkerKey, event_annotation
+from ottoscaler.core.manifest import AttemptKey, event_annotation
 from ottoscaler.core.pods import (
     Phase,
+    PodSnapshot,
     RawPod,
-    Snapshot,
-    Trouble,
-    epoch,
-    foreign,
-    snapshot,
+    StartTrouble,
+    epoch_seconds,
+    foreign_pod_snapshot,
+    pod_snapshot,
 )
 from tests.core.builders import (
     HASH,
@@ -47,7 +47,7 @@ contract = pytest.mark.contract
 def test_a_snapshot_identifies_its_worker() -> None:
     """Worker and attempt from the labels, the event from its annotation."""
     found = seen(raw_pod())
-    assert (found.key, found.instance, found.event_id) == (WorkerKey(HASH, 2, 1), "otto", "e-1")
+    assert (found.key, found.instance, found.event_id) == (AttemptKey(HASH, 2, 1), "otto", "e-1")
     assert (found.name, found.uid, found.resource_version) == ("otto-agent-0123456789-2", "u-1", "7")
 
 
@@ -123,22 +123,27 @@ def test_a_phase_of_a_later_kubernetes_is_unknown(phase: str) -> None:
 )
 def test_a_pod_without_our_labels_is_none_of_ours(labels: Json) -> None:
     """Any other pod in the namespace, or a pod that was relabelled by hand."""
-    assert snapshot(decode(raw_pod(metadata={"labels": labels}))) is None
+    assert pod_snapshot(decode(raw_pod(metadata={"labels": labels}))) is None
 
 
 @contract("5.NameConflict")
 def test_a_strangers_pod_has_neither_a_key_nor_an_event() -> None:
     """Enough to see that it is not ours."""
-    found = foreign(decode(raw_pod("Succeeded", metadata={"labels": {}})))
+    found = foreign_pod_snapshot(decode(raw_pod("Succeeded", metadata={"labels": {}})))
     assert (found.name, found.uid, found.resource_version) == ("otto-agent-0123456789-2", "u-1", "7")
-    assert (found.key, found.event_id, found.instance) == (WorkerKey("", 0, 0), "", "")
+    assert (found.key, found.event_id, found.instance) == (AttemptKey("", 0, 0), "", "")
 
 
 def test_a_pod_needs_no_more_than_name_and_labels() -> None:
     """All other fields may be missing in the first moment of its life."""
-    found = snapshot(decode({"metadata": {"name": "otto-agent-0123456789-2", "labels": LABELS}}))
+    found = pod_snapshot(decode({"metadata": {"name": "otto-agent-0123456789-2", "labels": LABELS}}))
     assert found is not None
-    assert (found.phase, found.trouble, found.created_at, found.event_id) == (Phase.PENDING, Trouble.NONE, None, "")
+    assert (found.phase, found.trouble, found.created_at, found.event_id) == (
+        Phase.PENDING,
+        StartTrouble.NONE,
+        None,
+        "",
+    )
 
 
 def test_times_that_are_null_are_none() -> None:
@@ -212,7 +217,7 @@ def test_whatever_decodes_has_a_snapshot(phase: str, state: Any, found: list[Jso
         (running().as_gone(), False, False),
     ],
 )
-def test_a_pod_uses_capacity_until_it_is_finished_or_gone(snap: Snapshot, finished: bool, live: bool) -> None:
+def test_a_pod_uses_capacity_until_it_is_finished_or_gone(snap: PodSnapshot, finished: bool, live: bool) -> None:
     """Also while it is being deleted: its program may still run."""
     assert (snap.finished, snap.live) == (finished, live)
 
@@ -226,7 +231,7 @@ def test_a_pod_that_is_gone_keeps_its_last_status() -> None:
     "change",
     [
         {"phase": Phase.RUNNING},
-        {"trouble": Trouble.IMAGE_PULL},
+        {"trouble": StartTrouble.IMAGE_PULL},
         {"started_at": NOW},
         {"deletion_requested_at": NOW},
         {"gone": True},
@@ -254,7 +259,7 @@ def test_a_disruption_counts_only_while_its_condition_is_true() -> None:
 @pytest.mark.parametrize(("text", "seconds"), [(None, None), ("", None), ("2024-05-01T10:00:00Z", NOW)])
 def test_times_are_seconds_since_the_epoch(text: str | None, seconds: float | None) -> None:
     """None where there is none."""
-    assert epoch(text) == seconds
+    assert epoch_seconds(text) == seconds
 
 
 @contract("4.annotations")
@@ -270,4 +275,4 @@ def test_a_pod_gives_its_event_back(annotations: Json, text: str) -> None:
 @pytest.mark.parametrize("stamp", ["1970-01-01T00:00:00Z", "0001-01-01T00:00:00Z", "", None])
 def test_a_container_that_never_started_has_no_start(stamp: str | None) -> None:
     """The kubelet writes the epoch for it, and no deadline may be counted from there."""
-    assert epoch(stamp) is None
+    assert epoch_seconds(stamp) is None

@@ -14,10 +14,10 @@ from ottoscaler.core import events
 from ottoscaler.core.events import BadEvent, DeadReason, ScaleEvent
 from ottoscaler.core.images import parse_image, parse_pattern
 from ottoscaler.core.loaders import never_set
-from ottoscaler.core.manifest import WorkerKey, build
+from ottoscaler.core.manifest import AttemptKey, build_pod
 from ottoscaler.core.overrides import SecretEnv
 from ottoscaler.core.policy import decide
-from ottoscaler.core.refusal import Fault
+from ottoscaler.core.refusal import Violation
 from ottoscaler.settings import WorkerSettings
 from tests.core.builders import HASH
 from tests.core.policies import DIGEST, EXAMPLE, EXAMPLE_POLICY, parsed, policy
@@ -45,8 +45,8 @@ def refused(fields: Fields, **changes: Any) -> BadEvent:
 
 def pod(fields: Fields, template: WorkerSettings = WorkerSettings(), **changes: Any) -> Any:  # noqa: B008
     """The spec of the pod that the event makes."""
-    event, key = accepted(fields, **changes), WorkerKey(HASH, 1, 1)
-    body = build(template, event, key, event_json=event.encode(), instance="otto", namespace="ci")
+    event, key = accepted(fields, **changes), AttemptKey(HASH, 1, 1)
+    body = build_pod(template, event, key, event_json=event.encode(), instance="otto", namespace="ci")
     return json.loads(body)["spec"]
 
 
@@ -337,7 +337,7 @@ def test_each_maximum_itself_passes() -> None:
 )
 def test_fields_that_say_when_have_limits_too(field: str, text: str, rule: str) -> None:
     """Priority and time need no leave of the profile."""
-    with pytest.raises(Fault, match=rule):
+    with pytest.raises(Violation, match=rule):
         decide(EXAMPLE_POLICY, {field: text})
     assert decide(EXAMPLE_POLICY, {"priority": "7"}).priority == 7
 
@@ -391,9 +391,9 @@ def test_an_accepted_event_keeps_the_decision() -> None:
     event = accepted(fields)
     again = events.decode(event.encode())
     assert again == event
-    key = WorkerKey(HASH, 1, 1)
+    key = AttemptKey(HASH, 1, 1)
     where = {"instance": "otto", "namespace": "ci"}
-    bodies = [build(WorkerSettings(), one, key, event_json=one.encode(), **where) for one in (event, again)]
+    bodies = [build_pod(WorkerSettings(), one, key, event_json=one.encode(), **where) for one in (event, again)]
     assert bodies[0] == bodies[1]
     assert refused(fields, images={"allow": ["other.example.com/**"]})
     assert {name: event.as_sent()[name] for name in fields} == fields

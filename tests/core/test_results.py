@@ -7,38 +7,38 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ottoscaler.core.results import RESULT_FIELDS, common_fields, rfc3339, worker_result
-from ottoscaler.core.verdicts import Fault, Outcome, Reason, Retry, Verdict
+from ottoscaler.core.verdicts import EndReason, FaultOrigin, Outcome, RetryBudget, Verdict
 from tests.core.builders import NOW, event, failed, pod, running
 
 contract = pytest.mark.contract
 
-USER, CONFIG, INFRA, NOBODY = Fault.USER, Fault.CONFIG, Fault.INFRA, Fault.NONE
+USER, CONFIG, INFRA, NOBODY = FaultOrigin.USER, FaultOrigin.CONFIG, FaultOrigin.INFRA, FaultOrigin.NONE
 FAILED, CANCELLED = Outcome.FAILED, Outcome.CANCELLED
 #: The table of the contract, section 5, written down again: a change of the code's has to be made here too.
 ROWS = [
-    ("Completed", Outcome.SUCCEEDED, NOBODY, Retry.NEVER),
-    ("Error", FAILED, USER, Retry.WORKER),
-    ("OOMKilled", FAILED, USER, Retry.WORKER),
-    ("DeadlineExceeded", FAILED, USER, Retry.NEVER),
-    ("InvalidImage", FAILED, CONFIG, Retry.NEVER),
-    ("ImagePull", FAILED, CONFIG, Retry.NEVER),
-    ("ConfigError", FAILED, CONFIG, Retry.NEVER),
-    ("Rejected", FAILED, CONFIG, Retry.NEVER),
-    ("NameConflict", FAILED, CONFIG, Retry.NEVER),
-    ("CommandNotFound", FAILED, CONFIG, Retry.NEVER),
-    ("ImagePullTransient", FAILED, INFRA, Retry.INFRA),
-    ("Evicted", FAILED, INFRA, Retry.INFRA),
-    ("Preempted", FAILED, INFRA, Retry.INFRA),
-    ("NodeLost", FAILED, INFRA, Retry.INFRA),
-    ("PodLost", Outcome.LOST, INFRA, Retry.INFRA),
-    ("StartError", FAILED, INFRA, Retry.INFRA),
-    ("PendingTimeout", FAILED, INFRA, Retry.NEVER),
-    ("Unschedulable", FAILED, INFRA, Retry.NEVER),
-    ("PodDeleted", FAILED, USER, Retry.NEVER),
-    ("ScaledDown", CANCELLED, NOBODY, Retry.NEVER),
-    ("Superseded", CANCELLED, NOBODY, Retry.NEVER),
-    ("NotAfter", Outcome.EXPIRED, USER, Retry.NEVER),
-    ("Poison", FAILED, INFRA, Retry.NEVER),
+    ("Completed", Outcome.SUCCEEDED, NOBODY, RetryBudget.NEVER),
+    ("Error", FAILED, USER, RetryBudget.WORKER),
+    ("OOMKilled", FAILED, USER, RetryBudget.WORKER),
+    ("DeadlineExceeded", FAILED, USER, RetryBudget.NEVER),
+    ("InvalidImage", FAILED, CONFIG, RetryBudget.NEVER),
+    ("ImagePull", FAILED, CONFIG, RetryBudget.NEVER),
+    ("ConfigError", FAILED, CONFIG, RetryBudget.NEVER),
+    ("Rejected", FAILED, CONFIG, RetryBudget.NEVER),
+    ("NameConflict", FAILED, CONFIG, RetryBudget.NEVER),
+    ("CommandNotFound", FAILED, CONFIG, RetryBudget.NEVER),
+    ("ImagePullTransient", FAILED, INFRA, RetryBudget.INFRA),
+    ("Evicted", FAILED, INFRA, RetryBudget.INFRA),
+    ("Preempted", FAILED, INFRA, RetryBudget.INFRA),
+    ("NodeLost", FAILED, INFRA, RetryBudget.INFRA),
+    ("PodLost", Outcome.LOST, INFRA, RetryBudget.INFRA),
+    ("StartError", FAILED, INFRA, RetryBudget.INFRA),
+    ("PendingTimeout", FAILED, INFRA, RetryBudget.NEVER),
+    ("Unschedulable", FAILED, INFRA, RetryBudget.NEVER),
+    ("PodDeleted", FAILED, USER, RetryBudget.NEVER),
+    ("ScaledDown", CANCELLED, NOBODY, RetryBudget.NEVER),
+    ("Superseded", CANCELLED, NOBODY, RetryBudget.NEVER),
+    ("NotAfter", Outcome.EXPIRED, USER, RetryBudget.NEVER),
+    ("Poison", FAILED, INFRA, RetryBudget.NEVER),
 ]
 
 
@@ -48,15 +48,15 @@ ROWS = [
 )
 @contract("5.outcome")
 @contract("5.fault")
-def test_a_reason_has_its_row(reason: str, outcome: Outcome, fault: Fault, retry: Retry) -> None:
+def test_a_reason_has_its_row(reason: str, outcome: Outcome, fault: FaultOrigin, retry: RetryBudget) -> None:
     """How it ended, where the fault lies, and which side tries again."""
-    end = Verdict(Reason(reason))
+    end = Verdict(EndReason(reason))
     assert (end.reason.outcome, end.reason.fault, end.reason.retry) == (outcome, fault, retry)
 
 
 def test_every_reason_has_a_row_here() -> None:
     """A new reason is a promise to users: it belongs into the table."""
-    assert {row[0] for row in ROWS} == set(Reason)
+    assert {row[0] for row in ROWS} == set(EndReason)
 
 
 @contract("5.kind")
@@ -79,7 +79,7 @@ def test_a_workers_result_is_shown_in_full() -> None:
         event(traceparent="00-aa", passed_on={"job_id": "7"}),
         2,
         1,
-        Verdict(Reason.ERROR, "the worker exited with code 3"),
+        Verdict(EndReason.ERROR, "the worker exited with code 3"),
         failed(3, scheduled_at=NOW + 0.5, output="no such branch"),
         NOW + 60,
     )
@@ -109,7 +109,7 @@ def test_a_workers_result_is_shown_in_full() -> None:
 
 def test_a_worker_that_never_had_a_pod_has_a_result_all_the_same() -> None:
     """The same fields, empty where nothing is known; it ended now."""
-    result = worker_result(event(), 1, 0, Verdict(Reason.SCALED_DOWN), None, NOW)
+    result = worker_result(event(), 1, 0, Verdict(EndReason.SCALED_DOWN), None, NOW)
     empty = {name for name, value in result.items() if value == ""}
     times = {"created_at", "scheduled_at", "started_at"}
     assert empty == times | {"message", "exit_code", "pod", "pod_uid", "node", "output"}
@@ -119,26 +119,28 @@ def test_a_worker_that_never_had_a_pod_has_a_result_all_the_same() -> None:
 @contract("5.exit_code")
 def test_exit_code_zero_is_not_unknown() -> None:
     """Zero is a code, an empty field is none."""
-    assert worker_result(event(), 1, 1, Verdict(Reason.COMPLETED), failed(0), NOW)["exit_code"] == "0"
-    assert worker_result(event(), 1, 1, Verdict(Reason.NODE_LOST), running(), NOW)["exit_code"] == ""
+    assert worker_result(event(), 1, 1, Verdict(EndReason.COMPLETED), failed(0), NOW)["exit_code"] == "0"
+    assert worker_result(event(), 1, 1, Verdict(EndReason.NODE_LOST), running(), NOW)["exit_code"] == ""
 
 
 @contract("5.finished_at")
 def test_a_pod_without_an_end_of_its_own_ended_now() -> None:
     """The replica that saw it go gives the time."""
-    assert worker_result(event(), 1, 1, Verdict(Reason.POD_DELETED), pod(), NOW + 9)["finished_at"] == rfc3339(NOW + 9)
+    assert worker_result(event(), 1, 1, Verdict(EndReason.POD_DELETED), pod(), NOW + 9)["finished_at"] == rfc3339(
+        NOW + 9
+    )
 
 
 def test_a_message_is_cut_at_a_thousand_characters() -> None:
     """A registry's page of HTML does not belong into Redis."""
-    assert len(worker_result(event(), 1, 1, Verdict(Reason.ERROR, "x" * 5000), None, NOW)["message"]) == 1000
+    assert len(worker_result(event(), 1, 1, Verdict(EndReason.ERROR, "x" * 5000), None, NOW)["message"]) == 1000
 
 
 @contract("3.passed-on")
 @given(st.dictionaries(st.sampled_from(sorted(RESULT_FIELDS)), st.text(max_size=3)))
 def test_a_passed_on_field_never_hides_one_of_the_results_own(passed_on: dict[str, str]) -> None:
     """It goes in under event_<name>."""
-    end = Verdict(Reason.ERROR, "m")
+    end = Verdict(EndReason.ERROR, "m")
     plain = worker_result(event(), 1, 1, end, failed(), NOW)
     assert worker_result(event(passed_on=passed_on), 1, 1, end, failed(), NOW) == plain | {
         f"event_{name}": value for name, value in passed_on.items()
@@ -183,7 +185,7 @@ def test_what_was_passed_on_comes_back_unchanged() -> None:
 
 def test_the_names_of_a_result_are_all_reserved() -> None:
     """Or a passed-on field could overwrite one."""
-    result = worker_result(event(traceparent="x"), 1, 1, Verdict(Reason.ERROR), failed(), NOW)
+    result = worker_result(event(traceparent="x"), 1, 1, Verdict(EndReason.ERROR), failed(), NOW)
     assert set(result) <= RESULT_FIELDS
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from ottoscaler.core.effects import Await
-from ottoscaler.core.observations import Checked, Intended, Seen
-from ottoscaler.core.pods import Trouble
-from ottoscaler.core.sight import verdict
-from ottoscaler.core.verdicts import Reason, Retry, Verdict
+from ottoscaler.core.effects import AwaitPod
+from ottoscaler.core.observations import AttemptStored, NoResultYet, PodSeen
+from ottoscaler.core.pod_timeline import finished_pod_verdict
+from ottoscaler.core.pods import StartTrouble
+from ottoscaler.core.verdicts import EndReason, RetryBudget, Verdict
 from tests.core.builders import (
     RUNS,
     Json,
@@ -29,7 +29,7 @@ WAITS: Json = {"waiting": {"reason": "ImagePullBackOff", "message": "not found"}
 
 def end_of(raw: Json) -> Verdict | None:
     """How the pod ended."""
-    return verdict(seen(raw))
+    return finished_pod_verdict(seen(raw))
 
 
 class TestInit:
@@ -43,18 +43,18 @@ class TestInit:
     @pytest.mark.parametrize(
         ("reason", "message", "trouble"),
         [
-            ("InvalidImageName", "no", Trouble.INVALID_IMAGE),
-            ("ErrImagePull", "not found", Trouble.IMAGE_PULL),
-            ("ImagePullBackOff", "Back-off pulling image", Trouble.IMAGE_PULL_TRANSIENT),
-            ("CreateContainerConfigError", 'secret "x" not found', Trouble.CONFIG),
-            ("CreateContainerError", "no room", Trouble.START),
-            ("CreateContainerError", "executable file `x` not found in $PATH", Trouble.COMMAND),
-            ("CrashLoopBackOff", "back-off 10s", Trouble.NONE),
+            ("InvalidImageName", "no", StartTrouble.INVALID_IMAGE),
+            ("ErrImagePull", "not found", StartTrouble.IMAGE_PULL),
+            ("ImagePullBackOff", "Back-off pulling image", StartTrouble.IMAGE_PULL_TRANSIENT),
+            ("CreateContainerConfigError", 'secret "x" not found', StartTrouble.CONFIG),
+            ("CreateContainerError", "no room", StartTrouble.START),
+            ("CreateContainerError", "executable file `x` not found in $PATH", StartTrouble.COMMAND),
+            ("CrashLoopBackOff", "back-off 10s", StartTrouble.NONE),
         ],
     )
     @pytest.mark.parametrize("policy", ["", "Always"])
     def test_what_it_waits_for_is_reported_with_container_and_image(
-        self, reason: str, message: str, trouble: Trouble, policy: str
+        self, reason: str, message: str, trouble: StartTrouble, policy: str
     ) -> None:
         """A native sidecar's too: `agent` waits for its start."""
         init = container("setup", {"waiting": {"reason": reason, "message": message}})
@@ -69,20 +69,20 @@ class TestInit:
     @pytest.mark.parametrize(
         ("state", "reason", "text"),
         [
-            (terminated(3), Reason.START_ERROR, "exited with code 3"),
-            (terminated(127), Reason.START_ERROR, "exited with code 127"),
-            (terminated(137, "OOMKilled"), Reason.START_ERROR, "exited with code 137"),
-            (terminated(128, "StartError", message="no cgroup"), Reason.START_ERROR, "StartError: no cgroup"),
+            (terminated(3), EndReason.START_ERROR, "exited with code 3"),
+            (terminated(127), EndReason.START_ERROR, "exited with code 127"),
+            (terminated(137, "OOMKilled"), EndReason.START_ERROR, "exited with code 137"),
+            (terminated(128, "StartError", message="no cgroup"), EndReason.START_ERROR, "StartError: no cgroup"),
             (
                 terminated(128, "StartError", message="executable file `x` not found in $PATH"),
-                Reason.COMMAND_NOT_FOUND,
+                EndReason.COMMAND_NOT_FOUND,
                 "StartError: executable file `x` not found in $PATH",
             ),
         ],
     )
     @pytest.mark.parametrize("agent", [None, {"waiting": {"reason": "PodInitializing"}}])
     def test_its_failure_is_no_failure_of_the_worker(
-        self, state: Json, reason: Reason, text: str, agent: Json | None
+        self, state: Json, reason: EndReason, text: str, agent: Json | None
     ) -> None:
         """The worker never ran; its exit code is not the worker's."""
         raw = with_others(raw_pod("Failed", state=agent), init=[container("setup", state)])
@@ -101,7 +101,7 @@ class TestInit:
     def test_it_is_no_trouble_once_the_worker_has_started(self, state: Json) -> None:
         """A native sidecar that fails beside it is a sidecar."""
         raw = with_others(raw_pod("Running", state=state), init=[container("setup", terminated(1))])
-        assert seen(raw).trouble is Trouble.NONE
+        assert seen(raw).trouble is StartTrouble.NONE
 
 
 class TestGate:
@@ -116,25 +116,28 @@ class TestGate:
         raw = raw_pod(conditions=[condition] if answer else [])
         raw["spec"] = {"schedulingGates": gates}
         found = seen(raw)
-        assert (found.trouble, found.trouble_text) == (Trouble.GATED, "scheduling gate kueue.x-k8s.io/admission, b")
+        assert (found.trouble, found.trouble_text) == (
+            StartTrouble.GATED,
+            "scheduling gate kueue.x-k8s.io/admission, b",
+        )
 
     @contract("5.waiting")
     @contract("2.PENDING_TIMEOUT_S")
     def test_no_clock_runs_behind_a_gate(self) -> None:
         """And the whole time is given when it is lifted."""
-        gated = replace(seen(raw_pod()), trouble=Trouble.GATED, trouble_text="scheduling gate a")
+        gated = replace(seen(raw_pod()), trouble=StartTrouble.GATED, trouble_text="scheduling gate a")
         drive = Drive()
-        assert drive.feed(Intended(), Seen(gated), Checked(None)) == Await(None)
-        assert drive.life.waits_for == "scheduling gate a"
-        assert replace(drive.life, pod=running()).waits_for == ""
+        assert drive.feed(AttemptStored(), PodSeen(gated), NoResultYet(None)) == AwaitPod(None)
+        assert drive.life.start_trouble_text == "scheduling gate a"
+        assert replace(drive.life, pod=running()).start_trouble_text == ""
         drive.wait(10**7)
-        free = replace(gated, trouble=Trouble.NONE, trouble_text="")
-        assert drive.feed(Seen(free)) == Await(drive.now + LIMITS.pending_timeout_s)
-        assert drive.life.waits_for == ""
+        free = replace(gated, trouble=StartTrouble.NONE, trouble_text="")
+        assert drive.feed(PodSeen(free)) == AwaitPod(drive.now + LIMITS.pending_timeout_s)
+        assert drive.life.start_trouble_text == ""
 
     def test_a_waiter_is_woken_when_one_of_two_gates_is_lifted(self) -> None:
         """Its name is shown."""
-        one = replace(seen(raw_pod()), trouble=Trouble.GATED, trouble_text="scheduling gate a, b")
+        one = replace(seen(raw_pod()), trouble=StartTrouble.GATED, trouble_text="scheduling gate a, b")
         assert replace(one, trouble_text="scheduling gate b").stage != one.stage
 
 
@@ -177,10 +180,10 @@ RUN = RUNC + "unable to start container process: error during container init: "
 def test_a_program_that_cannot_be_executed_is_a_fault_of_the_configuration(reason: str, message: str) -> None:
     """In every runtime's words, ended or waiting: no new attempt changes anything."""
     state = terminated(128, reason, message=message, startedAt="1970-01-01T00:00:00Z")
-    assert end_of(raw_pod("Failed", state=state)) == Verdict(Reason.COMMAND_NOT_FOUND, message)
-    assert Reason.COMMAND_NOT_FOUND.retry is Retry.NEVER
+    assert end_of(raw_pod("Failed", state=state)) == Verdict(EndReason.COMMAND_NOT_FOUND, message)
+    assert EndReason.COMMAND_NOT_FOUND.retry is RetryBudget.NEVER
     found = seen(raw_pod(state={"waiting": {"reason": "CreateContainerError", "message": message}}))
-    assert found.trouble is Trouble.COMMAND
+    assert found.trouble is StartTrouble.COMMAND
 
 
 @contract("5.CommandNotFound")
@@ -191,7 +194,7 @@ def test_a_runtimes_own_exit_code_says_that_the_program_cannot_be_executed(reaso
     state = terminated(code, reason, message="words of a later runtime")
     result = end_of(raw_pod("Failed", state=state))
     assert result is not None
-    assert result.reason is Reason.COMMAND_NOT_FOUND
+    assert result.reason is EndReason.COMMAND_NOT_FOUND
 
 
 @contract("5.StartError")
@@ -214,9 +217,10 @@ def test_a_start_that_failed_on_the_node_is_the_platforms_fault(message: str) ->
     """The runtime itself, a hook or a mount is missing, not the container's program."""
     result = end_of(raw_pod("Failed", state=terminated(128, "StartError", message=message)))
     assert result is not None
-    assert result.reason is Reason.START_ERROR
+    assert result.reason is EndReason.START_ERROR
     assert (
-        seen(raw_pod(state={"waiting": {"reason": "RunContainerError", "message": message}})).trouble is Trouble.START
+        seen(raw_pod(state={"waiting": {"reason": "RunContainerError", "message": message}})).trouble
+        is StartTrouble.START
     )
 
 
@@ -225,4 +229,4 @@ def test_a_start_that_failed_on_the_node_is_the_platforms_fault(message: str) ->
 def test_a_shells_own_exit_code_stays_an_error(code: int) -> None:
     """The program ran; what it prints or exits with never decides where the fault lies."""
     state = terminated(code, "Error", message=RUN + f'exec: "nope": {NO}')
-    assert end_of(raw_pod("Failed", state=state)) == Verdict(Reason.ERROR, f"the worker exited with code {code}")
+    assert end_of(raw_pod("Failed", state=state)) == Verdict(EndReason.ERROR, f"the worker exited with code {code}")

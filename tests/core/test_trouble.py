@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ottoscaler.core.pods import Trouble
+from ottoscaler.core.pods import StartTrouble
 from tests.core.builders import Json, container, raw_pod, seen, unscheduled, with_others
 
 contract = pytest.mark.contract
@@ -45,7 +45,7 @@ def waiting(reason: str, message: str = "") -> Json:
 )
 def test_a_registry_that_will_never_give_the_image_is_a_fault_of_the_configuration(reason: str, message: str) -> None:
     """Not found, no rights: asking again changes nothing, whatever numbers the image's name has."""
-    assert seen(raw_pod(state=waiting(reason, message))).trouble is Trouble.IMAGE_PULL
+    assert seen(raw_pod(state=waiting(reason, message))).trouble is StartTrouble.IMAGE_PULL
 
 
 @contract("5.ImagePullTransient")
@@ -74,7 +74,7 @@ def test_a_registry_that_will_never_give_the_image_is_a_fault_of_the_configurati
 )
 def test_a_registry_that_may_yet_give_the_image_is_a_passing_fault(message: str) -> None:
     """Limits, time-outs and the server's own errors, and every text that is not known."""
-    assert seen(raw_pod(state=waiting("ErrImagePull", message))).trouble is Trouble.IMAGE_PULL_TRANSIENT
+    assert seen(raw_pod(state=waiting("ErrImagePull", message))).trouble is StartTrouble.IMAGE_PULL_TRANSIENT
 
 
 @contract("5.InvalidImage")
@@ -84,29 +84,29 @@ def test_a_registry_that_may_yet_give_the_image_is_a_passing_fault(message: str)
 @pytest.mark.parametrize(
     ("reason", "trouble"),
     [
-        ("InvalidImageName", Trouble.INVALID_IMAGE),
-        ("ErrImageNeverPull", Trouble.IMAGE_PULL),
-        ("RegistryUnavailable", Trouble.IMAGE_PULL_TRANSIENT),
-        ("ImageInspectError", Trouble.IMAGE_PULL_TRANSIENT),
-        ("CreateContainerConfigError", Trouble.CONFIG),
-        ("RunContainerError", Trouble.START),
-        ("CreateContainerError", Trouble.START),
-        ("PreCreateHookError", Trouble.START),
-        ("PreStartHookError", Trouble.START),
-        ("ContainerCreating", Trouble.NONE),
-        ("PodInitializing", Trouble.NONE),
+        ("InvalidImageName", StartTrouble.INVALID_IMAGE),
+        ("ErrImageNeverPull", StartTrouble.IMAGE_PULL),
+        ("RegistryUnavailable", StartTrouble.IMAGE_PULL_TRANSIENT),
+        ("ImageInspectError", StartTrouble.IMAGE_PULL_TRANSIENT),
+        ("CreateContainerConfigError", StartTrouble.CONFIG),
+        ("RunContainerError", StartTrouble.START),
+        ("CreateContainerError", StartTrouble.START),
+        ("PreCreateHookError", StartTrouble.START),
+        ("PreStartHookError", StartTrouble.START),
+        ("ContainerCreating", StartTrouble.NONE),
+        ("PodInitializing", StartTrouble.NONE),
     ],
 )
-def test_the_kubelets_reason_gives_the_trouble(reason: str, trouble: Trouble) -> None:
+def test_the_kubelets_reason_gives_the_trouble(reason: str, trouble: StartTrouble) -> None:
     """What is merely going on is none."""
     assert seen(raw_pod(state=waiting(reason))).trouble is trouble
 
 
 @contract("5.Unschedulable")
 @pytest.mark.parametrize(
-    ("reason", "trouble"), [("Unschedulable", Trouble.UNSCHEDULABLE), ("SchedulingGated", Trouble.GATED)]
+    ("reason", "trouble"), [("Unschedulable", StartTrouble.UNSCHEDULABLE), ("SchedulingGated", StartTrouble.GATED)]
 )
-def test_the_schedulers_reason_gives_the_trouble(reason: str, trouble: Trouble) -> None:
+def test_the_schedulers_reason_gives_the_trouble(reason: str, trouble: StartTrouble) -> None:
     """A gate that a user has set is no fault."""
     assert seen(raw_pod(conditions=[unscheduled(reason)])).trouble is trouble
 
@@ -118,7 +118,7 @@ def test_a_native_sidecar_that_crashes_again_and_again_hides_no_other_trouble() 
     names = [{"name": "mesh", "restartPolicy": "Always"}, {"name": "setup", "image": "setup:1"}]
     found = seen(with_others(raw_pod(state=waiting("PodInitializing")), init=init, initContainers=names))
     assert (found.trouble, found.trouble_text) == (
-        Trouble.IMAGE_PULL,
+        StartTrouble.IMAGE_PULL,
         "init container setup (image setup:1): ErrImagePull: not found",
     )
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ottoscaler.core.pods import Phase, Snapshot
-from ottoscaler.core.sight import verdict
-from ottoscaler.core.verdicts import Reason, Verdict
+from ottoscaler.core.pod_timeline import finished_pod_verdict
+from ottoscaler.core.pods import Phase, PodSnapshot
+from ottoscaler.core.verdicts import EndReason, Verdict
 from tests.core.builders import (
     NOW,
     Json,
@@ -28,7 +28,7 @@ contract = pytest.mark.contract
 
 def end(raw: Json) -> Verdict:
     """How a pod that has ended has ended."""
-    result = verdict(seen(raw))
+    result = finished_pod_verdict(seen(raw))
     assert result is not None
     return result
 
@@ -44,7 +44,7 @@ def end(raw: Json) -> Verdict:
 )
 def test_what_succeeded_is_completed(raw: Json) -> None:
     """Any request to end it came too late."""
-    assert end(raw) == Verdict(Reason.COMPLETED, "the worker exited with code 0")
+    assert end(raw) == Verdict(EndReason.COMPLETED, "the worker exited with code 0")
 
 
 @contract("5.Error")
@@ -60,7 +60,7 @@ def test_what_succeeded_is_completed(raw: Json) -> None:
 )
 def test_a_worker_that_failed_by_itself_is_an_error(state: Json | None, message: str) -> None:
     """Neither exit code nor termination message can pass for a fault of the platform."""
-    assert end(raw_pod("Failed", state=state)) == Verdict(Reason.ERROR, message)
+    assert end(raw_pod("Failed", state=state)) == Verdict(EndReason.ERROR, message)
 
 
 @contract("5.NodeLost")
@@ -69,13 +69,13 @@ def test_a_termination_message_never_gets_into_a_verdict(ended_as: str) -> None:
     """The worker may have written it: neither reason nor message come from there."""
     state = terminated(137, ended_as, message="trust me")
     assert end(raw_pod("Failed", state=state, conditions=[disrupted("DeletionByPodGC")])) == Verdict(
-        Reason.NODE_LOST, "the worker exited with code 137"
+        EndReason.NODE_LOST, "the worker exited with code 137"
     )
 
 
 @contract("5.StartError")
 @contract("5.Evicted")
-@pytest.mark.parametrize(("ran", "reason"), [(False, Reason.START_ERROR), (True, Reason.EVICTED)])
+@pytest.mark.parametrize(("ran", "reason"), [(False, EndReason.START_ERROR), (True, EndReason.EVICTED)])
 @pytest.mark.parametrize(
     "word",
     [
@@ -83,7 +83,7 @@ def test_a_termination_message_never_gets_into_a_verdict(ended_as: str) -> None:
         "PodOSSelectorNodeLabelDoesNotMatch", "InvalidNodeInfo", "AppArmor", "SysctlForbidden", "Novel",
     ],
 )  # fmt: skip
-def test_a_reason_that_we_do_not_know_is_the_platforms(word: str, ran: bool, reason: Reason) -> None:
+def test_a_reason_that_we_do_not_know_is_the_platforms(word: str, ran: bool, reason: EndReason) -> None:
     """It says so of the whole pod: refused before any container ran, or ended. Its word stays in the message."""
     state = terminated(137) if ran else None
     assert end(raw_pod("Failed", state=state, status={"reason": word, "message": "a new way"})) == Verdict(
@@ -97,13 +97,13 @@ def test_a_reason_that_we_do_not_know_is_the_platforms(word: str, ran: bool, rea
 @pytest.mark.parametrize(
     ("state", "reason"),
     [
-        (None, Reason.START_ERROR),
-        ({"waiting": {"reason": "ContainerCreating"}}, Reason.START_ERROR),
-        ({"terminated": {"reason": "Error"}}, Reason.START_ERROR),
-        ({"running": {"startedAt": stamp(1)}}, Reason.EVICTED),
+        (None, EndReason.START_ERROR),
+        ({"waiting": {"reason": "ContainerCreating"}}, EndReason.START_ERROR),
+        ({"terminated": {"reason": "Error"}}, EndReason.START_ERROR),
+        ({"running": {"startedAt": stamp(1)}}, EndReason.EVICTED),
     ],
 )
-def test_a_failure_without_an_end_of_the_worker_is_the_platforms(state: Json | None, reason: Reason) -> None:
+def test_a_failure_without_an_end_of_the_worker_is_the_platforms(state: Json | None, reason: EndReason) -> None:
     """No status of it, or a partial one: nothing says that its program ended."""
     assert end(raw_pod("Failed", state=state)).reason is reason
 
@@ -112,7 +112,7 @@ def test_a_failure_without_an_end_of_the_worker_is_the_platforms(state: Json | N
 def test_a_worker_above_its_memory_limit_is_oom_killed() -> None:
     """The kernel's word, by the runtime, not the exit code."""
     assert end(raw_pod("Failed", state=terminated(137, "OOMKilled"))) == Verdict(
-        Reason.OOM_KILLED, "the worker exited with code 137: it used more memory than its limit"
+        EndReason.OOM_KILLED, "the worker exited with code 137: it used more memory than its limit"
     )
 
 
@@ -121,7 +121,7 @@ def test_a_pod_past_its_deadline_says_so() -> None:
     """In its own status; the container's exit is a consequence."""
     status = {"reason": "DeadlineExceeded", "message": "Pod was active on the node longer than the specified deadline"}
     assert end(raw_pod("Failed", state=terminated(137), status=status)) == Verdict(
-        Reason.DEADLINE_EXCEEDED, status["message"]
+        EndReason.DEADLINE_EXCEEDED, status["message"]
     )
 
 
@@ -132,20 +132,20 @@ def test_a_pod_past_its_deadline_says_so() -> None:
 @pytest.mark.parametrize(
     ("pod_reason", "reason"),
     [
-        ("Evicted", Reason.EVICTED),
-        ("Preempting", Reason.PREEMPTED),
-        ("NodeLost", Reason.NODE_LOST),
-        ("NodeShutdown", Reason.NODE_LOST),
-        ("Shutdown", Reason.NODE_LOST),
-        ("Terminated", Reason.NODE_LOST),
-        ("NodeAffinity", Reason.NODE_LOST),
-        ("UnexpectedAdmissionError", Reason.START_ERROR),
-        ("OutOfcpu", Reason.START_ERROR),
-        ("OutOfmemory", Reason.START_ERROR),
+        ("Evicted", EndReason.EVICTED),
+        ("Preempting", EndReason.PREEMPTED),
+        ("NodeLost", EndReason.NODE_LOST),
+        ("NodeShutdown", EndReason.NODE_LOST),
+        ("Shutdown", EndReason.NODE_LOST),
+        ("Terminated", EndReason.NODE_LOST),
+        ("NodeAffinity", EndReason.NODE_LOST),
+        ("UnexpectedAdmissionError", EndReason.START_ERROR),
+        ("OutOfcpu", EndReason.START_ERROR),
+        ("OutOfmemory", EndReason.START_ERROR),
     ],
 )
 @pytest.mark.parametrize("state", [None, terminated(137)])
-def test_the_pods_own_reason_gives_the_platforms_fault(pod_reason: str, reason: Reason, state: Json | None) -> None:
+def test_the_pods_own_reason_gives_the_platforms_fault(pod_reason: str, reason: EndReason, state: Json | None) -> None:
     """With and without a container that ran."""
     assert end(raw_pod("Failed", state=state, status={"reason": pod_reason, "message": "why"})) == Verdict(
         reason, "why"
@@ -158,15 +158,15 @@ def test_the_pods_own_reason_gives_the_platforms_fault(pod_reason: str, reason: 
 @pytest.mark.parametrize(
     ("condition", "reason"),
     [
-        ("EvictionByEvictionAPI", Reason.EVICTED),
-        ("TerminationByKubelet", Reason.EVICTED),
-        ("PreemptionByScheduler", Reason.PREEMPTED),
-        ("DeletionByTaintManager", Reason.NODE_LOST),
-        ("DeletionByPodGC", Reason.NODE_LOST),
+        ("EvictionByEvictionAPI", EndReason.EVICTED),
+        ("TerminationByKubelet", EndReason.EVICTED),
+        ("PreemptionByScheduler", EndReason.PREEMPTED),
+        ("DeletionByTaintManager", EndReason.NODE_LOST),
+        ("DeletionByPodGC", EndReason.NODE_LOST),
     ],
 )
 @pytest.mark.parametrize("ended_as", ["Error", "OOMKilled", "ContainerStatusUnknown"])
-def test_a_disruption_is_why_the_pod_failed(condition: str, reason: Reason, ended_as: str) -> None:
+def test_a_disruption_is_why_the_pod_failed(condition: str, reason: EndReason, ended_as: str) -> None:
     """What the container's end then looks like, and that the pod was deleted, is a consequence."""
     raw = raw_pod("Failed", state=terminated(137, ended_as), conditions=[disrupted(condition)], metadata=deleted_at(9))
     assert end(raw) == Verdict(reason, "the worker exited with code 137")
@@ -177,9 +177,9 @@ def test_a_disruption_is_why_the_pod_failed(condition: str, reason: Reason, ende
 @contract("5.NodeLost")
 @pytest.mark.parametrize(
     ("pod_reason", "reason"),
-    [("Evicted", Reason.EVICTED), ("Preempting", Reason.PREEMPTED), ("Terminated", Reason.NODE_LOST)],
+    [("Evicted", EndReason.EVICTED), ("Preempting", EndReason.PREEMPTED), ("Terminated", EndReason.NODE_LOST)],
 )
-def test_the_kubelets_one_disruption_is_distinguished_by_the_pods_reason(pod_reason: str, reason: Reason) -> None:
+def test_the_kubelets_one_disruption_is_distinguished_by_the_pods_reason(pod_reason: str, reason: EndReason) -> None:
     """TerminationByKubelet covers eviction, preemption for a critical pod and the shutdown of the node."""
     raw = raw_pod("Failed", conditions=[disrupted("TerminationByKubelet")], status={"reason": pod_reason})
     assert end(raw).reason is reason
@@ -188,7 +188,7 @@ def test_the_kubelets_one_disruption_is_distinguished_by_the_pods_reason(pod_rea
 @contract("5.NodeLost")
 def test_a_container_of_unknown_status_went_with_its_node() -> None:
     """The kubelet came back and found nothing of it."""
-    assert end(raw_pod("Failed", state=terminated(137, "ContainerStatusUnknown"))).reason is Reason.NODE_LOST
+    assert end(raw_pod("Failed", state=terminated(137, "ContainerStatusUnknown"))).reason is EndReason.NODE_LOST
 
 
 @contract("5.StartError")
@@ -196,7 +196,7 @@ def test_a_container_of_unknown_status_went_with_its_node() -> None:
 def test_a_container_that_could_not_be_started_has_its_reason(reason: str) -> None:
     """There the message is the runtime's: no worker ran that could have written it."""
     state = terminated(128, reason, message="exec: no such file")
-    assert end(raw_pod("Failed", state=state)) == Verdict(Reason.START_ERROR, "exec: no such file")
+    assert end(raw_pod("Failed", state=state)) == Verdict(EndReason.START_ERROR, "exec: no such file")
 
 
 @contract("5.PodDeleted")
@@ -204,14 +204,16 @@ def test_a_container_that_could_not_be_started_has_its_reason(reason: str) -> No
 def test_a_failure_after_a_deletion_request_is_pod_deleted(asked_s: int) -> None:
     """In the same second too: Kubernetes reports whole seconds only. The container ends at 15 s."""
     raw = raw_pod("Failed", state=terminated(143), metadata=deleted_at(asked_s))
-    assert end(raw) == Verdict(Reason.POD_DELETED, "the pod was deleted from outside; the worker exited with code 143")
+    assert end(raw) == Verdict(
+        EndReason.POD_DELETED, "the pod was deleted from outside; the worker exited with code 143"
+    )
 
 
 @contract("5.PodDeleted")
 def test_a_deleted_pod_that_never_ran_was_deleted() -> None:
     """There is no time of an end to compare with."""
     assert end(raw_pod("Failed", metadata=deleted_at(3))) == Verdict(
-        Reason.POD_DELETED, "the pod was deleted from outside"
+        EndReason.POD_DELETED, "the pod was deleted from outside"
     )
 
 
@@ -219,53 +221,54 @@ def test_a_deleted_pod_that_never_ran_was_deleted() -> None:
 def test_a_failure_before_the_deletion_stays_an_error() -> None:
     """Cleaning up a failed pod does not excuse it."""
     raw = raw_pod("Failed", state=terminated(1), metadata=deleted_at(16))
-    assert end(raw).reason is Reason.ERROR
+    assert end(raw).reason is EndReason.ERROR
 
 
 @contract("5.OOMKilled")
 def test_a_limit_that_was_broken_is_not_excused_by_a_deletion() -> None:
     """The kernel's word stands."""
     assert (
-        end(raw_pod("Failed", state=terminated(137, "OOMKilled"), metadata=deleted_at(10))).reason is Reason.OOM_KILLED
+        end(raw_pod("Failed", state=terminated(137, "OOMKilled"), metadata=deleted_at(10))).reason
+        is EndReason.OOM_KILLED
     )
 
 
 @contract("5.PodDeleted")
 @pytest.mark.parametrize("last", [pod(), running(), deleting(running()), pod(Phase.UNKNOWN)])
-def test_a_pod_that_went_without_an_end_was_deleted(last: Snapshot) -> None:
+def test_a_pod_that_went_without_an_end_was_deleted(last: PodSnapshot) -> None:
     """The DELETED event of a pod that had not finished."""
-    assert verdict(last.as_gone()) == Verdict(
-        Reason.POD_DELETED, f"the pod was deleted from outside in phase {last.phase}"
+    assert finished_pod_verdict(last.as_gone()) == Verdict(
+        EndReason.POD_DELETED, f"the pod was deleted from outside in phase {last.phase}"
     )
 
 
 @contract("5.NodeLost")
 @contract("5.Preempted")
-@pytest.mark.parametrize("reason", [Reason.NODE_LOST, Reason.PREEMPTED, Reason.EVICTED])
-def test_a_pod_that_went_by_a_disruption_keeps_its_reason(reason: Reason) -> None:
+@pytest.mark.parametrize("reason", [EndReason.NODE_LOST, EndReason.PREEMPTED, EndReason.EVICTED])
+def test_a_pod_that_went_by_a_disruption_keeps_its_reason(reason: EndReason) -> None:
     """PodGC and the scheduler delete pods themselves."""
-    result = verdict(running(disruption=reason).as_gone())
+    result = finished_pod_verdict(running(disruption=reason).as_gone())
     assert result == Verdict(reason, "the pod was removed in phase Running")
 
 
 @contract("5.Completed")
 def test_a_finished_pod_that_is_gone_ended_as_it_had() -> None:
     """Its last status still counts."""
-    assert verdict(succeeded().as_gone()) == verdict(succeeded())
-    assert verdict(failed().as_gone()) == verdict(failed())
+    assert finished_pod_verdict(succeeded().as_gone()) == finished_pod_verdict(succeeded())
+    assert finished_pod_verdict(failed().as_gone()) == finished_pod_verdict(failed())
 
 
 @pytest.mark.parametrize(
-    "snap", [pod(), running(), deleting(running()), pod(Phase.UNKNOWN), running(disruption=Reason.EVICTED)]
+    "snap", [pod(), running(), deleting(running()), pod(Phase.UNKNOWN), running(disruption=EndReason.EVICTED)]
 )
-def test_a_pod_that_has_not_ended_has_no_verdict(snap: Snapshot) -> None:
+def test_a_pod_that_has_not_ended_has_no_verdict(snap: PodSnapshot) -> None:
     """However near its end it may be."""
-    assert verdict(snap) is None
+    assert finished_pod_verdict(snap) is None
 
 
 @contract("5.PodDeleted")
 def test_a_fraction_of_a_second_does_not_turn_a_deletion_into_an_error() -> None:
     """A grace may have a finer time than the kubelet's stamp."""
-    result = verdict(failed(143, finished_at=NOW + 10, deletion_requested_at=NOW + 10.9))
+    result = finished_pod_verdict(failed(143, finished_at=NOW + 10, deletion_requested_at=NOW + 10.9))
     assert result is not None
-    assert result.reason is Reason.POD_DELETED
+    assert result.reason is EndReason.POD_DELETED

@@ -15,44 +15,44 @@ from msgspec.structs import replace
 
 from ottoscaler.core import effects, observations
 from ottoscaler.core.effects import Effect
-from ottoscaler.core.lifecycle import Life, begin, resume, step
-from ottoscaler.core.manifest import WorkerKey
+from ottoscaler.core.lifecycle import Lifecycle, begin_lifecycle, resume_lifecycle, step
+from ottoscaler.core.manifest import AttemptKey
 from ottoscaler.core.observations import Observation
-from ottoscaler.core.pods import Phase, Snapshot, Trouble
+from ottoscaler.core.pods import Phase, PodSnapshot, StartTrouble
 from ottoscaler.core.termination import Termination
-from ottoscaler.core.verdicts import Outcome, Reason, Verdict
+from ottoscaler.core.verdicts import EndReason, Outcome, Verdict
 from tests.core.builders import HASH, NOW, pod
 from tests.core.drive import ANSWERS, LIMITS
 
 T = TypeVar("T")
 
-KILL = Termination(Reason.SCALED_DOWN, "cancelled", by="e-2")
+KILL = Termination(EndReason.SCALED_DOWN, "cancelled", by="e-2")
 DRAIN = replace(KILL, drain=True)
 
 #: What may happen to a pod that is there, by changes of its snapshot; the first is what a friendly environment does.
 _PENDING: Sequence[dict[str, Any]] = (
-    {"phase": Phase.RUNNING, "started_at": NOW, "trouble": Trouble.NONE},
-    {"trouble": Trouble.INVALID_IMAGE},
-    {"trouble": Trouble.IMAGE_PULL, "trouble_text": "ErrImagePull: not found"},
-    {"trouble": Trouble.IMAGE_PULL_TRANSIENT, "trouble_text": "ImagePullBackOff: Back-off"},
-    {"trouble": Trouble.UNSCHEDULABLE},
-    {"trouble": Trouble.START},
-    {"trouble": Trouble.COMMAND},
-    {"trouble": Trouble.GATED, "trouble_text": "scheduling gate a"},
+    {"phase": Phase.RUNNING, "started_at": NOW, "trouble": StartTrouble.NONE},
+    {"trouble": StartTrouble.INVALID_IMAGE},
+    {"trouble": StartTrouble.IMAGE_PULL, "trouble_text": "ErrImagePull: not found"},
+    {"trouble": StartTrouble.IMAGE_PULL_TRANSIENT, "trouble_text": "ImagePullBackOff: Back-off"},
+    {"trouble": StartTrouble.UNSCHEDULABLE},
+    {"trouble": StartTrouble.START},
+    {"trouble": StartTrouble.COMMAND},
+    {"trouble": StartTrouble.GATED, "trouble_text": "scheduling gate a"},
 )
 _RUNNING: Sequence[dict[str, Any]] = (
-    {"phase": Phase.SUCCEEDED, "ended_as": "Completed", "exit_code": 0},
-    {"phase": Phase.FAILED, "ended_as": "Error", "exit_code": 1},
+    {"phase": Phase.SUCCEEDED, "agent_end_reason": "Completed", "exit_code": 0},
+    {"phase": Phase.FAILED, "agent_end_reason": "Error", "exit_code": 1},
     {"phase": Phase.FAILED, "reason": "Evicted"},
-    {"phase": Phase.FAILED, "ended_as": "OOMKilled", "exit_code": 137},
+    {"phase": Phase.FAILED, "agent_end_reason": "OOMKilled", "exit_code": 137},
     {"phase": Phase.UNKNOWN},
-    {"ended_as": "Completed", "exit_code": 0, "outlived": True},
-    {"ended_as": "Error", "exit_code": 1, "outlived": True},
+    {"agent_end_reason": "Completed", "exit_code": 0, "agent_outlived": True},
+    {"agent_end_reason": "Error", "exit_code": 1, "agent_outlived": True},
 )
 _BLOWS: Sequence[dict[str, Any]] = (
     {"gone": True},
     {"deletion": True},
-    {"disruption": Reason.NODE_LOST, "deletion": True},
+    {"disruption": EndReason.NODE_LOST, "deletion": True},
 )
 
 
@@ -68,20 +68,20 @@ class WorkerEnvironment:
         self.result: Verdict | None = None
         self.cancel: Termination | None = None
         self.termination: Termination | None = None
-        self.pods: dict[int, Snapshot] = {}
+        self.pods: dict[int, PodSnapshot] = {}
         self.strangers: set[int] = set()
         self.names_used: list[int] = []
         self.intended = False
         self.known: set[int] = set()
         self.life = self._begin()
 
-    def run(self, steps: int = 400) -> Life:
+    def run(self, steps: int = 400) -> Lifecycle:
         """Lead the life to its end; AssertionError if it has none."""
         for _ in range(steps):
             asked = self.life.todo
-            if isinstance(asked, effects.End):
+            if isinstance(asked, effects.EndLifecycle):
                 return self.life
-            if isinstance(asked, effects.Later):
+            if isinstance(asked, effects.PauseUntil):
                 self.now = asked.until
             answer = self._answer(asked)
             assert isinstance(answer, ANSWERS[type(asked)])
@@ -93,37 +93,37 @@ class WorkerEnvironment:
         options = (first, *others)
         return options[next(self._dice, 0) % len(options)]
 
-    def _begin(self) -> Life:
+    def _begin(self) -> Lifecycle:
         attempt = self.roll(0, 0, 1, 2)
         if not attempt:
-            return begin(1)
+            return begin_lifecycle(1)
         self.stored = attempt
         self.cancel = self.roll(None, None, KILL, DRAIN)
-        self.termination = self.roll(None, None, Termination(Reason.PENDING_TIMEOUT, "", attempt))
+        self.termination = self.roll(None, None, Termination(EndReason.PENDING_TIMEOUT, "", attempt))
         made = self.roll(True, False)
         if made:
             self._make(attempt)
             self._befall(attempt)
         seen = self.roll(True, False)
         self.names_used = [attempt] if made or seen else []
-        return resume(1, attempt, attempt - 1, self.cancel or self.termination, seen=seen)
+        return resume_lifecycle(1, attempt, attempt - 1, self.cancel or self.termination, seen=seen)
 
     def _answer(self, asked: Effect) -> Observation:
         self._meddle()
         answers: dict[type, Callable[[Any], Observation]] = {
-            effects.Intend: self._intend,
-            effects.Create: self._create,
-            effects.NoteRefused: lambda _: observations.Done() if self.ours else observations.NotOurs(),
-            effects.Look: self._look,
-            effects.Check: lambda _: self._refusal() or observations.Checked(self.cancel or self.termination),
-            effects.Await: self._await,
+            effects.StoreAttempt: self._intend,
+            effects.CreatePod: self._create,
+            effects.StoreRefusal: lambda _: observations.EffectDone() if self.ours else observations.OwnershipLost(),
+            effects.GetPod: self._look,
+            effects.MarkPodSeen: lambda _: self._refusal() or observations.NoResultYet(self.cancel or self.termination),
+            effects.AwaitPod: self._await,
             effects.StoreTermination: self._store_termination,
             effects.ClearTermination: self._clear_termination,
-            effects.DeleteIfUnchanged: self._kill,
-            effects.Record: self._record,
-            effects.Delete: self._delete,
-            effects.DeleteOld: self._delete,
-            effects.Later: lambda _: observations.TimedOut(),
+            effects.DeletePodIfUnchanged: self._kill,
+            effects.RecordResult: self._record,
+            effects.DeletePod: self._delete,
+            effects.DeleteOldPod: self._delete,
+            effects.PauseUntil: lambda _: observations.TimedOut(),
         }
         return answers[type(asked)](asked)
 
@@ -132,7 +132,7 @@ class WorkerEnvironment:
         if event == "lost":
             self.ours = False
         elif event == "recorded" and self.ours and self.stored:
-            self.result = self.result or Verdict(Reason.POISON)
+            self.result = self.result or Verdict(EndReason.POISON)
         elif event == "cancel":
             self.cancel = KILL
         elif event == "drain":
@@ -140,7 +140,7 @@ class WorkerEnvironment:
         elif event == "pod":
             self._befall(self.life.attempt)
 
-    def _befall(self, attempt: int) -> Snapshot | None:
+    def _befall(self, attempt: int) -> PodSnapshot | None:
         """Something happens to the attempt's pod; returns it as it then is, gone or not."""
         now = self.pods.get(attempt)
         if now is None:
@@ -155,25 +155,25 @@ class WorkerEnvironment:
             self.pods[attempt] = after
         return after
 
-    def _change(self, now: Snapshot, *, may_go: bool) -> dict[str, Any]:
+    def _change(self, now: PodSnapshot, *, may_go: bool) -> dict[str, Any]:
         blows = [blow for blow in _BLOWS if may_go or "gone" not in blow]
         if now.deleting:
             ends: tuple[dict[str, Any], ...] = ({"gone": True},) if may_go else ({},)
-            over = {"phase": Phase.FAILED, "outlived": False} if now.exit_code is not None else None
+            over = {"phase": Phase.FAILED, "agent_outlived": False} if now.exit_code is not None else None
             last = ({}, {}) if now.finished else (over, over) if over else _RUNNING[:2]
             return dict(self.roll(*ends, {}, *last))
         if now.finished:
             return dict(self.roll({}, {}, *blows))
         if now.exit_code is not None:  # a sidecar lives on, or ends in whichever way
-            return dict(self.roll({}, {}, {"phase": Phase.FAILED, "outlived": False}, *blows))
+            return dict(self.roll({}, {}, {"phase": Phase.FAILED, "agent_outlived": False}, *blows))
         return dict(self.roll(*(_RUNNING if now.started_at is not None else _PENDING), *blows))
 
-    def _refusal(self) -> observations.NotOurs | observations.HasResult | None:
+    def _refusal(self) -> observations.OwnershipLost | observations.HasResult | None:
         if not self.ours:
-            return observations.NotOurs()
+            return observations.OwnershipLost()
         return observations.HasResult() if self.result is not None else None
 
-    def _intend(self, asked: effects.Intend) -> Observation:
+    def _intend(self, asked: effects.StoreAttempt) -> Observation:
         assert asked.infra_used <= self.limits.infra_retries
         assert asked.attempt - 1 - asked.infra_used <= self.limits.worker_retries
         if refusal := self._refusal():
@@ -182,7 +182,7 @@ class WorkerEnvironment:
             return observations.Cancelled(self.cancel, self.stored)
         assert asked.attempt >= self.stored, "attempts only rise"
         self.stored, self.termination, self.intended = asked.attempt, None, True
-        return observations.Intended()
+        return observations.AttemptStored()
 
     def _store_termination(self, asked: effects.StoreTermination) -> Observation:
         assert asked.termination.attempt == self.stored
@@ -199,11 +199,11 @@ class WorkerEnvironment:
         self.termination = None
         if self.cancel == asked.termination:
             self.cancel = None
-        return observations.Checked(self.cancel)
+        return observations.NoResultYet(self.cancel)
 
-    def _record(self, asked: effects.Record) -> Observation:
+    def _record(self, asked: effects.RecordResult) -> Observation:
         if not self.ours:
-            return observations.NotOurs()
+            return observations.OwnershipLost()
         assert asked.attempt == self.stored
         for attempt, there in self.pods.items():
             assert there.finished or there.deleting, f"attempt {attempt} still runs when its result is stored"
@@ -211,24 +211,24 @@ class WorkerEnvironment:
             assert asked.pod is not None
             assert asked.pod.phase is Phase.SUCCEEDED or asked.pod.exit_code == 0
         if asked.pod is not None and (asked.pod.phase is Phase.SUCCEEDED or self._did_its_work(asked.pod)):
-            assert asked.verdict.reason is Reason.COMPLETED, "success wins over everything"
+            assert asked.verdict.reason is EndReason.COMPLETED, "success wins over everything"
         if asked.verdict.reason.outcome is Outcome.CANCELLED:
             assert self.cancel is not None
             by_itself = asked.pod is not None and asked.pod.started_at is not None and not asked.pod.deleting
             assert not (self.cancel.drain and by_itself), "a drain spares what has started, and ends by itself"
         self.result = self.result or asked.verdict
-        return observations.Done()
+        return observations.EffectDone()
 
-    def _did_its_work(self, last: Snapshot) -> bool:
+    def _did_its_work(self, last: PodSnapshot) -> bool:
         """`agent` ended well, and nothing that the platform forced on the pod says that it was not by itself."""
         return last.exit_code == 0 and not last.reason
 
-    def _make(self, attempt: int) -> Snapshot:
-        fresh = pod(key=WorkerKey(HASH, 1, attempt), uid=f"u-{attempt}", created_at=self.now)
+    def _make(self, attempt: int) -> PodSnapshot:
+        fresh = pod(key=AttemptKey(HASH, 1, attempt), uid=f"u-{attempt}", created_at=self.now)
         self.pods[attempt] = fresh
         return fresh
 
-    def _create(self, asked: effects.Create) -> Observation:
+    def _create(self, asked: effects.CreatePod) -> Observation:
         assert self.intended, "an attempt is stored before each create"
         assert asked.attempt not in self.names_used, "a name is used once"
         self.intended = False
@@ -238,34 +238,34 @@ class WorkerEnvironment:
             self._make(asked.attempt)
         if answer == "made":
             self.known.add(asked.attempt)
-            return observations.Seen(self.pods[asked.attempt])
+            return observations.PodSeen(self.pods[asked.attempt])
         if answer == "stranger":
             self.strangers.add(asked.attempt)
-            return observations.AlreadyThere()
+            return observations.PodAlreadyExists()
         if answer == "vanished":
             del self.pods[asked.attempt]
-            return observations.AlreadyThere()
+            return observations.PodAlreadyExists()
         plain: dict[str, Observation] = {
-            "refused": observations.Refused("quota"),
+            "refused": observations.CreateRefused("quota"),
             "rejected": observations.RejectedPod("no"),
         }
-        return plain.get(answer, observations.Unclear())
+        return plain.get(answer, observations.CreateUnclear())
 
-    def _look(self, asked: effects.Look) -> Observation:
+    def _look(self, asked: effects.GetPod) -> Observation:
         if asked.attempt in self.strangers:
-            return observations.Foreign()
+            return observations.ForeignPod()
         there = self.pods.get(asked.attempt)
         if there is None:
-            return observations.Absent()
+            return observations.PodNotFound()
         self.known.add(asked.attempt)
-        return observations.Seen(there)
+        return observations.PodSeen(there)
 
-    def _await(self, asked: effects.Await) -> Observation:
+    def _await(self, asked: effects.AwaitPod) -> Observation:
         if not self.ours:
-            return observations.NotOurs()
+            return observations.OwnershipLost()
         ways = ["seen", "seen", "missing", *([] if asked.until is None else ["late"])]
         there = self.pods.get(self.life.attempt)
-        if there is not None and there.outlived and not there.deleting:
+        if there is not None and there.agent_outlived and not there.deleting:
             ways.insert(0, "late")  # a sidecar that never ends
         if self.cancel is not None and self.life.termination != self.cancel:
             return observations.TerminationStored(self.cancel)
@@ -274,21 +274,21 @@ class WorkerEnvironment:
             self.now = max(self.now, asked.until)
             return observations.TimedOut()
         after = self._befall(self.life.attempt) if way == "seen" else None
-        return observations.Missing() if after is None else observations.Seen(after)
+        return observations.PodNotListed() if after is None else observations.PodSeen(after)
 
-    def _kill(self, asked: effects.DeleteIfUnchanged) -> Observation:
+    def _kill(self, asked: effects.DeletePodIfUnchanged) -> Observation:
         assert not self.ours or self.result or self.cancel or self.termination, "what is killed was terminated before"
         attempt = asked.pod.key.attempt
         if self.pods.get(attempt) != asked.pod:
-            return observations.Changed()
+            return observations.PodChanged()
         self.pods[attempt] = replace(
             asked.pod, resource_version="99", deletion_requested_at=self.now, deletion_grace_s=1.0
         )
-        return observations.Done()
+        return observations.EffectDone()
 
-    def _delete(self, asked: effects.Delete) -> Observation:
+    def _delete(self, asked: effects.DeletePod) -> Observation:
         attempt = asked.pod.key.attempt
         assert self.result is not None or self.stored > attempt, "no pod is deleted before its end is stored"
         assert attempt not in self.strangers, "what is not ours is not deleted"
         self.pods.pop(attempt, None)
-        return observations.Done()
+        return observations.EffectDone()

@@ -17,7 +17,7 @@ import pytest
 
 from ottoscaler.cli.main import main
 from ottoscaler.core.events import BadEvent
-from ottoscaler.core.manifest import WorkerKey, build, event_hash, pod_name
+from ottoscaler.core.manifest import AttemptKey, build_pod, event_hash, pod_name
 from ottoscaler.settings import WorkerSettings
 from tests.core.builders import HASH, event
 from tests.core.policies import DIGEST, parsed
@@ -43,9 +43,11 @@ CONFIGURED: Final = {
 
 def worker(template: WorkerSettings = PLAIN, namespace: str = GENEROUS, **fields: Any) -> Json:
     """The manifest that the controller sends."""
-    key = WorkerKey(HASH, 1, 1)
+    key = AttemptKey(HASH, 1, 1)
     sent = event(**fields)
-    body: Json = json.loads(build(template, sent, key, event_json=sent.encode(), instance="otto", namespace=namespace))
+    body: Json = json.loads(
+        build_pod(template, sent, key, event_json=sent.encode(), instance="otto", namespace=namespace)
+    )
     return body
 
 
@@ -65,8 +67,8 @@ def test_every_accepted_event_makes_a_pod_that_passes(cluster: Cluster, namespac
         if isinstance(found, BadEvent):
             continue
         taken += 1
-        key, text = WorkerKey(HASH, 1, 1), found.encode()
-        body = json.loads(build(PLAIN, found, key, event_json=text, instance="otto", namespace=namespace))
+        key, text = AttemptKey(HASH, 1, 1), found.encode()
+        body = json.loads(build_pod(PLAIN, found, key, event_json=text, instance="otto", namespace=namespace))
         answer = cluster.create(namespace, body)
         assert answer.status == 201, (found, answer.text)
     assert taken > EVENTS // 3
@@ -82,7 +84,7 @@ def test_plan_has_the_servers_verdict(
     monkeypatch.setenv("NAMESPACE", GENEROUS)
     assert main(["plan", "event_id=planned", "--server"]) == 0
     assert "# The API server accepts it." in capsys.readouterr().out
-    name = pod_name(WorkerKey(event_hash("ottoscaler", "planned"), 1, 1))
+    name = pod_name(AttemptKey(event_hash("ottoscaler", "planned"), 1, 1))
     assert cluster.ask("GET", f"/api/v1/namespaces/{GENEROUS}/pods/{name}", namespace=None).status == 404
     monkeypatch.setenv("WORKER_SERVICE_ACCOUNT", "other")
     assert main(["plan", "event_id=planned", "--server"]) == 1

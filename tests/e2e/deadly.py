@@ -1,5 +1,5 @@
-"""The controller with an event that kills it: `deadly.py accept|create|record` dies by SIGKILL each time that it is
-about to do that with the event of the id `deadly`. What production runs has no such switch.
+"""The controller with an event that kills it: `deadly.py accept|create|record_result` dies by SIGKILL each time that it
+is about to do that with the event of the id `deadly`. What production runs has no such switch.
 
 It dies a moment later, as one that runs out of memory does, so that what it has besides gets on meanwhile: an event
 that ends every process at once takes what they had in hand along, as deploy/GUARANTEES.md says.
@@ -18,7 +18,7 @@ from typing import Any, Final
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from ottoscaler.adapters.stream import RedisStream
+from ottoscaler.adapters.redis_backend import RedisBackend
 from ottoscaler.cli import run
 from ottoscaler.core import manifest
 
@@ -26,9 +26,13 @@ DEADLY: Final = "deadly"
 MOMENT_S: Final = 0.3
 #: Where it dies: the object, its function, and whether a call is about that event.
 STEPS: Final[dict[str, tuple[Any, str, Callable[..., bool]]]] = {
-    "accept": (RedisStream, "accept", lambda _, events, __: any(event.event_id == DEADLY for event, _digest in events)),
-    "create": (manifest, "build", lambda _, event, *__, **___: event.event_id == DEADLY),
-    "record": (RedisStream, "record", lambda _, event_id, *__, **___: event_id == DEADLY),
+    "accept": (
+        RedisBackend,
+        "accept",
+        lambda _, events, __: any(event.event_id == DEADLY for event, _digest in events),
+    ),
+    "create": (manifest, "build_pod", lambda _, event, *__, **___: event.event_id == DEADLY),
+    "record_result": (RedisBackend, "record_result", lambda _, event_id, *__, **___: event_id == DEADLY),
 }
 
 

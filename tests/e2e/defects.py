@@ -16,25 +16,25 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from ottoscaler.cli import run
-from ottoscaler.flow.control import Control
+from ottoscaler.flow.control import ScaleDownProcessor
 from ottoscaler.flow.dispatch import Dispatcher
-from ottoscaler.flow.intake import Reader
-from ottoscaler.flow.lease import Lease
+from ottoscaler.flow.intake import StreamReader
+from ottoscaler.flow.lease import LeaseKeeper
 from ottoscaler.flow.reconciler import Reconciler
-from ottoscaler.flow.registry import Registry
-from ottoscaler.flow.stop import Stop
+from ottoscaler.flow.registry import PodRegistry
+from ottoscaler.flow.stop import StopSignal
 from ottoscaler.flow.takeover import TakeOver
 
 #: A method that its loop calls again and again; the watch's with each pod.
 STEPS = {
-    "watch": (Registry, "publish"),
-    "reader": (Reader, "step"),
-    "control": (Control, "look_ahead"),
-    "scale-down": (Control, "step"),
+    "watch": (PodRegistry, "publish"),
+    "reader": (StreamReader, "step"),
+    "control": (ScaleDownProcessor, "look_ahead"),
+    "scale-down": (ScaleDownProcessor, "step"),
     "dispatch": (Dispatcher, "step"),
-    "lease": (Lease, "step"),
+    "lease": (LeaseKeeper, "step"),
     "takeover": (TakeOver, "step"),
-    "reconciler": (Reconciler, "once"),
+    "reconciler": (Reconciler, "reconcile"),
 }
 #: Longest pause of a hasty controller, seconds.
 HASTE_S = 0.02
@@ -45,7 +45,7 @@ class _Hasty(threading.Event):
         return super().wait(timeout if timeout is None else min(timeout, HASTE_S))
 
 
-class HastyStop(Stop):
+class HastyStop(StopSignal):
     """All pauses of the controller are waits on this."""
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ def main(words: list[str]) -> int:
     for word in words:
         kind, _, loop = word.partition(":")
         if kind == "hasty":
-            run.Stop = HastyStop  # type: ignore[misc]
+            run.StopSignal = HastyStop  # type: ignore[misc]
         else:
             arrange(loop, {"die": _die, "hang": _hang}[kind])
     return run.main([])

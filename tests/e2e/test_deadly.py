@@ -129,7 +129,7 @@ def test_one_that_kills_when_it_is_accepted_is_a_dead_letter(place: Place) -> No
 @pytest.mark.contract("5.Poison")
 def test_one_that_kills_when_it_is_recorded_is_poison(place: Place) -> None:
     """A dead letter after ten tries without progress, once; results after twenty, once each; no pod is left."""
-    place.live_through("record")
+    place.live_through("record_result")
     (letter,) = place.letters()
     assert (letter["dead_reason"], letter["event_id"], letter["attempts"]) == ("Poison", DEADLY, "10")
     mine = [fields for fields in place.results("worker") if fields["event_id"] == DEADLY]

@@ -99,7 +99,7 @@ class TestLostAnswers:
         links.start()
         event_id = links.send(pod_count=2)
         pods = links.system.run(event_id, 2)
-        links.redis.lose_answer_to(command("record"), 2)
+        links.redis.lose_answer_to(command("record_result"), 2)
         links.system.succeed(pods)
         links.system.once(event_id, pods)
         assert links.redis.lost == 2
@@ -107,7 +107,7 @@ class TestLostAnswers:
     def test_of_an_attempt(self, links: Links) -> None:
         """It is stored; the pod is made once, in its first attempt."""
         links.start()
-        links.redis.lose_answer_to(command("intend"), 2)
+        links.redis.lose_answer_to(command("store_attempt"), 2)
         event_id = links.send(pod_count=2)
         pods = links.system.run(event_id, 2)
         links.system.succeed(pods)
@@ -129,7 +129,7 @@ class TestLostAnswers:
         event_id = links.send()
         pods = links.system.run(event_id)
         first.kill()
-        links.redis.lose_answer_to(command("take"))
+        links.redis.lose_answer_to(command("take_over"))
         second = links.start()
         line = second.until_said("task.taken", event_id=event_id)
         assert logged_at(line) - logged_at(second.said("controller.started")[0]) < 2 * _BACK_S
@@ -144,7 +144,7 @@ class TestLostAnswers:
         event_id = links.send()
         pods = links.system.run(event_id)
         second = links.start(LEASE_S=str(lease_s), REDIS_CONSUMER="otto-1")
-        links.redis.lose_answer_to(command("take"))
+        links.redis.lose_answer_to(command("take_over"))
         killed = time.time()
         first.kill()
         line = second.until_said("task.taken", event_id=event_id)

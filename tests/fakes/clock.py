@@ -20,7 +20,7 @@ class ManualClock:
         with self._lock:
             return self._now
 
-    def wall(self, at: float) -> float:
+    def wall_time(self, at: float) -> float:
         return at
 
     def advance(self, seconds: float) -> None:
@@ -40,5 +40,5 @@ class SystemClock:
     def now(self) -> float:
         return self._offset + time.monotonic()
 
-    def wall(self, at: float) -> float:
+    def wall_time(self, at: float) -> float:
         return at

@@ -8,9 +8,9 @@ import msgspec
 
 from ottoscaler.core.events import ScaleEvent, decode
 from ottoscaler.core.manifest import ANNOTATION_EVENT
-from ottoscaler.core.pods import Snapshot
+from ottoscaler.core.pods import PodSnapshot
 from ottoscaler.errors import ClusterUnavailable
-from ottoscaler.ports import Created, PodList, WatchEvent
+from ottoscaler.ports import CreateOutcome, PodList, WatchEvent
 from tests.fakes.kubernetes import FakeKubernetes, Watch, seen
 from tests.fakes.node import AutoNode, NodeControls
 
@@ -60,21 +60,21 @@ class FakeCluster(NodeControls):
         while (event := self.server.next_change(watch, lambda: self._closed)) is not None:
             yield event
 
-    def create(self, body: bytes) -> Snapshot | Created:
+    def create(self, body: bytes) -> PodSnapshot | CreateOutcome:
         self._check_open()
         name = msgspec.json.decode(body)["metadata"]["name"]
         with self.server.call("create", name):
             return self.server.create(body)
 
-    def get(self, name: str) -> Snapshot | None:
+    def get(self, name: str) -> PodSnapshot | None:
         self._check_open()
         with self.server.call("get", name):
             pod = self.server.find(name)
             return None if pod is None else seen(pod, self._instance)
 
-    def event_of(self, name: str) -> ScaleEvent | None:
+    def annotated_event(self, name: str) -> ScaleEvent | None:
         self._check_open()
-        with self.server.call("event_of", name):
+        with self.server.call("annotated_event", name):
             pod = self.server.find(name) or {"metadata": {}}
         try:
             return decode(pod["metadata"].get("annotations", {}).get(ANNOTATION_EVENT, ""))
@@ -86,9 +86,9 @@ class FakeCluster(NodeControls):
         with self.server.call("delete", name):
             return self.server.delete(name, uid, resource_version, grace_s)
 
-    def identity(self) -> str:
+    def cluster_id(self) -> str:
         self._check_open()
-        with self.server.call("identity"):
+        with self.server.call("cluster_id"):
             return self.server.identity
 
     def missing_rights(self) -> Sequence[str]:

@@ -19,14 +19,14 @@ from typing import Any
 import msgspec
 
 from ottoscaler.core.manifest import LABEL_INSTANCE, MANAGED_BY, MANAGER
-from ottoscaler.core.pods import RawPod, Snapshot, as_asked, foreign, snapshot
-from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Expired
+from ottoscaler.core.pods import PodSnapshot, RawPod, created_pod_snapshot, foreign_pod_snapshot, pod_snapshot
+from ottoscaler.errors import ClusterRejected, ClusterUnavailable, WatchExpired
 from ottoscaler.local.objects import ApiError, timestamp
 from ottoscaler.local.query import Matcher, matcher
 from ottoscaler.local.store import Change as Stored
 from ottoscaler.local.store import DeleteOptions, Store
-from ottoscaler.local.watch import news
-from ottoscaler.ports import Change, Clock, Created, PodList, WatchEvent
+from ottoscaler.local.watch import event_for_watcher
+from ottoscaler.ports import Clock, CreateOutcome, PodList, WatchEvent, WatchEventType
 from tests.fakes.clock import SystemClock
 
 Pod = dict[str, Any]
@@ -114,10 +114,10 @@ class FakeKubernetes:
         with self.changed:
             version, pods = self._frozen or (self._store.version, self.pods)
         matches = _matcher(instance)
-        found = [snapshot(parsed(pod), instance) for pod in pods.values() if matches(pod)]
+        found = [pod_snapshot(parsed(pod), instance) for pod in pods.values() if matches(pod)]
         return PodList([pod for pod in found if pod is not None], str(version))
 
-    def create(self, body: bytes) -> Snapshot | Created:
+    def create(self, body: bytes) -> PodSnapshot | CreateOutcome:
         """Store a pod. Raises ClusterRejected for one without container, ClusterUnavailable for one that is held."""
         if self._holds:
             self._holds -= 1
@@ -126,13 +126,13 @@ class FakeKubernetes:
         pod: Pod = msgspec.json.decode(body)
         name = pod["metadata"]["name"]
         if self.find(name) is not None:
-            return Created.ALREADY_THERE
+            return CreateOutcome.ALREADY_THERE
         if not pod["spec"].get("containers"):
             raise ClusterRejected(f'Pod "{name}" is invalid: spec.containers', status=422, reason="Invalid")
         asked = parsed(pod)
         pod = msgspec.json.decode(body)
         self.admit(pod)
-        created = as_asked(parsed(self.add(pod)), asked)
+        created = created_pod_snapshot(parsed(self.add(pod)), asked)
         self.on_created(name)
         return created
 
@@ -197,7 +197,7 @@ class FakeKubernetes:
         return watch
 
     def next_change(self, watch: Watch, closed: Callable[[], bool]) -> WatchEvent | None:
-        """The next change for a watch, None when it ended. Raises Expired, and what the test broke the watch with."""
+        """The next change for a watch, None when it ended. Raises WatchExpired, and what the test broke it with."""
         with self.changed:
             while not (watch.ended or watch.error or closed()):
                 self._read(watch)
@@ -211,13 +211,13 @@ class FakeKubernetes:
             return None
 
     def _read(self, watch: Watch) -> None:
-        """Fetch what has happened since the last look. Raises Expired."""
+        """Fetch what has happened since the last look. Raises WatchExpired."""
         try:
             if watch.position < 0:
-                watch.position, _ = self._store.begin("pods", watch.version)
-            changes, watch.position, _ = self._store.read("pods", watch.position, 0)
+                watch.position, _ = self._store.begin_watch("pods", watch.version)
+            changes, watch.position, _ = self._store.read_changes("pods", watch.position, 0)
         except ApiError as error:
-            raise Expired(str(error)) from error
+            raise WatchExpired(str(error)) from error
         watch.coming.extend(changes)
 
     def _bookmark_due(self, watch: Watch) -> int:
@@ -229,16 +229,16 @@ class FakeKubernetes:
         """The next bookmark or change as the watch's instance sees it, None if it does not concern it."""
         if version := self._bookmark_due(watch):
             watch.version = version
-            return WatchEvent(Change.BOOKMARK, str(version), None)
+            return WatchEvent(WatchEventType.BOOKMARK, str(version), None)
         stored = watch.coming.popleft()
         watch.version = stored.record.version
-        kind, pod, _ = news(stored, _matcher(watch.instance))
-        worker = snapshot(parsed(pod), watch.instance) if kind else None
+        kind, pod, _ = event_for_watcher(stored, _matcher(watch.instance))
+        worker = pod_snapshot(parsed(pod), watch.instance) if kind else None
         if not kind or watch.version in self._unseen:
             return None
         if kind != "DELETED":
-            return WatchEvent(Change.UPDATED, str(watch.version), worker)
-        return WatchEvent(Change.DELETED, str(watch.version), worker and worker.as_gone())
+            return WatchEvent(WatchEventType.UPDATED, str(watch.version), worker)
+        return WatchEvent(WatchEventType.DELETED, str(watch.version), worker and worker.as_gone())
 
     def close_watch(self, watch: Watch) -> None:
         """Its reader has stopped."""
@@ -264,7 +264,7 @@ class FakeKubernetes:
             self._bookmarks.append(self._store.version)
 
     def compact(self) -> None:
-        """Forget all changes: a watch that begins before now is Expired."""
+        """Forget all changes: a watch that begins before now is WatchExpired."""
         with self.changed:
             self._happen_elsewhere()
             self._store.compact()
@@ -318,10 +318,10 @@ def parsed(pod: Pod) -> RawPod:
     return msgspec.convert(pod, RawPod)
 
 
-def seen(pod: Pod, instance: str = "") -> Snapshot:
+def seen(pod: Pod, instance: str = "") -> PodSnapshot:
     """The snapshot of any pod: one that is not a worker of that instance has an empty `event_id`."""
     raw = parsed(pod)
-    return snapshot(raw, instance) or foreign(raw)
+    return pod_snapshot(raw, instance) or foreign_pod_snapshot(raw)
 
 
 def _matcher(instance: str) -> Matcher:

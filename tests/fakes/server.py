@@ -17,7 +17,7 @@ import msgspec
 from ottoscaler.core.events import EventType, ScaleEvent
 from ottoscaler.core.results import rfc3339
 from ottoscaler.core.termination import Termination
-from ottoscaler.errors import StreamUnavailable
+from ottoscaler.errors import RedisUnavailable
 from ottoscaler.ports import Clock, StoredWorker, Victim
 from tests.fakes.clock import SystemClock
 from tests.fakes.places import Places
@@ -55,8 +55,9 @@ class WorkerState:
     def stored(self) -> StoredWorker:
         """The same as the port returns it."""
         return StoredWorker(
-            self.index, self.attempt, self.infra_used, self.refused, self.termination, self.outcome, spared=self.spared,
-            seen=self.seen,
+            self.index, self.attempt, self.infra_used, self.refused, self.termination, self.outcome,
+            spared_by=self.spared,
+            pod_was_seen=self.seen,
         )  # fmt: skip
 
     def with_reason(self) -> StoredWorker:
@@ -174,22 +175,22 @@ class FakeRedis:
 
     @contextmanager
     def call(self, op: str) -> Iterator[None]:
-        """One atomic operation of a client. Raises StreamUnavailable where a fault was ordered for it."""
+        """One atomic operation of a client. Raises RedisUnavailable where a fault was ordered for it."""
         self.on_call(op)
         with self.changed:
             self.calls[op] += 1
             fault = self._due(op)
             if self._down or (fault and not fault.after):
-                raise StreamUnavailable(f"{op}: the server cannot be reached", unclear=False)
+                raise RedisUnavailable(f"{op}: the server cannot be reached", unclear=False)
             yield
             self.changed.notify_all()
             if fault:
-                raise StreamUnavailable(f"{op}: the answer was lost")
+                raise RedisUnavailable(f"{op}: the answer was lost")
 
     def living_group(self) -> Group:
-        """The group. Raises StreamUnavailable if there is none (NOGROUP)."""
+        """The group. Raises RedisUnavailable if there is none (NOGROUP)."""
         if self.group is None:
-            raise StreamUnavailable(f"NOGROUP no consumer group {GROUP}", unclear=False)
+            raise RedisUnavailable(f"NOGROUP no consumer group {GROUP}", unclear=False)
         return self.group
 
     def find(self, event_id: str) -> TaskState | None:
@@ -201,10 +202,10 @@ class FakeRedis:
         return task
 
     def known(self, event_id: str) -> TaskState:
-        """The task. Raises StreamUnavailable if it is unknown or expired: then this server was wiped."""
+        """The task. Raises RedisUnavailable if it is unknown or expired: then this server was wiped."""
         task = self.find(event_id)
         if task is None:
-            raise StreamUnavailable(f"FORGOTTEN the task of event {event_id} is unknown", unclear=False)
+            raise RedisUnavailable(f"FORGOTTEN the task of event {event_id} is unknown", unclear=False)
         return task
 
     def _is_open(self, event_id: str) -> bool:

@@ -10,21 +10,21 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from ottoscaler.core.choice import Blocker, Choice, Claim, Victim
 from ottoscaler.core.events import (
     MAX_DEAD_EVENT_BYTES,
     BadEvent,
     DeadReason,
     EventType,
     ScaleEvent,
-    digest,
-    original,
+    content_digest,
+    encode_original_fields,
 )
 from ottoscaler.core.results import RESULT_FIELDS, common_fields, rfc3339
 from ottoscaler.core.verdicts import MAX_TRIES
-from ottoscaler.errors import StreamUnavailable, TooMuch
-from ottoscaler.ports import Answer, Entry, KeyPlaces, OpenTask, Renewal, Status, StoredWorker, TaskView
-from ottoscaler.stored import process_of
+from ottoscaler.core.victim_selection import BlockingEvent, Victim, VictimRequest, VictimSelection
+from ottoscaler.errors import ReadTooLarge, RedisUnavailable
+from ottoscaler.ports import Entry, KeyPlaces, OpenTask, Renewal, ScriptReply, ScriptStatus, StoredWorker, TaskView
+from ottoscaler.stored import split_owner_token
 from tests.fakes.server import GROUP, Delivery, FakeRedis, Group, Id, TaskState, WorkerState, order
 from tests.fakes.workers import WorkerScripts, too_late
 
@@ -60,12 +60,12 @@ class FakeStream(WorkerScripts):
     def close(self) -> None:
         """Nothing is open."""
 
-    def reserve(self) -> str:
-        with self.server.call("reserve"):
+    def reserve_prefix(self) -> str:
+        with self.server.call("reserve_prefix"):
             return GROUP
 
-    def reserve_cluster(self, cluster: str) -> str:
-        with self.server.call("reserve_cluster"):
+    def bind_queue_to_cluster(self, cluster: str) -> str:
+        with self.server.call("bind_queue_to_cluster"):
             self.server.cluster = self.server.cluster or cluster
             return self.server.cluster
 
@@ -88,7 +88,7 @@ class FakeStream(WorkerScripts):
                 lambda: server.down or not server.group or server.last > server.group.delivered, block_s
             )
             if server.down:
-                raise StreamUnavailable(f"{op}: the connection was lost")
+                raise RedisUnavailable(f"{op}: the connection was lost")
             group = server.living_group()
             group.consumers[self._consumer] = server.clock.now()
             found = self._behind(group.delivered, count)
@@ -97,7 +97,7 @@ class FakeStream(WorkerScripts):
                 group.pending[entry.stream_id] = Delivery(self._consumer, server.clock.now())
                 group.delivered = order(entry.stream_id)
             if bytes_ > MAX_READ_BYTES:
-                raise TooMuch(f"{bytes_} bytes")
+                raise ReadTooLarge(f"{bytes_} bytes")
             return found
 
     def _behind(self, position: Id, count: int) -> list[Entry]:
@@ -109,19 +109,19 @@ class FakeStream(WorkerScripts):
         with server.call("peek"):
             server.changed.wait_for(lambda: server.down or server.last > position, self._block_s if block else 0)
             if server.down:
-                raise StreamUnavailable("peek: the connection was lost")
+                raise RedisUnavailable("peek: the connection was lost")
             found = self._behind(position, count)
             if sum(_size(entry.fields or {}) for entry in found) <= MAX_READ_BYTES:
                 return found
             return list(_part(found))
 
-    def delivered(self) -> str:
-        with self.server.call("delivered"):
+    def last_delivered_id(self) -> str:
+        with self.server.call("last_delivered_id"):
             return "{}-{}".format(*self.server.living_group().delivered)
 
-    def pending(self, *, own: bool, min_idle_s: float) -> Sequence[Entry]:
+    def claim_pending(self, *, own: bool, min_idle_s: float) -> Sequence[Entry]:
         server = self.server
-        with server.call("pending"):
+        with server.call("claim_pending"):
             now, found = server.clock.now(), []
             for name, delivery in sorted(server.living_group().pending.items(), key=lambda item: order(item[0])):
                 wanted = delivery.consumer == self._consumer if own else now - delivery.at >= min_idle_s
@@ -135,9 +135,9 @@ class FakeStream(WorkerScripts):
                     delivery.consumer, delivery.at = self._consumer, now
             return brought
 
-    def retry(self, stream_id: str) -> int:
+    def count_try(self, stream_id: str) -> int:
         server = self.server
-        with server.call("retry"):
+        with server.call("count_try"):
             delivery = server.living_group().pending.get(stream_id)
             if delivery is None:
                 return 0
@@ -146,22 +146,22 @@ class FakeStream(WorkerScripts):
                 delivery.tries += 1
             return delivery.tries
 
-    def blocker(self, stream_id: str) -> Blocker | None:
+    def blocker(self, stream_id: str) -> BlockingEvent | None:
         with self.server.call("blocker"):
             return self._blocker(stream_id)
 
-    def _blocker(self, stream_id: str) -> Blocker | None:
+    def _blocker(self, stream_id: str) -> BlockingEvent | None:
         group, limit = self.server.living_group(), order(stream_id)
         unread = [name for name in self.server.entries if group.delivered < order(name) < limit]
         held = [name for name in group.pending if order(name) < limit]
         for names in (unread, held):
             if names:
-                return Blocker(min(names, key=order))
+                return BlockingEvent(min(names, key=order))
         found = [(order(task.event.stream_id), event_id, task) for event_id, task in self._undecided() if task.event]
         first = min(found, key=lambda item: item[0], default=None)
         if first is None or first[0] >= limit:
             return None
-        return Blocker(first[1], first[2].owner or "")
+        return BlockingEvent(first[1], first[2].owner or "")
 
     def _undecided(self) -> list[tuple[str, TaskState]]:
         """The open events that have their victims still to choose."""
@@ -177,7 +177,7 @@ class FakeStream(WorkerScripts):
     ) -> Sequence[OpenTask | BadEvent | None]:
         with self.server.call("accept"):
             pairs = zip(events, raws, strict=True)
-            return [self._accept(event, content, original(raw)) for (event, content), raw in pairs]
+            return [self._accept(event, content, encode_original_fields(raw)) for (event, content), raw in pairs]
 
     def _accept(self, event: ScaleEvent, content: str, raw: str) -> OpenTask | BadEvent | None:
         server, event_id, now = self.server, event.event_id, self.server.clock.now()
@@ -207,7 +207,7 @@ class FakeStream(WorkerScripts):
                 known.owner or "",
                 known.received_at,
                 superseded=not event.supersedes,
-                again=again,
+                already_accepted=again,
                 holds=server.places.holds(event),
             )
             if same and self._is_ours(known)
@@ -222,8 +222,8 @@ class FakeStream(WorkerScripts):
         self.server.leases[event.event_id] = now + self._lease_s
         return task
 
-    def adopt(self, event: ScaleEvent, attempts: Mapping[int, int]) -> None:
-        with self.server.call("adopt"):
+    def rebuild_from_pods(self, event: ScaleEvent, attempts: Mapping[int, int]) -> None:
+        with self.server.call("rebuild_from_pods"):
             if self.server.find(event.event_id) is not None:
                 return
             task = self._open(event, "", json.dumps(event.as_sent(), ensure_ascii=False))
@@ -249,7 +249,7 @@ class FakeStream(WorkerScripts):
             if not task.holds:
                 state.state = "waiting"
             self.server.places.put(task.event, order(task.event.stream_id), holds=task.holds)
-            state.received_at, state.cancels = task.received_at or state.received_at, task.cancels
+            state.received_at, state.cancels = task.received_at or state.received_at, task.cancel_count
             state.superseded = task.superseded or not task.event.supersedes
             state.victims = None if task.victims is None else list(task.victims)
             state.survivors = list(task.survivors)
@@ -263,12 +263,12 @@ class FakeStream(WorkerScripts):
     def dead_letter(self, entry: Entry, bad: BadEvent) -> BadEvent | None:
         with self.server.call("dead_letter"):
             fields = entry.fields or {}
-            known, content = self.server.find(bad.event_id), digest(fields)
+            known, content = self.server.find(bad.event_id), content_digest(fields)
             if known is not None and known.digest == content:
                 self._acknowledge(entry.stream_id)
                 return None
             refused = _conflict(bad.event_id, bad.task_id) if known else bad
-            return self._bury(entry.stream_id, refused, content, original(fields, cut=bool(entry.size)))
+            return self._bury(entry.stream_id, refused, content, encode_original_fields(fields, cut=bool(entry.size)))
 
     def _bury(self, stream_id: str, bad: BadEvent, content: str, raw: str) -> BadEvent | None:
         server = self.server
@@ -303,7 +303,7 @@ class FakeStream(WorkerScripts):
         """0: given up. A process that died over an entry that it had read died of that entry."""
         if lease == 0:
             return False
-        whose, _ = process_of(task.owner or "")
+        whose, _ = split_owner_token(task.owner or "")
         if whose == self._consumer:
             return not self.server.left_entries.get(whose, False)
         return not self._is_reading(whose)
@@ -360,20 +360,20 @@ class FakeStream(WorkerScripts):
             return [event_id for event_id, _ in leases if self._was_ours(self.server.find(event_id))]
 
     def _was_ours(self, task: TaskState | None) -> bool:
-        consumer, incarnation = process_of((task.owner if task else None) or "")
+        consumer, incarnation = split_owner_token((task.owner if task else None) or "")
         return consumer == self._consumer and incarnation != self._incarnation
 
     def _is_ours(self, task: TaskState | None) -> bool:
-        return process_of((task.owner if task else None) or "") == (self._consumer, self._incarnation)
+        return split_owner_token((task.owner if task else None) or "") == (self._consumer, self._incarnation)
 
     def owned(self) -> Sequence[str]:
         with self.server.call("owned"):
             found = ((event_id, self.server.find(event_id)) for event_id in sorted(self.server.leases))
             return [event_id for event_id, task in found if self._is_ours(task)]
 
-    def take(self, event_id: str, *, same_consumer: bool) -> OpenTask | BadEvent | None:
+    def take_over(self, event_id: str, *, same_consumer: bool) -> OpenTask | BadEvent | None:
         server = self.server
-        with server.call("take"):
+        with server.call("take_over"):
             task, now = server.find(event_id), server.clock.now()
             if task is None or task.event is None or event_id not in server.leases:
                 return None
@@ -404,8 +404,8 @@ class FakeStream(WorkerScripts):
         with self.server.call("admit"):
             return {key: self.server.places.admit(key, shown=shown, check_open=check_open) for key in keys}
 
-    def reload(self, event_id: str) -> OpenTask | None:
-        with self.server.call("reload"):
+    def reload_task(self, event_id: str) -> OpenTask | None:
+        with self.server.call("reload_task"):
             task = self.server.find(event_id)
             if task is None or task.event is None or task.owner is None:
                 return None
@@ -424,8 +424,8 @@ class FakeStream(WorkerScripts):
                 if delivery.consumer == self._consumer:
                     delivery.at = -math.inf
 
-    def interrupt(self) -> None:
-        with self.server.call("interrupt"):
+    def interrupt_reads(self) -> None:
+        with self.server.call("interrupt_reads"):
             pass  # a blocking read ends within `block_s`
 
     def remove_consumers(self, gone_s: float) -> Sequence[str]:
@@ -450,8 +450,8 @@ class FakeStream(WorkerScripts):
                 del self.server.entries[name]
             return len(gone)
 
-    def tasks(self) -> Sequence[TaskView]:
-        with self.server.call("tasks"):
+    def open_scale_ups(self) -> Sequence[TaskView]:
+        with self.server.call("open_scale_ups"):
             found = [self.server.find(event_id) for event_id in self.server.leases]
             return [
                 TaskView(task.event, task.owner or "", task.stored())
@@ -459,18 +459,18 @@ class FakeStream(WorkerScripts):
                 if task is not None and task.event is not None and task.event.type is EventType.SCALE_UP
             ]
 
-    def known(self, event_ids: Sequence[str]) -> Mapping[str, tuple[str, Mapping[int, StoredWorker]]]:
-        with self.server.call("known"):
+    def known_tasks(self, event_ids: Sequence[str]) -> Mapping[str, tuple[str, Mapping[int, StoredWorker]]]:
+        with self.server.call("known_tasks"):
             found = {event_id: self.server.find(event_id) for event_id in event_ids}
             return {event_id: (task.state, task.stored()) for event_id, task in found.items() if task is not None}
 
-    def choose(self, event_id: str, owner: str, claim: Claim) -> Choice | Blocker | None:
-        with self.server.call("choose"):
+    def select_victims(self, event_id: str, owner: str, claim: VictimRequest) -> VictimSelection | BlockingEvent | None:
+        with self.server.call("select_victims"):
             task = self.server.known(event_id)
             if task.owner != owner or task.event is None:
                 return None
             if not task.undecided:
-                return Choice(list(task.victims or ()), list(task.survivors))
+                return VictimSelection(list(task.victims or ()), list(task.survivors))
             if (blocker := self._blocker(task.event.stream_id)) is not None:
                 return blocker
             victims = [one for one in claim.candidates if self._is_free(one)][: claim.count or None]
@@ -480,12 +480,12 @@ class FakeStream(WorkerScripts):
                 state = self.server.known(victim.event_id)
                 state.worker(victim.index).termination = claim.termination
                 state.cancels += 1
-            choice = Choice(victims, [*survivors, *claim.spared])
+            selection = VictimSelection(victims, [*survivors, *claim.spared_pods])
             if task.event.type is EventType.SCALE_DOWN:
-                task.victims, task.survivors = list(choice.victims), list(choice.survivors)
+                task.victims, task.survivors = list(selection.victims), list(selection.survivors)
                 task.state, task.tries = "running", 0
             task.superseded = True
-            return choice
+            return selection
 
     def _is_free(self, candidate: Victim) -> bool:
         """Is its task open, has it no result, and has no earlier choice taken it?"""
@@ -495,28 +495,28 @@ class FakeStream(WorkerScripts):
         worker = task.workers.get(candidate.index, WorkerState(candidate.index))
         return not worker.outcome and (worker.termination is None or not worker.termination.claims)
 
-    def finish(self, event_id: str, owner: str, fields: Mapping[str, str]) -> Answer:
+    def finish(self, event_id: str, owner: str, fields: Mapping[str, str]) -> ScriptReply:
         with self.server.call("finish"):
             task = self.server.known(event_id)
             if task.state == "finished":
-                return Answer(Status.KNOWN)
+                return ScriptReply(ScriptStatus.KNOWN)
             if task.owner != owner or task.event is None:
-                return Answer(Status.NOT_OURS)
+                return ScriptReply(ScriptStatus.NOT_OURS)
             self.server.publish({**fields, **common_fields(task.event, RESULT_FIELDS)})
             self._close_task(task, event_id)
-            return Answer(Status.OK)
+            return ScriptReply(ScriptStatus.OK)
 
-    def outcomes(self, victims: Sequence[Victim]) -> Sequence[StoredWorker | None]:
-        with self.server.call("outcomes"):
+    def stored_workers(self, victims: Sequence[Victim]) -> Sequence[StoredWorker | None]:
+        with self.server.call("stored_workers"):
             found = [(self.server.find(victim.event_id), victim.index) for victim in victims]
             return [None if task is None else task.stored().get(index, StoredWorker(index)) for task, index in found]
 
-    def obstacles(self) -> Sequence[str]:
-        with self.server.call("obstacles"):
+    def key_problems(self) -> Sequence[str]:
+        with self.server.call("key_problems"):
             return list(self.server.obstacles)
 
-    def advice(self) -> Sequence[str]:
-        with self.server.call("advice"):
+    def server_warnings(self) -> Sequence[str]:
+        with self.server.call("server_warnings"):
             return list(self.server.advice)
 
 
@@ -554,11 +554,11 @@ def _restored(worker: StoredWorker) -> WorkerState:
         worker.index,
         worker.attempt,
         worker.infra_used,
-        worker.refused,
+        worker.create_refused,
         worker.termination,
         worker.outcome,
-        tuple(worker.spared),
-        worker.seen,
+        tuple(worker.spared_by),
+        worker.pod_was_seen,
     )
     ended = {"outcome": worker.outcome, "reason": worker.reason, "attempt": worker.attempt}
     state.shown = json.dumps(ended) if worker.outcome else ""
@@ -575,7 +575,7 @@ def _opened(task: TaskState, event: ScaleEvent, owner: str) -> OpenTask:
         victims=victims,
         survivors=list(task.survivors),
         superseded=task.superseded,
-        cancels=task.cancels,
+        cancel_count=task.cancels,
     )
 
 

@@ -13,8 +13,8 @@ from ottoscaler.core.events import DeadReason, EventType, ScaleEvent
 from ottoscaler.core.output import CUT, MAX_TASK_BYTES
 from ottoscaler.core.results import RESULT_FIELDS, common_fields, rfc3339, worker_result
 from ottoscaler.core.termination import NOT_AFTER, Termination
-from ottoscaler.core.verdicts import LAST_TRY, MAX_TRIES, TOO_LATE, Outcome, Reason, Verdict
-from ottoscaler.ports import Answer, Note, Status
+from ottoscaler.core.verdicts import LAST_TRY, MAX_TRIES, TOO_LATE, EndReason, Outcome, Verdict
+from ottoscaler.ports import ScriptReply, ScriptStatus, StatusUpdate
 from tests.fakes.server import GROUP, FakeRedis, TaskState, WorkerState, worker_json
 
 
@@ -24,25 +24,27 @@ class WorkerScripts:
     def __init__(self, server: FakeRedis) -> None:
         self.server = server
 
-    def intend(self, event_id: str, owner: str, index: int, *, attempt: int, infra_used: int, pod: str) -> Answer:
-        with self.server.call("intend"):
+    def store_attempt(
+        self, event_id: str, owner: str, index: int, *, attempt: int, infra_used: int, pod: str
+    ) -> ScriptReply:
+        with self.server.call("store_attempt"):
             task, worker = self._look(event_id, index)
             if worker.outcome:
-                return Answer(Status.HAS_RESULT)
+                return ScriptReply(ScriptStatus.HAS_RESULT)
             if task.owner != owner:
-                return Answer(Status.NOT_OURS)
+                return ScriptReply(ScriptStatus.NOT_OURS)
             if worker.termination is not None and (
                 worker.termination.is_cancel or worker.termination.attempt >= attempt
             ):
-                return Answer(Status.CANCELLED, worker.termination, worker.attempt)
+                return ScriptReply(ScriptStatus.CANCELLED, worker.termination, worker.attempt)
             if task.event is not None and not self.server.places.holds(task.event):
-                return Answer(Status.NOT_OURS)
+                return ScriptReply(ScriptStatus.NOT_OURS)
             worker.termination = None
             if attempt < worker.attempt:
-                return Answer(Status.OLD_ATTEMPT, None, worker.attempt)
+                return ScriptReply(ScriptStatus.OLD_ATTEMPT, None, worker.attempt)
             if (late := too_late(task, self.server.clock.now())) is not None:
                 worker.termination = late
-                return Answer(Status.CANCELLED, late, worker.attempt)
+                return ScriptReply(ScriptStatus.CANCELLED, late, worker.attempt)
             again = worker.attempt == attempt
             if not again or worker.refused or worker.seen:
                 task.tries = 0
@@ -50,75 +52,77 @@ class WorkerScripts:
             worker.attempt, worker.infra_used, worker.refused = attempt, infra_used, False
             worker.shown = worker_json("creating", attempt, pod)
             task.state, task.why, task.next_at = "running", "", ""
-            return Answer(Status.OK, None, attempt)
+            return ScriptReply(ScriptStatus.OK, None, attempt)
 
-    def note_refused(self, event_id: str, owner: str, index: int, attempt: int) -> Answer:
-        with self.server.call("note_refused"):
+    def store_refusal(self, event_id: str, owner: str, index: int, attempt: int) -> ScriptReply:
+        with self.server.call("store_refusal"):
             task, worker = self._look(event_id, index)
             if task.owner != owner:
-                return Answer(Status.NOT_OURS)
+                return ScriptReply(ScriptStatus.NOT_OURS)
             if worker.attempt == attempt and not worker.outcome and not worker.seen:
                 worker.refused = True
                 worker.shown = worker_json("waiting", attempt, "")
-            return Answer(Status.OK)
+            return ScriptReply(ScriptStatus.OK)
 
-    def check(self, event_id: str, owner: str, index: int, attempt: int) -> Answer:
-        with self.server.call("check"):
+    def mark_pod_seen(self, event_id: str, owner: str, index: int, attempt: int) -> ScriptReply:
+        with self.server.call("mark_pod_seen"):
             task, worker = self._look(event_id, index)
             if worker.outcome:
-                return Answer(Status.HAS_RESULT)
+                return ScriptReply(ScriptStatus.HAS_RESULT)
             if task.owner != owner:
-                return Answer(Status.NOT_OURS)
+                return ScriptReply(ScriptStatus.NOT_OURS)
             if worker.attempt == attempt and not worker.seen:
                 worker.seen, worker.refused, task.tries = True, False, 0
-            return Answer(Status.OK, worker.termination)
+            return ScriptReply(ScriptStatus.OK, worker.termination)
 
-    def store_termination(self, event_id: str, owner: str | None, index: int, termination: Termination) -> Answer:
+    def store_termination(self, event_id: str, owner: str | None, index: int, termination: Termination) -> ScriptReply:
         with self.server.call("store_termination"):
             task, worker = self._look(event_id, index)
             if worker.outcome:
-                return Answer(Status.HAS_RESULT)
+                return ScriptReply(ScriptStatus.HAS_RESULT)
             if task.owner is None or (owner is not None and task.owner != owner):
-                return Answer(Status.NOT_OURS)
+                return ScriptReply(ScriptStatus.NOT_OURS)
             if not termination.applies_to(worker.attempt):
-                return Answer(Status.OLD_ATTEMPT)
+                return ScriptReply(ScriptStatus.OLD_ATTEMPT)
             spared = termination.drain and termination.by in worker.spared
             if spared or (worker.termination is not None and _stays(worker.termination, termination)):
-                return Answer(Status.OK, worker.termination)
+                return ScriptReply(ScriptStatus.OK, worker.termination)
             worker.termination = termination
             task.cancels += termination.is_cancel
-            return Answer(Status.OK, termination)
+            return ScriptReply(ScriptStatus.OK, termination)
 
-    def clear_termination(self, event_id: str, owner: str, index: int, termination: Termination) -> Answer:
+    def clear_termination(self, event_id: str, owner: str, index: int, termination: Termination) -> ScriptReply:
         with self.server.call("clear_termination"):
             task, worker = self._look(event_id, index)
             if worker.outcome:
-                return Answer(Status.HAS_RESULT)
+                return ScriptReply(ScriptStatus.HAS_RESULT)
             if task.owner != owner:
-                return Answer(Status.NOT_OURS)
+                return ScriptReply(ScriptStatus.NOT_OURS)
             held = worker.termination
             if held is None or (held.attempt, held.reason, held.by) != (
                 termination.attempt,
                 termination.reason,
                 termination.by,
             ):
-                return Answer(Status.OK, held)
+                return ScriptReply(ScriptStatus.OK, held)
             worker.termination = None
             if termination.drain:
                 _spare(worker, termination.by)
-            return Answer(Status.OK)
+            return ScriptReply(ScriptStatus.OK)
 
-    def record(self, event_id: str, owner: str, index: int, *, attempt: int, fields: Mapping[str, str]) -> Answer:
-        with self.server.call("record"):
+    def record_result(
+        self, event_id: str, owner: str, index: int, *, attempt: int, fields: Mapping[str, str]
+    ) -> ScriptReply:
+        with self.server.call("record_result"):
             task, worker = self._look(event_id, index)
             if worker.outcome:
-                return Answer(Status.KNOWN)
+                return ScriptReply(ScriptStatus.KNOWN)
             if task.owner != owner or task.event is None:
-                return Answer(Status.NOT_OURS)
+                return ScriptReply(ScriptStatus.NOT_OURS)
             termination = worker.termination
             cancelled = termination is not None and termination.is_cancel
             if worker.attempt not in (0, attempt) and not cancelled:
-                return Answer(Status.OLD_ATTEMPT, None, worker.attempt)
+                return ScriptReply(ScriptStatus.OLD_ATTEMPT, None, worker.attempt)
             result = dict(fields)
             if termination is not None and (not termination.applies_to(attempt) or _had_no_part(termination, result)):
                 if termination.drain and termination.is_cancel:
@@ -128,11 +132,11 @@ class WorkerScripts:
                 result |= verdict_fields(termination.verdict) | {"fault": termination.verdict.reason.fault.value}
             else:
                 termination = None
-            poison = result["reason"] == Reason.POISON
+            poison = result["reason"] == EndReason.POISON
             dead = result["message"] if poison and self._poison_letter(task, event_id, result["message"]) else ""
             task.tries = 0
             finished = self._store(task, task.event, worker, result)
-            return Answer(Status.OK, termination, attempt, finished, dead)
+            return ScriptReply(ScriptStatus.OK, termination, attempt, finished, dead)
 
     def _poison_letter(self, task: TaskState, event_id: str, detail: str) -> bool:
         """The one dead letter of an event on which we failed time and again; False if it was there."""
@@ -161,15 +165,15 @@ class WorkerScripts:
         self._close_task(task, event.event_id)
         return ended["message"]
 
-    def write_notes(self, notes: Sequence[Note]) -> None:
-        with self.server.call("write_notes"):
+    def write_status(self, notes: Sequence[StatusUpdate]) -> None:
+        with self.server.call("write_status"):
             for note in notes:
                 self._note(note)
 
-    def _note(self, note: Note) -> None:
+    def _note(self, note: StatusUpdate) -> None:
         if (task := self._owned(note.event_id, note.owner)) is None:
             return
-        for index, state in note.states.items():
+        for index, state in note.worker_states.items():
             worker = task.worker(index)
             if not worker.outcome:
                 worker.shown = worker_json(*state)
@@ -200,7 +204,7 @@ class WorkerScripts:
 
     def _poison(self, task: TaskState, event: ScaleEvent) -> None:
         """This ends a scale_down; a scale_up has pods that have to be ended first, unless no replica can."""
-        verdict = Verdict(Reason.POISON, f"the controller failed on this event {MAX_TRIES} times")
+        verdict = Verdict(EndReason.POISON, f"the controller failed on this event {MAX_TRIES} times")
         if event.type is EventType.SCALE_DOWN:
             ids = {"event_id": event.event_id, "task_id": event.task_id, **verdict_fields(verdict)}
             detail = f"taken up {MAX_TRIES} times without any progress"
@@ -209,7 +213,7 @@ class WorkerScripts:
             self._publish_scale_down(event, ids | {"survivors": json.dumps(task.survivors), "message": detail})
             self._close_task(task, event.event_id)
             return
-        last = Verdict(Reason.POISON, f"the controller failed on this event {LAST_TRY} times")
+        last = Verdict(EndReason.POISON, f"the controller failed on this event {LAST_TRY} times")
         for worker in map(task.worker, range(1, event.pod_count + 1)):
             if worker.outcome:
                 continue
@@ -227,7 +231,7 @@ class WorkerScripts:
         """The task result of an event that cannot be carried out."""
         self.server.tasks[event_id] = task
         self._close_task(task, event_id)
-        self.server.publish(self._task_fields(event_id, task) | verdict_fields(Verdict(Reason.REJECTED, message)))
+        self.server.publish(self._task_fields(event_id, task) | verdict_fields(Verdict(EndReason.REJECTED, message)))
 
 
 def too_late(task: TaskState, now: float) -> Termination | None:
@@ -235,7 +239,7 @@ def too_late(task: TaskState, now: float) -> Termination | None:
     not_after = task.event.overrides.not_after if task.event else None
     if not_after is None or now < not_after:
         return None
-    return Termination(Reason.NOT_AFTER, TOO_LATE % rfc3339(not_after), drain=True, by=NOT_AFTER)
+    return Termination(EndReason.NOT_AFTER, TOO_LATE % rfc3339(not_after), drain=True, by=NOT_AFTER)
 
 
 def _spare(worker: WorkerState, by: str) -> None:
@@ -244,7 +248,7 @@ def _spare(worker: WorkerState, by: str) -> None:
 
 def _had_no_part(termination: Termination, result: Mapping[str, str]) -> bool:
     """It spares what has started, and this worker had, and ended for another reason than that its pod was deleted."""
-    by_itself = result["reason"] not in (Reason.POD_DELETED, termination.reason)
+    by_itself = result["reason"] not in (EndReason.POD_DELETED, termination.reason)
     return termination.only_before_start and bool(result["started_at"]) and by_itself
 
 

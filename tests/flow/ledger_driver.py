@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from ottoscaler.core.events import EventType, ScaleEvent
 from ottoscaler.flow.ledger import Ledger
 from ottoscaler.flow.owned_tasks import WorkerRun
-from ottoscaler.flow.registry import Registry
+from ottoscaler.flow.registry import PodRegistry
 from ottoscaler.ports import OpenTask, PodList, StoredWorker
 from tests.fakes.clock import ManualClock
 from tests.flow.pods import INSTANCE
@@ -19,7 +19,7 @@ def task(event_id: str, count: int = 1, *workers: StoredWorker, epoch: int = 1, 
     """An accepted task, with what is stored of its workers."""
     event = ScaleEvent(event_id=event_id, stream_id="1-0", type=EventType.SCALE_UP, pod_count=count, task_id="t")
     stored = {worker.index: worker for worker in workers}
-    return OpenTask(event, f"c1/b1/{epoch}", workers=stored, cancels=cancels)
+    return OpenTask(event, f"c1/b1/{epoch}", workers=stored, cancel_count=cancels)
 
 
 class LedgerDriver:
@@ -27,7 +27,7 @@ class LedgerDriver:
 
     def __init__(self, max_workers: int = 10, read_ahead: int = 5, admit_max: int = 100) -> None:
         self.clock = ManualClock()
-        self.registry = Registry(self.clock)
+        self.registry = PodRegistry(self.clock)
         self.registry.replace(PodList([], "1"))
         self.ledger = Ledger(
             self.registry, self.clock, instance=INSTANCE, max_workers=max_workers, read_ahead=read_ahead,
@@ -48,9 +48,9 @@ class LedgerDriver:
         """What a thread does that gives a worker back."""
         run.life = replace(run.life, **life)
         self.ledger.pause(run, self.clock.now() + seconds)
-        self.ledger.give_back(run)
+        self.ledger.let_go(run)
 
     def end(self, run: WorkerRun) -> None:
         """What a thread does when nothing is left to do."""
-        self.ledger.ended(run)
-        self.ledger.give_back(run)
+        self.ledger.worker_ended(run)
+        self.ledger.let_go(run)

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from ottoscaler.core.manifest import WorkerKey, event_hash, pod_name
-from ottoscaler.core.pods import Phase, Snapshot
+from ottoscaler.core.manifest import AttemptKey, event_hash, pod_name
+from ottoscaler.core.pods import Phase, PodSnapshot
 from tests.fakes.clock import START
 
 HASH: Final = "0123456789"
@@ -16,10 +16,10 @@ INSTANCE: Final = "ottoscaler"
 
 def pod(
     version: int, phase: Phase = Phase.PENDING, *, index: int = 1, attempt: int = 1, hash_: str = HASH, **changes: Any
-) -> Snapshot:
+) -> PodSnapshot:
     """The pod of a worker at a resource version; each worker's has a UID of its own."""
-    key = WorkerKey(hash_, index, attempt)
-    plain = Snapshot(
+    key = AttemptKey(hash_, index, attempt)
+    plain = PodSnapshot(
         key=key,
         name=pod_name(key),
         uid=f"uid-{index}-{attempt}",
@@ -33,6 +33,6 @@ def pod(
     return replace(plain, **changes)
 
 
-def of(event_id: str, version: int, phase: Phase = Phase.PENDING, **changes: Any) -> Snapshot:
+def of(event_id: str, version: int, phase: Phase = Phase.PENDING, **changes: Any) -> PodSnapshot:
     """The pod of a worker of this event."""
     return pod(version, phase, hash_=event_hash(INSTANCE, event_id), event_id=event_id, **changes)

@@ -13,27 +13,27 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
-from ottoscaler.core.manifest import WorkerKey, event_hash, pod_name
+from ottoscaler.core.manifest import AttemptKey, event_hash, pod_name
 from ottoscaler.core.observations import TimedOut
-from ottoscaler.core.pods import Snapshot
+from ottoscaler.core.pods import PodSnapshot
 from ottoscaler.core.policy import Rules
-from ottoscaler.flow.control import Control
+from ottoscaler.flow.control import ScaleDownProcessor
 from ottoscaler.flow.dispatch import Dispatcher
-from ottoscaler.flow.ender import Ender
 from ottoscaler.flow.heartbeat import Heartbeat
-from ottoscaler.flow.inbox import Inbox
-from ottoscaler.flow.intake import Intake, Reader
-from ottoscaler.flow.lease import Lease
+from ottoscaler.flow.inbox import ScaleDownInbox
+from ottoscaler.flow.intake import Intake, StreamReader
+from ottoscaler.flow.lease import LeaseKeeper
 from ottoscaler.flow.ledger import Ledger
+from ottoscaler.flow.pod_terminator import PodTerminator
 from ottoscaler.flow.reconciler import Reconciler
-from ottoscaler.flow.registry import Registry
-from ottoscaler.flow.scale_down import ScaleDowns
-from ottoscaler.flow.stop import Stop
+from ottoscaler.flow.registry import PodRegistry
+from ottoscaler.flow.scale_down import ScaleDownSteps
+from ottoscaler.flow.stop import StopSignal
 from ottoscaler.flow.takeover import TakeOver
-from ottoscaler.flow.watch import Watch
-from ottoscaler.flow.worker import Runner
+from ottoscaler.flow.watch import PodWatcher
+from ottoscaler.flow.worker import WorkerRunner
 from ottoscaler.metrics import Metrics
-from ottoscaler.ports import Clock, OpenTask, Stream
+from ottoscaler.ports import Clock, OpenTask, RedisPorts
 from ottoscaler.retries import Retries
 from ottoscaler.settings import Settings
 from tests.fakes.clock import ManualClock, SystemClock
@@ -60,7 +60,7 @@ class ImpatientEvent(threading.Event):
         return self._stopping.wait(_PAUSE_S if timeout is None else min(timeout, _PAUSE_S))
 
 
-class ImpatientStop(Stop):
+class ImpatientStop(StopSignal):
     """A stop that shortens short pauses (the ticks of a thread); long ones are as they are."""
 
     def wait(self, timeout_s: float | None = None) -> bool:
@@ -93,8 +93,8 @@ class SimulatedController:
         incarnation: str = "b1",
         threads: Sequence[str] = (),
         auto: bool | Callable[[str], int | None] = False,
-        stop: Stop | None = None,
-        stream: Stream | None = None,
+        stop: StopSignal | None = None,
+        stream: RedisPorts | None = None,
         **settings: object,
     ) -> None:
         self.servers = servers or FakeServers()
@@ -106,7 +106,7 @@ class SimulatedController:
         self.stream: Any = stream or FakeStream(self.redis, consumer, incarnation=incarnation, lease_s=flow.lease_s)
         self.cluster = FakeCluster(self.servers.kubernetes, instance=instance, auto=auto)
         self.stop, self.metrics = stop or ImpatientStop(), Metrics()
-        self.registry = Registry(self.clock)
+        self.registry = PodRegistry(self.clock)
         self.ledger = Ledger(
             self.registry, self.clock, instance=instance, max_workers=flow.max_workers, read_ahead=flow.read_ahead,
             admit_max=flow.admit_max,
@@ -123,17 +123,18 @@ class SimulatedController:
 
     def _wire(self, consumer: str, incarnation: str) -> None:
         settings, stream, cluster, registry = self.settings, self.stream, self.cluster, self.registry
-        ledger, inbox, retries, metrics = self.ledger, Inbox(), self.retries, self.metrics
+        ledger, inbox, retries, metrics = self.ledger, ScaleDownInbox(), self.retries, self.metrics
         loop: dict[str, Any] = {"stop": self.stop, "heartbeat": self.heartbeat, "clock": self.clock}
         lease_s, ttl_s = self.lease_s, settings.keys.task_ttl_s
         self.inbox = inbox
-        self.runner = Runner(
+        self.runner = WorkerRunner(
             attempts=stream, cluster=cluster, registry=registry, ledger=ledger, retries=retries, metrics=metrics,
             heartbeat=self.heartbeat, clock=self.clock, settings=settings,
         )  # fmt: skip
-        self.ender = Ender(cluster=cluster, registry=registry, ledger=ledger, runner=self.runner, **loop)
+        self.terminator = PodTerminator(cluster=cluster, registry=registry, ledger=ledger, runner=self.runner, **loop)
         self.dispatcher = Dispatcher(
-            ledger=ledger, runner=self.runner, ender=self.ender, inbox=inbox, max_workers=settings.flow.max_workers,
+            ledger=ledger, runner=self.runner, terminator=self.terminator, inbox=inbox,
+            max_workers=settings.flow.max_workers,
             **loop,
         )  # fmt: skip
         self.intake = Intake(
@@ -141,30 +142,31 @@ class SimulatedController:
             max_pods=settings.flow.max_pods_per_event,
             rules=lambda: Rules(max_deadline_s=settings.worker.deadline_s),
         )  # fmt: skip
-        self.scale_downs = ScaleDowns(
-            scale_downs=stream, attempts=stream, registry=registry, ledger=ledger, ender=self.ender, clock=self.clock,
+        self.scale_downs = ScaleDownSteps(
+            scale_downs=stream, attempts=stream, registry=registry, ledger=ledger, terminator=self.terminator,
+            clock=self.clock,
             instance=settings.instance,
         )  # fmt: skip
-        self.control = Control(
+        self.control = ScaleDownProcessor(
             event_log=stream, registry=registry, ledger=ledger, inbox=inbox, intake=self.intake,
             scale_downs=self.scale_downs, retries=retries, lease_s=lease_s, **loop,
         )  # fmt: skip
-        self.reader = Reader(event_log=stream, intake=self.intake, ledger=ledger, retries=retries, **loop)
+        self.reader = StreamReader(event_log=stream, intake=self.intake, ledger=ledger, retries=retries, **loop)
         self.takeover = TakeOver(
             event_log=stream, leases=stream, attempts=stream, ledger=ledger, control=self.control, inbox=inbox,
             intake=self.intake, metrics=metrics,
             lease_s=lease_s, events_keep=settings.keys.events_keep, **loop,
         )  # fmt: skip
-        self.lease = Lease(
+        self.lease = LeaseKeeper(
             event_log=stream, leases=stream, ledger=ledger, control=self.control, inbox=inbox, takeover=self.takeover,
             lease_s=lease_s,
             ttl_s=ttl_s, me=f"{consumer}/{incarnation}", **loop,
         )  # fmt: skip
         self.reconciler = Reconciler(
-            leases=stream, cluster=cluster, registry=registry, dispatcher=self.dispatcher, ender=self.ender,
+            leases=stream, cluster=cluster, registry=registry, dispatcher=self.dispatcher, terminator=self.terminator,
             lease_s=lease_s, ttl_s=ttl_s, **loop,
         )  # fmt: skip
-        self.watch = Watch(cluster=cluster, registry=registry, retries=retries, metrics=metrics, **loop)
+        self.watch = PodWatcher(cluster=cluster, registry=registry, retries=retries, metrics=metrics, **loop)
 
     def __enter__(self) -> Self:
         self.start(*self._threads)
@@ -178,12 +180,12 @@ class SimulatedController:
         if "lease" in names:  # what the one finds out, the other has to do
             bodies["takeover"] = self.takeover.run
         if "control" in names:  # one lane, of several threads
-            bodies |= {"scale-down": self.control.carry_out, "ender": self.ender.run}
+            bodies |= {"scale-down": self.control.carry_out, "ender": self.terminator.run}
         for name, run in bodies.items():
             self.heartbeat.add_loop(name)
             self.stop.spawn(name, run)
         if "watch" in names:
-            eventually(lambda: self.registry.known, what="the first list of pods")
+            eventually(lambda: self.registry.is_known, what="the first list of pods")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -232,7 +234,7 @@ class SimulatedController:
             yield
         finally:
             del self.dispatcher.step
-            self.ledger.look_again()
+            self.ledger.wake_for_room()
 
     # -- what a test does
 
@@ -245,7 +247,7 @@ class SimulatedController:
     def accept(self, **fields: object) -> str:
         """The same, taken in on this thread: accepted, opened, and its workers given threads. Returns the event id."""
         event_id = self.send(**fields)
-        self.intake.absorb(self.stream.read_now(100))
+        self.intake.accept_entries(self.stream.read_now(100))
         return event_id
 
     def pass_time(self, seconds: float) -> None:
@@ -255,7 +257,7 @@ class SimulatedController:
         for key in {pod.key for pod in self.registry.snapshots()}:
             if self.registry.followed(*key.worker):
                 self.registry.notify(*key.worker, TimedOut())
-        self.ledger.look_again()
+        self.ledger.wake_for_room()
 
     def wait_and_look(self, seconds: float) -> None:
         """Move the clock in steps that the lease thread keeps up with: a jump would look like an outage to it.
@@ -280,9 +282,9 @@ class SimulatedController:
 
     # -- what a test sees
 
-    def key(self, event_id: str, index: int = 1, attempt: int = 1) -> WorkerKey:
+    def key(self, event_id: str, index: int = 1, attempt: int = 1) -> AttemptKey:
         """What the labels of a worker's pod say."""
-        return WorkerKey(event_hash(self.settings.instance, event_id), index, attempt)
+        return AttemptKey(event_hash(self.settings.instance, event_id), index, attempt)
 
     def name(self, event_id: str, index: int = 1, attempt: int = 1) -> str:
         """The name of a worker's pod."""
@@ -294,19 +296,19 @@ class SimulatedController:
         eventually(lambda: name in self.cluster.names() and self._waits(key), what=f"{name} to be followed")
         return name
 
-    def _waits(self, key: WorkerKey) -> bool:
+    def _waits(self, key: AttemptKey) -> bool:
         waiter, pod = self.registry._waiters.get(key.worker), self.registry.get(key)
         if waiter is None or waiter.future is None or pod is None:
             return False
         return waiter.stage == pod.stage or waiter.latest is None  # or it has just looked, and the watch was first
 
-    def wait_seen(self, name: str, what: Callable[[Snapshot], object]) -> None:
+    def wait_seen(self, name: str, what: Callable[[PodSnapshot], object]) -> None:
         """Wait until the thread of a pod has seen it as described, and waits for what comes next."""
         self.sees(name, what)
         (key,) = [pod.key for pod in self.registry.snapshots() if pod.name == name]
         eventually(lambda: self._waits(key), what=f"the thread of {name}")
 
-    def sees(self, name: str, what: Callable[[Snapshot], object]) -> None:
+    def sees(self, name: str, what: Callable[[PodSnapshot], object]) -> None:
         """Wait until the registry shows a pod as described."""
         eventually(lambda: any(pod.name == name and what(pod) for pod in self.registry.snapshots()), what=name)
 
@@ -325,7 +327,7 @@ class SimulatedController:
         order: list[str] = []
 
         def note(step: str, _name: str = "") -> None:
-            if step in ("intend", "check", "record", "create", "get", "delete"):
+            if step in ("store_attempt", "mark_pod_seen", "record_result", "create", "get", "delete"):
                 order.append(step)
 
         self.redis.on_call, self.servers.kubernetes.on_call = note, note
@@ -337,11 +339,11 @@ class SimulatedController:
 
     def _is_idle(self) -> bool:
         # In this order: what is not takeable any more may be held by a thread.
-        return (self.stop.is_set() or not self.ledger.takeable()) and self.ledger.counts()[0] == 0
+        return (self.stop.is_set() or not self.ledger.takeable()) and self.ledger.thread_counts()[0] == 0
 
     def taken(self, event_id: str) -> OpenTask:
         """The task as it is stored."""
-        task = self.stream.reload(event_id)
+        task = self.stream.reload_task(event_id)
         assert task is not None
         return task
 

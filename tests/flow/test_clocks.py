@@ -21,7 +21,7 @@ class Shifted:
     def now(self) -> float:
         return self._clock.now() + self.off_s
 
-    def wall(self, at: float) -> float:
+    def wall_time(self, at: float) -> float:
         return at + self.off_s
 
 
@@ -80,9 +80,9 @@ def test_the_result_of_a_node_that_lives_in_the_past_is_not_thrown_away(off_s: f
         controller.cluster.run(name)
         controller.cluster.succeed(name)
         controller.sees(name, lambda seen: seen.finished)
-        controller.reconciler.once()
+        controller.reconciler.reconcile()
         controller.wait_and_look(controller.lease_s)
-        controller.reconciler.once()
+        controller.reconciler.reconcile()
         controller.wait_and_look(5)
         assert controller.result()["reason"] == "Completed"
 
@@ -96,7 +96,7 @@ def test_the_age_of_an_event_is_real(off_s: float) -> None:
         controller.send(event_id="a")
         controller.send(event_id="b")
         controller.pass_time(7)
-        controller.intake.absorb(controller.stream.read_now(100))
+        controller.intake.accept_entries(controller.stream.read_now(100))
         pod = controller.pod("a")
         controller.pass_time(20)
         controller.cluster.vanish(pod)

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from ottoscaler.core.choice import Choice, Claim, Victim
 from ottoscaler.core.termination import Termination
-from ottoscaler.core.verdicts import Reason
+from ottoscaler.core.verdicts import EndReason
+from ottoscaler.core.victim_selection import Victim, VictimRequest, VictimSelection
 from ottoscaler.ports import OpenTask
 from tests.fakes.wait import eventually
 from tests.flow.simulated_controller import FakeServers, SimulatedController
@@ -146,7 +146,7 @@ def test_a_task_of_another_replica_is_scaled_down_too() -> None:
         controller.sees(pod, lambda seen: seen.started_at is not None)
         controller.send(type="scale_down", task_id="t")
         assert owner.result()["reason"] == "ScaledDown"
-        eventually(lambda: controller.ledger.counts()[0] == 0)
+        eventually(lambda: controller.ledger.thread_counts()[0] == 0)
 
 
 def test_a_worker_of_another_replica_that_waits_is_cancelled() -> None:
@@ -169,14 +169,14 @@ def test_a_worker_of_another_replica_that_waits_is_cancelled() -> None:
 def accepted(controller: SimulatedController, **fields: object) -> OpenTask:
     """An event that this replica has read and accepted, and no thread has acted on yet."""
     event_id = controller.send(**fields)
-    controller.intake.absorb(controller.stream.read_now(10))
+    controller.intake.accept_entries(controller.stream.read_now(10))
     (task,) = controller.inbox.tasks()
     controller.inbox.remove([task])
     assert task.event.event_id == event_id
     return task
 
 
-@pytest.mark.parametrize("op", ["choose", "finish", "outcomes", "blocker"])
+@pytest.mark.parametrize("op", ["select_victims", "finish", "stored_workers", "blocker"])
 @pytest.mark.parametrize("after", [False, True])
 def test_a_failure_at_any_step_is_made_good(op: str, after: bool) -> None:
     """Redis fails once, before or after the effect: the same victims, once each, and one result."""
@@ -200,9 +200,9 @@ def test_the_next_owner_ends_the_same_victims() -> None:
         for index in (1, 2, 3):
             first.pod(event_id, index)
         task = accepted(first, type="scale_down", task_id="t", pod_count=1)
-        termination = Termination(Reason.SCALED_DOWN, by=task.event.event_id)
-        chosen = Claim(termination, [Victim(event_id, 1, first.name(event_id, 1))])
-        assert isinstance(first.stream.choose(task.event.event_id, task.owner, chosen), Choice)
+        termination = Termination(EndReason.SCALED_DOWN, by=task.event.event_id)
+        chosen = VictimRequest(termination, [Victim(event_id, 1, first.name(event_id, 1))])
+        assert isinstance(first.stream.select_victims(task.event.event_id, task.owner, chosen), VictimSelection)
         first.close(release=False)
     with SimulatedController(servers, threads=[*THREADS, "lease"]) as controller:
         controller.wait_and_look(controller.lease_s + 2)

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from ottoscaler.core.choice import Claim, Victim
 from ottoscaler.core.termination import Termination
-from ottoscaler.core.verdicts import Reason
-from ottoscaler.errors import StreamUnavailable
+from ottoscaler.core.verdicts import EndReason
+from ottoscaler.core.victim_selection import Victim, VictimRequest
+from ottoscaler.errors import RedisUnavailable
 from tests.fakes.wait import eventually
 from tests.flow.simulated_controller import FakeServers, SimulatedController
 
@@ -38,9 +38,9 @@ def test_marks_of_another_replica_survive_an_outage() -> None:
     with SimulatedController(threads=["watch"], auto=runs_on, MAX_WORKERS=1) as controller:
         controller.pod(controller.accept())
         waiting = controller.accept()
-        controller.stream.store_termination(waiting, None, 1, Termination(Reason.SCALED_DOWN, by="elsewhere"))
-        controller.redis.fail_next("reload")
-        controller.inbox.reload([waiting])
+        controller.stream.store_termination(waiting, None, 1, Termination(EndReason.SCALED_DOWN, by="elsewhere"))
+        controller.redis.fail_next("reload_task")
+        controller.inbox.submit_cancel_marked([waiting])
         controller.start("control")
         assert controller.result()["event_id"] == waiting
 
@@ -53,13 +53,13 @@ def test_a_scale_down_that_is_accepted_twice_is_one() -> None:
         pods = {controller.pod(event_id, index) for index in (1, 2, 3)}
         down = controller.send(type="scale_down", task_id="t", pod_count=1)
         entries = controller.stream.read_now(10)
-        controller.intake.absorb(entries)
+        controller.intake.accept_entries(entries)
         chosen: list[str] = []
 
         def again(op: str) -> None:
-            if op == "choose":
+            if op == "select_victims":
                 chosen.append(op)
-                controller.intake.absorb(entries)
+                controller.intake.accept_entries(entries)
 
         controller.redis.on_call = again
         controller.start("control")
@@ -77,17 +77,17 @@ def test_a_choice_holds_with_its_survivors_if_its_answer_was_lost() -> None:
 
         def end_a_survivor(op: str) -> None:
             chosen = [task for task in list(controller.redis.tasks.values()) if task.victims]
-            if op == "tasks" and chosen and not controller.redis.results():
+            if op == "open_scale_ups" and chosen and not controller.redis.results():
                 controller.redis.on_call = lambda op: None
                 controller.cluster.succeed(chosen[0].survivors[0])
                 controller.results(1)
 
         controller.redis.on_call = end_a_survivor
-        controller.redis.fail_next("choose", after=True)
+        controller.redis.fail_next("select_victims", after=True)
         controller.send(type="scale_down", task_id="t", pod_count=1)
         controller.start("control")
         result = controller.result("scale_down")
-        assert (controller.redis.calls["choose"], len(controller.redis.results("worker"))) == (2, 2)
+        assert (controller.redis.calls["select_victims"], len(controller.redis.results("worker"))) == (2, 2)
         assert (len(json.loads(result["victims"])), len(json.loads(result["survivors"]))) == (1, 2)
         assert set(json.loads(result["victims"])) | set(json.loads(result["survivors"])) == pods
 
@@ -99,10 +99,10 @@ def test_a_worker_that_a_drain_spared_is_a_survivor_for_the_next_one_too() -> No
     with SimulatedController(servers, threads=["watch"], auto=runs_on, MAX_WORKERS=2) as controller:
         event_id = controller.accept(pod_count=2, task_id="t")
         pods = [controller.pod(event_id, index) for index in (1, 2)]
-        termination = Termination(Reason.SCALED_DOWN, drain=True, by="down")
+        termination = Termination(EndReason.SCALED_DOWN, drain=True, by="down")
         controller.accept(type="scale_down", task_id="t", mode="drain", event_id="down")
         victims = [Victim(event_id, 1, pods[0]), Victim(event_id, 2, pods[1])]
-        controller.stream.choose("down", "c1/b1/1", Claim(termination, victims))
+        controller.stream.select_victims("down", "c1/b1/1", VictimRequest(termination, victims))
         task = controller.taken(event_id)
         controller.stream.clear_termination(event_id, task.owner, 1, termination)
         controller.cluster.succeed(pods[0])
@@ -116,7 +116,7 @@ def test_a_worker_that_a_drain_spared_is_a_survivor_for_the_next_one_too() -> No
 
 
 @contract("3.pod_count")
-@pytest.mark.parametrize("op", ["read_now", "accept", "blocker", "choose", "outcomes", "finish"])
+@pytest.mark.parametrize("op", ["read_now", "accept", "blocker", "select_victims", "stored_workers", "finish"])
 def test_a_replica_that_goes_on_after_a_death_ends_no_other_worker(op: str) -> None:
     """Wherever the first one died: two victims were asked for, two there are, and one result."""
     servers = FakeServers()
@@ -163,7 +163,7 @@ def test_nothing_is_chosen_while_an_older_event_is_not_accepted() -> None:
         slow.stream.read_now(1)
         controller.send(type="scale_down", task_id="t")
         eventually(lambda: controller.redis.calls["blocker"] > 3)
-        assert (controller.redis.calls["choose"], controller.redis.results()) == (0, [])
+        assert (controller.redis.calls["select_victims"], controller.redis.results()) == (0, [])
         controller.pass_time(controller.lease_s)
         assert controller.result("scale_down")["pod_count"] == "2"
         assert {result["event_id"] for result in controller.results(2)} == {older}
@@ -174,8 +174,8 @@ def test_an_error_of_redis_is_an_error_of_this_step_only() -> None:
     with SimulatedController(threads=["control"]) as controller:
         controller.redis.set_down(True)
         eventually(lambda: controller.redis.calls["ensure_group"] > 5)
-        with pytest.raises(StreamUnavailable):
-            controller.stream.delivered()
+        with pytest.raises(RedisUnavailable):
+            controller.stream.last_delivered_id()
         controller.redis.set_down(False)
         controller.send(type="scale_down", task_id="nobody")
         assert controller.result("scale_down")["reason"] == "NothingToEnd"

@@ -10,9 +10,9 @@ import pytest
 
 from ottoscaler.core.pods import Phase
 from ottoscaler.core.termination import Termination
-from ottoscaler.core.verdicts import Reason
+from ottoscaler.core.verdicts import EndReason
 from ottoscaler.errors import ClusterUnavailable
-from ottoscaler.flow.dispatch import AT_ONCE, GROW_EVERY_S
+from ottoscaler.flow.dispatch import MAX_STARTS_PER_STEP, THREAD_RETRY_S
 from ottoscaler.flow.owned_tasks import WorkerRun
 from tests.fakes.node import AutoNode
 from tests.fakes.wait import eventually
@@ -36,7 +36,7 @@ def test_there_are_as_many_threads_as_workers_may_run() -> None:
         event_id = controller.accept(pod_count=10)
         for index in (1, 2, 3):
             controller.pod(event_id, index)
-        assert (at_work(), controller.ledger.counts(), controller.calls("create")) == (3, (3, 7), 3)
+        assert (at_work(), controller.ledger.thread_counts(), controller.calls("create")) == (3, (3, 7), 3)
 
 
 def test_a_thread_that_is_done_asks_for_the_next_worker() -> None:
@@ -58,7 +58,7 @@ def test_nobody_but_the_dispatcher_starts_threads(monkeypatch: pytest.MonkeyPatc
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", note)
-    count = 3 * AT_ONCE
+    count = 3 * MAX_STARTS_PER_STEP
     with SimulatedController(threads=["watch", "reader"], MAX_WORKERS=count, auto=True) as controller:
         controller.send(pod_count=count)
         assert len(controller.results(count)) == count
@@ -68,18 +68,18 @@ def test_nobody_but_the_dispatcher_starts_threads(monkeypatch: pytest.MonkeyPatc
 def test_a_step_starts_a_few_threads_and_then_looks_at_the_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     """A scale_down of workers that wait does not wait until all threads have begun."""
     started: list[WorkerRun] = []
-    count = 3 * AT_ONCE
+    count = 3 * MAX_STARTS_PER_STEP
     with SimulatedController(MAX_WORKERS=count) as controller:
         controller.registry.replace(controller.cluster.list())
         monkeypatch.setattr(controller.dispatcher, "_start", started.append)
         controller.ledger.add(task("e1", count))
         controller.dispatcher.step()
-        assert len(started) == AT_ONCE
+        assert len(started) == MAX_STARTS_PER_STEP
         for _ in range(2):
             controller.dispatcher.step()
         assert sorted(run.life.index for run in started) == list(range(1, count + 1))
         for run in started:
-            controller.ledger.give_back(run)
+            controller.ledger.let_go(run)
 
 
 def test_a_thread_that_waits_gets_the_next_worker() -> None:
@@ -115,7 +115,7 @@ def test_room_is_used_by_each_worker_that_has_a_thread() -> None:
     all_asked, go_on = threading.Event(), threading.Event()
 
     def hold(op: str) -> None:
-        if op == "note_refused":
+        if op == "store_refusal":
             go_on.wait(10)
 
     def gather(verb: str, _name: str) -> None:
@@ -177,7 +177,7 @@ def test_a_worker_that_waits_for_a_thread_is_not_stuck(machine: list[int]) -> No
         event_id = controller.accept(pod_count=5)
         for index in (1, 2):
             controller.pod(event_id, index)
-        assert controller.ledger.counts() == (2, 3)
+        assert controller.ledger.thread_counts() == (2, 3)
         eventually(lambda: not controller.ledger.takeable(), what="a thread to be refused")
 
 
@@ -186,11 +186,11 @@ def test_the_pool_grows_again_when_the_machine_has_threads_again(machine: list[i
     with SimulatedController(threads=["watch"], MAX_WORKERS=10, auto=True) as controller:
         controller.accept(pod_count=5)
         eventually(lambda: log.of("pool.shrunk"), what="a thread to be refused")
-        assert (at_work(), controller.ledger.counts()) == (0, (0, 5))
+        assert (at_work(), controller.ledger.thread_counts()) == (0, (0, 5))
         machine[0] = 10
         controller.dispatcher.step()
         assert at_work() == 0
-        controller.pass_time(GROW_EVERY_S)
+        controller.pass_time(THREAD_RETRY_S)
         assert len(controller.results(5)) == 5
     assert len(log.of("pool.shrunk")) == 1
 
@@ -199,27 +199,29 @@ def test_cancelled_workers_need_no_thread() -> None:
     """Their two writes are made by the dispatcher, however full the pool is."""
     with SimulatedController(threads=["watch"], MAX_WORKERS=1) as controller:
         controller.pod(controller.accept())
-        event_id, termination = controller.accept(pod_count=5), Termination(Reason.SCALED_DOWN)
+        event_id, termination = controller.accept(pod_count=5), Termination(EndReason.SCALED_DOWN)
         for index in range(1, 6):
             controller.stream.store_termination(event_id, None, index, termination)
             controller.ledger.cancel(event_id, index, termination)
         assert {result["reason"] for result in controller.results(5)} == {"ScaledDown"}
-        eventually(lambda: controller.ledger.counts() == (1, 0), what="the last of them to be let go of")
+        eventually(lambda: controller.ledger.thread_counts() == (1, 0), what="the last of them to be let go of")
         assert at_work() == 1
 
 
-@pytest.mark.parametrize(("count", "soon"), [(0, [False, False]), (3, [True, False]), (AT_ONCE, [False, True])])
+@pytest.mark.parametrize(
+    ("count", "soon"), [(0, [False, False]), (3, [True, False]), (MAX_STARTS_PER_STEP, [False, True])]
+)
 def test_a_scale_down_looks_again_when_all_cancelled_workers_are_carried_on(count: int, soon: list[bool]) -> None:
     """A look between them would only find that some are left."""
     with SimulatedController() as controller:
-        event_id, termination = controller.accept(pod_count=AT_ONCE), Termination(Reason.SCALED_DOWN)
+        event_id, termination = controller.accept(pod_count=MAX_STARTS_PER_STEP), Termination(EndReason.SCALED_DOWN)
         for index in range(1, count + 1):
             controller.stream.store_termination(event_id, None, index, termination)
             controller.ledger.cancel(event_id, index, termination)
         found = []
         for _ in soon:
             controller.dispatcher.step()
-            found.append(controller.inbox.take_soon())
+            found.append(controller.inbox.take_look_request())
         assert found == soon
 
 
@@ -231,14 +233,14 @@ def test_a_resumed_worker_can_be_carried_on_without_a_thread() -> None:
         first.close()
         with SimulatedController(first.servers, consumer="c2", threads=["watch"], MAX_WORKERS=1) as controller:
             controller.pod(controller.accept())
-            task = controller.stream.take(event_id, same_consumer=False)
+            task = controller.stream.take_over(event_id, same_consumer=False)
             assert task is not None
-            controller.intake.open(task)
+            controller.intake.open_task(task)
             controller.cluster.run(pod)
             controller.cluster.succeed(pod)
             controller.sees(pod, lambda seen: seen.finished)
             assert controller.dispatcher.carry_on_resumed(controller.key(event_id).event_hash, 1)
-            controller.ender.step()
+            controller.terminator.step()
             assert controller.result()["event_id"] == event_id
             assert not controller.dispatcher.carry_on_resumed(controller.key(event_id).event_hash, 1)
 
@@ -251,12 +253,12 @@ def test_one_that_runs_on_goes_back_to_the_queue() -> None:
         first.close()
         with SimulatedController(first.servers, consumer="c2", threads=["watch"], MAX_WORKERS=1) as controller:
             other = controller.pod(controller.accept())
-            task = controller.stream.take(event_id, same_consumer=False)
+            task = controller.stream.take_over(event_id, same_consumer=False)
             assert task is not None
-            controller.intake.open(task)
+            controller.intake.open_task(task)
             assert controller.dispatcher.carry_on_resumed(controller.key(event_id).event_hash, 1)
-            controller.ender.step()
-            assert controller.ledger.counts() == (1, 1)
+            controller.terminator.step()
+            assert controller.ledger.thread_counts() == (1, 1)
             controller.cluster.run(other)
             controller.cluster.succeed(other)
             controller.result()
@@ -269,19 +271,19 @@ def test_after_its_close_nothing_is_begun() -> None:
         controller.dispatcher.close()
         controller.dispatcher.close()
         controller.accept()
-        assert (controller.ledger.counts(), controller.calls("create")) == ((0, 1), 0)
+        assert (controller.ledger.thread_counts(), controller.calls("create")) == ((0, 1), 0)
 
 
 def test_after_the_stop_a_thread_takes_nothing_more() -> None:
     """It finishes the write it is at, and that is all."""
     with SimulatedController(threads=["watch"], MAX_WORKERS=1) as controller:
         pod = controller.pod(controller.accept(pod_count=2))
-        controller.redis.on_call = lambda op: controller.stop.set() if op == "record" else None
+        controller.redis.on_call = lambda op: controller.stop.set() if op == "record_result" else None
         controller.cluster.run(pod)
         controller.cluster.succeed(pod)
         controller.result()
         controller.idle()
-        assert (controller.ledger.counts(), controller.calls("create")) == ((0, 1), 1)
+        assert (controller.ledger.thread_counts(), controller.calls("create")) == ((0, 1), 1)
 
 
 def test_waiting_for_idleness_names_the_busy_workers() -> None:

@@ -7,10 +7,10 @@ import threading
 import pytest
 
 from ottoscaler.core.termination import Termination
-from ottoscaler.core.verdicts import Reason
+from ottoscaler.core.verdicts import EndReason
 from ottoscaler.errors import ClusterUnavailable
 from ottoscaler.flow.ledger import Ledger
-from ottoscaler.flow.stop import Stop
+from ottoscaler.flow.stop import StopSignal
 from ottoscaler.ports import OpenTask, StoredWorker
 from tests.fakes.clock import START
 from tests.fakes.wait import eventually
@@ -23,7 +23,7 @@ contract = pytest.mark.contract
 LEASE_S = 3
 
 
-class Noting(Stop):
+class Noting(StopSignal):
     """No thread pauses on it: how long the pause would have been is noted."""
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class TestRoom:
         driver.ledger.add(task("ours"))
         run = driver.take()
         driver.ledger.add(task("taken", 1, StoredWorker(1, attempt=1)))
-        assert not driver.ledger.holds_room(run)
+        assert not driver.ledger.may_create_pod(run)
 
     def test_room_that_is_just_enough_is_not_taken_back(self) -> None:
         """Two workers, two places."""
@@ -77,7 +77,7 @@ class TestRoom:
         driver.ledger.add(task("ours"))
         run = driver.take()
         driver.ledger.add(task("taken", 1, StoredWorker(1, attempt=1)))
-        assert driver.ledger.holds_room(run)
+        assert driver.ledger.may_create_pod(run)
 
     def test_a_reader_that_waits_for_room_goes_on_as_soon_as_a_task_is_dropped(self) -> None:
         """Not only when its wait is over: another replica has the task now, and its place is free."""
@@ -97,22 +97,22 @@ class TestRoom:
         driver = LedgerDriver(max_workers=1)
         driver.ledger.add(task("a", 2))
         driver.pause(driver.take(), 5)
-        assert driver.ledger.counts() == (0, 2)
+        assert driver.ledger.thread_counts() == (0, 2)
         second = driver.take()
         driver.clock.advance(10)
         assert not driver.ledger.takeable()
-        assert driver.ledger.counts() == (1, 1)
+        assert driver.ledger.thread_counts() == (1, 1)
         driver.end(second)
         assert driver.ledger.takeable()
-        assert driver.ledger.counts() == (0, 1)
+        assert driver.ledger.thread_counts() == (0, 1)
 
     def test_resumed_workers_that_find_no_thread_are_counted_as_waiting(self) -> None:
         """They are the first to get one."""
         driver = LedgerDriver(max_workers=1)
         driver.ledger.add(task("a", 3, *(StoredWorker(index, attempt=1) for index in (1, 2, 3))))
-        assert driver.ledger.counts() == (0, 3)
+        assert driver.ledger.thread_counts() == (0, 3)
         driver.take()
-        assert driver.ledger.counts() == (1, 2)
+        assert driver.ledger.thread_counts() == (1, 2)
 
     def test_a_create_that_was_refused_gives_its_room_back(self) -> None:
         """It is known that there is no pod: another worker may have the room meanwhile."""
@@ -150,8 +150,8 @@ class TestReceived:
         with SimulatedController() as controller:
             controller.send(event_id="a")
             entries = controller.stream.read_now(1)
-            controller.intake.absorb(entries)
-            controller.intake.absorb(entries)
+            controller.intake.accept_entries(entries)
+            controller.intake.accept_entries(entries)
             assert samples(controller.metrics)["ottoscaler_events_received_total", "scale_up"] == 1
         assert len(log.of("event.received")) == 1
 
@@ -173,7 +173,7 @@ class TestLines:
         with SimulatedController(threads=["watch"]) as controller:
             stream_id = f"{int((START - 7.5) * 1000)}-0"
             controller.redis.add({"type": "scale_up"}, stream_id)
-            controller.intake.absorb(controller.stream.read_now(1))
+            controller.intake.accept_entries(controller.stream.read_now(1))
             controller.pod(stream_id)
             found = samples(controller.metrics)
             assert found["ottoscaler_event_to_create_seconds_sum",] == 7.5
@@ -274,32 +274,32 @@ class TestEnder:
             first.close(release=False)
         with SimulatedController(servers, threads=["watch"], MAX_WORKERS=1) as controller:
             servers.redis.expire_lease("e")
-            opened = controller.stream.take("e", same_consumer=False)
+            opened = controller.stream.take_over("e", same_consumer=False)
             assert isinstance(opened, OpenTask)
-            controller.intake.open(opened)
-            controller.ledger.look_again()
+            controller.intake.open_task(opened)
+            controller.ledger.wake_for_room()
             # The two are resumed in the order in which they were stored, so either may have the one thread.
             follows = eventually(
                 lambda: [one for one in (1, 2) if followed(controller, one)], what="a thread on one of two"
             )
             index = 2 if follows == [1] else 1
-            pod, termination = pods[index - 1], Termination(Reason.SCALED_DOWN, "enough", by="d-1")
+            pod, termination = pods[index - 1], Termination(EndReason.SCALED_DOWN, "enough", by="d-1")
             controller.stream.store_termination("e", None, index, termination)
             assert controller.ledger.cancel("e", index, termination)
-            eventually(lambda: controller.ender._arrived, what="the dispatcher to hand it over")
-            controller.ender.step()
+            eventually(lambda: controller.terminator._arrived, what="the dispatcher to hand it over")
+            controller.terminator.step()
             controller.sees(pod, lambda seen: seen.deleting)
-            controller.ender.step()
+            controller.terminator.step()
             looks = controller.calls("get", pod)
             for _ in range(3):
-                controller.ender.step()
+                controller.terminator.step()
             assert controller.calls("get", pod) == looks
             controller.pass_time(61)
-            controller.ender.step()
+            controller.terminator.step()
             assert controller.calls("get", pod) == looks + 1
             controller.cluster.kill(pod)
             controller.sees(pod, lambda seen: seen.finished) if pod in controller.cluster.names() else None
-            eventually(lambda: controller.ender.step() or controller.redis.results("worker"), what="its result")
+            eventually(lambda: controller.terminator.step() or controller.redis.results("worker"), what="its result")
             assert (controller.result()["index"], controller.result()["reason"]) == (str(index), "ScaledDown")
 
 
@@ -316,10 +316,10 @@ class TestRest:
         """If it did not forget that it was woken, it would look without a break."""
         with SimulatedController(threads=["watch"]) as controller:
             looks: list[str] = []
-            controller.ender.step = lambda: looks.append("ender")  # type: ignore[method-assign]
+            controller.terminator.step = lambda: looks.append("ender")  # type: ignore[method-assign]
             controller.control.step = lambda **_due: looks.append("control")  # type: ignore[method-assign]
             controller.start("control")
-            wake = controller.ender._wake if thread == "ender" else controller.inbox.wake
+            wake = controller.terminator._wake if thread == "ender" else controller.inbox.wake
             eventually(lambda: thread in looks, what="the first look")
             looks.clear()
             wake.set()
@@ -339,7 +339,7 @@ class TestStop:
         with SimulatedController(servers) as controller:
             controller.stop.set()
             controller.takeover._take_unknown(["e"])
-            assert (servers.redis.calls["take"], controller.ledger.tasks.owners()) == (0, {})
+            assert (servers.redis.calls["take_over"], controller.ledger.tasks.owners()) == (0, {})
 
     def test_an_event_that_waits_to_supersede_others_says_nothing_of_it(self) -> None:
         """Its own workers run meanwhile: `why` is theirs."""
@@ -367,7 +367,7 @@ class TestWiped:
             pod = first.pod("e")
             first.cluster.run(pod)
             first.sees(pod, lambda seen: seen.started_at is not None)
-            first.stream.store_termination("e", None, 1, Termination(Reason.SCALED_DOWN, "enough", by="d-1"))
+            first.stream.store_termination("e", None, 1, Termination(EndReason.SCALED_DOWN, "enough", by="d-1"))
             first.close(release=False)
         with SimulatedController(servers, threads=["watch", "lease", "control"], LEASE_S=LEASE_S) as controller:
             controller.wait_and_look(LEASE_S + 2)
@@ -377,15 +377,19 @@ class TestWiped:
             controller.live(LEASE_S)
             eventually(lambda: servers.redis.calls["restore"] > restores, what="the task to be stored again")
             controller.live(LEASE_S)  # the worker, which Redis did not know meanwhile, tries again
-            assert controller.taken("e").workers[1].termination == Termination(Reason.SCALED_DOWN, "enough", by="d-1")
+            assert controller.taken("e").workers[1].termination == Termination(
+                EndReason.SCALED_DOWN, "enough", by="d-1"
+            )
             controller.cluster.kill(pod)
             assert controller.result()["reason"] == "ScaledDown"
 
     def test_a_cancel_of_a_worker_that_has_no_pod_outlives_it_too(self) -> None:
         """Nothing but the mark says that it is not to start."""
-        driver, termination = LedgerDriver(), Termination(Reason.SCALED_DOWN, "enough", by="d-1")
-        driver.ledger.add(task("e-1", 2, StoredWorker(1, termination=termination), StoredWorker(2, 1, refused=True)))
-        known = driver.ledger.recall("e-1")
+        driver, termination = LedgerDriver(), Termination(EndReason.SCALED_DOWN, "enough", by="d-1")
+        driver.ledger.add(
+            task("e-1", 2, StoredWorker(1, termination=termination), StoredWorker(2, 1, create_refused=True))
+        )
+        known = driver.ledger.task_to_restore("e-1")
         assert known is not None
         assert {index: worker.termination for index, worker in known.workers.items()} == {1: termination, 2: None}
 
@@ -404,11 +408,11 @@ class TestSweep:
             controller.cluster.run(pod)
             servers.redis.find(event_id).state = "finished"  # type: ignore[union-attr]
             controller.sees(pod, lambda seen: seen.started_at is not None)
-            controller.reconciler.once()
+            controller.reconciler.reconcile()
             assert pod in controller.cluster.names()  # it lives: a thread of another replica may still follow it
             controller.cluster.succeed(pod)
             controller.sees(pod, lambda seen: seen.finished)
-            controller.reconciler.once()
+            controller.reconciler.reconcile()
             assert pod not in controller.cluster.names()
 
 

@@ -14,8 +14,8 @@ BATCH = 500
 def test_gauges_are_asked_for_at_each_look() -> None:
     """Live pods of our tasks, and workers that wait for a thread."""
     with SimulatedController(threads=["watch"], MAX_WORKERS=2) as controller:
-        controller.metrics.show(
-            live_pods=lambda: controller.registry.owned_live, ready_workers=lambda: controller.ledger.counts()[1]
+        controller.metrics.register_gauges(
+            live_pods=lambda: controller.registry.owned_live, ready_workers=lambda: controller.ledger.thread_counts()[1]
         )
         assert samples(controller.metrics)["ottoscaler_live_pods",] == 0
         event_id = controller.accept(pod_count=5)
@@ -41,7 +41,7 @@ def test_no_text_from_outside_makes_a_series(events: int) -> None:
                 controller.send(
                     task_id=f"task-{number}", reason=f"reason {number}", **{f"field_{number}": number}, **odd
                 )
-            controller.intake.absorb(controller.stream.read_now(BATCH))
+            controller.intake.accept_entries(controller.stream.read_now(BATCH))
             controller.pass_time(5)  # a worker that was refused tries again
         controller.results(events // 100)
         after = samples(controller.metrics)

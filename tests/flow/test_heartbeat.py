@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from ottoscaler.errors import ClusterUnavailable, StreamUnavailable
+from ottoscaler.errors import ClusterUnavailable, RedisUnavailable
 from ottoscaler.flow.health import FROZEN_S, Health
-from ottoscaler.flow.heartbeat import LAPSE_S, Heartbeat
-from ottoscaler.flow.stop import Stop
+from ottoscaler.flow.heartbeat import SUSPEND_GAP_S, Heartbeat
+from ottoscaler.flow.stop import StopSignal
 from tests.fakes.clock import ManualClock
 from tests.fakes.wait import eventually
 from tests.flow.simulated_controller import ALL, SimulatedController
@@ -32,9 +32,9 @@ def let_pass(controller: SimulatedController, seconds: float) -> None:
     """Time in which the process is awake: in steps, each of them looked at."""
     assert isinstance(controller.clock, ManualClock)
     while seconds > 0:
-        controller.clock.advance(min(seconds, LAPSE_S / 2))
+        controller.clock.advance(min(seconds, SUSPEND_GAP_S / 2))
         controller.heartbeat.ages()
-        seconds -= LAPSE_S / 2
+        seconds -= SUSPEND_GAP_S / 2
 
 
 def frozen_loops(probes: Health) -> set[str]:
@@ -67,7 +67,7 @@ def hanging(controller: SimulatedController, call: str) -> Iterator[Hang]:
         held.release.set()
 
 
-class Swift(Stop):
+class Swift(StopSignal):
     """No thread waits on it for long."""
 
     def wait(self, timeout_s: float | None = None) -> bool:
@@ -76,7 +76,13 @@ class Swift(Stop):
 
 @pytest.mark.parametrize(
     ("loop", "call"),
-    [("lease", "renew"), ("takeover", "expired"), ("reader", "read"), ("control", "peek"), ("reconciler", "known")],
+    [
+        ("lease", "renew"),
+        ("takeover", "expired"),
+        ("reader", "read"),
+        ("control", "peek"),
+        ("reconciler", "known_tasks"),
+    ],
 )
 def test_a_loop_that_hangs_is_named_after_a_minute(loop: str, call: str) -> None:
     """It alone, and not before: the others have come round meanwhile."""
@@ -85,9 +91,9 @@ def test_a_loop_that_hangs_is_named_after_a_minute(loop: str, call: str) -> None
         with hanging(controller, call) as held:
             let_pass(controller, 1)  # a renewal is due
             eventually(held.there.is_set, 10, "the loop to come by")
-            let_pass(controller, FROZEN_S - LAPSE_S)
+            let_pass(controller, FROZEN_S - SUSPEND_GAP_S)
             eventually(lambda: probes.livez() == [])
-            let_pass(controller, 2 * LAPSE_S)
+            let_pass(controller, 2 * SUSPEND_GAP_S)
             eventually(lambda: frozen_loops(probes) <= {loop, "reconciler", "watch"})
             assert loop in frozen_loops(probes)
             (line,) = (line for line in probes.livez() if loop in line)
@@ -101,7 +107,7 @@ def test_a_watch_that_hangs_is_named() -> None:
         with hanging(controller, "list") as held:
             controller.servers.kubernetes.end_watches(ClusterUnavailable("broken"))
             eventually(held.there.is_set, 10, "the list")
-            let_pass(controller, FROZEN_S + LAPSE_S)
+            let_pass(controller, FROZEN_S + SUSPEND_GAP_S)
             eventually(lambda: frozen_loops(probes) == {"watch"}, what="a sign of life of the others")
 
 
@@ -120,7 +126,7 @@ def test_an_event_is_a_sign_of_life_of_the_watch() -> None:
     """A bookmark, too: it need not have come to its end."""
     with SimulatedController(threads=["watch"]) as controller:
         probes = health(controller)
-        let_pass(controller, FROZEN_S + LAPSE_S)
+        let_pass(controller, FROZEN_S + SUSPEND_GAP_S)
         eventually(lambda: frozen_loops(probes) == {"watch"}, what="a sign of life of the others")
         controller.pod(controller.accept())
         eventually(lambda: probes.livez() == [], what="a sign of life")
@@ -248,7 +254,7 @@ class TestWork:
         with SimulatedController(threads=["watch"], MAX_WORKERS=1) as controller:
             probes = health(controller)
             controller.pod(controller.accept(pod_count=3))
-            assert controller.ledger.counts() == (1, 2)
+            assert controller.ledger.thread_counts() == (1, 2)
             for _ in range(5):
                 let_pass(controller, 100)
                 assert probes.readyz() == []
@@ -262,7 +268,7 @@ class TestWork:
                 probes = health(controller)
                 controller.registry.track(controller.key("old").event_hash)
                 controller.accept()
-                assert controller.ledger.counts() == (0, 1)
+                assert controller.ledger.thread_counts() == (0, 1)
                 for _ in range(5):
                     let_pass(controller, 100)
                     assert probes.readyz() == []
@@ -271,7 +277,7 @@ class TestWork:
         """A worker with slow calls that come to an end is no standstill."""
         with SimulatedController(threads=["watch"]) as controller:
             probes = health(controller)
-            with hanging(controller, "intend") as first:
+            with hanging(controller, "store_attempt") as first:
                 controller.accept()
                 eventually(first.there.is_set, 10, "the first call")
                 assert probes.readyz() == []
@@ -299,7 +305,7 @@ class TestWork:
         """Threads are held, and none of them waits for a pod."""
         with SimulatedController(threads=["watch"], MAX_WORKERS=2) as controller:
             probes = health(controller)
-            with hanging(controller, "intend") as held:
+            with hanging(controller, "store_attempt") as held:
                 controller.accept()
                 eventually(held.there.is_set, 10, "the worker to come by")
                 for _ in range(3):
@@ -313,13 +319,13 @@ def test_redis_away_is_a_sign_of_life_of_each_try() -> None:
     """A retry on a loop's thread notes what failed; one on a worker's thread belongs to no loop."""
     with SimulatedController() as controller:
         controller.heartbeat.add_loop(threading.current_thread().name)
-        left = [StreamUnavailable("away")]
+        left = [RedisUnavailable("away")]
 
         def attempt() -> None:
             if left:
                 raise left.pop()
 
-        controller.retries.forever("read", attempt)
+        controller.retries.retry_forever("read", attempt)
         (miss,) = controller.heartbeat.failing()
         assert miss.reason == "cannot read: away"
         thread = threading.Thread(target=controller.heartbeat.report_failure, args=("nobody's",), name="worker-1")

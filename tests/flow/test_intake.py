@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ottoscaler.core.events import ScaleEvent
-from ottoscaler.errors import Stopping, StreamUnavailable
+from ottoscaler.errors import RedisUnavailable, Stopping
 from tests.fakes.wait import eventually
 from tests.flow.conftest import Lines
 from tests.flow.simulated_controller import FakeServers, SimulatedController
@@ -80,7 +80,7 @@ class TestAccepting:
         with SimulatedController() as controller:
             controller.accept(event_id="a", pod_count=2)
             controller.accept(event_id="a", pod_count=2)
-            assert controller.ledger.counts() == (0, 2)
+            assert controller.ledger.thread_counts() == (0, 2)
             assert controller.redis.dead_letters() == []
 
     @contract("3.event_id")
@@ -90,7 +90,7 @@ class TestAccepting:
             controller.accept(event_id="a", pod_count=2)
             controller.accept(event_id="a", pod_count=3)
             assert [letter["dead_reason"] for letter in controller.redis.dead_letters()] == ["Conflict"]
-            assert controller.ledger.counts() == (0, 2)
+            assert controller.ledger.thread_counts() == (0, 2)
 
     @contract("3.dead-letter")
     def test_an_entry_that_was_trimmed_away_is_a_dead_letter(self) -> None:
@@ -101,7 +101,7 @@ class TestAccepting:
             dead.stream.read_now(1)
         servers.redis.trim()
         with SimulatedController(servers) as controller:
-            controller.intake.absorb(controller.stream.pending(own=False, min_idle_s=0))
+            controller.intake.accept_entries(controller.stream.claim_pending(own=False, min_idle_s=0))
             assert [letter["dead_reason"] for letter in controller.redis.dead_letters()] == ["Trimmed"]
             assert controller.redis.pending_count() == 0
 
@@ -121,7 +121,7 @@ class TestAccepting:
             controller.send(event_id="a")
             controller.redis.fail_next("accept")
             controller.redis.fail_next("accept", after=True)
-            controller.intake.absorb(controller.stream.read_now(1))
+            controller.intake.accept_entries(controller.stream.read_now(1))
             assert controller.redis.calls["accept"] == 3
             assert controller.ledger.tasks.owners() == {"a": "c1/b1/1"}
 
@@ -133,9 +133,9 @@ class TestAccepting:
             entries = controller.stream.read_now(1)
             controller.stop.set()
             with pytest.raises(Stopping):
-                controller.intake.absorb(entries)
+                controller.intake.accept_entries(entries)
             assert (controller.redis.pending_count(), controller.ledger.tasks.owners()) == (1, {})
-            controller.intake.absorb(controller.stream.pending(own=True, min_idle_s=0))
+            controller.intake.accept_entries(controller.stream.claim_pending(own=True, min_idle_s=0))
             assert controller.ledger.tasks.has("a")
 
     def test_an_outage_is_no_try_of_an_entry(self) -> None:
@@ -145,21 +145,21 @@ class TestAccepting:
                 controller.send(event_id=event_id)
             first, second = controller.stream.read_now(2)
             controller.redis.fail_next("accept")
-            with pytest.raises(StreamUnavailable):
-                controller.intake.absorb([first], patient=False)
-            controller.intake.absorb_again([first])
-            assert (controller.redis.calls["retry"], controller.ledger.tasks.has("a")) == (0, True)
-            controller.intake.absorb_again([second])
-            assert (controller.redis.calls["retry"], controller.ledger.tasks.has("b")) == (1, True)
+            with pytest.raises(RedisUnavailable):
+                controller.intake.accept_entries([first], patient=False)
+            controller.intake.accept_pending_entries([first])
+            assert (controller.redis.calls["count_try"], controller.ledger.tasks.has("a")) == (0, True)
+            controller.intake.accept_pending_entries([second])
+            assert (controller.redis.calls["count_try"], controller.ledger.tasks.has("b")) == (1, True)
 
     def test_an_entry_that_is_accepted_twice_runs_once(self) -> None:
         """Reader and control may have it in hand at the same time."""
         with SimulatedController(threads=["watch"]) as controller:
             controller.send(event_id="a")
             entries = controller.stream.read_now(1)
-            controller.intake.absorb(entries)
+            controller.intake.accept_entries(entries)
             pod = controller.pod("a")
-            controller.intake.absorb(entries)
+            controller.intake.accept_entries(entries)
             controller.cluster.run(pod)
             controller.cluster.succeed(pod)
             controller.result()

@@ -83,7 +83,7 @@ class TestWhatWaits:
         controller.pod(controller.send())
         assert pod_count(controller) == 2
         eventually(lambda: why(controller, waiting[-1]) == "waits for k, position over 20", what="its position")
-        assert controller.ledger.counts() == (2, 0)
+        assert controller.ledger.thread_counts() == (2, 0)
 
     @pytest.mark.contract("2.ADMIT_MAX")
     def test_is_bounded(self, servers: FakeServers) -> None:
@@ -149,7 +149,7 @@ class TestWhatWaits:
         first, second = (controller.send(concurrency_key="k") for _ in range(2))
         eventually(lambda: why(controller, second), what="what it waits for")
         controller.redis.fail_next("admit", 2)
-        controller.redis.fail_next("write_notes", 1)
+        controller.redis.fail_next("write_status", 1)
         controller.cluster.succeed(controller.pod(first))
         controller.pod(second)
 
@@ -166,7 +166,7 @@ class Dying(Unavailable):
 
 
 #: Every write at which a replica may die while a key is held and waited for.
-WRITES = ("accept", "intend", "check", "record", "admit", "write_notes", "take", "renew")
+WRITES = ("accept", "store_attempt", "mark_pod_seen", "record_result", "admit", "write_status", "take_over", "renew")
 
 
 class TestDeaths:

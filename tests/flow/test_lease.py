@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from ottoscaler.errors import Replaced
+from ottoscaler.errors import ConsumerReplaced
 from ottoscaler.flow.takeover import TAKE_AT_ONCE
 from tests.fakes.clock import SystemClock
 from tests.fakes.wait import eventually
@@ -174,10 +174,10 @@ def test_a_take_over_is_noticed_if_its_answer_was_lost() -> None:
         event_id = first.accept()
         first.pod(event_id)
         first.close(release=False)
-    servers.redis.fail_next("take", after=True)
+    servers.redis.fail_next("take_over", after=True)
     with SimulatedController(servers, incarnation="b2", threads=["watch", "lease"]) as controller:
         eventually(lambda: controller.ledger.tasks.has(event_id), what="the task to be heard of")
-        assert servers.redis.calls["take"] == 2
+        assert servers.redis.calls["take_over"] == 2
         assert controller.ledger.tasks.owners()[event_id] == servers.redis.find(event_id).owner  # type: ignore[union-attr]
 
 
@@ -186,7 +186,7 @@ def test_the_replaced_process_ends_and_says_why() -> None:
     """Two processes with one consumer name: the older finds out at its next renewal."""
     servers = FakeServers()
     with SimulatedController(servers, incarnation="b1", threads=["watch", "lease"]) as first:
-        first.dies_of = Replaced
+        first.dies_of = ConsumerReplaced
         event_id = first.accept()
         first.pod(event_id)
         with SimulatedController(servers, incarnation="b2", threads=["watch", "lease"]) as second:
@@ -200,7 +200,7 @@ def test_an_idle_process_is_replaced_as_well() -> None:
     """It has no task that could be taken from it, and finds out all the same."""
     servers = FakeServers()
     with SimulatedController(servers, incarnation="b1", threads=["lease"]) as first:
-        first.dies_of = Replaced
+        first.dies_of = ConsumerReplaced
         eventually(lambda: servers.redis.calls["renew"])
         with SimulatedController(servers, incarnation="b2", threads=["lease"]) as second:
             eventually(lambda: servers.redis.calls["announce"] == 2)
@@ -286,10 +286,10 @@ def test_what_was_taken_from_us_is_let_go() -> None:
         event_id = paused.accept()
         pod = paused.pod(event_id)
         servers.redis.expire_lease(event_id)
-        task = heir.stream.take(event_id, same_consumer=False)
+        task = heir.stream.take_over(event_id, same_consumer=False)
         assert task is not None
-        heir.intake.open(task)
-        heir.ledger.look_again()
+        heir.intake.open_task(task)
+        heir.ledger.wake_for_room()
         heir.pod(event_id)
         paused.start("lease")
         eventually(lambda: not paused.ledger.tasks.has(event_id))
@@ -306,7 +306,7 @@ def test_a_worker_that_finds_out_first_says_so(log: Lines) -> None:
         event_id = paused.accept(pod_count=2)
         pods = [paused.pod(event_id, index) for index in (1, 2)]
         servers.redis.expire_lease(event_id)
-        assert heir.stream.take(event_id, same_consumer=False) is not None
+        assert heir.stream.take_over(event_id, same_consumer=False) is not None
         for pod in pods:
             paused.cluster.run(pod)
             paused.cluster.succeed(pod)
@@ -322,7 +322,7 @@ def test_the_stream_is_trimmed_only_to_a_length_that_was_set(keep: int, left: in
     with SimulatedController(EVENTS_KEEP=keep) as controller:
         for _ in range(5):
             controller.accept()
-        controller.takeover.begin()
+        controller.takeover.announced()
         controller.takeover.step()
         assert len(controller.redis.entries) == left
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ottoscaler.core.effects import Intend, Look
-from ottoscaler.core.lifecycle import begin
+from ottoscaler.core.effects import GetPod, StoreAttempt
+from ottoscaler.core.lifecycle import begin_lifecycle
 from ottoscaler.core.pods import Phase
 from ottoscaler.flow.owned_tasks import WorkerRun
 from ottoscaler.ports import PodList, StoredWorker
@@ -42,13 +42,13 @@ class TestOrder:
         driver.ledger.add(task("new"))
         driver.ledger.add(task("old", 2, StoredWorker(2, attempt=3, infra_used=1)))
         first = driver.take()
-        assert (first.life.index, first.life.todo) == (2, Look(3, live=False))
+        assert (first.life.index, first.life.todo) == (2, GetPod(3, live=False))
         assert driver.order(2) == ["new/1", "old/1"]
 
     def test_a_refused_attempt_goes_on_as_waiting(self, driver: LedgerDriver) -> None:
         """Its pod is not there, so there is nothing to look at."""
-        driver.ledger.add(task("old", 1, StoredWorker(1, attempt=2, infra_used=1, refused=True)))
-        assert driver.take().life == begin(1, attempt=2, infra_used=1)
+        driver.ledger.add(task("old", 1, StoredWorker(1, attempt=2, infra_used=1, create_refused=True)))
+        assert driver.take().life == begin_lifecycle(1, attempt=2, infra_used=1)
 
     def test_workers_with_a_result_do_not_run_again(self, driver: LedgerDriver) -> None:
         """A task that is taken over goes on with those that are left."""
@@ -72,7 +72,7 @@ class TestOrder:
         run = driver.take()
         driver.ledger.pause(run, driver.clock.now())
         assert driver.ledger.take() is None
-        driver.ledger.give_back(run)
+        driver.ledger.let_go(run)
         assert driver.take() is run
 
     @contract("2.MAX_WORKERS")
@@ -95,9 +95,9 @@ class TestRoom:
         driver = LedgerDriver(max_workers=1)
         driver.ledger.add(task("a", 2))
         run = driver.take()
-        driver.ledger.give_back(run)
+        driver.ledger.let_go(run)
         assert driver.ledger.take() is None
-        driver.ledger.settled(run)
+        driver.ledger.release_claim(run)
         assert driver.take().life.index == 2
 
     @contract("2.MAX_WORKERS")
@@ -117,7 +117,7 @@ class TestRoom:
         run = driver.take()
         driver.registry.upsert(of("a", 5))
         assert driver.ledger.take() is None
-        driver.ledger.settled(run)
+        driver.ledger.release_claim(run)
         assert driver.take().life.index == 2
 
     @contract("2.MAX_WORKERS")
@@ -126,20 +126,20 @@ class TestRoom:
         driver = LedgerDriver(max_workers=3)
         driver.ledger.add(task("ours", 2))
         first, second = driver.take(), driver.take()
-        assert driver.ledger.holds_room(first)
+        assert driver.ledger.may_create_pod(first)
         driver.registry.publish(of("theirs", 5, Phase.RUNNING, index=1))
         driver.registry.publish(of("theirs", 6, Phase.RUNNING, index=2))
         driver.ledger.add(task("theirs", 2, StoredWorker(1, attempt=1), StoredWorker(2, attempt=1)))
-        assert driver.ledger.holds_room(first)
-        assert not driver.ledger.holds_room(second)
+        assert driver.ledger.may_create_pod(first)
+        assert not driver.ledger.may_create_pod(second)
 
     @contract("2.MAX_WORKERS")
     def test_room_is_not_used_while_the_state_is_unknown(self, driver: LedgerDriver) -> None:
         """It may be gone meanwhile."""
         driver.ledger.add(task("a"))
         run = driver.take()
-        driver.registry.unknown()
-        assert not driver.ledger.holds_room(run)
+        driver.registry.mark_unknown()
+        assert not driver.ledger.may_create_pod(run)
 
     def test_pods_of_others_take_no_room(self) -> None:
         """Another replica's tasks are its own."""
@@ -150,7 +150,7 @@ class TestRoom:
 
     def test_nothing_is_created_while_the_state_is_unknown(self, driver: LedgerDriver) -> None:
         """But a worker that may have a pod already goes on."""
-        driver.registry.unknown()
+        driver.registry.mark_unknown()
         driver.ledger.add(task("new"))
         driver.ledger.add(task("old", 1, StoredWorker(1, attempt=1)))
         assert driver.order(1) == ["old/1"]
@@ -172,9 +172,9 @@ class TestRoom:
         """The room of an attempt that has failed may be taken when the next one is due."""
         driver.ledger.add(task("a"))
         run = driver.take()
-        assert driver.ledger.holds_room(run)
-        driver.ledger.settled(run)
-        assert not driver.ledger.holds_room(run)
+        assert driver.ledger.may_create_pod(run)
+        driver.ledger.release_claim(run)
+        assert not driver.ledger.may_create_pod(run)
 
     def test_old_epochs_do_not_give_up_the_room_of_new_ones(self) -> None:
         """A thread that is on its way out of a task that was taken over again."""
@@ -185,7 +185,7 @@ class TestRoom:
         old = driver.take()
         driver.ledger.add(task("a", 1, StoredWorker(1, attempt=1), epoch=2))
         driver.ledger.add(task("b"))
-        driver.ledger.settled(old)
+        driver.ledger.release_claim(old)
         driver.end(old)
         driver.take()
         assert driver.ledger.take() is None
@@ -203,7 +203,7 @@ def test_never_are_more_pods_allowed_than_max_workers(steps: Sequence[tuple[str,
     for version, (move, number) in enumerate(steps, 2):
         run = running[number % len(running)] if running else None
         if move == "take" and (taken := driver.ledger.take()) is not None:
-            assert driver.registry.known
+            assert driver.registry.is_known
             assert driver.registry.owned_live + len(driver.ledger._capacity._claims) <= most
             running.append(taken)
         else:
@@ -220,7 +220,7 @@ def _play(driver: LedgerDriver, move: str, event_id: str, run: WorkerRun | None,
         case "list":
             driver.registry.replace(PodList(driver.registry.snapshots(), str(version)))
         case "lose":
-            driver.registry.unknown()
+            driver.registry.mark_unknown()
         case "drop":
             driver.ledger.drop(event_id, "c1/b1/1")
         case _ if run is not None:
@@ -235,9 +235,9 @@ def _act(driver: LedgerDriver, move: str, run: WorkerRun, version: int) -> None:
     if move in ("fail", "end"):
         driver.registry.upsert(seen(Phase.FAILED))
     if move == "settle":
-        driver.ledger.settled(run)
+        driver.ledger.release_claim(run)
     if move == "pause":
-        driver.pause(run, 0, todo=Intend(run.life.attempt, 0))
+        driver.pause(run, 0, todo=StoreAttempt(run.life.attempt, 0))
     if move == "end":
         driver.end(run)
 

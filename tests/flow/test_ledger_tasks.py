@@ -7,18 +7,18 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from msgspec.structs import replace
 
-from ottoscaler.core.effects import Create, Intend, Look
+from ottoscaler.core.effects import CreatePod, GetPod, StoreAttempt
 from ottoscaler.core.manifest import event_hash
-from ottoscaler.core.observations import NotOurs, TerminationStored
+from ottoscaler.core.observations import OwnershipLost, TerminationStored
 from ottoscaler.core.termination import Termination
-from ottoscaler.core.verdicts import Reason
+from ottoscaler.core.verdicts import EndReason
 from ottoscaler.ports import PodList, StoredWorker
 from tests.fakes.clock import START
 from tests.flow.ledger_driver import LedgerDriver, task
 from tests.flow.pods import INSTANCE, of
 
 contract = pytest.mark.contract
-CANCEL = Termination(Reason.SCALED_DOWN)
+CANCEL = Termination(EndReason.SCALED_DOWN)
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ class TestCancel:
         assert driver.ledger.take() is None
         run = driver.ledger.take_cancelled()
         assert run is not None
-        assert (run.life.index, run.life.todo) == (1, Intend(1, 0))
+        assert (run.life.index, run.life.todo) == (1, StoreAttempt(1, 0))
 
     def test_twice_is_once(self, driver: LedgerDriver) -> None:
         """A scale_down repeats what it has not seen done."""
@@ -56,7 +56,7 @@ class TestCancel:
         driver.pause(run, 10)
         if due:
             driver.clock.advance(10)
-            driver.registry.unknown()
+            driver.registry.mark_unknown()
             assert driver.ledger.take() is None
         assert driver.ledger.cancel("a", 1, CANCEL)
         assert driver.ledger.take_cancelled() is run
@@ -68,7 +68,7 @@ class TestCancel:
         """Its thread ends the pod."""
         added = driver.ledger.add(task("a"))
         driver.take()
-        with driver.registry.subscribe(added.hash, 1) as waiter:
+        with driver.registry.subscribe(added.event_hash, 1) as waiter:
             assert driver.ledger.cancel("a", 1, CANCEL)
             assert waiter.wait(1, START) == TerminationStored(CANCEL)
 
@@ -79,7 +79,7 @@ class TestCancel:
         assert driver.ledger.take() is None
         run = driver.ledger.take_cancelled()
         assert run is not None
-        assert isinstance(run.life.todo, Look)
+        assert isinstance(run.life.todo, GetPod)
 
     def test_one_whose_cancel_was_carried_out_needs_nothing(self, driver: LedgerDriver) -> None:
         """Its turn never came, and it does not come any more."""
@@ -87,8 +87,8 @@ class TestCancel:
         assert driver.ledger.cancel("a", 2, CANCEL)
         run = driver.ledger.take_cancelled()
         assert run is not None
-        driver.ledger.ended(run)
-        driver.ledger.give_back(run, thread=False)
+        driver.ledger.worker_ended(run)
+        driver.ledger.let_go(run, thread=False)
         assert driver.ledger.cancel("a", 2, CANCEL)
         assert driver.ledger.take_cancelled() is None
         assert driver.order(1) == ["a/1"]
@@ -126,9 +126,9 @@ class TestTasks:
         """Another process owns it: nothing more is touched."""
         added = driver.ledger.add(task("a", 3))
         run = driver.take()
-        with driver.registry.subscribe(added.hash, 1) as waiter:
+        with driver.registry.subscribe(added.event_hash, 1) as waiter:
             driver.ledger.drop("a", "c1/b1/1")
-            assert waiter.wait(1, START) == NotOurs()
+            assert waiter.wait(1, START) == OwnershipLost()
         driver.pause(run, 0)
         assert (driver.ledger.tasks.has("a"), driver.ledger.take()) == (False, None)
 
@@ -142,9 +142,9 @@ class TestTasks:
         """Otherwise two threads would follow one worker."""
         added = driver.ledger.add(task("a"))
         driver.take()
-        with driver.registry.subscribe(added.hash, 1) as waiter:
+        with driver.registry.subscribe(added.event_hash, 1) as waiter:
             driver.ledger.add(task("a", epoch=2))
-            assert waiter.wait(1, START) == NotOurs()
+            assert waiter.wait(1, START) == OwnershipLost()
 
     def test_a_task_that_is_accepted_twice_is_one(self, driver: LedgerDriver) -> None:
         """The second answer changes nothing."""
@@ -182,18 +182,20 @@ class TestShowing:
         """Many changes, one write."""
         added = driver.ledger.add(task("a", 2))
         run = driver.take()
-        run.life = replace(run.life, todo=Create(1))
-        driver.ledger.notes.add(run)
-        driver.ledger.notes.add(run, reason="quota")
-        assert driver.ledger.notes.take() == [(added, {1: ("creating", 1, f"otto-agent-{added.hash}-1")}, "quota")]
-        assert driver.ledger.notes.take() == []
+        run.life = replace(run.life, todo=CreatePod(1))
+        driver.ledger.status_buffer.add(run)
+        driver.ledger.status_buffer.add(run, reason="quota")
+        assert driver.ledger.status_buffer.take() == [
+            (added, {1: ("creating", 1, f"otto-agent-{added.event_hash}-1")}, "quota")
+        ]
+        assert driver.ledger.status_buffer.take() == []
 
     def test_nothing_is_returned_of_tasks_that_are_gone(self, driver: LedgerDriver) -> None:
         """The other replica describes them."""
         driver.ledger.add(task("a"))
-        driver.ledger.notes.add(driver.take())
+        driver.ledger.status_buffer.add(driver.take())
         driver.ledger.drop("a", "c1/b1/1")
-        assert driver.ledger.notes.take() == []
+        assert driver.ledger.status_buffer.take() == []
 
     def test_counts_are_threads_at_work_and_workers_that_wait(self) -> None:
         """For the figures."""
@@ -202,12 +204,12 @@ class TestShowing:
         driver.ledger.add(task("old", 1, StoredWorker(1, attempt=1)))
         driver.take()
         driver.pause(driver.take(), 5)
-        assert driver.ledger.counts() == (1, 5)
+        assert driver.ledger.thread_counts() == (1, 5)
 
     def test_the_first_pod_of_a_task_is_the_first_once(self, driver: LedgerDriver) -> None:
         """So that the log says it once."""
         added = driver.ledger.add(task("a", 2))
-        assert [driver.ledger.tasks.first_look(added) for _ in range(2)] == [True, False]
+        assert [driver.ledger.tasks.mark_first_pod_seen(added) for _ in range(2)] == [True, False]
 
     def test_waiting_for_idleness_ends_with_the_last_thread(self, driver: LedgerDriver) -> None:
         """Or at its time, with how many there still are."""

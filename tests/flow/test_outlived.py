@@ -5,19 +5,19 @@ from __future__ import annotations
 import pytest
 
 from ottoscaler.core.termination import Termination
-from ottoscaler.core.verdicts import Reason
+from ottoscaler.core.verdicts import EndReason
 from tests.fakes.wait import eventually
 from tests.flow.simulated_controller import FakeServers, SimulatedController
 
 contract = pytest.mark.contract
-CANCEL = Termination(Reason.SCALED_DOWN, "ended by scale_down", by="down")
+CANCEL = Termination(EndReason.SCALED_DOWN, "ended by scale_down", by="down")
 
 
 def outlived(controller: SimulatedController, event_id: str, code: int, *, first: bool = True) -> str:
     """The name of a worker's pod with a sidecar that runs on; its thread has seen the end of `agent`."""
     pod = controller.pod(event_id)
     controller.cluster.outlive(pod, code, first=first)
-    controller.wait_seen(pod, lambda seen: seen.ended)
+    controller.wait_seen(pod, lambda seen: seen.agent_ended)
     return pod
 
 
@@ -114,12 +114,12 @@ class TestGate:
             pod = controller.pod(event_id)
             controller.cluster.gate(pod, "example.com/quota")
             controller.wait_seen(pod, lambda seen: seen.trouble)
-            notes = {task.event.event_id: why for task, _, why in controller.ledger.notes.take()}
+            notes = {task.event.event_id: why for task, _, why in controller.ledger.status_buffer.take()}
             assert notes[event_id] == "scheduling gate example.com/quota"
             controller.pass_time(10**6)
             controller.cluster.gate(pod)
             controller.wait_seen(pod, lambda seen: not seen.trouble)
-            assert controller.ledger.notes.take()[0][2] == ""
+            assert controller.ledger.status_buffer.take()[0][2] == ""
             controller.pass_time(59)
             assert (controller.redis.results(), controller.calls("delete")) == ([], 0)
             controller.pass_time(1)
@@ -138,7 +138,7 @@ class TestWords:
             controller.cluster.set_status(
                 controller.pod(event_id), {"phase": "Failed", "reason": "NovelError", "message": "no"}
             )
-            eventually(lambda: controller.ledger.counts()[1])
+            eventually(lambda: controller.ledger.thread_counts()[1])
             controller.pass_time(2)
             controller.cluster.succeed(controller.pod(event_id, attempt=2))
             assert [controller.result()[name] for name in ("reason", "attempt")] == ["Completed", "2"]

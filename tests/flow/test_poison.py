@@ -99,7 +99,7 @@ class TestFigures:
         with SimulatedController() as controller:
             controller.send(event_id="a")
             controller.pass_time(controller.settings.keys.task_ttl_s + 1)
-            controller.intake.absorb(controller.stream.read_now(1))
+            controller.intake.accept_entries(controller.stream.read_now(1))
             assert (reasons(controller.servers), dead(controller, "TooOld"), received(controller)) == (
                 ["TooOld"],
                 1.0,
@@ -114,8 +114,8 @@ class TestFigures:
             controller.accept(event_id="a")
             controller.send(event_id="b")
             entries = controller.stream.read_now(1)
-            controller.intake.absorb(entries)
-            controller.intake.absorb(entries)
+            controller.intake.accept_entries(entries)
+            controller.intake.accept_entries(entries)
             assert (received(controller), reasons(controller.servers)) == (2.0, [])
         assert len(log.of("event.received")) == 2
 
@@ -129,7 +129,7 @@ class TestAccepting:
             break_(controller.stream, "accept", accepts("bad"))
             for event_id in ("a", "bad", "b"):
                 controller.send(event_id=event_id)
-            controller.intake.absorb(controller.stream.read_now(10))
+            controller.intake.accept_entries(controller.stream.read_now(10))
             assert controller.ledger.tasks.owners().keys() == {"a", "b"}
             (letter,) = controller.redis.dead_letters()
             assert (letter["dead_reason"], letter["event_id"]) == ("Poison", "bad")
@@ -209,7 +209,7 @@ class TestOwning:
             first.accept(event_id="good")
             first.close(release=False)
         with SimulatedController(servers, threads=["watch", "lease"], auto=True, LEASE_S=3) as controller:
-            break_(controller.stream, "take", lambda event_id: event_id == "bad")
+            break_(controller.stream, "take_over", lambda event_id: event_id == "bad")
             while not servers.redis.results("task"):
                 controller.wait_and_look(4)
             assert controller.result("task")["event_id"] == "good"
@@ -245,7 +245,7 @@ class TestOwning:
             event_id = controller.accept(pod_count=2)
             while not controller.redis.results("task"):
                 controller.pass_time(60)
-                eventually(lambda: controller.ledger.counts()[0] == 0)
+                eventually(lambda: controller.ledger.thread_counts()[0] == 0)
             assert [one["reason"] for one in controller.redis.results("worker")] == ["Poison"] * 2
             (letter,) = controller.redis.dead_letters()
             assert (letter["dead_reason"], letter["event_id"], dead(controller, "Poison")) == ("Poison", event_id, 1.0)
@@ -274,7 +274,7 @@ class TestOwning:
         That takes twenty leases and a hundred pauses, so the test makes the steps of all threads but the watch itself.
         """
         with SimulatedController(threads=["watch"], auto=True, LEASE_S=30) as controller:
-            break_(controller.stream, "record", lambda event_id, *_: event_id == "bad")
+            break_(controller.stream, "record_result", lambda event_id, *_: event_id == "bad")
             controller.accept(event_id="bad")
             controller.accept(event_id="good")
             while len(controller.redis.results("task")) < 2:
@@ -282,7 +282,7 @@ class TestOwning:
                 controller.lease.step()
                 controller.takeover.step()
                 controller.control.step()
-                controller.ender.step()
+                controller.terminator.step()
                 controller.idle()
             good, bad = controller.redis.results("task")
             assert (good["event_id"], good["reason"]) == ("good", "Completed")

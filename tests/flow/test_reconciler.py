@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 
 from ottoscaler.core.termination import Termination
-from ottoscaler.core.verdicts import Reason
-from ottoscaler.errors import ClusterRejected, ClusterUnavailable, StreamUnavailable
-from ottoscaler.flow.stop import Stop
+from ottoscaler.core.verdicts import EndReason
+from ottoscaler.errors import ClusterRejected, ClusterUnavailable, RedisUnavailable
+from ottoscaler.flow.stop import StopSignal
 from tests.flow.conftest import Lines
 from tests.flow.simulated_controller import FakeServers, SimulatedController
 
 contract = pytest.mark.contract
 
 
-class Turns(Stop):
+class Turns(StopSignal):
     """No thread pauses on it, and it stops after the given number of pauses."""
 
     def __init__(self, left: int) -> None:
@@ -44,7 +44,7 @@ def test_a_pod_with_a_result_goes() -> None:
         controller.cluster.succeed(pod)
         controller.sees(pod, lambda seen: seen.finished)
         servers.redis.find(event_id).worker(1).outcome = "succeeded"  # type: ignore[union-attr]
-        controller.reconciler.once()
+        controller.reconciler.reconcile()
         assert controller.cluster.names() == set()
 
 
@@ -54,7 +54,7 @@ def test_a_live_pod_of_an_older_attempt_goes() -> None:
     event_id, pod = left_behind(servers)
     with SimulatedController(servers, threads=["watch"]) as controller:
         servers.redis.find(event_id).worker(1).attempt = 2  # type: ignore[union-attr]
-        controller.reconciler.once()
+        controller.reconciler.reconcile()
         assert controller.calls("delete", pod) == 1
 
 
@@ -63,8 +63,8 @@ def test_a_live_pod_that_is_terminated_is_ended() -> None:
     servers = FakeServers()
     event_id, pod = left_behind(servers)
     with SimulatedController(servers, threads=["watch"]) as controller:
-        controller.stream.store_termination(event_id, None, 1, Termination(Reason.SCALED_DOWN))
-        controller.reconciler.once()
+        controller.stream.store_termination(event_id, None, 1, Termination(EndReason.SCALED_DOWN))
+        controller.reconciler.reconcile()
         assert controller.calls("delete", pod) == 1
 
 
@@ -75,8 +75,10 @@ def test_a_drain_spares_a_pod_that_has_started() -> None:
     with SimulatedController(servers, threads=["watch"]) as controller:
         controller.cluster.run(pod)
         controller.sees(pod, lambda seen: seen.started_at is not None)
-        controller.stream.store_termination(event_id, None, 1, Termination(Reason.SCALED_DOWN, drain=True, by="down"))
-        controller.reconciler.once()
+        controller.stream.store_termination(
+            event_id, None, 1, Termination(EndReason.SCALED_DOWN, drain=True, by="down")
+        )
+        controller.reconciler.reconcile()
         assert controller.calls("delete") == 0
 
 
@@ -87,8 +89,10 @@ def test_a_drain_spares_a_pod_that_the_live_look_shows_started() -> None:
     with SimulatedController(servers) as controller:
         controller.registry.replace(controller.cluster.list())
         controller.cluster.run(pod)
-        controller.stream.store_termination(event_id, None, 1, Termination(Reason.SCALED_DOWN, drain=True, by="down"))
-        controller.reconciler.once()
+        controller.stream.store_termination(
+            event_id, None, 1, Termination(EndReason.SCALED_DOWN, drain=True, by="down")
+        )
+        controller.reconciler.reconcile()
         assert (controller.calls("get", pod), controller.calls("delete")) == (1, 0)
 
 
@@ -100,8 +104,8 @@ def test_a_terminated_pod_that_has_finished_is_left_for_its_result() -> None:
         controller.registry.replace(controller.cluster.list())
         controller.cluster.run(pod)
         controller.cluster.succeed(pod)
-        controller.stream.store_termination(event_id, None, 1, Termination(Reason.SCALED_DOWN))
-        controller.reconciler.once()
+        controller.stream.store_termination(event_id, None, 1, Termination(EndReason.SCALED_DOWN))
+        controller.reconciler.reconcile()
         assert controller.calls("delete") == 0
 
 
@@ -110,8 +114,8 @@ def test_a_pod_that_a_thread_follows_is_the_threads() -> None:
     with SimulatedController(threads=["watch"]) as controller:
         event_id = controller.accept()
         controller.pod(event_id)
-        controller.stream.store_termination(event_id, None, 1, Termination(Reason.SCALED_DOWN))
-        controller.reconciler.once()
+        controller.stream.store_termination(event_id, None, 1, Termination(EndReason.SCALED_DOWN))
+        controller.reconciler.reconcile()
         assert controller.calls("delete") == 0
 
 
@@ -122,14 +126,14 @@ def test_a_finished_pod_that_waits_for_a_thread_is_recorded() -> None:
     with SimulatedController(servers, threads=["watch"], MAX_WORKERS=1) as controller:
         controller.pod(controller.accept())
         servers.redis.expire_lease(event_id)
-        task = controller.stream.take(event_id, same_consumer=False)
+        task = controller.stream.take_over(event_id, same_consumer=False)
         assert task is not None
-        controller.intake.open(task)
+        controller.intake.open_task(task)
         controller.cluster.run(pod)
         controller.cluster.succeed(pod)
         controller.sees(pod, lambda seen: seen.finished)
-        controller.reconciler.once()
-        controller.ender.step()
+        controller.reconciler.reconcile()
+        controller.terminator.step()
         assert controller.result()["event_id"] == event_id
 
 
@@ -138,8 +142,8 @@ def test_an_outage_cuts_the_pass_short_and_no_more(log: Lines) -> None:
     with SimulatedController(stop=Turns(2)) as controller:
         controller.registry.replace(controller.cluster.list())
         controller.redis.set_down(True)
-        with pytest.raises(StreamUnavailable):
-            controller.reconciler.once()
+        with pytest.raises(RedisUnavailable):
+            controller.reconciler.reconcile()
         controller.reconciler.run()
     assert len(log.of("reconciler.outage")) == 2
 
@@ -167,9 +171,9 @@ def test_one_pod_that_cannot_be_deleted_is_no_other_pods_trouble(trouble: Except
 
     with SimulatedController(servers, threads=["watch"], LEASE_S=3) as controller:
         servers.kubernetes.on_call = refuse
-        controller.reconciler.once()
+        controller.reconciler.reconcile()
         controller.pass_time(4)
-        controller.reconciler.once()
+        controller.reconciler.reconcile()
         assert [controller.calls("delete", pod) > 0 for pod in pods] == [False, True, True]
         assert servers.redis.find(unknown) is not None
     assert len(log.of("pod.trouble")) == 2
@@ -181,7 +185,7 @@ def test_a_pod_that_is_as_it_should_be_is_left_alone() -> None:
     _, pod = left_behind(servers)
     with SimulatedController(servers, threads=["watch"]) as controller:
         controller.cluster.run(pod)
-        controller.reconciler.once()
+        controller.reconciler.reconcile()
         assert (controller.calls("get"), controller.calls("delete")) == (0, 0)
 
 
@@ -192,7 +196,7 @@ def test_every_deletion_comes_after_a_live_look() -> None:
     with SimulatedController(servers, threads=["watch"]) as controller:
         servers.redis.find(event_id).worker(1).attempt = 2  # type: ignore[union-attr]
         controller.cluster.vanish(pod, unseen=True)
-        controller.reconciler.once()
+        controller.reconciler.reconcile()
         assert (controller.calls("get", pod), controller.calls("delete", pod)) == (1, 0)
 
 
@@ -204,7 +208,7 @@ def test_a_running_pod_of_an_unknown_event_is_not_deleted() -> None:
     with SimulatedController(servers, threads=["watch"]) as controller:
         controller.cluster.run(pod)
         for _ in range(5):
-            controller.reconciler.once()
+            controller.reconciler.reconcile()
             controller.pass_time(60)
         assert controller.calls("delete") == 0
 
@@ -215,10 +219,10 @@ def test_an_unknown_event_is_taken_up_from_its_pods_after_a_lease() -> None:
     event_id, _ = left_behind(servers, task_id="task-7")
     servers.redis.flush()
     with SimulatedController(servers, threads=["watch"]) as controller:
-        controller.reconciler.once()
+        controller.reconciler.reconcile()
         assert servers.redis.open_ids() == set()
         controller.pass_time(controller.lease_s)
-        controller.reconciler.once()
+        controller.reconciler.reconcile()
         assert servers.redis.task(event_id)["task_id"] == "task-7"
 
 
@@ -228,9 +232,9 @@ def test_what_was_taken_up_ends_with_its_result() -> None:
     event_id, pod = left_behind(servers, pod_count=1)
     servers.redis.flush()
     with SimulatedController(servers, threads=["watch", "lease"]) as controller:
-        controller.reconciler.once()
+        controller.reconciler.reconcile()
         controller.wait_and_look(controller.lease_s)
-        controller.reconciler.once()
+        controller.reconciler.reconcile()
         controller.wait_and_look(5)
         controller.cluster.run(controller.pod(event_id))
         controller.cluster.succeed(pod)
@@ -246,12 +250,12 @@ def test_a_finished_pod_of_a_long_forgotten_event_goes() -> None:
         controller.cluster.run(pod)
         controller.cluster.succeed(pod)
         controller.sees(pod, lambda seen: seen.finished)
-        controller.reconciler.once()
+        controller.reconciler.reconcile()
         servers.redis.flush()
         controller.pass_time(200)
-        controller.reconciler.once()
+        controller.reconciler.reconcile()
         controller.pass_time(controller.lease_s)
-        controller.reconciler.once()
+        controller.reconciler.reconcile()
         assert controller.cluster.names() == set()
 
 
@@ -264,12 +268,12 @@ def test_a_pod_that_names_no_event_is_left_alone() -> None:
         controller.cluster.run(pod)
         controller.cluster.succeed(pod)
         controller.sees(pod, lambda seen: seen.finished and not seen.event_id)
-        controller.reconciler.once()
+        controller.reconciler.reconcile()
         servers.redis.flush()
         controller.pass_time(200)
-        controller.reconciler.once()
+        controller.reconciler.reconcile()
         controller.pass_time(controller.lease_s)
-        controller.reconciler.once()
+        controller.reconciler.reconcile()
         assert controller.cluster.names() == {pod}
 
 
@@ -279,5 +283,5 @@ def test_nothing_is_done_while_the_cluster_is_unknown() -> None:
     event_id, _ = left_behind(servers)
     with SimulatedController(servers) as controller:
         servers.redis.find(event_id).worker(1).attempt = 2  # type: ignore[union-attr]
-        controller.reconciler.once()
+        controller.reconciler.reconcile()
         assert controller.calls("delete") == 0

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Stopping, StreamUnavailable, Unavailable
+from ottoscaler.errors import ClusterRejected, ClusterUnavailable, RedisUnavailable, Stopping, Unavailable
 from ottoscaler.metrics import Metrics
 from ottoscaler.retries import MAX_ASKED_S, MAX_PAUSE_S, Retries
 from tests.flow.conftest import Lines
@@ -45,18 +45,18 @@ def call(retries: Retries, attempt: Callable[[], str], times: int = 4) -> str:
     try:
         return attempt()
     except Unavailable as error:
-        return retries.again("do it", error, attempt, times=times)
+        return retries.retry_failed("do it", error, attempt, times=times)
 
 
 def test_an_answer_after_failures_is_returned() -> None:
     """Three failures, then the fourth try."""
-    assert call(Retries(Pauses(), Metrics()), failing(3, StreamUnavailable("away"))) == "answer"
+    assert call(Retries(Pauses(), Metrics()), failing(3, RedisUnavailable("away"))) == "answer"
 
 
 def test_the_number_of_tries_is_bounded() -> None:
     """After the last one the error itself comes out."""
-    with pytest.raises(StreamUnavailable, match="away"):
-        call(Retries(Pauses(), Metrics()), failing(4, StreamUnavailable("away")), times=4)
+    with pytest.raises(RedisUnavailable, match="away"):
+        call(Retries(Pauses(), Metrics()), failing(4, RedisUnavailable("away")), times=4)
 
 
 def test_only_unavailable_is_tried_again() -> None:
@@ -77,21 +77,21 @@ def test_what_the_server_asks_for_is_respected() -> None:
 def test_what_the_server_asks_for_is_respected_within_a_limit() -> None:
     """The pause holds a thread: a server that asks for an hour gets it for a quarter of a minute."""
     pauses = Pauses()
-    Retries(pauses, Metrics()).forever("do it", failing(1, ClusterUnavailable("full", retry_after_s=3600)))
+    Retries(pauses, Metrics()).retry_forever("do it", failing(1, ClusterUnavailable("full", retry_after_s=3600)))
     assert pauses.seen == [MAX_ASKED_S]
 
 
 def test_each_failed_try_is_reported() -> None:
     """So that a thread that tries without limit is seen to be alive."""
     received: list[str] = []
-    Retries(Pauses(), Metrics(), received.append).forever("do it", failing(3, StreamUnavailable("away")))
+    Retries(Pauses(), Metrics(), received.append).retry_forever("do it", failing(3, RedisUnavailable("away")))
     assert received == ["cannot do it: away"] * 3
 
 
 def test_pauses_grow_up_to_a_limit() -> None:
     """A server that is back is used within two seconds, however long it was away."""
     pauses = Pauses()
-    Retries(pauses, Metrics()).forever("do it", failing(20, StreamUnavailable("away")))
+    Retries(pauses, Metrics()).retry_forever("do it", failing(20, RedisUnavailable("away")))
     assert pauses.seen[0] < 0.5
     assert max(pauses.seen) <= MAX_PAUSE_S < 2
 
@@ -99,7 +99,7 @@ def test_pauses_grow_up_to_a_limit() -> None:
 def test_the_stop_ends_it() -> None:
     """No thread tries without limit in a process that is to end."""
     with pytest.raises(Stopping):
-        Retries(Pauses(stop_after=3), Metrics()).forever("do it", failing(100, StreamUnavailable("away")))
+        Retries(Pauses(stop_after=3), Metrics()).retry_forever("do it", failing(100, RedisUnavailable("away")))
 
 
 def test_retries_are_counted_by_server() -> None:
@@ -111,7 +111,7 @@ def test_retries_are_counted_by_server() -> None:
 
 def test_a_long_outage_does_not_fill_the_log(log: Lines) -> None:
     """Tries 1, 2, 4, 8 … are logged."""
-    Retries(Pauses(), Metrics()).forever("read", failing(100, StreamUnavailable("away")))
+    Retries(Pauses(), Metrics()).retry_forever("read", failing(100, RedisUnavailable("away")))
     assert len(log.of("retry.scheduled")) == 7
 
 
@@ -119,6 +119,6 @@ def test_an_outage_that_many_threads_meet_is_logged_at_a_limited_rate(log: Lines
     """A hundred workers of which each tries four times: a line for the first, the second, the fourth, the eighth …"""
     retries = Retries(Pauses(), Metrics())
     for _ in range(100):
-        with pytest.raises(StreamUnavailable):
-            call(retries, failing(4, StreamUnavailable("away")))
+        with pytest.raises(RedisUnavailable):
+            call(retries, failing(4, RedisUnavailable("away")))
     assert len(log.of("retry.scheduled")) == 9

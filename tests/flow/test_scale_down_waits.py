@@ -9,8 +9,8 @@ import threading
 import pytest
 
 from ottoscaler.core.termination import Termination
-from ottoscaler.core.verdicts import Reason
-from ottoscaler.flow.scale_down import AGAIN_EVERY_S
+from ottoscaler.core.verdicts import EndReason
+from ottoscaler.flow.scale_down import TERMINATE_RETRY_S
 from ottoscaler.local.store import DeleteOptions
 from tests.fakes.wait import eventually
 from tests.flow.simulated_controller import FakeServers, SimulatedController
@@ -41,7 +41,7 @@ def test_a_cancel_that_comes_while_a_worker_goes_into_its_pause_is_carried_out_a
         event_id = controller.accept(pod_count=1)
         pod = controller.pod(event_id)
         controller.cluster.run(pod)
-        termination = Termination(Reason.SCALED_DOWN, by="elsewhere")
+        termination = Termination(EndReason.SCALED_DOWN, by="elsewhere")
         run = controller.ledger.tasks._tasks[event_id].runs[1]
         controller.stream.store_termination(event_id, None, 1, termination)
         run.task.terminations[1] = termination
@@ -65,12 +65,12 @@ def test_the_lane_does_not_wait_for_the_cluster() -> None:
         controller.pod(controller.accept(task_id="other"))
         controller.accept(task_id="waits")
         servers.redis.expire_lease(slow)
-        task = controller.stream.take(slow, same_consumer=False)
-        controller.intake.open(task)
+        task = controller.stream.take_over(slow, same_consumer=False)
+        controller.intake.open_task(task)
         servers.kubernetes.on_call = hold
         controller.start("control", "reader")
         controller.send(type="scale_down", task_id="slow", event_id="d-1")
-        eventually(lambda: "d-1" in controller.control._open and controller.control._open["d-1"].chosen)
+        eventually(lambda: "d-1" in controller.control._open and controller.control._open["d-1"].victims_selected)
         controller.send(type="scale_down", task_id="waits", event_id="d-2")
         assert controller.result("scale_down")["event_id"] == "d-2"
         held.set()
@@ -90,7 +90,7 @@ def test_while_pods_end_redis_is_not_asked() -> None:
         eventually(lambda: controller.control._pause_s > 1, what="the lane to be at rest")
         before = controller.redis.calls.total()
         threading.Event().wait(2)
-        assert controller.redis.calls["outcomes"] < 20
+        assert controller.redis.calls["stored_workers"] < 20
         asked = controller.redis.calls.total() - before
         assert asked < 2 * (20 + 20 + 5)  # reader and control block for 50 ms each in these tests
         for pod in pods:
@@ -108,9 +108,9 @@ def test_the_end_of_a_victims_pod_ends_the_pause() -> None:
         controller.control.step()
         controller.sees(pod, lambda seen: seen.deleting)
         controller.control.step(due=False)
-        looks = controller.redis.calls["outcomes"]
+        looks = controller.redis.calls["stored_workers"]
         controller.control.step(due=False)
-        assert (controller.redis.calls["outcomes"], controller.redis.results()) == (looks, [])
+        assert (controller.redis.calls["stored_workers"], controller.redis.results()) == (looks, [])
         controller.cluster.kill(pod)
         controller.result()
         eventually(lambda: not controller.registry.snapshots(), what="the pod to be gone")
@@ -127,7 +127,7 @@ def test_a_mark_that_was_lost_is_stored_again_and_no_other_is() -> None:
         controller.control.step()
         assert controller.redis.calls["store_termination"] == 0  # the choice has stored it
         controller.redis.find(event_id).workers[1].termination = None  # type: ignore[union-attr]
-        controller.pass_time(AGAIN_EVERY_S)
+        controller.pass_time(TERMINATE_RETRY_S)
         controller.control.step()
         termination = controller.taken(event_id).workers[1].termination
         assert (termination and termination.by, controller.redis.calls["store_termination"]) == ("d-1", 1)
@@ -158,10 +158,10 @@ def test_the_cluster_is_asked_only_about_a_pod_that_has_to_end(stage: str, drain
             other.cluster.end_pod(pod, "Evicted")
             other.sees(pod, lambda seen: not seen.live)
         before = other.calls("get", pod)
-        termination = Termination(Reason.SCALED_DOWN, drain=drain, by="d-1")
+        termination = Termination(EndReason.SCALED_DOWN, drain=drain, by="d-1")
         other.stream.store_termination(event_id, None, 1, termination)
-        other.scale_downs.apply_marks(event_id)
-        other.ender.step()
+        other.scale_downs.apply_cancel_marks(event_id)
+        other.terminator.step()
         assert (other.calls("get", pod) - before, other.calls("delete", pod)) == (asked, asked)
 
 
@@ -192,7 +192,8 @@ def test_two_scale_downs_on_two_replicas_end_as_many_as_both_asked_for() -> None
         event_id = one.accept(pod_count=20, task_id="t")
         for index in range(1, 21):
             one.pod(event_id, index)
-        # the other replica ends what it sees: a pod that its watch shows later is looked at again after AGAIN_EVERY_S
+        # the other replica ends what it sees: a pod that its watch shows later is looked at again after
+        # TERMINATE_RETRY_S
         eventually(lambda: len(two.registry.snapshots()) == 20, what="the other replica to see all pods")
         for controller in (one, two):
             controller.accept(type="scale_down", task_id="t", pod_count=8)
@@ -236,14 +237,14 @@ def test_an_attempt_without_a_pod_is_made_again_under_its_name() -> None:
                 dying.accept(event_id="e")
                 owner = dying.taken("e").owner
             else:
-                owner = dying.stream.take("e", same_consumer=True).owner
-            dying.stream.intend("e", owner, 1, attempt=1, infra_used=0, pod=dying.name("e"))
+                owner = dying.stream.take_over("e", same_consumer=True).owner
+            dying.stream.store_attempt("e", owner, 1, attempt=1, infra_used=0, pod=dying.name("e"))
             dying.close(release=False)
     with SimulatedController(
         servers, consumer="c", incarnation="b9", threads=["watch"], auto=True, INFRA_RETRIES=3
     ) as controller:
-        controller.intake.open(controller.stream.take("e", same_consumer=True))
-        controller.ledger.look_again()
+        controller.intake.open_task(controller.stream.take_over("e", same_consumer=True))
+        controller.ledger.wake_for_room()
         told = controller.result()
         assert (told["outcome"], told["attempt"], told["pod"]) == ("succeeded", "1", controller.name("e"))
 
@@ -258,6 +259,6 @@ def test_a_pod_that_was_seen_and_is_gone_is_lost() -> None:
     first.cluster.vanish(pod)
     servers.redis.expire_lease(event_id)
     with SimulatedController(servers, threads=["watch"], INFRA_RETRIES=0) as controller:
-        controller.intake.open(controller.stream.take(event_id, same_consumer=False))
-        controller.ledger.look_again()
+        controller.intake.open_task(controller.stream.take_over(event_id, same_consumer=False))
+        controller.ledger.wake_for_room()
         assert (controller.result()["reason"], controller.calls("create")) == ("PodLost", 1)

@@ -8,12 +8,12 @@ import pytest
 
 from ottoscaler.errors import Stopping
 from ottoscaler.flow import stop as stop_module
-from ottoscaler.flow.stop import Stop
+from ottoscaler.flow.stop import StopSignal
 from tests.fakes.clock import SystemClock
 from tests.flow.conftest import Lines
 
 
-def joined(stop: Stop, seconds: float = 5) -> list[str]:
+def joined(stop: StopSignal, seconds: float = 5) -> list[str]:
     """The threads that have not ended by then."""
     clock = SystemClock()
     return stop.join(clock, clock.now() + seconds)
@@ -21,7 +21,7 @@ def joined(stop: Stop, seconds: float = 5) -> list[str]:
 
 def test_a_thread_that_dies_stops_the_process(log: Lines) -> None:
     """Its error is the cause, and the log names the thread."""
-    stop, error = Stop(), ValueError("broken")
+    stop, error = StopSignal(), ValueError("broken")
 
     def die() -> None:
         raise error
@@ -35,7 +35,7 @@ def test_a_thread_that_dies_stops_the_process(log: Lines) -> None:
 
 def test_a_thread_that_returns_too_early_stops_the_process() -> None:
     """Half a controller is worse than none."""
-    stop = Stop()
+    stop = StopSignal()
     stop.spawn("watch", lambda: None)
     assert stop.wait(5)
     joined(stop)
@@ -44,7 +44,7 @@ def test_a_thread_that_returns_too_early_stops_the_process() -> None:
 
 def test_a_stop_that_was_asked_for_has_no_cause() -> None:
     """Threads end by Stopping, and that is no failure."""
-    stop = Stop()
+    stop = StopSignal()
 
     def until_stopped() -> None:
         stop.wait()
@@ -58,7 +58,7 @@ def test_a_stop_that_was_asked_for_has_no_cause() -> None:
 
 def test_the_first_cause_stays() -> None:
     """What comes after it is a consequence."""
-    stop, first = Stop(), ValueError("first")
+    stop, first = StopSignal(), ValueError("first")
     stop.set(first)
     stop.set(ValueError("second"))
     assert stop.cause is first
@@ -66,7 +66,7 @@ def test_the_first_cause_stays() -> None:
 
 def test_one_thread_may_outlive_the_others() -> None:
     """The one that answers probes is not waited for until all is done."""
-    stop, release = Stop(), threading.Event()
+    stop, release = StopSignal(), threading.Event()
     stop.spawn("reader", stop.wait)  # type: ignore[arg-type]
     stop.spawn("web", lambda: release.wait(30) and None)
     stop.set()
@@ -79,7 +79,7 @@ def test_one_thread_may_outlive_the_others() -> None:
 @pytest.mark.contract("2.SHUTDOWN_GRACE_S")
 def test_threads_that_hang_are_named() -> None:
     """The process does not wait for them beyond the deadline."""
-    stop, release = Stop(), threading.Event()
+    stop, release = StopSignal(), threading.Event()
 
     def hang() -> None:
         release.wait(30)
@@ -105,8 +105,8 @@ def test_a_thread_that_the_machine_refuses_is_asked_for_again(
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    monkeypatch.setattr(stop_module, "AGAIN_S", 0.01)
-    stop, ran = Stop(), threading.Event()
+    monkeypatch.setattr(stop_module, "THREAD_RETRY_S", 0.01)
+    stop, ran = StopSignal(), threading.Event()
 
     def run() -> None:
         ran.set()
@@ -125,7 +125,7 @@ def test_a_stop_ends_the_wait_for_a_thread(monkeypatch: pytest.MonkeyPatch) -> N
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    stop = Stop()
+    stop = StopSignal()
     stop.set()
     monkeypatch.setattr(threading.Thread, "start", refuse)
     with pytest.raises(Stopping):

@@ -38,7 +38,7 @@ def test_twenty_events_of_three_pods() -> None:
             controller.send(pod_count=3)
         all_once(controller, 20, 3)
         assert {result["outcome"] for result in controller.redis.results()} == {"succeeded"}
-        eventually(lambda: controller.ledger.counts() == (0, 0))
+        eventually(lambda: controller.ledger.thread_counts() == (0, 0))
         assert [controller.calls(verb) for verb in ("create", "delete", "get")] == [60, 60, 0]
 
 
@@ -78,7 +78,7 @@ def test_one_of_two_dies_and_the_other_takes_over() -> None:
 
 
 @contract("5.exactly-once")
-@pytest.mark.parametrize("step", ["intend", "create", "check", "record", "delete"])
+@pytest.mark.parametrize("step", ["store_attempt", "create", "mark_pod_seen", "record_result", "delete"])
 def test_a_death_between_any_two_steps_leaves_one_result(step: str) -> None:
     """The replica that takes over begins with a look at what is there."""
     servers = FakeServers()
@@ -90,7 +90,7 @@ def test_a_death_between_any_two_steps_leaves_one_result(step: str) -> None:
     with SimulatedController(servers, consumer="dead", threads=["watch"], auto=True, LEASE_S=3) as dead:
         dead.send()
         servers.redis.on_call, servers.kubernetes.on_call = partial(die, _name=""), die
-        dead.intake.absorb(dead.stream.read_now(1))
+        dead.intake.accept_entries(dead.stream.read_now(1))
         dead.idle()
         dead.close(release=False)
     servers.redis.on_call, servers.kubernetes.on_call = lambda _op: None, lambda _verb, _name: None
@@ -113,7 +113,8 @@ def test_faults_everywhere_cost_time_and_nothing_else(seed: int) -> None:
         for _ in range(8):
             for _ in range(6):
                 controller.redis.fail_next(
-                    dice.choice(["intend", "check", "record", "accept", "read", "*"]), after=dice.random() < 0.5
+                    dice.choice(["store_attempt", "mark_pod_seen", "record_result", "accept", "read", "*"]),
+                    after=dice.random() < 0.5,
                 )
                 controller.servers.kubernetes.drop_replies(dice.choice(["create", "get", "delete"]))
             controller.servers.kubernetes.end_watches(ClusterUnavailable("broken") if dice.random() < 0.5 else None)
@@ -131,7 +132,7 @@ def test_many_workers_through_fifty_threads(big: int) -> None:
     servers, most = FakeServers(SystemClock()), list[int]()
     with SimulatedController(servers, auto=True, MAX_WORKERS=50) as controller:
         servers.kubernetes.on_call = lambda verb, _name: (
-            most.append(controller.ledger.counts()[0]) if verb == "create" else None
+            most.append(controller.ledger.thread_counts()[0]) if verb == "create" else None
         )
         controller.start(*ALL)
         for count in (big, *[10] * 30):

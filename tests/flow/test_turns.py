@@ -16,7 +16,7 @@ contract = pytest.mark.contract
 def task(name: str, priority: int = 5) -> OwnedTask:
     """An open task of that priority."""
     fields = event(event_id=name, overrides=Overrides(priority=priority))
-    return OwnedTask(event=fields, owner="o", hash=name, received_mono=0.0, received_at="", cancels=0)
+    return OwnedTask(event=fields, owner="o", event_hash=name, received_mono=0.0, received_at="", cancel_count=0)
 
 
 def order(turns: Turns, now: float = 0.0) -> list[str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Expired
-from ottoscaler.flow.stop import Stop
+from ottoscaler.errors import ClusterRejected, ClusterUnavailable, WatchExpired
+from ottoscaler.flow.stop import StopSignal
 from ottoscaler.ports import Clock
 from ottoscaler.retries import MAX_PAUSE_S
 from tests.fakes.kubernetes import FakeKubernetes, Watch
@@ -17,7 +17,7 @@ from tests.test_metrics import samples
 contract = pytest.mark.contract
 
 
-class Noting(Stop):
+class Noting(StopSignal):
     """No thread pauses on it: how long the pause would have been is noted."""
 
     def __init__(self) -> None:
@@ -113,7 +113,7 @@ def test_a_broken_link_means_a_new_list(log: Lines) -> None:
         watching(controller, 1)
         controller.servers.kubernetes.end_watches(ClusterUnavailable("broken"))
         watching(controller, 2)
-        assert (controller.calls("list"), controller.registry.known) == (2, True)
+        assert (controller.calls("list"), controller.registry.is_known) == (2, True)
     assert log.of("watch.broken")
 
 
@@ -121,7 +121,7 @@ def test_a_broken_link_means_a_new_list(log: Lines) -> None:
     ("error", "cause"),
     [
         (None, "ended"),
-        (Expired("too old"), "expired"),
+        (WatchExpired("too old"), "expired"),
         (ClusterUnavailable("broken"), "unreachable"),
         (ClusterRejected("forbidden", status=403, reason="Forbidden"), "unreachable"),
     ],
@@ -147,7 +147,7 @@ def test_nothing_is_created_while_the_link_is_broken() -> None:
         controller.servers.kubernetes.end_watches(ClusterUnavailable("broken"))
         eventually(lambda: controller.calls("list") > 3)
         event_id = controller.accept()
-        assert (controller.registry.known, controller.ledger.counts()) == (False, (0, 1))
+        assert (controller.registry.is_known, controller.ledger.thread_counts()) == (False, (0, 1))
         controller.servers.kubernetes._faults.clear()
         controller.pod(event_id)
 
@@ -192,6 +192,6 @@ def test_room_that_a_pod_has_made_is_used_at_once() -> None:
         with SimulatedController(controller.servers, consumer="c2", threads=["watch"], MAX_WORKERS=1) as next_:
             next_.registry.track(controller.key("old").event_hash)
             event_id = next_.accept()
-            assert next_.ledger.counts() == (0, 1)
+            assert next_.ledger.thread_counts() == (0, 1)
             next_.cluster.vanish(pod)
             next_.pod(event_id)

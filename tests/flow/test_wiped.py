@@ -7,10 +7,10 @@ import json
 import pytest
 from msgspec.structs import replace
 
-from ottoscaler.core.effects import Create, Effect, Intend, NoteRefused
+from ottoscaler.core.effects import CreatePod, Effect, StoreAttempt, StoreRefusal
 from ottoscaler.core.termination import Termination
-from ottoscaler.core.verdicts import Reason
-from ottoscaler.flow.scale_down import AGAIN_EVERY_S
+from ottoscaler.core.verdicts import EndReason
+from ottoscaler.flow.scale_down import TERMINATE_RETRY_S
 from ottoscaler.ports import StoredWorker, TaskView
 from tests.fakes.wait import eventually
 from tests.flow.conftest import Lines
@@ -35,14 +35,14 @@ def ours(controller: SimulatedController) -> set[str]:
 def looked_at(controller: SimulatedController) -> None:
     """Control has looked at its scale_down again, more than once."""
     for _ in range(2):
-        looks = controller.redis.calls["outcomes"]
-        controller.live(AGAIN_EVERY_S)
-        eventually(lambda: controller.redis.calls["outcomes"] > looks, what="control to look again")  # noqa: B023
+        looks = controller.redis.calls["stored_workers"]
+        controller.live(TERMINATE_RETRY_S)
+        eventually(lambda: controller.redis.calls["stored_workers"] > looks, what="control to look again")  # noqa: B023
 
 
 def stored(controller: SimulatedController, event_id: str) -> TaskView | None:
     """The open task as Redis has it now."""
-    return next((view for view in controller.stream.tasks() if view.event.event_id == event_id), None)
+    return next((view for view in controller.stream.open_scale_ups() if view.event.event_id == event_id), None)
 
 
 def test_what_was_recorded_counts_and_is_not_published_again() -> None:
@@ -69,10 +69,11 @@ def test_a_worker_that_ends_before_its_task_is_restored_is_published_then(log: L
         event_id = controller.accept()
         pod = controller.pod(event_id)
         controller.redis.flush()
-        records = controller.redis.calls["record"]
+        records = controller.redis.calls["record_result"]
         controller.cluster.succeed(pod)
         eventually(
-            lambda: controller.redis.calls["record"] > records, what="the record that nobody knows what to do with"
+            lambda: controller.redis.calls["record_result"] > records,
+            what="the record that nobody knows what to do with",
         )
         assert controller.redis.results("worker") == []
         eventually(lambda: f"No progress with {pod}" in "".join(log.of("worker.outage")), what="the reason in the log")
@@ -100,13 +101,13 @@ def test_a_cancelled_worker_stays_cancelled() -> None:
     """The mark was in Redis only; the worker that has not begun does not begin after all."""
     with SimulatedController(threads=["watch", "lease"], LEASE_S=LEASE_S, MAX_WORKERS=1) as controller:
         event_id = controller.accept(pod_count=2)
-        pod, termination = controller.pod(event_id, 1), Termination(Reason.SCALED_DOWN, "enough", by="d-1")
+        pod, termination = controller.pod(event_id, 1), Termination(EndReason.SCALED_DOWN, "enough", by="d-1")
         with controller.without_dispatch():
             controller.stream.store_termination(event_id, None, 2, termination)
             assert controller.ledger.cancel(event_id, 2, termination)
             controller.redis.flush()
             restored(controller)
-        eventually(lambda: [controller.ender.step(), controller.redis.results("worker")][1], what="its result")
+        eventually(lambda: [controller.terminator.step(), controller.redis.results("worker")][1], what="its result")
         assert controller.result()["reason"] == "ScaledDown"
         controller.cluster.succeed(pod)
         assert controller.result("task")["cancelled"] == "1"
@@ -149,9 +150,9 @@ def test_others_wait_for_the_owner() -> None:
         pod = controller.pod(event_id)
         other.sees(pod, lambda _seen: True)
         servers.redis.flush()
-        other.reconciler.once()
+        other.reconciler.reconcile()
         restored(controller)
-        other.reconciler.once()
+        other.reconciler.reconcile()
         view = stored(controller, event_id)
         assert view is not None
         assert view.owner.startswith("c1/")
@@ -179,22 +180,24 @@ def test_only_a_task_that_is_still_ours_is_stored_again(event_id: str, owner: st
     with SimulatedController() as controller:
         controller.accept(event_id="e")
         controller.redis.flush()
-        controller.takeover.begin()
+        controller.takeover.announced()
         controller.takeover.restore_later({event_id: owner})
         controller.takeover.step()
         assert (controller.redis.calls["restore"], log.of("event.poison")) == (restores, [])
 
 
-@pytest.mark.parametrize(("todo", "refused"), [(Intend(2, 1), True), (NoteRefused(2), True), (Create(2), False)])
+@pytest.mark.parametrize(
+    ("todo", "refused"), [(StoreAttempt(2, 1), True), (StoreRefusal(2), True), (CreatePod(2), False)]
+)
 def test_an_attempt_that_has_no_pod_counts_as_refused(todo: Effect, refused: bool) -> None:
     """The replica that takes the task over creates it then, instead of looking for a pod and calling it lost."""
     driver = LedgerDriver()
     driver.ledger.add(task("e-1"))
     run = driver.take()
     run.life = replace(run.life, attempt=2, infra_used=1, todo=todo)
-    known = driver.ledger.recall("e-1")
+    known = driver.ledger.task_to_restore("e-1")
     assert known is not None
-    assert known.workers == {1: StoredWorker(1, attempt=2, infra_used=1, refused=refused)}
+    assert known.workers == {1: StoredWorker(1, attempt=2, infra_used=1, create_refused=refused)}
 
 
 def test_an_event_that_has_superseded_others_blocks_no_scale_down() -> None:

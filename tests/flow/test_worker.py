@@ -43,9 +43,9 @@ class TestTheNormalWay:
         with SimulatedController(threads=["watch"]) as controller:
             event_id = controller.send()
             steps = controller.steps()
-            controller.intake.absorb(controller.stream.read_now(1))
+            controller.intake.accept_entries(controller.stream.read_now(1))
             finish(controller, controller.pod(event_id))
-            assert steps == ["intend", "create", "check", "record", "delete"]
+            assert steps == ["store_attempt", "create", "mark_pod_seen", "record_result", "delete"]
 
     @contract("5.task")
     def test_the_last_worker_brings_the_tasks_result(self) -> None:
@@ -99,7 +99,7 @@ class TestCreating:
         with SimulatedController(threads=["watch"]) as controller:
             event = ScaleEvent(event_id="e-1", stream_id="1-0", type=EventType.SCALE_UP, pod_count=1, task_id="t")
             controller.cluster.create(
-                manifest.build(
+                manifest.build_pod(
                     controller.settings.worker,
                     event,
                     controller.key("e-1"),
@@ -136,11 +136,11 @@ class TestCreating:
         with SimulatedController(threads=["watch"]) as controller:
             event_id, steps = controller.send(), controller.steps()
             controller.servers.kubernetes.hold_next_create()
-            controller.intake.absorb(controller.stream.read_now(1))
+            controller.intake.accept_entries(controller.stream.read_now(1))
             pod = controller.pod(event_id)
             controller.servers.kubernetes.deliver_held()
             finish(controller, pod)
-            assert steps[:6] == ["intend", "create", "get", "intend", "create", "check"]
+            assert steps[:6] == ["store_attempt", "create", "get", "store_attempt", "create", "mark_pod_seen"]
             assert len(controller.redis.results("worker")) == 1
 
     @contract("5.Rejected")
@@ -159,7 +159,7 @@ class TestCreating:
         with SimulatedController(threads=["watch"]) as controller:
             controller.servers.kubernetes.refuse_next("create", ClusterUnavailable("exceeded quota", unclear=False))
             event_id = controller.accept()
-            eventually(lambda: controller.redis.calls["note_refused"])
+            eventually(lambda: controller.redis.calls["store_refusal"])
             controller.idle()
             assert controller.redis.results() == []
             controller.pass_time(1)
@@ -175,7 +175,7 @@ class TestCreating:
             event_id = controller.accept()
             eventually(lambda: controller.calls("create") == 2)
             controller.idle()
-            assert [why for _, _, why in controller.ledger.notes.take()] == [words]
+            assert [why for _, _, why in controller.ledger.status_buffer.take()] == [words]
             controller.pass_time(4)
             finish(controller, controller.pod(event_id))
             assert (controller.result()["attempt"], controller.calls("create")) == ("1", 3)
@@ -187,10 +187,10 @@ class TestCreating:
             busy = ClusterUnavailable("too many requests", retry_after_s=7, unclear=False)
             controller.servers.kubernetes.refuse_next("create", busy)
             event_id = controller.accept()
-            eventually(lambda: controller.redis.calls["note_refused"])
+            eventually(lambda: controller.redis.calls["store_refusal"])
             controller.idle()
             controller.pass_time(6.9)
-            assert controller.ledger.counts() == (0, 1)
+            assert controller.ledger.thread_counts() == (0, 1)
             controller.pass_time(0.2)
             finish(controller, controller.pod(event_id))
 
@@ -219,7 +219,7 @@ class TestRelabelled:
             controller.idle()
             assert name not in controller.cluster.names()
             assert controller.registry.snapshots() == []
-            assert steps.index("check") < steps.index("delete") < steps.index("record")
+            assert steps.index("mark_pod_seen") < steps.index("delete") < steps.index("record_result")
 
     @contract("2.MAX_WORKERS")
     def test_it_uses_room_until_it_is_gone(self) -> None:
@@ -267,7 +267,7 @@ class TestRelabelled:
         with SimulatedController(threads=["watch"]) as controller:
             event_id = controller.send()
             controller.cluster.add_foreign(controller.name(event_id))
-            controller.intake.absorb(controller.stream.read_now(1))
+            controller.intake.accept_entries(controller.stream.read_now(1))
             assert controller.result()["reason"] == "NameConflict"
             assert controller.calls("delete") == 0
 
@@ -291,9 +291,9 @@ class TestOutages:
     def test_redis_away_at_the_first_step_blocks_no_worker_for_good(self) -> None:
         """As many workers as there is room for, all paused, all go on."""
         with SimulatedController(threads=["watch"], auto=True, MAX_WORKERS=2) as controller:
-            controller.redis.fail_next("intend", 8)
+            controller.redis.fail_next("store_attempt", 8)
             controller.accept(pod_count=3)
-            eventually(lambda: controller.redis.calls["intend"] >= 8)
+            eventually(lambda: controller.redis.calls["store_attempt"] >= 8)
             controller.idle()
             controller.pass_time(2)
             assert len(controller.results(3)) == 3
@@ -303,7 +303,7 @@ class TestOutages:
     def test_what_becomes_of_a_pod_in_an_outage_is_not_missed(self, change: str) -> None:
         """Its worker has no thread then, and the watch has no thread to notify: the worker sees it when it goes on."""
         with SimulatedController(threads=["watch"], INFRA_RETRIES=0) as controller:
-            controller.redis.fail_next("check", 4)
+            controller.redis.fail_next("mark_pod_seen", 4)
             event_id = controller.accept()
             controller.idle()
             pod = controller.name(event_id)
@@ -320,9 +320,9 @@ class TestOutages:
         """It is asked again, and was known."""
         with SimulatedController(threads=["watch"]) as controller:
             pod = controller.pod(controller.accept())
-            controller.redis.fail_next("record", after=True)
+            controller.redis.fail_next("record_result", after=True)
             finish(controller, pod)
-            assert controller.redis.calls["record"] == 2
+            assert controller.redis.calls["record_result"] == 2
             assert len(controller.redis.results("worker")) == len(controller.redis.results("task")) == 1
 
     def test_the_cluster_away_at_the_delete_is_waited_out(self) -> None:
@@ -351,7 +351,7 @@ def test_a_pod_that_finishes_before_our_delete_arrives_is_recorded_first() -> No
         controller.wait_seen(pod, lambda seen: seen.started_at)
         controller.servers.kubernetes.on_call = end
         controller.redis.on_call = lambda op: (
-            there.append(pod in controller.cluster.names()) if op == "record" else None
+            there.append(pod in controller.cluster.names()) if op == "record_result" else None
         )
         controller.pass_time(91)
         assert (controller.result()["reason"], there) == ("Completed", [True])
@@ -373,7 +373,7 @@ class TestNewAttempts:
             controller.pass_time(1)
             again = controller.pod(event_id, attempt=2)
             assert again == f"{pod}-r2"
-            assert steps == ["intend", "delete", "create", "check"]
+            assert steps == ["store_attempt", "delete", "create", "mark_pod_seen"]
             assert finish(controller, again)["attempt"] == "2"
 
     @contract("2.INFRA_RETRIES")
@@ -399,14 +399,14 @@ class TestNewAttempts:
             controller.registry.replace(controller.cluster.list())
             event_id = controller.accept()
             pod = controller.pod(event_id)
-            controller.registry.unknown()
+            controller.registry.mark_unknown()
             controller.cluster.fail(pod)
             (failed,) = controller.cluster.list().pods
             controller.registry.publish(failed)
             controller.idle()
             assert controller.calls("create") == 1
             controller.registry.replace(controller.cluster.list())
-            controller.ledger.look_again()
+            controller.ledger.wake_for_room()
             controller.pod(event_id, attempt=2)
 
     @contract("3.retries")

@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 
 from ottoscaler.core.termination import Termination
-from ottoscaler.core.verdicts import Reason
+from ottoscaler.core.verdicts import EndReason
 from ottoscaler.errors import ClusterUnavailable
 from tests.fakes.wait import eventually
 from tests.flow.conftest import Lines
 from tests.flow.simulated_controller import SimulatedController
 
 contract = pytest.mark.contract
-CANCEL = Termination(Reason.SCALED_DOWN, "ended by scale_down", by="down")
-DRAIN = Termination(Reason.SCALED_DOWN, "ended by scale_down", drain=True, by="down")
+CANCEL = Termination(EndReason.SCALED_DOWN, "ended by scale_down", by="down")
+DRAIN = Termination(EndReason.SCALED_DOWN, "ended by scale_down", drain=True, by="down")
 
 
 def cancel(controller: SimulatedController, event_id: str, termination: Termination) -> None:
@@ -203,7 +203,8 @@ class TestTakenOver:
     """Another process owns the task by now."""
 
     @pytest.mark.parametrize(
-        "write", ["intend", "note_refused", "check", "store_termination", "clear_termination", "record"]
+        "write",
+        ["store_attempt", "store_refusal", "mark_pod_seen", "store_termination", "clear_termination", "record_result"],
     )
     def test_whichever_write_finds_it_out_the_task_is_let_go_of(self, write: str, log: Lines) -> None:
         """At once, not with the next renewal; and the pod is left to the new owner."""
@@ -215,15 +216,15 @@ class TestTakenOver:
                     controller.redis.find(event_id).owner = "other/b1/1"  # type: ignore[union-attr]
 
             controller.redis.on_call = take
-            if write == "note_refused":
+            if write == "store_refusal":
                 kubernetes.refuse_next("create", ClusterUnavailable("quota", unclear=False))
-            controller.intake.absorb(controller.stream.read_now(1))
+            controller.intake.accept_entries(controller.stream.read_now(1))
             if write == "clear_termination":
                 kubernetes.on_call = lambda verb, name: controller.cluster.run(name) if verb == "delete" else None
             if write in ("store_termination", "clear_termination"):
                 controller.pod(event_id)
                 controller.pass_time(60)
-            if write == "record":
+            if write == "record_result":
                 controller.cluster.succeed(controller.pod(event_id))
             eventually(lambda: not controller.ledger.tasks.has(event_id), what="the task to be let go of")
             controller.idle()

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from ottoscaler.errors import LocalError
-from ottoscaler.local.guard import Guarded
+from ottoscaler.errors import LocalSystemError
+from ottoscaler.local.guard import GuardedProcess
 from ottoscaler.local.handle import LocalCluster
 from tests.local.kube import Kube, eventually, pod
 from tests.local.test_node import alive
@@ -113,7 +113,7 @@ def test_the_guarded_command_is_out_of_reach_of_the_terminal(parent: subprocess.
 
 def test_a_guarded_command_gives_its_exit_code(tmp_path: Path) -> None:
     """128 + n after signal n, and its output is in the log."""
-    guarded = Guarded(["sh", "-c", "echo words; kill -9 $$"], log=tmp_path / "log")
+    guarded = GuardedProcess(["sh", "-c", "echo words; kill -9 $$"], log=tmp_path / "log")
     guarded.start()
     assert eventually(lambda: guarded.exit_code) == 137
     assert "words" in str(guarded.failure("it ended"))
@@ -121,13 +121,13 @@ def test_a_guarded_command_gives_its_exit_code(tmp_path: Path) -> None:
 
 
 def test_a_cluster_reports_that_its_port_is_taken(cluster: LocalCluster, tmp_path: Path) -> None:
-    """LocalError with the emulator's own words."""
+    """LocalSystemError with the emulator's own words."""
     port = int(cluster.url.rpartition(":")[2])
-    with pytest.raises(LocalError, match=f"port {port} cannot be used"):
+    with pytest.raises(LocalSystemError, match=f"port {port} cannot be used"):
         LocalCluster(tmp_path, port).start()
 
 
 def test_a_cluster_that_is_not_started_has_no_address(tmp_path: Path) -> None:
     """Asking for it is an error, not a wrong answer."""
-    with pytest.raises(LocalError, match="not running"):
+    with pytest.raises(LocalSystemError, match="not running"):
         _ = LocalCluster(tmp_path).url

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from ottoscaler.errors import LocalError
+from ottoscaler.errors import LocalSystemError
 from ottoscaler.local.redis import EmbeddedRedis
 
 
@@ -61,7 +61,7 @@ def test_a_taken_port_is_a_clear_error(tmp_path: Path) -> None:
     """Not a server that answers for another."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(LocalError, match=f"port {port} cannot be used"):
+        with pytest.raises(LocalSystemError, match=f"port {port} cannot be used"):
             EmbeddedRedis(tmp_path, port=port).start()
 
 
@@ -70,7 +70,7 @@ def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.write_text("#!/bin/sh\necho out of luck\nexit 3\n")
     broken.chmod(0o755)
-    with pytest.raises(LocalError, match=r"exit code 3.*out of luck"):
+    with pytest.raises(LocalSystemError, match=r"exit code 3.*out of luck"):
         EmbeddedRedis(tmp_path / "data", port=None, binary=broken).start()
 
 
@@ -86,5 +86,5 @@ def test_close_ends_the_server_and_may_be_repeated(server: EmbeddedRedis) -> Non
 def test_the_port_is_unknown_before_the_start(tmp_path: Path) -> None:
     """Unless it was asked for."""
     assert EmbeddedRedis(tmp_path, port=7000).port == 7000
-    with pytest.raises(LocalError, match="only after start"):
+    with pytest.raises(LocalSystemError, match="only after start"):
         _ = EmbeddedRedis(tmp_path).port

@@ -10,13 +10,13 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ottoscaler.core.choice import Choice
-from ottoscaler.core.effects import Create, DeleteOld, Intend, Later, Look
-from ottoscaler.core.events import EventType, Mode
-from ottoscaler.core.lifecycle import Life
-from ottoscaler.core.manifest import ANNOTATION_EVENT_ID, LABEL_ATTEMPT, LABEL_WORKER, WorkerKey, event_hash, pod_name
-from ottoscaler.core.observations import Unclear
+from ottoscaler.core.effects import CreatePod, DeleteOldPod, GetPod, PauseUntil, StoreAttempt
+from ottoscaler.core.events import EventType, ScaleDownMode
+from ottoscaler.core.lifecycle import Lifecycle
+from ottoscaler.core.manifest import ANNOTATION_EVENT_ID, LABEL_ATTEMPT, LABEL_WORKER, AttemptKey, event_hash, pod_name
+from ottoscaler.core.observations import CreateUnclear
 from ottoscaler.core.verdicts import LAST_TRY
+from ottoscaler.core.victim_selection import VictimSelection
 from ottoscaler.flow.owned_tasks import WorkerRun
 from ottoscaler.ports import Clock
 from tests.fakes.kubernetes import FINISHED, FakeKubernetes, Pod
@@ -139,7 +139,7 @@ class Audit:
 
     def using_room(self, actor: Replica, run: WorkerRun) -> None:
         """A worker is about to create a pod, on top of those that are there or about to be."""
-        if not actor.registry.known:
+        if not actor.registry.is_known:
             self.complain(f"{actor.name} makes {pod_name(run.key)}, and does not know what there is")
         live = self._live(actor)
         coming = [
@@ -232,11 +232,11 @@ class Audit:
         """A termination is stored."""
         self._terminations.add((event_id, index))
 
-    def chosen(self, event_id: str, could: Sequence[_Worker], choice: Choice) -> None:
+    def chosen(self, event_id: str, could: Sequence[_Worker], selection: VictimSelection) -> None:
         """Victims were chosen. `could` are the workers that could be ended, just before. There may be more: a pod that
         has succeeded this very moment, and is not seen to have.
         """
-        victims = [(one.event_id, one.index) for one in choice.victims]
+        victims = [(one.event_id, one.index) for one in selection.victims]
         self.note(f"victims of {event_id}: {victims}")
         task, group = self.redis.tasks[event_id], self.redis.group
         if task.event is None or group is None:
@@ -246,7 +246,7 @@ class Audit:
         count = task.event.pod_count if scale_down else 0
         if (
             scale_down
-            and task.event.mode is Mode.KILL
+            and task.event.mode is ScaleDownMode.KILL
             and len(victims) < (min(count, len(could)) if count else len(could))
         ):
             self.complain(f"scale_down {event_id} of {count or 'all'} ends {victims}, and there were {could}")
@@ -280,7 +280,7 @@ class Audit:
 
     def _can_end(self, event_id: str, task: TaskState, index: int) -> bool:
         state = task.workers.get(index, WorkerState(index))
-        pod = self.kubernetes.pods.get(pod_name(WorkerKey(event_hash(INSTANCE, event_id), index, state.attempt)))
+        pod = self.kubernetes.pods.get(pod_name(AttemptKey(event_hash(INSTANCE, event_id), index, state.attempt)))
         succeeded = pod is not None and pod["status"].get("phase") == "Succeeded"
         # the replica that is to choose may see a pod that has succeeded and is gone by now
         succeeded = succeeded or (event_id, index) in self._once_succeeded
@@ -376,12 +376,14 @@ def _attempt(pod: Pod) -> int:
     return int(pod["metadata"]["labels"][LABEL_ATTEMPT])
 
 
-def _is_unclear(life: Life) -> bool:
+def _is_unclear(life: Lifecycle) -> bool:
     """Its pod may be there, and it does not know it."""
-    return isinstance(life.todo, Create) or (isinstance(life.todo, Look) and isinstance(life.todo.after, Unclear))
+    return isinstance(life.todo, CreatePod) or (
+        isinstance(life.todo, GetPod) and isinstance(life.todo.after, CreateUnclear)
+    )
 
 
-def _is_coming(life: Life) -> bool:
+def _is_coming(life: Lifecycle) -> bool:
     """Its pod may be about to be created."""
-    looks = isinstance(life.todo, Look) and life.todo.after is not None
-    return looks or isinstance(life.todo, Intend | Later | DeleteOld | Create)
+    looks = isinstance(life.todo, GetPod) and life.todo.after is not None
+    return looks or isinstance(life.todo, StoreAttempt | PauseUntil | DeleteOldPod | CreatePod)

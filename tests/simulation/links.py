@@ -34,13 +34,28 @@ MISHAPS = (
 #: Requests that change nothing: there is no need to let them arrive late.
 #: Where something may happen to a request: each of these in turn is likelier to be met than the n-th of all.
 KINDS = (
-    "*", "announce", "owned", "read", "pending", "accept", "dead_letter", "renew", "expired", "take", "release",
-    "intend", "create", "get", "check", "store_termination", "clear_termination", "record", "delete",
-    "note_refused", "choose", "admit",
-    "finish", "outcomes", "blocker", "reload", "known", "list", "watch",
-    "restore", "adopt",
+    "*", "announce", "owned", "read", "claim_pending", "accept", "dead_letter", "renew", "expired", "take_over",
+    "release",
+    "store_attempt", "create", "get", "mark_pod_seen", "store_termination", "clear_termination", "record_result",
+    "delete",
+    "store_refusal", "select_victims", "admit",
+    "finish", "stored_workers", "blocker", "reload_task", "known_tasks", "list", "watch",
+    "restore", "rebuild_from_pods",
 )  # fmt: skip
-_READS = frozenset({"peek", "delivered", "blocker", "reload", "tasks", "known", "outcomes", "owned", "list", "get"})
+_READS = frozenset(
+    {
+        "peek",
+        "last_delivered_id",
+        "blocker",
+        "reload_task",
+        "open_scale_ups",
+        "known_tasks",
+        "stored_workers",
+        "owned",
+        "list",
+        "get",
+    }
+)
 
 #: A kind of happening, the number of its replica or pod, and how it goes: `World.act` knows what they mean.
 Move = tuple[str, int, int]
@@ -80,7 +95,7 @@ class Link:
         return lambda *args, **kwargs: self._call(name, args, lambda: method(*args, **kwargs))
 
     def _call(self, name: str, args: Sequence[Any], request: Callable[[], Any]) -> Any:
-        if name == "intend" and args[0] in self._world.cursed:
+        if name == "store_attempt" and args[0] in self._world.cursed:
             raise Defect(f"event {args[0]} is too much for us")
         mishap = self._before(name)
         if mishap.what == "late" and name not in _READS:

@@ -11,25 +11,32 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from ottoscaler.core import effects
 from ottoscaler.core.observations import Observation, TimedOut
 from ottoscaler.core.policy import Rules
-from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Replaced, Stopping, StreamUnavailable, Unavailable
-from ottoscaler.flow.control import Control
+from ottoscaler.errors import (
+    ClusterRejected,
+    ClusterUnavailable,
+    ConsumerReplaced,
+    RedisUnavailable,
+    Stopping,
+    Unavailable,
+)
+from ottoscaler.flow.control import ScaleDownProcessor
 from ottoscaler.flow.dispatch import Dispatcher
-from ottoscaler.flow.ender import Ender
 from ottoscaler.flow.heartbeat import Heartbeat
-from ottoscaler.flow.inbox import Inbox
-from ottoscaler.flow.intake import Intake, Reader
-from ottoscaler.flow.lease import Lease
+from ottoscaler.flow.inbox import ScaleDownInbox
+from ottoscaler.flow.intake import Intake, StreamReader
+from ottoscaler.flow.lease import LeaseKeeper
 from ottoscaler.flow.ledger import Ledger
 from ottoscaler.flow.owned_tasks import WorkerRun
+from ottoscaler.flow.pod_terminator import PodTerminator
 from ottoscaler.flow.reconciler import Reconciler
-from ottoscaler.flow.registry import Registry
-from ottoscaler.flow.scale_down import ScaleDowns
-from ottoscaler.flow.stop import Stop
+from ottoscaler.flow.registry import PodRegistry
+from ottoscaler.flow.scale_down import ScaleDownSteps
+from ottoscaler.flow.stop import StopSignal
 from ottoscaler.flow.takeover import TakeOver
-from ottoscaler.flow.watch import Watch
-from ottoscaler.flow.worker import Runner
+from ottoscaler.flow.watch import PodWatcher
+from ottoscaler.flow.worker import WorkerRunner
 from ottoscaler.metrics import Metrics
-from ottoscaler.ports import Cluster, Stream
+from ottoscaler.ports import Cluster, RedisPorts
 from ottoscaler.retries import Retries
 from ottoscaler.settings import Settings
 from tests.fakes.cluster import FakeCluster
@@ -54,7 +61,7 @@ class _Instant(threading.Event):
         return self.is_set()
 
 
-class _InstantStop(Stop):
+class _InstantStop(StopSignal):
     def __init__(self) -> None:
         super().__init__()
         self.event = _Instant()
@@ -68,7 +75,7 @@ class _Tries(Retries):
         self._world = world
         self._stopped = stopping
 
-    def forever(self, what: str, attempt: Callable[[], _T]) -> _T:
+    def retry_forever(self, what: str, attempt: Callable[[], _T]) -> _T:
         """The watch is carried on again anyway; for any other thread that cannot be left, the outage ends some time."""
         while True:
             try:
@@ -94,7 +101,7 @@ class _Dispatcher(Dispatcher):
 
     def next_after(self, run: WorkerRun) -> WorkerRun | None:
         """What a thread does between two workers; one that finds none is started again for the next."""
-        self._ledger.give_back(run)
+        self._ledger.let_go(run)
         following = None if self._stop.is_set() else self._ledger.take()
         if following is None:
             self._size -= 1
@@ -104,7 +111,7 @@ class _Dispatcher(Dispatcher):
 class _Ledger(Ledger):
     """Shows the audit which workers use room."""
 
-    def __init__(self, replica: Replica, registry: Registry, settings: Settings) -> None:
+    def __init__(self, replica: Replica, registry: PodRegistry, settings: Settings) -> None:
         flow = settings.flow
         super().__init__(
             registry,
@@ -116,15 +123,15 @@ class _Ledger(Ledger):
         )
         self._replica = replica
 
-    def holds_room(self, run: WorkerRun) -> bool:
-        holds = super().holds_room(run)
+    def may_create_pod(self, run: WorkerRun) -> bool:
+        holds = super().may_create_pod(run)
         if holds and run.life.index not in run.task.terminations:  # one that is cancelled creates nothing
             self._replica.world.audit.using_room(self._replica, run)
         return holds
 
 
 class Worker:
-    """The thread of one worker; `step` is one turn of `Runner.run`."""
+    """The thread of one worker; `step` is one turn of `WorkerRunner.run`."""
 
     def __init__(self, replica: Replica, run: WorkerRun) -> None:
         self.run = run
@@ -134,16 +141,16 @@ class Worker:
         self._clock = replica.clock
         self._registry = replica.registry
         self._stack = ExitStack()
-        self._waiter = self._stack.enter_context(self._runner.follow(run))
+        self._waiter = self._stack.enter_context(self._runner.subscribed(run))
         self._future: Future[Observation] | None = None
 
     def blocked(self) -> bool:
         """Does it await its pod's next stage, and there is none?"""
         effect = self.run.life.todo
-        if not isinstance(effect, effects.Await):
+        if not isinstance(effect, effects.AwaitPod):
             return False
         if self._future is None:
-            self._future = self._registry.offer(self._waiter, self.run.life.attempt)
+            self._future = self._registry.next_observation(self._waiter, self.run.life.attempt)
         return not self._future.done() and (effect.until is None or self._clock.now() < effect.until)
 
     def step(self) -> bool:
@@ -164,7 +171,7 @@ class Worker:
     def _awaited(self, _attempt: int, _until: float | None) -> Observation:
         future, self._future = self._future, None
         assert future is not None, "only a worker that is not blocked is carried on"
-        if not future.done() and self._registry.retract(self._waiter, future):
+        if not future.done() and self._registry.cancel_observation(self._waiter, future):
             return TimedOut()
         return future.result(0)
 
@@ -186,26 +193,26 @@ class Replica:
         stream = AuditedStream(world.redis, consumer, incarnation=f"b{incarnation}", lease_s=flow.lease_s, block_s=0)
         cluster = FakeCluster(world.kubernetes, watch_s=0)
         self.cluster, self.stop = cluster, _InstantStop()
-        metrics, self.registry = Metrics(), Registry(clock)
+        metrics, self.registry = Metrics(), PodRegistry(clock)
         self.ledger = _Ledger(self, self.registry, settings)
         self.workers: list[Worker] = []
-        self.clock, self.inbox = clock, Inbox()
+        self.clock, self.inbox = clock, ScaleDownInbox()
         self._wire(settings, stream, _Tries(self.stop.event, metrics, world), metrics)
 
     def _wire(self, settings: Settings, audited: AuditedStream, retries: Retries, metrics: Metrics) -> None:
         registry, ledger, inbox = self.registry, self.ledger, self.inbox
-        stream = cast(Stream, Link(audited, self.world, self, StreamUnavailable))
+        stream = cast(RedisPorts, Link(audited, self.world, self, RedisUnavailable))
         cluster = cast(Cluster, Link(self.cluster, self.world, self, ClusterUnavailable))
         heartbeat = Heartbeat(self.clock)
         loop: dict[str, Any] = {"stop": self.stop, "heartbeat": heartbeat, "clock": self.clock}
         lease_s, ttl_s = float(settings.flow.lease_s), settings.keys.task_ttl_s
-        self.runner = Runner(
+        self.runner = WorkerRunner(
             attempts=stream, cluster=cluster, registry=registry, ledger=ledger, retries=retries, metrics=metrics,
             heartbeat=heartbeat, clock=self.clock, settings=settings,
         )  # fmt: skip
-        self.ender = Ender(cluster=cluster, registry=registry, ledger=ledger, runner=self.runner, **loop)
+        self.terminator = PodTerminator(cluster=cluster, registry=registry, ledger=ledger, runner=self.runner, **loop)
         self.dispatcher = _Dispatcher(
-            self, ledger=ledger, runner=self.runner, ender=self.ender, inbox=inbox,
+            self, ledger=ledger, runner=self.runner, ender=self.terminator, inbox=inbox,
             max_workers=settings.flow.max_workers, **loop,
         )  # fmt: skip
         intake = Intake(
@@ -213,30 +220,31 @@ class Replica:
             max_pods=settings.flow.max_pods_per_event,
             rules=lambda: Rules(max_deadline_s=settings.worker.deadline_s),
         )  # fmt: skip
-        scale_downs = ScaleDowns(
-            scale_downs=stream, attempts=stream, registry=registry, ledger=ledger, ender=self.ender, clock=self.clock,
+        scale_downs = ScaleDownSteps(
+            scale_downs=stream, attempts=stream, registry=registry, ledger=ledger, terminator=self.terminator,
+            clock=self.clock,
             instance=settings.instance,
         )  # fmt: skip
-        self.control = Control(
+        self.control = ScaleDownProcessor(
             event_log=stream, registry=registry, ledger=ledger, inbox=inbox, intake=intake, scale_downs=scale_downs,
             retries=retries, lease_s=lease_s, **loop,
         )  # fmt: skip
-        self.reader = Reader(event_log=stream, intake=intake, ledger=ledger, retries=retries, **loop)
+        self.reader = StreamReader(event_log=stream, intake=intake, ledger=ledger, retries=retries, **loop)
         self.takeover = TakeOver(
             event_log=stream, leases=stream, attempts=stream, ledger=ledger, control=self.control, inbox=inbox,
             intake=intake, metrics=metrics,
             lease_s=lease_s, events_keep=settings.keys.events_keep, **loop,
         )  # fmt: skip
-        self.lease = Lease(
+        self.lease = LeaseKeeper(
             event_log=stream, leases=stream, ledger=ledger, control=self.control, inbox=inbox, takeover=self.takeover,
             lease_s=lease_s,
             ttl_s=ttl_s, me=self.name, **loop,
         )  # fmt: skip
         self.reconciler = Reconciler(
-            leases=stream, cluster=cluster, registry=registry, dispatcher=self.dispatcher, ender=self.ender,
+            leases=stream, cluster=cluster, registry=registry, dispatcher=self.dispatcher, terminator=self.terminator,
             lease_s=lease_s, ttl_s=ttl_s, **loop,
         )  # fmt: skip
-        self.watch = Watch(cluster=cluster, registry=registry, retries=retries, metrics=metrics, **loop)
+        self.watch = PodWatcher(cluster=cluster, registry=registry, retries=retries, metrics=metrics, **loop)
 
     @property
     def runs(self) -> bool:
@@ -270,16 +278,16 @@ class Replica:
                 "control": self.control.look_ahead,
                 "scale_down": self.control.step,
                 "dispatch": self.dispatcher.step,
-                "ender": self.ender.step,
+                "ender": self.terminator.step,
                 "lease": self.lease.step,
                 "takeover": self.takeover.step,
-                "reconciler": self.reconciler.once,
+                "reconciler": self.reconciler.reconcile,
                 "watch": self.watch.step,
             }[role]()
         except (Unavailable, ClusterRejected, Stopping, Crash):
             pass  # its thread tries again, or there is none any more
-        except (Defect, Replaced) as error:
-            self.replaced = isinstance(error, Replaced)
+        except (Defect, ConsumerReplaced) as error:
+            self.replaced = isinstance(error, ConsumerReplaced)
             self.shut_down(error)
         finally:
             self._busy.discard(role)

@@ -7,10 +7,10 @@ from typing import Any
 
 import msgspec
 
-from ottoscaler.core.choice import Blocker, Choice, Claim
-from ottoscaler.core.pods import Snapshot
+from ottoscaler.core.pods import PodSnapshot
 from ottoscaler.core.termination import Termination
-from ottoscaler.ports import Answer, Clock, Created, Status
+from ottoscaler.core.victim_selection import BlockingEvent, VictimRequest, VictimSelection
+from ottoscaler.ports import Clock, CreateOutcome, ScriptReply, ScriptStatus
 from tests.fakes.kubernetes import FakeKubernetes, Pod
 from tests.fakes.server import FakeRedis, TaskState
 from tests.fakes.stream import FakeStream
@@ -25,7 +25,7 @@ class AuditedKubernetes(FakeKubernetes):
         super().__init__(clock)
         self._audit = audit
 
-    def create(self, body: bytes) -> Snapshot | Created:
+    def create(self, body: bytes) -> PodSnapshot | CreateOutcome:
         self._audit.creating(msgspec.json.decode(body))
         return super().create(body)
 
@@ -69,24 +69,26 @@ class AuditedStream(FakeStream):
 
     server: AuditedRedis
 
-    def intend(self, event_id: str, owner: str, index: int, *, attempt: int, infra_used: int, pod: str) -> Answer:
-        answer = super().intend(event_id, owner, index, attempt=attempt, infra_used=infra_used, pod=pod)
-        if answer.status is Status.OK:
+    def store_attempt(
+        self, event_id: str, owner: str, index: int, *, attempt: int, infra_used: int, pod: str
+    ) -> ScriptReply:
+        answer = super().store_attempt(event_id, owner, index, attempt=attempt, infra_used=infra_used, pod=pod)
+        if answer.status is ScriptStatus.OK:
             self.server.audit.intended(pod, event_id)
             check_turn(self.server.audit, event_id)
         return answer
 
-    def store_termination(self, event_id: str, owner: str | None, index: int, termination: Termination) -> Answer:
+    def store_termination(self, event_id: str, owner: str | None, index: int, termination: Termination) -> ScriptReply:
         answer = super().store_termination(event_id, owner, index, termination)
-        if answer.status is Status.OK:
+        if answer.status is ScriptStatus.OK:
             self.server.audit.terminated(event_id, index)
         return answer
 
-    def choose(self, event_id: str, owner: str, claim: Claim) -> Choice | Blocker | None:
+    def select_victims(self, event_id: str, owner: str, claim: VictimRequest) -> VictimSelection | BlockingEvent | None:
         task = self.server.find(event_id)
         fresh = task is not None and task.undecided
         could = self.server.audit.could_end(event_id) if fresh else []
-        answer = super().choose(event_id, owner, claim)
-        if fresh and isinstance(answer, Choice):
+        answer = super().select_victims(event_id, owner, claim)
+        if fresh and isinstance(answer, VictimSelection):
             self.server.audit.chosen(event_id, could, answer)
         return answer

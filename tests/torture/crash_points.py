@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from ottoscaler.adapters.cluster import KubeCluster
-from ottoscaler.adapters.stream import RedisStream
-from ottoscaler.core.choice import Choice
-from ottoscaler.core.verdicts import Reason
+from ottoscaler.adapters.redis_backend import RedisBackend
+from ottoscaler.core.verdicts import EndReason
+from ottoscaler.core.victim_selection import VictimSelection
 from ottoscaler.errors import ClusterUnavailable
-from ottoscaler.ports import Answer, Created, Status
+from ottoscaler.ports import CreateOutcome, ScriptReply, ScriptStatus
 
 #: The points of a call, from its arguments by name and its answer.
 Namer = Callable[[Mapping[str, Any], Any], Iterator[str]]
@@ -35,7 +35,7 @@ def _if_any(name: str) -> Namer:
     return lambda arguments, answer: iter((name,) if answer else ())
 
 
-def _on(fates: Mapping[Status, str]) -> Namer:
+def _on(fates: Mapping[ScriptStatus, str]) -> Namer:
     return lambda arguments, answer: iter((fates[answer.status],) if answer.status in fates else ())
 
 
@@ -53,20 +53,20 @@ def _renewed(arguments: Mapping[str, Any], answer: Any) -> Iterator[str]:
         yield "renewed"
 
 
-def _terminated(arguments: Mapping[str, Any], answer: Answer) -> Iterator[str]:
-    if answer.status is Status.OK:
+def _terminated(arguments: Mapping[str, Any], answer: ScriptReply) -> Iterator[str]:
+    if answer.status is ScriptStatus.OK:
         yield "mark stored" if arguments["owner"] is None else "terminated"
 
 
 def _chosen(arguments: Mapping[str, Any], answer: Any) -> Iterator[str]:
-    if isinstance(answer, Choice):
-        yield "superseded" if arguments["claim"].termination.reason is Reason.SUPERSEDED else "victims stored"
+    if isinstance(answer, VictimSelection):
+        yield "superseded" if arguments["claim"].termination.reason is EndReason.SUPERSEDED else "victims stored"
 
 
-def _recorded(arguments: Mapping[str, Any], answer: Answer) -> Iterator[str]:
-    if answer.status is Status.OK:
+def _recorded(arguments: Mapping[str, Any], answer: ScriptReply) -> Iterator[str]:
+    if answer.status is ScriptStatus.OK:
         yield "recorded"
-        if answer.finished:
+        if answer.task_result_message:
             yield "last result"
 
 
@@ -74,7 +74,7 @@ def _created(arguments: Mapping[str, Any], answer: Any) -> Iterator[str]:
     if isinstance(answer, ClusterUnavailable):
         yield "create unclear" if answer.unclear else "create refused"
     else:
-        yield "create in conflict" if answer is Created.ALREADY_THERE else "created"
+        yield "create in conflict" if answer is CreateOutcome.ALREADY_THERE else "created"
 
 
 def _looked(arguments: Mapping[str, Any], answer: Any) -> Iterator[str]:
@@ -90,7 +90,7 @@ def _deleted(arguments: Mapping[str, Any], answer: bool) -> Iterator[str]:
 
 #: Points before a call: what was seen or decided is lost with the process.
 BEFORE: Final[Mapping[str, str]] = {
-    "record": "terminal seen",
+    "record_result": "terminal seen",
     "release": "releasing",
     "finish": "victims gone",
 }
@@ -98,22 +98,22 @@ BEFORE: Final[Mapping[str, str]] = {
 AFTER_STREAM: Final[Mapping[str, Namer]] = {
     "read": _if_any("read"),
     "read_now": _if_any("read ahead"),
-    "pending": _pending,
+    "claim_pending": _pending,
     "accept": _accepted,
     "dead_letter": _always("buried"),
-    "intend": _on({Status.OK: "intended", Status.CANCELLED: "intend cancelled"}),
-    "check": _always("checked"),
-    "note_refused": _always("refusal noted"),
+    "store_attempt": _on({ScriptStatus.OK: "intended", ScriptStatus.CANCELLED: "intend cancelled"}),
+    "mark_pod_seen": _always("checked"),
+    "store_refusal": _always("refusal noted"),
     "store_termination": _terminated,
     "clear_termination": _always("withdrawn"),
-    "record": _recorded,
-    "choose": _chosen,
+    "record_result": _recorded,
+    "select_victims": _chosen,
     "finish": _always("scale_down finished"),
     "renew": _renewed,
-    "take": _if_any("taken over"),
+    "take_over": _if_any("taken over"),
     "release": _always("released"),
     "restore": _always("restored"),
-    "adopt": _always("taken up from pods"),
+    "rebuild_from_pods": _always("taken up from pods"),
 }
 #: Points after a call on Kubernetes.
 AFTER_CLUSTER: Final[Mapping[str, Namer]] = {"create": _created, "get": _looked, "delete": _deleted}
@@ -161,11 +161,11 @@ class Crash:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def with_crash_points(crash: Crash) -> tuple[type[RedisStream], type[KubeCluster]]:
+def with_crash_points(crash: Crash) -> tuple[type[RedisBackend], type[KubeCluster]]:
     """The two adapters with points around their calls."""
-    stream = {name: _wrapped(getattr(RedisStream, name), AFTER_STREAM[name], crash) for name in AFTER_STREAM}
+    stream = {name: _wrapped(getattr(RedisBackend, name), AFTER_STREAM[name], crash) for name in AFTER_STREAM}
     cluster = {name: _wrapped(getattr(KubeCluster, name), AFTER_CLUSTER[name], crash) for name in AFTER_CLUSTER}
-    return type("RedisStream", (RedisStream,), stream), type("KubeCluster", (KubeCluster,), cluster)
+    return type("RedisBackend", (RedisBackend,), stream), type("KubeCluster", (KubeCluster,), cluster)
 
 
 def _wrapped(method: Callable[..., Any], after: Namer, crash: Crash) -> Callable[..., Any]:

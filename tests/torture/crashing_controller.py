@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
     clock.time = WrongTime(Path(wrong))  # type: ignore[attr-defined]
     visits = {point: int(count) for point, _, count in (word.rpartition(":") for word in armed)}
     stream, cluster = with_crash_points(Crash(visits, Path(note)))
-    run.RedisStream, run.KubeCluster = stream, cluster  # type: ignore[attr-defined]
+    run.RedisBackend, run.KubeCluster = stream, cluster  # type: ignore[attr-defined]
     return run.main([])
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ottoscaler.core.manifest import WorkerKey, event_hash, pod_name
+from ottoscaler.core.manifest import AttemptKey, event_hash, pod_name
 from tests.torture.kubelet import Run, Worker
 from tests.torture.producer import Fields, Sent
 
@@ -146,7 +146,7 @@ def ended_wrongly(history: History) -> Iterator[str]:
     for results in history.of("worker").values():
         for result in results:
             if result["reason"] == "ScaledDown":
-                first = WorkerKey(event_hash(INSTANCE, result["event_id"]), int(result["index"]), 1)
+                first = AttemptKey(event_hash(INSTANCE, result["event_id"]), int(result["index"]), 1)
                 ended[result["message"].removeprefix("ended by scale_down ")].add(pod_name(first))
     found = {event_id: results[0] for event_id, results in history.of("scale_down").items()}
     of: dict[str, str] = {}

@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from tests.e2e.tcp_proxy import TcpProxy
 
 #: Bytes of requests to Redis with answers worth losing: a read, and the protocol's functions as script arguments.
-REDIS_REQUESTS = (b"XREADGROUP", b"\r\naccept\r\n", b"\r\nintend\r\n", b"\r\nrecord\r\n", b"\r\nrenew\r\n", b"EVALSHA")
+REDIS_REQUESTS = (
+    b"XREADGROUP",
+    b"\r\naccept\r\n",
+    b"\r\nstore_attempt\r\n",
+    b"\r\nrecord_result\r\n",
+    b"\r\nrenew\r\n",
+    b"EVALSHA",
+)
 #: What Kubernetes is asked is encrypted: any request.
 KUBE_REQUESTS = (b"",)
 

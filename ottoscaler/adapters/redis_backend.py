@@ -9,7 +9,7 @@ from ottoscaler.adapters.preflight import RedisPreflight
 from ottoscaler.adapters.scale_downs import RedisScaleDowns
 
 
-class RedisStream(RedisEventLog, RedisLeases, RedisAttempts, RedisScaleDowns, RedisPreflight):
+class RedisBackend(RedisEventLog, RedisLeases, RedisAttempts, RedisScaleDowns, RedisPreflight):
     """Event log, leases, attempts, scale-downs and preflight on one set of connections. Any thread."""
 
     def close(self) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from ottoscaler.core.effects import Await, Record, StoreTermination
-from ottoscaler.core.observations import Checked, Intended, Observation, Seen, TimedOut
-from ottoscaler.core.pods import Phase, Snapshot
-from ottoscaler.core.sight import UNSEEN, lost_with_node, observe
-from ottoscaler.core.verdicts import Reason
+from ottoscaler.core.effects import AwaitPod, RecordResult, StoreTermination
+from ottoscaler.core.observations import AttemptStored, NoResultYet, Observation, PodSeen, TimedOut
+from ottoscaler.core.pod_timeline import EMPTY_TIMELINE, lost_with_node, observe
+from ottoscaler.core.pods import Phase, PodSnapshot
+from ottoscaler.core.verdicts import EndReason
 from tests.core.builders import (
     NOW,
     Json,
@@ -53,7 +53,7 @@ class Clocks:
         """As the API server writes it."""
         return stamp(t + self.server_s + (self.server_step_s if t >= 20 else 0))
 
-    def pod(self, phase: str, state: Json | None = None, *, deleted: float | None = None, **status: Any) -> Snapshot:
+    def pod(self, phase: str, state: Json | None = None, *, deleted: float | None = None, **status: Any) -> PodSnapshot:
         """A pod that was created and bound at 0; its deletion was asked for at a moment with a grace of 30 s."""
         bound = {"type": "PodScheduled", "status": "True", "lastTransitionTime": self.server(0)}
         conditions = [bound, *status.pop("conditions", [])]
@@ -63,11 +63,11 @@ class Clocks:
         status = {"startTime": self.node(0), **status}
         return seen(raw_pod(phase, state=state, conditions=conditions, metadata=metadata, status=status))
 
-    def runs(self, **more: float) -> Snapshot:
+    def runs(self, **more: float) -> PodSnapshot:
         """It has run since 1."""
         return self.pod("Running", {"running": {"startedAt": self.node(1)}}, **more)
 
-    def ended(self, t: float, code: int, **more: float) -> Snapshot:
+    def ended(self, t: float, code: int, **more: float) -> PodSnapshot:
         """It has run from 1 to a moment."""
         reason = "Error" if code else "Completed"
         state = {"exitCode": code, "reason": reason, "startedAt": self.node(1), "finishedAt": self.node(t)}
@@ -86,7 +86,7 @@ table = pytest.mark.parametrize("clocks", every(), ids=repr)
 
 def until(drive: Drive, moment: float) -> None:
     """Let time pass up to a moment after NOW, and let the life look at its clock whenever it asked for that."""
-    while isinstance(drive.next, Await) and drive.next.until is not None and drive.next.until <= NOW + moment:
+    while isinstance(drive.next, AwaitPod) and drive.next.until is not None and drive.next.until <= NOW + moment:
         drive.wait(drive.next.until - drive.now)
         drive.feed(TimedOut())
     if drive.now < NOW + moment:
@@ -96,10 +96,10 @@ def until(drive: Drive, moment: float) -> None:
 def led(*answer: tuple[float, Observation]) -> Drive:
     """A life that saw each of these at its moment."""
     drive = Drive(limits=HOUR)
-    drive.feed(Intended())
+    drive.feed(AttemptStored())
     for moment, observation in answer:
         until(drive, moment)
-        drive.feed(observation, *([Checked(None)] if moment == 0 else []))
+        drive.feed(observation, *([NoResultYet(None)] if moment == 0 else []))
     return drive
 
 
@@ -108,12 +108,12 @@ def led(*answer: tuple[float, Observation]) -> Drive:
 @contract("5.Completed")
 def test_no_worker_is_ended_early(clocks: Clocks) -> None:
     """Not at its start, not when a clock is set, not a second before its time."""
-    drive = led((0, Seen(clocks.pod("Pending"))), (1, Seen(clocks.runs())), (25, Seen(clocks.runs())))
+    drive = led((0, PodSeen(clocks.pod("Pending"))), (1, PodSeen(clocks.runs())), (25, PodSeen(clocks.runs())))
     until(drive, 90)
-    assert isinstance(drive.next, Await)
-    end = drive.feed(Seen(clocks.ended(90, 0)))
-    assert isinstance(end, Record)
-    assert end.verdict.reason is Reason.COMPLETED
+    assert isinstance(drive.next, AwaitPod)
+    end = drive.feed(PodSeen(clocks.ended(90, 0)))
+    assert isinstance(end, RecordResult)
+    assert end.verdict.reason is EndReason.COMPLETED
 
 
 @table
@@ -121,10 +121,10 @@ def test_no_worker_is_ended_early(clocks: Clocks) -> None:
 @contract("5.DeadlineExceeded")
 def test_no_worker_is_kept_without_end(clocks: Clocks) -> None:
     """Where the kubelet does not end it at its deadline, we do half a minute later."""
-    drive = led((0, Seen(clocks.pod("Pending"))), (1, Seen(clocks.runs())))
+    drive = led((0, PodSeen(clocks.pod("Pending"))), (1, PodSeen(clocks.runs())))
     until(drive, 91)
     assert isinstance(drive.next, StoreTermination)
-    assert drive.next.termination.reason is Reason.DEADLINE_EXCEEDED
+    assert drive.next.termination.reason is EndReason.DEADLINE_EXCEEDED
 
 
 @table
@@ -132,12 +132,12 @@ def test_no_worker_is_kept_without_end(clocks: Clocks) -> None:
 @contract("5.PendingTimeout")
 def test_a_pod_that_does_not_start_has_its_whole_time_and_no_more(clocks: Clocks) -> None:
     """From when it was created, on our clock."""
-    drive = led((0, Seen(clocks.pod("Pending"))))
+    drive = led((0, PodSeen(clocks.pod("Pending"))))
     until(drive, 39)
-    assert drive.next == Await(NOW + 40)
+    assert drive.next == AwaitPod(NOW + 40)
     until(drive, 40)
     assert isinstance(drive.next, StoreTermination)
-    assert drive.next.termination.reason is Reason.PENDING_TIMEOUT
+    assert drive.next.termination.reason is EndReason.PENDING_TIMEOUT
 
 
 @table
@@ -146,9 +146,9 @@ def test_a_pod_that_does_not_start_has_its_whole_time_and_no_more(clocks: Clocks
 def test_an_image_has_its_grace(clocks: Clocks) -> None:
     """From when the trouble was seen."""
     waits = clocks.pod("Pending", {"waiting": {"reason": "ErrImagePull", "message": "not found"}})
-    drive = led((0, Seen(clocks.pod("Pending"))), (15, Seen(waits)))
+    drive = led((0, PodSeen(clocks.pod("Pending"))), (15, PodSeen(waits)))
     until(drive, 24)
-    assert drive.next == Await(NOW + 25)
+    assert drive.next == AwaitPod(NOW + 25)
     until(drive, 25)
     assert isinstance(drive.next, StoreTermination)
 
@@ -163,11 +163,11 @@ def test_a_node_is_lost_in_its_time(clocks: Clocks) -> None:
         deleted=10,
         conditions=[disrupted("DeletionByTaintManager")],
     )
-    drive = led((0, Seen(clocks.pod("Pending"))), (1, Seen(clocks.runs())), (10, Seen(lost)))
+    drive = led((0, PodSeen(clocks.pod("Pending"))), (1, PodSeen(clocks.runs())), (10, PodSeen(lost)))
     drive.wait(59)
-    assert isinstance(drive.feed(Seen(lost)), Await)
+    assert isinstance(drive.feed(PodSeen(lost)), AwaitPod)
     drive.wait(2)
-    drive.feed(Seen(lost))
+    drive.feed(PodSeen(lost))
     assert drive.life.infra_used == 1
 
 
@@ -175,46 +175,48 @@ def test_a_node_is_lost_in_its_time(clocks: Clocks) -> None:
 @contract("5.PodDeleted")
 def test_deleting_a_running_worker_from_outside_ends_it(clocks: Clocks) -> None:
     """The deletion was seen first."""
-    drive = led((0, Seen(clocks.pod("Pending"))), (1, Seen(clocks.runs())), (22, Seen(clocks.runs(deleted=22))))
-    end = drive.feed(Seen(clocks.ended(24, 143, deleted=22)))
-    assert isinstance(end, Record)
-    assert end.verdict.reason is Reason.POD_DELETED
+    drive = led(
+        (0, PodSeen(clocks.pod("Pending"))), (1, PodSeen(clocks.runs())), (22, PodSeen(clocks.runs(deleted=22)))
+    )
+    end = drive.feed(PodSeen(clocks.ended(24, 143, deleted=22)))
+    assert isinstance(end, RecordResult)
+    assert end.verdict.reason is EndReason.POD_DELETED
 
 
 @pytest.mark.parametrize("clocks", [Clocks(node, server) for node in OFF_S for server in OFF_S], ids=repr)
-@pytest.mark.parametrize(("ended", "reason"), [(15, Reason.ERROR), (35, Reason.POD_DELETED)])
+@pytest.mark.parametrize(("ended", "reason"), [(15, EndReason.ERROR), (35, EndReason.POD_DELETED)])
 @contract("5.PodDeleted")
 @contract("5.Error")
 def test_where_both_are_seen_at_once_the_clocks_are_set_against_each_other(
-    clocks: Clocks, ended: float, reason: Reason
+    clocks: Clocks, ended: float, reason: EndReason
 ) -> None:
     """The kubelet began when the API server had bound the pod: so far apart are their clocks."""
-    drive = led((0, Seen(clocks.pod("Pending"))), (1, Seen(clocks.runs())))
-    end = drive.feed(Seen(clocks.ended(ended, 1, deleted=25)))
-    assert isinstance(end, Record)
+    drive = led((0, PodSeen(clocks.pod("Pending"))), (1, PodSeen(clocks.runs())))
+    end = drive.feed(PodSeen(clocks.ended(ended, 1, deleted=25)))
+    assert isinstance(end, RecordResult)
     assert end.verdict.reason is reason
 
 
-@pytest.mark.parametrize(("after_s", "reason"), [(30, Reason.DEADLINE_EXCEEDED), (29, Reason.EVICTED)])
+@pytest.mark.parametrize(("after_s", "reason"), [(30, EndReason.DEADLINE_EXCEEDED), (29, EndReason.EVICTED)])
 @contract("5.DeadlineExceeded")
 @contract("5.Evicted")
-def test_a_deadline_that_came_too_early_is_the_nodes_fault(after_s: float, reason: Reason) -> None:
+def test_a_deadline_that_came_too_early_is_the_nodes_fault(after_s: float, reason: EndReason) -> None:
     """The kubelet counts it on its own clock, and that clock was set: the worker is tried again."""
     drive = Drive(limits=replace(LIMITS, infra_retries=0))
-    drive.feed(Intended(), Seen(pod(deadline_s=60)), Checked(None), Seen(running(deadline_s=60)))
+    drive.feed(AttemptStored(), PodSeen(pod(deadline_s=60)), NoResultYet(None), PodSeen(running(deadline_s=60)))
     drive.wait(after_s)
-    end = drive.feed(Seen(failed(137, reason="DeadlineExceeded", message="too long", deadline_s=60)))
-    assert isinstance(end, Record)
+    end = drive.feed(PodSeen(failed(137, reason="DeadlineExceeded", message="too long", deadline_s=60)))
+    assert isinstance(end, RecordResult)
     assert end.verdict.reason is reason
-    assert "DeadlineExceeded" in end.verdict.message or reason is Reason.DEADLINE_EXCEEDED
+    assert "DeadlineExceeded" in end.verdict.message or reason is EndReason.DEADLINE_EXCEEDED
 
 
 @contract("5.NodeLost")
 @pytest.mark.parametrize(("after_s", "lost"), [(0, False), (60, False), (60.1, True)])
 def test_a_pod_that_a_dead_node_cannot_end_is_lost_with_it(after_s: float, lost: bool) -> None:
     """Thirty seconds after the grace of a deletion that the node controller asked for."""
-    stuck = running(disruption=Reason.NODE_LOST, deletion_requested_at=NOW - 4200, deletion_grace_s=30.0)
-    assert lost_with_node(observe(UNSEEN, stuck, 5), stuck, 5 + after_s) is lost
+    stuck = running(disruption=EndReason.NODE_LOST, deletion_requested_at=NOW - 4200, deletion_grace_s=30.0)
+    assert lost_with_node(observe(EMPTY_TIMELINE, stuck, 5), stuck, 5 + after_s) is lost
 
 
 @contract("5.NodeLost")
@@ -222,19 +224,19 @@ def test_a_pod_that_a_dead_node_cannot_end_is_lost_with_it(after_s: float, lost:
     "snap",
     [
         deleting(running()),
-        running(disruption=Reason.NODE_LOST),
-        deleting(running(disruption=Reason.EVICTED)),
-        deleting(succeeded(disruption=Reason.NODE_LOST)),
+        running(disruption=EndReason.NODE_LOST),
+        deleting(running(disruption=EndReason.EVICTED)),
+        deleting(succeeded(disruption=EndReason.NODE_LOST)),
     ],
 )
-def test_no_other_pod_is_lost_with_its_node(snap: Snapshot) -> None:
+def test_no_other_pod_is_lost_with_its_node(snap: PodSnapshot) -> None:
     """However long its deletion takes."""
-    assert not lost_with_node(observe(UNSEEN, snap, 0), snap, 10**6)
+    assert not lost_with_node(observe(EMPTY_TIMELINE, snap, 0), snap, 10**6)
 
 
 def test_what_was_seen_first_stays_the_first() -> None:
     """Later looks change nothing."""
-    first = observe(UNSEEN, deleting(running()), 5)
+    first = observe(EMPTY_TIMELINE, deleting(running()), 5)
     assert observe(first, deleting(running()), 9) == first
-    assert (first.waiting, first.started, first.deleting) == (5, 5, 5)
+    assert (first.waiting_since, first.started, first.deleting_since) == (5, 5, 5)
     assert pod(Phase.UNKNOWN).stage != pod().stage

@@ -17,15 +17,15 @@ from typing import Final
 from ottoscaler import logs
 from ottoscaler.core import effects
 from ottoscaler.core.observations import Observation, TimedOut
-from ottoscaler.core.pods import Snapshot
+from ottoscaler.core.pods import PodSnapshot
 from ottoscaler.core.termination import Termination
 from ottoscaler.errors import ClusterRejected, Unavailable
 from ottoscaler.flow.heartbeat import Heartbeat
 from ottoscaler.flow.ledger import Ledger
 from ottoscaler.flow.owned_tasks import WorkerRun
-from ottoscaler.flow.registry import Registry, Waiter
-from ottoscaler.flow.stop import Stop
-from ottoscaler.flow.worker import Runner
+from ottoscaler.flow.registry import PodRegistry, Waiter
+from ottoscaler.flow.stop import StopSignal
+from ottoscaler.flow.worker import WorkerRunner
 from ottoscaler.ports import Clock, Cluster
 
 #: How often a worker is checked while its pod does not change, seconds.
@@ -42,11 +42,11 @@ class _Followed:
     waiter: Waiter
 
 
-class Ender:
-    """Ends pods. `run` is the body of one thread; `end` and `follow` are for any."""
+class PodTerminator:
+    """Ends pods. `run` is the body of one thread; `terminate` and `finish_cancelled` are for any."""
 
     def __init__(
-        self, *, cluster: Cluster, registry: Registry, ledger: Ledger, runner: Runner, stop: Stop,
+        self, *, cluster: Cluster, registry: PodRegistry, ledger: Ledger, runner: WorkerRunner, stop: StopSignal,
         heartbeat: Heartbeat, clock: Clock,
     ) -> None:  # fmt: skip
         self._cluster = cluster
@@ -58,19 +58,19 @@ class Ender:
         self._clock = clock
         self._lock = threading.Lock()
         self._wake = threading.Event()
-        self._pods: dict[str, tuple[Snapshot, Termination]] = {}  # guarded by _lock
+        self._pods: dict[str, tuple[PodSnapshot, Termination]] = {}  # guarded by _lock
         self._arrived: list[WorkerRun] = []  # guarded by _lock
         self._followed: list[_Followed] = []  # the thread's
-        stop.wakes(self._wake)
+        stop.wake_on_stop(self._wake)
         registry.on_change(self._pods_changed)
 
-    def end(self, pod: Snapshot, termination: Termination) -> None:
+    def terminate(self, pod: PodSnapshot, termination: Termination) -> None:
         """See to it that this pod is deleted, unless the termination spares it."""
         with self._lock:
             self._pods[pod.uid] = (pod, termination)
         self._wake.set()
 
-    def follow(self, run: WorkerRun) -> None:
+    def finish_cancelled(self, run: WorkerRun) -> None:
         """Lead this cancelled worker to its end; it counts as running meanwhile."""
         with self._lock:
             self._arrived.append(run)
@@ -93,17 +93,18 @@ class Ender:
 
     def step(self) -> None:
         """Delete the pods that are due, and carry on each worker that can make a step. Raises nothing."""
-        # Taken out at once, and worked on without the lock: `end` and `follow` must not wait for the Kubernetes API.
+        # Taken out at once, and worked on without the lock: `terminate` and `follow` must not wait for the Kubernetes
+        # API.
         with self._lock:
             pods, self._pods = self._pods, {}
             arrived, self._arrived = self._arrived, []
         for pod, termination in pods.values():
             if not self._stop.is_set():
                 isolated(pod, lambda: self.delete(pod, termination))  # noqa: B023
-        self._followed += [_Followed(run, self._runner.follow(run)) for run in arrived]
-        self._followed = [one for one in self._followed if self._goes_on(one)]
+        self._followed += [_Followed(run, self._runner.subscribed(run)) for run in arrived]
+        self._followed = [one for one in self._followed if self._carry_on(one)]
 
-    def delete(self, pod: Snapshot, termination: Termination | None = None) -> None:
+    def delete(self, pod: PodSnapshot, termination: Termination | None = None) -> None:
         """Delete a pod after a live look; with a termination only one that has not finished, and that the termination
         does not spare. Raises Unavailable and ClusterRejected.
         """
@@ -120,13 +121,13 @@ class Ender:
         version, grace_s = (None, None) if termination is None else (live.resource_version, termination.grace_s(live))
         self._cluster.delete(live.name, live.uid, version, grace_s=grace_s)
 
-    def _goes_on(self, one: _Followed) -> bool:
+    def _carry_on(self, one: _Followed) -> bool:
         """Carry a worker on until it waits for its pod; False when it is let go of."""
         run = one.run
         while not self._stop.is_set():
             effect = run.life.todo
-            if isinstance(effect, effects.Await):
-                news = self._news(one, effect)
+            if isinstance(effect, effects.AwaitPod):
+                news = self._next_observation(one, effect)
                 if news is None and run.life.termination is not None:
                     return True
                 if news is None:
@@ -134,31 +135,31 @@ class Ender:
                     # on, and a worker thread follows it.
                     self._ledger.pause(run, self._clock.now())
                     break
-                if not self._runner.step(run, _given(news)):
+                if not self._runner.step(run, _fixed_wait(news)):
                     break
             elif not self._runner.step(run, one.waiter.wait):
                 break
         self._let_go(one)
         return False
 
-    def _news(self, one: _Followed, awaited: effects.Await) -> Observation | None:
+    def _next_observation(self, one: _Followed, awaited: effects.AwaitPod) -> Observation | None:
         """The next observation of its pod if there is one now. Raises Stopping as an observation would."""
-        future: Future[Observation] = self._registry.offer(one.waiter, one.run.life.attempt)
-        if not future.done() and self._registry.retract(one.waiter, future):
+        future: Future[Observation] = self._registry.next_observation(one.waiter, one.run.life.attempt)
+        if not future.done() and self._registry.cancel_observation(one.waiter, future):
             late = awaited.until is not None and self._clock.now() >= awaited.until
             return TimedOut() if late else None
         return future.result() if future.exception() is None else TimedOut()
 
     def _let_go(self, one: _Followed) -> None:
         self._registry.unsubscribe(one.waiter)
-        self._ledger.give_back(one.run, thread=False)
+        self._ledger.let_go(one.run, thread=False)
 
 
-def _given(news: Observation) -> Callable[[int, float | None], Observation]:
+def _fixed_wait(news: Observation) -> Callable[[int, float | None], Observation]:
     return lambda _attempt, _until: news
 
 
-def isolated(pod: Snapshot, act: Callable[[], None]) -> bool:
+def isolated(pod: PodSnapshot, act: Callable[[], None]) -> bool:
     """Do something about one pod; trouble with it is logged and is no other pod's. Returns whether it went well."""
     try:
         act()

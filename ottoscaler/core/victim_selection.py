@@ -22,20 +22,20 @@ class Victim:
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class VictimRequest:
     """What a scale_down, or an event that supersedes others, asks for: at most `count` victims (0: all) out of the
-    `candidates`, in this order of preference. Each victim gets the mark `termination`. `spared` are the pods of the
-    workers that it may not end.
+    `candidates`, in this order of preference. Each victim gets the mark `termination`. `spared_pods` are the pods of
+    the workers that it may not end.
     """
 
     termination: Termination
     candidates: Sequence[Victim]
     count: int = 0
-    spared: Sequence[str] = ()
+    spared_pods: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class VictimSelection:
     """The stored choice of a scale_down: its victims, and the pods of the workers that stay."""
 
     victims: Sequence[Victim]
@@ -43,10 +43,10 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Blocker:
+class BlockingEvent:
     """An older event that has to come first: the id of an entry that is unread or not accepted yet; or, with its
     `owner`, the id of an accepted event that has its own victims still to choose.
     """
 
-    name: str
+    blocking_id: str
     owner: str = ""

@@ -6,7 +6,7 @@ import pytest
 
 from ottoscaler.core.events import KNOWN_FIELDS
 from ottoscaler.errors import ConfigError
-from ottoscaler.nearly import meant, variables
+from ottoscaler.misspellings import closest_known_name, misspelled_variables
 from ottoscaler.settings import Settings
 from tests.test_settings import VARIABLES
 
@@ -71,31 +71,31 @@ _OTHERS = """
 @pytest.mark.parametrize(("name", "ours"), NEARLY)
 def test_a_variable_that_is_nearly_ours_is_named_with_ours(name: str, ours: str) -> None:
     """Both names, and never the value."""
-    (sentence,) = variables({name: "hunter22"}, KNOWN)
+    (sentence,) = misspelled_variables({name: "hunter22"}, KNOWN)
     assert sentence == f"{name} is set and is no variable of Ottoscaler's; did you mean {ours}?"
 
 
 @pytest.mark.parametrize("name", sorted(_OTHERS.split()))
 def test_a_variable_of_others_is_no_concern_of_ours(name: str) -> None:
     """No false alarm."""
-    assert variables({name: "value"}, KNOWN) == ()
+    assert misspelled_variables({name: "value"}, KNOWN) == ()
 
 
 @pytest.mark.parametrize("name", sorted(KNOWN))
 def test_a_variable_of_ours_is_one(name: str) -> None:
     """Also beside others that are like it."""
-    assert variables({name: "value"}, KNOWN) == ()
+    assert misspelled_variables({name: "value"}, KNOWN) == ()
 
 
 @pytest.mark.parametrize("name", ["REDIS_HOST_PORT", "MAX_WORKER_PORT", "OTTOSCALER_PORT", "MAX_WORKER"])
 def test_the_address_of_a_service_is_no_setting(name: str) -> None:
     """Kubernetes sets one for each Service of the namespace, whatever it is called."""
-    assert variables({name: "tcp://10.0.0.1:6379"}, KNOWN) == ()
+    assert misspelled_variables({name: "tcp://10.0.0.1:6379"}, KNOWN) == ()
 
 
 def test_an_empty_variable_counts_as_not_set() -> None:
     """As everywhere."""
-    assert variables({"MAX_WORKER": " "}, KNOWN) == ()
+    assert misspelled_variables({"MAX_WORKER": " "}, KNOWN) == ()
 
 
 @pytest.mark.parametrize(
@@ -124,13 +124,15 @@ def test_an_empty_variable_counts_as_not_set() -> None:
 )
 def test_a_field_that_is_nearly_one_of_ours_is_found(name: str, ours: str) -> None:
     """By the same rule."""
-    assert meant(name, KNOWN_FIELDS) == ours
+    assert closest_known_name(name, KNOWN_FIELDS) == ours
 
 
 def test_the_settings_name_them(tmp_path: object) -> None:
     """From the environment and from the file."""
     loaded = Settings.load({"MAX_WORKER": "7", "REDIS_SERVICE_HOST": "10.0.0.1"}, "host-1", None)
-    assert loaded.nearly == ("MAX_WORKER is set and is no variable of Ottoscaler's; did you mean MAX_WORKERS?",)
+    assert loaded.misspelled_variables == (
+        "MAX_WORKER is set and is no variable of Ottoscaler's; did you mean MAX_WORKERS?",
+    )
 
 
 def test_a_fault_names_them_too() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from typing import Final
 
 #: How alike two names are, from 0 to 1 (difflib's ratio): one letter in eight may differ.
-ALIKE: Final = 0.87
+MIN_SIMILARITY: Final = 0.87
 #: As alike is what was sent in place of a name that is missing: with no doubt that one is, typ and tpye are enough.
 _ALIKE_IF_MISSING: Final = 0.75
 #: A last word is an abbreviation of another, in this order of letters, from this many on: USER of USERNAME, CMD, IMG.
@@ -27,7 +27,7 @@ _SERVICE_VALUE: Final = re.compile(r"(tcp|udp|sctp)://")
 _OTHERS: Final = frozenset({"HTTPS_PORT", "OTTO_NAMESPACE"})
 
 
-def meant(name: str, known: Collection[str]) -> str:
+def closest_known_name(name: str, known: Collection[str]) -> str:
     """The known name that this one nearly is; empty if it is one itself, or like none."""
     if name in known:
         return ""
@@ -37,13 +37,13 @@ def meant(name: str, known: Collection[str]) -> str:
         return plain[given]
     near = {other for other in plain if _shortened(given, other) or f"{other}S" == given or other == f"{given}S"}
     if len(given) >= _LONG:
-        near.update(difflib.get_close_matches(given, plain, n=1, cutoff=ALIKE))
+        near.update(difflib.get_close_matches(given, plain, n=1, cutoff=MIN_SIMILARITY))
     # of several the most alike: REDIS_PASSWORT could also stand for REDIS_PORT, of which it has all letters
     likeness = {other: difflib.SequenceMatcher(None, given, other).ratio() for other in sorted(near)}
     return plain[max(likeness, key=likeness.__getitem__)] if likeness else ""
 
 
-def instead(missing: Collection[str], given: Collection[str]) -> tuple[str, str]:
+def suggest_replacement(missing: Collection[str], given: Collection[str]) -> tuple[str, str]:
     """What was probably sent in place of a required name.
 
     Arguments: the names of which one is required and none was sent, and the names that were sent. Returns the name that
@@ -59,13 +59,13 @@ def instead(missing: Collection[str], given: Collection[str]) -> tuple[str, str]
     return max(likeness, key=likeness.__getitem__) if likeness else ("", "")
 
 
-def variables(environ: Mapping[str, str], known: Collection[str]) -> tuple[str, ...]:
+def misspelled_variables(environ: Mapping[str, str], known: Collection[str]) -> tuple[str, ...]:
     """A sentence for each variable that is set and nearly one of the known ones. Values are in none of them."""
     sentences = []
     for name, value in sorted(environ.items()):
         if not value.strip() or name in _OTHERS or _SERVICE.search(name) or _SERVICE_VALUE.match(value):
             continue
-        if other := meant(name, known):
+        if other := closest_known_name(name, known):
             sentences.append(f"{name} is set and is no variable of Ottoscaler's; did you mean {other}?")
     return tuple(sentences)
 

@@ -20,9 +20,9 @@ import msgspec
 from msgspec.structs import replace
 
 from ottoscaler.core import startup
-from ottoscaler.core.pods import Phase, Snapshot, Trouble
+from ottoscaler.core.pods import Phase, PodSnapshot, StartTrouble
 from ottoscaler.core.termination import Termination
-from ottoscaler.core.verdicts import Reason, Verdict
+from ottoscaler.core.verdicts import EndReason, Verdict
 
 #: The kubelet ends a pod at its deadline; this long after it we do, seconds.
 DEADLINE_MARGIN_S: Final = 30.0
@@ -40,19 +40,19 @@ _UNKNOWN_ENDS: Final = frozenset({"ContainerStatusUnknown", "Unknown"})
 #: The node refused the pod on arrival; the message of the status says why.
 _ADMISSION: Final = ("UnexpectedAdmission", "OutOf")
 _TROUBLE_REASONS: Final = {
-    Trouble.NONE: Reason.PENDING_TIMEOUT,
-    Trouble.GATED: Reason.PENDING_TIMEOUT,
-    Trouble.INVALID_IMAGE: Reason.INVALID_IMAGE,
-    Trouble.IMAGE_PULL: Reason.IMAGE_PULL,
-    Trouble.IMAGE_PULL_TRANSIENT: Reason.IMAGE_PULL_TRANSIENT,
-    Trouble.CONFIG: Reason.CONFIG_ERROR,
-    Trouble.START: Reason.START_ERROR,
-    Trouble.COMMAND: Reason.COMMAND_NOT_FOUND,
-    Trouble.UNSCHEDULABLE: Reason.UNSCHEDULABLE,
+    StartTrouble.NONE: EndReason.PENDING_TIMEOUT,
+    StartTrouble.GATED: EndReason.PENDING_TIMEOUT,
+    StartTrouble.INVALID_IMAGE: EndReason.INVALID_IMAGE,
+    StartTrouble.IMAGE_PULL: EndReason.IMAGE_PULL,
+    StartTrouble.IMAGE_PULL_TRANSIENT: EndReason.IMAGE_PULL_TRANSIENT,
+    StartTrouble.CONFIG: EndReason.CONFIG_ERROR,
+    StartTrouble.START: EndReason.START_ERROR,
+    StartTrouble.COMMAND: EndReason.COMMAND_NOT_FOUND,
+    StartTrouble.UNSCHEDULABLE: EndReason.UNSCHEDULABLE,
 }
 
 
-class Limits(Protocol):
+class AttemptLimits(Protocol):
     """Times in seconds and numbers of new attempts; `settings.WorkerSettings` is one."""
 
     @property
@@ -69,125 +69,125 @@ class Limits(Protocol):
     def worker_retries(self) -> int: ...
 
 
-class Sight(msgspec.Struct, frozen=True):
+class PodTimeline(msgspec.Struct, frozen=True):
     """When each of these was first seen, in seconds of our monotonic clock; None: not yet.
 
-    `created`: our own create was answered. `waiting`: it has not started, and no gate holds it. `deleted_first`: its
-    deletion was requested before `agent` was seen to have ended. `ended`: `agent` has ended, and `own` is how, if
-    another container outlived it and the pod had not been deleted or disrupted before. `trouble` with `trouble_at`:
-    since when it has not started for which reason.
+    `created`: our own create was answered. `waiting_since`: it has not started, and no gate holds it. `deleted_first`:
+    its deletion was requested before `agent` was seen to have ended. `ended`: `agent` has ended, and `agent_verdict` is
+    how, if another container outlived it and the pod had not been deleted or disrupted before. `trouble` with
+    `trouble_since`: since when it has not started for which reason.
     """
 
     created: float | None = None
-    waiting: float | None = None
+    waiting_since: float | None = None
     started: float | None = None
-    deleting: float | None = None
+    deleting_since: float | None = None
     deleted_first: bool = False
     ended: float | None = None
-    own: Verdict | None = None
-    trouble: Trouble = Trouble.NONE
-    trouble_at: float = 0.0
+    agent_verdict: Verdict | None = None
+    trouble: StartTrouble = StartTrouble.NONE
+    trouble_since: float = 0.0
 
     @property
     def started_unasked(self) -> bool:
         """Had the worker started before its pod was asked to go? A termination that spares what has started deletes a
         pod only as it was seen before its start.
         """
-        return self.started is not None and (self.deleting is None or self.started < self.deleting)
+        return self.started is not None and (self.deleting_since is None or self.started < self.deleting_since)
 
 
 #: Nothing has been seen.
-UNSEEN: Final = Sight()
+EMPTY_TIMELINE: Final = PodTimeline()
 
 
 # -- since when, and what is overdue
 
 
-def observe(sight: Sight, pod: Snapshot, now: float) -> Sight:
+def observe(timeline: PodTimeline, pod: PodSnapshot, now: float) -> PodTimeline:
     """What is known after this look at the pod: what it shows for the first time has begun now."""
     new: dict[str, Any] = {}
-    if pod.trouble is Trouble.GATED:
-        new["waiting"] = None
-    elif sight.waiting is None:
-        new["waiting"] = now
-    if sight.started is None and pod.started_at is not None:
+    if pod.trouble is StartTrouble.GATED:
+        new["waiting_since"] = None
+    elif timeline.waiting_since is None:
+        new["waiting_since"] = now
+    if timeline.started is None and pod.started_at is not None:
         new["started"] = now
     if pod.deleting:
-        if sight.deleting is None:
-            new["deleting"] = now
-        if not pod.ended:
+        if timeline.deleting_since is None:
+            new["deleting_since"] = now
+        if not pod.agent_ended:
             new["deleted_first"] = True
-    if sight.ended is None and pod.exit_code is not None:
-        untouched = pod.outlived and not pod.deleting and pod.disruption is None and not pod.reason
-        new |= {"ended": now, "own": own_end(pod) if untouched else None}
-    if pod.trouble is not sight.trouble and not _is_vaguer(sight, pod):
-        new |= {"trouble": pod.trouble, "trouble_at": now}
-    return replace(sight, **new) if new else sight
+    if timeline.ended is None and pod.exit_code is not None:
+        untouched = pod.agent_outlived and not pod.deleting and pod.disruption is None and not pod.reason
+        new |= {"ended": now, "agent_verdict": agent_verdict(pod) if untouched else None}
+    if pod.trouble is not timeline.trouble and not _is_vaguer(timeline, pod):
+        new |= {"trouble": pod.trouble, "trouble_since": now}
+    return replace(timeline, **new) if new else timeline
 
 
-def relook_s(pod: Snapshot) -> float:
+def relook_s(pod: PodSnapshot) -> float:
     """After how many seconds a pod is looked at live when nothing is seen of it."""
-    return RELOOK_UNWATCHED_S if pod.altered else RELOOK_S
+    return RELOOK_UNWATCHED_S if pod.altered_label else RELOOK_S
 
 
-def overdue(
-    sight: Sight, pod: Snapshot, now: float, limits: Limits, attempt: int
+def due_termination(
+    timeline: PodTimeline, pod: PodSnapshot, now: float, limits: AttemptLimits, attempt: int
 ) -> tuple[Termination | None, float | None]:
     """The termination that is due now, or when to look at the clock again (None: never), for a pod that has not
     ended.
     """
-    if pod.altered and pod.exit_code is None:
-        return Termination(Reason.REJECTED, pod.altered, attempt), None
+    if pod.altered_label and pod.exit_code is None:
+        return Termination(EndReason.REJECTED, pod.altered_label, attempt), None
     if pod.deleting:
         return None, now + relook_s(pod)
     if pod.exit_code is not None:
-        return _outlived(sight, pod, now, limits, attempt)
+        return _outlived(timeline, pod, now, limits, attempt)
     if pod.phase is Phase.UNKNOWN:
         return None, now + relook_s(pod)
     if pod.started_at is not None:
         if not limits.deadline_s:
             return None, None
-        due = _first(sight.started, now) + limits.deadline_s + DEADLINE_MARGIN_S
+        due = _first_seen(timeline.started, now) + limits.deadline_s + DEADLINE_MARGIN_S
         message = f"the worker ran longer than {limits.deadline_s} s"
-        return (Termination(Reason.DEADLINE_EXCEEDED, message, attempt), None) if now >= due else (None, due)
-    if sight.trouble is Trouble.GATED:
+        return (Termination(EndReason.DEADLINE_EXCEEDED, message, attempt), None) if now >= due else (None, due)
+    if timeline.trouble is StartTrouble.GATED:
         return None, None
-    due = _first(sight.waiting, now) + limits.pending_timeout_s
-    if sight.trouble is Trouble.INVALID_IMAGE:
+    due = _first_seen(timeline.waiting_since, now) + limits.pending_timeout_s
+    if timeline.trouble is StartTrouble.INVALID_IMAGE:
         due = now
-    elif sight.trouble in (Trouble.IMAGE_PULL, Trouble.CONFIG, Trouble.START, Trouble.COMMAND):
-        due = min(due, sight.trouble_at + limits.image_pull_grace_s)
+    elif timeline.trouble in (StartTrouble.IMAGE_PULL, StartTrouble.CONFIG, StartTrouble.START, StartTrouble.COMMAND):
+        due = min(due, timeline.trouble_since + limits.image_pull_grace_s)
     if now < due:
         return None, due
     message = pod.trouble_text or f"the pod did not start within {limits.pending_timeout_s} s"
-    return Termination(_TROUBLE_REASONS[sight.trouble], message, attempt), None
+    return Termination(_TROUBLE_REASONS[timeline.trouble], message, attempt), None
 
 
-def lost_with_node(sight: Sight, pod: Snapshot, now: float) -> bool:
+def lost_with_node(timeline: PodTimeline, pod: PodSnapshot, now: float) -> bool:
     """The node controller asked for its deletion and the kubelet never answered: the node is dead."""
-    if pod.disruption is not Reason.NODE_LOST or sight.deleting is None or pod.finished:
+    if pod.disruption is not EndReason.NODE_LOST or timeline.deleting_since is None or pod.finished:
         return False
-    return now > sight.deleting + pod.deletion_grace_s + NODE_LOST_AFTER_S
+    return now > timeline.deleting_since + pod.deletion_grace_s + NODE_LOST_AFTER_S
 
 
 def _outlived(
-    sight: Sight, pod: Snapshot, now: float, limits: Limits, attempt: int
+    timeline: PodTimeline, pod: PodSnapshot, now: float, limits: AttemptLimits, attempt: int
 ) -> tuple[Termination | None, float | None]:
     """`agent` has ended, and other containers keep the pod alive: they have TERMINATION_GRACE_S."""
-    due = _first(sight.ended, now) + limits.termination_grace_s
-    end = sight.own or own_end(pod)
+    due = _first_seen(timeline.ended, now) + limits.termination_grace_s
+    end = timeline.agent_verdict or agent_verdict(pod)
     if now < due or end is None:
         return None, due
     return Termination(end.reason, end.message, attempt), None
 
 
-def _is_vaguer(sight: Sight, pod: Snapshot) -> bool:
+def _is_vaguer(timeline: PodTimeline, pod: PodSnapshot) -> bool:
     """Between two pulls the kubelet may say only "Back-off": the earlier, clearer text then holds."""
-    vague = pod.trouble is Trouble.IMAGE_PULL_TRANSIENT and "ImagePullBackOff" in pod.trouble_text
-    return vague and sight.trouble is Trouble.IMAGE_PULL
+    vague = pod.trouble is StartTrouble.IMAGE_PULL_TRANSIENT and "ImagePullBackOff" in pod.trouble_text
+    return vague and timeline.trouble is StartTrouble.IMAGE_PULL
 
 
-def _first(since: float | None, now: float) -> float:
+def _first_seen(since: float | None, now: float) -> float:
     """When it was first seen: now, if not before."""
     return now if since is None else since
 
@@ -195,115 +195,119 @@ def _first(since: float | None, now: float) -> float:
 # -- how it ended
 
 
-def end_of(sight: Sight, pod: Snapshot, now: float) -> Verdict | None:
+def pod_verdict(timeline: PodTimeline, pod: PodSnapshot, now: float) -> Verdict | None:
     """How this pod ended, by what it shows and by how long it has been seen so; None while it has not."""
-    end = verdict(pod, deleted_first=sight.deleted_first)
+    end = finished_pod_verdict(pod, deleted_first=timeline.deleted_first)
     if end is not None:
-        return _before_deadline(sight, pod, end, now)
-    if lost_with_node(sight, pod, now):
-        return Verdict(Reason.NODE_LOST, f"node {pod.node} does not answer")
+        return _before_deadline(timeline, pod, end, now)
+    if lost_with_node(timeline, pod, now):
+        return Verdict(EndReason.NODE_LOST, f"node {pod.node} does not answer")
     return None
 
 
-def verdict(pod: Snapshot, *, deleted_first: bool = False) -> Verdict | None:
+def finished_pod_verdict(pod: PodSnapshot, *, deleted_first: bool = False) -> Verdict | None:
     """How this pod ended, or None while it has not (a pod that is gone has).
 
     Arguments: the pod, and whether a deletion request for it was seen before the end of `agent`.
     """
     if pod.phase is Phase.SUCCEEDED:
-        return Verdict(Reason.COMPLETED, "the worker exited with code 0")
+        return Verdict(EndReason.COMPLETED, "the worker exited with code 0")
     if pod.phase is not Phase.FAILED and not pod.gone:
         return None
-    own, platform = own_end(pod), _platform_end(pod)
+    own, platform = agent_verdict(pod), _platform_end(pod)
     # the kubelet forces the phase Failed, with a reason, on a pod that it ends; without one another container failed
     forced = pod.phase is Phase.FAILED and pod.reason
-    if own is not None and (pod.ended_first or (own.reason is Reason.COMPLETED and not forced)):
+    if own is not None and (pod.ended_before_deadline or (own.reason is EndReason.COMPLETED and not forced)):
         return own
     if platform is not None:
         return platform
     # a pod that other containers kept alive is deleted in phase Running: `agent` alone in it would have made it Failed
     if pod.phase is not Phase.FAILED and own is None:
-        return Verdict(Reason.POD_DELETED, f"the pod was deleted from outside in phase {pod.phase}")
+        return Verdict(EndReason.POD_DELETED, f"the pod was deleted from outside in phase {pod.phase}")
     return _failed(pod, own, deleted_first=deleted_first)
 
 
-def own_end(pod: Snapshot) -> Verdict | None:
+def agent_verdict(pod: PodSnapshot) -> Verdict | None:
     """How the container `agent` itself ended, whatever became of its pod; None while it has not."""
     if pod.exit_code is None:
         return None
     code = f"the worker exited with code {pod.exit_code}"
-    if pod.ended_as in startup.START_REASONS:
+    if pod.agent_end_reason in startup.START_REASONS:
         missing = startup.cannot_execute(pod.start_error, pod.exit_code)
-        return Verdict(Reason.COMMAND_NOT_FOUND if missing else Reason.START_ERROR, pod.start_error or code)
-    if pod.ended_as in _UNKNOWN_ENDS:
-        return Verdict(Reason.NODE_LOST, code)
+        return Verdict(EndReason.COMMAND_NOT_FOUND if missing else EndReason.START_ERROR, pod.start_error or code)
+    if pod.agent_end_reason in _UNKNOWN_ENDS:
+        return Verdict(EndReason.NODE_LOST, code)
     if pod.exit_code == 0:
-        return Verdict(Reason.COMPLETED, code)
-    if pod.ended_as == "OOMKilled":
-        return Verdict(Reason.OOM_KILLED, f"{code}: it used more memory than its limit")
-    return Verdict(Reason.ERROR, code)
+        return Verdict(EndReason.COMPLETED, code)
+    if pod.agent_end_reason == "OOMKilled":
+        return Verdict(EndReason.OOM_KILLED, f"{code}: it used more memory than its limit")
+    return Verdict(EndReason.ERROR, code)
 
 
-def _before_deadline(sight: Sight, pod: Snapshot, end: Verdict, now: float) -> Verdict:
+def _before_deadline(timeline: PodTimeline, pod: PodSnapshot, end: Verdict, now: float) -> Verdict:
     """The kubelet counts a deadline on its node's clock. Where the pod is younger than its deadline, that clock was
     set: this is the platform's doing, and not the worker's.
     """
-    if end.reason is not Reason.DEADLINE_EXCEEDED or sight.created is None:
+    if end.reason is not EndReason.DEADLINE_EXCEEDED or timeline.created is None:
         return end
-    if now - sight.created >= pod.deadline_s - DEADLINE_MARGIN_S:
+    if now - timeline.created >= pod.deadline_s - DEADLINE_MARGIN_S:
         return end
     message = (
-        f"the kubelet ended the pod (DeadlineExceeded) {now - sight.created:.0f} s after its creation, before its "
+        f"the kubelet ended the pod (DeadlineExceeded) {now - timeline.created:.0f} s after its creation, before its "
         f"deadline of {pod.deadline_s} s: the clock of node {pod.node} was set"
     )
-    return Verdict(Reason.EVICTED, message)
+    return Verdict(EndReason.EVICTED, message)
 
 
-def _platform_end(pod: Snapshot) -> Verdict | None:
+def _platform_end(pod: PodSnapshot) -> Verdict | None:
     """What the platform did to the whole pod; None if it did nothing."""
     code = "" if pod.exit_code is None else f"the worker exited with code {pod.exit_code}"
     # first: the kubelet's one DisruptionTarget reason, TerminationByKubelet, covers eviction, preemption and node
     # shutdown
     if pod.reason.startswith("Preempt"):
-        return Verdict(Reason.PREEMPTED, pod.message)
+        return Verdict(EndReason.PREEMPTED, pod.message)
     if pod.reason in _NODE_REASONS:
-        return Verdict(Reason.NODE_LOST, pod.message or code)
+        return Verdict(EndReason.NODE_LOST, pod.message or code)
     if pod.disruption is not None:
         removed = f"the pod was removed in phase {pod.phase}" if pod.gone and not pod.finished else ""
         text = removed or pod.message or code
-        return Verdict(pod.disruption, f"{pod.disrupted_as}: {text}" if pod.disrupted_as else text)
+        return Verdict(pod.disruption, f"{pod.unknown_disruption}: {text}" if pod.unknown_disruption else text)
     if pod.reason == "DeadlineExceeded":
-        return Verdict(Reason.DEADLINE_EXCEEDED, pod.message)
+        return Verdict(EndReason.DEADLINE_EXCEEDED, pod.message)
     if pod.reason == "Evicted":
-        return Verdict(Reason.EVICTED, pod.message)
+        return Verdict(EndReason.EVICTED, pod.message)
     if pod.reason.startswith(_ADMISSION):
-        return Verdict(Reason.START_ERROR, pod.message or f"the node refused the pod: {pod.reason}")
+        return Verdict(EndReason.START_ERROR, pod.message or f"the node refused the pod: {pod.reason}")
     if pod.reason:
         text = f"{pod.reason}: {pod.message}" if pod.message else pod.reason
-        return Verdict(Reason.EVICTED if pod.started_at is not None else Reason.START_ERROR, text)
+        return Verdict(EndReason.EVICTED if pod.started_at is not None else EndReason.START_ERROR, text)
     return None
 
 
-def _failed(pod: Snapshot, own: Verdict | None, *, deleted_first: bool) -> Verdict:
+def _failed(pod: PodSnapshot, own: Verdict | None, *, deleted_first: bool) -> Verdict:
     """The end of a pod that failed and of which the platform says nothing."""
-    unclear = own is None or own.reason is Reason.ERROR or (own.reason is Reason.NODE_LOST and pod.started_at is None)
+    unclear = (
+        own is None or own.reason is EndReason.ERROR or (own.reason is EndReason.NODE_LOST and pod.started_at is None)
+    )
     if unclear and (deleted_first or _ended_by_deletion(pod)):
         code = f"; the worker exited with code {pod.exit_code}" if pod.started_at is not None and own else ""
-        return Verdict(Reason.POD_DELETED, f"the pod was deleted from outside{code}")
+        return Verdict(EndReason.POD_DELETED, f"the pod was deleted from outside{code}")
     if own is not None:
         return own
     if pod.started_at is not None:
-        return Verdict(Reason.EVICTED, pod.message or "the pod failed, and its node does not say how the worker ended")
-    if pod.trouble is Trouble.COMMAND:
-        return Verdict(Reason.COMMAND_NOT_FOUND, pod.trouble_text)
-    return Verdict(Reason.START_ERROR, pod.trouble_text or pod.message or "the pod failed before the worker started")
+        return Verdict(
+            EndReason.EVICTED, pod.message or "the pod failed, and its node does not say how the worker ended"
+        )
+    if pod.trouble is StartTrouble.COMMAND:
+        return Verdict(EndReason.COMMAND_NOT_FOUND, pod.trouble_text)
+    return Verdict(EndReason.START_ERROR, pod.trouble_text or pod.message or "the pod failed before the worker started")
 
 
-def _ended_by_deletion(pod: Snapshot) -> bool:
+def _ended_by_deletion(pod: PodSnapshot) -> bool:
     """The API server wrote the time of the request, the node that of the end: compared after taking off what is known
     of the difference between their clocks. Whole seconds are all that Kubernetes writes: an end in the very second of
     the request counts as caused by it.
     """
     if pod.deletion_requested_at is None:
         return False
-    return pod.finished_at is None or pod.finished_at - pod.node_ahead_s >= int(pod.deletion_requested_at)
+    return pod.finished_at is None or pod.finished_at - pod.node_clock_ahead_s >= int(pod.deletion_requested_at)
