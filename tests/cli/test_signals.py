@@ -26,7 +26,7 @@ pytestmark = pytest.mark.contract("1.run")
 ROUNDS = """
 import os, random, signal, threading, time
 from ottoscaler.cli.signals import Signals
-from ottoscaler.flow.stop import Stop
+from ottoscaler.flow.stop import StopSignal
 
 asked, asking = os.pipe()
 target = os.getpid()
@@ -40,7 +40,7 @@ if os.fork() == 0:
     os._exit(0)
 
 for turn in range({rounds}):
-    stop, forced = Stop(), threading.Event()
+    stop, forced = StopSignal(), threading.Event()
     with Signals(stop.set, 30, forced.set):
         for until in (stop, forced):
             os.write(asking, b"?")

@@ -18,6 +18,7 @@ from tests.readme import variables
 
 SECRET = "hunter2-$(x)'\""
 MOUNTED = "/etc/ottoscaler/redis"
+POLICY = "/etc/ottoscaler/policy"
 
 
 def manifests(checkout: Path, user: str = "boa") -> Path:
@@ -71,12 +72,13 @@ class TestManifests:
         assert settings(folder)["REDIS_PASSWORD_FILE"] == f"{MOUNTED}/password"
 
     def test_the_paths_are_those_of_the_deployment(self) -> None:
-        """The Secret's name, and where it is mounted."""
+        """The names of the Secret and of the policy's ConfigMap, and where they are mounted."""
         path = Path(__file__).resolve().parents[2] / "deploy" / "base" / "controller.yaml"
         pod = next(yaml.safe_load_all(path.read_text(encoding="utf-8")))["spec"]["template"]["spec"]
-        (mount,) = pod["containers"][0]["volumeMounts"]
-        (volume,) = pod["volumes"]
-        assert (volume["secret"]["secretName"], mount["mountPath"]) == ("ottoscaler-redis", MOUNTED)
+        paths = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+        of_redis, of_policy = pod["volumes"]
+        assert (of_redis["secret"]["secretName"], paths[of_redis["name"]]) == ("ottoscaler-redis", MOUNTED)
+        assert (of_policy["configMap"]["name"], paths[of_policy["name"]]) == ("ottoscaler-policy", POLICY)
 
     def test_without_a_secret_there_is_none(self, checkout: Path) -> None:
         """Not an empty one either."""
@@ -84,6 +86,7 @@ class TestManifests:
         assert sorted(each.name for each in manifests(checkout).iterdir()) == [
             "kustomization.yaml",
             "namespace.yaml",
+            "policy.yaml",
             "settings.env",
         ]
 
@@ -111,6 +114,7 @@ class TestManifests:
             "REDIS_CONSUMER_GROUP": "ottoscaler-boa",
             "OTTO_AGENT_IMAGE": "busybox:latest",
             "MAX_WORKERS": "7",
+            "POLICY_FILE": f"{POLICY}/policy.yaml",
         }
 
     def test_a_redis_elsewhere_stays_where_it_is(self, checkout: Path) -> None:

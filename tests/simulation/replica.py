@@ -212,7 +212,7 @@ class Replica:
         )  # fmt: skip
         self.terminator = PodTerminator(cluster=cluster, registry=registry, ledger=ledger, runner=self.runner, **loop)
         self.dispatcher = _Dispatcher(
-            self, ledger=ledger, runner=self.runner, ender=self.terminator, inbox=inbox,
+            self, ledger=ledger, runner=self.runner, terminator=self.terminator, inbox=inbox,
             max_workers=settings.flow.max_workers, **loop,
         )  # fmt: skip
         intake = Intake(
