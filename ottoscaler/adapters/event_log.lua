@@ -75,7 +75,8 @@ function F.accept(packed)
     write('XACK', STREAM, GROUP, stream_id)
     local ours = first_id == stream_id and owner and string.match(owner, '^(.*/)%d+$') == event.process
     local set, member = key_of(task, event_id)
-    local holds = set and tonumber(redis.call('ZSCORE', set, member) or 0)
+    -- a key of another type waits to be mended by a person, and holds up no other event until then
+    local holds = set and (is_key_set(set) and tonumber(redis.call('ZSCORE', set, member) or 0) or 0)
     return ours and {'again', owner, received_at, holds} or {'known'}
   end
   if tonumber(string.match(stream_id, '^%d+')) < now - TTL * 1000 then

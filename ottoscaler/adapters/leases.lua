@@ -44,15 +44,17 @@ function F.expired(lease_ms)
 end
 
 -- Does a task hold a place of its concurrency key? Its owner's death changes nothing of that. A set that a person has removed
--- is written again: a worker was created only with a place. Returns 1 or 0, nil for a task without a key.
+-- is written again: a worker was created only with a place. A task that has started is a holder, whatever the set says: an
+-- older version that knows no keys may have started it. Returns 1 or 0, nil for a task without a key.
 local function keep_key(task, event_id)
   local set, member = key_of(task, event_id)
   if not set then return nil end
   -- it may be mended, and until then nothing of it starts
   if not is_key_set(set) then return 0 end
   local score = tonumber(redis.call('ZSCORE', set, member) or nil)
-  if score then return score end
-  score = redis.call('HGET', task, 'state') == 'waiting' and 0 or 1
+  local started = redis.call('HGET', task, 'state') ~= 'waiting'
+  if score == 1 or (score and not started) then return score end
+  score = started and 1 or 0
   write('ZADD', set, score, member)
   return score
 end

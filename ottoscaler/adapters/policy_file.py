@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from pathlib import Path as FilePath
 from typing import Any, Final
@@ -15,11 +16,15 @@ from ottoscaler.core.policy_reader import Path, read_policy
 from ottoscaler.errors import ConfigError
 
 _MAX_BYTES: Final = 1024 * 1024  # as large as a ConfigMap
+#: Aliases repeat what they name, so a few bytes can be any number of values. The thread that reads the file must go on.
+_MAX_VALUES: Final = 100_000
+#: YAML 1.1 knows more forms, `1:30` for 90 and `010` for 8: a slip, here.
+_WHOLE: Final = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 
 _log = logs.get(__name__)
 
 #: What differs between two versions of the file: a ConfigMap is replaced by a symbolic link, so by another inode.
-_Version = tuple[int, int, int, int]
+_Version = tuple[int, ...]
 
 
 class PolicyFile:
@@ -30,13 +35,14 @@ class PolicyFile:
         self._path = path
         self._lock = threading.Lock()
         self._version = _version(path)
-        self._policy = load(path)  # guarded by _lock, like _version
+        self._policy = load(path)  # guarded by _lock, like _version and _logged
+        self._logged: tuple[_Version, str] | None = None
 
     def current(self) -> Policy:
         """The policy; read again if the file is another one than it was. Raises nothing.
 
         A file that is broken or gone changes nothing: one line is logged for each such version, and the last policy
-        that could be read stays in force.
+        that could be read stays in force. What could not be read is tried again at the next use.
         """
         version = _version(self._path)
         with self._lock:
@@ -47,10 +53,14 @@ class PolicyFile:
             try:
                 self._policy = load(self._path)
             except ConfigError as error:
-                _log.error(
-                    "policy.invalid", "The policy in force stays as it was. %s", "; ".join(str(error).splitlines()),
-                    error=str(error),
-                )  # fmt: skip
+                if isinstance(error.__cause__, OSError):
+                    self._version = ()  # a file that could not be opened for a moment is no other file afterwards
+                if self._logged != (version, str(error)):
+                    self._logged = (version, str(error))
+                    _log.error(
+                        "policy.invalid", "The policy in force stays as it was. %s",
+                        "; ".join(str(error).splitlines()), error=str(error),
+                    )  # fmt: skip
             else:
                 _log.info("policy.loaded", "The policy was read again from %s", self._path)
             return self._policy
@@ -95,6 +105,7 @@ class _Document:
         self.faults: list[tuple[Path, str]] = []
         self._lines: dict[Path, int] = {}
         self._open: set[int] = set()
+        self._values = 0
 
     def line(self, path: Path) -> int:
         """The line of this field, or of the nearest one around it that is in the file."""
@@ -103,9 +114,14 @@ class _Document:
         return self._lines.get(path, 1)
 
     def data(self, node: yaml.Node | None, path: Path) -> Any:
-        """What a node says. A name that is there twice, and a node that is inside itself, are faults."""
+        """What a node says. A name that is there twice, and a node that is inside itself, are faults. Raises YAMLError
+        where there are more than _MAX_VALUES.
+        """
         if node is None:
             return {}
+        self._values += 1
+        if self._values > _MAX_VALUES:
+            raise yaml.YAMLError(f"more than {_MAX_VALUES} values, with those that aliases repeat")
         self._lines.setdefault(path, node.start_mark.line + 1)
         if id(node) in self._open:
             self.faults.append((path, "an alias of what it is in"))
@@ -136,10 +152,16 @@ class _Document:
 
 
 def _scalar(node: yaml.Node) -> Any:
-    """A text, number, flag or nothing. A date or anything else that YAML knows is the text that is there."""
-    if node.tag.rpartition(":")[2] not in ("int", "float", "bool", "null"):
+    """A text, number, flag or nothing. Anything else that YAML knows, and what is no value of its tag, is the text that
+    is there: the reader of the policy says what is expected instead.
+    """
+    kind = node.tag.rpartition(":")[2]
+    if kind not in ("int", "float", "bool", "null") or (kind == "int" and not _WHOLE.fullmatch(node.value)):
         return node.value
-    return yaml.SafeLoader("").construct_object(node)
+    try:
+        return yaml.SafeLoader("").construct_object(node)
+    except (ValueError, LookupError):  # of a tag that was written out, as in `!!bool maybe`
+        return node.value
 
 
 def _shown(path: Path) -> str:
@@ -151,5 +173,5 @@ def _version(path: str) -> _Version:
     try:
         found = os.stat(path)
     except OSError:
-        return (0, 0, 0, 0)
-    return (found.st_mtime_ns, found.st_ino, found.st_dev, found.st_size)
+        return (0,)
+    return (found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev, found.st_size)

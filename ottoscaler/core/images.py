@@ -103,7 +103,7 @@ def _split(text: str) -> tuple[str, str, str | None, str | None] | None:
     colon = name.find(":", slash + 1)
     name, tag = (name, None) if colon < 0 else (name[:colon], name[colon + 1 :])
     first, rest_follows, rest = name.partition("/")
-    if rest_follows and ("." in first or ":" in first or first == "localhost") and "*" not in first:
+    if rest_follows and ("." in first or ":" in first or first == "localhost"):
         registry, path = first, rest
     else:
         registry, path = DOCKER_HUB, name

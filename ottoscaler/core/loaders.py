@@ -29,9 +29,10 @@ _READERS: Final = {
     ".NET": "DOTNET_* CORECLR_* COR_* COMPLUS_*",
     "other runtimes": "LUA_* PHPRC PHP_INI_SCAN_DIR R_PROFILE* R_ENVIRON* ERL_* ELIXIR_* GUILE_* TCLLIBPATH JULIA_*",
     "git and ssh": "GIT_SSH* GIT_EXEC_PATH GIT_CONFIG* GIT_EXTERNAL_DIFF GIT_ASKPASS GIT_EDITOR GIT_SEQUENCE_EDITOR"
-    " GIT_PAGER GIT_PROXY_COMMAND GIT_TEMPLATE_DIR GIT_DIR GIT_WORK_TREE SSH_ASKPASS* SSH_AUTH_SOCK",
-    "programs that start others": "EDITOR VISUAL PAGER LESSOPEN LESSCLOSE BROWSER XDG_*",
-    "builds": "MAKEFLAGS MAKEFILES GNUMAKEFLAGS GOFLAGS GOTOOLCHAIN GOROOT RUSTC* RUSTFLAGS CARGO_*",
+    " GIT_PAGER GIT_PROXY_COMMAND GIT_TEMPLATE_DIR GIT_DIR GIT_COMMON_DIR GIT_WORK_TREE SSH_ASKPASS* SSH_AUTH_SOCK",
+    "programs that start others": "EDITOR VISUAL PAGER MANPAGER SYSTEMD_PAGER LESSOPEN LESSCLOSE BROWSER XDG_*"
+    " TAR_OPTIONS RSYNC_RSH CVS_RSH SVN_SSH HGRCPATH PSQLRC PSQL_PAGER SUDO_ASKPASS VIMINIT EXINIT AWKLIBPATH",
+    "builds": "MAKEFLAGS MAKEFILES GNUMAKEFLAGS GOFLAGS GOTOOLCHAIN GOROOT GOENV RUSTC* RUSTFLAGS CARGO_*",
     "OpenSSL": "OPENSSL_*",
 }
 _LOADERS: Final = re.compile(
@@ -40,8 +41,13 @@ _LOADERS: Final = re.compile(
 _RESERVED: Final = re.compile(_OURS)
 
 
+def is_ours(name: str) -> bool:
+    """Does the controller set this variable in each worker?"""
+    return _RESERVED.fullmatch(name) is not None
+
+
 def never_set(name: str) -> str:
     """Why an event may not set this variable, whatever the policy allows; empty if the policy decides."""
-    if _RESERVED.fullmatch(name):
+    if is_ours(name):
         return "the controller sets it"
     return "it changes which code a program loads or runs" if _LOADERS.fullmatch(name) else ""

@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 
 from ottoscaler.core.amounts import CPU_FORM, MEMORY_FORM, cpu_m, cpu_text, memory_bytes, memory_text
 from ottoscaler.core.images import Pattern, parse_image, parse_pattern
-from ottoscaler.core.loaders import ENV_NAME, never_set
+from ottoscaler.core.loaders import ENV_NAME, is_ours, never_set
 from ottoscaler.core.overrides import MAX_DEADLINE_S, MAX_KEEP_FAILED_S, MAX_PRIORITY, MAX_RETRIES, Most, SecretEnv
 from ottoscaler.core.policy import GRANTED, Policy, Profile
 from ottoscaler.core.refusal import shortened
@@ -175,8 +175,8 @@ class _Reader:
         for field in ("name", "secret", "key"):
             if field not in given:
                 self._fault(path, f"{field} is missing")
-        if name and name.startswith("OTTO_"):
-            self._fault((*path, "name"), f"{name}: names that begin with OTTO_ are the controller's")
+        if name and is_ours(name):
+            self._fault((*path, "name"), f"{name} is set by the controller")
         if secret and not secret.startswith(SECRET_PREFIX):
             self._fault((*path, "secret"), f"{shortened(secret)}; a name that begins with {SECRET_PREFIX} is expected")
         return SecretEnv(name, secret, key) if name and secret and key else None
@@ -187,7 +187,7 @@ class _Reader:
         for name in found:
             if not ENV_NAME.fullmatch(name):
                 self._fault((*path, "env", name), f"the name {shortened(name)} is not of the form {ENV_NAME.pattern}")
-            elif never_set(name) == "the controller sets it":
+            elif is_ours(name):
                 self._fault((*path, "env", name), f"{name} is set by the controller")
         return values
 

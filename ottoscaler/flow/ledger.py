@@ -80,7 +80,7 @@ class Ledger:
                 self._restore(task, worker)
             self._capacity.take_back()
             if not task.waits:
-                self._queues.add_fresh(task)
+                self._queues.add_fresh(task, task.received_mono)
             self._wake()
         return task
 
@@ -88,7 +88,9 @@ class Ledger:
         """It has a place of its concurrency key: its workers may start. Returns whether it waited until now."""
         with self._lock:
             if admitted := self.tasks.admit(task):
-                self._queues.add_fresh(task)
+                # Not since it was received: the queues of turns are in the order of waiting, and only their heads are
+                # compared. Behind younger tasks, one that waited long for its key would be overlooked.
+                self._queues.add_fresh(task, self._clock.now())
                 self._room.notify()
                 self._wake()
             return admitted

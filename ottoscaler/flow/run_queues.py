@@ -140,10 +140,10 @@ class RunQueues:
 
     # -- what comes in
 
-    def add_fresh(self, task: OwnedTask) -> None:
-        """Queue a task that has workers which never had a turn."""
+    def add_fresh(self, task: OwnedTask, since: float) -> None:
+        """Queue a task that has workers which never had a turn. It waits for one since that moment of `Clock.now`."""
         if task.has_fresh():
-            self._fresh.append(task, task.received_mono)
+            self._fresh.append(task, since)
 
     def add_resumed(self, run: WorkerRun) -> None:
         """Queue a worker that may have a pod."""

@@ -76,6 +76,43 @@ def test_what_yaml_would_let_pass_is_refused(text: str, fault: str) -> None:
 
 
 @contract("2.POLICY_FILE")
+@pytest.mark.parametrize(
+    "value",
+    ["!!int foo", "!!float x", "!!bool maybe", "0x_", "0b_", "9" * 5000, "0x" + "f" * 5000, "1:30", "010", "!!null x"],
+    ids=lambda value: value[:12],
+)
+def test_what_is_no_value_of_its_form_is_a_fault_with_its_line(value: str) -> None:
+    """Numbers of YAML 1.1 too, which mean another thing than they show."""
+    (fault,) = lines(f"version: 1\nmax:\n  priority: {value}\n")
+    assert fault.startswith("policy.yaml:3: max.priority: "), fault
+
+
+@contract("2.POLICY_FILE")
+def test_aliases_cannot_make_a_small_file_large() -> None:
+    """The thread that reads the file must go on."""
+    levels = "".join(f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(9))
+    (fault,) = lines(f"a0: &a0 [1]\n{levels}")
+    assert fault == "policy.yaml: no YAML: more than 100000 values, with those that aliases repeat"
+
+
+@contract("2.POLICY_FILE")
+def test_what_could_not_be_read_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A controller short of file descriptors must not go on with the policy of before for good."""
+    log, path = Lines(), written(tmp_path / "policy.yaml", policy_text("1Gi"))
+    file = PolicyFile(str(path))
+    written(path, policy_text("512Mi"))
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.open", fail)
+        assert [file.current().max_memory for _ in range(3)] == [2**30] * 3
+    assert len(log.of("policy.invalid")) == 1
+    assert file.current().max_memory == 2**29
+
+
+@contract("2.POLICY_FILE")
 def test_a_change_is_seen_at_the_next_use(tmp_path: Path) -> None:
     """Written in place, replaced, or behind a symbolic link as in a mounted ConfigMap."""
     path = written(tmp_path / "policy.yaml", policy_text("1Gi"))

@@ -18,7 +18,7 @@ from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import EndReason
 from ottoscaler.errors import RedisUnavailable
 from ottoscaler.local.redis import EmbeddedRedis, find_binary
-from ottoscaler.ports import RedisPorts
+from ottoscaler.ports import RedisPorts, ScriptStatus
 from ottoscaler.settings import KeySettings, RedisSettings
 from tests.adapters import contract_attempts, contract_event_log, contract_keys, contract_leases, contract_scale_downs
 from tests.adapters.contract_attempts import *  # noqa: F403
@@ -40,6 +40,7 @@ from tests.adapters.streams import (
     receive,
     record,
     send,
+    taken_over,
 )
 from tests.conftest import require
 from tests.e2e.redis_nodes import Cluster
@@ -167,6 +168,30 @@ class TestServer:
             calls = cast("Any", client).info("commandstats")
         assert len(admin.results("task")) == 1
         assert sum(calls.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("eval", "evalsha", "fcall")) == 1
+
+    def test_a_task_that_an_older_version_started_holds_a_place(
+        self, server: Server, stream: RedisPorts, other: RedisPorts, admin: StreamAdmin
+    ) -> None:
+        """That version knows no concurrency keys. The task's next attempts need the place."""
+        first = opened(stream, admin, event_id="a", concurrency_key="k")
+        task = opened(stream, admin, event_id="b", concurrency_key="k")
+        assert (first.holds, task.holds) == (True, False)
+        with server.client() as client:
+            client.hset(f"{admin.prefix}task:b", "state", "running")
+        taken = taken_over(other, admin, task)
+        assert taken.holds
+        assert intend(other, taken).status is ScriptStatus.OK
+
+    def test_a_key_of_another_type_does_not_hold_up_an_entry_that_is_known(
+        self, server: Server, stream: RedisPorts, admin: StreamAdmin
+    ) -> None:
+        """A person has to mend it, and until then the reader goes on."""
+        fields = {"event_id": "a", "concurrency_key": "k"}
+        assert opened(stream, admin, **fields).holds
+        with server.client() as client:
+            client.set(f"{admin.prefix}key:k", "a text")
+        send(admin, **fields)
+        assert accept(stream, receive(stream)) is None
 
     def test_forgotten_scripts_are_loaded_again(self, server: Server, stream: RedisPorts, admin: StreamAdmin) -> None:
         """After a restart or fail-over the server does not know them."""

@@ -442,7 +442,19 @@ def test_a_pattern_matches_whole_parts(pattern: str, image: str, matches: bool) 
 
 
 @pytest.mark.parametrize(
-    "text", ["", "*.example.com/x:1:2", "a.io/", "a.io/x**", "a.io/x:1@sha256:*", "a.io/x@md5:1", "A/x"]
+    "text",
+    [
+        "",
+        "*.example.com/x:1:2",
+        "a.io/",
+        "a.io/x**",
+        "a.io/x:1@sha256:*",
+        "a.io/x@md5:1",
+        "A/x",
+        "*.a.io/x/**",
+        "a-*.io/x",
+        "*:1/x",
+    ],
 )
 def test_what_is_no_pattern_is_none(text: str) -> None:
     """And so is reported when the policy is read."""

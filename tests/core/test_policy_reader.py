@@ -101,7 +101,9 @@ WRONG: Final[list[tuple[Path, object, str]]] = [
     ((*NODE, "retries"), -1, "from 0 to 10"),
     ((*PUBLISH, "secret_env", 0), {"name": "A", "secret": "ottoscaler-worker-a"}, "key is missing"),
     ((*PUBLISH, "secret_env", 0, "secret"), "ottoscaler-redis", "begins with ottoscaler-worker-"),
-    ((*PUBLISH, "secret_env", 0, "name"), "OTTO_X", "the controller's"),
+    ((*PUBLISH, "secret_env", 0, "name"), "OTTO_X", "set by the controller"),
+    ((*PUBLISH, "secret_env", 0, "name"), "HOME", "set by the controller"),
+    ((*PUBLISH, "secret_env", 0, "name"), "TRACEPARENT", "set by the controller"),
 ]  # fmt: skip
 
 

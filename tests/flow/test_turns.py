@@ -63,6 +63,19 @@ def test_nothing_waits_behind_newcomers_for_more_than_90_minutes() -> None:
     assert now == 9 * AGEING_S
 
 
+@contract("3.priority")
+def test_a_task_that_waited_for_its_key_waits_for_a_turn_from_then_on() -> None:
+    """Not since it was received: behind younger ones of its priority it would be overlooked."""
+    with SimulatedController(threads=["watch", "reader", "lease"], MAX_WORKERS=1) as controller:
+        holder = controller.accept(concurrency_key="k")
+        follower = controller.ledger.tasks.get(controller.accept(concurrency_key="k"))
+        assert follower is not None
+        received = follower.received_mono
+        controller.clock.advance(3600)
+        controller.ledger.admit(follower)
+        assert follower.waits_since == received + 3600, holder
+
+
 def test_a_task_that_is_dropped_has_no_turn() -> None:
     """It may have had its last one already."""
     turns, dropped = turns_of(("a", 5, 0.0)), task("b")
