@@ -56,19 +56,14 @@ class SecretEnv(msgspec.Struct, frozen=True):
     key: str
 
 
-class Overrides(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What an event overrides. `asked`: the fields as they were sent. All others are what workers get, with what the
-    policy's profile sets; where one is not set, the configuration holds.
+class WorkerFields(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What a profile and an event may both say of the workers; where a field is not set, the configuration holds.
 
-    `profile`: the policy's profile that was used. `command` and `args`: None: not set; empty: the image's own. `cpu`
-    and `memory`: request and limit, as Kubernetes quantities. `deadline_s`: longest run of one attempt, seconds; 0: not
-    set. `retries`: further attempts after the worker's own failures; None: not set. `priority`: 0 to 9. `not_after`: no
-    worker starts later, seconds since the epoch; None: not set. `keep_failed_s`: how long failed pods are kept,
-    seconds; None: not set.
+    `command` and `args`: None: not set; empty: the image's own. `cpu` and `memory`: request and limit, as Kubernetes
+    quantities. `deadline_s`: longest run of one attempt, seconds; 0: not set. `retries`: further attempts after the
+    worker's own failures; None: not set. `keep_failed_s`: how long failed pods are kept, seconds; None: not set.
     """
 
-    asked: dict[str, str] = {}
-    profile: str = ""
     image: str = ""
     command: tuple[str, ...] | None = None
     args: tuple[str, ...] | None = None
@@ -80,9 +75,21 @@ class Overrides(msgspec.Struct, frozen=True, omit_defaults=True):
     tolerations: tuple[dict[str, Any], ...] = ()
     deadline_s: int = 0
     retries: int | None = None
+    keep_failed_s: int | None = None
+
+
+class Overrides(WorkerFields, frozen=True, omit_defaults=True, kw_only=True):
+    """What an event overrides. `asked`: the fields as they were sent. All others are what workers get, with what the
+    policy's profile sets.
+
+    `profile`: the policy's profile that was used. `priority`: 0 to 9. `not_after`: no worker starts later, seconds
+    since the epoch; None: not set.
+    """
+
+    asked: dict[str, str] = {}
+    profile: str = ""
     priority: int = DEFAULT_PRIORITY
     not_after: float | None = None
-    keep_failed_s: int | None = None
 
 
 #: An event overrides nothing.

@@ -23,7 +23,7 @@ from ottoscaler.core.overrides import (
     OVERRIDE_FIELDS,
     Most,
     Overrides,
-    SecretEnv,
+    WorkerFields,
     check_text,
     numbers,
     variables,
@@ -37,22 +37,10 @@ _ALWAYS: Final = frozenset({"profile", "priority", "not_after"})
 GRANTED: Final = OVERRIDE_FIELDS - _ALWAYS
 
 
-class Profile(msgspec.Struct, frozen=True):
-    """A named base for pods; what it does not set, the configuration does. `overrides`: what events may set."""
+class Profile(WorkerFields, frozen=True, kw_only=True):
+    """A named base for pods. `overrides`: what events may set."""
 
     overrides: frozenset[str] = frozenset()
-    image: str = ""
-    command: tuple[str, ...] | None = None
-    args: tuple[str, ...] | None = None
-    env: dict[str, str] = {}
-    secret_env: tuple[SecretEnv, ...] = ()
-    cpu: str = ""
-    memory: str = ""
-    node_selector: dict[str, str] = {}
-    tolerations: tuple[dict[str, Any], ...] = ()
-    deadline_s: int = 0
-    retries: int | None = None
-    keep_failed_s: int | None = None
 
 
 class Policy(msgspec.Struct, frozen=True):
