@@ -18,7 +18,7 @@ from ottoscaler.adapters.yaml_text import to_yaml
 from ottoscaler.cli.rules import rules_of
 from ottoscaler.cli.run import own_namespace
 from ottoscaler.cli.send import fields_of
-from ottoscaler.cli.table import printable
+from ottoscaler.cli.table import count_text, printable
 from ottoscaler.core.events import BadEvent, EventType, ScaleEvent, parse
 from ottoscaler.core.manifest import AttemptKey, build_pod, event_hash
 from ottoscaler.core.origins import origins
@@ -48,9 +48,8 @@ def main(arguments: Sequence[str]) -> int:
     if event.type is EventType.SCALE_DOWN:
         print("A scale_down makes no pods.")
         return 0
-    print(
-        f"# {event.pod_count} pods in namespace {settings.kube.namespace}; an attempt after a failure has another name"
-    )
+    pods = f"{count_text(event.pod_count, 'pod')} in namespace {settings.kube.namespace}"
+    print(f"# {pods}; an attempt after a failure has another name")
     for one in origins(event, rules.policy):
         print(printable(f"# {one.field}: {one.source}" + (f" ({one.rule})" if one.rule else "")))
     shown = event.pod_count if options.all else 1

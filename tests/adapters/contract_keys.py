@@ -267,7 +267,7 @@ class TestPlacesOfTheLost:
     """What is removed by accident does not stop a key."""
 
     def test_are_restored_with_the_tasks(self, stream: RedisPorts, admin: StreamAdmin) -> None:
-        """Redis was wiped: whoever held a place holds it again, and the others wait in their order."""
+        """Redis was wiped: each task that held a place holds it again, and the others wait in their order."""
         tasks = [keyed(stream, admin, name) for name in ("e-1", "e-2", "e-3")]
         admin.flush()
         stream.ensure_group()

@@ -683,9 +683,9 @@ def test_every_function_is_in_the_table() -> None:
 
 def test_no_function_writes_by_itself(rig: Rig) -> None:
     """Writes are planned: what `redis.call` is given is a read, by what Redis says of the command."""
-    told = cast("dict[str, Any]", rig.client.execute_command("COMMAND"))
-    assert {name for name in READS if "write" in told[name.lower()]["flags"]} == set()
-    assert {name for name in WRITES if "write" not in told[name.lower()]["flags"]} == set()
+    found = cast("dict[str, Any]", rig.client.execute_command("COMMAND"))
+    assert {name for name in READS if "write" in found[name.lower()]["flags"]} == set()
+    assert {name for name in WRITES if "write" not in found[name.lower()]["flags"]} == set()
 
 
 def test_nothing_is_in_the_way(rig: Rig) -> None:
@@ -707,9 +707,9 @@ OF_CONTROLLER = re.findall(r"(?:p?call\(|write\(|= \{)'([A-Z]+)'", "".join(SOURC
 def test_each_missing_right_is_named_before_it_is_needed(rig: Rig, command: str) -> None:
     """Every command of the scripts and of the reads around them: a sentence for each key that it is needed on."""
     with denied(rig, command):
-        told = rig.weak.key_problems()
-    assert told
-    assert all(command in sentence and "REFERENCE" in sentence for sentence in told)
+        found = rig.weak.key_problems()
+    assert found
+    assert all(command in sentence and "REFERENCE" in sentence for sentence in found)
 
 
 @pytest.mark.parametrize("key", [key for key in KEYS if not key.startswith(("redriven", "task"))])
@@ -737,8 +737,8 @@ def test_all_or_nothing(rig: Rig, name: str, whole: bool) -> None:
     called = {name.removeprefix("cmdstat_").upper() for name in rig.client.info("commandstats")}
     expected = rig.shown()
     chosen = FAULTS if whole else _differing(called, turn=sorted(SITUATIONS).index(name))
-    told = {fault: _cell(rig, name, fault, expected) for fault in chosen}
-    assert {fault: cell for fault, cell in told.items() if cell != "right"} == {}
+    found = {fault: _cell(rig, name, fault, expected) for fault in chosen}
+    assert {fault: cell for fault, cell in found.items() if cell != "right"} == {}
 
 
 def _differing(called: set[str], turn: int) -> list[str]:

@@ -133,8 +133,8 @@ def test_an_event_with_a_key_of_a_wrong_type_is_a_dead_letter(
         reading = Reading(controller, stream)
         reading.all()
         assert admin.open_ids() == {"a", "b"}
-        told = {letter["stream_id"]: letter["dead_reason"] for letter in admin.dead_letters()}
-        assert told == {odd: "Conflict", bad: "Invalid"}
+        answers = {letter["stream_id"]: letter["dead_reason"] for letter in admin.dead_letters()}
+        assert answers == {odd: "Conflict", bad: "Invalid"}
         details = {letter["stream_id"]: letter["dead_detail"] for letter in admin.dead_letters()}
         assert details[odd] == f"the key {admin.prefix}task:odd holds something else than a task"
         assert (admin.results(), client.get(f"{admin.prefix}task:odd")) == ([], "x")
@@ -160,9 +160,9 @@ def test_a_task_with_an_overwritten_key_is_a_dead_letter_and_hides_no_other(
     stream.release(owners)
     for event_id in ("gone", "e-1"):
         admin.expire_lease(event_id)
-    told = [other.take_over(event_id, same_consumer=False) for event_id in ("gone", "gone", "e-1")]
-    assert isinstance(told[0], BadEvent)
-    assert (told[0].reason, told[1], isinstance(told[2], OpenTask)) == ("Poison", None, True)
+    answers = [other.take_over(event_id, same_consumer=False) for event_id in ("gone", "gone", "e-1")]
+    assert isinstance(answers[0], BadEvent)
+    assert (answers[0].reason, answers[1], isinstance(answers[2], OpenTask)) == ("Poison", None, True)
     assert [letter["event_id"] for letter in admin.dead_letters()] == ["gone"]
     assert admin.open_ids() == {"gone", "e-1"}
     with server.client() as client:

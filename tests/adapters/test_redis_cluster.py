@@ -100,9 +100,9 @@ def test_a_split_slot_is_a_passing_trouble(cluster: Cluster) -> None:
     with closing(stream_at(settings_of(cluster.owner(STREAM)))) as stream:
         stream.reserve_prefix()
         cluster.start_migration(STREAM, target)
-        with pytest.raises(RedisUnavailable, match=r"is moving our keys to another node") as told:
+        with pytest.raises(RedisUnavailable, match=r"is moving our keys to another node") as raised:
             stream.reserve_prefix()
-        assert not told.value.unclear
+        assert not raised.value.unclear
         cluster.end_migration(STREAM, target)
         assert stream.reserve_prefix() == "ottoscaler"
 
@@ -134,14 +134,14 @@ def test_without_a_master_for_each_slot_it_is_down(tmp_path: Path) -> None:
         stream.reserve_prefix()
         cluster.strangers(STREAM)[0].kill()
 
-        def told() -> str:
+        def raised() -> str:
             try:
                 stream.reserve_prefix()
             except RedisUnavailable as error:
                 return str(error)
             return ""
 
-        assert "a master for each slot" in eventually(told, LONG_S, "the cluster to be down")
+        assert "a master for each slot" in eventually(raised, LONG_S, "the cluster to be down")
     cluster.close()
 
 
@@ -169,11 +169,11 @@ def test_the_controller_ends_where_its_names_share_no_slot(calm: Cluster, tmp_pa
     """Exit code 2 and the sentence, before anything is taken; no trace of a program."""
     kubeconfig = tmp_path / "kubeconfig"
     cluster, context = {"server": "http://127.0.0.1:1"}, {"cluster": "c", "user": "u"}
-    told = {
+    raised = {
         "clusters": [{"name": "c", "cluster": cluster}], "contexts": [{"name": "x", "context": context}],
         "users": [{"name": "u", "user": {}}], "current-context": "x",
     }  # fmt: skip
-    kubeconfig.write_text(json.dumps(told), encoding="utf-8")
+    kubeconfig.write_text(json.dumps(raised), encoding="utf-8")
     environ = {"REDIS_HOST": "127.0.0.1", "REDIS_PORT": str(calm.nodes[0].port), "KUBECONFIG": str(kubeconfig)}
     ended = run({**environ, "KEY_PREFIX": "otto:scale:", "HTTP_PORT": "0"}, "run")
     assert ended.returncode == 2, ended

@@ -188,7 +188,7 @@ def test_a_refusal_by_the_policy_names_path_value_and_rule() -> None:
 
 @contract("3.image")
 def test_with_digest_only_a_tag_is_not_enough() -> None:
-    """Whoever can push an image can move a tag."""
+    """A user with the right to push an image can move a tag."""
     images = EXAMPLE["images"] | {"digest_only": True}
     assert "images.digest_only" in refused({"image": CI}, images=images).detail
     assert accepted({"image": f"{CI}@{DIGEST}"}, images=images).overrides.image == f"{CI}@{DIGEST}"
@@ -386,7 +386,7 @@ def test_an_empty_command_is_the_images_own() -> None:
 
 @contract("3.overrides")
 def test_an_accepted_event_keeps_the_decision() -> None:
-    """Whoever takes it up, from Redis or from a pod, builds the same pod, whatever the policy says by then."""
+    """A replica that takes it up, from Redis or from a pod, builds the same pod, whatever the policy says by then."""
     fields = {"image": "node:20", "command": '["npm", "test"]', "memory": "1Gi"} | env(CI="true")
     event = accepted(fields)
     again = events.decode(event.encode())

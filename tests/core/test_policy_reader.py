@@ -117,7 +117,7 @@ def test_a_fault_has_its_place(path: Path, value: object, sentence: str) -> None
 
 @contract("2.POLICY_FILE")
 def test_all_faults_are_found_at_once() -> None:
-    """Whoever writes the file mends it in one go."""
+    """The author of the file mends it in one go."""
     data = changed(("version",), 7)
     data["max"]["retries"] = 99
     data["profiles"]["plain"]["x"] = 1

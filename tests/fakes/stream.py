@@ -303,10 +303,10 @@ class FakeStream(WorkerScripts):
         """0: given up. A process that died over an entry that it had read died of that entry."""
         if lease == 0:
             return False
-        whose, _ = split_owner_token(task.owner or "")
-        if whose == self._consumer:
-            return not self.server.left_entries.get(whose, False)
-        return not self._is_reading(whose)
+        process, _ = split_owner_token(task.owner or "")
+        if process == self._consumer:
+            return not self.server.left_entries.get(process, False)
+        return not self._is_reading(process)
 
     def renew(self, owners: Mapping[str, str], at_work: Collection[str] = ()) -> Renewal:
         lost, cancels, forgotten = {}, {}, []

@@ -1,4 +1,4 @@
-"""Whose turn is next: priority, ageing, and round robin over equals."""
+"""Which task is next: priority, ageing, and round robin over equals."""
 
 from __future__ import annotations
 

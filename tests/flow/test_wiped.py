@@ -73,7 +73,7 @@ def test_a_worker_that_ends_before_its_task_is_restored_is_published_then(log: L
         controller.cluster.succeed(pod)
         eventually(
             lambda: controller.redis.calls["record_result"] > records,
-            what="the record that nobody knows what to do with",
+            what="the record of the unknown task",
         )
         assert controller.redis.results("worker") == []
         eventually(lambda: f"No progress with {pod}" in "".join(log.of("worker.outage")), what="the reason in the log")
