@@ -322,7 +322,7 @@ class TestRelabelled:
         self, pods: Pods, admin: ClusterAdmin, labels: dict[str, str | None], text: str
     ) -> None:
         """With what was changed; and it can be deleted by its UID."""
-        pod = pods.create(bound=False)
+        pod = pods.create()
         admin.relabel(pod.name, labels)
         now = pods.look(pod.name)
         assert (now.key, now.uid, now.event_id, now.instance) == (pod.key, pod.uid, "e-1", pods.instance)

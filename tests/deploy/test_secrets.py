@@ -139,15 +139,18 @@ class TestManifests:
         )
         assert done.returncode == 0, done.stderr
         objects: list[dict[str, Any]] = list(yaml.safe_load_all(done.stdout))
-        (config,) = [each for each in objects if each["kind"] == "ConfigMap"]
+        maps = [each["data"] for each in objects if each["kind"] == "ConfigMap"]
+        (config,) = [each for each in maps if "REDIS_HOST" in each]
+        (policy,) = [each for each in maps if each is not config]
         (found,) = [each for each in objects if each["kind"] == "Secret"]
         (deployment,) = [each for each in objects if each["kind"] == "Deployment"]
-        assert config["data"]["OTTO_AGENT_COMMAND"] == command
+        assert config["OTTO_AGENT_COMMAND"] == command
+        assert policy.keys() == {"policy.yaml"}
         assert base64.b64decode(found["data"]["password"]).decode() == SECRET
         assert (found["metadata"]["name"], found["metadata"]["namespace"]) == ("ottoscaler-redis", "boa-dev")
         assert deployment["spec"]["template"]["spec"]["containers"][0]["image"] == "ottoscaler:boa"
         assert "hunter2" not in done.stdout
-        Settings.load({k: v for k, v in config["data"].items() if not k.endswith("_FILE")}, "pod", "boa-dev")
+        Settings.load({k: v for k, v in config.items() if not k.endswith("_FILE")}, "pod", "boa-dev")
 
 
 _KNOWN = "import sys; sys.path.insert(0, '.'); from deploy.manifests import known; print(*known())"
