@@ -29,6 +29,8 @@ from ottoscaler.core.manifest import (
     labels_of,
 )
 from ottoscaler.core.output import output
+from ottoscaler.core.raw_pod import RawCondition, RawContainer, RawRunning, RawState, RawTerminated
+from ottoscaler.core.raw_pod import RawPod as RawPod
 from ottoscaler.core.startup import START_REASONS
 from ottoscaler.core.startup import StartTrouble as StartTrouble
 from ottoscaler.core.verdicts import EndReason
@@ -56,99 +58,6 @@ class Phase(StrEnum):
 
 
 _PHASES: Final = {phase.value: phase for phase in Phase}
-
-
-# -- the wire: only the fields that are used, so that decoding one event costs microseconds and a held pod a few hundred
-# bytes ------
-
-
-class _Annotations(msgspec.Struct, frozen=True):
-    event_id: str = msgspec.field(default="", name=manifest.ANNOTATION_EVENT_ID)
-
-
-class _Metadata(msgspec.Struct, frozen=True):
-    name: str
-    uid: str = ""
-    resource_version: str = msgspec.field(default="", name="resourceVersion")
-    creation_timestamp: str = msgspec.field(default="", name="creationTimestamp")
-    deletion_timestamp: str = msgspec.field(default="", name="deletionTimestamp")
-    deletion_grace_s: float = msgspec.field(default=0, name="deletionGracePeriodSeconds")
-    finalizers: tuple[str, ...] = ()
-    labels: dict[str, str] = {}
-    annotations: _Annotations = _Annotations()
-
-
-class _Waiting(msgspec.Struct, frozen=True):
-    reason: str = ""
-    message: str = ""
-
-
-class _Running(msgspec.Struct, frozen=True):
-    started_at: str | None = msgspec.field(default=None, name="startedAt")
-
-
-class _Terminated(msgspec.Struct, frozen=True):
-    exit_code: int | None = msgspec.field(default=None, name="exitCode")
-    reason: str = ""
-    message: str = ""
-    started_at: str | None = msgspec.field(default=None, name="startedAt")
-    finished_at: str | None = msgspec.field(default=None, name="finishedAt")
-
-
-class _State(msgspec.Struct, frozen=True):
-    waiting: _Waiting | None = None
-    running: _Running | None = None
-    terminated: _Terminated | None = None
-
-
-class _ContainerStatus(msgspec.Struct, frozen=True):
-    name: str = ""
-    image: str = ""
-    state: _State = _State()
-
-
-class _Condition(msgspec.Struct, frozen=True):
-    type: str
-    status: str = ""
-    reason: str = ""
-    message: str = ""
-    since: str | None = msgspec.field(default=None, name="lastTransitionTime")
-
-
-class _Status(msgspec.Struct, frozen=True):
-    phase: str = "Pending"
-    reason: str = ""
-    message: str = ""
-    conditions: list[_Condition] = []
-    kubelet_began: str | None = msgspec.field(default=None, name="startTime")
-    containers: list[_ContainerStatus] = msgspec.field(default_factory=list, name="containerStatuses")
-    init: list[_ContainerStatus] = msgspec.field(default_factory=list, name="initContainerStatuses")
-
-
-class _Container(msgspec.Struct, frozen=True):
-    name: str = ""
-    image: str = ""
-    restart_policy: str = msgspec.field(default="", name="restartPolicy")
-
-
-class _Gate(msgspec.Struct, frozen=True):
-    name: str = ""
-
-
-class _Spec(msgspec.Struct, frozen=True):
-    node: str = msgspec.field(default="", name="nodeName")
-    deadline_s: int = msgspec.field(default=0, name="activeDeadlineSeconds")
-    gates: list[_Gate] = msgspec.field(default_factory=list, name="schedulingGates")
-    containers: list[_Container] = []
-    init: list[_Container] = msgspec.field(default_factory=list, name="initContainers")
-
-
-class RawPod(msgspec.Struct, frozen=True):
-    """A pod of the API server, cut down to what is used."""
-
-    metadata: _Metadata
-    spec: _Spec = _Spec()
-    status: _Status = _Status()
 
 
 class PodSnapshot(msgspec.Struct, frozen=True):
@@ -275,7 +184,7 @@ def created_pod_snapshot(raw: RawPod, asked: RawPod) -> PodSnapshot:
     return replace(_snapshot(raw, key, instance), event_id=event_id, altered_label=changes)
 
 
-_NO_STATE: Final = _State()
+_NO_STATE: Final = RawState()
 
 
 def _snapshot(raw: RawPod, key: AttemptKey, instance: str) -> PodSnapshot:
@@ -295,7 +204,7 @@ def _snapshot(raw: RawPod, key: AttemptKey, instance: str) -> PodSnapshot:
     trouble, text = _trouble(raw, state, scheduled)
     asked = epoch_seconds(meta.deletion_timestamp)
     unstarted = ended is not None and ended.reason in START_REASONS
-    running, containers = state.running or _Running(), len(raw.spec.containers) + len(raw.spec.init)
+    running, containers = state.running or RawRunning(), len(raw.spec.containers) + len(raw.spec.init)
     started = None if unstarted else ended.started_at if ended else running.started_at
     return PodSnapshot(
         key=key,
@@ -335,7 +244,7 @@ def foreign_pod_snapshot(raw: RawPod) -> PodSnapshot:
     return replace(_snapshot(raw, AttemptKey("", 0, 0), ""), event_id="")
 
 
-def _ended_first(raw: RawPod, ended: _Terminated | None) -> bool:
+def _ended_first(raw: RawPod, ended: RawTerminated | None) -> bool:
     """Do the node's own times (whole seconds) show that `agent` had ended before the kubelet's deadline for the pod?"""
     if ended is None or raw.status.reason != "DeadlineExceeded":
         return False
@@ -343,7 +252,7 @@ def _ended_first(raw: RawPod, ended: _Terminated | None) -> bool:
     return finished is not None and began is not None and 0 <= finished - began < raw.spec.deadline_s
 
 
-def _outlived(raw: RawPod, ended: _Terminated | None) -> bool:
+def _outlived(raw: RawPod, ended: RawTerminated | None) -> bool:
     """Has `agent` ended while another container runs, is to start, or is not reported yet? The kubelet reports nothing
     while it stops a pod, so `agent` had ended before that.
     """
@@ -355,7 +264,7 @@ def _outlived(raw: RawPod, ended: _Terminated | None) -> bool:
     return unreported or any(one.state.terminated is None for one in others if one.name != CONTAINER)
 
 
-def _trouble(raw: RawPod, agent: _State, scheduled: _Condition | None) -> tuple[StartTrouble, str]:
+def _trouble(raw: RawPod, agent: RawState, scheduled: RawCondition | None) -> tuple[StartTrouble, str]:
     """Why `agent` has not started: a gate, no node, its own image or configuration, or an init container's. `scheduled`
     is the scheduler's condition.
     """
@@ -386,7 +295,7 @@ def _init_troubles(raw: RawPod) -> Iterator[tuple[StartTrouble, str]]:
     """
     declared = {one.name: one for one in raw.spec.init}
     for status in raw.status.init:
-        spec = declared.get(status.name, _Container())
+        spec = declared.get(status.name, RawContainer())
         name = f"init container {status.name} (image {spec.image or status.image})"
         waiting, ended = status.state.waiting, status.state.terminated
         if waiting is not None and (text := startup.describe(waiting.reason, waiting.message)):
