@@ -9,34 +9,20 @@ from __future__ import annotations
 import os
 import re
 from collections import ChainMap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from fractions import Fraction
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from ottoscaler.errors import ConfigError
 from ottoscaler.misspellings import misspelled_variables
 from ottoscaler.settings_files import read_env_file
-from ottoscaler.settings_reader import (
-    DNS_LABEL,
-    DNS_NAME,
-    LABEL_VALUE,
-    EnvironmentReader,
-    addresses,
-    command,
-    node_selector,
-    quantity,
-    tolerations,
-)
+from ottoscaler.settings_reader import DNS_LABEL, LABEL_VALUE, TEN_YEARS_S, EnvironmentReader, addresses
+from ottoscaler.settings_worker import DEFAULT_COMMAND as DEFAULT_COMMAND
+from ottoscaler.settings_worker import WorkerSettings as WorkerSettings
+from ottoscaler.settings_worker import read_worker
 
 #: Names of keys behind KEY_PREFIX that no stream may have (adapters/task_codec.py makes them).
 RESERVED_KEYS: Final = re.compile(r"(open|buried|redriven|group|choices)|(task|consumer|key):.*")
-#: Says what the worker is and ends: enough to see the whole chain work before there is a program to run.
-DEFAULT_COMMAND: Final = (
-    "/bin/sh",
-    "-c",
-    'echo "task $OTTO_TASK_ID: worker $OTTO_WORKER_INDEX of $OTTO_WORKER_COUNT"',
-)
 #: Variables that are promised and have no effect yet; the start warns about those that are set.
 UNSUPPORTED_VARIABLES: Final = (
     "TENANT_FIELD",
@@ -57,11 +43,8 @@ REDIS_ONLY: Final = frozenset(
 )
 
 LogFormat = Literal["json", "text"]
-_TEN_YEARS_S: Final = 10 * 365 * 86400
-_PULL_POLICIES: Final = {"Always": "Always", "IfNotPresent": "IfNotPresent", "Never": "Never"}
 _LEVELS: Final = {"DEBUG": "DEBUG", "INFO": "INFO", "WARNING": "WARNING", "ERROR": "ERROR"}
 _FORMATS: Final[dict[str, LogFormat]] = {"json": "json", "text": "text"}
-_MILLICORE: Final = Fraction(1, 1000)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,48 +98,6 @@ class KeySettings:
     0: none is trimmed."""
     task_ttl_s: int = 604_800
     """TASK_TTL_S: how long a finished task, and so its event id, is remembered, in seconds."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerSettings:
-    """What a worker pod looks like, and how long it may take. Immutable: any thread."""
-
-    image: str = "busybox:latest"
-    """OTTO_AGENT_IMAGE."""
-    image_pull_policy: str = "IfNotPresent"
-    """IMAGE_PULL_POLICY: Always, IfNotPresent or Never."""
-    image_pull_secret: str = ""
-    """WORKER_IMAGE_PULL_SECRET: name of a Secret in the workers' namespace; empty: none."""
-    command: tuple[str, ...] = DEFAULT_COMMAND
-    """OTTO_AGENT_COMMAND: program and arguments; given as a JSON list, or as a line for `/bin/sh -c`."""
-    service_account: str = ""
-    """WORKER_SERVICE_ACCOUNT: empty: the namespace's default, and no token is mounted."""
-    run_as_user: int = 1000
-    """WORKER_RUN_AS_USER: numeric, for the kubelet cannot know whether a named user is root."""
-    cpu_request: str = "100m"
-    """WORKER_CPU_REQUEST: cores, as a Kubernetes quantity."""
-    cpu_limit: str = "1"
-    """WORKER_CPU_LIMIT."""
-    memory_request: str = "128Mi"
-    """WORKER_MEMORY_REQUEST: bytes, as a Kubernetes quantity."""
-    memory_limit: str = "512Mi"
-    """WORKER_MEMORY_LIMIT: above it the worker is killed, which its result calls OOMKilled."""
-    node_selector: Mapping[str, str] = field(default_factory=dict)
-    """WORKER_NODE_SELECTOR: labels that a worker's node must have; a JSON object."""
-    tolerations: Sequence[Mapping[str, Any]] = ()
-    """WORKER_TOLERATIONS: taints that workers bear; a JSON list of Kubernetes tolerations."""
-    deadline_s: int = 21_600
-    """WORKER_DEADLINE_S: longest life of one attempt, in seconds; 0: none."""
-    pending_timeout_s: int = 900
-    """PENDING_TIMEOUT_S: how long a pod may take to start, in seconds: long enough for a node to be added."""
-    image_pull_grace_s: int = 30
-    """IMAGE_PULL_GRACE_S: how long a failing image pull is left to the kubelet's own retries, in seconds."""
-    termination_grace_s: int = 30
-    """TERMINATION_GRACE_S: what a worker that is ended has between SIGTERM and SIGKILL, in seconds."""
-    infra_retries: int = 3
-    """INFRA_RETRIES: further attempts after failures of the platform."""
-    worker_retries: int = 0
-    """WORKER_RETRIES: further attempts after the worker's own failures; an event may set it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,7 +197,7 @@ class Settings:
         settings = cls(
             redis=_redis(reader),
             keys=keys,
-            worker=_worker(reader),
+            worker=read_worker(reader),
             flow=_flow(reader),
             kube=_kube(reader, in_cluster_namespace),
             web=_web(reader, in_cluster_namespace),
@@ -309,7 +250,7 @@ def _keys(reader: EnvironmentReader, host_name: str) -> KeySettings:
         prefix=reader.text("KEY_PREFIX", default.prefix),
         result_maxlen=reader.integer("RESULT_MAXLEN", default.result_maxlen, 1, 2**53),
         events_keep=reader.integer("EVENTS_KEEP", default.events_keep, 0, 2**53),
-        task_ttl_s=reader.integer("TASK_TTL_S", default.task_ttl_s, 1, _TEN_YEARS_S),
+        task_ttl_s=reader.integer("TASK_TTL_S", default.task_ttl_s, 1, TEN_YEARS_S),
     )
     if settings.result_stream == settings.stream:
         reader.fault("RESULT_STREAM", "another name than REDIS_STREAM has")
@@ -320,41 +261,6 @@ def _keys(reader: EnvironmentReader, host_name: str) -> KeySettings:
         if RESERVED_KEYS.fullmatch(value.removeprefix(settings.prefix)) and value.startswith(settings.prefix):
             reader.fault(name, f"a name that is none of our own keys below KEY_PREFIX, {settings.prefix}")
     return settings
-
-
-def _worker(reader: EnvironmentReader) -> WorkerSettings:
-    default = WorkerSettings()
-    settings = WorkerSettings(
-        image=reader.text("OTTO_AGENT_IMAGE", default.image),
-        image_pull_policy=reader.choice("IMAGE_PULL_POLICY", _PULL_POLICIES) or default.image_pull_policy,
-        image_pull_secret=reader.optional("WORKER_IMAGE_PULL_SECRET", DNS_NAME) or "",
-        command=command(reader, "OTTO_AGENT_COMMAND", default.command),
-        service_account=reader.optional("WORKER_SERVICE_ACCOUNT", DNS_NAME) or "",
-        run_as_user=reader.integer("WORKER_RUN_AS_USER", default.run_as_user, 1, 2**31 - 1),
-        cpu_request=reader.amount("WORKER_CPU_REQUEST", default.cpu_request, unit=_MILLICORE, example="100m or 1"),
-        cpu_limit=reader.amount("WORKER_CPU_LIMIT", default.cpu_limit, unit=_MILLICORE, example="100m or 1"),
-        memory_request=reader.amount(
-            "WORKER_MEMORY_REQUEST", default.memory_request, unit=Fraction(1), example="128Mi"
-        ),
-        memory_limit=reader.amount("WORKER_MEMORY_LIMIT", default.memory_limit, unit=Fraction(1), example="128Mi"),
-        node_selector=node_selector(reader, "WORKER_NODE_SELECTOR"),
-        tolerations=tolerations(reader, "WORKER_TOLERATIONS"),
-        deadline_s=reader.integer("WORKER_DEADLINE_S", default.deadline_s, 0, _TEN_YEARS_S),
-        pending_timeout_s=reader.integer("PENDING_TIMEOUT_S", default.pending_timeout_s, 1, _TEN_YEARS_S),
-        image_pull_grace_s=reader.integer("IMAGE_PULL_GRACE_S", default.image_pull_grace_s, 0, _TEN_YEARS_S),
-        termination_grace_s=reader.integer("TERMINATION_GRACE_S", default.termination_grace_s, 1, 86_400),
-        infra_retries=reader.integer("INFRA_RETRIES", default.infra_retries, 0, 10),
-        worker_retries=reader.integer("WORKER_RETRIES", default.worker_retries, 0, 10),
-    )
-    if _exceeds(settings.cpu_request, settings.cpu_limit):
-        reader.fault("WORKER_CPU_REQUEST", f"at most WORKER_CPU_LIMIT, {settings.cpu_limit}")
-    if _exceeds(settings.memory_request, settings.memory_limit):
-        reader.fault("WORKER_MEMORY_REQUEST", f"at most WORKER_MEMORY_LIMIT, {settings.memory_limit}")
-    return settings
-
-
-def _exceeds(request: str, limit: str) -> bool:
-    return (quantity(request) or 0) > (quantity(limit) or 0)
 
 
 def _flow(reader: EnvironmentReader) -> FlowSettings:

@@ -18,6 +18,9 @@ from typing import Any, Final, TypeVar
 from ottoscaler.core.nesting import MAX_JSON_DEPTH, json_depth
 from ottoscaler.settings_files import check_readable, file_error_reason, load_certificates, read_text, redact_value
 
+#: The longest time that may be set, seconds.
+TEN_YEARS_S: Final = 10 * 365 * 86_400
+
 _Option = TypeVar("_Option", bound=str)
 
 _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,18}")

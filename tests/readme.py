@@ -5,6 +5,7 @@ which the README's commands can be run as they are written.
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import re
 import shlex
@@ -20,6 +21,7 @@ from typing import Any, Final, cast
 import redis
 
 from ottoscaler import settings as settings_module
+from ottoscaler import settings_worker
 from ottoscaler.settings import Settings
 from tests.fakes.wait import eventually
 
@@ -96,8 +98,8 @@ def codes(cell: str) -> list[str]:
 def variables() -> dict[str, object]:
     """Variable -> default: each field of the settings begins its docstring with the variable's name."""
     loaded = Settings.load({}, "host-1", None)
-    tree = ast.parse(Path(settings_module.__file__).read_text(encoding="utf-8"))
-    classes = {node.name: node.body for node in tree.body if isinstance(node, ast.ClassDef)}
+    trees = [ast.parse(inspect.getsource(one)) for one in (settings_module, settings_worker)]
+    classes = {node.name: node.body for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
     groups: dict[str, Any] = {type(each).__name__: each for each in (getattr(loaded, n) for n in loaded.__slots__)}
     found = {}
     for name, body in classes.items():

@@ -32,6 +32,7 @@ LAYERS = {
     "stored": 3,
     "settings": 3,
     "settings_reader": 3,
+    "settings_worker": 3,
     "logs": 4,
     "metrics": 4,
     "retries": 4,
@@ -46,6 +47,8 @@ LAYERS = {
 NEIGHBOURS = {
     ("ports", "stored"),
     ("settings", "settings_reader"),
+    ("settings", "settings_worker"),
+    ("settings_worker", "settings_reader"),
     ("retries", "logs"),
     ("retries", "metrics"),
     ("cli", "local"),

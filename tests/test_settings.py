@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ottoscaler import settings
+from ottoscaler import settings, settings_worker
 from ottoscaler.adapters.task_codec import RedisKeys
 from ottoscaler.errors import ConfigError
 from ottoscaler.settings import DEFAULT_COMMAND, Settings
@@ -462,8 +462,8 @@ def test_any_environment_gives_settings_or_faults(environ: Mapping[str, str]) ->
 
 
 def _undocumented() -> Iterator[str]:
-    tree = ast.parse(Path(settings.__file__).read_text(encoding="utf-8"))
-    for group in [node for node in tree.body if isinstance(node, ast.ClassDef)]:
+    trees = [ast.parse(Path(one.__file__).read_text(encoding="utf-8")) for one in (settings, settings_worker)]
+    for group in [node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)]:
         for field, after in zip(group.body, [*group.body[1:], None], strict=True):
             documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
             if isinstance(field, ast.AnnAssign) and not documented:
