@@ -106,6 +106,8 @@ class FlowSettings:
 
     max_workers: int = 100
     """MAX_WORKERS: threads of the pool, so live pods of this process."""
+    max_pending: int = 0
+    """MAX_PENDING: no pod is created while as many pods of this instance wait for a node; 0: no limit."""
     read_ahead: int = 32
     """READ_AHEAD: accepted events with workers that still wait for a thread; the rest is left to other replicas."""
     admit_max: int = 10_000
@@ -267,6 +269,7 @@ def _flow(reader: EnvironmentReader) -> FlowSettings:
     default = FlowSettings()
     return FlowSettings(
         max_workers=reader.integer("MAX_WORKERS", default.max_workers, 1, 10_000),
+        max_pending=reader.integer("MAX_PENDING", default.max_pending, 0, 1_000_000),
         read_ahead=reader.integer("READ_AHEAD", default.read_ahead, 1, 100_000),
         admit_max=reader.integer("ADMIT_MAX", default.admit_max, 1, 1_000_000),
         max_pods_per_event=reader.integer("MAX_PODS_PER_EVENT", default.max_pods_per_event, 1, 1_000_000),

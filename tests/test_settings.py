@@ -68,6 +68,7 @@ VARIABLES: list[tuple[str, str, Any, str, Any]] = [
     ("INFRA_RETRIES", "worker.infra_retries", 3, "0", 0),
     ("WORKER_RETRIES", "worker.worker_retries", 0, "10", 10),
     ("MAX_WORKERS", "flow.max_workers", 100, "8000", 8000),
+    ("MAX_PENDING", "flow.max_pending", 0, "5", 5),
     ("READ_AHEAD", "flow.read_ahead", 32, "1", 1),
     ("ADMIT_MAX", "flow.admit_max", 10_000, "1", 1),
     ("MAX_PODS_PER_EVENT", "flow.max_pods_per_event", 1000, "1", 1),

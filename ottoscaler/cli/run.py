@@ -99,7 +99,7 @@ class Controller:
         registry = PodRegistry(clock)
         ledger = Ledger(
             registry, clock, instance=instance, max_workers=flow.max_workers, read_ahead=flow.read_ahead,
-            admit_max=flow.admit_max,
+            admit_max=flow.admit_max, max_pending=flow.max_pending,
         )  # fmt: skip
         metrics.register_gauges(live_pods=lambda: registry.owned_live, ready_workers=lambda: ledger.thread_counts()[1])
         retries = Retries(stop.event, metrics, heartbeat.report_failure)

@@ -27,14 +27,17 @@ from ottoscaler.ports import Clock, OpenTask, StoredWorker
 #: How many idle threads one change wakes at most. Each of them wakes further ones if there is more to do, so the thread
 #: that made the change (the reader, the watch) does not pay for waking thousands.
 MAX_WAKES_PER_CHANGE: Final = 32
+#: Of how many tasks it is noted at once why they wait.
+REASONS_AT_ONCE: Final = 500
 
 
 class Ledger:
     """The open tasks, and the next worker. Any thread; no call blocks (but `wait_for_room`) or does I/O."""
 
     def __init__(
-        self, registry: PodRegistry, clock: Clock, *, instance: str, max_workers: int, read_ahead: int, admit_max: int
-    ) -> None:
+        self, registry: PodRegistry, clock: Clock, *, instance: str, max_workers: int, read_ahead: int, admit_max: int,
+        max_pending: int = 0,
+    ) -> None:  # fmt: skip
         self._registry = registry
         self._clock = clock
         self._instance = instance
@@ -49,7 +52,7 @@ class Ledger:
         self._dispatch = threading.Condition(self._lock)  # the dispatcher
         self._idle = threading.Condition(self._lock)  # the main thread, for the end of all workers
         # all guarded by _lock
-        self._capacity = Capacity(registry, max_workers)
+        self._capacity = Capacity(registry, max_workers, max_pending)
         self._queues = RunQueues(self._capacity)
         self._busy = 0
         self._idle_threads = 0  # in wait_for_work
@@ -57,6 +60,8 @@ class Ledger:
         self._closed = False
         # A pod that ends makes room, and a list that comes after an outage makes the room known.
         registry.on_change(self.wake_for_room)
+        if max_pending:
+            registry.on_node(self.wake_for_room)
 
     # -- tasks
 
@@ -78,7 +83,6 @@ class Ledger:
             task.open_workers = event.pod_count - done
             for worker in opened.workers.values():
                 self._restore(task, worker)
-            self._capacity.take_back()
             if not task.waits:
                 self._queues.add_fresh(task, task.received_mono)
             self._wake()
@@ -300,6 +304,12 @@ class Ledger:
         with self._lock:
             return self._busy, self._queues.waiting()
 
+    def explain_waits(self) -> None:
+        """Note of tasks that wait for room what keeps them from it, where that has changed."""
+        with self._lock:
+            for task in self._queues.explain_waits(REASONS_AT_ONCE):
+                self.status_buffer.add_reason(task, task.wait_reason)
+
     # -- under the lock
 
     def _take(self) -> WorkerRun | None:
@@ -313,6 +323,9 @@ class Ledger:
         if run is not None:
             run.on_thread = True
             self._busy += 1
+            if run.task.wait_reason:
+                run.task.wait_reason = ""
+                self.status_buffer.add_reason(run.task, "")
             self._wake()  # a change wakes only a few threads, and each of these the next
         return run
 

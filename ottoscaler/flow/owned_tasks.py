@@ -21,7 +21,8 @@ class OwnedTask:
     that Redis is wiped. `stream_wait_s`: seconds that the event was in the stream before it was accepted, by Redis's
     clock, which wrote both times; 0 where that cannot be known, as for an entry with an id that its producer made up.
     `had_defect`: our own code has failed on one of its workers. `waits`: for a place of its concurrency key; until it
-    has one, no worker of it starts, and it is in no queue.
+    has one, no worker of it starts, and it is in no queue. `wait_reason`: what was last noted of why its workers
+    wait for room; empty: nothing.
     """
 
     event: ScaleEvent
@@ -39,6 +40,7 @@ class OwnedTask:
     first_pod_seen: bool = False
     had_defect: bool = False
     waits: bool = False
+    wait_reason: str = ""
     closed: bool = False  # it is finished, or another process has it: what waits for a turn here gets none
     stream_wait_s: float = field(init=False, default=0.0)
     waits_since: float = field(init=False, default=0.0)  # by `Clock.now`: for a turn of its next worker

@@ -17,6 +17,7 @@ from ottoscaler.core.manifest import AttemptKey
 from ottoscaler.core.observations import Observation, OwnershipLost, PodNotListed, PodSeen, TimedOut
 from ottoscaler.core.pods import PodSnapshot
 from ottoscaler.errors import Stopping
+from ottoscaler.flow.pod_counts import PodCounts
 from ottoscaler.ports import Clock, PodList
 
 #: UIDs of pods that are gone, remembered so that a late answer cannot bring one back.
@@ -72,18 +73,22 @@ class PodRegistry:
         self._waiters: dict[_WorkerId, Waiter] = {}
         self._gone: OrderedDict[str, int] = OrderedDict()  # UID -> the version at which it was gone
         self._since: set[AttemptKey] | None = None  # learnt since a list was asked for; None: none is under way
-        self._live: dict[str, int] = {}
-        self._owned: set[str] = set()
-        self._owned_live = 0
+        self._counts = PodCounts()
         self._closed = False
         self._known = threading.Event()
-        self._listeners: list[Callable[[], None]] = []  # complete before the first thread starts
+        # complete before the first thread starts
+        self._listeners: list[Callable[[], None]] = []
+        self._node_listeners: list[Callable[[], None]] = []
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Call this when a pod has ended or is found gone, and after each list: there may be room, and a wait may be
         over. It is called on the publishing thread, outside the lock, so it may call the registry; it must not block.
         """
         self._listeners.append(listener)
+
+    def on_node(self, listener: Callable[[], None]) -> None:
+        """The same, when a pod has got its node: one fewer waits for one."""
+        self._node_listeners.append(listener)
 
     # -- worker threads
 
@@ -201,11 +206,15 @@ class PodRegistry:
     def publish(self, pod: PodSnapshot) -> None:
         """One change. A pod that is gone is published once, and removed."""
         with self._lock:
+            without_node = self._counts.without_node
             woken = self._publish(pod)
+            got_node = self._counts.without_node < without_node
         # Outside the lock: what a future wakes may ask the registry at once, and would wait for this thread.
         _resolve(woken)
         if pod.gone or not pod.live:
             self._announce()
+        elif got_node:
+            self._announce_node()
 
     def mark_unknown(self) -> None:
         """The watch is broken: what is here may be old, so nothing is created on it."""
@@ -249,7 +258,12 @@ class PodRegistry:
     @property
     def owned_live(self) -> int:
         """Live pods of the tasks that are ours."""
-        return self._owned_live
+        return self._counts.owned_live
+
+    @property
+    def without_node(self) -> int:
+        """Pods of the instance that wait for a node, of any replica."""
+        return self._counts.without_node
 
     @property
     def awaiting_count(self) -> int:
@@ -260,16 +274,12 @@ class PodRegistry:
     def track(self, event_hash: str) -> None:
         """This event's pods count as ours from now on."""
         with self._lock:
-            if event_hash not in self._owned:
-                self._owned.add(event_hash)
-                self._owned_live += self._live.get(event_hash, 0)
+            self._counts.track(event_hash)
 
     def untrack(self, event_hash: str) -> None:
         """This event's pods do not count as ours any more."""
         with self._lock:
-            if event_hash in self._owned:
-                self._owned.discard(event_hash)
-                self._owned_live -= self._live.get(event_hash, 0)
+            self._counts.untrack(event_hash)
 
     def close(self) -> None:
         """Fail every waiter with Stopping; idempotent."""
@@ -284,6 +294,11 @@ class PodRegistry:
     def _announce(self) -> None:
         """Outside the lock: the listeners take locks of their own, under which others ask the registry."""
         for listener in self._listeners:
+            listener()
+
+    def _announce_node(self) -> None:
+        """Outside the lock, as above."""
+        for listener in self._node_listeners:
             listener()
 
     # -- under the lock
@@ -350,23 +365,12 @@ class PodRegistry:
     def _store(self, pod: PodSnapshot) -> None:
         self._drop(pod.key)
         self._pods[pod.key] = pod
-        self._count(pod, 1)
+        self._counts.add(pod)
 
     def _drop(self, key: AttemptKey) -> None:
         old = self._pods.pop(key, None)
         if old is not None:
-            self._count(old, -1)
-
-    def _count(self, pod: PodSnapshot, change: int) -> None:
-        if not pod.live:
-            return
-        total = self._live.get(pod.key.event_hash, 0) + change
-        if total:
-            self._live[pod.key.event_hash] = total
-        else:
-            del self._live[pod.key.event_hash]
-        if pod.key.event_hash in self._owned:
-            self._owned_live += change
+            self._counts.remove(old)
 
 
 def _resolve(woken: list[tuple[Future[Observation], Observation]]) -> None:

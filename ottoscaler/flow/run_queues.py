@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Final
 
 from ottoscaler.core.lifecycle import begin_lifecycle, without_pause
@@ -18,6 +19,8 @@ from ottoscaler.flow.registry import PodRegistry
 #: After each such time of waiting a task counts as one priority higher, seconds.
 AGEING_S: Final = 600.0
 
+_PENDING_REASON: Final = "waits until fewer than %d pods wait for a node (MAX_PENDING)"
+
 _Worker = tuple[str, int]
 
 
@@ -26,12 +29,14 @@ class Capacity:
 
     A claim is room for a worker with a pod that was not seen yet: a create in flight, or an attempt stored by a process
     that is gone. Claims are by event id and index. Capacity is derived from these two each time, never from a counter
-    that goes up and down.
+    that goes up and down. Each claim may be a pod that waits for a node, too, of which there are at most `max_pending`
+    (0: no limit).
     """
 
-    def __init__(self, registry: PodRegistry, max_workers: int) -> None:
+    def __init__(self, registry: PodRegistry, max_workers: int, max_pending: int = 0) -> None:
         self._registry = registry
         self._max_workers = max_workers
+        self.max_pending = max_pending
         self._claims: dict[_Worker, bool] = {}  # is it used, so that it cannot be taken back?
 
     def is_free(self) -> bool:
@@ -42,16 +47,28 @@ class Capacity:
         """For how many more pods there is room: 0 while the cluster's state is unknown."""
         if not self._registry.is_known:
             return 0
-        return max(0, self._max_workers - self._registry.owned_live - len(self._claims))
+        return max(0, self._left())
+
+    @property
+    def pending_is_full(self) -> bool:
+        """Do as many pods wait for a node as may?"""
+        return self.max_pending > 0 and self._registry.without_node + len(self._claims) >= self.max_pending
 
     def claim(self, worker: _Worker, *, used: bool = False) -> None:
         """This worker's pod may be there from now on."""
         self._claims[worker] = used
 
     def use(self, worker: _Worker) -> bool:
-        """May it create its pod now? From here on its claim stays until it is settled."""
+        """May it create its pod now? From here on its claim stays until it is settled.
+
+        Not if there is more by now than when it got its claim: a task that was taken over has brought live pods, or
+        pods of other replicas were seen. Then the claim is taken back, and the worker has to wait after all.
+        """
         used = self._claims.get(worker)
         if used is None or not (used or self._registry.is_known):
+            return False
+        if not used and self._left() < 0:
+            del self._claims[worker]
             return False
         self._claims[worker] = True
         return True
@@ -60,17 +77,16 @@ class Capacity:
         """Its pod is seen, or there is none: its claim ends. Returns whether there was one."""
         return self._claims.pop(worker, None) is not None
 
-    def take_back(self) -> None:
-        """A task that was taken over has brought live pods: workers with unused room have to wait after all."""
-        over = self._registry.owned_live + len(self._claims) - self._max_workers
-        unused = [worker for worker, used in self._claims.items() if not used] if over > 0 else []
-        for worker in unused[:over]:
-            del self._claims[worker]
-
     def drop(self, event_id: str, indices: Iterable[int]) -> None:
         """The task is not ours any more."""
         for index in indices:
             self._claims.pop((event_id, index), None)
+
+    def _left(self) -> int:
+        """The same as `left` with a known cluster; below 0 where there are more than there may be."""
+        claims = len(self._claims)
+        left = self._max_workers - self._registry.owned_live - claims
+        return min(left, self.max_pending - self._registry.without_node - claims) if self.max_pending else left
 
 
 class Turns:
@@ -255,6 +271,18 @@ class RunQueues:
         runs = [*self._resumed, *(self._need_room if with_room else ())]
         fresh = self._fresh if with_room else ()
         return {run.task.event.event_id for run in runs if run.is_waiting} | {task.event.event_id for task in fresh}
+
+    def explain_waits(self, most: int) -> list[OwnedTask]:
+        """Up to `most` tasks with workers that wait for room, of which `wait_reason` has changed by this. O(tasks)."""
+        found: list[OwnedTask] = []
+        if not self._capacity.max_pending:
+            return found
+        reason = _PENDING_REASON % self._capacity.max_pending if self._capacity.pending_is_full else ""
+        for task in chain((run.task for run in self._need_room if run.is_waiting), self._fresh):
+            if task.wait_reason != reason and len(found) < most:
+                task.wait_reason = reason
+                found.append(task)
+        return found
 
     def _next_in_need_of_room(self) -> WorkerRun | None:
         """Those that had a turn come before those that never had one."""

@@ -34,6 +34,8 @@ TAKE_EVERY_S: Final = 0.2
 TAKE_AT_ONCE: Final = 200
 #: Pause after Redis could not be reached, seconds.
 OUTAGE_PAUSE_S: Final = 1.25
+#: How often it is noted why workers wait for room, seconds.
+EXPLAIN_EVERY_S: Final = 1.0
 #: How often consumers that are gone are removed and old entries are trimmed, seconds.
 TIDY_EVERY_S: Final = 600.0
 #: A consumer that was not seen for so long is gone, seconds: longer than any lease, and than any pause of a process.
@@ -75,6 +77,7 @@ class TakeOver:
         self._sure = True  # of what we have taken: no answer was lost
         self._take_at = 0.0
         self._tidy_at = 0.0
+        self._explain_at = 0.0
         self._own_taken = False
 
     def announced(self) -> None:
@@ -138,6 +141,9 @@ class TakeOver:
             more = self._take_expired()
             self._take_at = now if more else now + TAKE_EVERY_S
         self._key_waits.look()
+        if now >= self._explain_at:
+            self._explain_at = now + EXPLAIN_EVERY_S
+            self._ledger.explain_waits()
         self._write_status()
         if now >= self._tidy_at:
             self._tidy_at = now + TIDY_EVERY_S

@@ -49,6 +49,14 @@ class StatusBuffer:
             if reason is not None:
                 self._reasons[event_id] = reason
 
+    def add_reason(self, task: OwnedTask, reason: str) -> None:
+        """Why a task waits; empty: it does no longer."""
+        event_id = task.event.event_id
+        with self._lock:
+            self._tasks[event_id] = task
+            self._states.setdefault(event_id, {})
+            self._reasons[event_id] = reason
+
     def take(self) -> list[tuple[OwnedTask, States, str | None]]:
         """All since the last call, but for tasks that are closed."""
         with self._lock:

@@ -25,13 +25,13 @@ def task(event_id: str, count: int = 1, *workers: StoredWorker, epoch: int = 1, 
 class LedgerDriver:
     """A ledger over a registry with a known and empty cluster. One thread, that of the test."""
 
-    def __init__(self, max_workers: int = 10, read_ahead: int = 5, admit_max: int = 100) -> None:
+    def __init__(self, max_workers: int = 10, read_ahead: int = 5, admit_max: int = 100, max_pending: int = 0) -> None:
         self.clock = ManualClock()
         self.registry = PodRegistry(self.clock)
         self.registry.replace(PodList([], "1"))
         self.ledger = Ledger(
             self.registry, self.clock, instance=INSTANCE, max_workers=max_workers, read_ahead=read_ahead,
-            admit_max=admit_max,
+            admit_max=admit_max, max_pending=max_pending,
         )  # fmt: skip
 
     def take(self) -> WorkerRun:

@@ -109,7 +109,7 @@ class SimulatedController:
         self.registry = PodRegistry(self.clock)
         self.ledger = Ledger(
             self.registry, self.clock, instance=instance, max_workers=flow.max_workers, read_ahead=flow.read_ahead,
-            admit_max=flow.admit_max,
+            admit_max=flow.admit_max, max_pending=flow.max_pending,
         )  # fmt: skip
         self.heartbeat = Heartbeat(self.clock)
         self.lease_s = float(flow.lease_s)

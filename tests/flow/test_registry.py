@@ -440,3 +440,12 @@ def test_notifying_one_worker_costs_the_same_however_many_wait() -> None:
         return sorted(laps)[len(laps) // 2]
 
     assert cost(5000) < 8 * min(cost(10) for _ in range(3)) + 20e-6
+
+
+def test_a_node_makes_room_for_the_next_pod(registry: PodRegistry) -> None:
+    """Reported when a pod gets its node, once, and outside the lock; neither before nor when it starts there."""
+    found: list[int] = []
+    registry.on_node(lambda: found.append(registry.without_node + len(registry.snapshots())))
+    for version, changes in enumerate(({}, {"node": "n"}, {"node": "n", "phase": Phase.RUNNING}), 2):
+        registry.publish(pod(version, **changes))  # type: ignore[arg-type]
+    assert found == [1]

@@ -37,7 +37,7 @@ class Audit:
     redis: FakeRedis
     kubernetes: FakeKubernetes
 
-    def __init__(self, clock: Clock, max_workers: int, ttl_s: int) -> None:
+    def __init__(self, clock: Clock, max_workers: int, ttl_s: int, max_pending: int = 0) -> None:
         self.actor: Replica | None = None
         self.replicas: list[Replica] = []
         self.faults: list[str] = []
@@ -47,6 +47,7 @@ class Audit:
         self.flushes = 0
         self._clock = clock
         self._max_workers = max_workers
+        self._max_pending = max_pending
         self._ttl_s = ttl_s
         self._before_flush: set[str] = set()
         self._results: dict[tuple[str, str, str], list[float]] = defaultdict(list)
@@ -150,6 +151,9 @@ class Audit:
         ]  # fmt: skip
         if len(live) + len(coming) >= self._max_workers:
             self.complain(f"{actor.name} makes {pod_name(run.key)}, and owns {live}, with {coming} to come")
+        pending = [name for name in live if "nodeName" not in self.kubernetes.pods[name]["spec"]]
+        if self._max_pending and len(pending) + len(coming) >= self._max_pending:
+            self.complain(f"{actor.name} makes {pod_name(run.key)}, and {pending} wait for a node, with {coming}")
 
     def _is_current(self, pod: Pod, task: TaskState, actor: Replica) -> bool:
         """Is the creator still the owner, and does it create what is to be created?"""

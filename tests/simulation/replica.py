@@ -120,6 +120,7 @@ class _Ledger(Ledger):
             max_workers=flow.max_workers,
             read_ahead=flow.read_ahead,
             admit_max=flow.admit_max,
+            max_pending=flow.max_pending,
         )
         self._replica = replica
 

@@ -52,9 +52,9 @@ MAX_REPLICAS: Final = 4
 class World(NodeControls):
     """Everything. One thread, that of the test."""
 
-    def __init__(self, *, max_workers: int, patient: bool) -> None:
+    def __init__(self, *, max_workers: int, patient: bool, max_pending: int = 0) -> None:
         self.clock = ManualClock()
-        self.audit = Audit(self.clock, max_workers, TTL_S)
+        self.audit = Audit(self.clock, max_workers, TTL_S, max_pending)
         self.redis = AuditedRedis(self.clock, self.audit, task_ttl_s=TTL_S)
         self.kubernetes = self.server = AuditedKubernetes(self.clock, self.audit)
         self.audit.redis, self.audit.kubernetes = self.redis, self.kubernetes
@@ -63,7 +63,7 @@ class World(NodeControls):
         self.late: list[tuple[str, Callable[[], Any]]] = []
         self.replicas: list[Replica] = []
         limits = PATIENT if patient else STRICT
-        chosen = {**SETTINGS, **limits, "MAX_WORKERS": max_workers}
+        chosen = {**SETTINGS, **limits, "MAX_WORKERS": max_workers, "MAX_PENDING": max_pending}
         self._environ = {name: str(value) for name, value in chosen.items()}
         self._boots = 0
         self._plan: list[Mishap] = []
