@@ -6,7 +6,7 @@ import pytest
 
 from ottoscaler.core.overrides import Overrides
 from ottoscaler.flow.owned_tasks import OwnedTask
-from ottoscaler.flow.run_queues import AGEING_S, Turns
+from ottoscaler.flow.turns import AGEING_S, Turns
 from tests.core.builders import event
 from tests.flow.simulated_controller import SimulatedController
 
