@@ -1,14 +1,20 @@
-"""Random mutants: what is broken, and that it is the same for the same seed."""
+"""Random mutants: what is broken, that it is the same for the same seed, and how a fork tries it."""
 
 from __future__ import annotations
 
 import ast
+import os
+from collections.abc import Sequence
 
 import pytest
 
-from tests.mutants import trial
+from ottoscaler.adapters import scripts
+from ottoscaler.adapters.scripts import source
+from tests.mutants import fork_server, trial
+from tests.mutants.forks import Forks
 from tests.mutants.lua_places import lua_places
 from tests.mutants.places import Place, python_places
+from tests.mutants.scratch import scratch
 
 SOURCE = b'''
 """Nothing is done to a docstring."""
@@ -97,11 +103,57 @@ def test_the_same_seed_gives_the_same_mutants() -> None:
     } == dict.fromkeys({place.kind for place in among}, 2)
 
 
-def test_every_equivalent_mutant_has_a_reason() -> None:
-    """Whether it can still happen is said by each run."""
+def test_every_equivalent_mutant_can_happen_and_has_a_reason() -> None:
+    """A line that has changed since is another mutant, which nobody has looked at."""
     listed = trial.equivalents(trial.EQUIVALENT.read_text(encoding="utf-8"))
     assert listed
     assert all(len(why) > 20 for why in listed.values())
+    assert trial.stale(listed, trial.places()) == []
+
+
+VERDICTS = "ottoscaler/core/verdicts.py"
+
+
+def verdicts_of(changes: Sequence[tuple[str, str]], tests: str) -> list[str]:
+    """What the tests of one file say of changes of core/verdicts.py, in forks of one process."""
+    with scratch() as folder:
+        forks, found = Forks(folder, [tests.partition("::")[0]]), []
+        try:
+            for line, broken in changes:
+                [place] = [
+                    one
+                    for one in python_places(VERDICTS, trial.source_of(VERDICTS))
+                    if trial.change(one) == (line, broken)
+                ]
+                found.append(forks.verdict(place, trial.source_of(VERDICTS), {tests: 20.0}, 20.0)[0])
+        finally:
+            forks.close()
+        return found
+
+
+def test_a_fork_has_the_broken_code_and_its_parent_has_not() -> None:
+    """What is run at import is not tried there, and no mutant is left for the next one."""
+    backoff, code = "return float(min(2.0 ** min(tries, 10), MAX_BACKOFF_S))", 'POISON = "Poison", Outcome.FAILED, '
+    infra = "FaultOrigin.INFRA, RetryBudget.NEVER"
+    assert verdicts_of(
+        [
+            (backoff, "return None"),
+            (backoff, "return float(min(2.0 ** min(tries, 11), MAX_BACKOFF_S))"),
+            (code + infra, code.replace('"Poison"', "'Poison_'") + infra),
+        ],
+        "tests/core/test_lifecycle.py::test_pauses_grow_up_to_half_a_minute[4-16]",
+    ) == ["noticed", "missed", "unfit"]
+
+
+def test_a_broken_text_takes_its_place_in_scripts() -> None:
+    """Wherever a module holds it: in one text, or in the scripts of all functions."""
+    before = source("atomic.lua")
+    pid = os.fork()
+    if pid == 0:
+        put = fork_server.put_in("atomic.lua", before, before + b"-- broken\n")
+        whole = all(b"-- broken" in script.source for script in scripts._SCRIPTS.values())
+        os._exit(0 if put and whole else 1)
+    assert os.waitpid(pid, 0)[1] == 0
 
 
 def test_the_list_of_equivalents_is_read_in_blocks() -> None:

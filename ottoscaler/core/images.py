@@ -43,13 +43,13 @@ class Image(msgspec.Struct, frozen=True):
 
 
 class Pattern(msgspec.Struct, frozen=True):
-    """Which images are allowed. `tag` None: any tag or digest; `digest` empty: no digest is needed."""
+    """Which images are allowed. `tag` None: any tag or digest; `digest` None: no digest is needed."""
 
     text: str
     registry: str
     path: re.Pattern[str]
     tag: re.Pattern[str] | None
-    digest: str
+    digest: str | None
 
     def matches(self, image: Image) -> bool:
         """Does this pattern allow the image? Where there is a digest, it says what runs, and a tag says nothing: a
@@ -57,7 +57,7 @@ class Pattern(msgspec.Struct, frozen=True):
         """
         if image.registry != self.registry or not self.path.fullmatch(image.path):
             return False
-        if self.digest:
+        if self.digest is not None:
             return bool(image.digest) and self.digest in (ANY_DIGEST, image.digest)
         return self.tag is None or (not image.digest and bool(self.tag.fullmatch(image.tag)))
 
@@ -93,15 +93,15 @@ def parse_pattern(text: str) -> Pattern | None:
     if tag is not None and digest is not None:  # the tag would say nothing
         return None
     regex = "/".join(".+" if one == "**" else _stars(one) for one in components)
-    return Pattern(text, registry, re.compile(regex), None if tag is None else re.compile(_stars(tag)), digest or "")
+    return Pattern(text, registry, re.compile(regex), None if tag is None else re.compile(_stars(tag)), digest)
 
 
 def _split(text: str) -> tuple[str, str, str | None, str | None] | None:
     """Registry, path, tag and digest; the last two None where they are left out. None for an empty name."""
     name, at, digest = text.partition("@")
-    slash = name.rfind("/")
-    colon = name.find(":", slash + 1)
-    name, tag = (name, None) if colon < 0 else (name[:colon], name[colon + 1 :])
+    folder, slash, last = name.rpartition("/")
+    last, colon, tag = last.partition(":")
+    name = folder + slash + last
     first, rest_follows, rest = name.partition("/")
     if rest_follows and ("." in first or ":" in first or first == "localhost"):
         registry, path = first, rest
@@ -110,7 +110,7 @@ def _split(text: str) -> tuple[str, str, str | None, str | None] | None:
     if registry in _HUB_NAMES:
         registry = DOCKER_HUB
         path = path if "/" in path or path == "**" else f"library/{path}"
-    return (registry, path, tag, digest if at else None) if path else None
+    return (registry, path, tag if colon else None, digest if at else None) if path else None
 
 
 def _stars(text: str) -> str:

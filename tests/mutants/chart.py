@@ -63,6 +63,10 @@ class Chart:
         took = dict(zip(self.tests, self.took, strict=True))
         return {test: 12 + 6 * took[test] for test in tests}
 
+    def seconds(self, tests: Sequence[str]) -> float:
+        """How long these take together."""
+        return sum(self._seconds(test) for test in tests)
+
     def _rank(self, place: Place, test: str) -> tuple[bool, bool, float]:
         module, layer = Path(place.path).stem, Path(place.path).parent.name
         return module not in test.partition("::")[0], f"tests/{layer}/" not in test, self._seconds(test)

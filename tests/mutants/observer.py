@@ -20,6 +20,13 @@ _TIMES = os.environ.get("OTTO_MUTANT_TIMES")
 _longest: dict[str, float] = json.loads(Path(_PLAN).read_text(encoding="utf-8")) if _PLAN else {}
 _took: dict[str, float] = defaultdict(float)
 _red: set[str] = set()
+_expected: list[bool] = [bool(_PLAN)]
+
+
+def expect(longest: dict[str, float]) -> None:
+    """From now on, run tests as under a plan, which says how long each may take, seconds."""
+    _longest.update(longest)
+    _expected[0] = True
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -33,7 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
     """Once, and if it fails once more."""
-    if not (_PLAN or _TIMES):
+    if not (_expected[0] or _TIMES):
         return None
     for last in (False, True):
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
@@ -42,7 +49,7 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
             break
     for report in reports:
         item.ihook.pytest_runtest_logreport(report=report)
-    if _PLAN and any(report.failed for report in reports):
+    if _expected[0] and any(report.failed for report in reports):
         item.session.shouldstop = "noticed"
     return True
 

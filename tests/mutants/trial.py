@@ -2,6 +2,7 @@
 seed.
 
 Each is tried in a copy of the checkout against the tests that run its line. Those in equivalent.txt are not counted.
+Most are noticed in a fork of a process that has imported everything; only the others need a process of their own.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from tests.mutants.chart import SUITES, Chart, chart
+from tests.mutants.forks import Forks
 from tests.mutants.lua_places import lua_places
 from tests.mutants.places import Place, python_places
 from tests.mutants.scratch import ROOT, environment, scratch
@@ -35,8 +37,9 @@ LAYERS = ("core", "flow", "adapters")
 WANTED = 97.0
 #: Tests of the first round, in which most mutants end.
 FIRST = 40
-#: A round that takes longer than this, seconds, hangs, which a person would notice.
-ROUND_S = 300.0
+#: A round hangs, which a person would notice, if it takes so many seconds, and so many times as long as usual.
+ROUND_S = 60.0
+ROUND_TIMES = 6.0
 NO_TESTS = 5
 EQUIVALENT = Path(__file__).parent / "equivalent.txt"
 _stamps = count(int(time.time()) - 10_000_000)
@@ -48,6 +51,14 @@ _running: set[int] = set()
 def source_of(path: str) -> bytes:
     """A file as it was first read: it may be edited while mutants are tried."""
     return (ROOT / path).read_bytes()
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A copy of the checkout, and the process that has its tests ready."""
+
+    folder: Path
+    forks: Forks
 
 
 @dataclass(frozen=True)
@@ -138,7 +149,7 @@ def run(amount: int, seed: int, within: Sequence[str] = (), suites: Sequence[str
     signal.signal(signal.SIGTERM, _terminate)
     charted = chart(suites)
     print(f"  {time.monotonic() - began:4.0f} s: known which of {len(charted.tests)} tests runs which line", flush=True)
-    tried = _try_all([place for place in chosen if place not in same], charted, jobs, began)
+    tried = _try_all([place for place in chosen if place not in same], charted, suites, jobs, began)
     missed = [one for one in tried if one.verdict == "missed"]
     for one in sorted(missed, key=lambda one: (one.place.path, one.place.line)):
         print(f"\nNOT NOTICED: {one.place.path}:{one.place.line} ({one.place.kind})\n{_diff(one.place)}")
@@ -150,20 +161,25 @@ def run(amount: int, seed: int, within: Sequence[str] = (), suites: Sequence[str
     return 0 if tried and share >= WANTED else 1
 
 
-def _try_all(chosen: Sequence[Place], charted: Chart, jobs: int, began: float) -> list[Tried]:
+def _try_all(chosen: Sequence[Place], charted: Chart, suites: Sequence[str], jobs: int, began: float) -> list[Tried]:
     with ExitStack() as opened:
-        folders: queue.SimpleQueue[Path] = queue.SimpleQueue()
+        copies: queue.SimpleQueue[Copy] = queue.SimpleQueue()
         for _ in range(jobs):
-            folders.put(opened.enter_context(scratch()))
+            folder = opened.enter_context(scratch())
+            forks = Forks(folder, suites)
+            opened.callback(forks.close)
+            opened.callback(_running.discard, forks.process.pid)
+            _running.add(forks.process.pid)
+            copies.put(Copy(folder, forks))
         pool = ThreadPoolExecutor(jobs)
         opened.callback(pool.shutdown, cancel_futures=True)
 
         def one(place: Place) -> Tried:
-            folder = folders.get()
+            copied = copies.get()
             try:
-                tried = _try(place, folder, charted)
+                tried = _try(place, copied, charted)
             finally:
-                folders.put(folder)
+                copies.put(copied)
             what = f"{tried.verdict} {place.path}:{place.line} ({place.kind}) {tried.by}"
             print(f"  {time.monotonic() - began:4.0f} s: {what} {tried.seconds:.1f} s", flush=True)
             if tried.verdict == "missed":
@@ -176,19 +192,28 @@ def _try_all(chosen: Sequence[Place], charted: Chart, jobs: int, began: float) -
         return list(pool.map(one, chosen))
 
 
-def _try(place: Place, folder: Path, charted: Chart) -> Tried:
-    began, path = time.monotonic(), folder / place.path
-    source = source_of(place.path)
+def _try(place: Place, copied: Copy, charted: Chart) -> Tried:
+    """First in a fork; on fresh imports only what nobody noticed there."""
+    began, path = time.monotonic(), copied.folder / place.path
+    source, tests = source_of(place.path), charted.of(place)
+    rounds = [some for some in (tests[:FIRST], tests[FIRST:]) if some]
     _write(path, place.broken(source))
     try:
-        tests = charted.of(place)
-        for some in (tests[:FIRST], tests[FIRST:]):
-            verdict, by = _round(folder, charted.longest(some)) if some else ("missed", "")
+        verdict, by = "missed", ""
+        for some in rounds:
+            if verdict == "missed":
+                verdict, by = copied.forks.verdict(place, source, charted.longest(some), _bound_s(charted, some))
+        for some in rounds if verdict in ("missed", "unfit") else ():
+            verdict, by = _round(copied.folder, charted.longest(some), _bound_s(charted, some))
             if verdict != "missed":
-                return Tried(place, verdict, by, time.monotonic() - began)
-        return Tried(place, "missed", f"by {len(tests)} tests", time.monotonic() - began)
+                break
+        return Tried(place, verdict, by or f"by {len(tests)} tests", time.monotonic() - began)
     finally:
         _write(path, source)
+
+
+def _bound_s(charted: Chart, tests: Sequence[str]) -> float:
+    return ROUND_S + ROUND_TIMES * charted.seconds(tests)
 
 
 def _write(path: Path, source: bytes) -> None:
@@ -198,7 +223,7 @@ def _write(path: Path, source: bytes) -> None:
     os.utime(path, (stamp, stamp))
 
 
-def _round(folder: Path, longest: Mapping[str, float]) -> tuple[str, str]:
+def _round(folder: Path, longest: Mapping[str, float], bound_s: float) -> tuple[str, str]:
     """Run these tests on what is in the folder: `noticed`, `hung` or `missed`, and by which test."""
     plan = folder / "plan.json"
     plan.write_text(json.dumps(longest), encoding="utf-8")
@@ -214,7 +239,7 @@ def _round(folder: Path, longest: Mapping[str, float]) -> tuple[str, str]:
         )  # fmt: skip
         _running.add(tests.pid)
         try:
-            code = tests.wait(ROUND_S)
+            code = tests.wait(bound_s)
         except subprocess.TimeoutExpired:
             return "hung", ""
         finally:
