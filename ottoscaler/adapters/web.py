@@ -208,7 +208,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _refuse(self) -> None:
         length = self.headers.get("Content-Length") or ""
-        self.rfile.read(min(int(length), _BODY_BYTES) if length.isdigit() else 0)
+        # int() refuses thousands of digits, and of what isdigit() calls digits it does not know all
+        self.rfile.read(min(int(length[:9]), _BODY_BYTES) if length.isdecimal() else 0)
         self._send(WebResponse(b"only GET and HEAD\n", 405))
 
     do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_TRACE = do_CONNECT = _refuse
@@ -228,7 +229,6 @@ class _Handler(BaseHTTPRequestHandler):
         if page.status == 405:
             self.send_header("Allow", "GET, HEAD")
         self.end_headers()
-        self.close_connection = True
         if self.command != "HEAD":
             self.wfile.write(page.body)
 

@@ -101,6 +101,54 @@ def test_another_method_is_405(port: int, method: str) -> None:
     assert ask(port, "/", method, b"x" * 1000)[0] == 405
 
 
+def exchange(port: int, request: bytes) -> tuple[list[bytes], bytes]:
+    """Head and body of the answer, up to the end of the connection, which must not break off."""
+    with socket.create_connection(("127.0.0.1", port), 5) as client:
+        client.sendall(request)
+        head, _, body = b"".join(iter(lambda: client.recv(4096), b"")).partition(b"\r\n\r\n")
+    return head.split(b"\r\n"), body
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "more", "body"),
+    [
+        (b"GET / HTTP/1.1\r\nConnection: keep-alive\r\n\r\n", b"200 OK", [], b"hello\n"),
+        (b"GET /none HTTP/1.1\r\n\r\n", b"404 Not Found", [], b"not found\n"),
+        (b"PUT / HTTP/1.1\r\n\r\n", b"405 Method Not Allowed", [b"Allow: GET, HEAD"], b"only GET and HEAD\n"),
+        (b"BREW / HTTP/1.1\r\n\r\n", b"405 Method Not Allowed", [b"Allow: GET, HEAD"],
+         b"Unsupported method ('BREW')\n"),
+        (b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 101 + b"\r\n", b"431 Request Header Fields Too Large", [],
+         b"Too many headers\n"),
+    ],
+)  # fmt: skip
+def test_an_answer_has_these_headers_and_ends_the_connection(
+    port: int, request_: bytes, status: bytes, more: list[bytes], body: bytes
+) -> None:
+    """Nothing that a proxy may keep or a browser may guess at, and not which Python this is."""
+    (first, *headers), found = exchange(port, request_)
+    assert (first, found) == (b"HTTP/1.0 " + status, body)
+    assert [each for each in headers if not each.startswith(b"Date: ")] == [
+        b"Server: ottoscaler", b"Content-Type: text/plain; charset=utf-8", b"Content-Length: %d" % len(body),
+        b"Cache-Control: no-store", b"X-Content-Type-Options: nosniff", b"Connection: close", *more,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("length", [b"60000", b"0", b"", b"x", b"-1", b"\xb2"])
+def test_the_body_of_a_refused_request_is_read_as_far_as_its_length_is_known(port: int, length: bytes) -> None:
+    """Otherwise the client would see a broken connection in the place of our answer."""
+    sent = b"x" * (60000 if length == b"60000" else 0)
+    head, body = exchange(port, b"POST / HTTP/1.1\r\nContent-Length: " + length + b"\r\n\r\n" + sent)
+    assert head[0] == b"HTTP/1.0 405 Method Not Allowed"
+    assert body == b"only GET and HEAD\n"
+
+
+def test_of_a_large_body_a_part_is_read(port: int) -> None:
+    """However large it is said to be; the client need not send all of it."""
+    with socket.create_connection(("127.0.0.1", port), 5) as client:
+        client.sendall(b"POST / HTTP/1.1\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n" + b"x" * 65536)
+        assert client.recv(4096).startswith(b"HTTP/1.0 405 Method Not Allowed\r\n")
+
+
 @pytest.mark.parametrize(
     "request_", [b"nonsense\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET /" + b"x" * 70_000, b"\x16\x03\x01\r\n\r\n"]
 )
