@@ -37,15 +37,16 @@ DEV := $(VENV)/.dev-$(VERSION)
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 # The parts of `make test`, and where each reports.
-PARTS := deploy race cli adapters top flow core local simulation
+PARTS := deploy race cli adapters top flow core forwarder local simulation
 REPORTS := .cache/reports
-SUITES := $(wildcard tests/core tests/flow tests/simulation tests/adapters tests/local tests/cli tests/deploy tests/test_*.py)
+SUITES := $(wildcard tests/core tests/flow tests/simulation tests/adapters tests/forwarder tests/local tests/cli \
+	tests/deploy tests/test_*.py)
 
 # A folder that is there is emptied only if it is a virtual environment.
 OURS = [ ! -e $(VENV) ] || [ -e $(VENV)/pyvenv.cfg ] || [ -z "$$(ls -A $(VENV))" ] || \
 	{ echo "VENV is $(VENV): this is no virtual environment, and is left as it is" >&2; exit 1; }
 
-.PHONY: help demo local run test test-race test-real test-cov test-313 check fmt lint types layers e2e torture bench fuzz mutants rows lock distclean
+.PHONY: help demo local run proto test test-race test-real test-cov test-313 check fmt lint types layers e2e torture bench fuzz mutants rows lock distclean
 .PHONY: setup-user build deploy logs test-event status k8s-status redis-cli clean
 
 help: ## show this list
@@ -139,15 +140,20 @@ mutants: $(DEV) ## break the code on purpose and see the tests notice; `RANDOM=1
 rows: $(DEV) ## the promises to the outside, and the tests that hold each of them up
 	@$(SET_ARGS); $(BIN)/python -m tests.rows "$$@"
 
+proto: $(DEV) ## make the Python code of ottoscaler/proto again
+	$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. --grpc_python_out=. ottoscaler/proto/log_streaming.proto
+
 lock: ## write the lock files again from pyproject.toml (ARGS=--upgrade for newer versions)
 	@rm -rf .cache/lock && $(PYTHON) -m venv .cache/lock
 	@.cache/lock/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	@.cache/lock/bin/python -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
-		print(*extras["local"], sep="\n")' >.cache/lock/local.in
-	@# production first: the other two keep to its versions
+		[open(f".cache/lock/{name}.in", "w").write("\n".join(extras[name])) for name in ("local", "logs")]'
+	@# production first: the others keep to its versions
 	@$(SET_ARGS); for set in "requirements.txt pyproject.toml" \
 		"ottoscaler/local/requirements.txt .cache/lock/local.in --constraint requirements.txt --no-annotate" \
-		"requirements-dev.txt pyproject.toml --extra dev --extra local --constraint requirements.txt --constraint ottoscaler/local/requirements.txt"; do \
+		"ottoscaler/forwarder/requirements.txt .cache/lock/logs.in --constraint requirements.txt --no-annotate" \
+		"requirements-dev.txt pyproject.toml --extra dev --extra local --extra logs --constraint requirements.txt \
+			--constraint ottoscaler/local/requirements.txt --constraint ottoscaler/forwarder/requirements.txt"; do \
 		.cache/lock/bin/uv pip compile --quiet --output-file $$set --universal --python-version 3.11 \
 			--generate-hashes --no-strip-extras --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" "$$@"; \
 	done

@@ -42,6 +42,7 @@ LAYERS = {
     "flow": 5,
     "cli": 6,
     "local": 6,
+    "forwarder": 6,
 }
 #: Neighbours in one layer that may be imported all the same; never both ways.
 NEIGHBOURS = {
@@ -52,12 +53,14 @@ NEIGHBOURS = {
     ("retries", "logs"),
     ("retries", "metrics"),
     ("cli", "local"),
+    ("cli", "forwarder"),
 }
 #: Third parties that have one place.
 PLACES = {
     "kubernetes": ("adapters/",),
     "redis": ("adapters/",),
     "grpc": ("adapters/", "proto/"),
+    "google": ("proto/",),
     "tenacity": ("retries.py",),
     "prometheus_client": ("metrics.py",),
     "pythonjsonlogger": ("logs.py",),
