@@ -1,0 +1,153 @@
+"""Secrets in what a worker writes: values that are known, and texts that have the form of a secret.
+
+Pure. Known values are looked for in the bytes as they come, over the borders of reads and lines; forms are looked for
+in whole lines, so a line has to be put together first. A form is only looked for where its sign is in the line, since
+looking for a few fixed bytes costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
+from urllib.parse import quote
+
+from ottoscaler.forwarder.lines import Line
+
+MASK: Final = b"***"
+#: A shorter value would only garble the log, and a single line of a longer value has to have more.
+SHORTEST_VALUE: Final = 4
+SHORTEST_LINE: Final = 8
+#: The most lines that a private key is followed over: RSA with 16384 bits has about 200.
+LONGEST_KEY: Final = 400
+
+
+class Form(NamedTuple):
+    """A form of secret: bytes that each of them has, its pattern, and what takes its place."""
+
+    sign: bytes
+    pattern: re.Pattern[bytes]
+    mask: bytes = MASK
+
+
+def _form(sign: str, pattern: str, mask: str = "***") -> Form:
+    return Form(sign.encode(), re.compile(pattern.encode()), mask.encode())
+
+
+#: Keys of clouds, tokens of code hosts and chats, JSON Web Tokens, passwords in URLs, authorization headers.
+DEFAULT_FORMS: Final[tuple[Form, ...]] = (
+    *(_form(sign, rf"(?<![A-Z0-9]){sign}[A-Z0-9]{{16}}(?![A-Z0-9])") for sign in ("AKIA", "ASIA")),  # AWS key ids
+    _form("ecret", r"(?i)(aws_?secret_?access_?key[\"']?\s*[=:]\s*[\"']?)[A-Za-z0-9/+]{40}", r"\1***"),
+    _form("ECRET", r"(?i)(aws_?secret_?access_?key[\"']?\s*[=:]\s*[\"']?)[A-Za-z0-9/+]{40}", r"\1***"),
+    _form("AIza", r"AIza[A-Za-z0-9_-]{35}"),  # Google API keys
+    _form("ya29.", r"ya29\.[A-Za-z0-9_-]{20,}"),  # Google OAuth
+    _form("AccountKey=", r"(AccountKey=)[A-Za-z0-9+/=]{40,}", r"\1***"),  # Azure storage
+    _form("gh", r"(?<![A-Za-z0-9])gh[pousr]_[A-Za-z0-9]{36,}"),  # GitHub
+    _form("github_pat_", r"github_pat_[A-Za-z0-9_]{22,}"),
+    _form("glpat-", r"glpat-[A-Za-z0-9_-]{20,}"),  # GitLab
+    _form("xox", r"xox[abeprs]-[A-Za-z0-9-]{10,}"),  # Slack
+    _form("npm_", r"(?<![A-Za-z0-9])npm_[A-Za-z0-9]{36}"),
+    _form("eyJ", r"eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}"),  # JSON Web Tokens
+    _form("://", r"(://[^\s/?#@:]*:)[^\s/?#@]+@", r"\1***@"),  # password in a URL
+    _form("earer ", r"(?i)\b(bearer) +[A-Za-z0-9._~+/=-]{8,}", r"\1 ***"),
+)
+_KEY_BEGINS: Final = re.compile(rb"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----")
+_KEY_ENDS: Final = re.compile(rb"-----END [A-Z0-9 ]*PRIVATE KEY-----")
+
+
+class FormMasker:
+    """Masks the lines of one source by their form. Not thread-safe: it remembers whether a private key has begun."""
+
+    def __init__(self, forms: Sequence[Form] = DEFAULT_FORMS) -> None:
+        self._forms = forms
+        self._key_lines = 0
+
+    def mask(self, text: bytes) -> bytes:
+        """The line without secrets. Inside a private key of several lines all of the line is one."""
+        if self._key_lines or b"PRIVATE KEY-----" in text:
+            text = self._without_key(text)
+        for sign, pattern, mask in self._forms:
+            if sign in text:
+                text = pattern.sub(mask, text)
+        return text
+
+    def _without_key(self, text: bytes) -> bytes:
+        """The text with a private key, or the part of it that is in this line, masked."""
+        begins = None if self._key_lines else _KEY_BEGINS.search(text)
+        if not self._key_lines and begins is None:
+            return text
+        ends = _KEY_ENDS.search(text, begins.end() if begins else 0)
+        head = text[: begins.end()] if begins else b""
+        if ends:
+            self._key_lines = 0
+            return head + MASK + text[ends.start() :]
+        self._key_lines = (self._key_lines + 1) % LONGEST_KEY
+        return head + MASK
+
+
+def mask_line(line: Line, masker: FormMasker) -> Line:
+    """The line without secrets."""
+    text = masker.mask(line.text)
+    return line if text is line.text else line._replace(text=text)
+
+
+class ValueMasker:
+    """Masks known values in one output. Not thread-safe.
+
+    What may be the beginning of a value is held back until the next bytes, or the end, decide.
+    """
+
+    def __init__(self, values: Iterable[str]) -> None:
+        forms = {form for value in values for form in value_forms(value)}
+        # the longest first, or what a short one leaves of a longer one would stay
+        self._forms = sorted(forms, key=lambda form: (-len(form), form))
+        self._pattern = re.compile(b"|".join(map(re.escape, self._forms))) if forms else None
+        self._held = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """The bytes without values, as far as that can be said yet."""
+        if self._pattern is None:
+            return data
+        data = self._held + data
+        open_ends = self._open_ends(data)
+        done, last = [], 0
+        for found in self._pattern.finditer(data):
+            if any(last <= place <= found.start() for place in open_ends):
+                break
+            done += [data[last : found.start()], MASK]
+            last = found.end()
+        held_from = next((place for place in open_ends if place >= last), len(data))
+        self._held = data[held_from:]
+        return b"".join([*done, data[last:held_from]])
+
+    def end(self) -> bytes:
+        """What was held back, when no more bytes come."""
+        held, self._held = self._held, b""
+        return self._pattern.sub(MASK, held) if self._pattern else held
+
+    def _open_ends(self, data: bytes) -> list[int]:
+        """The places from which the bytes, to their end, are the beginning of a value."""
+        places = set()
+        for form in self._forms:
+            place = data.find(form[:1], max(0, len(data) - len(form) + 1))
+            while place >= 0:
+                if form.startswith(data[place:]):
+                    places.add(place)
+                place = data.find(form[:1], place + 1)
+        return sorted(places)
+
+
+def value_forms(value: str) -> set[bytes]:
+    """A secret value as outputs show it: as it is, in a URL, as JSON and repr() escape it, in base64; and each of its
+    lines. Empty for a value that is too short to be masked.
+    """
+    encoded = value.encode(errors="surrogateescape")  # an environment may hold bytes that are not UTF-8
+    if len(encoded.strip()) < SHORTEST_VALUE:
+        return set()
+    found = {encoded, encoded.strip(), *(line for line in encoded.splitlines() if len(line) >= SHORTEST_LINE)}
+    shown = (quote(encoded, safe=""), json.dumps(value)[1:-1], repr(value)[1:-1])
+    found |= {text.encode(errors="surrogateescape") for text in shown}
+    found |= {base64.b64encode(each) for each in (encoded, encoded.strip())}
+    return found
