@@ -37,7 +37,8 @@ DEV := $(VENV)/.dev-$(VERSION)
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 # The parts of `make test`, and where each reports.
-PARTS := deploy race cli adapters top flow core forwarder local simulation
+# Those that mostly wait come first, so that the others have both cores meanwhile.
+PARTS := race flow cli adapters deploy local forwarder top core simulation
 REPORTS := .cache/reports
 SUITES := $(wildcard tests/core tests/flow tests/simulation tests/adapters tests/forwarder tests/local tests/cli \
 	tests/deploy tests/test_*.py)
@@ -68,15 +69,19 @@ test: $(DEV) ## the tests that need neither a server nor root; the flow twice, t
 ifeq ($(strip $(ARGS)),)
 	@echo "make test: about 4 minutes on 2 idle cores; the output of each suite comes when it has ended"
 	@rm -rf $(REPORTS) && mkdir -p $(REPORTS)
-	@# side by side, since many of them wait for servers; the longest first
+	@# side by side, since many of them wait for servers
 	@begin=$$SECONDS status=0; \
-		$(MAKE) --jobs=3 --keep-going --output-sync=target REPORT=$(REPORTS)/ $(PARTS:%=suite-%) || status=$$?; \
+		$(MAKE) --jobs=4 --keep-going --output-sync=target REPORT=$(REPORTS)/ $(PARTS:%=suite-%) || status=$$?; \
 		$(BIN)/python -m tests.summary $(REPORTS) $$((SECONDS - begin)) $(PARTS); exit $$status
 else
 	@$(SET_ARGS); $(PYTEST) -m "not e2e" $(SUITES) "$$@"
 	@echo "make test: with ARGS the second pass over the flow is left out; 'make test-race' runs it"
 endif
 
+# Bytecode is kept, of the tests too, also where the environment forbids it: each suite, and each command that is tested
+# as a process, would compile everything again. In a folder of its own, so that no test finds it in the checkout.
+suite-%: export PYTHONDONTWRITEBYTECODE :=
+suite-%: export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/bytecode
 suite-race: test-race ; @:
 suite-top: SUITE = $(wildcard tests/test_*.py)
 suite-%: SUITE = tests/$*

@@ -80,17 +80,22 @@ def _tree(source: str) -> ast.Module:
     return ast.parse(source)
 
 
+@cache
+def _nodes(source: str) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(_tree(source)))
+
+
 def _imports(path: str, source: str) -> Iterator[tuple[str, int]]:
     """The modules that are imported when the program runs, with their lines; relative ones resolved."""
     package = ["ottoscaler", *path.split("/")[:-1]]
     skipped = {
         id(child)
-        for node in ast.walk(_tree(source))
+        for node in _nodes(source)
         if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
         for statement in node.body
         for child in ast.walk(statement)
     }
-    for node in ast.walk(_tree(source)):
+    for node in _nodes(source):
         if id(node) in skipped:
             continue
         if isinstance(node, ast.Import):
@@ -142,7 +147,7 @@ def impure(path: str, source: str) -> list[str]:
         return []
     clock = [
         f"{path}:{node.lineno}: {node.attr}()"
-        for node in ast.walk(_tree(source))
+        for node in _nodes(source)
         if isinstance(node, ast.Attribute) and node.attr in ("now", "utcnow", "today")
         if ast.unparse(node.value).endswith(("datetime", "date"))
     ]
@@ -151,7 +156,7 @@ def impure(path: str, source: str) -> list[str]:
 
 def imports_late(path: str, source: str) -> list[str]:
     """Imports inside functions: they hide a cycle, or a cost."""
-    functions = [node for node in ast.walk(_tree(source)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    functions = [node for node in _nodes(source) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     return [
         f"{path}:{node.lineno}"
         for function in functions
@@ -164,8 +169,8 @@ def sleeps(path: str, source: str) -> list[str]:
     """Waits that a stop cannot end."""
     return [
         f"{path}:{node.lineno}"
-        for node in ast.walk(_tree(source))
-        if (isinstance(node, ast.Attribute) and ast.unparse(node) == "time.sleep")
+        for node in _nodes(source)
+        if (isinstance(node, ast.Attribute) and node.attr == "sleep" and ast.unparse(node) == "time.sleep")
         or (isinstance(node, ast.ImportFrom) and node.module == "time" and "sleep" in [a.name for a in node.names])
     ]
 
@@ -174,7 +179,7 @@ def makes_threads(path: str, source: str) -> list[str]:
     """Threads made anywhere but in the one place that names and supervises them."""
     return [
         f"{path}:{node.lineno}"
-        for node in ast.walk(_tree(source))
+        for node in _nodes(source)
         if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("Thread", "Timer")
         if not path.startswith(THREADS)
     ]
@@ -185,7 +190,7 @@ def handles_signals(path: str, source: str) -> list[str]:
     allowed = ("_ignore_signal", "old", "signal.default_int_handler", "lambda *_: None", "lambda *_: os._exit(EXIT_OK)")
     return [
         f"{path}:{node.lineno}"
-        for node in ast.walk(_tree(source))
+        for node in _nodes(source)
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("signal.signal", "signal")
         if len(node.args) == 2 and ast.unparse(node.args[1]) not in allowed
         if path != "local/guard.py"  # Popen.terminate waits for no lock
@@ -193,7 +198,7 @@ def handles_signals(path: str, source: str) -> list[str]:
 
 
 def _broad(source: str) -> list[int]:
-    handlers = [node for node in ast.walk(_tree(source)) if isinstance(node, ast.ExceptHandler)]
+    handlers = [node for node in _nodes(source) if isinstance(node, ast.ExceptHandler)]
     return [
         handler.lineno
         for handler in handlers
@@ -211,7 +216,7 @@ def catches_all(path: str, source: str) -> list[str]:
 def too_long(path: str, source: str) -> list[str]:
     """Files above 400 lines, functions above 50 (their docstring not counted)."""
     wrong = [f"{path}: {count} lines"] if (count := len(source.splitlines())) > 400 else []
-    for node in ast.walk(_tree(source)):
+    for node in _nodes(source):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0]
             documented = ast.get_docstring(node, clean=False) is not None

@@ -151,12 +151,18 @@ def _start(running: Running) -> Iterator[Running]:
         controller.close()
 
 
+@pytest.fixture(scope="module")
+def demo(running: Running) -> str:
+    """What the demo prints: it is run once."""
+    return running.run("make demo")
+
+
 @pytest.mark.parametrize("command", [command for command, how in COMMANDS.items() if how == HERE])
-def test_a_command_does_what_it_says(running: Running, command: str) -> None:
+def test_a_command_does_what_it_says(running: Running, demo: str, command: str) -> None:
     """At least it ends well, with something to read."""
     if DEAD_ID in command:
         _lay_out_dead_letter(running.client)
-    assert running.run(command)
+    assert demo if command == "make demo" else running.run(command)
 
 
 def _lay_out_dead_letter(client: redis.Redis) -> None:
@@ -171,9 +177,9 @@ def squeezed(line: str) -> str:
     return re.sub(r"[0-9.]+ s\b", "N s", " ".join(line.split()))
 
 
-def test_the_output_of_the_demo_is_the_real_one(running: Running) -> None:
+def test_the_output_of_the_demo_is_the_real_one(demo: str) -> None:
     """Each line that README shows, apart from the width of the columns."""
-    printed = {squeezed(line) for line in running.run("make demo").splitlines()}
+    printed = {squeezed(line) for line in demo.splitlines()}
     (shown,) = (text for kind, text in fences(README) if kind == "text" and "Completed" in text)
     lines = [squeezed(line) for line in shown.splitlines() if "\N{BOX DRAWINGS LIGHT HORIZONTAL}" not in line]
     assert [line for line in lines if line not in printed] == []
@@ -373,10 +379,16 @@ def shape(message: str) -> str:
 FLOW: Final = [row.name[2:] for row in ROWS if row.name.startswith("6.") and row.name.count(".") == 2]
 
 
+@pytest.fixture(scope="module")
+def three_workers(running: Running) -> None:
+    """An event of three workers was carried out."""
+    running.run(".venv/bin/python ottoscaler.py send type=scale_up pod_count=3 --wait")
+
+
+@pytest.mark.usefixtures("three_workers")
 @pytest.mark.parametrize("event", [pytest.param(event, marks=contract(f"6.{event}"), id=event) for event in FLOW])
 def test_a_line_of_the_main_flow_is_as_promised(running: Running, event: str) -> None:
     """By its name and its message."""
-    running.run(".venv/bin/python ottoscaler.py send type=scale_up pod_count=3 --wait")
     (answer,) = (row[1].partition(", or: ")[0] for row in table("event") if event in codes(row[0]))
     eventually(
         lambda: any(shape(line["message"]) == shape(answer) for line in running.lines() if line["event"] == event),

@@ -78,8 +78,9 @@ class RedisAdmin:
         self._client.xtrim(self.stream, maxlen=0, approximate=False)
 
     def flush(self) -> None:
-        for key in self._client.scan_iter(f"{self.prefix}*"):
-            self._client.delete(key)
+        # a cluster takes several keys in one command only where they are of one slot: the prefix is a hash tag
+        if keys := list(self._client.scan_iter(f"{self.prefix}*", count=1000)):
+            self._client.delete(*keys)
 
 
 @dataclass(frozen=True)

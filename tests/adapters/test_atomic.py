@@ -13,11 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import pytest
 
 import ottoscaler.adapters
+from ottoscaler.adapters import event_log, redis_client
 from ottoscaler.adapters.dead import DeadLetters
 from ottoscaler.adapters.redis_backend import RedisBackend
 from ottoscaler.adapters.redis_calls import RedisCalls
@@ -59,6 +60,8 @@ WRITES = {name for text in SOURCES.values() for name in re.findall(r"\bwrite\('(
 #: `redis.call` and the probes of atomic.lua, `HSET = 'HLEN', ...`.
 READS = {name for text in SOURCES.values() for name in re.findall(r"(?:p?call\(| = )'([A-Z]+)'", text)}
 PASSWORD = "secret"
+#: The largest reply of Redis here: megabytes in each cell would make this the longest of all tests.
+MOST_BYTES = 200_000
 #: The keys that are no task's, by their ends; and a task's.
 KEYS = (
     "events",
@@ -100,49 +103,84 @@ class Rig:
         """All keys of this test."""
         return sorted(self.client.scan_iter(f"{self.admin.prefix}*"))
 
-    def dump(self) -> dict[str, Any]:
-        """Everything that there is."""
-        return {name: (self._content(name), self.client.ttl(name) < 0) for name in self.names()}
-
-    def _content(self, name: str) -> object:
-        match self.client.type(name):
-            case "hash":
-                # a sign of life is given by each renewal, also by one that is refused then
-                return {field: value for field, value in self.client.hgetall(name).items() if field != "seen"}
-            case "zset":
-                return self.client.zrange(name, 0, -1, withscores=True)
-            case "stream":
-                groups = [group["name"] for group in self.client.xinfo_groups(name)]
-                pending = [(each["message_id"], each["consumer"], each["times_delivered"]) for group in groups
-                           for each in self.client.xpending_range(name, group, "-", "+", 100)]  # fmt: skip
-                return self.client.xrange(name), pending
-        return None
+    def dump(self) -> dict[str, Stored]:
+        """Everything that there is, by the end of its name, read in one command."""
+        found = sorted(self.client.eval_ro(DUMP, 0, f"{self.admin.prefix}*"))
+        return {name.removeprefix(self.admin.prefix): Stored.read(*rest) for name, *rest in found}
 
     def shown(self) -> object:
         """All that matters, without times and ids."""
-        tasks = {name: _timeless(self.client.hgetall(name)) for name in self.names() if ":task:" in name}
-        results = [sorted(_timeless(result).items()) for result in self.admin.results()]
-        letters = [(each["dead_reason"], each["event_id"]) for each in self.admin.dead_letters()]
-        groups = self.client.xpending(self.admin.stream, "group")["pending"]
-        leases = {
-            name: min(score, 1)
-            for name, score in self.client.zrange(f"{self.admin.prefix}open", 0, -1, withscores=True)
-        }
-        sent = self.client.xlen(self.admin.stream)
+        stored = self.dump()
+        nothing = Stored("", {}, [], True)
+
+        def of(name: str) -> Stored:
+            return stored.get(name, nothing)
+
         return (
-            tasks,
-            sorted(results),
-            letters,
-            groups,
-            leases,
-            sent,
-            len(self.client.zrange(f"{self.admin.prefix}buried", 0, -1)),
-            [re.sub(".*[|]", "", place) for place in self.client.zrange(f"{self.admin.prefix}choices", 0, -1)],
-            [
-                (re.sub(".*[|]", "", member), score)
-                for member, score in self.client.zrange(f"{self.admin.prefix}key:any", 0, -1, withscores=True)
-            ],
+            {name: _timeless(each.content) for name, each in stored.items() if name.startswith("task:")},
+            sorted(sorted(_timeless(fields).items()) for fields in of("results").content.values()),
+            [(fields["dead_reason"], fields["event_id"]) for fields in of("dead").content.values()],
+            sum(each[0] == "group" for each in of("events").pending),
+            {name: min(float(score), 1) for name, score in of("open").content.items()},
+            len(of("events").content),
+            len(of("buried").content),
+            [re.sub(".*[|]", "", place) for place in of("choices").content],
+            [(re.sub(".*[|]", "", member), float(score)) for member, score in of("key:any").content.items()],
         )
+
+
+#: Each key: name, type, whether it stays, content; and of what is pending group, id, consumer and deliveries.
+DUMP = """
+local found = {}
+for _, name in ipairs(redis.call('KEYS', ARGV[1])) do
+  local kind, content, pending = redis.call('TYPE', name)['ok'], {}, {}
+  if kind == 'hash' then
+    content = redis.call('HGETALL', name)
+  elseif kind == 'zset' then
+    content = redis.call('ZRANGE', name, 0, -1, 'WITHSCORES')
+  elseif kind == 'stream' then
+    content = redis.call('XRANGE', name, '-', '+')
+    for _, entry in ipairs(content) do
+      for place, value in ipairs(entry[2]) do
+        if #value > 10000 then entry[2][place] = redis.sha1hex(value) end
+      end
+    end
+    for _, group in ipairs(redis.call('XINFO', 'GROUPS', name)) do
+      for _, each in ipairs(redis.call('XPENDING', name, group[2], '-', '+', 100)) do
+        pending[#pending + 1] = {group[2], each[1], each[2], each[4]}
+      end
+    end
+  end
+  found[#found + 1] = {name, kind, redis.call('TTL', name) < 0 and 1 or 0, content, pending}
+end
+return found
+"""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a key holds: its fields, members or entries, in order."""
+
+    kind: str
+    content: dict[str, Any]
+    pending: list[list[object]]
+    stays: bool
+
+    @classmethod
+    def read(cls, kind: str, stays: int, content: list[Any], pending: list[list[object]]) -> Self:
+        """From an answer of DUMP."""
+        if kind == "stream":
+            fields = {entry: dict(pairs_of(pairs)) for entry, pairs in content}
+        else:
+            fields = dict(pairs_of(content))
+            if kind == "hash":
+                fields.pop("seen", None)  # a sign of life is given by each renewal, also by one that is refused then
+        return cls(kind, fields, pending, bool(stays))
+
+
+def pairs_of(values: list[str]) -> Iterator[tuple[str, str]]:
+    """Pairs of values that follow each other."""
+    return zip(values[::2], values[1::2], strict=True)
 
 
 def _timeless(fields: dict[str, str]) -> dict[str, str]:
@@ -498,7 +536,7 @@ def _claim_pending(rig: Rig) -> Call:
 @situation
 def _peek(rig: Rig) -> Call:
     for _ in range(6):
-        send(rig.admin, blob="x" * 2_000_000)
+        send(rig.admin, blob="x" * (MOST_BYTES // 4))  # too much for one reply, so that the script is asked
     return lambda: len(rig.weak.peek("0-0", 10, block=False))
 
 
@@ -657,7 +695,9 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="module")
 def rig(server: Server) -> Iterator[Rig]:
     """The same two processes for the whole table."""
-    with server.client() as client:
+    with server.client() as client, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(redis_client, "MAX_REPLY_BYTES", MOST_BYTES)
+        patch.setattr(event_log, "PENDING_BYTES", MOST_BYTES // 2)
         admin = RedisAdmin(client)
         keys = KeySettings(
             stream=admin.stream, group="group", consumer="c1", result_stream=f"{admin.prefix}results",

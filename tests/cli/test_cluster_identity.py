@@ -16,10 +16,10 @@ from tests.e2e.controller import Controller
 pytestmark = [pytest.mark.contract("2.cluster"), pytest.mark.timeout(120)]
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[EmbeddedRedis]:
-    """The queue."""
-    started = EmbeddedRedis(tmp_path / "redis")
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
+    """The queue; a test begins with an empty one."""
+    started = EmbeddedRedis(tmp_path_factory.mktemp("redis"))
     started.start()
     yield started
     started.close()
@@ -33,31 +33,48 @@ class Clusters:
         self.queue = redis.Redis(server.host, server.port)
         self._environ = {"REDIS_HOST": server.host, "REDIS_PORT": str(server.port)}
         self._controllers: list[Controller] = []
+        self._started = 0
         self.one, self.other = LocalCluster(directory / "one"), LocalCluster(directory / "other")
         for cluster in (self.one, self.other):
             cluster.start()
 
+    def begin(self) -> None:
+        """For a test of its own: nothing is in the queue, and it belongs to no cluster."""
+        self.queue.flushall()
+
     def controller(self, cluster: LocalCluster, **environ: str) -> Controller:
         """One that has just been started."""
-        name = f"c{len(self._controllers)}"
+        self._started += 1
+        name = f"c{self._started}"
         base = {**self._environ, "KUBECONFIG": str(cluster.kubeconfig), "REDIS_CONSUMER": name}
         self._controllers.append(Controller(self.directory, {**base, **environ}))
         return self._controllers[-1]
 
+    def end(self) -> None:
+        """The controllers of a test."""
+        while self._controllers:
+            self._controllers.pop().close()
+
     def close(self) -> None:
-        for controller in self._controllers:
-            controller.close()
         for cluster in (self.one, self.other):
             cluster.close()
         self.queue.close()
 
 
-@pytest.fixture
-def clusters(tmp_path: Path, server: EmbeddedRedis) -> Iterator[Clusters]:
-    """Two of them, with no controller yet."""
-    made = Clusters(tmp_path, server)
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory, server: EmbeddedRedis) -> Iterator[Clusters]:
+    """They are started once."""
+    made = Clusters(tmp_path_factory.mktemp("clusters"), server)
     yield made
     made.close()
+
+
+@pytest.fixture
+def clusters(both: Clusters) -> Iterator[Clusters]:
+    """Two of them, with no controller yet."""
+    both.begin()
+    yield both
+    both.end()
 
 
 def refused(controller: Controller) -> str:

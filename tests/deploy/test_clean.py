@@ -56,18 +56,22 @@ class TestRedis:
     """The shared one goes only on a clear yes."""
 
     @pytest.mark.parametrize(
-        ("answer", "gone"),
+        ("terminal", "answer", "gone"),
         [
-            ("yes\n", True),
-            pytest.param("yes", True, marks=full),
-            ("y\n", False),
-            pytest.param("no\n", False, marks=full),
-            pytest.param("YES\n", False, marks=full),
-            ("\n", False),
-            ("", False),
+            pytest.param(terminal, answer, gone, marks=[] if quick else [full], id=f"{where}-{answer}")
+            for answer, gone, *quickly in [
+                ("yes\n", True, "terminal", "pipe"),
+                ("yes", True),
+                ("y\n", False, "terminal"),
+                ("no\n", False),
+                ("YES\n", False),
+                ("\n", False, "terminal"),
+                ("", False, "pipe"),
+            ]
+            for where, terminal in (("terminal", True), ("pipe", False))
+            for quick in [where in quickly]
         ],
     )
-    @pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "pipe"])
     def test_the_answer(self, ready: Path, terminal: bool, answer: str, gone: bool) -> None:
         """On a terminal and through a pipe alike."""
         if terminal:
@@ -114,7 +118,16 @@ class TestRedis:
         assert not [line for line in calls(ready) if "delete" in line or " rm " in line]
         assert (ready / ".env.boa.local").exists()
 
-    @pytest.mark.parametrize("words", [(), ("USER=boa",), ("USER=김보아",), ("ENV_FILE=.env.boa.local",)], ids=" ".join)
+    @pytest.mark.parametrize(
+        "words",
+        [
+            pytest.param((), marks=full),
+            ("USER=boa",),
+            pytest.param(("USER=김보아",), marks=full),
+            ("ENV_FILE=.env.boa.local",),
+        ],
+        ids=" ".join,
+    )
     def test_afterwards_it_can_still_be_removed(self, ready: Path, words: tuple[str, ...]) -> None:
         """The env file is gone then."""
         assert "make clean USER=boa FORCE=1" in run(ready, "make", "clean").stdout

@@ -1,4 +1,4 @@
-"""The two clocks of the tests: one that only the test moves, and the machine's own. Both are `ports.Clock`."""
+"""The two clocks of the tests: one that only the test moves, and one that runs. Both are `ports.Clock`."""
 
 from __future__ import annotations
 
@@ -32,13 +32,16 @@ class ManualClock:
 
 
 class SystemClock:
-    """The wall clock at the start, carried on by the monotonic one: fakes stamp with it. Any thread."""
+    """The wall clock at the start, carried on by the monotonic one: fakes stamp with it. Any thread.
 
-    def __init__(self) -> None:
-        self._offset = time.time() - time.monotonic()
+    At a `rate` above 1 it runs that many times as fast, so that leases run out while a test waits a moment.
+    """
+
+    def __init__(self, rate: float = 1.0) -> None:
+        self._start, self._began, self._rate = time.time(), time.monotonic(), rate
 
     def now(self) -> float:
-        return self._offset + time.monotonic()
+        return self._start + (time.monotonic() - self._began) * self._rate
 
     def wall_time(self, at: float) -> float:
         return at

@@ -116,7 +116,7 @@ def test_a_loop_with_nothing_to_do_gives_signs_of_life(loop: str) -> None:
     """As often as it comes round."""
     with SimulatedController(threads=[loop], stop=Swift()) as controller:
         probes = health(controller)
-        for _ in range(5):
+        for _ in range(3):
             let_pass(controller, FROZEN_S / 2)
             eventually(lambda: not any(age.lasted_s for age in controller.heartbeat.ages()), what="a sign of life")
             assert probes.livez() == []
