@@ -24,7 +24,7 @@ OTHER: Final = "other"
 RETRY_TARGETS: Final = ("redis", "kubernetes")
 RETRY_REASONS: Final = ("unreachable", "throttled")
 RECONNECT_CAUSES: Final = ("ended", "expired", "unreachable")
-KUBE_VERBS: Final = ("create", "get", "list", "watch", "delete", "review")
+KUBE_VERBS: Final = ("create", "get", "list", "list_events", "watch", "delete", "review")
 
 _CREATE_BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 _RECORD_BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)

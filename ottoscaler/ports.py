@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
 
+from ottoscaler.core.autoscaler import PodEvent
 from ottoscaler.core.events import BadEvent, ScaleEvent
 from ottoscaler.core.pods import PodSnapshot
 from ottoscaler.core.termination import Termination
@@ -334,6 +335,9 @@ class Cluster(Protocol):
         SIGKILL, None: what its spec gives them. True if the request was accepted or the pod is gone; False if it is
         another or has changed.
         """
+
+    def pod_events(self, uid: str) -> Sequence[PodEvent]:
+        """The Events about the pod with that UID. ClusterRejected where our user may not list Events."""
 
     def cluster_id(self) -> str:
         """Which cluster and namespace this is, `<namespace>/<uid>`; empty where our user may not read its namespace."""

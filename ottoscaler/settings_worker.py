@@ -58,7 +58,8 @@ class WorkerSettings:
     deadline_s: int = 21_600
     """WORKER_DEADLINE_S: longest life of one attempt, in seconds; 0: none."""
     pending_timeout_s: int = 900
-    """PENDING_TIMEOUT_S: how long a pod may take to start, in seconds: long enough for a node to be added."""
+    """PENDING_TIMEOUT_S: how long a pod may take to get a node, and again to start on it, in seconds: long enough for a
+    node to be added."""
     image_pull_grace_s: int = 30
     """IMAGE_PULL_GRACE_S: how long a failing image pull is left to the kubelet's own retries, in seconds."""
     termination_grace_s: int = 30

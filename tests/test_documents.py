@@ -13,7 +13,7 @@ from typing import Final
 import pytest
 import yaml
 
-from ottoscaler.adapters.cluster import VERBS
+from ottoscaler.adapters.cluster import EVENT_VERBS, VERBS
 from ottoscaler.adapters.policy_file import parse_policy
 from ottoscaler.cli.main import COMMANDS as SUBCOMMANDS
 from ottoscaler.core import manifest
@@ -147,11 +147,13 @@ def test_the_workers_environment_is_complete() -> None:
 
 
 def test_the_rights_are_those_that_the_controller_asks_for() -> None:
-    """Verbs on pods, a look at the namespace, and nothing more."""
+    """Verbs on pods and Events, a look at the namespace, and nothing more."""
     (text,) = (text for kind, text in fences(REFERENCE) if kind == "yaml" and "kind: Role" in text)
     role, binding = yaml.safe_load_all(text)
     look = {"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"]}
-    assert role["rules"] == [{"apiGroups": [""], "resources": ["pods"], "verbs": list(VERBS)}, look]
+    pods = {"apiGroups": [""], "resources": ["pods"], "verbs": list(VERBS)}
+    events = {"apiGroups": [""], "resources": ["events"], "verbs": list(EVENT_VERBS)}
+    assert role["rules"] == [pods, events, look]
     assert binding["roleRef"]["name"] == role["metadata"]["name"]
 
 

@@ -25,7 +25,7 @@ def test_label_values_are_there_before_they_happen() -> None:
 def test_each_verb_of_a_request_has_a_series() -> None:
     """None of them counts as other."""
     assert tuple(verb.value for verb in Verb) == KUBE_VERBS
-    assert KUBE_VERBS == ("create", "get", "list", "watch", "delete", "review")
+    assert KUBE_VERBS == ("create", "get", "list", "list_events", "watch", "delete", "review")
 
 
 def test_a_count_lands_where_it_belongs() -> None:

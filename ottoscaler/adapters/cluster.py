@@ -12,6 +12,7 @@ import urllib3
 from ottoscaler import logs
 from ottoscaler.adapters.kube_answers import Verb, error_for_response, is_deletion_accepted
 from ottoscaler.adapters.kube_http import KubeHttp
+from ottoscaler.core.autoscaler import PodEvent
 from ottoscaler.core.events import ScaleEvent, decode
 from ottoscaler.core.manifest import event_annotation, selector
 from ottoscaler.core.pods import PodSnapshot, RawPod, created_pod_snapshot, foreign_pod_snapshot, pod_snapshot
@@ -27,6 +28,8 @@ PAGE = 500
 
 #: Verbs on pods that the controller needs, and nothing more: deploy's Role has the same list.
 VERBS = ("create", "get", "list", "watch", "delete")
+#: Verbs on Events that it can do without (`Cluster.pod_events`); deploy's Role has them too.
+EVENT_VERBS = ("list",)
 
 _T = TypeVar("_T")
 _log = logs.get(__name__)
@@ -64,6 +67,27 @@ class _Bookmark(msgspec.Struct, frozen=True):
     metadata: _ListMeta = _ListMeta()
 
 
+class _EventMetadata(msgspec.Struct, frozen=True):
+    resource_version: str = msgspec.field(default="", name="resourceVersion")
+
+
+class _EventSource(msgspec.Struct, frozen=True):
+    component: str = ""
+
+
+class _Event(msgspec.Struct, frozen=True):
+    metadata: _EventMetadata = _EventMetadata()
+    reason: str = ""
+    message: str = ""
+    source: _EventSource = _EventSource()
+    reporter: str = msgspec.field(default="", name="reportingComponent")
+
+
+class _EventList(msgspec.Struct, frozen=True):
+    kind: Literal["EventList"]
+    items: list[_Event] | None = None  # null: none
+
+
 class _NamespaceMetadata(msgspec.Struct, frozen=True):
     uid: str
 
@@ -86,6 +110,7 @@ _pod_list = msgspec.json.Decoder(_RawList)
 _loose_list = msgspec.json.Decoder(_LenientPodList)
 _listed_pod = msgspec.json.Decoder(RawPod)
 _pod = msgspec.json.Decoder(_RawPod)
+_event_list = msgspec.json.Decoder(_EventList)
 _namespace = msgspec.json.Decoder(_Namespace)
 _review = msgspec.json.Decoder(_AccessReview)
 _line = msgspec.json.Decoder(_WatchLine)
@@ -113,6 +138,7 @@ class KubeCluster:
         self._http = KubeHttp(settings, on_reply, urgent)
         self._namespace = settings.namespace
         self._pods = f"/api/v1/namespaces/{settings.namespace}/pods"
+        self._events = f"/api/v1/namespaces/{settings.namespace}/events"
         self._instance = instance
         self._selector = selector(instance)
 
@@ -247,6 +273,13 @@ class KubeCluster:
             raise ClusterUnavailable(f"the answer to the deletion of {name} is not one of the Kubernetes API")
         return True
 
+    def pod_events(self, uid: str) -> Sequence[PodEvent]:
+        """See ports.Cluster. No more than one page: a pod has a handful of Events, and each is kept for an hour."""
+        self._count("list_events")
+        query = {"fieldSelector": f"involvedObject.uid={uid}", "limit": PAGE}
+        found = _decoded(_event_list, self._http.call(Verb.LIST_EVENTS, self._events, query=query)).items
+        return [_pod_event(event) for event in found or ()]
+
     def missing_rights(self) -> Sequence[str]:
         """See ports.Cluster. Asks by SelfSubjectAccessReview, which every user may;
         where it is refused, nothing is claimed.
@@ -282,6 +315,12 @@ class KubeCluster:
         except ClusterRejected:
             return True
         return _decoded(_review, answer).status.allowed
+
+
+def _pod_event(event: _Event) -> PodEvent:
+    version = event.metadata.resource_version
+    component = event.source.component or event.reporter
+    return PodEvent(event.reason, event.message, component, int(version) if version.isdigit() else 0)
 
 
 def _page(body: bytes, instance: str) -> tuple[Sequence[PodSnapshot], _ListMeta]:

@@ -49,6 +49,7 @@ class Verb(StrEnum):
     CREATE = "create"
     GET = "get"
     LIST = "list"
+    LIST_EVENTS = "list_events"
     WATCH = "watch"
     DELETE = "delete"
     REVIEW = "review"
@@ -90,7 +91,8 @@ def error_for_response(
 
     Arguments: HTTP status, body, verb, name of the pod asked about (empty for none), the Retry-After header, if any.
     Returns WatchExpired (list and watch), ClusterRejected with reason `AlreadyExists` (create), `NotFound` (get,
-    delete), `Conflict` (delete) or what a create is refused for; otherwise ClusterUnavailable.
+    delete), `Conflict` (delete), `Forbidden` (list events) or what a create is refused for; otherwise
+    ClusterUnavailable.
     """
     answer = _status(status, body)
     if answer is None:
@@ -131,6 +133,8 @@ def _is_final(status: int, answer: _Status, verb: Verb, name: str) -> bool:
         return _refuses(status, answer, name)
     if verb is Verb.REVIEW:
         return status in (403, 404, 405)
+    if verb is Verb.LIST_EVENTS:  # final, unlike those on pods: the program works without this right
+        return status == 403 and answer.reason == "Forbidden"
     if answer.denied:  # by a webhook: it knows nothing of what there is
         return False
     if status == 404 and answer.reason == "NotFound":

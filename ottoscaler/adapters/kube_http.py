@@ -32,6 +32,7 @@ TIMEOUTS_S: Mapping[Verb, float] = {
     Verb.DELETE: 50.0,
     Verb.GET: 30.0,
     Verb.LIST: 30.0,
+    Verb.LIST_EVENTS: 30.0,
     Verb.REVIEW: 30.0,
 }
 

@@ -68,6 +68,12 @@ class AwaitPod(msgspec.Struct, frozen=True):
     until: float | None
 
 
+class ListPodEvents(msgspec.Struct, frozen=True):
+    """List the Events of a pod that no node takes: is one on its way? Answers: PodEventsListed, PodEventsUnknown."""
+
+    pod: PodSnapshot
+
+
 class StoreTermination(msgspec.Struct, frozen=True):
     """Store the termination. Answers: TerminationStored (with the termination that holds), HasResult,
     NewerAttemptStored, OwnershipLost.
@@ -114,6 +120,6 @@ class EndLifecycle(msgspec.Struct, frozen=True):
 
 Effect = (
     StoreAttempt | PauseUntil | DeleteOldPod | CreatePod | StoreRefusal | GetPod | MarkPodSeen | AwaitPod
-    | StoreTermination | ClearTermination
+    | ListPodEvents | StoreTermination | ClearTermination
     | DeletePodIfUnchanged | RecordResult | DeletePod | EndLifecycle
 )  # fmt: skip

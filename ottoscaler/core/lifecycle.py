@@ -32,6 +32,7 @@ from ottoscaler.core.effects import (
     Effect,
     EndLifecycle,
     GetPod,
+    ListPodEvents,
     MarkPodSeen,
     PauseUntil,
     RecordResult,
@@ -53,6 +54,8 @@ from ottoscaler.core.observations import (
     OwnershipLost,
     PodAlreadyExists,
     PodChanged,
+    PodEventsListed,
+    PodEventsUnknown,
     PodNotFound,
     PodNotListed,
     PodSeen,
@@ -62,11 +65,12 @@ from ottoscaler.core.observations import (
 )
 from ottoscaler.core.pod_timeline import (
     AttemptLimits,
-    due_termination,
+    due_effect,
     finished_pod_verdict,
     observe,
     pod_verdict,
     relook_s,
+    with_forecast,
 )
 from ottoscaler.core.pods import Phase, PodSnapshot
 from ottoscaler.core.termination import RetryCause, Termination, final_verdict, refused
@@ -112,7 +116,7 @@ def without_pause(life: Lifecycle) -> Lifecycle:
     """The same without its pause: a cancelled worker waits for nothing but the end of its pod."""
     if life.needs_room:
         return replace(life, todo=StoreAttempt(life.attempt, life.infra_used), not_before=0.0)
-    return _look(life) if isinstance(life.todo, AwaitPod) else life
+    return _look(life) if isinstance(life.todo, (AwaitPod, ListPodEvents)) else life
 
 
 def step(life: Lifecycle, observation: Observation, now: float, limits: AttemptLimits) -> Lifecycle:
@@ -140,14 +144,14 @@ def step(life: Lifecycle, observation: Observation, now: float, limits: AttemptL
             return _on_termination(life, termination, now, limits)
         case AwaitPod(), TimedOut():
             return _timed_out(life, now, limits)
+        case ListPodEvents(), PodEventsListed() | PodEventsUnknown():
+            return _on_events(life, observation, now, limits)
         case (PauseUntil(), TimedOut()) | (StoreRefusal(), EffectDone()):
             return _pause(life, now)
         case DeleteOldPod(), EffectDone():
             return replace(life, todo=CreatePod(life.attempt), old_pod=None)
-        case CreatePod(), PodAlreadyExists() as answer:
-            return replace(life, todo=GetPod(life.attempt, after=answer))
-        case CreatePod(), CreateUnclear(after_s) as answer:
-            return replace(life, todo=GetPod(life.attempt, after=answer), not_before=now + (after_s or 0.0))
+        case CreatePod(), (PodAlreadyExists() | CreateUnclear()) as answer:
+            return _perhaps_created(life, answer, now)
         case CreatePod(), CreateRefused(_, after_s):
             return _refused(life, now, min(backoff_s(life.backoff), MAX_REFUSED_S) if after_s is None else after_s)
         case CreatePod(), RejectedPod(message):
@@ -188,6 +192,13 @@ def _pause(life: Lifecycle, now: float) -> Lifecycle:
     """The attempt is stored (again) when its pause is over."""
     pause = life.not_before > now
     return replace(life, todo=PauseUntil(life.not_before) if pause else StoreAttempt(life.attempt, life.infra_used))
+
+
+def _perhaps_created(life: Lifecycle, answer: PodAlreadyExists | CreateUnclear, now: float) -> Lifecycle:
+    """The answer to a create does not say whether its pod is there: a live look does."""
+    if isinstance(answer, CreateUnclear):
+        life = replace(life, not_before=now + (answer.after_s or 0.0))
+    return replace(life, todo=GetPod(life.attempt, after=answer))
 
 
 def _refused(life: Lifecycle, now: float, pause_s: float) -> Lifecycle:
@@ -238,7 +249,17 @@ def _is_stranger(life: Lifecycle, pod: PodSnapshot) -> bool:
 def _timed_out(life: Lifecycle, now: float, limits: AttemptLimits) -> Lifecycle:
     pod = _pod(life)
     unsure = life.termination is not None or pod.deleting or pod.phase is Phase.UNKNOWN or pod.altered_label
-    return _look(life) if unsure else _evaluate(life, pod, now, limits)
+    # that a pod has got a node is no stage of its own, so it may have one by now: its start has a clock of its own then
+    unseen = pod.started_at is None and not pod.node and not pod.trouble
+    return _look(life) if unsure or unseen else _evaluate(life, pod, now, limits)
+
+
+def _on_events(
+    life: Lifecycle, answer: PodEventsListed | PodEventsUnknown, now: float, limits: AttemptLimits
+) -> Lifecycle:
+    """What an autoscaler says of a pod that no node takes."""
+    forecast = answer.forecast if isinstance(answer, PodEventsListed) else None
+    return _evaluate(replace(life, timeline=with_forecast(life.timeline, forecast, now)), _pod(life), now, limits)
 
 
 def _absent(life: Lifecycle, now: float, limits: AttemptLimits) -> Lifecycle:
@@ -285,10 +306,9 @@ def _evaluate(life: Lifecycle, pod: PodSnapshot, now: float, limits: AttemptLimi
         return _ended(life, end, now, limits)
     if life.termination is not None:
         return replace(life, todo=_end_by(life.termination, pod, now))
-    termination, until = due_termination(life.timeline, pod, now, limits, life.attempt)
-    if termination is not None:
-        return replace(life, termination=termination, todo=StoreTermination(termination))
-    return replace(life, todo=AwaitPod(until))
+    todo = due_effect(life.timeline, pod, now, limits, life.attempt)
+    termination = todo.termination if isinstance(todo, StoreTermination) else None
+    return replace(life, termination=termination, todo=todo)
 
 
 def _end_by(termination: Termination, pod: PodSnapshot, now: float) -> Effect:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from ottoscaler.core.autoscaler import NodeForecast
 from ottoscaler.core.pods import PodSnapshot
 from ottoscaler.core.termination import Termination
 
@@ -76,6 +77,16 @@ class PodNotListed(msgspec.Struct, frozen=True):
     """A list lacks the pod: to be confirmed, since a list may be older than the pod."""
 
 
+class PodEventsListed(msgspec.Struct, frozen=True):
+    """What the pod's Events say; NO_FORECAST where our user may not list them."""
+
+    forecast: NodeForecast
+
+
+class PodEventsUnknown(msgspec.Struct, frozen=True):
+    """The API server did not list them."""
+
+
 class NoResultYet(msgspec.Struct, frozen=True):
     """The termination that is stored, if any; there is no result."""
 
@@ -99,5 +110,6 @@ class TimedOut(msgspec.Struct, frozen=True):
 Observation = (
     EffectDone | AttemptStored | Cancelled | HasResult | NewerAttemptStored | OwnershipLost | PodSeen
     | PodAlreadyExists | CreateRefused | RejectedPod
-    | CreateUnclear | PodNotFound | ForeignPod | PodNotListed | NoResultYet | TerminationStored | PodChanged | TimedOut
+    | CreateUnclear | PodNotFound | ForeignPod | PodNotListed | PodEventsListed
+    | PodEventsUnknown | NoResultYet | TerminationStored | PodChanged | TimedOut
 )  # fmt: skip

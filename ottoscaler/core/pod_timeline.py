@@ -20,6 +20,8 @@ import msgspec
 from msgspec.structs import replace
 
 from ottoscaler.core import startup
+from ottoscaler.core.autoscaler import NodeForecast
+from ottoscaler.core.effects import AwaitPod, ListPodEvents, StoreTermination
 from ottoscaler.core.pods import Phase, PodSnapshot, StartTrouble
 from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import EndReason, Verdict
@@ -33,6 +35,12 @@ RELOOK_UNWATCHED_S: Final = 2.0
 #: A pod on a dead node stays "terminating" without end; this long after its grace it counts as lost with its node,
 #: seconds.
 NODE_LOST_AFTER_S: Final = 30.0
+#: How much longer than PENDING_TIMEOUT_S, at most, a pod may be without a node while an autoscaler says that one is on
+#: its way, seconds: after 15 minutes cluster-autoscaler (--max-node-provision-time) and Karpenter give a node up that
+#: has not come.
+MAX_NODE_WAIT_S: Final = 900.0
+#: How often the Events of such a pod are listed, seconds.
+EVENTS_EVERY_S: Final = 60.0
 
 _NODE_REASONS: Final = frozenset({"NodeLost", "NodeShutdown", "Shutdown", "Terminated", "NodeAffinity", "NodeNotReady"})
 #: The kubelet or the runtime came back and does not know how the container ended.
@@ -72,14 +80,18 @@ class AttemptLimits(Protocol):
 class PodTimeline(msgspec.Struct, frozen=True):
     """When each of these was first seen, in seconds of our monotonic clock; None: not yet.
 
-    `created`: our own create was answered. `waiting_since`: it has not started, and no gate holds it. `deleted_first`:
-    its deletion was requested before `agent` was seen to have ended. `ended`: `agent` has ended, and `agent_verdict` is
-    how, if another container outlived it and the pod had not been deleted or disrupted before. `trouble` with
-    `trouble_since`: since when it has not started for which reason.
+    `created`: our own create was answered. `waiting_since`: it has not started, and no gate holds it. `bound`: it has a
+    node. `pull_failed`: its image could not be pulled, for the first time. `deleted_first`: its deletion was requested
+    before `agent` was seen to have ended. `ended`: `agent` has ended, and `agent_verdict` is how, if another container
+    outlived it and the pod had not been deleted or disrupted before. `trouble` with `trouble_since`: since when it has
+    not started for which reason. `events_asked`: when its Events were asked for last, and `forecast` is what they said
+    when they were last listed.
     """
 
     created: float | None = None
     waiting_since: float | None = None
+    bound: float | None = None
+    pull_failed: float | None = None
     started: float | None = None
     deleting_since: float | None = None
     deleted_first: bool = False
@@ -87,6 +99,17 @@ class PodTimeline(msgspec.Struct, frozen=True):
     agent_verdict: Verdict | None = None
     trouble: StartTrouble = StartTrouble.NONE
     trouble_since: float = 0.0
+    events_asked: float | None = None
+    forecast: NodeForecast | None = None
+
+    @property
+    def start_clock(self) -> float | None:
+        """From when PENDING_TIMEOUT_S counts. The time without a node, that of the start on its node, and that of an
+        image that cannot be pulled are three clocks: what one of them has used, the next one has again. None of them
+        begins twice, so together they have a bound.
+        """
+        began = [moment for moment in (self.waiting_since, self.bound, self.pull_failed) if moment is not None]
+        return max(began, default=None)
 
     @property
     def started_unasked(self) -> bool:
@@ -110,6 +133,10 @@ def observe(timeline: PodTimeline, pod: PodSnapshot, now: float) -> PodTimeline:
         new["waiting_since"] = None
     elif timeline.waiting_since is None:
         new["waiting_since"] = now
+    if timeline.bound is None and pod.node:
+        new["bound"] = now
+    if timeline.pull_failed is None and pod.trouble is StartTrouble.IMAGE_PULL_TRANSIENT:
+        new["pull_failed"] = now
     if timeline.started is None and pod.started_at is not None:
         new["started"] = now
     if pod.deleting:
@@ -130,37 +157,72 @@ def relook_s(pod: PodSnapshot) -> float:
     return RELOOK_UNWATCHED_S if pod.altered_label else RELOOK_S
 
 
-def due_termination(
+def with_forecast(timeline: PodTimeline, forecast: NodeForecast | None, now: float) -> PodTimeline:
+    """The pod's Events were asked for, and this is what they say; None: they were not listed."""
+    return replace(timeline, events_asked=now, forecast=forecast or timeline.forecast)
+
+
+def due_effect(
     timeline: PodTimeline, pod: PodSnapshot, now: float, limits: AttemptLimits, attempt: int
-) -> tuple[Termination | None, float | None]:
-    """The termination that is due now, or when to look at the clock again (None: never), for a pod that has not
-    ended.
+) -> StoreTermination | ListPodEvents | AwaitPod:
+    """What is due now for a pod that has not ended and is not to be ended: its termination, a look at its Events, or
+    nothing before some time.
     """
     if pod.altered_label and pod.exit_code is None:
-        return Termination(EndReason.REJECTED, pod.altered_label, attempt), None
+        return StoreTermination(Termination(EndReason.REJECTED, pod.altered_label, attempt))
     if pod.deleting:
-        return None, now + relook_s(pod)
+        return AwaitPod(now + relook_s(pod))
     if pod.exit_code is not None:
         return _outlived(timeline, pod, now, limits, attempt)
     if pod.phase is Phase.UNKNOWN:
-        return None, now + relook_s(pod)
-    if pod.started_at is not None:
-        if not limits.deadline_s:
-            return None, None
-        due = _first_seen(timeline.started, now) + limits.deadline_s + DEADLINE_MARGIN_S
-        message = f"the worker ran longer than {limits.deadline_s} s"
-        return (Termination(EndReason.DEADLINE_EXCEEDED, message, attempt), None) if now >= due else (None, due)
+        return AwaitPod(now + relook_s(pod))
+    if pod.started_at is None:
+        return _not_started(timeline, pod, now, limits, attempt)
+    if not limits.deadline_s:
+        return AwaitPod(None)
+    due = _first_seen(timeline.started, now) + limits.deadline_s + DEADLINE_MARGIN_S
+    message = f"the worker ran longer than {limits.deadline_s} s"
+    return _at(due, now, Termination(EndReason.DEADLINE_EXCEEDED, message, attempt))
+
+
+def _not_started(
+    timeline: PodTimeline, pod: PodSnapshot, now: float, limits: AttemptLimits, attempt: int
+) -> StoreTermination | ListPodEvents | AwaitPod:
+    """The clock of each trouble; that of a pod without a node waits for a node that an autoscaler has announced."""
     if timeline.trouble is StartTrouble.GATED:
-        return None, None
-    due = _first_seen(timeline.waiting_since, now) + limits.pending_timeout_s
+        return AwaitPod(None)
+    due = _first_seen(timeline.start_clock, now) + limits.pending_timeout_s
+    message = pod.trouble_text or f"the pod did not start within {limits.pending_timeout_s} s"
     if timeline.trouble is StartTrouble.INVALID_IMAGE:
         due = now
     elif timeline.trouble in (StartTrouble.IMAGE_PULL, StartTrouble.CONFIG, StartTrouble.START, StartTrouble.COMMAND):
         due = min(due, timeline.trouble_since + limits.image_pull_grace_s)
-    if now < due:
-        return None, due
-    message = pod.trouble_text or f"the pod did not start within {limits.pending_timeout_s} s"
-    return Termination(_TROUBLE_REASONS[timeline.trouble], message, attempt), None
+    elif timeline.trouble is StartTrouble.UNSCHEDULABLE and now >= due:
+        waiting = _node_wait(timeline, pod, now, due + MAX_NODE_WAIT_S)
+        if waiting is not None:
+            return waiting
+        said = timeline.forecast.message if timeline.forecast is not None else ""
+        message += f"; {said}" if said else ""
+    return _at(due, now, Termination(_TROUBLE_REASONS[timeline.trouble], message, attempt))
+
+
+def _node_wait(timeline: PodTimeline, pod: PodSnapshot, now: float, latest: float) -> ListPodEvents | AwaitPod | None:
+    """A pod has been without a node for its whole time: what is to be done while one may be on its way; None when it
+    has waited enough.
+    """
+    if now >= latest:
+        return None
+    # Asked for only now: a pod that gets its node in time costs no request.
+    again = now if timeline.events_asked is None else timeline.events_asked + EVENTS_EVERY_S
+    if now >= again:
+        return ListPodEvents(pod)
+    # An API server that does not list them has not said that no node comes.
+    return AwaitPod(min(again, latest)) if timeline.forecast is None or timeline.forecast.expected else None
+
+
+def _at(due: float, now: float, termination: Termination) -> StoreTermination | AwaitPod:
+    """This termination, when its time has come."""
+    return StoreTermination(termination) if now >= due else AwaitPod(due)
 
 
 def lost_with_node(timeline: PodTimeline, pod: PodSnapshot, now: float) -> bool:
@@ -172,13 +234,11 @@ def lost_with_node(timeline: PodTimeline, pod: PodSnapshot, now: float) -> bool:
 
 def _outlived(
     timeline: PodTimeline, pod: PodSnapshot, now: float, limits: AttemptLimits, attempt: int
-) -> tuple[Termination | None, float | None]:
+) -> StoreTermination | AwaitPod:
     """`agent` has ended, and other containers keep the pod alive: they have TERMINATION_GRACE_S."""
     due = _first_seen(timeline.ended, now) + limits.termination_grace_s
     end = timeline.agent_verdict or agent_verdict(pod)
-    if now < due or end is None:
-        return None, due
-    return Termination(end.reason, end.message, attempt), None
+    return AwaitPod(due) if end is None else _at(due, now, Termination(end.reason, end.message, attempt))
 
 
 def _is_vaguer(timeline: PodTimeline, pod: PodSnapshot) -> bool:

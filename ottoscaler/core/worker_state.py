@@ -14,13 +14,14 @@ from ottoscaler.core.effects import (
     Effect,
     EndLifecycle,
     GetPod,
+    ListPodEvents,
     PauseUntil,
     RecordResult,
     StoreAttempt,
     StoreRefusal,
 )
 from ottoscaler.core.pod_timeline import EMPTY_TIMELINE, PodTimeline
-from ottoscaler.core.pods import PodSnapshot
+from ottoscaler.core.pods import PodSnapshot, StartTrouble
 from ottoscaler.core.termination import RetryCause, Termination
 from ottoscaler.core.verdicts import Verdict
 
@@ -92,7 +93,9 @@ class Lifecycle(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def start_trouble_text(self) -> str:
         """Why its pod does not start, in the cluster's words; empty where nothing is wrong or its turn is over."""
-        pod = self.pod
-        if pod is None or pod.started_at is not None or not isinstance(self.todo, AwaitPod):
+        pod, forecast = self.pod, self.timeline.forecast
+        if pod is None or pod.started_at is not None or not isinstance(self.todo, (AwaitPod, ListPodEvents)):
             return ""
+        if pod.trouble is StartTrouble.UNSCHEDULABLE and forecast is not None and forecast.expected:
+            return f"{pod.trouble_text}; {forecast.message}"
         return pod.trouble_text

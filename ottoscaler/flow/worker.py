@@ -7,6 +7,7 @@ is lost and no outage holds a thread.
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from msgspec.structs import replace
 
 from ottoscaler import logs
 from ottoscaler.core import effects, lifecycle, manifest, observations
+from ottoscaler.core.autoscaler import NO_FORECAST, node_forecast
 from ottoscaler.core.effects import Effect
 from ottoscaler.core.events import BadEvent, DeadReason
 from ottoscaler.core.observations import Observation
@@ -54,7 +56,7 @@ _log = logs.get(__name__)
 
 
 class WorkerRunner:
-    """Runs workers. Any thread: all state is the run's."""
+    """Runs workers. Any thread: all state is the run's, but for whether we may list Events."""
 
     def __init__(
         self, *, attempts: Attempts, cluster: Cluster, registry: PodRegistry, ledger: Ledger, retries: Retries,
@@ -71,6 +73,8 @@ class WorkerRunner:
         self._settings = settings
         self._worker_log = WorkerLog(clock, ledger.tasks, ledger.status_buffer, metrics)
         self._limited = logs.RateLimited()
+        self._lock = threading.Lock()
+        self._may_list_events = True  # guarded by _lock; once it is False, this process does not ask again
         #: What carries out each effect but AwaitPod, and what the log says when it is tried again. A method that
         #: returns None has the thread let go of the worker.
         self._methods: dict[type[Effect], tuple[Callable[[WorkerRun, Any], Observation | None], str]] = {
@@ -79,6 +83,7 @@ class WorkerRunner:
             effects.CreatePod: (self._create, "create a pod"),
             effects.StoreRefusal: (self._note_refused, "store a refusal"),
             effects.GetPod: (self._look, "look at a pod"),
+            effects.ListPodEvents: (self._list_events, "list the Events of a pod"),
             effects.MarkPodSeen: (self._check, "check a worker"),
             effects.StoreTermination: (self._store_termination, "store a termination"),
             effects.ClearTermination: (self._clear_termination, "clear a termination"),
@@ -323,6 +328,29 @@ class WorkerRunner:
             self._worker_log.pod_adopted(run)
         self._registry.upsert(pod)
         return observations.PodSeen(pod)
+
+    def _list_events(self, _run: WorkerRun, effect: effects.ListPodEvents) -> Observation:
+        if not self._may_list_events:
+            return observations.PodEventsListed(NO_FORECAST)
+        try:
+            events = self._cluster.pod_events(effect.pod.uid)
+        except ClusterRejected as error:
+            # looked at and set in one step: several threads may have asked at once, and one line says all
+            with self._lock:
+                first, self._may_list_events = self._may_list_events, False
+            if first:
+                _log.warning(
+                    "kubernetes.events_forbidden",
+                    "May not list Events: a worker that no node takes ends after PENDING_TIMEOUT_S, also while an "
+                    "autoscaler adds a node for it; allow `list` on `events` in the Role of the controller",
+                    error=str(error),
+                )  # fmt: skip
+            return observations.PodEventsListed(NO_FORECAST)
+        except ClusterUnavailable as error:
+            # not tried again at once: a worker that waits for a node has time, and is asked about in a minute
+            _log.debug("worker.events_unknown", "The Events of %s are not listed: %s", effect.pod.name, error)
+            return observations.PodEventsUnknown()
+        return observations.PodEventsListed(node_forecast(events))
 
     def _delete(self, _run: WorkerRun, effect: effects.DeletePod | effects.DeleteOldPod) -> Observation:
         self._request_deletion(effect.pod, None)

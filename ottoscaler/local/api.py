@@ -215,6 +215,8 @@ class Api:
             _check_same(target, old=old["metadata"], sent=new.setdefault("metadata", {}))
             if target.subresource == "status":
                 return {**old, "status": new.get("status", {})}
+            if target.resource != "pods":
+                return {"kind": old["kind"], "apiVersion": "v1"} | new
             pods.validate_pod(new)
             new = {**pods.with_defaults(new), "status": old["status"]}
             pods.validate_pod_update(old, new)

@@ -48,7 +48,7 @@ class ResourceType:
 _READ = frozenset({"get", "list", "watch"})
 KINDS = {
     "pods": ResourceType("Pod", True, "po", _READ | {"create", "delete", "patch"}),
-    "events": ResourceType("Event", True, "ev", _READ | {"create"}),
+    "events": ResourceType("Event", True, "ev", _READ | {"create", "patch"}),
     "serviceaccounts": ResourceType("ServiceAccount", True, "sa", _READ | {"create"}),
     "namespaces": ResourceType("Namespace", False, "ns", _READ | {"create", "delete"}),
     "nodes": ResourceType("Node", False, "no", _READ),

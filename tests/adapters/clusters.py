@@ -53,6 +53,10 @@ class ClusterAdmin(Protocol):
         """A user changes a pod's labels; None removes one."""
         ...
 
+    def announce(self, name: str, reason: str, message: str, component: str) -> None:
+        """A component writes an Event about a pod, again if it has written it before."""
+        ...
+
     def forget_changes(self, version: str) -> str:
         """Make changes behind a version of now unavailable; returns a version that is too old."""
         ...

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from ottoscaler.core.autoscaler import NodeForecast, node_forecast
 from ottoscaler.core.manifest import LABEL_EVENT, LABEL_INSTANCE, LABEL_WORKER, MANAGED_BY, MANAGER, AttemptKey
 from ottoscaler.core.pod_timeline import finished_pod_verdict
 from ottoscaler.core.pods import Phase, StartTrouble
@@ -19,6 +20,7 @@ __all__ = [
     "TestClosing",
     "TestCreating",
     "TestDeleting",
+    "TestEvents",
     "TestListing",
     "TestLooking",
     "TestRelabelled",
@@ -179,6 +181,34 @@ class TestStatus:
         pod = pods.create()
         admin.set_status(pod.name, status)
         assert pods.look(pod.name).trouble is trouble
+
+
+class TestEvents:
+    """pod_events: what components have written about one pod, and in which order."""
+
+    def test_of_a_pod_without_any_there_are_none(self, pods: Pods) -> None:
+        """Nor of one that is not there."""
+        assert list(pods.cluster.pod_events(pods.create().uid)) == []
+        assert list(pods.cluster.pod_events("00000000-0000-0000-0000-000000000000")) == []
+
+    def test_each_has_its_writer_and_its_words(self, pods: Pods, admin: ClusterAdmin) -> None:
+        """And another pod's Events are not among them."""
+        pod, other = pods.create(1), pods.create(2)
+        admin.announce(other.name, "NotTriggerScaleUp", "no", "cluster-autoscaler")
+        admin.announce(pod.name, "TriggeredScaleUp", "pod triggered scale-up: [a 1->2]", "cluster-autoscaler")
+        [event] = pods.cluster.pod_events(pod.uid)
+        assert (event.reason, event.message) == ("TriggeredScaleUp", "pod triggered scale-up: [a 1->2]")
+        assert event.component == "cluster-autoscaler"
+
+    def test_the_one_that_was_written_last_has_the_highest_version(self, pods: Pods, admin: ClusterAdmin) -> None:
+        """Also one that was there before and is written again."""
+        pod = pods.create()
+        admin.announce(pod.name, "TriggeredScaleUp", "a", "cluster-autoscaler")
+        admin.announce(pod.name, "FailedScheduling", "b", "default-scheduler")
+        admin.announce(pod.name, "NotTriggerScaleUp", "c", "cluster-autoscaler")
+        assert node_forecast(pods.cluster.pod_events(pod.uid)) == NodeForecast(False, "NotTriggerScaleUp: c")
+        admin.announce(pod.name, "TriggeredScaleUp", "d", "cluster-autoscaler")
+        assert node_forecast(pods.cluster.pod_events(pod.uid)) == NodeForecast(True, "TriggeredScaleUp: d")
 
 
 class TestListing:

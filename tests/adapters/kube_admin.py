@@ -70,6 +70,27 @@ class KubeAdmin:
         body = {"metadata": {"labels": dict(labels)}}
         self.api.patch_namespaced_pod(name, self.namespace, body, _content_type=_MERGE, _preload_content=False)
 
+    def announce(self, name: str, reason: str, message: str, component: str) -> None:
+        pod = self.api.read_namespaced_pod(name, self.namespace)
+        about = {"kind": "Pod", "namespace": self.namespace, "name": name, "uid": pod.metadata.uid}
+        named = f"{name}.{component}.{reason}".lower()
+        event = {
+            "metadata": {"name": named},
+            "involvedObject": about,
+            "source": {"component": component},
+            "type": "Normal",
+            "reason": reason,
+            "message": message,
+            "count": 1,
+        }
+        try:
+            self.api.create_namespaced_event(self.namespace, event, _preload_content=False)
+        except client.ApiException as error:
+            if error.status != 409:
+                raise
+            again = {"count": int(self.api.read_namespaced_event(named, self.namespace).count) + 1, "message": message}
+            self.api.patch_namespaced_event(named, self.namespace, again, _content_type=_MERGE, _preload_content=False)
+
     def forget_changes(self, version: str) -> str:
         """An API server keeps changes for minutes; the very first version is older than anything it keeps.
 

@@ -38,6 +38,9 @@ class FakeAdmin:
     def relabel(self, name: str, labels: Mapping[str, str | None]) -> None:
         self.cluster.relabel(name, labels)
 
+    def announce(self, name: str, reason: str, message: str, component: str) -> None:
+        self.cluster.announce(name, reason, message, component)
+
     def forget_changes(self, version: str) -> str:
         self.cluster.server.compact()
         return version

@@ -137,7 +137,7 @@ def deleted_at(after_s: float, grace_s: int = 30) -> Json:
 
 
 def pod(phase: Phase = Phase.PENDING, **changes: Any) -> PodSnapshot:
-    """The pod of worker 1, attempt 1."""
+    """The pod of worker 1, attempt 1, on its node."""
     plain = PodSnapshot(
         key=AttemptKey(HASH, 1, 1),
         name="otto-agent-0123456789-1",
@@ -147,6 +147,7 @@ def pod(phase: Phase = Phase.PENDING, **changes: Any) -> PodSnapshot:
         instance="otto",
         phase=phase,
         created_at=NOW,
+        node="n-1",
     )
     return replace(plain, **changes)
 

@@ -41,6 +41,7 @@ ANSWERS: Final[dict[type, tuple[type, ...]]] = {
         observations.TimedOut,
         observations.OwnershipLost,
     ),
+    effects.ListPodEvents: (observations.PodEventsListed, observations.PodEventsUnknown),
     effects.StoreTermination: (
         observations.TerminationStored,
         observations.HasResult,

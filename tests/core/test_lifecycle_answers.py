@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from ottoscaler.core.autoscaler import NO_FORECAST
 from ottoscaler.core.effects import (
     AwaitPod,
     ClearTermination,
@@ -16,6 +17,7 @@ from ottoscaler.core.effects import (
     Effect,
     EndLifecycle,
     GetPod,
+    ListPodEvents,
     MarkPodSeen,
     PauseUntil,
     RecordResult,
@@ -38,6 +40,8 @@ from ottoscaler.core.observations import (
     OwnershipLost,
     PodAlreadyExists,
     PodChanged,
+    PodEventsListed,
+    PodEventsUnknown,
     PodNotFound,
     PodNotListed,
     PodSeen,
@@ -57,14 +61,14 @@ TERMINATION = Termination(EndReason.PENDING_TIMEOUT, "", 1)
 EFFECTS: tuple[Effect, ...] = (
     StoreAttempt(1, 0), PauseUntil(NOW), DeleteOldPod(pod()), CreatePod(1), StoreRefusal(1), GetPod(1), MarkPodSeen(1),
     AwaitPod(None),
-    StoreTermination(TERMINATION), ClearTermination(TERMINATION), DeletePodIfUnchanged(pod()),
+    ListPodEvents(pod()), StoreTermination(TERMINATION), ClearTermination(TERMINATION), DeletePodIfUnchanged(pod()),
     RecordResult(1, TERMINATION.verdict, None), DeletePod(pod()), EndLifecycle("done"),
 )  # fmt: skip
 OBSERVATIONS: tuple[Observation, ...] = (
     EffectDone(), AttemptStored(), Cancelled(TERMINATION, 1), HasResult(), NewerAttemptStored(), OwnershipLost(),
     PodSeen(pod()), PodAlreadyExists(),
     CreateRefused("quota"), RejectedPod("no"), CreateUnclear(), PodNotFound(), ForeignPod(), PodNotListed(),
-    NoResultYet(None),
+    NoResultYet(None), PodEventsListed(NO_FORECAST), PodEventsUnknown(),
     TerminationStored(TERMINATION), PodChanged(), TimedOut(),
 )  # fmt: skip
 OBSERVED = {type(observation).__name__ for observation in OBSERVATIONS}

@@ -132,7 +132,7 @@ def test_the_grace_is_never_longer_than_the_timeout() -> None:
     ("trouble", "reason"),
     [
         (StartTrouble.IMAGE_PULL_TRANSIENT, EndReason.IMAGE_PULL_TRANSIENT),
-        (StartTrouble.UNSCHEDULABLE, EndReason.UNSCHEDULABLE),
+        (StartTrouble.NONE, EndReason.PENDING_TIMEOUT),
     ],
 )
 def test_a_passing_trouble_has_the_whole_time(trouble: StartTrouble, reason: EndReason) -> None:

@@ -7,11 +7,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace as replace_pod
 
-from ottoscaler.core.effects import AwaitPod, RecordResult, StoreTermination
-from ottoscaler.core.observations import AttemptStored, NoResultYet, Observation, PodSeen, TimedOut
+from ottoscaler.core.autoscaler import NO_FORECAST
+from ottoscaler.core.effects import AwaitPod, GetPod, ListPodEvents, RecordResult, StoreTermination
+from ottoscaler.core.observations import (
+    AttemptStored,
+    NoResultYet,
+    Observation,
+    PodEventsListed,
+    PodSeen,
+    TimedOut,
+)
 from ottoscaler.core.pod_timeline import EMPTY_TIMELINE, lost_with_node, observe
-from ottoscaler.core.pods import Phase, PodSnapshot
+from ottoscaler.core.pods import Phase, PodSnapshot, StartTrouble
 from ottoscaler.core.verdicts import EndReason
 from tests.core.builders import (
     NOW,
@@ -151,6 +160,64 @@ def test_an_image_has_its_grace(clocks: Clocks) -> None:
     assert drive.next == AwaitPod(NOW + 25)
     until(drive, 25)
     assert isinstance(drive.next, StoreTermination)
+
+
+#: A pod that no node takes, one that has a node, and one with an image that cannot be pulled now.
+NOWHERE = pod(trouble=StartTrouble.UNSCHEDULABLE, trouble_text="0/3 nodes are available", node="")
+BOUND = pod()
+PULLING = pod(trouble=StartTrouble.IMAGE_PULL_TRANSIENT, trouble_text="ErrImagePull: 503")
+
+
+@contract("2.PENDING_TIMEOUT_S")
+@pytest.mark.parametrize(
+    ("looks", "ended_at", "reason"),
+    [
+        ([(0, NOWHERE)], 40, EndReason.UNSCHEDULABLE),
+        # a node came in the last moment: the pod has its whole time on it
+        ([(0, NOWHERE), (39, BOUND)], 79, EndReason.PENDING_TIMEOUT),
+        # an image of which the registry fails after a volume that took long
+        ([(0, BOUND), (35, PULLING)], 75, EndReason.IMAGE_PULL_TRANSIENT),
+        ([(0, NOWHERE), (30, BOUND), (60, PULLING)], 100, EndReason.IMAGE_PULL_TRANSIENT),
+        # between two pulls it only starts: no clock begins a second time
+        ([(0, BOUND), (10, PULLING), (20, BOUND), (45, PULLING)], 50, EndReason.IMAGE_PULL_TRANSIENT),
+        ([(0, BOUND), (10, PULLING), (45, BOUND)], 50, EndReason.PENDING_TIMEOUT),
+        # what asking again does not change has its short grace, whatever was before
+        ([(0, NOWHERE), (30, replace_pod(BOUND, trouble=StartTrouble.CONFIG))], 40, EndReason.CONFIG_ERROR),
+        ([(0, PULLING), (35, replace_pod(BOUND, trouble=StartTrouble.IMAGE_PULL))], 40, EndReason.IMAGE_PULL),
+    ],
+)
+def test_each_trouble_has_its_own_clock(
+    looks: list[tuple[float, PodSnapshot]], ended_at: float, reason: EndReason
+) -> None:
+    """And no later one pays for the time of an earlier one."""
+    drive = led(*((moment, PodSeen(seen)) for moment, seen in looks))
+    until(drive, ended_at - 1)
+    assert isinstance(drive.next, AwaitPod)
+    until(drive, ended_at)
+    if isinstance(drive.next, ListPodEvents):
+        drive.feed(PodEventsListed(NO_FORECAST))
+    assert isinstance(drive.next, StoreTermination)
+    assert drive.next.termination.reason is reason
+
+
+@contract("2.PENDING_TIMEOUT_S")
+def test_all_clocks_together_have_a_bound() -> None:
+    """However often its trouble changes, a pod that does not start is ended."""
+    drive = led((0, PodSeen(NOWHERE)))
+    for moment in range(1, 3 * 40):
+        until(drive, moment)
+        if isinstance(drive.next, AwaitPod):
+            drive.feed(PodSeen(PULLING if moment % 2 else BOUND))
+    assert isinstance(drive.next, StoreTermination)
+
+
+@contract("2.PENDING_TIMEOUT_S")
+def test_a_pod_of_which_nothing_was_reported_is_looked_at_before_it_is_ended() -> None:
+    """Nothing wakes its thread when it gets a node: it may have one by now."""
+    drive = led((0, PodSeen(pod(node=""))))
+    drive.wait(40)
+    assert drive.feed(TimedOut()) == GetPod(1)
+    assert drive.feed(PodSeen(pod()), NoResultYet(None)) == AwaitPod(NOW + 80)
 
 
 @table

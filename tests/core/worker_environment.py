@@ -14,10 +14,12 @@ from typing import Any, TypeVar
 from msgspec.structs import replace
 
 from ottoscaler.core import effects, observations
+from ottoscaler.core.autoscaler import NO_FORECAST, NodeForecast
 from ottoscaler.core.effects import Effect
 from ottoscaler.core.lifecycle import Lifecycle, begin_lifecycle, resume_lifecycle, step
 from ottoscaler.core.manifest import AttemptKey
 from ottoscaler.core.observations import Observation
+from ottoscaler.core.pod_timeline import EVENTS_EVERY_S
 from ottoscaler.core.pods import Phase, PodSnapshot, StartTrouble
 from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import EndReason, Outcome, Verdict
@@ -31,7 +33,7 @@ DRAIN = replace(KILL, drain=True)
 
 #: What may happen to a pod that is there, by changes of its snapshot; the first is what a friendly environment does.
 _PENDING: Sequence[dict[str, Any]] = (
-    {"phase": Phase.RUNNING, "started_at": NOW, "trouble": StartTrouble.NONE},
+    {"phase": Phase.RUNNING, "started_at": NOW, "trouble": StartTrouble.NONE, "node": "n-1"},
     {"trouble": StartTrouble.INVALID_IMAGE},
     {"trouble": StartTrouble.IMAGE_PULL, "trouble_text": "ErrImagePull: not found"},
     {"trouble": StartTrouble.IMAGE_PULL_TRANSIENT, "trouble_text": "ImagePullBackOff: Back-off"},
@@ -73,6 +75,7 @@ class WorkerEnvironment:
         self.names_used: list[int] = []
         self.intended = False
         self.known: set[int] = set()
+        self.listed: dict[str, float] = {}
         self.life = self._begin()
 
     def run(self, steps: int = 400) -> Lifecycle:
@@ -117,6 +120,7 @@ class WorkerEnvironment:
             effects.GetPod: self._look,
             effects.MarkPodSeen: lambda _: self._refusal() or observations.NoResultYet(self.cancel or self.termination),
             effects.AwaitPod: self._await,
+            effects.ListPodEvents: self._list_events,
             effects.StoreTermination: self._store_termination,
             effects.ClearTermination: self._clear_termination,
             effects.DeletePodIfUnchanged: self._kill,
@@ -184,6 +188,14 @@ class WorkerEnvironment:
         self.stored, self.termination, self.intended = asked.attempt, None, True
         return observations.AttemptStored()
 
+    def _list_events(self, asked: effects.ListPodEvents) -> Observation:
+        assert asked.pod.trouble is StartTrouble.UNSCHEDULABLE
+        assert self.now >= self.listed.get(asked.pod.uid, 0.0) + EVENTS_EVERY_S, "at most once a minute"
+        self.listed[asked.pod.uid] = self.now
+        words = (NO_FORECAST, NodeForecast(True, "TriggeredScaleUp: b"), NodeForecast(False, "NotTriggerScaleUp: c"))
+        listed: tuple[Observation, ...] = tuple(map(observations.PodEventsListed, words))
+        return self.roll(*listed, observations.PodEventsUnknown())
+
     def _store_termination(self, asked: effects.StoreTermination) -> Observation:
         assert asked.termination.attempt == self.stored
         if refusal := self._refusal():
@@ -224,7 +236,7 @@ class WorkerEnvironment:
         return last.exit_code == 0 and not last.reason
 
     def _make(self, attempt: int) -> PodSnapshot:
-        fresh = pod(key=AttemptKey(HASH, 1, attempt), uid=f"u-{attempt}", created_at=self.now)
+        fresh = pod(key=AttemptKey(HASH, 1, attempt), uid=f"u-{attempt}", created_at=self.now, node="")
         self.pods[attempt] = fresh
         return fresh
 

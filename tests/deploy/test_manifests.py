@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ottoscaler.adapters.cluster import VERBS
+from ottoscaler.adapters.cluster import EVENT_VERBS, VERBS
 from ottoscaler.core import manifest
 from ottoscaler.settings import FlowSettings, Settings, WebSettings
 from tests.deploy.manifests import DEPLOY, OVERLAYS, Json, only, overlay, rendered, settings_of
@@ -137,11 +137,12 @@ def test_the_password_is_a_file_of_the_secret() -> None:
 
 @every_overlay
 def test_the_role_has_the_verbs_of_the_code(name: str) -> None:
-    """Those, on pods, in the namespace, and a look at the namespace; no right that is the cluster's."""
+    """Those, on pods and Events, in the namespace, and a look at the namespace; no right that is the cluster's."""
     objects = overlay(name)
     look = {"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"]}
     pods = {"apiGroups": [""], "resources": ["pods"], "verbs": list(VERBS)}
-    assert only(objects, "Role")["rules"] == [pods, look]
+    events = {"apiGroups": [""], "resources": ["events"], "verbs": list(EVENT_VERBS)}
+    assert only(objects, "Role")["rules"] == [pods, events, look]
     binding = only(objects, "RoleBinding")
     assert [(each["kind"], each["name"]) for each in binding["subjects"]] == [("ServiceAccount", "ottoscaler")]
     assert binding["roleRef"]["name"] == only(objects, "Role")["metadata"]["name"]

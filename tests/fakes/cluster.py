@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
+from ottoscaler.core.autoscaler import PodEvent
 from ottoscaler.core.events import ScaleEvent, decode
 from ottoscaler.core.manifest import ANNOTATION_EVENT
 from ottoscaler.core.pods import PodSnapshot
@@ -85,6 +86,11 @@ class FakeCluster(NodeControls):
         self._check_open()
         with self.server.call("delete", name):
             return self.server.delete(name, uid, resource_version, grace_s)
+
+    def pod_events(self, uid: str) -> Sequence[PodEvent]:
+        self._check_open()
+        with self.server.call("pod_events", uid):
+            return self.server.events_of(uid)
 
     def cluster_id(self) -> str:
         self._check_open()

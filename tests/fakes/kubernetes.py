@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from ottoscaler.core.autoscaler import PodEvent
 from ottoscaler.core.manifest import LABEL_INSTANCE, MANAGED_BY, MANAGER
 from ottoscaler.core.pods import PodSnapshot, RawPod, created_pod_snapshot, foreign_pod_snapshot, pod_snapshot
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, WatchExpired
@@ -188,6 +189,23 @@ class FakeKubernetes:
     def stamp(self, later_s: float = 0) -> str:
         """Now, or the given seconds later, as the API server writes times: whole seconds."""
         return timestamp(later_s, self.clock.now())
+
+    def add_event(self, pod: Pod, reason: str, message: str, component: str) -> None:
+        """A component writes an Event about a pod; the same one again: it is written again, and counted."""
+        metadata = pod["metadata"]
+        about = {"kind": "Pod", "name": metadata["name"], "uid": metadata["uid"]}
+        name = f"{metadata['name']}.{component}.{reason}"
+        with self.changed:
+            if self._store.find("events", "", name) is None:
+                event: Pod = {"metadata": {"name": name}, "involvedObject": about, "source": {"component": component}}
+                self._store.create("events", event | {"reason": reason, "count": 0})
+            self._store.update("events", ("", name), lambda old: {**old, "message": message, "count": old["count"] + 1})
+
+    def events_of(self, uid: str) -> list[PodEvent]:
+        """The Events about a pod."""
+        about = matcher("events", namespace="", labels="", fields=f"involvedObject.uid={uid}")
+        found = [(record.version, record.object) for record in self._store.select("events", about)[1]]
+        return [PodEvent(one["reason"], one["message"], one["source"]["component"], version) for version, one in found]
 
     def open_watch(self, instance: str, version: str, timeout_s: float) -> Watch:
         """A watch of changes behind a version."""

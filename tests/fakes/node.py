@@ -61,6 +61,10 @@ class NodeControls:
         condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
         self._change(name, lambda pod: _put_condition(pod, condition))
 
+    def announce(self, name: str, reason: str, message: str = "", component: str = "cluster-autoscaler") -> None:
+        """An autoscaler, or a scheduler, writes an Event about the pod: TriggeredScaleUp, NotTriggerScaleUp …"""
+        self.server.add_event(self.server.pods[name], reason, message, component)
+
     def gate(self, name: str, *gates: str) -> None:
         """A user holds the pod back with scheduling gates; without any, they are lifted."""
         condition = {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "message": "blocked"}

@@ -8,7 +8,7 @@ import pytest
 
 from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import EndReason
-from ottoscaler.errors import ClusterUnavailable
+from ottoscaler.errors import ClusterRejected, ClusterUnavailable
 from tests.fakes.wait import eventually
 from tests.flow.conftest import Lines
 from tests.flow.simulated_controller import SimulatedController
@@ -67,6 +67,62 @@ class TestNotStarting:
             controller.pass_time(1)
             assert controller.result()["reason"] == "Unschedulable"
             eventually(lambda: controller.cluster.names() == set())
+
+    @contract("5.Unschedulable")
+    @contract("2.PENDING_TIMEOUT_S")
+    def test_a_pod_without_a_node_waits_for_one_that_an_autoscaler_adds(self) -> None:
+        """Until the autoscaler says that none comes; its Events are listed once a minute, and not before."""
+        with SimulatedController(threads=["watch"], PENDING_TIMEOUT_S=60) as controller:
+            pod = controller.pod(controller.accept())
+            controller.cluster.unschedulable(pod)
+            controller.wait_seen(pod, lambda seen: seen.trouble)
+            controller.cluster.announce(pod, "TriggeredScaleUp", "a 1->2")
+            controller.pass_time(59)
+            assert controller.calls("pod_events") == 0
+            for minute in range(1, 4):
+                controller.pass_time(60 if minute > 1 else 1)
+                self._asked(controller, minute)
+            controller.cluster.announce(pod, "NotTriggerScaleUp", "max size reached")
+            controller.pass_time(60)
+            assert controller.result()["reason"] == "Unschedulable"
+            assert controller.result()["message"] == "0/1 nodes are available; NotTriggerScaleUp: max size reached"
+
+    @staticmethod
+    def _asked(controller: SimulatedController, times: int) -> None:
+        """The Events were asked for so often, and the worker waits on."""
+        eventually(lambda: controller.calls("pod_events") == times, what="the Events to be asked for")
+        eventually(lambda: controller.registry.awaiting_count == 1, what="the worker to wait on")
+        assert controller.redis.results() == []
+
+    @contract("5.Unschedulable")
+    def test_without_the_right_to_list_events_it_is_asked_once(self, log: Lines) -> None:
+        """In the whole process; one line says what to do, and the worker ends in its time."""
+        with SimulatedController(threads=["watch"], PENDING_TIMEOUT_S=60) as controller:
+            refused = ClusterRejected("events is forbidden", status=403, reason="Forbidden")
+            controller.servers.kubernetes.refuse_next("pod_events", refused, times=100)
+            for _ in range(2):
+                pods = [controller.pod(controller.accept(pod_count=1)) for _ in range(2)]
+                for pod in pods:
+                    controller.cluster.unschedulable(pod)
+                    controller.wait_seen(pod, lambda seen: seen.trouble)
+                controller.pass_time(60)
+                eventually(lambda: not controller.cluster.names(), what="the pods to be gone")
+            assert 1 <= controller.calls("pod_events") <= 2  # two threads may ask at the same time
+            assert len(log.of("kubernetes.events_forbidden")) == 1
+
+    @contract("5.Unschedulable")
+    def test_an_api_server_that_does_not_list_events_is_asked_again_in_a_minute(self) -> None:
+        """Its trouble is not the autoscaler's word."""
+        with SimulatedController(threads=["watch"], PENDING_TIMEOUT_S=60) as controller:
+            pod = controller.pod(controller.accept())
+            controller.cluster.unschedulable(pod)
+            controller.wait_seen(pod, lambda seen: seen.trouble)
+            controller.servers.kubernetes.refuse_next("pod_events", ClusterUnavailable("500"), times=2)
+            for minute in (1, 2):
+                controller.pass_time(60)
+                self._asked(controller, minute)
+            controller.pass_time(60)
+            assert controller.result()["reason"] == "Unschedulable"
 
     @contract("5.PendingTimeout")
     @contract("2.PENDING_TIMEOUT_S")

@@ -39,7 +39,7 @@ KINDS = (
     "store_attempt", "create", "get", "mark_pod_seen", "store_termination", "clear_termination", "record_result",
     "delete",
     "store_refusal", "select_victims", "admit",
-    "finish", "stored_workers", "blocker", "reload_task", "known_tasks", "list", "watch",
+    "finish", "stored_workers", "blocker", "reload_task", "known_tasks", "list", "watch", "pod_events",
     "restore", "rebuild_from_pods",
 )  # fmt: skip
 _READS = frozenset(
@@ -54,6 +54,7 @@ _READS = frozenset(
         "owned",
         "list",
         "get",
+        "pod_events",
     }
 )
 
