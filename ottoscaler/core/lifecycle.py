@@ -210,7 +210,9 @@ def _again(life: Lifecycle, retried: RetryCause, now: float, *, infra: int) -> L
     old = life.pod if life.pod is not None and not life.pod.gone else life.old_pod
     following = begin_lifecycle(life.index, life.attempt + 1, life.infra_used + infra)
     pause_until = now + backoff_s(life.infra_used) if infra else 0.0
-    return _pause(replace(following, old_pod=old, retry_cause=retried, not_before=pause_until), now)
+    avoided = life.nodes_to_avoid(retried.verdict)
+    following = replace(following, old_pod=old, retry_cause=retried, not_before=pause_until, avoided_nodes=avoided)
+    return _pause(following, now)
 
 
 def _cancelled(life: Lifecycle, termination: Termination, attempt: int) -> Lifecycle:

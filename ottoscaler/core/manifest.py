@@ -165,15 +165,25 @@ class PodTemplate(Protocol):
 
 
 def build_pod(
-    template: PodTemplate, event: ScaleEvent, key: AttemptKey, *, event_json: str, instance: str, namespace: str
+    template: PodTemplate,
+    event: ScaleEvent,
+    key: AttemptKey,
+    *,
+    event_json: str,
+    instance: str,
+    namespace: str,
+    avoided_nodes: Sequence[str] = (),
 ) -> bytes:
     """The body of the create request for one attempt at one worker, as JSON.
 
     Arguments: the configuration, the event, event hash with index (from 1) and attempt (from 1), the event as JSON
-    (`ScaleEvent.encode`, the same for all workers of a task), and where it will live. The same arguments give the same
-    bytes.
+    (`ScaleEvent.encode`, the same for all workers of a task), where it will live, and the names of the nodes on which
+    it would rather not. The same arguments give the same bytes. A pod of the attempt that is there is recognised by its
+    event, instance and key, whatever its spec: a process that does not know of these nodes adopts it all the same.
     """
     spec = _spec(template, event, key)
+    if avoided_nodes:
+        spec["affinity"] = _away_from(avoided_nodes)
     digest = hashlib.sha256(msgspec.json.encode(spec, order="sorted")).hexdigest()
     metadata = {
         "name": pod_name(key),
@@ -254,6 +264,18 @@ def _spec(template: PodTemplate, event: ScaleEvent, key: AttemptKey) -> dict[str
     if tolerations := event.overrides.tolerations or template.tolerations:
         spec["tolerations"] = [dict(toleration) for toleration in tolerations]
     return spec
+
+
+def _away_from(nodes: Sequence[str]) -> dict[str, Any]:
+    """Prefer any other node, by its name: a cluster of one node runs the worker all the same. A requirement takes one
+    name (validation.ValidateNodeFieldSelectorRequirement), and all requirements of a term have to be met.
+
+    Preferred, and not required, for autoscalers, too: Karpenter adds no node for a pod that requires one by field or
+    host name, and before its version 1.5 for none that prefers one so (kubernetes-sigs/karpenter#1596, #2182).
+    """
+    away = [{"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in nodes]
+    term = {"weight": 100, "preference": {"matchFields": away}}
+    return {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [term]}}
 
 
 def _container(template: PodTemplate, event: ScaleEvent, key: AttemptKey) -> dict[str, Any]:

@@ -96,11 +96,23 @@ class EndReason(StrEnum):
     POISON = "Poison", Outcome.FAILED, FaultOrigin.INFRA, RetryBudget.NEVER
 
 
+#: Reasons for which the node itself may be at fault: short of memory or disk, dead, unable to start a container or to
+#: reach the registry. Not PREEMPTED, where another pod took the place, and not POD_LOST, of which no cause is known.
+_NODE_AT_FAULT: Final = frozenset(
+    {EndReason.EVICTED, EndReason.NODE_LOST, EndReason.START_ERROR, EndReason.IMAGE_PULL_TRANSIENT}
+)
+
+
 class Verdict(msgspec.Struct, frozen=True):
     """A reason and the sentence that goes with it."""
 
     reason: EndReason
     message: str = ""
+
+    @property
+    def blames_node(self) -> bool:
+        """Would a new attempt rather run on another node?"""
+        return self.reason in _NODE_AT_FAULT
 
 
 def backoff_s(tries: int) -> float:

@@ -27,6 +27,8 @@ from ottoscaler.core.verdicts import Verdict
 
 _BEFORE_CREATE: Final = (StoreAttempt, PauseUntil, DeleteOldPod, CreatePod)
 _WITHOUT_POD: Final = (StoreAttempt, PauseUntil, StoreRefusal)
+#: How many nodes a new attempt avoids at most: those of the latest attempts.
+MAX_AVOIDED_NODES: Final = 10
 _AFTER_END: Final = (RecordResult, DeletePod, EndLifecycle)
 
 
@@ -38,7 +40,8 @@ class Lifecycle(msgspec.Struct, frozen=True, kw_only=True):
     is still to be deleted, `termination` why its pod is to be ended. `pending_verdict` is how the attempt ended, while
     a termination that had no part in it is cleared. `not_before` is the end of the last pause, `timeline` since when
     the pod has been seen in which state, `pod_was_seen` that an earlier process has stored that it saw the attempt's
-    pod, `backoff` the number of pauses for back-pressure in a row, `retry_cause` why this attempt follows another.
+    pod, `backoff` the number of pauses for back-pressure in a row, `retry_cause` why this attempt follows another,
+    `avoided_nodes` those on which earlier attempts of this process failed by the node's fault, the latest last.
     """
 
     index: int
@@ -54,11 +57,18 @@ class Lifecycle(msgspec.Struct, frozen=True, kw_only=True):
     pod_was_seen: bool = False
     backoff: int = 0
     retry_cause: RetryCause | None = None
+    avoided_nodes: tuple[str, ...] = ()
 
     @property
     def needs_room(self) -> bool:
         """Its next steps create a pod, so it has to wait for capacity."""
         return isinstance(self.todo, _BEFORE_CREATE)
+
+    def nodes_to_avoid(self, end: Verdict) -> tuple[str, ...]:
+        """The nodes that the next attempt is to avoid, after this one ended so."""
+        node = self.pod.node if self.pod is not None and end.blames_node else ""
+        others = [one for one in self.avoided_nodes if one != node]
+        return (*others, node)[-MAX_AVOIDED_NODES:] if node else self.avoided_nodes
 
     @property
     def has_no_pod(self) -> bool:

@@ -292,6 +292,7 @@ class WorkerRunner:
             event_json=run.task.event_json,
             instance=settings.instance,
             namespace=settings.kube.namespace,
+            avoided_nodes=run.life.avoided_nodes,
         )
         self._worker_log.creating(run)
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -101,12 +101,16 @@ class Pods:
         self.hash = event_hash(instance, EVENT.event_id)
         self._namespace = admin.namespace
 
-    def body(self, index: int = 1, *, attempt: int = 1, bound: bool = False) -> bytes:
+    def body(
+        self, index: int = 1, *, attempt: int = 1, bound: bool = False, avoided_nodes: Sequence[str] = ()
+    ) -> bytes:
         """A create request; `bound`: to a node that is not there."""
         key = AttemptKey(self.hash, index, attempt)
         template = WorkerSettings(node_selector=NOWHERE)
-        where = {"instance": self.instance, "namespace": self._namespace}
-        made = manifest.build_pod(template, EVENT, key, event_json=EVENT.encode(), **where)
+        made = manifest.build_pod(
+            template, EVENT, key, event_json=EVENT.encode(), instance=self.instance, namespace=self._namespace,
+            avoided_nodes=avoided_nodes,
+        )  # fmt: skip
         if not bound:
             return made
         pod = msgspec.json.decode(made)

@@ -9,7 +9,7 @@ import pytest
 from ottoscaler.core.autoscaler import NodeForecast, node_forecast
 from ottoscaler.core.manifest import LABEL_EVENT, LABEL_INSTANCE, LABEL_WORKER, MANAGED_BY, MANAGER, AttemptKey
 from ottoscaler.core.pod_timeline import finished_pod_verdict
-from ottoscaler.core.pods import Phase, StartTrouble
+from ottoscaler.core.pods import Phase, PodSnapshot, StartTrouble
 from ottoscaler.core.verdicts import EndReason
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, WatchExpired
 from ottoscaler.ports import CreateOutcome, WatchEventType
@@ -64,6 +64,13 @@ class TestCreating:
         pod = pods.create(bound=False)
         pods.cluster.delete(pod.name, pod.uid)
         assert pods.create(bound=False).uid != pod.uid
+
+    def test_of_an_attempt_that_avoids_nodes_is_accepted(self, pods: Pods) -> None:
+        """And one that does not avoid them meets it: it is the same attempt."""
+        created = pods.cluster.create(pods.body(attempt=2, avoided_nodes=("node-a", "node-b.example.com")))
+        assert isinstance(created, PodSnapshot)
+        assert pods.cluster.create(pods.body(attempt=2)) is CreateOutcome.ALREADY_THERE
+        assert (pods.look(created.name).key, pods.look(created.name).event_id) == (created.key, EVENT.event_id)
 
     @pytest.mark.contract("5.Rejected")
     def test_of_a_bad_pod_is_rejected(self, pods: Pods) -> None:

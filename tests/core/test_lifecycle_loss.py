@@ -21,6 +21,7 @@ from ottoscaler.core.effects import (
     StoreAttempt,
 )
 from ottoscaler.core.lifecycle import begin_lifecycle, resume_lifecycle
+from ottoscaler.core.manifest import AttemptKey
 from ottoscaler.core.observations import (
     AttemptStored,
     EffectDone,
@@ -36,7 +37,7 @@ from ottoscaler.core.pod_timeline import PodTimeline
 from ottoscaler.core.pods import Phase, PodSnapshot
 from ottoscaler.core.termination import RetryCause
 from ottoscaler.core.verdicts import EndReason, Verdict
-from tests.core.builders import NOW, deleting, evicted, failed, pod, running, succeeded
+from tests.core.builders import HASH, NOW, deleting, evicted, failed, pod, running, succeeded
 from tests.core.drive import LIMITS, Drive
 
 contract = pytest.mark.contract
@@ -245,7 +246,7 @@ def test_a_new_attempt_starts_with_a_clean_slate() -> None:
     drive.feed(*CREATED, PodSeen(evicted()))
     end = Verdict(EndReason.EVICTED, "The node was low on resource: memory.")
     retried = RetryCause(end, 1, LIMITS.infra_retries, evicted())
-    pause = {"todo": PauseUntil(NOW + 1), "not_before": NOW + 1}
+    pause = {"todo": PauseUntil(NOW + 1), "not_before": NOW + 1, "avoided_nodes": ("n-1",)}
     assert drive.life == replace(begin_lifecycle(7, 2, 1), old_pod=evicted(), retry_cause=retried, **pause)
 
 
@@ -268,3 +269,44 @@ def test_the_life_ends_when_the_pod_is_deleted() -> None:
     drive = Drive()
     drive.feed(*RUNNING, PodSeen(succeeded()), EffectDone(), EffectDone())
     assert drive.next == EndLifecycle("done")
+
+
+@contract("2.INFRA_RETRIES")
+@pytest.mark.parametrize(
+    ("ended", "node"),
+    [
+        (evicted(), "n-1"),
+        (failed(137, reason="NodeLost"), "n-1"),
+        (failed(137, agent_end_reason="ContainerStatusUnknown"), "n-1"),
+        (failed(137, reason="OutOfcpu", started_at=None, exit_code=None), "n-1"),
+        (failed(128, agent_end_reason="StartError", started_at=None, start_error="no space left"), "n-1"),
+        # another pod took its place there, a pod that is gone without a cause, and a worker's own end blame no node
+        (failed(137, reason="Preempting"), None),
+        (failed(1), None),
+        (failed(137, agent_end_reason="OOMKilled"), None),
+    ],
+)
+def test_a_new_attempt_avoids_a_node_that_was_at_fault(ended: PodSnapshot, node: str | None) -> None:
+    """By a table over reasons."""
+    drive = Drive(limits=with_settings(LIMITS, worker_retries=1))
+    drive.feed(*RUNNING, PodSeen(ended))
+    assert drive.life.attempt == 2
+    assert drive.life.avoided_nodes == ((node,) if node else ())
+
+
+@contract("2.INFRA_RETRIES")
+def test_a_new_attempt_avoids_the_nodes_of_all_earlier_ones() -> None:
+    """Each once, the latest last, and no more than ten."""
+    drive, nodes = Drive(limits=with_settings(LIMITS, infra_retries=20)), [*range(1, 13), 5]
+    for attempt, node in enumerate(nodes, start=1):
+        drive.wait(60)
+        there = {"key": AttemptKey(HASH, 1, attempt), "uid": f"u-{attempt}", "node": f"n-{node}"}
+        if isinstance(drive.feed(AttemptStored()), DeleteOldPod):
+            drive.feed(EffectDone())
+        drive.feed(PodSeen(running(**there)), NoResultYet(None), PodSeen(evicted(**there)))
+    assert drive.life.avoided_nodes == tuple(f"n-{node}" for node in (3, 4, 6, 7, 8, 9, 10, 11, 12, 5))
+
+
+def test_an_attempt_that_another_process_stored_avoids_no_node() -> None:
+    """It does not know them; its pod is the same one by its name."""
+    assert resume_lifecycle(1, 2, 1).avoided_nodes == ()

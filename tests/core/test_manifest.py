@@ -135,6 +135,18 @@ def test_another_spec_has_another_digest(other: WorkerSettings) -> None:
     assert len(bytes.fromhex(one)) == 32
 
 
+def test_an_attempt_prefers_other_nodes_than_those_at_fault() -> None:
+    """By their names, one requirement each; a cluster that has no other runs it there."""
+    key, where = AttemptKey(HASH, 1, 3), {"instance": "otto", "namespace": "ci"}
+    made = build_pod(PLAIN, event(), key, event_json=event().encode(), **where, avoided_nodes=("n-1", "n-2"))
+    affinity = json.loads(made)["spec"]["affinity"]["nodeAffinity"]
+    [term] = affinity.pop("preferredDuringSchedulingIgnoredDuringExecution")
+    names = [{"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in ("n-1", "n-2")]
+    assert term == {"weight": 100, "preference": {"matchFields": names}}
+    assert affinity == {}
+    assert "affinity" not in spec()
+
+
 @contract("4.OTTO_OUTPUT")
 def test_the_output_file_is_the_one_that_the_kubelet_mounts() -> None:
     """A variable with another path would lead to a file that nothing reads."""

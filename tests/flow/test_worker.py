@@ -12,7 +12,7 @@ from ottoscaler.core.manifest import LABEL_INSTANCE
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable
 from tests.fakes.wait import eventually
 from tests.flow.conftest import Lines
-from tests.flow.simulated_controller import SimulatedController
+from tests.flow.simulated_controller import FakeServers, SimulatedController
 
 contract = pytest.mark.contract
 
@@ -373,6 +373,7 @@ class TestNewAttempts:
             controller.pass_time(1)
             again = controller.pod(event_id, attempt=2)
             assert again == f"{pod}-r2"
+            assert "affinity" not in controller.servers.kubernetes.pods[again]["spec"]
             assert steps == ["store_attempt", "delete", "create", "mark_pod_seen"]
             assert finish(controller, again)["attempt"] == "2"
 
@@ -390,6 +391,26 @@ class TestNewAttempts:
                 "Evicted",
                 "infra",
             ]
+
+    @contract("2.INFRA_RETRIES")
+    def test_a_new_attempt_prefers_another_node_than_the_one_at_fault(self) -> None:
+        """The pod says so to the scheduler. The process that takes the worker over does not know it, and adopts it."""
+        servers = FakeServers()
+        with SimulatedController(servers, threads=["watch"], INFRA_RETRIES=2) as controller:
+            event_id = controller.accept()
+            pod = controller.pod(event_id)
+            controller.cluster.run(pod, node="node-7")
+            controller.cluster.end_pod(pod, "Evicted")
+            controller.idle()
+            controller.pass_time(1)
+            again = controller.pod(event_id, attempt=2)
+        affinity = servers.kubernetes.pods[again]["spec"]["affinity"]["nodeAffinity"]
+        [term] = affinity["preferredDuringSchedulingIgnoredDuringExecution"]
+        assert [one["values"] for one in term["preference"]["matchFields"]] == [["node-7"]]
+        with SimulatedController(servers, threads=["watch", "lease"], incarnation="b2") as controller:
+            eventually(lambda: event_id in controller.ledger.tasks.owners(), what="the task to be taken over")
+            assert finish(controller, again)["reason"] == "Completed"
+            assert controller.servers.kubernetes.count("create") == 2
 
     @contract("2.WORKER_RETRIES")
     @contract("2.MAX_WORKERS")
