@@ -268,6 +268,11 @@ def _sentence(error: Exception) -> str:
             return "is still loading its data: wait until it has read them from its disk"
         case redis.ResponseError() if "can't run this command" in text or "ACL failure in script" in text:
             return f"does not permit a command of our scripts ({text}): give the user the rights in deploy/REFERENCE.md"
+        case redis.ResponseError() if "WRONGTYPE" in text:
+            return (
+                f"has something else under a key of ours ({text}): rename or delete that key; what needs it waits until"
+                " then"
+            )
         case redis.ResponseError() if text.startswith("MISCONF"):
             return f"cannot write to its disk, and so takes no writes ({text}): make room on it or mend it"
         case redis.exceptions.TryAgainError():

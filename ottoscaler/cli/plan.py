@@ -17,7 +17,7 @@ from ottoscaler.adapters.cluster import KubeCluster
 from ottoscaler.adapters.yaml_text import to_yaml
 from ottoscaler.cli.rules import rules_of
 from ottoscaler.cli.run import own_namespace
-from ottoscaler.cli.send import fields_of
+from ottoscaler.cli.send import fields_of, warn_of_fields
 from ottoscaler.cli.table import count_text, printable
 from ottoscaler.core.events import BadEvent, EventType, ScaleEvent, parse
 from ottoscaler.core.manifest import AttemptKey, build_pod, event_hash
@@ -36,11 +36,13 @@ def main(arguments: Sequence[str]) -> int:
     """
     parser = _parser()
     options = parser.parse_intermixed_args(arguments)
-    fields = {"type": "scale_up", **fields_of(parser, options.fields)}
+    sent = fields_of(parser, options.fields)
+    fields = {"type": "scale_up", **sent}
     environ = os.environ if options.server else {**os.environ, "KUBECONFIG": ""}
     settings = Settings.load(environ, socket.gethostname(), own_namespace())
     rules = rules_of(settings)()
     raw = {name.encode(): value.encode() for name, value in fields.items()}
+    warn_of_fields(raw, {"type"} - sent.keys())
     event = parse(_SOME_ID, raw, settings.flow.max_pods_per_event, rules)
     if isinstance(event, BadEvent):
         print(f"Refused: {event.reason}: {event.detail}", file=sys.stderr)

@@ -10,7 +10,7 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 from rich.console import Console
@@ -22,7 +22,7 @@ from ottoscaler.cli.rules import rules_of
 from ottoscaler.cli.table import console, printable, progress_text
 from ottoscaler.core.events import KNOWN_FIELDS, BadEvent, ignored_fields_warning, parse
 from ottoscaler.errors import RedisUnavailable
-from ottoscaler.misspellings import closest_known_name
+from ottoscaler.misspellings import closest_known_name, suggest_replacement
 from ottoscaler.settings import Settings
 
 #: The variables that say which events the controller accepts.
@@ -85,11 +85,7 @@ def check_event(raw: Mapping[bytes, bytes], settings: Settings, *, force: bool) 
     Arguments: the fields as they would be sent, and the configuration, read with LIMITS.
     Returns False if the controller would refuse the event, unless `force` is set.
     """
-    for name in (name.decode("utf-8", "backslashreplace") for name in raw):
-        if near := closest_known_name(name, KNOWN_FIELDS):
-            _warn(f"field {name} is only passed on; did you mean {near}?")
-    if sentence := ignored_fields_warning(raw):
-        _warn(sentence)
+    warn_of_fields(raw)
     parsed = parse(_SOME_ID, raw, settings.flow.max_pods_per_event, rules_of(settings)())
     if not isinstance(parsed, BadEvent):
         return True
@@ -98,6 +94,19 @@ def check_event(raw: Mapping[bytes, bytes], settings: Settings, *, force: bool) 
         return True
     print(f"Not sent, the controller would refuse it: {parsed.reason}: {parsed.detail}", file=sys.stderr)
     return False
+
+
+def warn_of_fields(raw: Mapping[bytes, bytes], missing: Collection[str] = ()) -> None:
+    """Report on standard error which fields are probably misspelt and which have no effect; for `plan` too. `missing`
+    are fields that the command has a value for, and that were not sent.
+    """
+    names = [name.decode("utf-8", "backslashreplace") for name in raw]
+    sent, meant = suggest_replacement(missing, [name for name in names if name not in KNOWN_FIELDS])
+    for name in names:
+        if near := closest_known_name(name, KNOWN_FIELDS) or (meant if name == sent else ""):
+            _warn(f"field {name} is only passed on; did you mean {near}?")
+    if sentence := ignored_fields_warning(raw):
+        _warn(sentence)
 
 
 def _warn(text: str) -> None:

@@ -25,6 +25,11 @@ ERRORS = [
     (redis.BusyLoadingError("LOADING"), "is still loading its data", "wait until"),
     (redis.ResponseError("The user can't run this command"), "does not permit a command of our scripts", "REFERENCE"),
     (redis.ResponseError("ACL failure in script"), "does not permit a command of our scripts", "REFERENCE"),
+    (
+        redis.ResponseError("WRONGTYPE the key a:key:b holds something else than a list"),
+        "has something else under a key of ours (WRONGTYPE the key a:key:b holds something else than a list)",
+        "rename or delete that key",
+    ),
     (redis.ResponseError("MISCONF no disk"), "cannot write to its disk", "make room on it"),
     (redis.exceptions.TryAgainError("TRYAGAIN"), "is moving our keys to another node", "trying again"),
     (redis.exceptions.ClusterDownError("CLUSTERDOWN"), "is a cluster that takes no commands", "a master for each slot"),

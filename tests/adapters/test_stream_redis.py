@@ -193,6 +193,21 @@ class TestServer:
         send(admin, **fields)
         assert accept(stream, receive(stream)) is None
 
+    def test_a_result_that_a_key_of_another_type_holds_up_says_which_and_what_to_do(
+        self, server: Server, stream: RedisPorts, admin: StreamAdmin
+    ) -> None:
+        """In one sentence, which the worker's thread logs; nothing is changed, and once it is mended it is recorded."""
+        task = opened(stream, admin, event_id="a", concurrency_key="k")
+        intend(stream, task)
+        with server.client() as client:
+            client.set(f"{admin.prefix}key:k", "a text")
+            with pytest.raises(RedisUnavailable) as raised:
+                record(stream, task)
+            assert f"the key {admin.prefix}key:k holds something else than a" in str(raised.value)
+            assert "rename or delete that key" in str(raised.value)
+            client.delete(f"{admin.prefix}key:k")
+        assert record(stream, task).status is ScriptStatus.OK
+
     def test_forgotten_scripts_are_loaded_again(self, server: Server, stream: RedisPorts, admin: StreamAdmin) -> None:
         """After a restart or fail-over the server does not know them."""
         task = opened(stream, admin)

@@ -95,3 +95,27 @@ def test_the_servers_verdict_needs_a_server(capsys: pytest.CaptureFixture[str]) 
     """Without one nothing is guessed: exit code 2 for the kubeconfig that is not there."""
     assert main(["plan", "pod_count=1", "--server"]) == 2
     assert "KUBECONFIG=" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "warning"),
+    [
+        (["typ=scale_up"], "warning: field typ is only passed on; did you mean type?"),
+        (["podcount=3"], "warning: field podcount is only passed on; did you mean pod_count?"),
+        (["traceparent=x"], 'warning: field traceparent is "x"; a W3C trace context is expected'),
+    ],
+)
+def test_what_send_warns_of_plan_warns_of(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], warning: str
+) -> None:
+    """On standard error: the pods can be piped on."""
+    assert main(["plan", *arguments]) == 0
+    printed = capsys.readouterr()
+    assert printed.err.startswith(warning)
+    assert "warning" not in printed.out
+
+
+def test_a_field_that_is_only_passed_on_is_no_misspelling_of_the_type(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nor is one beside a type that was sent."""
+    assert main(["plan", "team=blue"]) == main(["plan", "type=scale_up", "typ=x"]) == 0
+    assert capsys.readouterr().err == ""
