@@ -31,8 +31,10 @@ SUITES = (
 #: there is only with real servers, a cluster and sentinels, needs them.
 _CHOSEN = {False: "not e2e and not real", True: "not e2e and real"}
 TESTS_FAILED = 1
-#: A suite that takes longer than this, seconds, is broken.
+#: A suite that takes longer than this, seconds, is broken; and so is a test, which coverage and the other suites slow
+#: down.
 LIMIT_S = 900
+TEST_LIMIT_S = 300
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def _digest() -> str:
 
 
 def _measured(suites: Sequence[str]) -> dict[str, object]:
-    with scratch() as folder, ThreadPoolExecutor(len(suites)) as pool:
+    with scratch() as folder, ThreadPoolExecutor(1 + (os.cpu_count() or 1)) as pool:
         parts = list(pool.map(lambda suite: _suite(folder, suite), suites))
         took = {test: seconds for part in parts for test, seconds in part.items()}
         tests = sorted(took)
@@ -125,7 +127,8 @@ def _suite(folder: Path, suite: str) -> dict[str, float]:
     added = {"COVERAGE_FILE": str(folder / f"coverage-{name}"), "OTTO_MUTANT_TIMES": str(times)}
     command = [
         sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", "-p", "tests.mutants.observer", "-m", _CHOSEN[real],
-        "-o", f"cache_dir={folder}/cache-{name}", "--cov", "--cov-report=", "--cov-context=test", *paths,
+        "-o", f"cache_dir={folder}/cache-{name}", "-o", f"timeout={TEST_LIMIT_S}",
+        "--cov", "--cov-report=", "--cov-context=test", *paths,
     ]  # fmt: skip
     run = subprocess.run(
         command, cwd=folder, env={**environment(folder), **added}, capture_output=True, timeout=LIMIT_S, check=False
