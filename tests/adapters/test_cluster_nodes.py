@@ -147,7 +147,7 @@ def pipeline(client: Client, *answers: Any) -> Any:
             raise answers[0]
         return list(answers)
 
-    commands = [(("GET", str(number)), {}) for number in range(len(answers))]
+    commands: list[Any] = [(("GET", str(number)), {}) for number in range(len(answers))]
     return client.execute_pipeline(SimpleNamespace(command_stack=commands, execute=execute))
 
 
