@@ -119,6 +119,7 @@ def verdicts_of(changes: Sequence[tuple[str, str]], tests: str) -> list[str]:
     with scratch() as folder:
         forks, found = Forks(folder, [tests.partition("::")[0]]), []
         try:
+            forks.wait_ready()
             for line, broken in changes:
                 [place] = [
                     one

@@ -21,6 +21,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import zip_longest
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, NoReturn
@@ -81,7 +82,8 @@ def _child(
         random.seed()
         session.config._tmp_path_factory._basetemp = folder  # type: ignore[attr-defined]
         if put_in(request["path"], request["before"].encode("latin-1"), request["after"].encode("latin-1")):
-            verdict = _run(session, [items[name] for name in request["longest"]], request["longest"])
+            chosen = [items[name] for name in request["longest"] if name in items]
+            verdict = _run(session, chosen, request["longest"])
     finally:
         os.write(writing, verdict.encode())
         os._exit(0)
@@ -91,7 +93,7 @@ def _run(session: pytest.Session, chosen: list[pytest.Item], longest: dict[str, 
     observer.expect(longest)
     for item in chosen:
         item.add_marker(pytest.mark.timeout(longest[item.nodeid]), append=False)
-    for item, following in zip(chosen, [*chosen[1:], None], strict=True):
+    for item, following in zip_longest(chosen, chosen[1:]):
         try:
             session.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
         except BaseException as error:  # the program has broken pytest, which the plain run would show as well

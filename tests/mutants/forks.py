@@ -44,8 +44,15 @@ class Forks:
         self._to, self._from = to_server, from_server
         self._ready = False
 
+    def wait_ready(self) -> None:
+        """Wait until everything is imported: before that, nothing in the folder may be broken."""
+        if not self._ready:
+            self._answer(COLLECT_S)
+            self._ready = True
+
     def verdict(self, place: Place, source: bytes, longest: Mapping[str, float], bound_s: float) -> tuple[str, str]:
-        """What these tests say of a mutant that stands in the folder: `noticed` or `hung`, and by which test.
+        """What these tests say of a mutant that stands in the folder: `noticed` or `hung`, and by which test. To be
+        called after `wait_ready`.
 
         `missed` proves nothing yet, and `unfit` says that only a fresh import can show it.
         """
@@ -55,9 +62,6 @@ class Forks:
             "path": str(self._folder / place.path), "before": source.decode("latin-1"),
             "after": place.broken(source).decode("latin-1"), "longest": longest, "bound_s": bound_s,
         }  # fmt: skip
-        if not self._ready:
-            self._answer(COLLECT_S)
-            self._ready = True
         text = json.dumps(request).encode() + b"\n"
         while text:
             text = text[os.write(self._to, text) :]

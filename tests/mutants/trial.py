@@ -194,6 +194,7 @@ def _try_all(chosen: Sequence[Place], charted: Chart, suites: Sequence[str], job
 
 def _try(place: Place, copied: Copy, charted: Chart) -> Tried:
     """First in a fork; on fresh imports only what nobody noticed there."""
+    copied.forks.wait_ready()
     began, path = time.monotonic(), copied.folder / place.path
     source, tests = source_of(place.path), charted.of(place)
     rounds = [some for some in (tests[:FIRST], tests[FIRST:]) if some]
