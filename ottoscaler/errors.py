@@ -52,6 +52,19 @@ class ClusterUnavailable(Unavailable):
     """The Kubernetes API cannot be reached, is overloaded or refuses for now: try again later."""
 
 
+class LogHandlerUnavailable(Unavailable):
+    """The log handler cannot be reached, or ended the stream: try again later.
+
+    `unimplemented` is True where the handler has no such method. `denied` is True where it will say the same again
+    until a person changes something: wrong token, no right, invalid argument.
+    """
+
+    def __init__(self, message: str, *, unimplemented: bool = False, denied: bool = False) -> None:
+        super().__init__(message)
+        self.unimplemented = unimplemented
+        self.denied = denied
+
+
 class ClusterRejected(OttoscalerError):
     """The Kubernetes API understood the request and said no: asking again changes nothing."""
 

@@ -54,6 +54,7 @@ _WANTED: dict[str, tuple[Callable[[], str | None], str]] = {
     ),
     "go": (lambda: shutil.which("go"), "the Go tools, 1.21 or later, on PATH"),
     "node": (lambda: shutil.which("node"), "the program node (Node.js)"),
+    "openssl": (lambda: shutil.which("openssl"), "the program openssl"),
     "git": (lambda: shutil.which("git"), "the program git"),
     "make": (lambda: shutil.which("make"), "the program make"),
     "docker": (_docker, "a Docker daemon that answers"),
