@@ -19,7 +19,9 @@ from jsonschema import Draft202012Validator
 from ottoscaler.core import events, results, verdicts
 from ottoscaler.core.events import BadEvent, DeadReason, ScaleEvent, parse
 from ottoscaler.core.policy import GRANTED
-from ottoscaler.core.policy_reader import PROFILE, TOP, Path, read_policy
+from ottoscaler.core.policy_reader import TOP, read_policy
+from ottoscaler.core.policy_values import Path
+from ottoscaler.core.profile_reader import PROFILE
 from tests.cli.conftest import child
 from tests.core.policies import EXAMPLE
 from tests.core.test_policy_reader import WRONG, changed

@@ -12,7 +12,8 @@ import yaml
 
 from ottoscaler import logs
 from ottoscaler.core.policy import Policy
-from ottoscaler.core.policy_reader import Path, read_policy
+from ottoscaler.core.policy_reader import read_policy
+from ottoscaler.core.policy_values import Path
 from ottoscaler.errors import ConfigError
 
 _MAX_BYTES: Final = 1024 * 1024  # as large as a ConfigMap

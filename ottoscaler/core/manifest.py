@@ -23,10 +23,11 @@ import msgspec
 
 from ottoscaler.core import output
 from ottoscaler.core.events import ScaleEvent
+from ottoscaler.core.overrides import Overrides
+from ottoscaler.core.volumes import WORKSPACE, WORKSPACE_NAME
 
 #: The container that decides how a worker ends.
 CONTAINER: Final = "agent"
-WORKSPACE = "/workspace"
 
 MANAGED_BY = "managed-by"
 MANAGER = "ottoscaler"
@@ -237,6 +238,7 @@ def escape_expansion(text: str) -> str:
 
 
 def _spec(template: PodTemplate, event: ScaleEvent, key: AttemptKey) -> dict[str, Any]:
+    asked = event.overrides
     spec: dict[str, Any] = {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
@@ -250,19 +252,26 @@ def _spec(template: PodTemplate, event: ScaleEvent, key: AttemptKey) -> dict[str
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [_container(template, event, key)],
-        "volumes": [{"name": "workspace", "emptyDir": {}}],
+        "volumes": [{"name": WORKSPACE_NAME, "emptyDir": {}}, *(volume.source() for volume in asked.volumes)],
     }
-    if deadline_s := event.overrides.deadline_s or template.deadline_s:
+    if deadline_s := asked.deadline_s or template.deadline_s:
         spec["activeDeadlineSeconds"] = deadline_s
     if template.service_account:
         spec["serviceAccountName"] = template.service_account
         spec["automountServiceAccountToken"] = True
-    if template.image_pull_secret:
-        spec["imagePullSecrets"] = [{"name": template.image_pull_secret}]
-    if node_selector := event.overrides.node_selector or template.node_selector:
+    configured = (template.image_pull_secret,) if template.image_pull_secret else ()
+    if pull_secrets := asked.pull_secrets or configured:
+        spec["imagePullSecrets"] = [{"name": name} for name in pull_secrets]
+    if node_selector := asked.node_selector or template.node_selector:
         spec["nodeSelector"] = dict(node_selector)
-    if tolerations := event.overrides.tolerations or template.tolerations:
+    if tolerations := asked.tolerations or template.tolerations:
         spec["tolerations"] = [dict(toleration) for toleration in tolerations]
+    if asked.runtime_class:
+        spec["runtimeClassName"] = asked.runtime_class
+    if asked.priority_class:
+        spec["priorityClassName"] = asked.priority_class
+    if not asked.host_users:
+        spec["hostUsers"] = False
     return spec
 
 
@@ -287,21 +296,17 @@ def _container(template: PodTemplate, event: ScaleEvent, key: AttemptKey) -> dic
         "imagePullPolicy": template.image_pull_policy,
         "workingDir": WORKSPACE,
         "env": worker_environment(event, key),
-        # what an event or a profile asks for is request and limit: it is what the scheduler has to find room for
-        "resources": {
-            "requests": {
-                "cpu": asked.cpu or template.cpu_request,
-                "memory": asked.memory or template.memory_request,
-            },
-            "limits": {"cpu": asked.cpu or template.cpu_limit, "memory": asked.memory or template.memory_limit},
-        },
+        "resources": _resources(template, asked),
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},
             "runAsNonRoot": True,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "volumeMounts": [{"name": "workspace", "mountPath": WORKSPACE}],
+        "volumeMounts": [
+            {"name": WORKSPACE_NAME, "mountPath": WORKSPACE},
+            *(volume.volume_mount() for volume in asked.volumes),
+        ],
         "terminationMessagePath": output.PATH,
         "terminationMessagePolicy": output.POLICY,
     }
@@ -311,6 +316,16 @@ def _container(template: PodTemplate, event: ScaleEvent, key: AttemptKey) -> dic
     if asked.args:
         container["args"] = [escape_expansion(word) for word in asked.args]
     return container
+
+
+def _resources(template: PodTemplate, asked: Overrides) -> dict[str, Any]:
+    """What an event or a profile asks for is request and limit: it is what the scheduler has to find room for."""
+    disk = {"ephemeral-storage": asked.ephemeral_storage} if asked.ephemeral_storage else {}
+    return {
+        "requests": {"cpu": asked.cpu or template.cpu_request, "memory": asked.memory or template.memory_request}
+        | disk,
+        "limits": {"cpu": asked.cpu or template.cpu_limit, "memory": asked.memory or template.memory_limit} | disk,
+    }
 
 
 class _Annotations(msgspec.Struct, frozen=True):

@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 from ottoscaler.core.events import ScaleEvent
 from ottoscaler.core.images import parse_image
-from ottoscaler.core.policy import Policy
+from ottoscaler.core.policy import Policy, Profile
 
 #: The settings that hold where neither a profile nor the event sets the field.
 _SETTINGS: Final = {
@@ -16,11 +16,15 @@ _SETTINGS: Final = {
     "memory": "WORKER_MEMORY_REQUEST, WORKER_MEMORY_LIMIT",
     "node_selector": "WORKER_NODE_SELECTOR",
     "tolerations": "WORKER_TOLERATIONS",
+    "pull_secrets": "WORKER_IMAGE_PULL_SECRET",
     "deadline_s": "WORKER_DEADLINE_S",
     "retries": "WORKER_RETRIES",
 }
 #: Fields that are there only where a profile or the event sets them.
-_OPTIONAL: Final = ("args", "env", "secret_env")
+_OPTIONAL: Final = (
+    "args", "env", "secret_env", "ephemeral_storage", "volumes", "runtime_class", "host_users", "priority_class",
+)  # fmt: skip
+_EMPTY: Final = Profile()
 _RULES: Final = {
     "command": "command.allow",
     "args": "command.allow",
@@ -50,7 +54,7 @@ def origins(event: ScaleEvent, policy: Policy | None) -> list[Origin]:
     for field in (*_SETTINGS, *_OPTIONAL):
         if field in asked:
             found.append(Origin(field, "event", _rule(field, event, policy)))
-        elif base is not None and getattr(base, field) not in (None, "", 0, {}, ()):
+        elif base is not None and getattr(base, field) != getattr(_EMPTY, field):
             found.append(Origin(field, f"profile {profile}", ""))
         elif field in _SETTINGS:
             found.append(Origin(field, _SETTINGS[field], ""))

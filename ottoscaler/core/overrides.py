@@ -17,6 +17,7 @@ import msgspec
 
 from ottoscaler.core.nesting import json_depth
 from ottoscaler.core.refusal import Violation, shortened
+from ottoscaler.core.volumes import Volume
 
 #: Fields that change the workers of one event.
 OVERRIDE_FIELDS: Final = frozenset(
@@ -62,6 +63,8 @@ class WorkerFields(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True
     `command` and `args`: None: not set; empty: the image's own. `cpu` and `memory`: request and limit, as Kubernetes
     quantities. `deadline_s`: longest run of one attempt, seconds; 0: not set. `retries`: further attempts after the
     worker's own failures; None: not set. `keep_failed_s`: how long failed pods are kept, seconds; None: not set.
+    `ephemeral_storage`: room on the node's disk, request and limit. `pull_secrets`: names of Secrets for registries.
+    `host_users` False: the worker's users are not those of its node.
     """
 
     image: str = ""
@@ -73,6 +76,12 @@ class WorkerFields(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True
     memory: str = ""
     node_selector: dict[str, str] = {}
     tolerations: tuple[dict[str, Any], ...] = ()
+    ephemeral_storage: str = ""
+    volumes: tuple[Volume, ...] = ()
+    pull_secrets: tuple[str, ...] = ()
+    runtime_class: str = ""
+    host_users: bool = True
+    priority_class: str = ""
     deadline_s: int = 0
     retries: int | None = None
     keep_failed_s: int | None = None

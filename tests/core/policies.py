@@ -47,6 +47,25 @@ EXAMPLE: Final[dict[str, Any]] = {
             "secret_env": [{"name": "NPM_TOKEN", "secret": "ottoscaler-worker-npm", "key": "token"}],
             "overrides": ["deadline_s"],
         },
+        "full": {
+            "image": "registry.example.com/ci/full:1",
+            "command": ["/full"],
+            "cpu": "500m",
+            "memory": "512Mi",
+            "ephemeral_storage": "2Gi",
+            "volumes": [
+                {"name": "scratch", "mount": "/scratch", "empty_dir": "1Gi"},
+                {"name": "cache", "mount": "/cache", "claim": "ottoscaler-worker-cache"},
+                {"name": "data", "mount": "/data", "claim": "ottoscaler-worker-data", "read_only": True},
+                {"name": "settings", "mount": "/etc/ci", "config_map": "ottoscaler-worker-settings"},
+                {"name": "keys", "mount": "/workspace/keys", "secret": "ottoscaler-worker-keys"},
+            ],
+            "pull_secrets": ["registry", "mirror"],
+            "runtime_class": "gvisor",
+            "host_users": False,
+            "priority_class": "ci",
+            "overrides": ["cpu", "memory", "deadline_s"],
+        },
     },
 }
 

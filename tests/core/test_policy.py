@@ -149,8 +149,8 @@ HOSTILE: Final[dict[str, tuple[Fields, str]]] = {
     "cpu with both forms": ({"cpu": "0.5m"}, "cores like 2"),
     "a little too much cpu": ({"cpu": "4001m"}, "max.cpu"),
     "cpu NaN": ({"cpu": "NaN"}, "cores like 2"),
-    "unknown profile": ({"profile": "other"}, "profiles are node20, plain, publish"),
-    "profile as a path": ({"profile": "../x"}, "profiles are node20, plain, publish"),
+    "unknown profile": ({"profile": "other"}, "profiles are full, node20, plain, publish"),
+    "profile as a path": ({"profile": "../x"}, "profiles are full, node20, plain, publish"),
     "no deadline": ({"deadline_s": "0"}, "field deadline_s"),
     "deadline NaN": ({"deadline_s": "NaN"}, "field deadline_s"),
     "deadline of 1e9": ({"deadline_s": "1e9"}, "field deadline_s"),
@@ -372,7 +372,7 @@ def test_a_secret_is_named_and_not_read() -> None:
 def test_without_a_default_profile_an_event_names_one() -> None:
     """Nothing is allowed by silence."""
     assert refused({}, default_profile=None).detail == (
-        "field profile is missing; the profiles are node20, plain, publish (policy: default_profile)"
+        "field profile is missing; the profiles are full, node20, plain, publish (policy: default_profile)"
     )
     accepted({"profile": "plain"}, default_profile=None)
 
@@ -382,6 +382,42 @@ def test_an_empty_command_is_the_images_own() -> None:
     """The pod then has none."""
     found = container({"command": "[]", "args": '["x"]'})
     assert ("command" in found, found["args"]) == (False, ["x"])
+
+
+@contract("3.profile")
+def test_a_pod_has_what_its_profile_says() -> None:
+    """Volumes beside the worker's own directory, those of Secrets and ConfigMaps read-only, and the place to run."""
+    spec = pod({"profile": "full"})
+    assert spec["volumes"] == [
+        {"name": "workspace", "emptyDir": {}},
+        {"name": "scratch", "emptyDir": {"sizeLimit": "1Gi"}},
+        {"name": "cache", "persistentVolumeClaim": {"claimName": "ottoscaler-worker-cache"}},
+        {"name": "data", "persistentVolumeClaim": {"claimName": "ottoscaler-worker-data", "readOnly": True}},
+        {"name": "settings", "configMap": {"name": "ottoscaler-worker-settings"}},
+        {"name": "keys", "secret": {"secretName": "ottoscaler-worker-keys"}},
+    ]
+    (only,) = spec["containers"]
+    assert only["volumeMounts"] == [
+        {"name": "workspace", "mountPath": "/workspace"},
+        {"name": "scratch", "mountPath": "/scratch"},
+        {"name": "cache", "mountPath": "/cache"},
+        {"name": "data", "mountPath": "/data", "readOnly": True},
+        {"name": "settings", "mountPath": "/etc/ci", "readOnly": True},
+        {"name": "keys", "mountPath": "/workspace/keys", "readOnly": True},
+    ]
+    asked = {"cpu": "500m", "memory": "512Mi", "ephemeral-storage": "2Gi"}
+    assert only["resources"] == {"requests": asked, "limits": asked}
+    assert spec["imagePullSecrets"] == [{"name": "registry"}, {"name": "mirror"}]
+    assert (spec["runtimeClassName"], spec["hostUsers"], spec["priorityClassName"]) == ("gvisor", False, "ci")
+
+
+@contract("3.profile")
+def test_a_pod_without_a_profile_is_as_before() -> None:
+    """What a profile may add is not there, and the configured Secret for the registry is."""
+    spec = pod({}, WorkerSettings(image_pull_secret="registry"))
+    assert not {"runtimeClassName", "hostUsers", "priorityClassName"} & spec.keys()
+    assert spec["imagePullSecrets"] == [{"name": "registry"}]
+    assert spec["volumes"] == [{"name": "workspace", "emptyDir": {}}]
 
 
 @contract("3.overrides")
@@ -396,6 +432,8 @@ def test_an_accepted_event_keeps_the_decision() -> None:
     bodies = [build_pod(WorkerSettings(), one, key, event_json=one.encode(), **where) for one in (event, again)]
     assert bodies[0] == bodies[1]
     assert refused(fields, images={"allow": ["other.example.com/**"]})
+    full = accepted({"profile": "full"})
+    assert events.decode(full.encode()) == full
     assert {name: event.as_sent()[name] for name in fields} == fields
 
 

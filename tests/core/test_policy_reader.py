@@ -8,13 +8,16 @@ from typing import Any, Final
 import pytest
 
 from ottoscaler.core.policy import Policy
-from ottoscaler.core.policy_reader import Path, read_policy
+from ottoscaler.core.policy_reader import read_policy
+from ottoscaler.core.policy_values import Path
 from tests.core.policies import EXAMPLE
 
 contract = pytest.mark.contract
 
 PUBLISH: Final = ("profiles", "publish")
 NODE: Final = ("profiles", "node20")
+FULL: Final = ("profiles", "full")
+SCRATCH: Final = (*FULL, "volumes", 0)
 
 
 def changed(path: Path, value: object) -> dict[str, Any]:
@@ -52,6 +55,16 @@ def test_the_smallest_policy_allows_nothing() -> None:
     assert isinstance(found, Policy)
     assert (found.profiles, found.images, found.commands, found.env) == ({}, (), False, ())
 
+
+#: Where no volume may be mounted, and why.
+MOUNTS: Final = [
+    *((where, "absolute path") for where in ("", "/", "cache", "/a/", "/a//b", "/a/../b", "/./a")),
+    *((where, "absolute path") for where in ("/a:b", "/a b", "/a\n")),
+    *((where, "own directory") for where in ("/workspace",)),
+    *((where, "the node mounts") for where in ("/dev", "/dev/termination-log", "/proc/1", "/sys", "/run/secrets/x")),
+    *((where, "the node mounts") for where in ("/var/run", "/var/run/secrets/kubernetes.io", "/etc/resolv.conf")),
+    *((where, "would hide files") for where in ("/etc", "/usr", "/bin", "/usr/lib", "/lib64", "/var", "/etc/ssl")),
+]  # fmt: skip
 
 WRONG: Final[list[tuple[Path, object, str]]] = [
     (("version",), 2, "1 is expected"),
@@ -104,6 +117,28 @@ WRONG: Final[list[tuple[Path, object, str]]] = [
     ((*PUBLISH, "secret_env", 0, "name"), "OTTO_X", "set by the controller"),
     ((*PUBLISH, "secret_env", 0, "name"), "HOME", "set by the controller"),
     ((*PUBLISH, "secret_env", 0, "name"), "TRACEPARENT", "set by the controller"),
+    ((*FULL, "ephemeral_storage"), "1m", "bytes like"),
+    ((*FULL, "runtime_class"), "g visor", "the form"),
+    ((*FULL, "host_users"), "no", "true or false"),
+    ((*FULL, "priority_class"), "system-node-critical", "is for Kubernetes itself"),
+    ((*FULL, "pull_secrets"), "registry", "a list is expected"),
+    ((*FULL, "pull_secrets", 0), "../registry", "the form"),
+    ((*FULL, "pull_secrets", 0), {}, "a text is expected"),
+    ((*FULL, "volumes"), {}, "a list is expected"),
+    (SCRATCH, {"mount": "/a", "empty_dir": "1Gi"}, "name is missing"),
+    (SCRATCH, {"name": "a", "empty_dir": "1Gi"}, "mount is missing"),
+    (SCRATCH, {"name": "a", "mount": "/a"}, "one of empty_dir, claim, config_map, secret is expected"),
+    (SCRATCH, {"name": "a", "mount": "/a", "empty_dir": "1Gi", "claim": "ottoscaler-worker-a"}, "one of empty_dir"),
+    (SCRATCH, {"name": "a", "mount": "/a", "host_path": "/"}, "unknown"),
+    ((*SCRATCH, "name"), "workspace", "the worker's own directory"),
+    ((*SCRATCH, "name"), "A", "the form"),
+    ((*SCRATCH, "empty_dir"), {}, "bytes like"),
+    ((*SCRATCH, "read_only"), True, "only a claim"),
+    ((*FULL, "volumes", 1, "claim"), "cache", "begins with ottoscaler-worker-"),
+    ((*FULL, "volumes", 1, "read_only"), 1, "true or false"),
+    ((*FULL, "volumes", 3, "config_map"), "kube-root-ca.crt", "begins with ottoscaler-worker-"),
+    ((*FULL, "volumes", 4, "secret"), "ottoscaler-redis", "begins with ottoscaler-worker-"),
+    *(((*SCRATCH, "mount"), where, sentence) for where, sentence in MOUNTS),
 ]  # fmt: skip
 
 
@@ -145,6 +180,44 @@ def test_a_profile_with_secrets_lets_nothing_print_them(field: str) -> None:
     """An event with one of these could."""
     sentence = f"a profile with secrets does not let events set {field}"
     assert ((*PUBLISH, "overrides"), sentence) in faults(changed((*PUBLISH, "overrides"), ["deadline_s", field]))
+
+
+@contract("3.profile")
+@pytest.mark.parametrize("field", ["image", "command"])
+def test_a_profile_with_a_secret_volume_sets_them_too(field: str) -> None:
+    """The file could be printed as well as the variable."""
+    assert ((*FULL, "volumes"), f"a profile with secrets has to set {field}") in faults(changed((*FULL, field), ...))
+
+
+@contract("3.profile")
+@pytest.mark.parametrize("field", ["image", "command", "args", "env"])
+def test_a_secret_volume_is_printed_by_no_event(field: str) -> None:
+    """As with secret_env."""
+    sentence = f"a profile with secrets does not let events set {field}"
+    assert faults(changed((*FULL, "overrides"), [field])) == [((*FULL, "overrides"), sentence)]
+
+
+@contract("3.profile")
+@pytest.mark.parametrize("mount", ["/cache", "/cache/npm", "/workspace/keys/a", "/etc/ci"])
+def test_no_mount_is_inside_another(mount: str) -> None:
+    """What the inner one hides would depend on the order."""
+    found = faults(changed((*SCRATCH, "mount"), mount))
+    assert [(path, "are inside one another" in text) for path, text in found] == [((*FULL, "volumes"), True)]
+
+
+@pytest.mark.parametrize(
+    "mount", ["/caches", "/tmp", "/workspace/node_modules", "/home/ci", "/opt", "/etc/ci.d", "/developer"]
+)
+def test_other_directories_may_be_mounted(mount: str) -> None:
+    """Names are compared whole."""
+    assert isinstance(read_policy(changed((*SCRATCH, "mount"), mount)), Policy)
+
+
+def test_volumes_are_few_and_have_names_of_their_own() -> None:
+    """Two of one name would be refused by the API server, for each event."""
+    assert faults(changed((*SCRATCH, "name"), "cache")) == [((*FULL, "volumes"), "the name cache is there twice")]
+    many = [{"name": f"v{number}", "mount": f"/v{number}", "empty_dir": "1Gi"} for number in range(17)]
+    assert faults(changed((*FULL, "volumes"), many)) == [((*FULL, "volumes"), "17 volumes; at most 16 are expected")]
 
 
 def test_a_variable_has_one_source() -> None:

@@ -83,6 +83,7 @@ class Cluster:
         for name in (PRODUCTION, DEV):
             self._count_quota(name)
         self._be_generous()
+        self._offer_classes()
         wait_for(self._holds, "the policy to hold", HOLDS_S)
 
     def said_well(self, done: subprocess.CompletedProcess[str]) -> list[str]:
@@ -101,6 +102,13 @@ class Cluster:
         self._core.patch_namespaced_resource_quota_status(
             "ottoscaler-workers", namespace, body, _content_type="application/merge-patch+json", _preload_content=False
         )
+
+    def _offer_classes(self) -> None:
+        """The classes that a profile of the tests names: the API server refuses pods of unknown ones."""
+        scheduling: Any = client.SchedulingV1Api(self._api)
+        scheduling.create_priority_class({"metadata": {"name": "ci"}, "value": 1000}, _preload_content=False)
+        node: Any = client.NodeV1Api(self._api)
+        node.create_runtime_class({"metadata": {"name": "gvisor"}, "handler": "runsc"}, _preload_content=False)
 
     def _be_generous(self) -> None:
         rights: Any = client.RbacAuthorizationV1Api(self._api)

@@ -98,7 +98,7 @@ def _fields(rng: random.Random) -> dict[str, str]:
     )
     texts = ["", "a", "$(HOME) $$", "한글", "\n\t\x01\x7f", "\U0001f600", "a=b", "'\"\\", "x" * 500]
     chosen = {
-        "profile": rng.choice(["plain", "plain", "plain", "node20", "publish"]),
+        "profile": rng.choice(["plain", "plain", "plain", "node20", "publish", "full"]),
         "image": image + rng.choice(["", "", "", f"@{DIGEST}"]),
         "command": json.dumps(rng.choices(texts, k=rng.randint(0, 4))),
         "args": json.dumps(rng.choices(texts, k=rng.randint(0, 4))),
@@ -109,7 +109,7 @@ def _fields(rng: random.Random) -> dict[str, str]:
         "retries": str(rng.randint(0, 3)),
     }
     given = {name for name in chosen if rng.random() < (0.9 if name == "profile" else 0.3)}
-    if chosen["profile"] == "publish" and rng.random() < 0.9:
+    if chosen["profile"] in ("publish", "full") and rng.random() < 0.9:
         given &= {"profile", "deadline_s"}
     return {name: value for name, value in chosen.items() if name in given}
 
@@ -129,7 +129,7 @@ LABEL: Final = "only pods with the label managed-by=ottoscaler"
 NODE: Final = "uses no network, processes, memory or port of its node"
 ACCOUNT: Final = "ServiceAccount is default or ottoscaler-worker"
 TOKEN: Final = "may have its token mounted"
-VOLUMES: Final = "mounts empty directories only"
+VOLUMES: Final = "a worker mounts empty directories, and claims, ConfigMaps and Secrets with a name that begins with"
 VARIABLES: Final = "takes variables only from Secrets with a name that begins with ottoscaler-worker-"
 ROOT_USER: Final = "does not run as root"
 PRIVILEGES: Final = "has no privileges and no capabilities"
@@ -160,6 +160,35 @@ BAD: Final[dict[str, tuple[Mapping[str, object], str]]] = {
     "projected-secret": ({"spec.volumes": [{"name": "workspace", "projected": SECRETS}]}, VOLUMES),
     "config-map": ({"spec.volumes": [{"name": "workspace", "configMap": {"name": "c"}}]}, VOLUMES),
     "claim": ({"spec.volumes": [{"name": "workspace", "persistentVolumeClaim": {"claimName": "c"}}]}, VOLUMES),
+    "secret-of-a-similar-name": (
+        {"spec.volumes": [{"name": "workspace", "secret": {"secretName": "a-ottoscaler-worker-s"}}]},
+        VOLUMES,
+    ),
+    "secret-without-a-name": ({"spec.volumes": [{"name": "workspace", "secret": {"optional": True}}]}, VOLUMES),
+    "projected-config-map": (
+        {"spec.volumes": [{"name": "workspace", "projected": {"sources": [{"configMap": {"name": "c"}}]}}]},
+        VOLUMES,
+    ),
+    "one-bad-volume-of-two": (
+        {"spec.volumes": [{"name": "workspace", "emptyDir": {}}, {"name": "s", "secret": {"secretName": "s"}}]},
+        VOLUMES,
+    ),
+    "claim-of-its-own": (
+        {
+            "spec.volumes": [
+                {
+                    "name": "workspace",
+                    "ephemeral": {
+                        "volumeClaimTemplate": {
+                            "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+                        }
+                    },
+                }
+            ]
+        },
+        VOLUMES,
+    ),
+    "nfs": ({"spec.volumes": [{"name": "workspace", "nfs": {"server": "10.0.0.1", "path": "/"}}]}, VOLUMES),
     "host-path": ({"spec.volumes": [{"name": "workspace", "hostPath": {"path": "/"}}]}, VOLUMES),
     "csi": ({"spec.volumes": [{"name": "workspace", "csi": {"driver": "d"}}]}, VOLUMES),
     "variable-of-a-secret": (
