@@ -342,6 +342,9 @@ class Cluster(Protocol):
     def cluster_id(self) -> str:
         """Which cluster and namespace this is, `<namespace>/<uid>`; empty where our user may not read its namespace."""
 
+    def server_version(self) -> tuple[int, int]:
+        """Major and minor version of the API server; (0, 0) where it does not say so."""
+
     def missing_rights(self) -> Sequence[str]:
         """Sentences that name each verb on a resource in the namespace that we need and do not have;
         empty if all is well.

@@ -170,7 +170,7 @@ _RESULT: Final = {
 _REASONS: Final = _words(
     """
     Completed Error OOMKilled DeadlineExceeded InvalidImage ImagePull ConfigError Rejected NameConflict
-    CommandNotFound
+    CommandNotFound ServiceNotReady
     ImagePullTransient Evicted Preempted NodeLost PodLost StartError PendingTimeout Unschedulable PodDeleted ScaledDown
     Superseded NotAfter Poison NothingToEnd
 """

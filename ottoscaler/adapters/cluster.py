@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, TypeVar
@@ -97,6 +98,11 @@ class _Namespace(msgspec.Struct, frozen=True):
     metadata: _NamespaceMetadata
 
 
+class _Version(msgspec.Struct, frozen=True):
+    major: str = ""
+    minor: str = ""
+
+
 class _ReviewStatus(msgspec.Struct, frozen=True):
     allowed: bool = False
 
@@ -112,6 +118,7 @@ _listed_pod = msgspec.json.Decoder(RawPod)
 _pod = msgspec.json.Decoder(_RawPod)
 _event_list = msgspec.json.Decoder(_EventList)
 _namespace = msgspec.json.Decoder(_Namespace)
+_version = msgspec.json.Decoder(_Version)
 _review = msgspec.json.Decoder(_AccessReview)
 _line = msgspec.json.Decoder(_WatchLine)
 _bookmark = msgspec.json.Decoder(_Bookmark)
@@ -301,6 +308,15 @@ class KubeCluster:
         except ClusterRejected as error:
             raise ClusterUnavailable(f"{error}: make the namespace, or set NAMESPACE", unclear=False) from error
         return f"{self._namespace}/{_decoded(_namespace, body).metadata.uid}"
+
+    def server_version(self) -> tuple[int, int]:
+        """See ports.Cluster. By default every user may read it."""
+        try:
+            found = _decoded(_version, self._http.call(Verb.GET, "/version"))
+        except ClusterRejected:
+            return 0, 0
+        minor = re.match(r"[0-9]+", found.minor)  # some providers write "29+"
+        return (int(found.major), int(minor[0])) if minor and found.major.isdecimal() else (0, 0)
 
     def _permitted(self, verb: str, resource: str = "pods", name: str = "") -> bool:
         attributes = {"namespace": self._namespace, "verb": verb, "resource": resource, "name": name}

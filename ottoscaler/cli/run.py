@@ -27,9 +27,11 @@ from ottoscaler.adapters.redis_calls import RedisCalls
 from ottoscaler.adapters.redis_client import address
 from ottoscaler.adapters.web import WebResponse, WebServer, probe_response
 from ottoscaler.cli import cgroup, process
+from ottoscaler.cli.queue_owner import other_cluster_error, other_group_error
 from ottoscaler.cli.rules import rules_of
 from ottoscaler.cli.signals import Signals
 from ottoscaler.clock import SystemClock
+from ottoscaler.core.services import version_advice
 from ottoscaler.errors import ConfigError, Stopping, Unavailable
 from ottoscaler.flow.control import ScaleDownProcessor
 from ottoscaler.flow.dispatch import Dispatcher
@@ -209,12 +211,13 @@ class Controller:
         self._wait_until_no_problem("Redis", "redis.refused", self._key_problems)
         group, keys = self._retries.retry_forever("reach Redis", self._stream.reserve_prefix), self._settings.keys
         if group != keys.group:
-            raise ConfigError((_other_group_error(keys.prefix, group),))
+            raise ConfigError((other_group_error(keys.prefix, group),))
         self._retries.retry_forever("reach Redis", self._stream.ensure_group)
         for advice in self._retries.retry_forever("look at Redis", self._stream.server_warnings):
             _log.warning("redis.advice", advice)
         self._wait_until_no_problem("rights", "kubernetes.forbidden", self._missing_rights)
         self._check_cluster()
+        self._check_services()
 
     def _check_cluster(self) -> None:
         """One queue belongs to one cluster and namespace: a replica that sees other pods takes every pod of the queue
@@ -231,7 +234,17 @@ class Controller:
             return
         held = self._retries.retry_forever("reach Redis", lambda: self._stream.bind_queue_to_cluster(cluster))
         if held != cluster:
-            raise ConfigError((_other_cluster_error(self._settings, self._cluster.address, cluster, held),))
+            raise ConfigError((other_cluster_error(self._settings, self._cluster.address, cluster, held),))
+
+    def _check_services(self) -> None:
+        """Log if the cluster is too old for what the policy's profiles need. Raises Stopping."""
+        policy = self._rules().policy
+        names = [name for name, one in policy.profiles.items() if one.services] if policy is not None else []
+        if not names:
+            return
+        version = self._retries.retry_forever("look which version Kubernetes has", self._cluster.server_version)
+        if advice := version_advice(names, version):
+            _log.warning("kubernetes.advice", advice)
 
     def _key_problems(self) -> list[str]:
         return list(self._retries.retry_forever("reach Redis", self._stream.key_problems))
@@ -362,20 +375,6 @@ def main(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
     process.tune_process(settings.flow.max_workers)
     Signals(stop.set, settings.flow.shutdown_grace_s)
     return controller.run()
-
-
-def _other_group_error(prefix: str, group: str) -> str:
-    expected = f"KEY_PREFIX={prefix!r}: expected one of its own for each group, and this is that of the group {group!r}"
-    return f"{expected}; if that has no task any more and will not come back: redis-cli DEL {prefix}group"
-
-
-def _other_cluster_error(settings: Settings, address: str, cluster: str, held: str) -> str:
-    prefix = settings.keys.prefix
-    return (
-        f"KEY_PREFIX={prefix!r}: this queue belongs to another cluster or namespace ({held}), and the controller sees "
-        f"{cluster} at {address}: set KUBECONFIG and NAMESPACE to those, or use a queue of its own; to move the queue "
-        f"here, let its tasks end there, stop all controllers there, then: redis-cli HDEL {prefix}group cluster"
-    )
 
 
 def own_namespace() -> str | None:

@@ -23,7 +23,7 @@ import msgspec
 
 from ottoscaler.core import output
 from ottoscaler.core.events import ScaleEvent
-from ottoscaler.core.overrides import Overrides
+from ottoscaler.core.services import CHECK_EVERY_S, CHECK_S, ReadyCheck, Service
 from ottoscaler.core.volumes import WORKSPACE, WORKSPACE_NAME
 
 #: The container that decides how a worker ends.
@@ -39,8 +39,18 @@ ANNOTATION_EVENT_ID = "ottoscaler.io/event-id"
 ANNOTATION_TASK_ID = "ottoscaler.io/task-id"
 ANNOTATION_DIGEST = "ottoscaler.io/spec-digest"
 ANNOTATION_EVENT = "ottoscaler.io/event"
+#: The names of the containers that are services of the profile, with commas: only they are ours besides `agent`.
+ANNOTATION_SERVICES = "ottoscaler.io/services"
 
 HASH_DIGITS = 10
+
+#: What the restricted Pod Security profile asks of each container.
+_RESTRICTED: Final = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "runAsNonRoot": True,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
 
 _DIGITS: Final = re.compile(r"[0-9]{1,9}")
 _NAME: Final = re.compile(rf"otto-agent-([0-9a-f]{{{HASH_DIGITS}}})-([0-9]{{1,9}})(?:-r([0-9]{{1,9}}))?")
@@ -186,7 +196,7 @@ def build_pod(
     if avoided_nodes:
         spec["affinity"] = _away_from(avoided_nodes)
     digest = hashlib.sha256(msgspec.json.encode(spec, order="sorted")).hexdigest()
-    metadata = {
+    metadata: dict[str, Any] = {
         "name": pod_name(key),
         "namespace": namespace,
         "labels": labels_of(key, instance),
@@ -198,6 +208,8 @@ def build_pod(
             "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
         },
     }
+    if services := event.overrides.services:
+        metadata["annotations"][ANNOTATION_SERVICES] = ",".join(service.name for service in services)
     return msgspec.json.encode({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
 
 
@@ -254,6 +266,8 @@ def _spec(template: PodTemplate, event: ScaleEvent, key: AttemptKey) -> dict[str
         "containers": [_container(template, event, key)],
         "volumes": [{"name": WORKSPACE_NAME, "emptyDir": {}}, *(volume.source() for volume in asked.volumes)],
     }
+    if asked.services:
+        spec["initContainers"] = [_service(template, service) for service in asked.services]
     if deadline_s := asked.deadline_s or template.deadline_s:
         spec["activeDeadlineSeconds"] = deadline_s
     if template.service_account:
@@ -296,13 +310,8 @@ def _container(template: PodTemplate, event: ScaleEvent, key: AttemptKey) -> dic
         "imagePullPolicy": template.image_pull_policy,
         "workingDir": WORKSPACE,
         "env": worker_environment(event, key),
-        "resources": _resources(template, asked),
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-            "runAsNonRoot": True,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "resources": _resources(template, asked.cpu, asked.memory, asked.ephemeral_storage),
+        "securityContext": _RESTRICTED,
         "volumeMounts": [
             {"name": WORKSPACE_NAME, "mountPath": WORKSPACE},
             *(volume.volume_mount() for volume in asked.volumes),
@@ -318,13 +327,42 @@ def _container(template: PodTemplate, event: ScaleEvent, key: AttemptKey) -> dic
     return container
 
 
-def _resources(template: PodTemplate, asked: Overrides) -> dict[str, Any]:
-    """What an event or a profile asks for is request and limit: it is what the scheduler has to find room for."""
-    disk = {"ephemeral-storage": asked.ephemeral_storage} if asked.ephemeral_storage else {}
+def _service(template: PodTemplate, service: Service) -> dict[str, Any]:
+    """A native sidecar: it starts before `agent`, and the kubelet ends it after `agent`."""
+    container: dict[str, Any] = {
+        "name": service.name,
+        "image": service.image,
+        "imagePullPolicy": template.image_pull_policy,
+        "restartPolicy": "Always",
+        "env": [{"name": name, "value": escape_expansion(value)} for name, value in service.env.items()],
+        "resources": _resources(template, service.cpu, service.memory),
+        "securityContext": _RESTRICTED,
+        "startupProbe": _startup_probe(service.ready),
+    }
+    if service.command:
+        container["command"] = [escape_expansion(word) for word in service.command]
+    if service.args:
+        container["args"] = [escape_expansion(word) for word in service.args]
+    return container
+
+
+def _startup_probe(ready: ReadyCheck) -> dict[str, Any]:
+    """The kubelet starts the next container when it succeeds, and restarts the service where it does not in time."""
+    words = [escape_expansion(word) for word in ready.exec]  # the kubelet expands those of a probe, too
     return {
-        "requests": {"cpu": asked.cpu or template.cpu_request, "memory": asked.memory or template.memory_request}
-        | disk,
-        "limits": {"cpu": asked.cpu or template.cpu_limit, "memory": asked.memory or template.memory_limit} | disk,
+        **({"tcpSocket": {"port": ready.tcp}} if ready.tcp else {"exec": {"command": words}}),
+        "periodSeconds": CHECK_EVERY_S,
+        "timeoutSeconds": CHECK_S,
+        "failureThreshold": ready.timeout_s // CHECK_EVERY_S,
+    }
+
+
+def _resources(template: PodTemplate, cpu: str, memory: str, ephemeral_storage: str = "") -> dict[str, Any]:
+    """What an event or a profile asks for is request and limit: it is what the scheduler has to find room for."""
+    disk = {"ephemeral-storage": ephemeral_storage} if ephemeral_storage else {}
+    return {
+        "requests": {"cpu": cpu or template.cpu_request, "memory": memory or template.memory_request} | disk,
+        "limits": {"cpu": cpu or template.cpu_limit, "memory": memory or template.memory_limit} | disk,
     }
 
 

@@ -17,6 +17,7 @@ import msgspec
 
 from ottoscaler.core.nesting import json_depth
 from ottoscaler.core.refusal import Violation, shortened
+from ottoscaler.core.services import Service
 from ottoscaler.core.volumes import Volume
 
 #: Fields that change the workers of one event.
@@ -78,6 +79,7 @@ class WorkerFields(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True
     tolerations: tuple[dict[str, Any], ...] = ()
     ephemeral_storage: str = ""
     volumes: tuple[Volume, ...] = ()
+    services: tuple[Service, ...] = ()
     pull_secrets: tuple[str, ...] = ()
     runtime_class: str = ""
     host_users: bool = True

@@ -56,8 +56,14 @@ _TROUBLE_REASONS: Final = {
     StartTrouble.CONFIG: EndReason.CONFIG_ERROR,
     StartTrouble.START: EndReason.START_ERROR,
     StartTrouble.COMMAND: EndReason.COMMAND_NOT_FOUND,
+    StartTrouble.SERVICE: EndReason.SERVICE_NOT_READY,
+    StartTrouble.SERVICE_STARTING: EndReason.SERVICE_NOT_READY,
     StartTrouble.UNSCHEDULABLE: EndReason.UNSCHEDULABLE,
 }
+#: Troubles that rarely pass: they have IMAGE_PULL_GRACE_S.
+_BRIEFLY_AWAITED: Final = (
+    StartTrouble.IMAGE_PULL, StartTrouble.CONFIG, StartTrouble.START, StartTrouble.COMMAND, StartTrouble.SERVICE,
+)  # fmt: skip
 
 
 class AttemptLimits(Protocol):
@@ -195,7 +201,7 @@ def _not_started(
     message = pod.trouble_text or f"the pod did not start within {limits.pending_timeout_s} s"
     if timeline.trouble is StartTrouble.INVALID_IMAGE:
         due = now
-    elif timeline.trouble in (StartTrouble.IMAGE_PULL, StartTrouble.CONFIG, StartTrouble.START, StartTrouble.COMMAND):
+    elif timeline.trouble in _BRIEFLY_AWAITED:
         due = min(due, timeline.trouble_since + limits.image_pull_grace_s)
     elif timeline.trouble is StartTrouble.UNSCHEDULABLE and now >= due:
         waiting = _node_wait(timeline, pod, now, due + MAX_NODE_WAIT_S)
@@ -358,8 +364,8 @@ def _failed(pod: PodSnapshot, own: Verdict | None, *, deleted_first: bool) -> Ve
         return Verdict(
             EndReason.EVICTED, pod.message or "the pod failed, and its node does not say how the worker ended"
         )
-    if pod.trouble is StartTrouble.COMMAND:
-        return Verdict(EndReason.COMMAND_NOT_FOUND, pod.trouble_text)
+    if pod.trouble in (StartTrouble.COMMAND, StartTrouble.SERVICE):
+        return Verdict(_TROUBLE_REASONS[pod.trouble], pod.trouble_text)
     return Verdict(EndReason.START_ERROR, pod.trouble_text or pod.message or "the pod failed before the worker started")
 
 

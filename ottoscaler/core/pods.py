@@ -2,7 +2,7 @@
 
 Only the container named `agent` counts, by its name and never by its position: all other containers of the pod
 (sidecars that a webhook injected, ephemeral containers) neither starts nor ends a worker. Init containers count as far
-as they keep `agent` from starting.
+as they keep `agent` from starting; those that are services of the profile are named so.
 
 Times are of the machine that wrote them: the API server's (creation, scheduling, deletion) or the node's (start, end).
 They are for display; two of them are compared only where one machine wrote both.
@@ -29,7 +29,7 @@ from ottoscaler.core.manifest import (
     labels_of,
 )
 from ottoscaler.core.output import output
-from ottoscaler.core.raw_pod import RawCondition, RawContainer, RawRunning, RawState, RawTerminated
+from ottoscaler.core.raw_pod import RawCondition, RawContainer, RawContainerStatus, RawRunning, RawState, RawTerminated
 from ottoscaler.core.raw_pod import RawPod as RawPod
 from ottoscaler.core.startup import START_REASONS
 from ottoscaler.core.startup import StartTrouble as StartTrouble
@@ -45,6 +45,10 @@ _DISRUPTIONS: Final = {
     "DeletionByTaintManager": EndReason.NODE_LOST,
     "DeletionByPodGC": EndReason.NODE_LOST,
 }
+
+
+#: These pass into a wait for the next restart and back, so of a service that was restarted they say nothing new.
+_OF_THE_RUNTIME: Final = (StartTrouble.START, StartTrouble.COMMAND)
 
 
 class Phase(StrEnum):
@@ -289,13 +293,36 @@ def _trouble(raw: RawPod, agent: RawState, scheduled: RawCondition | None) -> tu
     return next((one for one in found if one[0] is not StartTrouble.NONE), found[0])
 
 
+def _service_trouble(status: RawContainerStatus, name: str) -> tuple[StartTrouble, str]:
+    """Why a service of the profile keeps `agent` from starting. One that has ended, or was restarted, before it was
+    ready is the fault; that it starts again does not end that, or each of its tries would have a time of its own.
+    """
+    state, waiting = status.state, status.state.waiting
+    if waiting is not None and (text := startup.describe(waiting.reason, waiting.message)):
+        trouble = startup.waiting_trouble(waiting.reason, waiting.message)
+        if trouble is not StartTrouble.NONE and (not status.restarts or trouble not in _OF_THE_RUNTIME):
+            return trouble, f"{name}: {text}"
+    if status.started or (state.running is None and not status.restarts and state.terminated is None):
+        return StartTrouble.NONE, ""
+    ended = state.terminated or status.last.terminated
+    if ended is None:
+        return StartTrouble.SERVICE_STARTING, f"{name}: it runs and is not ready yet"
+    how = f"{ended.reason}: {ended.message}" if ended.reason in START_REASONS else f"exited with code {ended.exit_code}"
+    return StartTrouble.SERVICE, f"{name}: {how} before it was ready, {status.restarts} restarts"
+
+
 def _init_troubles(raw: RawPod) -> Iterator[tuple[StartTrouble, str]]:
     """What is wrong with init containers, in their order, each named with its image. One that restarts (a native
     sidecar) ends without harm.
     """
-    declared = {one.name: one for one in raw.spec.init}
+    declared, services = {one.name: one for one in raw.spec.init}, raw.metadata.annotations.services.split(",")
     for status in raw.status.init:
         spec = declared.get(status.name, RawContainer())
+        if status.name in services:
+            found = _service_trouble(status, f"service {status.name} (image {spec.image or status.image})")
+            if found[0] is not StartTrouble.NONE:
+                yield found
+            continue
         name = f"init container {status.name} (image {spec.image or status.image})"
         waiting, ended = status.state.waiting, status.state.terminated
         if waiting is not None and (text := startup.describe(waiting.reason, waiting.message)):

@@ -9,16 +9,19 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from ottoscaler.core.loaders import ENV_NAME, is_ours
+from ottoscaler.core.manifest import CONTAINER
 from ottoscaler.core.overrides import MAX_DEADLINE_S, MAX_KEEP_FAILED_S, MAX_RETRIES, SecretEnv
 from ottoscaler.core.policy import GRANTED, Profile
 from ottoscaler.core.policy_values import OBJECT_NAME, Path, Values
 from ottoscaler.core.refusal import shortened
+from ottoscaler.core.services import MAX_READY_S, READY_S, ReadyCheck, Service
 from ottoscaler.core.volumes import WORKSPACE_NAME, Volume, is_below, mount_fault
 
 #: Secrets, ConfigMaps and claims that a profile may name: the admission policy of deploy/ lets workers have no others.
 WORKERS_PREFIX: Final = "ottoscaler-worker-"
-#: Most volumes of one profile.
+#: Most volumes and services of one profile.
 MAX_VOLUMES: Final = 16
+MAX_SERVICES: Final = 8
 
 _SECRET_KEY: Final = re.compile(r"[A-Za-z0-9._-]{1,253}")
 _PART: Final = re.compile(r"[a-z](?:[a-z0-9-]{0,30}[a-z0-9])?")
@@ -37,7 +40,7 @@ _KINDS: Final = ("empty_dir", "claim", "config_map", "secret")
 
 PROFILE: Final = frozenset({
     *("image", "command", "args", "env", "secret_env", "cpu", "memory", "node_selector", "tolerations"),
-    *("ephemeral_storage", "volumes", "pull_secrets", "runtime_class", "host_users", "priority_class"),
+    *("ephemeral_storage", "volumes", "services", "pull_secrets", "runtime_class", "host_users", "priority_class"),
     *("deadline_s", "retries", "keep_failed_s", "overrides"),
 })  # fmt: skip
 
@@ -61,6 +64,7 @@ class ProfileReader(Values):
             tolerations=self._each(given, path, "tolerations", self._toleration),
             ephemeral_storage=self._amount(given, path, "ephemeral_storage"),
             volumes=self._each(given, path, "volumes", self._volume),
+            services=self._each(given, path, "services", self._service),
             pull_secrets=self._each(given, path, "pull_secrets", self._object),
             runtime_class=self._text(given, path, "runtime_class", OBJECT_NAME) or "",
             host_users=self._flag(given, path, "host_users", default=True),
@@ -76,6 +80,7 @@ class ProfileReader(Values):
         if profile.priority_class.startswith(_SYSTEM_CLASSES):
             self._fault((*path, "priority_class"), f"{shortened(profile.priority_class)} is for Kubernetes itself")
         self._check_volumes(profile, (*path, "volumes"))
+        self._check_services(profile, (*path, "services"))
         self._check_secrets(profile, path)
         return profile
 
@@ -89,6 +94,17 @@ class ProfileReader(Values):
                     self._fault(path, f"the name {one.name} is there twice")
                 if is_below(one.mount, other.mount) or is_below(other.mount, one.mount):
                     self._fault(path, f"{other.mount} and {one.mount} are inside one another")
+
+    def _check_services(self, profile: Profile, path: Path) -> None:
+        """They share one network: of two with one port, one would never get ready, or the check would ask the other."""
+        if len(profile.services) > MAX_SERVICES:
+            self._fault(path, f"{len(profile.services)} services; at most {MAX_SERVICES} are expected")
+        names = [one.name for one in profile.services]
+        ports = [one.ready.tcp for one in profile.services if one.ready.tcp]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            self._fault(path, f"the name {name} is there twice")
+        for port in sorted({port for port in ports if ports.count(port) > 1}):
+            self._fault(path, f"two services cannot have the port {port}: they share the worker's localhost")
 
     def _check_secrets(self, profile: Profile, path: Path) -> None:
         """An event that could choose the program would have it print the secret."""
@@ -145,6 +161,40 @@ class ProfileReader(Values):
         return (
             Volume(name=name, mount=mount, read_only=read_only, **{kind: value}) if name and mount and value else None
         )
+
+    def _service(self, data: object, path: Path) -> Service | None:
+        names = frozenset({"name", "image", "command", "args", "env", "cpu", "memory", "ready"})
+        given = self._map(data, path, names)
+        for field in ("name", "image", "ready"):
+            if field not in given:
+                missing = "ready is missing: the worker would start before it" if field == "ready" else ""
+                self._fault(path, missing or f"{field} is missing")
+        name, image = self._text(given, path, "name", _PART), self._image(given, path)
+        if name == CONTAINER:
+            self._fault((*path, "name"), f"{name} is the worker's own container")
+        ready = self._ready(given["ready"], (*path, "ready")) if "ready" in given else None
+        service = Service(
+            name=name or "",
+            image=image,
+            ready=ready or ReadyCheck(),
+            command=self._words(given, path, "command"),
+            args=self._words(given, path, "args"),
+            env=self._env(given, path),
+            cpu=self._amount(given, path, "cpu"),
+            memory=self._amount(given, path, "memory"),
+        )
+        return service if name and image and ready is not None else None
+
+    def _ready(self, data: object, path: Path) -> ReadyCheck | None:
+        given = self._map(data, path, frozenset({"tcp", "exec", "timeout_s"}))
+        timeout_s = self._number(given, path, "timeout_s", READY_S, 1, MAX_READY_S)
+        if ("tcp" in given) is ("exec" in given):
+            self._fault(path, "one of tcp (a port) and exec (a command) is expected")
+            return None
+        words = self._words(given, path, "exec") or ()
+        if "exec" in given and not words:
+            self._fault((*path, "exec"), "a command is expected")
+        return ReadyCheck(self._number(given, path, "tcp", 0, 1, 65535), words, timeout_s)
 
     def _workers(self, given: Mapping[str, Any], path: Path, field: str) -> str | None:
         """The name of an object that is meant for workers."""

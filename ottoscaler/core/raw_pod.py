@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import msgspec
 
-from ottoscaler.core.manifest import ANNOTATION_EVENT_ID
+from ottoscaler.core.manifest import ANNOTATION_EVENT_ID, ANNOTATION_SERVICES
 
 
 class _Annotations(msgspec.Struct, frozen=True):
     event_id: str = msgspec.field(default="", name=ANNOTATION_EVENT_ID)
+    services: str = msgspec.field(default="", name=ANNOTATION_SERVICES)
 
 
 class _Metadata(msgspec.Struct, frozen=True):
@@ -54,10 +55,17 @@ class RawState(msgspec.Struct, frozen=True):
     terminated: RawTerminated | None = None
 
 
-class _ContainerStatus(msgspec.Struct, frozen=True):
+class RawContainerStatus(msgspec.Struct, frozen=True):
+    """What the kubelet says of a container. `last` is how it ended before its last restart; `started`: its startup
+    probe has succeeded.
+    """
+
     name: str = ""
     image: str = ""
     state: RawState = RawState()
+    last: RawState = msgspec.field(default=RawState(), name="lastState")
+    started: bool | None = None
+    restarts: int = msgspec.field(default=0, name="restartCount")
 
 
 class RawCondition(msgspec.Struct, frozen=True):
@@ -76,8 +84,8 @@ class _Status(msgspec.Struct, frozen=True):
     message: str = ""
     conditions: list[RawCondition] = []
     kubelet_began: str | None = msgspec.field(default=None, name="startTime")
-    containers: list[_ContainerStatus] = msgspec.field(default_factory=list, name="containerStatuses")
-    init: list[_ContainerStatus] = msgspec.field(default_factory=list, name="initContainerStatuses")
+    containers: list[RawContainerStatus] = msgspec.field(default_factory=list, name="containerStatuses")
+    init: list[RawContainerStatus] = msgspec.field(default_factory=list, name="initContainerStatuses")
 
 
 class RawContainer(msgspec.Struct, frozen=True):

@@ -14,7 +14,8 @@ from typing import Final
 
 class StartTrouble(IntEnum):
     """Why a pod has not started yet, as far as it is a fault; NONE is false. GATED is no fault: a scheduling gate holds
-    the pod back on purpose. The numbers are never shown or stored.
+    the pod back on purpose. SERVICE_STARTING is none as long as it does not last: a service is not ready yet. The
+    numbers are never shown or stored.
     """
 
     NONE = 0
@@ -24,6 +25,8 @@ class StartTrouble(IntEnum):
     CONFIG = auto()
     START = auto()
     COMMAND = auto()
+    SERVICE = auto()
+    SERVICE_STARTING = auto()
     UNSCHEDULABLE = auto()
     GATED = auto()
 

@@ -12,7 +12,8 @@ from ottoscaler.core.verdicts import EndReason, Outcome, Verdict
 _BEFORE_START: Final = frozenset(
     {
         EndReason.INVALID_IMAGE, EndReason.IMAGE_PULL, EndReason.IMAGE_PULL_TRANSIENT, EndReason.CONFIG_ERROR,
-        EndReason.START_ERROR, EndReason.COMMAND_NOT_FOUND, EndReason.PENDING_TIMEOUT, EndReason.UNSCHEDULABLE,
+        EndReason.START_ERROR, EndReason.COMMAND_NOT_FOUND, EndReason.SERVICE_NOT_READY,
+        EndReason.PENDING_TIMEOUT, EndReason.UNSCHEDULABLE,
     }
 )  # fmt: skip
 

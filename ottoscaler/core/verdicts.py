@@ -81,6 +81,7 @@ class EndReason(StrEnum):
     REJECTED = "Rejected", Outcome.FAILED, FaultOrigin.CONFIG, RetryBudget.NEVER
     NAME_CONFLICT = "NameConflict", Outcome.FAILED, FaultOrigin.CONFIG, RetryBudget.NEVER
     COMMAND_NOT_FOUND = "CommandNotFound", Outcome.FAILED, FaultOrigin.CONFIG, RetryBudget.NEVER
+    SERVICE_NOT_READY = "ServiceNotReady", Outcome.FAILED, FaultOrigin.CONFIG, RetryBudget.NEVER
     IMAGE_PULL_TRANSIENT = "ImagePullTransient", Outcome.FAILED, FaultOrigin.INFRA, RetryBudget.INFRA
     EVICTED = "Evicted", Outcome.FAILED, FaultOrigin.INFRA, RetryBudget.INFRA
     PREEMPTED = "Preempted", Outcome.FAILED, FaultOrigin.INFRA, RetryBudget.INFRA

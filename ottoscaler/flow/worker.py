@@ -181,7 +181,11 @@ class WorkerRunner:
             return configured
         retries = configured.worker_retries if asked.retries is None else asked.retries
         return dataclasses.replace(
-            configured, deadline_s=asked.deadline_s or configured.deadline_s, worker_retries=retries
+            configured,
+            deadline_s=asked.deadline_s or configured.deadline_s,
+            # services start one after the other, and each may take its time
+            pending_timeout_s=configured.pending_timeout_s + sum(one.ready.timeout_s for one in asked.services),
+            worker_retries=retries,
         )
 
     def _failed(self, run: WorkerRun, error: Exception) -> None:

@@ -490,6 +490,10 @@ class TestClosing:
         assert len(identity) > len(admin.namespace) + 8
         assert cluster_factory("another").cluster_id() == identity
 
+    def test_the_server_has_a_version(self, pods: Pods) -> None:
+        """Of a Kubernetes of these years, as two numbers."""
+        assert (1, 27) < pods.cluster.server_version() < (2, 0)
+
     def test_an_admin_lacks_no_rights(self, pods: Pods) -> None:
         """There is nothing to report."""
         assert list(pods.cluster.missing_rights()) == []

@@ -60,6 +60,23 @@ EXAMPLE: Final[dict[str, Any]] = {
                 {"name": "settings", "mount": "/etc/ci", "config_map": "ottoscaler-worker-settings"},
                 {"name": "keys", "mount": "/workspace/keys", "secret": "ottoscaler-worker-keys"},
             ],
+            "services": [
+                {
+                    "name": "db",
+                    "image": "docker.io/library/postgres:16",
+                    "args": ["-c", "fsync=off"],
+                    "env": {"POSTGRES_PASSWORD": "$(ci)"},
+                    "cpu": "250m",
+                    "memory": "256Mi",
+                    "ready": {"exec": ["pg_isready", "-U", "$USER"], "timeout_s": 90},
+                },
+                {
+                    "name": "cache",
+                    "image": "redis:7",
+                    "command": ["redis-server"],
+                    "ready": {"tcp": 6379},
+                },
+            ],
             "pull_secrets": ["registry", "mirror"],
             "runtime_class": "gvisor",
             "host_users": False,

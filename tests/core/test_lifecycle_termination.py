@@ -331,6 +331,7 @@ NOT_STARTED = {
     EndReason.IMAGE_PULL_TRANSIENT,
     EndReason.CONFIG_ERROR,
     EndReason.COMMAND_NOT_FOUND,
+    EndReason.SERVICE_NOT_READY,
     EndReason.START_ERROR,
     EndReason.PENDING_TIMEOUT,
     EndReason.UNSCHEDULABLE,

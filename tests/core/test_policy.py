@@ -412,10 +412,53 @@ def test_a_pod_has_what_its_profile_says() -> None:
 
 
 @contract("3.profile")
+@contract("4.security")
+def test_a_service_is_a_native_sidecar_that_is_ready_first() -> None:
+    """Under the worker's security, with amounts of its own; nothing in its words and variables is expanded."""
+    db, cache = pod({"profile": "full"})["initContainers"]
+    secure = container({})["securityContext"]
+    assert db == {
+        "name": "db",
+        "image": "docker.io/library/postgres:16",
+        "imagePullPolicy": "IfNotPresent",
+        "restartPolicy": "Always",
+        "args": ["-c", "fsync=off"],
+        "env": [{"name": "POSTGRES_PASSWORD", "value": "$$(ci)"}],
+        "resources": {amount: {"cpu": "250m", "memory": "256Mi"} for amount in ("requests", "limits")},
+        "securityContext": secure,
+        "startupProbe": {
+            "exec": {"command": ["pg_isready", "-U", "$$USER"]},
+            "periodSeconds": 1,
+            "timeoutSeconds": 2,
+            "failureThreshold": 90,
+        },
+    }
+    assert (cache["image"], cache["command"]) == ("docker.io/library/redis:7", ["redis-server"])
+    assert cache["startupProbe"]["tcpSocket"] == {"port": 6379}
+    assert cache["startupProbe"]["failureThreshold"] == 60
+    assert cache["resources"] == container({})["resources"]
+
+
+@contract("3.profile")
+def test_a_pod_names_its_services() -> None:
+    """By that annotation they are known apart from what a webhook added."""
+    event, key = accepted({"profile": "full"}), AttemptKey(HASH, 1, 1)
+    body = build_pod(WorkerSettings(), event, key, event_json=event.encode(), instance="otto", namespace="ci")
+    assert json.loads(body)["metadata"]["annotations"]["ottoscaler.io/services"] == "db,cache"
+    plain = accepted({})
+    assert (
+        "ottoscaler.io/services"
+        not in build_pod(
+            WorkerSettings(), plain, key, event_json=plain.encode(), instance="otto", namespace="ci"
+        ).decode()
+    )
+
+
+@contract("3.profile")
 def test_a_pod_without_a_profile_is_as_before() -> None:
     """What a profile may add is not there, and the configured Secret for the registry is."""
     spec = pod({}, WorkerSettings(image_pull_secret="registry"))
-    assert not {"runtimeClassName", "hostUsers", "priorityClassName"} & spec.keys()
+    assert not {"initContainers", "runtimeClassName", "hostUsers", "priorityClassName"} & spec.keys()
     assert spec["imagePullSecrets"] == [{"name": "registry"}]
     assert spec["volumes"] == [{"name": "workspace", "emptyDir": {}}]
 

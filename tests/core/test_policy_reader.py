@@ -18,6 +18,7 @@ PUBLISH: Final = ("profiles", "publish")
 NODE: Final = ("profiles", "node20")
 FULL: Final = ("profiles", "full")
 SCRATCH: Final = (*FULL, "volumes", 0)
+DB: Final = (*FULL, "services", 0)
 
 
 def changed(path: Path, value: object) -> dict[str, Any]:
@@ -138,6 +139,26 @@ WRONG: Final[list[tuple[Path, object, str]]] = [
     ((*FULL, "volumes", 1, "read_only"), 1, "true or false"),
     ((*FULL, "volumes", 3, "config_map"), "kube-root-ca.crt", "begins with ottoscaler-worker-"),
     ((*FULL, "volumes", 4, "secret"), "ottoscaler-redis", "begins with ottoscaler-worker-"),
+    ((*FULL, "services"), {}, "a list is expected"),
+    (DB, {"image": "redis:7", "ready": {"tcp": 1}}, "name is missing"),
+    (DB, {"name": "a", "ready": {"tcp": 1}}, "image is missing"),
+    (DB, {"name": "a", "image": "redis:7"}, "ready is missing: the worker would start before it"),
+    (DB, {"name": "a", "image": "redis:7", "ready": {"tcp": 1}, "ports": [1]}, "unknown"),
+    ((*DB, "name"), "agent", "the worker's own container"),
+    ((*DB, "name"), "Db", "the form"),
+    ((*DB, "image"), "a b", "an image like"),
+    ((*DB, "args"), "-c", "a list is expected"),
+    ((*DB, "env", "OTTO_TASK_ID"), "x", "set by the controller"),
+    ((*DB, "memory"), "128m", "bytes like"),
+    ((*DB, "cpu"), 0, "cores like"),
+    ((*DB, "ready"), [], "a map is expected"),
+    ((*DB, "ready"), {}, "one of tcp (a port) and exec (a command) is expected"),
+    ((*DB, "ready"), {"tcp": 1, "exec": ["a"]}, "one of tcp (a port) and exec (a command) is expected"),
+    ((*DB, "ready", "http"), "/", "unknown"),
+    ((*DB, "ready", "exec"), "pg_isready", "a list is expected"),
+    ((*DB, "ready", "exec"), [], "a command is expected"),
+    ((*DB, "ready", "timeout_s"), 3601, "from 1 to 3600"),
+    ((*FULL, "services", 1, "ready", "tcp"), 0, "from 1 to 65535"),
     *(((*SCRATCH, "mount"), where, sentence) for where, sentence in MOUNTS),
 ]  # fmt: skip
 
@@ -218,6 +239,17 @@ def test_volumes_are_few_and_have_names_of_their_own() -> None:
     assert faults(changed((*SCRATCH, "name"), "cache")) == [((*FULL, "volumes"), "the name cache is there twice")]
     many = [{"name": f"v{number}", "mount": f"/v{number}", "empty_dir": "1Gi"} for number in range(17)]
     assert faults(changed((*FULL, "volumes"), many)) == [((*FULL, "volumes"), "17 volumes; at most 16 are expected")]
+
+
+@contract("3.profile")
+def test_services_share_one_localhost() -> None:
+    """Of two with one port, one would never get ready; and each has a name of its own."""
+    port = {"name": "db", "image": "redis:7", "ready": {"tcp": 6379}}
+    sentence = "two services cannot have the port 6379: they share the worker's localhost"
+    assert faults(changed(DB, port)) == [((*FULL, "services"), sentence)]
+    assert faults(changed((*DB, "name"), "cache")) == [((*FULL, "services"), "the name cache is there twice")]
+    many = [{"name": f"s{number}", "image": "redis:7", "ready": {"tcp": number}} for number in range(1, 10)]
+    assert faults(changed((*FULL, "services"), many)) == [((*FULL, "services"), "9 services; at most 8 are expected")]
 
 
 def test_a_variable_has_one_source() -> None:

@@ -26,6 +26,7 @@ ROWS = [
     ("Rejected", FAILED, CONFIG, RetryBudget.NEVER),
     ("NameConflict", FAILED, CONFIG, RetryBudget.NEVER),
     ("CommandNotFound", FAILED, CONFIG, RetryBudget.NEVER),
+    ("ServiceNotReady", FAILED, CONFIG, RetryBudget.NEVER),
     ("ImagePullTransient", FAILED, INFRA, RetryBudget.INFRA),
     ("Evicted", FAILED, INFRA, RetryBudget.INFRA),
     ("Preempted", FAILED, INFRA, RetryBudget.INFRA),

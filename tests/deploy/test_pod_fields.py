@@ -36,9 +36,18 @@ CONTAINER: Final = {
     *("volumeMounts[].name", "volumeMounts[].mountPath", "volumeMounts[].readOnly"),
     *("terminationMessagePath", "terminationMessagePolicy"),
 }
+#: What it writes into the container of a service.
+SERVICE: Final = {
+    *("name", "image", "imagePullPolicy", "restartPolicy", "command[]", "args[]", "env", "env[].name", "env[].value"),
+    *("resources.requests.*", "resources.limits.*"),
+    *(field for field in CONTAINER if field.startswith("securityContext.")),
+    *("startupProbe.exec.command[]", "startupProbe.tcpSocket.port", "startupProbe.periodSeconds"),
+    *("startupProbe.timeoutSeconds", "startupProbe.failureThreshold"),
+}
 #: What it writes into a spec.
 WRITTEN: Final = {
     *(f"containers[].{field}" for field in CONTAINER),
+    *(f"initContainers[].{field}" for field in SERVICE),
     *("restartPolicy", "automountServiceAccountToken", "enableServiceLinks", "terminationGracePeriodSeconds"),
     *("activeDeadlineSeconds", "serviceAccountName", "imagePullSecrets[].name", "nodeSelector.*"),
     *("securityContext.runAsNonRoot", "securityContext.runAsUser", "securityContext.runAsGroup"),
@@ -61,8 +70,8 @@ ALL_SETTINGS: Final = WorkerSettings(
 PROFILES: Final = ("plain", "node20", "publish", "full")
 #: All that an event may set under the profile `plain`.
 ALL_FIELDS: Final = {
-    "image": "node:20", "command": '["a"]', "args": '["b"]', "env": '{"CI": "1"}', "cpu": "2", "memory": "2Gi",
-    "deadline_s": "60", "retries": "2", "priority": "7",
+    "image": "node:20", "command": '["a"]', "args": '["b"]', "env": '{"CI": "a value of its own"}', "cpu": "2",
+    "memory": "2Gi", "deadline_s": "60", "retries": "2", "priority": "7",
 }  # fmt: skip
 
 

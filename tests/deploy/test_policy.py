@@ -164,7 +164,6 @@ BAD: Final[dict[str, tuple[Mapping[str, object], str]]] = {
         {"spec.volumes": [{"name": "workspace", "secret": {"secretName": "a-ottoscaler-worker-s"}}]},
         VOLUMES,
     ),
-    "secret-without-a-name": ({"spec.volumes": [{"name": "workspace", "secret": {"optional": True}}]}, VOLUMES),
     "projected-config-map": (
         {"spec.volumes": [{"name": "workspace", "projected": {"sources": [{"configMap": {"name": "c"}}]}}]},
         VOLUMES,

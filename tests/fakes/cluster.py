@@ -36,6 +36,7 @@ class FakeCluster(NodeControls):
     ) -> None:
         self.server = server or FakeKubernetes()
         self.rights: Sequence[str] = ()
+        self.version = (1, 34)
         self._instance = instance
         self._watch_s = watch_s
         self._closed = False
@@ -96,6 +97,10 @@ class FakeCluster(NodeControls):
         self._check_open()
         with self.server.call("cluster_id"):
             return self.server.identity
+
+    def server_version(self) -> tuple[int, int]:
+        self._check_open()
+        return self.version
 
     def missing_rights(self) -> Sequence[str]:
         self._check_open()
