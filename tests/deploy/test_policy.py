@@ -133,11 +133,17 @@ VOLUMES: Final = "a worker mounts empty directories, and claims, ConfigMaps and 
 VARIABLES: Final = "takes variables only from Secrets with a name that begins with ottoscaler-worker-"
 ROOT_USER: Final = "does not run as root"
 PRIVILEGES: Final = "has no privileges and no capabilities"
+PROBES: Final = "asks no other host"
 LIMITS: Final = "has limits of CPU and memory"
 PLACE: Final = "goes where the scheduler puts it"
 
 FIRST: Final = "spec.containers.0"
 INIT: Final = {"name": "first", "image": "busybox"}
+SECURE: Final = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+SERVICE: Final = {
+    "name": "db", "image": "busybox", "restartPolicy": "Always", "securityContext": SECURE,
+    "resources": {"limits": {"cpu": "1", "memory": "1Gi"}},
+}  # fmt: skip
 TOKENS: Final = {"sources": [{"serviceAccountToken": {"path": "token", "audience": "aws"}}]}
 SECRETS: Final = {"sources": [{"secret": {"name": "ottoscaler-redis"}}]}
 
@@ -219,6 +225,29 @@ BAD: Final[dict[str, tuple[Mapping[str, object], str]]] = {
     "escalation": ({f"{FIRST}.securityContext.allowPrivilegeEscalation": None}, PRIVILEGES),
     "capability": ({f"{FIRST}.securityContext.capabilities.add": ["NET_ADMIN"]}, PRIVILEGES),
     "capabilities-kept": ({f"{FIRST}.securityContext.capabilities": None}, PRIVILEGES),
+    "service-that-is-root": ({"spec.initContainers": [SERVICE | {"securityContext": {"runAsUser": 0}}]}, ROOT_USER),
+    "service-with-capabilities": ({"spec.initContainers": [SERVICE | {"securityContext": {}}]}, PRIVILEGES),
+    "service-without-limits": ({"spec.initContainers": [SERVICE | {"resources": {}}]}, LIMITS),
+    "service-with-a-port-of-its-node": (
+        {"spec.initContainers": [SERVICE | {"ports": [{"containerPort": 80, "hostPort": 80}]}]},
+        NODE,
+    ),
+    "service-with-variables-of-a-secret": (
+        {"spec.initContainers": [SERVICE | {"envFrom": [{"secretRef": {"name": "s"}}]}]},
+        VARIABLES,
+    ),
+    "startup-probe-of-another-host": (
+        {"spec.initContainers": [SERVICE | {"startupProbe": {"tcpSocket": {"port": 80, "host": "10.0.0.1"}}}]},
+        PROBES,
+    ),
+    "liveness-probe-of-another-host": (
+        {f"{FIRST}.livenessProbe": {"httpGet": {"port": 80, "host": "10.0.0.1"}}},
+        PROBES,
+    ),
+    "readiness-probe-of-another-host": (
+        {f"{FIRST}.readinessProbe": {"tcpSocket": {"port": 80, "host": "10.0.0.1"}}},
+        PROBES,
+    ),
     "no-limits": ({f"{FIRST}.resources": None}, LIMITS),
     "no-memory-limit": ({f"{FIRST}.resources": {"limits": {"cpu": "1"}}}, LIMITS),
     "node-name": ({"spec.nodeName": "node-1"}, PLACE),
@@ -243,6 +272,13 @@ def changed(pod: Json, changes: Mapping[str, object]) -> Json:
         else:
             place[last] = value
     return pod
+
+
+def test_a_service_passes(cluster: Cluster) -> None:
+    """The one from which the bad ones are made."""
+    probed = SERVICE | {"startupProbe": {"tcpSocket": {"port": 80}}}
+    answer = cluster.create(GENEROUS, changed(worker(), {"spec.initContainers": [probed]}))
+    assert answer.status == 201, answer.text
 
 
 @pytest.mark.parametrize("name", BAD)
