@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, TypeVar
@@ -11,7 +10,8 @@ import msgspec
 import urllib3
 
 from ottoscaler import logs
-from ottoscaler.adapters.kube_answers import Verb, error_for_response, is_deletion_accepted
+from ottoscaler.adapters.kube_answers import Verb, decoded, error_for_response, is_deletion_accepted
+from ottoscaler.adapters.kube_facts import ClusterFacts
 from ottoscaler.adapters.kube_http import KubeHttp
 from ottoscaler.core.autoscaler import PodEvent
 from ottoscaler.core.events import ScaleEvent, decode
@@ -89,37 +89,11 @@ class _EventList(msgspec.Struct, frozen=True):
     items: list[_Event] | None = None  # null: none
 
 
-class _NamespaceMetadata(msgspec.Struct, frozen=True):
-    uid: str
-
-
-class _Namespace(msgspec.Struct, frozen=True):
-    kind: Literal["Namespace"]
-    metadata: _NamespaceMetadata
-
-
-class _Version(msgspec.Struct, frozen=True):
-    major: str = ""
-    minor: str = ""
-
-
-class _ReviewStatus(msgspec.Struct, frozen=True):
-    allowed: bool = False
-
-
-class _AccessReview(msgspec.Struct, frozen=True):
-    kind: Literal["SelfSubjectAccessReview"]
-    status: _ReviewStatus
-
-
 _pod_list = msgspec.json.Decoder(_RawList)
 _loose_list = msgspec.json.Decoder(_LenientPodList)
 _listed_pod = msgspec.json.Decoder(RawPod)
 _pod = msgspec.json.Decoder(_RawPod)
 _event_list = msgspec.json.Decoder(_EventList)
-_namespace = msgspec.json.Decoder(_Namespace)
-_version = msgspec.json.Decoder(_Version)
-_review = msgspec.json.Decoder(_AccessReview)
 _line = msgspec.json.Decoder(_WatchLine)
 _bookmark = msgspec.json.Decoder(_Bookmark)
 _CHANGES = {"ADDED": WatchEventType.UPDATED, "MODIFIED": WatchEventType.UPDATED, "DELETED": WatchEventType.DELETED}
@@ -143,7 +117,7 @@ class KubeCluster:
         self._count = count
         self._on_reply = on_reply
         self._http = KubeHttp(settings, on_reply, urgent)
-        self._namespace = settings.namespace
+        self._facts = ClusterFacts(self._http, settings.namespace)
         self._pods = f"/api/v1/namespaces/{settings.namespace}/pods"
         self._events = f"/api/v1/namespaces/{settings.namespace}/events"
         self._instance = instance
@@ -257,7 +231,7 @@ class KubeCluster:
     @staticmethod
     def _read(body: bytes, name: str) -> RawPod:
         """The pod of that name. Raises ClusterUnavailable where the body is anything else."""
-        raw = _decoded(_pod, body)
+        raw = decoded(_pod, body)
         if raw.metadata.name != name:
             raise ClusterUnavailable(f"the Kubernetes API answered with pod {raw.metadata.name[:100]!r} for {name}")
         return raw
@@ -284,53 +258,20 @@ class KubeCluster:
         """See ports.Cluster. No more than one page: a pod has a handful of Events, and each is kept for an hour."""
         self._count("list_events")
         query = {"fieldSelector": f"involvedObject.uid={uid}", "limit": PAGE}
-        found = _decoded(_event_list, self._http.call(Verb.LIST_EVENTS, self._events, query=query)).items
+        found = decoded(_event_list, self._http.call(Verb.LIST_EVENTS, self._events, query=query)).items
         return [_pod_event(event) for event in found or ()]
 
     def missing_rights(self) -> Sequence[str]:
-        """See ports.Cluster. Asks by SelfSubjectAccessReview, which every user may;
-        where it is refused, nothing is claimed.
-        """
-        return [
-            f"may not {verb} pods in namespace {self._namespace}: bind our user to a Role with that verb on pods"
-            for verb in VERBS
-            if not self._permitted(verb)
-        ]
+        """See ports.Cluster."""
+        return self._facts.missing_rights(VERBS)
 
     def cluster_id(self) -> str:
-        """See ports.Cluster. The namespace's UID: no other cluster and no other namespace has it, a cluster that is
-        restored from a backup keeps it, and to read it takes a right on our own namespace alone.
-        """
-        if not self._permitted("get", "namespaces", self._namespace):
-            return ""
-        try:
-            body = self._http.call(Verb.GET, f"/api/v1/namespaces/{self._namespace}", name=self._namespace)
-        except ClusterRejected as error:
-            raise ClusterUnavailable(f"{error}: make the namespace, or set NAMESPACE", unclear=False) from error
-        return f"{self._namespace}/{_decoded(_namespace, body).metadata.uid}"
+        """See ports.Cluster."""
+        return self._facts.cluster_id()
 
     def server_version(self) -> tuple[int, int]:
-        """See ports.Cluster. By default every user may read it."""
-        try:
-            found = _decoded(_version, self._http.call(Verb.GET, "/version"))
-        except ClusterRejected:
-            return 0, 0
-        minor = re.match(r"[0-9]+", found.minor)  # some providers write "29+"
-        return (int(found.major), int(minor[0])) if minor and found.major.isdecimal() else (0, 0)
-
-    def _permitted(self, verb: str, resource: str = "pods", name: str = "") -> bool:
-        attributes = {"namespace": self._namespace, "verb": verb, "resource": resource, "name": name}
-        review = {
-            "apiVersion": "authorization.k8s.io/v1",
-            "kind": "SelfSubjectAccessReview",
-            "spec": {"resourceAttributes": attributes},
-        }
-        path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
-        try:
-            answer = self._http.call(Verb.REVIEW, path, body=msgspec.json.encode(review))
-        except ClusterRejected:
-            return True
-        return _decoded(_review, answer).status.allowed
+        """See ports.Cluster."""
+        return self._facts.server_version()
 
 
 def _pod_event(event: _Event) -> PodEvent:
@@ -346,7 +287,7 @@ def _page(body: bytes, instance: str) -> tuple[Sequence[PodSnapshot], _ListMeta]
         found = [pod_snapshot(raw, instance) for raw in page.items or ()]
         return [pod for pod in found if pod is not None], page.metadata
     except (msgspec.MsgspecError, ValueError, RecursionError):
-        loose = _decoded(_loose_list, body)
+        loose = decoded(_loose_list, body)
     pods: list[PodSnapshot] = []
     for item in loose.items or ():
         try:
@@ -373,11 +314,11 @@ def _watch_event(line: bytes, instance: str) -> WatchEvent | None:
     Raises WatchExpired or ClusterUnavailable for an error of the server, and where the line is not one of a watch: what
     comes then is not from the API server, and what it left out only a list shows.
     """
-    event = _decoded(_line, line)
+    event = decoded(_line, line)
     if event.type == "ERROR":
         raise _stream_error(bytes(event.object))
     if event.type == "BOOKMARK":
-        return WatchEvent(WatchEventType.BOOKMARK, _decoded(_bookmark, event.object).metadata.resource_version, None)
+        return WatchEvent(WatchEventType.BOOKMARK, decoded(_bookmark, event.object).metadata.resource_version, None)
     if event.type not in _CHANGES:
         raise ClusterUnavailable(f"the watch of pods sent an event of unknown type {event.type[:100]!r}")
     try:
@@ -402,10 +343,3 @@ def _code(body: bytes) -> int:
         return int(msgspec.json.decode(body)["code"])
     except (msgspec.MsgspecError, KeyError, TypeError, ValueError, RecursionError):
         return 500
-
-
-def _decoded(decoder: msgspec.json.Decoder[_T], body: bytes | msgspec.Raw) -> _T:
-    try:
-        return decoder.decode(body)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise ClusterUnavailable(f"the Kubernetes API sent what cannot be read: {error}") from error

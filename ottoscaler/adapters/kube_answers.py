@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, WatchExpired
+
+_T = TypeVar("_T")
 
 #: Longest wait that a server may ask for (Retry-After), seconds: a thread may be waiting it out.
 MAX_RETRY_AFTER_S = 30.0
@@ -171,3 +173,11 @@ class _Accepted(msgspec.Struct, frozen=True):
 
 _status_body: Final = msgspec.json.Decoder(_Status)  # at import: see core/events.py
 _accepted_body: Final = msgspec.json.Decoder(_Accepted)
+
+
+def decoded(decoder: msgspec.json.Decoder[_T], body: bytes | msgspec.Raw) -> _T:
+    """What a body says. Raises ClusterUnavailable where it is not what the Kubernetes API sends."""
+    try:
+        return decoder.decode(body)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise ClusterUnavailable(f"the Kubernetes API sent what cannot be read: {error}") from error

@@ -150,7 +150,7 @@ WRONG: Final[list[tuple[Path, object, str]]] = [
     ((*DB, "args"), "-c", "a list is expected"),
     ((*DB, "env", "OTTO_TASK_ID"), "x", "set by the controller"),
     ((*DB, "memory"), "128m", "bytes like"),
-    ((*DB, "cpu"), 0, "cores like"),
+    ((*DB, "cpu"), "0.0001", "cores like"),
     ((*DB, "ready"), [], "a map is expected"),
     ((*DB, "ready"), {}, "one of tcp (a port) and exec (a command) is expected"),
     ((*DB, "ready"), {"tcp": 1, "exec": ["a"]}, "one of tcp (a port) and exec (a command) is expected"),
