@@ -9,6 +9,9 @@ import pytest
 from ottoscaler.adapters.cluster import KubeCluster
 from ottoscaler.adapters.redis_backend import RedisBackend
 from tests.torture import crash_points, gateway
+from tests.torture.final_checks import History, held_by_too_many, out_of_order
+from tests.torture.kubelet import Fate, Run
+from tests.torture.producer import Sent
 from tests.torture.troubles import KINDS, Chosen, kinds_of
 
 
@@ -64,3 +67,35 @@ def test_a_run_of_a_hundred_kills_has_three_hundred_other_faults() -> None:
     others = {kind: chosen.wanted(kind) for kind in KINDS if kind != "kills"}
     assert (chosen.wanted("kills"), sum(others.values()) >= 300) == (100, True)
     assert all(Chosen(1, chosen.kinds).wanted(kind) == 1 for kind in KINDS if KINDS[kind][1] < 200)
+
+
+def keyed(*tasks: tuple[int, float, float], key: str = "one", copies: int = 1) -> History:
+    """What came of tasks of one concurrency key: place in the stream, start and end of the one program."""
+    fields = {"type": "scale_up", "pod_count": "1", "concurrency_key": key}
+    sent = [Sent(f"e-{place}", fields, copies=copies, entry_id=f"1-{place}") for place, _, _ in tasks]
+    book = [
+        Run(f"u-{place}", f"pod-{place}", f"e-{place}", 1, 1, Fate(0, 0, ""), started_at=began, ended_at=end)
+        for place, began, end in tasks
+    ]
+    return History(sent=sent, results=[], dead=[], book=book, pods=[], open_ids=[], pending=0)
+
+
+@pytest.mark.parametrize(
+    ("history", "many", "early"),
+    [
+        (keyed((1, 1, 2), (2, 2, 3), (10, 3, 4)), 0, 0),
+        (keyed((1, 1, 3), (2, 2, 4)), 1, 1),
+        (keyed((1, 3, 4), (2, 1, 2)), 0, 1),
+        (keyed((2, 1, 2), (10, 3, 4), (9, 5, 6)), 0, 1),  # by number, not by text
+        (keyed((1, 3, 4), (2, 1, 2), copies=2), 0, 0),
+        (keyed((1, 1, 0), (2, 2, 3)), 1, 1),  # one that never ended
+        (keyed((1, 1, 5), (2, 1, 5), key="two"), 0, 0),
+        (keyed((1, 2, 5), (2, 1, 3), (3, 4, 6), key="two"), 0, 0),
+        (keyed((1, 1, 5), (2, 1, 5), (3, 4, 6), key="two"), 1, 1),
+        (keyed((1, 5, 6), (2, 5, 6), (3, 1, 2), key="two"), 0, 1),
+    ],
+)
+def test_tasks_of_a_concurrency_key_take_turns_in_order(history: History, many: int, early: int) -> None:
+    """What the account at the end complains of."""
+    assert len(list(held_by_too_many(history))) == many
+    assert len(list(out_of_order(history))) == early

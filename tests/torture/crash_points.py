@@ -20,7 +20,7 @@ from ottoscaler.adapters.redis_backend import RedisBackend
 from ottoscaler.core.verdicts import EndReason
 from ottoscaler.core.victim_selection import VictimSelection
 from ottoscaler.errors import ClusterUnavailable
-from ottoscaler.ports import CreateOutcome, ScriptReply, ScriptStatus
+from ottoscaler.ports import CreateOutcome, KeyPlaces, ScriptReply, ScriptStatus
 
 #: The points of a call, from its arguments by name and its answer.
 Namer = Callable[[Mapping[str, Any], Any], Iterator[str]]
@@ -46,6 +46,11 @@ def _pending(arguments: Mapping[str, Any], answer: Any) -> Iterator[str]:
 
 def _accepted(arguments: Mapping[str, Any], answer: Any) -> Iterator[str]:
     yield "accepted" if any(answer) else "duplicate accepted"
+
+
+def _admitted(arguments: Mapping[str, Any], answer: Mapping[str, KeyPlaces]) -> Iterator[str]:
+    if any(places.holding for places in answer.values()):
+        yield "places given"
 
 
 def _renewed(arguments: Mapping[str, Any], answer: Any) -> Iterator[str]:
@@ -111,6 +116,7 @@ AFTER_STREAM: Final[Mapping[str, Namer]] = {
     "finish": _always("scale_down finished"),
     "renew": _renewed,
     "take_over": _if_any("taken over"),
+    "admit": _admitted,
     "release": _always("released"),
     "restore": _always("restored"),
     "rebuild_from_pods": _always("taken up from pods"),
@@ -130,6 +136,7 @@ RARE: Final = (
     "intend cancelled",
     "pending claimed",
     "mark stored",
+    "places given",
 )
 #: Points that each run has to reach.
 USUAL: Final = (

@@ -6,6 +6,7 @@ Pure: lists in, sentences out, one for each violation.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from itertools import pairwise
 
 from ottoscaler.core.manifest import AttemptKey, event_hash, pod_name
 from tests.torture.kubelet import Run, Worker
-from tests.torture.producer import Fields, Sent
+from tests.torture.producer import KEYS, Fields, Sent
 
 #: The instance is named like the consumer group, which is the usual one.
 INSTANCE = "ottoscaler"
@@ -108,6 +109,47 @@ def started_twice(history: History) -> Iterator[str]:
                 yield f"{worker[0]}/{worker[1]} was started as {_seen_as(earlier)} and again as {_seen_as(later)}"
 
 
+def held_by_too_many(history: History) -> Iterator[str]:
+    """Tasks of one concurrency key that ran side by side beyond its limit: each from its first program's start to its
+    last one's end, retries included.
+    """
+    for key, limit in KEYS.items():
+        spans = {event.event_id: span for event, span in _spans(history, key)}
+        for event_id, (began, _) in spans.items():
+            beside = [other for other, (first, last) in spans.items() if first <= began < last]
+            if len(beside) > limit:
+                yield f"{beside} of {key} run at once when {event_id} starts, and the limit is {limit}"
+
+
+def out_of_order(history: History) -> Iterator[str]:
+    """Tasks of one concurrency key that started although as many as may run at once, or more, are older and had not
+    ended. Of an event that was sent twice the later entry may be the one that was accepted, so it is not known to be
+    older.
+    """
+    for key, limit in KEYS.items():
+        spans = list(_spans(history, key))
+        for at, (event, (began, _)) in enumerate(spans):
+            ahead = [older.event_id for older, (_, end) in spans[:at] if older.copies == 1 and end > began]
+            if len(ahead) >= limit:
+                yield f"{event.event_id} starts before {ahead}, which are older and of {key}, have ended"
+
+
+def _spans(history: History, key: str) -> Iterator[tuple[Sent, tuple[float, float]]]:
+    """The events of a concurrency key of which a program has started, in the order of the stream, and from when to when
+    they had programs.
+    """
+    for event in sorted(history.sent, key=lambda event: _place(event.entry_id)):
+        runs = [run for run in history.book if run.event_id == event.event_id and run.started_at]
+        if event.concurrency_key == key and runs:
+            began, last = min(run.started_at for run in runs), max(run.ended_at or math.inf for run in runs)
+            yield event, (began, last)
+
+
+def _place(entry_id: str) -> tuple[int, ...]:
+    """Where an entry is in the stream."""
+    return tuple(map(int, entry_id.split("-")))
+
+
 def false(history: History) -> Iterator[str]:
     """Results that are not what happened."""
     runs = {run.uid: run for run in history.book}
@@ -182,6 +224,8 @@ RULES: Sequence[tuple[str, Callable[[History], Iterable[str]]]] = (
     ("bad events are dead letters, once", buried),
     ("nothing is left over", left),
     ("no program is started twice", started_twice),
+    ("no concurrency key is held by too many", held_by_too_many),
+    ("tasks of a concurrency key start in the order of the stream", out_of_order),
     ("what is told has happened", false),
     ("tasks add up to their workers", miscounted),
     ("a scale_down ends whom it chose", ended_wrongly),

@@ -1,5 +1,5 @@
 """The events: of one to five workers, with ids of their own or without; some are sent twice, some are bad, some end
-others, and a few are larger than any controller should fetch.
+others, some have a concurrency key, and a few are larger than any controller should fetch.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ STREAM = "otto:scale:events"
 TASK_PREFIX = "otto:scale:task:"
 #: What an oversized entry carries, bytes.
 OVERSIZED: Final = 12_000_000
+#: The concurrency keys, and how many tasks of each may run at once.
+KEYS: Final = {"one": 1, "two": 2}
 
 Fields = dict[str, Any]
 
@@ -33,6 +35,11 @@ class Sent:
     def kind(self) -> str:
         """`scale_up`, `scale_down` or `bad`."""
         return "bad" if self.bad else str(self.fields["type"])
+
+    @property
+    def concurrency_key(self) -> str:
+        """Empty for an event without one."""
+        return str(self.fields.get("concurrency_key", ""))
 
     @property
     def pod_count(self) -> int:
@@ -60,6 +67,8 @@ class Producer:
             self._add(self._scale_down(self.dice.choice(ups)))
         elif chance < 0.32 and self.invalid:
             self._bad()
+        elif chance < 0.37:
+            self._send_keyed()
         else:
             self._add(self._scale_up())
 
@@ -69,6 +78,11 @@ class Producer:
         entry_id = str(self.redis.xadd(STREAM, fields))
         kept = {**fields, "reason": f"({OVERSIZED} bytes)"}
         self.sent.append(Sent(entry_id, kept, entry_id=entry_id, bad=True, answered=False))
+
+    @property
+    def keyed(self) -> int:
+        """Events so far with a concurrency key."""
+        return sum(1 for event in self.sent if event.concurrency_key)
 
     @property
     def bad(self) -> int:
@@ -81,6 +95,15 @@ class Producer:
         if self.dice.random() < 0.06:
             fields["supersedes"] = f"key-{self.dice.randint(1, 2)}"
         return fields
+
+    def _send_keyed(self) -> None:
+        """Two tasks of one worker with the same concurrency key, so that there is one to wait: they take turns, and
+        must not fill the run with waiting.
+        """
+        key, limit = self.dice.choice(sorted(KEYS.items()))
+        for _ in range(2):
+            fields = {"type": "scale_up", "pod_count": "1", "task_id": f"task-{len(self.sent)}"}
+            self._add({**fields, "concurrency_key": key, "concurrency_limit": str(limit)})
 
     def _scale_down(self, target: Sent) -> Fields:
         fields = {"type": "scale_down", "pod_count": str(self.dice.randint(1, 3))}

@@ -72,6 +72,11 @@ class Amount:
         return 9 * self.kills
 
     @property
+    def keyed(self) -> int:
+        """Events with a concurrency key."""
+        return max(4, self.kills // 8)
+
+    @property
     def repetitions(self) -> int:
         """Deaths at each point."""
         return max(1, self.kills // 50)
@@ -180,6 +185,7 @@ class TortureRun:
         return [
             ("events", events, self.amount.events),
             ("pods", pods, self.amount.pods),
+            ("events of a concurrency key", self.producer.keyed, self.amount.keyed),
             *self.troubles.figures(self.toll.kills),
         ]
 
