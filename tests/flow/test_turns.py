@@ -98,3 +98,20 @@ def test_an_urgent_event_gets_the_next_room() -> None:
             controller.cluster.succeed(pods[-1])
             controller.wait_seen(name, lambda seen: seen)
             pods.append(name)
+
+
+@contract("3.priority")
+def test_a_large_event_does_not_grow_more_urgent_while_its_workers_get_turns() -> None:
+    """It has waited since its last turn, and not since it came: a more urgent event that comes later is first."""
+    with SimulatedController(threads=["watch", "dispatcher"], MAX_WORKERS=1) as controller:
+        large = controller.accept(pod_count=3)
+        controller.cluster.run(controller.pod(large))
+        controller.clock.advance(5 * AGEING_S)
+        controller.cluster.succeed(controller.name(large))
+        second = controller.name(large, 2)
+        controller.wait_seen(second, lambda seen: seen)
+        urgent = controller.name(controller.accept(priority="6"))
+        controller.cluster.run(second)
+        controller.cluster.succeed(second)
+        controller.wait_seen(urgent, lambda seen: seen)
+        assert controller.name(large, 3) not in controller.cluster.names()
