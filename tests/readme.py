@@ -32,9 +32,10 @@ GUARANTEES: Final = ROOT / "deploy" / "GUARANTEES.md"
 DEVELOPMENT: Final = ROOT / "deploy" / "DEVELOPMENT.md"
 SIZING: Final = ROOT / "deploy" / "SIZING.md"
 PRODUCTION: Final = ROOT / "deploy" / "PRODUCTION.md"
+LOGS: Final = ROOT / "deploy" / "LOGS.md"
 TESTS: Final = ROOT / "tests" / "README.md"
 #: Each has a Korean twin in deploy/.
-ENGLISH: Final = (README, REFERENCE, GUARANTEES, DEVELOPMENT, SIZING, PRODUCTION)
+ENGLISH: Final = (README, REFERENCE, GUARANTEES, DEVELOPMENT, SIZING, PRODUCTION, LOGS)
 
 
 def korean(path: Path) -> Path:

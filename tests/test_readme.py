@@ -81,6 +81,14 @@ COMMANDS: Final = {
     "TEST_KUBECONFIG=kubeconfig make e2e": "steady e2e e2e",
     **dict.fromkeys(DEVELOPERS, "tests/e2e/test_devloop.py"),
     **dict.fromkeys(PRODUCTION_COMMANDS[1:], "tests/e2e/test_production.py"),
+    ".venv/bin/python -m pip install --require-hashes -r ottoscaler/forwarder/requirements.txt": "tests/test_proto.py",
+    ".venv/bin/python ottoscaler.py handler": "tests/forwarder/test_handler.py",
+    "LOG_HANDLER_ADDRESS=127.0.0.1:50051 .venv/bin/python ottoscaler.py agent -- seq 3": (
+        "tests/forwarder/test_agent.py"
+    ),
+    "docker build --file deploy/agent/Dockerfile --build-arg BASE=python:3.13-slim --tag my-worker .": (
+        "tests/deploy/test_agent_image.py"
+    ),
     ".venv/bin/python -m pytest -q tests/core/test_events.py -k metadata": "tests/test_readme.py",
 }
 #: The id in the examples of `dead`.
