@@ -100,12 +100,7 @@ class KubeHttp:
         token = self._access.authorization_header()  # before the slot: a plugin that is slow must not hold it
         with self._throttle.slot(urgent=self._urgent()):
             response = self._send(verb.method, path, query, body, TIMEOUTS_S[verb], token)
-            try:
-                data: bytes = response.read()
-            except (urllib3.exceptions.HTTPError, OSError) as error:
-                raise self._broken(error, unclear=True) from error
-            finally:
-                response.release_conn()  # also of half an answer: the pool is bounded, and a lost place stays lost
+            data = self._body(response)
         self._raise_for_status(response, data, verb, name, token)
         return data
 
@@ -115,9 +110,7 @@ class KubeHttp:
         # Outside the throttle: a watch lasts for minutes, and would take the place of a worker's call all the time.
         response = self._send("GET", path, query, None, read_timeout_s, token)
         if response.status >= 300:
-            data = response.read()
-            response.release_conn()
-            self._raise_for_status(response, data, Verb.WATCH, "", token)
+            self._raise_for_status(response, self._body(response), Verb.WATCH, "", token)
         if not response.headers.get("Content-Type", "").startswith("application/json"):
             response.close()
             other = ClusterUnavailable(f"{self.address} answered to a watch with what is not of the Kubernetes API")
@@ -167,6 +160,16 @@ class KubeHttp:
             # Without a connection nothing was sent, and the caller may repeat; with one, the server may have acted.
             refused = isinstance(error, (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError))
             raise self._broken(error, unclear=not refused) from error
+
+    def _body(self, response: Any) -> bytes:
+        """The whole answer. One that breaks off is an outage, also where it would have been a refusal."""
+        try:
+            data: bytes = response.read()
+            return data
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise self._broken(error, unclear=True) from error
+        finally:
+            response.release_conn()  # also of half an answer: the pool is bounded, and a lost place stays lost
 
     def _raise_for_status(self, response: Any, data: bytes, verb: Verb, name: str, token: str | None) -> None:
         """Raises what the answer means. A server that says no is there. One that is broken, or does not know us, is

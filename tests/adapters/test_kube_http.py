@@ -173,6 +173,55 @@ def test_half_an_answer_is_unclear(tmp_path: Path) -> None:
     assert caught.value.unclear
 
 
+@pytest.mark.parametrize("status", [b"500 Internal Server Error", b"403 Forbidden", b"302 Found"])
+def test_half_a_refusal_of_a_watch_is_an_outage(tmp_path: Path, status: bytes) -> None:
+    """The watch is opened again, as after every other outage; it is no defect of ours."""
+    told: list[str] = []
+
+    def cut(connection: socket.socket) -> None:
+        connection.sendall(
+            b"HTTP/1.1 " + status + b"\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+        )
+        connection.shutdown(socket.SHUT_RDWR)
+
+    with served(cut) as port:
+        cluster = KubeCluster(settings(tmp_path, port), instance="i", on_reply=told.append)
+        with pytest.raises(ClusterUnavailable, match="does not answer"):
+            list(cluster.watch("1"))
+        cluster.close()
+    assert len(told) == 1
+    assert "does not answer" in told[0]
+
+
+def test_a_watch_that_is_left_ends_its_connection(tmp_path: Path) -> None:
+    """Also one that is left in the middle; nothing of it is kept."""
+    mark = json.dumps({"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "7"}}}).encode() + b"\n"
+    held: list[socket.socket] = []
+
+    def answer(connection: socket.socket) -> None:
+        held.append(connection)
+        connection.sendall(HEAD + b"%x\r\n%b\r\n" % (len(mark), mark))
+
+    with served(answer) as port:
+        cluster = KubeCluster(settings(tmp_path, port), instance="i")
+        events = cluster.watch("1")
+        assert next(iter(events)).resource_version == "7"
+        assert len(cluster._http._streams) == 1
+        events.close()  # type: ignore[attr-defined]
+        assert not cluster._http._streams
+        held[0].settimeout(5)
+        assert held[0].recv(1) == b""
+        cluster.close()
+
+
+def test_each_slot_and_each_loop_has_its_connection(tmp_path: Path) -> None:
+    """One that does not fit into the pool is closed after each request, and the next one makes another."""
+    http = KubeHttp(replace(settings(tmp_path, 1), inflight=40))
+    assert http._pool.pool.maxsize == 48
+    assert not http._pool.block
+    http.close()
+
+
 def test_an_unreadable_pod_does_not_end_the_watch(tmp_path: Path) -> None:
     """It is skipped, what follows it arrives."""
     mark = {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "7"}}}
@@ -225,14 +274,24 @@ def test_a_review_asks_for_each_verb_in_our_namespace(tmp_path: Path, monkeypatc
     asked: list[object] = []
 
     def call(_self: KubeHttp, verb: Verb, _path: str, *, body: bytes) -> bytes:
-        asked.append((verb, json.loads(body)["spec"]))
+        asked.append((verb, _path, json.loads(body)))
         return b'{"kind": "SelfSubjectAccessReview", "status": {"allowed": true}}'
 
     monkeypatch.setattr(KubeHttp, "call", call)
     cluster = KubeCluster(replace(settings(tmp_path, 1), namespace="ours"), instance="i")
     assert cluster.missing_rights() == []
     assert asked == [
-        (Verb.REVIEW, {"resourceAttributes": {"namespace": "ours", "verb": verb, "resource": "pods", "name": ""}})
+        (
+            Verb.REVIEW,
+            "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews",
+            {
+                "apiVersion": "authorization.k8s.io/v1",
+                "kind": "SelfSubjectAccessReview",
+                "spec": {
+                    "resourceAttributes": {"namespace": "ours", "verb": verb, "resource": "pods", "name": ""},
+                },
+            },
+        )
         for verb in ("create", "get", "list", "watch", "delete")
     ]
 

@@ -303,6 +303,13 @@ def test_a_probe_is_answered_though_no_thread_is_to_be_had(monkeypatch: pytest.M
     assert ask(port)[0] == 200
 
 
+def test_a_process_that_starts_again_gets_its_port() -> None:
+    """Though connections of the one before are still in TIME_WAIT."""
+    web = WebServer(WebSettings(port=0, address="127.0.0.1"), PAGES)
+    assert web._server.socket.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
+    web._server.server_close()
+
+
 def test_many_requests_leave_nothing_behind(port: int) -> None:
     """No thread, no connection."""
     for _ in range(300):
