@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ottoscaler.core.effects import CreatePod, DeleteOldPod, GetPod, PauseUntil, StoreAttempt
+from ottoscaler.core.effects import CreatePod, DeleteOldPod, GetPod, StoreAttempt
 from ottoscaler.core.events import EventType, ScaleDownMode
 from ottoscaler.core.lifecycle import Lifecycle
 from ottoscaler.core.manifest import ANNOTATION_EVENT_ID, LABEL_ATTEMPT, LABEL_WORKER, AttemptKey, event_hash, pod_name
@@ -23,7 +23,7 @@ from tests.fakes.kubernetes import FINISHED, FakeKubernetes, Pod
 from tests.fakes.server import FakeRedis, Group, Id, TaskState, WorkerState, order
 
 if TYPE_CHECKING:
-    from tests.simulation.replica import Replica
+    from tests.simulation.replica import Replica, Worker
 
 INSTANCE = "ottoscaler"
 _Worker = tuple[str, int]
@@ -146,7 +146,7 @@ class Audit:
         coming = [
             pod_name(worker.run.key)
             for worker in actor.workers
-            if worker.run is not run and _is_coming(worker.run.life)
+            if worker.run is not run and _is_coming(worker)
             and pod_name(worker.run.key) not in self.kubernetes.pods
         ]  # fmt: skip
         if len(live) + len(coming) >= self._max_workers:
@@ -387,7 +387,10 @@ def _is_unclear(life: Lifecycle) -> bool:
     )
 
 
-def _is_coming(life: Lifecycle) -> bool:
-    """Its pod may be about to be created."""
-    looks = isinstance(life.todo, GetPod) and life.todo.after is not None
-    return looks or isinstance(life.todo, StoreAttempt | PauseUntil | DeleteOldPod | CreatePod)
+def _is_coming(worker: Worker) -> bool:
+    """Its pod may be about to be created. One that is about to store an attempt asks for room itself before it does,
+    and may have to wait; one that is in the middle of it has asked.
+    """
+    todo = worker.run.life.todo
+    looks = isinstance(todo, GetPod) and todo.after is not None
+    return looks or isinstance(todo, DeleteOldPod | CreatePod) or (isinstance(todo, StoreAttempt) and worker.busy)
