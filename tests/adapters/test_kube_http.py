@@ -219,6 +219,7 @@ def test_each_slot_and_each_loop_has_its_connection(tmp_path: Path) -> None:
     http = KubeHttp(replace(settings(tmp_path, 1), inflight=40))
     assert http._pool.pool.maxsize == 48
     assert not http._pool.block
+    assert http.address == "http://127.0.0.1:1"
     http.close()
 
 
