@@ -12,7 +12,7 @@ from ottoscaler.core.policy import Policy
 from tests.core.policies import EXAMPLE_POLICY, parsed, policy
 
 
-def named(fields: dict[str, str], rules: Policy | None) -> dict[str, tuple[str, str]]:
+def named(fields: dict[str, str], rules: Policy) -> dict[str, tuple[str, str]]:
     """By field: what sets it, and the rule that allowed it."""
     event = parsed(fields, rules)
     assert isinstance(event, ScaleEvent), event

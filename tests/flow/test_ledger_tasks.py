@@ -220,3 +220,15 @@ class TestShowing:
             left = main.submit(driver.ledger.wait_idle, driver.clock.now() + 30)
             driver.end(run)
             assert left.result(5) == 0
+
+
+def test_a_not_after_is_due_at_its_moment() -> None:
+    """Counted from the renewal that found it; the next renewal of the task may find that there is none to come."""
+    driver = LedgerDriver()
+    tasks = driver.ledger.tasks
+    for name in ("e1", "e2"):
+        driver.ledger.add(task(name))
+    tasks.set_expiries(["e1", "e2"], {"e1": 5.0, "e2": 9.0, "not-ours": 1.0}, now=100.0)
+    assert [tasks.expires(moment) for moment in (102.0, 104.9, 105.0)] == [False, False, True]
+    tasks.set_expiries(["e1"], {}, now=104.0)
+    assert [tasks.expires(moment) for moment in (108.9, 109.0)] == [False, True]
