@@ -29,7 +29,7 @@ from ottoscaler.flow.reconciler import Reconciler
 from ottoscaler.flow.registry import PodRegistry
 from ottoscaler.flow.scale_down import ScaleDownSteps
 from ottoscaler.flow.stop import StopSignal
-from ottoscaler.flow.takeover import OUTAGE_PAUSE_S, TakeOver
+from ottoscaler.flow.takeover import TakeOver
 from ottoscaler.flow.watch import PodWatcher
 from ottoscaler.flow.worker import WorkerRunner
 from ottoscaler.metrics import Metrics
@@ -61,10 +61,10 @@ class ImpatientEvent(threading.Event):
 
 
 class ImpatientStop(StopSignal):
-    """A stop that shortens short pauses (the ticks of a thread, also after an outage); long ones are as they are."""
+    """A stop that shortens short pauses (the ticks of a thread); long ones are as they are."""
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        return super().wait(0.02 if timeout_s is not None and timeout_s <= OUTAGE_PAUSE_S else timeout_s)
+        return super().wait(0.02 if timeout_s is not None and timeout_s <= 1 else timeout_s)
 
 
 class FakeServers:
