@@ -80,6 +80,9 @@ class Metrics:
         self.pods_created = counter("ottoscaler_pods_created_total", "Worker pods created.")
         self.pods_deleted = counter("ottoscaler_pods_deleted_total", "Worker pods deleted by us.")
         self.live_pods = gauge("ottoscaler_live_pods", "Pods of our tasks that have not ended.")
+        self.kept_pods = gauge(
+            "ottoscaler_kept_pods", "Pods of failed workers that stay for inspection, of all replicas."
+        )
         self.ready_workers = gauge("ottoscaler_ready_workers", "Workers that wait for a thread.")
         self.event_to_create_seconds = histogram(
             "ottoscaler_event_to_create_seconds",

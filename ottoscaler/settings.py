@@ -114,6 +114,8 @@ class FlowSettings:
     """ADMIT_MAX: accepted events that wait for their concurrency key; when there are as many, nothing more is read."""
     max_pods_per_event: int = 1000
     """MAX_PODS_PER_EVENT: larger requests are refused, as a guard against a slip of the keyboard."""
+    keep_failed_max: int = 20
+    """KEEP_FAILED_MAX: pods of failed workers that stay at most, in the namespace and of this instance."""
     policy_file: str | None = None
     """POLICY_FILE: what events may override; None: no policy, and events may override little."""
     lease_s: int = 15
@@ -208,6 +210,9 @@ class Settings:
             unsupported_variables=tuple(name for name in UNSUPPORTED_VARIABLES if reader.raw(name)),
             misspelled_variables=misspelled_variables(everything, reader.asked | {"ENV_FILE"}),
         )
+        if 2 * settings.worker.keep_failed_s > keys.task_ttl_s:
+            # A pod that outlived its task would look like one of a task that Redis lost, and be recorded again.
+            reader.fault("KEEP_FAILED_S", f"at most half of TASK_TTL_S, {keys.task_ttl_s // 2}")
         found = [fault for fault in reader.faults if used is None or fault.partition("=")[0] in used]
         if faults := (*file_faults, *found):
             raise ConfigError((*faults, *settings.misspelled_variables))
@@ -273,6 +278,7 @@ def _flow(reader: EnvironmentReader) -> FlowSettings:
         read_ahead=reader.integer("READ_AHEAD", default.read_ahead, 1, 100_000),
         admit_max=reader.integer("ADMIT_MAX", default.admit_max, 1, 1_000_000),
         max_pods_per_event=reader.integer("MAX_PODS_PER_EVENT", default.max_pods_per_event, 1, 1_000_000),
+        keep_failed_max=reader.integer("KEEP_FAILED_MAX", default.keep_failed_max, 0, 10_000),
         policy_file=reader.file("POLICY_FILE"),
         lease_s=reader.integer("LEASE_S", default.lease_s, 3, 3600),
         shutdown_grace_s=reader.integer("SHUTDOWN_GRACE_S", default.shutdown_grace_s, 1, 3600),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ottoscaler.settings_reader import (
     DNS_NAME,
@@ -16,6 +16,9 @@ from ottoscaler.settings_reader import (
     quantity,
     tolerations,
 )
+
+if TYPE_CHECKING:  # `make` reads settings with a Python that has no package installed
+    from ottoscaler.core.overrides import Overrides
 
 #: Says what the worker is and ends: enough to see the whole chain work before there is a program to run.
 DEFAULT_COMMAND: Final = (
@@ -68,6 +71,20 @@ class WorkerSettings:
     """INFRA_RETRIES: further attempts after failures of the platform."""
     worker_retries: int = 0
     """WORKER_RETRIES: further attempts after the worker's own failures; an event may set it."""
+    keep_failed_s: int = 0
+    """KEEP_FAILED_S: how long the pod of a failed worker stays for inspection, in seconds; 0: it is deleted at once."""
+
+    def with_overrides(self, asked: Overrides) -> WorkerSettings:
+        """The limits of the workers of an event that overrides this."""
+        if asked.retries is None and not asked.deadline_s and not asked.services:
+            return self
+        return replace(
+            self,
+            deadline_s=asked.deadline_s or self.deadline_s,
+            # services start one after the other, and each may take its time
+            pending_timeout_s=self.pending_timeout_s + sum(one.ready.timeout_s for one in asked.services),
+            worker_retries=self.worker_retries if asked.retries is None else asked.retries,
+        )
 
 
 def read_worker(reader: EnvironmentReader) -> WorkerSettings:
@@ -94,6 +111,7 @@ def read_worker(reader: EnvironmentReader) -> WorkerSettings:
         termination_grace_s=reader.integer("TERMINATION_GRACE_S", default.termination_grace_s, 1, 86_400),
         infra_retries=reader.integer("INFRA_RETRIES", default.infra_retries, 0, 10),
         worker_retries=reader.integer("WORKER_RETRIES", default.worker_retries, 0, 10),
+        keep_failed_s=reader.integer("KEEP_FAILED_S", default.keep_failed_s, 0, TEN_YEARS_S),
     )
     if _exceeds(settings.cpu_request, settings.cpu_limit):
         reader.fault("WORKER_CPU_REQUEST", f"at most WORKER_CPU_LIMIT, {settings.cpu_limit}")

@@ -79,7 +79,8 @@ _VARIABLES: Final = _words(
     WORKER_CPU_REQUEST WORKER_CPU_LIMIT WORKER_MEMORY_REQUEST WORKER_MEMORY_LIMIT WORKER_NODE_SELECTOR
     WORKER_TOLERATIONS MAX_WORKERS MAX_PENDING READ_AHEAD ADMIT_MAX MAX_PODS_PER_EVENT WORKER_DEADLINE_S
     PENDING_TIMEOUT_S IMAGE_PULL_GRACE_S
-    TERMINATION_GRACE_S INFRA_RETRIES WORKER_RETRIES LEASE_S SHUTDOWN_GRACE_S KUBE_INFLIGHT KUBE_QPS KUBE_BURST
+    TERMINATION_GRACE_S INFRA_RETRIES WORKER_RETRIES KEEP_FAILED_S KEEP_FAILED_MAX
+    LEASE_S SHUTDOWN_GRACE_S KUBE_INFLIGHT KUBE_QPS KUBE_BURST
     HTTP_PORT HTTP_ADDRESS LOG_LEVEL LOG_FORMAT
 """
 )
@@ -122,8 +123,7 @@ _EVENT: Final = {
     "dead-letter": "its fields, each once; a task result Rejected where an event id could be read",
     "redrive": "a dead letter is sent again, changed as asked, once",
 }
-_OVERRIDES: Final = _words("image command args env cpu memory profile")
-_OVERRIDES_LATER: Final = _words("keep_failed_s")
+_OVERRIDES: Final = _words("image command args env cpu memory profile keep_failed_s")
 _POD: Final = {
     "name": "a function of instance, event id, index and attempt; an attempt's name is used once",
     "labels": "who runs it, which event, worker and attempt",
@@ -198,7 +198,6 @@ ROWS: Final[tuple[Row, ...]] = (
     *(Row(f"2.{name}", "is read, with its default", part) for name, part in _VARIABLES_LATER.items()),
     *_rows("3", _EVENT),
     *_rows("3", dict.fromkeys(_OVERRIDES, "overrides the configuration for one event, if the policy allows it")),
-    *_rows("3", dict.fromkeys(_OVERRIDES_LATER, "overrides the configuration for one event"), "order and freshness"),
     *_rows("4", _POD),
     *_rows("5", _RESULT),
     *_rows("5", dict.fromkeys(_REASONS, "this reason, with its outcome, its fault and who tries again")),

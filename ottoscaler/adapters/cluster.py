@@ -15,8 +15,9 @@ from ottoscaler.adapters.kube_facts import ClusterFacts
 from ottoscaler.adapters.kube_http import KubeHttp
 from ottoscaler.core.autoscaler import PodEvent
 from ottoscaler.core.events import ScaleEvent, decode
-from ottoscaler.core.manifest import event_annotation, selector
+from ottoscaler.core.manifest import selector
 from ottoscaler.core.pods import PodSnapshot, RawPod, created_pod_snapshot, foreign_pod_snapshot, pod_snapshot
+from ottoscaler.core.raw_pod import event_annotation
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, WatchExpired
 from ottoscaler.ports import CreateOutcome, PodList, WatchEvent, WatchEventType
 from ottoscaler.settings import KubeSettings

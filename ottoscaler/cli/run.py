@@ -41,6 +41,7 @@ from ottoscaler.flow.inbox import ScaleDownInbox
 from ottoscaler.flow.intake import Intake, StreamReader
 from ottoscaler.flow.lease import LeaseKeeper
 from ottoscaler.flow.ledger import Ledger
+from ottoscaler.flow.pod_keeper import PodKeeper
 from ottoscaler.flow.pod_terminator import PodTerminator
 from ottoscaler.flow.reconciler import Reconciler
 from ottoscaler.flow.registry import PodRegistry
@@ -116,11 +117,18 @@ class Controller:
         shared: dict[str, Any] = {"stop": self._stop, "heartbeat": self._heartbeat, "clock": self._clock}
         cluster, registry, ledger = self._cluster, self._registry, self._ledger
         self._inbox = ScaleDownInbox()
+        self._keeper = PodKeeper(
+            cluster=cluster, registry=registry, metrics=self._metrics, clock=self._clock,
+            most=self._settings.flow.keep_failed_max, ttl_s=self._settings.keys.task_ttl_s,
+        )  # fmt: skip
         runner = WorkerRunner(
-            attempts=self._stream, cluster=cluster, registry=registry, ledger=ledger, retries=self._retries,
+            attempts=self._stream, cluster=cluster, registry=registry, ledger=ledger, keeper=self._keeper,
+            retries=self._retries,
             heartbeat=self._heartbeat, metrics=self._metrics, clock=self._clock, settings=self._settings,
         )  # fmt: skip
-        self._terminator = PodTerminator(cluster=cluster, registry=registry, ledger=ledger, runner=runner, **shared)
+        self._terminator = PodTerminator(
+            cluster=cluster, registry=registry, ledger=ledger, runner=runner, keeper=self._keeper, **shared
+        )
         self._dispatcher = Dispatcher(
             ledger=ledger, runner=runner, terminator=self._terminator, inbox=self._inbox,
             max_workers=self._settings.flow.max_workers, **shared,
@@ -161,7 +169,7 @@ class Controller:
         )  # fmt: skip
         self._reconciler = Reconciler(
             leases=stream, cluster=self._cluster, registry=registry, dispatcher=self._dispatcher,
-            terminator=self._terminator,
+            terminator=self._terminator, keeper=self._keeper,
             lease_s=lease_s, ttl_s=ttl_s, **shared,
         )  # fmt: skip
 

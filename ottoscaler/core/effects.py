@@ -112,6 +112,12 @@ class DeletePod(msgspec.Struct, frozen=True):
     pod: PodSnapshot
 
 
+class KeepPod(msgspec.Struct, frozen=True):
+    """Leave the pod of the failed worker there for inspection. Answers: EffectDone."""
+
+    pod: PodSnapshot
+
+
 class EndLifecycle(msgspec.Struct, frozen=True):
     """Nothing is left to do; `reason` says why."""
 
@@ -121,5 +127,5 @@ class EndLifecycle(msgspec.Struct, frozen=True):
 Effect = (
     StoreAttempt | PauseUntil | DeleteOldPod | CreatePod | StoreRefusal | GetPod | MarkPodSeen | AwaitPod
     | ListPodEvents | StoreTermination | ClearTermination
-    | DeletePodIfUnchanged | RecordResult | DeletePod | EndLifecycle
+    | DeletePodIfUnchanged | RecordResult | DeletePod | KeepPod | EndLifecycle
 )  # fmt: skip

@@ -32,6 +32,7 @@ from ottoscaler.core.effects import (
     Effect,
     EndLifecycle,
     GetPod,
+    KeepPod,
     ListPodEvents,
     MarkPodSeen,
     PauseUntil,
@@ -40,6 +41,7 @@ from ottoscaler.core.effects import (
     StoreRefusal,
     StoreTermination,
 )
+from ottoscaler.core.kept_pods import may_stay, stays
 from ottoscaler.core.observations import (
     AttemptStored,
     Cancelled,
@@ -134,9 +136,9 @@ def step(life: Lifecycle, observation: Observation, now: float, limits: AttemptL
             return _on_pod_found(life, pod, now, limits)
         case MarkPodSeen() | ClearTermination(), NoResultYet(termination):
             return _on_termination(life, termination, now, limits)
-        case RecordResult(), EffectDone():
-            return _after_result(life)
-        case DeletePod(), EffectDone():
+        case RecordResult(verdict=end), EffectDone():
+            return _after_result(life, end)
+        case DeletePod() | KeepPod(), EffectDone():
             return _end(life, DONE)
         case AwaitPod(), TerminationStored(termination) if termination == life.termination:  # its pod is being ended
             return life
@@ -341,8 +343,14 @@ def _ended(life: Lifecycle, end: Verdict, now: float, limits: AttemptLimits) -> 
     return _record(life, end)
 
 
-def _after_result(life: Lifecycle) -> Lifecycle:
-    """The result is stored: the pod may go, or an earlier attempt's. One that is being deleted needs no request."""
+def _after_result(life: Lifecycle, end: Verdict | None = None) -> Lifecycle:
+    """The result is stored: the pod may go, or an earlier attempt's, or it stays for inspection. One that is being
+    deleted needs no request. Without an `end`, another process has stored the result, and the reconciler reads it.
+    """
     pod = life.pod if life.pod is not None else life.old_pod
-    kept = pod is not None and not pod.gone and not (pod.deleting and pod.finished)
-    return replace(life, pod=pod, todo=DeletePod(pod) if kept and pod is not None else EndLifecycle(DONE))
+    life = replace(life, pod=pod)
+    if pod is None or pod.gone or (pod.deleting and pod.finished):
+        return _end(life, DONE)
+    if end is None and may_stay(pod):
+        return _end(life, "the reconciler knows whether the pod stays")
+    return replace(life, todo=KeepPod(pod) if end is not None and stays(pod, end.reason.outcome) else DeletePod(pod))

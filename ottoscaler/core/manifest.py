@@ -41,6 +41,16 @@ ANNOTATION_DIGEST = "ottoscaler.io/spec-digest"
 ANNOTATION_EVENT = "ottoscaler.io/event"
 #: The names of the containers that are services of the profile, with commas: only they are ours besides `agent`.
 ANNOTATION_SERVICES = "ottoscaler.io/services"
+#: For how long the pod stays if its worker fails, seconds; a pod without it does not stay.
+ANNOTATION_KEEP = "ottoscaler.io/keep-failed-s"
+
+#: What keeps the cluster autoscaler and Karpenter from emptying the node of a worker that runs, for their own reasons:
+#: https://github.com/kubernetes/autoscaler/blob/master/cluster-autoscaler/FAQ.md and
+#: https://karpenter.sh/docs/concepts/disruption/#pod-level-controls. Neither lets a finished pod keep a node.
+_NOT_TO_EVICT: Final = {
+    "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+    "karpenter.sh/do-not-disrupt": "true",
+}
 
 HASH_DIGITS = 10
 
@@ -173,6 +183,8 @@ class PodTemplate(Protocol):
     def deadline_s(self) -> int: ...
     @property
     def termination_grace_s(self) -> int: ...
+    @property
+    def keep_failed_s(self) -> int: ...
 
 
 def build_pod(
@@ -196,21 +208,31 @@ def build_pod(
     if avoided_nodes:
         spec["affinity"] = _away_from(avoided_nodes)
     digest = hashlib.sha256(msgspec.json.encode(spec, order="sorted")).hexdigest()
-    metadata: dict[str, Any] = {
+    annotations = _annotations(template, event, event_json=event_json, digest=digest)
+    metadata = {
         "name": pod_name(key),
         "namespace": namespace,
         "labels": labels_of(key, instance),
-        "annotations": {
-            ANNOTATION_EVENT_ID: event.event_id,
-            ANNOTATION_TASK_ID: event.task_id,
-            ANNOTATION_DIGEST: digest,
-            ANNOTATION_EVENT: event_json,
-            "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
-        },
+        "annotations": annotations,
+    }
+    return msgspec.json.encode({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+
+
+def _annotations(template: PodTemplate, event: ScaleEvent, *, event_json: str, digest: str) -> dict[str, str]:
+    annotations = {
+        ANNOTATION_EVENT_ID: event.event_id,
+        ANNOTATION_TASK_ID: event.task_id,
+        ANNOTATION_DIGEST: digest,
+        ANNOTATION_EVENT: event_json,
+        **_NOT_TO_EVICT,
     }
     if services := event.overrides.services:
-        metadata["annotations"][ANNOTATION_SERVICES] = ",".join(service.name for service in services)
-    return msgspec.json.encode({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+        annotations[ANNOTATION_SERVICES] = ",".join(service.name for service in services)
+    asked = event.overrides.keep_failed_s
+    if keep_s := template.keep_failed_s if asked is None else asked:
+        # On the pod itself: every replica, and each later one, keeps it for the same time, whatever its configuration.
+        annotations[ANNOTATION_KEEP] = str(keep_s)
+    return annotations
 
 
 def worker_environment(event: ScaleEvent, key: AttemptKey) -> list[dict[str, Any]]:
@@ -364,23 +386,3 @@ def _resources(template: PodTemplate, cpu: str, memory: str, ephemeral_storage: 
         "requests": {"cpu": cpu or template.cpu_request, "memory": memory or template.memory_request} | disk,
         "limits": {"cpu": cpu or template.cpu_limit, "memory": memory or template.memory_limit} | disk,
     }
-
-
-class _Annotations(msgspec.Struct, frozen=True):
-    event: str = msgspec.field(default="", name=ANNOTATION_EVENT)
-
-
-class _Metadata(msgspec.Struct, frozen=True):
-    annotations: _Annotations = _Annotations()
-
-
-class _Pod(msgspec.Struct, frozen=True):
-    metadata: _Metadata = _Metadata()
-
-
-_pod: Final = msgspec.json.Decoder(_Pod)  # at import: see core/events.py
-
-
-def event_annotation(body: bytes) -> str:
-    """The event that a pod's annotation carries, as JSON; empty if there is none. Raises msgspec.MsgspecError."""
-    return _pod.decode(body).metadata.annotations.event

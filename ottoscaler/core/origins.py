@@ -19,6 +19,7 @@ _SETTINGS: Final = {
     "pull_secrets": "WORKER_IMAGE_PULL_SECRET",
     "deadline_s": "WORKER_DEADLINE_S",
     "retries": "WORKER_RETRIES",
+    "keep_failed_s": "KEEP_FAILED_S",
 }
 #: Fields that are there only where a profile or the event sets them.
 _OPTIONAL: Final = (
@@ -30,7 +31,7 @@ _RULES: Final = {
     "command": "command.allow",
     "args": "command.allow",
     "env": "env.allow",
-    **{name: f"max.{name}" for name in ("cpu", "memory", "deadline_s", "retries")},
+    **{name: f"max.{name}" for name in ("cpu", "memory", "deadline_s", "retries", "keep_failed_s")},
 }
 
 

@@ -27,8 +27,6 @@ OVERRIDE_FIELDS: Final = frozenset(
         *("deadline_s", "retries", "priority", "not_after", "keep_failed_s"),
     }
 )
-#: Those of them that have no effect yet: whatever the policy says, they are refused.
-NOT_YET: Final = frozenset({"keep_failed_s"})
 #: Those of them that need no policy.
 FIELDS_WITHOUT_POLICY: Final = frozenset({"deadline_s", "retries", "priority", "not_after"})
 

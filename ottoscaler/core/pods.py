@@ -10,6 +10,7 @@ They are for display; two of them are compared only where one machine wrote both
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from datetime import datetime
 from enum import StrEnum
@@ -62,6 +63,7 @@ class Phase(StrEnum):
 
 
 _PHASES: Final = {phase.value: phase for phase in Phase}
+_SECONDS: Final = re.compile(r"[0-9]{1,9}")
 
 
 class PodSnapshot(msgspec.Struct, frozen=True):
@@ -75,7 +77,8 @@ class PodSnapshot(msgspec.Struct, frozen=True):
     show. `ended_before_deadline`: the node's own times show that `agent` had ended before the deadline at which the
     kubelet ended the pod. `agent_outlived`: it has ended, and another container has not. `unknown_disruption` is the
     original word of a disruption that we do not know. `altered_label` says which of our labels was changed from
-    outside: no watch shows such a pod. `finalizers` keep a pod there after its end.
+    outside: no watch shows such a pod. `finalizers` keep a pod there after its end. `keep_failed_s`: for how long it
+    stays if its worker fails, seconds.
     """
 
     key: AttemptKey
@@ -108,6 +111,7 @@ class PodSnapshot(msgspec.Struct, frozen=True):
     unknown_disruption: str = ""
     altered_label: str = ""
     finalizers: tuple[str, ...] = ()
+    keep_failed_s: int = 0
     gone: bool = False
 
     @property
@@ -193,11 +197,7 @@ _NO_STATE: Final = RawState()
 
 def _snapshot(raw: RawPod, key: AttemptKey, instance: str) -> PodSnapshot:
     meta, status = raw.metadata, raw.status
-    state = _NO_STATE
-    for one in status.containers:
-        if one.name == CONTAINER:
-            state = one.state
-            break
+    state = _agent_state(raw)
     ended = state.terminated if state.terminated and state.terminated.exit_code is not None else None
     conditions = {condition.type: condition for condition in status.conditions}
     scheduled, disruption = conditions.get("PodScheduled"), conditions.get("DisruptionTarget")
@@ -240,7 +240,20 @@ def _snapshot(raw: RawPod, key: AttemptKey, instance: str) -> PodSnapshot:
         disruption=_DISRUPTIONS.get(disruption.reason, EndReason.EVICTED) if disruption else None,
         unknown_disruption=disruption.reason if disruption and disruption.reason not in _DISRUPTIONS else "",
         finalizers=meta.finalizers,
+        keep_failed_s=_whole_seconds(meta.annotations.keep_failed_s),
     )
+
+
+def _agent_state(raw: RawPod) -> RawState:
+    for one in raw.status.containers:
+        if one.name == CONTAINER:
+            return one.state
+    return _NO_STATE
+
+
+def _whole_seconds(text: str) -> int:
+    """What the annotation says; 0 where it was changed to what is no such number."""
+    return int(text) if _SECONDS.fullmatch(text) else 0
 
 
 def foreign_pod_snapshot(raw: RawPod) -> PodSnapshot:

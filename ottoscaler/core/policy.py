@@ -19,7 +19,6 @@ from ottoscaler.core.overrides import (
     FIELDS_WITHOUT_POLICY,
     MAX_DEADLINE_S,
     NO_OVERRIDES,
-    NOT_YET,
     OVERRIDE_FIELDS,
     Most,
     Overrides,
@@ -75,9 +74,6 @@ NO_RULES: Final = Rules()
 def overrides_of(texts: Mapping[str, str], rules: Rules) -> Overrides:
     """What the fields of a scale_up override; other fields are ignored. Raises Violation if one is not allowed."""
     asked = {name: texts[name] for name in sorted(OVERRIDE_FIELDS & texts.keys())}
-    for name in asked:
-        if name in NOT_YET:
-            raise Violation(f"field {name} is not supported yet; remove it", DeadReason.UNSUPPORTED)
     if rules.policy is not None:
         return decide(rules.policy, asked)
     if not asked:

@@ -4,14 +4,17 @@ microseconds, and a pod that is held a few hundred bytes.
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
-from ottoscaler.core.manifest import ANNOTATION_EVENT_ID, ANNOTATION_SERVICES
+from ottoscaler.core.manifest import ANNOTATION_EVENT, ANNOTATION_EVENT_ID, ANNOTATION_KEEP, ANNOTATION_SERVICES
 
 
 class _Annotations(msgspec.Struct, frozen=True):
     event_id: str = msgspec.field(default="", name=ANNOTATION_EVENT_ID)
     services: str = msgspec.field(default="", name=ANNOTATION_SERVICES)
+    keep_failed_s: str = msgspec.field(default="", name=ANNOTATION_KEEP)
 
 
 class _Metadata(msgspec.Struct, frozen=True):
@@ -114,3 +117,25 @@ class RawPod(msgspec.Struct, frozen=True):
     metadata: _Metadata
     spec: _Spec = _Spec()
     status: _Status = _Status()
+
+
+class _EventAnnotation(msgspec.Struct, frozen=True):
+    event: str = msgspec.field(default="", name=ANNOTATION_EVENT)
+
+
+class _EventMetadata(msgspec.Struct, frozen=True):
+    annotations: _EventAnnotation = _EventAnnotation()
+
+
+class _EventPod(msgspec.Struct, frozen=True):
+    metadata: _EventMetadata = _EventMetadata()
+
+
+_pod: Final = msgspec.json.Decoder(_EventPod)  # at import: see core/events.py
+
+
+def event_annotation(body: bytes) -> str:
+    """The event that a pod's annotation carries, as JSON; empty if there is none. It is large, and only a task that
+    Redis has forgotten is taken up from it. Raises msgspec.MsgspecError.
+    """
+    return _pod.decode(body).metadata.annotations.event

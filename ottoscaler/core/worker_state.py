@@ -14,6 +14,7 @@ from ottoscaler.core.effects import (
     Effect,
     EndLifecycle,
     GetPod,
+    KeepPod,
     ListPodEvents,
     PauseUntil,
     RecordResult,
@@ -29,7 +30,7 @@ _BEFORE_CREATE: Final = (StoreAttempt, PauseUntil, DeleteOldPod, CreatePod)
 _WITHOUT_POD: Final = (StoreAttempt, PauseUntil, StoreRefusal)
 #: How many nodes a new attempt avoids at most: those of the latest attempts.
 MAX_AVOIDED_NODES: Final = 10
-_AFTER_END: Final = (RecordResult, DeletePod, EndLifecycle)
+_AFTER_END: Final = (RecordResult, DeletePod, KeepPod, EndLifecycle)
 
 
 class Lifecycle(msgspec.Struct, frozen=True, kw_only=True):

@@ -23,6 +23,7 @@ from ottoscaler.errors import ClusterRejected, Unavailable
 from ottoscaler.flow.heartbeat import Heartbeat
 from ottoscaler.flow.ledger import Ledger
 from ottoscaler.flow.owned_tasks import WorkerRun
+from ottoscaler.flow.pod_keeper import PodKeeper
 from ottoscaler.flow.registry import PodRegistry, Waiter
 from ottoscaler.flow.stop import StopSignal
 from ottoscaler.flow.worker import WorkerRunner
@@ -46,13 +47,14 @@ class PodTerminator:
     """Ends pods. `run` is the body of one thread; `terminate` and `finish_cancelled` are for any."""
 
     def __init__(
-        self, *, cluster: Cluster, registry: PodRegistry, ledger: Ledger, runner: WorkerRunner, stop: StopSignal,
-        heartbeat: Heartbeat, clock: Clock,
+        self, *, cluster: Cluster, registry: PodRegistry, ledger: Ledger, runner: WorkerRunner, keeper: PodKeeper,
+        stop: StopSignal, heartbeat: Heartbeat, clock: Clock,
     ) -> None:  # fmt: skip
         self._cluster = cluster
         self._registry = registry
         self._ledger = ledger
         self._runner = runner
+        self._keeper = keeper
         self._stop = stop
         self._heartbeat = heartbeat
         self._clock = clock
@@ -92,7 +94,9 @@ class PodTerminator:
             self._let_go(one)
 
     def step(self) -> None:
-        """Delete the pods that are due, and carry on each worker that can make a step. Raises nothing."""
+        """Delete the pods that are due, and carry on each worker that can make a step. Kept pods come last: they are in
+        no worker's way. Raises nothing.
+        """
         # Taken out at once, and worked on without the lock: `terminate` and `follow` must not wait for the Kubernetes
         # API.
         with self._lock:
@@ -103,6 +107,8 @@ class PodTerminator:
                 isolated(pod, lambda: self.delete(pod, termination))  # noqa: B023
         self._followed += [_Followed(run, self._runner.subscribed(run)) for run in arrived]
         self._followed = [one for one in self._followed if self._carry_on(one)]
+        if not self._stop.is_set():
+            self._keeper.step()
 
     def delete(self, pod: PodSnapshot, termination: Termination | None = None) -> None:
         """Delete a pod after a live look; with a termination only one that has not finished, and that the termination

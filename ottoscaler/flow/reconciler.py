@@ -11,11 +11,13 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from ottoscaler import logs
+from ottoscaler.core.kept_pods import stays
 from ottoscaler.core.manifest import pod_name
 from ottoscaler.core.pods import PodSnapshot
 from ottoscaler.errors import Unavailable
 from ottoscaler.flow.dispatch import Dispatcher
 from ottoscaler.flow.heartbeat import Heartbeat
+from ottoscaler.flow.pod_keeper import PodKeeper
 from ottoscaler.flow.pod_terminator import PodTerminator, isolated
 from ottoscaler.flow.registry import PodRegistry
 from ottoscaler.flow.stop import StopSignal
@@ -32,8 +34,8 @@ class Reconciler:
 
     def __init__(
         self, *, leases: Leases, cluster: Cluster, registry: PodRegistry, dispatcher: Dispatcher,
-        terminator: PodTerminator, stop: StopSignal,
-        heartbeat: Heartbeat, clock: Clock, lease_s: float, ttl_s: float,
+        terminator: PodTerminator, keeper: PodKeeper, stop: StopSignal, heartbeat: Heartbeat,
+        clock: Clock, lease_s: float, ttl_s: float,
     ) -> None:  # fmt: skip
         """`ttl_s`: how long Redis remembers a task that is finished."""
         self._leases = leases
@@ -41,6 +43,7 @@ class Reconciler:
         self._registry = registry
         self._dispatcher = dispatcher
         self._terminator = terminator
+        self._keeper = keeper
         self._stop = stop
         self._heartbeat = heartbeat
         self._clock = clock
@@ -72,6 +75,7 @@ class Reconciler:
         self._finished_since = {uid: self._finished_since.get(uid, now) for uid in finished}
         known = self._leases.known_tasks(sorted({pod.event_id for pod in pods}))
         self._take_up([pod for pod in pods if pod.event_id not in known])
+        self._keeper.review([pod for pod in pods if pod.event_id in known and self._stays(pod, known)])
         # where the API server answers nothing, each pod costs a time-out: those that were left come first the next time
         until, left = now + RECONCILE_EVERY_S, set()
         for pod in sorted(pods, key=lambda pod: pod.uid in self._left, reverse=True):
@@ -83,7 +87,14 @@ class Reconciler:
                 isolated(pod, lambda: self._compare(pod, known))  # noqa: B023
         self._left = left
 
+    @staticmethod
+    def _stays(pod: PodSnapshot, known: _Known) -> bool:
+        worker = known[pod.event_id][1].get(pod.key.index)
+        return worker is not None and pod.key.attempt == worker.attempt and stays(pod, worker.outcome)
+
     def _compare(self, pod: PodSnapshot, known: _Known) -> None:
+        if self._stays(pod, known):
+            return
         state, workers = known[pod.event_id]
         worker = workers.get(pod.key.index, StoredWorker(pod.key.index))
         if worker.outcome or pod.key.attempt < worker.attempt or (state == "finished" and not pod.live):
@@ -104,6 +115,10 @@ class Reconciler:
         self._unknown_since = {event_id: self._unknown_since.get(event_id, now) for event_id in events}
         for event_id, pods in events.items():
             if now - self._unknown_since[event_id] < self._lease_s:
+                continue
+            # Their results were stored, and only kept pods are left: taken up again, the task would get its results a
+            # second time, and each worker without a pod would be PodLost.
+            if all(self._keeper.is_kept(pod) for pod in pods):
                 continue
             # by our own clock: a node's may be days behind, and the result of a pod that has just finished is wanted
             if all(now - self._finished_since.get(pod.uid, now) > self._ttl_s for pod in pods):

@@ -12,6 +12,7 @@ from typing import Final
 
 from ottoscaler import logs, ports
 from ottoscaler.core.events import EventType, ScaleDownMode
+from ottoscaler.core.kept_pods import stays
 from ottoscaler.core.manifest import AttemptKey, event_hash, pod_name
 from ottoscaler.core.plan import VictimCandidate, is_older, rank_victims
 from ottoscaler.core.pods import PodSnapshot
@@ -277,7 +278,9 @@ class ScaleDownSteps:
         return there or self._ledger.tasks.has(victim.event_id)
 
     def _has_pod(self, victim: Victim, worker: StoredWorker) -> bool:
-        return self._registry.get(self._key(victim.event_id, victim.index, worker.attempt)) is not None
+        """A kept pod runs nothing and may stay for days: it is no reason to wait."""
+        pod = self._registry.get(self._key(victim.event_id, victim.index, worker.attempt))
+        return pod is not None and not stays(pod, worker.outcome)
 
     def _record_result(self, scale_down: ScaleDown) -> None:
         event, spared = scale_down.task.event, set(scale_down.survivors)

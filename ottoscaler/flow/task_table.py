@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 
-from ottoscaler.core.verdicts import Verdict
+from ottoscaler.core.verdicts import Outcome, Verdict
 from ottoscaler.flow.owned_tasks import OwnedTask, WorkerRun
 from ottoscaler.ports import StoredWorker
 
@@ -77,6 +77,12 @@ class TaskTable:
         result = StoredWorker(life.index, life.attempt, life.infra_used, outcome=reason.outcome, reason=reason)
         with self.lock:
             run.task.results[life.index] = result
+
+    def has_failed(self, run: WorkerRun) -> bool:
+        """Is its stored result a failure?"""
+        with self.lock:
+            result = run.task.results.get(run.life.index)
+        return result is not None and result.outcome == Outcome.FAILED
 
     def clear_cancel(self, run: WorkerRun) -> None:
         """It is not cancelled any more: the termination was cleared."""

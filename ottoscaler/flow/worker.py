@@ -6,7 +6,6 @@ is lost and no outage holds a thread.
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 from collections.abc import Callable
 from typing import Any, Final
@@ -19,7 +18,6 @@ from ottoscaler.core.autoscaler import NO_FORECAST, node_forecast
 from ottoscaler.core.effects import Effect
 from ottoscaler.core.events import BadEvent, DeadReason
 from ottoscaler.core.observations import Observation
-from ottoscaler.core.overrides import NO_OVERRIDES
 from ottoscaler.core.pods import PodSnapshot
 from ottoscaler.core.results import worker_result
 from ottoscaler.core.termination import Termination, final_verdict
@@ -29,12 +27,13 @@ from ottoscaler.flow.dead_letters import report
 from ottoscaler.flow.heartbeat import Heartbeat
 from ottoscaler.flow.ledger import Ledger
 from ottoscaler.flow.owned_tasks import WorkerRun
+from ottoscaler.flow.pod_keeper import PodKeeper
 from ottoscaler.flow.registry import PodRegistry, Waiter
 from ottoscaler.flow.worker_log import WorkerLog
 from ottoscaler.metrics import Metrics
 from ottoscaler.ports import Attempts, Clock, Cluster, CreateOutcome, ScriptReply, ScriptStatus
 from ottoscaler.retries import Retries
-from ottoscaler.settings import Settings, WorkerSettings
+from ottoscaler.settings import Settings
 
 #: After this many failures of the program itself on one worker, the worker ends as Poison.
 MAX_FAILURES: Final = 5
@@ -59,13 +58,14 @@ class WorkerRunner:
     """Runs workers. Any thread: all state is the run's, but for whether we may list Events."""
 
     def __init__(
-        self, *, attempts: Attempts, cluster: Cluster, registry: PodRegistry, ledger: Ledger, retries: Retries,
-        heartbeat: Heartbeat, metrics: Metrics, clock: Clock, settings: Settings,
+        self, *, attempts: Attempts, cluster: Cluster, registry: PodRegistry, ledger: Ledger, keeper: PodKeeper,
+        retries: Retries, heartbeat: Heartbeat, metrics: Metrics, clock: Clock, settings: Settings,
     ) -> None:  # fmt: skip
         self._attempts = attempts
         self._cluster = cluster
         self._registry = registry
         self._ledger = ledger
+        self._keeper = keeper
         self._retries = retries
         self._heartbeat = heartbeat
         self._metrics = metrics
@@ -91,6 +91,7 @@ class WorkerRunner:
             effects.DeleteOldPod: (self._delete, "delete a pod"),
             effects.RecordResult: (self._record, "record a result"),
             effects.DeletePod: (self._delete, "delete a pod"),
+            effects.KeepPod: (self._keep, "keep a pod"),
             effects.EndLifecycle: (self._end, "end"),
         }
 
@@ -164,7 +165,8 @@ class WorkerRunner:
 
     def _advance(self, run: WorkerRun, observation: Observation) -> None:
         before = run.life
-        run.life = life = lifecycle.step(before, observation, self._clock.now(), self._limits(run))
+        limits = self._settings.worker.with_overrides(run.task.event.overrides)
+        run.life = life = lifecycle.step(before, observation, self._clock.now(), limits)
         self._heartbeat.progressed()
         if life.attempt != before.attempt:
             run.update_pod_name()
@@ -173,20 +175,6 @@ class WorkerRunner:
         if not life.may_have_unseen_pod:
             self._ledger.release_claim(run)
         self._worker_log.step(run, before)
-
-    def _limits(self, run: WorkerRun) -> WorkerSettings:
-        """The configuration, with what the event overrides."""
-        configured, asked = self._settings.worker, run.task.event.overrides
-        if asked == NO_OVERRIDES:
-            return configured
-        retries = configured.worker_retries if asked.retries is None else asked.retries
-        return dataclasses.replace(
-            configured,
-            deadline_s=asked.deadline_s or configured.deadline_s,
-            # services start one after the other, and each may take its time
-            pending_timeout_s=configured.pending_timeout_s + sum(one.ready.timeout_s for one in asked.services),
-            worker_retries=retries,
-        )
 
     def _failed(self, run: WorkerRun, error: Exception) -> None:
         task = run.task
@@ -306,6 +294,7 @@ class WorkerRunner:
         except ClusterUnavailable as error:
             self._ledger.status_buffer.add(run, reason=str(error))
             if not error.unclear:
+                self._keeper.make_room(str(error))
                 return observations.CreateRefused(str(error), error.retry_after_s)
             sentence = "It is unclear whether %s was created: looking whether it is there"
             _log.warning("worker.unclear", sentence, run.pod_name, error=str(error))
@@ -359,6 +348,14 @@ class WorkerRunner:
 
     def _delete(self, _run: WorkerRun, effect: effects.DeletePod | effects.DeleteOldPod) -> Observation:
         self._request_deletion(effect.pod, None)
+        return observations.EffectDone()
+
+    def _keep(self, run: WorkerRun, effect: effects.KeepPod) -> Observation:
+        # A cancel that reached Redis just before the result has won over it: its scale_down waits for the pod's end.
+        if self._ledger.tasks.has_failed(run):
+            self._keeper.keep(effect.pod)
+        else:
+            self._request_deletion(effect.pod, None)
         return observations.EffectDone()
 
     def _delete_if_unchanged(self, _run: WorkerRun, effect: effects.DeletePodIfUnchanged) -> Observation:

@@ -102,11 +102,12 @@ class Pods:
         self._namespace = admin.namespace
 
     def body(
-        self, index: int = 1, *, attempt: int = 1, bound: bool = False, avoided_nodes: Sequence[str] = ()
-    ) -> bytes:
+        self, index: int = 1, *, attempt: int = 1, bound: bool = False, avoided_nodes: Sequence[str] = (),
+        keep_failed_s: int = 0,
+    ) -> bytes:  # fmt: skip
         """A create request; `bound`: to a node that is not there."""
         key = AttemptKey(self.hash, index, attempt)
-        template = WorkerSettings(node_selector=NOWHERE)
+        template = WorkerSettings(node_selector=NOWHERE, keep_failed_s=keep_failed_s)
         made = manifest.build_pod(
             template, EVENT, key, event_json=EVENT.encode(), instance=self.instance, namespace=self._namespace,
             avoided_nodes=avoided_nodes,

@@ -42,6 +42,18 @@ class TestCreating:
         assert pod.resource_version
         assert pod.created_at
 
+    @pytest.mark.contract("2.KEEP_FAILED_S")
+    def test_a_pod_says_for_how_long_it_stays(self, pods: Pods, admin: ClusterAdmin) -> None:
+        """To whoever lists it later, and after its end; then it goes by its UID."""
+        pods.cluster.create(pods.body(bound=True, keep_failed_s=600))
+        admin.set_status(pods.name(), ended("Failed", 7, "Error"))
+        (kept,) = pods.cluster.list().pods
+        assert (kept.keep_failed_s, kept.finished, kept.exit_code) == (600, True, 7)
+        assert not pods.cluster.delete(kept.name, "00000000-0000-0000-0000-000000000000")
+        assert pods.cluster.delete(kept.name, kept.uid)
+        assert pods.cluster.get(kept.name) is None
+        assert pods.cluster.delete(kept.name, kept.uid)
+
     def test_again_finds_it_there(self, pods: Pods) -> None:
         """As after a lost answer; the first one stays."""
         pod = pods.create()

@@ -15,6 +15,7 @@ from kubernetes import client
 
 from ottoscaler.adapters.cluster import KubeCluster
 from ottoscaler.errors import ClusterUnavailable
+from ottoscaler.flow.pod_keeper import COUNTS_PODS
 from ottoscaler.ports import Cluster
 from ottoscaler.settings import KubeSettings
 from tests.adapters import contract_cluster
@@ -67,9 +68,10 @@ def narrow(admin: KubeAdmin) -> Iterator[KubeAdmin]:
 class TestQuota:
     """A ResourceQuota is waiting, not failing."""
 
-    def test_a_full_quota_is_unavailable(self, narrow: KubeAdmin) -> None:
-        """With `unclear` False: nothing was created."""
-        quota = {"metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}}
+    @pytest.mark.parametrize("resource", ["pods", COUNTS_PODS])
+    def test_a_full_quota_is_unavailable(self, narrow: KubeAdmin, resource: str) -> None:
+        """With `unclear` False: nothing was created. And in words that say whether kept pods use this quota."""
+        quota = {"metadata": {"name": "none"}, "spec": {"hard": {resource: "0"}}}
         narrow.api.create_namespaced_resource_quota(narrow.namespace, quota, _preload_content=False)
         settings = KubeSettings(kubeconfig=str(narrow.kubeconfig), namespace=narrow.namespace)
         cluster = KubeCluster(settings, instance="i")
@@ -85,6 +87,7 @@ class TestQuota:
         refused = eventually(refusal, 20, "the quota to hold: a new one takes a while")
         assert refused is not None
         assert not refused.unclear
+        assert (f"{COUNTS_PODS}=" in str(refused)) is (resource == COUNTS_PODS)
         cluster.close()
 
 

@@ -59,7 +59,11 @@ def test_each_field_has_its_source_and_its_rule(capsys: pytest.CaptureFixture[st
         "# cpu: WORKER_CPU_REQUEST, WORKER_CPU_LIMIT",
         "# retries: profile node20",
         "# node_selector: profile node20",
+        "# keep_failed_s: profile node20",
     } <= set(lines)
+    (pod,), text = planned(capsys, "profile=node20", "keep_failed_s=60")
+    assert "# keep_failed_s: event (max.keep_failed_s)" in text
+    assert pod["metadata"]["annotations"]["ottoscaler.io/keep-failed-s"] == "60"
     _, text = planned(capsys, "image=node:20")
     assert "# image: event (images.allow: docker.io/library/node:20*)" in text
     assert "# profile: policy (default_profile)" in text

@@ -52,6 +52,7 @@ ANSWERS: Final[dict[type, tuple[type, ...]]] = {
     effects.DeletePodIfUnchanged: (observations.EffectDone, observations.PodChanged),
     effects.RecordResult: (observations.EffectDone, observations.NewerAttemptStored, observations.OwnershipLost),
     effects.DeletePod: (observations.EffectDone,),
+    effects.KeepPod: (observations.EffectDone,),
     effects.DeleteOldPod: (observations.EffectDone,),
     effects.PauseUntil: (observations.TimedOut,),
     effects.EndLifecycle: (),

@@ -39,7 +39,8 @@ EXAMPLE: Final[dict[str, Any]] = {
             "tolerations": [{"key": "ci", "operator": "Exists", "effect": "NoSchedule"}],
             "deadline_s": 600,
             "retries": 1,
-            "overrides": ["command", "args", "env", "memory", "deadline_s"],
+            "keep_failed_s": 600,
+            "overrides": ["command", "args", "env", "memory", "deadline_s", "keep_failed_s"],
         },
         "publish": {
             "image": f"registry.example.com/ci/publish@{DIGEST}",

@@ -17,6 +17,7 @@ from ottoscaler.core.effects import (
     Effect,
     EndLifecycle,
     GetPod,
+    KeepPod,
     ListPodEvents,
     MarkPodSeen,
     PauseUntil,
@@ -62,7 +63,7 @@ EFFECTS: tuple[Effect, ...] = (
     StoreAttempt(1, 0), PauseUntil(NOW), DeleteOldPod(pod()), CreatePod(1), StoreRefusal(1), GetPod(1), MarkPodSeen(1),
     AwaitPod(None),
     ListPodEvents(pod()), StoreTermination(TERMINATION), ClearTermination(TERMINATION), DeletePodIfUnchanged(pod()),
-    RecordResult(1, TERMINATION.verdict, None), DeletePod(pod()), EndLifecycle("done"),
+    RecordResult(1, TERMINATION.verdict, None), DeletePod(pod()), KeepPod(pod()), EndLifecycle("done"),
 )  # fmt: skip
 OBSERVATIONS: tuple[Observation, ...] = (
     EffectDone(), AttemptStored(), Cancelled(TERMINATION, 1), HasResult(), NewerAttemptStored(), OwnershipLost(),

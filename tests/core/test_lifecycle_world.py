@@ -6,6 +6,7 @@ from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
 from ottoscaler.core.effects import EndLifecycle
+from ottoscaler.core.kept_pods import may_stay
 from ottoscaler.core.lifecycle import Lifecycle
 from ottoscaler.core.verdicts import EndReason
 from tests.core.worker_environment import WorkerEnvironment
@@ -40,8 +41,18 @@ def test_a_life_that_stays_ours_ends_with_a_result(throws: list[int]) -> None:
 @settings(max_examples=500)
 @given(dice)
 def test_a_life_that_stays_ours_leaves_no_pod_behind(throws: list[int]) -> None:
-    """Of no attempt: each is gone, or going."""
+    """Of no attempt: each is gone, or going, but for one that stays for inspection or that the reconciler looks at."""
     environment, _ = lived(throws)
+    left = [attempt for attempt, there in environment.pods.items() if not (there.deleting or may_stay(there))]
+    assert not environment.ours or not left
+    assert len(environment.kept) <= 1
+
+
+@settings(max_examples=500)
+@given(dice)
+def test_a_pod_that_is_not_to_stay_never_does(throws: list[int]) -> None:
+    """Without the wish to keep it nothing is as it was not before."""
+    environment, _ = lived([0, *throws])
     assert not environment.ours or all(left.deleting for left in environment.pods.values())
 
 

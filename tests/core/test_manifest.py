@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from ottoscaler.core import events
 from ottoscaler.core.events import ScaleEvent
-from ottoscaler.core.manifest import AttemptKey, build_pod, event_annotation, worker_environment
+from ottoscaler.core.manifest import AttemptKey, build_pod, worker_environment
+from ottoscaler.core.overrides import Overrides
 from ottoscaler.core.pods import pod_snapshot
+from ottoscaler.core.raw_pod import event_annotation
 from ottoscaler.settings import WorkerSettings
 from tests.core.builders import HASH, decode, event
 
@@ -93,11 +95,25 @@ def test_the_labels_identify_the_worker() -> None:
 @contract("4.annotations")
 @contract("4.security")
 def test_the_annotations_carry_event_and_task() -> None:
-    """And keep the cluster autoscaler from ending the worker."""
+    """And keep the cluster autoscaler and Karpenter from ending the worker."""
     annotations = body()["metadata"]["annotations"]
     assert annotations["ottoscaler.io/event-id"] == "e-1"
     assert annotations["ottoscaler.io/task-id"] == "t"
     assert annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "false"
+    assert annotations["karpenter.sh/do-not-disrupt"] == "true"
+
+
+@contract("3.keep_failed_s")
+@contract("2.KEEP_FAILED_S")
+@pytest.mark.parametrize(
+    ("configured", "asked", "annotation"),
+    [(0, None, None), (60, None, "60"), (60, 0, None), (60, 600, "600"), (0, 600, "600")],
+)
+def test_the_pod_says_for_how_long_it_stays(configured: int, asked: int | None, annotation: str | None) -> None:
+    """The event's word, or the profile's, before the configuration's; nothing where it does not stay."""
+    settings = replace(PLAIN, keep_failed_s=configured)
+    annotations = body(settings, overrides=Overrides(keep_failed_s=asked))["metadata"]["annotations"]
+    assert annotations.get("ottoscaler.io/keep-failed-s") == annotation
 
 
 @contract("4.annotations")

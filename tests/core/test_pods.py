@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from ottoscaler.core.manifest import AttemptKey, event_annotation
+from ottoscaler.core.manifest import AttemptKey
 from ottoscaler.core.pods import (
     Phase,
     PodSnapshot,
@@ -20,6 +20,7 @@ from ottoscaler.core.pods import (
     foreign_pod_snapshot,
     pod_snapshot,
 )
+from ottoscaler.core.raw_pod import event_annotation
 from tests.core.builders import (
     HASH,
     LABELS,

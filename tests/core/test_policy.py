@@ -332,6 +332,7 @@ def test_each_maximum_itself_passes() -> None:
     [
         ("priority", "8", "policy: max.priority"),
         ("keep_failed_s", "1", "policy: profiles.plain.overrides"),
+        ("retries", "4", "max.retries"),
         ("not_after", "2030-01-01T00:00:00", "RFC 3339"),
     ],
 )
@@ -356,6 +357,25 @@ def test_a_profile_is_the_base_and_the_event_wins() -> None:
     assert (values["CI"], values["NODE_ENV"]) == ("true", "production")
     assert container({"profile": "node20", "args": "[]"})["command"] == ["npm"]
     assert accepted({"profile": "node20"}).overrides.retries == 1
+
+
+@contract("3.keep_failed_s")
+@pytest.mark.parametrize(
+    ("asked", "kept_s"),
+    [({}, 600), ({"keep_failed_s": "0"}, 0), ({"keep_failed_s": "3600"}, 3600)],
+)
+def test_an_event_says_for_how_long_failed_pods_stay(asked: dict[str, str], kept_s: int) -> None:
+    """Otherwise the profile does, and otherwise the configuration."""
+    assert accepted({"profile": "node20"} | asked).overrides.keep_failed_s == kept_s
+    assert accepted({}).overrides.keep_failed_s is None
+
+
+@contract("3.keep_failed_s")
+def test_failed_pods_stay_no_longer_than_the_policy_allows() -> None:
+    """And only a whole number of seconds."""
+    for text in ("3601", "-1", "1.5", "1h"):
+        with pytest.raises(Violation, match=r"from 0 to 3600 is expected \(policy: max.keep_failed_s\)"):
+            decide(EXAMPLE_POLICY, {"profile": "node20", "keep_failed_s": text})
 
 
 @contract("3.profile")

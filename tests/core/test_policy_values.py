@@ -66,7 +66,7 @@ NUMBERS: Final[list[tuple[Path, str, int, int, int | None]]] = [
     (("max", "deadline_s"), "most.deadline_s", 1, 2_592_000, None),
     (("max", "retries"), "most.retries", 0, 10, 10),
     (("max", "priority"), "most.priority", 0, 9, 9),
-    (("max", "keep_failed_s"), "most.keep_failed_s", 0, 604_800, 0),
+    (("max", "keep_failed_s"), "most.keep_failed_s", 0, 604_800, None),
     (("max", "pod_count"), "max_pod_count", 1, 1_000_000, 0),
     ((*NODE, "deadline_s"), "profiles.node20.deadline_s", 1, 2_592_000, 0),
     ((*NODE, "retries"), "profiles.node20.retries", 0, 10, None),
@@ -85,7 +85,7 @@ def test_a_number_is_taken_from_its_least_to_its_largest(
         assert read_policy(example(path, wrong)) == [
             (path, f'"{wrong}"; a whole number from {least} to {most} is expected')
         ]
-    if path != ("max", "deadline_s"):  # the example's events may set it, so it needs one
+    if path not in (("max", "deadline_s"), ("max", "keep_failed_s")):  # the example's events may set them
         data = example(path, 1)
         assert value_at(read(_without(data, path)), attribute) == default
 
@@ -106,7 +106,8 @@ def test_each_field_of_a_profile_is_read() -> None:
     assert (node.env, node.memory, node.cpu) == ({"CI": "true", "NODE_ENV": "test"}, "1Gi", "")
     assert list(node.tolerations) == [{"key": "ci", "operator": "Exists", "effect": "NoSchedule"}]
     assert (node.node_selector, node.deadline_s, node.retries) == ({"pool": "ci"}, 600, 1)
-    assert node.overrides == {"command", "args", "env", "memory", "deadline_s"}
+    assert node.keep_failed_s == 600
+    assert node.overrides == {"command", "args", "env", "memory", "deadline_s", "keep_failed_s"}
     assert publish.image == f"registry.example.com/ci/publish@{DIGEST}"
     assert list(publish.secret_env) == [SecretEnv("NPM_TOKEN", "ottoscaler-worker-npm", "token")]
 

@@ -76,6 +76,8 @@ class WorkerEnvironment:
         self.intended = False
         self.known: set[int] = set()
         self.listed: dict[str, float] = {}
+        self.keep_failed_s = self.roll(0, 0, 600)
+        self.kept: list[int] = []
         self.life = self._begin()
 
     def run(self, steps: int = 400) -> Lifecycle:
@@ -126,6 +128,7 @@ class WorkerEnvironment:
             effects.DeletePodIfUnchanged: self._kill,
             effects.RecordResult: self._record,
             effects.DeletePod: self._delete,
+            effects.KeepPod: self._keep,
             effects.DeleteOldPod: self._delete,
             effects.PauseUntil: lambda _: observations.TimedOut(),
         }
@@ -236,7 +239,10 @@ class WorkerEnvironment:
         return last.exit_code == 0 and not last.reason
 
     def _make(self, attempt: int) -> PodSnapshot:
-        fresh = pod(key=AttemptKey(HASH, 1, attempt), uid=f"u-{attempt}", created_at=self.now, node="")
+        fresh = pod(
+            key=AttemptKey(HASH, 1, attempt), uid=f"u-{attempt}", created_at=self.now, node="",
+            keep_failed_s=self.keep_failed_s,
+        )  # fmt: skip
         self.pods[attempt] = fresh
         return fresh
 
@@ -296,6 +302,14 @@ class WorkerEnvironment:
         self.pods[attempt] = replace(
             asked.pod, resource_version="99", deletion_requested_at=self.now, deletion_grace_s=1.0
         )
+        return observations.EffectDone()
+
+    def _keep(self, asked: effects.KeepPod) -> Observation:
+        assert self.result is not None
+        assert self.result.reason.outcome is Outcome.FAILED, "only failed workers leave their pods"
+        assert asked.pod.finished
+        assert asked.pod.keep_failed_s
+        self.kept.append(asked.pod.key.attempt)
         return observations.EffectDone()
 
     def _delete(self, asked: effects.DeletePod) -> Observation:

@@ -98,6 +98,7 @@ class TestPods:
         assert re.fullmatch(r"[0-9a-f]{64}", answer["ottoscaler.io/spec-digest"])
         assert json.loads(answer["ottoscaler.io/event"])["pod_count"] == 3
         assert answer["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "false"
+        assert answer["karpenter.sh/do-not-disrupt"] == "true"
 
     @pytest.mark.contract("4.env")
     def test_environment(self, story: Story) -> None:

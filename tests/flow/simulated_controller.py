@@ -24,6 +24,7 @@ from ottoscaler.flow.inbox import ScaleDownInbox
 from ottoscaler.flow.intake import Intake, StreamReader
 from ottoscaler.flow.lease import LeaseKeeper
 from ottoscaler.flow.ledger import Ledger
+from ottoscaler.flow.pod_keeper import PodKeeper
 from ottoscaler.flow.pod_terminator import PodTerminator
 from ottoscaler.flow.reconciler import Reconciler
 from ottoscaler.flow.registry import PodRegistry
@@ -127,11 +128,18 @@ class SimulatedController:
         loop: dict[str, Any] = {"stop": self.stop, "heartbeat": self.heartbeat, "clock": self.clock}
         lease_s, ttl_s = self.lease_s, settings.keys.task_ttl_s
         self.inbox = inbox
+        self.keeper = keeper = PodKeeper(
+            cluster=cluster, registry=registry, metrics=metrics, clock=self.clock,
+            most=settings.flow.keep_failed_max, ttl_s=ttl_s,
+        )  # fmt: skip
         self.runner = WorkerRunner(
-            attempts=stream, cluster=cluster, registry=registry, ledger=ledger, retries=retries, metrics=metrics,
+            attempts=stream, cluster=cluster, registry=registry, ledger=ledger, keeper=keeper, retries=retries,
+            metrics=metrics,
             heartbeat=self.heartbeat, clock=self.clock, settings=settings,
         )  # fmt: skip
-        self.terminator = PodTerminator(cluster=cluster, registry=registry, ledger=ledger, runner=self.runner, **loop)
+        self.terminator = PodTerminator(
+            cluster=cluster, registry=registry, ledger=ledger, runner=self.runner, keeper=keeper, **loop
+        )
         self.dispatcher = Dispatcher(
             ledger=ledger, runner=self.runner, terminator=self.terminator, inbox=inbox,
             max_workers=settings.flow.max_workers,
@@ -164,6 +172,7 @@ class SimulatedController:
         )  # fmt: skip
         self.reconciler = Reconciler(
             leases=stream, cluster=cluster, registry=registry, dispatcher=self.dispatcher, terminator=self.terminator,
+            keeper=keeper,
             lease_s=lease_s, ttl_s=ttl_s, **loop,
         )  # fmt: skip
         self.watch = PodWatcher(cluster=cluster, registry=registry, retries=retries, metrics=metrics, **loop)

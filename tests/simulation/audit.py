@@ -68,6 +68,10 @@ class Audit:
         self.sent[event_id] = fields
         self.note(f"event {event_id} {fields}")
 
+    def now(self) -> float:
+        """Seconds of the world's clock, which all machines have."""
+        return self._clock.now()
+
     def note(self, line: str) -> None:
         """For a person who has to find out what happened."""
         self.lines.append(f"{self._clock.now() % 100_000:9.1f} {line}")

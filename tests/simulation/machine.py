@@ -37,13 +37,14 @@ class Simulation(RuleBasedStateMachine):
         events=st.lists(st.tuples(st.integers(1, 3), st.integers(-1, 2)), min_size=1, max_size=3),
         wipes=st.integers(0, 5),
         max_pending=st.sampled_from((0, 0, 1, 2)),
+        keep=st.booleans(),
     )
     def begin(
         self, max_workers: int, replicas: int, patient: bool, events: Sequence[tuple[int, int]], wipes: int,
-        max_pending: int,
+        max_pending: int, keep: bool,
     ) -> None:  # fmt: skip
         """A world with controllers and work. In few of them Redis may be wiped: less is promised then."""
-        self.world = World(max_workers=max_workers, patient=patient, max_pending=max_pending)
+        self.world = World(max_workers=max_workers, patient=patient, max_pending=max_pending, keep=keep)
         self.audit = self.world.audit
         self.may_wipe = wipes == 5
         for who in range(replicas):

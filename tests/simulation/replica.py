@@ -27,6 +27,7 @@ from ottoscaler.flow.intake import Intake, StreamReader
 from ottoscaler.flow.lease import LeaseKeeper
 from ottoscaler.flow.ledger import Ledger
 from ottoscaler.flow.owned_tasks import WorkerRun
+from ottoscaler.flow.pod_keeper import PodKeeper
 from ottoscaler.flow.pod_terminator import PodTerminator
 from ottoscaler.flow.reconciler import Reconciler
 from ottoscaler.flow.registry import PodRegistry
@@ -207,11 +208,18 @@ class Replica:
         heartbeat = Heartbeat(self.clock)
         loop: dict[str, Any] = {"stop": self.stop, "heartbeat": heartbeat, "clock": self.clock}
         lease_s, ttl_s = float(settings.flow.lease_s), settings.keys.task_ttl_s
+        self.keeper = keeper = PodKeeper(
+            cluster=cluster, registry=registry, metrics=metrics, clock=self.clock,
+            most=settings.flow.keep_failed_max, ttl_s=ttl_s,
+        )  # fmt: skip
         self.runner = WorkerRunner(
-            attempts=stream, cluster=cluster, registry=registry, ledger=ledger, retries=retries, metrics=metrics,
+            attempts=stream, cluster=cluster, registry=registry, ledger=ledger, keeper=keeper, retries=retries,
+            metrics=metrics,
             heartbeat=heartbeat, clock=self.clock, settings=settings,
         )  # fmt: skip
-        self.terminator = PodTerminator(cluster=cluster, registry=registry, ledger=ledger, runner=self.runner, **loop)
+        self.terminator = PodTerminator(
+            cluster=cluster, registry=registry, ledger=ledger, runner=self.runner, keeper=keeper, **loop
+        )
         self.dispatcher = _Dispatcher(
             self, ledger=ledger, runner=self.runner, terminator=self.terminator, inbox=inbox,
             max_workers=settings.flow.max_workers, **loop,
@@ -243,6 +251,7 @@ class Replica:
         )  # fmt: skip
         self.reconciler = Reconciler(
             leases=stream, cluster=cluster, registry=registry, dispatcher=self.dispatcher, terminator=self.terminator,
+            keeper=keeper,
             lease_s=lease_s, ttl_s=ttl_s, **loop,
         )  # fmt: skip
         self.watch = PodWatcher(cluster=cluster, registry=registry, retries=retries, metrics=metrics, **loop)

@@ -15,6 +15,7 @@ from tests.fakes.kubernetes import FakeKubernetes, Pod
 from tests.fakes.server import FakeRedis, TaskState
 from tests.fakes.stream import FakeStream
 from tests.simulation.audit import Audit
+from tests.simulation.kept import check_deletion
 from tests.simulation.keys import check_turn
 
 
@@ -35,6 +36,7 @@ class AuditedKubernetes(FakeKubernetes):
             metadata = pod["metadata"]
             if uid == metadata["uid"] and version in (None, metadata["resourceVersion"]):
                 self._audit.deleting(pod)
+                check_deletion(self._audit, pod)
         return super().delete(name, uid, version, grace_s)
 
     def written(self, pod: Pod) -> None:

@@ -11,6 +11,7 @@ from ottoscaler.errors import OttoscalerError
 from tests.fakes.clock import ManualClock
 from tests.fakes.node import NodeControls
 from tests.simulation.audit import Audit
+from tests.simulation.kept import MOST, check_number
 from tests.simulation.links import NOTHING, Mishap, Move
 from tests.simulation.replica import ROLES, Replica
 from tests.simulation.servers import AuditedKubernetes, AuditedRedis
@@ -23,6 +24,7 @@ SETTINGS: Final = {
     "IMAGE_PULL_GRACE_S": 5,
     "INFRA_RETRIES": 2,
     "WORKER_RETRIES": 1,
+    "KEEP_FAILED_MAX": MOST,
 }
 #: Limits that end many a worker, and none that could help a replica that receives nothing any more.
 STRICT: Final = {"PENDING_TIMEOUT_S": 40, "WORKER_DEADLINE_S": 60}
@@ -44,6 +46,10 @@ HAPPENINGS: Final = (
     "live",
     "live",
 )
+#: For how long pods of failed workers stay in some worlds, seconds: over several leases.
+KEEP_S: Final = 40
+#: Rounds after which every replica has looked round.
+LOOKED_ROUND: Final = 20
 #: Rounds after which everything must have come to its end.
 ROUNDS: Final = 400
 MAX_REPLICAS: Final = 4
@@ -52,7 +58,7 @@ MAX_REPLICAS: Final = 4
 class World(NodeControls):
     """Everything. One thread, that of the test."""
 
-    def __init__(self, *, max_workers: int, patient: bool, max_pending: int = 0) -> None:
+    def __init__(self, *, max_workers: int, patient: bool, max_pending: int = 0, keep: bool = False) -> None:
         self.clock = ManualClock()
         self.audit = Audit(self.clock, max_workers, TTL_S, max_pending)
         self.redis = AuditedRedis(self.clock, self.audit, task_ttl_s=TTL_S)
@@ -64,6 +70,8 @@ class World(NodeControls):
         self.replicas: list[Replica] = []
         limits = PATIENT if patient else STRICT
         chosen = {**SETTINGS, **limits, "MAX_WORKERS": max_workers, "MAX_PENDING": max_pending}
+        if keep:  # one failure is enough then, for a pod to stay
+            chosen |= {"KEEP_FAILED_S": KEEP_S, "WORKER_RETRIES": 0}
         self._environ = {name: str(value) for name, value in chosen.items()}
         self._boots = 0
         self._plan: list[Mishap] = []
@@ -310,6 +318,8 @@ class World(NodeControls):
             if turn > 3 and self.settled():
                 break
             self.live(1, pods=True)
+            if turn >= LOOKED_ROUND:
+                check_number(self.audit)
             if not any(replica.runs for replica in self.replicas):
                 self.start(turn)  # one that fails for good is started again, by Kubernetes
         self.audit.at_the_end(self.settled())
