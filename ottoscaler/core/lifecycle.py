@@ -252,10 +252,13 @@ def _is_stranger(life: Lifecycle, pod: PodSnapshot) -> bool:
 
 def _timed_out(life: Lifecycle, now: float, limits: AttemptLimits) -> Lifecycle:
     pod = _pod(life)
-    unsure = life.termination is not None or pod.deleting or pod.phase is Phase.UNKNOWN or pod.altered_label
-    # that a pod has got a node is no stage of its own, so it may have one by now: its start has a clock of its own then
+    if life.termination is not None or pod.deleting or pod.phase is Phase.UNKNOWN or pod.altered_label:
+        return _look(life)
+    evaluated = _evaluate(life, pod, now, limits)
+    # That a pod has got a node is no stage of its own, so it may have one by now: its start has a clock of its own
+    # then. Only a clock that has run out is worth the request.
     unseen = pod.started_at is None and not pod.node and not pod.trouble
-    return _look(life) if unsure or unseen else _evaluate(life, pod, now, limits)
+    return _look(life) if unseen and not isinstance(evaluated.todo, AwaitPod) else evaluated
 
 
 def _on_events(
