@@ -66,7 +66,7 @@ def test_nothing_waits_behind_newcomers_for_more_than_90_minutes() -> None:
 @contract("3.priority")
 def test_a_task_that_waited_for_its_key_waits_for_a_turn_from_then_on() -> None:
     """Not since it was received: behind younger ones of its priority it would be overlooked."""
-    with SimulatedController(threads=["watch", "reader", "lease"], MAX_WORKERS=1) as controller:
+    with SimulatedController(threads=["watch", "lease"], MAX_WORKERS=1) as controller:
         holder = controller.accept(concurrency_key="k")
         follower = controller.ledger.tasks.get(controller.accept(concurrency_key="k"))
         assert follower is not None
