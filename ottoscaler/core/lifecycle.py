@@ -356,4 +356,5 @@ def _after_result(life: Lifecycle, end: Verdict | None = None) -> Lifecycle:
         return _end(life, DONE)
     if end is None and may_stay(pod):
         return _end(life, "the reconciler knows whether the pod stays")
-    return replace(life, todo=KeepPod(pod) if end is not None and stays(pod, end.reason.outcome) else DeletePod(pod))
+    kept = end is not None and pod.keep_failed_s > 0 and stays(pod, end.reason.outcome)
+    return replace(life, todo=KeepPod(pod) if kept else DeletePod(pod))

@@ -18,6 +18,7 @@ from ottoscaler.core.autoscaler import NO_FORECAST, node_forecast
 from ottoscaler.core.effects import Effect
 from ottoscaler.core.events import BadEvent, DeadReason
 from ottoscaler.core.observations import Observation
+from ottoscaler.core.overrides import NO_OVERRIDES
 from ottoscaler.core.pods import PodSnapshot
 from ottoscaler.core.results import worker_result
 from ottoscaler.core.termination import Termination, final_verdict
@@ -165,7 +166,9 @@ class WorkerRunner:
 
     def _advance(self, run: WorkerRun, observation: Observation) -> None:
         before = run.life
-        limits = self._settings.worker.with_overrides(run.task.event.overrides)
+        limits, asked = self._settings.worker, run.task.event.overrides
+        if asked != NO_OVERRIDES:
+            limits = limits.with_overrides(asked)
         run.life = life = lifecycle.step(before, observation, self._clock.now(), limits)
         self._heartbeat.progressed()
         if life.attempt != before.attempt:
