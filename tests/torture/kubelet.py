@@ -52,8 +52,8 @@ def draw(seed: int, event_id: str, index: int, attempt: int, pending_timeout_s: 
     if event_id.startswith(LONG):
         return Fate(0, LONG_S, "Succeeded")
     dice = random.Random(f"{seed}/{event_id}/{index}/{attempt}")
-    late = dice.random() < 0.06
-    start_s = dice.uniform(0.9, 1.6) * pending_timeout_s if late else dice.uniform(0, 0.4)
+    late = dice.random() < 0.06  # the time without a node, and that of the start on it, are pending_timeout_s each
+    start_s = dice.uniform(0.9, 3.0) * pending_timeout_s if late else dice.uniform(0, 0.4)
     run_s, end = dice.uniform(0.2, 4.0), dice.random()
     obeys = dice.random() < 0.8
     if end < 0.04:
