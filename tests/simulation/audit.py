@@ -15,6 +15,7 @@ from ottoscaler.core.events import EventType, ScaleDownMode
 from ottoscaler.core.lifecycle import Lifecycle
 from ottoscaler.core.manifest import ANNOTATION_EVENT_ID, LABEL_ATTEMPT, LABEL_WORKER, AttemptKey, event_hash, pod_name
 from ottoscaler.core.observations import CreateUnclear
+from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import LAST_TRY
 from ottoscaler.core.victim_selection import VictimSelection
 from ottoscaler.flow.owned_tasks import WorkerRun
@@ -239,6 +240,12 @@ class Audit:
     def terminated(self, event_id: str, index: int) -> None:
         """A termination is stored."""
         self._terminations.add((event_id, index))
+
+    def withdrawn(self, event_id: str, index: int, termination: Termination) -> None:
+        """A termination is cleared. A drain spares what has started, and a later scale_down may choose that."""
+        worker = (event_id, index)
+        if termination.drain and self._victim_of.get(worker) == termination.by:
+            del self._victim_of[worker]
 
     def chosen(self, event_id: str, could: Sequence[_Worker], selection: VictimSelection) -> None:
         """Victims were chosen. `could` are the workers that could be ended, just before. There may be more: a pod that

@@ -86,6 +86,12 @@ class AuditedStream(FakeStream):
             self.server.audit.terminated(event_id, index)
         return answer
 
+    def clear_termination(self, event_id: str, owner: str, index: int, termination: Termination) -> ScriptReply:
+        answer = super().clear_termination(event_id, owner, index, termination)
+        if answer.status is ScriptStatus.OK and answer.termination is None:
+            self.server.audit.withdrawn(event_id, index, termination)
+        return answer
+
     def select_victims(self, event_id: str, owner: str, claim: VictimRequest) -> VictimSelection | BlockingEvent | None:
         task = self.server.find(event_id)
         fresh = task is not None and task.undecided
