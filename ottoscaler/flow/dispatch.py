@@ -169,9 +169,8 @@ class Dispatcher:
     def _next(self) -> WorkerRun | None:
         """Wait for the next worker of this thread; None when the process stops."""
         while not (self._stop.is_set() or self._ledger.closed):
-            if (run := self._ledger.take()) is not None:
+            if (run := self._ledger.wait_for_work()) is not None:
                 return run
-            self._ledger.wait_for_work()
         return None
 
     def _log_size(self, refusal: RuntimeError) -> None:

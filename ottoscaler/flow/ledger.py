@@ -190,19 +190,21 @@ class Ledger:
                 self._idle.notify_all()
             self._wake()
 
-    def wait_for_work(self) -> None:
-        """A worker thread waits until a worker may be ready for it, or the ledger is closed.
+    def wait_for_work(self) -> WorkerRun | None:
+        """A worker thread waits until a worker may be ready for it, or the ledger is closed. Returns that worker.
 
-        It may return in vain: several threads can be woken for one worker, and `take` gives it to one of them.
+        It may return None: several threads can be woken for one worker, and one of them gets it.
         """
         with self._work:
             if self._closed or self._ready(1):
-                return
+                return self._take()
             self._idle_threads += 1
             # No time-out: thousands of threads may wait here, and only the dispatcher looks at pauses that end. With
             # one, a thread could wake up by itself in the moment in which it is counted as woken.
             self._work.wait()
+            # In one step: between the two the dispatcher would see a worker without a thread, and start one for it.
             self._woken -= 1
+            return self._take()
 
     def wait_for_dispatch(self, timeout_s: float) -> None:
         """The dispatcher waits until a cancelled worker or one without a thread waits, at most `timeout_s` seconds; and
