@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ottoscaler.errors import ClusterUnavailable
+from tests.fakes.wait import eventually
 from tests.flow.simulated_controller import SimulatedController
 from tests.test_metrics import samples
 
@@ -43,7 +44,12 @@ def test_no_text_from_outside_makes_a_series(events: int) -> None:
                 )
             controller.intake.accept_entries(controller.stream.read_now(BATCH))
             controller.pass_time(5)  # a worker that was refused tries again
-        controller.results(events // 100)
+
+        def ended() -> bool:
+            controller.pass_time(5)  # one may have been refused after the last batch, and pauses by this clock
+            return len(controller.redis.results("worker")) >= events // 100
+
+        eventually(ended, what="all results")
         after = samples(controller.metrics)
         assert after["ottoscaler_dead_letters_total", "Invalid"] == events - events // 100
         assert after["ottoscaler_workers_finished_total", "succeeded"] == events // 100
