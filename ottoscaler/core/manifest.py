@@ -341,12 +341,7 @@ def _container(template: PodTemplate, event: ScaleEvent, key: AttemptKey) -> dic
         "terminationMessagePath": output.PATH,
         "terminationMessagePolicy": output.POLICY,
     }
-    # Literally: an expanded $(OTTO_X) would put an event's text into a shell's line, and $$ is the shell's.
-    if command:  # otherwise the image's own
-        container["command"] = [escape_expansion(word) for word in command]
-    if asked.args:
-        container["args"] = [escape_expansion(word) for word in asked.args]
-    return container
+    return container | _words(command, asked.args)
 
 
 def _service(template: PodTemplate, service: Service) -> dict[str, Any]:
@@ -361,11 +356,15 @@ def _service(template: PodTemplate, service: Service) -> dict[str, Any]:
         "securityContext": _RESTRICTED,
         "startupProbe": _startup_probe(service.ready),
     }
-    if service.command:
-        container["command"] = [escape_expansion(word) for word in service.command]
-    if service.args:
-        container["args"] = [escape_expansion(word) for word in service.args]
-    return container
+    return container | _words(service.command, service.args)
+
+
+def _words(command: Sequence[str] | None, args: Sequence[str] | None) -> dict[str, list[str]]:
+    """A container's `command` and `args`; where one is None or empty, the image's own. Literally: an expanded $(OTTO_X)
+    would put an event's text into a shell's line, and $$ is the shell's.
+    """
+    given = {"command": command, "args": args}
+    return {name: [escape_expansion(word) for word in words] for name, words in given.items() if words}
 
 
 def _startup_probe(ready: ReadyCheck) -> dict[str, Any]:
