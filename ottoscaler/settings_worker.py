@@ -76,8 +76,6 @@ class WorkerSettings:
 
     def with_overrides(self, asked: Overrides) -> WorkerSettings:
         """The limits of the workers of an event that overrides this."""
-        if asked.retries is None and not asked.deadline_s and not asked.services:
-            return self
         return replace(
             self,
             deadline_s=asked.deadline_s or self.deadline_s,

@@ -163,11 +163,12 @@ class _Agent:
         """Read both outputs until the command has ended and they are empty."""
         process = self._process
         assert process is not None
-        patience = importlib.import_module("ottoscaler.forwarder.collector").Patience() if delivery else None
-        outputs = [
-            _Output(source, descriptor, delivery, patience, self._masker())
-            for source, descriptor in (("stdout", 1), ("stderr", 2))
-        ]
+        collectors: list[Any] = [None, None]
+        if delivery:
+            module = importlib.import_module("ottoscaler.forwarder.collector")
+            patience = module.Patience()  # one for both: the command is held up as a whole
+            collectors = [module.Collector(source, delivery, patience) for source in ("stdout", "stderr")]
+        outputs = [_Output(descriptor, lines, self._masker()) for descriptor, lines in enumerate(collectors, 1)]
         pipes = (process.stdout, process.stderr)
         reading = [asyncio.ensure_future(each.read(pipe)) for each, pipe in zip(outputs, pipes, strict=True)]
         await asyncio.to_thread(process.wait)
@@ -198,10 +199,9 @@ class _Agent:
 class _Output:
     """One of the two outputs: masked, printed, sent on."""
 
-    def __init__(self, source: str, descriptor: int, delivery: Any, patience: Any, values: ValueMasker | None) -> None:
-        module = importlib.import_module("ottoscaler.forwarder.collector") if delivery else None
-        self._lines = module.Collector(source, delivery, patience) if module else None
+    def __init__(self, descriptor: int, lines: Any, values: ValueMasker | None) -> None:
         self._descriptor = descriptor
+        self._lines = lines
         self._values = values
 
     async def read(self, pipe: Any) -> None:

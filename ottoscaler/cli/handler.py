@@ -115,25 +115,21 @@ async def _serve(options: argparse.Namespace, server: Any, reference: Any) -> No
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    names = ("keep", "max_workers", "answer", "full_first", "invalid")
-    every = ("retry_every", "drop_every", "lose_answer_every", "cut_every")
-    habits = reference.Habits(**{name: getattr(options, name) for name in (*names, *every)})
+
+    def chosen(*names: str) -> dict[str, Any]:
+        return {name: getattr(options, name) for name in names}
+
+    habits = reference.Habits(
+        **chosen("keep", "max_workers", "answer", "full_first", "invalid"),
+        **chosen("retry_every", "drop_every", "lose_answer_every", "cut_every"),
+    )
     config = reference.LoggingConfig(
-        rate_limit=options.rate_limit,
-        buffer_size=options.buffer_size,
-        max_message_size=options.max_message_size,
-        max_batch=options.max_batch,
-        include_metadata=options.include_metadata,
+        **chosen("rate_limit", "buffer_size", "max_message_size", "max_batch", "include_metadata")
     )
     show = (lambda *_: None) if options.quiet else _print
     receiver = reference.ReferenceHandler(config, habits, folder=options.store, show=show)
     settings = server.ServerSettings(
-        address=options.address,
-        cert_file=options.cert_file,
-        key_file=options.key_file,
-        client_ca_file=options.client_ca_file,
-        token_file=options.token_file,
-        max_streams=options.max_streams,
+        **chosen("address", "cert_file", "key_file", "client_ca_file", "token_file", "max_streams"),
         delay_s=options.delay_ms / 1000,
         cut=(reference.Cut,),
     )
