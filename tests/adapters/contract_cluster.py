@@ -44,7 +44,7 @@ class TestCreating:
 
     @pytest.mark.contract("2.KEEP_FAILED_S")
     def test_a_pod_says_for_how_long_it_stays(self, pods: Pods, admin: ClusterAdmin) -> None:
-        """To whoever lists it later, and after its end; then it goes by its UID."""
+        """To each process that lists it later, and after its end; then it goes by its UID."""
         pods.cluster.create(pods.body(bound=True, keep_failed_s=600))
         admin.set_status(pods.name(), ended("Failed", 7, "Error"))
         (kept,) = pods.cluster.list().pods

@@ -176,7 +176,7 @@ def test_half_an_answer_is_unclear(tmp_path: Path) -> None:
 @pytest.mark.parametrize("status", [b"500 Internal Server Error", b"403 Forbidden", b"302 Found"])
 def test_half_a_refusal_of_a_watch_is_an_outage(tmp_path: Path, status: bytes) -> None:
     """The watch is opened again, as after every other outage; it is no defect of ours."""
-    told: list[str] = []
+    replies: list[str] = []
 
     def cut(connection: socket.socket) -> None:
         connection.sendall(
@@ -185,12 +185,12 @@ def test_half_a_refusal_of_a_watch_is_an_outage(tmp_path: Path, status: bytes) -
         connection.shutdown(socket.SHUT_RDWR)
 
     with served(cut) as port:
-        cluster = KubeCluster(settings(tmp_path, port), instance="i", on_reply=told.append)
+        cluster = KubeCluster(settings(tmp_path, port), instance="i", on_reply=replies.append)
         with pytest.raises(ClusterUnavailable, match="does not answer"):
             list(cluster.watch("1"))
         cluster.close()
-    assert len(told) == 1
-    assert "does not answer" in told[0]
+    assert len(replies) == 1
+    assert "does not answer" in replies[0]
 
 
 def test_a_watch_that_is_left_ends_its_connection(tmp_path: Path) -> None:
@@ -376,8 +376,8 @@ def test_a_new_token_is_used_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         threading.Event().wait(TOKEN_CACHE_S)
         http.call(Verb.GET, "/")
         http.close()
-    told = [re.findall(rb"Authorization: (.*)\r", each) for each in asked]
-    assert told == [[b"Bearer one"], [b"Bearer one"], [b"Bearer two"]]
+    tokens = [re.findall(rb"Authorization: (.*)\r", each) for each in asked]
+    assert tokens == [[b"Bearer one"], [b"Bearer one"], [b"Bearer two"]]
 
 
 def test_loops_wait_for_no_worker(tmp_path: Path) -> None:
@@ -426,7 +426,7 @@ def test_a_proxy_receives_the_whole_address(tmp_path: Path) -> None:
 
 def test_it_receives_how_each_call_ended(tmp_path: Path) -> None:
     """A server that answers is there, also with no; one that fails, or does not know us, is not there for us."""
-    told: list[str] = []
+    replies: list[str] = []
     answers = {200: "", 404: "", 403: "", 429: "", 500: "500 to get", 503: "503 to get", 401: "401 to get"}
     for status, error in answers.items():
 
@@ -435,32 +435,32 @@ def test_it_receives_how_each_call_ended(tmp_path: Path) -> None:
             connection.sendall(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body))
 
         with served(answer) as port:
-            http = KubeHttp(settings(tmp_path, port), told.append)
+            http = KubeHttp(settings(tmp_path, port), replies.append)
             with suppress(ClusterUnavailable, ClusterRejected):
                 http.call(Verb.GET, "/x")
             http.close()
-        assert len(told) == 1
-        assert (error in told[0]) if error else told == [""], (status, told)
-        told.clear()
+        assert len(replies) == 1
+        assert (error in replies[0]) if error else replies == [""], (status, replies)
+        replies.clear()
 
 
 def test_it_receives_that_a_server_is_gone_and_the_calls_of_a_watch(tmp_path: Path) -> None:
     """Each piece of a watch is an answer, and its breaking off an error."""
-    told: list[str] = []
+    replies: list[str] = []
     with served(lambda connection: connection.sendall(HEAD + b"1\r\n\n\r\n1\r\n")) as port:
-        cluster = KubeCluster(settings(tmp_path, port), instance="i", on_reply=told.append)
+        cluster = KubeCluster(settings(tmp_path, port), instance="i", on_reply=replies.append)
         events = iter(cluster.watch("1"))
         timer = threading.Timer(0.3, cluster.close)
         timer.start()
         with pytest.raises(ClusterUnavailable):
             list(events)
         timer.join()
-    assert told[:2] == ["", ""]
-    assert "broke off" in told[-1]
-    told.clear()
-    http = KubeHttp(settings(tmp_path, port), told.append)
+    assert replies[:2] == ["", ""]
+    assert "broke off" in replies[-1]
+    replies.clear()
+    http = KubeHttp(settings(tmp_path, port), replies.append)
     with pytest.raises(ClusterUnavailable):
         http.call(Verb.GET, "/x")
     http.close()
-    assert len(told) == 1
-    assert "does not answer" in told[0]
+    assert len(replies) == 1
+    assert "does not answer" in replies[0]

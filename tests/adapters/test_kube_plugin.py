@@ -93,7 +93,7 @@ def test_a_short_credential_is_renewed_after_a_second(plugin: Plugin) -> None:
 
 
 def test_the_pause_after_a_failure_doubles_up_to_30_seconds(plugin: Plugin) -> None:
-    """And a success ends that. The sentence says who failed, how, and that it is called again."""
+    """And a success ends that. The sentence names what failed, how, and that it is called again."""
     plugin.status = None
     said = plugin.at(0)
     assert said == "the credential plugin aws-iam gives no credential (exit code 3: not now); it is called again"

@@ -46,9 +46,9 @@ def test_an_error_says_what_happened_and_what_to_do(error: Exception, happened: 
     """And to which server."""
     with pytest.raises(RedisUnavailable) as raised, translate_errors("here:1"):
         raise error
-    told = str(raised.value)
-    assert told.startswith(f"Redis at here:1 {happened}")
-    assert remedy in told
+    sentence = str(raised.value)
+    assert sentence.startswith(f"Redis at here:1 {happened}")
+    assert remedy in sentence
 
 
 @pytest.mark.parametrize(("content", "reason"), [(None, "no such file or directory"), (b"hunter22\xff", "not UTF-8")])
@@ -85,8 +85,8 @@ def test_sentinels_that_do_not_answer_are_named_shortly() -> None:
         translate_errors("here:1"),
     ):
         client.ping()
-    told = str(raised.value)
-    assert told.startswith("Redis at here:1 is not known to any sentinel that answers (No master found for 'main'")
-    assert all(f"127.0.0.1:{port} - " in told for _, port in free)
-    assert told.endswith("are REDIS_SENTINELS and REDIS_SENTINEL_MASTER right?")
-    assert len(told) < 300
+    sentence = str(raised.value)
+    assert sentence.startswith("Redis at here:1 is not known to any sentinel that answers (No master found for 'main'")
+    assert all(f"127.0.0.1:{port} - " in sentence for _, port in free)
+    assert sentence.endswith("are REDIS_SENTINELS and REDIS_SENTINEL_MASTER right?")
+    assert len(sentence) < 300

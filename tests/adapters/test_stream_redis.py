@@ -108,7 +108,7 @@ class TestServer:
 
     def test_out_of_reach_is_unavailable(self) -> None:
         """No process listens at port 1: reported at once, as something that was certainly not carried out."""
-        keys, told = KeySettings(consumer="c1"), list[str]()
+        keys, replies = KeySettings(consumer="c1"), list[str]()
         stream = RedisBackend(
             RedisCalls(
                 RedisSettings(host="127.0.0.1", port=1),
@@ -116,7 +116,7 @@ class TestServer:
                 lease_s=15,
                 consumer="c1",
                 incarnation="b",
-                on_reply=told.append,
+                on_reply=replies.append,
             )
         )
         with pytest.raises(RedisUnavailable):
@@ -124,20 +124,20 @@ class TestServer:
         with pytest.raises(RedisUnavailable):
             stream.renew({})  # otherwise a process without tasks would not know that renewals are impossible
         stream.close()
-        assert ["cannot be reached" in error for error in told] == [True, True]
+        assert ["cannot be reached" in error for error in replies] == [True, True]
 
     def test_an_answer_is_reported(self, server: Server, admin: RedisAdmin) -> None:
         """Also that of a script: `/readyz` goes by it."""
-        told: list[str] = []
+        replies: list[str] = []
         names = {"result_stream": f"{admin.prefix}results", "dead_letter_stream": f"{admin.prefix}dead"}
         keys = KeySettings(consumer="c1", stream=admin.stream, prefix=admin.prefix, **names)
         stream = RedisBackend(
-            RedisCalls(server.settings, keys, lease_s=15, consumer="c1", incarnation="b", on_reply=told.append)
+            RedisCalls(server.settings, keys, lease_s=15, consumer="c1", incarnation="b", on_reply=replies.append)
         )
         stream.ensure_group()
         stream.renew({"e-1": "c1/b/1"})
         stream.close()
-        assert told == [""] * len(told) != []
+        assert replies == [""] * len(replies) != []
 
     def test_a_closed_stream_leaves_no_connection(self, server: Server, admin: RedisAdmin) -> None:
         """Nor a file descriptor: a process may make many streams, one after the other."""
@@ -237,9 +237,9 @@ class TestServer:
             record(stream, task, index, reason=EndReason.ERROR)
         with server.client() as client:
             kept = cast("Any", client).memory_usage(f"{admin.prefix}task:e-1", samples=0)
-            told = cast("Any", client).memory_usage(f"{admin.prefix}results", samples=0)
+            replies = cast("Any", client).memory_usage(f"{admin.prefix}results", samples=0)
         assert kept < 5 * size
-        assert size * count < told < 1.5 * size * (count + 1)
+        assert size * count < replies < 1.5 * size * (count + 1)
         assert all(len(result["blob"]) == size for result in admin.results("worker"))
 
     def test_takes_the_largest_bad_events(self, stream: RedisPorts, admin: StreamAdmin) -> None:

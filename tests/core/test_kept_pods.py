@@ -70,7 +70,7 @@ def test_only_a_recorded_failure_keeps_a_pod(outcome: str) -> None:
     ("annotation", "seconds"), [("600", 600), ("0", 0), ("", 0), ("-5", 0), ("1e3", 0), ("9" * 12, 0), ("٣", 0)]
 )
 def test_the_annotation_says_for_how_long(annotation: str, seconds: int) -> None:
-    """Whatever somebody has made of it: it is no reason to fail."""
+    """A person may have changed it to anything: it is no reason to fail."""
     annotations = {"ottoscaler.io/event-id": "e-1", "ottoscaler.io/keep-failed-s": annotation}
     assert seen(raw_pod(metadata={"annotations": annotations})).keep_failed_s == seconds
     assert decode(raw_pod()).metadata.annotations.keep_failed_s == ""
