@@ -193,10 +193,11 @@ class Store:
     def read_changes(self, resource: str, position: int, timeout_s: float) -> tuple[list[Change], int, int]:
         """The changes since ``position``, waiting at most ``timeout_s`` for one; the next position; the version now.
 
+        With 0 it never lets go of ``changed``: a caller that holds it would miss what is notified in that moment.
         Raises ApiError 410 when the window has moved past the position.
         """
         with self.changed:
-            if position == self._end(resource):
+            if timeout_s > 0 and position == self._end(resource):
                 self.changed.wait_for(lambda: self._end(resource) > position, timeout_s)
             dropped, changes = self._dropped[resource], self._changes[resource]
             if position < dropped:
