@@ -56,29 +56,31 @@ class Log:
 
     def debug(self, event: str, message: str, /, *args: object, **facts: object) -> None:
         """For debugging: details, polls, rejected alternatives."""
-        self._say(logging.DEBUG, event, message, args, facts)
+        self._log_event(logging.DEBUG, event, message, args, facts)
 
     def info(self, event: str, message: str, /, *args: object, **facts: object) -> None:
         """The main flow: `log.info("worker.created", "Creating worker pod: %s", name, pod=name)`."""
-        self._say(logging.INFO, event, message, args, facts)
+        self._log_event(logging.INFO, event, message, args, facts)
 
     def warning(self, event: str, message: str, /, *args: object, **facts: object) -> None:
         """Not as it should be, and the program goes on by itself."""
-        self._say(logging.WARNING, event, message, args, facts)
+        self._log_event(logging.WARNING, event, message, args, facts)
 
     def error(self, event: str, message: str, /, *args: object, **facts: object) -> None:
         """An operator has to act."""
-        self._say(logging.ERROR, event, message, args, facts)
+        self._log_event(logging.ERROR, event, message, args, facts)
 
     def exception(self, event: str, message: str, /, *args: object, **facts: object) -> None:
         """As `error`, inside an `except` block, with the exception and its traceback."""
-        self._say(logging.ERROR, event, message, args, _facts_of(sys.exception()) | facts)
+        self._log_event(logging.ERROR, event, message, args, _facts_of(sys.exception()) | facts)
 
-    def _say(self, level: int, event: str, message: str, args: tuple[object, ...], facts: dict[str, object]) -> None:
+    def _log_event(
+        self, level: int, event: str, message: str, args: tuple[object, ...], facts: dict[str, object]
+    ) -> None:
         if self._logger.isEnabledFor(level):
             extra = {"otto_event": event, "otto_facts": {**_bound.get(), **facts}}
             # `Logger.log` does this too, but first looks for the place in the code, which no line of ours shows
-            name, text = self._logger.name, _fill(message, args)
+            name, text = self._logger.name, _format_message(message, args)
             self._logger.handle(self._logger.makeRecord(name, level, "", 0, text, (), None, extra=extra))
 
 
@@ -208,23 +210,23 @@ def setup(level: str, fmt: str, stream: TextIO) -> None:
     logging.captureWarnings(True)
 
 
-def _fields(record: logging.LogRecord) -> dict[str, object]:
+def _line_fields(record: logging.LogRecord) -> dict[str, object]:
     """The fields of a line, in their order, each a scalar that is fit to be seen."""
     at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
     event = getattr(record, "otto_event", None)
     facts: dict[str, object] = getattr(record, "otto_facts", {})
-    message = record.msg if event is not None else _fill(record.msg, record.args)
+    message = record.msg if event is not None else _format_message(record.msg, record.args)
     if record.exc_info:
         facts = _facts_of(record.exc_info[1]) | facts
     fields: dict[str, object] = {
         "timestamp": at.replace("+00:00", "Z"),
         "level": record.levelname,
-        "event": _clean(event if event is not None else f"library.{record.name}"),
-        "message": _clean(message),
+        "event": _clean_value(event if event is not None else f"library.{record.name}"),
+        "message": _clean_value(message),
     }
     for name in (*(name for name in _USUAL if name in facts), *(name for name in facts if name not in _USUAL)):
         # A fact that is called like a field of ours is kept, beside it.
-        fields[f"{name}_" if name in _HEAD else name] = _clean(facts[name], tail=name == "traceback")
+        fields[f"{name}_" if name in _HEAD else name] = _clean_value(facts[name], tail=name == "traceback")
     return fields
 
 
@@ -234,18 +236,18 @@ def _facts_of(error: BaseException | None) -> dict[str, object]:
     return {"error": error, "traceback": "".join(traceback.format_exception(error)).rstrip()}
 
 
-def _fill(message: object, args: Any) -> str:
+def _format_message(message: object, args: Any) -> str:
     # A wrong placeholder is a fault of the caller that must cost neither the line nor the thread.
-    text = _text(message)
+    text = _text_of_value(message)
     if isinstance(args, tuple):  # a library may give one mapping instead
-        args = tuple(arg if isinstance(arg, str | int | float) else _text(arg) for arg in args)
+        args = tuple(arg if isinstance(arg, str | int | float) else _text_of_value(arg) for arg in args)
     try:
         return text % args if args else text
     except (TypeError, ValueError, KeyError, OverflowError):
-        return f"{text} {_text(args)}"
+        return f"{text} {_text_of_value(args)}"
 
 
-def _text(value: object) -> str:
+def _text_of_value(value: object) -> str:
     """A value as text; an exception with its type, without which many say nothing: our own are whole sentences."""
     try:
         text = str(value)
@@ -255,13 +257,13 @@ def _text(value: object) -> str:
     return f"{type(value).__name__}: {text}".removesuffix(": ") if foreign else text
 
 
-def _clean(value: object, *, tail: bool = False) -> object:
+def _clean_value(value: object, *, tail: bool = False) -> object:
     """What may be seen of a value: numbers as they are, other values as text, redacted first and cut after."""
     if value is None or (isinstance(value, int) and value.bit_length() <= 64):
         return value
     if isinstance(value, float) and value - value == 0:  # neither infinite nor NaN, which JSON does not have
         return value
-    text = redact(value if type(value) is str else _text(value))
+    text = redact(value if type(value) is str else _text_of_value(value))
     if tail:
         return text if len(text) <= MAX_TRACEBACK else "..." + text[-MAX_TRACEBACK:]
     return text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + "..."
@@ -274,20 +276,20 @@ class _Json(JsonFormatter):
         super().__init__(json_ensure_ascii=True)
 
     def format(self, record: logging.LogRecord) -> str:
-        return self.serialize_log_record(_fields(record))
+        return self.serialize_log_record(_line_fields(record))
 
 
 class _Text(logging.Formatter):
     """Time, level, event, message, facts; what does not print is escaped, so it is one line and moves no cursor."""
 
     def format(self, record: logging.LogRecord) -> str:
-        fields = _fields(record)
+        fields = _line_fields(record)
         time, level, event, message = (str(fields.pop(name)) for name in _HEAD)
-        facts = "".join(f" {name}={_word(value)}" for name, value in fields.items())
+        facts = "".join(f" {name}={_quoted_if_needed(value)}" for name, value in fields.items())
         return _printable(f"{time[11:]} {level:<7} {event:<18} {message}{facts}")
 
 
-def _word(value: object) -> str:
+def _quoted_if_needed(value: object) -> str:
     text = str(value)
     return text if text and not re.search(r"[\s\"=]", text) else json.dumps(text, ensure_ascii=False)
 

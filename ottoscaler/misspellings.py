@@ -31,8 +31,8 @@ def closest_known_name(name: str, known: Collection[str]) -> str:
     """The known name that this one nearly is; empty if it is one itself, or like none."""
     if name in known:
         return ""
-    plain = {_plain(other): other for other in known}
-    given = _plain(name)
+    plain = {_normalize(other): other for other in known}
+    given = _normalize(name)
     if given in plain:
         return plain[given]
     near = {other for other in plain if _shortened(given, other) or f"{other}S" == given or other == f"{given}S"}
@@ -52,8 +52,8 @@ def suggest_replacement(missing: Collection[str], given: Collection[str]) -> tup
     likeness = {}
     for name in sorted(given):
         for other in sorted(missing):
-            alike = difflib.SequenceMatcher(None, _plain(name), _plain(other)).ratio()
-            words, other_words = set(_words(name)), set(_words(other))
+            alike = difflib.SequenceMatcher(None, _normalize(name), _normalize(other)).ratio()
+            words, other_words = set(_split_words(name)), set(_split_words(other))
             if alike >= _ALIKE_IF_MISSING or (words and (words <= other_words or other_words <= words)):
                 likeness[name, other] = alike
     return max(likeness, key=likeness.__getitem__) if likeness else ("", "")
@@ -70,14 +70,14 @@ def misspelled_variables(environ: Mapping[str, str], known: Collection[str]) -> 
     return tuple(sentences)
 
 
-def _plain(name: str) -> str:
+def _normalize(name: str) -> str:
     """Without what people mix up: case, dashes, a unit, and the owner."""
     upper = name.upper().replace("-", "_").replace(".", "_")
     return _UNIT.sub("", _OWNER.sub("", upper)).replace("__", "_")
 
 
-def _words(name: str) -> list[str]:
-    return [word for word in _plain(name).split("_") if len(word) >= _SHORTEST]
+def _split_words(name: str) -> list[str]:
+    return [word for word in _normalize(name).split("_") if len(word) >= _SHORTEST]
 
 
 def _shortened(one: str, other: str) -> bool:

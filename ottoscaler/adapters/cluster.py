@@ -149,7 +149,7 @@ class KubeCluster:
         while True:
             query = {"labelSelector": self._selector, "limit": PAGE, **({"continue": token} if token else {})}
             self._count("list")
-            page, meta = _page(self._http.call(Verb.LIST, self._pods, query=query), self._instance)
+            page, meta = _decode_list_page(self._http.call(Verb.LIST, self._pods, query=query), self._instance)
             pods += page
             token = meta.token
             if not token:
@@ -191,7 +191,7 @@ class KubeCluster:
         asked = _listed_pod.decode(body)
         name = asked.metadata.name
         try:
-            raw = self._read(self._http.call(Verb.CREATE, self._pods, name=name, body=body), name)
+            raw = self._decode_named_pod(self._http.call(Verb.CREATE, self._pods, name=name, body=body), name)
         except ClusterRejected as error:
             # No error: an earlier create of ours may have got through without an answer. The caller compares.
             if error.reason == "AlreadyExists":
@@ -210,7 +210,7 @@ class KubeCluster:
         body = self._get(name)
         if body is None:
             return None
-        raw = self._read(body, name)
+        raw = self._decode_named_pod(body, name)
         with _parse_errors_as_unavailable():
             return pod_snapshot(raw, self._instance) or foreign_pod_snapshot(raw)
 
@@ -230,7 +230,7 @@ class KubeCluster:
             return None
 
     @staticmethod
-    def _read(body: bytes, name: str) -> RawPod:
+    def _decode_named_pod(body: bytes, name: str) -> RawPod:
         """The pod of that name. Raises ClusterUnavailable where the body is anything else."""
         raw = decoded(_pod, body)
         if raw.metadata.name != name:
@@ -281,7 +281,7 @@ def _pod_event(event: _Event) -> PodEvent:
     return PodEvent(event.reason, event.message, component, int(version) if version.isdigit() else 0)
 
 
-def _page(body: bytes, instance: str) -> tuple[Sequence[PodSnapshot], _ListMeta]:
+def _decode_list_page(body: bytes, instance: str) -> tuple[Sequence[PodSnapshot], _ListMeta]:
     """The pods of one page of a list. One that cannot be read is logged and left out: it must not hide all others."""
     try:
         page = _pod_list.decode(body)
@@ -335,11 +335,11 @@ def _watch_event(line: bytes, instance: str) -> WatchEvent | None:
 
 def _stream_error(body: bytes) -> Exception:
     """Any ERROR inside a watch means: list again. 410 comes this way too, inside a 200 answer."""
-    error = error_for_response(_code(body), body, Verb.WATCH)
+    error = error_for_response(_status_code_of(body), body, Verb.WATCH)
     return error if isinstance(error, (WatchExpired, ClusterUnavailable)) else ClusterUnavailable(str(error))
 
 
-def _code(body: bytes) -> int:
+def _status_code_of(body: bytes) -> int:
     try:
         return int(msgspec.json.decode(body)["code"])
     except (msgspec.MsgspecError, KeyError, TypeError, ValueError, RecursionError):

@@ -78,7 +78,7 @@ class StoredDeadLetter:
         if not kept:
             raise NotRedrivable(f"Dead letter {self.id} has no event any more (it was trimmed away): send it again")
         try:
-            return {name.encode(): _bytes(value) for name, value in kept.items()}
+            return {name.encode(): _field_bytes(value) for name, value in kept.items()}
         except (TypeError, KeyError, binascii.Error) as error:
             raise NotRedrivable(f"Dead letter {self.id} holds no event that could be read: {error!r}") from error
 
@@ -104,12 +104,12 @@ class DeadLetters:
     def newest(self, count: int) -> Sequence[StoredDeadLetter]:
         """The newest ones, newest first; at most `count`."""
         with translate_errors(self.where):
-            return self._letters(self._client.xrevrange(self._keys.dead_letter_stream, count=count))
+            return self._stored_letters(self._client.xrevrange(self._keys.dead_letter_stream, count=count))
 
     def find(self, dead_id: str) -> StoredDeadLetter | None:
         """The entry of that id (see `canonical_entry_id`); None if there is none."""
         with translate_errors(self.where):
-            found = self._letters(self._client.xrange(self._keys.dead_letter_stream, dead_id, dead_id))
+            found = self._stored_letters(self._client.xrange(self._keys.dead_letter_stream, dead_id, dead_id))
         return found[0] if found else None
 
     def check_group(self, letter: StoredDeadLetter) -> None:
@@ -142,11 +142,11 @@ class DeadLetters:
             outcome, sent = cast("list[bytes]", call_script(self._client, _SCRIPT, command))
         return DeadLetterOutcome(outcome.decode()), sent.decode()
 
-    def _letters(self, entries: Any) -> list[StoredDeadLetter]:
+    def _stored_letters(self, entries: Any) -> list[StoredDeadLetter]:
         letters = entries_as_text(entries)
         ids = [dead_id for dead_id, _ in letters]
         redriven = cast("Any", self._client.hmget(self._key.redriven, ids)) if ids else []
-        return [_letter(*each, (sent or b"").decode()) for each, sent in zip(letters, redriven, strict=True)]
+        return [_stored_letter(*each, (sent or b"").decode()) for each, sent in zip(letters, redriven, strict=True)]
 
 
 def canonical_entry_id(text: str) -> str | None:
@@ -161,11 +161,11 @@ def redrive_id(dead_id: str) -> str:
     return f"redrive:{dead_id}"
 
 
-def _bytes(value: Any) -> bytes:
+def _field_bytes(value: Any) -> bytes:
     return value.encode() if isinstance(value, str) else base64.b64decode(value["base64"], validate=True)
 
 
-def _letter(dead_id: str, fields: Mapping[str, str], redriven: str) -> StoredDeadLetter:
+def _stored_letter(dead_id: str, fields: Mapping[str, str], redriven: str) -> StoredDeadLetter:
     names = ("event_id", "stream_id", "group", "attempts", "at", "event")
     return StoredDeadLetter(
         id=dead_id,

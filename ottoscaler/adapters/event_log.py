@@ -63,14 +63,14 @@ class RedisEventLog(RedisAdapter):
                 reply = self._redis.reading.xreadgroup(names.group, consumer, streams, count=count, block=block_ms)
             except ReplyTooLarge as error:
                 raise ReadTooLarge(f"reading {count} entries: {error}") from error
-        return _entries(cast("Any", reply))
+        return _entries_of_read(cast("Any", reply))
 
     def peek(self, after: str, count: int, *, block: bool) -> Sequence[Entry]:
         """See ports.EventLog."""
         client, block_ms = self._redis.peeking, self._redis.block_ms if block else None
         with self._redis.translate_errors():
             try:
-                return _entries(cast("Any", client.xread({self._redis.names.stream: after}, count, block_ms)))
+                return _entries_of_read(cast("Any", client.xread({self._redis.names.stream: after}, count, block_ms)))
             except ReplyTooLarge:
                 pass  # asked again by the script, which measures: otherwise one large entry would hide all others
         reply = self._redis.run(
@@ -121,11 +121,11 @@ class RedisEventLog(RedisAdapter):
         self, events: Sequence[tuple[ScaleEvent, str]], raws: Sequence[Mapping[bytes, bytes]]
     ) -> Sequence[OpenTask | BadEvent | None]:
         """See ports.EventLog."""
-        calls = [self._acceptance(event, content, raw) for (event, content), raw in zip(events, raws, strict=True)]
+        calls = [self._accept_call(event, content, raw) for (event, content), raw in zip(events, raws, strict=True)]
         replies = self._redis.run_many(self._redis.reading, calls)
-        return [_accepted(event, reply) for (event, _), reply in zip(events, replies, strict=True)]
+        return [_decode_accept_reply(event, reply) for (event, _), reply in zip(events, replies, strict=True)]
 
-    def _acceptance(self, event: ScaleEvent, content: str, raw: Mapping[bytes, bytes]) -> ScriptCall:
+    def _accept_call(self, event: ScaleEvent, content: str, raw: Mapping[bytes, bytes]) -> ScriptCall:
         key = {"key": event.concurrency_key, "key_limit": event.concurrency_limit} if event.concurrency_key else {}
         packed = _pack(
             {
@@ -185,7 +185,7 @@ class RedisEventLog(RedisAdapter):
         return int(self._redis.run("trim", [], keep))
 
 
-def _entries(reply: Any) -> list[Entry]:
+def _entries_of_read(reply: Any) -> list[Entry]:
     """The entries of XREAD or XREADGROUP."""
     return [Entry(stream_id.decode(), fields or None) for _, entries in reply or () for stream_id, fields in entries]
 
@@ -198,7 +198,7 @@ def _sized_entries(reply: Any) -> list[Entry]:
     ]
 
 
-def _accepted(event: ScaleEvent, reply: Sequence[Any]) -> OpenTask | BadEvent | None:
+def _decode_accept_reply(event: ScaleEvent, reply: Sequence[Any]) -> OpenTask | BadEvent | None:
     """The reply of accept about one event."""
     if reply[0] not in (b"ok", b"again"):
         return decode_dead_letter(reply, event.event_id, event.task_id)

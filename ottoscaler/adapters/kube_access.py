@@ -61,8 +61,8 @@ class KubeAccess:
                 self._load(path)
             _check_url(self.configuration.host)
             if self.configuration.host.startswith("https"):
-                self.context = _context(self.configuration)
-            self._api = _client(self.configuration, settings.inflight, self.context)
+                self.context = _new_ssl_context(self.configuration)
+            self._api = _new_api_client(self.configuration, settings.inflight, self.context)
             self.manager: Any = self._api.rest_client.pool_manager
             self.manager.connection_from_url(self.configuration.host)
         except _UNUSABLE as error:
@@ -132,7 +132,7 @@ class _Loader(KubeConfigLoader):
     plugin: Any = None
     token_file: Path | None = None
 
-    def _base(self, node: Any) -> str:
+    def _base_folder(self, node: Any) -> str:
         """The folder of the file that this part comes from: paths are relative to it."""
         return str(cast(Any, self)._get_base_path(node.path))
 
@@ -151,7 +151,7 @@ class _Loader(KubeConfigLoader):
     def _load_from_exec_plugin(self) -> bool | None:
         if "exec" not in self._user:
             return None
-        base = self._base(self._cluster)
+        base = self._base_folder(self._cluster)
         self.plugin = ExecProvider(self._user["exec"], base, self._cluster)
         command = self.plugin.args[0]
         local = os.path.join(base, command) if os.sep in command else command
@@ -166,7 +166,7 @@ class _Loader(KubeConfigLoader):
         if not name:
             loaded: bool | None = cast(Any, super())._load_user_token()
             return loaded
-        self.token_file = Path(self._base(self._user), name)
+        self.token_file = Path(self._base_folder(self._user), name)
         self.token_file.read_text(encoding="utf-8")
         return True
 
@@ -178,7 +178,7 @@ def _check_url(url: str) -> None:
         raise ValueError(f"server {redact_value(url)} is not of the form https://HOST:PORT")
 
 
-def _client(configuration: Any, inflight: int, context: ssl.SSLContext | None) -> Any:
+def _new_api_client(configuration: Any, inflight: int, context: ssl.SSLContext | None) -> Any:
     """The official client: its connection pools know proxies and all of TLS. Its own retries are off."""
     configuration.retries = urllib3.Retry(total=0, redirect=0)
     configuration.keep_alive = True
@@ -192,7 +192,7 @@ def _client(configuration: Any, inflight: int, context: ssl.SSLContext | None) -
     return api
 
 
-def _context(configuration: Any) -> ssl.SSLContext:
+def _new_ssl_context(configuration: Any) -> ssl.SSLContext:
     """One SSLContext for all connections: a new one costs 13 to 17 ms of CPU each.
 
     Python 3.13 refuses certificates that RFC 5280 would have otherwise, such as those of many API servers

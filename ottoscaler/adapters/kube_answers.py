@@ -96,12 +96,12 @@ def error_for_response(
     delete), `Conflict` (delete), `Forbidden` (list events) or what a create is refused for; otherwise
     ClusterUnavailable.
     """
-    answer = _status(status, body)
+    answer = _decode_status(status, body)
     if answer is None:
         text = " ".join(body[:200].decode("utf-8", "replace").split())
         message = f"{status} to {verb} with a body that is not of the Kubernetes API ({text or 'empty'})"
         # 429 comes before anything was done, and the API server itself sends it as plain text
-        return _later(f"{message}; is there a proxy in between?", retry_after, unclear=status != 429)
+        return _unavailable_error(f"{message}; is there a proxy in between?", retry_after, unclear=status != 429)
     message = f"the Kubernetes API answered {status} to {verb}: {answer.message or answer.reason or 'no reason given'}"
     if verb in (Verb.LIST, Verb.WATCH) and status == 410 and answer.reason in ("Expired", "Gone"):
         return WatchExpired(message)
@@ -111,16 +111,16 @@ def error_for_response(
         message = f"{message}: does NAMESPACE exist?"
     if not retry_after and answer.details is not None and answer.details.retry_after_s > 0:
         retry_after = str(int(answer.details.retry_after_s))
-    return _later(message, retry_after, unclear=status >= 500 or status in (408, 410) or status < 400)
+    return _unavailable_error(message, retry_after, unclear=status >= 500 or status in (408, 410) or status < 400)
 
 
-def _later(message: str, retry_after: str | None, *, unclear: bool) -> ClusterUnavailable:
+def _unavailable_error(message: str, retry_after: str | None, *, unclear: bool) -> ClusterUnavailable:
     decimal = retry_after is not None and retry_after.isascii() and retry_after.isdigit()
     seconds = min(float(retry_after), MAX_RETRY_AFTER_S) if retry_after and decimal else None
     return ClusterUnavailable(message, retry_after_s=seconds, unclear=unclear)
 
 
-def _status(status: int, body: bytes) -> _Status | None:
+def _decode_status(status: int, body: bytes) -> _Status | None:
     """The Status that a body is; None for anything else, and for one that is not about this answer."""
     try:
         answer = _status_body.decode(body)
@@ -132,7 +132,7 @@ def _status(status: int, body: bytes) -> _Status | None:
 
 def _is_final(status: int, answer: _Status, verb: Verb, name: str) -> bool:
     if verb is Verb.CREATE:
-        return _refuses(status, answer, name)
+        return _is_create_refused(status, answer, name)
     if verb is Verb.REVIEW:
         return status in (403, 404, 405)
     if verb is Verb.LIST_EVENTS:  # final, unlike those on pods: the program works without this right
@@ -144,7 +144,7 @@ def _is_final(status: int, answer: _Status, verb: Verb, name: str) -> bool:
     return status == 409 and answer.reason == "Conflict" and verb is Verb.DELETE
 
 
-def _refuses(status: int, answer: _Status, name: str) -> bool:
+def _is_create_refused(status: int, answer: _Status, name: str) -> bool:
     """Is a create refused for good? Any 409 but AlreadyExists is a quota's or another writer's: there was no create."""
     if status == 409:
         return answer.reason == "AlreadyExists" and answer.about(name) and not answer.denied

@@ -82,7 +82,7 @@ class KubeHttp:
             streams = list(self._streams)
         self._throttle.close()  # before the sockets: a call that still waits for its turn must not open another one
         for response in streams:
-            _shut(response)
+            _shutdown_response(response)
         self.drop_idle()
 
     def call(
@@ -123,7 +123,7 @@ class KubeHttp:
             self._streams.add(response)
             closed = self._closed
         if closed:
-            _shut(response)
+            _shutdown_response(response)
         return response
 
     def close_stream(self, response: Any) -> None:
@@ -159,7 +159,7 @@ class KubeHttp:
         except (urllib3.exceptions.HTTPError, OSError) as error:
             # Without a connection nothing was sent, and the caller may repeat; with one, the server may have acted.
             refused = isinstance(error, (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError))
-            raise self._broken(error, unclear=not refused) from error
+            raise self._connection_error(error, unclear=not refused) from error
 
     def _body(self, response: Any) -> bytes:
         """The whole answer. One that breaks off is an outage, also where it would have been a refusal."""
@@ -167,7 +167,7 @@ class KubeHttp:
             data: bytes = response.read()
             return data
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise self._broken(error, unclear=True) from error
+            raise self._connection_error(error, unclear=True) from error
         finally:
             response.release_conn()  # also of half an answer: the pool is bounded, and a lost place stays lost
 
@@ -192,7 +192,7 @@ class KubeHttp:
         self._manager.clear()
         self._pool = self._manager.connection_from_url(self._host)
 
-    def _broken(self, error: Exception, *, unclear: bool) -> ClusterUnavailable:
+    def _connection_error(self, error: Exception, *, unclear: bool) -> ClusterUnavailable:
         self.drop_idle()
         text = " ".join(str(error).split())[:300]
         unavailable = ClusterUnavailable(
@@ -212,7 +212,7 @@ def _socket_options() -> list[tuple[int, int, int]]:
     return options
 
 
-def _shut(response: Any) -> None:
+def _shutdown_response(response: Any) -> None:
     """Wake the thread that reads this response."""
     try:
         response.shutdown()

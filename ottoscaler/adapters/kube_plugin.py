@@ -87,7 +87,7 @@ class CredentialPlugin:
     def _renew(self, now: float) -> None:
         """Under the lock."""
         try:
-            status = _ask(self._provider)
+            status = _run_plugin(self._provider)
             if "clientCertificateData" in status:
                 self._use_certificate(status["clientCertificateData"], status["clientKeyData"])
             elif not status.get("token"):
@@ -108,7 +108,7 @@ class CredentialPlugin:
         self._again_at = now + MIN_CALL_INTERVAL_S
 
 
-def _ask(provider: Any) -> dict[str, Any]:
+def _run_plugin(provider: Any) -> dict[str, Any]:
     """Run the plugin; the `status` of the ExecCredential that it prints. The client's own call has no time-out."""
     spec: dict[str, Any] = {"interactive": False}
     if provider.cluster:

@@ -39,7 +39,7 @@ class RedisLeases(RedisAdapter):
         lost, cancels, forgotten = {}, {}, []
         left_s: dict[str, float] = {}
         for some in chunks(chunks(list(owners.items())), RENEWALS_AT_ONCE):
-            calls = [self._renewal(part, at_work) for part in some]
+            calls = [self._renew_call(part, at_work) for part in some]
             replies = self._redis.run_many(self._redis.leasing, calls)
             for part, reply in zip(some, replies, strict=True):
                 for (event_id, _), (answer, detail, left) in zip(part, reply, strict=True):
@@ -53,7 +53,7 @@ class RedisLeases(RedisAdapter):
                         forgotten.append(event_id)
         return Renewal(lost, cancels, forgotten, replaced, left_s)
 
-    def _renewal(self, part: Sequence[tuple[str, str]], at_work: Collection[str]) -> ScriptCall:
+    def _renew_call(self, part: Sequence[tuple[str, str]], at_work: Collection[str]) -> ScriptCall:
         flat = [each for event_id, owner in part for each in (event_id, owner, int(event_id in at_work))]
         return ScriptCall(
             "renew", [self._redis.key.task(event_id) for event_id, _ in part], [self._redis.lease_ms, *flat]
@@ -71,16 +71,16 @@ class RedisLeases(RedisAdapter):
         """See ports.Leases."""
         if same_consumer:
             consumer, incarnation = self._redis.consumer, self._redis.incarnation
-            owners = [(event_id, split_owner_token(owner)) for event_id, owner in self._open()]
+            owners = [(event_id, split_owner_token(owner)) for event_id, owner in self._open_tasks_with_owners()]
             return [event_id for event_id, (name, other) in owners if name == consumer and other != incarnation]
         return decode_names(self._redis.run("expired", [], self._redis.lease_ms, client=self._redis.taking))
 
     def owned(self) -> Sequence[str]:
         """See ports.Leases."""
         ours = (self._redis.consumer, self._redis.incarnation)
-        return [event_id for event_id, owner in self._open() if split_owner_token(owner) == ours]
+        return [event_id for event_id, owner in self._open_tasks_with_owners() if split_owner_token(owner) == ours]
 
-    def _open(self) -> list[tuple[str, str]]:
+    def _open_tasks_with_owners(self) -> list[tuple[str, str]]:
         """The open tasks with their owners, '' for one without."""
         client, key = self._redis.taking, self._redis.key
         found: list[tuple[str, str]] = []

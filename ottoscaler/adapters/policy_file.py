@@ -94,7 +94,7 @@ def parse_policy(text: str, path: str) -> Policy:
     found = read_policy(data)
     faults = [*document.faults, *(found if isinstance(found, list) else ())]
     if faults or not isinstance(found, Policy):
-        lines = sorted((document.line(where), f"{_shown(where)}{sentence}") for where, sentence in faults)
+        lines = sorted((document.line(where), f"{_path_prefix(where)}{sentence}") for where, sentence in faults)
         raise ConfigError(tuple(f"{path}:{line}: {sentence}" for line, sentence in lines))
     return found
 
@@ -130,17 +130,17 @@ class _Document:
         self._open.add(id(node))
         try:
             if isinstance(node, yaml.MappingNode):
-                return self._map(node, path)
+                return self._read_mapping(node, path)
             if isinstance(node, yaml.SequenceNode):
                 return [self.data(one, (*path, number)) for number, one in enumerate(node.value)]
-            return _scalar(node)
+            return _read_scalar(node)
         finally:
             self._open.discard(id(node))
 
-    def _map(self, node: yaml.MappingNode, path: Path) -> dict[Any, Any]:
+    def _read_mapping(self, node: yaml.MappingNode, path: Path) -> dict[Any, Any]:
         found: dict[Any, Any] = {}
         for key, value in node.value:
-            name = _scalar(key) if isinstance(key, yaml.ScalarNode) else str(key.tag)
+            name = _read_scalar(key) if isinstance(key, yaml.ScalarNode) else str(key.tag)
             where = (*path, name)
             if name in found:
                 first = self._lines[where]
@@ -152,7 +152,7 @@ class _Document:
         return found
 
 
-def _scalar(node: yaml.Node) -> Any:
+def _read_scalar(node: yaml.Node) -> Any:
     """A text, number, flag or nothing. Anything else that YAML knows, and what is no value of its tag, is the text that
     is there: the reader of the policy says what is expected instead.
     """
@@ -165,7 +165,7 @@ def _scalar(node: yaml.Node) -> Any:
         return node.value
 
 
-def _shown(path: Path) -> str:
+def _path_prefix(path: Path) -> str:
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
     return f"{text}: " if text else ""
 

@@ -34,7 +34,7 @@ class RedisPreflight(RedisAdapter):
             names.dead_letter_stream: "DEAD_LETTER_STREAM",
         }
         texts = [(text_of(name), text_of(kind), text_of(commands)) for name, kind, commands in found]
-        return [_obstacle(name, kind, commands, settings.get(name, "KEY_PREFIX")) for name, kind, commands in texts]
+        return [_key_problem(name, kind, commands, settings.get(name, "KEY_PREFIX")) for name, kind, commands in texts]
 
     def server_warnings(self) -> Sequence[str]:
         """See ports.Preflight."""
@@ -62,7 +62,7 @@ def warnings_from_info(info: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _obstacle(key: str, kind: str, commands: str, setting: str) -> str:
+def _key_problem(key: str, kind: str, commands: str, setting: str) -> str:
     """One key of what the script says, as a sentence: the key, the kind that it should hold if it holds another, the
     commands that are not permitted on it, the setting that names it.
     """

@@ -166,28 +166,28 @@ def connect(
         "command_packer": _Packer(),
         "driver_info": None,  # otherwise CLIENT SETINFO, a right that Redis 7.0 does not know
         **({"parser_class": _BoundedParser} if bounded else {}),
-        **_credentials(settings),
-        **_tls(settings),
+        **_credential_options(settings),
+        **_tls_options(settings),
     }
     bound = {"max_connections": connections, "timeout": POOL_WAIT_S}
     if settings.sentinels:
         asking = {
             "socket_timeout": CONNECT_TIMEOUT_S, "socket_connect_timeout": CONNECT_TIMEOUT_S, "driver_info": None,
-            "retry": Retry(NoBackoff(), 0), **_tls(settings),
+            "retry": Retry(NoBackoff(), 0), **_tls_options(settings),
         }  # fmt: skip
         sentinel = Sentinel(list(settings.sentinels), sentinel_kwargs=asking, **common)
         pool = cast("Any", _SentinelPool)(settings.sentinel_master or "", sentinel, **common, **bound)
-        return _client(pool, None)
+        return _client_of_pool(pool, None)
     common.pop("ssl", None)
     nodes = ClusterNodes((settings.host, settings.port))
     kind = RedirectingSSLConnection if settings.tls else RedirectingConnection
     pool = cast("Any", _Pool)(
         connection_class=kind, host=settings.host, port=settings.port, nodes=nodes, **common, **bound
     )
-    return _client(pool, nodes)
+    return _client_of_pool(pool, nodes)
 
 
-def _client(pool: _Pool, nodes: ClusterNodes | None) -> RedirectingRedis:
+def _client_of_pool(pool: _Pool, nodes: ClusterNodes | None) -> RedirectingRedis:
     client: Any = RedirectingRedis.from_pool(pool)
     client.nodes = nodes
     return client  # type: ignore[no-any-return]  # redis-py does not say which class it makes
@@ -222,19 +222,19 @@ def translate_errors(where: str, on_reply: OnReply = ignore_reply) -> Iterator[N
     except (redis.RedisError, OSError) as error:
         if _NO_DATABASES in str(error):
             raise ConfigError((f"REDIS_DB: expected 0, since Redis at {where} is a Redis Cluster",)) from error
-        unavailable = RedisUnavailable(f"Redis at {where} {_sentence(error)}", unclear=_unclear(error))
+        unavailable = RedisUnavailable(f"Redis at {where} {_error_sentence(error)}", unclear=_is_outcome_unclear(error))
         on_reply(str(unavailable))
         raise unavailable from error
     on_reply("")
 
 
-def _credentials(settings: RedisSettings) -> dict[str, Any]:
+def _credential_options(settings: RedisSettings) -> dict[str, Any]:
     if settings.password_file:
         return {"credential_provider": _PasswordFile(settings.username, settings.password_file)}
     return {"username": settings.username, "password": settings.password}
 
 
-def _tls(settings: RedisSettings) -> dict[str, Any]:
+def _tls_options(settings: RedisSettings) -> dict[str, Any]:
     if not settings.tls:
         return {}
     # certificates of one's own making, which Python 3.13 would refuse for want of extensions, are as good as before
@@ -243,7 +243,7 @@ def _tls(settings: RedisSettings) -> dict[str, Any]:
     return {"ssl": True, **checks, **lenient}
 
 
-def _sentence(error: Exception) -> str:
+def _error_sentence(error: Exception) -> str:
     """What happened and what to do; the server's own words are kept, for they never carry the password."""
     text = _SENTINEL.sub(r"\1:\2", " ".join(str(error).split()))
     match error:
@@ -290,6 +290,6 @@ def _sentence(error: Exception) -> str:
     return f"answered with an error: {text}"
 
 
-def _unclear(error: Exception) -> bool:
+def _is_outcome_unclear(error: Exception) -> bool:
     """May the command have been carried out? Yes, unless the server said no."""
     return not isinstance(error, redis.ResponseError)

@@ -133,9 +133,9 @@ class RedirectingRedis(redis.Redis):
             try:
                 return self._execute_once(args, options)
             except MovedError as error:
-                self.nodes.moved(_target(error, node))
+                self.nodes.moved(_redirection_target(error, node))
             except AskError as error:
-                return self._follow_ask(_target(error, node), args, options)
+                return self._follow_ask(_redirection_target(error, node), args, options)
             except (redis.ConnectionError, redis.TimeoutError):
                 # Not repeated here: it may have been carried out, and only the caller knows if that may happen twice.
                 self.nodes.node_failed(node)
@@ -191,22 +191,22 @@ class RedirectingRedis(redis.Redis):
         try:
             connection.connect()
             try:
-                return self._asking(connection, args, options)
+                return self._send_after_asking(connection, args, options)
             except redis.exceptions.NoScriptError:
                 connection.send_command("SCRIPT", "LOAD", _sources[args[1]])
                 connection.read_response()
-                return self._asking(connection, args, options)
+                return self._send_after_asking(connection, args, options)
         finally:
             connection.disconnect()
 
-    def _asking(self, connection: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    def _send_after_asking(self, connection: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         connection.send_command("ASKING")
         connection.read_response()
         connection.send_command(*args)
         return cast("Any", self).parse_response(connection, args[0], **options)
 
 
-def _target(error: AskError, asked: Address) -> Address:
+def _redirection_target(error: AskError, asked: Address) -> Address:
     """Where a redirection leads; without a host it is the one that was asked, on another port."""
     return (error.host or asked[0], error.port)
 

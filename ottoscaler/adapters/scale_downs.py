@@ -61,7 +61,7 @@ class RedisScaleDowns(RedisAdapter):
             tasks = list(dict.fromkeys(candidate.event_id for candidate in first))
             keys = [key.task(event_id), key.choices, *(key.task(task) for task in tasks)]
             survivors = json.dumps([candidate.pod for candidate in others] + list(claim.spared_pods))[1:-1]
-            text = _encoded(claim, first, tasks)
+            text = _encode_victim_request(claim, first, tasks)
             reply = self._redis.run("select_victims", keys, event_id, owner, text, survivors, int(bool(others)))
             if reply[0] == b"more":  # too many of the few that were sent have ended: now all, and no third time
                 sent = len(claim.candidates)
@@ -107,7 +107,7 @@ class RedisScaleDowns(RedisAdapter):
         )
 
 
-def _encoded(claim: VictimRequest, candidates: Sequence[Victim], tasks: Sequence[str]) -> str:
+def _encode_victim_request(claim: VictimRequest, candidates: Sequence[Victim], tasks: Sequence[str]) -> str:
     """A claim on these candidates as the script reads it: flat lists, which cost it half of what lists in a list do."""
     numbers = {event_id: number for number, event_id in enumerate(tasks, 1)}
     return json.dumps(

@@ -100,11 +100,11 @@ class StatusReader:
 
     def task(self, event_id: str) -> TaskState | None:
         """What is known of an event; None if nothing is (any more)."""
-        return next(iter(self._tasks([event_id])), None)
+        return next(iter(self._read_tasks([event_id])), None)
 
     def open_tasks(self) -> Sequence[TaskState]:
         """The unfinished tasks, oldest first."""
-        return sorted(self._tasks(self._open_ids()), key=lambda task: task.received_at)
+        return sorted(self._read_tasks(self._open_ids()), key=lambda task: task.received_at)
 
     def find_event_ids(self, event_or_task_id: str) -> Sequence[str]:
         """The event ids that an id stands for: itself, or every known event of that task, oldest first.
@@ -117,7 +117,7 @@ class StatusReader:
         if not found:
             ids = list(self._known_ids())
             chunks = (ids[start : start + _CHUNK] for start in range(0, len(ids), _CHUNK))
-            found = [task for chunk in chunks for task in self._tasks(chunk) if task.task_id == event_or_task_id]
+            found = [task for chunk in chunks for task in self._read_tasks(chunk) if task.task_id == event_or_task_id]
         return [task.event_id for task in sorted(found, key=lambda task: task.received_at)]
 
     def _open_ids(self) -> list[str]:
@@ -130,7 +130,7 @@ class StatusReader:
             for name in self._client.scan_iter(match=_GLOB.sub(r"\\\1", prefix) + "*", count=_COUNT_CHUNK):
                 yield text_of(name).removeprefix(prefix)
 
-    def _tasks(self, event_ids: Sequence[str]) -> list[TaskState]:
+    def _read_tasks(self, event_ids: Sequence[str]) -> list[TaskState]:
         hashes: list[dict[bytes, bytes]] = []
         with translate_errors(self.where):
             for start in range(0, len(event_ids), _CHUNK):
@@ -154,9 +154,9 @@ class StatusReader:
                 entries = self._client.xrange(self._keys.stream, f"({after}", count=_COUNT_CHUNK)
                 count += len(cast("list[Any]", entries))
                 if len(cast("list[Any]", entries)) < _COUNT_CHUNK:
-                    return Backlog(count, self._pending())
+                    return Backlog(count, self._pending_count())
                 after = text_of(cast("Any", entries)[-1][0])
-        return Backlog(count, self._pending(), exact=False)
+        return Backlog(count, self._pending_count(), exact=False)
 
     def dead_letters(self) -> int:
         """How many dead letters there are."""
@@ -165,14 +165,14 @@ class StatusReader:
 
     def dead_letter(self, stream_id: str) -> DeadLetter | None:
         """The dead letter of an entry of the event stream, which is younger than that entry; None if it has none."""
-        for entry_id, fields in self._younger(self._keys.dead_letter_stream, stream_id):
+        for entry_id, fields in self._entries_since(self._keys.dead_letter_stream, stream_id):
             if self._is_of_our_group(fields) and fields.get("stream_id") == stream_id:
-                return _dead(entry_id, fields)
+                return _dead_letter_of(entry_id, fields)
         return None
 
     def result(self, event_id: str, stream_id: str) -> Mapping[str, str] | None:
         """The closing result (kind `task` or `scale_down`) of an event of that entry, if it is still kept."""
-        for _, fields in self._younger(self._keys.result_stream, stream_id):
+        for _, fields in self._entries_since(self._keys.result_stream, stream_id):
             if fields.get("event_id") == event_id and fields.get("kind") != "worker":
                 return fields
         return None
@@ -186,7 +186,9 @@ class StatusReader:
 
     def position(self) -> StreamPositions:
         """Where the streams end now: take it before `send`, and `new_entries` misses nothing."""
-        return StreamPositions(self._last(self._keys.result_stream), self._last(self._keys.dead_letter_stream))
+        return StreamPositions(
+            self._last_entry_id(self._keys.result_stream), self._last_entry_id(self._keys.dead_letter_stream)
+        )
 
     def new_entries(self, position: StreamPositions, block_s: float) -> NewEntries:
         """Results and dead letters after a position; waits for one up to `block_s` seconds, at most LONGEST_BLOCK_S."""
@@ -204,14 +206,14 @@ class StatusReader:
                 new_dead[-1][0] if new_dead else position.dead,
             ),
             [fields for _, fields in new_results],
-            [_dead(entry_id, fields) for entry_id, fields in new_dead if self._is_of_our_group(fields)],
+            [_dead_letter_of(entry_id, fields) for entry_id, fields in new_dead if self._is_of_our_group(fields)],
         )
 
     def _is_of_our_group(self, dead: Mapping[str, str]) -> bool:
         # several groups may share a dead-letter stream, and one may refuse what another carries out
         return dead.get("group") == self._keys.group
 
-    def _last(self, stream: str) -> str:
+    def _last_entry_id(self, stream: str) -> str:
         with translate_errors(self.where):
             newest = cast("Any", self._client.xrevrange(stream, count=1))
         return text_of(newest[0][0]) if newest else _START
@@ -228,7 +230,7 @@ class StatusReader:
         mine = (group for group in groups if text_of(group["name"]) == self._keys.group)
         return next((text_of(group["last-delivered-id"]) for group in mine), _START)
 
-    def _pending(self) -> int:
+    def _pending_count(self) -> int:
         with translate_errors(self.where):
             try:
                 return int(cast("Any", self._client.xpending(self._keys.stream, self._keys.group))["pending"])
@@ -237,7 +239,7 @@ class StatusReader:
                     raise
                 return 0
 
-    def _younger(self, stream: str, stream_id: str) -> Iterator[tuple[str, dict[str, str]]]:
+    def _entries_since(self, stream: str, stream_id: str) -> Iterator[tuple[str, dict[str, str]]]:
         """The entries of a stream from about an entry's time on; not endlessly many."""
         milliseconds = stream_id.partition("-")[0]
         start = f"{max(0, int(milliseconds) - _CLOCK_SLACK_MS)}-0" if milliseconds.isdigit() else _START
@@ -250,7 +252,7 @@ class StatusReader:
             start = f"({chunk[-1][0]}"
 
 
-def _dead(entry_id: str, fields: Mapping[str, str]) -> DeadLetter:
+def _dead_letter_of(entry_id: str, fields: Mapping[str, str]) -> DeadLetter:
     return DeadLetter(
         entry_id,
         fields.get("dead_reason", ""),

@@ -185,7 +185,7 @@ def encode_task(task: OpenTask) -> dict[str, str | int]:
     if task.victims is not None:
         fields["victims"] = json.dumps([[victim.event_id, victim.index, victim.pod] for victim in task.victims])
         fields["survivors"] = json.dumps(list(task.survivors))
-    fields.update(Counter(map(_tally, outcomes)))
+    fields.update(Counter(map(_tally_field, outcomes)))
     for worker in task.workers.values():
         _encode_worker(worker, fields)
     return fields
@@ -204,10 +204,10 @@ def _encode_worker(worker: StoredWorker, fields: dict[str, str | int]) -> None:
         fields[outcome] = worker.outcome
         ended = {"outcome": worker.outcome, "reason": worker.reason, "attempt": worker.attempt}
         fields[f"worker:{worker.index}"] = json.dumps(ended)
-        fields.setdefault(f"first_{_tally(worker.outcome)}", worker.reason)
+        fields.setdefault(f"first_{_tally_field(worker.outcome)}", worker.reason)
 
 
-def _tally(outcome: str) -> str:
+def _tally_field(outcome: str) -> str:
     return outcome if outcome in ("succeeded", "cancelled") else "failed"
 
 
@@ -281,14 +281,14 @@ def decode_state(event_id: str, raw: Mapping[bytes, bytes]) -> TaskState:
         event_type=fields.get("type", ""),
         task_id=fields.get("task_id", ""),
         state=fields.get("state", ""),
-        pod_count=_number(fields.get("pod_count")),
+        pod_count=_int_or_zero(fields.get("pod_count")),
         received_at=fields.get("received_at", ""),
         owner=fields.get("owner", ""),
         wait_reason=fields.get("why", ""),
         next_at=fields.get("next_at", ""),
-        succeeded=_number(fields.get("succeeded")),
-        failed=_number(fields.get("failed")),
-        cancelled=_number(fields.get("cancelled")),
+        succeeded=_int_or_zero(fields.get("succeeded")),
+        failed=_int_or_zero(fields.get("failed")),
+        cancelled=_int_or_zero(fields.get("cancelled")),
         # each is event id, index, pod; the pod's name is empty where none was seen
         victims=tuple(str(pod or f"{event}/{index}") for event, index, pod in json.loads(fields.get("victims", "[]"))),
         workers={worker.index: worker for worker in sorted(workers, key=lambda worker: worker.index)},
@@ -300,7 +300,7 @@ def _worker_state(index: int, stored: Mapping[str, Any]) -> WorkerState:
     return WorkerState(
         index=index,
         state="finished" if outcome else str(stored.get("state", "")),
-        attempt=_number(stored.get("attempt")),
+        attempt=_int_or_zero(stored.get("attempt")),
         pod=str(stored.get("pod", "")),
         outcome=outcome,
         reason=str(stored.get("reason", "")),
@@ -309,6 +309,6 @@ def _worker_state(index: int, stored: Mapping[str, Any]) -> WorkerState:
     )
 
 
-def _number(value: Any) -> int:
+def _int_or_zero(value: Any) -> int:
     text = str(value)
     return int(text) if text.isdigit() else 0

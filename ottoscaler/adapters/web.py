@@ -65,7 +65,7 @@ class WebServer:
         `::` is all addresses of both families; where the machine has no IPv6, those of IPv4.
         """
         try:
-            self._server = _bound(settings.address, settings.port, pages)
+            self._server = _bind_server(settings.address, settings.port, pages)
         except OSError as error:
             where = f"HTTP_PORT={settings.port}: expected a port that is free at HTTP_ADDRESS={settings.address}"
             raise ConfigError((f"{where} ({error.strerror or error}); 0 for none",)) from error
@@ -80,7 +80,7 @@ class WebServer:
         """Answer until `close`."""
         while not self._closing.is_set():
             self._server.handle_request()
-            self._server.end_old()
+            self._server.close_old_connections()
         self._server.server_close()
 
     def close(self) -> None:
@@ -88,10 +88,10 @@ class WebServer:
         self._closing.set()
 
 
-def _bound(address: str, port: int, pages: Mapping[str, Callable[[], WebResponse]]) -> _Server:
+def _bind_server(address: str, port: int, pages: Mapping[str, Callable[[], WebResponse]]) -> _Server:
     """Bound to the first address of this name that the machine has. Raises OSError."""
     failed: OSError | None = None
-    for family, found in _candidates(address, port):
+    for family, found in _candidate_addresses(address, port):
         try:
             return _Server(family, found, port, pages)
         except OSError as error:
@@ -101,7 +101,7 @@ def _bound(address: str, port: int, pages: Mapping[str, Callable[[], WebResponse
     raise failed or OSError(errno.EADDRNOTAVAIL, "the name has no address")
 
 
-def _candidates(address: str, port: int) -> list[tuple[socket.AddressFamily, str]]:
+def _candidate_addresses(address: str, port: int) -> list[tuple[socket.AddressFamily, str]]:
     if address == ALL_ADDRESSES:
         return [(socket.AF_INET6, address), (socket.AF_INET, "0.0.0.0")]  # the latter is the same, where IPv6 is off
     found = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)
@@ -142,7 +142,7 @@ class _Server(ThreadingHTTPServer):
         """In a thread of its own; the oldest connection makes room. Where that takes too long, this one is closed."""
         # Bounded, and the oldest goes: clients that connect and send nothing must not keep the kubelet's probes out.
         if not self._free.acquire(blocking=False):
-            self._end_oldest()
+            self._close_oldest_connection()
             if not self._free.acquire(timeout=TICK_S):  # this thread accepts: while it waits, no other client is served
                 self.shutdown_request(request)
                 return
@@ -166,24 +166,24 @@ class _Server(ThreadingHTTPServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._ended(request)
+            self._release_connection(request)
 
-    def end_old(self) -> None:
+    def close_old_connections(self) -> None:
         """End the connections that have lived too long."""
         now = time.monotonic()
         with self._lock:
             old = [
                 request for request, until in self._open.items() if until < now
-            ]  # cut outside: `_ended` takes the lock
+            ]  # cut outside: `_release_connection` takes the lock
         for request in old:
             _shut(request)
 
-    def _ended(self, request: Any) -> None:
+    def _release_connection(self, request: Any) -> None:
         with self._lock:
             del self._open[request]
         self._free.release()
 
-    def _end_oldest(self) -> None:
+    def _close_oldest_connection(self) -> None:
         with self._lock:
             oldest = next(iter(self._open), None)
         if oldest is not None:

@@ -26,7 +26,12 @@ def pids_limit(own: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/f
         lines = own.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError):
         return None
-    found = [limit for line in lines for folder in _folders(line, mount) if (limit := _limit(folder / "pids.max"))]
+    found = [
+        limit
+        for line in lines
+        for folder in _cgroup_folders(line, mount)
+        if (limit := _read_pids_limit(folder / "pids.max"))
+    ]
     return min(found, default=None)
 
 
@@ -42,7 +47,7 @@ def pids_limit_warning(max_workers: int, limit: PidsLimit | None) -> str:
     )
 
 
-def _folders(line: str, mount: Path) -> list[Path]:
+def _cgroup_folders(line: str, mount: Path) -> list[Path]:
     """The folders of one line of /proc/self/cgroup (number:controllers:path), from ours up to the root."""
     parts = line.split(":", 2)
     if len(parts) != 3 or not parts[2].startswith("/"):
@@ -57,7 +62,7 @@ def _folders(line: str, mount: Path) -> list[Path]:
     return [root / inside, *[root / above for above in inside.parents], root]
 
 
-def _limit(file: Path) -> PidsLimit | None:
+def _read_pids_limit(file: Path) -> PidsLimit | None:
     try:
         text = file.read_text(encoding="ascii").strip()
     except (OSError, ValueError):

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
 
     Raises ConfigError, RedisUnavailable, NoSuchDeadLetter, NotRedrivable; SystemExit (2) for wrong arguments.
     """
-    parser = _parser()
+    parser = _argument_parser()
     options = parser.parse_args(arguments)
     settings = load_checked(*(LIMIT_VARIABLES if options.action == "redrive" else ()))
     with dead_letters(settings) as opened:
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
             case "list":
                 _list(opened, options.count, options.json)
             case "show":
-                _show(_found(opened, options.id), options.json)
+                _show(_find_or_fail(opened, options.id), options.json)
             case "redrive":
                 return _redrive(parser, opened, options, settings)
             case "purge":
@@ -58,12 +58,12 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ottoscaler.py dead", description="Events that could not be carried out.")
     actions = parser.add_subparsers(dest="action", required=True, metavar="list|show|redrive|purge")
     listing = actions.add_parser("list", help="the dead letters, newest first")
     listing.add_argument(
-        "--count", type=_count, default=_ROWS, metavar="N", help=f"at most this many (default {_ROWS})"
+        "--count", type=_parse_count, default=_ROWS, metavar="N", help=f"at most this many (default {_ROWS})"
     )
     showing = actions.add_parser("show", help="one of them, with its event")
     again = actions.add_parser("redrive", help="send its event again, changed as asked; a second time changes nothing")
@@ -72,7 +72,10 @@ def _parser() -> argparse.ArgumentParser:
         action.add_argument("--json", action="store_true", help="as JSON")
     for action in (showing, again, away):
         action.add_argument(
-            "id", metavar="ID", type=_id, help="its id in the dead-letter stream, such as 1714557600000-0"
+            "id",
+            metavar="ID",
+            type=_parse_dead_letter_id,
+            help="its id in the dead-letter stream, such as 1714557600000-0",
         )
     again.add_argument("fields", nargs="*", metavar="FIELD=VALUE", help="fields that are changed or added")
     again.add_argument(
@@ -84,61 +87,61 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _count(text: str) -> int:
+def _parse_count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 1 <= int(text[:10]) <= 1_000_000:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 1000000")
     return int(text)
 
 
-def _id(text: str) -> str:
+def _parse_dead_letter_id(text: str) -> str:
     dead_id = canonical_entry_id(text)
     if dead_id is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no id of a dead letter; those look like 1714557600000-0")
     return dead_id
 
 
-def _found(opened: DeadLetters, dead_id: str) -> StoredDeadLetter:
+def _find_or_fail(opened: DeadLetters, dead_id: str) -> StoredDeadLetter:
     letter = opened.find(dead_id)
     if letter is None:
-        raise NoSuchDeadLetter(_unknown(dead_id))
+        raise NoSuchDeadLetter(_no_such_letter_text(dead_id))
     return letter
 
 
-def _unknown(dead_id: str) -> str:
+def _no_such_letter_text(dead_id: str) -> str:
     return f"There is no dead letter {dead_id}; 'dead list' shows those that there are"
 
 
 def _list(opened: DeadLetters, count: int, as_json: bool) -> None:
     letters = opened.newest(count)
     if as_json:
-        print(json.dumps([_json(letter) for letter in letters]))
+        print(json.dumps([_letter_json(letter) for letter in letters]))
         return
     more = opened.count() - len(letters)
     screen = console()
     if not letters:
         print("No dead letters")
     elif screen.is_terminal:
-        screen.print(grid(_HEADINGS, [_row(letter) for letter in letters]))
+        screen.print(grid(_HEADINGS, [_table_row(letter) for letter in letters]))
     else:
-        print(*(_line(letter) for letter in letters), sep="\n")
+        print(*(_letter_line(letter) for letter in letters), sep="\n")
     if more > 0:
         print(f"and {count_text(more, 'older one')} (--count)")
 
 
-def _row(letter: StoredDeadLetter) -> tuple[str, ...]:
+def _table_row(letter: StoredDeadLetter) -> tuple[str, ...]:
     return letter.id, letter.reason, letter.event_id, letter.at, letter.redriven_as, letter.detail
 
 
-def _line(letter: StoredDeadLetter) -> str:
+def _letter_line(letter: StoredDeadLetter) -> str:
     again = f" (sent again as {letter.redriven_as})" if letter.redriven_as else ""
     return printable(f"{letter.id}: {letter.reason}, event {letter.event_id or '-'}: {letter.detail}{again}")
 
 
 def _show(letter: StoredDeadLetter, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(_json(letter)))
+        print(json.dumps(_letter_json(letter)))
         return
-    for name, value in _json(letter).items():
+    for name, value in _letter_json(letter).items():
         if name != "event":
             print(printable(f"{name}: {value}"))
     print("event:")
@@ -160,7 +163,7 @@ def _event_lines(letter: StoredDeadLetter) -> list[str]:
     return [*lines, "(cut: the rest was above 1 MiB)"] if cut else lines
 
 
-def _json(letter: StoredDeadLetter) -> dict[str, Any]:
+def _letter_json(letter: StoredDeadLetter) -> dict[str, Any]:
     return {
         "id": letter.id,
         "dead_reason": letter.reason,
@@ -185,17 +188,17 @@ def _redrive(
     changes = {name.encode(): value.encode() for name, value in fields_of(parser, options.fields).items()}
     left_out = {name.encode("utf-8", "replace") for name in options.without}
     _check_names(parser, set(changes), left_out)
-    letter = _found(opened, options.id)
+    letter = _find_or_fail(opened, options.id)
     # an earlier redrive is reported before any fault of this one
     if not letter.redriven_as:
         opened.check_group(letter)
-    fields = {} if letter.redriven_as else _changed(letter, changes, left_out)
+    fields = {} if letter.redriven_as else _changed_fields(letter, changes, left_out)
     whole = {**fields, b"event_id": redrive_id(letter.id).encode()}
     if not letter.redriven_as and not check_event(whole, settings, force=options.force):
         return 1
     became, sent = opened.redrive(letter.id, fields)
     if became is DeadLetterOutcome.GONE:
-        raise NoSuchDeadLetter(_unknown(letter.id))
+        raise NoSuchDeadLetter(_no_such_letter_text(letter.id))
     print(sent, flush=True)
     if became is DeadLetterOutcome.KNOWN:
         print(f"Dead letter {letter.id} was sent again before, as {sent}: nothing was changed", file=sys.stderr)
@@ -209,7 +212,7 @@ def _check_names(parser: argparse.ArgumentParser, changed: set[bytes], left_out:
         parser.error(f"{name.decode()} is changed and left out at the same time")
 
 
-def _changed(letter: StoredDeadLetter, changes: dict[bytes, bytes], left_out: set[bytes]) -> dict[bytes, bytes]:
+def _changed_fields(letter: StoredDeadLetter, changes: dict[bytes, bytes], left_out: set[bytes]) -> dict[bytes, bytes]:
     fields = letter.fields()
     for name in sorted(left_out - fields.keys()):
         raise NotRedrivable(printable(f"Dead letter {letter.id} has no field {name.decode()} that could be left out"))
@@ -224,5 +227,5 @@ def _changed(letter: StoredDeadLetter, changes: dict[bytes, bytes], left_out: se
 
 def _purge(opened: DeadLetters, dead_id: str) -> None:
     if opened.purge(dead_id) is DeadLetterOutcome.GONE:
-        raise NoSuchDeadLetter(_unknown(dead_id))
+        raise NoSuchDeadLetter(_no_such_letter_text(dead_id))
     print(f"Dead letter {dead_id} was taken away")

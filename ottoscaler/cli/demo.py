@@ -153,7 +153,7 @@ def main(arguments: Sequence[str]) -> int:
     screen = console()
     log = _log_file()
     try:
-        failures = _demo(screen, log)
+        failures = _run_demo(screen, log)
     except KeyboardInterrupt:
         log.unlink()
         raise
@@ -166,30 +166,32 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _demo(screen: Console, log: Path) -> Sequence[str]:
+def _run_demo(screen: Console, log: Path) -> Sequence[str]:
     """Everything, with clean-up. Returns what went wrong."""
     started = time.monotonic()
     with ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="ottoscaler-", ignore_cleanup_errors=True))
         screen.print("Starting Redis, a Kubernetes API and the controller on this machine ...")
-        system = stack.enter_context(LocalSystem(Path(directory), _environment()))
+        system = stack.enter_context(LocalSystem(Path(directory), _demo_environment()))
         settings = system.settings
         reader = StatusReader(settings.redis, settings.keys)
         stack.callback(reader.close)
         system.start_controller(log)
         runs = [_Run(case, Follower(reader, case.fields)) for case in CASES]
-        failure = _follow(screen, system, runs, deadline=started + DEADLINE_S)
-    screen.print(_summary(runs))
+        failure = _follow_runs(screen, system, runs, deadline=started + DEADLINE_S)
+    screen.print(_summary_table(runs))
     good = sum(run.as_expected for run in runs)
     took_s = time.monotonic() - started
     screen.print(f"{good} of {len(runs)} events ended as they should; the whole demo took {took_s:.1f} s.")
     wrong = [
-        f"{run.case.title}: expected {run.case.expected!r}, saw {_seen(run)!r}" for run in runs if not run.as_expected
+        f"{run.case.title}: expected {run.case.expected!r}, saw {_state_text(run)!r}"
+        for run in runs
+        if not run.as_expected
     ]
     return [*([failure] if failure else []), *wrong]
 
 
-def _follow(screen: Console, system: LocalSystem, runs: Sequence[_Run], *, deadline: float) -> str:
+def _follow_runs(screen: Console, system: LocalSystem, runs: Sequence[_Run], *, deadline: float) -> str:
     """Send the events and look at them until all have ended. Returns why it was given up, empty if it was not."""
     pause, said = threading.Event(), [""] * len(runs)
     live = Live(console=screen, auto_refresh=False, transient=True) if screen.is_terminal else None
@@ -199,9 +201,9 @@ def _follow(screen: Console, system: LocalSystem, runs: Sequence[_Run], *, deadl
             for run in runs:
                 run.step()
             if live is not None:
-                live.update(_progress(runs), refresh=True)
+                live.update(_progress_table(runs), refresh=True)
             else:
-                said = _say_changes(runs, said)
+                said = _print_changes(runs, said)
             if system.exit_code is not None:
                 return f"the controller ended with exit code {system.exit_code}"
             if time.monotonic() >= deadline:
@@ -230,13 +232,13 @@ def describe_outcome(progress: EventProgress) -> str:
     return ", ".join(f"{reasons.count(reason)} {reason}" for reason in sorted(set(reasons)))
 
 
-def _seen(run: _Run) -> str:
+def _state_text(run: _Run) -> str:
     if run.sent_at is None:
         return "not sent"
     return describe_outcome(run.progress) or progress_text(run.progress.task)
 
 
-def _details(run: _Run) -> str:
+def _details_text(run: _Run) -> str:
     if run.progress.dead_letter is not None:
         return run.progress.dead_letter.detail
     task = run.progress.task
@@ -249,32 +251,39 @@ def _details(run: _Run) -> str:
     )
 
 
-def _took(run: _Run) -> str:
+def _duration_text(run: _Run) -> str:
     return "" if run.took_s is None else f"{run.took_s:.1f} s"
 
 
-def _progress(runs: Sequence[_Run]) -> Table:
-    return grid(("event", "state", "time"), [(run.case.title, _seen(run), _took(run)) for run in runs])
+def _progress_table(runs: Sequence[_Run]) -> Table:
+    return grid(("event", "state", "time"), [(run.case.title, _state_text(run), _duration_text(run)) for run in runs])
 
 
-def _summary(runs: Sequence[_Run]) -> Table:
+def _summary_table(runs: Sequence[_Run]) -> Table:
     headings = ("", "event", "expected", "seen", "workers", "time")
     rows = [
-        ("ok" if run.as_expected else "NO", run.case.title, run.case.expected, _seen(run), _details(run), _took(run))
+        (
+            "ok" if run.as_expected else "NO",
+            run.case.title,
+            run.case.expected,
+            _state_text(run),
+            _details_text(run),
+            _duration_text(run),
+        )
         for run in runs
     ]
     return grid(headings, rows)
 
 
-def _say_changes(runs: Sequence[_Run], said: list[str]) -> list[str]:
-    texts = [_seen(run) for run in runs]
+def _print_changes(runs: Sequence[_Run], said: list[str]) -> list[str]:
+    texts = [_state_text(run) for run in runs]
     for run, text, before in zip(runs, texts, said, strict=True):
         if text != before:
             print(f"{run.case.title}: {text}", flush=True)
     return texts
 
 
-def _environment() -> dict[str, str]:
+def _demo_environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith(_KEPT_PREFIXES)}
     return {
         **kept,

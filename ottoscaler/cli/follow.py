@@ -89,7 +89,7 @@ class Follower:
 
     def _read(self, dead: DeadLetter | None) -> EventProgress:
         task = self._reader.task(self.event_id)
-        if task is None or not self._ours(task):
+        if task is None or not self._is_our_event(task):
             return EventProgress(None, dead)
         if not task.finished:
             return EventProgress(task, dead)
@@ -103,7 +103,7 @@ class Follower:
             )
         return EventProgress(task, dead)
 
-    def _ours(self, task: TaskState) -> bool:
+    def _is_our_event(self, task: TaskState) -> bool:
         """Whether the hash is about this event, and not about another one that used its event id: a conflict.
 
         A task that was taken up again after Redis was wiped has no digest.

@@ -27,14 +27,14 @@ def main(arguments: Sequence[str]) -> int:
     """Run until SIGINT or SIGTERM (0), or until the controller ends by itself (1). Raises ConfigError,
     LocalSystemError.
     """
-    parser = _parser()
+    parser = _argument_parser()
     options = parser.parse_args(arguments)
-    binary = _binary(parser, options.redis_server)
+    binary = _redis_binary(parser, options.redis_server)
     stop = threading.Event()
     with ExitStack() as stack:
         # a second signal does not end it by force: what was started is to be stopped in order
         stack.enter_context(Signals(stop.set, 0, force=stop.set))
-        data_dir = options.data_dir or _temporary(stack)
+        data_dir = options.data_dir or _temporary_folder(stack)
         system = LocalSystem(data_dir, os.environ, binary=binary, external=options.external_redis)
         stack.enter_context(system)
         print(_introduction(system, kept=options.data_dir), flush=True)
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ottoscaler.py local",
         description="The whole system on this machine; Ctrl-C stops all of it. The controller gets the environment.",
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _binary(parser: argparse.ArgumentParser, given: str | None) -> Path | None:
+def _redis_binary(parser: argparse.ArgumentParser, given: str | None) -> Path | None:
     if given is None:
         return None
     if given == "auto":
@@ -74,7 +74,7 @@ def _binary(parser: argparse.ArgumentParser, given: str | None) -> Path | None:
     return Path(found)
 
 
-def _temporary(stack: ExitStack) -> Path:
+def _temporary_folder(stack: ExitStack) -> Path:
     return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ottoscaler-", ignore_cleanup_errors=True)))
 
 
@@ -83,7 +83,7 @@ def _introduction(system: LocalSystem, *, kept: Path | None) -> str:
     server, stream, web = settings.redis, settings.keys.stream, settings.web
     host = f"[{web.address}]" if ":" in web.address else web.address
     prefix = system.shell_prefix()
-    ours = " ".join(filter(None, [prefix, interpreter(), shlex.quote(_near(SCRIPT))]))
+    ours = " ".join(filter(None, [prefix, interpreter(), shlex.quote(_relative_if_below(SCRIPT))]))
     lines = [
         f"Redis            {server.host}:{server.port}",
         f"Kubernetes API   {system.url}",
@@ -105,10 +105,14 @@ def _introduction(system: LocalSystem, *, kept: Path | None) -> str:
 def interpreter() -> str:
     """How to call this Python: `python` if that is what PATH finds, otherwise its path."""
     found = shutil.which("python")
-    return "python" if found and Path(found) == Path(sys.executable) else shlex.quote(_near(Path(sys.executable)))
+    return (
+        "python"
+        if found and Path(found) == Path(sys.executable)
+        else shlex.quote(_relative_if_below(Path(sys.executable)))
+    )
 
 
-def _near(path: Path) -> str:
+def _relative_if_below(path: Path) -> str:
     """A path as one would type it from here."""
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

@@ -109,9 +109,9 @@ def _dispatch(arguments: list[str]) -> int:
         return EXIT_OK
     command = COMMANDS.get(name)
     if command is None:
-        print(_unknown(name), file=sys.stderr)
+        print(_unknown_command_text(name), file=sys.stderr)
         return EXIT_USAGE
-    if not _is_here(command):
+    if not _is_installed(command):
         print(_NOT_IN_IMAGE.format(name=name), file=sys.stderr)
         return EXIT_USAGE
     # Imported by name and only when asked for: `send` and `status` must not pay for the Kubernetes client of `run`.
@@ -119,20 +119,20 @@ def _dispatch(arguments: list[str]) -> int:
     return int(module.main(arguments[1:]))
 
 
-def _is_here(command: Command) -> bool:
+def _is_installed(command: Command) -> bool:
     """Whether the command's module exists: the image has neither `local` nor `demo`, which are for a checkout only."""
     return Path(__file__).with_name(f"{command.module.rpartition('.')[2]}.py").exists()
 
 
 def usage() -> str:
     """The help: what there is, one line each."""
-    lines = [f"  {name:<8}{command.help}" for name, command in COMMANDS.items() if _is_here(command)]
+    lines = [f"  {name:<8}{command.help}" for name, command in COMMANDS.items() if _is_installed(command)]
     head = "usage: python ottoscaler.py [COMMAND] [ARGUMENTS]"
     tail = "'python ottoscaler.py COMMAND --help' says more. Configuration is by environment variables; see README."
     return "\n".join([head, "", *lines, "", tail])
 
 
-def _unknown(name: str) -> str:
+def _unknown_command_text(name: str) -> str:
     near = difflib.get_close_matches(name, COMMANDS, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     return f"There is no command {name!r}; there are {', '.join(COMMANDS)}.{hint}"

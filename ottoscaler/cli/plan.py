@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
 
     Raises ConfigError, ClusterUnavailable; SystemExit (2) for an argument that is not FIELD=VALUE.
     """
-    parser = _parser()
+    parser = _argument_parser()
     options = parser.parse_intermixed_args(arguments)
     sent = fields_of(parser, options.fields)
     fields = {"type": "scale_up", **sent}
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     for one in origins(event, rules.policy):
         print(printable(f"# {one.field}: {one.source}" + (f" ({one.rule})" if one.rule else "")))
     shown = event.pod_count if options.all else 1
-    bodies = list(_bodies(event, settings, shown))
+    bodies = list(_pod_bodies(event, settings, shown))
     for body in bodies:
         print("---", to_yaml(json.loads(body)), sep="\n", end="")
     if shown < event.pod_count:
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
     return _ask_server(bodies[0], settings) if options.server else 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ottoscaler.py plan",
         description="Print the pods that an event would make, and what decides on each field. Nothing is created.",
@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _bodies(event: ScaleEvent, settings: Settings, count: int) -> Iterator[bytes]:
+def _pod_bodies(event: ScaleEvent, settings: Settings, count: int) -> Iterator[bytes]:
     """The requests that would create the first pods."""
     known, text = event_hash(settings.instance, event.event_id), event.encode()
     for index in range(1, count + 1):

@@ -70,7 +70,7 @@ class CpuPinning:
     def __init__(self, proc: Path = Path("/proc")) -> None:
         """`proc`: where the kernel's figures are, for tests."""
         self._proc = proc
-        self._all = _own_cpus()
+        self._all = _allowed_cpus()
         self._set = self._all
         self._before: CpuSample | None = None
         self._try_at = 0.0
@@ -125,7 +125,7 @@ class CpuPinning:
         return True
 
 
-def _own_cpus() -> frozenset[int]:
+def _allowed_cpus() -> frozenset[int]:
     """The CPUs among which we may choose: none if they were chosen from outside (taskset, a cpuset)."""
     if sys.platform != "linux":
         return frozenset()
@@ -152,9 +152,9 @@ class CpuSample(NamedTuple):
         Both are needed: threads of ours also wait for each other, and others may run while we have nothing to do.
         """
         own = self.own - before.own
-        others = self._busy(before, cpu) - own
+        others = self._busy_since(before, cpu) - own
         least = SIGNIFICANT_SHARE * (self.at - before.at)
-        return others > least and self._waited(before, own) > least
+        return others > least and self._waited_s(before, own) > least
 
     def free(self, before: CpuSample, cpus: Collection[int]) -> list[int]:
         """The CPUs on which we would be nearly alone, all about equally good; none while our threads wait for CPUs.
@@ -162,16 +162,16 @@ class CpuSample(NamedTuple):
         We have run on one of them: that much of its load may have been ours.
         """
         lasted, own = self.at - before.at, self.own - before.own
-        busy = {cpu: self._busy(before, cpu) for cpu in cpus if cpu in self.busy and cpu in before.busy}
-        if not busy or self._waited(before, own) > SIGNIFICANT_SHARE * lasted:
+        busy = {cpu: self._busy_since(before, cpu) for cpu in cpus if cpu in self.busy and cpu in before.busy}
+        if not busy or self._waited_s(before, own) > SIGNIFICANT_SHARE * lasted:
             return []
         bound = min(min(busy.values()), own) + SIMILAR_LOAD_SHARE * lasted
         return [cpu for cpu, used in busy.items() if used <= bound]
 
-    def _busy(self, before: CpuSample, cpu: int) -> float:
+    def _busy_since(self, before: CpuSample, cpu: int) -> float:
         return self.busy.get(cpu, 0.0) - before.busy.get(cpu, 0.0)
 
-    def _waited(self, before: CpuSample, own: float) -> float:
+    def _waited_s(self, before: CpuSample, own: float) -> float:
         """How long all of our threads together waited: as the ones did that were looked at, by what they ran."""
         both = [(now, before.threads[thread]) for thread, now in self.threads.items() if thread in before.threads]
         ran = sum(now[0] - then[0] for now, then in both)
@@ -194,7 +194,7 @@ def read_cpu_sample(proc: Path) -> CpuSample | None:
                     ran, waited, _ = text.split()
                     threads[thread.native_id] = int(ran) / 1e9, int(waited) / 1e9
         lines = (proc / "stat").read_text("ascii").splitlines()
-        busy = dict(_busy_s(line) for line in lines if line.startswith("cpu") and line[3:4].isdigit())
+        busy = dict(_parse_busy_s(line) for line in lines if line.startswith("cpu") and line[3:4].isdigit())
     except (OSError, ValueError, IndexError):
         return None
     if not threads or not any(busy.values()):
@@ -202,7 +202,7 @@ def read_cpu_sample(proc: Path) -> CpuSample | None:
     return CpuSample(time.monotonic(), busy, time.process_time(), threads)
 
 
-def _busy_s(line: str) -> tuple[int, float]:
+def _parse_busy_s(line: str) -> tuple[int, float]:
     """CPU, and its user, nice, system, irq, softirq and steal time; guest time is in user already."""
     name, *ticks = line.split()
     used = sum(int(ticks[column]) for column in (0, 1, 2, 5, 6, 7))

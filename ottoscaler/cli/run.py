@@ -106,7 +106,7 @@ class Controller:
         )  # fmt: skip
         metrics.register_gauges(live_pods=lambda: registry.owned_live, ready_workers=lambda: ledger.thread_counts()[1])
         retries = Retries(stop.event, metrics, heartbeat.report_failure)
-        self._web = self._bind(Health(heartbeat, ledger, registry))
+        self._web = self._bind_web_server(Health(heartbeat, ledger, registry))
         self._stream, self._cluster, self._registry, self._retries = stream, cluster, registry, retries
         self._ledger = ledger
         self._wire_workers()
@@ -274,18 +274,18 @@ class Controller:
 
     def _start(self) -> None:
         self._stop.spawn("cpu", partial(process.CpuPinning().run, self._stop.wait))
-        self._begin("watch", self._watch.run)
-        self._begin("dispatch", self._dispatcher.run)
+        self._start_loop("watch", self._watch.run)
+        self._start_loop("dispatch", self._dispatcher.run)
         # it shows the pods of all the workers that the lease thread resumes: otherwise each of them would ask for its
         # own
         self._registry.wait_known(FIRST_LIST_S)
-        self._begin("lease", self._lease.run)
-        self._begin("takeover", self._takeover.run)
-        self._begin("control", self._control.run)
-        self._begin("scale-down", self._control.carry_out)
-        self._begin("ender", self._terminator.run)
-        self._begin("reader", self._reader.run)
-        self._begin("reconciler", self._reconciler.run)
+        self._start_loop("lease", self._lease.run)
+        self._start_loop("takeover", self._takeover.run)
+        self._start_loop("control", self._control.run)
+        self._start_loop("scale-down", self._control.carry_out)
+        self._start_loop("ender", self._terminator.run)
+        self._start_loop("reader", self._reader.run)
+        self._start_loop("reconciler", self._reconciler.run)
         self._heartbeat.set_phase("")
         _log.info(
             "controller.started",
@@ -294,7 +294,7 @@ class Controller:
             incarnation=self._incarnation,
         )
 
-    def _begin(self, name: str, run: Callable[[], None]) -> None:
+    def _start_loop(self, name: str, run: Callable[[], None]) -> None:
         self._heartbeat.add_loop(name)
         self._stop.spawn(name, run)
 
@@ -349,7 +349,7 @@ class Controller:
                 "lease.kept", "Leases are not given up, they run out by themselves: %s", error, error=str(error)
             )
 
-    def _bind(self, health: Health) -> WebServer | None:
+    def _bind_web_server(self, health: Health) -> WebServer | None:
         """Raises ConfigError if the port is not to be had."""
         if self._settings.web.port == 0:
             return None

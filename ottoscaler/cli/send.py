@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
 
     Raises ConfigError, RedisUnavailable; SystemExit (2) for an argument that is not FIELD=VALUE.
     """
-    parser = _parser()
+    parser = _argument_parser()
     options = parser.parse_intermixed_args(arguments)
     fields = fields_of(parser, options.fields)
     settings = load_checked(*LIMIT_VARIABLES)
@@ -53,12 +53,12 @@ def main(arguments: Sequence[str]) -> int:
         if not options.wait:
             return 0
         try:
-            return _follow(follower, options.timeout)
+            return _follow_event(follower, options.timeout)
         except RedisUnavailable as error:
             raise RedisUnavailable(f"{error}\nThe event {follower.stream_id} was sent all the same.") from error
 
 
-def _parser() -> argparse.ArgumentParser:
+def _argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ottoscaler.py send",
         description="Send one scaling event and print its id.",
@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         "--force", action="store_true", help="send it even if the controller, as configured here, would refuse it"
     )
     parser.add_argument(
-        "--timeout", type=_seconds, metavar="SECONDS", help="with --wait: give up after so long (exit code 1)"
+        "--timeout", type=_parse_seconds, metavar="SECONDS", help="with --wait: give up after so long (exit code 1)"
     )
     return parser
 
@@ -90,7 +90,7 @@ def check_event(raw: Mapping[bytes, bytes], settings: Settings, *, force: bool) 
     if not isinstance(parsed, BadEvent):
         return True
     if force:
-        _warn(f"the controller refuses this event: {parsed.reason}: {parsed.detail}")
+        _print_warning(f"the controller refuses this event: {parsed.reason}: {parsed.detail}")
         return True
     print(f"Not sent, the controller would refuse it: {parsed.reason}: {parsed.detail}", file=sys.stderr)
     return False
@@ -104,16 +104,16 @@ def warn_of_fields(raw: Mapping[bytes, bytes], missing: Collection[str] = ()) ->
     sent, meant = suggest_replacement(missing, [name for name in names if name not in KNOWN_FIELDS])
     for name in names:
         if near := closest_known_name(name, KNOWN_FIELDS) or (meant if name == sent else ""):
-            _warn(f"field {name} is only passed on; did you mean {near}?")
+            _print_warning(f"field {name} is only passed on; did you mean {near}?")
     if sentence := ignored_fields_warning(raw):
-        _warn(sentence)
+        _print_warning(sentence)
 
 
-def _warn(text: str) -> None:
+def _print_warning(text: str) -> None:
     print(f"warning: {printable(text)}", file=sys.stderr)
 
 
-def _seconds(text: str) -> float:
+def _parse_seconds(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
@@ -138,10 +138,12 @@ def fields_of(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> dict
     return fields
 
 
-def _follow(follower: Follower, timeout_s: float | None) -> int:
+def _follow_event(follower: Follower, timeout_s: float | None) -> int:
     screen = console()
     deadline = time.monotonic() + (math.inf if timeout_s is None else timeout_s)
-    progress = _on_terminal(follower, deadline, screen) if screen.is_terminal else _in_lines(follower, deadline)
+    progress = (
+        _follow_on_terminal(follower, deadline, screen) if screen.is_terminal else _follow_in_lines(follower, deadline)
+    )
     if progress.done:
         print(*describe_end(progress), sep="\n")
         return 0 if progress.succeeded else 1
@@ -152,7 +154,7 @@ def _follow(follower: Follower, timeout_s: float | None) -> int:
     return 1
 
 
-def _in_lines(follower: Follower, deadline: float) -> EventProgress:
+def _follow_in_lines(follower: Follower, deadline: float) -> EventProgress:
     """For logs and pipes: one line for each change."""
     lonely_at, said = time.monotonic() + _NO_CONTROLLER_AFTER_S, ""
     while True:
@@ -168,7 +170,7 @@ def _in_lines(follower: Follower, deadline: float) -> EventProgress:
             lonely_at = math.inf
 
 
-def _on_terminal(follower: Follower, deadline: float, screen: Console) -> EventProgress:
+def _follow_on_terminal(follower: Follower, deadline: float, screen: Console) -> EventProgress:
     """A bar of the workers that have ended, drawn by this thread alone."""
     lonely_at = time.monotonic() + _NO_CONTROLLER_AFTER_S
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))

@@ -67,9 +67,9 @@ def main(arguments: Sequence[str]) -> int:
         if options.json:
             print(json.dumps(as_json(status)))
         elif not options.watch:
-            _print(screen, status)
+            _print_status(screen, status)
         elif screen.is_terminal:
-            _watch(screen, opened, status)
+            _watch_on_terminal(screen, opened, status)
         else:
             _watch_in_lines(opened, status)
     return 0
@@ -112,33 +112,33 @@ def _task_json(task: TaskState, at: float) -> dict[str, Any]:
         "succeeded": task.succeeded,
         "failed": task.failed,
         "cancelled": task.cancelled,
-        "owner": _owner(task),
+        "owner": _owner_name(task),
         "why": task.wait_reason,
         "next_at": task.next_at,
     }
 
 
-def _print(screen: Console, status: StatusReport) -> None:
+def _print_status(screen: Console, status: StatusReport) -> None:
     if screen.is_terminal:
-        screen.print(_table(status))
+        screen.print(_status_table(status))
     else:
-        print(*_lines(status), sep="\n")
+        print(*_status_lines(status), sep="\n")
 
 
-def _watch(screen: Console, opened: StatusReader, status: StatusReport) -> None:
-    with Live(_table(status), console=screen, auto_refresh=False) as live:
+def _watch_on_terminal(screen: Console, opened: StatusReader, status: StatusReport) -> None:
+    with Live(_status_table(status), console=screen, auto_refresh=False) as live:
         for found in _poll(opened):
-            live.update(Text(str(found)) if isinstance(found, RedisUnavailable) else _table(found), refresh=True)
+            live.update(Text(str(found)) if isinstance(found, RedisUnavailable) else _status_table(found), refresh=True)
 
 
 def _watch_in_lines(opened: StatusReader, status: StatusReport) -> None:
     """A block of lines at the start and for each change; ages alone are no change."""
-    print(*_lines(status), sep="\n", flush=True)
-    said = _content(status)
+    print(*_status_lines(status), sep="\n", flush=True)
+    said = _content_without_ages(status)
     for found in _poll(opened):
-        text = str(found) if isinstance(found, RedisUnavailable) else _content(found)
+        text = str(found) if isinstance(found, RedisUnavailable) else _content_without_ages(found)
         if text != said:
-            print("", *([text] if isinstance(found, RedisUnavailable) else _lines(found)), sep="\n", flush=True)
+            print("", *([text] if isinstance(found, RedisUnavailable) else _status_lines(found)), sep="\n", flush=True)
             said = text
 
 
@@ -154,7 +154,7 @@ def _poll(opened: StatusReader) -> Iterator[StatusReport | RedisUnavailable]:
             yield error
 
 
-def _content(status: StatusReport) -> str:
+def _content_without_ages(status: StatusReport) -> str:
     found = as_json(status)
     del found["at"]
     for task in found["tasks"]:
@@ -162,32 +162,35 @@ def _content(status: StatusReport) -> str:
     return json.dumps(found)
 
 
-def _table(status: StatusReport) -> RenderableType:
-    parts: list[RenderableType] = [Text(_summary(status))]
+def _status_table(status: StatusReport) -> RenderableType:
+    parts: list[RenderableType] = [Text(_summary_text(status))]
     if status.tasks:
-        rows = [_row(task, status.at) for task in status.tasks[:_ROWS]]
+        rows = [_task_row(task, status.at) for task in status.tasks[:_ROWS]]
         parts += ["", grid(_HEADINGS, rows, title=count_text(len(status.tasks), "unfinished task"))]
         if len(status.tasks) > _ROWS:
             parts.append(Text(f"and {len(status.tasks) - _ROWS} more"))
     if status.finished:
-        parts += ["", grid(_CLOSED_HEADINGS, [_closed(result) for result in status.finished], title="last finished")]
+        parts += [
+            "",
+            grid(_CLOSED_HEADINGS, [_finished_row(result) for result in status.finished], title="last finished"),
+        ]
     return Group(*parts)
 
 
-def _lines(status: StatusReport) -> list[str]:
-    lines = [_summary(status)]
+def _status_lines(status: StatusReport) -> list[str]:
+    lines = [_summary_text(status)]
     for task in status.tasks:
-        event_id, task_id, state, age, workers, owner, why = _row(task, status.at)
+        event_id, task_id, state, age, workers, owner, why = _task_row(task, status.at)
         facts = [f"task {task_id}" if task_id else task.event_type, state, f"for {age}", workers]
         facts += [f"owner {owner}" if owner else "", why]
         lines.append(printable(f"{event_id}: {', '.join(filter(None, facts))}"))
     for result in status.finished:
-        event_id, task_id, kind, outcome, reason, finished_at = _closed(result)
+        event_id, task_id, kind, outcome, reason, finished_at = _finished_row(result)
         lines.append(printable(f"{event_id}: {kind} {task_id or '-'} {outcome} ({reason}) at {finished_at}"))
     return lines
 
 
-def _summary(status: StatusReport) -> str:
+def _summary_text(status: StatusReport) -> str:
     unread = count_text(status.backlog.unread, "unread event")
     backlog = unread if status.backlog.exact else f"at least {unread}"
     dead = count_text(status.dead_letters, "dead letter")
@@ -195,19 +198,19 @@ def _summary(status: StatusReport) -> str:
     return f"{tasks}; backlog: {backlog}, {status.backlog.pending} pending; {dead}"
 
 
-def _row(task: TaskState, at: float) -> tuple[str, ...]:
+def _task_row(task: TaskState, at: float) -> tuple[str, ...]:
     workers = tally_text(task.count_workers())
     if task.event_type == "scale_down":
         workers = f"ends {count_text(len(task.victims), 'worker')}" if task.victims else "scale_down"
     why = f"{task.wait_reason}, again at {task.next_at}" if task.wait_reason and task.next_at else task.wait_reason
-    return task.event_id, task.task_id, task.state, duration(_age_s(task, at)), workers, _owner(task), why
+    return task.event_id, task.task_id, task.state, duration(_age_s(task, at)), workers, _owner_name(task), why
 
 
-def _closed(result: Mapping[str, str]) -> tuple[str, ...]:
+def _finished_row(result: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(result.get(name, "") for name in ("event_id", "task_id", "kind", "outcome", "reason", "finished_at"))
 
 
-def _owner(task: TaskState) -> str:
+def _owner_name(task: TaskState) -> str:
     return split_owner_token(task.owner)[0]  # the rest means nothing to people
 
 

@@ -74,7 +74,7 @@ class LocalSystem:
         """Start Redis and the cluster; they answer when this returns. Raises LocalSystemError, ConfigError."""
         load({**self._given, **(self._redis_overrides(port="6379") if self._redis else {})})
         with ExitStack() as opened:
-            opened.enter_context(_locked(self._data_dir))
+            opened.enter_context(_lock_data_dir(self._data_dir))
             if self._redis is not None:
                 opened.callback(self._redis.close)
                 self._redis.start()
@@ -181,7 +181,7 @@ def redis_server() -> Path:
     raise LocalSystemError("--redis-server auto: neither redis-server nor valkey-server is on PATH")
 
 
-def _locked(data_dir: Path) -> IO[str]:
+def _lock_data_dir(data_dir: Path) -> IO[str]:
     """Two servers on one append-only file would spoil it; the lock goes with the process that holds it."""
     try:
         for part in ("redis", "cluster"):

@@ -42,7 +42,7 @@ class Image(msgspec.Struct, frozen=True):
         return name + (f":{self.tag}" if self.tag else "") + (f"@{self.digest}" if self.digest else "")
 
 
-class Pattern(msgspec.Struct, frozen=True):
+class ImagePattern(msgspec.Struct, frozen=True):
     """Which images are allowed. `tag` None: any tag or digest; `digest` None: no digest is needed."""
 
     text: str
@@ -64,7 +64,7 @@ class Pattern(msgspec.Struct, frozen=True):
 
 def parse_image(text: str) -> Image | None:
     """The reference, with the registry, `library/` and `latest` where it leaves them out; None if it is none."""
-    parts = _split(text)
+    parts = _split_reference(text)
     if parts is None:
         return None
     registry, path, tag, digest = parts
@@ -75,11 +75,11 @@ def parse_image(text: str) -> Image | None:
     return Image(registry, path, tag or ("" if digest else "latest"), digest or "")
 
 
-def parse_pattern(text: str) -> Pattern | None:
+def parse_pattern(text: str) -> ImagePattern | None:
     """The pattern: `*` stands for anything within one component or the tag, `**` for one or more components; the
     registry is literal. None if it is none.
     """
-    parts = _split(text)
+    parts = _split_reference(text)
     if parts is None:
         return None
     registry, path, tag, digest = parts
@@ -92,11 +92,13 @@ def parse_pattern(text: str) -> Pattern | None:
         return None
     if tag is not None and digest is not None:  # the tag would say nothing
         return None
-    regex = "/".join(".+" if one == "**" else _stars(one) for one in components)
-    return Pattern(text, registry, re.compile(regex), None if tag is None else re.compile(_stars(tag)), digest)
+    regex = "/".join(".+" if one == "**" else _star_pattern(one) for one in components)
+    return ImagePattern(
+        text, registry, re.compile(regex), None if tag is None else re.compile(_star_pattern(tag)), digest
+    )
 
 
-def _split(text: str) -> tuple[str, str, str | None, str | None] | None:
+def _split_reference(text: str) -> tuple[str, str, str | None, str | None] | None:
     """Registry, path, tag and digest; the last two None where they are left out. None for an empty name."""
     name, at, digest = text.partition("@")
     folder, slash, last = name.rpartition("/")
@@ -113,5 +115,5 @@ def _split(text: str) -> tuple[str, str, str | None, str | None] | None:
     return (registry, path, tag if colon else None, digest if at else None) if path else None
 
 
-def _stars(text: str) -> str:
+def _star_pattern(text: str) -> str:
     return "[^/]*".join(re.escape(part) for part in text.split("*"))

@@ -35,7 +35,7 @@ _RULES: Final = {
 }
 
 
-class Origin(NamedTuple):
+class FieldOrigin(NamedTuple):
     """One field: what sets it (`event`, `profile NAME`, or settings), and the rule of the policy that allowed an event
     to; empty where none was asked.
     """
@@ -45,25 +45,25 @@ class Origin(NamedTuple):
     rule: str
 
 
-def origins(event: ScaleEvent, policy: Policy | None) -> list[Origin]:
+def origins(event: ScaleEvent, policy: Policy | None) -> list[FieldOrigin]:
     """Each field that workers of this event get. `policy`: the one that decided on it; None: there was none."""
     asked, profile = event.overrides.asked, event.overrides.profile
     found = []
     if profile:
         chosen = ("event", "profiles") if "profile" in asked else ("policy", "default_profile")
-        found.append(Origin("profile", *chosen))
+        found.append(FieldOrigin("profile", *chosen))
     base = policy.profiles.get(profile) if policy is not None else None
     for field in (*_SETTINGS, *_OPTIONAL):
         if field in asked:
-            found.append(Origin(field, "event", _rule(field, event, policy)))
+            found.append(FieldOrigin(field, "event", _policy_rule(field, event, policy)))
         elif base is not None and getattr(base, field) != getattr(_EMPTY, field):
-            found.append(Origin(field, f"profile {profile}", ""))
+            found.append(FieldOrigin(field, f"profile {profile}", ""))
         elif field in _SETTINGS:
-            found.append(Origin(field, _SETTINGS[field], ""))
+            found.append(FieldOrigin(field, _SETTINGS[field], ""))
     return found
 
 
-def _rule(field: str, event: ScaleEvent, policy: Policy | None) -> str:
+def _policy_rule(field: str, event: ScaleEvent, policy: Policy | None) -> str:
     if policy is None:
         return "WORKER_DEADLINE_S" if field == "deadline_s" else ""
     if field != "image":

@@ -53,7 +53,7 @@ def rank_victims(
     Arguments: all workers that a scale_down is about, and whether started ones are spared (drain). How many are ended,
     and whether each still can be, the choice in Redis decides (`Stream.select_victims`).
     """
-    ordered = sorted(candidates, key=_last_first)
+    ordered = sorted(candidates, key=_youngest_first)
     spared = [one for one in ordered if mode is ScaleDownMode.DRAIN and one.stage is WorkerStage.RUNNING]
     kept = {id(one) for one in spared}
     return [one for one in ordered if id(one) not in kept], spared
@@ -64,7 +64,7 @@ def is_older(stream_id: str, than: str) -> bool:
     return stream_sort_key(stream_id) < stream_sort_key(than)
 
 
-def _last_first(one: VictimCandidate) -> tuple[int, float, tuple[int, int], int]:
+def _youngest_first(one: VictimCandidate) -> tuple[int, float, tuple[int, int], int]:
     # by its creation, which the API server wrote for all of them: each node has its own idea of when a pod started
     created = one.pod.created_at if one.pod is not None and one.pod.created_at is not None else 0.0
     milliseconds, number = stream_sort_key(one.event.stream_id)

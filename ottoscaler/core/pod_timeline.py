@@ -290,7 +290,7 @@ def finished_pod_verdict(pod: PodSnapshot, *, deleted_first: bool = False) -> Ve
     # a pod that other containers kept alive is deleted in phase Running: `agent` alone in it would have made it Failed
     if pod.phase is not Phase.FAILED and own is None:
         return Verdict(EndReason.POD_DELETED, f"the pod was deleted from outside in phase {pod.phase}")
-    return _failed(pod, own, deleted_first=deleted_first)
+    return _failed_pod_verdict(pod, own, deleted_first=deleted_first)
 
 
 def agent_verdict(pod: PodSnapshot) -> Verdict | None:
@@ -350,7 +350,7 @@ def _platform_end(pod: PodSnapshot) -> Verdict | None:
     return None
 
 
-def _failed(pod: PodSnapshot, own: Verdict | None, *, deleted_first: bool) -> Verdict:
+def _failed_pod_verdict(pod: PodSnapshot, own: Verdict | None, *, deleted_first: bool) -> Verdict:
     """The end of a pod that failed and of which the platform says nothing."""
     unclear = (
         own is None or own.reason is EndReason.ERROR or (own.reason is EndReason.NODE_LOST and pod.started_at is None)

@@ -13,7 +13,7 @@ from typing import Any, Final, NoReturn
 import msgspec
 
 from ottoscaler.core.amounts import CPU_FORM, MEMORY_FORM, cpu_m, cpu_text, memory_bytes, memory_text
-from ottoscaler.core.images import Pattern, parse_image
+from ottoscaler.core.images import ImagePattern, parse_image
 from ottoscaler.core.loaders import ENV_NAME, never_set
 from ottoscaler.core.overrides import (
     FIELDS_WITHOUT_POLICY,
@@ -47,7 +47,7 @@ class Policy(msgspec.Struct, frozen=True):
 
     profiles: dict[str, Profile] = {}
     default_profile: str = ""
-    images: tuple[Pattern, ...] = ()
+    images: tuple[ImagePattern, ...] = ()
     digest_only: bool = False
     commands: bool = False
     command_items: int = 64

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from ottoscaler.core.amounts import cpu_m, memory_bytes
-from ottoscaler.core.images import Pattern, parse_pattern
+from ottoscaler.core.images import ImagePattern, parse_pattern
 from ottoscaler.core.loaders import never_set
 from ottoscaler.core.overrides import MAX_DEADLINE_S, MAX_KEEP_FAILED_S, MAX_PRIORITY, MAX_RETRIES, Most
 from ottoscaler.core.policy import Policy, Profile
@@ -96,7 +96,7 @@ class _Reader(ProfileReader):
                 self._fault(("profiles", name), f"the name {shortened(name)} is not of the form {_NAME.pattern}")
         return {name: self.profile(one, ("profiles", name)) for name, one in found.items()}
 
-    def _pattern(self, data: object, path: Path) -> Pattern | None:
+    def _pattern(self, data: object, path: Path) -> ImagePattern | None:
         if (text := self._is(data, str, path)) is None:
             return None
         if (pattern := parse_pattern(text)) is None:

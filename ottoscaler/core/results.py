@@ -53,11 +53,11 @@ def common_fields(event: ScaleEvent, names: frozenset[str]) -> dict[str, str]:
     """
     fields = {"traceparent": event.traceparent} if event.traceparent else {}
     for name, value in event.passed_on.items():
-        fields[f"{_PREFIX}{name}" if _taken(name, names) else name] = value
+        fields[f"{_PREFIX}{name}" if _is_reserved(name, names) else name] = value
     return fields
 
 
-def _taken(name: str, names: frozenset[str]) -> bool:
+def _is_reserved(name: str, names: frozenset[str]) -> bool:
     while name not in names:
         if not name.startswith(_PREFIX):
             return False

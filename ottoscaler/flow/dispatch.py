@@ -122,20 +122,20 @@ class Dispatcher:
                 if run is None:
                     return
                 try:
-                    self._start(run)
+                    self._start_thread(run)
                 except RuntimeError as error:  # can't start new thread
                     refusal = error
-                    self._refused(run)
+                    self._on_thread_refused(run)
             if refusal is not None:
-                self._log_size(refusal)
+                self._log_pool_size(refusal)
                 return
             self._size += 1
 
-    def _start(self, run: WorkerRun) -> None:
+    def _start_thread(self, run: WorkerRun) -> None:
         """Start a thread with this worker. Under the lock. Raises RuntimeError if the machine gives none."""
         handed = [run]
         try:
-            self._executor.submit(self._work, handed)
+            self._executor.submit(self._worker_thread, handed)
         except RuntimeError:
             # The executor has queued the worker before it asked for a thread, and would give this entry to the next
             # thread that it starts, while the worker of that thread stayed in the queue. So the queue is left behind:
@@ -145,7 +145,7 @@ class Dispatcher:
             self._executor = self._new_executor()
             raise
 
-    def _refused(self, run: WorkerRun) -> None:
+    def _on_thread_refused(self, run: WorkerRun) -> None:
         """The worker waits for the next thread that comes free. The limit comes first: as long as the ledger counts on
         a further thread, it gives the same worker to the dispatcher again.
         """
@@ -157,23 +157,23 @@ class Dispatcher:
     def _new_executor(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self._max_workers, thread_name_prefix="worker")
 
-    def _work(self, handed: list[WorkerRun]) -> None:
+    def _worker_thread(self, handed: list[WorkerRun]) -> None:
         """The body of a worker thread. `handed` has its first worker, or nothing if the executor refused the thread."""
         run = handed.pop() if handed else None
         while run is not None:
             self._heartbeat.progressed()
             self._runner.run(run)
             self._ledger.let_go(run)
-            run = self._next()
+            run = self._wait_for_next_worker()
 
-    def _next(self) -> WorkerRun | None:
+    def _wait_for_next_worker(self) -> WorkerRun | None:
         """Wait for the next worker of this thread; None when the process stops."""
         while not (self._stop.is_set() or self._ledger.closed):
             if (run := self._ledger.wait_for_work()) is not None:
                 return run
         return None
 
-    def _log_size(self, refusal: RuntimeError) -> None:
+    def _log_pool_size(self, refusal: RuntimeError) -> None:
         if self._size != self._logged:
             self._logged = self._size
             _log.warning(

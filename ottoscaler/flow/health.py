@@ -42,7 +42,7 @@ class Health:
 
     def livez(self) -> list[str]:
         """Why the process should be restarted, one line each; empty: it should not."""
-        return _lines(frozen(self._heartbeat.ages()))
+        return _finding_lines(frozen(self._heartbeat.ages()))
 
     def readyz(self) -> list[str]:
         """Why the process is of no use now, one line each; empty: it is."""
@@ -51,7 +51,7 @@ class Health:
         stalled = self._heartbeat.stalled_for(self._ledger.takeable() or held > 0)
         phase = self._heartbeat.idle_phase()
         findings = [*phase, *self._heartbeat.unreachable(), *failing(self._heartbeat.failing())]
-        return _lines([*findings, *([] if phase else stuck(stalled, waiting, held))])
+        return _finding_lines([*findings, *([] if phase else stuck(stalled, waiting, held))])
 
 
 def frozen(ages: Iterable[HealthFinding]) -> list[HealthFinding]:
@@ -80,5 +80,5 @@ def stuck(stalled: HealthFinding, waiting: int, held: int) -> list[HealthFinding
     return [HealthFinding(stalled.what, reason, stalled.since, stalled.lasted_s)]
 
 
-def _lines(findings: Iterable[HealthFinding]) -> list[str]:
+def _finding_lines(findings: Iterable[HealthFinding]) -> list[str]:
     return [" ".join(f"{each.what}: {each.reason}, since {rfc3339(each.since)}".split()) for each in findings]

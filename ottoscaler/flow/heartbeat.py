@@ -59,7 +59,7 @@ class Heartbeat:
         self._awake_s = 0.0
         self._beats: dict[str, _Sign] = {}
         self._failures: dict[str, _Sign] = {}
-        start = self._now()
+        start = self._current_sign()
         self._servers = {name: replace(start, reason="not reached yet") for name in (REDIS, KUBERNETES)}
         self._phase = replace(start, reason="starting")
         self._stalled_since = start
@@ -71,7 +71,7 @@ class Heartbeat:
     def add_loop(self, name: str) -> None:
         """Register a loop: from now on its heartbeat is expected."""
         with self._lock:
-            self._beats[name] = self._now()
+            self._beats[name] = self._current_sign()
 
     def is_loop(self) -> bool:
         """Is the calling thread a registered loop? Its requests do not queue behind those of workers."""
@@ -82,7 +82,7 @@ class Heartbeat:
         name = threading.current_thread().name
         with self._lock:
             if name in self._beats:
-                self._beats[name] = self._now()
+                self._beats[name] = self._current_sign()
                 self._failures.pop(name, None)
 
     def report_failure(self, reason: str) -> None:
@@ -90,7 +90,7 @@ class Heartbeat:
         name = threading.current_thread().name
         with self._lock:
             if name in self._beats:
-                now = self._beats[name] = self._now()
+                now = self._beats[name] = self._current_sign()
                 first = self._failures.get(name, now)
                 self._failures[name] = replace(first, reason=reason)
 
@@ -104,7 +104,7 @@ class Heartbeat:
             # for which thousands of threads would wait. A failure that comes in between stays until the next answer.
             return
         with self._lock:
-            now = self._now()
+            now = self._current_sign()
             # Worker threads make calls too: added here, they would count as loops that hang as soon as they wait.
             if name in self._beats:
                 self._beats[name] = now
@@ -119,48 +119,50 @@ class Heartbeat:
     def set_phase(self, reason: str) -> None:
         """Why the process takes no work now ("starting", "stopping", …); empty: it does."""
         with self._lock:
-            self._phase = replace(self._now(), reason=reason)
+            self._phase = replace(self._current_sign(), reason=reason)
 
     # -- for the probes
 
     def ages(self) -> list[HealthFinding]:
         """Each loop, since its last sign of life."""
         with self._lock:
-            return [self._finding(name, sign) for name, sign in self._beats.items()]
+            return [self._finding_since(name, sign) for name, sign in self._beats.items()]
 
     def failing(self) -> list[HealthFinding]:
         """Loops that failed in the last iteration, since the first failure in a row."""
         with self._lock:
-            return [self._finding(name, sign) for name, sign in self._failures.items()]
+            return [self._finding_since(name, sign) for name, sign in self._failures.items()]
 
     def unreachable(self) -> list[HealthFinding]:
         """Servers that did not answer the last call, since the first that failed."""
         with self._lock:
-            return [self._finding(name, sign) for name, sign in self._servers.items()]
+            return [self._finding_since(name, sign) for name, sign in self._servers.items()]
 
     def idle_phase(self) -> list[HealthFinding]:
         """Why the process takes no work, if it does not."""
         with self._lock:
-            return [self._finding("controller", self._phase)] if self._phase.reason else []
+            return [self._finding_since("controller", self._phase)] if self._phase.reason else []
 
     def stalled_for(self, work: bool) -> HealthFinding:
         """Since when there has been work at every look while no worker got a step further."""
         with self._lock:
-            now = self._now()
+            now = self._current_sign()
             steps = self.progressed()  # the look counts as one, too
             if not (work and self._worked) or steps != self._steps_seen + 1:
                 self._stalled_since = now
             self._steps_seen = steps
             self._worked = work
-            return self._finding("workers", self._stalled_since)
+            return self._finding_since("workers", self._stalled_since)
 
     # -- under the lock
 
-    def _now(self) -> _Sign:
+    def _current_sign(self) -> _Sign:
         now = self._clock.now()
         self._awake_s += min(now - self._looked_at, SUSPEND_GAP_S)
         self._looked_at = now
         return _Sign(now, self._awake_s)
 
-    def _finding(self, what: str, sign: _Sign) -> HealthFinding:
-        return HealthFinding(what, sign.reason, self._clock.wall_time(sign.at), self._now().awake_s - sign.awake_s)
+    def _finding_since(self, what: str, sign: _Sign) -> HealthFinding:
+        return HealthFinding(
+            what, sign.reason, self._clock.wall_time(sign.at), self._current_sign().awake_s - sign.awake_s
+        )

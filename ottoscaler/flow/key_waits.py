@@ -52,15 +52,15 @@ class KeyWaits:
         places = self._leases.admit(keys, shown=SHOWN, check_open=check_open)
         self._look_at = now + min(len(keys) * PAUSE_PER_KEY_S, LONGEST_PAUSE_S)
         self._check_at = now + CHECK_EVERY_S if check_open else self._check_at
-        self._write(self._admitted(tasks, places) + self._why(tasks, places))
+        self._write(self._admit_tasks(tasks, places) + self._changed_wait_reasons(tasks, places))
 
-    def _admitted(self, tasks: Sequence[OwnedTask], places: Mapping[str, KeyPlaces]) -> list[StatusUpdate]:
+    def _admit_tasks(self, tasks: Sequence[OwnedTask], places: Mapping[str, KeyPlaces]) -> list[StatusUpdate]:
         """Those that have a place. They may still wait for room, and no longer for another task."""
         holding = {event_id for each in places.values() for event_id in each.holding}
         admitted = [task for task in tasks if task.event.event_id in holding and self._ledger.admit(task)]
         return [StatusUpdate(task.event.event_id, task.owner, reason="") for task in admitted]
 
-    def _why(self, tasks: Sequence[OwnedTask], places: Mapping[str, KeyPlaces]) -> list[StatusUpdate]:
+    def _changed_wait_reasons(self, tasks: Sequence[OwnedTask], places: Mapping[str, KeyPlaces]) -> list[StatusUpdate]:
         positions = {name: at for each in places.values() for at, name in enumerate(each.waiting, 1)}
         notes: list[StatusUpdate] = []
         known, self._reasons = self._reasons, {}
@@ -68,7 +68,9 @@ class KeyWaits:
             event = task.event
             if not task.waits:
                 continue
-            reason = _reason(event.concurrency_key, places[event.concurrency_key], positions.get(event.event_id))
+            reason = _wait_reason_text(
+                event.concurrency_key, places[event.concurrency_key], positions.get(event.event_id)
+            )
             before = known.get(event.event_id)
             if reason != before and len(notes) < NOTES_AT_ONCE:
                 notes.append(StatusUpdate(event.event_id, task.owner, reason=reason))
@@ -87,7 +89,7 @@ class KeyWaits:
             raise
 
 
-def _reason(key: str, places: KeyPlaces, position: int | None) -> str:
+def _wait_reason_text(key: str, places: KeyPlaces, position: int | None) -> str:
     """What a task waits for, in words."""
     if not places.readable:
         return f"waits for {key}: what Redis has under the name of this concurrency key is something else"

@@ -73,7 +73,7 @@ class LeaseKeeper:
                 self._step()
             self._heartbeat.beat()
         except Unavailable as error:
-            self._takeover.call_failed()
+            self._takeover.on_call_failed()
             if self._limited.is_due(str(error)):
                 _log.warning("lease.outage", "Cannot renew our leases: %s", error, error=str(error))
             self._heartbeat.report_failure(f"cannot renew our leases: {error}")
@@ -102,10 +102,10 @@ class LeaseKeeper:
         if not self._announced:
             self._leases.announce()
             self._announced = True
-            self._takeover.announced()
+            self._takeover.on_announced()
         if now >= self._renew_at or self._ledger.tasks.expires(now):
             self._renew(now)
-        self._renew_resting()
+        self._renew_idle_tasks()
 
     def _renew(self, now: float) -> None:
         late = now - self._renewed_at > self._lease_s
@@ -114,23 +114,23 @@ class LeaseKeeper:
         owners = self._ledger.tasks.owners() | self._control.owners()
         renewal = self._leases.renew(owners, self._at_work())
         if renewal.replaced:
-            raise self._replaced()
+            raise self._consumer_replaced()
         if late:
             self._takeover.suspend()  # counted from the answer: the request may have waited long
         self._renewed_at, self._renew_at = now, now + self._lease_s / 3
-        self._takeover.renewed()  # after `suspend`: a take-over that looks in between must not take tasks
+        self._takeover.on_renewed()  # after `suspend`: a take-over that looks in between must not take tasks
         for event_id, owner in renewal.lost.items():
-            self._lost(event_id, owners[event_id], owner)
+            self._drop_lost_task(event_id, owners[event_id], owner)
         if stale:
             for event_id in renewal.forgotten:
-                self._lost(event_id, owners[event_id], "")
+                self._drop_lost_task(event_id, owners[event_id], "")
         else:
             self._takeover.restore_later({event_id: owners[event_id] for event_id in renewal.forgotten})
         self._ledger.tasks.set_expiries(owners, renewal.left_s, now)
         if changed := self._ledger.tasks.newly_cancelled(renewal.cancel_counts):
             self._inbox.submit_cancel_marked(changed)
 
-    def _renew_resting(self) -> None:
+    def _renew_idle_tasks(self) -> None:
         """Tasks taken over that only wait by now: noted at once, and not with the next renewal, so that a process that
         is killed soon after its start has not failed on them.
         """
@@ -147,17 +147,17 @@ class LeaseKeeper:
     def _at_work(self) -> set[str]:
         return self._ledger.at_work() | self._control.at_work()
 
-    def _lost(self, event_id: str, ours: str, theirs: str) -> None:
+    def _drop_lost_task(self, event_id: str, ours: str, theirs: str) -> None:
         """A task without an owner has just been finished; one with another was taken from us."""
         consumer, incarnation = split_owner_token(theirs)
         if consumer == self._consumer and incarnation != self._incarnation:
-            raise self._replaced()
+            raise self._consumer_replaced()
         if theirs:
             _log.warning("task.lost", "Task %s was taken over by %s", event_id, theirs, event_id=event_id)
         self._ledger.drop(event_id, ours)
         self._control.drop(event_id, ours)
 
-    def _replaced(self) -> ConsumerReplaced:
+    def _consumer_replaced(self) -> ConsumerReplaced:
         return ConsumerReplaced(
             f"another process was started as consumer {self._consumer} and takes our tasks:"
             " REDIS_CONSUMER must be unique per process"

@@ -75,7 +75,7 @@ class Ledger:
             if old is not None and old.owner == opened.owner:
                 return old  # accepted twice: an entry can be read again before its acceptance was answered
             if old is not None:
-                self._abandon(old)
+                self._abandon_task(old)
             task.waits = not opened.holds
             self.tasks.put(task)
             self._registry.track(task.event_hash)
@@ -85,7 +85,7 @@ class Ledger:
                 self._restore(task, worker)
             if not task.waits:
                 self._queues.add_fresh(task, task.received_mono)
-            self._wake()
+            self._wake_threads()
         return task
 
     def admit(self, task: OwnedTask) -> bool:
@@ -96,7 +96,7 @@ class Ledger:
                 # compared. Behind younger tasks, one that waited long for its key would be overlooked.
                 self._queues.add_fresh(task, self._clock.now())
                 self._room.notify()
-                self._wake()
+                self._wake_threads()
             return admitted
 
     def task_to_restore(self, event_id: str) -> OpenTask | None:
@@ -119,7 +119,7 @@ class Ledger:
         with self._lock:
             task = self.tasks.get(event_id)
             if open_here := task is not None and task.owner == owner:
-                self._abandon(task)
+                self._abandon_task(task)
             return open_here
 
     def at_work(self) -> set[str]:
@@ -151,17 +151,17 @@ class Ledger:
     def take(self) -> WorkerRun | None:
         """The next worker to run, with a thread of its own; None while there is none, no thread is free or no room."""
         with self._lock:
-            return self._take()
+            return self._take_next()
 
     def take_for_new_thread(self) -> WorkerRun | None:
         """The same for a thread that is to be started: None while the idle threads are enough for what is ready."""
         with self._lock:
-            return self._take() if self._needs_thread() else None
+            return self._take_next() if self._needs_thread() else None
 
     def takeable(self) -> bool:
         """Would `take` give a worker now? While there is a thread for it this lasts only a moment."""
         with self._lock:
-            return self._busy < self.threads and self._ready(1) > 0
+            return self._busy < self.threads and self._ready_count(1) > 0
 
     def take_cancelled(self) -> WorkerRun | None:
         """The next cancelled worker that holds no thread; the caller carries it on."""
@@ -188,7 +188,7 @@ class Ledger:
             self._busy -= thread
             if self._busy == 0:
                 self._idle.notify_all()
-            self._wake()
+            self._wake_threads()
 
     def wait_for_work(self) -> WorkerRun | None:
         """A worker thread waits until a worker may be ready for it, or the ledger is closed. Returns that worker.
@@ -196,15 +196,15 @@ class Ledger:
         It may return None: several threads can be woken for one worker, and one of them gets it.
         """
         with self._work:
-            if self._closed or self._ready(1):
-                return self._take()
+            if self._closed or self._ready_count(1):
+                return self._take_next()
             self._idle_threads += 1
             # No time-out: thousands of threads may wait here, and only the dispatcher looks at pauses that end. With
             # one, a thread could wake up by itself in the moment in which it is counted as woken.
             self._work.wait()
             # In one step: between the two the dispatcher would see a worker without a thread, and start one for it.
             self._woken -= 1
-            return self._take()
+            return self._take_next()
 
     def wait_for_dispatch(self, timeout_s: float) -> None:
         """The dispatcher waits until a cancelled worker or one without a thread waits, at most `timeout_s` seconds; and
@@ -215,12 +215,12 @@ class Ledger:
                 due_at = self._queues.due_at()
                 pause_s = timeout_s if due_at is None else min(timeout_s, due_at - self._clock.now())
                 self._dispatch.wait(max(0.0, pause_s))
-            self._wake()
+            self._wake_threads()
 
     def wake_for_room(self) -> None:
         """Room may have been made: wake threads for the workers that can use it."""
         with self._lock:
-            self._wake()
+            self._wake_threads()
 
     def close(self) -> None:
         """No worker is handed out any more, and the threads that wait for one return. Idempotent."""
@@ -245,8 +245,8 @@ class Ledger:
     def release_claim(self, run: WorkerRun) -> None:
         """Its pod is seen, or there is none: its claim on room ends, and others may use the room that this makes."""
         with self._lock:
-            if self._settle(run):
-                self._wake()
+            if self._settle_claim(run):
+                self._wake_threads()
 
     def may_create_pod(self, run: WorkerRun) -> bool:
         """May it create a pod now? It needs new room for each, and the room that it had may have been taken back."""
@@ -258,18 +258,18 @@ class Ledger:
         with self._lock:
             run.paused_until = until
             if run.life.needs_room:
-                self._settle(run)
+                self._settle_claim(run)
 
     def worker_ended(self, run: WorkerRun) -> None:
         """Nothing is left to do for this worker."""
         with self._lock:
             task = run.task
-            self._settle(run)
+            self._settle_claim(run)
             if task.runs.pop(run.life.index, None) is None or task.closed:
                 return
             task.open_workers -= 1
             if task.open_workers == 0:
-                self._remove(task)
+                self._remove_task(task)
 
     # -- cancelling
 
@@ -314,7 +314,7 @@ class Ledger:
 
     # -- under the lock
 
-    def _take(self) -> WorkerRun | None:
+    def _take_next(self) -> WorkerRun | None:
         if self._closed or self._busy >= self.threads:
             return None
         self._queues.wake_due(self._clock.now())
@@ -328,10 +328,10 @@ class Ledger:
             if run.task.wait_reason:
                 run.task.wait_reason = ""
                 self.status_buffer.add_reason(run.task, "")
-            self._wake()  # a change wakes only a few threads, and each of these the next
+            self._wake_threads()  # a change wakes only a few threads, and each of these the next
         return run
 
-    def _ready(self, most: int) -> int:
+    def _ready_count(self, most: int) -> int:
         """How many workers could be given a thread now, counted up to `most`."""
         self._queues.wake_due(self._clock.now())
         return self._queues.ready(most)
@@ -339,15 +339,15 @@ class Ledger:
     def _needs_thread(self) -> bool:
         """Is a worker ready beyond those for which threads wait or were woken, and may there be a further thread?"""
         there = self._idle_threads + self._woken
-        return self._busy + there < self.threads and self._ready(MAX_WAKES_PER_CHANGE) > there
+        return self._busy + there < self.threads and self._ready_count(MAX_WAKES_PER_CHANGE) > there
 
-    def _wake(self) -> None:
+    def _wake_threads(self) -> None:
         """Wake idle threads for what is ready, and the dispatcher if they are too few or a worker is cancelled.
 
         Called after each change that can make a worker ready, and by each thread that takes one. A change without it
         would leave that worker to the dispatcher's next look: nothing is lost then, but it begins late.
         """
-        count = min(self._ready(MAX_WAKES_PER_CHANGE) - self._woken, self._idle_threads)
+        count = min(self._ready_count(MAX_WAKES_PER_CHANGE) - self._woken, self._idle_threads)
         if count > 0:
             self._idle_threads -= count
             self._woken += count
@@ -366,7 +366,7 @@ class Ledger:
         else:
             self._queues.add(run)
 
-    def _settle(self, run: WorkerRun) -> bool:
+    def _settle_claim(self, run: WorkerRun) -> bool:
         """Only workers of the current epoch of a task have claims."""
         return not run.task.closed and self._capacity.settle(run.worker_id)
 
@@ -382,17 +382,17 @@ class Ledger:
         elif self._queues.pause(run, until):
             self._dispatch.notify()  # it waits for the end of a later pause
 
-    def _abandon(self, task: OwnedTask) -> None:
+    def _abandon_task(self, task: OwnedTask) -> None:
         """Notify its threads under the lock, so that no thread of the task's next epoch can get the notice."""
-        self._remove(task)
+        self._remove_task(task)
         for run in task.runs.values():
             if run.on_thread:
                 self._registry.notify(task.event_hash, run.life.index, OwnershipLost())
 
-    def _remove(self, task: OwnedTask) -> None:
+    def _remove_task(self, task: OwnedTask) -> None:
         self.tasks.close(task)
         self._registry.untrack(task.event_hash)
         self._capacity.drop(task.event.event_id, task.runs)
         self._queues.drop(task)
         self._room.notify()
-        self._wake()
+        self._wake_threads()

@@ -121,13 +121,13 @@ def to_open_task(task: OwnedTask) -> OpenTask:
     """
     workers = dict(task.results)
     for index, run in task.runs.items():
-        workers.setdefault(index, _stored(run.life, task.terminations.get(index)))
+        workers.setdefault(index, _stored_worker(run.life, task.terminations.get(index)))
     return OpenTask(
         task.event, task.owner, task.received_at, workers, cancel_count=task.cancel_count, holds=not task.waits
     )
 
 
-def _stored(life: Lifecycle, cancel: Termination | None) -> StoredWorker:
+def _stored_worker(life: Lifecycle, cancel: Termination | None) -> StoredWorker:
     """An attempt without a pod counts as refused: the next owner then creates it. A worker that has had
     its turn knows itself whether it is cancelled.
     """

@@ -43,7 +43,7 @@ class PodCounts:
             return
         self.without_node += change * waits_for_node(pod)
         event_hash = pod.key.event_hash
-        _add(self._live, event_hash, change)
+        _change_count(self._live, event_hash, change)
         if event_hash in self._owned:
             self.owned_live += change
 
@@ -53,7 +53,7 @@ def waits_for_node(pod: PodSnapshot) -> bool:
     return pod.phase is Phase.PENDING and not pod.node and not pod.gone
 
 
-def _add(counts: dict[str, int], name: str, change: int) -> None:
+def _change_count(counts: dict[str, int], name: str, change: int) -> None:
     """A name with no pod has no entry: there may be millions of events one after another."""
     if total := counts.get(name, 0) + change:
         counts[name] = total

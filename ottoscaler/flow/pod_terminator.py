@@ -91,7 +91,7 @@ class PodTerminator:
             # Before the look, not after it: what comes during the look would otherwise wait for a whole second.
             self._wake.clear()
         for one in self._followed:
-            self._let_go(one)
+            self._let_go_of_worker(one)
 
     def step(self) -> None:
         """Delete the pods that are due, and carry on each worker that can make a step. Kept pods come last: they are in
@@ -141,11 +141,11 @@ class PodTerminator:
                     # on, and a worker thread follows it.
                     self._ledger.pause(run, self._clock.now())
                     break
-                if not self._runner.step(run, _fixed_wait(news)):
+                if not self._runner.step(run, _wait_that_returns(news)):
                     break
             elif not self._runner.step(run, one.waiter.wait):
                 break
-        self._let_go(one)
+        self._let_go_of_worker(one)
         return False
 
     def _next_observation(self, one: _Followed, awaited: effects.AwaitPod) -> Observation | None:
@@ -156,12 +156,12 @@ class PodTerminator:
             return TimedOut() if late else None
         return future.result() if future.exception() is None else TimedOut()
 
-    def _let_go(self, one: _Followed) -> None:
+    def _let_go_of_worker(self, one: _Followed) -> None:
         self._registry.unsubscribe(one.waiter)
         self._ledger.let_go(one.run, thread=False)
 
 
-def _fixed_wait(news: Observation) -> Callable[[int, float | None], Observation]:
+def _wait_that_returns(news: Observation) -> Callable[[int, float | None], Observation]:
     return lambda _attempt, _until: news
 
 

@@ -74,7 +74,7 @@ class Reconciler:
         finished = [pod.uid for pod in pods if pod.finished]
         self._finished_since = {uid: self._finished_since.get(uid, now) for uid in finished}
         known = self._leases.known_tasks(sorted({pod.event_id for pod in pods}))
-        self._take_up([pod for pod in pods if pod.event_id not in known])
+        self._adopt_unknown_pods([pod for pod in pods if pod.event_id not in known])
         self._keeper.review([pod for pod in pods if pod.event_id in known and self._stays(pod, known)])
         # where the API server answers nothing, each pod costs a time-out: those that were left come first the next time
         until, left = now + RECONCILE_EVERY_S, set()
@@ -84,7 +84,7 @@ class Reconciler:
             if self._clock.now() >= until:
                 left.add(pod.uid)
             else:
-                isolated(pod, lambda: self._compare(pod, known))  # noqa: B023
+                isolated(pod, lambda: self._reconcile_pod(pod, known))  # noqa: B023
         self._left = left
 
     @staticmethod
@@ -92,7 +92,7 @@ class Reconciler:
         worker = known[pod.event_id][1].get(pod.key.index)
         return worker is not None and pod.key.attempt == worker.attempt and stays(pod, worker.outcome)
 
-    def _compare(self, pod: PodSnapshot, known: _Known) -> None:
+    def _reconcile_pod(self, pod: PodSnapshot, known: _Known) -> None:
         if self._stays(pod, known):
             return
         state, workers = known[pod.event_id]
@@ -104,7 +104,7 @@ class Reconciler:
         elif not pod.live:
             self._dispatcher.carry_on_resumed(pod.key.event_hash, pod.key.index)
 
-    def _take_up(self, unknown: Iterable[PodSnapshot]) -> None:
+    def _adopt_unknown_pods(self, unknown: Iterable[PodSnapshot]) -> None:
         """Pods of events that Redis does not know: it was wiped.
         Their owner, if it lives, has one LEASE_S to store them again.
         """
@@ -125,9 +125,9 @@ class Reconciler:
                 for pod in pods:
                     isolated(pod, lambda: self._terminator.delete(pod))  # noqa: B023
                 continue
-            isolated(pods[0], lambda: self._adopt(event_id, pods))  # noqa: B023
+            isolated(pods[0], lambda: self._adopt_event(event_id, pods))  # noqa: B023
 
-    def _adopt(self, event_id: str, pods: list[PodSnapshot]) -> None:
+    def _adopt_event(self, event_id: str, pods: list[PodSnapshot]) -> None:
         attempts: dict[int, int] = {}
         for pod in pods:
             attempts[pod.key.index] = max(pod.key.attempt, attempts.get(pod.key.index, 0))

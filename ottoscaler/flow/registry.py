@@ -109,7 +109,7 @@ class PodRegistry:
                 waiter.latest, waiter.stage = self._pods.get(last.key), last.stage
                 waiter.pending += [PodNotListed()] if waiter.latest is None else []
             self._waiters[worker] = waiter
-        _resolve(ousted)
+        _resolve_futures(ousted)
         return waiter
 
     def unsubscribe(self, waiter: Waiter) -> None:
@@ -128,7 +128,7 @@ class PodRegistry:
         """A future for the waiter's next observation; already done if there is one that it has not seen."""
         future: Future[Observation] = Future()
         with self._lock:
-            observation = self._next(waiter, attempt)
+            observation = self._next_known(waiter, attempt)
             # Looked at and put in place in one step: an event in between would find no future, and the worker would
             # wait for the next one, which may never come.
             if observation is None and not self._closed:
@@ -151,7 +151,7 @@ class PodRegistry:
     def upsert(self, pod: PodSnapshot) -> None:
         """What a create or a live look has shown: as good as the watch, and earlier. The waiter knows it already."""
         with self._lock:
-            if self._was_gone(pod) or not self._newer(pod):
+            if self._is_older_than_end(pod) or not self._is_newer(pod):
                 return
             if self._since is not None:
                 self._since.add(pod.key)
@@ -190,7 +190,7 @@ class PodRegistry:
                 for key, pod in self._pods.items()
                 if key not in present
                 and not pod.altered_label
-                and not (key in since and _age(pod) > _version(listed.resource_version))
+                and not (key in since and _version_of_pod(pod) > _parse_version(listed.resource_version))
             ]
             for key in lost:
                 # It uses room until the worker's live look confirms that it is gone: the list may have been older.
@@ -200,7 +200,7 @@ class PodRegistry:
             for pod in listed.pods:
                 woken += self._publish(pod, certain=pod.key not in since)
             self._known.set()
-        _resolve(woken)
+        _resolve_futures(woken)
         self._announce()
 
     def publish(self, pod: PodSnapshot) -> None:
@@ -210,7 +210,7 @@ class PodRegistry:
             woken = self._publish(pod)
             got_node = self._counts.without_node < without_node
         # Outside the lock: what a future wakes may ask the registry at once, and would wait for this thread.
-        _resolve(woken)
+        _resolve_futures(woken)
         if pod.gone or not pod.live:
             self._announce()
         elif got_node:
@@ -228,7 +228,7 @@ class PodRegistry:
         with self._lock:
             there = (event_hash, index) in self._waiters
             woken = self._notify((event_hash, index), observation)
-        _resolve(woken)
+        _resolve_futures(woken)
         return there
 
     def get(self, key: AttemptKey) -> PodSnapshot | None:
@@ -303,7 +303,7 @@ class PodRegistry:
 
     # -- under the lock
 
-    def _next(self, waiter: Waiter, attempt: int) -> Observation | None:
+    def _next_known(self, waiter: Waiter, attempt: int) -> Observation | None:
         waiter.future = None
         if waiter.pending:
             return waiter.pending.pop(0)
@@ -317,11 +317,11 @@ class PodRegistry:
         """`certain`: whatever is known of it is older."""
         if certain:
             self._gone.pop(pod.uid, None)
-        elif self._was_gone(pod) or not self._newer(pod):
+        elif self._is_older_than_end(pod) or not self._is_newer(pod):
             return []
         if pod.gone:
             self._drop(pod.key)
-            self._gone[pod.uid] = _age(pod)
+            self._gone[pod.uid] = _version_of_pod(pod)
             if len(self._gone) > TOMBSTONES:
                 self._gone.popitem(last=False)
         else:
@@ -333,7 +333,7 @@ class PodRegistry:
         future = waiter.future
         if future is None or pod.stage == waiter.stage:
             return []
-        observation = self._next(waiter, pod.key.attempt)
+        observation = self._next_known(waiter, pod.key.attempt)
         return [(future, observation)] if observation is not None else []
 
     def _notify(
@@ -353,14 +353,16 @@ class PodRegistry:
         waiter = self._waiters.get(key.worker)
         return waiter is not None and waiter.latest is not None and waiter.latest.key == key
 
-    def _was_gone(self, pod: PodSnapshot) -> bool:
+    def _is_older_than_end(self, pod: PodSnapshot) -> bool:
         """Is this older than the end of that pod? One that comes later is there: it had only lost its labels."""
         version = self._gone.get(pod.uid)
-        return version is not None and (_age(pod) < version or (pod.gone and _age(pod) == version))
+        return version is not None and (
+            _version_of_pod(pod) < version or (pod.gone and _version_of_pod(pod) == version)
+        )
 
-    def _newer(self, pod: PodSnapshot) -> bool:
+    def _is_newer(self, pod: PodSnapshot) -> bool:
         old = self._pods.get(pod.key)
-        return old is None or (pod.gone and pod.uid == old.uid) or _age(pod) > _age(old)
+        return old is None or (pod.gone and pod.uid == old.uid) or _version_of_pod(pod) > _version_of_pod(old)
 
     def _store(self, pod: PodSnapshot) -> None:
         self._drop(pod.key)
@@ -373,17 +375,17 @@ class PodRegistry:
             self._counts.remove(old)
 
 
-def _resolve(woken: list[tuple[Future[Observation], Observation]]) -> None:
+def _resolve_futures(woken: list[tuple[Future[Observation], Observation]]) -> None:
     """Outside the lock: each future was taken out of its waiter under it, so it is answered once."""
     for future, observation in woken:
         future.set_result(observation)
 
 
-def _age(pod: PodSnapshot) -> int:
-    return _version(pod.resource_version)
+def _version_of_pod(pod: PodSnapshot) -> int:
+    return _parse_version(pod.resource_version)
 
 
-def _version(text: str) -> int:
+def _parse_version(text: str) -> int:
     """Resource versions of pods are decimal and rise
     (https://kubernetes.io/docs/reference/using-api/api-concepts/#resource-versions).
     """

@@ -109,7 +109,7 @@ class ScaleDownSteps:
         if scale_down.ownership_lost or scale_down.task.event.type is EventType.SCALE_UP:
             return True  # a superseded worker is followed by its own task
         if self._clock.now() >= scale_down.terminate_retry_at:
-            self._end(scale_down)
+            self._end_victims(scale_down)
             scale_down.terminate_retry_at = self._clock.now() + TERMINATE_RETRY_S
             self._remove_ended_victims(scale_down, scale_down.unfinished_victims)
         else:
@@ -127,20 +127,20 @@ class ScaleDownSteps:
         """What can be seen of the victims without asking Redis: while it stays the same, their results do as well, but
         for those of workers that have no pod here.
         """
-        pods = (self._pod(scale_down, victim) for victim in scale_down.unfinished_victims)
+        pods = (self._pod_of_victim(scale_down, victim) for victim in scale_down.unfinished_victims)
         return [pod and (pod.uid, pod.live, pod.started_at) for pod in pods]
 
     def _may_be_over(self, scale_down: ScaleDown, victim: Victim) -> bool:
         """A worker with a live pod has no result, and a drain spares it only if it has started."""
-        pod = self._pod(scale_down, victim)
+        pod = self._pod_of_victim(scale_down, victim)
         drain = scale_down.task.event.mode is ScaleDownMode.DRAIN
         return pod is None or not pod.live or (drain and pod.started_at is not None)
 
-    def _pod(self, scale_down: ScaleDown, victim: Victim) -> PodSnapshot | None:
+    def _pod_of_victim(self, scale_down: ScaleDown, victim: Victim) -> PodSnapshot | None:
         attempt = scale_down.attempts.get(victim, 0)
-        return self._registry.get(self._key(victim.event_id, victim.index, attempt))
+        return self._registry.get(self._attempt_key(victim.event_id, victim.index, attempt))
 
-    def _key(self, event_id: str, index: int, attempt: int) -> AttemptKey:
+    def _attempt_key(self, event_id: str, index: int, attempt: int) -> AttemptKey:
         return AttemptKey(event_hash(self._instance, event_id), index, attempt)
 
     def apply_cancel_marks(self, event_id: str) -> None:
@@ -176,8 +176,8 @@ class ScaleDownSteps:
         else:
             found, mode, count = self._candidates("", event.stream_id, event.supersedes), ScaleDownMode.DRAIN, 0
         ranked, spared = rank_victims(found, mode)
-        listed = [Victim(one.event.event_id, one.index, self._name(one)) for one in ranked]
-        return VictimRequest(scale_down.termination(), listed, count, [self._name(one) for one in spared])
+        listed = [Victim(one.event.event_id, one.index, self._candidate_pod_name(one)) for one in ranked]
+        return VictimRequest(scale_down.termination(), listed, count, [self._candidate_pod_name(one) for one in spared])
 
     def _apply_selection(self, scale_down: ScaleDown, selection: VictimSelection) -> None:
         """This choice holds: not what was asked for now, since an earlier one may have been stored and its answer
@@ -186,7 +186,7 @@ class ScaleDownSteps:
         event = scale_down.task.event
         scale_down.set_victims(selection.victims, selection.survivors)
         if event.type is EventType.SCALE_UP:
-            self._end(scale_down)
+            self._end_victims(scale_down)
             return
         _log.info(
             "scale_down.chosen", "Scaling down: %d workers end, %d stay", len(selection.victims),
@@ -214,10 +214,10 @@ class ScaleDownSteps:
                     found.append(VictimCandidate(event, index, worker.attempt, pod))
         return found
 
-    def _name(self, one: VictimCandidate) -> str:
-        return pod_name(self._key(one.event.event_id, one.index, max(one.attempt, 1)))
+    def _candidate_pod_name(self, one: VictimCandidate) -> str:
+        return pod_name(self._attempt_key(one.event.event_id, one.index, max(one.attempt, 1)))
 
-    def _end(self, scale_down: ScaleDown) -> None:
+    def _end_victims(self, scale_down: ScaleDown) -> None:
         """See to it that each victim that has no result is ended. A victim has its mark since it was chosen; only a
         Redis that was wiped may have lost it.
         """
@@ -236,7 +236,7 @@ class ScaleDownSteps:
     def _end_worker(self, event_id: str, worker: StoredWorker, termination: Termination) -> None:
         if self._ledger.cancel(event_id, worker.index, termination):
             return
-        pod = self._registry.get(self._key(event_id, worker.index, worker.attempt))
+        pod = self._registry.get(self._attempt_key(event_id, worker.index, worker.attempt))
         if pod is None or not pod.live or pod.deleting or (termination.drain and pod.started_at is not None):
             return
         self._terminator.terminate(pod, termination)
@@ -279,7 +279,7 @@ class ScaleDownSteps:
 
     def _has_pod(self, victim: Victim, worker: StoredWorker) -> bool:
         """A kept pod runs nothing and may stay for days: it is no reason to wait."""
-        pod = self._registry.get(self._key(victim.event_id, victim.index, worker.attempt))
+        pod = self._registry.get(self._attempt_key(victim.event_id, victim.index, worker.attempt))
         return pod is not None and not stays(pod, worker.outcome)
 
     def _record_result(self, scale_down: ScaleDown) -> None:

@@ -68,7 +68,7 @@ class StopSignal:
         Raises Stopping.
         """
         thread = threading.Thread(target=self._supervise, args=(name, run), name=name, daemon=True)
-        while not _started(thread):
+        while not _try_start(thread):
             _log.error("thread.refused", "No thread is to be had for %s; trying again: raise the limit of pids", name)
             if self.wait(THREAD_RETRY_S):
                 raise Stopping(f"stopped while waiting for the thread {name}")
@@ -98,7 +98,7 @@ class StopSignal:
             self.set(RuntimeError(f"thread {name} ended too early"))
 
 
-def _started(thread: threading.Thread) -> bool:
+def _try_start(thread: threading.Thread) -> bool:
     try:
         thread.start()
     except RuntimeError:

@@ -71,20 +71,20 @@ class TakeOver:
         self._lock = threading.Lock()
         self._missing_tasks: dict[str, str] = {}  # guarded by _lock
         self._opened: set[str] = set()  # guarded by _lock: tasks taken over
-        self._begun = False  # the rest is written by either thread, whole: no reader sees half of a float
+        self._announced = False  # the rest is written by either thread, whole: no reader sees half of a float
         self._renewed_at = -math.inf
         self._calm_at = 0.0
-        self._sure = True  # of what we have taken: no answer was lost
+        self._no_answer_lost = True  # of what we have taken: no answer was lost
         self._take_at = 0.0
         self._tidy_at = 0.0
         self._explain_at = 0.0
         self._own_taken = False
 
-    def announced(self) -> None:
+    def on_announced(self) -> None:
         """We have announced ourselves: an earlier incarnation of our consumer sees it, so its tasks may be taken."""
-        self._begun = True
+        self._announced = True
 
-    def renewed(self) -> None:
+    def on_renewed(self) -> None:
         """A renewal was answered: this process is not just waking up from a pause, in which others took its tasks."""
         self._renewed_at = self._clock.now()
 
@@ -92,9 +92,9 @@ class TakeOver:
         """For one LEASE_S nothing is taken over: others could not renew either."""
         self._calm_at = self._clock.now() + self._lease_s
 
-    def call_failed(self) -> None:
+    def on_call_failed(self) -> None:
         """A call failed: its answer may be lost, and others may have been unable to renew."""
-        self._sure = False
+        self._no_answer_lost = False
         self.suspend()
 
     def take_opened(self) -> set[str]:
@@ -120,7 +120,7 @@ class TakeOver:
             self._step()
             self._heartbeat.beat()
         except Unavailable as error:
-            self.call_failed()
+            self.on_call_failed()
             if self._limited.is_due(str(error)):
                 _log.warning("takeover.outage", "Cannot look for tasks of the dead: %s", error, error=str(error))
             self._heartbeat.report_failure(f"cannot look for tasks of the dead: {error}")
@@ -128,12 +128,12 @@ class TakeOver:
         return pause_s
 
     def _step(self) -> None:
-        if self._stop.is_set() or not self._begun:
+        if self._stop.is_set() or not self._announced:
             return
         self._restore_forgotten()
-        if not self._sure:
-            self._sure = True  # before the look: what the lease thread reports meanwhile counts again
-            self._sure = not self._take_unknown(self._leases.owned()) and self._sure
+        if not self._no_answer_lost:
+            self._no_answer_lost = True  # before the look: what the lease thread reports meanwhile counts again
+            self._no_answer_lost = not self._take_unknown(self._leases.owned()) and self._no_answer_lost
         now = self._clock.now()
         if not self._own_taken:
             self._take_own()

@@ -50,16 +50,16 @@ class PodWatcher:
 
     def step(self) -> None:
         """One list, or one watch from where the last one ended. Raises Stopping."""
-        self._version = self._paced(self._version) if self._version else self._list()
+        self._version = self._watch_with_pause(self._version) if self._version else self._list()
 
     def _list(self) -> str:
-        listed = self._retries.retry_forever("list pods", self._listed)
+        listed = self._retries.retry_forever("list pods", self._list_cluster)
         self._heartbeat.beat()
         self._registry.replace(listed)
         _log.info("watch.listed", "Watching %d worker pods", len(listed.pods))
         return listed.resource_version
 
-    def _listed(self) -> PodList:
+    def _list_cluster(self) -> PodList:
         self._registry.begin_list()
         try:
             return self._cluster.list()
@@ -67,19 +67,19 @@ class PodWatcher:
             # never for good: rights and namespaces come and go, and there is nothing better to do than to ask again
             raise ClusterUnavailable(str(error)) from error
 
-    def _paced(self, version: str) -> str:
+    def _watch_with_pause(self, version: str) -> str:
         """One watch, and the pause after one that was short. Two that end at once may not be the API server's: what
         there is then only a list shows.
         """
         began = self._clock.now()
-        version = self._follow(version)
+        version = self._watch_from(version)
         self._short = self._short + 1 if self._clock.now() - began < SHORT_S else 0
         if self._short > 1:
             self._stop.wait(min(FIRST_PAUSE_S * 2.0 ** min(self._short - 2, 10), MAX_PAUSE_S))
             return ""
         return version
 
-    def _follow(self, version: str) -> str:
+    def _watch_from(self, version: str) -> str:
         """Watch until the link ends. Returns the version to go on from, empty for "list again"."""
         try:
             for event in self._cluster.watch(version):

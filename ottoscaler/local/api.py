@@ -69,7 +69,7 @@ class Api:
             ("DELETE", True, ""): ("delete", self._delete),
             ("GET", True, "status"): ("get", self._get),
             ("PATCH", True, "status"): ("patch", self._patch),
-            ("GET", True, "log"): ("get", self._log),
+            ("GET", True, "log"): ("get", self._read_log),
             ("POST", True, "binding"): ("create", self._bind),
         }
 
@@ -87,7 +87,7 @@ class Api:
             return Reply(encode(kind | review | {"status": {"allowed": True}}), 201)
         if request.query.get("dryRun"):
             raise ApiError(400, "the embedded Kubernetes API has no dry run")  # rather than carry it out
-        target = _target(path)
+        target = _parse_path(path)
         verb, handler = self._verbs.get((request.method, bool(target.name), target.subresource), ("", None))
         if (
             handler is None
@@ -126,7 +126,7 @@ class Api:
                 raise ApiError(422, f"sendInitialEvents: Forbidden: sendInitialEvents is {reason}")
             return Stream(watch.stream(self._store, target.resource, matches, request))
         version, records = (
-            self._resume(request.query["continue"])
+            self._resume_list(request.query["continue"])
             if request.query.get("continue")
             else self._store.select(target.resource, matches)
         )
@@ -154,7 +154,7 @@ class Api:
                 self._pages.popitem(last=False)
         return token
 
-    def _resume(self, token: str) -> tuple[int, list[StoredObject]]:
+    def _resume_list(self, token: str) -> tuple[int, list[StoredObject]]:
         """The rest of a list, as it was when its first page was given."""
         with self._pages_lock:
             version, rest = self._pages.get(token, (-1, []))
@@ -175,7 +175,7 @@ class Api:
             raise ApiError(400, "the namespace of the provided object does not match the namespace sent on the request")
         headers: dict[str, str] = {}
         if target.resource == "pods":
-            headers = _warnings(request, pods.drop_unknown(body))
+            headers = _unknown_field_warnings(request, pods.drop_unknown(body))
             pods.validate_pod(body)
             body = pods.with_defaults(body)
             self._require_service_account(body)
@@ -255,7 +255,7 @@ class Api:
             encode({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}), 201
         )
 
-    def _log(self, request: Request, target: ResourcePath) -> Reply | Stream:
+    def _read_log(self, request: Request, target: ResourcePath) -> Reply | Stream:
         pod = self._store.get("pods", *target.key).object
         names = [container["name"] for container in pod["spec"]["containers"]]
         name = request.query.get("container") or (names[0] if len(names) == 1 else "")
@@ -270,7 +270,7 @@ class Api:
         return Stream(self._logs.logs(pod, name, LogOptions.of(request)), content_type="text/plain")
 
 
-def _target(path: str) -> ResourcePath:
+def _parse_path(path: str) -> ResourcePath:
     found = _NAMESPACE_PATH.fullmatch(path) or _PATH.fullmatch(path)
     parts = {} if found is None else {key: value or "" for key, value in found.groupdict().items()}
     kind = KINDS.get(parts.get("resource", ""))
@@ -289,7 +289,7 @@ def _check_same(target: ResourcePath, *, old: Object, sent: Object) -> None:
         raise invalid(target.name, [("metadata.uid", f'Invalid value: "{sent["uid"]}": field is immutable')])
 
 
-def _warnings(request: Request, unknown: list[str]) -> dict[str, str]:
+def _unknown_field_warnings(request: Request, unknown: list[str]) -> dict[str, str]:
     """What fieldValidation asks for where fields are unknown: nothing, a Warning header (the default) or a refusal."""
     how = request.query.get("fieldValidation", "Warn")
     faults = [f'unknown field "{path}"' for path in unknown]

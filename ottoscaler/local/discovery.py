@@ -14,7 +14,7 @@ def _resource_list(group_version: str, resources: list[Object]) -> Object:
     return {"kind": "APIResourceList", "groupVersion": group_version, "resources": resources}
 
 
-def _core() -> Object:
+def _core_resources() -> Object:
     resources: list[Object] = [
         {
             "name": name,
@@ -33,7 +33,7 @@ def _core() -> Object:
     return _resource_list("v1", resources)
 
 
-def _authorization() -> Object:
+def _authorization_resources() -> Object:
     review = {"name": "selfsubjectaccessreviews", "singularName": "selfsubjectaccessreview", "namespaced": False}
     return _resource_list(
         "authorization.k8s.io/v1", [{**review, "kind": "SelfSubjectAccessReview", "verbs": ["create"]}]
@@ -59,6 +59,6 @@ DOCUMENTS: dict[str, Object] = {
     "/api": {"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []},
     "/apis": {"kind": "APIGroupList", "apiVersion": "v1", "groups": [_authorization_api_group()]},
     "/apis/authorization.k8s.io": {"kind": "APIGroup", "apiVersion": "v1", **_authorization_api_group()},
-    "/api/v1": _core(),
-    "/apis/authorization.k8s.io/v1": _authorization(),
+    "/api/v1": _core_resources(),
+    "/apis/authorization.k8s.io/v1": _authorization_resources(),
 }

@@ -107,7 +107,7 @@ def _kill(pid: int) -> None:
         return
 
 
-def _stop(child: subprocess.Popen[bytes]) -> None:
+def _terminate(child: subprocess.Popen[bytes]) -> None:
     child.terminate()
     try:
         child.wait(GRACE_S)
@@ -119,7 +119,7 @@ def _stop_at_end_of_input(child: subprocess.Popen[bytes]) -> None:
     """Block until the process that started us has closed its end of the pipe, or is gone."""
     while os.read(0, 1):
         continue
-    _stop(child)
+    _terminate(child)
 
 
 def main(arguments: Sequence[str]) -> int:

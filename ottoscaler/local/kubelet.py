@@ -157,7 +157,7 @@ def environment(pod: Object, container: Object, base: Mapping[str, str]) -> dict
     for entry in container.get("env") or []:
         source = entry.get("valueFrom") or {}
         if "fieldRef" in source:
-            env[entry["name"]] = _field(pod, source["fieldRef"].get("fieldPath", ""))
+            env[entry["name"]] = _downward_field(pod, source["fieldRef"].get("fieldPath", ""))
         elif not source:
             env[entry["name"]] = expand_variables(entry.get("value") or "", env)
     return env
@@ -179,7 +179,7 @@ def local_path(path: str, mounts: Mapping[str, Path]) -> Path | None:
     return None
 
 
-def _field(pod: Object, path: str) -> str:
+def _downward_field(pod: Object, path: str) -> str:
     """A field by its path, such as status.podIP or metadata.labels['app']; "" when it is not there."""
     path, _, key = path.removesuffix("']").partition("['")
     value: object = pod

@@ -63,19 +63,19 @@ class LogWriter:
         """Take the next output; whole lines can be read at once."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
-            self._put(b"F", line)
+            self._write_line(b"F", line)
         while len(self._rest) >= _LONGEST_PIECE:
-            self._put(b"P", self._rest[:_LONGEST_PIECE])
+            self._write_line(b"P", self._rest[:_LONGEST_PIECE])
             self._rest = self._rest[_LONGEST_PIECE:]
         self._file.flush()
 
     def close(self) -> None:
         """Write what has no line end, and close."""
         if self._rest:
-            self._put(b"P", self._rest)
+            self._write_line(b"P", self._rest)
         self._file.close()
 
-    def _put(self, tag: bytes, text: bytes) -> None:
+    def _write_line(self, tag: bytes, text: bytes) -> None:
         # Strictly rising, so that a reader knows where it stopped.
         self._last_ns = max(time.time_ns(), self._last_ns + 1)
         seconds, nanoseconds = divmod(self._last_ns, 1_000_000_000)
@@ -88,7 +88,7 @@ def read(path: Path, options: LogOptions, ended: threading.Event) -> Iterator[by
     an empty chunk while there is nothing new, until ``ended``.
     """
     left = _NO_LIMIT if options.limit_bytes is None else options.limit_bytes
-    for chunk in _formatted(path, options, ended):
+    for chunk in _formatted_lines(path, options, ended):
         yield chunk[:left]
         left -= len(chunk)
         if left <= 0:
@@ -102,7 +102,7 @@ def last_lines(path: Path, *, lines: int, size: int) -> bytes:
     return b"".join(read(path, LogOptions(tail=lines), ended))[-size:]
 
 
-def _formatted(path: Path, options: LogOptions, ended: threading.Event) -> Iterator[bytes]:
+def _formatted_lines(path: Path, options: LogOptions, ended: threading.Event) -> Iterator[bytes]:
     tail, starts_line = options.tail, True
     for entries in _entries(path, options.follow, ended):
         if tail is not None:

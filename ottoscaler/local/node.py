@@ -92,7 +92,7 @@ class LocalNode:
         _, records = self._store.select("pods", lambda _: True)
         present = {record.object["metadata"]["uid"] for record in records}
         for uid in set(self._runs) - present:
-            self._forget(uid)
+            self._forget_pod(uid)
         for record in records:
             self._sync_pod(record)
 
@@ -103,19 +103,19 @@ class LocalNode:
         record = self._store.find("pods", *key)
         if record is None or record.object["metadata"]["uid"] != uid:
             self._unschedulable.discard(key)
-            self._forget(uid)
+            self._forget_pod(uid)
             return
         pod = record.object
         if pod["status"]["phase"] in _FINISHED:
-            self._release(uid)
+            self._release_claim(uid)
         elif "deletionTimestamp" in pod["metadata"]:
-            self._end(pod)
+            self._end_pod(pod)
         elif not pod["spec"].get("nodeName"):
             # Another scheduler's pods wait for a binding, as in any cluster.
             if pod["spec"]["schedulerName"] == "default-scheduler":
                 self._schedule(key, pod)
         elif pod["spec"]["nodeName"] == kubelet.NODE_NAME and uid not in self._runs:
-            self._begin(pod)
+            self._start_pod(pod)
 
     def _schedule(self, key: Key, pod: Object) -> None:
         """Bind the pod to this node, or say why that cannot be."""
@@ -138,7 +138,7 @@ class LocalNode:
             self._events.add(
                 pod, "Normal", "Scheduled", f"Successfully assigned {'/'.join(key)} to {kubelet.NODE_NAME}"
             )
-            self._begin(record.object)
+            self._start_pod(record.object)
         elif key not in self._unschedulable:
             self._unschedulable.add(key)
             self._events.add(pod, "Warning", "FailedScheduling", message)
@@ -158,18 +158,18 @@ class LocalNode:
             reasons.append("1 Insufficient memory")
         return f"0/1 nodes are available: {', '.join(reasons)}." if reasons else ""
 
-    def _begin(self, pod: Object) -> None:
+    def _start_pod(self, pod: Object) -> None:
         uid, spec = pod["metadata"]["uid"], pod["spec"]
         run = PodRun(self._store, self._events, pod, self._directory / uid)
         self._claims[uid] = pods.resource_requests(pod)
         self._runs[uid] = run
         run.start()
-        self._after(_PULL_BACK_OFF_S, uid, PodRun.back_off)
+        self._schedule_action(_PULL_BACK_OFF_S, uid, PodRun.back_off)
         if spec.get("activeDeadlineSeconds"):
-            self._after(spec["activeDeadlineSeconds"], uid, PodRun.expire)
-            self._after(spec["activeDeadlineSeconds"] + spec["terminationGracePeriodSeconds"], uid, _kill)
+            self._schedule_action(spec["activeDeadlineSeconds"], uid, PodRun.expire)
+            self._schedule_action(spec["activeDeadlineSeconds"] + spec["terminationGracePeriodSeconds"], uid, _kill_pod)
 
-    def _end(self, pod: Object) -> None:
+    def _end_pod(self, pod: Object) -> None:
         """Begin, or hasten, the graceful end of a pod that is to be deleted."""
         uid = pod["metadata"]["uid"]
         run = self._runs.get(uid)
@@ -177,15 +177,15 @@ class LocalNode:
             return
         self._events.add(pod, "Normal", "Killing", f"Stopping container {pod['spec']['containers'][0]['name']}")
         run.stop(signal.SIGTERM)
-        self._after(pod["metadata"]["deletionGracePeriodSeconds"], uid, _kill)
+        self._schedule_action(pod["metadata"]["deletionGracePeriodSeconds"], uid, _kill_pod)
 
-    def _forget(self, uid: str) -> None:
+    def _forget_pod(self, uid: str) -> None:
         run = self._runs.pop(uid, None)
         if run is not None:
             run.discard()
-        self._release(uid)
+        self._release_claim(uid)
 
-    def _release(self, uid: str) -> None:
+    def _release_claim(self, uid: str) -> None:
         """Give back what a pod claimed, and try again what did not fit."""
         if self._claims.pop(uid, None) is None:
             return
@@ -194,7 +194,7 @@ class LocalNode:
             if record is not None:
                 self._sync_pod(record)
 
-    def _after(self, delay_s: float, uid: str, action: Callable[[PodRun], None]) -> None:
+    def _schedule_action(self, delay_s: float, uid: str, action: Callable[[PodRun], None]) -> None:
         """Do something to a pod later, if it is still there: a timer must not keep what is gone in memory."""
         heapq.heappush(self._timers, (time.monotonic() + delay_s, next(self._timer_ids), uid, action))
 
@@ -205,5 +205,5 @@ class LocalNode:
                 action(self._runs[uid])
 
 
-def _kill(run: PodRun) -> None:
+def _kill_pod(run: PodRun) -> None:
     run.stop(signal.SIGKILL)

@@ -55,7 +55,7 @@ class PodRun:
         with self._lock:
             self._states.update(found)
             self._live = 0 if found else len(self._containers)
-        self._report()
+        self._report_status()
         for state in found.values():
             self._events.add(
                 self._pod, "Warning", "Failed", f"Error: {state['waiting']['reason']}: {state['waiting']['message']}"
@@ -68,7 +68,7 @@ class PodRun:
             present = f'Container image "{container["image"]}" already present on machine'
             self._events.add(self._pod, "Normal", "Pulled", present)
             name = f"pod-{self._key[1]}-{container['name']}"
-            threading.Thread(target=self._run, args=(container,), name=name, daemon=True).start()
+            threading.Thread(target=self._run_container, args=(container,), name=name, daemon=True).start()
 
     def back_off(self) -> None:
         """Turn ErrImagePull into ImagePullBackOff, as the kubelet does between attempts."""
@@ -80,7 +80,7 @@ class PodRun:
         if failing:
             with self._lock:
                 self._states.update({each["name"]: kubelet.back_off(each) for each in failing})
-            self._report()
+            self._report_status()
 
     def stop(self, how: signal.Signals) -> None:
         """Signal the containers: SIGTERM goes to each one's first process, SIGKILL to all of it."""
@@ -91,7 +91,7 @@ class PodRun:
         if idle:
             self._finish_deletion()
         for process in processes:
-            _send(process, how)
+            _send_signal(process, how)
 
     def expire(self) -> None:
         """The deadline has passed: ask the containers to end; the pod will be Failed with DeadlineExceeded."""
@@ -101,7 +101,7 @@ class PodRun:
                 return  # finished in time
             self._expired = True
         if idle:
-            self._report()
+            self._report_status()
         else:
             self._events.add(self._pod, "Normal", "DeadlineExceeded", kubelet.DEADLINE_MESSAGE)
         self.stop(signal.SIGTERM)
@@ -121,7 +121,7 @@ class PodRun:
             raise ApiError(400, what)
         return logfile.read(path, options, self._ended[container])
 
-    def _run(self, container: Object) -> None:
+    def _run_container(self, container: Object) -> None:
         """One container's thread."""
         name = container["name"]
         log = logfile.LogWriter(self._log_path(name))
@@ -136,14 +136,14 @@ class PodRun:
             self._set_running(name, process, started_at)
             code = _copy_until_end(process, log)
             log.close()  # writes the last line, which the message may need
-            end = kubelet.terminated(started_at, code, self._message(container, code))
+            end = kubelet.terminated(started_at, code, self._termination_message(container, code))
         self._ended[name].set()
         with self._lock:
             self._states[name] = end
             self._processes.pop(name, None)
             self._live -= 1
             last = self._live == 0
-        self._report()
+        self._report_status()
         if last:
             self._finish_deletion()
 
@@ -152,11 +152,11 @@ class PodRun:
             self._states[name] = {"running": {"startedAt": started_at}}
             self._processes[name] = process
             asked = self._signal
-        self._report()
+        self._report_status()
         for reason, message in (("Created", f"Created container: {name}"), ("Started", f"Started container {name}")):
             self._events.add(self._pod, "Normal", reason, message)
         if asked is not None:
-            _send(process, asked)
+            _send_signal(process, asked)
 
     def _launch(self, container: Object) -> subprocess.Popen[bytes]:
         """Start the container's process, in the directories that stand for its volumes."""
@@ -189,7 +189,7 @@ class PodRun:
             process_group=0,
         )
 
-    def _report(self) -> None:
+    def _report_status(self) -> None:
         """Write the status. Made under the store's lock from the states as they are then:
         reports cannot overtake each other.
         """
@@ -218,7 +218,7 @@ class PodRun:
         if discarded:
             shutil.rmtree(self._directory, ignore_errors=True)
 
-    def _message(self, container: Object, code: int) -> str:
+    def _termination_message(self, container: Object, code: int) -> str:
         """The container's termination message, as the kubelet reads it: of a failed one that wrote none the end of its
         log, if its policy says so.
         """
@@ -243,21 +243,21 @@ def _copy_until_end(process: subprocess.Popen[bytes], log: logfile.LogWriter) ->
         open_ = True
         # What it left in the background may hold the pipe open: so its end is looked for as well.
         while open_ and process.poll() is None:
-            open_ = not selector.select(_LOOK_EVERY_S) or _copy(output.fileno(), log)
+            open_ = not selector.select(_LOOK_EVERY_S) or _copy_chunk(output.fileno(), log)
         code = process.wait()
-        _send(process, signal.SIGKILL)
+        _send_signal(process, signal.SIGKILL)
         while open_ and selector.select(0):
-            open_ = _copy(output.fileno(), log)
+            open_ = _copy_chunk(output.fileno(), log)
     return code
 
 
-def _copy(descriptor: int, log: logfile.LogWriter) -> bool:
+def _copy_chunk(descriptor: int, log: logfile.LogWriter) -> bool:
     data = os.read(descriptor, 1 << 16)
     log.write(data)
     return bool(data)
 
 
-def _send(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
+def _send_signal(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
     """SIGKILL ends the whole group, as the end of a container does; others go to its first process only."""
     try:
         if how == signal.SIGKILL:

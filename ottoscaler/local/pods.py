@@ -60,7 +60,7 @@ def quantity(value: object) -> float:
     found = _QUANTITY.fullmatch(str(value))
     if found is None:
         pattern = "^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$"
-        raise _undecodable(f"quantities must match the regular expression '{pattern}'")
+        raise _undecodable_pod_error(f"quantities must match the regular expression '{pattern}'")
     return float(found["number"]) * _SCALE.get(found["suffix"] or "", 1.0)
 
 
@@ -90,7 +90,9 @@ def validate_pod(pod: Object) -> None:
     causes = _metadata_causes(metadata)
     for field in ("activeDeadlineSeconds", "terminationGracePeriodSeconds"):
         if not isinstance(spec.get(field, 0), int):
-            raise _undecodable(f"json: cannot unmarshal into Go struct field PodSpec.spec.{field} of type int64")
+            raise _undecodable_pod_error(
+                f"json: cannot unmarshal into Go struct field PodSpec.spec.{field} of type int64"
+            )
     containers = spec.get("containers") or []
     if not containers:
         causes.append(("spec.containers", "Required value"))
@@ -116,19 +118,19 @@ def with_defaults(pod: Object) -> Object:
     for kind in ("initContainers", "containers"):
         if spec.get(kind):
             spec[kind] = [_container_defaults(container) for container in spec[kind]]
-    return {**pod, "spec": spec, "status": {"phase": "Pending", "qosClass": _qos(spec["containers"])}}
+    return {**pod, "spec": spec, "status": {"phase": "Pending", "qosClass": _qos_class(spec["containers"])}}
 
 
 def validate_pod_update(old: Object, new: Object) -> None:
     """Raise ApiError 422 when an update changes what cannot be changed."""
-    if _frozen(old["spec"]) != _frozen(new["spec"]):
+    if _immutable_spec(old["spec"]) != _immutable_spec(new["spec"]):
         allowed = "`spec.containers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions)"
         raise invalid(
             old["metadata"]["name"], [("spec", f"Forbidden: pod updates may not change fields other than {allowed}")]
         )
 
 
-def _undecodable(reason: str) -> ApiError:
+def _undecodable_pod_error(reason: str) -> ApiError:
     return ApiError(400, f'Pod in version "v1" cannot be handled as a Pod: {reason}')
 
 
@@ -142,7 +144,7 @@ def _metadata_causes(metadata: Object) -> list[tuple[str, str]]:
         causes.append(("metadata.name", f'Invalid value: "{name}": {rule}'))
     for value in (metadata.get("labels") or {}).values():
         if not isinstance(value, str):
-            raise _undecodable(
+            raise _undecodable_pod_error(
                 f"json: cannot unmarshal {value!r} into Go struct field ObjectMeta.metadata.labels of type string"
             )
         if not _LABEL_VALUE.fullmatch(value) or len(value) > 63:
@@ -161,7 +163,7 @@ def _container_causes(container: Object, names: set[str]) -> list[tuple[str, str
     values = [entry.get("value") or "" for entry in container.get("env") or []]
     lists = [container.get(key) or [] for key in ("command", "args", "env", "volumeMounts")]
     if not all(isinstance(each, list) for each in lists) or not all(isinstance(word, str) for word in words + values):
-        raise _undecodable(
+        raise _undecodable_pod_error(
             "json: cannot unmarshal number into Go struct field Container.spec.containers of type string"
         )
     causes = []
@@ -204,7 +206,7 @@ def _container_defaults(container: Object) -> Object:
     return {"imagePullPolicy": policy, **_CONTAINER_DEFAULTS, **container, "resources": resources}
 
 
-def _qos(containers: list[Object]) -> str:
+def _qos_class(containers: list[Object]) -> str:
     resources = [container["resources"] for container in containers]
     if not any(each.get("requests") or each.get("limits") for each in resources):
         return "BestEffort"
@@ -214,6 +216,6 @@ def _qos(containers: list[Object]) -> str:
     return "Guaranteed" if sure else "Burstable"
 
 
-def _frozen(spec: Object) -> Object:
+def _immutable_spec(spec: Object) -> Object:
     containers = [{key: value for key, value in each.items() if key != "image"} for each in spec["containers"]]
     return {key: value for key, value in spec.items() if key not in _MUTABLE} | {"containers": containers}

@@ -36,8 +36,8 @@ def matcher(resource: str, *, namespace: str, labels: str, fields: str) -> Match
     """What list and watch select: namespace ("" for all), label selector, field selector.
     Raises ApiError 400 for a bad selector.
     """
-    checks = [_label(part) for part in _OUTSIDE_PARENTHESES.split(labels) if labels]
-    checks += [_field(resource, part) for part in fields.split(",") if part]
+    checks = [_label_matcher(part) for part in _OUTSIDE_PARENTHESES.split(labels) if labels]
+    checks += [_field_matcher(resource, part) for part in fields.split(",") if part]
 
     def matches(obj: Object) -> bool:
         inside = not namespace or obj["metadata"].get("namespace") == namespace
@@ -46,28 +46,28 @@ def matcher(resource: str, *, namespace: str, labels: str, fields: str) -> Match
     return matches
 
 
-def _label(text: str) -> Matcher:
+def _label_matcher(text: str) -> Matcher:
     found = _LABEL.fullmatch(text)
     if found is None or (found["absent"] and (found["op"] or found["set"])):
         raise ApiError(400, f'unable to parse requirement: invalid label selector "{text}"')
     key = found["key"]
     if found["absent"]:
-        return lambda obj: key not in _labels(obj)
+        return lambda obj: key not in _labels_of(obj)
     if found["op"] is None and found["set"] is None:
-        return lambda obj: key in _labels(obj)
+        return lambda obj: key in _labels_of(obj)
     wanted = {value.strip() for value in (found["values"] if found["set"] else found["value"]).split(",")}
     # An object without the label matches != and notin.
     if found["op"] == "!=" or found["set"] == "notin":
-        return lambda obj: _labels(obj).get(key) not in wanted
-    return lambda obj: _labels(obj).get(key) in wanted
+        return lambda obj: _labels_of(obj).get(key) not in wanted
+    return lambda obj: _labels_of(obj).get(key) in wanted
 
 
-def _labels(obj: Object) -> Mapping[str, str]:
+def _labels_of(obj: Object) -> Mapping[str, str]:
     labels: Mapping[str, str] = obj["metadata"].get("labels") or {}
     return labels
 
 
-def _field(resource: str, text: str) -> Matcher:
+def _field_matcher(resource: str, text: str) -> Matcher:
     found = _FIELD.fullmatch(text)
     if found is None:
         raise ApiError(400, f"invalid selector: '{text}'; can't understand '{text}'")

@@ -197,14 +197,14 @@ class Store:
         Raises ApiError 410 when the window has moved past the position.
         """
         with self.changed:
-            if timeout_s > 0 and position == self._end(resource):
-                self.changed.wait_for(lambda: self._end(resource) > position, timeout_s)
+            if timeout_s > 0 and position == self._end_position(resource):
+                self.changed.wait_for(lambda: self._end_position(resource) > position, timeout_s)
             dropped, changes = self._dropped[resource], self._changes[resource]
             if position < dropped:
                 raise ApiError(410, f"too old resource version ({self._oldest[resource]})")
             return (
-                [changes[at - dropped] for at in range(position, self._end(resource))],
-                self._end(resource),
+                [changes[at - dropped] for at in range(position, self._end_position(resource))],
+                self._end_position(resource),
                 self._version,
             )
 
@@ -216,7 +216,7 @@ class Store:
                 self._oldest[resource] = self._version
                 changes.clear()
 
-    def _end(self, resource: str) -> int:
+    def _end_position(self, resource: str) -> int:
         return self._dropped[resource] + len(self._changes[resource])
 
     def _generate_name(self, resource: str, namespace: str, prefix: str) -> str:
@@ -243,14 +243,14 @@ class Store:
         record = self._record(obj)
         metadata = obj["metadata"]
         self._records[resource][metadata.get("namespace", ""), metadata["name"]] = record
-        self._announce(resource, Change("MODIFIED" if previous else "ADDED", record, previous))
+        self._announce_change(resource, Change("MODIFIED" if previous else "ADDED", record, previous))
         return record
 
     def _remove(self, resource: str, previous: StoredObject) -> StoredObject:
         metadata = previous.object["metadata"]
         record = self._record({**previous.object, "metadata": dict(metadata)})
         del self._records[resource][metadata.get("namespace", ""), metadata["name"]]
-        self._announce(resource, Change("DELETED", record, previous))
+        self._announce_change(resource, Change("DELETED", record, previous))
         return record
 
     def _finish_deletion(self, resource: str, record: StoredObject) -> StoredObject:
@@ -266,7 +266,7 @@ class Store:
         obj["metadata"]["resourceVersion"] = str(self._version)
         return StoredObject(obj, encode(obj), self._version)
 
-    def _announce(self, resource: str, change: Change) -> None:
+    def _announce_change(self, resource: str, change: Change) -> None:
         changes = self._changes[resource]
         changes.append(change)
         if len(changes) > self._window:

@@ -20,7 +20,7 @@ def table(resource: str, objects: Sequence[Object], metadata: Object) -> Object:
     """The objects as a meta.k8s.io/v1 Table."""
     names, row = _TABLES.get(resource, _PLAIN)
     columns = [{"name": name, "type": "string", "format": "", "description": "", "priority": 0} for name in names]
-    rows = [{"cells": row(each), "object": _partial(each)} for each in objects]
+    rows = [{"cells": row(each), "object": _partial_metadata(each)} for each in objects]
     return {
         "kind": "Table",
         "apiVersion": "meta.k8s.io/v1",
@@ -30,11 +30,11 @@ def table(resource: str, objects: Sequence[Object], metadata: Object) -> Object:
     }
 
 
-def _partial(obj: Object) -> Object:
+def _partial_metadata(obj: Object) -> Object:
     return {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": obj["metadata"]}
 
 
-def _age(text: str | None) -> str:
+def _age_text(text: str | None) -> str:
     if not text:
         return "<unknown>"
     seconds = int((datetime.now(UTC) - parse_time(text)).total_seconds())
@@ -44,11 +44,11 @@ def _age(text: str | None) -> str:
     return f"{max(seconds, 0)}s"
 
 
-def _created(obj: Object) -> str:
-    return _age(obj["metadata"].get("creationTimestamp"))
+def _created_ago(obj: Object) -> str:
+    return _age_text(obj["metadata"].get("creationTimestamp"))
 
 
-def _pod(pod: Object) -> list[Any]:
+def _pod_row(pod: Object) -> list[Any]:
     status, containers = pod["status"], pod["spec"]["containers"]
     states = status.get("containerStatuses") or []
     ready = sum(1 for each in states if each["ready"])
@@ -58,14 +58,14 @@ def _pod(pod: Object) -> list[Any]:
         reason = detail.get("reason") or reason
     if "deletionTimestamp" in pod["metadata"]:
         reason = "Terminating"
-    return [pod["metadata"]["name"], f"{ready}/{len(containers)}", reason, "0", _created(pod)]
+    return [pod["metadata"]["name"], f"{ready}/{len(containers)}", reason, "0", _created_ago(pod)]
 
 
-def _event(event: Object) -> list[Any]:
+def _event_row(event: Object) -> list[Any]:
     about = event.get("involvedObject") or {}
     what = f"{about.get('kind', '')}/{about.get('name', '')}".lower()
     return [
-        _age(event.get("lastTimestamp")),
+        _age_text(event.get("lastTimestamp")),
         event.get("type", ""),
         event.get("reason", ""),
         what,
@@ -73,17 +73,23 @@ def _event(event: Object) -> list[Any]:
     ]
 
 
-def _node(node: Object) -> list[Any]:
-    return [node["metadata"]["name"], "Ready", "<none>", _created(node), node["status"]["nodeInfo"]["kubeletVersion"]]
+def _node_row(node: Object) -> list[Any]:
+    return [
+        node["metadata"]["name"],
+        "Ready",
+        "<none>",
+        _created_ago(node),
+        node["status"]["nodeInfo"]["kubeletVersion"],
+    ]
 
 
-_PLAIN: tuple[list[str], _Row] = (["Name", "Age"], lambda each: [each["metadata"]["name"], _created(each)])
+_PLAIN: tuple[list[str], _Row] = (["Name", "Age"], lambda each: [each["metadata"]["name"], _created_ago(each)])
 _TABLES: dict[str, tuple[list[str], _Row]] = {
-    "pods": (["Name", "Ready", "Status", "Restarts", "Age"], _pod),
-    "events": (["Last Seen", "Type", "Reason", "Object", "Message"], _event),
-    "nodes": (["Name", "Status", "Roles", "Age", "Version"], _node),
+    "pods": (["Name", "Ready", "Status", "Restarts", "Age"], _pod_row),
+    "events": (["Last Seen", "Type", "Reason", "Object", "Message"], _event_row),
+    "nodes": (["Name", "Status", "Roles", "Age", "Version"], _node_row),
     "namespaces": (
         ["Name", "Status", "Age"],
-        lambda each: [each["metadata"]["name"], each["status"]["phase"], _created(each)],
+        lambda each: [each["metadata"]["name"], each["status"]["phase"], _created_ago(each)],
     ),
 }

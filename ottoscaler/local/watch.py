@@ -22,16 +22,16 @@ _LOOK_EVERY_S = 1.0  # how often a silent stream looks whether its client is sti
 def stream(store: Store, resource: str, matches: Matcher, request: Request) -> Iterator[bytes]:
     """The lines of one watch; an empty chunk after a second without news."""
     try:
-        yield from _events(store, resource, matches, request)
+        yield from _watch_lines(store, resource, matches, request)
     except ApiError as error:
-        yield _line("ERROR", encode(error.status()))
+        yield _encode_line("ERROR", encode(error.status()))
 
 
-def _events(store: Store, resource: str, matches: Matcher, request: Request) -> Iterator[bytes]:
+def _watch_lines(store: Store, resource: str, matches: Matcher, request: Request) -> Iterator[bytes]:
     as_table = tables.wants_table(request)
 
     def line(kind: str, obj: Object, raw: bytes) -> bytes:
-        return _line(kind, encode(tables.table(resource, [obj], {})) if as_table else raw)
+        return _encode_line(kind, encode(tables.table(resource, [obj], {})) if as_table else raw)
 
     deadline = time.monotonic() + (request.number("timeoutSeconds") or _DEFAULT_TIMEOUT_S)
     # No version, or 0: begin with what is there. Position first, then the state: a change between the two is left out
@@ -48,7 +48,7 @@ def _events(store: Store, resource: str, matches: Matcher, request: Request) -> 
         lines = [line(kind, obj, raw or encode(obj)) for kind, obj, raw in seen if kind]
         if time.monotonic() > next_bookmark:
             next_bookmark += _BOOKMARK_EVERY_S
-            lines.append(_line("BOOKMARK", encode(_bookmark(resource, current))))
+            lines.append(_encode_line("BOOKMARK", encode(_bookmark(resource, current))))
         yield b"".join(lines)
 
 
@@ -76,5 +76,5 @@ def _bookmark(resource: str, version: int) -> Object:
     return {"kind": KINDS[resource].kind, "apiVersion": "v1", "metadata": metadata}
 
 
-def _line(kind: str, raw: bytes) -> bytes:
+def _encode_line(kind: str, raw: bytes) -> bytes:
     return b'{"type":"%s","object":%s}\n' % (kind.encode(), raw)

@@ -445,7 +445,7 @@ class TestPlugin:
         """Until the server has accepted one for a while."""
         clock = SimpleNamespace(monotonic=lambda: now, time=lambda: now)
         monkeypatch.setattr(kube_plugin, "time", clock)
-        monkeypatch.setattr(kube_plugin, "_ask", lambda provider: calls.append(now) or {"token": "abc"})
+        monkeypatch.setattr(kube_plugin, "_run_plugin", lambda provider: calls.append(now) or {"token": "abc"})
         now, calls = 1000.0, list[float]()
         made = script.access()
         for _ in range(8):

@@ -57,7 +57,7 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> Plugin:
     """One with a credential that never expires."""
     made = Plugin()
     monkeypatch.setattr(kube_plugin, "time", SimpleNamespace(monotonic=lambda: made.now, time=lambda: made.now))
-    monkeypatch.setattr(kube_plugin, "_ask", made.ask)
+    monkeypatch.setattr(kube_plugin, "_run_plugin", made.ask)
     return made
 
 
@@ -182,7 +182,7 @@ def test_a_plugin_runs_with_its_arguments_and_without_a_terminal(monkeypatch: py
 
     monkeypatch.setattr(subprocess, "run", run)
     provider = SimpleNamespace(args=["aws", "get"], api_version=API, env={"A": "1"}, cwd="/x", cluster=None)
-    assert kube_plugin._ask(provider) == {"token": "abc"}
+    assert kube_plugin._run_plugin(provider) == {"token": "abc"}
     [(arguments, options)] = ran
     environment = options.pop("env")
     assert json.loads(environment.pop("KUBERNETES_EXEC_INFO")) == {
@@ -195,7 +195,7 @@ def test_a_plugin_runs_with_its_arguments_and_without_a_terminal(monkeypatch: py
     }  # fmt: skip
     provider.api_version = "client.authentication.k8s.io/v1beta1"
     with pytest.raises(ValueError, match=f"it speaks '{API}', the kubeconfig wants .*v1beta1"):
-        kube_plugin._ask(provider)
+        kube_plugin._run_plugin(provider)
 
 
 def test_of_what_a_failed_plugin_says_the_end_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +204,7 @@ def test_of_what_a_failed_plugin_says_the_end_is_shown(monkeypatch: pytest.Monke
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: said)
     provider = SimpleNamespace(args=["aws"], api_version=API, env={}, cwd="/", cluster=None)
     with pytest.raises(ValueError, match="exit code 7: ") as caught:
-        kube_plugin._ask(provider)
+        kube_plugin._run_plugin(provider)
     assert str(caught.value) == "exit code 7: " + ("x" * 1000 + " the end")[-300:]
 
 

@@ -196,7 +196,7 @@ def test_all_threads_move_to_one_cpu_unless_one_was_chosen(there: str, left: str
     [
         "def refuse(*asked): raise PermissionError(1, 'not here')\nos.sched_setaffinity = refuse",
         "def refuse(*asked): raise ValueError('negative CPU number')\nos.sched_setaffinity = refuse",
-        "process._own_cpus = lambda: frozenset({0})",
+        "process._allowed_cpus = lambda: frozenset({0})",
     ],
     ids=["forbidden", "not told", "one CPU"],
 )

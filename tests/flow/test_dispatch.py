@@ -71,7 +71,7 @@ def test_a_step_starts_a_few_threads_and_then_looks_at_the_cancelled(monkeypatch
     count = 3 * MAX_STARTS_PER_STEP
     with SimulatedController(MAX_WORKERS=count) as controller:
         controller.registry.replace(controller.cluster.list())
-        monkeypatch.setattr(controller.dispatcher, "_start", started.append)
+        monkeypatch.setattr(controller.dispatcher, "_start_thread", started.append)
         controller.ledger.add(task("e1", count))
         controller.dispatcher.step()
         assert len(started) == MAX_STARTS_PER_STEP

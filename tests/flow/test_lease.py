@@ -322,7 +322,7 @@ def test_the_stream_is_trimmed_only_to_a_length_that_was_set(keep: int, left: in
     with SimulatedController(EVENTS_KEEP=keep) as controller:
         for _ in range(5):
             controller.accept()
-        controller.takeover.announced()
+        controller.takeover.on_announced()
         controller.takeover.step()
         assert len(controller.redis.entries) == left
 

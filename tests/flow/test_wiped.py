@@ -180,7 +180,7 @@ def test_only_a_task_that_is_still_ours_is_stored_again(event_id: str, owner: st
     with SimulatedController() as controller:
         controller.accept(event_id="e")
         controller.redis.flush()
-        controller.takeover.announced()
+        controller.takeover.on_announced()
         controller.takeover.restore_later({event_id: owner})
         controller.takeover.step()
         assert (controller.redis.calls["restore"], log.of("event.poison")) == (restores, [])

@@ -97,7 +97,7 @@ class _Dispatcher(Dispatcher):
         super().__init__(**uses)
         self._replica = replica
 
-    def _start(self, run: WorkerRun) -> None:
+    def _start_thread(self, run: WorkerRun) -> None:
         self._replica.workers.append(Worker(self._replica, run))
 
     def next_after(self, run: WorkerRun) -> WorkerRun | None:
