@@ -53,7 +53,7 @@ FIXTURE: Final = "run here, before all others"
 #: Command -> HERE, FIXTURE, the line of .ci/run that runs it, or the test that does.
 COMMANDS: Final = {
     "make demo": HERE,
-    "make test": "stage test make test",
+    "make test": "steady test test",
     "make local": "tests/cli/test_local.py",
     ".venv/bin/python ottoscaler.py send type=scale_up pod_count=3 task_id=task-123 --wait": HERE,
     ".venv/bin/python ottoscaler.py status": HERE,
