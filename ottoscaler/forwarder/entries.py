@@ -96,7 +96,9 @@ class EntryEncoder:
             size = self._part(text, max(_LEAST_TEXT, room))
             if not _is_utf8(text[:size]):
                 size = self._part(text, max(_LEAST_TEXT, room // 4))
-            yield line._replace(text=text[:size], partial=line.partial or size < len(text))
+            goes_on = size < len(text)
+            place = None if goes_on else line.place
+            yield line._replace(text=text[:size], partial=line.partial or goes_on, place=place)
             text = text[size:]
 
     @staticmethod

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from ottoscaler.core.log_progress import LogCursor
+
 #: A longer line is cut into parts of at most this many bytes: 256 KiB.
 MAX_LINE: Final = 256 * 1024
 #: A part ends before the word that its end would split, unless that word alone is longer: 4 KiB. So a token stays in
@@ -27,6 +29,8 @@ class Line(NamedTuple):
     """Without the newline."""
     partial: bool = False
     """Whether the line goes on in the next one of the same source."""
+    place: LogCursor | None = None
+    """Behind this line, where it comes from the log of a pod and is a line's end."""
 
 
 class Gap(NamedTuple):

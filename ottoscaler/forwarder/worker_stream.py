@@ -18,9 +18,11 @@ from enum import IntEnum
 from itertools import chain
 from typing import Final
 
+from ottoscaler.core.log_progress import LogCursor, LogProgress
 from ottoscaler.forwarder.entries import BATCH_OVERHEAD, EntryEncoder, WorkerIdentity
 from ottoscaler.forwarder.limits import Limits, RateLimit
 from ottoscaler.forwarder.lines import Gap, Line
+from ottoscaler.forwarder.settled import Entry, Settled
 from ottoscaler.proto.log_streaming_pb2 import LogEnd
 
 #: Text that waits, and entries that are unacknowledged, together 1 MiB: beyond that at most one line of 256 KiB each.
@@ -63,26 +65,21 @@ class Account:
         return self.acknowledged + self.dropped
 
 
-@dataclass(slots=True)
-class _Entry:
-    """An entry that has a sequence."""
-
-    sequence: int
-    encoded: bytes
-    size: int
-    """Bytes of text, of a line; -1: a remark."""
-    is_end: bool = False
-    retries: int = 0
-    first_retry: float = 0.0
-
-
 class WorkerStream:
     """The log of one worker on its way to the handler. Not thread-safe."""
 
     def __init__(
-        self, worker: WorkerIdentity, *, random: Callable[[], float], answer_timeout_s: float = ANSWER_TIMEOUT_S
+        self,
+        worker: WorkerIdentity,
+        *,
+        random: Callable[[], float],
+        answer_timeout_s: float = ANSWER_TIMEOUT_S,
+        progress: LogProgress | None = None,
     ) -> None:
-        """Arguments: the worker; a source of numbers from 0 to 1 for pauses; when a silent stream counts as lost."""
+        """Arguments: the worker; a source of numbers from 0 to 1 for pauses; when a silent stream counts as lost; where
+        the lines come from the log of a pod, which a new process reads again: behind what they come. Lines that are
+        read again get the same numbers, so those that the handler has already are not sent.
+        """
         self._worker = worker
         self._random = random
         self._answer_timeout_s = answer_timeout_s
@@ -90,20 +87,28 @@ class WorkerStream:
         self._rate: RateLimit | None = None
         self._encoder = EntryEncoder(worker)
         self._open = self._finished = self._done = False
-        self._last = 0  # the highest sequence that was given out, or that the handler has
+        start = progress or LogProgress("")
+        self.settled = Settled(start)
+        """How far a new process need not go back."""
+        self._rereads = progress is not None
+        self._stored_by_handler = 0  # of lines that are read again
+        self._last = start.sequence  # the highest sequence that was given out, or that the handler has
         # in order: parts of a line that has begun, then the mark for lines that were dropped, then lines
         self._parts: deque[Line] = deque()
         self._missing, self._missing_at = 0, Gap("", "")
+        self._missing_bytes = self._missing_gaps = 0
+        self._missing_place: LogCursor | None = None
         self._waiting: deque[Line | Gap] = deque()
         self._waiting_bytes = 0
-        self._again: deque[_Entry] = deque()  # to be sent once more, by sequence, before anything new
+        self._again: deque[Entry] = deque()  # to be sent once more, by sequence, before anything new
         # Sent and not answered. What is sent again goes out when nothing else is on its way, so this is in the order of
         # sequence and in the order of the wire at once: a cumulative and a positional answer both speak of its front.
-        self._sent: deque[_Entry] = deque()
+        self._sent: deque[Entry] = deque()
         self._sent_bytes = 0
-        self._refused: list[_Entry] = []  # answered by RETRY: no ACK of other entries speaks of these
+        self._refused: list[Entry] = []  # answered by RETRY: no ACK of other entries speaks of these
         self._refused_until = self._answered_at = 0.0
-        self._acknowledged = self._dropped = self._bytes = self._gaps = 0
+        self._acknowledged, self._dropped = start.acknowledged, start.dropped
+        self._bytes, self._gaps = start.bytes, start.gaps
         self._ended = False
         self._end_timestamp = ""
 
@@ -161,7 +166,11 @@ class WorkerStream:
             if entry.sequence <= last_sequence and not entry.retries:
                 self._acknowledge(entry)
         self._again = deque(unknown)
-        self._last = max(self._last, last_sequence)
+        self.settled.move()
+        if self._rereads:
+            self._stored_by_handler = max(self._stored_by_handler, last_sequence)
+        else:
+            self._last = max(self._last, last_sequence)
         self._open, self._answered_at = True, now
 
     def cut(self) -> None:
@@ -216,7 +225,10 @@ class WorkerStream:
         taken: list[bytes] = []
         size = 0
         while len(taken) < count and self._has_next:
-            entry = self._again[0] if self._again else self._next(now)
+            entry = self._again[0] if self._again else self._next()
+            if entry.sequence <= self._stored_by_handler and not entry.retries:
+                self._acknowledge(self._again.popleft())
+                continue
             size += len(entry.encoded) + BATCH_OVERHEAD
             if taken and size > self._limits.message:
                 break
@@ -226,6 +238,7 @@ class WorkerStream:
             taken.append(entry.encoded)
         if self._rate:
             self._rate.take(len(taken))
+        self.settled.move()
         return taken
 
     def _may_send(self, now: float) -> bool:
@@ -247,40 +260,46 @@ class WorkerStream:
             return True
         return self._finished and not self._done and not self._sent and not self._refused
 
-    def _next(self, now: float) -> _Entry:
+    def _next(self) -> Entry:
         """Give the next entry its sequence. It is put in front of those to be sent, for it may not fit any more."""
         self._last += 1
         entry = self._encode(self._last)
+        self.settled.add(entry)
         self._again.append(entry)
         return entry
 
-    def _encode(self, sequence: int) -> _Entry:
+    def _encode(self, sequence: int) -> Entry:
         encoder = self._encoder
         if not self._parts and self._missing:
-            count, self._missing = self._missing, 0
             at = self._missing_at
-            text = encoder.dropped(count, timestamp=at.timestamp, source=at.source, sequence=sequence)
-            return _Entry(sequence, text, -1)
+            text = encoder.dropped(self._missing, timestamp=at.timestamp, source=at.source, sequence=sequence)
+            marked = (self._missing, self._missing_bytes, self._missing_gaps)
+            self._missing = self._missing_bytes = self._missing_gaps = 0
+            return Entry(sequence, text, -1, self._missing_place, *marked)
         if not self._parts and not self._waiting:
             account = self.account
             end = LogEnd(lines=account.lines, bytes=account.bytes, dropped=account.dropped, gaps=account.gaps)
             text = encoder.end(end, timestamp=self._end_timestamp, sequence=sequence)
-            return _Entry(sequence, text, -1, is_end=True)
+            return Entry(sequence, text, -1, is_end=True)
         if not self._parts:
             line = self._waiting.popleft()
             self._waiting_bytes -= len(line.text)
             if isinstance(line, Gap):
                 text = encoder.gap(timestamp=line.timestamp, source=line.source, sequence=sequence)
-                return _Entry(sequence, text, -1)
+                return Entry(sequence, text, -1, marked_gaps=1)
             self._parts.extend(encoder.parts(line, self._limits.message))
         part = self._parts.popleft()
-        return _Entry(sequence, encoder.line(part, sequence), len(part.text))
+        return Entry(sequence, encoder.line(part, sequence), len(part.text), part.place)
 
     # -- answers
 
     def answered(self, status: int, sequence: int, now: float) -> None:
         """An answer of the handler. Sequence 0: to the oldest entry that is not answered."""
         self._answered_at = now
+        self._answer(status, sequence, now)
+        self.settled.move()
+
+    def _answer(self, status: int, sequence: int, now: float) -> None:
         if status == Status.ACK and sequence:
             while self._sent and self._sent[0].sequence <= sequence:
                 self._acknowledge(self._pop_sent(0))
@@ -301,13 +320,13 @@ class WorkerStream:
             return 0 if self._sent else None
         return next((place for place, entry in enumerate(self._sent) if entry.sequence == sequence), None)
 
-    def _pop_sent(self, place: int) -> _Entry:
+    def _pop_sent(self, place: int) -> Entry:
         entry = self._sent[place]
         del self._sent[place]
         self._sent_bytes -= len(entry.encoded)
         return entry
 
-    def _refuse(self, entry: _Entry, now: float) -> None:
+    def _refuse(self, entry: Entry, now: float) -> None:
         if not entry.retries:
             entry.first_retry = now
         entry.retries += 1
@@ -318,19 +337,20 @@ class WorkerStream:
         self._refused.append(entry)
         self._refused_until = max(self._refused_until, now + pause)
 
-    def _acknowledge(self, entry: _Entry) -> None:
+    def _acknowledge(self, entry: Entry) -> None:
         if entry.size >= 0:
             self._acknowledged += 1
             self._bytes += entry.size
         self._end_with(entry, acknowledged=True)
 
-    def _count_dropped(self, entry: _Entry) -> None:
+    def _count_dropped(self, entry: Entry) -> None:
         if entry.size >= 0:
             self._dropped += 1
             self._bytes += entry.size
         self._end_with(entry, acknowledged=False)
 
-    def _end_with(self, entry: _Entry, *, acknowledged: bool) -> None:
+    def _end_with(self, entry: Entry, *, acknowledged: bool) -> None:
+        entry.acknowledged = acknowledged
         if entry.is_end:
             self._done = True
             self._ended = acknowledged
@@ -338,9 +358,12 @@ class WorkerStream:
     def _drop_oldest(self) -> None:
         line = self._waiting.popleft()
         self._waiting_bytes -= len(line.text)
+        self._missing_at = Gap(line.source, line.timestamp)
         if isinstance(line, Gap):  # counted when it was added; the mark for what is dropped around it covers it
+            self._missing_gaps += 1
             return
         self._missing += 1
-        self._missing_at = Gap(line.source, line.timestamp)
+        self._missing_bytes += len(line.text)
+        self._missing_place = line.place
         self._dropped += 1
         self._bytes += len(line.text)

@@ -1,0 +1,75 @@
+"""Up to which place of a log everything is settled: acknowledged by the handler, or counted as dropped. Pure.
+
+Answers may come in another order than entries: an entry that was refused is sent again while later ones are
+acknowledged. A new process goes on behind the last line before which nothing is open.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from ottoscaler.core.log_progress import LogCursor, LogProgress
+
+
+@dataclass(slots=True)
+class Entry:
+    """An entry that has a sequence."""
+
+    sequence: int
+    encoded: bytes
+    size: int
+    """Bytes of text, of a line; -1: a remark."""
+    place: LogCursor | None = None
+    """Behind the line, or the lines, that it stands for; None behind a part of a line that goes on."""
+    marked_lines: int = 0
+    """How many lines were dropped in its place."""
+    marked_bytes: int = 0
+    marked_gaps: int = 0
+    is_end: bool = False
+    retries: int = 0
+    first_retry: float = 0.0
+    acknowledged: bool | None = None
+    """None until it is answered; False: it counts as dropped."""
+
+
+class Settled:
+    """What became of a log up to a place. Not thread-safe."""
+
+    def __init__(self, progress: LogProgress) -> None:
+        """`progress`: what an earlier process has stored."""
+        self.progress = progress
+        """Up to the last place before which nothing is open."""
+        self.has_news = False
+        """Whether it has come on since this was set to False; `has_marks`: behind lines that were dropped."""
+        self.has_marks = False
+        self._open: deque[Entry] = deque()
+        self._passed = progress  # behind the last entry before which nothing is open, which may be inside a line
+
+    def add(self, entry: Entry) -> None:
+        """An entry that follows those added before."""
+        self._open.append(entry)
+
+    def move(self) -> None:
+        """Some entries may have been answered."""
+        place: LogProgress | None = None
+        marks = False
+        passed = self._passed
+        sequence, bytes_ = passed.sequence, passed.bytes
+        acknowledged, dropped, gaps = passed.acknowledged, passed.dropped, passed.gaps
+        while self._open and self._open[0].acknowledged is not None:
+            entry = self._open.popleft()
+            sequence = entry.sequence
+            acknowledged += entry.size >= 0 and entry.acknowledged is True
+            dropped += entry.marked_lines + (entry.size >= 0 and not entry.acknowledged)
+            bytes_ += max(0, entry.size) + entry.marked_bytes
+            gaps += entry.marked_gaps
+            marks = marks or entry.marked_lines > 0
+            if entry.place is not None:
+                place = LogProgress(passed.uid, entry.place, sequence, acknowledged, dropped, bytes_, gaps)
+        if sequence == passed.sequence:
+            return
+        self._passed = LogProgress(passed.uid, passed.cursor, sequence, acknowledged, dropped, bytes_, gaps)
+        if place is not None:
+            self.progress, self.has_news = place, True
+            self.has_marks = self.has_marks or marks
