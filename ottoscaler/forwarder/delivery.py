@@ -27,6 +27,8 @@ FIRST_PAUSE_S: Final = 0.25
 LONGEST_PAUSE_S: Final = 10.0
 #: Where the handler is full, or says that it will refuse again.
 LONGEST_REFUSED_PAUSE_S: Final = 30.0
+#: The same sentence is said again after this long at the earliest, seconds: a handler that cuts often fills no log.
+SAY_AGAIN_S: Final = 60.0
 #: How often a stream is looked at for a handler that has gone silent, seconds.
 _LOOK_S: Final = 0.5
 #: How long the handler may take to end a stream of which it has acknowledged everything, seconds.
@@ -43,12 +45,12 @@ class Delivery:
         report: Callable[[str], None],
         stream: WorkerStream | None = None,
     ) -> None:
-        """Arguments: the channel; the worker; what is done with a sentence for people, once for each new one."""
+        """Arguments: the channel; the worker; what is done with a sentence for people, the same one once a minute."""
         self.stream = stream or WorkerStream(worker, random=random.random)
         self._client = client
         self._worker = worker
         self._report = report
-        self._reported = ""
+        self._reported: dict[str, float] = {}  # sentence -> when it was said last
         self._batches = True  # until the handler says that it has no such method
         self._wake = asyncio.Event()
         self._answered = asyncio.Event()
@@ -168,7 +170,7 @@ class Delivery:
     async def _read(self, opened: LogStream) -> None:
         while (response := await opened.read()) is not None:
             self.stream.answered(response.status, response.sequence, time.monotonic())
-            self._failures, self._reported = 0, ""
+            self._failures = 0
             self.answers += 1
             self._wake.set()
             self._answered.set()
@@ -177,8 +179,10 @@ class Delivery:
         raise LogHandlerUnavailable(f"Log handler {self._client.target} ended the stream")
 
     def _say(self, sentence: str) -> None:
-        if sentence != self._reported:
-            self._reported = sentence
+        now = time.monotonic()
+        self._reported = {known: at for known, at in self._reported.items() if now - at < SAY_AGAIN_S}
+        if sentence not in self._reported:
+            self._reported[sentence] = now
             self._report(sentence)
 
 

@@ -169,6 +169,14 @@ def test_a_handler_with_a_bad_habit_gets_each_line_once(tmp_path: Path, habit: s
         assert opened.end() == {"lines": 600, "bytes": 1692, "dropped": 0, "gaps": 0}
 
 
+def test_a_handler_that_cuts_often_fills_no_log(tmp_path: Path) -> None:
+    """One line, however often it happens within a minute."""
+    with handler(tmp_path, "--cut-every", "50") as opened:
+        said = run_agent(opened.port, "seq", "300", LOG_DRAIN_S="30").stderr.decode().splitlines()
+        assert opened.lines() == [str(number) for number in range(1, 301)]
+    assert len(said) == len(set(said)) >= 1
+
+
 def test_lines_that_the_handler_drops_are_counted(tmp_path: Path) -> None:
     """Each tenth entry, and the last one is among the others."""
     with handler(tmp_path, "--drop-every", "10") as opened:
