@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ottoscaler.errors import ConfigError
-from ottoscaler.settings_reader import EnvironmentReader, addresses
+from ottoscaler.settings_reader import EnvironmentReader, address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +48,9 @@ class LogHandlerSettings:
     def load(cls, environ: Mapping[str, str]) -> LogHandlerSettings:
         """Read the group out of the environment. Raises ConfigError with all faults, one line each."""
         reader = EnvironmentReader(environ)
-        found = addresses(reader, "LOG_HANDLER_ADDRESS")
+        found = address(reader, "LOG_HANDLER_ADDRESS")
         settings = cls(
-            address=found[0] if found else None,
+            address=found,
             ca_file=reader.certificates("LOG_HANDLER_CA_FILE"),
             cert_file=reader.text_file("LOG_HANDLER_CERT_FILE"),
             key_file=reader.text_file("LOG_HANDLER_KEY_FILE"),
@@ -58,15 +58,13 @@ class LogHandlerSettings:
             plaintext=reader.boolean("LOG_HANDLER_PLAINTEXT", False),
             drain_s=reader.integer("LOG_DRAIN_S", 10, 0, 3600),
         )
-        if len(found) > 1:
-            reader.fault("LOG_HANDLER_ADDRESS", "one host:port")
         if settings.cert_file and not settings.key_file:
             reader.fault("LOG_HANDLER_KEY_FILE", "a file, because LOG_HANDLER_CERT_FILE is set")
         if settings.key_file and not settings.cert_file:
             reader.fault("LOG_HANDLER_CERT_FILE", "a file, because LOG_HANDLER_KEY_FILE is set")
         if settings.plaintext and (settings.ca_file or settings.cert_file):
             reader.fault("LOG_HANDLER_PLAINTEXT", "false, because certificates are set")
-        if settings.cert_file and not settings.ca_file and found and is_loopback(found[0][0]):
+        if settings.cert_file and not settings.ca_file and found and is_loopback(found[0]):
             # otherwise the certificate would never be sent, and no one would see it
             reader.fault("LOG_HANDLER_CA_FILE", "a file, because LOG_HANDLER_CERT_FILE is set")
         if reader.faults:

@@ -227,17 +227,27 @@ class EnvironmentReader:
             return None
 
 
-def addresses(reader: EnvironmentReader, name: str) -> tuple[tuple[str, int], ...]:
+def addresses(
+    reader: EnvironmentReader, name: str, expected: str = "host:port,host:port,..."
+) -> tuple[tuple[str, int], ...]:
     """Hosts and ports, from `host:port,host:port`; an IPv6 address stands in brackets."""
     found: list[tuple[str, int]] = []
     for part in filter(None, (part.strip() for part in reader.raw(name).split(","))):
         host, _, port = part.rpartition(":")
         host = unbracketed(host)
         if not is_host(host) or not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
-            reader.fault(name, "host:port,host:port,...")
+            reader.fault(name, expected)
             break
         found.append((host, int(port)))
     return tuple(found)
+
+
+def address(reader: EnvironmentReader, name: str) -> tuple[str, int] | None:
+    """Host and port, from `host:port`; None where it is not set."""
+    found = addresses(reader, name, expected="host:port")
+    if len(found) > 1:
+        reader.fault(name, "one host:port")
+    return found[0] if found else None
 
 
 def command(reader: EnvironmentReader, name: str, default: tuple[str, ...]) -> tuple[str, ...]:

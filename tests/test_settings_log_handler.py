@@ -54,7 +54,7 @@ def _authorities() -> str:
 @pytest.mark.parametrize(
     ("variables", "faults"),
     [
-        ({"ADDRESS": "otto-handler"}, ["ADDRESS='otto-handler'"]),
+        ({"ADDRESS": "otto-handler"}, ["ADDRESS='otto-handler': expected host:port"]),
         ({"ADDRESS": "a:1,b:2"}, ["ADDRESS='a:1,b:2': expected one host:port"]),
         ({"ADDRESS": "http://me:s3cret@x:1"}, ["ADDRESS='http://***@x:1'"]),
         ({"CERT_FILE": __file__}, ["KEY_FILE=''"]),
