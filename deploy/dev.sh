@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The daily round in a developer's environment, which ENV_FILE names; the Makefile calls this.
 #
-#   deploy/dev.sh run | build | deploy | logs | test-event | status | k8s-status | redis-cli | clean
+#   deploy/dev.sh run | build | deploy | logs | test-event | status | doctor | k8s-status | redis-cli | clean
 #
 # OTTO_PYTHON is the Python that has what ottoscaler.py needs, for those that run, send and ask.
 set -euo pipefail
@@ -128,6 +128,12 @@ status() {
   otto status
   printf '\nLast results\n'
   in_redis --json XREVRANGE "$RESULT_STREAM" + - COUNT 5 | environment results
+}
+
+doctor() { # [options]: as the developer, so with the rights of the kubeconfig
+  use_env_file
+  use_kind_cluster
+  otto doctor "$@"
 }
 
 k8s_status() {
@@ -266,6 +272,7 @@ clean_env_file() { # one that was edited has work in it
 
 case ${1:-} in
   run | build | deploy | logs | status | clean) "$@" ;;
+  doctor) shift && doctor "$@" ;;
   test-event) shift && test_event "$@" ;;
   k8s-status) shift && k8s_status "$@" ;;
   redis-cli) shift && redis_cli "$@" ;;

@@ -16,6 +16,7 @@ from fractions import Fraction
 from typing import Any, Final, TypeVar
 
 from ottoscaler.core.nesting import MAX_JSON_DEPTH, json_depth
+from ottoscaler.core.quantities import quantity
 from ottoscaler.settings_files import check_readable, file_error_reason, load_certificates, read_text, redact_value
 
 #: The longest time that may be set, seconds.
@@ -24,15 +25,6 @@ TEN_YEARS_S: Final = 10 * 365 * 86_400
 _Option = TypeVar("_Option", bound=str)
 
 _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,18}")
-_QUANTITY: Final = re.compile(r"\+?([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(Ki|Mi|Gi|Ti|Pi|Ei|[numkMGTPE]|[eE][+-]?[0-9]{1,2})?")
-_SUFFIXES: Final[Mapping[str, Fraction]] = {
-    "": Fraction(1),
-    **{
-        suffix: Fraction(10) ** power
-        for suffix, power in zip("numkMGTPE", (-9, -6, -3, 3, 6, 9, 12, 15, 18), strict=True)
-    },
-    **{f"{suffix}i": Fraction(1024) ** power for power, suffix in enumerate("KMGTPE", start=1)},
-}
 #: Labels of 1 to 63 characters: Python's own resolver raises UnicodeError for an empty one, or a longer one.
 _HOST_NAME: Final = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_][A-Za-z0-9_-]{0,62}(\.[A-Za-z0-9_-]{1,63})*\.?")
 
@@ -69,20 +61,6 @@ LABEL_VALUE: Final = TextFormat(
 )
 LABEL_KEY: Final = TextFormat(rf"({_DNS}(\.{_DNS})*/)?{_LABEL}", "a label key", 317)
 WORD: Final = TextFormat(r"[^\s\x00-\x1f]+", "a name without spaces")
-
-
-def quantity(text: str) -> Fraction | None:
-    """The value of a Kubernetes quantity such as `100m` or `128Mi`, in cores or bytes; None if it is not one.
-
-    Grammar: https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/ (here without a minus).
-    """
-    match = _QUANTITY.fullmatch(text)
-    if match is None:
-        return None
-    number, suffix = match[1], match[2] or ""
-    if suffix in _SUFFIXES:
-        return Fraction(number) * _SUFFIXES[suffix]
-    return Fraction(number) * Fraction(10) ** int(suffix[1:])
 
 
 def is_host(value: str) -> bool:

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final
 
+from ottoscaler.core.quantities import quantity
 from ottoscaler.settings_reader import (
     DNS_NAME,
     TEN_YEARS_S,
     EnvironmentReader,
     command,
     node_selector,
-    quantity,
     tolerations,
 )
 

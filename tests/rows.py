@@ -60,6 +60,7 @@ _STARTING: Final = {
     "demo": "local with a fixed set of events and a table; 0 only if each ended as it should",
     "send": "XADD one event, print its id; --wait follows it to the end",
     "status": "tasks, workers by state, backlog, dead letters; reads Redis only",
+    "doctor": "checks Redis, Kubernetes, the log handler, the policy and the clocks; 1 only if something is broken",
     "dead": "list, show, redrive and purge dead letters",
     "agent": "worker side: runs a command, streams its output",
     "handler": "a reference log handler",
@@ -67,7 +68,6 @@ _STARTING: Final = {
 _STARTING_LATER: Final = {
     "explain": "why an event stands where it stands",
     "logs": "the workers' output, from the cluster",
-    "doctor": "checks Redis, Kubernetes, the log handler, the clock",
 }
 _VARIABLES: Final = _words(
     """

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from ottoscaler import settings, settings_worker
 from ottoscaler.adapters.task_codec import RedisKeys
+from ottoscaler.core.quantities import quantity
 from ottoscaler.errors import ConfigError
 from ottoscaler.settings import DEFAULT_COMMAND, Settings
 from ottoscaler.settings_files import read_env_file
-from ottoscaler.settings_reader import quantity
 
 #: Variable, where its value ends up, its promised default, another value and what becomes of it.
 VARIABLES: list[tuple[str, str, Any, str, Any]] = [

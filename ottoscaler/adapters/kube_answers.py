@@ -46,7 +46,9 @@ _REFUSALS: Final = {
 
 
 class Verb(StrEnum):
-    """What a request asks for. The value is the verb of the API's access rules; a review creates nothing."""
+    """What a request asks for. The value is the verb of the API's access rules; a review creates nothing, and a look is
+    at what only `doctor` reads.
+    """
 
     CREATE = "create"
     GET = "get"
@@ -55,6 +57,7 @@ class Verb(StrEnum):
     WATCH = "watch"
     DELETE = "delete"
     REVIEW = "review"
+    LOOK = "look"
 
     @property
     def method(self) -> str:
@@ -93,7 +96,8 @@ def error_for_response(
 
     Arguments: HTTP status, body, verb, name of the pod asked about (empty for none), the Retry-After header, if any.
     Returns WatchExpired (list and watch), ClusterRejected with reason `AlreadyExists` (create), `NotFound` (get,
-    delete), `Conflict` (delete), `Forbidden` (list events) or what a create is refused for; otherwise
+    delete), `Conflict` (delete), `Forbidden` (list events), any refusal of a look, or what a create is refused for;
+    otherwise
     ClusterUnavailable.
     """
     answer = _decode_status(status, body)
@@ -134,6 +138,8 @@ def _is_final(status: int, answer: _Status, verb: Verb, name: str) -> bool:
     if verb is Verb.CREATE:
         return _is_create_refused(status, answer, name)
     if verb is Verb.REVIEW:
+        return status in (403, 404, 405)
+    if verb is Verb.LOOK:
         return status in (403, 404, 405)
     if verb is Verb.LIST_EVENTS:  # final, unlike those on pods: the program works without this right
         return status == 403 and answer.reason == "Forbidden"

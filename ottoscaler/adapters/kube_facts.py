@@ -57,14 +57,14 @@ class ClusterFacts:
         return [
             f"may not {verb} pods in namespace {self._namespace}: bind our user to a Role with that verb on pods"
             for verb in verbs
-            if not self._permitted(verb)
+            if not self.is_permitted(verb)
         ]
 
     def cluster_id(self) -> str:
         """See ports.Cluster. The namespace's UID: no other cluster and no other namespace has it, a cluster that is
         restored from a backup keeps it, and to read it takes a right on our own namespace alone.
         """
-        if not self._permitted("get", "namespaces", self._namespace):
+        if not self.is_permitted("get", "namespaces", self._namespace):
             return ""
         try:
             body = self._http.call(Verb.GET, f"/api/v1/namespaces/{self._namespace}", name=self._namespace)
@@ -81,7 +81,8 @@ class ClusterFacts:
         minor = re.match(r"[0-9]+", found.minor)  # some providers write "29+"
         return (int(found.major), int(minor[0])) if minor and found.major.isdecimal() else (0, 0)
 
-    def _permitted(self, verb: str, resource: str = "pods", name: str = "") -> bool:
+    def is_permitted(self, verb: str, resource: str = "pods", name: str = "") -> bool:
+        """Whether our user may do that in our namespace; True where the API server does not say."""
         attributes = {"namespace": self._namespace, "verb": verb, "resource": resource, "name": name}
         review = {
             "apiVersion": "authorization.k8s.io/v1",

@@ -34,6 +34,7 @@ TIMEOUTS_S: Mapping[Verb, float] = {
     Verb.LIST: 30.0,
     Verb.LIST_EVENTS: 30.0,
     Verb.REVIEW: 30.0,
+    Verb.LOOK: 10.0,
 }
 
 #: A link on which nothing comes back, not even from the server's kernel, is given up after about 25 s, however long
@@ -103,6 +104,13 @@ class KubeHttp:
             data = self._body(response)
         self._raise_for_status(response, data, verb, name, token)
         return data
+
+    def date_header(self) -> str:
+        """The API server's time as HTTP writes it; empty where it gives none. Raises ClusterUnavailable."""
+        token = self._access.authorization_header()
+        response = self._send("GET", "/version", None, None, TIMEOUTS_S[Verb.LOOK], token)
+        self._body(response)
+        return str(response.headers.get("Date", ""))
 
     def open_stream(self, path: str, *, query: Mapping[str, object], read_timeout_s: float) -> Any:
         """A response with a body that is read as it comes; hand it to `close_stream` in the end. Raises as `call`."""

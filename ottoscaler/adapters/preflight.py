@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import redis
 
 from ottoscaler.adapters.redis_calls import RedisAdapter
 from ottoscaler.adapters.redis_values import text_of
+from ottoscaler.core.findings import Finding, broken
+from ottoscaler.core.redis_findings import server_findings
 
 
 class RedisPreflight(RedisAdapter):
@@ -24,7 +26,11 @@ class RedisPreflight(RedisAdapter):
         return text_of(self._redis.run("bind_queue_to_cluster", keys, cluster, client=client))
 
     def key_problems(self) -> Sequence[str]:
-        """See ports.Preflight. One script asks the server, and needs no right beyond those of all scripts."""
+        """See ports.Preflight."""
+        return [finding.text for finding in self.key_findings()]
+
+    def key_findings(self) -> Sequence[Finding]:
+        """The same as findings. One script asks the server, and needs no right beyond those of all scripts."""
         key, names = self._redis.key, self._redis.names
         keys = [key.group, key.consumer(self._redis.consumer), key.task("any"), key.choices, key.concurrency("any")]
         found = self._redis.run_without_keys("key_problems", *keys, client=self._redis.reading)
@@ -38,40 +44,31 @@ class RedisPreflight(RedisAdapter):
 
     def server_warnings(self) -> Sequence[str]:
         """See ports.Preflight."""
+        info = self.server_info()
+        return [] if info is None else [finding.text for finding in server_findings(info) if finding.is_trouble]
+
+    def server_info(self) -> Mapping[str, Any] | None:
+        """The answer to INFO; None where our user may not ask."""
         with self._redis.translate_errors():
             try:
-                info = self._redis.client.info("everything")
+                return cast("Mapping[str, Any]", self._redis.client.info("everything"))
             except redis.exceptions.NoPermissionError:
-                return []
-        return warnings_from_info(info)
+                return None
 
 
-def warnings_from_info(info: Mapping[str, Any]) -> list[str]:
-    """What is wrong with a server, by its INFO (https://redis.io/docs/latest/commands/info/)."""
-    found = []
-    version = str(info.get("redis_version", "7.0"))
-    if int(version.partition(".")[0]) < 7:
-        found.append(f"Redis is version {version}: 7.0 or later, or Valkey, is needed")
-    if not info.get("aof_enabled", 1):
-        found.append("Redis keeps no append-only file: what is accepted is lost when it restarts; set appendonly yes")
-    policy = info.get("maxmemory_policy", "noeviction")
-    if policy != "noeviction":
-        found.append(
-            f"Redis may evict keys (maxmemory-policy {policy}): tasks can vanish; set maxmemory-policy noeviction"
-        )
-    return found
-
-
-def _key_problem(key: str, kind: str, commands: str, setting: str) -> str:
-    """One key of what the script says, as a sentence: the key, the kind that it should hold if it holds another, the
+def _key_problem(key: str, kind: str, commands: str, setting: str) -> Finding:
+    """One key of what the script says, in a sentence: the key, the kind that it should hold if it holds another, the
     commands that are not permitted on it, the setting that names it.
     """
     if kind:
-        return (
+        return broken(
+            "redis.type",
             f"the key {key} holds something else than a {kind}: rename that key, or set {setting} to another name;"
-            " nothing is read until then"
+            " nothing is read until then",
         )
     where = f" on the key {key}" if key else ""
-    return (
-        f"the user may not run {commands}{where}: give it the rights in deploy/REFERENCE.md; nothing is read until then"
+    return broken(
+        "redis.acl",
+        f"the user may not run {commands}{where}: give it the rights in deploy/REFERENCE.md;"
+        " nothing is read until then",
     )

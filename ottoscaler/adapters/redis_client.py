@@ -209,6 +209,11 @@ def address(settings: RedisSettings) -> str:
     return f"{settings.host}:{settings.port}{user}"
 
 
+def no_common_slot_error(where: str) -> ConfigError:
+    """The configured names do not share a slot of the Redis Cluster at this address."""
+    return ConfigError((_NO_COMMON_SLOT.format(where),))
+
+
 @contextmanager
 def translate_errors(where: str, on_reply: OnReply = ignore_reply) -> Iterator[None]:
     """Turn what redis-py raises into RedisUnavailable, or into ConfigError where a cluster cannot ever take what is
@@ -218,7 +223,7 @@ def translate_errors(where: str, on_reply: OnReply = ignore_reply) -> Iterator[N
     try:
         yield
     except redis.exceptions.ClusterCrossSlotError as error:
-        raise ConfigError((_NO_COMMON_SLOT.format(where),)) from error
+        raise no_common_slot_error(where) from error
     except (redis.RedisError, OSError) as error:
         if _NO_DATABASES in str(error):
             raise ConfigError((f"REDIS_DB: expected 0, since Redis at {where} is a Redis Cluster",)) from error

@@ -183,7 +183,11 @@ class TestScripts:
     """What the targets do with it."""
 
     @pytest.mark.parametrize(
-        "target", ["setup-user", "build", "deploy", "logs", "test-event", "status", "k8s-status", "redis-cli", "clean"]
+        "target",
+        [
+            *("setup-user", "build", "deploy", "logs", "test-event", "status", "doctor", "k8s-status", "redis-cli"),
+            "clean",
+        ],
     )
     def test_no_target_shows_it(self, ready: Path, target: str) -> None:
         """Neither in its output, nor on a command line, nor in a file that others may read."""

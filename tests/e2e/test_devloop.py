@@ -38,6 +38,7 @@ EVERY_DAY = (
     "make test-event PODS=3 TASK=task-123",
     "make test-event TYPE=scale_down TASK=task-123",
     "make status",
+    "make doctor",
     "make build && make deploy",
     "make redis-cli ARGS=ping",
     "make k8s-status",
