@@ -34,7 +34,7 @@ TIMEOUTS_S: Mapping[Verb, float] = {
     Verb.LIST: 30.0,
     Verb.LIST_EVENTS: 30.0,
     Verb.REVIEW: 30.0,
-    Verb.LOOK: 10.0,
+    Verb.LOOK: 30.0,
 }
 
 #: A link on which nothing comes back, not even from the server's kernel, is given up after about 25 s, however long
