@@ -53,7 +53,7 @@ FIXTURE: Final = "run here, before all others"
 #: Command -> HERE, FIXTURE, the line of .ci/run that runs it, or the test that does.
 COMMANDS: Final = {
     "make demo": HERE,
-    "make test": "steady test test",
+    "make test": "steady test test failed_in_test",
     "make local": "tests/cli/test_local.py",
     ".venv/bin/python ottoscaler.py send type=scale_up pod_count=3 task_id=task-123 --wait": HERE,
     ".venv/bin/python ottoscaler.py status": HERE,
@@ -78,8 +78,8 @@ COMMANDS: Final = {
     "redis-cli XTRIM otto:scale:results MAXLEN 10000": HERE,
     "redis-cli XTRIM otto:scale:dead MAXLEN 1000": HERE,
     "redis-cli XREVRANGE otto:scale:results + - COUNT 10": HERE,
-    "TEST_KUBECONFIG=kubeconfig make test-real": "steady contracts test-real",
-    "TEST_KUBECONFIG=kubeconfig make e2e": "steady e2e e2e",
+    "TEST_KUBECONFIG=kubeconfig make test-real": "steady contracts test-real last_failed test-real",
+    "TEST_KUBECONFIG=kubeconfig make e2e": "steady e2e e2e last_failed e2e",
     **dict.fromkeys(DEVELOPERS, "tests/e2e/test_devloop.py"),
     **dict.fromkeys(PRODUCTION_COMMANDS[1:], "tests/e2e/test_production.py"),
     ".venv/bin/python -m pip install --require-hashes -r ottoscaler/forwarder/requirements.txt": "tests/test_proto.py",
