@@ -20,6 +20,7 @@ from ottoscaler.core.victim_selection import Victim as Victim
 from ottoscaler.stored import Entry as Entry
 from ottoscaler.stored import KeyPlaces as KeyPlaces
 from ottoscaler.stored import OpenTask as OpenTask
+from ottoscaler.stored import QueueLevels as QueueLevels
 from ottoscaler.stored import Renewal as Renewal
 from ottoscaler.stored import ScriptReply as ScriptReply
 from ottoscaler.stored import ScriptStatus as ScriptStatus
@@ -71,6 +72,9 @@ class EventLog(Protocol):
 
     def last_delivered_id(self) -> str:
         """The last id that was delivered to the group."""
+
+    def queue_levels(self) -> QueueLevels:
+        """How much the streams hold now. It reads a few entries at most, however long they are."""
 
     def interrupt_reads(self) -> None:
         """End the blocking reads that are under way, as if nothing had come. A read that begins at the same time may

@@ -24,6 +24,22 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class QueueLevels:
+    """How much the streams hold: entries of the event stream that the group has not read, those that are read and not
+    accepted, and the age of the oldest of both; results, the age of the oldest, and how many of them the slowest group
+    of their readers has not read (0 without a group); dead letters. Ages in seconds by the clock of Redis, 0 for none.
+    """
+
+    unread: int = 0
+    pending: int = 0
+    oldest_s: float = 0.0
+    results: int = 0
+    results_oldest_s: float = 0.0
+    results_unread: int = 0
+    dead_letters: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class StoredWorker:
     """What the task hash knows of a worker. `attempt` 0: none was ever stored. `create_refused`: that attempt's pod was
     refused and is not there. `pod_was_seen`: a replica has seen that attempt's pod. `reason` comes with the outcome,

@@ -33,9 +33,10 @@ DEVELOPMENT: Final = ROOT / "deploy" / "DEVELOPMENT.md"
 SIZING: Final = ROOT / "deploy" / "SIZING.md"
 PRODUCTION: Final = ROOT / "deploy" / "PRODUCTION.md"
 LOGS: Final = ROOT / "deploy" / "LOGS.md"
+METRICS: Final = ROOT / "deploy" / "METRICS.md"
 TESTS: Final = ROOT / "tests" / "README.md"
 #: Each has a Korean twin in deploy/.
-ENGLISH: Final = (README, REFERENCE, GUARANTEES, DEVELOPMENT, SIZING, PRODUCTION, LOGS)
+ENGLISH: Final = (README, REFERENCE, GUARANTEES, DEVELOPMENT, SIZING, PRODUCTION, LOGS, METRICS)
 
 
 def korean(path: Path) -> Path:

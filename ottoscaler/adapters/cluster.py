@@ -12,7 +12,7 @@ import urllib3
 from ottoscaler import logs
 from ottoscaler.adapters.kube_answers import Verb, decoded, error_for_response, is_deletion_accepted
 from ottoscaler.adapters.kube_facts import ClusterFacts
-from ottoscaler.adapters.kube_http import KubeHttp
+from ottoscaler.adapters.kube_http import KubeHttp, OnRequest, ignore_request
 from ottoscaler.core.autoscaler import PodEvent
 from ottoscaler.core.events import ScaleEvent, decode
 from ottoscaler.core.manifest import selector
@@ -108,16 +108,16 @@ class KubeCluster:
         settings: KubeSettings,
         *,
         instance: str,
-        count: Callable[[str], None] = lambda verb: None,
         on_reply: Callable[[str], None] = lambda error: None,
         urgent: Callable[[], bool] = lambda: False,
+        on_request: OnRequest = ignore_request,
+        on_wait: Callable[[str, float], None] = lambda cause, seconds: None,
     ) -> None:
-        """`count` gets the verb of each request, `on_reply` how it ended: empty for an answer, otherwise the error.
-        `urgent` returns whether the requests of the calling thread wait for no other's.
+        """`on_reply` gets how each request ended: empty for an answer, otherwise the error. `urgent` returns whether
+        the requests of the calling thread wait for no other's. `on_request` and `on_wait`: see KubeHttp.
         """
-        self._count = count
         self._on_reply = on_reply
-        self._http = KubeHttp(settings, on_reply, urgent)
+        self._http = KubeHttp(settings, on_reply, urgent, on_request, on_wait)
         self._facts = ClusterFacts(self._http, settings.namespace)
         self._pods = f"/api/v1/namespaces/{settings.namespace}/pods"
         self._events = f"/api/v1/namespaces/{settings.namespace}/events"
@@ -148,7 +148,6 @@ class KubeCluster:
         token = ""
         while True:
             query = {"labelSelector": self._selector, "limit": PAGE, **({"continue": token} if token else {})}
-            self._count("list")
             page, meta = _decode_list_page(self._http.call(Verb.LIST, self._pods, query=query), self._instance)
             pods += page
             token = meta.token
@@ -164,7 +163,6 @@ class KubeCluster:
             "allowWatchBookmarks": "true",
             "timeoutSeconds": WATCH_S,
         }
-        self._count("watch")
         response = self._http.open_stream(self._pods, query=query, read_timeout_s=WATCH_SILENCE_S)
         try:
             rest = b""
@@ -187,7 +185,6 @@ class KubeCluster:
 
     def create(self, body: bytes) -> PodSnapshot | CreateOutcome:
         """See ports.Cluster."""
-        self._count("create")
         asked = _listed_pod.decode(body)
         name = asked.metadata.name
         try:
@@ -223,7 +220,6 @@ class KubeCluster:
             return None
 
     def _get(self, name: str) -> bytes | None:
-        self._count("get")
         try:
             return self._http.call(Verb.GET, f"{self._pods}/{name}", name=name)
         except ClusterRejected:  # NotFound: a look is refused for nothing else
@@ -241,7 +237,6 @@ class KubeCluster:
         """See ports.Cluster. Preconditions:
         https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/delete-options/.
         """
-        self._count("delete")
         # The UID: by its name alone a deletion that is repeated late would end another pod of that name.
         conditions = {"uid": uid} if resource_version is None else {"uid": uid, "resourceVersion": resource_version}
         grace = {} if grace_s is None else {"gracePeriodSeconds": grace_s}
@@ -257,7 +252,6 @@ class KubeCluster:
 
     def pod_events(self, uid: str) -> Sequence[PodEvent]:
         """See ports.Cluster. No more than one page: a pod has a handful of Events, and each is kept for an hour."""
-        self._count("list_events")
         query = {"fieldSelector": f"involvedObject.uid={uid}", "limit": PAGE}
         found = decoded(_event_list, self._http.call(Verb.LIST_EVENTS, self._events, query=query)).items
         return [_pod_event(event) for event in found or ()]

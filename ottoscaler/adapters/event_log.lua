@@ -227,3 +227,43 @@ function F.trim(keep)
   write('XTRIM', STREAM, 'MINID', '~', floor, 'LIMIT', length - keep)
   return commit() or length - redis.call('XLEN', STREAM)
 end
+
+-- The age of an entry, ms. Its id may be one that its producer made up.
+local function age_ms(id, now)
+  local ms = tonumber(string.match(id, '^(%d+)-') or now)
+  return math.max(0, now - ms)
+end
+
+-- How many entries of a stream a group has not read. Redis has no count where entries behind the group's position were deleted:
+-- then they are counted up to the limit, since each is read for that.
+local function unread_of(stream, group, limit)
+  if group.lag then return group.lag end
+  return #redis.call('XRANGE', stream, '(' .. group['last-delivered-id'], '+', 'COUNT', limit)
+end
+
+-- The groups of a stream, none where there is no stream.
+local function groups_of(stream)
+  local groups = {}
+  if redis.call('EXISTS', stream) == 0 then return groups end
+  for n, flat in ipairs(redis.call('XINFO', 'GROUPS', stream)) do groups[n] = map_of(flat) end
+  return groups
+end
+
+-- How much the streams hold.
+-- KEYS: none. ARGV: limit (up to how many entries are counted one by one). Returns unread, pending, age of the oldest of these
+-- (ms), results, age of the oldest (ms), results that the slowest group has not read, dead letters.
+function F.queue_levels(limit)
+  local now, unread, pending, oldest_ms = now_ms(), 0, 0, 0
+  for _, group in ipairs(groups_of(STREAM)) do
+    if group.name == GROUP then
+      unread, pending = unread_of(STREAM, group, limit), group.pending
+      local next_unread = redis.call('XRANGE', STREAM, '(' .. group['last-delivered-id'], '+', 'COUNT', 1)[1]
+      if next_unread then oldest_ms = age_ms(next_unread[1], now) end
+      if pending > 0 then oldest_ms = math.max(oldest_ms, age_ms(redis.call('XPENDING', STREAM, GROUP)[2], now)) end
+    end
+  end
+  local first, results_unread = redis.call('XRANGE', RESULTS, '-', '+', 'COUNT', 1)[1], 0
+  for _, group in ipairs(groups_of(RESULTS)) do results_unread = math.max(results_unread, unread_of(RESULTS, group, limit)) end
+  return {unread, pending, oldest_ms, redis.call('XLEN', RESULTS), first and age_ms(first[1], now) or 0, results_unread,
+    redis.call('XLEN', DEAD)}
+end

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlencode, urlsplit
@@ -42,6 +43,14 @@ TIMEOUTS_S: Mapping[Verb, float] = {
 _KEEPALIVE = (("SO_KEEPALIVE", 1), ("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
 
 
+#: What gets a request's verb, the HTTP status of its answer (0: none came), and for how long it was under way, seconds.
+OnRequest = Callable[[str, int, float], None]
+
+
+def ignore_request(verb: str, status: int, seconds: float) -> None:
+    """An `on_request` that does nothing."""
+
+
 class KubeHttp:
     """Sends requests to one API server. Any thread; `close` ends what is in flight."""
 
@@ -50,11 +59,15 @@ class KubeHttp:
         settings: KubeSettings,
         on_reply: Callable[[str], None] = lambda error: None,
         urgent: Callable[[], bool] = lambda: False,
+        on_request: OnRequest = ignore_request,
+        on_wait: Callable[[str, float], None] = lambda cause, seconds: None,
     ) -> None:
         """`on_reply` gets for each request how it ended: empty for an answer, otherwise the error. `urgent` says
-        whether the calling thread's requests wait for no other's. Raises ConfigError if there is no way to a cluster.
+        whether the calling thread's requests wait for no other's. `on_wait` gets what a request has waited for before
+        it was sent (see Throttle). Raises ConfigError if there is no way to a cluster.
         """
         self._on_reply = on_reply
+        self._on_request = on_request
         self._urgent = urgent
         self._access = KubeAccess(settings)
         self._host = self._access.configuration.host
@@ -64,7 +77,7 @@ class KubeHttp:
             self._base = self._host  # without TLS a proxy wants the whole URL
         self._manager.connection_pool_kw["socket_options"] = _socket_options()
         self._pool = self._manager.connection_from_url(self._host)
-        self._throttle = Throttle(settings.inflight, settings.qps, settings.burst)
+        self._throttle = Throttle(settings.inflight, settings.qps, settings.burst, on_wait)
         self._lock = threading.Lock()
         self._streams: set[Any] = set()  # guarded by _lock: responses that are being followed
         self._closed = False
@@ -100,8 +113,13 @@ class KubeHttp:
         """
         token = self._access.authorization_header()  # before the slot: a plugin that is slow must not hold it
         with self._throttle.slot(urgent=self._urgent()):
-            response = self._send(verb.method, path, query, body, TIMEOUTS_S[verb], token)
-            data = self._body(response)
+            status, began = 0, time.monotonic()
+            try:
+                response = self._send(verb.method, path, query, body, TIMEOUTS_S[verb], token)
+                data = self._body(response)
+                status = response.status
+            finally:
+                self._on_request(verb, status, time.monotonic() - began)
         self._raise_for_status(response, data, verb, name, token)
         return data
 
@@ -116,7 +134,12 @@ class KubeHttp:
         """A response with a body that is read as it comes; hand it to `close_stream` in the end. Raises as `call`."""
         token = self._access.authorization_header()
         # Outside the throttle: a watch lasts for minutes, and would take the place of a worker's call all the time.
-        response = self._send("GET", path, query, None, read_timeout_s, token)
+        status, began = 0, time.monotonic()
+        try:
+            response = self._send("GET", path, query, None, read_timeout_s, token)
+            status = response.status
+        finally:
+            self._on_request(Verb.WATCH, status, time.monotonic() - began)
         if response.status >= 300:
             self._raise_for_status(response, self._body(response), Verb.WATCH, "", token)
         if not response.headers.get("Content-Type", "").startswith("application/json"):

@@ -6,7 +6,8 @@ script of a worker must not cost a lease.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final, cast
@@ -44,8 +45,12 @@ class RedisCalls:
         consumer: str,
         incarnation: str,
         on_reply: OnReply = ignore_reply,
+        on_script: Callable[[str, float], None] = lambda kind, seconds: None,
     ) -> None:
-        """`on_reply` gets for each call how it ended: empty for a reply, otherwise the error."""
+        """`on_reply` gets for each call how it ended: empty for a reply, otherwise the error. `on_script` gets for each
+        script what it is for (`worker`, `reader`, `lease` or `takeover`), and how long its trip took, seconds.
+        """
+        self._on_script = on_script
         self.names = keys
         self.key = RedisKeys(keys.prefix)
         self.consumer = consumer
@@ -66,6 +71,7 @@ class RedisCalls:
         self.taking = connect(server, timeout_s=LEASE_TIMEOUT_S, connections=2)
         self.client = connect(server, timeout_s=SCRIPT_TIMEOUT_S, connections=CONNECTIONS)
         self._clients = (self.reading, self.peeking, self.leasing, self.taking, self.client)
+        self._kinds = {id(self.leasing): "lease", id(self.taking): "takeover", id(self.client): "worker"}
 
     def close(self) -> None:
         """Close all connections."""
@@ -107,8 +113,9 @@ class RedisCalls:
 
     def run(self, function: str, keys: Sequence[str], *arguments: Any, client: RedirectingRedis | None = None) -> Any:
         """The reply of one script function."""
-        with self.translate_errors():
-            return self._scripts.run(client or self.client, function, keys, arguments)
+        client = client or self.client
+        with self.translate_errors(), self._timed(client):
+            return self._scripts.run(client, function, keys, arguments)
 
     def run_without_keys(self, function: str, *arguments: str, client: RedirectingRedis) -> Any:
         """The same for a function that gets all keys as arguments. Redis does not run a script with a key to which the
@@ -128,8 +135,17 @@ class RedisCalls:
         """The replies of many script functions, in one trip. Raises the first error after all have been sent: they are
         idempotent, so the caller repeats all.
         """
-        with self.translate_errors():
+        with self.translate_errors(), self._timed(client):
             return self._scripts.run_many(client, calls)
+
+    @contextmanager
+    def _timed(self, client: RedirectingRedis) -> Iterator[None]:
+        """One trip, whether it is answered or not."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._on_script(self._kinds.get(id(client), "reader"), time.monotonic() - began)
 
 
 class RedisAdapter:

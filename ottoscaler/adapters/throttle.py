@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ottoscaler.errors import ClusterUnavailable
@@ -17,7 +17,11 @@ from ottoscaler.errors import ClusterUnavailable
 class Throttle:
     """A bound on calls in flight and on calls per second. Any thread."""
 
-    def __init__(self, inflight: int, qps: int, burst: int) -> None:
+    def __init__(
+        self, inflight: int, qps: int, burst: int, on_wait: Callable[[str, float], None] = lambda cause, seconds: None
+    ) -> None:
+        """`on_wait` gets what a call has waited for, `rate` or `inflight`, and for how long, seconds; not for none."""
+        self._on_wait = on_wait
         self._slots = threading.BoundedSemaphore(inflight)
         self._qps = qps
         self._burst = max(burst, qps, 1)
@@ -46,8 +50,16 @@ class Throttle:
         # On the event and not a sleep: at the stop no thread may be left that waits for its turn.
         if self._qps and self._closed.wait(wait_s):
             raise ClusterUnavailable("the connection to the Kubernetes API is closed", unclear=False)
-        with self._slots:
+        if wait_s:
+            self._on_wait("rate", wait_s)
+        if not self._slots.acquire(blocking=False):  # the clock is looked at only where there is a wait
+            began = time.monotonic()
+            self._slots.acquire()
+            self._on_wait("inflight", time.monotonic() - began)
+        try:
             yield
+        finally:
+            self._slots.release()
 
     def _reserve_s(self) -> float:
         """Take a token, on credit if there is none; returns the seconds until it is really there."""

@@ -8,13 +8,15 @@ makes room. So a client that sends a byte a second keeps no other from an answer
 from __future__ import annotations
 
 import errno
+import gzip
+import re
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 
@@ -36,6 +38,10 @@ ALL_ADDRESSES: Final = "::"
 _TAKEN: Final = (errno.EADDRINUSE, errno.EACCES)
 #: Bodies of requests that we refuse are read so far, so that the client sees our answer and not a broken connection.
 _BODY_BYTES: Final = 65536
+#: Answers from this size on are compressed where the client takes that, bytes; below it nothing is gained.
+_GZIP_BYTES: Final = 1024
+
+_ZERO: Final = re.compile(r"0(\.0*)?")
 
 _log = logs.get(__name__)
 
@@ -49,6 +55,28 @@ class WebResponse:
     content_type: str = TEXT
 
 
+@dataclass(frozen=True, slots=True)
+class WebRequest:
+    """What a page may look at: the query (behind the `?`), and the headers by their names in lower case."""
+
+    query: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def accepts(self, name: str, header: str = "accept") -> Mapping[str, str] | None:
+        """The parameters with which a header of choices lists this name; None where it does not, or refuses it by
+        `q=0`. Names and parameters in lower case.
+        """
+        for each in self.headers.get(header, "").lower().split(","):
+            kind, *rest = (part.strip() for part in each.split(";"))
+            parameters = {key.strip(): value.strip() for key, _, value in (part.partition("=") for part in rest)}
+            if kind == name:
+                return None if _ZERO.fullmatch(parameters.get("q", "1")) else parameters
+        return None
+
+
+Page = Callable[[WebRequest], WebResponse]
+
+
 def probe_response(troubles: Sequence[str]) -> WebResponse:
     """A probe's answer: `ok`, or 503 with one line for each thing that is wrong."""
     if not troubles:
@@ -59,7 +87,7 @@ def probe_response(troubles: Sequence[str]) -> WebResponse:
 class WebServer:
     """Serves pages. `run` is the body of one thread; `close` ends it; both are called once."""
 
-    def __init__(self, settings: WebSettings, pages: Mapping[str, Callable[[], WebResponse]]) -> None:
+    def __init__(self, settings: WebSettings, pages: Mapping[str, Page]) -> None:
         """Bind the port. Arguments: where, and what is to be found at which path. Raises ConfigError if it cannot.
 
         `::` is all addresses of both families; where the machine has no IPv6, those of IPv4.
@@ -88,7 +116,7 @@ class WebServer:
         self._closing.set()
 
 
-def _bind_server(address: str, port: int, pages: Mapping[str, Callable[[], WebResponse]]) -> _Server:
+def _bind_server(address: str, port: int, pages: Mapping[str, Page]) -> _Server:
     """Bound to the first address of this name that the machine has. Raises OSError."""
     failed: OSError | None = None
     for family, found in _candidate_addresses(address, port):
@@ -119,9 +147,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 64
     timeout = TICK_S
 
-    def __init__(
-        self, family: socket.AddressFamily, address: str, port: int, pages: Mapping[str, Callable[[], WebResponse]]
-    ) -> None:
+    def __init__(self, family: socket.AddressFamily, address: str, port: int, pages: Mapping[str, Page]) -> None:
         self.pages = pages
         self.address_family = family
         self._lines = logs.RateLimited()
@@ -201,8 +227,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """The page, or that there is none."""
-        look = self.server.pages.get(self.path.partition("?")[0])
-        self._send(WebResponse(b"not found\n", 404) if look is None else look())
+        path, _, query = self.path.partition("?")
+        page = self.server.pages.get(path)
+        request = WebRequest(query, {name.lower(): value for name, value in self.headers.items()})
+        response = WebResponse(b"not found\n", 404) if page is None else page(request)
+        takes_gzip = request.accepts("gzip", "accept-encoding") is not None
+        self._send(response, compress=takes_gzip and len(response.body) >= _GZIP_BYTES)
 
     do_HEAD = do_GET
 
@@ -219,10 +249,14 @@ class _Handler(BaseHTTPRequestHandler):
         status = 405 if code == 501 else code
         self._send(WebResponse(f"{message or 'bad request'}\n".encode("ascii", "replace"), status))
 
-    def _send(self, page: WebResponse) -> None:
+    def _send(self, page: WebResponse, *, compress: bool = False) -> None:
+        # the fastest level: of text that repeats itself as much as this, it leaves a tenth
+        body = gzip.compress(page.body, 1, mtime=0) if compress else page.body
         self.send_response(page.status)
         self.send_header("Content-Type", page.content_type)
-        self.send_header("Content-Length", str(len(page.body)))
+        self.send_header("Content-Length", str(len(body)))
+        if compress:
+            self.send_header("Content-Encoding", "gzip")
         self.send_header("Cache-Control", "no-store")
         self.send_header("X-Content-Type-Options", "nosniff")
         self.send_header("Connection", "close")
@@ -230,7 +264,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Allow", "GET, HEAD")
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(page.body)
+            self.wfile.write(body)
 
     def version_string(self) -> str:
         """Not which Python it is."""

@@ -25,8 +25,9 @@ from ottoscaler.adapters.kubeconfig import describe_access
 from ottoscaler.adapters.redis_backend import RedisBackend
 from ottoscaler.adapters.redis_calls import RedisCalls
 from ottoscaler.adapters.redis_client import address
-from ottoscaler.adapters.web import WebResponse, WebServer, probe_response
+from ottoscaler.adapters.web import WebServer
 from ottoscaler.cli import cgroup, process
+from ottoscaler.cli.pages import pages
 from ottoscaler.cli.queue_owner import other_cluster_error, other_group_error
 from ottoscaler.cli.rules import rules_of
 from ottoscaler.cli.signals import Signals
@@ -35,6 +36,7 @@ from ottoscaler.core.services import version_advice
 from ottoscaler.errors import ConfigError, Stopping, Unavailable
 from ottoscaler.flow.control import ScaleDownProcessor
 from ottoscaler.flow.dispatch import Dispatcher
+from ottoscaler.flow.gauges import Gauges
 from ottoscaler.flow.health import Health
 from ottoscaler.flow.heartbeat import KUBERNETES, REDIS, Heartbeat
 from ottoscaler.flow.inbox import ScaleDownInbox
@@ -50,7 +52,7 @@ from ottoscaler.flow.stop import StopSignal
 from ottoscaler.flow.takeover import TakeOver
 from ottoscaler.flow.watch import PodWatcher
 from ottoscaler.flow.worker import WorkerRunner
-from ottoscaler.metrics import CONTENT_TYPE, Metrics
+from ottoscaler.metrics import Metrics
 from ottoscaler.retries import Retries
 from ottoscaler.settings import Settings
 
@@ -93,10 +95,11 @@ class Controller:
                 consumer=keys.consumer,
                 incarnation=self._incarnation,
                 on_reply=self._report_redis,
+                on_script=metrics.redis_request_seconds.observe,
             )
         )
         cluster = KubeCluster(
-            settings.kube, instance=instance, count=metrics.kube_requests.inc,
+            settings.kube, instance=instance, on_request=metrics.count_kube_request, on_wait=metrics.count_throttled,
             on_reply=partial(heartbeat.report_call, KUBERNETES), urgent=heartbeat.is_loop,
         )  # fmt: skip
         registry = PodRegistry(clock)
@@ -104,13 +107,15 @@ class Controller:
             registry, clock, instance=instance, max_workers=flow.max_workers, read_ahead=flow.read_ahead,
             admit_max=flow.admit_max, max_pending=flow.max_pending,
         )  # fmt: skip
-        metrics.register_gauges(live_pods=lambda: registry.owned_live, ready_workers=lambda: ledger.thread_counts()[1])
+        metrics.max_workers.set(flow.max_workers)
+        metrics.result_entries_max.set(keys.result_maxlen)
         retries = Retries(stop.event, metrics, heartbeat.report_failure)
         self._web = self._bind_web_server(Health(heartbeat, ledger, registry))
         self._stream, self._cluster, self._registry, self._retries = stream, cluster, registry, retries
         self._ledger = ledger
         self._wire_workers()
         self._wire_lanes(float(flow.lease_s))
+        Gauges(ledger=ledger, registry=registry, heartbeat=heartbeat, control=self._control).register(metrics)
 
     def _wire_workers(self) -> None:
         """What carries workers on."""
@@ -164,7 +169,7 @@ class Controller:
         )  # fmt: skip
         self._lease = LeaseKeeper(
             event_log=stream, leases=stream, ledger=ledger, control=control, inbox=inbox, takeover=self._takeover,
-            lease_s=lease_s,
+            metrics=self._metrics, lease_s=lease_s,
             ttl_s=ttl_s, me=f"{keys.consumer}/{self._incarnation}", **shared,
         )  # fmt: skip
         self._reconciler = Reconciler(
@@ -353,15 +358,7 @@ class Controller:
         """Raises ConfigError if the port is not to be had."""
         if self._settings.web.port == 0:
             return None
-        return WebServer(
-            self._settings.web,
-            {
-                "/": lambda: WebResponse(b"Ottoscaler\n\n/livez\n/readyz\n/metrics\n"),
-                "/livez": lambda: probe_response(health.livez()),
-                "/readyz": lambda: probe_response(health.readyz()),
-                "/metrics": lambda: WebResponse(self._metrics.render(), content_type=CONTENT_TYPE),
-            },
-        )
+        return WebServer(self._settings.web, pages(health, self._metrics))
 
     def _report_redis(self, error: str) -> None:
         if error:

@@ -173,7 +173,10 @@ class Intake:
         for one, answer in zip(good, answers, strict=True):
             if isinstance(answer, BadEvent):
                 report(self._metrics, answer, one.entry.stream_id)
-            elif answer is not None:
+                self._metrics.events_received.inc(one.event.type, "dead")
+            elif answer is None:
+                self._metrics.events_received.inc(one.event.type, "known")
+            else:
                 if ask.repeated or not answer.already_accepted:
                     self._received(one)
                 self.open_task(answer)
@@ -198,10 +201,11 @@ class Intake:
             written = bad
         if written is not None:
             report(self._metrics, written, entry.stream_id)
+            self._metrics.events_received.inc(_type_of(entry), "dead")
 
     def _received(self, one: _ValidEntry) -> None:
         event = one.event
-        self._metrics.events_received.inc(event.type)
+        self._metrics.events_received.inc(event.type, "accepted")
         count = event.pod_count or "all"
         _log.info(
             "event.received", "Received scaling event: %s (PodCount: %s)", event.type, count,
@@ -224,6 +228,11 @@ def _parts(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
         room -= size
     if part:
         yield part
+
+
+def _type_of(entry: Entry) -> str:
+    """What an entry says that it is, as it was sent."""
+    return (entry.fields or {}).get(b"type", b"").decode("ascii", "replace")
 
 
 def _poison(entry: Entry, detail: str) -> BadEvent:

@@ -18,6 +18,7 @@ from ottoscaler.flow.inbox import ScaleDownInbox
 from ottoscaler.flow.ledger import Ledger
 from ottoscaler.flow.stop import StopSignal
 from ottoscaler.flow.takeover import TakeOver
+from ottoscaler.metrics import Metrics
 from ottoscaler.ports import Clock, EventLog, Leases
 from ottoscaler.stored import split_owner_token
 
@@ -34,7 +35,7 @@ class LeaseKeeper:
     def __init__(
         self, *, event_log: EventLog, leases: Leases, ledger: Ledger, control: ScaleDownProcessor,
         inbox: ScaleDownInbox,
-        takeover: TakeOver, stop: StopSignal,
+        takeover: TakeOver, metrics: Metrics, stop: StopSignal,
         heartbeat: Heartbeat, clock: Clock, lease_s: float, ttl_s: float, me: str,
     ) -> None:  # fmt: skip
         """`me` is `<consumer>/<incarnation>`: how owner tokens of this process begin. `ttl_s`: how long Redis keeps a
@@ -46,6 +47,7 @@ class LeaseKeeper:
         self._control = control
         self._inbox = inbox
         self._takeover = takeover
+        self._metrics = metrics
         self._stop = stop
         self._heartbeat = heartbeat
         self._clock = clock
@@ -153,6 +155,7 @@ class LeaseKeeper:
         if consumer == self._consumer and incarnation != self._incarnation:
             raise self._consumer_replaced()
         if theirs:
+            self._metrics.lease_losses.inc()
             _log.warning("task.lost", "Task %s was taken over by %s", event_id, theirs, event_id=event_id)
         self._ledger.drop(event_id, ours)
         self._control.drop(event_id, ours)

@@ -38,6 +38,8 @@ OUTAGE_PAUSE_S: Final = 1.25
 EXPLAIN_EVERY_S: Final = 1.0
 #: How often consumers that are gone are removed and old entries are trimmed, seconds.
 TIDY_EVERY_S: Final = 600.0
+#: How often the levels of the queue are read for the metrics, seconds: no more than Prometheus asks for them.
+LEVELS_EVERY_S: Final = 10.0
 #: A consumer that was not seen for so long is gone, seconds: longer than any lease, and than any pause of a process.
 CONSUMER_GONE_S: Final = 6 * 3600.0
 
@@ -78,6 +80,7 @@ class TakeOver:
         self._take_at = 0.0
         self._tidy_at = 0.0
         self._explain_at = 0.0
+        self._levels_at = 0.0
         self._own_taken = False
 
     def on_announced(self) -> None:
@@ -121,6 +124,7 @@ class TakeOver:
             self._heartbeat.beat()
         except Unavailable as error:
             self.on_call_failed()
+            self._metrics.set_queue_levels(None)  # the last reading says nothing about now
             if self._limited.is_due(str(error)):
                 _log.warning("takeover.outage", "Cannot look for tasks of the dead: %s", error, error=str(error))
             self._heartbeat.report_failure(f"cannot look for tasks of the dead: {error}")
@@ -145,6 +149,9 @@ class TakeOver:
             self._explain_at = now + EXPLAIN_EVERY_S
             self._ledger.explain_waits()
         self._write_status()
+        if now >= self._levels_at:
+            self._levels_at = now + LEVELS_EVERY_S
+            self._read_levels()
         if now >= self._tidy_at:
             self._tidy_at = now + TIDY_EVERY_S
             self._tidy()
@@ -209,6 +216,7 @@ class TakeOver:
             _log.info(
                 "task.taken", "Taking over task %s", task.event.task_id, event_id=event_id, task_id=task.event.task_id
             )
+            self._metrics.takeovers.inc()
             self._intake.open_task(task)
             with self._lock:
                 self._opened.add(event_id)
@@ -220,6 +228,17 @@ class TakeOver:
         ]
         if notes:
             self._attempts.write_status(notes)
+
+    def _read_levels(self) -> None:
+        """How the queue stands. If the server refuses that (a key of another type), all other work goes on."""
+        try:
+            self._metrics.set_queue_levels(self._event_log.queue_levels())
+        except Unavailable as error:
+            if error.unclear:
+                raise
+            self._metrics.set_queue_levels(None)
+            if self._limited.is_due(str(error)):
+                _log.warning("queue.unread", "Cannot read how long the streams are: %s", error, error=str(error))
 
     def _tidy(self) -> None:
         """Remove leftovers. If the server refuses that (a missing right), all other work goes on."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ottoscaler.core.verdicts import Outcome, Verdict
 from ottoscaler.flow.owned_tasks import OwnedTask, WorkerRun
@@ -32,6 +32,12 @@ class TaskTable:
         """Is this task open here?"""
         with self.lock:
             return event_id in self._tasks
+
+    def snapshot(self) -> list[tuple[str, int, list[WorkerRun]]]:
+        """For each open task: its state, how many of its workers have not had their turn, and the others."""
+        with self.lock:
+            tasks = [(task, list(task.runs.values())) for task in self._tasks.values()]
+        return [(_state_of(task, runs), max(0, task.open_workers - len(runs)), runs) for task, runs in tasks]
 
     def waiting_for_key(self) -> list[OwnedTask]:
         """The tasks that wait for a place of their concurrency key."""
@@ -135,3 +141,10 @@ class TaskTable:
         self._tasks.pop(task.event.event_id, None)
         self._waiting.pop(task.event.event_id, None)
         self._expiries.pop(task.event.event_id, None)
+
+
+def _state_of(task: OwnedTask, runs: Sequence[WorkerRun]) -> str:
+    """Outside the lock: for a figure that is old a moment later anyway."""
+    if task.waits:
+        return "waiting_key"
+    return "running" if task.results or any(run.state != "waiting" for run in runs) else "waiting"

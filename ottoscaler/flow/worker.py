@@ -221,6 +221,7 @@ class WorkerRunner:
         event_id, pod = run.task.event.event_id, run.life.pod
         # the first of a task's workers that finds this out drops the task: one line for all of them
         if effect.reason == lifecycle.NOT_OURS and self._ledger.drop(event_id, run.task.owner):
+            self._metrics.lease_losses.inc()
             _log.warning("task.lost", "Task %s was taken over by another process", event_id)
         if pod is not None and pod.altered_label:
             self._registry.delete(pod.key)  # no watch would ever say that it is gone

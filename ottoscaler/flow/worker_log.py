@@ -14,9 +14,10 @@ from ottoscaler.core import effects
 from ottoscaler.core.lifecycle import Lifecycle
 from ottoscaler.core.manifest import pod_name
 from ottoscaler.core.pods import PodSnapshot
-from ottoscaler.core.verdicts import EndReason, Outcome, Verdict
+from ottoscaler.core.verdicts import EndReason, Verdict
 from ottoscaler.flow.owned_tasks import OwnedTask, WorkerRun
 from ottoscaler.flow.task_table import TaskTable
+from ottoscaler.metric_kinds import trace_exemplar
 from ottoscaler.metrics import Metrics
 from ottoscaler.ports import Clock
 
@@ -73,14 +74,15 @@ class WorkerLog:
         self._clock = clock
         self._tasks = tasks
         self._status_buffer = status_buffer
-        self._create_delay = metrics.event_to_create_seconds
-        self._record_delay = metrics.end_to_result_seconds
-        self._finished = {outcome: metrics.workers_finished.child(outcome) for outcome in Outcome}
+        self._metrics = metrics
+        self._finished = {
+            reason: metrics.workers_finished.child(reason.outcome, reason.fault, reason) for reason in EndReason
+        }
 
     def creating(self, run: WorkerRun) -> None:
         """Just before the create request."""
         since_event_s = run.task.stream_wait_s + self._clock.now() - run.task.received_mono
-        self._create_delay.observe(since_event_s)
+        self._metrics.event_to_create_seconds.observe(since_event_s, trace_exemplar(run.task.event.traceparent))
         _log.info(
             "worker.created", "Creating worker pod: %s", run.pod_name,
             pod=run.pod_name, attempt=run.life.attempt, since_event_s=round(since_event_s, 6),
@@ -99,9 +101,12 @@ class WorkerLog:
         elif state != run.state or life.attempt != before.attempt:
             self._status_buffer.add(run)
         run.state, run.start_trouble_text = state, reason
+        if state == "running":
+            self._observe_start(run, before)
         if isinstance(life.todo, effects.AwaitPod) and self._tasks.mark_first_pod_seen(run.task):
             _log.info("task.monitoring", "Monitoring pod completion")
         if life.retry_cause is not None and life.attempt > before.attempt:
+            self._metrics.worker_retries.inc(life.retry_cause.verdict.reason)
             old = pod_name(replace(run.key, attempt=before.attempt))
             end = life.retry_cause.verdict
             _log.warning(
@@ -118,15 +123,30 @@ class WorkerLog:
                 "worker.terminating", "Ending %s: %s (%s)", name, reason, message, pod=name, attempt=life.attempt
             )
 
+    def _observe_start(self, run: WorkerRun, before: Lifecycle) -> None:
+        """Its pod has just started. Of a pod that was taken over it is not known whether the start was counted before,
+        so it is not counted.
+        """
+        pod, earlier = run.life.pod, before.pod
+        if pod is None or earlier is None or earlier.started_at is not None or pod.key != earlier.key:
+            return
+        if pod.created_at is not None and pod.started_at is not None:
+            waited_s = max(0.0, pod.started_at - pod.created_at)
+            exemplar = trace_exemplar(run.task.event.traceparent)
+            self._metrics.create_to_running_seconds.observe(waited_s, exemplar)
+
     def recorded(self, run: WorkerRun, verdict: Verdict, pod: PodSnapshot | None) -> None:
         """After a result was stored for the first time: this one."""
         life, now = run.life, self._clock.now()
         outcome = verdict.reason.outcome
-        self._finished[outcome].inc()
+        exemplar = trace_exemplar(run.task.event.traceparent)
+        self._finished[verdict.reason].inc(1, exemplar)
         if life.timeline.ended is not None:
-            self._record_delay.observe(now - life.timeline.ended)
+            self._metrics.end_to_result_seconds.observe(now - life.timeline.ended, exemplar)
         started, ended = (pod.started_at, pod.finished_at) if pod else (None, None)
         duration_s = round(ended - started, 3) if started is not None and ended is not None else None
+        if duration_s is not None:
+            self._metrics.run_seconds.observe(max(0.0, duration_s), exemplar)
         say = _log.info if verdict.reason is EndReason.COMPLETED else _log.warning
         say(
             "worker.finished", "Worker pod %s %s: %s", run.pod_name, outcome, verdict.reason,

@@ -51,10 +51,10 @@ class Reading:
         while entries := self.stream.read_now(100):
             self.intake.accept_entries(entries)
 
-    def counted(self, name: str) -> float:
-        """The sum over all labels of a figure."""
+    def counted(self, name: str, label: str = "") -> float:
+        """The sum of a figure over all series, or those with this label."""
         lines = self.metrics.render().decode().splitlines()
-        return sum(float(line.split()[-1]) for line in lines if line.startswith(f"{name}{{"))
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(f"{name}{{") and label in line)
 
 
 @pytest.mark.timeout(400)
@@ -82,7 +82,8 @@ def test_each_random_event_ends_once(
         assert len(letters) + len(accepted) <= count + 2 * LOST
         assert admin.pending_count() == 0
         assert reading.counted("ottoscaler_dead_letters_total") == len(letters)
-        assert reading.counted("ottoscaler_events_received_total") == len(accepted)
+        assert reading.counted("ottoscaler_events_received_total", 'outcome="accepted"') == len(accepted)
+        assert reading.counted("ottoscaler_events_received_total", 'outcome="dead"') == len(letters)
         assert client.exists(admin.stream)
     assert (len(log.of("event.dead")), len(log.of("event.received"))) == (len(letters), len(accepted))
     assert log.of("event.poison") == []

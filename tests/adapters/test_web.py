@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import http.client
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
 
 from ottoscaler.adapters import web as web_module
-from ottoscaler.adapters.web import CONNECTIONS, WebResponse, WebServer, probe_response
+from ottoscaler.adapters.web import CONNECTIONS, Page, WebRequest, WebResponse, WebServer, probe_response
 from ottoscaler.errors import ConfigError
 from ottoscaler.flow.stop import StopSignal
 from ottoscaler.settings import WebSettings
@@ -22,14 +23,16 @@ from tests.fakes.wait import eventually
 
 pytestmark = pytest.mark.contract("2.probes")
 
-PAGES: Mapping[str, Callable[[], WebResponse]] = {
-    "/": lambda: WebResponse(b"hello\n"),
-    "/red": lambda: probe_response(["a", "b"]),
+PAGES: Mapping[str, Page] = {
+    "/": lambda _: WebResponse(b"hello\n"),
+    "/red": lambda _: probe_response(["a", "b"]),
+    "/long": lambda _: WebResponse(b"a line of many\n" * 1000),
+    "/query": lambda request: WebResponse(f"{request.query} {request.headers.get('x-one')}\n".encode()),
 }
 
 
 @contextmanager
-def serving(pages: Mapping[str, Callable[[], WebResponse]] = PAGES, address: str = "127.0.0.1") -> Iterator[int]:
+def serving(pages: Mapping[str, Page] = PAGES, address: str = "127.0.0.1") -> Iterator[int]:
     """A server in a thread; the port that it got. No thread is left."""
     before, stop = threading.active_count(), StopSignal()
     web = WebServer(WebSettings(port=0, address=address), pages)
@@ -66,6 +69,49 @@ def test_a_page_is_answered(port: int) -> None:
     """With or without a query."""
     assert ask(port) == (200, b"hello\n", "text/plain; charset=utf-8")
     assert ask(port, "/?verbose")[0] == 200
+
+
+def test_a_page_sees_query_and_headers(port: int) -> None:
+    """Names of headers in lower case."""
+    with socket.create_connection(("127.0.0.1", port), 5) as client:
+        client.sendall(b"GET /query?a=1&b HTTP/1.1\r\nX-One: two\r\n\r\n")
+        assert b"".join(iter(lambda: client.recv(4096), b"")).endswith(b"\r\n\r\na=1&b two\n")
+
+
+@pytest.mark.parametrize(
+    ("accepts", "compressed"),
+    [("gzip", True), ("deflate, GZIP;q=0.5", True), ("gzip;q=0", False), ("gzip;q=0.000", False), ("identity", False)],
+)
+def test_a_long_answer_is_compressed_for_those_who_take_it(port: int, accepts: str, compressed: bool) -> None:
+    """A short one never; the length is that of what is sent."""
+    for path, expected in (("/long", compressed), ("/", False)):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        connection.request("GET", path, headers={"Accept-Encoding": accepts})
+        answer = connection.getresponse()
+        body = answer.read()
+        connection.close()
+        assert answer.headers["Content-Encoding"] == ("gzip" if expected else None)
+        assert int(answer.headers["Content-Length"]) == len(body)
+        plain = gzip.decompress(body) if expected else body
+        assert plain == PAGES[path](WebRequest()).body
+
+
+@pytest.mark.parametrize(
+    ("header", "found"),
+    [
+        ("text/plain", None),
+        ("application/x", {}),
+        ("text/plain, Application/X;Version=1 ; q=0.5", {"version": "1", "q": "0.5"}),
+        ("application/x;q=0, text/plain", None),
+        ("application/x;q=nonsense;;=", {"q": "nonsense", "": ""}),
+        ("application/xy", None),
+        ("", None),
+        (",;,=;", None),
+    ],
+)
+def test_what_a_header_of_choices_accepts(header: str, found: Mapping[str, str] | None) -> None:
+    """Whatever a client writes, it is no failure."""
+    assert WebRequest(headers={"accept": header}).accepts("application/x") == found
 
 
 def test_a_probe_is_green_or_says_why_not() -> None:
@@ -193,10 +239,10 @@ def test_a_client_that_never_ends_is_cut(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_page_that_fails_ends_only_its_own_connection(port: int) -> None:
     """The log reports a defect of ours, and the port goes on."""
 
-    def broken() -> WebResponse:
+    def broken(_: WebRequest) -> WebResponse:
         raise ZeroDivisionError
 
-    with serving({"/": lambda: WebResponse(b"well\n"), "/broken": broken}) as other:
+    with serving({"/": lambda _: WebResponse(b"well\n"), "/broken": broken}) as other:
         with pytest.raises(http.client.RemoteDisconnected):
             ask(other, "/broken")
         assert ask(other)[1] == b"well\n"

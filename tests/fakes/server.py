@@ -171,6 +171,7 @@ class FakeRedis:
         self.left_entries: dict[str, bool] = {}  # those of a consumer's incarnation before this one
         self.buried: set[str] = set()
         self.result_entries: list[dict[str, str]] = []
+        self.published_at: list[float] = []
         self.dead_entries: list[dict[str, str]] = []
 
     @contextmanager
@@ -228,7 +229,8 @@ class FakeRedis:
     def publish(self, fields: Mapping[str, str]) -> None:
         """Add to the result stream, which has a limited length."""
         self.result_entries.append(dict(fields))
-        del self.result_entries[: -self.result_maxlen]
+        self.published_at.append(self.clock.now())
+        del self.result_entries[: -self.result_maxlen], self.published_at[: -self.result_maxlen]
 
     def entomb(self, marker: str, fields: Mapping[str, str]) -> bool:
         """Add a dead letter, once for each marker; False if it was there."""

@@ -23,7 +23,17 @@ from ottoscaler.core.results import RESULT_FIELDS, common_fields, rfc3339
 from ottoscaler.core.verdicts import MAX_TRIES
 from ottoscaler.core.victim_selection import BlockingEvent, Victim, VictimRequest, VictimSelection
 from ottoscaler.errors import ReadTooLarge, RedisUnavailable
-from ottoscaler.ports import Entry, KeyPlaces, OpenTask, Renewal, ScriptReply, ScriptStatus, StoredWorker, TaskView
+from ottoscaler.ports import (
+    Entry,
+    KeyPlaces,
+    OpenTask,
+    QueueLevels,
+    Renewal,
+    ScriptReply,
+    ScriptStatus,
+    StoredWorker,
+    TaskView,
+)
 from ottoscaler.stored import split_owner_token
 from tests.fakes.server import GROUP, Delivery, FakeRedis, Group, Id, TaskState, WorkerState, order
 from tests.fakes.workers import WorkerScripts, too_late
@@ -118,6 +128,17 @@ class FakeStream(WorkerScripts):
     def last_delivered_id(self) -> str:
         with self.server.call("last_delivered_id"):
             return "{}-{}".format(*self.server.living_group().delivered)
+
+    def queue_levels(self) -> QueueLevels:
+        server = self.server
+        with server.call("queue_levels"):
+            now, group = server.clock.now(), server.group or Group()
+            unread = [name for name in server.entries if order(name) > group.delivered] if server.group else []
+            ages = [max(0.0, now - order(name)[0] / 1000) for name in (*unread, *group.pending)]
+            return QueueLevels(
+                len(unread), len(group.pending), max(ages, default=0.0), len(server.result_entries),
+                now - server.published_at[0] if server.published_at else 0.0, 0, len(server.dead_entries),
+            )  # fmt: skip
 
     def claim_pending(self, *, own: bool, min_idle_s: float) -> Sequence[Entry]:
         server = self.server

@@ -141,7 +141,7 @@ class TestReceived:
         with SimulatedController() as controller:
             controller.redis.fail_next("accept", after=True)
             controller.accept(event_id="a")
-            assert samples(controller.metrics)["ottoscaler_events_received_total", "scale_up"] == 1
+            assert samples(controller.metrics)["ottoscaler_events_received_total", "accepted", "scale_up"] == 1
         assert len(log.of("event.received")) == 1
 
     @contract("6.event.received")
@@ -152,7 +152,7 @@ class TestReceived:
             entries = controller.stream.read_now(1)
             controller.intake.accept_entries(entries)
             controller.intake.accept_entries(entries)
-            assert samples(controller.metrics)["ottoscaler_events_received_total", "scale_up"] == 1
+            assert samples(controller.metrics)["ottoscaler_events_received_total", "accepted", "scale_up"] == 1
         assert len(log.of("event.received")) == 1
 
     def test_an_event_that_its_producer_sends_twice_is_counted_once(self, log: Lines) -> None:
@@ -160,7 +160,7 @@ class TestReceived:
         with SimulatedController() as controller:
             controller.accept(event_id="a")
             controller.accept(event_id="a")
-            assert samples(controller.metrics)["ottoscaler_events_received_total", "scale_up"] == 1
+            assert samples(controller.metrics)["ottoscaler_events_received_total", "accepted", "scale_up"] == 1
         assert len(log.of("event.received")) == 1
 
 

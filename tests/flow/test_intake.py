@@ -29,7 +29,7 @@ class TestAccepting:
             event_id = controller.accept(pod_count=3)
             assert controller.ledger.tasks.owners() == {event_id: "c1/b1/1"}
             assert (controller.redis.open_ids(), controller.redis.pending_count()) == ({event_id}, 0)
-            assert metric(controller, 'ottoscaler_events_received_total{type="scale_up"} 1.0')
+            assert metric(controller, 'ottoscaler_events_received_total{outcome="accepted",type="scale_up"} 1.0')
         assert log.of("event.received") == ["Received scaling event: scale_up (PodCount: 3)"]
 
     @contract("3.dead-letter")

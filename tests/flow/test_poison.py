@@ -36,7 +36,7 @@ def figure(controller: SimulatedController, name: str) -> float:
 
 def received(controller: SimulatedController) -> float:
     """How many scale_ups were counted."""
-    return figure(controller, 'ottoscaler_events_received_total{type="scale_up"}')
+    return figure(controller, 'ottoscaler_events_received_total{outcome="accepted",type="scale_up"}')
 
 
 def dead(controller: SimulatedController, reason: str) -> float:

@@ -246,7 +246,7 @@ class Replica:
         )  # fmt: skip
         self.lease = LeaseKeeper(
             event_log=stream, leases=stream, ledger=ledger, control=self.control, inbox=inbox, takeover=self.takeover,
-            lease_s=lease_s,
+            metrics=metrics, lease_s=lease_s,
             ttl_s=ttl_s, me=self.name, **loop,
         )  # fmt: skip
         self.reconciler = Reconciler(
