@@ -21,7 +21,7 @@ GOLDEN: Final = ROOT / "deploy" / "monitoring" / "metrics.txt"
 ENGLISH: Final = ROOT / "deploy" / "METRICS.md"
 KOREAN: Final = ROOT / "deploy" / "METRICS.ko.md"
 PREFIX: Final = "ottoscaler_"
-_ROW: Final = re.compile(r"^\| `(\w+)` \|.*\| (.*) \|$", re.MULTILINE)
+_ROW: Final = re.compile(r"^\| `(ottoscaler_\w+)` \|.*\| (.*) \|$", re.MULTILINE)
 _TABLE: Final = re.compile(r"(?<=\n)\| [^\n]*\n\|---\|---\|---\|---\|---\|\n(?:\|[^\n]*\n)*")
 _VARIABLE: Final = re.compile(r"\b[A-Z]+(?:_[A-Z]+)+\b")
 _MISSING: Final = "?"

@@ -555,6 +555,19 @@ def _expired(rig: Rig) -> Call:
 
 
 @situation
+def _queue_levels(rig: Rig) -> Call:
+    send(rig.admin)
+    receive(rig.strong)
+    send(rig.admin)
+
+    def counts() -> tuple[int, ...]:
+        levels = rig.weak.queue_levels()  # without the ages, which grow
+        return levels.unread, levels.pending, levels.results, levels.results_unread, levels.dead_letters
+
+    return counts
+
+
+@situation
 def _release_pending(rig: Rig) -> Call:
     send(rig.admin, event_id="e-1")
     receive(rig.strong)
