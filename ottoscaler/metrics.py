@@ -23,7 +23,7 @@ from ottoscaler.stored import QueueLevels
 RETRY_TARGETS: Final = ("redis", "kubernetes")
 RETRY_REASONS: Final = ("unreachable", "throttled")
 RECONNECT_CAUSES: Final = ("ended", "expired", "unreachable")
-KUBE_VERBS: Final = ("create", "get", "list", "list_events", "watch", "delete", "review")
+KUBE_VERBS: Final = ("create", "get", "list", "list_events", "watch", "delete", "review", "look")
 #: The status of an answer, or its class; `none`: there was no answer.
 KUBE_CODES: Final = ("2xx", "401", "403", "404", "409", "410", "422", "429", "4xx", "5xx", "none")
 REDIS_KINDS: Final = ("worker", "reader", "lease", "takeover")
