@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from ottoscaler.core.fields import is_tenant_field
 from ottoscaler.errors import ConfigError
 from ottoscaler.misspellings import misspelled_variables
 from ottoscaler.settings_files import read_env_file
@@ -25,7 +26,6 @@ from ottoscaler.settings_worker import read_worker
 RESERVED_KEYS: Final = re.compile(r"(open|buried|redriven|group|choices)|(task|consumer|key):.*")
 #: Variables that are promised and have no effect yet; the start warns about those that are set.
 UNSUPPORTED_VARIABLES: Final = (
-    "TENANT_FIELD",
     *("LOG_HANDLER_ADDRESS", "LOG_HANDLER_CA_FILE", "LOG_HANDLER_CERT_FILE"),
     *("LOG_HANDLER_KEY_FILE", "LOG_HANDLER_TOKEN_FILE", "LOG_HANDLER_PLAINTEXT"),
     "WORKER_LOGS",
@@ -111,13 +111,16 @@ class FlowSettings:
     read_ahead: int = 32
     """READ_AHEAD: accepted events with workers that still wait for a thread; the rest is left to other replicas."""
     admit_max: int = 10_000
-    """ADMIT_MAX: accepted events that wait for their concurrency key; when there are as many, nothing more is read."""
+    """ADMIT_MAX: accepted events that wait for their concurrency key or their tenant's share; when there are as many,
+    nothing more is read."""
     max_pods_per_event: int = 1000
     """MAX_PODS_PER_EVENT: larger requests are refused, as a guard against a slip of the keyboard."""
     keep_failed_max: int = 20
     """KEEP_FAILED_MAX: pods of failed workers that stay at most, in the namespace and of this instance."""
     policy_file: str | None = None
     """POLICY_FILE: what events may override; None: no policy, and events may override little."""
+    tenant_field: str = ""
+    """TENANT_FIELD: the field of an event that names its tenant; empty: there are no tenants."""
     lease_s: int = 15
     """LEASE_S: a replica silent for so long loses its tasks, in seconds; renewed each third, hence at least 3."""
     shutdown_grace_s: int = 20
@@ -280,9 +283,18 @@ def _flow(reader: EnvironmentReader) -> FlowSettings:
         max_pods_per_event=reader.integer("MAX_PODS_PER_EVENT", default.max_pods_per_event, 1, 1_000_000),
         keep_failed_max=reader.integer("KEEP_FAILED_MAX", default.keep_failed_max, 0, 10_000),
         policy_file=reader.file("POLICY_FILE"),
+        tenant_field=_tenant_field(reader),
         lease_s=reader.integer("LEASE_S", default.lease_s, 3, 3600),
         shutdown_grace_s=reader.integer("SHUTDOWN_GRACE_S", default.shutdown_grace_s, 1, 3600),
     )
+
+
+def _tenant_field(reader: EnvironmentReader) -> str:
+    name = reader.raw("TENANT_FIELD")
+    if name and not is_tenant_field(name):
+        reader.fault("TENANT_FIELD", "the name of a field that is passed on, like repository")
+        return ""
+    return name
 
 
 def _kube(reader: EnvironmentReader, in_cluster_namespace: str | None) -> KubeSettings:

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from ottoscaler.core import events, manifest
 from ottoscaler.core.events import BadEvent, ScaleEvent, content_digest, encode_original_fields, parse
+from ottoscaler.core.fields import REQUEST_FIELDS
 from ottoscaler.core.manifest import AttemptKey
 from ottoscaler.settings import WorkerSettings
 
@@ -33,7 +34,7 @@ _QUALIFIED: Final = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z
 _ENV: Final = re.compile(r"[-._a-zA-Z][-._a-zA-Z0-9]*")
 
 _KNOWN: Final = sorted(
-    events._REQUEST_FIELDS | events.OVERRIDE_FIELDS | events._RESERVED_FIELDS | {"metadata", "reason", "repository"}
+    REQUEST_FIELDS | events.OVERRIDE_FIELDS | events.RESERVED_FIELDS | {"metadata", "reason", "repository"}
 )
 _IDS: Final = ["a", "A-1", "x" * 128, "x" * 129, "a:b/c.d_e", "-a", "", "a b", "1-1", "redrive:1-0", "ä", "a\n", "a\0"]
 _TEXTS: Final = [

@@ -18,6 +18,7 @@ from jsonschema import Draft202012Validator
 
 from ottoscaler.core import events, results, verdicts
 from ottoscaler.core.events import BadEvent, DeadReason, ScaleEvent, parse
+from ottoscaler.core.fields import REQUEST_FIELDS
 from ottoscaler.core.policy import GRANTED
 from ottoscaler.core.policy_reader import TOP, read_policy
 from ottoscaler.core.policy_values import Path
@@ -62,7 +63,7 @@ def test_each_field_has_a_description(name: str) -> None:
 
 def test_the_fields_are_those_of_the_code() -> None:
     """Of an event, of a result, of a dead letter; and their codes."""
-    known = events._REQUEST_FIELDS | events.OVERRIDE_FIELDS | events._RESERVED_FIELDS | {"metadata"}
+    known = REQUEST_FIELDS | events.OVERRIDE_FIELDS | events.RESERVED_FIELDS | {"metadata"}
     assert schema("event")["properties"].keys() == known
     parts = (schema("result"), *schema("result")["oneOf"])
     assert {field for part in parts for field in part["properties"]} == results.RESULT_FIELDS
@@ -94,7 +95,7 @@ _STAMPS = st.sampled_from(
 )
 _METADATA = st.sampled_from(["", "{}", '{"a": [1]}', "[]", "{", '{"a": NaN}', "1", '"a"', "{}\0", "null"])
 _TRACES = st.sampled_from(["", "x", "\0", TRACEPARENT])
-_REFUSED = st.sampled_from(sorted(events._RESERVED_FIELDS))
+_REFUSED = st.sampled_from(sorted(events.RESERVED_FIELDS))
 _FIELD_NAMES = st.sampled_from(["job_id", "a" * 63, "a" * 64, "A", "a-b", "1a", "", "_a", "a\n", "reason", "cut"])
 
 

@@ -75,6 +75,7 @@ VARIABLES: list[tuple[str, str, Any, str, Any]] = [
     ("ADMIT_MAX", "flow.admit_max", 10_000, "1", 1),
     ("MAX_PODS_PER_EVENT", "flow.max_pods_per_event", 1000, "1", 1),
     ("POLICY_FILE", "flow.policy_file", None, __file__, __file__),
+    ("TENANT_FIELD", "flow.tenant_field", "", "repository", "repository"),
     ("LEASE_S", "flow.lease_s", 15, "3", 3),
     ("SHUTDOWN_GRACE_S", "flow.shutdown_grace_s", 20, "1", 1),
     ("HTTP_PORT", "web.port", 8080, "0", 0),
@@ -96,6 +97,7 @@ WRONG: list[tuple[str, str]] = [
     *[("REDIS_TLS", value) for value in ("on", "2")],
     *[("REDIS_SENTINELS", value) for value in ("a", "a:0", "a:65536", ":1", "a:1;b:2")],
     ("REDIS_DB", "-1"),
+    *[("TENANT_FIELD", value) for value in ("Team", "a b", "pod_count", "priority", "metadata", "worker_index")],
     ("REDIS_STREAM", "a b"),
     ("REDIS_CONSUMER_GROUP", "a\tb"),
     *[("INSTANCE", value) for value in ("a:b", "-a", "a.", "x" * 64)],
@@ -346,10 +348,8 @@ def test_several_kubeconfigs_are_left_to_the_client() -> None:
 
 def test_what_has_no_effect_yet_is_listed() -> None:
     """So that the start can say so."""
-    assert load(TENANT_FIELD="t", KUBERNETES_EVENTS="true", WORKER_LOGS="").unsupported_variables == (
-        "TENANT_FIELD",
-        "KUBERNETES_EVENTS",
-    )
+    values = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://t", "KUBERNETES_EVENTS": "true", "WORKER_LOGS": ""}
+    assert load(**values).unsupported_variables == ("KUBERNETES_EVENTS", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 
 def test_the_file_supplies_and_the_environment_wins(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from ottoscaler.cli.table import count_text, printable
 from ottoscaler.core.events import BadEvent, EventType, ScaleEvent, parse
 from ottoscaler.core.manifest import AttemptKey, build_pod, event_hash
 from ottoscaler.core.origins import origins
+from ottoscaler.core.tenants import tenant_of
 from ottoscaler.errors import ClusterRejected
 from ottoscaler.settings import Settings
 
@@ -77,10 +78,12 @@ def _argument_parser() -> argparse.ArgumentParser:
 
 def _pod_bodies(event: ScaleEvent, settings: Settings, count: int) -> Iterator[bytes]:
     """The requests that would create the first pods."""
-    known, text = event_hash(settings.instance, event.event_id), event.encode()
+    known = event_hash(settings.instance, event.event_id)
+    where = {"instance": settings.instance, "namespace": settings.kube.namespace}
+    text, tenant = event.encode(), tenant_of(event.passed_on, settings.flow.tenant_field)
     for index in range(1, count + 1):
-        key, namespace = AttemptKey(known, index, 1), settings.kube.namespace
-        yield build_pod(settings.worker, event, key, event_json=text, instance=settings.instance, namespace=namespace)
+        key = AttemptKey(known, index, 1)
+        yield build_pod(settings.worker, event, key, event_json=text, tenant=tenant, **where)
 
 
 def _ask_server(body: bytes, settings: Settings) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from ottoscaler.adapters.policy_file import PolicyFile
 from ottoscaler.core.policy import Rules
+from ottoscaler.core.shares import EQUAL_SHARES, Shares
 from ottoscaler.settings import Settings
 
 
@@ -17,3 +18,13 @@ def rules_of(settings: Settings) -> Callable[[], Rules]:
         return lambda: constant
     file = PolicyFile(settings.flow.policy_file)
     return lambda: Rules(max_deadline_s, file.current())
+
+
+def shares_of(rules: Callable[[], Rules]) -> Callable[[], Shares]:
+    """Returns what each tenant may have by the policy in force, each time that it is called."""
+
+    def shares() -> Shares:
+        policy = rules().policy
+        return EQUAL_SHARES if policy is None else policy.tenants
+
+    return shares

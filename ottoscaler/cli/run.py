@@ -29,7 +29,7 @@ from ottoscaler.adapters.web import WebServer
 from ottoscaler.cli import cgroup, process
 from ottoscaler.cli.pages import pages
 from ottoscaler.cli.queue_owner import other_cluster_error, other_group_error
-from ottoscaler.cli.rules import rules_of
+from ottoscaler.cli.rules import rules_of, shares_of
 from ottoscaler.cli.signals import Signals
 from ottoscaler.clock import SystemClock
 from ottoscaler.core.services import version_advice
@@ -82,6 +82,7 @@ class Controller:
         """Raises ConfigError if there is no way to a cluster, or for a policy that cannot be read."""
         self._settings = settings
         self._rules = rules_of(settings)  # before anything is opened: it may refuse the policy
+        self._shares = shares_of(self._rules)
         self._stop = stop
         self._incarnation = uuid.uuid4().hex[:12]
         self._clock = clock = SystemClock()
@@ -105,8 +106,9 @@ class Controller:
         registry = PodRegistry(clock)
         ledger = Ledger(
             registry, clock, instance=instance, max_workers=flow.max_workers, read_ahead=flow.read_ahead,
-            admit_max=flow.admit_max, max_pending=flow.max_pending,
+            admit_max=flow.admit_max, max_pending=flow.max_pending, tenant_field=flow.tenant_field,
         )  # fmt: skip
+        ledger.room_waits.set_shares(self._shares())
         metrics.max_workers.set(flow.max_workers)
         metrics.result_entries_max.set(keys.result_maxlen)
         retries = Retries(stop.event, metrics, heartbeat.report_failure)
@@ -165,7 +167,7 @@ class Controller:
         self._takeover = TakeOver(
             event_log=stream, leases=stream, attempts=stream, ledger=ledger, control=control, inbox=inbox,
             intake=intake, metrics=self._metrics,
-            lease_s=lease_s, events_keep=keys.events_keep, **shared,
+            lease_s=lease_s, events_keep=keys.events_keep, shares=self._shares, **shared,
         )  # fmt: skip
         self._lease = LeaseKeeper(
             event_log=stream, leases=stream, ledger=ledger, control=control, inbox=inbox, takeover=self._takeover,

@@ -17,8 +17,9 @@ from typing import Final
 
 import msgspec
 
+from ottoscaler.core.fields import CHOOSING_FIELDS, FIELD_NAME, OVERRIDE_FIELDS, RESERVED_FIELDS
 from ottoscaler.core.nesting import MAX_JSON_DEPTH, json_depth
-from ottoscaler.core.overrides import NO_OVERRIDES, OVERRIDE_FIELDS, Overrides
+from ottoscaler.core.overrides import NO_OVERRIDES, Overrides
 from ottoscaler.core.policy import NO_RULES, Rules, overrides_of
 from ottoscaler.core.refusal import DeadReason as DeadReason
 from ottoscaler.core.refusal import Violation, shortened
@@ -39,21 +40,13 @@ MAX_DEAD_EVENT_BYTES: Final = 1024 * 1024
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 _STREAM_ID = re.compile(r"[0-9]+-[0-9]+")
-_FIELD = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _COUNT = re.compile(r"[0-9]{1,9}")
 
 #: The largest concurrency_limit: the holders of a key are counted at each start.
 MAX_CONCURRENCY: Final = 1000
 
-#: Fields that say what is asked for.
-_REQUEST_FIELDS: Final = frozenset(
-    {"type", "pod_count", "target_replicas", "task_id", "mode", "event_id", "supersedes", "traceparent"}
-    | {"concurrency_key", "concurrency_limit"}
-)
-#: Fields that choose something; every other field is passed on to workers and results.
-_CHOOSING: Final = _REQUEST_FIELDS | OVERRIDE_FIELDS
 #: Fields that mean something, here or by custom: another name that is nearly one of these may be a slip.
-KNOWN_FIELDS: Final = _CHOOSING | {
+KNOWN_FIELDS: Final = CHOOSING_FIELDS | {
     "job_id",
     "repository",
     "commit_sha",
@@ -66,11 +59,7 @@ KNOWN_FIELDS: Final = _CHOOSING | {
 #: Fields that a scale_down must not have.
 _SCALE_UP_ONLY: Final = OVERRIDE_FIELDS | {"supersedes", "concurrency_key", "concurrency_limit"}
 #: Fields of which an empty value counts as not set: client libraries send empty strings for undefined values.
-_OPTIONAL: Final = frozenset(name.encode() for name in _CHOOSING)
-#: Passed-on fields become `OTTO_<FIELD>`: these would hide variables that every worker has.
-_RESERVED_FIELDS: Final = frozenset(
-    {"worker_index", "worker_count", "attempt", "task_key", "pod_name", "namespace", "output"}
-)
+_OPTIONAL: Final = frozenset(name.encode() for name in CHOOSING_FIELDS)
 
 
 class EventType(StrEnum):
@@ -254,9 +243,9 @@ def _texts(fields: Mapping[bytes, bytes]) -> dict[str, str]:
     texts = {}
     for raw_name, raw_value in content_fields(fields).items():
         name = raw_name.decode("utf-8", "backslashreplace")
-        if not _FIELD.fullmatch(name):
+        if not FIELD_NAME.fullmatch(name):
             near = f"; did you mean {other}?" if (other := closest_known_name(name, KNOWN_FIELDS)) else ""
-            raise Violation(f"field name {shortened(name)} is not of the form {_FIELD.pattern}{near}")
+            raise Violation(f"field name {shortened(name)} is not of the form {FIELD_NAME.pattern}{near}")
         try:
             texts[name] = raw_value.decode()
         except UnicodeDecodeError:
@@ -268,7 +257,7 @@ def _texts(fields: Mapping[bytes, bytes]) -> dict[str, str]:
 
 def _event(stream_id: str, texts: dict[str, str], max_pods: int, rules: Rules) -> ScaleEvent:
     kind = _type(texts)
-    passed_on = {name: value for name, value in texts.items() if name not in _CHOOSING}
+    passed_on = {name: value for name, value in texts.items() if name not in CHOOSING_FIELDS}
     _check_passed_on(passed_on)
     event_id = _id(texts, "event_id") or stream_id
     if "event_id" in texts and _STREAM_ID.fullmatch(event_id):
@@ -381,7 +370,7 @@ def _id(texts: dict[str, str], name: str) -> str:
 
 
 def _check_passed_on(passed_on: dict[str, str]) -> None:
-    for name in sorted(passed_on.keys() & _RESERVED_FIELDS):
+    for name in sorted(passed_on.keys() & RESERVED_FIELDS):
         raise Violation(f"field {name} would hide the worker's own OTTO_{name.upper()}; choose another name")
     if not passed_on.get("metadata"):  # empty: passed on as it is, like every other
         return

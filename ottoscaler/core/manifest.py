@@ -43,6 +43,7 @@ ANNOTATION_EVENT = "ottoscaler.io/event"
 ANNOTATION_SERVICES = "ottoscaler.io/services"
 #: For how long the pod stays if its worker fails, seconds; a pod without it does not stay.
 ANNOTATION_KEEP = "ottoscaler.io/keep-failed-s"
+ANNOTATION_TENANT = "ottoscaler.io/tenant"
 
 #: What keeps the cluster autoscaler and Karpenter from emptying the node of a worker that runs, for their own reasons:
 #: https://github.com/kubernetes/autoscaler/blob/master/cluster-autoscaler/FAQ.md and
@@ -196,19 +197,23 @@ def build_pod(
     instance: str,
     namespace: str,
     avoided_nodes: Sequence[str] = (),
+    tenant: str = "",
 ) -> bytes:
     """The body of the create request for one attempt at one worker, as JSON.
 
     Arguments: the configuration, the event, event hash with index (from 1) and attempt (from 1), the event as JSON
-    (`ScaleEvent.encode`, the same for all workers of a task), where it will live, and the names of the nodes on which
-    it would rather not. The same arguments give the same bytes. A pod of the attempt that is there is recognised by its
-    event, instance and key, whatever its spec: a process that does not know of these nodes adopts it all the same.
+    (`ScaleEvent.encode`, the same for all workers of a task), where it will live, the names of the nodes on which it
+    would rather not, and its tenant, if it has one. The same arguments give the same bytes. A pod of the attempt that
+    is there is recognised by its event, instance and key, whatever its spec: a process that does not know of these
+    nodes adopts it all the same.
     """
     spec = _spec(template, event, key)
     if avoided_nodes:
         spec["affinity"] = _away_from(avoided_nodes)
     digest = hashlib.sha256(msgspec.json.encode(spec, order="sorted")).hexdigest()
     annotations = _annotations(template, event, event_json=event_json, digest=digest)
+    if tenant:
+        annotations[ANNOTATION_TENANT] = tenant
     metadata = {
         "name": pod_name(key),
         "namespace": namespace,

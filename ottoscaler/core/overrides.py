@@ -15,18 +15,12 @@ from typing import Any, Final
 
 import msgspec
 
+from ottoscaler.core.fields import OVERRIDE_FIELDS as OVERRIDE_FIELDS
 from ottoscaler.core.nesting import json_depth
 from ottoscaler.core.refusal import Violation, shortened
 from ottoscaler.core.services import Service
 from ottoscaler.core.volumes import Volume
 
-#: Fields that change the workers of one event.
-OVERRIDE_FIELDS: Final = frozenset(
-    {
-        *("image", "command", "args", "env", "cpu", "memory", "profile"),
-        *("deadline_s", "retries", "priority", "not_after", "keep_failed_s"),
-    }
-)
 #: Those of them that need no policy.
 FIELDS_WITHOUT_POLICY: Final = frozenset({"deadline_s", "retries", "priority", "not_after"})
 

@@ -78,7 +78,7 @@ class PodSnapshot(msgspec.Struct, frozen=True):
     kubelet ended the pod. `agent_outlived`: it has ended, and another container has not. `unknown_disruption` is the
     original word of a disruption that we do not know. `altered_label` says which of our labels was changed from
     outside: no watch shows such a pod. `finalizers` keep a pod there after its end. `keep_failed_s`: for how long it
-    stays if its worker fails, seconds.
+    stays if its worker fails, seconds. `tenant`: what its annotation says.
     """
 
     key: AttemptKey
@@ -112,6 +112,7 @@ class PodSnapshot(msgspec.Struct, frozen=True):
     altered_label: str = ""
     finalizers: tuple[str, ...] = ()
     keep_failed_s: int = 0
+    tenant: str = ""
     gone: bool = False
 
     @property
@@ -241,6 +242,7 @@ def _snapshot(raw: RawPod, key: AttemptKey, instance: str) -> PodSnapshot:
         unknown_disruption=disruption.reason if disruption and disruption.reason not in _DISRUPTIONS else "",
         finalizers=meta.finalizers,
         keep_failed_s=_whole_seconds(meta.annotations.keep_failed_s),
+        tenant=meta.annotations.tenant,
     )
 
 

@@ -29,6 +29,7 @@ from ottoscaler.core.overrides import (
     words,
 )
 from ottoscaler.core.refusal import DeadReason, Violation, shortened
+from ottoscaler.core.shares import EQUAL_SHARES, Shares
 
 #: Fields that need no leave of the profile: they say when workers run, and not what.
 _ALWAYS: Final = frozenset({"profile", "priority", "not_after"})
@@ -58,6 +59,7 @@ class Policy(msgspec.Struct, frozen=True):
     max_cpu_m: int = 0
     max_memory: int = 0
     max_pod_count: int = 0
+    tenants: Shares = EQUAL_SHARES
 
 
 class Rules(msgspec.Struct, frozen=True):

@@ -14,12 +14,14 @@ from ottoscaler.core.policy import Policy, Profile
 from ottoscaler.core.policy_values import Faults, Path
 from ottoscaler.core.profile_reader import ProfileReader
 from ottoscaler.core.refusal import shortened
+from ottoscaler.core.shares import MAX_TENANT, MAX_WEIGHT, Share, Shares
 
 _MAX_PODS: Final = 1_000_000
+_TENANT: Final = re.compile(rf"[^\x00-\x1f\x7f]{{1,{MAX_TENANT}}}")
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _ENV_PATTERN: Final = re.compile(r"[A-Z0-9_*]{1,63}")
 
-TOP: Final = frozenset({"version", "images", "command", "env", "max", "default_profile", "profiles"})
+TOP: Final = frozenset({"version", "images", "command", "env", "max", "default_profile", "profiles", "tenants"})
 
 
 def read_policy(data: object) -> Policy | Faults:
@@ -65,6 +67,7 @@ class _Reader(ProfileReader):
             max_cpu_m=cpu_m(self._amount(most, ("max",), "cpu")) or 0,
             max_memory=memory_bytes(self._amount(most, ("max",), "memory")) or 0,
             max_pod_count=self._number(most, ("max",), "pod_count", 0, 1, _MAX_PODS),
+            tenants=self._tenants(top.get("tenants", {})),
         )
         self._check_granted(policy, most)
         return policy
@@ -88,6 +91,21 @@ class _Reader(ProfileReader):
                 given, rule = needed[field]
                 if not given:
                     self._fault(("profiles", name, "overrides"), f"{field} needs {rule}, which is not set")
+
+    def _tenants(self, data: object) -> Shares:
+        found = self._map(data, ("tenants",), None)
+        for name in found:
+            if not _TENANT.fullmatch(name):
+                self._fault(("tenants", name), f"the name {shortened(name)} is not of the form {_TENANT.pattern}")
+        shares = {name: self._share(one, ("tenants", name)) for name, one in found.items()}
+        return Shares(shares.get("default", Share()), shares)
+
+    def _share(self, data: object, path: Path) -> Share:
+        given = self._map(data, path, frozenset({"weight", "max_workers"}))
+        return Share(
+            weight=self._number(given, path, "weight", 1, 1, MAX_WEIGHT),
+            max_workers=self._number(given, path, "max_workers", 0, 1, _MAX_PODS),
+        )
 
     def _profiles(self, data: object) -> dict[str, Profile]:
         found = self._map(data, ("profiles",), None)

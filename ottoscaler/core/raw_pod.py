@@ -8,13 +8,20 @@ from typing import Final
 
 import msgspec
 
-from ottoscaler.core.manifest import ANNOTATION_EVENT, ANNOTATION_EVENT_ID, ANNOTATION_KEEP, ANNOTATION_SERVICES
+from ottoscaler.core.manifest import (
+    ANNOTATION_EVENT,
+    ANNOTATION_EVENT_ID,
+    ANNOTATION_KEEP,
+    ANNOTATION_SERVICES,
+    ANNOTATION_TENANT,
+)
 
 
 class _Annotations(msgspec.Struct, frozen=True):
     event_id: str = msgspec.field(default="", name=ANNOTATION_EVENT_ID)
     services: str = msgspec.field(default="", name=ANNOTATION_SERVICES)
     keep_failed_s: str = msgspec.field(default="", name=ANNOTATION_KEEP)
+    tenant: str = msgspec.field(default="", name=ANNOTATION_TENANT)
 
 
 class _Metadata(msgspec.Struct, frozen=True):

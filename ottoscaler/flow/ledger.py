@@ -16,10 +16,14 @@ from typing import Final
 from ottoscaler.core.lifecycle import begin_lifecycle
 from ottoscaler.core.manifest import event_hash
 from ottoscaler.core.observations import OwnershipLost, TerminationStored
+from ottoscaler.core.tenants import tenant_of
 from ottoscaler.core.termination import Termination
+from ottoscaler.flow.capacity import Capacity
 from ottoscaler.flow.owned_tasks import OwnedTask, WorkerRun, restore_run, to_open_task
+from ottoscaler.flow.read_limits import ReadLimits
 from ottoscaler.flow.registry import PodRegistry
-from ottoscaler.flow.run_queues import Capacity, RunQueues
+from ottoscaler.flow.room_waits import RoomWaits
+from ottoscaler.flow.run_queues import RunQueues
 from ottoscaler.flow.task_table import TaskTable
 from ottoscaler.flow.worker_log import StatusBuffer
 from ottoscaler.ports import Clock, OpenTask, StoredWorker
@@ -27,8 +31,6 @@ from ottoscaler.ports import Clock, OpenTask, StoredWorker
 #: How many idle threads one change wakes at most. Each of them wakes further ones if there is more to do, so the thread
 #: that made the change (the reader, the watch) does not pay for waking thousands.
 MAX_WAKES_PER_CHANGE: Final = 32
-#: Of how many tasks it is noted at once why they wait.
-REASONS_AT_ONCE: Final = 500
 
 
 class Ledger:
@@ -36,13 +38,14 @@ class Ledger:
 
     def __init__(
         self, registry: PodRegistry, clock: Clock, *, instance: str, max_workers: int, read_ahead: int, admit_max: int,
-        max_pending: int = 0,
+        max_pending: int = 0, tenant_field: str = "",
     ) -> None:  # fmt: skip
+        """`tenant_field`: the event's field that names its tenant; empty: there are no tenants."""
         self._registry = registry
         self._clock = clock
         self._instance = instance
         self.threads = max_workers  # as many may be given out; the dispatcher lowers it where the machine gives no more
-        self._read_ahead, self._admit_max = read_ahead, admit_max
+        self._tenant_field = tenant_field
         self.tasks = TaskTable()
         self.status_buffer = StatusBuffer()
         self._lock = self.tasks.lock
@@ -54,6 +57,12 @@ class Ledger:
         # all guarded by _lock
         self._capacity = Capacity(registry, max_workers, max_pending)
         self._queues = RunQueues(self._capacity)
+        self._read_limits = ReadLimits(
+            self._queues, self.tasks, read_ahead=read_ahead, admit_max=admit_max, has_tenants=bool(tenant_field)
+        )
+        self.room_waits = RoomWaits(
+            self._lock, self._queues, self._capacity, self.status_buffer, has_tenants=bool(tenant_field)
+        )
         self._busy = 0
         self._idle_threads = 0  # in wait_for_work
         self._woken = 0  # were idle, and have not had the lock since they were woken: each will look for one worker
@@ -70,6 +79,7 @@ class Ledger:
         event = opened.event
         hash_ = event_hash(self._instance, event.event_id)
         task = OwnedTask(event, opened.owner, hash_, self._clock.now(), opened.received_at, opened.cancel_count)
+        task.tenant = tenant_of(event.passed_on, self._tenant_field)
         with self._lock:
             old = self.tasks.get(event.event_id)
             if old is not None and old.owner == opened.owner:
@@ -139,12 +149,9 @@ class Ledger:
     def wait_for_room(self, timeout_s: float) -> int:
         """How many events may be read, waiting at most so long for it to be more than none."""
         with self._room:
-            if not self._read_room():
+            if not self._read_limits.left():
                 self._room.wait(timeout_s)
-            return self._read_room()
-
-    def _read_room(self) -> int:
-        return max(0, min(self._read_ahead - self._queues.fresh_tasks(), self._admit_max - self.tasks.waiting()))
+            return self._read_limits.left()
 
     # -- threads
 
@@ -306,23 +313,16 @@ class Ledger:
         with self._lock:
             return self._busy, self._queues.waiting()
 
-    def explain_waits(self) -> None:
-        """Note of tasks that wait for room what keeps them from it, where that has changed."""
-        with self._lock:
-            for task in self._queues.explain_waits(REASONS_AT_ONCE):
-                self.status_buffer.add_reason(task, task.wait_reason)
-
     # -- under the lock
 
     def _take_next(self) -> WorkerRun | None:
         if self._closed or self._busy >= self.threads:
             return None
         self._queues.wake_due(self._clock.now())
-        before = self._queues.fresh_tasks()
         run = self._queues.next()
-        if self._queues.fresh_tasks() < before:
-            self._room.notify()
         if run is not None:
+            if not run.task.has_fresh():
+                self._room.notify()
             run.on_thread = True
             self._busy += 1
             if run.task.wait_reason:
@@ -361,7 +361,7 @@ class Ledger:
         if run is None:
             return
         if not run.life.has_no_pod:
-            self._capacity.claim(run.worker_id, used=True)
+            self._capacity.claim(run.worker_id, task.tenant, used=True)
             self._queues.add_resumed(run)
         else:
             self._queues.add(run)

@@ -22,7 +22,7 @@ class OwnedTask:
     clock, which wrote both times; 0 where that cannot be known, as for an entry with an id that its producer made up.
     `had_defect`: our own code has failed on one of its workers. `waits`: for a place of its concurrency key; until it
     has one, no worker of it starts, and it is in no queue. `wait_reason`: what was last noted of why its workers
-    wait for room; empty: nothing.
+    wait for room; empty: nothing. `tenant`: empty where the event names none.
     """
 
     event: ScaleEvent
@@ -41,6 +41,7 @@ class OwnedTask:
     had_defect: bool = False
     waits: bool = False
     wait_reason: str = ""
+    tenant: str = ""
     closed: bool = False  # it is finished, or another process has it: what waits for a turn here gets none
     stream_wait_s: float = field(init=False, default=0.0)
     waits_since: float = field(init=False, default=0.0)  # by `Clock.now`: for a turn of its next worker

@@ -10,10 +10,11 @@ from ottoscaler.core.pods import Phase, PodSnapshot
 
 
 class PodCounts:
-    """Live pods of our own tasks, and pods that wait for a node. All methods are O(1)."""
+    """Live pods of our own tasks, of each tenant, and pods that wait for a node. All methods are O(1)."""
 
     def __init__(self) -> None:
         self._live: dict[str, int] = {}  # by the event's hash
+        self._of_tenant: dict[str, int] = {}  # live pods of the instance
         self._owned: set[str] = set()
         self.owned_live = 0
         self.without_node = 0
@@ -38,12 +39,17 @@ class PodCounts:
             self._owned.discard(event_hash)
             self.owned_live -= self._live.get(event_hash, 0)
 
+    def live_of(self, tenant: str) -> int:
+        """Live pods of this tenant, whichever replica owns their tasks."""
+        return self._of_tenant.get(tenant, 0)
+
     def _count(self, pod: PodSnapshot, change: int) -> None:
         if not pod.live:
             return
         self.without_node += change * waits_for_node(pod)
         event_hash = pod.key.event_hash
         _change_count(self._live, event_hash, change)
+        _change_count(self._of_tenant, pod.tenant, change)
         if event_hash in self._owned:
             self.owned_live += change
 

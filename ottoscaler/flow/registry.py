@@ -265,6 +265,10 @@ class PodRegistry:
         """Pods of the instance that wait for a node, of any replica."""
         return self._counts.without_node
 
+    def live_of(self, tenant: str) -> int:
+        """Live pods of the instance that are this tenant's, of any replica."""
+        return self._counts.live_of(tenant)
+
     @property
     def awaiting_count(self) -> int:
         """The number of threads that wait for the next change of their pod."""

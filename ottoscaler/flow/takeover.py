@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from ottoscaler import logs
 from ottoscaler.core.events import BadEvent, EventType
+from ottoscaler.core.shares import EQUAL_SHARES, Shares
 from ottoscaler.errors import Unavailable
 from ottoscaler.flow.control import ScaleDownProcessor
 from ottoscaler.flow.dead_letters import contain_defects, report
@@ -53,8 +54,11 @@ class TakeOver:
         self, *, event_log: EventLog, leases: Leases, attempts: Attempts, ledger: Ledger, control: ScaleDownProcessor,
         inbox: ScaleDownInbox, intake: Intake, metrics: Metrics,
         stop: StopSignal, heartbeat: Heartbeat, clock: Clock, lease_s: float, events_keep: int,
+        shares: Callable[[], Shares] = lambda: EQUAL_SHARES,
     ) -> None:  # fmt: skip
-        """`events_keep`: entries that the event stream is trimmed to, 0 for never."""
+        """`events_keep`: entries that the event stream is trimmed to, 0 for never. `shares` returns what each tenant
+        may have by the policy in force.
+        """
         self._event_log = event_log
         self._leases = leases
         self._attempts = attempts
@@ -68,6 +72,7 @@ class TakeOver:
         self._clock = clock
         self._lease_s = lease_s
         self._events_keep = events_keep
+        self._shares = shares
         self._key_waits = KeyWaits(leases=leases, attempts=attempts, ledger=ledger, clock=clock)
         self._limited = logs.RateLimited()
         self._lock = threading.Lock()
@@ -147,7 +152,8 @@ class TakeOver:
         self._key_waits.look()
         if now >= self._explain_at:
             self._explain_at = now + EXPLAIN_EVERY_S
-            self._ledger.explain_waits()
+            self._ledger.room_waits.set_shares(self._shares())
+            self._ledger.room_waits.explain()
         self._write_status()
         if now >= self._levels_at:
             self._levels_at = now + LEVELS_EVERY_S

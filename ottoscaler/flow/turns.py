@@ -5,7 +5,7 @@ A data structure without a lock: it belongs to the run queues and is used under 
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Final
 
@@ -22,37 +22,66 @@ class Turns:
 
     A task that waits becomes more urgent, so that nothing waits without end behind newcomers. After a turn it begins to
     wait again and goes behind its equals: one event of a thousand workers does not hold up one of a single worker.
-    O(1), except where it says otherwise.
+    All methods are O(1), but for the iteration and the count.
     """
 
     def __init__(self) -> None:
-        # By the priority of the event. Each is in the order of waiting, so only the heads are to be compared.
-        self._queues: tuple[deque[OwnedTask], ...] = tuple(deque() for _ in range(MAX_PRIORITY + 1))
+        # By the priority of the event, none of them empty. Each is in the order of waiting, so only the heads are to be
+        # compared; and by event id, so that a task is taken out of the middle without a search.
+        self._queues: dict[int, OrderedDict[str, OwnedTask]] = {}
 
     def append(self, task: OwnedTask, since: float) -> None:
         """The task waits for a turn, since that moment of `Clock.now`."""
         task.waits_since = since
-        self._queues[task.event.overrides.priority].append(task)
+        priority = task.event.overrides.priority
+        queue = self._queues.get(priority)
+        if queue is None:
+            queue = self._queues[priority] = OrderedDict()
+        queue[task.event.event_id] = task
 
     def next(self, now: float) -> OwnedTask | None:
         """Take the task with the next turn; None if there is none."""
-        heads = [queue for queue in self._queues if queue]
-        if not heads:
+        if not self._queues:
             return None
-        return min(heads, key=lambda queue: (-urgency(queue[0], now), queue[0].waits_since)).popleft()
+        priority = next(iter(self._queues))
+        if len(self._queues) > 1:
+            heads = {each: next(iter(queue.values())) for each, queue in self._queues.items()}
+            priority = min(heads, key=lambda each: (-urgency(heads[each], now), heads[each].waits_since))
+        queue = self._queues[priority]
+        _, task = queue.popitem(last=False)
+        if not queue:
+            del self._queues[priority]
+        return task
 
     def remove(self, task: OwnedTask) -> None:
-        """It waits no longer, if it did. O(tasks)."""
-        queue = self._queues[task.event.overrides.priority]
-        if task in queue:
-            queue.remove(task)
+        """It waits no longer, if it did."""
+        priority, event_id = task.event.overrides.priority, task.event.event_id
+        queue = self._queues.get(priority)
+        if queue is None or queue.get(event_id) is not task:
+            return
+        del queue[event_id]
+        if not queue:
+            del self._queues[priority]
+
+    def count(self, most: int) -> int:
+        """How many workers never had a turn, counted up to `most`."""
+        found = 0
+        for queue in self._queues.values():
+            for task in queue.values():
+                if found >= most:
+                    return most
+                found += task.count_fresh()
+        return min(found, most)
 
     def __iter__(self) -> Iterator[OwnedTask]:
-        for queue in reversed(self._queues):
-            yield from queue
+        for priority in sorted(self._queues, reverse=True):
+            yield from self._queues[priority].values()
 
     def __len__(self) -> int:
-        return sum(map(len, self._queues))
+        return sum(map(len, self._queues.values()))
+
+    def __bool__(self) -> bool:
+        return bool(self._queues)
 
 
 def urgency(task: OwnedTask, now: float) -> int:

@@ -289,6 +289,7 @@ class WorkerRunner:
             instance=settings.instance,
             namespace=settings.kube.namespace,
             avoided_nodes=run.life.avoided_nodes,
+            tenant=run.task.tenant,
         )
         self._worker_log.creating(run)
         try:

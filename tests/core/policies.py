@@ -26,6 +26,7 @@ EXAMPLE: Final[dict[str, Any]] = {
         "pod_count": 200,
         "keep_failed_s": 3600,
     },
+    "tenants": {"default": {"max_workers": 20}, "team-a": {"weight": 3, "max_workers": 60}},
     "default_profile": "plain",
     "profiles": {
         "plain": {"overrides": ["image", "command", "args", "env", "cpu", "memory", "deadline_s", "retries"]},

@@ -15,6 +15,7 @@ from ottoscaler.core.events import (
     ignored_fields_warning,
     parse,
 )
+from ottoscaler.core.fields import REQUEST_FIELDS
 from ottoscaler.core.overrides import FIELDS_WITHOUT_POLICY, OVERRIDE_FIELDS
 from tests.core.builders import STREAM_ID
 
@@ -356,7 +357,7 @@ def test_a_future_version_is_read_as_version_00(value: bytes, read: bytes) -> No
 
 
 #: Every field that chooses something: a client library sends an empty string for it when it is not defined.
-CHOOSING = sorted(events._REQUEST_FIELDS | events.OVERRIDE_FIELDS)
+CHOOSING = sorted(REQUEST_FIELDS | events.OVERRIDE_FIELDS)
 
 
 @contract("3.limits")

@@ -22,6 +22,7 @@ from ottoscaler.core.events import (
     encode_original_fields,
     parse,
 )
+from ottoscaler.core.fields import REQUEST_FIELDS
 from tests.core.builders import STREAM_ID, event
 
 contract = pytest.mark.contract
@@ -29,8 +30,7 @@ contract = pytest.mark.contract
 Fields = Mapping[bytes, bytes]
 
 KNOWN = sorted(
-    name.encode()
-    for name in events._REQUEST_FIELDS | events.OVERRIDE_FIELDS | events._RESERVED_FIELDS | {"metadata", "reason"}
+    name.encode() for name in REQUEST_FIELDS | events.OVERRIDE_FIELDS | events.RESERVED_FIELDS | {"metadata", "reason"}
 )
 VALUES = [b"", b"scale_up", b"scale_down", b"kill", b"drain", b"1", b"0", b"1-1", b"a", b"{}", b"\xff", b"\0"]
 

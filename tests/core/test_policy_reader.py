@@ -10,6 +10,7 @@ import pytest
 from ottoscaler.core.policy import Policy
 from ottoscaler.core.policy_reader import read_policy
 from ottoscaler.core.policy_values import Path
+from ottoscaler.core.shares import Share
 from tests.core.policies import EXAMPLE
 
 contract = pytest.mark.contract
@@ -47,6 +48,8 @@ def test_the_example_is_read() -> None:
     assert isinstance(found, Policy)
     assert (found.max_cpu_m, found.max_memory, found.max_pod_count) == (4000, 8 * 2**30, 200)
     assert found.profiles["node20"].memory == "1Gi"
+    assert found.tenants.of("team-a") == Share(weight=3, max_workers=60)
+    assert found.tenants.of("other") == found.tenants.of("default") == found.tenants.of("") == Share(max_workers=20)
 
 
 @contract("2.POLICY_FILE")
@@ -91,7 +94,16 @@ WRONG: Final[list[tuple[Path, object, str]]] = [
     (("max", "pod_count"), 0, "from 1"),
     (("max", "gpus"), 1, "unknown"),
     (("default_profile",), "other", "is no profile"),
-    (("tenants",), {}, "unknown"),
+    (("tenant",), {}, "unknown"),
+    (("tenants",), [], "a map is expected"),
+    (("tenants", ""), {}, "is not of the form"),
+    (("tenants", "a" * 129), {}, "is not of the form"),
+    (("tenants", "a\n"), {}, "is not of the form"),
+    (("tenants", "a"), 3, "a map is expected"),
+    (("tenants", "team-a", "weight"), 0, "from 1 to 100"),
+    (("tenants", "team-a", "max_workers"), 0, "from 1"),
+    (("tenants", "team-a", "max_workers"), "many", "a whole number"),
+    (("tenants", "team-a", "profile"), "plain", "unknown; one of max_workers, weight"),
     (("profiles",), [], "a map is expected"),
     (("profiles", "Node"), {}, "is not of the form"),
     (("profiles", "plain", "overrides"), {}, "a list is expected"),

@@ -17,6 +17,7 @@ from ottoscaler.core.manifest import AttemptKey, event_hash, pod_name
 from ottoscaler.core.observations import TimedOut
 from ottoscaler.core.pods import PodSnapshot
 from ottoscaler.core.policy import Rules
+from ottoscaler.core.shares import EQUAL_SHARES, Shares
 from ottoscaler.flow.control import ScaleDownProcessor
 from ottoscaler.flow.dispatch import Dispatcher
 from ottoscaler.flow.heartbeat import Heartbeat
@@ -96,6 +97,7 @@ class SimulatedController:
         auto: bool | Callable[[str], int | None] = False,
         stop: StopSignal | None = None,
         stream: RedisPorts | None = None,
+        shares: Shares = EQUAL_SHARES,
         **settings: object,
     ) -> None:
         self.servers = servers or FakeServers()
@@ -107,11 +109,12 @@ class SimulatedController:
         self.stream: Any = stream or FakeStream(self.redis, consumer, incarnation=incarnation, lease_s=flow.lease_s)
         self.cluster = FakeCluster(self.servers.kubernetes, instance=instance, auto=auto)
         self.stop, self.metrics = stop or ImpatientStop(), Metrics()
-        self.registry = PodRegistry(self.clock)
+        self.registry, self.shares = PodRegistry(self.clock), shares
         self.ledger = Ledger(
             self.registry, self.clock, instance=instance, max_workers=flow.max_workers, read_ahead=flow.read_ahead,
-            admit_max=flow.admit_max, max_pending=flow.max_pending,
+            admit_max=flow.admit_max, max_pending=flow.max_pending, tenant_field=flow.tenant_field,
         )  # fmt: skip
+        self.ledger.room_waits.set_shares(self.shares)
         self.heartbeat = Heartbeat(self.clock)
         self.lease_s = float(flow.lease_s)
         self.retries = Retries(ImpatientEvent(self.stop.event), self.metrics, self.heartbeat.report_failure)
@@ -163,7 +166,7 @@ class SimulatedController:
         self.takeover = TakeOver(
             event_log=stream, leases=stream, attempts=stream, ledger=ledger, control=self.control, inbox=inbox,
             intake=self.intake, metrics=metrics,
-            lease_s=lease_s, events_keep=settings.keys.events_keep, **loop,
+            lease_s=lease_s, events_keep=settings.keys.events_keep, shares=lambda: self.shares, **loop,
         )  # fmt: skip
         self.lease = LeaseKeeper(
             event_log=stream, leases=stream, ledger=ledger, control=self.control, inbox=inbox, takeover=self.takeover,

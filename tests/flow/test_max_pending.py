@@ -40,7 +40,7 @@ def test_the_figures_are_what_a_recount_finds(steps: Sequence[tuple[str, int, di
     registry, owned = PodRegistry(ManualClock()), set[str]()
     for version, (how, number, stage) in enumerate(steps, 2):
         hash_ = str(number % 3)
-        seen = pod(version, index=number, hash_=hash_, **stage)
+        seen = pod(version, index=number, hash_=hash_, tenant="ab"[version % 2], **stage)
         if how == "publish":
             registry.publish(seen)
         elif how == "upsert":
@@ -63,6 +63,7 @@ def test_the_figures_are_what_a_recount_finds(steps: Sequence[tuple[str, int, di
         there = [one for one in registry.snapshots() if one.live]
         assert registry.without_node == sum(one.phase is Phase.PENDING and not one.node for one in there)
         assert registry.owned_live == sum(one.key.event_hash in owned for one in there)
+        assert [registry.live_of(name) for name in "ab"] == [sum(one.tenant == name for one in there) for name in "ab"]
 
 
 @pytest.fixture

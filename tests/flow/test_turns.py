@@ -8,6 +8,8 @@ from ottoscaler.core.overrides import Overrides
 from ottoscaler.flow.owned_tasks import OwnedTask
 from ottoscaler.flow.turns import AGEING_S, Turns
 from tests.core.builders import event
+from tests.flow.ledger_driver import LedgerDriver
+from tests.flow.ledger_driver import task as opened
 from tests.flow.simulated_controller import SimulatedController
 
 contract = pytest.mark.contract
@@ -74,6 +76,18 @@ def test_a_task_that_waited_for_its_key_waits_for_a_turn_from_then_on() -> None:
         controller.clock.advance(3600)
         controller.ledger.admit(follower)
         assert follower.waits_since == received + 3600, holder
+
+
+@contract("3.priority")
+def test_a_large_event_does_not_age_while_it_has_turns() -> None:
+    """It waits for its next turn only since its last one."""
+    driver = LedgerDriver(max_workers=1)
+    driver.ledger.add(opened("big", 100, priority=4))
+    for _ in range(4):
+        driver.end(driver.take())
+        driver.clock.advance(AGEING_S / 2)
+    driver.ledger.add(opened("new", priority=5))
+    assert driver.order(1) == ["new/1"]
 
 
 def test_a_task_that_is_dropped_has_no_turn() -> None:

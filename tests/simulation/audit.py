@@ -15,6 +15,7 @@ from ottoscaler.core.events import EventType, ScaleDownMode
 from ottoscaler.core.lifecycle import Lifecycle
 from ottoscaler.core.manifest import ANNOTATION_EVENT_ID, LABEL_ATTEMPT, LABEL_WORKER, AttemptKey, event_hash, pod_name
 from ottoscaler.core.observations import CreateUnclear
+from ottoscaler.core.shares import EQUAL_SHARES, Shares
 from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import LAST_TRY
 from ottoscaler.core.victim_selection import VictimSelection
@@ -22,6 +23,7 @@ from ottoscaler.flow.owned_tasks import WorkerRun
 from ottoscaler.ports import Clock
 from tests.fakes.kubernetes import FINISHED, FakeKubernetes, Pod
 from tests.fakes.server import FakeRedis, Group, Id, TaskState, WorkerState, order
+from tests.simulation.tenants import check_share
 
 if TYPE_CHECKING:
     from tests.simulation.replica import Replica, Worker
@@ -38,7 +40,9 @@ class Audit:
     redis: FakeRedis
     kubernetes: FakeKubernetes
 
-    def __init__(self, clock: Clock, max_workers: int, ttl_s: int, max_pending: int = 0) -> None:
+    def __init__(
+        self, clock: Clock, max_workers: int, ttl_s: int, max_pending: int = 0, shares: Shares = EQUAL_SHARES
+    ) -> None:
         self.actor: Replica | None = None
         self.replicas: list[Replica] = []
         self.faults: list[str] = []
@@ -49,6 +53,7 @@ class Audit:
         self._clock = clock
         self._max_workers = max_workers
         self._max_pending = max_pending
+        self.shares = shares
         self._ttl_s = ttl_s
         self._before_flush: set[str] = set()
         self._results: dict[tuple[str, str, str], list[float]] = defaultdict(list)
@@ -156,6 +161,7 @@ class Audit:
         ]  # fmt: skip
         if len(live) + len(coming) >= self._max_workers:
             self.complain(f"{actor.name} makes {pod_name(run.key)}, and owns {live}, with {coming} to come")
+        check_share(self, actor, run, live)
         pending = [name for name in live if "nodeName" not in self.kubernetes.pods[name]["spec"]]
         if self._max_pending and len(pending) + len(coming) >= self._max_pending:
             self.complain(f"{actor.name} makes {pod_name(run.key)}, and {pending} wait for a node, with {coming}")

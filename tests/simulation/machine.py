@@ -66,6 +66,7 @@ class Simulation(RuleBasedStateMachine):
         fields = {"type": "scale_up", "pod_count": str(count), "task_id": f"t{len(self.audit.sent) % 2}"}
         if limit > 0:
             fields |= {"concurrency_key": "c", "concurrency_limit": str(limit)}
+        fields["team"] = "ab"[len(self.audit.sent) % 2]
         if within_s is not None:
             fields["not_after"] = datetime.fromtimestamp(self.world.clock.now() + within_s, UTC).isoformat()
         self._send(fields | ({"supersedes": group} if group else {}), named=named)

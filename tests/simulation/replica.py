@@ -122,8 +122,10 @@ class _Ledger(Ledger):
             read_ahead=flow.read_ahead,
             admit_max=flow.admit_max,
             max_pending=flow.max_pending,
+            tenant_field=flow.tenant_field,
         )
         self._replica = replica
+        self.room_waits.set_shares(replica.world.audit.shares)
 
     def may_create_pod(self, run: WorkerRun) -> bool:
         holds = super().may_create_pod(run)
@@ -242,7 +244,7 @@ class Replica:
         self.takeover = TakeOver(
             event_log=stream, leases=stream, attempts=stream, ledger=ledger, control=self.control, inbox=inbox,
             intake=intake, metrics=metrics,
-            lease_s=lease_s, events_keep=settings.keys.events_keep, **loop,
+            lease_s=lease_s, events_keep=settings.keys.events_keep, shares=lambda: self.world.audit.shares, **loop,
         )  # fmt: skip
         self.lease = LeaseKeeper(
             event_log=stream, leases=stream, ledger=ledger, control=self.control, inbox=inbox, takeover=self.takeover,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
+from ottoscaler.core.shares import Share, Shares
 from ottoscaler.errors import OttoscalerError
 from tests.fakes.clock import ManualClock
 from tests.fakes.node import NodeControls
@@ -25,7 +26,10 @@ SETTINGS: Final = {
     "INFRA_RETRIES": 2,
     "WORKER_RETRIES": 1,
     "KEEP_FAILED_MAX": MOST,
+    "TENANT_FIELD": "team",
 }
+#: Live workers that tenant a may have, of one replica's tasks; those of the other replicas may be unseen.
+SHARES: Final = Shares(named={"a": Share(max_workers=1)})
 #: Limits that end many a worker, and none that could help a replica that receives nothing any more.
 STRICT: Final = {"PENDING_TIMEOUT_S": 40, "WORKER_DEADLINE_S": 60}
 PATIENT: Final = {"PENDING_TIMEOUT_S": 1_000_000, "WORKER_DEADLINE_S": 0}
@@ -60,7 +64,7 @@ class World(NodeControls):
 
     def __init__(self, *, max_workers: int, patient: bool, max_pending: int = 0, keep: bool = False) -> None:
         self.clock = ManualClock()
-        self.audit = Audit(self.clock, max_workers, TTL_S, max_pending)
+        self.audit = Audit(self.clock, max_workers, TTL_S, max_pending, SHARES)
         self.redis = AuditedRedis(self.clock, self.audit, task_ttl_s=TTL_S)
         self.kubernetes = self.server = AuditedKubernetes(self.clock, self.audit)
         self.audit.redis, self.audit.kubernetes = self.redis, self.kubernetes
