@@ -26,11 +26,12 @@ from ottoscaler.adapters.redis_backend import RedisBackend
 from ottoscaler.adapters.redis_calls import RedisCalls
 from ottoscaler.adapters.redis_client import address
 from ottoscaler.adapters.web import WebServer
-from ottoscaler.cli import cgroup, process
+from ottoscaler.cli import process
 from ottoscaler.cli.pages import pages
 from ottoscaler.cli.queue_owner import other_cluster_error, other_group_error
 from ottoscaler.cli.rules import rules_of, shares_of
 from ottoscaler.cli.signals import Signals
+from ottoscaler.cli.start_warnings import start_warnings
 from ottoscaler.clock import SystemClock
 from ottoscaler.core.services import version_advice
 from ottoscaler.errors import ConfigError, Stopping, Unavailable
@@ -217,12 +218,8 @@ class Controller:
             self._settings.kube.namespace,
             consumer=self._settings.keys.consumer, instance=self._settings.instance,
         )  # fmt: skip
-        if narrow := cgroup.pids_limit_warning(self._settings.flow.max_workers, cgroup.pids_limit()):
-            _log.warning("pids.advice", narrow)
-        for sentence in self._settings.misspelled_variables:
-            _log.warning("config.unknown", sentence)
-        for name in self._settings.unsupported_variables:
-            _log.warning("config.not_yet", "%s is set and has no effect yet", name)
+        for event, sentence in start_warnings(self._settings, self._shares()):
+            _log.warning(event, "%s", sentence)
         self._wait_until_no_problem("Redis", "redis.refused", self._key_problems)
         group, keys = self._retries.retry_forever("reach Redis", self._stream.reserve_prefix), self._settings.keys
         if group != keys.group:
