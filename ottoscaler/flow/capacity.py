@@ -61,7 +61,7 @@ class Capacity:
         """For how many more pods of this tenant there is room, as far as its own maximum goes; below 0 where there are
         more than there may be.
         """
-        most = self.shares.of(tenant).max_workers
+        most = self.shares.of(tenant).max_workers if self.limits_tenants else 0
         if not most:
             return _NO_LIMIT
         return most - self._registry.live_of(tenant) - len(self._claims_of.get(tenant, ()))

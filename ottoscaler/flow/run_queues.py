@@ -127,6 +127,8 @@ class RunQueues:
         resumed = len(self._resumed)
         if resumed >= most:
             return most
+        if not self._tenants:
+            return resumed
         return resumed + self._tenants.ready(min(most - resumed, self._capacity.left()))
 
     def fresh_tasks(self) -> tuple[int, int]:

@@ -142,7 +142,11 @@ class TenantQueues:
         return iter(self._round)
 
     def __bool__(self) -> bool:
-        return any(self._round)
+        # no generator: this is asked several times in the life of each worker
+        for queue in self._round:  # noqa: SIM110
+            if queue.need_room or queue.fresh:
+                return True
+        return False
 
     def _queue(self, tenant: str) -> TenantQueue:
         queue = self._queues.get(tenant)
