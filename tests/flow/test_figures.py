@@ -92,6 +92,22 @@ def test_the_times_of_a_worker() -> None:
         assert exemplars == [{"trace_id": TRACE}] * 5
 
 
+def test_the_start_of_a_pod_that_was_taken_over_is_not_counted_again() -> None:
+    """The replica that had it before has counted it, and its own clock would count the outage."""
+    servers = FakeServers()
+    with SimulatedController(servers, consumer="dead", threads=["watch"]) as first:
+        event_id = first.accept()
+        pod = first.pod(event_id)
+        first.cluster.run(pod)
+        first.wait_seen(pod, lambda seen: seen.started_at is not None)
+        assert figures(first, "ottoscaler_create_to_running_seconds_count") == {"": 1}
+        first.close(release=False)
+    with SimulatedController(servers, threads=["watch", "lease"]) as controller:
+        controller.wait_and_look(controller.lease_s + 2)
+        assert controller.pod(event_id) == pod
+        assert figures(controller, "ottoscaler_create_to_running_seconds_count") == {"": 0}
+
+
 def test_a_retry_counts_under_the_reason_of_the_attempt_before() -> None:
     """And the result under its own, once."""
     with SimulatedController(threads=["watch"], INFRA_RETRIES=3) as controller:
