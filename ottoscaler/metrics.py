@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 from ottoscaler import __version__
 from ottoscaler.core.events import DeadReason, EventType
-from ottoscaler.core.verdicts import EndReason, RetryBudget
+from ottoscaler.core.verdicts import EndReason, Outcome, RetryBudget
 from ottoscaler.metric_kinds import LabelledCounter, LabelledHistogram, Source, SourceGauges, exposition
 from ottoscaler.stored import QueueLevels
 
@@ -110,6 +110,11 @@ class Metrics:
             outcome=(),
             fault=(),
             reason=(),
+        )
+        self.tasks_finished = self._tally(
+            "ottoscaler_tasks_finished_total",
+            "Scale_up tasks of which this replica recorded the last worker's result, by outcome.",
+            outcome=(Outcome.SUCCEEDED, Outcome.FAILED, Outcome.CANCELLED),
         )
         self.worker_retries = self._tally(
             "ottoscaler_worker_retries_total",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
@@ -91,6 +91,14 @@ def worker_result(
         "output": "" if pod is None else pod.output,
         **common_fields(event, RESULT_FIELDS),
     }
+
+
+def task_outcome(outcomes: Iterable[str]) -> Outcome:
+    """The outcome of a task by those of all its workers, as the scripts in Redis record it."""
+    others = {outcome for outcome in outcomes if outcome != Outcome.SUCCEEDED}
+    if not others:
+        return Outcome.SUCCEEDED
+    return Outcome.CANCELLED if others == {Outcome.CANCELLED} else Outcome.FAILED
 
 
 def scale_down_result(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from ottoscaler.core.results import task_outcome
 from ottoscaler.core.verdicts import Outcome, Verdict
 from ottoscaler.flow.owned_tasks import OwnedTask, WorkerRun
 from ottoscaler.ports import StoredWorker
@@ -83,6 +84,11 @@ class TaskTable:
         result = StoredWorker(life.index, life.attempt, life.infra_used, outcome=reason.outcome, reason=reason)
         with self.lock:
             run.task.results[life.index] = result
+
+    def outcome(self, task: OwnedTask) -> Outcome:
+        """The outcome of a task with the results of all its workers."""
+        with self.lock:
+            return task_outcome(result.outcome for result in task.results.values())
 
     def has_failed(self, run: WorkerRun) -> bool:
         """Is its stored result a failure?"""

@@ -272,9 +272,7 @@ class WorkerRunner:
                 bad = BadEvent(DeadReason.POISON, answer.dead_letter_detail, event.event_id, event.task_id)
                 report(self._metrics, bad, event.stream_id)
             if answer.task_result_message:
-                _log.info(
-                    "task.finished", answer.task_result_message, duration_s=round(now - run.task.received_mono, 3)
-                )
+                self._worker_log.task_finished(run, answer.task_result_message)
         return observations.EffectDone()
 
     # -- effects on the cluster, one request each

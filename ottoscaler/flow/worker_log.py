@@ -153,3 +153,8 @@ class WorkerLog:
             pod=run.pod_name, attempt=life.attempt, duration_s=duration_s, reason=verdict.reason.value,
             detail=verdict.message,
         )  # fmt: skip
+
+    def task_finished(self, run: WorkerRun, message: str) -> None:
+        """This worker's result was the last of its task; the message is that of the task's result."""
+        self._metrics.tasks_finished.inc(self._tasks.outcome(run.task))
+        _log.info("task.finished", message, duration_s=round(self._clock.now() - run.task.received_mono, 3))

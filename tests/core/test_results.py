@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ottoscaler.core.results import RESULT_FIELDS, common_fields, rfc3339, worker_result
+from ottoscaler.core.results import RESULT_FIELDS, common_fields, rfc3339, task_outcome, worker_result
 from ottoscaler.core.verdicts import EndReason, FaultOrigin, Outcome, RetryBudget, Verdict
 from tests.core.builders import NOW, event, failed, pod, running
 
@@ -188,6 +188,22 @@ def test_the_names_of_a_result_are_all_reserved() -> None:
     """Or a passed-on field could overwrite one."""
     result = worker_result(event(traceparent="x"), 1, 1, Verdict(EndReason.ERROR), failed(), NOW)
     assert set(result) <= RESULT_FIELDS
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "expected"),
+    [
+        (["succeeded", "succeeded"], "succeeded"),
+        (["succeeded", "cancelled"], "cancelled"),
+        (["cancelled"], "cancelled"),
+        (["succeeded", "cancelled", "failed"], "failed"),
+        (["expired", "cancelled"], "failed"),
+        (["lost"], "failed"),
+    ],
+)
+def test_a_task_ends_as_its_workers_did(outcomes: list[str], expected: str) -> None:
+    """One failure is the task's; a cancelled worker is none."""
+    assert task_outcome(outcomes) == expected
 
 
 @contract("5.finished_at")

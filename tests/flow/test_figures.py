@@ -80,7 +80,8 @@ def test_the_times_of_a_worker() -> None:
         controller.wait_seen(pod, lambda seen: seen.started_at is not None)
         controller.pass_time(90)
         controller.cluster.succeed(pod)
-        controller.result()
+        controller.result("task")
+        controller.idle()
         found = samples(controller.metrics)
         names = ("event_to_create", "create_to_running", "run", "end_to_result")
         assert [found[f"ottoscaler_{name}_seconds_count",] for name in names] == [1, 1, 1, 1]
@@ -90,6 +91,20 @@ def test_the_times_of_a_worker() -> None:
         text = controller.metrics.render(openmetrics=True).decode()
         exemplars = [s.exemplar.labels for f in text_string_to_metric_families(text) for s in f.samples if s.exemplar]
         assert exemplars == [{"trace_id": TRACE}] * 5
+        assert figures(controller, "ottoscaler_tasks_finished_total")["succeeded"] == 1
+
+
+def test_a_task_is_counted_once_with_its_last_worker() -> None:
+    """Under the outcome that its result has."""
+    with SimulatedController(threads=["watch"]) as controller:
+        event_id = controller.accept(pod_count=2)
+        for index, code in ((1, 0), (2, 3)):
+            pod = controller.pod(event_id, index)
+            controller.cluster.run(pod)
+            controller.cluster.fail(pod, code) if code else controller.cluster.succeed(pod)
+        assert controller.result("task")["outcome"] == "failed"
+        counted = {"failed": 1, "succeeded": 0, "cancelled": 0, "other": 0}
+        eventually(lambda: figures(controller, "ottoscaler_tasks_finished_total") == counted, what="the count")
 
 
 def test_the_start_of_a_pod_that_was_taken_over_is_not_counted_again() -> None:
@@ -200,6 +215,7 @@ def test_no_text_from_outside_makes_a_series(events: int) -> None:
             return len(controller.redis.results("worker")) >= events // 100
 
         eventually(ended, what="all results")
+        controller.idle()  # a result is stored a moment before it is counted
         after = samples(controller.metrics)
         assert after["ottoscaler_dead_letters_total", "Invalid"] == events - events // 100
         assert after["ottoscaler_workers_finished_total", "none", "succeeded", "Completed"] == events // 100
