@@ -152,16 +152,36 @@ class TaskView:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerNote:
+    """For operators: how a worker stands. Times are RFC 3339; what is not known is empty."""
+
+    state: str
+    attempt: int
+    pod: str
+    code: str = ""
+    detail: str = ""
+    since: str = ""
+    next_at: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskNote:
+    """For operators: why a task stands where it stands, with the code of that, since when and which time comes next."""
+
+    why: str
+    code: str = ""
+    since: str = ""
+    next_at: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class StatusUpdate:
-    """For operators: state, attempt and pod of workers of a task of ours, by index; why the task stands where
-    it stands (None: as before), and when it goes on.
-    """
+    """What is new of a task of ours: of its workers, by index, and of itself (None: nothing)."""
 
     event_id: str
     owner: str
-    worker_states: Mapping[int, tuple[str, int, str]] = field(default_factory=dict)
-    reason: str | None = None
-    next_at: str = ""
+    workers: Mapping[int, WorkerNote] = field(default_factory=dict)
+    task: TaskNote | None = None
 
 
 def split_owner_token(owner: str) -> tuple[str, str]:

@@ -164,6 +164,7 @@ _RESULT: Final = {
     "state": "the task hash while it runs, and TASK_TTL_S after",
     "open": "the sorted set of unfinished event ids",
     "deletion": "a finished pod is deleted only after its result is stored; a Succeeded seen in between wins",
+    "why": "why a task stands where it stands, by a code of a fixed list, since when, and what comes next",
     "waiting": "quota, back-pressure of the API and a gated pod are waiting, not failing",
 }
 _REASONS: Final = _words(

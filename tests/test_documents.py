@@ -21,7 +21,8 @@ from ottoscaler.core.events import MAX_EVENT_BYTES, MAX_FIELDS, DeadReason, Even
 from ottoscaler.core.manifest import worker_environment
 from ottoscaler.core.policy import decide
 from ottoscaler.core.refusal import Violation
-from ottoscaler.core.verdicts import EndReason, RetryBudget
+from ottoscaler.core.status_codes import CODES
+from ottoscaler.core.verdicts import EndReason, FaultOrigin, RetryBudget
 from tests.readme import (
     DOCUMENTS,
     ENGLISH,
@@ -47,6 +48,13 @@ NAMES: Final = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
 
 #: What stands in a cell where there is nothing.
 NONE: Final = "\N{EN DASH}"
+#: Where the cause lies: which side has to act, in words.
+ACTORS: Final = {
+    FaultOrigin.NONE: NONE,
+    FaultOrigin.USER: "the sender of the event",
+    FaultOrigin.CONFIG: "the operator of Ottoscaler",
+    FaultOrigin.INFRA: "the operator of the cluster",
+}
 #: Defaults that depend on something stand in the table in words.
 SPOKEN: Final = {
     "REDIS_CONSUMER": "the host name",
@@ -98,6 +106,16 @@ def test_the_reasons_are_those_of_the_code() -> None:
     assert found == {
         reason.value: [reason.outcome.value, reason.fault.value, budgets[reason.retry]] for reason in EndReason
     }
+
+
+@contract("5.why")
+def test_the_codes_are_those_of_the_code() -> None:
+    """In their order, with what to do; those that need attention are in bold."""
+    lines = [
+        [f"**`{code}`**" if facts.attention else f"`{code}`", facts.text, ACTORS[facts.actor], facts.advice or NONE]
+        for code, facts in CODES.items()
+    ]
+    assert [list(row) for row in table("code")] == lines
 
 
 def test_the_short_table_of_reasons_says_the_same() -> None:

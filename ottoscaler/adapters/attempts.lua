@@ -35,7 +35,9 @@ function F.store_attempt(event_id, owner, i, attempt, infra_used, worker)
   -- an attempt that is stored again, and of which no pod was seen, is no progress: its creator may have died of it
   local again = stored == attempt
   local text = attempt .. ':' .. infra_used .. (again and flag == 's' and ':s' or '')
-  write('HSET', task, 'attempt:' .. i, text, 'worker:' .. i, worker, 'state', 'running', 'why', '', 'next_at', '')
+  write('HSET', task, 'attempt:' .. i, text, 'state', 'running')
+  -- while a refused create is tried again, what is shown goes on to say why it was refused
+  if not again or flag ~= 'r' then write('HSET', task, 'worker:' .. i, worker) end
   if not again or flag ~= '' then write('HSET', task, 'tries', 0) end
   return {'ok', false, attempt}
 end
@@ -44,11 +46,13 @@ end
 -- KEYS: task. ARGV: event_id, owner, i, attempt, worker. Returns {'ok'} or {'not_ours'}.
 function F.store_refusal(event_id, owner, i, attempt, worker)
   local task = keys()
-  local held_by, stored_text, outcome = fields(task, 'owner', 'attempt:' .. i, 'outcome:' .. i)
+  local held_by, stored_text, outcome, shown = fields(task, 'owner', 'attempt:' .. i, 'outcome:' .. i, 'worker:' .. i)
   if held_by ~= owner then return {'not_ours'} end
   local stored, infra_used, flag = stored_attempt(stored_text)
   if stored == tonumber(attempt) and flag ~= 's' and not outcome then
-    write('HSET', task, 'attempt:' .. i, stored .. ':' .. infra_used .. ':r', 'worker:' .. i, worker)
+    write('HSET', task, 'attempt:' .. i, stored .. ':' .. infra_used .. ':r')
+    -- one that is refused again shows already that it waits, and why
+    if not string.find(shown or '', '"state": "waiting"', 1, true) then write('HSET', task, 'worker:' .. i, worker) end
   end
   return {'ok'}
 end
@@ -154,23 +158,17 @@ function F.record_result(event_id, owner, i, attempt, ...)
   return {'ok', wins and termination_text, attempt, message, dead}
 end
 
--- Show where workers of a task stand. A worker that has its result keeps it.
--- KEYS: task. ARGV: owner, and for each worker its index and what `worker:<i>` shows. Returns 'ok' or 'not_ours'.
-function F.note_states(owner, ...)
+-- Show how a task and its workers stand. A worker that has its result keeps it.
+-- KEYS: task. ARGV: owner, the length of a flat list of fields of the task, that list, and for each worker its index and
+-- what `worker:<i>` shows. Returns 'ok' or 'not_ours'.
+function F.note_status(owner, length, ...)
   local task, list = keys(), {...}
   if redis.call('HGET', task, 'owner') ~= owner then return 'not_ours' end
-  for n = 1, #list, 2 do
+  length = tonumber(length)
+  for n = 1, length, 2 do write('HSET', task, list[n], list[n + 1]) end
+  for n = length + 1, #list, 2 do
     local i, worker = list[n], list[n + 1]
     if redis.call('HEXISTS', task, 'outcome:' .. i) == 0 then write('HSET', task, 'worker:' .. i, worker) end
   end
-  return 'ok'
-end
-
--- Show why a task stands where it stands, and when it goes on ('' where that is not known).
--- KEYS: task. ARGV: owner, reason, next_at. Returns 'ok' or 'not_ours'.
-function F.note_reason(owner, reason, next_at)
-  local task = keys()
-  if redis.call('HGET', task, 'owner') ~= owner then return 'not_ours' end
-  write('HSET', task, 'why', reason, 'next_at', next_at)
   return 'ok'
 end

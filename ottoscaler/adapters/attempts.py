@@ -8,9 +8,10 @@ from itertools import chain
 from ottoscaler.adapters.redis_calls import RedisAdapter
 from ottoscaler.adapters.redis_values import chunks
 from ottoscaler.adapters.scripts import ScriptCall
-from ottoscaler.adapters.task_codec import encode_termination, encode_worker_state
+from ottoscaler.adapters.task_codec import encode_task_note, encode_termination, encode_worker_note
 from ottoscaler.core.termination import Termination
 from ottoscaler.ports import ScriptReply, StatusUpdate
+from ottoscaler.stored import WorkerNote
 
 
 class RedisAttempts(RedisAdapter):
@@ -20,12 +21,12 @@ class RedisAttempts(RedisAdapter):
         self, event_id: str, owner: str, index: int, *, attempt: int, infra_used: int, pod: str
     ) -> ScriptReply:
         """See ports.Attempts."""
-        keys, state = [self._redis.key.task(event_id)], encode_worker_state("creating", attempt, pod)
+        keys, state = [self._redis.key.task(event_id)], encode_worker_note(WorkerNote("creating", attempt, pod))
         return self._redis.run_for_worker("store_attempt", keys, event_id, owner, index, attempt, infra_used, state)
 
     def store_refusal(self, event_id: str, owner: str, index: int, attempt: int) -> ScriptReply:
         """See ports.Attempts."""
-        keys, state = [self._redis.key.task(event_id)], encode_worker_state("waiting", attempt, "")
+        keys, state = [self._redis.key.task(event_id)], encode_worker_note(WorkerNote("waiting", attempt, ""))
         return self._redis.run_for_worker("store_refusal", keys, event_id, owner, index, attempt, state)
 
     def mark_pod_seen(self, event_id: str, owner: str, index: int, attempt: int) -> ScriptReply:
@@ -55,21 +56,17 @@ class RedisAttempts(RedisAdapter):
 
     def write_status(self, notes: Sequence[StatusUpdate]) -> None:
         """See ports.Attempts."""
-        calls = [call for note in notes for call in self._note_states(note) + self._note_reason(note)]
+        calls = [call for note in notes for call in self._note_calls(note)]
         # In parts, and not on the workers' connections: a thousand notes at once would hold up Redis for all attempts.
         for some in chunks(calls):
             self._redis.run_many(self._redis.taking, some)
 
-    def _note_states(self, note: StatusUpdate) -> list[ScriptCall]:
+    def _note_calls(self, note: StatusUpdate) -> list[ScriptCall]:
+        """The task's note goes with the first workers', so that most updates are one call."""
         keys, calls = [self._redis.key.task(note.event_id)], []
-        for part in chunks(list(note.worker_states.items())):
-            flat = [text for index, state in part for text in (index, encode_worker_state(*state))]
-            calls.append(ScriptCall("note_states", keys, [note.owner, *flat]))
+        of_task: list[str] = [] if note.task is None else encode_task_note(note.task)
+        for part in chunks(list(note.workers.items())) or [[]]:
+            flat = [text for index, worker in part for text in (index, encode_worker_note(worker))]
+            calls.append(ScriptCall("note_status", keys, [note.owner, len(of_task), *of_task, *flat]))
+            of_task = []
         return calls
-
-    def _note_reason(self, note: StatusUpdate) -> list[ScriptCall]:
-        if note.reason is None:
-            return []
-        return [
-            ScriptCall("note_reason", [self._redis.key.task(note.event_id)], [note.owner, note.reason, note.next_at])
-        ]

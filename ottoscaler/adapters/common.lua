@@ -12,7 +12,7 @@ No function writes: it reads first, and then plans its writes (`write`, see atom
         5 buried (zset: marker of a dead letter -> ms), 6... the function's own: `keys()`
   ARGV  1 function, 2 consumer group, 3 RESULT_MAXLEN, 4 TASK_TTL_S, 5... the function's own: its parameters
 
-A task hash has, besides what operators read (state, task_id, pod_count, received_at, owner, why, next_at, worker:<i>):
+A task hash has, besides what operators read (state, task_id, pod_count, received_at, owner, why, code, since, next_at, worker:<i>):
   sid (the entry's id), type, digest, raw (the fields as sent), event (the same, checked), common (fields of every result, a
   flat JSON list), tries, tenure (the epoch), cancels, done, succeeded, failed, cancelled, first_failed, first_cancelled,
   output_bytes (how large the outputs in all worker:<i> are),
@@ -209,7 +209,7 @@ local function close_task(task, event_id)
     if is_key_set(set) then admit_next(set, member) end
   end
   write('ZREM', OPEN, event_id)
-  write('HSET', task, 'state', 'finished', 'why', '', 'next_at', '')
+  write('HSET', task, 'state', 'finished', 'why', '', 'next_at', '', 'code', '', 'since', '')
   write('HDEL', task, 'owner')
   write('EXPIRE', task, TTL)
 end

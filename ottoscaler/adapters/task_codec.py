@@ -19,6 +19,7 @@ from ottoscaler.core.results import RESULT_FIELDS, common_fields
 from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import EndReason
 from ottoscaler.ports import OpenTask, StoredWorker, TaskView, Victim
+from ottoscaler.stored import TaskNote, WorkerNote
 
 _T = TypeVar("_T")
 _log = logs.get(__name__)
@@ -76,9 +77,15 @@ def decode_termination(text: bytes | None) -> Termination | None:
     return Termination(EndReason(fields["reason"]), fields["message"], fields["attempt"], fields["drain"], fields["by"])
 
 
-def encode_worker_state(state: str, attempt: int, pod: str) -> str:
-    """What `worker:<index>` shows while there is no result."""
-    return json.dumps({"state": state, "attempt": attempt, "pod": pod})
+def encode_worker_note(note: WorkerNote) -> str:
+    """What `worker:<index>` shows while there is no result. State and attempt come first: see `_NOTED`."""
+    known = {name: text for name in ("code", "detail", "since", "next_at") if (text := getattr(note, name))}
+    return json.dumps({"state": note.state, "attempt": note.attempt, "pod": note.pod} | known)
+
+
+def encode_task_note(note: TaskNote) -> list[str]:
+    """The fields of a task hash that say why it stands where it stands, as a flat list."""
+    return ["why", note.why, "next_at", note.next_at, "code", note.code, "since", note.since]
 
 
 def worker_field_names(index: int) -> list[str]:

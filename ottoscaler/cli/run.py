@@ -168,7 +168,8 @@ class Controller:
         self._takeover = TakeOver(
             event_log=stream, leases=stream, attempts=stream, ledger=ledger, control=control, inbox=inbox,
             intake=intake, metrics=self._metrics,
-            lease_s=lease_s, events_keep=keys.events_keep, shares=self._shares, **shared,
+            lease_s=lease_s, events_keep=keys.events_keep, shares=self._shares, worker=self._settings.worker,
+            **shared,
         )  # fmt: skip
         self._lease = LeaseKeeper(
             event_log=stream, leases=stream, ledger=ledger, control=control, inbox=inbox, takeover=self._takeover,

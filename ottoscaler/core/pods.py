@@ -36,6 +36,8 @@ from ottoscaler.core.startup import START_REASONS
 from ottoscaler.core.startup import StartTrouble as StartTrouble
 from ottoscaler.core.verdicts import EndReason
 
+#: How the text of a trouble begins that an init container has.
+INIT_CONTAINER: Final = "init container "
 #: Reasons of the condition DisruptionTarget
 #: (https://kubernetes.io/docs/concepts/workloads/pods/disruptions/#pod-disruption-conditions). One that is not here is
 #: an eviction: the condition itself says that the platform ends the pod.
@@ -338,7 +340,7 @@ def _init_troubles(raw: RawPod) -> Iterator[tuple[StartTrouble, str]]:
             if found[0] is not StartTrouble.NONE:
                 yield found
             continue
-        name = f"init container {status.name} (image {spec.image or status.image})"
+        name = f"{INIT_CONTAINER}{status.name} (image {spec.image or status.image})"
         waiting, ended = status.state.waiting, status.state.terminated
         if waiting is not None and (text := startup.describe(waiting.reason, waiting.message)):
             yield startup.waiting_trouble(waiting.reason, waiting.message), f"{name}: {text}"

@@ -9,7 +9,9 @@ from collections.abc import Iterable
 from typing import Final
 
 from ottoscaler.core.shares import EQUAL_SHARES, Shares
+from ottoscaler.core.status_codes import StatusCode
 from ottoscaler.core.tenants import shown_tenant
+from ottoscaler.core.worker_status import Obstacle
 from ottoscaler.flow.registry import PodRegistry
 
 _NO_LIMIT: Final = 1_000_000_000
@@ -66,20 +68,29 @@ class Capacity:
             return _NO_LIMIT
         return most - self._registry.live_of(tenant) - len(self._claims_of.get(tenant, ()))
 
-    def wait_reason(self, tenant: str, *, alone: bool) -> str:
-        """What keeps workers of this tenant from room, in words; empty if they wait for no more than a thread, or where
-        the tenant is `alone`, for the end of another worker.
+    def obstacle(self, tenant: str, *, alone: bool) -> Obstacle | None:
+        """What keeps workers of this tenant from room; None if they wait for no more than a thread. `alone`: no other
+        tenant waits for room.
         """
+        if not self._registry.is_known:
+            return Obstacle(StatusCode.CLUSTER_UNKNOWN)
         if self.pending_is_full:
-            return f"waits until fewer than {self.max_pending} pods wait for a node (MAX_PENDING)"
+            sentence = f"waits until fewer than {self.max_pending} pods wait for a node (MAX_PENDING)"
+            return Obstacle(StatusCode.MAX_PENDING, sentence)
         if self.left_of(tenant) <= 0:
             most = self.shares.of(tenant).max_workers
             rule = tenant if tenant in self.shares.named else "default"
-            return (
+            sentence = (
                 f"waits for its tenant's share: {shown_tenant(tenant)} has {most} workers, as many as it may"
                 f" (policy: tenants.{rule}.max_workers)"
             )
-        return "" if alone or self._left() > 0 else "waits for its tenant's share: other tenants wait for room, too"
+            return Obstacle(StatusCode.TENANT_SHARE, sentence)
+        if self._left() > 0:
+            return None
+        if alone:
+            sentence = f"waits until fewer than {self._max_workers} of our workers run (MAX_WORKERS)"
+            return Obstacle(StatusCode.CAPACITY, sentence)
+        return Obstacle(StatusCode.TENANT_SHARE, "waits for its tenant's share: other tenants wait for room, too")
 
     def claim(self, worker: _Worker, tenant: str, *, used: bool = False) -> None:
         """This worker's pod may be there from now on."""

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from ottoscaler.core.status_codes import StatusCode
 from ottoscaler.errors import Unavailable
 from ottoscaler.flow.ledger import Ledger
 from ottoscaler.flow.owned_tasks import OwnedTask
 from ottoscaler.ports import Attempts, Clock, KeyPlaces, Leases, StatusUpdate
+from ottoscaler.stored import TaskNote
 
 #: How long each key makes the pause between two looks, seconds: a look at thousands of keys must not keep Redis busy.
 PAUSE_PER_KEY_S: Final = 0.0002
@@ -58,7 +60,7 @@ class KeyWaits:
         """Those that have a place. They may still wait for room, and no longer for another task."""
         holding = {event_id for each in places.values() for event_id in each.holding}
         admitted = [task for task in tasks if task.event.event_id in holding and self._ledger.admit(task)]
-        return [StatusUpdate(task.event.event_id, task.owner, reason="") for task in admitted]
+        return [StatusUpdate(task.event.event_id, task.owner, task=TaskNote("")) for task in admitted]
 
     def _changed_wait_reasons(self, tasks: Sequence[OwnedTask], places: Mapping[str, KeyPlaces]) -> list[StatusUpdate]:
         positions = {name: at for each in places.values() for at, name in enumerate(each.waiting, 1)}
@@ -73,7 +75,8 @@ class KeyWaits:
             )
             before = known.get(event.event_id)
             if reason != before and len(notes) < NOTES_AT_ONCE:
-                notes.append(StatusUpdate(event.event_id, task.owner, reason=reason))
+                note = TaskNote(reason, code=StatusCode.CONCURRENCY_KEY, since=task.received_at)
+                notes.append(StatusUpdate(event.event_id, task.owner, task=note))
                 before = reason
             if before is not None:
                 self._reasons[event.event_id] = before

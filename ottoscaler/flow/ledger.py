@@ -24,8 +24,8 @@ from ottoscaler.flow.read_limits import ReadLimits
 from ottoscaler.flow.registry import PodRegistry
 from ottoscaler.flow.room_waits import RoomWaits
 from ottoscaler.flow.run_queues import RunQueues
+from ottoscaler.flow.status_buffer import StatusBuffer
 from ottoscaler.flow.task_table import TaskTable
-from ottoscaler.flow.worker_log import StatusBuffer
 from ottoscaler.ports import Clock, OpenTask, StoredWorker
 
 #: How many idle threads one change wakes at most. Each of them wakes further ones if there is more to do, so the thread
@@ -118,8 +118,7 @@ class Ledger:
             task = self.tasks.get(event_id)
             if task is None:
                 return None
-            for run in task.runs.values():
-                self.status_buffer.add(run)
+            self.status_buffer.mark_all(task)
             return to_open_task(task)
 
     def drop(self, event_id: str, owner: str) -> bool:
@@ -325,9 +324,9 @@ class Ledger:
                 self._room.notify()
             run.on_thread = True
             self._busy += 1
-            if run.task.wait_reason:
-                run.task.wait_reason = ""
-                self.status_buffer.add_reason(run.task, "")
+            if run.task.wait is not None:
+                run.task.wait = None
+                self.status_buffer.mark_task(run.task)
             self._wake_threads()  # a change wakes only a few threads, and each of these the next
         return run
 

@@ -8,7 +8,9 @@ from datetime import datetime
 from ottoscaler.core.events import ScaleEvent
 from ottoscaler.core.lifecycle import Lifecycle, begin_lifecycle, resume_lifecycle
 from ottoscaler.core.manifest import AttemptKey, pod_name
+from ottoscaler.core.status_codes import StatusCode
 from ottoscaler.core.termination import Termination
+from ottoscaler.core.worker_status import Obstacle, TaskStatus, WorkerStatus
 from ottoscaler.ports import OpenTask, StoredWorker
 
 
@@ -21,8 +23,10 @@ class OwnedTask:
     that Redis is wiped. `stream_wait_s`: seconds that the event was in the stream before it was accepted, by Redis's
     clock, which wrote both times; 0 where that cannot be known, as for an entry with an id that its producer made up.
     `had_defect`: our own code has failed on one of its workers. `waits`: for a place of its concurrency key; until it
-    has one, no worker of it starts, and it is in no queue. `wait_reason`: what was last noted of why its workers
-    wait for room; empty: nothing. `tenant`: empty where the event names none.
+    has one, no worker of it starts, and it is in no queue. `wait`: why its workers wait for room, as far as that was
+    looked for. For the thread that writes the status: `noted` is what was last written of it, `noted_since` since when
+    it has that code (RFC 3339), and `warned` the codes of its workers of which the log has a warning.
+    `tenant`: empty where the event names none.
     """
 
     event: ScaleEvent
@@ -40,7 +44,10 @@ class OwnedTask:
     first_pod_seen: bool = False
     had_defect: bool = False
     waits: bool = False
-    wait_reason: str = ""
+    wait: Obstacle | None = None
+    noted: TaskStatus | None = None
+    noted_since: str = ""
+    warned: frozenset[StatusCode] = frozenset()
     tenant: str = ""
     closed: bool = False  # it is finished, or another process has it: what waits for a turn here gets none
     stream_wait_s: float = field(init=False, default=0.0)
@@ -76,7 +83,8 @@ class WorkerRun:
 
     `worker_id` is its event id and index, `owned_worker_id` the same with the owner token, as the scripts in Redis take
     it. `key` is what the labels of the current attempt's pod say, `pod_name` its name. `state` and `start_trouble_text`
-    are what `life` had of these after its last step.
+    are what `life` had of these after its last step. `obstacle` is what kept it from its last step. `noted` is the
+    status that was last written of it, and `noted_since` since when it has that code, in seconds since the epoch.
     """
 
     task: OwnedTask
@@ -86,6 +94,9 @@ class WorkerRun:
     awaits_pod: bool = False  # its thread only waits for its pod; written by that thread
     queue_serial: int = 0
     paused_until: float | None = None
+    obstacle: Obstacle | None = None
+    noted: WorkerStatus | None = None
+    noted_since: float = 0.0
     state: str = field(init=False)
     start_trouble_text: str = field(init=False)
     worker_id: tuple[str, int] = field(init=False)

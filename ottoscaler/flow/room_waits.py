@@ -1,4 +1,4 @@
-"""What keeps workers from room, where it is more than that others run: it is shown for their tasks."""
+"""What keeps workers from room: it is shown for their tasks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 from ottoscaler.core.shares import Shares
 from ottoscaler.flow.capacity import Capacity
 from ottoscaler.flow.run_queues import RunQueues
-from ottoscaler.flow.worker_log import StatusBuffer
+from ottoscaler.flow.status_buffer import StatusBuffer
 
 #: Of how many tasks it is noted at once why they wait.
 REASONS_AT_ONCE: Final = 500
@@ -41,8 +41,6 @@ class RoomWaits:
 
     def explain(self) -> None:
         """Note of tasks that wait for room what keeps them from it, where that has changed."""
-        if not (self._has_tenants or self._capacity.max_pending):
-            return
         with self._lock:
             for task in self._queues.explain_waits(REASONS_AT_ONCE):
-                self._status_buffer.add_reason(task, task.wait_reason)
+                self._status_buffer.mark_waiting(task)

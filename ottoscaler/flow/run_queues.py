@@ -152,13 +152,13 @@ class RunQueues:
         return found
 
     def explain_waits(self, most: int) -> list[OwnedTask]:
-        """Up to `most` tasks with workers that wait for room, of which `wait_reason` has changed by this. O(tasks)."""
+        """Up to `most` tasks with workers that wait for room, of which `wait` has changed by this. O(tasks)."""
         found: list[OwnedTask] = []
         alone = sum(map(bool, self._tenants)) == 1
         for queue in self._tenants:
-            reason = self._capacity.wait_reason(queue.name, alone=alone)
+            wait = self._capacity.obstacle(queue.name, alone=alone)
             for task in queue.tasks():
-                if task.wait_reason != reason and len(found) < most:
-                    task.wait_reason = reason
+                if task.wait != wait and len(found) < most:
+                    task.wait = wait
                     found.append(task)
         return found

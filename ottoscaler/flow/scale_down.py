@@ -16,7 +16,8 @@ from ottoscaler.core.kept_pods import stays
 from ottoscaler.core.manifest import AttemptKey, event_hash, pod_name
 from ottoscaler.core.plan import VictimCandidate, is_older, rank_victims
 from ottoscaler.core.pods import PodSnapshot
-from ottoscaler.core.results import scale_down_result
+from ottoscaler.core.results import rfc3339, scale_down_result
+from ottoscaler.core.status_codes import StatusCode
 from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import EndReason
 from ottoscaler.core.victim_selection import BlockingEvent, Victim, VictimRequest, VictimSelection
@@ -24,6 +25,7 @@ from ottoscaler.flow.ledger import Ledger
 from ottoscaler.flow.pod_terminator import PodTerminator
 from ottoscaler.flow.registry import PodRegistry
 from ottoscaler.ports import Attempts, Clock, OpenTask, ScriptStatus, StatusUpdate, StoredWorker
+from ottoscaler.stored import TaskNote
 
 #: How often a victim that has not ended is ended again, seconds: its pod may have been seen only now.
 TERMINATE_RETRY_S: Final = 5
@@ -166,7 +168,7 @@ class ScaleDownSteps:
             scale_down.ownership_lost = answer is None
             scale_down.blocker = answer if isinstance(answer, BlockingEvent) else None
         if scale_down.blocker != before and event.type is EventType.SCALE_DOWN and not scale_down.ownership_lost:
-            self._store_reason(scale_down, _blocked_by(scale_down.blocker))
+            self._store_reason(scale_down, StatusCode.OLDER_EVENT, _blocked_by(scale_down.blocker))
         return scale_down.blocker is None
 
     def _victim_request(self, scale_down: ScaleDown) -> VictimRequest:
@@ -263,13 +265,15 @@ class ScaleDownSteps:
         reason = "; ".join(
             f"pod {pod.name} has ended and is kept by finalizer {', '.join(pod.finalizers)}" for pod in held
         )
-        self._store_reason(scale_down, reason)
+        self._store_reason(scale_down, StatusCode.FINALIZER, reason)
 
-    def _store_reason(self, scale_down: ScaleDown, reason: str) -> None:
+    def _store_reason(self, scale_down: ScaleDown, code: StatusCode, reason: str) -> None:
+        """Empty: it waits for nothing of the kind."""
         if reason != scale_down.reason:
-            self._attempts.write_status(
-                [StatusUpdate(scale_down.task.event.event_id, scale_down.task.owner, reason=reason[:1000])]
-            )
+            event_id, owner = scale_down.task.event.event_id, scale_down.task.owner
+            since = rfc3339(self._clock.wall_time(self._clock.now()))
+            note = TaskNote(reason[:1000], code=code, since=since) if reason else TaskNote("")
+            self._attempts.write_status([StatusUpdate(event_id, owner, task=note)])
             scale_down.reason = reason
 
     def _may_run(self, victim: Victim) -> bool:

@@ -23,9 +23,11 @@ from ottoscaler.flow.inbox import ScaleDownInbox
 from ottoscaler.flow.intake import Intake
 from ottoscaler.flow.key_waits import KeyWaits
 from ottoscaler.flow.ledger import Ledger
+from ottoscaler.flow.status_writer import StatusWriter
 from ottoscaler.flow.stop import StopSignal
 from ottoscaler.metrics import Metrics
-from ottoscaler.ports import Attempts, Clock, EventLog, Leases, StatusUpdate
+from ottoscaler.ports import Attempts, Clock, EventLog, Leases
+from ottoscaler.settings import WorkerSettings
 
 TICK_S: Final = 0.2
 #: How often what the dead have left is looked for, seconds: it changes hands within LEASE_S + 2 s, and what a stopping
@@ -53,15 +55,14 @@ class TakeOver:
     def __init__(
         self, *, event_log: EventLog, leases: Leases, attempts: Attempts, ledger: Ledger, control: ScaleDownProcessor,
         inbox: ScaleDownInbox, intake: Intake, metrics: Metrics,
-        stop: StopSignal, heartbeat: Heartbeat, clock: Clock, lease_s: float, events_keep: int,
+        stop: StopSignal, heartbeat: Heartbeat, clock: Clock, lease_s: float, events_keep: int, worker: WorkerSettings,
         shares: Callable[[], Shares] = lambda: EQUAL_SHARES,
     ) -> None:  # fmt: skip
         """`events_keep`: entries that the event stream is trimmed to, 0 for never. `shares` returns what each tenant
-        may have by the policy in force.
+        may have by the policy in force, `worker` is what all workers share.
         """
         self._event_log = event_log
         self._leases = leases
-        self._attempts = attempts
         self._ledger = ledger
         self._control = control
         self._inbox = inbox
@@ -73,6 +74,7 @@ class TakeOver:
         self._lease_s = lease_s
         self._events_keep = events_keep
         self._shares = shares
+        self._status = StatusWriter(attempts=attempts, ledger=ledger, clock=clock, worker=worker)
         self._key_waits = KeyWaits(leases=leases, attempts=attempts, ledger=ledger, clock=clock)
         self._limited = logs.RateLimited()
         self._lock = threading.Lock()
@@ -154,7 +156,7 @@ class TakeOver:
             self._explain_at = now + EXPLAIN_EVERY_S
             self._ledger.room_waits.set_shares(self._shares())
             self._ledger.room_waits.explain()
-        self._write_status()
+        self._status.write()
         if now >= self._levels_at:
             self._levels_at = now + LEVELS_EVERY_S
             self._read_levels()
@@ -224,16 +226,9 @@ class TakeOver:
             )
             self._metrics.takeovers.inc()
             self._intake.open_task(task)
+            self._status.write_again(event_id)
             with self._lock:
                 self._opened.add(event_id)
-
-    def _write_status(self) -> None:
-        notes = [
-            StatusUpdate(task.event.event_id, task.owner, states, reason)
-            for task, states, reason in self._ledger.status_buffer.take()
-        ]
-        if notes:
-            self._attempts.write_status(notes)
 
     def _read_levels(self) -> None:
         """How the queue stands. If the server refuses that (a key of another type), all other work goes on."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ottoscaler.core.results import task_outcome
+from ottoscaler.core.status_codes import StatusCode
 from ottoscaler.core.verdicts import Outcome, Verdict
+from ottoscaler.core.worker_status import worker_status
 from ottoscaler.flow.owned_tasks import OwnedTask, WorkerRun
 from ottoscaler.ports import StoredWorker
 
@@ -44,6 +47,23 @@ class TaskTable:
         """The tasks that wait for a place of their concurrency key."""
         with self.lock:
             return list(self._waiting.values())
+
+    def workers_of(self, task: OwnedTask) -> tuple[list[WorkerRun], int]:
+        """Its workers that had their turn and have no result, and how many had none yet."""
+        with self.lock:
+            return list(task.runs.values()), max(0, task.open_workers - len(task.runs))
+
+    def counts_by_code(self) -> dict[StatusCode, int]:
+        """How many workers of our open tasks have which code. O(workers): for a look, not for each change."""
+        counts: Counter[StatusCode] = Counter()
+        with self.lock:
+            for task in self._tasks.values():
+                for run in task.runs.values():
+                    counts[(run.noted or worker_status(run.life, run.obstacle)).code] += 1
+                wait = task.wait.code if task.wait is not None else StatusCode.TURN
+                code = StatusCode.CONCURRENCY_KEY if task.waits else wait
+                counts[code] += max(0, task.open_workers - len(task.runs))
+        return {code: count for code, count in counts.items() if count}
 
     def worked_on(self) -> set[str]:
         """The tasks of which some thread carries on a worker."""

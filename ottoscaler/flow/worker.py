@@ -149,7 +149,7 @@ class WorkerRunner:
                     "No progress with %s, retrying in %g s: %s", run.pod_name, OUTAGE_PAUSE_S,
                     error, pod=run.pod_name, error=str(error),
                 )  # fmt: skip
-            self._ledger.status_buffer.add(run, reason=str(error))
+            self._worker_log.held_up(run, error)
             self._ledger.pause(run, self._clock.now() + OUTAGE_PAUSE_S)
         except Exception as error:  # the top of a pool thread: a defect must end as a result, not in silence
             self._failed(run, error)
@@ -184,6 +184,7 @@ class WorkerRunner:
         run.failures += 1
         _log.exception("worker.failed", "Our own code failed on %s: %s", run.pod_name, error, pod=run.pod_name)
         self._ledger.tasks.mark_defect(run)
+        self._worker_log.held_up(run, error)
         self._ledger.pause(run, self._clock.now() + backoff_s(run.failures))
         if run.failures < MAX_FAILURES:
             return
@@ -289,13 +290,12 @@ class WorkerRunner:
             avoided_nodes=run.life.avoided_nodes,
             tenant=run.task.tenant,
         )
-        self._worker_log.creating(run)
         try:
             answer = self._cluster.create(body)
         except ClusterRejected as error:
             return observations.RejectedPod(str(error))
         except ClusterUnavailable as error:
-            self._ledger.status_buffer.add(run, reason=str(error))
+            self._worker_log.held_up(run, error)
             if not error.unclear:
                 self._keeper.make_room(str(error))
                 return observations.CreateRefused(str(error), error.retry_after_s)
@@ -304,7 +304,7 @@ class WorkerRunner:
             return observations.CreateUnclear(error.retry_after_s)
         if answer is CreateOutcome.ALREADY_THERE:
             return observations.PodAlreadyExists()
-        self._metrics.pods_created.inc()
+        self._worker_log.created(run)
         self._registry.upsert(answer)
         return observations.PodSeen(answer)
 
@@ -323,6 +323,8 @@ class WorkerRunner:
             pod = replace(pod, event_id=event_id, instance=instance, key=run.key, altered_label=altered)
         if isinstance(effect.after, observations.PodAlreadyExists):
             self._worker_log.pod_adopted(run)
+        elif effect.after is not None:
+            self._worker_log.created(run)  # that create had no clear answer
         self._registry.upsert(pod)
         return observations.PodSeen(pod)
 

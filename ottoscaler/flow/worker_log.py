@@ -1,11 +1,10 @@
-"""What is shown of workers, apart from the code that carries them on: the lines of the log, the figures, and the states
-that are written to Redis in batches.
+"""What is shown of workers, apart from the code that carries them on: the lines of the log, the figures, and the marks
+of what has changed, by which their status is written to Redis.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Mapping
+from typing import Final
 
 from msgspec.structs import replace
 
@@ -14,57 +13,20 @@ from ottoscaler.core import effects
 from ottoscaler.core.lifecycle import Lifecycle
 from ottoscaler.core.manifest import pod_name
 from ottoscaler.core.pods import PodSnapshot
+from ottoscaler.core.status_codes import StatusCode
 from ottoscaler.core.verdicts import EndReason, Verdict
-from ottoscaler.flow.owned_tasks import OwnedTask, WorkerRun
+from ottoscaler.core.worker_status import Obstacle, refusal_code
+from ottoscaler.errors import RedisUnavailable, Unavailable
+from ottoscaler.flow.owned_tasks import WorkerRun
+from ottoscaler.flow.status_buffer import StatusBuffer
 from ottoscaler.flow.task_table import TaskTable
 from ottoscaler.metric_kinds import trace_exemplar
 from ottoscaler.metrics import Metrics
 from ottoscaler.ports import Clock
 
-States = Mapping[int, tuple[str, int, str]]
-
 _log = logs.get(__name__)
-
-
-class StatusBuffer:
-    """States to show, by task: the state, attempt and pod of workers by index, and why the task waits. Any thread."""
-
-    def __init__(self) -> None:
-        # A lock of its own, which is never held while another one is taken: worker threads note what they do while the
-        # ledger's lock is busy with handing out work.
-        self._lock = threading.Lock()
-        self._tasks: dict[str, OwnedTask] = {}
-        self._states: dict[str, dict[int, tuple[str, int, str]]] = {}
-        self._reasons: dict[str, str] = {}
-
-    def add(self, run: WorkerRun, reason: str | None = None) -> None:
-        """How a worker stands now; with a `reason`, why its task waits."""
-        if run.task.closed:  # a worker of an earlier epoch must not report on a task that was taken over again
-            return
-        life, event_id = run.life, run.task.event.event_id
-        state = life.state
-        pod = "" if state == "waiting" else run.pod_name
-        with self._lock:
-            self._tasks[event_id] = run.task
-            self._states.setdefault(event_id, {})[life.index] = (state, life.attempt, pod)
-            if reason is not None:
-                self._reasons[event_id] = reason
-
-    def add_reason(self, task: OwnedTask, reason: str) -> None:
-        """Why a task waits; empty: it does no longer."""
-        event_id = task.event.event_id
-        with self._lock:
-            self._tasks[event_id] = task
-            self._states.setdefault(event_id, {})
-            self._reasons[event_id] = reason
-
-    def take(self) -> list[tuple[OwnedTask, States, str | None]]:
-        """All since the last call, but for tasks that are closed."""
-        with self._lock:
-            tasks, states, reasons = self._tasks, self._states, self._reasons
-            self._tasks, self._states, self._reasons = {}, {}, {}
-        found = [(tasks[event_id], seen, reasons.get(event_id)) for event_id, seen in states.items()]
-        return [one for one in found if not one[0].closed]
+#: Obstacles that are over when any step was made.
+_OUR_SIDE: Final = (StatusCode.REDIS, StatusCode.DEFECT)
 
 
 class WorkerLog:
@@ -79,8 +41,9 @@ class WorkerLog:
             reason: metrics.workers_finished.child(reason.outcome, reason.fault, reason) for reason in EndReason
         }
 
-    def creating(self, run: WorkerRun) -> None:
-        """Just before the create request."""
+    def created(self, run: WorkerRun) -> None:
+        """Its pod was created: once for each pod, however often that was tried."""
+        self._metrics.pods_created.inc()
         since_event_s = run.task.stream_wait_s + self._clock.now() - run.task.received_mono
         self._metrics.event_to_create_seconds.observe(since_event_s, trace_exemplar(run.task.event.traceparent))
         _log.info(
@@ -95,13 +58,8 @@ class WorkerLog:
     def step(self, run: WorkerRun, before: Lifecycle) -> None:
         """After each step: another state, the first pod of a task, a new attempt, a pod that is to be ended."""
         life, name = run.life, run.pod_name
-        state, reason = life.state, life.start_trouble_text
-        if reason != run.start_trouble_text:
-            self._status_buffer.add(run, reason=reason)
-        elif state != run.state or life.attempt != before.attempt:
-            self._status_buffer.add(run)
-        run.state, run.start_trouble_text = state, reason
-        if state == "running":
+        self._mark_changes(run, before)
+        if run.state == "running":
             self._observe_start(run, before)
         if isinstance(life.todo, effects.AwaitPod) and self._tasks.mark_first_pod_seen(run.task):
             _log.info("task.monitoring", "Monitoring pod completion")
@@ -134,6 +92,25 @@ class WorkerLog:
             waited_s = max(0.0, pod.started_at - pod.created_at)
             exemplar = trace_exemplar(run.task.event.traceparent)
             self._metrics.create_to_running_seconds.observe(waited_s, exemplar)
+
+    def held_up(self, run: WorkerRun, error: Exception) -> None:
+        """This error keeps it from its next step: a server's, or a defect of our own code."""
+        code = StatusCode.DEFECT
+        if isinstance(error, Unavailable):
+            code = StatusCode.REDIS if isinstance(error, RedisUnavailable) else refusal_code(str(error))
+        run.obstacle = Obstacle(code, str(error) or type(error).__name__)
+        self._status_buffer.mark(run)
+
+    def _mark_changes(self, run: WorkerRun, before: Lifecycle) -> None:
+        life, state, trouble = run.life, run.life.state, run.life.start_trouble_text
+        went_on = run.obstacle is not None and (life.pod is not None or run.obstacle.code in _OUR_SIDE)
+        if went_on:
+            run.obstacle = None
+        if isinstance(before.todo, effects.StoreAttempt) and not life.backoff:
+            run.noted = None  # the script that stores an attempt has written over it
+        if went_on or (state, trouble, life.attempt) != (run.state, run.start_trouble_text, before.attempt):
+            self._status_buffer.mark(run)
+        run.state, run.start_trouble_text = state, trouble
 
     def recorded(self, run: WorkerRun, verdict: Verdict, pod: PodSnapshot | None) -> None:
         """After a result was stored for the first time: this one."""

@@ -13,7 +13,8 @@ from ottoscaler.core.termination import NOT_AFTER, Termination
 from ottoscaler.core.verdicts import EndReason
 from ottoscaler.core.victim_selection import Victim
 from ottoscaler.errors import RedisUnavailable
-from ottoscaler.ports import OpenTask, RedisPorts, ScriptReply, ScriptStatus, StoredWorker
+from ottoscaler.ports import OpenTask, RedisPorts, ScriptReply, ScriptStatus, StatusUpdate, StoredWorker
+from ottoscaler.stored import TaskNote, WorkerNote
 from tests.adapters.streams import (
     RESULT_MAXLEN,
     TASK_TTL_S,
@@ -140,6 +141,24 @@ class TestIntending:
         assert json.loads(admin.task("e-1")["worker:1"]) == {"state": "waiting", "attempt": 1, "pod": ""}
         intend(stream, task)
         assert stored(stream, task) == StoredWorker(1, attempt=1)
+
+    def test_why_a_create_is_refused_is_shown_while_it_is_tried_again(
+        self, stream: RedisPorts, admin: StreamAdmin
+    ) -> None:
+        """Or the reason would be seen only between two tries. A further attempt begins anew."""
+        task = opened(stream, admin, event_id="e-1")
+        refused = WorkerNote("waiting", 1, "", code="quota", detail="used up", next_at="2026-01-01T00:00:00Z")
+        intend(stream, task)
+        stream.store_refusal("e-1", task.owner, 1, 1)
+        stream.write_status([StatusUpdate("e-1", task.owner, {1: refused})])
+        noted = admin.task("e-1")["worker:1"]
+        for _ in range(2):
+            intend(stream, task)
+            assert admin.task("e-1")["worker:1"] == noted
+            stream.store_refusal("e-1", task.owner, 1, 1)
+            assert admin.task("e-1")["worker:1"] == noted
+        intend(stream, task, attempt=2)
+        assert json.loads(admin.task("e-1")["worker:1"])["state"] == "creating"
 
     def test_a_refusal_of_an_older_attempt_says_nothing(self, stream: RedisPorts, admin: StreamAdmin) -> None:
         """It came late."""
@@ -593,7 +612,7 @@ class TestTaskResult:
         record(stream, task)
         assert admin.open_ids() == set()
         shown = admin.task("e-1")
-        assert (shown["state"], shown.get("owner"), shown["why"]) == ("finished", None, "")
+        assert (shown["state"], shown.get("owner"), shown["why"], shown["code"]) == ("finished", None, "", "")
         left = admin.expires_in("e-1")
         assert left is not None
         assert TASK_TTL_S - 60 < left <= TASK_TTL_S
@@ -626,11 +645,25 @@ class TestShowing:
         shown = admin.task("e-1")
         assert ("worker:1" in shown, shown.get("why", "")) == (False, "")
 
-    def test_why_is_shown_until_it_goes_on(self, stream: RedisPorts, admin: StreamAdmin) -> None:
-        """Why the task stands still, and when it goes on."""
+    def test_why_is_shown_until_the_owner_says_something_else(self, stream: RedisPorts, admin: StreamAdmin) -> None:
+        """Why the task stands where it stands, since when, and when it goes on."""
         task = opened(stream, admin, event_id="e-1")
-        note_why(stream, "e-1", task.owner, "QuotaExceeded", "2026-01-01T00:00:00Z")
-        shown = admin.task("e-1")
-        assert (shown["why"], shown["next_at"]) == ("QuotaExceeded", "2026-01-01T00:00:00Z")
+        note = TaskNote("the quota is used up", "quota", since="2026-01-01T00:00:00Z", next_at="2026-01-01T00:00:04Z")
+        stream.write_status([StatusUpdate("e-1", task.owner, task=note)])
         intend(stream, task)
-        assert admin.task("e-1").get("why", "") == ""
+        shown = admin.task("e-1")
+        assert (shown["why"], shown["code"]) == (note.why, "quota")
+        assert (shown["since"], shown["next_at"]) == (note.since, note.next_at)
+        stream.write_status([StatusUpdate("e-1", task.owner, task=TaskNote(""))])
+        assert [admin.task("e-1")[name] for name in ("why", "code", "since", "next_at")] == [""] * 4
+
+    def test_a_task_and_its_workers_are_shown_at_once(self, stream: RedisPorts, admin: StreamAdmin) -> None:
+        """In one call, with all that is known of each."""
+        task = opened(stream, admin, event_id="e-1")
+        shown = WorkerNote("pending", 1, "p-1", code="node", detail="0/3 nodes", since="a", next_at="b")
+        stream.write_status([StatusUpdate("e-1", task.owner, {1: shown}, TaskNote("why", code="node"))])
+        assert json.loads(admin.task("e-1")["worker:1"]) == {
+            "state": "pending", "attempt": 1, "pod": "p-1", "code": "node", "detail": "0/3 nodes", "since": "a",
+            "next_at": "b",
+        }  # fmt: skip
+        assert admin.task("e-1")["code"] == "node"

@@ -12,6 +12,7 @@ from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import EndReason, Verdict
 from ottoscaler.core.victim_selection import Victim, VictimRequest
 from ottoscaler.ports import Entry, OpenTask, RedisPorts, ScriptReply, StatusUpdate
+from ottoscaler.stored import TaskNote, WorkerNote
 
 #: What the implementations under test are configured with.
 RESULT_MAXLEN = 50
@@ -200,9 +201,10 @@ def owned_by(task: OpenTask, owner: str) -> OpenTask:
 
 def note_states(stream: RedisPorts, event_id: str, owner: str, states: Mapping[int, tuple[str, int, str]]) -> None:
     """Show the states of workers."""
-    stream.write_status([StatusUpdate(event_id, owner, states)])
+    notes = {index: WorkerNote(*state) for index, state in states.items()}
+    stream.write_status([StatusUpdate(event_id, owner, notes)])
 
 
 def note_why(stream: RedisPorts, event_id: str, owner: str, why: str, next_at: str) -> None:
     """Show why a task stands where it stands."""
-    stream.write_status([StatusUpdate(event_id, owner, reason=why, next_at=next_at)])
+    stream.write_status([StatusUpdate(event_id, owner, task=TaskNote(why, next_at=next_at))])

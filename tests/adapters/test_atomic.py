@@ -463,14 +463,14 @@ def _record_result__poison(rig: Rig) -> Call:
 
 
 @situation
-def _note_states(rig: Rig) -> Call:
+def _note_status(rig: Rig) -> Call:
     task = _task(rig, pod_count="2")
     states = {1: ("running", 1, "p"), 2: ("pending", 1, "q")}
     return lambda: note_states(rig.weak, "e-1", task.owner, states)
 
 
 @situation
-def _note_reason(rig: Rig) -> Call:
+def _note_status__of_the_task(rig: Rig) -> Call:
     task = _task(rig)
     return lambda: note_why(rig.weak, "e-1", task.owner, "why", "when")
 

@@ -92,7 +92,8 @@ def test_no_lease_of_a_living_owner_runs_out(near: int) -> None:
         watcher.start()
         for _ in range(int(WATCHED_S)):
             for run in runs:
-                controller.ledger.status_buffer.add(run)
+                run.noted = None
+                controller.ledger.status_buffer.mark(run)
             over.wait(1)
         over.set()
         watcher.join(10)

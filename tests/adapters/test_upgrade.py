@@ -10,25 +10,26 @@ import redis
 
 from ottoscaler.adapters.redis_backend import RedisBackend
 from ottoscaler.adapters.redis_calls import RedisCalls
-from ottoscaler.adapters.task_codec import decode_workers, encode_worker_state
+from ottoscaler.adapters.task_codec import decode_workers, encode_worker_note
 from ottoscaler.core.victim_selection import BlockingEvent
 from ottoscaler.local.redis import EmbeddedRedis
 from ottoscaler.ports import OpenTask
 from ottoscaler.settings import KeySettings, RedisSettings
+from ottoscaler.stored import WorkerNote
 from tests.adapters.streams import accept
 
 
 @pytest.mark.parametrize(
     ("attempt", "note", "seen"),
     [
-        ("1:0", encode_worker_state("running", 1, "p"), True),
-        ("2:1", encode_worker_state("pending", 2, "p"), True),
-        ("2:1", encode_worker_state("running", 1, "p"), False),
-        ("1:0", encode_worker_state("creating", 1, "p"), False),
-        ("1:0", encode_worker_state("waiting", 1, ""), False),
+        ("1:0", encode_worker_note(WorkerNote("running", 1, "p")), True),
+        ("2:1", encode_worker_note(WorkerNote("pending", 2, "p")), True),
+        ("2:1", encode_worker_note(WorkerNote("running", 1, "p")), False),
+        ("1:0", encode_worker_note(WorkerNote("creating", 1, "p")), False),
+        ("1:0", encode_worker_note(WorkerNote("waiting", 1, "")), False),
         ("1:0", "what somebody else has written", False),
         ("1:0", None, False),
-        ("1:0:s", encode_worker_state("creating", 1, "p"), True),
+        ("1:0:s", encode_worker_note(WorkerNote("creating", 1, "p")), True),
     ],
 )
 def test_an_attempt_with_a_noted_pod_was_seen(attempt: str, note: str | None, seen: bool) -> None:

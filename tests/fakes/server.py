@@ -19,6 +19,7 @@ from ottoscaler.core.results import rfc3339
 from ottoscaler.core.termination import Termination
 from ottoscaler.errors import RedisUnavailable
 from ottoscaler.ports import Clock, StoredWorker, Victim
+from ottoscaler.stored import TaskNote, WorkerNote
 from tests.fakes.clock import SystemClock
 from tests.fakes.places import Places
 
@@ -79,8 +80,7 @@ class TaskState:
     epoch: int = 1
     tries: int = 1
     cancels: int = 0
-    why: str = ""
-    next_at: str = ""
+    note: TaskNote = field(default_factory=lambda: TaskNote(""))
     workers: dict[int, WorkerState] = field(default_factory=dict)
     tally: Counter[str] = field(default_factory=Counter)
     output_bytes: int = 0
@@ -368,12 +368,14 @@ def _bytes(text: str | bytes) -> bytes:
 def _rendered(task: TaskState) -> dict[str, str]:
     count = task.event.pod_count if task.event else 0
     shown = {"state": task.state, "task_id": task.task_id, "pod_count": str(count), "received_at": task.received_at}
-    shown |= {"why": task.why, "next_at": task.next_at}
+    shown |= {"why": task.note.why, "next_at": task.note.next_at, "code": task.note.code, "since": task.note.since}
     if task.owner is not None:
         shown["owner"] = task.owner
     return shown | {f"worker:{index}": worker.shown for index, worker in task.workers.items() if worker.shown}
 
 
-def worker_json(state: str, attempt: int, pod: str) -> str:
+def worker_json(note: WorkerNote) -> str:
     """What `worker:<index>` shows while there is no result (contract, section 5)."""
-    return json.dumps({"state": state, "attempt": attempt, "pod": pod})
+    shown = {"state": note.state, "attempt": note.attempt, "pod": note.pod}
+    more = {"code": note.code, "detail": note.detail, "since": note.since, "next_at": note.next_at}
+    return json.dumps(shown | {name: text for name, text in more.items() if text})

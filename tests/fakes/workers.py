@@ -15,6 +15,7 @@ from ottoscaler.core.results import RESULT_FIELDS, common_fields, rfc3339, worke
 from ottoscaler.core.termination import NOT_AFTER, Termination
 from ottoscaler.core.verdicts import LAST_TRY, MAX_TRIES, TOO_LATE, EndReason, Outcome, Verdict
 from ottoscaler.ports import ScriptReply, ScriptStatus, StatusUpdate
+from ottoscaler.stored import TaskNote, WorkerNote
 from tests.fakes.server import GROUP, FakeRedis, TaskState, WorkerState, worker_json
 
 
@@ -49,9 +50,11 @@ class WorkerScripts:
             if not again or worker.refused or worker.seen:
                 task.tries = 0
             worker.seen = again and worker.seen
+            refused = worker.refused
             worker.attempt, worker.infra_used, worker.refused = attempt, infra_used, False
-            worker.shown = worker_json("creating", attempt, pod)
-            task.state, task.why, task.next_at = "running", "", ""
+            if not (again and refused):
+                worker.shown = worker_json(WorkerNote("creating", attempt, pod))
+            task.state = "running"
             return ScriptReply(ScriptStatus.OK, None, attempt)
 
     def store_refusal(self, event_id: str, owner: str, index: int, attempt: int) -> ScriptReply:
@@ -61,7 +64,8 @@ class WorkerScripts:
                 return ScriptReply(ScriptStatus.NOT_OURS)
             if worker.attempt == attempt and not worker.outcome and not worker.seen:
                 worker.refused = True
-                worker.shown = worker_json("waiting", attempt, "")
+                if '"state": "waiting"' not in worker.shown:
+                    worker.shown = worker_json(WorkerNote("waiting", attempt, ""))
             return ScriptReply(ScriptStatus.OK)
 
     def mark_pod_seen(self, event_id: str, owner: str, index: int, attempt: int) -> ScriptReply:
@@ -173,12 +177,12 @@ class WorkerScripts:
     def _note(self, note: StatusUpdate) -> None:
         if (task := self._owned(note.event_id, note.owner)) is None:
             return
-        for index, state in note.worker_states.items():
+        for index, shown in note.workers.items():
             worker = task.worker(index)
             if not worker.outcome:
-                worker.shown = worker_json(*state)
-        if note.reason is not None:
-            task.why, task.next_at = note.reason, note.next_at
+                worker.shown = worker_json(shown)
+        if note.task is not None:
+            task.note = note.task
 
     def _look(self, event_id: str, index: int) -> tuple[TaskState, WorkerState]:
         task = self.server.known(event_id)
@@ -197,7 +201,7 @@ class WorkerScripts:
 
     def _close_task(self, task: TaskState, event_id: str) -> None:
         self.server.leases.pop(event_id, None)
-        task.state, task.owner, task.why, task.next_at = "finished", None, "", ""
+        task.state, task.owner, task.note = "finished", None, TaskNote("")
         task.expires_at = self.server.clock.now() + self.server.task_ttl_s
         if task.event is not None:
             self.server.places.leave(task.event)

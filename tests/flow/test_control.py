@@ -66,7 +66,7 @@ def test_a_finalizer_that_keeps_a_finished_victim_is_named() -> None:
         assert controller.result()["reason"] == "ScaledDown"
 
         def why() -> str:
-            return controller.redis.tasks[event_id].why if event_id in controller.redis.tasks else ""
+            return controller.redis.tasks[event_id].note.why if event_id in controller.redis.tasks else ""
 
         eventually(lambda: why() == f"pod {pod} has ended and is kept by finalizer example.org/keep", what="the reason")
         assert controller.redis.results("scale_down") == []

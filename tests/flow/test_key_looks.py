@@ -59,8 +59,10 @@ class Looks:
         self.driver.clock.advance(after_s)
         del self.written[:]
         self.waits.look()
-        assert all((note.owner, note.worker_states, note.next_at) == ("c1/b1/1", {}, "") for note in self.written)
-        return {note.event_id: note.reason for note in self.written}
+        assert all((note.owner, note.workers) == ("c1/b1/1", {}) for note in self.written)
+        notes = {note.event_id: note.task for note in self.written if note.task is not None}
+        assert all(note.code == ("concurrency_key" if note.why else "") for note in notes.values())
+        return {event_id: note.why for event_id, note in notes.items()}
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace as replace_task
 
 import pytest
 from msgspec.structs import replace
@@ -10,8 +11,10 @@ from msgspec.structs import replace
 from ottoscaler.core.effects import CreatePod, GetPod, StoreAttempt
 from ottoscaler.core.manifest import event_hash
 from ottoscaler.core.observations import OwnershipLost, TerminationStored
+from ottoscaler.core.status_codes import StatusCode
 from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import EndReason
+from ottoscaler.flow.status_buffer import WRITE_EVERY_S
 from ottoscaler.ports import PodList, StoredWorker
 from tests.fakes.clock import START
 from tests.flow.ledger_driver import LedgerDriver, task
@@ -183,19 +186,40 @@ class TestShowing:
         added = driver.ledger.add(task("a", 2))
         run = driver.take()
         run.life = replace(run.life, todo=CreatePod(1))
-        driver.ledger.status_buffer.add(run)
-        driver.ledger.status_buffer.add(run, reason="quota")
-        assert driver.ledger.status_buffer.take() == [
-            (added, {1: ("creating", 1, f"otto-agent-{added.event_hash}-1")}, "quota")
-        ]
-        assert driver.ledger.status_buffer.take() == []
+        buffer, now = driver.ledger.status_buffer, driver.clock.now()
+        buffer.mark(run)
+        buffer.mark(run)
+        assert buffer.take(now) == [(added, [run])]
+        assert buffer.take(now + WRITE_EVERY_S) == []
+
+    def test_a_task_is_written_once_a_second_at_most(self, driver: LedgerDriver) -> None:
+        """What changes in between is written then, and nothing of it is lost."""
+        added = driver.ledger.add(task("a", 2))
+        run, buffer, now = driver.take(), driver.ledger.status_buffer, driver.clock.now()
+        buffer.mark(run)
+        assert buffer.take(now) == [(added, [run])]
+        buffer.mark(run)
+        assert buffer.take(now + WRITE_EVERY_S - 0.01) == []
+        assert buffer.take(now + WRITE_EVERY_S) == [(added, [run])]
 
     def test_nothing_is_returned_of_tasks_that_are_gone(self, driver: LedgerDriver) -> None:
         """The other replica describes them."""
         driver.ledger.add(task("a"))
-        driver.ledger.status_buffer.add(driver.take())
+        driver.ledger.status_buffer.mark(driver.take())
         driver.ledger.drop("a", "c1/b1/1")
-        assert driver.ledger.status_buffer.take() == []
+        assert driver.ledger.status_buffer.take(driver.clock.now()) == []
+
+    def test_workers_are_counted_by_their_code(self) -> None:
+        """Those that had their turn, those that had none, and those of a task that waits for its key."""
+        driver = LedgerDriver(max_workers=1)
+        driver.ledger.add(task("a", 3))
+        driver.ledger.add(replace_task(task("b", 2), holds=False))
+        run = driver.take()
+        run.life = replace(run.life, todo=CreatePod(1))
+        driver.ledger.room_waits.explain()
+        assert driver.ledger.tasks.counts_by_code() == {
+            StatusCode.CREATING: 1, StatusCode.CAPACITY: 2, StatusCode.CONCURRENCY_KEY: 2,
+        }  # fmt: skip
 
     def test_counts_are_threads_at_work_and_workers_that_wait(self) -> None:
         """For the figures."""

@@ -114,12 +114,15 @@ class TestGate:
             pod = controller.pod(event_id)
             controller.cluster.gate(pod, "example.com/quota")
             controller.wait_seen(pod, lambda seen: seen.trouble)
-            notes = {task.event.event_id: why for task, _, why in controller.ledger.status_buffer.take()}
-            assert notes[event_id] == "scheduling gate example.com/quota"
+            controller.takeover._status.write()
+            shown = controller.redis.task(event_id)
+            assert (shown["code"], shown["next_at"]) == ("gated", "")
+            assert shown["why"] == "the pod is held back: scheduling gate example.com/quota"
             controller.pass_time(10**6)
             controller.cluster.gate(pod)
             controller.wait_seen(pod, lambda seen: not seen.trouble)
-            assert controller.ledger.status_buffer.take()[0][2] == ""
+            controller.takeover._status.write()
+            assert controller.redis.task(event_id)["code"] == "starting"
             controller.pass_time(59)
             assert (controller.redis.results(), controller.calls("delete")) == ([], 0)
             controller.pass_time(1)

@@ -175,7 +175,9 @@ class TestCreating:
             event_id = controller.accept()
             eventually(lambda: controller.calls("create") == 2)
             controller.idle()
-            assert [why for _, _, why in controller.ledger.status_buffer.take()] == [words]
+            controller.takeover._status.write()
+            shown = controller.redis.task(event_id)
+            assert (shown["code"], shown["why"]) == ("webhook", f"an admission webhook cannot decide: {words}")
             controller.pass_time(4)
             finish(controller, controller.pod(event_id))
             assert (controller.result()["attempt"], controller.calls("create")) == ("1", 3)

@@ -244,7 +244,8 @@ class Replica:
         self.takeover = TakeOver(
             event_log=stream, leases=stream, attempts=stream, ledger=ledger, control=self.control, inbox=inbox,
             intake=intake, metrics=metrics,
-            lease_s=lease_s, events_keep=settings.keys.events_keep, shares=lambda: self.world.audit.shares, **loop,
+            lease_s=lease_s, events_keep=settings.keys.events_keep, shares=lambda: self.world.audit.shares,
+            worker=settings.worker, **loop,
         )  # fmt: skip
         self.lease = LeaseKeeper(
             event_log=stream, leases=stream, ledger=ledger, control=self.control, inbox=inbox, takeover=self.takeover,

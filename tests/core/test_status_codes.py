@@ -1,0 +1,227 @@
+"""The one table of codes, and which of them a worker has: by its life, and by what keeps it from its next step."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from msgspec.structs import replace
+
+from ottoscaler.core.effects import AwaitPod, CreatePod, GetPod, PauseUntil, RecordResult, StoreAttempt
+from ottoscaler.core.lifecycle import Lifecycle, begin_lifecycle
+from ottoscaler.core.pods import PodSnapshot, StartTrouble
+from ottoscaler.core.status_codes import CODES, WORKER_CODES, StatusCode
+from ottoscaler.core.termination import RetryCause, Termination
+from ottoscaler.core.verdicts import EndReason, FaultOrigin, Verdict
+from ottoscaler.core.worker_status import (
+    MAX_DETAIL,
+    Obstacle,
+    WorkerStatus,
+    refusal_code,
+    task_status,
+    worker_status,
+)
+from tests.core.builders import NOW, Json, raw_pod, running, seen, terminated, with_others
+
+pytestmark = pytest.mark.contract("5.why")
+
+STATES = ("waiting", "creating", "pending", "running", "ending")
+QUOTA = (
+    'the Kubernetes API answered 403 to create: pods "otto-agent-1-1" is forbidden: exceeded quota: count, requested: '
+    "pods=1, used: pods=4, limited: pods=4"
+)
+WEBHOOK = 'the Kubernetes API answered 500 to create: Internal error occurred: failed calling webhook "w.example": EOF'
+
+
+def pending(state: Json | None = None, **fields: object) -> PodSnapshot:
+    """A pod that has not started."""
+    return replace(seen(raw_pod(state=state)), **fields)
+
+
+def waiting(reason: str, message: str) -> PodSnapshot:
+    """A pod with a container that waits for this."""
+    return pending({"waiting": {"reason": reason, "message": message}})
+
+
+def awaiting(pod: PodSnapshot, until: float | None = None, **changes: object) -> Lifecycle:
+    """The life of a worker that waits for its pod's next stage."""
+    return replace(begin_lifecycle(1), todo=AwaitPod(until), pod=pod, **changes)
+
+
+# -- the table
+
+
+def test_each_code_has_one_line() -> None:
+    """And each line has all that a reader needs."""
+    assert list(CODES) == list(StatusCode)
+    for code, facts in CODES.items():
+        assert re.fullmatch(r"[a-z]+(?:_[a-z]+)*", code)
+        assert facts.text
+        assert facts.then
+        assert "{at}" not in facts.then
+        assert "{at}" in facts.then_at or not facts.then_at
+        assert facts.state in (*STATES, "finished", "")
+
+
+def test_what_needs_attention_has_advice_and_an_actor() -> None:
+    """Or an operator would be woken for nothing."""
+    assert [code for code, facts in CODES.items() if facts.attention and not facts.advice] == []
+    assert [code for code, facts in CODES.items() if facts.attention and facts.actor is FaultOrigin.NONE] == []
+
+
+def test_what_needs_attention_comes_first() -> None:
+    """The order of the table is that of `status` and `explain`."""
+    ranks = [code.rank for code in StatusCode]
+    assert ranks == sorted(ranks)
+    assert max(code.rank for code in StatusCode if code.facts.attention) < StatusCode.RATE_LIMITED.rank
+    assert set(WORKER_CODES) == {code for code in StatusCode if code.facts.state in STATES}
+
+
+def test_the_time_of_the_next_step_is_shown_where_it_is_known() -> None:
+    """In the words of the table."""
+    facts = StatusCode.QUOTA.facts
+    assert facts.next_step("09:12") == "the create is tried again at 09:12"
+    assert facts.next_step("") == "the create is tried again within 5 s of room"
+    assert StatusCode.GATED.facts.next_step("09:12") == "it starts when the gate is removed; no time-out runs"
+
+
+# -- which code
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        (QUOTA, StatusCode.QUOTA),
+        ("the Kubernetes API answered 403 to create: insufficient quota to match these scopes", StatusCode.QUOTA),
+        ("the Kubernetes API answered 403 to create: status unknown for quota: a", StatusCode.QUOTA),
+        ("the Kubernetes API answered 403 to create: namespace ci is being terminated", StatusCode.NAMESPACE),
+        ("the Kubernetes API answered 404 to create: no: does NAMESPACE exist?", StatusCode.NAMESPACE),
+        ('the Kubernetes API answered 403 to create: User "x" cannot create resource "pods"', StatusCode.RIGHTS),
+        (WEBHOOK, StatusCode.WEBHOOK),
+        ("the Kubernetes API answered 403 to create: not yet ready to handle request", StatusCode.WEBHOOK),
+        ("the Kubernetes API answered 429 to create: too many requests", StatusCode.RATE_LIMITED),
+        ("429 to create with a body that is not of the Kubernetes API (slow down)", StatusCode.RATE_LIMITED),
+        ("the Kubernetes API answered 409 to create: the object has been modified", StatusCode.RATE_LIMITED),
+        ("the Kubernetes API answered 500 to create: etcdserver: request timed out", StatusCode.API_SERVER),
+        ("the Kubernetes API at https://x:6443 is unreachable: [Errno 111]", StatusCode.API_SERVER),
+    ],
+)
+def test_a_refused_create_has_the_code_of_its_cause(message: str, code: StatusCode) -> None:
+    """By the API server's words; the worker has that code until its pod is seen."""
+    assert refusal_code(message) is code
+    for todo in (PauseUntil(NOW + 4), StoreAttempt(1, 0), CreatePod(1), GetPod(1)):
+        status = worker_status(replace(begin_lifecycle(1), todo=todo), Obstacle(code, message))
+        assert (status.code, status.detail) == (code, message)
+        assert status.next_mono == (NOW + 4 if isinstance(todo, PauseUntil) else None)
+
+
+@pytest.mark.parametrize(
+    ("pod", "code", "detail"),
+    [
+        (waiting("ImagePullBackOff", 'Back-off pulling image "a:1"'), StatusCode.IMAGE_BACKOFF, "ImagePullBackOff"),
+        (waiting("ErrImagePull", "not found"), StatusCode.IMAGE_BACKOFF, "ErrImagePull: not found"),
+        (waiting("InvalidImageName", "no"), StatusCode.IMAGE_BACKOFF, "InvalidImageName"),
+        (waiting("CreateContainerConfigError", 'secret "x" not found'), StatusCode.CONFIG_ERROR, 'secret "x"'),
+        (waiting("RunContainerError", "no cgroup"), StatusCode.START_ERROR, "no cgroup"),
+        (waiting("ContainerCreating", ""), StatusCode.STARTING, ""),
+        (pending(trouble=StartTrouble.GATED, trouble_text="scheduling gate a"), StatusCode.GATED, "scheduling gate a"),
+        (pending(trouble=StartTrouble.UNSCHEDULABLE, trouble_text="0/3 nodes"), StatusCode.NODE, "0/3 nodes"),
+        (pending(trouble=StartTrouble.SERVICE, trouble_text="service db: no"), StatusCode.SERVICE, "service db: no"),
+        (pending(trouble=StartTrouble.SERVICE_STARTING, trouble_text="service db"), StatusCode.STARTING, "service db"),
+    ],
+)
+def test_a_pod_that_has_not_started_has_the_code_of_its_trouble(
+    pod: PodSnapshot, code: StatusCode, detail: str
+) -> None:
+    """With the cluster's own words, and the time at which the controller gives it up."""
+    status = worker_status(awaiting(pod, NOW + 30), image="a:1", infra_retries=3)
+    assert (status.code, status.next_mono) == (code, NOW + 30)
+    assert detail in status.detail
+    assert status.detail.startswith("attempt 1 of 4, image a:1: ") is (code is StatusCode.IMAGE_BACKOFF)
+
+
+def test_an_init_container_is_named() -> None:
+    """It is not the worker's own image."""
+    failing = {"name": "setup", "state": {"waiting": {"reason": "ErrImagePull", "message": "not found"}}}
+    spec = {"initContainers": [{"name": "setup", "image": "img:1"}]}
+    pod = seen(with_others(raw_pod(state={"waiting": {"reason": "PodInitializing"}}), init=[failing], **spec))
+    status = worker_status(awaiting(pod))
+    assert status.code is StatusCode.INIT_CONTAINER
+    assert status.detail == "init container setup (image img:1): ErrImagePull: not found"
+
+
+def test_a_running_worker_has_its_start_and_its_deadline() -> None:
+    """By the clock of its node."""
+    pod = replace(running(), node="n-1", deadline_s=60)
+    status = worker_status(awaiting(pod))
+    assert pod.started_at is not None
+    assert status == WorkerStatus(StatusCode.RUNNING, "on node n-1", pod.started_at, pod.started_at + 60)
+
+
+def test_a_retry_says_what_it_follows() -> None:
+    """Which one of how many, and when."""
+    cause = RetryCause(Verdict(EndReason.EVICTED, "low on memory"), 2, 3)
+    life = replace(begin_lifecycle(1, 3, 2), todo=PauseUntil(NOW + 2), retry_cause=cause)
+    status = worker_status(life)
+    assert status == WorkerStatus(StatusCode.RETRY, "retry 2 of 3 after Evicted (low on memory)", next_mono=NOW + 2)
+
+
+def test_an_ending_worker_says_why_and_until_when() -> None:
+    """What the controller ends, what was deleted from outside, and what only another container keeps alive."""
+    asked = replace(running(), deletion_requested_at=NOW, deletion_grace_s=30)
+    cancelled = awaiting(asked, termination=Termination(EndReason.SCALED_DOWN, "enough"))
+    status = worker_status(cancelled)
+    assert status == WorkerStatus(StatusCode.ENDING, "ScaledDown (enough)", NOW, NOW + 30)
+    assert worker_status(awaiting(asked)).code is StatusCode.ENDING
+    assert worker_status(replace(cancelled, todo=RecordResult(1, Verdict(EndReason.ERROR), asked))).code == "ending"
+    ended = replace(seen(raw_pod("Running", state=terminated(0))), agent_outlived=True)
+    assert worker_status(awaiting(ended, NOW + 9)) == WorkerStatus(
+        StatusCode.OUTLIVED, since=ended.finished_at, next_mono=NOW + 9
+    )
+
+
+def test_a_silent_node_is_named() -> None:
+    """Nobody can say how its worker is."""
+    pod = replace(running(), node="n-1", deletion_requested_at=NOW, disruption=EndReason.NODE_LOST)
+    assert worker_status(awaiting(pod)) == WorkerStatus(StatusCode.NODE_SILENT, "node n-1")
+
+
+def test_a_worker_without_trouble_moves() -> None:
+    """It waits for its turn, then its pod is created."""
+    assert worker_status(begin_lifecycle(1)).code is StatusCode.TURN
+    assert worker_status(replace(begin_lifecycle(1), todo=CreatePod(1))).code is StatusCode.CREATING
+
+
+def test_a_long_detail_is_cut() -> None:
+    """A scheduler may name each of a thousand nodes."""
+    pod = pending(trouble=StartTrouble.UNSCHEDULABLE, trouble_text="x" * 10_000)
+    assert len(worker_status(awaiting(pod)).detail) == MAX_DETAIL
+
+
+# -- a task
+
+
+@pytest.mark.parametrize(
+    ("workers", "fresh", "wait", "code", "why"),
+    [
+        ([StatusCode.RUNNING] * 3, 0, None, StatusCode.RUNNING, "the worker runs"),
+        ([StatusCode.RUNNING, StatusCode.QUOTA], 1, None, StatusCode.QUOTA, "the quota is used up (1 of 3 workers)"),
+        ([StatusCode.RUNNING], 2, None, StatusCode.TURN, "waits for its turn (2 of 3 workers)"),
+        ([], 3, StatusCode.CAPACITY, StatusCode.CAPACITY, "as many workers run as may (MAX_WORKERS)"),
+    ],
+)
+def test_a_task_has_the_code_of_its_worst_worker(
+    workers: list[StatusCode], fresh: int, wait: StatusCode | None, code: StatusCode, why: str
+) -> None:
+    """And says how many of its workers have that."""
+    found = task_status([WorkerStatus(one) for one in workers], fresh, Obstacle(wait) if wait else None, 3)
+    assert found is not None
+    assert (found.worst.code, found.why) == (code, why)
+
+
+def test_a_task_of_one_worker_says_what_that_one_says() -> None:
+    """And one of which nothing is left says nothing."""
+    found = task_status([WorkerStatus(StatusCode.RUNNING, "on node n")], 0, None, 1)
+    assert found is not None
+    assert found.why == "the worker runs: on node n"
+    assert task_status([], 0, None, 1) is None
