@@ -61,13 +61,13 @@ _STARTING: Final = {
     "send": "XADD one event, print its id; --wait follows it to the end",
     "status": "tasks, workers by state, backlog, dead letters; reads Redis only",
     "doctor": "checks Redis, Kubernetes, the log handler, the policy and the clocks; 1 only if something is broken",
+    "logs": "the workers' output, from the cluster",
     "dead": "list, show, redrive and purge dead letters",
     "agent": "worker side: runs a command, streams its output",
     "handler": "a reference log handler",
 }
 _STARTING_LATER: Final = {
     "explain": "why an event stands where it stands",
-    "logs": "the workers' output, from the cluster",
 }
 _VARIABLES: Final = _words(
     """

@@ -72,7 +72,7 @@ PLACES = {
     "yaml": ("adapters/",),
 }
 IMPURE = {"time", "random", "logging", "threading", "os", "socket", "subprocess", "concurrent"}
-THREADS = ("flow/stop.py", "flow/dispatch.py", "cli/signals.py", "local/")
+THREADS = ("flow/stop.py", "flow/dispatch.py", "cli/signals.py", "cli/log_follow.py", "local/")
 #: Where everything is caught, and how often: thread tops, and a log line that must not raise. At most four.
 BROAD = {"flow/stop.py": 1, "flow/worker.py": 1, "flow/dead_letters.py": 1, "logs.py": 1}
 

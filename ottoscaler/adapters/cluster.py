@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, TypeVar
 
@@ -112,9 +112,11 @@ class KubeCluster:
         urgent: Callable[[], bool] = lambda: False,
         on_request: OnRequest = ignore_request,
         on_wait: Callable[[str, float], None] = lambda cause, seconds: None,
+        events: Collection[str] = (),
     ) -> None:
         """`on_reply` gets how each request ended: empty for an answer, otherwise the error. `urgent` returns whether
         the requests of the calling thread wait for no other's. `on_request` and `on_wait`: see KubeHttp.
+        `events`: list and watch only the pods of these events, given by their hashes (`manifest.event_hash`).
         """
         self._on_reply = on_reply
         self._http = KubeHttp(settings, on_reply, urgent, on_request, on_wait)
@@ -122,7 +124,7 @@ class KubeCluster:
         self._pods = f"/api/v1/namespaces/{settings.namespace}/pods"
         self._events = f"/api/v1/namespaces/{settings.namespace}/events"
         self._instance = instance
-        self._selector = selector(instance)
+        self._selector = selector(instance, events)
 
     @property
     def address(self) -> str:

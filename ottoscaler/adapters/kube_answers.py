@@ -44,10 +44,13 @@ _REFUSALS: Final = {
     413: "RequestEntityTooLarge", 415: "UnsupportedMediaType", 422: "Invalid",
 }  # fmt: skip
 
+#: Why a log is not served: no such container or none that has started, no right, no such pod.
+_LOG_REFUSALS: Final = {400: "BadRequest", 403: "Forbidden", 404: "NotFound"}
+
 
 class Verb(StrEnum):
-    """What a request asks for. The value is the verb of the API's access rules; a review creates nothing, and a look is
-    at what only `doctor` reads.
+    """What a request asks for. The value is the verb of the API's access rules, but for LOG and LIST_EVENTS; a review
+    creates nothing, and a look is at what only `doctor` reads.
     """
 
     CREATE = "create"
@@ -55,6 +58,7 @@ class Verb(StrEnum):
     LIST = "list"
     LIST_EVENTS = "list_events"
     WATCH = "watch"
+    LOG = "log"
     DELETE = "delete"
     REVIEW = "review"
     LOOK = "look"
@@ -96,9 +100,8 @@ def error_for_response(
 
     Arguments: HTTP status, body, verb, name of the pod asked about (empty for none), the Retry-After header, if any.
     Returns WatchExpired (list and watch), ClusterRejected with reason `AlreadyExists` (create), `NotFound` (get,
-    delete), `Conflict` (delete), `Forbidden` (list events), any refusal of a look, or what a create is refused for;
-    otherwise
-    ClusterUnavailable.
+    delete, log), `Conflict` (delete), `Forbidden` (list events, log), `BadRequest` (log), any refusal of a look, or
+    what a create is refused for; otherwise ClusterUnavailable.
     """
     answer = _decode_status(status, body)
     if answer is None:
@@ -143,6 +146,8 @@ def _is_final(status: int, answer: _Status, verb: Verb, name: str) -> bool:
         return status in (403, 404, 405)
     if verb is Verb.LIST_EVENTS:  # final, unlike those on pods: the program works without this right
         return status == 403 and answer.reason == "Forbidden"
+    if verb is Verb.LOG:
+        return _LOG_REFUSALS.get(status) == answer.reason
     if answer.denied:  # by a webhook: it knows nothing of what there is
         return False
     if status == 404 and answer.reason == "NotFound":

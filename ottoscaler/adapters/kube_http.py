@@ -130,8 +130,14 @@ class KubeHttp:
         self._body(response)
         return str(response.headers.get("Date", ""))
 
-    def open_stream(self, path: str, *, query: Mapping[str, object], read_timeout_s: float) -> Any:
-        """A response with a body that is read as it comes; hand it to `close_stream` in the end. Raises as `call`."""
+    def open_stream(
+        self, path: str, *, query: Mapping[str, object], read_timeout_s: float, verb: Verb = Verb.WATCH,
+        name: str = "", content_type: str = "application/json",
+    ) -> Any:  # fmt: skip
+        """A response with a body that is read as it comes; hand it to `close_stream` in the end. Raises as `call`.
+
+        `content_type`: what a body of the Kubernetes API has here; an answer with another one is not of it.
+        """
         token = self._access.authorization_header()
         # Outside the throttle: a watch lasts for minutes, and would take the place of a worker's call all the time.
         status, began = 0, time.monotonic()
@@ -139,12 +145,12 @@ class KubeHttp:
             response = self._send("GET", path, query, None, read_timeout_s, token)
             status = response.status
         finally:
-            self._on_request(Verb.WATCH, status, time.monotonic() - began)
+            self._on_request(verb, status, time.monotonic() - began)
         if response.status >= 300:
-            self._raise_for_status(response, self._body(response), Verb.WATCH, "", token)
-        if not response.headers.get("Content-Type", "").startswith("application/json"):
+            self._raise_for_status(response, self._body(response), verb, name, token)
+        if response.status != 204 and not response.headers.get("Content-Type", "").startswith(content_type):
             response.close()
-            other = ClusterUnavailable(f"{self.address} answered to a watch with what is not of the Kubernetes API")
+            other = ClusterUnavailable(f"{self.address} answered to {verb} with what is not of the Kubernetes API")
             self._on_reply(str(other))
             raise other
         self._on_reply("")

@@ -240,6 +240,8 @@ class WorkerState:
     reason: str = ""
     exit_code: str = ""
     message: str = ""
+    finished_at: str = ""
+    output: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -313,6 +315,8 @@ def _worker_state(index: int, stored: Mapping[str, Any]) -> WorkerState:
         reason=str(stored.get("reason", "")),
         exit_code=str(stored.get("exit_code", "")),
         message=str(stored.get("message", "")),
+        finished_at=str(stored.get("finished_at", "")),
+        output=str(stored.get("output", "")),
     )
 
 

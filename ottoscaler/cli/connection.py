@@ -21,13 +21,13 @@ def load(environ: Mapping[str, str]) -> Settings:
     return Settings.load({**environ, "KUBECONFIG": ""}, socket.gethostname(), None)
 
 
-def load_checked(*more: str) -> Settings:
+def load_checked(*more: str, namespace: str | None = None) -> Settings:
     """The configuration of a command that only needs Redis, and these variables besides: a fault of any other variable,
     which the controller may have on this machine, is no reason to refuse. Raises ConfigError.
 
     A variable that is nearly one of ours is named on standard error.
     """
-    settings = Settings.load(os.environ, socket.gethostname(), None, used=REDIS_ONLY | set(more))
+    settings = Settings.load(os.environ, socket.gethostname(), namespace, used=REDIS_ONLY | set(more))
     for sentence in settings.misspelled_variables:
         print(f"warning: {sentence}", file=sys.stderr)
     return settings

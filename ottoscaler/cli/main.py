@@ -47,6 +47,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "plan": Command("ottoscaler.cli.plan", "the pods that an event would make: FIELD=VALUE... [--server]"),
     "status": Command("ottoscaler.cli.status", "tasks, workers by state, backlog, dead letters [--watch] [--json]"),
     "doctor": Command("ottoscaler.cli.doctor", "checks Redis, Kubernetes, log handler, policy and clocks [--json]"),
+    "logs": Command("ottoscaler.cli.logs", "the output of a task's workers: TASK_ID [--follow] [--worker N]"),
     "dead": Command("ottoscaler.cli.dead", "dead letters: list, show ID, redrive ID [FIELD=VALUE...], purge ID"),
     "agent": Command("ottoscaler.cli.agent", "inside a worker: -- COMMAND..., its output goes to the log handler, too"),
     "handler": Command("ottoscaler.cli.handler", "a log handler for development and tests"),

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -96,9 +96,10 @@ def pod_name(key: AttemptKey) -> str:
     return f"otto-agent-{key.event_hash}-{key.index}{suffix}"
 
 
-def selector(instance: str) -> str:
-    """The label selector of all pods of one Ottoscaler."""
-    return f"{MANAGED_BY}={MANAGER},{LABEL_INSTANCE}={instance}"
+def selector(instance: str, events: Collection[str] = ()) -> str:
+    """The label selector of all pods of one Ottoscaler, or of those of some events, given by their hashes."""
+    ours = f"{MANAGED_BY}={MANAGER},{LABEL_INSTANCE}={instance}"
+    return f"{ours},{LABEL_EVENT} in ({','.join(events)})" if events else ours
 
 
 def labels_of(key: AttemptKey, instance: str) -> dict[str, str]:

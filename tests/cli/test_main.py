@@ -31,8 +31,8 @@ def test_an_unknown_command_gets_the_list_of_commands(capsys: pytest.CaptureFixt
     """One sentence, with the command that was probably meant; exit code 2."""
     assert main(["stauts"]) == 2
     sentence = (
-        "There is no command 'stauts'; there are run, local, demo, send, plan, status, doctor, dead, agent, handler. "
-        "Did you mean status?\n"
+        "There is no command 'stauts'; there are run, local, demo, send, plan, status, doctor, logs, dead, agent, "
+        "handler. Did you mean status?\n"
     )
     assert capsys.readouterr().err == sentence
 
@@ -84,6 +84,7 @@ def test_a_command_that_the_image_does_not_have_says_so(program: Path, name: str
         "plan",
         "status",
         "doctor",
+        "logs",
         "dead",
         "agent",
         "handler",
@@ -102,7 +103,7 @@ def test_without_the_extra_a_command_says_what_to_install(
     assert "-m pip install --require-hashes -r ottoscaler/local/requirements.txt" in err
 
 
-@pytest.mark.parametrize("name", ["send", "status", "local", "dead"])
+@pytest.mark.parametrize("name", ["send", "status", "local", "logs", "dead"])
 def test_each_command_has_a_help_of_its_own(capsys: pytest.CaptureFixture[str], name: str) -> None:
     """And it is no error to ask for it."""
     assert main([name, "--help"]) == 0

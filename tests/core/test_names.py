@@ -77,6 +77,7 @@ def test_names_agree_only_for_the_same_attempt(one: AttemptKey, other: AttemptKe
 def test_the_selector_takes_one_instances_pods() -> None:
     """Manager and instance, as the labels of the pods have them."""
     assert selector("otto") == "managed-by=ottoscaler,ottoscaler.io/instance=otto"
+    assert selector("otto", ["a", "b"]) == f"{selector('otto')},ottoscaler.io/event in (a,b)"
 
 
 def test_a_key_identifies_its_worker_whatever_the_attempt() -> None:
