@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 from ottoscaler import __version__
 from ottoscaler.core.events import DeadReason, EventType
+from ottoscaler.core.status_codes import WORKER_CODES
 from ottoscaler.core.verdicts import EndReason, Outcome, RetryBudget
 from ottoscaler.metric_kinds import LabelledCounter, LabelledHistogram, Source, SourceGauges, exposition
 from ottoscaler.stored import QueueLevels
@@ -88,6 +89,12 @@ class Metrics:
     def _add_workers(self) -> None:
         self.workers = self._sources(
             "ottoscaler_workers", "Unfinished workers of this replica, by state.", label="state", values=WORKER_STATES
+        )
+        self.worker_codes = self._sources(
+            "ottoscaler_worker_codes",
+            "Unfinished workers of this replica, by the code that says where they are.",
+            label="code",
+            values=WORKER_CODES,
         )
         self.live_pods = self._gauge("ottoscaler_live_pods", "Pods of this replica's tasks that have not ended.")
         self.kept_pods = self._gauge(

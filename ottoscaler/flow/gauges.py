@@ -38,8 +38,8 @@ class Gauges:
             leases_held=lambda: len(ledger.tasks.owners()) + len(self._control.owners()),
         )
         metrics.register_sources(
-            tasks=self.tasks, workers=self.workers, pool_threads=self.pool_threads, servers_up=self.servers_up,
-            loop_idle=self.loop_idle,
+            tasks=self.tasks, workers=self.workers, worker_codes=self.worker_codes, pool_threads=self.pool_threads,
+            servers_up=self.servers_up, loop_idle=self.loop_idle,
         )  # fmt: skip
 
     def tasks(self) -> dict[str, float]:
@@ -53,6 +53,10 @@ class Gauges:
             counts["waiting"] += fresh
             counts.update(run.state for run in runs)
         return dict(counts)
+
+    def worker_codes(self) -> dict[str, float]:
+        """The same by code."""
+        return {code: float(count) for code, count in self._ledger.tasks.counts_by_code().items()}
 
     def pool_threads(self) -> dict[str, float]:
         """Threads that carry a worker on, by what they do."""

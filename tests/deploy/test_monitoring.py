@@ -19,6 +19,7 @@ import redis
 import yaml
 
 from ottoscaler.cli.system import LocalSystem
+from ottoscaler.core.status_codes import CODES, WORKER_CODES
 from tests.conftest import require
 from tests.deploy.manifests import only, overlay
 from tests.fakes.wait import eventually
@@ -81,6 +82,13 @@ def test_each_alert_has_a_case_that_fires_and_one_that_does_not() -> None:
         assert rule["labels"]["severity"] in ("critical", "warning")
         assert rule["annotations"].keys() == {"summary", "description"}
         assert all(text.rstrip().endswith(".") for text in rule["annotations"].values())
+
+
+def test_the_alert_on_workers_that_are_held_up_names_all_codes_that_need_attention() -> None:
+    """Of those that a worker can have."""
+    (rule,) = (rule for rule in alerts() if rule["alert"] == "OttoscalerWorkersHeldUp")
+    named = re.findall(r'code=~"([^"]+)"', rule["expr"])
+    assert named == ["|".join(code for code in WORKER_CODES if CODES[code].attention)]
 
 
 @pytest.mark.parametrize("path", [METRICS, korean(METRICS)], ids=lambda path: path.stem)

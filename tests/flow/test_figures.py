@@ -70,6 +70,20 @@ def test_a_task_that_waits_for_its_key_is_counted_as_such() -> None:
         assert figures(controller, "ottoscaler_workers")["waiting"] == 3
 
 
+def test_workers_are_counted_by_code_too() -> None:
+    """As many as by state; one that needs attention under the code that says why."""
+    with SimulatedController(threads=["watch"], MAX_WORKERS=2) as controller:
+        register(controller)
+        event_id = controller.accept(pod_count=5)
+        first, second = controller.pod(event_id, 1), controller.pod(event_id, 2)
+        controller.cluster.run(first)
+        controller.wait_seen(first, lambda pod: pod.started_at is not None)
+        controller.cluster.trouble(second, "ErrImagePull", "no such image")
+        controller.wait_seen(second, lambda pod: pod.trouble_text)
+        found = figures(controller, "ottoscaler_worker_codes")
+        assert (found["running"], found["image_backoff"], sum(found.values())) == (1, 1, 5)
+
+
 def test_the_times_of_a_worker() -> None:
     """Each once, with the trace of the event as exemplar; in seconds."""
     with SimulatedController(threads=["watch"]) as controller:
