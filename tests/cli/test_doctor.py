@@ -23,7 +23,7 @@ from ottoscaler.cli import doctor_checks
 from ottoscaler.cli.main import main
 from ottoscaler.core.findings import Severity
 from ottoscaler.local.handle import LocalCluster
-from ottoscaler.settings import Settings
+from ottoscaler.settings import UNSUPPORTED_VARIABLES, Settings
 from tests.cli.conftest import Controller, child
 from tests.conftest import require
 
@@ -188,7 +188,7 @@ def _slip(environment: dict[str, str], _folder: Path) -> None:
 
 
 def _early(environment: dict[str, str], _folder: Path) -> None:
-    environment["TENANT_FIELD"] = "team"
+    environment[UNSUPPORTED_VARIABLES[-1]] = "x"
 
 
 def _bad_value(environment: dict[str, str], _folder: Path) -> None:
@@ -220,7 +220,7 @@ def users(client: redis.Redis) -> Iterator[None]:
         (_no_api, [("kube.reach", "broken")], "check KUBECONFIG and the network"),
         (_no_kubeconfig, [("kube.access", "broken")], "set KUBECONFIG to a kubeconfig file that kubectl accepts"),
         (_slip, [("config.unknown", "warning")], "MAX_WORKERS"),
-        (_early, [("config.not_yet", "warning")], "TENANT_FIELD is set and has no effect yet"),
+        (_early, [("config.not_yet", "warning")], f"{UNSUPPORTED_VARIABLES[-1]} is set and has no effect yet"),
         (_bad_value, [("config.invalid", "broken")], "MAX_WORKERS='many'"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
