@@ -60,15 +60,14 @@ _STARTING: Final = {
     "demo": "local with a fixed set of events and a table; 0 only if each ended as it should",
     "send": "XADD one event, print its id; --wait follows it to the end",
     "status": "tasks, workers by state, backlog, dead letters; reads Redis only",
+    "explain": "why an event is where it is, by a code of a fixed list, what happens next and when; reads Redis only",
     "doctor": "checks Redis, Kubernetes, the log handler, the policy and the clocks; 1 only if something is broken",
     "logs": "the workers' output, from the cluster",
     "dead": "list, show, redrive and purge dead letters",
     "agent": "worker side: runs a command, streams its output",
     "handler": "a reference log handler",
 }
-_STARTING_LATER: Final = {
-    "explain": "why an event stands where it stands",
-}
+_STARTING_LATER: Final = {}
 _VARIABLES: Final = _words(
     """
     REDIS_HOST REDIS_PORT REDIS_DB REDIS_USERNAME REDIS_PASSWORD REDIS_PASSWORD_FILE REDIS_SENTINELS

@@ -38,7 +38,7 @@ def schema(name: str) -> dict[str, Any]:
     return found
 
 
-_VALIDATORS: Final = {name: _Checking(schema(name)) for name in ("event", "result", "dead_letter", "policy")}
+_VALIDATORS: Final = {name: _Checking(schema(name)) for name in ("event", "result", "dead_letter", "policy", "explain")}
 
 
 def faults(name: str, entry: Mapping[str, Any]) -> list[str]:

@@ -62,6 +62,7 @@ COMMANDS: Final = {
     ".venv/bin/python ottoscaler.py plan pod_count=2 deadline_s=600": HERE,
     "ENV_FILE=ottoscaler.env .venv/bin/python ottoscaler.py doctor": HERE,
     ".venv/bin/python ottoscaler.py logs task-123 --follow": "tests/cli/test_logs.py",
+    "ENV_FILE=ottoscaler.env .venv/bin/python ottoscaler.py explain task-123": HERE,
     ".venv/bin/python ottoscaler.py dead list": HERE,
     ".venv/bin/python ottoscaler.py dead show 1714557600000-0": HERE,
     ".venv/bin/python ottoscaler.py dead redrive 1714557600000-0 pod_count=3": HERE,

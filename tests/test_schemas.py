@@ -29,7 +29,7 @@ from tests.core.test_policy_reader import WRONG, changed
 from tests.fakes.wait import eventually
 from tests.schemas import FOLDER, faults, schema
 
-NAMES: Final = ("event", "result", "dead_letter", "policy")
+NAMES: Final = ("event", "result", "dead_letter", "policy", "explain")
 LONG_S: Final = 45
 STREAM_ID: Final = "1714557600000-0"
 LARGEST: Final = 1000

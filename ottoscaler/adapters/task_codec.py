@@ -16,6 +16,7 @@ from ottoscaler import logs
 from ottoscaler.adapters.redis_values import text_of
 from ottoscaler.core.events import BadEvent, DeadReason, ScaleEvent, decode
 from ottoscaler.core.results import RESULT_FIELDS, common_fields
+from ottoscaler.core.status_codes import CODES, StatusCode, code_of
 from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import EndReason
 from ottoscaler.ports import OpenTask, StoredWorker, TaskView, Victim
@@ -242,6 +243,17 @@ class WorkerState:
     message: str = ""
     finished_at: str = ""
     output: str = ""
+    code: StatusCode = StatusCode.TURN
+    detail: str = ""
+    since: str = ""
+    next_at: str = ""
+
+    @property
+    def why(self) -> str:
+        """Why it is where it is, or how it ended, in one sentence."""
+        if self.outcome:
+            return f"{self.reason}: {self.message}" if self.message else self.reason
+        return self.code.facts.why(self.detail)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,6 +270,8 @@ class TaskState:
     received_at: str
     owner: str
     wait_reason: str
+    code: StatusCode
+    since: str
     next_at: str
     succeeded: int
     failed: int
@@ -294,6 +308,8 @@ def decode_state(event_id: str, raw: Mapping[bytes, bytes]) -> TaskState:
         received_at=fields.get("received_at", ""),
         owner=fields.get("owner", ""),
         wait_reason=fields.get("why", ""),
+        code=_task_code(fields, workers),
+        since=fields.get("since", ""),
         next_at=fields.get("next_at", ""),
         succeeded=_int_or_zero(fields.get("succeeded")),
         failed=_int_or_zero(fields.get("failed")),
@@ -317,7 +333,24 @@ def _worker_state(index: int, stored: Mapping[str, Any]) -> WorkerState:
         message=str(stored.get("message", "")),
         finished_at=str(stored.get("finished_at", "")),
         output=str(stored.get("output", "")),
+        code=code_of(str(stored.get("code", "")), str(stored.get("state", "")), outcome),
+        detail=str(stored.get("detail", "")),
+        since=str(stored.get("since", "")),
+        next_at=str(stored.get("next_at", "")),
     )
+
+
+def _task_code(fields: Mapping[str, str], workers: Sequence[WorkerState]) -> StatusCode:
+    """The code that its owner has written; where there is none (yet), what follows from the other fields."""
+    if fields.get("state") == "finished":
+        left = {worker.outcome for worker in workers if worker.outcome != "succeeded"}
+        return StatusCode.EXPIRED if left == {"expired"} else StatusCode.FINISHED
+    if (code := fields.get("code", "")) in CODES:
+        return StatusCode(code)
+    if fields.get("type") == "scale_down":
+        return StatusCode.VICTIMS if fields.get("victims") else StatusCode.TURN
+    codes = [worker.code for worker in workers if not worker.outcome]
+    return min(codes, key=lambda one: one.rank, default=StatusCode.TURN)
 
 
 def _int_or_zero(value: Any) -> int:

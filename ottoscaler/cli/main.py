@@ -46,6 +46,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "send": Command("ottoscaler.cli.send", "send one event: FIELD=VALUE... [--wait]"),
     "plan": Command("ottoscaler.cli.plan", "the pods that an event would make: FIELD=VALUE... [--server]"),
     "status": Command("ottoscaler.cli.status", "tasks, workers by state, backlog, dead letters [--watch] [--json]"),
+    "explain": Command("ottoscaler.cli.explain", "why an event is where it is, and what comes next: ID [--json]"),
     "doctor": Command("ottoscaler.cli.doctor", "checks Redis, Kubernetes, log handler, policy and clocks [--json]"),
     "logs": Command("ottoscaler.cli.logs", "the output of a task's workers: TASK_ID [--follow] [--worker N]"),
     "dead": Command("ottoscaler.cli.dead", "dead letters: list, show ID, redrive ID [FIELD=VALUE...], purge ID"),

@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from ottoscaler.core.verdicts import FaultOrigin
+from ottoscaler.core.verdicts import FaultOrigin, Outcome
 
 
 class StatusCode(StrEnum):
@@ -274,6 +274,24 @@ CODES: Final[dict[StatusCode, CodeFacts]] = {
     ),
     StatusCode.FINISHED: CodeFacts(state="finished", text="it is over", then="nothing"),
 }  # fmt: skip
+
+#: The code of a worker of which no code is noted: its owner is of an earlier release, or has just begun with it.
+_BY_STATE: Final = {
+    "creating": StatusCode.CREATING,
+    "pending": StatusCode.STARTING,
+    "running": StatusCode.RUNNING,
+    "ending": StatusCode.ENDING,
+}
+
+
+def code_of(code: str, state: str, outcome: str) -> StatusCode:
+    """The code of a worker of which the task hash shows this code, state and outcome; each may be empty."""
+    if outcome:
+        return StatusCode.EXPIRED if outcome == Outcome.EXPIRED else StatusCode.FINISHED
+    if code in CODES:
+        return StatusCode(code)
+    return _BY_STATE.get(state, StatusCode.TURN)
+
 
 _RANKS: Final = {code: rank for rank, code in enumerate(StatusCode)}
 #: The codes that a worker of an open task can have, with the state that goes with each: for figures by state and code.

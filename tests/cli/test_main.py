@@ -31,8 +31,8 @@ def test_an_unknown_command_gets_the_list_of_commands(capsys: pytest.CaptureFixt
     """One sentence, with the command that was probably meant; exit code 2."""
     assert main(["stauts"]) == 2
     sentence = (
-        "There is no command 'stauts'; there are run, local, demo, send, plan, status, doctor, logs, dead, agent, "
-        "handler. Did you mean status?\n"
+        "There is no command 'stauts'; there are run, local, demo, send, plan, status, explain, doctor, logs, dead, "
+        "agent, handler. Did you mean status?\n"
     )
     assert capsys.readouterr().err == sentence
 
@@ -83,6 +83,7 @@ def test_a_command_that_the_image_does_not_have_says_so(program: Path, name: str
         "send",
         "plan",
         "status",
+        "explain",
         "doctor",
         "logs",
         "dead",
