@@ -56,12 +56,12 @@ class RedisAttempts(RedisAdapter):
 
     def write_status(self, notes: Sequence[StatusUpdate]) -> None:
         """See ports.Attempts."""
-        calls = [call for note in notes for call in self._note_calls(note)]
+        calls = [call for note in notes for call in self._note_status(note)]
         # In parts, and not on the workers' connections: a thousand notes at once would hold up Redis for all attempts.
         for some in chunks(calls):
             self._redis.run_many(self._redis.taking, some)
 
-    def _note_calls(self, note: StatusUpdate) -> list[ScriptCall]:
+    def _note_status(self, note: StatusUpdate) -> list[ScriptCall]:
         """The task's note goes with the first workers', so that most updates are one call."""
         keys, calls = [self._redis.key.task(note.event_id)], []
         of_task: list[str] = [] if note.task is None else encode_task_note(note.task)
