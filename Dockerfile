@@ -9,18 +9,23 @@ ARG BASE=python:3.13-slim
 FROM ${BASE} AS requirements
 # without pip of its own: the one of the base image fills it
 RUN python -m venv --without-pip /opt/venv
+# true: also what the log forwarder needs, 22 MB; an image without it refuses LOG_HANDLER_ADDRESS
+ARG LOGS=false
 COPY requirements.txt ./
+COPY ottoscaler/forwarder/requirements.txt logs.txt
 # Wheels only, every one with its hash, so there is no compiler. Then the asynchronous half of the Kubernetes client is
 # removed, which nothing here imports and which is as large as all the rest.
 # The root file system is read-only later, so bytecode is made now: of what is imported, and of nothing else. The base
 # image has none for the standard library, and each start would compile it.
 RUN python -m pip --python /opt/venv/bin/python install --quiet --disable-pip-version-check --no-cache-dir --no-compile \
         --only-binary :all: --require-hashes --requirement requirements.txt \
- && rm -r /opt/venv/lib/python3*/site-packages/kubernetes/aio requirements.txt \
+        $([ "$LOGS" = true ] && echo --requirement logs.txt) \
+ && rm -r /opt/venv/lib/python3*/site-packages/kubernetes/aio requirements.txt logs.txt \
  && find / -xdev -path '*/python3*' \( -name __pycache__ -o -name tests \) -prune -exec rm -r {} + \
  && /opt/venv/bin/python -c 'import argparse, difflib, fcntl, fractions, gc, http.server, resource, shlex, tempfile; \
 import msgspec, prometheus_client, pythonjsonlogger.json, redis.sentinel, rich.live, rich.progress, tenacity; \
-from kubernetes import client, config; client.ApiClient(client.Configuration())'
+from kubernetes import client, config; client.ApiClient(client.Configuration())' \
+ && if [ "$LOGS" = true ]; then /opt/venv/bin/python -c 'import aiohttp, asyncio, grpc.aio, google.protobuf.message'; fi
 
 FROM requirements AS program
 WORKDIR /app

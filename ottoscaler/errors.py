@@ -65,6 +65,16 @@ class LogHandlerUnavailable(Unavailable):
         self.denied = denied
 
 
+class PodLogUnavailable(Unavailable):
+    """The log of a pod cannot be had now: try again later. `status` is that of the HTTP answer, 0 where none came: 404:
+    the pod is gone; 400: its container has not started.
+    """
+
+    def __init__(self, message: str, *, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class ClusterRejected(OttoscalerError):
     """The Kubernetes API understood the request and said no: asking again changes nothing."""
 

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from ottoscaler.core.autoscaler import PodEvent
 from ottoscaler.core.events import BadEvent, ScaleEvent
+from ottoscaler.core.log_progress import LogProgress
 from ottoscaler.core.pods import PodSnapshot
 from ottoscaler.core.termination import Termination
 from ottoscaler.core.victim_selection import BlockingEvent, VictimRequest, VictimSelection
@@ -356,3 +357,21 @@ class Cluster(Protocol):
 
     def close(self) -> None:
         """End the watch and every call in flight."""
+
+
+# -- log forwarder
+
+
+class LogForwarder(Protocol):
+    """Streams the logs of pods to the log handler, in a process of its own. Any thread; no call waits, and none fails:
+    a forwarder that dies is started again and asked again.
+    """
+
+    def follow(self, progress: LogProgress, *, pod: str, task_id: str, node: str, labels: Mapping[str, str]) -> None:
+        """Follow the log of the pod with that UID from a place on."""
+
+    def pod_ended(self, uid: str) -> None:
+        """The pod has ended: read what is left, and send the end of the log."""
+
+    def give_up(self, uid: str) -> None:
+        """Follow this log no longer."""

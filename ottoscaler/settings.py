@@ -17,6 +17,7 @@ from ottoscaler.core.fields import is_tenant_field
 from ottoscaler.errors import ConfigError
 from ottoscaler.misspellings import misspelled_variables
 from ottoscaler.settings_files import read_env_file
+from ottoscaler.settings_log_handler import LogHandlerSettings as LogHandlerSettings
 from ottoscaler.settings_reader import DNS_LABEL, LABEL_VALUE, TEN_YEARS_S, EnvironmentReader, addresses
 from ottoscaler.settings_worker import DEFAULT_COMMAND as DEFAULT_COMMAND
 from ottoscaler.settings_worker import WorkerSettings as WorkerSettings
@@ -26,9 +27,6 @@ from ottoscaler.settings_worker import read_worker
 RESERVED_KEYS: Final = re.compile(r"(open|buried|redriven|group|choices)|(task|consumer|key):.*")
 #: Variables that are promised and have no effect yet; the start warns about those that are set.
 UNSUPPORTED_VARIABLES: Final = (
-    *("LOG_HANDLER_ADDRESS", "LOG_HANDLER_CA_FILE", "LOG_HANDLER_CERT_FILE"),
-    *("LOG_HANDLER_KEY_FILE", "LOG_HANDLER_TOKEN_FILE", "LOG_HANDLER_PLAINTEXT"),
-    "WORKER_LOGS",
     "KUBERNETES_EVENTS",
     "OTEL_EXPORTER_OTLP_ENDPOINT",
 )
@@ -43,7 +41,9 @@ REDIS_ONLY: Final = frozenset(
 )
 
 LogFormat = Literal["json", "text"]
+WorkerLogs = Literal["controller", "agent", "none"]
 _LEVELS: Final = {"DEBUG": "DEBUG", "INFO": "INFO", "WARNING": "WARNING", "ERROR": "ERROR"}
+_WORKER_LOGS: Final[dict[str, WorkerLogs]] = {"controller": "controller", "agent": "agent", "none": "none"}
 _FORMATS: Final[dict[str, LogFormat]] = {"json": "json", "text": "text"}
 
 
@@ -174,12 +174,20 @@ class Settings:
     kube: KubeSettings
     web: WebSettings
     log: LogSettings
+    log_handler: LogHandlerSettings = field(default_factory=LogHandlerSettings)
+    worker_logs: WorkerLogs = "controller"
+    """WORKER_LOGS: what streams the logs of workers to the log handler: controller, agent (in the image), none."""
     instance: str
     """INSTANCE: distinguishes Ottoscalers in one namespace; in names and labels. Default: consumer group."""
     unsupported_variables: tuple[str, ...] = ()
     """Variables that are set and have no effect yet."""
     misspelled_variables: tuple[str, ...] = ()
     """A sentence for each variable that is set and nearly one of ours."""
+
+    @property
+    def forwards_logs(self) -> bool:
+        """Whether the controller streams the logs of workers."""
+        return self.log_handler.address is not None and self.worker_logs == "controller"
 
     @classmethod
     def load(
@@ -209,6 +217,8 @@ class Settings:
             kube=_kube(reader, in_cluster_namespace),
             web=_web(reader, in_cluster_namespace),
             log=_log(reader),
+            log_handler=LogHandlerSettings.read(reader),
+            worker_logs=reader.choice("WORKER_LOGS", _WORKER_LOGS) or "controller",
             instance=reader.text("INSTANCE", keys.group, LABEL_VALUE),
             unsupported_variables=tuple(name for name in UNSUPPORTED_VARIABLES if reader.raw(name)),
             misspelled_variables=misspelled_variables(everything, reader.asked | {"ENV_FILE"}),

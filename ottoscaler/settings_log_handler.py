@@ -48,6 +48,14 @@ class LogHandlerSettings:
     def load(cls, environ: Mapping[str, str]) -> LogHandlerSettings:
         """Read the group out of the environment. Raises ConfigError with all faults, one line each."""
         reader = EnvironmentReader(environ)
+        settings = cls.read(reader)
+        if reader.faults:
+            raise ConfigError(tuple(reader.faults))
+        return settings
+
+    @classmethod
+    def read(cls, reader: EnvironmentReader) -> LogHandlerSettings:
+        """The group; what is wrong is a fault of the reader's."""
         found = address(reader, "LOG_HANDLER_ADDRESS")
         settings = cls(
             address=found,
@@ -67,8 +75,6 @@ class LogHandlerSettings:
         if settings.cert_file and not settings.ca_file and found and is_loopback(found[0]):
             # otherwise the certificate would never be sent, and no one would see it
             reader.fault("LOG_HANDLER_CA_FILE", "a file, because LOG_HANDLER_CERT_FILE is set")
-        if reader.faults:
-            raise ConfigError(tuple(reader.faults))
         return settings
 
 

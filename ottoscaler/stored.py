@@ -44,7 +44,7 @@ class StoredWorker:
     """What the task hash knows of a worker. `attempt` 0: none was ever stored. `create_refused`: that attempt's pod was
     refused and is not there. `pod_was_seen`: a replica has seen that attempt's pod. `reason` comes with the outcome,
     and only from calls that return whole tasks. `spared_by` are the scale_downs or events that spared it by a drain,
-    since it had started.
+    since it had started. `log_progress`: how far the log of its pod has come (`core.log_progress`).
     """
 
     index: int
@@ -56,6 +56,7 @@ class StoredWorker:
     reason: str = ""
     spared_by: Sequence[str] = ()
     pod_was_seen: bool = False
+    log_progress: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,12 +177,15 @@ class TaskNote:
 
 @dataclass(frozen=True, slots=True)
 class StatusUpdate:
-    """What is new of a task of ours: of its workers, by index, and of itself (None: nothing)."""
+    """What is new of a task of ours: of its workers, by index, and of itself (None: nothing); how far the logs of its
+    workers have come, by index.
+    """
 
     event_id: str
     owner: str
     workers: Mapping[int, WorkerNote] = field(default_factory=dict)
     task: TaskNote | None = None
+    log_progress: Mapping[int, str] = field(default_factory=dict)
 
 
 def split_owner_token(owner: str) -> tuple[str, str]:

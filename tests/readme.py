@@ -21,7 +21,7 @@ from typing import Any, Final, cast
 import redis
 
 from ottoscaler import settings as settings_module
-from ottoscaler import settings_worker
+from ottoscaler import settings_log_handler, settings_worker
 from ottoscaler.settings import Settings
 from tests.fakes.wait import eventually
 
@@ -100,7 +100,7 @@ def codes(cell: str) -> list[str]:
 def variables() -> dict[str, object]:
     """Variable -> default: each field of the settings begins its docstring with the variable's name."""
     loaded = Settings.load({}, "host-1", None)
-    trees = [ast.parse(inspect.getsource(one)) for one in (settings_module, settings_worker)]
+    trees = [ast.parse(inspect.getsource(one)) for one in (settings_module, settings_worker, settings_log_handler)]
     classes = {node.name: node.body for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
     groups: dict[str, Any] = {type(each).__name__: each for each in (getattr(loaded, n) for n in loaded.__slots__)}
     found = {}

@@ -80,6 +80,8 @@ _VARIABLES: Final = _words(
     PENDING_TIMEOUT_S IMAGE_PULL_GRACE_S
     TERMINATION_GRACE_S INFRA_RETRIES WORKER_RETRIES KEEP_FAILED_S KEEP_FAILED_MAX
     LEASE_S SHUTDOWN_GRACE_S KUBE_INFLIGHT KUBE_QPS KUBE_BURST
+    LOG_HANDLER_ADDRESS LOG_HANDLER_CA_FILE LOG_HANDLER_CERT_FILE LOG_HANDLER_KEY_FILE LOG_HANDLER_TOKEN_FILE
+    LOG_HANDLER_PLAINTEXT WORKER_LOGS LOG_DRAIN_S
     HTTP_PORT HTTP_ADDRESS LOG_LEVEL LOG_FORMAT
 """
 )
@@ -91,13 +93,6 @@ _ENVIRONMENT: Final = {
     "redis": "Redis 7.0, append-only file, noeviction: the start says so when it is not",
 } | dict.fromkeys(_VARIABLES, "is read, with its default")
 _VARIABLES_LATER: Final = {
-    "LOG_HANDLER_ADDRESS": "the log handler",
-    "LOG_HANDLER_CA_FILE": "the log handler",
-    "LOG_HANDLER_CERT_FILE": "the log handler",
-    "LOG_HANDLER_KEY_FILE": "the log handler",
-    "LOG_HANDLER_TOKEN_FILE": "the log handler",
-    "LOG_HANDLER_PLAINTEXT": "the log handler",
-    "WORKER_LOGS": "the log handler",
     "KUBERNETES_EVENTS": "Kubernetes Events",
     "OTEL_EXPORTER_OTLP_ENDPOINT": "traces",
 }

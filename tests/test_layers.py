@@ -40,6 +40,7 @@ LAYERS = {
     "retries": 4,
     "clock": 4,
     "proto": 4,
+    "log_messages": 4,
     "adapters": 5,
     "flow": 5,
     "cli": 6,
@@ -49,6 +50,7 @@ LAYERS = {
 #: Neighbours in one layer that may be imported all the same; never both ways.
 NEIGHBOURS = {
     ("ports", "stored"),
+    ("settings", "settings_log_handler"),
     ("settings", "settings_reader"),
     ("settings", "settings_worker"),
     ("settings_worker", "settings_reader"),
@@ -64,6 +66,7 @@ PLACES = {
     "kubernetes": ("adapters/",),
     "redis": ("adapters/",),
     "grpc": ("adapters/", "proto/"),
+    "aiohttp": ("adapters/",),
     "google": ("proto/",),
     "tenacity": ("retries.py",),
     "prometheus_client": ("metrics.py", "metric_kinds.py"),

@@ -80,6 +80,14 @@ VARIABLES: list[tuple[str, str, Any, str, Any]] = [
     ("SHUTDOWN_GRACE_S", "flow.shutdown_grace_s", 20, "1", 1),
     ("HTTP_PORT", "web.port", 8080, "0", 0),
     ("HTTP_ADDRESS", "web.address", "127.0.0.1", "::", "::"),
+    ("LOG_HANDLER_ADDRESS", "log_handler.address", None, "[::1]:50051", ("::1", 50051)),
+    ("LOG_HANDLER_CA_FILE", "log_handler.ca_file", None, certifi.where(), certifi.where()),
+    ("LOG_HANDLER_CERT_FILE", "log_handler.cert_file", None, __file__, __file__),
+    ("LOG_HANDLER_KEY_FILE", "log_handler.key_file", None, __file__, __file__),
+    ("LOG_HANDLER_TOKEN_FILE", "log_handler.token_file", None, __file__, __file__),
+    ("LOG_HANDLER_PLAINTEXT", "log_handler.plaintext", False, "true", True),
+    ("WORKER_LOGS", "worker_logs", "controller", "None", "none"),
+    ("LOG_DRAIN_S", "log_handler.drain_s", 10, "0", 0),
     ("LOG_LEVEL", "log.level", "INFO", "debug", "DEBUG"),
     ("LOG_FORMAT", "log.format", None, "TEXT", "text"),
 ]
@@ -88,6 +96,8 @@ BESIDE = {
     "REDIS_SENTINELS": {"REDIS_SENTINEL_MASTER": "main"},
     "REDIS_SENTINEL_MASTER": {"REDIS_SENTINELS": "a:1"},
     "REDIS_CA_FILE": {"REDIS_TLS": "true"},
+    "LOG_HANDLER_CERT_FILE": {"LOG_HANDLER_KEY_FILE": __file__},
+    "LOG_HANDLER_KEY_FILE": {"LOG_HANDLER_CERT_FILE": __file__},
 }
 WRONG: list[tuple[str, str]] = [
     *[("REDIS_HOST", value) for value in ("redis://h", "h:1", "a b", "-", "a..b", ".a", "a..", "a" * 64)],
@@ -96,6 +106,9 @@ WRONG: list[tuple[str, str]] = [
     *[("REDIS_BLOCK_MS", value) for value in ("0", "10001")],
     *[("REDIS_TLS", value) for value in ("on", "2")],
     *[("REDIS_SENTINELS", value) for value in ("a", "a:0", "a:65536", ":1", "a:1;b:2")],
+    ("WORKER_LOGS", "all"),
+    ("LOG_DRAIN_S", "-1"),
+    ("LOG_HANDLER_ADDRESS", "otto-handler"),
     ("REDIS_DB", "-1"),
     *[("TENANT_FIELD", value) for value in ("Team", "a b", "pod_count", "priority", "metadata", "worker_index")],
     ("REDIS_STREAM", "a b"),
@@ -348,7 +361,7 @@ def test_several_kubeconfigs_are_left_to_the_client() -> None:
 
 def test_what_has_no_effect_yet_is_listed() -> None:
     """So that the start can say so."""
-    values = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://t", "KUBERNETES_EVENTS": "true", "WORKER_LOGS": ""}
+    values = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://t", "KUBERNETES_EVENTS": "true", "WORKER_LOGS": "agent"}
     assert load(**values).unsupported_variables == ("KUBERNETES_EVENTS", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 

@@ -172,3 +172,12 @@ function F.note_status(owner, length, ...)
   end
   return 'ok'
 end
+
+-- Store how far the logs of workers of a task have come.
+-- KEYS: task. ARGV: owner, and for each worker its index and its progress. Returns 'ok' or 'not_ours'.
+function F.note_logs(owner, ...)
+  local task, list = keys(), {...}
+  if redis.call('HGET', task, 'owner') ~= owner then return 'not_ours' end
+  for n = 1, #list, 2 do write('HSET', task, 'log:' .. list[n], list[n + 1]) end
+  return 'ok'
+end

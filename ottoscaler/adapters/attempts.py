@@ -56,10 +56,15 @@ class RedisAttempts(RedisAdapter):
 
     def write_status(self, notes: Sequence[StatusUpdate]) -> None:
         """See ports.Attempts."""
-        calls = [call for note in notes for call in self._note_status(note)]
+        calls = [call for note in notes for call in self._note_status(note) + self._note_logs(note)]
         # In parts, and not on the workers' connections: a thousand notes at once would hold up Redis for all attempts.
         for some in chunks(calls):
             self._redis.run_many(self._redis.taking, some)
+
+    def _note_logs(self, note: StatusUpdate) -> list[ScriptCall]:
+        keys = [self._redis.key.task(note.event_id)]
+        parts = chunks(list(note.log_progress.items()))
+        return [ScriptCall("note_logs", keys, [note.owner, *chain.from_iterable(part)]) for part in parts]
 
     def _note_status(self, note: StatusUpdate) -> list[ScriptCall]:
         """The task's note goes with the first workers', so that most updates are one call."""

@@ -113,11 +113,14 @@ class KubeCluster:
         on_request: OnRequest = ignore_request,
         on_wait: Callable[[str, float], None] = lambda cause, seconds: None,
         events: Collection[str] = (),
+        reads_logs: bool = False,
     ) -> None:
         """`on_reply` gets how each request ended: empty for an answer, otherwise the error. `urgent` returns whether
         the requests of the calling thread wait for no other's. `on_request` and `on_wait`: see KubeHttp.
         `events`: list and watch only the pods of these events, given by their hashes (`manifest.event_hash`).
+        `reads_logs`: the right to read the logs of pods is needed, too.
         """
+        self._reads_logs = reads_logs
         self._on_reply = on_reply
         self._http = KubeHttp(settings, on_reply, urgent, on_request, on_wait)
         self._facts = ClusterFacts(self._http, settings.namespace)
@@ -260,7 +263,7 @@ class KubeCluster:
 
     def missing_rights(self) -> Sequence[str]:
         """See ports.Cluster."""
-        return self._facts.missing_rights(VERBS)
+        return self._facts.missing_rights(VERBS, logs=self._reads_logs)
 
     def cluster_id(self) -> str:
         """See ports.Cluster."""

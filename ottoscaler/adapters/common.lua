@@ -20,6 +20,7 @@ A task hash has, besides what operators read (state, task_id, pod_count, receive
   attempt:<i> = "<attempt>:<infra retries used>[:r|:s]" (r: that attempt's pod was refused and is not there, s: it was seen),
   doom:<i> (the termination: why its pod is to be ended), spared:<i> (the drains that it survived),
   not_after (ms, where the event has it), expired (the workers that had not started by then are marked),
+  log:<i> (how far the log of its pod was acknowledged, see core/log_progress.py),
   outcome:<i> (there exactly if its result is stored), victims, survivors (of a scale_down), superseding ("todo" until older
   events were dealt with), poisoned (its dead letter is written).
 Releases overlap during a rollout, so the names of fields and what they hold never change. ]]

@@ -50,15 +50,21 @@ class ClusterFacts:
         self._http = http
         self._namespace = namespace
 
-    def missing_rights(self, verbs: Sequence[str]) -> Sequence[str]:
+    def missing_rights(self, verbs: Sequence[str], *, logs: bool = False) -> Sequence[str]:
         """See ports.Cluster. Asks by SelfSubjectAccessReview, which every user may;
-        where it is refused, nothing is claimed.
+        where it is refused, nothing is claimed. `logs`: whether the logs of pods are read, too.
         """
-        return [
+        found = [
             f"may not {verb} pods in namespace {self._namespace}: bind our user to a Role with that verb on pods"
             for verb in verbs
             if not self.is_permitted(verb)
         ]
+        if logs and not self.is_permitted("get", subresource="log"):
+            found.append(
+                f"may not get pods/log in namespace {self._namespace}: bind our user to a Role with that verb on "
+                "pods/log, or unset LOG_HANDLER_ADDRESS"
+            )
+        return found
 
     def cluster_id(self) -> str:
         """See ports.Cluster. The namespace's UID: no other cluster and no other namespace has it, a cluster that is
@@ -81,9 +87,11 @@ class ClusterFacts:
         minor = re.match(r"[0-9]+", found.minor)  # some providers write "29+"
         return (int(found.major), int(minor[0])) if minor and found.major.isdecimal() else (0, 0)
 
-    def is_permitted(self, verb: str, resource: str = "pods", name: str = "") -> bool:
+    def is_permitted(self, verb: str, resource: str = "pods", name: str = "", subresource: str = "") -> bool:
         """Whether our user may do that in our namespace; True where the API server does not say."""
         attributes = {"namespace": self._namespace, "verb": verb, "resource": resource, "name": name}
+        if subresource:
+            attributes["subresource"] = subresource
         review = {
             "apiVersion": "authorization.k8s.io/v1",
             "kind": "SelfSubjectAccessReview",

@@ -16,14 +16,13 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from ottoscaler.cli.doctor_checks import KubeCheck, RedisCheck, handler_findings, owner_findings
+from ottoscaler.cli.namespace import own_namespace
 from ottoscaler.cli.rules import rules_of
-from ottoscaler.cli.run import own_namespace
 from ottoscaler.cli.table import printable
 from ottoscaler.core.findings import Finding, Severity, broken, clock_finding, fine, tally, warning, worst_first
 from ottoscaler.core.policy import Rules
 from ottoscaler.errors import ConfigError
 from ottoscaler.settings import Settings
-from ottoscaler.settings_log_handler import LogHandlerSettings
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -51,7 +50,6 @@ def findings(environ: Mapping[str, str]) -> Sequence[Finding]:
     """All that is found with this environment, in the order of the checks. What waits is waited for side by side."""
     try:
         settings = Settings.load(environ, socket.gethostname(), own_namespace())
-        handler = LogHandlerSettings.load(environ)
     except ConfigError as error:
         return [broken("config.invalid", fault) for fault in error.faults]
     found = [*_configuration(settings)]
@@ -64,7 +62,7 @@ def findings(environ: Mapping[str, str]) -> Sequence[Finding]:
         found += [broken("policy.file", fault) for fault in error.faults]
     redis, kube = RedisCheck(settings), KubeCheck(settings, rules)
     with ThreadPoolExecutor(3, "check") as pool:
-        running = [pool.submit(redis.run), pool.submit(kube.run), pool.submit(handler_findings, handler)]
+        running = [pool.submit(redis.run), pool.submit(kube.run), pool.submit(handler_findings, settings.log_handler)]
         for each in running:
             found += each.result()
     ahead = {"Redis": redis.ahead_s, "the API server": kube.ahead_s}

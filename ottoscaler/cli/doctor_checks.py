@@ -154,7 +154,7 @@ class KubeCheck:
 
     def _rights(self, inspector: KubeInspector) -> Iterator[Finding]:
         name, facts = self._settings.kube.namespace, inspector.facts
-        missing = facts.missing_rights(VERBS)
+        missing = facts.missing_rights(VERBS, logs=self._settings.forwards_logs)
         yield from (broken("kube.rbac", f"Our user {sentence}") for sentence in missing)
         if not missing:
             yield fine("kube.rbac", f"Our user may do with pods in namespace {name} what the controller does")

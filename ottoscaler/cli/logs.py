@@ -22,7 +22,7 @@ from ottoscaler.cli.connection import load_checked, open_reader
 from ottoscaler.cli.log_follow import LogFollower
 from ottoscaler.cli.log_output import LogPrinter
 from ottoscaler.cli.log_reader import LogReader, gap_text, is_final, kubelet_text
-from ottoscaler.cli.run import own_namespace
+from ottoscaler.cli.namespace import own_namespace
 from ottoscaler.cli.table import count_text, printable, worker_text
 from ottoscaler.core.manifest import CONTAINER, event_hash
 from ottoscaler.core.pods import PodSnapshot

@@ -15,8 +15,8 @@ from typing import Final
 
 from ottoscaler.adapters.cluster import KubeCluster
 from ottoscaler.adapters.yaml_text import to_yaml
+from ottoscaler.cli.namespace import own_namespace
 from ottoscaler.cli.rules import rules_of
-from ottoscaler.cli.run import own_namespace
 from ottoscaler.cli.send import fields_of, warn_of_fields
 from ottoscaler.cli.table import count_text, printable
 from ottoscaler.core.events import BadEvent, EventType, ScaleEvent, parse

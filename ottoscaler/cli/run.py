@@ -27,6 +27,8 @@ from ottoscaler.adapters.redis_calls import RedisCalls
 from ottoscaler.adapters.redis_client import address
 from ottoscaler.adapters.web import WebServer
 from ottoscaler.cli import process
+from ottoscaler.cli.log_forwarding import LogForwarding
+from ottoscaler.cli.namespace import own_namespace
 from ottoscaler.cli.pages import pages
 from ottoscaler.cli.queue_owner import other_cluster_error, other_group_error
 from ottoscaler.cli.rules import rules_of, shares_of
@@ -57,8 +59,6 @@ from ottoscaler.metrics import Metrics
 from ottoscaler.retries import Retries
 from ottoscaler.settings import Settings
 
-#: Where a pod finds its own namespace (https://kubernetes.io/docs/tasks/run-application/access-api-from-pod/).
-_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 #: What is kept of SHUTDOWN_GRACE_S for handing over and closing, seconds.
 CLOSE_S = 3.0
 MAX_PAUSE_S = 10.0
@@ -103,6 +103,7 @@ class Controller:
         cluster = KubeCluster(
             settings.kube, instance=instance, on_request=metrics.count_kube_request, on_wait=metrics.count_throttled,
             on_reply=partial(heartbeat.report_call, KUBERNETES), urgent=heartbeat.is_loop,
+            reads_logs=settings.forwards_logs,
         )  # fmt: skip
         registry = PodRegistry(clock)
         ledger = Ledger(
@@ -129,9 +130,12 @@ class Controller:
             cluster=cluster, registry=registry, metrics=self._metrics, clock=self._clock,
             most=self._settings.flow.keep_failed_max, ttl_s=self._settings.keys.task_ttl_s,
         )  # fmt: skip
+        self._logs = LogForwarding(
+            self._settings, cluster=cluster, attempts=self._stream, metrics=self._metrics, **shared
+        )
         runner = WorkerRunner(
             attempts=self._stream, cluster=cluster, registry=registry, ledger=ledger, keeper=self._keeper,
-            retries=self._retries,
+            retries=self._retries, log_drain=self._logs.drain,
             heartbeat=self._heartbeat, metrics=self._metrics, clock=self._clock, settings=self._settings,
         )  # fmt: skip
         self._terminator = PodTerminator(
@@ -178,7 +182,7 @@ class Controller:
         )  # fmt: skip
         self._reconciler = Reconciler(
             leases=stream, cluster=self._cluster, registry=registry, dispatcher=self._dispatcher,
-            terminator=self._terminator, keeper=self._keeper,
+            terminator=self._terminator, keeper=self._keeper, log_drain=self._logs.drain,
             lease_s=lease_s, ttl_s=ttl_s, **shared,
         )  # fmt: skip
 
@@ -289,6 +293,7 @@ class Controller:
         self._start_loop("control", self._control.run)
         self._start_loop("scale-down", self._control.carry_out)
         self._start_loop("ender", self._terminator.run)
+        self._logs.begin(self._start_loop)
         self._start_loop("reader", self._reader.run)
         self._start_loop("reconciler", self._reconciler.run)
         self._heartbeat.set_phase("")
@@ -380,11 +385,6 @@ def main(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
     process.tune_process(settings.flow.max_workers)
     Signals(stop.set, settings.flow.shutdown_grace_s)
     return controller.run()
-
-
-def own_namespace() -> str | None:
-    """The namespace of the pod that this process runs in; None outside a cluster."""
-    return _NAMESPACE_FILE.read_text(encoding="utf-8").strip() if _NAMESPACE_FILE.is_file() else None
 
 
 def _exit_now(code: int) -> None:

@@ -85,6 +85,7 @@ class WorkerRun:
     it. `key` is what the labels of the current attempt's pod say, `pod_name` its name. `state` and `start_trouble_text`
     are what `life` had of these after its last step. `obstacle` is what kept it from its last step. `noted` is the
     status that was last written of it, and `noted_since` since when it has that code, in seconds since the epoch.
+    `log_progress` is what an earlier process stored of its log.
     """
 
     task: OwnedTask
@@ -97,6 +98,7 @@ class WorkerRun:
     obstacle: Obstacle | None = None
     noted: WorkerStatus | None = None
     noted_since: float = 0.0
+    log_progress: str = ""
     state: str = field(init=False)
     start_trouble_text: str = field(init=False)
     worker_id: tuple[str, int] = field(init=False)
@@ -173,5 +175,5 @@ def restore_run(task: OwnedTask, worker: StoredWorker) -> WorkerRun | None:
     else:
         return None
     task.cancelled_indices.add(index)
-    task.runs[index] = WorkerRun(task, life)
+    task.runs[index] = WorkerRun(task, life, log_progress=worker.log_progress)
     return task.runs[index]

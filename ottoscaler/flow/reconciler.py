@@ -17,6 +17,7 @@ from ottoscaler.core.pods import PodSnapshot
 from ottoscaler.errors import Unavailable
 from ottoscaler.flow.dispatch import Dispatcher
 from ottoscaler.flow.heartbeat import Heartbeat
+from ottoscaler.flow.log_drain import LogDrain
 from ottoscaler.flow.pod_keeper import PodKeeper
 from ottoscaler.flow.pod_terminator import PodTerminator, isolated
 from ottoscaler.flow.registry import PodRegistry
@@ -35,9 +36,9 @@ class Reconciler:
     def __init__(
         self, *, leases: Leases, cluster: Cluster, registry: PodRegistry, dispatcher: Dispatcher,
         terminator: PodTerminator, keeper: PodKeeper, stop: StopSignal, heartbeat: Heartbeat,
-        clock: Clock, lease_s: float, ttl_s: float,
+        clock: Clock, lease_s: float, ttl_s: float, log_drain: LogDrain | None = None,
     ) -> None:  # fmt: skip
-        """`ttl_s`: how long Redis remembers a task that is finished."""
+        """`ttl_s`: how long Redis remembers a task that is finished. `log_drain`: None where logs are off."""
         self._leases = leases
         self._cluster = cluster
         self._registry = registry
@@ -49,6 +50,7 @@ class Reconciler:
         self._clock = clock
         self._lease_s = lease_s
         self._ttl_s = ttl_s
+        self._log_drain = log_drain
         self._unknown_since: dict[str, float] = {}
         self._left: set[str] = set()  # UIDs of pods for which the last pass had no time
         self._finished_since: dict[str, float] = {}  # UID of a pod that no thread follows -> when we saw that
@@ -98,11 +100,18 @@ class Reconciler:
         state, workers = known[pod.event_id]
         worker = workers.get(pod.key.index, StoredWorker(pod.key.index))
         if worker.outcome or pod.key.attempt < worker.attempt or (state == "finished" and not pod.live):
-            self._terminator.delete(pod)
+            if not self._waits_for_log(pod):
+                self._terminator.delete(pod)
         elif worker.termination is not None and pod.live and worker.termination.applies_to(pod.key.attempt):
             self._terminator.delete(pod, worker.termination)
         elif not pod.live:
             self._dispatcher.carry_on_resumed(pod.key.event_hash, pod.key.index)
+
+    def _waits_for_log(self, pod: PodSnapshot) -> bool:
+        if self._log_drain is None or not pod.finished:
+            return False
+        now = self._clock.now()
+        return self._log_drain.is_holding(pod, now - self._finished_since.get(pod.uid, now))
 
     def _adopt_unknown_pods(self, unknown: Iterable[PodSnapshot]) -> None:
         """Pods of events that Redis does not know: it was wiped.

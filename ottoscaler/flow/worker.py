@@ -27,12 +27,14 @@ from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Stopping, Una
 from ottoscaler.flow.dead_letters import report
 from ottoscaler.flow.heartbeat import Heartbeat
 from ottoscaler.flow.ledger import Ledger
+from ottoscaler.flow.log_drain import LogDrain
 from ottoscaler.flow.owned_tasks import WorkerRun
 from ottoscaler.flow.pod_keeper import PodKeeper
 from ottoscaler.flow.registry import PodRegistry, Waiter
+from ottoscaler.flow.script_answers import refusal
 from ottoscaler.flow.worker_log import WorkerLog
 from ottoscaler.metrics import Metrics
-from ottoscaler.ports import Attempts, Clock, Cluster, CreateOutcome, ScriptReply, ScriptStatus
+from ottoscaler.ports import Attempts, Clock, Cluster, CreateOutcome, ScriptStatus
 from ottoscaler.retries import Retries
 from ottoscaler.settings import Settings
 
@@ -61,12 +63,15 @@ class WorkerRunner:
     def __init__(
         self, *, attempts: Attempts, cluster: Cluster, registry: PodRegistry, ledger: Ledger, keeper: PodKeeper,
         retries: Retries, heartbeat: Heartbeat, metrics: Metrics, clock: Clock, settings: Settings,
+        log_drain: LogDrain | None = None,
     ) -> None:  # fmt: skip
+        """`log_drain`: None where logs are off."""
         self._attempts = attempts
         self._cluster = cluster
         self._registry = registry
         self._ledger = ledger
         self._keeper = keeper
+        self._log_drain = log_drain
         self._retries = retries
         self._heartbeat = heartbeat
         self._metrics = metrics
@@ -178,6 +183,10 @@ class WorkerRunner:
         if not life.may_have_unseen_pod:
             self._ledger.release_claim(run)
         self._worker_log.step(run, before)
+        if self._log_drain is not None:
+            if life.attempt != before.attempt:
+                self._log_drain.worker_done(before.pod)
+            self._log_drain.pod_seen(run)
 
     def _failed(self, run: WorkerRun, error: Exception) -> None:
         task = run.task
@@ -220,6 +229,8 @@ class WorkerRunner:
     def _end(self, run: WorkerRun, effect: effects.EndLifecycle) -> None:
         _log.debug("worker.ended", "Nothing is left to do for %s: %s", run.pod_name, effect.reason)
         event_id, pod = run.task.event.event_id, run.life.pod
+        if self._log_drain is not None:
+            self._log_drain.worker_done(pod, lost=effect.reason == lifecycle.NOT_OURS)
         # the first of a task's workers that finds this out drops the task: one line for all of them
         if effect.reason == lifecycle.NOT_OURS and self._ledger.drop(event_id, run.task.owner):
             self._metrics.lease_losses.inc()
@@ -237,25 +248,25 @@ class WorkerRunner:
         answer = self._attempts.store_attempt(
             *run.owned_worker_id, attempt=effect.attempt, infra_used=effect.infra_used, pod=run.pod_name
         )
-        return observations.AttemptStored() if answer.status is ScriptStatus.OK else _refusal(answer)
+        return observations.AttemptStored() if answer.status is ScriptStatus.OK else refusal(answer)
 
     def _note_refused(self, run: WorkerRun, effect: effects.StoreRefusal) -> Observation:
         answer = self._attempts.store_refusal(*run.owned_worker_id, effect.attempt)
-        return observations.EffectDone() if answer.status is ScriptStatus.OK else _refusal(answer)
+        return observations.EffectDone() if answer.status is ScriptStatus.OK else refusal(answer)
 
     def _check(self, run: WorkerRun, effect: effects.MarkPodSeen) -> Observation:
         answer = self._attempts.mark_pod_seen(*run.owned_worker_id, effect.attempt)
-        return observations.NoResultYet(answer.termination) if answer.status is ScriptStatus.OK else _refusal(answer)
+        return observations.NoResultYet(answer.termination) if answer.status is ScriptStatus.OK else refusal(answer)
 
     def _store_termination(self, run: WorkerRun, effect: effects.StoreTermination) -> Observation:
         answer = self._attempts.store_termination(*run.owned_worker_id, effect.termination)
         if answer.status is not ScriptStatus.OK:
-            return _refusal(answer)
+            return refusal(answer)
         return observations.TerminationStored(answer.termination or effect.termination)
 
     def _clear_termination(self, run: WorkerRun, effect: effects.ClearTermination) -> Observation:
         answer = self._attempts.clear_termination(*run.owned_worker_id, effect.termination)
-        return observations.NoResultYet(answer.termination) if answer.status is ScriptStatus.OK else _refusal(answer)
+        return observations.NoResultYet(answer.termination) if answer.status is ScriptStatus.OK else refusal(answer)
 
     def _record(self, run: WorkerRun, effect: effects.RecordResult) -> Observation:
         event, now = run.task.event, self._clock.now()
@@ -264,7 +275,7 @@ class WorkerRunner:
         )
         answer = self._attempts.record_result(*run.owned_worker_id, attempt=effect.attempt, fields=fields)
         if answer.status not in (ScriptStatus.OK, ScriptStatus.KNOWN):
-            return _refusal(answer)
+            return refusal(answer)
         verdict = effect.verdict if answer.termination is None else final_verdict(effect.verdict, answer.termination)
         self._ledger.tasks.store_result(run, verdict)
         if answer.status is ScriptStatus.OK:
@@ -352,7 +363,7 @@ class WorkerRunner:
         return observations.PodEventsListed(node_forecast(events))
 
     def _delete(self, _run: WorkerRun, effect: effects.DeletePod | effects.DeleteOldPod) -> Observation:
-        self._request_deletion(effect.pod, None)
+        self._delete_or_hold(effect.pod)
         return observations.EffectDone()
 
     def _keep(self, run: WorkerRun, effect: effects.KeepPod) -> Observation:
@@ -360,8 +371,13 @@ class WorkerRunner:
         if self._ledger.tasks.has_failed(run):
             self._keeper.keep(effect.pod)
         else:
-            self._request_deletion(effect.pod, None)
+            self._delete_or_hold(effect.pod)
         return observations.EffectDone()
+
+    def _delete_or_hold(self, pod: PodSnapshot) -> None:
+        """The result is stored: the pod goes, at once or when its log has arrived."""
+        if self._log_drain is None or not self._log_drain.hold(pod):
+            self._request_deletion(pod, None)
 
     def _delete_if_unchanged(self, _run: WorkerRun, effect: effects.DeletePodIfUnchanged) -> Observation:
         pod, version = effect.pod, effect.pod.resource_version
@@ -382,17 +398,3 @@ class WorkerRunner:
 
 def _nothing_to_await(_attempt: int, _until: float | None) -> Observation:
     raise lifecycle.IllegalStep("only writes were to be made, and a pod is to be waited for")
-
-
-def _refusal(answer: ScriptReply) -> Observation:
-    """What a script says that has not done what was asked of it."""
-    match answer.status:
-        case ScriptStatus.NOT_OURS:
-            return observations.OwnershipLost()
-        case ScriptStatus.HAS_RESULT:
-            return observations.HasResult()
-        case ScriptStatus.OLD_ATTEMPT:
-            return observations.NewerAttemptStored()
-        case ScriptStatus.CANCELLED if answer.termination is not None:
-            return observations.Cancelled(answer.termination, answer.attempt)
-    raise lifecycle.IllegalStep(f"no script answers {answer} here")

@@ -30,7 +30,7 @@ LONGEST_REFUSED_PAUSE_S: Final = 30.0
 #: The same sentence is said again after this long at the earliest, seconds: a handler that cuts often fills no log.
 SAY_AGAIN_S: Final = 60.0
 #: How often a stream is looked at for a handler that has gone silent, seconds.
-_LOOK_S: Final = 0.5
+_LOOK_S: Final = 5.0
 #: How long the handler may take to end a stream of which it has acknowledged everything, seconds.
 _CLOSE_S: Final = 0.5
 
@@ -54,6 +54,7 @@ class Delivery:
         self._batches = True  # until the handler says that it has no such method
         self._wake = asyncio.Event()
         self._answered = asyncio.Event()
+        self._room = asyncio.Event()
         self._failures = 0
         self.answers = 0
 
@@ -75,6 +76,16 @@ class Delivery:
         except TimeoutError:
             return False
         return True
+
+    async def wait_room(self, timeout_s: float) -> None:
+        """Wait until lines were sent, which may make room, or until `look_again`; at most so long."""
+        self._room.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._room.wait(), timeout_s)
+
+    def look_again(self) -> None:
+        """End `wait_room`: there is something new to look at."""
+        self._room.set()
 
     async def run(self) -> None:
         """Deliver until the end entry is answered, or the handler wants no logs of this worker."""
@@ -159,7 +170,9 @@ class Delivery:
         while not self.stream.done:
             self._wake.clear()
             while entries := self.stream.take(time.monotonic()):
+                self._room.set()
                 await opened.write(batch(entries) if batches else entries[0])
+            self._room.set()
             next_at = self.stream.next_at()
             timeout_s = None if next_at is None else max(0.0, next_at - time.monotonic())
             try:

@@ -64,6 +64,11 @@ class FormMasker:
         self._forms = forms
         self._key_lines = 0
 
+    @property
+    def inside_key(self) -> bool:
+        """Whether a private key has begun and not ended."""
+        return self._key_lines > 0
+
     def mask(self, text: bytes) -> bytes:
         """The line without secrets. Inside a private key of several lines all of the line is one."""
         if self._key_lines or b"PRIVATE KEY-----" in text:

@@ -119,6 +119,16 @@ class WorkerStream:
         """Whether a line can be offered without another one being dropped for it."""
         return len(self._waiting) < self._limits.buffer and self._waiting_bytes < MAX_WAITING_BYTES
 
+    @property
+    def held_bytes(self) -> int:
+        """Text in memory: what waits, and what is not acknowledged."""
+        return self._waiting_bytes + self._sent_bytes
+
+    def shrink(self, most: int) -> None:
+        """Drop the oldest lines that were never sent until those that wait have at most this many bytes."""
+        while self._waiting_bytes > most:
+            self._drop_oldest()
+
     def offer(self, line: Line) -> None:
         """Add a line. Where there is no room, the oldest lines that were never sent are dropped for it."""
         if self._done:

@@ -22,6 +22,7 @@ from tests.adapters.streams import (
     cancel,
     end,
     intend,
+    note_logs,
     note_states,
     note_why,
     opened,
@@ -644,6 +645,25 @@ class TestShowing:
         note_why(other, "e-1", "c2/boot-1/1", "why", "when")
         shown = admin.task("e-1")
         assert ("worker:1" in shown, shown.get("why", "")) == (False, "")
+
+    def test_how_far_logs_have_come_is_taken_over(self, stream: RedisPorts, admin: StreamAdmin) -> None:
+        """With the worker that it is about, until something else is stored; also for one that has its result."""
+        task = opened(stream, admin, event_id="e-1", pod_count="3")
+        intend(stream, task)
+        note_logs(stream, "e-1", task.owner, {1: "old", 2: "b"})
+        record(stream, task, 2)
+        note_logs(stream, "e-1", task.owner, {1: "a"})
+        workers = reloaded(stream, "e-1").workers
+        assert {index: worker.log_progress for index, worker in workers.items()} == {1: "a", 2: "b"}
+
+    def test_only_the_owner_says_how_far_logs_have_come(
+        self, stream: RedisPorts, other: RedisPorts, admin: StreamAdmin
+    ) -> None:
+        """A replaced process has followed another log, or an older part of it."""
+        task = opened(stream, admin, event_id="e-1")
+        note_logs(stream, "e-1", task.owner, {1: "a"})
+        note_logs(other, "e-1", "c2/boot-1/1", {1: "b"})
+        assert reloaded(stream, "e-1").workers[1].log_progress == "a"
 
     def test_why_is_shown_until_the_owner_says_something_else(self, stream: RedisPorts, admin: StreamAdmin) -> None:
         """Why the task stands where it stands, since when, and when it goes on."""

@@ -208,3 +208,8 @@ def note_states(stream: RedisPorts, event_id: str, owner: str, states: Mapping[i
 def note_why(stream: RedisPorts, event_id: str, owner: str, why: str, next_at: str) -> None:
     """Show why a task stands where it stands."""
     stream.write_status([StatusUpdate(event_id, owner, task=TaskNote(why, next_at=next_at))])
+
+
+def note_logs(stream: RedisPorts, event_id: str, owner: str, progress: Mapping[int, str]) -> None:
+    """Store how far the logs of workers have come."""
+    stream.write_status([StatusUpdate(event_id, owner, log_progress=progress)])

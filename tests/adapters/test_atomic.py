@@ -42,6 +42,7 @@ from tests.adapters.streams import (
     claim,
     event_of,
     intend,
+    note_logs,
     note_states,
     note_why,
     opened,
@@ -467,6 +468,12 @@ def _note_status(rig: Rig) -> Call:
     task = _task(rig, pod_count="2")
     states = {1: ("running", 1, "p"), 2: ("pending", 1, "q")}
     return lambda: note_states(rig.weak, "e-1", task.owner, states)
+
+
+@situation
+def _note_logs(rig: Rig) -> Call:
+    task = _task(rig, pod_count="2")
+    return lambda: note_logs(rig.weak, "e-1", task.owner, {1: "a", 2: "b"})
 
 
 @situation

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from ottoscaler.adapters.cluster import EVENT_VERBS, VERBS
 from ottoscaler.core import manifest
 from ottoscaler.settings import FlowSettings, Settings, WebSettings
+from tests.conftest import require
 from tests.deploy.manifests import DEPLOY, OVERLAYS, Json, only, overlay, rendered, settings_of
 from tests.readme import variables
 
@@ -148,6 +154,23 @@ def test_the_role_has_the_verbs_of_the_code(name: str) -> None:
     assert binding["roleRef"]["name"] == only(objects, "Role")["metadata"]["name"]
     assert not {"ClusterRole", "ClusterRoleBinding"} & {each["kind"] for each in objects}
     assert pod_of(name)["spec"]["serviceAccountName"] == "ottoscaler"
+
+
+def test_the_component_for_logs_adds_a_right_and_a_way(tmp_path: Path) -> None:
+    """To read the logs of pods, and to the port of the reference handler; nothing of it is there without it."""
+    parts = {"resources": ["overlays/production"], "components": ["components/logs"]}
+    body = {name: [os.path.relpath(DEPLOY / each, tmp_path) for each in paths] for name, paths in parts.items()}
+    (tmp_path / "kustomization.yaml").write_text(json.dumps(body), encoding="utf-8")
+    command = [require("kubectl"), "kustomize", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    with_logs, without = list(yaml.safe_load_all(done.stdout)), overlay("production")
+    right = {"apiGroups": [""], "resources": ["pods/log"], "verbs": ["get"]}
+    assert only(with_logs, "Role")["rules"] == [*only(without, "Role")["rules"], right]
+    way = {"ports": [{"protocol": "TCP", "port": 50051}]}
+    egress = [only(objects, "NetworkPolicy", "ottoscaler")["spec"]["egress"] for objects in (with_logs, without)]
+    assert egress[0] == [*egress[1], way]
+    kinds = [[(each["kind"], each["metadata"]["name"]) for each in objects] for objects in (with_logs, without)]
+    assert kinds[0] == kinds[1]
 
 
 def test_the_namespace_enforces_the_restricted_profile() -> None:

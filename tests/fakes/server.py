@@ -47,18 +47,19 @@ class WorkerState:
     spared: tuple[str, ...] = ()
     seen: bool = False
     shown: str = ""
+    log: str = ""
 
     @property
     def has_state(self) -> bool:
         """Does it differ from a worker of which nothing was ever stored?"""
-        return bool(self.attempt or self.termination or self.outcome or self.spared)
+        return bool(self.attempt or self.termination or self.outcome or self.spared or self.log)
 
     def stored(self) -> StoredWorker:
         """The same as the port returns it."""
         return StoredWorker(
             self.index, self.attempt, self.infra_used, self.refused, self.termination, self.outcome,
             spared_by=self.spared,
-            pod_was_seen=self.seen,
+            pod_was_seen=self.seen, log_progress=self.log,
         )  # fmt: skip
 
     def with_reason(self) -> StoredWorker:

@@ -580,6 +580,7 @@ def _restored(worker: StoredWorker) -> WorkerState:
         worker.outcome,
         tuple(worker.spared_by),
         worker.pod_was_seen,
+        log=worker.log_progress,
     )
     ended = {"outcome": worker.outcome, "reason": worker.reason, "attempt": worker.attempt}
     state.shown = json.dumps(ended) if worker.outcome else ""

@@ -183,6 +183,8 @@ class WorkerScripts:
                 worker.shown = worker_json(shown)
         if note.task is not None:
             task.note = note.task
+        for index, progress in note.log_progress.items():
+            task.worker(index).log = progress
 
     def _look(self, event_id: str, index: int) -> tuple[TaskState, WorkerState]:
         task = self.server.known(event_id)

@@ -25,6 +25,7 @@ from ottoscaler.flow.inbox import ScaleDownInbox
 from ottoscaler.flow.intake import Intake, StreamReader
 from ottoscaler.flow.lease import LeaseKeeper
 from ottoscaler.flow.ledger import Ledger
+from ottoscaler.flow.log_drain import LogDrain
 from ottoscaler.flow.pod_keeper import PodKeeper
 from ottoscaler.flow.pod_terminator import PodTerminator
 from ottoscaler.flow.reconciler import Reconciler
@@ -40,6 +41,7 @@ from ottoscaler.retries import Retries
 from ottoscaler.settings import Settings
 from tests.fakes.clock import ManualClock, SystemClock
 from tests.fakes.cluster import FakeCluster, FakeKubernetes
+from tests.fakes.forwarder import FakeForwarder
 from tests.fakes.stream import FakeRedis, FakeStream
 from tests.fakes.wait import PATIENCE_S, eventually
 
@@ -135,9 +137,15 @@ class SimulatedController:
             cluster=cluster, registry=registry, metrics=metrics, clock=self.clock,
             most=settings.flow.keep_failed_max, ttl_s=ttl_s,
         )  # fmt: skip
+        self.forwarder = FakeForwarder()
+        self.log_drain = LogDrain(
+            forwarder=self.forwarder, cluster=cluster, attempts=stream, metrics=metrics,
+            drain_s=float(settings.log_handler.drain_s), **loop,
+        )  # fmt: skip
+        log_drain = self.log_drain if settings.forwards_logs else None
         self.runner = WorkerRunner(
             attempts=stream, cluster=cluster, registry=registry, ledger=ledger, keeper=keeper, retries=retries,
-            metrics=metrics,
+            metrics=metrics, log_drain=log_drain,
             heartbeat=self.heartbeat, clock=self.clock, settings=settings,
         )  # fmt: skip
         self.terminator = PodTerminator(
@@ -176,7 +184,7 @@ class SimulatedController:
         )  # fmt: skip
         self.reconciler = Reconciler(
             leases=stream, cluster=cluster, registry=registry, dispatcher=self.dispatcher, terminator=self.terminator,
-            keeper=keeper,
+            keeper=keeper, log_drain=log_drain,
             lease_s=lease_s, ttl_s=ttl_s, **loop,
         )  # fmt: skip
         self.watch = PodWatcher(cluster=cluster, registry=registry, retries=retries, metrics=metrics, **loop)

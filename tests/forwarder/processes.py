@@ -52,7 +52,9 @@ class HandlerProcess:
     def entries(self, worker: str = "w-1") -> list[dict[str, Any]]:
         """What it has stored of a worker, as it came."""
         path = self.folder / f"{worker}.jsonl"
-        return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+        stored = path.read_bytes() if path.exists() else b""
+        # what is behind the last newline is being written just now
+        return [json.loads(line) for line in stored.rpartition(b"\n")[0].splitlines()]
 
     def lines(self, source: str | None = None) -> list[str]:
         """The lines of the worker, by sequence."""

@@ -1,0 +1,124 @@
+"""The logs of pods from the Kubernetes API, over aiohttp: a thousand follows need no thread each.
+
+All objects belong to the event loop in which they are made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import aiohttp
+
+from ottoscaler.adapters.kube_access import KubeAccess
+from ottoscaler.errors import ClusterUnavailable, PodLogUnavailable
+from ottoscaler.settings import KubeSettings
+
+#: The container that a log is read of.
+CONTAINER: Final = "agent"
+#: How long a connection may take, and how long a log may be silent before it is opened again, seconds. A link on which
+#: not even the other kernel answers is noticed earlier, by keep-alive.
+CONNECT_S: Final = 10.0
+SILENCE_S: Final = 3600.0
+_KEEPALIVE: Final = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
+#: How much of an answer waits in memory while no one reads it, about, bytes: there may be a thousand.
+_BUFFER: Final = 16 * 1024
+_LONGEST_DETAIL: Final = 300
+
+
+class PodLog:
+    """One answer that is being read."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+
+    async def read(self) -> bytes:
+        """The next bytes; empty at the end of the answer. Raises PodLogUnavailable."""
+        try:
+            return await self._response.content.readany()
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise PodLogUnavailable(f"the log broke off: {_one_line(error)}") from error
+
+    def cut(self) -> None:
+        """End the answer: `read` raises PodLogUnavailable."""
+        self._response.close()
+
+
+class PodLogClient:
+    """The logs of the pods in one namespace."""
+
+    def __init__(self, settings: KubeSettings) -> None:
+        """Raises ConfigError if there is no way to a cluster."""
+        self._access = KubeAccess(settings)
+        self._base = f"{self._access.configuration.host}/api/v1/namespaces/{settings.namespace}/pods"
+        self._session: aiohttp.ClientSession | None = None
+
+    @contextlib.asynccontextmanager
+    async def open(self, pod: str, *, since: str, follow: bool) -> AsyncIterator[PodLog]:
+        """The log of a pod with times, from a whole second on (RFC 3339; empty: from its beginning). An answer that
+        follows ends when the container does. Raises PodLogUnavailable.
+        """
+        query = {"container": CONTAINER, "timestamps": "true"}
+        query |= {"follow": "true"} if follow else {}
+        query |= {"sinceTime": since} if since else {}
+        try:
+            # a credential plugin may take its time, and a thread may wait for it
+            token = await asyncio.to_thread(self._access.authorization_header)
+        except ClusterUnavailable as error:
+            raise PodLogUnavailable(str(error)) from error
+        headers = {"Accept-Encoding": "identity"} | ({"Authorization": token} if token else {})
+        configuration: Any = self._access.configuration
+        try:
+            response = await self._opened().get(
+                f"{self._base}/{pod}/log", params=query, headers=headers, allow_redirects=False,
+                proxy=configuration.proxy or None, server_hostname=configuration.tls_server_name or None,
+            )  # fmt: skip
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            raise PodLogUnavailable(f"the Kubernetes API does not answer ({_one_line(error)})") from error
+        try:
+            if response.status != 200:
+                await self._refuse(response, token)
+            yield PodLog(response)
+        finally:
+            response.close()
+
+    async def close(self) -> None:
+        """End what is open."""
+        if self._session is not None:
+            await self._session.close()
+
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            connector = aiohttp.TCPConnector(
+                limit=0, ssl=self._access.context or False, force_close=True, socket_factory=_socket
+            )
+            timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_S, sock_read=SILENCE_S)
+            self._session = aiohttp.ClientSession(connector=connector, timeout=timeout, read_bufsize=_BUFFER)
+        return self._session
+
+    async def _refuse(self, response: aiohttp.ClientResponse, token: str | None) -> None:
+        if response.status == 401:
+            self._access.token_rejected(token)
+        try:
+            text = (await response.content.read(_BUFFER)).decode(errors="replace")
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            text = ""
+        detail = " ".join(text.split())[:_LONGEST_DETAIL]
+        raise PodLogUnavailable(f"the Kubernetes API answers {response.status}: {detail}", status=response.status)
+
+
+def _socket(address: Any) -> socket.socket:
+    family, kind, protocol, _, _ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE:
+        if hasattr(socket, name):
+            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return made
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:_LONGEST_DETAIL] or type(error).__name__

@@ -1,0 +1,205 @@
+"""Follows the log of one pod and hands its lines on, until the handler has acknowledged its end.
+
+While the pod runs, a handler that is slow or away holds up the reading alone: what was not read yet waits in the
+kubelet's file, and nothing of it is in memory. When the pod has ended that patience ends too, because the pod is about
+to go: the rest is read, and where there is no room the oldest lines are dropped, counted and marked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from ottoscaler.adapters.pod_log_client import PodLog, PodLogClient
+from ottoscaler.errors import PodLogUnavailable
+from ottoscaler.forwarder.collector import now_text
+from ottoscaler.forwarder.delivery import Delivery
+from ottoscaler.forwarder.lines import Gap, Line
+from ottoscaler.forwarder.masking import FormMasker
+from ottoscaler.forwarder.pod_log import COMBINED, PodLogReader, Position
+from ottoscaler.log_messages import Follow
+
+#: Answers that are opened at once.
+MAX_OPENS: Final = 16
+#: Follows on one node: each holds an inotify instance of the kubelet's user, which has 128 by default. The logs of
+#: further pods are polled.
+MAX_FOLLOWS_PER_NODE: Final = 80
+POLL_S: Final = 2.0
+#: Pauses before a log is opened again, seconds: doubled each time, a random part of it left out.
+FIRST_PAUSE_S: Final = 0.2
+LONGEST_PAUSE_S: Final = 10.0
+#: Text of all pods in memory at most, bytes, about: a pod that has more than its share waits, or loses lines.
+MAX_HELD: Final = 64 * 1024 * 1024
+SHARE: Final = 64 * 1024
+#: How long one wait for room lasts until conditions are looked at again, seconds.
+_LOOK_S: Final = 1.0
+
+
+@dataclass
+class Shared:
+    """What all followers share. One event loop."""
+
+    opens: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_OPENS))
+    follows: Counter[str] = field(default_factory=Counter)
+    """Node -> follows that are open."""
+    is_full: bool = False
+    """Whether all pods together hold as much text in memory as they may."""
+
+
+class Follower:
+    """The log of one pod. One event loop."""
+
+    def __init__(
+        self, follow: Follow, logs: PodLogClient, delivery: Delivery, shared: Shared, *, patience_s: float,
+        report: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        """`patience_s`: how long the rest of the log may wait for room when the pod has ended. `report`: what is done
+        with a sentence for people.
+        """
+        self.follow = follow
+        self.delivery = delivery
+        self._logs = logs
+        self._shared = shared
+        self._patience_s = patience_s
+        self._report = report
+        self._position = Position(follow.progress.cursor)
+        self._masker = FormMasker()
+        self._ended = asyncio.Event()
+        self._impatient_at = float("inf")
+        self._answer: PodLog | None = None
+        self._read_to_end = False  # the last follow ended with the container, and all of it was read
+        self._polls = False
+        self._failures = 0
+        if follow.ended:
+            self.pod_ended()
+
+    def pod_ended(self) -> None:
+        """The pod has ended: read the rest."""
+        if not self._ended.is_set():
+            self._impatient_at = time.monotonic() + self._patience_s
+            self._ended.set()
+            if self._answer is not None:
+                self._answer.cut()
+            self.delivery.look_again()
+
+    async def run(self) -> None:
+        """Until the handler has acknowledged the end, or wants no log of this pod."""
+        reading = asyncio.ensure_future(self._read_all())
+        delivering = asyncio.ensure_future(self.delivery.run())
+        try:
+            await asyncio.wait({reading, delivering}, return_when=asyncio.FIRST_COMPLETED)
+            if not delivering.done():
+                reading.result()
+            await delivering
+        finally:
+            for each in (reading, delivering):
+                each.cancel()
+            await asyncio.gather(reading, delivering, return_exceptions=True)
+
+    async def _read_all(self) -> None:
+        stream = self.delivery.stream
+        while not stream.done:
+            last = self._ended.is_set()
+            self._read_to_end = self._read_to_end and last
+            failed = await self._try_once(last=last)
+            if last and not failed:
+                self.delivery.finish(now_text())
+                return
+            if last or not self._ended.is_set():
+                await self._pause()
+
+    async def _try_once(self, *, last: bool) -> bool:
+        """One answer to its end; returns whether it has to be tried again for what was wrong with it."""
+        node = self.follow.node
+        follows = not last and self._shared.follows[node] < MAX_FOLLOWS_PER_NODE
+        self._polls = not last and not follows
+        self._shared.follows[node] += follows
+        try:
+            return await self._read_once(follows=follows, last=last)
+        except PodLogUnavailable as error:
+            if last and error.status == 404:  # the pod is gone, and with it what was not read
+                if not self._read_to_end:
+                    self.delivery.stream.add_gap(Gap(COMBINED, now_text()))
+                return False
+            if last and error.status == 400:  # its container has never started
+                return False
+            if error.status not in (0, 400, 404) and not self._ended.is_set():
+                self._report(self._without_name(f"Cannot follow the log of a pod: {error}"))
+            return True
+        finally:
+            self._shared.follows[node] -= follows
+            if not self._shared.follows[node]:
+                del self._shared.follows[node]
+
+    async def _read_once(self, *, follows: bool, last: bool) -> bool:
+        reader = PodLogReader(self._position)
+        opened = self._logs.open(self.follow.pod, since=self._position.cursor.second, follow=follows)
+        async with self._shared.opens:
+            answer = await opened.__aenter__()
+        try:
+            if follows and self._ended.is_set():
+                return True
+            self._answer = answer
+            while data := await answer.read():
+                if await self._take(reader.feed(data)):
+                    self._failures = 0
+                if reader.error:
+                    break
+        finally:
+            self._answer = None
+            self._position = reader.position
+            await opened.__aexit__(None, None, None)
+        if last and not reader.error:
+            await self._take(reader.end())
+        else:
+            reader.cut()
+            self._read_to_end = follows and not reader.error
+        self._position = reader.position
+        if reader.error:
+            self._report(self._without_name(f"The kubelet gives no log of a pod: {reader.error}"))
+        return bool(reader.error)
+
+    async def _take(self, found: list[Line | Gap]) -> int:
+        """Hand lines on, each when there is room for it."""
+        stream = self.delivery.stream
+        for each in found:
+            if isinstance(each, Gap):
+                stream.add_gap(each)
+                continue
+            while not self._has_room and not stream.done and time.monotonic() < self._impatient_at:
+                await self.delivery.wait_room(_LOOK_S)
+            text = self._masker.mask(each.text)
+            # inside a private key a new process would not know that the next line is a part of it
+            place = None if self._masker.inside_key else each.place
+            self.delivery.offer(Line(each.source, each.timestamp, text, each.partial, place))
+            if self._shared.is_full and self._ended.is_set():
+                stream.shrink(SHARE)
+        return len(found)
+
+    @property
+    def _has_room(self) -> bool:
+        stream = self.delivery.stream
+        return stream.has_room and not (self._shared.is_full and stream.held_bytes > SHARE)
+
+    async def _pause(self) -> None:
+        """Before the log is opened again; the pod's end ends it, but for a kubelet that gives no log of it."""
+        pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**self._failures) * (0.5 + random.random() / 2)
+        if self._polls:
+            pause_s = max(pause_s, POLL_S)
+        self._failures = min(self._failures + 1, 10)
+        if self._ended.is_set():
+            await asyncio.sleep(min(pause_s, 1.0))
+            return
+        try:
+            await asyncio.wait_for(self._ended.wait(), pause_s)
+        except TimeoutError:
+            return
+
+    def _without_name(self, sentence: str) -> str:
+        """The same sentence for all pods, so that it is logged once and not a thousand times."""
+        return sentence.replace(self.follow.pod, "POD")

@@ -1,0 +1,175 @@
+"""The log forwarder: a child process of the controller that follows the logs of its pods and streams them.
+
+Both cost CPU for each line, and the controller's interpreter has leases to renew. Started as
+`python -m ottoscaler.forwarder.process DESCRIPTOR` with one end of a socket pair; when the other end closes, it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Final
+
+from ottoscaler.adapters.log_client import LogHandlerClient
+from ottoscaler.adapters.pod_log_client import PodLogClient
+from ottoscaler.errors import ConfigError
+from ottoscaler.forwarder.delivery import Delivery
+from ottoscaler.forwarder.entries import WorkerIdentity
+from ottoscaler.forwarder.follower import MAX_HELD, Follower, Shared
+from ottoscaler.forwarder.worker_stream import WorkerStream
+from ottoscaler.log_messages import (
+    Acknowledged,
+    Ended,
+    Follow,
+    GiveUp,
+    Message,
+    MessageBuffer,
+    Notice,
+    PodEnded,
+    Start,
+    encode_message,
+)
+
+#: How often what is held in memory is looked at, and how often progress is sent, seconds.
+LOOK_S: Final = 0.25
+PROGRESS_S: Final = 1.0
+#: The same sentence about the handler or the kubelet is sent again after this long at the earliest, seconds.
+NOTICE_S: Final = 60.0
+#: The controller's work comes first where both want one CPU.
+_NICE: Final = 5
+_READ: Final = 64 * 1024
+
+
+class LogForwarder:
+    """All followers. One event loop."""
+
+    def __init__(self, start: Start, writer: asyncio.StreamWriter) -> None:
+        """Raises ConfigError if there is no way to a cluster."""
+        self._start = start
+        self._writer = writer
+        self._shared = Shared()
+        self._logs = PodLogClient(start.kube)
+        self._client = LogHandlerClient(start.handler)
+        self._followers: dict[str, Follower] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._noticed: dict[str, float] = {}
+
+    def handle(self, message: Message) -> None:
+        """What the controller asks for."""
+        if isinstance(message, Follow):
+            self._follow(message)
+        elif isinstance(message, PodEnded) and message.uid in self._followers:
+            self._followers[message.uid].pod_ended()
+        elif isinstance(message, GiveUp) and message.uid in self._followers:
+            # at once: the same log may be followed again in the next message
+            del self._followers[message.uid]
+            self._tasks.pop(message.uid).cancel()
+
+    async def report_progress(self) -> None:
+        """Without end: what the handler has acknowledged, and whether too much is in memory."""
+        due_at = 0.0
+        while True:
+            await asyncio.sleep(LOOK_S)
+            streams = [follower.delivery.stream for follower in self._followers.values()]
+            self._shared.is_full = sum(stream.held_bytes for stream in streams) > MAX_HELD
+            is_due = time.monotonic() >= due_at
+            # What was dropped is behind a mark that has a number of its own: a new process must not go back before it.
+            news = [each.settled for each in streams if each.settled.has_news and (is_due or each.settled.has_marks)]
+            for each in news:
+                each.has_news = each.has_marks = False
+            if news:
+                self._send(Acknowledged([each.progress for each in news]))
+            if is_due:
+                due_at = time.monotonic() + PROGRESS_S
+
+    async def close(self) -> None:
+        """End all."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._client.close()
+        await self._logs.close()
+
+    def _follow(self, follow: Follow) -> None:
+        uid = follow.progress.uid
+        if uid in self._followers:
+            return
+        worker = WorkerIdentity(
+            follow.pod, follow.task_id, follow.labels, namespace=self._start.kube.namespace, node_name=follow.node
+        )
+        report = partial(self._notice, follow.pod)
+        stream = WorkerStream(worker, random=random.random, progress=follow.progress)
+        delivery = Delivery(self._client, worker, report, stream)
+        follower = Follower(
+            follow, self._logs, delivery, self._shared, patience_s=self._start.handler.drain_s / 2, report=report
+        )
+        self._followers[uid] = follower
+        self._tasks[uid] = asyncio.ensure_future(self._run(uid, follower))
+
+    async def _run(self, uid: str, follower: Follower) -> None:
+        await follower.run()
+        account = follower.delivery.stream.account
+        del self._followers[uid], self._tasks[uid]
+        self._send(Ended(uid, account.ended, account.lines, account.dropped))
+
+    def _notice(self, pod: str, sentence: str) -> None:
+        now = time.monotonic()
+        self._noticed = {known: at for known, at in self._noticed.items() if now - at < NOTICE_S}
+        if sentence not in self._noticed:
+            self._noticed[sentence] = now
+            self._send(Notice(sentence, pod))
+
+    def _send(self, message: Message) -> None:
+        self._writer.write(encode_message(message))
+
+
+async def serve(connection: socket.socket) -> None:
+    """Follow what the controller asks for, until it closes the connection."""
+    reader, writer = await asyncio.open_connection(sock=connection)
+    messages = _messages(reader)
+    start = await anext(messages, None)
+    if not isinstance(start, Start):
+        return
+    if start.cpus:
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, start.cpus)
+    try:
+        forwarder = LogForwarder(start, writer)
+    except ConfigError as error:
+        writer.write(encode_message(Notice(str(error))))
+        await writer.drain()
+        return
+    reporting = asyncio.ensure_future(forwarder.report_progress())
+    try:
+        async for message in messages:
+            forwarder.handle(message)
+    finally:
+        reporting.cancel()
+        await forwarder.close()
+
+
+async def _messages(reader: asyncio.StreamReader) -> AsyncIterator[Message]:
+    buffer = MessageBuffer()
+    with contextlib.suppress(ConnectionError):
+        while data := await reader.read(_READ):
+            for message in buffer.feed(data):
+                yield message
+
+
+def main() -> None:
+    """The process. Its argument: the number of the descriptor of its connection."""
+    with contextlib.suppress(OSError):
+        os.nice(_NICE)
+    asyncio.run(serve(socket.socket(fileno=int(sys.argv[1]))))
+
+
+if __name__ == "__main__":
+    main()

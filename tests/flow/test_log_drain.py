@@ -1,0 +1,203 @@
+"""A result never waits for a log, and a pod waits for its log at most LOG_DRAIN_S, in nobody's way."""
+
+from __future__ import annotations
+
+import pytest
+
+from ottoscaler.core.log_progress import LogCursor, LogProgress, encode_progress
+from ottoscaler.errors import ClusterUnavailable
+from ottoscaler.flow.log_drain import RETRY_S, STORE_EVERY_S
+from tests.fakes.wait import eventually
+from tests.flow.conftest import Lines
+from tests.flow.simulated_controller import FakeServers, SimulatedController
+
+pytestmark = pytest.mark.contract("2.LOG_DRAIN_S")
+contract = pytest.mark.contract
+LOGS = {"LOG_HANDLER_ADDRESS": "127.0.0.1:1", "LOG_DRAIN_S": 10}
+
+
+def succeed(controller: SimulatedController, **fields: object) -> tuple[str, str]:
+    """A task of one worker that ends well, with its result; returns name and UID of its pod."""
+    before = len(controller.redis.results("worker"))
+    pod = controller.pod(controller.accept(**fields))
+    uid = started(controller, pod)
+    controller.cluster.succeed(pod)
+    assert controller.results(before + 1)[-1]["outcome"] == "succeeded"
+    controller.idle()
+    return pod, uid
+
+
+def started(controller: SimulatedController, pod: str) -> str:
+    """The pod runs, and its log is followed; returns its UID."""
+    controller.cluster.run(pod)
+    controller.sees(pod, lambda seen: seen.started_at is not None)
+    (uid,) = [seen.uid for seen in controller.registry.snapshots() if seen.name == pod]
+    eventually(lambda: uid in controller.forwarder.followed, what="the log to be followed")
+    return uid
+
+
+def work(controller: SimulatedController) -> None:
+    """What the threads of LogDrain do until there is nothing left to do."""
+    while controller.log_drain.step():
+        pass
+
+
+def test_the_result_comes_at_once_and_the_pod_goes_when_its_log_has_arrived(log: Lines) -> None:
+    """The log is followed from its beginning when the pod runs, and to its end when that has ended."""
+    with SimulatedController(threads=["watch"], **LOGS) as controller:
+        pod, uid = succeed(controller)
+        assert controller.forwarder.asked == [f"follow {uid}", f"ended {uid}"]
+        assert controller.forwarder.followed[uid] == LogProgress(uid)
+        assert controller.results(1, "task")[0]["outcome"] == "succeeded"
+        work(controller)
+        assert controller.cluster.names() == {pod}
+        controller.log_drain.log_ended(uid, True, 3, 0)
+        work(controller)
+        assert controller.cluster.names() == set()
+        assert controller.forwarder.given_up == []
+    assert log.of("worker.deleted") == [f"Cleaning up pod: {pod}"]
+    assert log.of("logs.given_up") == log.of("logs.incomplete") == []
+
+
+def test_a_handler_that_is_away_costs_no_more_than_the_drain(log: Lines) -> None:
+    """Then the log is given up, the pod goes, and a line says so."""
+    with SimulatedController(threads=["watch"], **LOGS) as controller:
+        pod, uid = succeed(controller)
+        controller.pass_time(9.9)
+        work(controller)
+        assert controller.cluster.names() == {pod}
+        controller.pass_time(0.1)
+        work(controller)
+        assert controller.cluster.names() == set()
+        assert controller.forwarder.given_up == [uid]
+    assert log.of("logs.given_up") == [f"The log of pod {pod} was not acknowledged to its end within LOG_DRAIN_S"]
+
+
+@contract("2.MAX_WORKERS")
+def test_a_pod_that_waits_for_its_log_uses_no_room_and_holds_no_thread() -> None:
+    """With room for one worker the next one starts at once."""
+    with SimulatedController(threads=["watch"], MAX_WORKERS=1, **LOGS) as controller:
+        waiting = {succeed(controller)[0] for _ in range(3)}
+        assert (controller.registry.owned_live, controller.ledger.thread_counts()) == (0, (0, 0))
+        assert controller.cluster.names() == waiting
+
+
+def test_a_log_that_is_over_before_the_result_holds_nothing_up() -> None:
+    """The pod is deleted by the worker's thread then, as without logs."""
+    with SimulatedController(threads=["watch"], **LOGS) as controller:
+        pod = controller.pod(controller.accept())
+        uid = started(controller, pod)
+        controller.log_drain.log_ended(uid, True, 1, 0)
+        controller.cluster.succeed(pod)
+        controller.results(1)
+        eventually(lambda: controller.cluster.names() == set(), what="the pod to be deleted")
+
+
+def test_a_pod_that_never_started_waits_for_nothing() -> None:
+    """It has no log."""
+    with SimulatedController(threads=["watch"], **LOGS) as controller:
+        pod = controller.pod(controller.accept())
+        controller.servers.kubernetes.remove(pod)
+        controller.results(1)
+        assert controller.forwarder.asked == []
+
+
+def test_each_attempt_has_a_log_of_its_own() -> None:
+    """The pod of the first one waits for its log while the second one runs."""
+    with SimulatedController(threads=["watch"], WORKER_RETRIES=1, **LOGS) as controller:
+        event_id = controller.accept()
+        first = controller.pod(event_id)
+        uid = started(controller, first)
+        controller.cluster.fail(first, 1)
+        second = f"{first}-r2"
+        eventually(lambda: second in controller.cluster.names(), what="the second attempt")
+        other = started(controller, second)
+        assert controller.cluster.names() == {first, second}
+        controller.log_drain.log_ended(uid, True, 1, 0)
+        work(controller)
+        assert controller.cluster.names() == {second}
+        assert set(controller.forwarder.followed) == {uid, other}
+
+
+def test_a_log_that_is_not_complete_is_reported(log: Lines) -> None:
+    """Lines were dropped, or the handler wants none."""
+    with SimulatedController(threads=["watch"], **LOGS) as controller:
+        pod, uid = succeed(controller)
+        controller.log_drain.log_ended(uid, True, 7, 2)
+        work(controller)
+        assert controller.cluster.names() == set()
+    assert log.of("logs.incomplete") == [f"The log of pod {pod} is not complete: 2 of 7 lines were dropped"]
+
+
+def test_the_reconciler_leaves_a_pod_that_waits_for_its_log() -> None:
+    """Of this replica as long as it waits, of another one for as long as that may take."""
+    servers = FakeServers()
+    other = SimulatedController(servers, consumer="c2", incarnation="b2", threads=["watch"], **LOGS)
+    with SimulatedController(servers, threads=["watch"], **LOGS) as controller, other:
+        pod, _ = succeed(controller)
+        other.sees(pod, lambda seen: seen.finished)
+        for each in (controller, other, controller, other):
+            each.reconciler.reconcile()
+        assert controller.cluster.names() == {pod}
+        servers.clock.advance(10.5)  # type: ignore[attr-defined]
+        other.reconciler.reconcile()
+        assert controller.cluster.names() == set()
+
+
+def test_how_far_a_log_has_come_is_stored_and_taken_over() -> None:
+    """A new process goes on from there; for another pod it counts nothing."""
+    servers = FakeServers()
+    with SimulatedController(servers, threads=["watch"], **LOGS) as controller:
+        event_id = controller.accept()
+        pod = controller.pod(event_id)
+        uid = started(controller, pod)
+        progress = LogProgress(uid, LogCursor("2026-05-01T12:00:00Z", "ab", 3, "2026-05-01T12:00:00.5Z"), 3, 3)
+        controller.log_drain.progressed(progress)
+        controller.redis.fail_next("write_status", 1)
+        controller.pass_time(STORE_EVERY_S)
+        work(controller)
+        controller.log_drain.progressed(progress)
+        controller.pass_time(STORE_EVERY_S)
+        work(controller)
+        assert controller.redis.known(event_id).worker(1).log == encode_progress(progress)
+    with SimulatedController(servers, incarnation="b2", threads=["watch", "lease"], **LOGS) as following:
+        eventually(lambda: following.forwarder.followed.get(uid), what="the log to be followed again")
+        assert following.forwarder.followed[uid] == progress
+
+
+def test_a_task_that_another_process_took_over_is_followed_no_longer() -> None:
+    """The other one follows its logs, from what is stored."""
+    servers = FakeServers()
+    with SimulatedController(servers, threads=["watch"], **LOGS) as controller:
+        event_id = controller.accept()
+        uid = started(controller, controller.pod(event_id))
+        owner = controller.redis.known(event_id).owner
+        controller.ledger.drop(event_id, owner)
+        controller.pass_time(STORE_EVERY_S)
+        work(controller)
+        eventually(lambda: controller.forwarder.given_up == [uid], what="the log to be given up")
+
+
+def test_a_deletion_that_fails_is_made_later() -> None:
+    """By then the log is over in any case."""
+    with SimulatedController(threads=["watch"], **LOGS) as controller:
+        pod, uid = succeed(controller)
+        controller.log_drain.log_ended(uid, True, 1, 0)
+        controller.servers.kubernetes.refuse_next("delete", ClusterUnavailable("away"))
+        work(controller)
+        assert controller.cluster.names() == {pod}
+        controller.pass_time(RETRY_S)
+        work(controller)
+        assert controller.cluster.names() == set()
+
+
+@pytest.mark.parametrize("off", [{}, {**LOGS, "WORKER_LOGS": "none"}, {**LOGS, "WORKER_LOGS": "agent"}])
+def test_without_logs_nothing_is_followed(off: dict[str, object]) -> None:
+    """Pods are deleted as their results are stored."""
+    with SimulatedController(threads=["watch"], **off) as controller:
+        pod = controller.pod(controller.accept())
+        controller.cluster.run(pod)
+        controller.cluster.succeed(pod)
+        controller.results(1)
+        eventually(lambda: controller.cluster.names() == set(), what="the pod to be deleted")
+        assert controller.forwarder.asked == []
