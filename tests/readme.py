@@ -35,6 +35,7 @@ PRODUCTION: Final = ROOT / "deploy" / "PRODUCTION.md"
 LOGS: Final = ROOT / "deploy" / "LOGS.md"
 METRICS: Final = ROOT / "deploy" / "METRICS.md"
 TESTS: Final = ROOT / "tests" / "README.md"
+HANDLER: Final = ROOT / "deploy" / "otto-handler" / "README.md"
 #: Each has a Korean twin in deploy/.
 ENGLISH: Final = (README, REFERENCE, GUARANTEES, DEVELOPMENT, SIZING, PRODUCTION, LOGS, METRICS)
 
@@ -44,7 +45,7 @@ def korean(path: Path) -> Path:
     return ROOT / "deploy" / f"{path.stem}.ko.md"
 
 
-DOCUMENTS: Final = (*ENGLISH, *map(korean, ENGLISH), TESTS)
+DOCUMENTS: Final = (*ENGLISH, *map(korean, ENGLISH), TESTS, HANDLER, HANDLER.with_name("README.ko.md"))
 LONG_S: Final = 45
 
 Table = list[list[str]]

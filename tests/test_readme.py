@@ -93,6 +93,9 @@ COMMANDS: Final = {
         "tests/deploy/test_agent_image.py"
     ),
     ".venv/bin/python -m pytest -q tests/core/test_events.py -k metadata": "tests/test_readme.py",
+    "cd deploy/otto-handler && npm install --no-package-lock && npm run build && npm start": (
+        "tests/forwarder/test_otto_handler.py"
+    ),
 }
 #: The id in the examples of `dead`.
 DEAD_ID: Final = "1714557600000-0"
