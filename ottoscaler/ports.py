@@ -245,7 +245,9 @@ class ScaleDowns(Protocol):
         """The task as it is stored now, of any owner; None if it is unknown or finished."""
 
     def stored_workers(self, victims: Sequence[Victim]) -> Sequence[StoredWorker | None]:
-        """What is stored of each of these workers; None where the task is unknown."""
+        """What is stored of each of these workers; None where the task is unknown, or has finished without it: then
+        no replica will ever store a result of this worker.
+        """
 
     def finish(self, event_id: str, owner: str, fields: Mapping[str, str]) -> ScriptReply:
         """Store a scale_down's result (`core.results.scale_down_result`), once. OK, KNOWN, NOT_OURS."""

@@ -97,7 +97,9 @@ class RedisScaleDowns(RedisAdapter):
                 for (event_id, indices), reply in zip(part, pipeline_replies(client, pipe, [None]), strict=True):
                     fields = dict(zip(names[event_id], reply[1:], strict=False))
                     for index in indices:
-                        found[event_id, index] = decode_worker(index, fields) if reply[0] else None
+                        worker = decode_worker(index, fields) if reply[0] else None
+                        is_missing = worker is None or (reply[0] == b"finished" and not worker.outcome)
+                        found[event_id, index] = None if is_missing else worker
         return [found[victim.event_id, victim.index] for victim in victims]
 
     def finish(self, event_id: str, owner: str, fields: Mapping[str, str]) -> ScriptReply:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ottoscaler.core.events import BadEvent, DeadReason, ScaleEvent, parse
 from ottoscaler.core.victim_selection import BlockingEvent, Victim, VictimRequest, VictimSelection
 from ottoscaler.ports import RedisPorts, ScriptStatus, StoredWorker
 from tests.adapters.streams import (
@@ -258,9 +259,21 @@ class TestLooking:
         assert dict(views["e-1"].workers) == {2: StoredWorker(2, attempt=1)}
 
     def test_outcomes_are_returned_in_the_order_asked(self, stream: RedisPorts, admin: StreamAdmin) -> None:
-        """None only where the task is unknown."""
+        """None where the task is unknown."""
         task = opened(stream, admin, event_id="e-1", pod_count="2")
         record(stream, task, 2)
         asked = [Victim("never", 1), Victim("e-1", 2, "pod"), Victim("e-1", 1)]
         assert stream.stored_workers(asked) == [None, StoredWorker(2, outcome="succeeded"), StoredWorker(1)]
         assert stream.stored_workers([]) == []
+
+    def test_a_worker_without_which_its_task_has_finished_is_unknown(
+        self, stream: RedisPorts, admin: StreamAdmin
+    ) -> None:
+        """Its task was forgotten, and a late copy of its event became a dead letter: no result of it will ever come."""
+        send(admin, event_id="e-1", pod_count="2")
+        entry = receive(stream)
+        event = parse(entry.stream_id, entry.fields or {}, 1000)
+        assert isinstance(event, ScaleEvent)
+        stream.dead_letter(entry, BadEvent(DeadReason.TOO_OLD, "why", event_id=event.event_id, task_id=event.task_id))
+        assert [result["event_id"] for result in admin.results("task")] == ["e-1"]
+        assert stream.stored_workers([Victim("e-1", 1), Victim("e-1", 2)]) == [None, None]

@@ -529,8 +529,14 @@ class FakeStream(WorkerScripts):
 
     def stored_workers(self, victims: Sequence[Victim]) -> Sequence[StoredWorker | None]:
         with self.server.call("stored_workers"):
-            found = [(self.server.find(victim.event_id), victim.index) for victim in victims]
-            return [None if task is None else task.stored().get(index, StoredWorker(index)) for task, index in found]
+            return [self._stored_worker(self.server.find(victim.event_id), victim.index) for victim in victims]
+
+    @staticmethod
+    def _stored_worker(task: TaskState | None, index: int) -> StoredWorker | None:
+        if task is None:
+            return None
+        worker = task.stored().get(index, StoredWorker(index))
+        return None if task.state == "finished" and not worker.outcome else worker
 
     def key_problems(self) -> Sequence[str]:
         with self.server.call("key_problems"):

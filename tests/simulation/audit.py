@@ -67,6 +67,7 @@ class Audit:
         self._once_succeeded: set[_Worker] = set()  # the pod is gone, and a replica may still see it as it was
         self._terminations: set[_Worker] = set()
         self._ended: dict[str, list[_Worker]] = {}
+        self._forgotten: set[str] = set()  # a task of the same event id may have come since
         self._victim_of: dict[_Worker, str] = {}
 
     def send(self, event_id: str, fields: dict[str, str]) -> None:
@@ -222,6 +223,7 @@ class Audit:
     def expired(self, event_id: str) -> None:
         """A finished task is forgotten after TASK_TTL_S: a later event with its id is another one."""
         self.note(f"{event_id} is forgotten")
+        self._forgotten.add(event_id)
         hash_ = event_hash(INSTANCE, event_id)
         for name in [name for name in self._created if hash_ in name]:
             del self._created[name]
@@ -346,7 +348,8 @@ class Audit:
         self._ended[event_id] = [(one.event_id, one.index) for one in task.victims or [] if one.pod in victims]
         for victim, index in self._ended[event_id]:
             other = self.redis.find(victim)
-            if other is not None and not other.worker(index).outcome:
+            is_another = victim in self._forgotten and other is not None and other.state == "finished"
+            if other is not None and not other.worker(index).outcome and not is_another:
                 self.complain(f"scale_down {event_id} has its result, and its victim {victim}/{index} has none")
 
     def flushed(self) -> None:
