@@ -178,10 +178,11 @@ class Attempts(Protocol):
     """One attempt of one worker, from the intent to its result. For the worker's thread."""
 
     def store_attempt(
-        self, event_id: str, owner: str, index: int, *, attempt: int, infra_used: int, pod: str
+        self, event_id: str, owner: str, index: int, *, attempt: int, infra_used: int, pod: str, oom_kills: int = 0
     ) -> ScriptReply:
-        """Store an attempt before its pod is created. OK, HAS_RESULT, CANCELLED (with termination and stored attempt;
-        also after the event's not_after, by the clock of Redis), OLD_ATTEMPT, NOT_OURS.
+        """Store an attempt before its pod is created, with how many earlier ones ended as OOMKilled. OK, HAS_RESULT,
+        CANCELLED (with termination and stored attempt; also after the event's not_after, by the clock of Redis),
+        OLD_ATTEMPT, NOT_OURS.
         """
 
     def store_refusal(self, event_id: str, owner: str, index: int, attempt: int) -> ScriptReply:

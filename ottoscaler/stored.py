@@ -45,6 +45,7 @@ class StoredWorker:
     refused and is not there. `pod_was_seen`: a replica has seen that attempt's pod. `reason` comes with the outcome,
     and only from calls that return whole tasks. `spared_by` are the scale_downs or events that spared it by a drain,
     since it had started. `log_progress`: how far the log of its pod has come (`core.log_progress`).
+    `oom_kills`: how many attempts before the stored one ended as OOMKilled.
     """
 
     index: int
@@ -57,6 +58,7 @@ class StoredWorker:
     spared_by: Sequence[str] = ()
     pod_was_seen: bool = False
     log_progress: str = ""
+    oom_kills: int = 0
 
 
 @dataclass(frozen=True, slots=True)

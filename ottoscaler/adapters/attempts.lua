@@ -6,10 +6,11 @@ OF_A_TASK.store_termination, OF_A_TASK.clear_termination = true, true
 
 -- Store an attempt before its pod is created: after a crash it says which pod may be there. Never lowers the attempt, and
 -- refuses each one after the event's not_after.
--- KEYS: task. ARGV: event_id, owner, i (the worker's index), attempt, infra_used (retries), worker (what `worker:<i>` shows).
+-- KEYS: task. ARGV: event_id, owner, i (the worker's index), attempt, infra_used (retries), worker (what `worker:<i>` shows),
+-- oom_kills (attempts before it that ended as OOMKilled).
 -- Returns {'ok', false, attempt}; {'has_result'}; {'not_ours'}, also for a task without a place of its concurrency key: the
 -- next owner learns that it waits; {'cancelled', termination, stored attempt}; {'old_attempt', false, stored attempt}.
-function F.store_attempt(event_id, owner, i, attempt, infra_used, worker)
+function F.store_attempt(event_id, owner, i, attempt, infra_used, worker, oom_kills)
   local task = keys()
   local held_by, outcome, stored_text, termination, key, not_after = fields(task, 'owner', 'outcome:' .. i, 'attempt:' .. i,
     'doom:' .. i, 'key', 'not_after')
@@ -36,6 +37,7 @@ function F.store_attempt(event_id, owner, i, attempt, infra_used, worker)
   local again = stored == attempt
   local text = attempt .. ':' .. infra_used .. (again and flag == 's' and ':s' or '')
   write('HSET', task, 'attempt:' .. i, text, 'state', 'running')
+  if oom_kills ~= '0' then write('HSET', task, 'oom:' .. i, oom_kills) end
   -- while a refused create is tried again, what is shown goes on to say why it was refused
   if not again or flag ~= 'r' then write('HSET', task, 'worker:' .. i, worker) end
   if not again or flag ~= '' then write('HSET', task, 'tries', 0) end

@@ -18,6 +18,7 @@ A task hash has, besides what operators read (state, task_id, pod_count, receive
   output_bytes (how large the outputs in all worker:<i> are),
   key, key_limit (concurrency key and limit, of a task that has one),
   attempt:<i> = "<attempt>:<infra retries used>[:r|:s]" (r: that attempt's pod was refused and is not there, s: it was seen),
+  oom:<i> (attempts before that one that ended as OOMKilled; there where it is not 0),
   doom:<i> (the termination: why its pod is to be ended), spared:<i> (the drains that it survived),
   not_after (ms, where the event has it), expired (the workers that had not started by then are marked),
   log:<i> (how far the log of its pod was acknowledged, see core/log_progress.py),

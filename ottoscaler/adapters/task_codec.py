@@ -26,7 +26,7 @@ _T = TypeVar("_T")
 _log = logs.get(__name__)
 _NOTED: Final = re.compile(rb'\{"state": "(?:pending|running)", "attempt": ([0-9]{1,9}),')  # what worker_json writes
 _WORKER: Final = re.compile(r"worker:([0-9]+)")
-_FIELD: Final = re.compile(rb"(attempt|doom|outcome|spared|log):([0-9]+)")
+_FIELD: Final = re.compile(rb"(attempt|doom|outcome|spared|log|oom):([0-9]+)")
 
 
 class RedisKeys:
@@ -91,17 +91,18 @@ def encode_task_note(note: TaskNote) -> list[str]:
 
 def worker_field_names(index: int) -> list[str]:
     """The fields of a task hash that say how a worker stands."""
-    return [f"attempt:{index}", f"doom:{index}", f"outcome:{index}", f"spared:{index}", f"log:{index}"]
+    names = ("attempt", "doom", "outcome", "spared", "log", "oom")
+    return [f"{name}:{index}" for name in names]
 
 
 def decode_worker(index: int, fields: Mapping[str, bytes | None]) -> StoredWorker:
     """How a worker stands, by its `worker_field_names`."""
-    attempt, termination, outcome, spared, log = (fields.get(name) for name in worker_field_names(index))
+    attempt, termination, outcome, spared, log, oom_kills = (fields.get(name) for name in worker_field_names(index))
     number, infra_used, *flag = (attempt or b"0:0").decode().split(":")
     return StoredWorker(
         index, int(number), int(infra_used), flag == ["r"], decode_termination(termination), (outcome or b"").decode(),
         spared_by=tuple((spared or b"").decode().split()), pod_was_seen=flag == ["s"],
-        log_progress=(log or b"").decode(),
+        log_progress=(log or b"").decode(), oom_kills=int(oom_kills or 0),
     )  # fmt: skip
 
 
@@ -201,10 +202,12 @@ def encode_task(task: OpenTask) -> dict[str, str | int]:
 
 
 def _encode_worker(worker: StoredWorker, fields: dict[str, str | int]) -> None:
-    attempt, termination, outcome, spared, log = worker_field_names(worker.index)
+    attempt, termination, outcome, spared, log, oom_kills = worker_field_names(worker.index)
     if worker.attempt:
         flag = ":r" if worker.create_refused else ":s" if worker.pod_was_seen else ""
         fields[attempt] = f"{worker.attempt}:{worker.infra_used}{flag}"
+    if worker.oom_kills:
+        fields[oom_kills] = worker.oom_kills
     if worker.termination is not None:
         fields[termination] = encode_termination(worker.termination)
     if worker.spared_by:

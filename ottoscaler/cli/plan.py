@@ -79,11 +79,12 @@ def _argument_parser() -> argparse.ArgumentParser:
 def _pod_bodies(event: ScaleEvent, settings: Settings, count: int) -> Iterator[bytes]:
     """The requests that would create the first pods."""
     known = event_hash(settings.instance, event.event_id)
-    where = {"instance": settings.instance, "namespace": settings.kube.namespace}
     text, tenant = event.encode(), tenant_of(event.passed_on, settings.flow.tenant_field)
     for index in range(1, count + 1):
-        key = AttemptKey(known, index, 1)
-        yield build_pod(settings.worker, event, key, event_json=text, tenant=tenant, **where)
+        yield build_pod(
+            settings.worker, event, AttemptKey(known, index, 1), event_json=text, tenant=tenant,
+            instance=settings.instance, namespace=settings.kube.namespace,
+        )  # fmt: skip
 
 
 def _ask_server(body: bytes, settings: Settings) -> int:

@@ -18,6 +18,7 @@ class StoreAttempt(msgspec.Struct, frozen=True):
 
     attempt: int
     infra_used: int
+    oom_kills: int = 0
 
 
 class PauseUntil(msgspec.Struct, frozen=True):

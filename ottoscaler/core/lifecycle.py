@@ -96,28 +96,31 @@ class IllegalStep(Exception):
     """An observation came that the state cannot have: a defect of this program."""
 
 
-def begin_lifecycle(index: int, attempt: int = 1, infra_used: int = 0) -> Lifecycle:
+def begin_lifecycle(index: int, attempt: int = 1, infra_used: int = 0, oom_kills: int = 0) -> Lifecycle:
     """The life of a worker of which no pod is there: its attempt is stored first."""
-    return Lifecycle(index=index, todo=StoreAttempt(attempt, infra_used), attempt=attempt, infra_used=infra_used)
+    todo = StoreAttempt(attempt, infra_used, oom_kills)
+    return Lifecycle(index=index, todo=todo, attempt=attempt, infra_used=infra_used, oom_kills=oom_kills)
 
 
 def resume_lifecycle(
-    index: int, attempt: int, infra_used: int, termination: Termination | None = None, *, seen: bool = False
-) -> Lifecycle:
+    index: int, attempt: int, infra_used: int, termination: Termination | None = None, *, seen: bool = False,
+    oom_kills: int = 0,
+) -> Lifecycle:  # fmt: skip
     """The life of a worker with an attempt that an earlier process stored: a live look comes first. `seen`: that
     process, or one before it, has seen the attempt's pod.
     """
     # what another process left behind, the watch may show already: then the look costs no request
     look = GetPod(attempt, live=False)
     return Lifecycle(
-        index=index, todo=look, attempt=attempt, infra_used=infra_used, termination=termination, pod_was_seen=seen
-    )
+        index=index, todo=look, attempt=attempt, infra_used=infra_used, oom_kills=oom_kills, termination=termination,
+        pod_was_seen=seen,
+    )  # fmt: skip
 
 
 def without_pause(life: Lifecycle) -> Lifecycle:
     """The same without its pause: a cancelled worker waits for nothing but the end of its pod."""
     if life.needs_room:
-        return replace(life, todo=StoreAttempt(life.attempt, life.infra_used), not_before=0.0)
+        return replace(life, todo=life.store_attempt, not_before=0.0)
     return _look(life) if isinstance(life.todo, (AwaitPod, ListPodEvents)) else life
 
 
@@ -193,7 +196,7 @@ def _look(life: Lifecycle) -> Lifecycle:
 def _pause(life: Lifecycle, now: float) -> Lifecycle:
     """The attempt is stored (again) when its pause is over."""
     pause = life.not_before > now
-    return replace(life, todo=PauseUntil(life.not_before) if pause else StoreAttempt(life.attempt, life.infra_used))
+    return replace(life, todo=PauseUntil(life.not_before) if pause else life.store_attempt)
 
 
 def _perhaps_created(life: Lifecycle, answer: PodAlreadyExists | CreateUnclear, now: float) -> Lifecycle:
@@ -210,7 +213,8 @@ def _refused(life: Lifecycle, now: float, pause_s: float) -> Lifecycle:
 
 def _again(life: Lifecycle, retried: RetryCause, now: float, *, infra: int) -> Lifecycle:
     old = life.pod if life.pod is not None and not life.pod.gone else life.old_pod
-    following = begin_lifecycle(life.index, life.attempt + 1, life.infra_used + infra)
+    oom_kills = life.oom_kills + (retried.verdict.reason is EndReason.OOM_KILLED)
+    following = begin_lifecycle(life.index, life.attempt + 1, life.infra_used + infra, oom_kills)
     pause_until = now + backoff_s(life.infra_used) if infra else 0.0
     avoided = life.nodes_to_avoid(retried.verdict)
     following = replace(following, old_pod=old, retry_cause=retried, not_before=pause_until, avoided_nodes=avoided)

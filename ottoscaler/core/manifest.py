@@ -23,6 +23,7 @@ import msgspec
 
 from ottoscaler.core import output
 from ottoscaler.core.events import ScaleEvent
+from ottoscaler.core.memory_sizes import memory_of
 from ottoscaler.core.services import CHECK_EVERY_S, CHECK_S, ReadyCheck, Service
 from ottoscaler.core.volumes import WORKSPACE, WORKSPACE_NAME
 
@@ -199,16 +200,17 @@ def build_pod(
     namespace: str,
     avoided_nodes: Sequence[str] = (),
     tenant: str = "",
+    oom_kills: int = 0,
 ) -> bytes:
     """The body of the create request for one attempt at one worker, as JSON.
 
     Arguments: the configuration, the event, event hash with index (from 1) and attempt (from 1), the event as JSON
     (`ScaleEvent.encode`, the same for all workers of a task), where it will live, the names of the nodes on which it
-    would rather not, and its tenant, if it has one. The same arguments give the same bytes. A pod of the attempt that
-    is there is recognised by its event, instance and key, whatever its spec: a process that does not know of these
-    nodes adopts it all the same.
+    would rather not, its tenant, if it has one, and how many earlier attempts ended as OOMKilled. The same arguments
+    give the same bytes. A pod of the attempt that is there is recognised by its event, instance and key, whatever its
+    spec: a process that does not know of these nodes adopts it all the same.
     """
-    spec = _spec(template, event, key)
+    spec = _spec(template, event, key, oom_kills)
     if avoided_nodes:
         spec["affinity"] = _away_from(avoided_nodes)
     digest = hashlib.sha256(msgspec.json.encode(spec, order="sorted")).hexdigest()
@@ -277,7 +279,7 @@ def escape_expansion(text: str) -> str:
     return text.replace("$", "$$")
 
 
-def _spec(template: PodTemplate, event: ScaleEvent, key: AttemptKey) -> dict[str, Any]:
+def _spec(template: PodTemplate, event: ScaleEvent, key: AttemptKey, oom_kills: int) -> dict[str, Any]:
     asked = event.overrides
     spec: dict[str, Any] = {
         "restartPolicy": "Never",
@@ -291,7 +293,7 @@ def _spec(template: PodTemplate, event: ScaleEvent, key: AttemptKey) -> dict[str
             "fsGroup": template.run_as_user,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [_container(template, event, key)],
+        "containers": [_container(template, event, key, oom_kills)],
         "volumes": [{"name": WORKSPACE_NAME, "emptyDir": {}}, *(volume.source() for volume in asked.volumes)],
     }
     if asked.services:
@@ -329,8 +331,9 @@ def _away_from(nodes: Sequence[str]) -> dict[str, Any]:
     return {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [term]}}
 
 
-def _container(template: PodTemplate, event: ScaleEvent, key: AttemptKey) -> dict[str, Any]:
+def _container(template: PodTemplate, event: ScaleEvent, key: AttemptKey, oom_kills: int) -> dict[str, Any]:
     asked = event.overrides
+    memory = memory_of(asked.memory, asked.oom_memory, oom_kills) if oom_kills else asked.memory
     command = template.command if asked.command is None else asked.command
     container: dict[str, Any] = {
         "name": CONTAINER,
@@ -338,7 +341,7 @@ def _container(template: PodTemplate, event: ScaleEvent, key: AttemptKey) -> dic
         "imagePullPolicy": template.image_pull_policy,
         "workingDir": WORKSPACE,
         "env": worker_environment(event, key),
-        "resources": _resources(template, asked.cpu, asked.memory, asked.ephemeral_storage),
+        "resources": _resources(template, asked.cpu, memory, asked.ephemeral_storage),
         "securityContext": _RESTRICTED,
         "volumeMounts": [
             {"name": WORKSPACE_NAME, "mountPath": WORKSPACE},

@@ -60,6 +60,11 @@ def origins(event: ScaleEvent, policy: Policy | None) -> list[FieldOrigin]:
             found.append(FieldOrigin(field, f"profile {profile}", ""))
         elif field in _SETTINGS:
             found.append(FieldOrigin(field, _SETTINGS[field], ""))
+    if sizes := event.overrides.oom_memory:
+        grows = f"{', then '.join(sizes)}, after each end as OOMKilled that is retried"
+        found.append(
+            FieldOrigin("memory of later attempts", grows, f"profiles.{profile}.oom_memory_factor, max.memory")
+        )
     return found
 
 

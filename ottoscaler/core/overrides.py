@@ -85,12 +85,14 @@ class Overrides(WorkerFields, frozen=True, omit_defaults=True, kw_only=True):
     """What an event overrides. `asked`: the fields as they were sent. All others are what workers get, with what the
     policy's profile sets.
 
-    `profile`: the policy's profile that was used. `priority`: 0 to 9. `not_after`: no worker starts later, seconds
-    since the epoch; None: not set.
+    `profile`: the policy's profile that was used. `oom_memory`: the memory after the first, second ... end of a worker
+    as OOMKilled, where it grows. `priority`: 0 to 9. `not_after`: no worker starts later, seconds since the epoch;
+    None: not set.
     """
 
     asked: dict[str, str] = {}
     profile: str = ""
+    oom_memory: tuple[str, ...] = ()
     priority: int = DEFAULT_PRIORITY
     not_after: float | None = None
 

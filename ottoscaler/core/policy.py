@@ -15,6 +15,7 @@ import msgspec
 from ottoscaler.core.amounts import CPU_FORM, MEMORY_FORM, cpu_m, cpu_text, memory_bytes, memory_text
 from ottoscaler.core.images import ImagePattern, parse_image
 from ottoscaler.core.loaders import ENV_NAME, never_set
+from ottoscaler.core.memory_sizes import larger_sizes
 from ottoscaler.core.overrides import (
     FIELDS_WITHOUT_POLICY,
     MAX_DEADLINE_S,
@@ -38,9 +39,12 @@ GRANTED: Final = OVERRIDE_FIELDS - _ALWAYS
 
 
 class Profile(WorkerFields, frozen=True, kw_only=True):
-    """A named base for pods. `overrides`: what events may set."""
+    """A named base for pods. `overrides`: what events may set. `oom_memory_factor`: by which the memory of a worker
+    grows after each end as OOMKilled, up to the policy's `max_memory`; 0: it stays.
+    """
 
     overrides: frozenset[str] = frozenset()
+    oom_memory_factor: float = 0.0
 
 
 class Policy(msgspec.Struct, frozen=True):
@@ -105,7 +109,7 @@ def decide(policy: Policy, asked: Mapping[str, str]) -> Overrides:
             granted = ", ".join(sorted(profile.overrides)) or "nothing"
             _refuse(field, asked[field], f"with profile {name} events may set {granted}", f"profiles.{name}.overrides")
     values = msgspec.structs.asdict(profile)
-    del values["overrides"]
+    del values["overrides"], values["oom_memory_factor"]
     values |= numbers(asked, policy.most)
     if "image" in asked:
         values["image"] = _image(policy, asked["image"])
@@ -116,7 +120,8 @@ def decide(policy: Policy, asked: Mapping[str, str]) -> Overrides:
         values["cpu"] = _cpu(policy, asked["cpu"])
     if "memory" in asked:
         values["memory"] = _memory(policy, asked["memory"])
-    return Overrides(asked=dict(asked), profile=name, **values)
+    sizes = larger_sizes(values["memory"], profile.oom_memory_factor, policy.max_memory)
+    return Overrides(asked=dict(asked), profile=name, oom_memory=sizes, **values)
 
 
 def _refuse(path: str, value: str, allowed: str, rule: str) -> NoReturn:

@@ -87,6 +87,9 @@ class _Reader(ProfileReader):
             **{name: (name in most, f"max.{name}") for name in ("cpu", "memory", "deadline_s", "keep_failed_s")},
         }
         for name, profile in policy.profiles.items():
+            if profile.oom_memory_factor and "memory" not in most:
+                sentence = "memory grows up to max.memory, which is not set"
+                self._fault(("profiles", name, "oom_memory_factor"), sentence)
             for field in sorted(profile.overrides & needed.keys()):
                 given, rule = needed[field]
                 if not given:

@@ -79,6 +79,14 @@ class Values:
         self._fault((*path, name), f"{shortened(str(value))}; a whole number from {least} to {most} is expected")
         return default
 
+    def _factor(self, given: Mapping[str, Any], path: Path, name: str, least: float, most: float) -> float:
+        """0 where it is not set."""
+        value = given.get(name, 0.0)
+        if name not in given or (type(value) in (int, float) and least <= value <= most):
+            return float(value)
+        self._fault((*path, name), f"{shortened(str(value))}; a number from {least:g} to {most:g} is expected")
+        return 0.0
+
     def _flag(self, given: Mapping[str, Any], path: Path, name: str, *, default: bool = False) -> bool:
         found = self._is(given.get(name, default), bool, (*path, name))
         return default if found is None else found

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from ottoscaler.core.loaders import ENV_NAME, is_ours
 from ottoscaler.core.manifest import CONTAINER
+from ottoscaler.core.memory_sizes import LEAST_FACTOR, MAX_FACTOR
 from ottoscaler.core.overrides import MAX_DEADLINE_S, MAX_KEEP_FAILED_S, MAX_RETRIES, SecretEnv
 from ottoscaler.core.policy import GRANTED, Profile
 from ottoscaler.core.policy_values import OBJECT_NAME, Path, Values
@@ -41,7 +42,7 @@ _KINDS: Final = ("empty_dir", "claim", "config_map", "secret")
 PROFILE: Final = frozenset({
     *("image", "command", "args", "env", "secret_env", "cpu", "memory", "node_selector", "tolerations"),
     *("ephemeral_storage", "volumes", "services", "pull_secrets", "runtime_class", "host_users", "priority_class"),
-    *("deadline_s", "retries", "keep_failed_s", "overrides"),
+    *("deadline_s", "retries", "keep_failed_s", "overrides", "oom_memory_factor"),
 })  # fmt: skip
 
 
@@ -60,6 +61,7 @@ class ProfileReader(Values):
             secret_env=self._each(given, path, "secret_env", self._secret),
             cpu=self._amount(given, path, "cpu"),
             memory=self._amount(given, path, "memory"),
+            oom_memory_factor=self._factor(given, path, "oom_memory_factor", LEAST_FACTOR, MAX_FACTOR),
             node_selector=self._node_selector(given, path),
             tolerations=self._each(given, path, "tolerations", self._toleration),
             ephemeral_storage=self._amount(given, path, "ephemeral_storage"),
@@ -79,6 +81,8 @@ class ProfileReader(Values):
         )
         if profile.priority_class.startswith(_SYSTEM_CLASSES):
             self._fault((*path, "priority_class"), f"{shortened(profile.priority_class)} is for Kubernetes itself")
+        if profile.oom_memory_factor and not profile.memory:
+            self._fault((*path, "oom_memory_factor"), "a profile with it has to set memory, from which it grows")
         self._check_volumes(profile, (*path, "volumes"))
         self._check_services(profile, (*path, "services"))
         self._check_secrets(profile, path)

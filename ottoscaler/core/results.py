@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from ottoscaler.core.events import ScaleEvent
+from ottoscaler.core.memory_sizes import memory_of
 from ottoscaler.core.pods import PodSnapshot
 from ottoscaler.core.verdicts import EndReason, Outcome, Verdict
 
@@ -66,17 +67,30 @@ def _is_reserved(name: str, names: frozenset[str]) -> bool:
 
 
 def worker_result(
-    event: ScaleEvent, index: int, attempt: int, verdict: Verdict, pod: PodSnapshot | None, now: float
+    event: ScaleEvent,
+    index: int,
+    attempt: int,
+    verdict: Verdict,
+    pod: PodSnapshot | None,
+    now: float,
+    oom_kills: int = 0,
 ) -> dict[str, str]:
-    """The fields of a worker's entry in the result stream, all of them text; what is not known is empty."""
+    """The fields of a worker's entry in the result stream, all of them text; what is not known is empty.
+
+    `oom_kills`: how many earlier attempts ended as OOMKilled. Where the memory grows by that, the message names it.
+    """
     finished = pod.finished_at if pod is not None else None
+    message = verdict.message[:MAX_MESSAGE]
+    if event.overrides.oom_memory and pod is not None:
+        size = memory_of(event.overrides.memory, event.overrides.oom_memory, oom_kills)
+        message = with_note(message, f"memory: {size}")
     return {
         "kind": "worker",
         "event_id": event.event_id,
         "task_id": event.task_id,
         "outcome": verdict.reason.outcome,
         "reason": verdict.reason,
-        "message": verdict.message[:MAX_MESSAGE],
+        "message": message,
         "fault": verdict.reason.fault,
         "index": str(index),
         "attempt": str(attempt),
@@ -99,6 +113,11 @@ def task_outcome(outcomes: Iterable[str]) -> Outcome:
     if not others:
         return Outcome.SUCCEEDED
     return Outcome.CANCELLED if others == {Outcome.CANCELLED} else Outcome.FAILED
+
+
+def with_note(message: str, note: str) -> str:
+    """The message with a note for people behind it, and no longer than a message may be."""
+    return f"{message[: MAX_MESSAGE - len(note) - 3]} ({note})".lstrip()
 
 
 def scale_down_result(

@@ -37,18 +37,20 @@ class Lifecycle(msgspec.Struct, frozen=True, kw_only=True):
     """The state of one worker.
 
     `todo` is what its thread does next. `attempt` is the current one (from 1), `infra_used` how many of the earlier
-    ones the platform failed, `pod` the last that was seen of the attempt's pod, `old_pod` an earlier attempt's pod that
-    is still to be deleted, `termination` why its pod is to be ended. `pending_verdict` is how the attempt ended, while
-    a termination that had no part in it is cleared. `not_before` is the end of the last pause, `timeline` since when
-    the pod has been seen in which state, `pod_was_seen` that an earlier process has stored that it saw the attempt's
-    pod, `backoff` the number of pauses for back-pressure in a row, `retry_cause` why this attempt follows another,
-    `avoided_nodes` those on which earlier attempts of this process failed by the node's fault, the latest last.
+    ones the platform failed, `oom_kills` how many of them ended as OOMKilled, `pod` the last that was seen of the
+    attempt's pod, `old_pod` an earlier attempt's pod that is still to be deleted, `termination` why its pod is to be
+    ended. `pending_verdict` is how the attempt ended, while a termination that had no part in it is cleared.
+    `not_before` is the end of the last pause, `timeline` since when the pod has been seen in which state,
+    `pod_was_seen` that an earlier process has stored that it saw the attempt's pod, `backoff` the number of pauses for
+    back-pressure in a row, `retry_cause` why this attempt follows another, `avoided_nodes` those on which earlier
+    attempts of this process failed by the node's fault, the latest last.
     """
 
     index: int
     todo: Effect
     attempt: int = 1
     infra_used: int = 0
+    oom_kills: int = 0
     pod: PodSnapshot | None = None
     old_pod: PodSnapshot | None = None
     termination: Termination | None = None
@@ -59,6 +61,11 @@ class Lifecycle(msgspec.Struct, frozen=True, kw_only=True):
     backoff: int = 0
     retry_cause: RetryCause | None = None
     avoided_nodes: tuple[str, ...] = ()
+
+    @property
+    def store_attempt(self) -> StoreAttempt:
+        """The effect that stores its attempt."""
+        return StoreAttempt(self.attempt, self.infra_used, self.oom_kills)
 
     @property
     def needs_room(self) -> bool:

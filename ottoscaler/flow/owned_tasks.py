@@ -154,6 +154,7 @@ def _stored_worker(life: Lifecycle, cancel: Termination | None) -> StoredWorker:
         create_refused=life.has_no_pod,
         termination=termination,
         pod_was_seen=seen,
+        oom_kills=life.oom_kills,
     )
 
 
@@ -169,9 +170,12 @@ def restore_run(task: OwnedTask, worker: StoredWorker) -> WorkerRun | None:
         task.results[index] = worker
         return None
     if worker.attempt and not worker.create_refused:  # its pod may be there
-        life = resume_lifecycle(index, worker.attempt, worker.infra_used, worker.termination, seen=worker.pod_was_seen)
+        life = resume_lifecycle(
+            index, worker.attempt, worker.infra_used, worker.termination, seen=worker.pod_was_seen,
+            oom_kills=worker.oom_kills,
+        )  # fmt: skip
     elif worker.attempt or cancelled:
-        life = begin_lifecycle(index, max(worker.attempt, 1), worker.infra_used)
+        life = begin_lifecycle(index, max(worker.attempt, 1), worker.infra_used, worker.oom_kills)
     else:
         return None
     task.cancelled_indices.add(index)

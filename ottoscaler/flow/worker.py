@@ -6,7 +6,6 @@ is lost and no outage holds a thread.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -14,7 +13,6 @@ from msgspec.structs import replace
 
 from ottoscaler import logs
 from ottoscaler.core import effects, lifecycle, manifest, observations
-from ottoscaler.core.autoscaler import NO_FORECAST, node_forecast
 from ottoscaler.core.effects import Effect
 from ottoscaler.core.events import BadEvent, DeadReason
 from ottoscaler.core.observations import Observation
@@ -29,6 +27,7 @@ from ottoscaler.flow.heartbeat import Heartbeat
 from ottoscaler.flow.ledger import Ledger
 from ottoscaler.flow.log_drain import LogDrain
 from ottoscaler.flow.owned_tasks import WorkerRun
+from ottoscaler.flow.pod_events import PodEventsReader
 from ottoscaler.flow.pod_keeper import PodKeeper
 from ottoscaler.flow.registry import PodRegistry, Waiter
 from ottoscaler.flow.script_answers import refusal
@@ -58,7 +57,7 @@ _log = logs.get(__name__)
 
 
 class WorkerRunner:
-    """Runs workers. Any thread: all state is the run's, but for whether we may list Events."""
+    """Runs workers. Any thread: all state is the run's."""
 
     def __init__(
         self, *, attempts: Attempts, cluster: Cluster, registry: PodRegistry, ledger: Ledger, keeper: PodKeeper,
@@ -79,8 +78,7 @@ class WorkerRunner:
         self._settings = settings
         self._worker_log = WorkerLog(clock, ledger.tasks, ledger.status_buffer, metrics)
         self._limited = logs.RateLimited()
-        self._lock = threading.Lock()
-        self._may_list_events = True  # guarded by _lock; once it is False, this process does not ask again
+        self._pod_events = PodEventsReader(cluster)
         #: What carries out each effect but AwaitPod, and what the log says when it is tried again. A method that
         #: returns None has the thread let go of the worker.
         self._methods: dict[type[Effect], tuple[Callable[[WorkerRun, Any], Observation | None], str]] = {
@@ -89,7 +87,7 @@ class WorkerRunner:
             effects.CreatePod: (self._create, "create a pod"),
             effects.StoreRefusal: (self._note_refused, "store a refusal"),
             effects.GetPod: (self._look, "look at a pod"),
-            effects.ListPodEvents: (self._list_events, "list the Events of a pod"),
+            effects.ListPodEvents: (self._pod_events.read, "list the Events of a pod"),
             effects.MarkPodSeen: (self._check, "check a worker"),
             effects.StoreTermination: (self._store_termination, "store a termination"),
             effects.ClearTermination: (self._clear_termination, "clear a termination"),
@@ -246,8 +244,9 @@ class WorkerRunner:
             self._ledger.pause(run, self._clock.now())
             return None
         answer = self._attempts.store_attempt(
-            *run.owned_worker_id, attempt=effect.attempt, infra_used=effect.infra_used, pod=run.pod_name
-        )
+            *run.owned_worker_id, attempt=effect.attempt, infra_used=effect.infra_used, pod=run.pod_name,
+            oom_kills=effect.oom_kills,
+        )  # fmt: skip
         return observations.AttemptStored() if answer.status is ScriptStatus.OK else refusal(answer)
 
     def _note_refused(self, run: WorkerRun, effect: effects.StoreRefusal) -> Observation:
@@ -271,8 +270,9 @@ class WorkerRunner:
     def _record(self, run: WorkerRun, effect: effects.RecordResult) -> Observation:
         event, now = run.task.event, self._clock.now()
         fields = worker_result(
-            event, run.life.index, effect.attempt, effect.verdict, effect.pod, self._clock.wall_time(now)
-        )
+            event, run.life.index, effect.attempt, effect.verdict, effect.pod, self._clock.wall_time(now),
+            run.life.oom_kills,
+        )  # fmt: skip
         answer = self._attempts.record_result(*run.owned_worker_id, attempt=effect.attempt, fields=fields)
         if answer.status not in (ScriptStatus.OK, ScriptStatus.KNOWN):
             return refusal(answer)
@@ -300,6 +300,7 @@ class WorkerRunner:
             namespace=settings.kube.namespace,
             avoided_nodes=run.life.avoided_nodes,
             tenant=run.task.tenant,
+            oom_kills=run.life.oom_kills,
         )
         try:
             answer = self._cluster.create(body)
@@ -338,29 +339,6 @@ class WorkerRunner:
             self._worker_log.created(run)  # that create had no clear answer
         self._registry.upsert(pod)
         return observations.PodSeen(pod)
-
-    def _list_events(self, _run: WorkerRun, effect: effects.ListPodEvents) -> Observation:
-        if not self._may_list_events:
-            return observations.PodEventsListed(NO_FORECAST)
-        try:
-            events = self._cluster.pod_events(effect.pod.uid)
-        except ClusterRejected as error:
-            # looked at and set in one step: several threads may have asked at once, and one line says all
-            with self._lock:
-                first, self._may_list_events = self._may_list_events, False
-            if first:
-                _log.warning(
-                    "kubernetes.events_forbidden",
-                    "May not list Events: a worker that no node takes ends after PENDING_TIMEOUT_S, also while an "
-                    "autoscaler adds a node for it; allow `list` on `events` in the Role of the controller",
-                    error=str(error),
-                )  # fmt: skip
-            return observations.PodEventsListed(NO_FORECAST)
-        except ClusterUnavailable as error:
-            # not tried again at once: a worker that waits for a node has time, and is asked about in a minute
-            _log.debug("worker.events_unknown", "The Events of %s are not listed: %s", effect.pod.name, error)
-            return observations.PodEventsUnknown()
-        return observations.PodEventsListed(node_forecast(events))
 
     def _delete(self, _run: WorkerRun, effect: effects.DeletePod | effects.DeleteOldPod) -> Observation:
         self._delete_or_hold(effect.pod)

@@ -64,6 +64,26 @@ class TestIntending:
         assert shown["state"] == "running"
         assert json.loads(shown["worker:1"]) == {"state": "creating", "attempt": 2, "pod": "pod-1-2"}
 
+    def test_stores_how_many_attempts_were_oomkilled(
+        self, stream: RedisPorts, other: RedisPorts, admin: StreamAdmin
+    ) -> None:
+        """It stays when the attempt is refused, seen, or stored again, and for the next owner."""
+        task = opened(stream, admin, event_id="e-1")
+        intend(stream, task)
+        assert stored(stream, task).oom_kills == 0
+        for _ in range(2):
+            intend(stream, task, attempt=2, oom_kills=1)
+            assert stored(stream, task) == StoredWorker(1, attempt=2, oom_kills=1)
+        stream.store_refusal("e-1", task.owner, 1, 2)
+        assert stored(stream, task) == StoredWorker(1, attempt=2, create_refused=True, oom_kills=1)
+        stream.mark_pod_seen("e-1", task.owner, 1, 2)
+        admin.expire_lease("e-1")
+        taken = other.take_over("e-1", same_consumer=False)
+        assert isinstance(taken, OpenTask)
+        assert taken.workers == {1: StoredWorker(1, attempt=2, pod_was_seen=True, oom_kills=1)}
+        intend(other, taken, attempt=3, oom_kills=2)
+        assert stored(other, taken) == StoredWorker(1, attempt=3, oom_kills=2)
+
     def test_again_after_a_lost_answer_is_the_same(self, stream: RedisPorts, admin: StreamAdmin) -> None:
         """The same answer, the same state."""
         task = opened(stream, admin)

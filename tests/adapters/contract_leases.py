@@ -635,7 +635,7 @@ class TestRestoring:
     def restored(stream: RedisPorts, admin: StreamAdmin) -> tuple[OpenTask, OpenTask]:
         """A task of five, each worker standing elsewhere, before the wipe and after it."""
         task = opened(stream, admin, event_id="e-1", pod_count="5")
-        intend(stream, task, 1, attempt=2, infra_used=1)
+        intend(stream, task, 1, attempt=2, infra_used=1, oom_kills=1)
         intend(stream, task, 2)
         stream.store_refusal("e-1", task.owner, 2, 1)
         stream.store_termination("e-1", None, 3, cancel())

@@ -143,10 +143,14 @@ def opened(stream: RedisPorts, admin: StreamAdmin, **fields: str) -> OpenTask:
     return task
 
 
-def intend(stream: RedisPorts, task: OpenTask, index: int = 1, attempt: int = 1, infra_used: int = 0) -> ScriptReply:
+def intend(
+    stream: RedisPorts, task: OpenTask, index: int = 1, attempt: int = 1, infra_used: int = 0, oom_kills: int = 0
+) -> ScriptReply:
     """Store an attempt."""
-    pod = f"pod-{index}-{attempt}"
-    return stream.store_attempt(task.event.event_id, task.owner, index, attempt=attempt, infra_used=infra_used, pod=pod)
+    return stream.store_attempt(
+        task.event.event_id, task.owner, index, attempt=attempt, infra_used=infra_used, pod=f"pod-{index}-{attempt}",
+        oom_kills=oom_kills,
+    )  # fmt: skip
 
 
 def result_of(

@@ -125,7 +125,8 @@ class ThreeConsumers:
 
     def intend(self, event_id: str, index: int, attempt: int, token: int) -> object:
         owner = self._token(token)
-        return self.streams[0].store_attempt(event_id, owner, index, attempt=attempt, infra_used=attempt - 1, pod="p")
+        more = {"infra_used": attempt - 1, "oom_kills": attempt - 1}
+        return self.streams[0].store_attempt(event_id, owner, index, attempt=attempt, pod="p", **more)
 
     def refused(self, event_id: str, index: int, attempt: int, token: int) -> object:
         return self.streams[0].store_refusal(event_id, self._token(token), index, attempt)

@@ -54,6 +54,7 @@ EXAMPLE: Final[dict[str, Any]] = {
             "command": ["/full"],
             "cpu": "500m",
             "memory": "512Mi",
+            "oom_memory_factor": 1.5,
             "ephemeral_storage": "2Gi",
             "volumes": [
                 {"name": "scratch", "mount": "/scratch", "empty_dir": "1Gi"},

@@ -208,7 +208,8 @@ def test_the_workers_own_failures_have_another_budget(ended_as: str) -> None:
     """None by default; where there is one, the next attempt follows at once."""
     last = failed(1, agent_end_reason=ended_as)
     assert isinstance(Drive().feed(*CREATED, PodSeen(last)), RecordResult)
-    assert Drive(limits=with_settings(LIMITS, worker_retries=1)).feed(*CREATED, PodSeen(last)) == StoreAttempt(2, 0)
+    following = StoreAttempt(2, 0, oom_kills=int(ended_as == "OOMKilled"))
+    assert Drive(limits=with_settings(LIMITS, worker_retries=1)).feed(*CREATED, PodSeen(last)) == following
 
 
 @contract("2.WORKER_RETRIES")

@@ -28,6 +28,16 @@ def test_an_event_may_choose_its_profile() -> None:
     assert chosen["image"] == ("profile node20", "")
 
 
+def test_the_memory_of_later_attempts_is_named() -> None:
+    """Where it grows, with the rules that say how far."""
+    found = named({"profile": "full", "memory": "4Gi"}, EXAMPLE_POLICY)["memory of later attempts"]
+    assert found == (
+        "6Gi, then 8Gi, after each end as OOMKilled that is retried",
+        "profiles.full.oom_memory_factor, max.memory",
+    )
+    assert "memory of later attempts" not in named({}, EXAMPLE_POLICY)
+
+
 def test_without_a_policy_no_profile_is_named() -> None:
     """There is none; the rest is as configured."""
     event = parsed({}, EXAMPLE_POLICY)

@@ -48,6 +48,7 @@ class WorkerState:
     seen: bool = False
     shown: str = ""
     log: str = ""
+    oom_kills: int = 0
 
     @property
     def has_state(self) -> bool:
@@ -59,7 +60,7 @@ class WorkerState:
         return StoredWorker(
             self.index, self.attempt, self.infra_used, self.refused, self.termination, self.outcome,
             spared_by=self.spared,
-            pod_was_seen=self.seen, log_progress=self.log,
+            pod_was_seen=self.seen, log_progress=self.log, oom_kills=self.oom_kills,
         )  # fmt: skip
 
     def with_reason(self) -> StoredWorker:

@@ -587,6 +587,7 @@ def _restored(worker: StoredWorker) -> WorkerState:
         tuple(worker.spared_by),
         worker.pod_was_seen,
         log=worker.log_progress,
+        oom_kills=worker.oom_kills,
     )
     ended = {"outcome": worker.outcome, "reason": worker.reason, "attempt": worker.attempt}
     state.shown = json.dumps(ended) if worker.outcome else ""

@@ -26,7 +26,7 @@ class WorkerScripts:
         self.server = server
 
     def store_attempt(
-        self, event_id: str, owner: str, index: int, *, attempt: int, infra_used: int, pod: str
+        self, event_id: str, owner: str, index: int, *, attempt: int, infra_used: int, pod: str, oom_kills: int = 0
     ) -> ScriptReply:
         with self.server.call("store_attempt"):
             task, worker = self._look(event_id, index)
@@ -52,6 +52,7 @@ class WorkerScripts:
             worker.seen = again and worker.seen
             refused = worker.refused
             worker.attempt, worker.infra_used, worker.refused = attempt, infra_used, False
+            worker.oom_kills = oom_kills or worker.oom_kills
             if not (again and refused):
                 worker.shown = worker_json(WorkerNote("creating", attempt, pod))
             task.state = "running"

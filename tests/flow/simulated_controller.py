@@ -16,7 +16,7 @@ from typing import Any, Self
 from ottoscaler.core.manifest import AttemptKey, event_hash, pod_name
 from ottoscaler.core.observations import TimedOut
 from ottoscaler.core.pods import PodSnapshot
-from ottoscaler.core.policy import Rules
+from ottoscaler.core.policy import Policy, Rules
 from ottoscaler.core.shares import EQUAL_SHARES, Shares
 from ottoscaler.flow.control import ScaleDownProcessor
 from ottoscaler.flow.dispatch import Dispatcher
@@ -100,6 +100,7 @@ class SimulatedController:
         stop: StopSignal | None = None,
         stream: RedisPorts | None = None,
         shares: Shares = EQUAL_SHARES,
+        policy: Policy | None = None,
         **settings: object,
     ) -> None:
         self.servers = servers or FakeServers()
@@ -111,7 +112,7 @@ class SimulatedController:
         self.stream: Any = stream or FakeStream(self.redis, consumer, incarnation=incarnation, lease_s=flow.lease_s)
         self.cluster = FakeCluster(self.servers.kubernetes, instance=instance, auto=auto)
         self.stop, self.metrics = stop or ImpatientStop(), Metrics()
-        self.registry, self.shares = PodRegistry(self.clock), shares
+        self.registry, self.shares, self.policy = PodRegistry(self.clock), shares, policy
         self.ledger = Ledger(
             self.registry, self.clock, instance=instance, max_workers=flow.max_workers, read_ahead=flow.read_ahead,
             admit_max=flow.admit_max, max_pending=flow.max_pending, tenant_field=flow.tenant_field,
@@ -159,7 +160,7 @@ class SimulatedController:
         self.intake = Intake(
             event_log=stream, ledger=ledger, inbox=inbox, retries=retries, metrics=metrics,
             max_pods=settings.flow.max_pods_per_event,
-            rules=lambda: Rules(max_deadline_s=settings.worker.deadline_s),
+            rules=lambda: Rules(max_deadline_s=settings.worker.deadline_s, policy=self.policy),
         )  # fmt: skip
         self.scale_downs = ScaleDownSteps(
             scale_downs=stream, attempts=stream, registry=registry, ledger=ledger, terminator=self.terminator,

@@ -72,9 +72,11 @@ class AuditedStream(FakeStream):
     server: AuditedRedis
 
     def store_attempt(
-        self, event_id: str, owner: str, index: int, *, attempt: int, infra_used: int, pod: str
+        self, event_id: str, owner: str, index: int, *, attempt: int, infra_used: int, pod: str, oom_kills: int = 0
     ) -> ScriptReply:
-        answer = super().store_attempt(event_id, owner, index, attempt=attempt, infra_used=infra_used, pod=pod)
+        answer = super().store_attempt(
+            event_id, owner, index, attempt=attempt, infra_used=infra_used, pod=pod, oom_kills=oom_kills
+        )
         if answer.status is ScriptStatus.OK:
             self.server.audit.intended(pod, event_id)
             check_turn(self.server.audit, event_id)
