@@ -36,7 +36,7 @@ from ottoscaler.flow.takeover import TakeOver
 from ottoscaler.flow.watch import PodWatcher
 from ottoscaler.flow.worker import WorkerRunner
 from ottoscaler.metrics import Metrics
-from ottoscaler.ports import Clock, OpenTask, RedisPorts
+from ottoscaler.ports import Clock, Cluster, OpenTask, RedisPorts
 from ottoscaler.retries import Retries
 from ottoscaler.settings import Settings
 from tests.fakes.clock import ManualClock, SystemClock
@@ -86,7 +86,7 @@ class SimulatedController:
     """A controller. The main thread's own; `threads` are spawned on entry, `settings` are environment variables.
 
     `auto` runs the pods, as in FakeCluster. Without a `servers` it gets one of its own, with a clock that stands still.
-    A `stream` on a real Redis takes the place of the fake one.
+    A `stream` on a real Redis, and a `cluster` on a real API server, take the place of the fake ones.
     """
 
     def __init__(
@@ -101,6 +101,7 @@ class SimulatedController:
         stream: RedisPorts | None = None,
         shares: Shares = EQUAL_SHARES,
         policy: Policy | None = None,
+        cluster: Cluster | None = None,
         **settings: object,
     ) -> None:
         self.servers = servers or FakeServers()
@@ -110,7 +111,7 @@ class SimulatedController:
         self.settings = Settings.load({"REDIS_CONSUMER": consumer, **environ}, consumer, None)
         flow, instance = self.settings.flow, self.settings.instance
         self.stream: Any = stream or FakeStream(self.redis, consumer, incarnation=incarnation, lease_s=flow.lease_s)
-        self.cluster = FakeCluster(self.servers.kubernetes, instance=instance, auto=auto)
+        self.cluster: Any = cluster or FakeCluster(self.servers.kubernetes, instance=instance, auto=auto)
         self.stop, self.metrics = stop or ImpatientStop(), Metrics()
         self.registry, self.shares, self.policy = PodRegistry(self.clock), shares, policy
         self.ledger = Ledger(
