@@ -99,6 +99,8 @@ COMMANDS: Final = {
 }
 #: The id in the examples of `dead`.
 DEAD_ID: Final = "1714557600000-0"
+#: The command whose example is about a task.
+EXPLAINED: Final = "explain task-123"
 
 VARIABLES: Final = variables()
 
@@ -176,14 +178,24 @@ def test_a_command_does_what_it_says(running: Running, demo: str, command: str) 
     """At least it ends well, with something to read."""
     if DEAD_ID in command:
         _lay_out_dead_letter(running.client)
+    if EXPLAINED in command:
+        _lay_out_task(running.client)
     assert demo if command == "make demo" else running.run(command)
 
 
 def _lay_out_dead_letter(client: redis.Redis) -> None:
     """The one that the examples are about. Ids only rise, so it has to be the first."""
-    client.delete("otto:scale:dead")
     event = json.dumps({"type": "scale_up", "pod_count": "lots"})
-    client.xadd("otto:scale:dead", {"group": "ottoscaler", "event": event}, id=DEAD_ID)
+    with client.pipeline() as both:  # in one step: the controller may write a dead letter of its own in between
+        both.delete("otto:scale:dead")
+        both.xadd("otto:scale:dead", {"group": "ottoscaler", "event": event}, id=DEAD_ID)
+        both.execute()
+
+
+def _lay_out_task(client: redis.Redis) -> None:
+    """The one that the example is about; it is accepted once, however often it is sent."""
+    client.xadd("otto:scale:events", {"type": "scale_up", "task_id": "task-123", "event_id": "explained"})
+    eventually(lambda: client.exists("otto:scale:task:explained"), LONG_S, "the event to be accepted")
 
 
 def squeezed(line: str) -> str:
