@@ -65,7 +65,7 @@ class TestWhatWaits:
         assert controller.redis.task(second)["state"] == "waiting"
         controller.cluster.succeed(controller.pod(first))
         controller.pod(second)
-        assert why(controller, second) == ""
+        eventually(lambda: "waits for task" not in why(controller, second), what="that it waits no longer")
         eventually(lambda: why(controller, third).endswith("position 1"), what="its new position")
 
     def test_names_how_many_hold_the_key(self, controller: SimulatedController) -> None:
