@@ -42,6 +42,8 @@ LOOK_S: Final = 0.25
 PROGRESS_S: Final = 1.0
 #: The same sentence about the handler or the kubelet is sent again after this long at the earliest, seconds.
 NOTICE_S: Final = 60.0
+#: The pause before a log is followed again after an error that no one expects, seconds.
+RESTART_S: Final = 1.0
 #: The controller's work comes first where both want one CPU.
 _NICE: Final = 5
 _READ: Final = 64 * 1024
@@ -115,10 +117,23 @@ class LogForwarder:
         self._tasks[uid] = asyncio.ensure_future(self._run(uid, follower))
 
     async def _run(self, uid: str, follower: Follower) -> None:
-        await follower.run()
+        while not await self._run_once(follower):
+            await asyncio.sleep(RESTART_S)
         account = follower.delivery.stream.account
         del self._followers[uid], self._tasks[uid]
         self._send(Ended(uid, account.ended, account.lines, account.dropped))
+
+    async def _run_once(self, follower: Follower) -> bool:
+        """Returns whether the log is over. Without this an error that no one expects would end the task, and the
+        controller would wait for the end of this log until LOG_DRAIN_S is over.
+        """
+        # Given back, and not raised: also the cancellation that gRPC raises for a call. One that is asked of this task
+        # is raised.
+        (error,) = await asyncio.gather(follower.run(), return_exceptions=True)
+        if error is None or follower.delivery.stream.done:
+            return True
+        self._notice(follower.follow.pod, f"The log forwarder failed with the log of a pod, and tries again: {error!r}")
+        return False
 
     def _notice(self, pod: str, sentence: str) -> None:
         now = time.monotonic()

@@ -1,0 +1,75 @@
+"""An error that no one expects ends no log in silence: the controller would wait for its end."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from ottoscaler.forwarder import process
+from ottoscaler.forwarder.follower import Follower
+from ottoscaler.forwarder.process import LogForwarder
+from ottoscaler.forwarder.worker_stream import Account
+from ottoscaler.log_messages import Ended, MessageBuffer, Notice
+
+
+class Failing:
+    """Stands for a Follower: each run ends with the next of these errors; after the last one the log is over."""
+
+    def __init__(self, *errors: BaseException, done: bool = False) -> None:
+        self.errors = list(errors)
+        self.follow = SimpleNamespace(pod="p-1")
+        self.delivery = SimpleNamespace(stream=SimpleNamespace(done=done, account=Account(3, 0, 9, 0, ended=True)))
+
+    async def run(self) -> None:
+        """One run."""
+        await asyncio.sleep(0)
+        if self.errors:
+            raise self.errors.pop(0)
+        self.delivery.stream.done = True
+
+
+def sent_by(follower: Failing) -> list[object]:
+    """What the forwarder sends to the controller while it carries this log on."""
+    written = bytearray()
+    forwarder = cast("Any", LogForwarder.__new__(LogForwarder))
+    forwarder._writer = SimpleNamespace(write=written.extend)
+    forwarder._noticed = {}
+
+    async def carry_on() -> None:
+        task = asyncio.ensure_future(forwarder._run("uid-1", cast("Follower", follower)))
+        forwarder._followers, forwarder._tasks = {"uid-1": follower}, {"uid-1": task}
+        await asyncio.wait_for(task, 20)
+
+    asyncio.run(carry_on())
+    assert (forwarder._followers, forwarder._tasks) == ({}, {})
+    return list(MessageBuffer().feed(bytes(written)))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("odd"), asyncio.CancelledError()])
+@pytest.mark.parametrize("done", [False, True])
+def test_the_end_of_the_log_is_reported_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, done: bool
+) -> None:
+    """After another try, unless all was acknowledged."""
+    monkeypatch.setattr(process, "RESTART_S", 0.01)
+    *notices, end = sent_by(Failing(error, error, done=done))
+    assert end == Ended("uid-1", acknowledged=True, lines=3, dropped=0)
+    assert len(notices) == (not done)
+    assert all(isinstance(one, Notice) and one.pod == "p-1" for one in notices)
+
+
+def test_a_log_that_is_given_up_ends_at_once() -> None:
+    """That cancellation is asked for."""
+
+    async def give_up() -> None:
+        forwarder = cast("Any", LogForwarder.__new__(LogForwarder))
+        task = asyncio.ensure_future(forwarder._run("uid-1", SimpleNamespace(run=asyncio.Event().wait)))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(give_up())
