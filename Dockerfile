@@ -23,7 +23,7 @@ RUN python -m pip --python /opt/venv/bin/python install --quiet --disable-pip-ve
  && rm -r /opt/venv/lib/python3*/site-packages/kubernetes/aio requirements.txt logs.txt \
  && find / -xdev -path '*/python3*' \( -name __pycache__ -o -name tests \) -prune -exec rm -r {} + \
  && /opt/venv/bin/python -c 'import argparse, difflib, fcntl, fractions, gc, http.server, resource, shlex, tempfile; \
-import msgspec, prometheus_client, pythonjsonlogger.json, redis.sentinel, rich.live, rich.progress, tenacity; \
+import msgspec, prometheus_client.core, pythonjsonlogger.json, redis.sentinel, rich.live, rich.progress, tenacity; \
 from kubernetes import client, config; client.ApiClient(client.Configuration())' \
  && if [ "$LOGS" = true ]; then /opt/venv/bin/python -c 'import aiohttp, asyncio, grpc.aio, google.protobuf.message'; fi
 

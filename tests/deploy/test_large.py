@@ -106,8 +106,8 @@ def test_a_task_that_only_runs_is_not_to_blame(
         wait_for(lambda: client.hmget(shown, "tenure", "tries") == rest, "the task to be at rest", 30)  # noqa: B023
         controller.kill()
     assert client.xlen("otto:scale:dead") == 0
-    assert '"running"' in client.hget(shown, "worker:1")
     start()
+    wait_for(lambda: '"running"' in (client.hget(shown, "worker:1") or ""), "the worker to run on", 30)
     (tmp_path / "end").touch()
     wait_for(lambda: client.hget(shown, "state") == "finished", "the task's end", 60)
     assert json.loads(client.hget(shown, "worker:1"))["outcome"] == "succeeded"
