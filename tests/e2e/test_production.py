@@ -212,7 +212,7 @@ def _upgraded_in_mid_task(operator: Operator, client: Any) -> None:
 
 def _with_two_replicas(operator: Operator) -> None:
     """As the guide's example says; each with a name of its own."""
-    (example,) = (text for kind, text in fences(PRODUCTION) if kind == "yaml")
+    (example,) = (text for kind, text in fences(PRODUCTION) if kind == "yaml" and text.startswith("replicas:"))
     operator.edit("configMapGenerator:", f"{example}configMapGenerator:")
     for line in (APPLY, ROLLOUT):
         operator.run(line)
