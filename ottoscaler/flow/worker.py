@@ -302,6 +302,7 @@ class WorkerRunner:
             tenant=run.task.tenant,
             oom_kills=run.life.oom_kills,
         )
+        asked_at = self._clock.now()
         try:
             answer = self._cluster.create(body)
         except ClusterRejected as error:
@@ -316,7 +317,7 @@ class WorkerRunner:
             return observations.CreateUnclear(error.retry_after_s)
         if answer is CreateOutcome.ALREADY_THERE:
             return observations.PodAlreadyExists()
-        self._worker_log.created(run)
+        self._worker_log.created(run, asked_at)
         self._registry.upsert(answer)
         return observations.PodSeen(answer)
 
@@ -336,7 +337,7 @@ class WorkerRunner:
         if isinstance(effect.after, observations.PodAlreadyExists):
             self._worker_log.pod_adopted(run)
         elif effect.after is not None:
-            self._worker_log.created(run)  # that create had no clear answer
+            self._worker_log.created(run, self._clock.now())  # that create had no clear answer
         self._registry.upsert(pod)
         return observations.PodSeen(pod)
 

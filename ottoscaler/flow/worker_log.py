@@ -41,11 +41,16 @@ class WorkerLog:
             reason: metrics.workers_finished.child(reason.outcome, reason.fault, reason) for reason in EndReason
         }
 
-    def created(self, run: WorkerRun) -> None:
-        """Its pod was created: once for each pod, however often that was tried."""
+    def created(self, run: WorkerRun, asked_at: float) -> None:
+        """Its pod was created: once for each pod, however often that was tried. `asked_at` (`Clock.now`): when it was
+        asked for. The line says how long the event took up to then, the figure includes the API server's time.
+        """
         self._metrics.pods_created.inc()
-        since_event_s = run.task.stream_wait_s + self._clock.now() - run.task.received_mono
-        self._metrics.event_to_create_seconds.observe(since_event_s, trace_exemplar(run.task.event.traceparent))
+        sent_at = run.task.received_mono - run.task.stream_wait_s
+        since_event_s = asked_at - sent_at
+        self._metrics.event_to_create_seconds.observe(
+            self._clock.now() - sent_at, trace_exemplar(run.task.event.traceparent)
+        )
         _log.info(
             "worker.created", "Creating worker pod: %s", run.pod_name,
             pod=run.pod_name, attempt=run.life.attempt, since_event_s=round(since_event_s, 6),

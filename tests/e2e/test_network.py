@@ -246,7 +246,8 @@ class TestSilent:
         assert links.redis.freeze() >= 1
         event_id = links.send()
         took = reading_s(controller, event_id)
-        controller.until_said("worker.created", event_id=event_id)
+        key = f"otto:scale:task:{event_id}"
+        wait_for(lambda: links.system.redis.hget(key, "attempt:1"), "its worker to begin")
         return took
 
     @staticmethod
