@@ -99,7 +99,7 @@ COMMANDS: Final = {
 }
 #: The id in the examples of `dead`.
 DEAD_ID: Final = "1714557600000-0"
-#: The command whose example is about a task.
+#: The command with an example that is about a task.
 EXPLAINED: Final = "explain task-123"
 
 VARIABLES: Final = variables()

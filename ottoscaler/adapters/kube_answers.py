@@ -140,9 +140,7 @@ def _decode_status(status: int, body: bytes) -> _Status | None:
 def _is_final(status: int, answer: _Status, verb: Verb, name: str) -> bool:
     if verb is Verb.CREATE:
         return _is_create_refused(status, answer, name)
-    if verb is Verb.REVIEW:
-        return status in (403, 404, 405)
-    if verb is Verb.LOOK:
+    if verb in (Verb.REVIEW, Verb.LOOK):
         return status in (403, 404, 405)
     if verb is Verb.LIST_EVENTS:  # final, unlike those on pods: the program works without this right
         return status == 403 and answer.reason == "Forbidden"

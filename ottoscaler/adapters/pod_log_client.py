@@ -14,11 +14,11 @@ from typing import Any, Final
 import aiohttp
 
 from ottoscaler.adapters.kube_access import KubeAccess
+from ottoscaler.adapters.pod_logs import log_query
+from ottoscaler.core.manifest import CONTAINER
 from ottoscaler.errors import ClusterUnavailable, PodLogUnavailable
 from ottoscaler.settings import KubeSettings
 
-#: The container that a log is read of.
-CONTAINER: Final = "agent"
 #: How long a connection may take, and how long a log may be silent before it is opened again, seconds. A link on which
 #: not even the other kernel answers is noticed earlier, by keep-alive.
 CONNECT_S: Final = 10.0
@@ -61,14 +61,12 @@ class PodLogClient:
         """The log of a pod with times, from a whole second on (RFC 3339; empty: from its beginning). An answer that
         follows ends when the container does. Raises PodLogUnavailable.
         """
-        query = {"container": CONTAINER, "timestamps": "true"}
-        query |= {"follow": "true"} if follow else {}
-        query |= {"sinceTime": since} if since else {}
         try:
             # a credential plugin may take its time, and a thread may wait for it
             token = await asyncio.to_thread(self._access.authorization_header)
         except ClusterUnavailable as error:
             raise PodLogUnavailable(str(error)) from error
+        query = log_query(CONTAINER, since=since, follow=follow)
         headers = {"Accept-Encoding": "identity"} | ({"Authorization": token} if token else {})
         configuration: Any = self._access.configuration
         try:

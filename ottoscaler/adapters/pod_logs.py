@@ -44,13 +44,10 @@ class PodLogs:
         right to read logs), BadRequest (no such container, or none of it has started yet); ClusterUnavailable for
         everything else, also in the middle of the log.
         """
-        query = {"container": container, "timestamps": "true"}
-        query |= {"follow": "true"} if follow else {}
-        query |= {"sinceTime": since} if since else {}
         with self._opens:
             response = self._http.open_stream(
-                f"{self._pods}/{pod}/log", query=query, read_timeout_s=SILENCE_S, verb=Verb.LOG, name=pod,
-                content_type="text/plain",
+                f"{self._pods}/{pod}/log", query=log_query(container, since=since, follow=follow),
+                read_timeout_s=SILENCE_S, verb=Verb.LOG, name=pod, content_type="text/plain",
             )  # fmt: skip
         try:
             yield from response.stream(_CHUNK)
@@ -60,3 +57,11 @@ class PodLogs:
             raise ClusterUnavailable(f"the log of {pod} broke off ({text})") from error
         finally:
             self._http.close_stream(response)
+
+
+def log_query(container: str, *, since: str, follow: bool) -> dict[str, str]:
+    """What the API is asked for: see `PodLogs.read`."""
+    query = {"container": container, "timestamps": "true"}
+    query |= {"follow": "true"} if follow else {}
+    query |= {"sinceTime": since} if since else {}
+    return query

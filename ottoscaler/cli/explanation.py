@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -117,7 +117,7 @@ def _of_task(reader: ExplainReader, task: TaskState) -> Explanation:
     )  # fmt: skip
 
 
-def _groups(workers: Sequence[WorkerState] | Any) -> list[WorkerGroup]:
+def _groups(workers: Iterable[WorkerState]) -> list[WorkerGroup]:
     """The workers that did not succeed, by what there is to say of them; the worst first, then the largest group."""
     alike: dict[tuple[Any, ...], list[WorkerState]] = {}
     for worker in workers:
@@ -141,7 +141,7 @@ def _of_queued(queued: QueuedEvent, name: str) -> Explanation:
     sent_at = rfc3339(int(milliseconds) / 1000) if milliseconds.isdigit() and len(milliseconds) < 15 else ""
     return Explanation(
         event_id=event_id, task_id=fields.get("task_id") or queued.stream_id, code=code, why=code.facts.why(detail),
-        type=fields.get("type", ""), since=sent_at, received_at="",
+        type=fields.get("type", ""), since=sent_at,
     )  # fmt: skip
 
 

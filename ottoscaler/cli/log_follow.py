@@ -40,7 +40,7 @@ class _Item(NamedTuple):
 
 
 class LogFollower:
-    """Follows the pods of some events. `run` and `close` belong to one thread."""
+    """Follows the pods of some events. The public methods belong to one thread."""
 
     def __init__(
         self, cluster: KubeCluster, source: PodLogs, *, container: str, wanted: Callable[[PodSnapshot], bool]

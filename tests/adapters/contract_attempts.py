@@ -166,7 +166,7 @@ class TestIntending:
     def test_why_a_create_is_refused_is_shown_while_it_is_tried_again(
         self, stream: RedisPorts, admin: StreamAdmin
     ) -> None:
-        """Or the reason would be seen only between two tries. A further attempt begins anew."""
+        """Or the reason would be seen only between two tries. A further attempt begins without it."""
         task = opened(stream, admin, event_id="e-1")
         refused = WorkerNote("waiting", 1, "", code="quota", detail="used up", next_at="2026-01-01T00:00:00Z")
         intend(stream, task)

@@ -269,7 +269,7 @@ def test_the_rights_of_the_controller_are_enough(doctor: Doctor, users: Users, m
 def test_a_namespace_that_may_not_be_read_is_unknown(
     doctor: Doctor, users: Users, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whose queue it is, is then not checked."""
+    """The owner of the queue is not checked then."""
     monkeypatch.setenv("KUBECONFIG", users.of_service_account())
     users.grant([PODS, EVENTS])
     eventually(lambda: not doctor.troubles(), PATIENCE_S, "the rights to hold")

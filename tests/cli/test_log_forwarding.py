@@ -29,7 +29,7 @@ FORWARDER = "ottoscaler.forwarder.process"
 
 @contextmanager
 def running(folder: Path, command: Sequence[str], **environ: str) -> Iterator[tuple[LocalSystem, redis.Redis]]:
-    """A controller whose workers do this, and a client of its Redis."""
+    """A controller with workers that do this, and a client of its Redis."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("REDIS_", "LOG_"))}
     given = {**plain, "OTTO_AGENT_COMMAND": json.dumps(list(command)), "LOG_FORMAT": "json", **environ}
     with LocalSystem(folder / "system", given) as system:

@@ -1,4 +1,4 @@
-"""More memory after each end as OOMKilled: the sizes, who decides on them, and which attempt has which."""
+"""More memory after each end as OOMKilled: the sizes, where they are decided, and which attempt has which."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_another_process_goes_on_with_the_count() -> None:
 
 
 def test_the_result_names_the_size() -> None:
-    """Of the last attempt; a worker whose memory never grows has the message that it always had."""
+    """Of the last attempt; where the memory never grows, the message is as it always was."""
     event, end = accepted({}, with_factor(2)), Verdict(EndReason.OOM_KILLED, "the worker exited with code 137")
     last = failed(137, agent_end_reason="OOMKilled")
     messages = [worker_result(event, 1, 3, end, last, NOW, number)["message"] for number in (0, 2)]

@@ -36,7 +36,7 @@ def handler(program: Path, tmp_path: Path) -> Iterator[OttoHandler]:
 
 
 def lines(handler: OttoHandler, worker: str = "w-1") -> list[str]:
-    """The lines of a worker whose log has ended; none twice, and none out of order."""
+    """The lines of a worker, when its log has ended; none twice, and none out of order."""
     stored = handler.entries(worker)
     assert [entry["sequence"] for entry in stored] == list(range(1, len(stored) + 1))
     assert stored[-1]["end"]["dropped"] == 0
