@@ -18,6 +18,7 @@ from ottoscaler.core.events import ScaleEvent, decode
 from ottoscaler.core.manifest import selector
 from ottoscaler.core.pods import PodSnapshot, RawPod, created_pod_snapshot, foreign_pod_snapshot, pod_snapshot
 from ottoscaler.core.raw_pod import event_annotation
+from ottoscaler.core.wording import one_line
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, WatchExpired
 from ottoscaler.ports import CreateOutcome, PodList, WatchEvent, WatchEventType
 from ottoscaler.settings import KubeSettings
@@ -182,7 +183,7 @@ class KubeCluster:
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             # The idle connections went through the same network: each could cost a worker's call its whole time-out.
             self._http.drop_idle()
-            broken = ClusterUnavailable(f"the watch of pods broke off ({' '.join(str(error).split())[:200]})")
+            broken = ClusterUnavailable(f"the watch of pods broke off ({one_line(error, 200)})")
             self._on_reply(str(broken))
             raise broken from error
         finally:

@@ -8,6 +8,7 @@ import socket
 import ssl
 from typing import Final
 
+from ottoscaler.core.wording import one_line
 from ottoscaler.errors import LogHandlerUnavailable
 from ottoscaler.settings_log_handler import LogHandlerSettings
 
@@ -24,9 +25,9 @@ def connect_once(settings: LogHandlerSettings) -> None:
             if settings.is_tls:
                 _shake_hands(connection, settings, settings.address[0])
     except (ssl.SSLError, ValueError) as error:
-        raise LogHandlerUnavailable(_one_line(error), denied=True) from error
+        raise LogHandlerUnavailable(one_line(error), denied=True) from error
     except OSError as error:
-        raise LogHandlerUnavailable(_one_line(error)) from error
+        raise LogHandlerUnavailable(one_line(error)) from error
 
 
 def _shake_hands(connection: socket.socket, settings: LogHandlerSettings, host: str) -> None:
@@ -38,7 +39,3 @@ def _shake_hands(connection: socket.socket, settings: LogHandlerSettings, host: 
     with context.wrap_socket(connection, server_hostname=host) as secured:
         if secured.selected_alpn_protocol() != "h2":
             raise ValueError("the server speaks TLS, and not HTTP/2, which gRPC needs")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

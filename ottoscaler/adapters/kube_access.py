@@ -24,6 +24,7 @@ from kubernetes.config.kube_config import KUBE_CONFIG_DEFAULT_LOCATION, KubeConf
 
 from ottoscaler.adapters.kube_plugin import CredentialPlugin, authorization_header, one_line_error
 from ottoscaler.adapters.kubeconfig import merged_kubeconfig
+from ottoscaler.core.wording import one_line
 from ottoscaler.errors import ClusterUnavailable, ConfigError
 from ottoscaler.settings import KubeSettings
 from ottoscaler.settings_files import redact_value
@@ -157,7 +158,7 @@ class _Loader(KubeConfigLoader):
         local = os.path.join(base, command) if os.sep in command else command
         if shutil.which(local, path=self.plugin.env.get("PATH")) is None:
             hint = self._user["exec"].safe_get("installHint") or "install it"
-            raise ValueError(f"its credential plugin {command!r} is not there ({' '.join(str(hint).split())[:200]})")
+            raise ValueError(f"its credential plugin {command!r} is not there ({one_line(hint, 200)})")
         self.plugin.args[0] = local
         return True
 

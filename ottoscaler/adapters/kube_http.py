@@ -20,6 +20,7 @@ import urllib3
 from ottoscaler.adapters.kube_access import KubeAccess
 from ottoscaler.adapters.kube_answers import Verb, error_for_response
 from ottoscaler.adapters.throttle import Throttle
+from ottoscaler.core.wording import one_line
 from ottoscaler.errors import ClusterUnavailable
 from ottoscaler.settings import KubeSettings
 
@@ -231,9 +232,8 @@ class KubeHttp:
 
     def _connection_error(self, error: Exception, *, unclear: bool) -> ClusterUnavailable:
         self.drop_idle()
-        text = " ".join(str(error).split())[:300]
         unavailable = ClusterUnavailable(
-            f"the Kubernetes API at {self.address} does not answer ({text})", unclear=unclear
+            f"the Kubernetes API at {self.address} does not answer ({one_line(error)})", unclear=unclear
         )
         self._on_reply(str(unavailable))
         return unavailable

@@ -16,6 +16,7 @@ import aiohttp
 from ottoscaler.adapters.kube_access import KubeAccess
 from ottoscaler.adapters.pod_logs import log_query
 from ottoscaler.core.manifest import CONTAINER
+from ottoscaler.core.wording import one_line
 from ottoscaler.errors import ClusterUnavailable, PodLogUnavailable
 from ottoscaler.settings import KubeSettings
 
@@ -26,7 +27,6 @@ SILENCE_S: Final = 3600.0
 _KEEPALIVE: Final = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
 #: How much of an answer waits in memory while no one reads it, about, bytes: there may be a thousand.
 _BUFFER: Final = 16 * 1024
-_LONGEST_DETAIL: Final = 300
 
 
 class PodLog:
@@ -40,7 +40,7 @@ class PodLog:
         try:
             return await self._response.content.readany()
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise PodLogUnavailable(f"the log broke off: {_one_line(error)}") from error
+            raise PodLogUnavailable(f"the log broke off: {one_line(error) or type(error).__name__}") from error
 
     def cut(self) -> None:
         """End the answer: `read` raises PodLogUnavailable."""
@@ -75,7 +75,9 @@ class PodLogClient:
                 proxy=configuration.proxy or None, server_hostname=configuration.tls_server_name or None,
             )  # fmt: skip
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-            raise PodLogUnavailable(f"the Kubernetes API does not answer ({_one_line(error)})") from error
+            raise PodLogUnavailable(
+                f"the Kubernetes API does not answer ({one_line(error) or type(error).__name__})"
+            ) from error
         try:
             if response.status != 200:
                 await self._refuse(response, token)
@@ -104,8 +106,9 @@ class PodLogClient:
             text = (await response.content.read(_BUFFER)).decode(errors="replace")
         except (aiohttp.ClientError, OSError, TimeoutError):
             text = ""
-        detail = " ".join(text.split())[:_LONGEST_DETAIL]
-        raise PodLogUnavailable(f"the Kubernetes API answers {response.status}: {detail}", status=response.status)
+        raise PodLogUnavailable(
+            f"the Kubernetes API answers {response.status}: {one_line(text)}", status=response.status
+        )
 
 
 def _socket(address: Any) -> socket.socket:
@@ -116,7 +119,3 @@ def _socket(address: Any) -> socket.socket:
         if hasattr(socket, name):
             made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     return made
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:_LONGEST_DETAIL] or type(error).__name__

@@ -10,6 +10,7 @@ import urllib3
 
 from ottoscaler.adapters.kube_answers import Verb
 from ottoscaler.adapters.kube_http import KubeHttp
+from ottoscaler.core.wording import one_line
 from ottoscaler.errors import ClusterUnavailable
 from ottoscaler.settings import KubeSettings
 
@@ -53,8 +54,7 @@ class PodLogs:
             yield from response.stream(_CHUNK)
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             self._http.drop_idle()
-            text = " ".join(str(error).split())[:200]
-            raise ClusterUnavailable(f"the log of {pod} broke off ({text})") from error
+            raise ClusterUnavailable(f"the log of {pod} broke off ({one_line(error, 200)})") from error
         finally:
             self._http.close_stream(response)
 

@@ -22,9 +22,10 @@ from ottoscaler.adapters.dead import (
 )
 from ottoscaler.cli.connection import dead_letters, load_checked
 from ottoscaler.cli.send import LIMIT_VARIABLES, check_event, fields_of
-from ottoscaler.cli.table import console, count_text, grid, printable
+from ottoscaler.cli.table import console, grid, printable
 from ottoscaler.core.events import MAX_FIELDS
 from ottoscaler.core.nesting import MAX_JSON_DEPTH, json_depth
+from ottoscaler.core.wording import count_text
 from ottoscaler.errors import OttoscalerError
 from ottoscaler.settings import Settings
 

@@ -25,7 +25,8 @@ from rich.table import Table
 from ottoscaler.adapters.status_reader import StatusReader
 from ottoscaler.cli.follow import EventProgress, Follower
 from ottoscaler.cli.system import ROOT, LocalSystem
-from ottoscaler.cli.table import console, count_text, grid, progress_text, worker_text
+from ottoscaler.cli.table import console, grid, progress_text, worker_text
+from ottoscaler.core.wording import count_text
 from ottoscaler.errors import OttoscalerError
 from ottoscaler.local.redis import find_binary
 

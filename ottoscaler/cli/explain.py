@@ -17,8 +17,9 @@ from typing import Final
 from ottoscaler.adapters.explain_reader import ExplainReader
 from ottoscaler.cli.connection import load_checked
 from ottoscaler.cli.explanation import NAMED, Explanation, WorkerGroup, as_json, explain
-from ottoscaler.cli.table import count_text, duration, printable, tally_text
+from ottoscaler.cli.table import duration, printable, tally_text
 from ottoscaler.core.verdicts import FaultOrigin
+from ottoscaler.core.wording import count_text
 
 EXIT_UNKNOWN: Final = 1
 #: At most a screen: events of one task id, groups of workers, and characters of one reason.

@@ -13,8 +13,9 @@ from typing import Final
 
 from ottoscaler.adapters.status_reader import DeadLetter, StatusReader, StreamPositions
 from ottoscaler.adapters.task_codec import TaskState
-from ottoscaler.cli.table import count_text, printable, tally_text
+from ottoscaler.cli.table import printable, tally_text
 from ottoscaler.core.events import content_digest
+from ottoscaler.core.wording import count_text
 
 #: The hash of a task with a thousand workers is half a megabyte: it is read this often while no result comes in,
 #: seconds...

@@ -23,9 +23,10 @@ from ottoscaler.cli.log_follow import LogFollower
 from ottoscaler.cli.log_output import LogPrinter
 from ottoscaler.cli.log_reader import LogReader, gap_text, is_final, kubelet_text
 from ottoscaler.cli.namespace import own_namespace
-from ottoscaler.cli.table import count_text, printable, worker_text
+from ottoscaler.cli.table import printable, worker_text
 from ottoscaler.core.manifest import CONTAINER, event_hash
 from ottoscaler.core.pods import PodSnapshot
+from ottoscaler.core.wording import count_text
 from ottoscaler.errors import ClusterRejected, OttoscalerError, RedisUnavailable
 from ottoscaler.forwarder.lines import Line
 from ottoscaler.forwarder.masking import FormMasker

@@ -18,11 +18,12 @@ from ottoscaler.adapters.yaml_text import to_yaml
 from ottoscaler.cli.namespace import own_namespace
 from ottoscaler.cli.rules import rules_of
 from ottoscaler.cli.send import fields_of, warn_of_fields
-from ottoscaler.cli.table import count_text, printable
+from ottoscaler.cli.table import printable
 from ottoscaler.core.events import BadEvent, EventType, ScaleEvent, parse
 from ottoscaler.core.manifest import AttemptKey, build_pod, event_hash
 from ottoscaler.core.origins import origins
 from ottoscaler.core.tenants import tenant_of
+from ottoscaler.core.wording import count_text
 from ottoscaler.errors import ClusterRejected
 from ottoscaler.settings import Settings
 

@@ -29,7 +29,8 @@ from rich.text import Text
 from ottoscaler.adapters.status_reader import Backlog, StatusReader
 from ottoscaler.adapters.task_codec import TaskState
 from ottoscaler.cli.connection import open_reader
-from ottoscaler.cli.table import console, count_text, duration, grid, printable, tally_text
+from ottoscaler.cli.table import console, duration, grid, printable, tally_text
+from ottoscaler.core.wording import count_text
 from ottoscaler.errors import RedisUnavailable
 from ottoscaler.stored import split_owner_token
 

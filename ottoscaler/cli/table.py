@@ -75,11 +75,6 @@ def worker_text(worker: WorkerState) -> str:
     return f"{worker.index}: {worker.reason or worker.outcome or worker.state}{code}"
 
 
-def count_text(count: int, noun: str) -> str:
-    """`1 worker`, `2 workers`."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
 def duration(seconds: float) -> str:
     """A length of time as people say it, in its two largest units: `1 h 5 min`."""
     rest = max(0, int(seconds))

@@ -62,11 +62,6 @@ def fine(code: str, text: str) -> Finding:
     return Finding(code, Severity.OK, text)
 
 
-def counted(count: int, noun: str) -> str:
-    """`1 worker`, `2 workers`."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
 def worst_first(findings: Iterable[Finding]) -> Sequence[Finding]:
     """In the order of their severity; within one, as they were found."""
     return sorted(findings, key=lambda finding: _ORDER[finding.severity])

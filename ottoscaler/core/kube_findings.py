@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Final
 
-from ottoscaler.core.findings import Finding, broken, counted, fine, warning
+from ottoscaler.core.findings import Finding, broken, fine, warning
 from ottoscaler.core.kube_objects import EgressPort, LimitRange, NetworkPolicy, Node, Quota
 from ottoscaler.core.quantities import quantity
+from ottoscaler.core.wording import count_text
 
 DNS_PORT: Final = 53
 _PULL_SECRETS: Final = ("kubernetes.io/dockerconfigjson", "kubernetes.io/dockercfg")
@@ -94,7 +95,7 @@ def _quota_finding(quota: Quota, demand: Demand) -> Finding:
         return broken("kube.quota", text)
     if rooms[resource] <= 0:
         return warning("kube.quota", f"ResourceQuota {name} has room for 0 workers ({used}): they wait; raise it")
-    return fine("kube.quota", f"ResourceQuota {name} has room for {counted(rooms[resource], 'worker')} ({used})")
+    return fine("kube.quota", f"ResourceQuota {name} has room for {count_text(rooms[resource], 'worker')} ({used})")
 
 
 def _need(resource: str, demand: Demand) -> Fraction:

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ottoscaler.core.findings import Finding, broken, counted, fine, unknown, warning
+from ottoscaler.core.findings import Finding, broken, fine, unknown, warning
+from ottoscaler.core.wording import count_text
 
 #: The first major version of Redis with all commands that the scripts use. Valkey says 7.2 for itself.
 LEAST_MAJOR: Final = 7
@@ -110,16 +111,16 @@ def _memory(info: Mapping[str, Any]) -> Finding:
 
 def queue_finding(facts: QueueFacts) -> Finding:
     """Does it move?"""
-    count = f"{'' if facts.exact else 'at least '}{counted(facts.waiting, 'event')}"
+    count = f"{'' if facts.exact else 'at least '}{count_text(facts.waiting, 'event')}"
     oldest = f" (the oldest for {_duration(facts.oldest_s)})" if facts.waiting else ""
-    waiting = f"waiting in {facts.stream}: {count}{oldest}; open: {counted(facts.open_tasks, 'task')}"
+    waiting = f"waiting in {facts.stream}: {count}{oldest}; open: {count_text(facts.open_tasks, 'task')}"
     if not facts.live:
         if facts.waiting or facts.open_tasks:
             return broken("queue.progress", f"No controller reads the group {facts.group}: {waiting}; start one")
         return fine("queue.progress", f"No controller reads the group {facts.group}, and nothing waits")
     if facts.waiting and facts.oldest_s > LONG_WAIT_S:
         return warning("queue.progress", f"{waiting}; 'python ottoscaler.py status' shows why")
-    return fine("queue.progress", f"{counted(len(facts.live), 'controller')} ({', '.join(facts.live)}); {waiting}")
+    return fine("queue.progress", f"{count_text(len(facts.live), 'controller')} ({', '.join(facts.live)}); {waiting}")
 
 
 def results_finding(stream: str, length: int, most: int, oldest_s: float) -> Finding:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ottoscaler.adapters.task_codec import WorkerState
-from ottoscaler.cli.table import count_text, duration, printable, tally_text, worker_text
+from ottoscaler.cli.table import duration, printable, tally_text, worker_text
+from ottoscaler.core.wording import count_text
 
 
 @pytest.mark.parametrize(
