@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +25,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Switch threads as often as OTTO_SWITCH_INTERVAL (seconds) says: what holds at 1e-6 has few races left."""
     if interval := os.environ.get("OTTO_SWITCH_INTERVAL"):
         sys.setswitchinterval(float(interval))
+    # A shell has what it starts in the background ignore Ctrl-C, and so would each command that is tested as a process.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _kubernetes() -> str | None:
