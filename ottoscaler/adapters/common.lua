@@ -83,6 +83,13 @@ local function map_of(flat)
   return map
 end
 
+-- The groups of a stream, which has to be there, as XINFO shows them.
+local function groups_of(stream)
+  local groups = {}
+  for n, flat in ipairs(redis.call('XINFO', 'GROUPS', stream)) do groups[n] = map_of(flat) end
+  return groups
+end
+
 -- JSON of a list; cjson writes an empty one as an object.
 local function json_list(list) return #list > 0 and cjson.encode(list) or '[]' end
 

@@ -218,8 +218,7 @@ end
 -- KEYS: none. ARGV: keep (how many entries stay at least). Returns how many entries are gone.
 function F.trim(keep)
   local length, floor = redis.call('XLEN', STREAM), nil
-  for _, flat in ipairs(length > tonumber(keep) and redis.call('XINFO', 'GROUPS', STREAM) or {}) do
-    local group = map_of(flat)
+  for _, group in ipairs(length > tonumber(keep) and groups_of(STREAM) or {}) do
     local first = group.pending > 0 and redis.call('XPENDING', STREAM, group.name)[2] or group['last-delivered-id']
     if not floor or is_older(first, floor) then floor = first end
   end
@@ -242,19 +241,14 @@ local function unread_of(stream, group, limit)
 end
 
 -- The groups of a stream, none where there is no stream.
-local function groups_of(stream)
-  local groups = {}
-  if redis.call('EXISTS', stream) == 0 then return groups end
-  for n, flat in ipairs(redis.call('XINFO', 'GROUPS', stream)) do groups[n] = map_of(flat) end
-  return groups
-end
+local function groups_if_any(stream) return redis.call('EXISTS', stream) == 1 and groups_of(stream) or {} end
 
 -- How much the streams hold.
 -- KEYS: none. ARGV: limit (up to how many entries are counted one by one). Returns unread, pending, age of the oldest of these
 -- (ms), results, age of the oldest (ms), results that the slowest group has not read, dead letters.
 function F.queue_levels(limit)
   local now, unread, pending, oldest_ms = now_ms(), 0, 0, 0
-  for _, group in ipairs(groups_of(STREAM)) do
+  for _, group in ipairs(groups_if_any(STREAM)) do
     if group.name == GROUP then
       unread, pending = unread_of(STREAM, group, limit), group.pending
       local next_unread = redis.call('XRANGE', STREAM, '(' .. group['last-delivered-id'], '+', 'COUNT', 1)[1]
@@ -263,7 +257,7 @@ function F.queue_levels(limit)
     end
   end
   local first, results_unread = redis.call('XRANGE', RESULTS, '-', '+', 'COUNT', 1)[1], 0
-  for _, group in ipairs(groups_of(RESULTS)) do results_unread = math.max(results_unread, unread_of(RESULTS, group, limit)) end
+  for _, group in ipairs(groups_if_any(RESULTS)) do results_unread = math.max(results_unread, unread_of(RESULTS, group, limit)) end
   return {unread, pending, oldest_ms, redis.call('XLEN', RESULTS), first and age_ms(first[1], now) or 0, results_unread,
     redis.call('XLEN', DEAD)}
 end

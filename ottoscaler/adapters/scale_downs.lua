@@ -6,8 +6,7 @@ OF_A_TASK.select_victims, OF_A_TASK.finish = true, true
 -- that is accepted and has not chosen; nil if nothing does, and then nothing ever will.
 local function in_front(stream_id, choices)
   local last
-  for _, flat in ipairs(redis.call('XINFO', 'GROUPS', STREAM)) do
-    local group = map_of(flat)
+  for _, group in ipairs(groups_of(STREAM)) do
     if group.name == GROUP then last = group['last-delivered-id'] end
   end
   if not last then error({err = 'NOGROUP no consumer group ' .. GROUP}) end
