@@ -7,7 +7,6 @@ and its log with it: then the command says where the output went, and shows what
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -162,7 +161,7 @@ class _Logs:
         self._cluster = cluster
         self._source = source
         self._printer = printer
-        self._handler = os.environ.get("LOG_HANDLER_ADDRESS", "").strip()
+        self._handler = settings.log_handler.target
 
     def show(self) -> None:
         """What there is now, one worker after the other."""
