@@ -15,6 +15,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from ottoscaler.core.admission_words import QUOTA, RIGHTS, TERMINATING
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, WatchExpired
 
 _T = TypeVar("_T")
@@ -24,10 +25,7 @@ MAX_RETRY_AFTER_S = 30.0
 
 #: 403 is more than one thing; these mean "not now" (quota, a namespace that goes away) or "not with these rights", and
 #: not "never this pod".
-_TEMPORARY_403: Final = (
-    "exceeded quota", "insufficient quota", "status unknown for quota", "being terminated",
-    "cannot create resource", "cannot impersonate resource",
-)  # fmt: skip
+_TEMPORARY_403: Final = (*QUOTA, *TERMINATING, *RIGHTS)
 #: What admission answers, with 403 as well, when it could not find out whether the pod is allowed: the API server has
 #: just started and its caches are empty (`admission.WaitForReady`), or a lookup or a backend did not answer.
 _UNDECIDED_403: Final = re.compile(

@@ -8,6 +8,7 @@ from typing import Final
 
 import msgspec
 
+from ottoscaler.core.admission_words import QUOTA, RIGHTS, TERMINATING
 from ottoscaler.core.effects import AwaitPod, PauseUntil
 from ottoscaler.core.pods import INIT_CONTAINER, Phase, PodSnapshot, StartTrouble
 from ottoscaler.core.status_codes import StatusCode
@@ -32,9 +33,9 @@ _TROUBLE_CODES: Final = {
 }
 #: What a create is refused for, by the words of the API server; the first that matches.
 _REFUSALS: Final = (
-    (StatusCode.QUOTA, re.compile(r"exceeded quota|insufficient quota|status unknown for quota")),
-    (StatusCode.NAMESPACE, re.compile(r"being terminated|does NAMESPACE exist\?")),
-    (StatusCode.RIGHTS, re.compile(r"cannot (?:create|impersonate) resource")),
+    (StatusCode.QUOTA, re.compile("|".join(QUOTA))),
+    (StatusCode.NAMESPACE, re.compile("|".join((*TERMINATING, r"does NAMESPACE exist\?")))),
+    (StatusCode.RIGHTS, re.compile("|".join(RIGHTS))),
     (StatusCode.WEBHOOK, re.compile(r"webhook|not yet ready to handle request|caches? not sync")),
     (StatusCode.RATE_LIMITED, re.compile(r"^(?:the Kubernetes API answered )?(?:429|409) to ")),
 )
