@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ottoscaler.core.events import BadEvent, ScaleEvent, content_digest, parse
@@ -248,6 +248,7 @@ def attempt(side: ThreeConsumers, name: str, arguments: Sequence[Any]) -> object
 
 
 @settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+@example(prepared=True, steps=[("intend", "a", 1, 1, 0), ("note", "a", 1, 0)])
 @given(prepared=st.booleans(), steps=st.lists(STEPS, max_size=40))
 def test_the_fake_answers_like_the_real_one(server: Server, prepared: bool, steps: list[tuple[Any, ...]]) -> None:
     """Each answer, and in the end all that can be seen."""

@@ -60,8 +60,13 @@ class WorkerState:
         return StoredWorker(
             self.index, self.attempt, self.infra_used, self.refused, self.termination, self.outcome,
             spared_by=self.spared,
-            pod_was_seen=self.seen, log_progress=self.log, oom_kills=self.oom_kills,
+            pod_was_seen=self.seen or self._is_noted_as_seen(), log_progress=self.log, oom_kills=self.oom_kills,
         )  # fmt: skip
+
+    def _is_noted_as_seen(self) -> bool:
+        """Does its note say that a pod of the stored attempt is there? Earlier releases stored only that."""
+        note = json.loads(self.shown or "{}")
+        return not self.outcome and note.get("state") in ("pending", "running") and note["attempt"] == self.attempt
 
     def with_reason(self) -> StoredWorker:
         """The same with the reason, as whole tasks have it."""
