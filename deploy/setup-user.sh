@@ -88,7 +88,7 @@ ensure_cluster() {
   if ! has_cluster; then
     mkdir -p "$state"
     kubectl config current-context >"$state/context" 2>/dev/null || rm -f "$state/context" # make clean goes back to it
-    kind create cluster --name "$cluster" --wait 120s ${KIND_NODE_IMAGE:+--image "$KIND_NODE_IMAGE"} || fail "The Kind cluster $cluster could not be made."
+    make_cluster || fail "The Kind cluster $cluster could not be made."
     # one node needs one name server, and pods of ours ask it for Redis
     kube scale deployment/coredns --namespace kube-system --replicas 1 >/dev/null
     say Kind "cluster $cluster: made"
@@ -107,6 +107,15 @@ ensure_cluster() {
   done
   kube rollout status deployment/coredns --namespace kube-system --timeout 120s >/dev/null ||
     fail "The name server of $cluster does not get ready: kubectl --context kind-$cluster get pods --namespace kube-system"
+}
+
+make_cluster() { # once more where its node was slow: Kind gives it 30 s to boot, and a busy machine can need longer
+  local log=$state/kind.log
+  for try in first last; do
+    if kind create cluster --name "$cluster" --wait 120s ${KIND_NODE_IMAGE:+--image "$KIND_NODE_IMAGE"} 2>&1 | tee "$log"; then return; fi
+    [ "$try" = first ] && grep -q 'could not find a log line' "$log" || return
+    say Kind "cluster $cluster: its node did not boot within the 30 s that Kind waits; trying once more"
+  done
 }
 
 ensure_network() { # the controller's pod finds the container by its name there

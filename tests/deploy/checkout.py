@@ -25,7 +25,7 @@ TEAM: Final = {
     "유호준": ("hojun", 6384),
 }
 #: What the scripts take from the system; docker, kind and kubectl are none of it.
-TOOLS: Final = "bash make dirname sed grep head tail mkdir rm mv cat awk flock id sort chmod ls sleep"
+TOOLS: Final = "bash make dirname sed grep head tail mkdir rm mv cat awk flock id sort chmod ls sleep tee"
 
 
 def make_checkout(folder: Path) -> Path:

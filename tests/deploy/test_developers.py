@@ -150,6 +150,39 @@ class TestRedisOfOthers:
         assert "container redis-boa keeps no append-only file" in answer
 
 
+#: Kind whose first node boots too slowly: BOOTS says which of its calls succeeds.
+KIND = """
+case "$1" in
+  create)
+    echo "$*" >>made
+    [ "$(grep -c . made)" = "$BOOTS" ] && exit 0
+    echo "ERROR: failed to create cluster: $WHY" >&2
+    exit 1
+    ;;
+esac
+"""
+SLOW = 'could not find a log line that matches "Reached target .*Multi-User System.*"'
+
+
+class TestSlowCluster:
+    """A node that boots too slowly is made once more; what fails for another reason is not."""
+
+    @pytest.mark.parametrize(
+        ("boots", "why", "tries", "is_made"),
+        [(1, "", 1, True), (2, SLOW, 2, True), (3, SLOW, 2, False), (2, "no such image", 1, False)],
+    )
+    def test_tries(self, checkout: Path, boots: int, why: str, tries: int, is_made: bool) -> None:
+        """How often Kind is called, and what the developer reads."""
+        add_program(checkout, "docker", DOCKER)
+        add_program(checkout, "kind", KIND)
+        add_program(checkout, "kubectl", "exit 0")
+        environ = {"RUNS": "true", "PUBLISHED": "6383", "APPENDONLY": "yes", "BOOTS": str(boots), "WHY": why}
+        done = run(checkout, "deploy/setup-user.sh", "김보아", environ=environ)
+        assert len((checkout / "made").read_text(encoding="utf-8").splitlines()) == tries
+        assert ("could not be made" not in done.stderr) is is_made
+        assert ("trying once more" in done.stdout) is (tries > 1)
+
+
 class TestClean:
     """The shared Redis goes only when the caller asks for it."""
 
