@@ -11,6 +11,7 @@ import pytest
 from ottoscaler.adapters import scripts
 from ottoscaler.adapters.scripts import source
 from tests.mutants import fork_server, trial
+from tests.mutants.chart import Chart
 from tests.mutants.forks import Forks
 from tests.mutants.lua_places import lua_places
 from tests.mutants.places import Place, python_places
@@ -155,6 +156,15 @@ def test_a_broken_text_takes_its_place_in_scripts() -> None:
         whole = all(b"-- broken" in script.source for script in scripts._SCRIPTS.values())
         os._exit(0 if put and whole else 1)
     assert os.waitpid(pid, 0)[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "end_line", "imported"), [(3, 3, True), (2, 3, True), (1, 9, True), (4, 5, False), (9, 9, False)]
+)
+def test_what_an_import_runs_is_known(line: int, end_line: int, imported: bool) -> None:
+    """A fork that misses it has proven nothing."""
+    known = Chart([], [], {}, {"a.py": {3, 7}, "b.py": {9}})
+    assert known.is_imported(Place("a.py", "constant", line, end_line, 0, 1, "")) is imported
 
 
 def test_the_list_of_equivalents_is_read_in_blocks() -> None:

@@ -39,11 +39,14 @@ TEST_LIMIT_S = 300
 
 @dataclass(frozen=True)
 class Chart:
-    """`lines` holds for each file and line the numbers of tests; `tests` their ids; `took` their seconds."""
+    """`lines` holds for each file and line the numbers of tests; `tests` their ids; `took` their seconds; `imported`
+    the lines of each file that an import runs.
+    """
 
     tests: Sequence[str]
     took: Sequence[float]
     lines: dict[str, dict[int, list[int]]]
+    imported: dict[str, set[int]]
 
     def of(self, place: Place) -> list[str]:
         """The tests that run a place, the likeliest to notice first.
@@ -59,6 +62,10 @@ class Chart:
         if place.path.endswith(".lua"):
             found |= {number for number, test in enumerate(self.tests) if "/test_lua_" in test}
         return sorted((self.tests[number] for number in found), key=lambda test: self._rank(place, test))
+
+    def is_imported(self, place: Place) -> bool:
+        """Whether an import runs it: what that computed, a change of the code that is there does not change."""
+        return not self.imported.get(place.path, set()).isdisjoint(range(place.line, place.end_line + 1))
 
     def longest(self, tests: Sequence[str]) -> dict[str, float]:
         """How long each may take, seconds: far longer than it did."""
@@ -92,12 +99,14 @@ def chart(suites: Sequence[str] = SUITES) -> Chart:
         cached.write_text(json.dumps(_measured(suites)), encoding="utf-8")
     stored = json.loads(cached.read_text(encoding="utf-8"))
     lines = {path: {int(line): tests for line, tests in known.items()} for path, known in stored["lines"].items()}
-    return Chart(stored["tests"], stored["took"], lines)
+    imported = {path: set(known) for path, known in stored["imported"].items()}
+    return Chart(stored["tests"], stored["took"], lines, imported)
 
 
 def _digest() -> str:
+    """Of all that tests may depend on: patches, and what is known of mutants, are of no account to them."""
     seen = hashlib.sha256()
-    for path in sorted(files()):
+    for path in sorted(path for path in files() if not path.startswith("tests/mutants/") or path.endswith(".py")):
         seen.update(path.encode() + b"\0" + (ROOT / path).read_bytes())
     return seen.hexdigest()[:20]
 
@@ -109,14 +118,18 @@ def _measured(suites: Sequence[str]) -> dict[str, object]:
         tests = sorted(took)
         numbers = {test: number for number, test in enumerate(tests)}
         lines: dict[str, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
+        imported: dict[str, set[int]] = defaultdict(set)
         for data in folder.glob("coverage-*"):
             for path, line, test in _runs(folder, data):
-                if test in numbers:
+                if not test:
+                    imported[path].add(line)
+                elif test in numbers:
                     lines[path][line].add(numbers[test])
     return {
         "tests": tests,
         "took": [took[test] for test in tests],
         "lines": {path: {line: sorted(found) for line, found in known.items()} for path, known in lines.items()},
+        "imported": {path: sorted(known) for path, known in imported.items()},
     }
 
 
@@ -142,11 +155,11 @@ def _suite(folder: Path, suite: str) -> dict[str, float]:
 
 
 def _runs(folder: Path, data: Path) -> Iterator[tuple[str, int, str]]:
-    """Path, line and test: each line that a test has run."""
+    """Path, line and test: each line that a test has run; without a test each that an import has run."""
     known = CoverageData(str(data))
     known.read()
     for path in known.measured_files():
         for line, contexts in known.contexts_by_lineno(path).items():
             for context in contexts:
-                if "|" in context:
+                if "|" in context or not context:
                     yield os.path.relpath(path, folder), line, context.rpartition("|")[0]

@@ -54,7 +54,7 @@ class Forks:
         """What these tests say of a mutant that stands in the folder: `noticed` or `hung`, and by which test. To be
         called after `wait_ready`.
 
-        `missed` proves nothing yet, and `unfit` says that only a fresh import can show it.
+        `missed` proves nothing of code that an import runs, and `unfit` says that only a fresh import can show it.
         """
         if place.path.endswith(".py") and not _in_a_function(place, source):
             return "unfit", ""

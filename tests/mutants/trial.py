@@ -193,7 +193,7 @@ def _try_all(chosen: Sequence[Place], charted: Chart, suites: Sequence[str], job
 
 
 def _try(place: Place, copied: Copy, charted: Chart) -> Tried:
-    """First in a fork; on fresh imports only what nobody noticed there."""
+    """First in a fork; on fresh imports only what cannot be put in there, or is run by an import."""
     copied.forks.wait_ready()
     began, path = time.monotonic(), copied.folder / place.path
     source, tests = source_of(place.path), charted.of(place)
@@ -204,7 +204,8 @@ def _try(place: Place, copied: Copy, charted: Chart) -> Tried:
         for some in rounds:
             if verdict == "missed":
                 verdict, by = copied.forks.verdict(place, source, charted.longest(some), _bound_s(charted, some))
-        for some in rounds if verdict in ("missed", "unfit") else ():
+        afresh = verdict == "unfit" or (verdict == "missed" and charted.is_imported(place))
+        for some in rounds if afresh else ():
             verdict, by = _round(copied.folder, charted.longest(some), _bound_s(charted, some))
             if verdict != "missed":
                 break
