@@ -318,3 +318,23 @@ class TestServer:
             assert cast("Any", client).zscore(markers, "old") is None
             assert cast("Any", client).zscore(markers, "young") == pytest.approx(young, abs=1)
             assert cast("Any", client).zcard(markers) == 2
+
+    def test_each_figure_of_the_streams_stands_in_its_own_place(
+        self, server: Server, stream: RedisPorts, admin: RedisAdmin
+    ) -> None:
+        """All of them differ. Of two groups that read the results, the slower one counts."""
+        now_ms = int(time.time() * 1000)
+        for number in range(3):
+            admin.add({"type": "scale_up"}, f"{now_ms - 3_600_000 + number}-0")
+        receive(stream)
+        with server.client() as client:
+            raw, results = cast("Any", client), f"{admin.prefix}results"
+            for number in range(1, 6):
+                raw.xadd(results, {"kind": "worker"}, id=f"{now_ms - 7_200_000 + number}-0")
+            for name, read in (("fast", 4), ("slow", 1), ("last", 5)):
+                raw.xgroup_create(results, name, id=f"{now_ms - 7_200_000 + read}-0")
+            for _ in range(7):
+                raw.xadd(f"{admin.prefix}dead", {"dead_reason": "Invalid"})
+        found = stream.queue_levels()
+        assert (found.unread, found.pending, found.results, found.results_unread, found.dead_letters) == (2, 1, 5, 4, 7)
+        assert (found.oldest_s, found.results_oldest_s) == (pytest.approx(3600, abs=60), pytest.approx(7200, abs=60))

@@ -155,6 +155,7 @@ def test_no_right_to_ask_is_a_finding() -> None:
     [
         ({}, "unknown", "not compared"),
         ({"Redis": 0.2, "the API server": -4.9}, "ok", "agree"),
+        ({"Redis": 5.0, "the API server": -5.0}, "ok", "agree"),
         ({"Redis": 47.2, "the API server": -6}, "warning", "The clock of Redis is 47 s ahead of this machine's"),
         ({"Redis": 0.0, "the API server": -5.1}, "warning", "The clock of the API server is 5 s behind this machine's"),
     ],

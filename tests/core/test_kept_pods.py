@@ -85,6 +85,7 @@ def test_its_end_is_by_the_api_servers_clock() -> None:
     assert ended_at(failed(1, finished_at=NOW + 3605, node_clock_ahead_s=3600.0)) == NOW + 5
     assert ended_at(failed(1, finished_at=NOW - 3595, node_clock_ahead_s=-3600.0)) == NOW + 5
     assert ended_at(failed(1, finished_at=None)) == NOW
+    assert ended_at(failed(1, finished_at=None, created_at=None)) == 0  # without any time it counts as the oldest
 
 
 @pytest.mark.parametrize(

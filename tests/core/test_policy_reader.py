@@ -270,9 +270,11 @@ def test_services_share_one_localhost() -> None:
 
 def test_a_variable_has_one_source() -> None:
     """A value and a secret, or two secrets, would hide one another."""
-    assert faults(changed((*PUBLISH, "env"), {"NPM_TOKEN": "x"})) == [
-        ((*PUBLISH, "secret_env"), "NPM_TOKEN is set more than once")
-    ]
+    twice = [((*PUBLISH, "secret_env"), "NPM_TOKEN is set more than once")]
+    token = {"name": "NPM_TOKEN", "secret": "ottoscaler-worker-npm", "key": "token"}
+    assert faults(changed((*PUBLISH, "env"), {"NPM_TOKEN": "x"})) == twice
+    assert faults(changed((*PUBLISH, "secret_env"), [token, token | {"key": "other"}])) == twice
+    assert isinstance(read_policy(changed((*PUBLISH, "secret_env"), [token, token | {"name": "OTHER"}])), Policy)
 
 
 @pytest.mark.parametrize(

@@ -58,14 +58,16 @@ def test_a_live_pod_of_an_older_attempt_goes() -> None:
         assert controller.calls("delete", pod) == 1
 
 
-def test_a_live_pod_that_is_terminated_is_ended() -> None:
-    """Any replica that sees it ends it, whichever replica owns the task."""
+@pytest.mark.parametrize(("attempt", "ends"), [(0, True), (1, True), (2, False)])
+def test_a_live_pod_that_is_terminated_is_ended(attempt: int, ends: bool) -> None:
+    """Any replica that sees it ends it, whichever replica owns the task: a termination of one attempt ends no other."""
     servers = FakeServers()
     event_id, pod = left_behind(servers)
     with SimulatedController(servers, threads=["watch"]) as controller:
-        controller.stream.store_termination(event_id, None, 1, Termination(EndReason.SCALED_DOWN))
+        termination = Termination(EndReason.SCALED_DOWN, attempt=attempt)
+        servers.redis.find(event_id).worker(1).termination = termination  # type: ignore[union-attr]
         controller.reconciler.reconcile()
-        assert controller.calls("delete", pod) == 1
+        assert controller.calls("delete", pod) == ends
 
 
 def test_a_drain_spares_a_pod_that_has_started() -> None:

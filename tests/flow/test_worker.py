@@ -258,6 +258,21 @@ class TestRelabelled:
             controller.pass_time(3)
             assert controller.result()["reason"] == "Rejected"
 
+    @pytest.mark.parametrize("end", ["succeed", "fail"])
+    def test_one_that_ends_by_itself_uses_no_room_after_its_result(self, end: str) -> None:
+        """No watch would ever say that it is gone."""
+        with SimulatedController(threads=["watch"]) as controller:
+            pod = controller.pod(controller.accept())
+            controller.cluster.run(pod)
+            controller.sees(pod, lambda seen: seen.started_at is not None)
+            controller.cluster.relabel(pod, {LABEL_INSTANCE: "other"})
+            eventually(lambda: controller.calls("delete", pod))
+            getattr(controller.cluster, end)(pod)
+            controller.pass_time(3)
+            controller.result()
+            controller.idle()
+            assert (controller.registry.snapshots(), controller.registry.owned_live) == ([], 0)
+
     def test_what_we_do_not_need_may_change(self) -> None:
         """Other labels are none of our business."""
         with SimulatedController(threads=["watch"]) as controller:
