@@ -178,12 +178,72 @@ def test_there_are_enough_of_them() -> None:
     accepted({})
 
 
+#: For each rule the whole sentence: field, value, what holds, and where the policy says so.
+SENTENCES: Final[dict[str, tuple[Fields, str]]] = {
+    "profiles": (
+        {"profile": "other"},
+        'field profile is "other"; the profiles are full, node20, plain, publish (policy: profiles)',
+    ),
+    "profiles.publish.overrides": (
+        {"profile": "publish", "image": "node:20"},
+        'field image is "node:20"; with profile publish events may set deadline_s (policy: profiles.publish.overrides)',
+    ),
+    "images.allow": (
+        {"image": "nginx"},
+        'field image is "nginx"; docker.io/library/nginx:latest matches none of the allowed patterns: '
+        "registry.example.com/ci/**, docker.io/library/node:20* (policy: images.allow)",
+    ),
+    "command.max_items": (
+        {"command": json.dumps(["a"] * 64), "args": '["b"]'},
+        'field args is "[\\"b\\"]"; 65 words, at most 64 (policy: command.max_items)',
+    ),
+    "command.max_bytes": (
+        {"command": json.dumps(["\u00e4" * 4096]), "args": '["b"]'},
+        'field args is "[\\"b\\"]"; 8193 bytes, at most 8192 (policy: command.max_bytes)',
+    ),
+    "env.allow": (
+        env(GIT_BRANCH="main"),
+        'field env.GIT_BRANCH is "main"; this name is not allowed (policy: env.allow)',
+    ),
+    "none can allow it": (
+        env(HOME="/"),
+        'field env.HOME is "/"; no event may set HOME: the controller sets it (policy: none can allow it)',
+    ),
+    "max.cpu": ({"cpu": "4001m"}, 'field cpu is "4001m"; at most 4 (policy: max.cpu)'),
+    "max.memory": ({"memory": "8193Mi"}, 'field memory is "8193Mi"; at most 8Gi (policy: max.memory)'),
+}
+
+
 @contract("3.overrides")
-def test_a_refusal_by_the_policy_names_path_value_and_rule() -> None:
+@pytest.mark.parametrize("rule", SENTENCES)
+def test_a_refusal_by_the_policy_names_path_value_and_rule(rule: str) -> None:
     """Under a code of its own: another policy would allow it."""
-    bad = refused(env(GIT_BRANCH="main"))
+    fields, sentence = SENTENCES[rule]
+    bad = refused(fields)
     assert bad.reason is DeadReason.NOT_ALLOWED
-    assert bad.detail == 'field env.GIT_BRANCH is "main"; this name is not allowed (policy: env.allow)'
+    assert bad.detail == sentence
+
+
+@contract("3.overrides")
+@pytest.mark.parametrize(
+    ("fields", "changes", "sentence"),
+    [
+        (
+            {"image": CI},
+            {"images": EXAMPLE["images"] | {"digest_only": True}},
+            f'field image is "{CI}"; only images with a digest (name@sha256:...) are allowed '
+            "(policy: images.digest_only)",
+        ),
+        (
+            env(CI="1", A="x"),
+            {"env": {"allow": ["CI", "A"], "max_items": 1}},
+            'field env is "{\\"CI\\": \\"1\\", \\"A\\": \\"x\\"}"; 2 variables, at most 1 (policy: env.max_items)',
+        ),
+    ],
+)
+def test_a_refusal_by_a_stricter_policy_does_so_too(fields: Fields, changes: dict[str, Any], sentence: str) -> None:
+    """Rules that the example leaves open."""
+    assert refused(fields, **changes).detail == sentence
 
 
 @contract("3.image")

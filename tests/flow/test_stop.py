@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 
 from ottoscaler.errors import Stopping
+from ottoscaler.flow import control, pod_terminator
 from ottoscaler.flow import stop as stop_module
 from ottoscaler.flow.stop import StopSignal
 from tests.fakes.clock import SystemClock
 from tests.flow.conftest import Lines
+from tests.flow.simulated_controller import SimulatedController
 
 
 def joined(stop: StopSignal, seconds: float = 5) -> list[str]:
@@ -131,3 +135,27 @@ def test_a_stop_ends_the_wait_for_a_thread(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(Stopping):
         stop.spawn("reader", lambda: None)
     assert joined(stop) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "pause", "loop"),
+    [
+        (pod_terminator, "LOOK_EVERY_S", lambda controller: controller.terminator.run),
+        (control, "FIRST_PAUSE_S", lambda controller: controller.control.carry_out),
+    ],
+)
+def test_a_loop_that_waits_for_news_is_woken_by_the_stop(
+    module: ModuleType,
+    pause: str,
+    loop: Callable[[SimulatedController], Callable[[], None]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However long its pause is: the grace period of the process is for the workers' results."""
+    monkeypatch.setattr(module, pause, 600.0)
+    began = threading.Event()
+    with SimulatedController() as controller:
+        monkeypatch.setattr(controller.heartbeat, "beat", began.set)
+        controller.stop.spawn("loop", loop(controller))
+        assert began.wait(20)
+        controller.stop.set()
+        assert joined(controller.stop, 20) == []

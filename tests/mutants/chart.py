@@ -25,6 +25,8 @@ SUITES = (
     "tests/adapters",
     "tests/core tests/simulation",
     "tests/cli/test_status_reader.py tests/cli/test_dead.py",
+    "tests/cli/test_doctor.py tests/cli/test_explain.py",
+    "tests/forwarder",
     "real:" + " ".join(f"tests/adapters/test_redis_{name}.py" for name in ("client", "cluster", "sentinel")),
 )
 #: Of the servers that a suite is run on, the embedded ones: a mutant is no better known for failing on three. What
@@ -54,7 +56,7 @@ class Chart:
         What runs at import only (constants, defaults), and Lua, is noticed by whatever runs anything of the file; Lua
         also by the tests that cut a function out of its text.
         """
-        path = place.path if place.path in self.lines else "ottoscaler/adapters/scripts.py"
+        path = "ottoscaler/adapters/scripts.py" if place.path.endswith(".lua") else place.path
         known = self.lines.get(path, {})
         lines = range(place.line, place.end_line + 1) if path == place.path else ()
         found = {number for line in lines for number in known.get(line, ())}
