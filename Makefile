@@ -48,7 +48,7 @@ OURS = [ ! -e $(VENV) ] || [ -e $(VENV)/pyvenv.cfg ] || [ -z "$$(ls -A $(VENV))"
 	{ echo "VENV is $(VENV): this is no virtual environment, and is left as it is" >&2; exit 1; }
 
 .PHONY: help demo local run proto test test-race test-real test-cov test-313 check fmt lint types layers e2e torture bench fuzz mutants rows lock distclean
-.PHONY: setup-user build deploy logs test-event status doctor k8s-status redis-cli clean
+.PHONY: setup-user build deploy logs test-event status doctor ui k8s-status redis-cli clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -191,6 +191,9 @@ status: $(RUNTIME) ## Redis, cluster, controller, workers and the last results a
 
 doctor: $(RUNTIME) ## check Redis, the cluster, the policy and the clocks; what is wrong comes first, with what to do
 	@$(SET_ARGS); OTTO_PYTHON=$(BIN)/python deploy/dev.sh doctor "$$@"
+
+ui: ## open the status page of the newest controller, until Ctrl-C
+	@deploy/dev.sh ui
 
 k8s-status: ## all that is in the namespace, and its last events
 	@deploy/dev.sh k8s-status

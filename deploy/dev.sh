@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The daily round in a developer's environment, which ENV_FILE names; the Makefile calls this.
 #
-#   deploy/dev.sh run | build | deploy | logs | test-event | status | doctor | k8s-status | redis-cli | clean
+#   deploy/dev.sh run | build | deploy | logs | test-event | status | doctor | ui | k8s-status | redis-cli | clean
 #
 # OTTO_PYTHON is the Python that has what ottoscaler.py needs, for those that run, send and ask.
 set -euo pipefail
@@ -134,6 +134,30 @@ doctor() { # [options]: as the developer, so with the rights of the kubeconfig
   use_env_file
   use_kind_cluster
   otto doctor "$@"
+}
+
+ui() { # until Ctrl-C
+  use_env_file
+  need_cluster
+  local pod line
+  pod=$(newest_controller)
+  [ -n "$pod" ] || fail "There is no controller in namespace $NAMESPACE: make deploy brings it there."
+  # kubectl chooses a free port, and says which one
+  kube port-forward "$pod" --namespace "$NAMESPACE" --address 127.0.0.1 :8080 | while read -r line; do
+    if [[ $line =~ ^Forwarding\ from\ (127\.0\.0\.1:[0-9]+) ]]; then open_page "http://${BASH_REMATCH[1]}/"; fi
+  done
+  say End "the connection to $pod has ended; make ui opens the page of the one that came after it"
+}
+
+open_page() { # URL
+  local program
+  say Page "$1 until Ctrl-C"
+  for program in xdg-open open; do
+    if command -v "$program" >/dev/null; then
+      "$program" "$1" >/dev/null 2>&1 || true
+      return
+    fi
+  done
 }
 
 k8s_status() {
@@ -271,7 +295,7 @@ clean_env_file() { # one that was edited has work in it
 }
 
 case ${1:-} in
-  run | build | deploy | logs | status | clean) "$@" ;;
+  run | build | deploy | logs | status | ui | clean) "$@" ;;
   doctor) shift && doctor "$@" ;;
   test-event) shift && test_event "$@" ;;
   k8s-status) shift && k8s_status "$@" ;;

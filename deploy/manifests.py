@@ -21,7 +21,7 @@ OVERLAY: Final = Path(__file__).resolve().parent / "overlays" / "dev"
 #: Of this machine only. In the cluster the probes ask at the manifests' port, and each pod is a consumer of its own.
 NOT_IN_CLUSTER: Final = frozenset(
     {
-        *("ENV_FILE", "KUBECONFIG", "NAMESPACE", "HTTP_PORT", "HTTP_ADDRESS", "REDIS_CONSUMER"),
+        *("ENV_FILE", "KUBECONFIG", "NAMESPACE", "HTTP_PORT", "HTTP_ADDRESS", "HTTP_TOKEN_FILE", "REDIS_CONSUMER"),
         # logs need a right and packages that the overlay for developers leaves out; their files are on this machine
         *("LOG_HANDLER_ADDRESS", "LOG_HANDLER_CA_FILE", "LOG_HANDLER_CERT_FILE", "LOG_HANDLER_KEY_FILE"),
         *("LOG_HANDLER_TOKEN_FILE", "LOG_HANDLER_PLAINTEXT", "WORKER_LOGS", "LOG_DRAIN_S"),

@@ -151,6 +151,8 @@ class WebSettings:
     """HTTP_PORT: 0: none."""
     address: str = "127.0.0.1"
     """HTTP_ADDRESS: what to listen on; default: in a cluster `::`, all addresses (IPv4, IPv6): the kubelet asks us."""
+    token_file: str | None = None
+    """HTTP_TOKEN_FILE: the bearer token for figures and status page; None: none is asked for. Probes ask for none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -323,7 +325,9 @@ def _kube(reader: EnvironmentReader, in_cluster_namespace: str | None) -> KubeSe
 def _web(reader: EnvironmentReader, in_cluster_namespace: str | None) -> WebSettings:
     default = WebSettings(address="::" if in_cluster_namespace else "127.0.0.1")
     return WebSettings(
-        port=reader.integer("HTTP_PORT", default.port, 0, 65535), address=reader.host("HTTP_ADDRESS", default.address)
+        port=reader.integer("HTTP_PORT", default.port, 0, 65535),
+        address=reader.host("HTTP_ADDRESS", default.address),
+        token_file=reader.text_file("HTTP_TOKEN_FILE"),
     )
 
 

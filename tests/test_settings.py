@@ -80,6 +80,7 @@ VARIABLES: list[tuple[str, str, Any, str, Any]] = [
     ("SHUTDOWN_GRACE_S", "flow.shutdown_grace_s", 20, "1", 1),
     ("HTTP_PORT", "web.port", 8080, "0", 0),
     ("HTTP_ADDRESS", "web.address", "127.0.0.1", "::", "::"),
+    ("HTTP_TOKEN_FILE", "web.token_file", None, __file__, __file__),
     ("LOG_HANDLER_ADDRESS", "log_handler.address", None, "[::1]:50051", ("::1", 50051)),
     ("LOG_HANDLER_CA_FILE", "log_handler.ca_file", None, certifi.where(), certifi.where()),
     ("LOG_HANDLER_CERT_FILE", "log_handler.cert_file", None, __file__, __file__),
@@ -137,7 +138,7 @@ WRONG: list[tuple[str, str]] = [
     ("HTTP_ADDRESS", "http://localhost"),
     ("LOG_LEVEL", "loud"),
     ("LOG_FORMAT", "xml"),
-    *[(name, "/nowhere/at/all") for name in ("REDIS_PASSWORD_FILE", "REDIS_CA_FILE", "KUBECONFIG")],
+    *[(name, "/nowhere/at/all") for name in ("REDIS_PASSWORD_FILE", "REDIS_CA_FILE", "KUBECONFIG", "HTTP_TOKEN_FILE")],
     ("REDIS_CA_FILE", __file__),
 ]
 

@@ -142,15 +142,15 @@ class StatusReader:
 
     # -- streams -------------------------------------------------------------------------------------------------------
 
-    def backlog(self) -> Backlog:
-        """What no task knows yet.
+    def backlog(self, limit: int | None = None) -> Backlog:
+        """What no task knows yet; unread entries are counted up to about `limit`, None: COUNT_LIMIT.
 
         Counted, not taken from XINFO's lag, which is nil or wrong once entries were deleted or the group was moved:
         https://redis.io/docs/latest/commands/xinfo-groups/ ("lag").
         """
         after, count = self._last_delivered_id(), 0
         with translate_errors(self.where):
-            while count < COUNT_LIMIT:
+            while count < (COUNT_LIMIT if limit is None else limit):
                 entries = self._client.xrange(self._keys.stream, f"({after}", count=_COUNT_CHUNK)
                 count += len(cast("list[Any]", entries))
                 if len(cast("list[Any]", entries)) < _COUNT_CHUNK:
@@ -167,7 +167,7 @@ class StatusReader:
         """The dead letter of an entry of the event stream, which is younger than that entry; None if it has none."""
         for entry_id, fields in self._entries_since(self._keys.dead_letter_stream, stream_id):
             if self._is_of_our_group(fields) and fields.get("stream_id") == stream_id:
-                return _dead_letter_of(entry_id, fields)
+                return dead_letter_of(entry_id, fields)
         return None
 
     def result(self, event_id: str, stream_id: str) -> Mapping[str, str] | None:
@@ -206,7 +206,7 @@ class StatusReader:
                 new_dead[-1][0] if new_dead else position.dead,
             ),
             [fields for _, fields in new_results],
-            [_dead_letter_of(entry_id, fields) for entry_id, fields in new_dead if self._is_of_our_group(fields)],
+            [dead_letter_of(entry_id, fields) for entry_id, fields in new_dead if self._is_of_our_group(fields)],
         )
 
     def _is_of_our_group(self, dead: Mapping[str, str]) -> bool:
@@ -252,7 +252,8 @@ class StatusReader:
             start = f"({chunk[-1][0]}"
 
 
-def _dead_letter_of(entry_id: str, fields: Mapping[str, str]) -> DeadLetter:
+def dead_letter_of(entry_id: str, fields: Mapping[str, str]) -> DeadLetter:
+    """An entry of the dead-letter stream as it is shown."""
     return DeadLetter(
         entry_id,
         fields.get("dead_reason", ""),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import gzip
+import os
 import re
 import socket
 import sys
@@ -21,6 +22,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 
 from ottoscaler import logs
+from ottoscaler.adapters.viewers import MOST_VIEWERS, Viewers
 from ottoscaler.errors import ConfigError
 from ottoscaler.settings import WebSettings
 
@@ -41,6 +43,9 @@ _BODY_BYTES: Final = 65536
 #: Answers from this size on are compressed where the client takes that, bytes; below it nothing is gained.
 _GZIP_BYTES: Final = 1024
 
+FULL: Final = f"{MOST_VIEWERS} people look at this page already: close one of them, and it is shown here\n".encode()
+_HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Connection": "close"}
+
 _ZERO: Final = re.compile(r"0(\.0*)?")
 
 _log = logs.get(__name__)
@@ -53,6 +58,10 @@ class WebResponse:
     body: bytes
     status: int = 200
     content_type: str = TEXT
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Further ones."""
+    viewers: Viewers | None = None
+    """These are given the connection, for what comes later; None: the answer is complete."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +96,9 @@ def probe_response(troubles: Sequence[str]) -> WebResponse:
 class WebServer:
     """Serves pages. `run` is the body of one thread; `close` ends it; both are called once."""
 
-    def __init__(self, settings: WebSettings, pages: Mapping[str, Page]) -> None:
-        """Bind the port. Arguments: where, and what is to be found at which path. Raises ConfigError if it cannot.
+    def __init__(self, settings: WebSettings, pages: Mapping[str, Page], viewers: Viewers | None = None) -> None:
+        """Bind the port. Arguments: where, what is to be found at which path, and the viewers: their connections
+        end with the server. Raises ConfigError if it cannot.
 
         `::` is all addresses of both families; where the machine has no IPv6, those of IPv4.
         """
@@ -98,6 +108,7 @@ class WebServer:
             where = f"HTTP_PORT={settings.port}: expected a port that is free at HTTP_ADDRESS={settings.address}"
             raise ConfigError((f"{where} ({error.strerror or error}); 0 for none",)) from error
         self._closing = threading.Event()
+        self._viewers = viewers
 
     @property
     def port(self) -> int:
@@ -114,6 +125,8 @@ class WebServer:
     def close(self) -> None:
         """Let `run` come to its end; does not wait."""
         self._closing.set()
+        if self._viewers is not None:
+            self._viewers.close()
 
 
 def _bind_server(address: str, port: int, pages: Mapping[str, Page]) -> _Server:
@@ -153,7 +166,10 @@ class _Server(ThreadingHTTPServer):
         self._lines = logs.RateLimited()
         self._lock = threading.Lock()
         self._open: dict[Any, float] = {}  # guarded by _lock: connection -> when it ends; the oldest first
+        self._handed_over: set[Any] = set()  # guarded by _lock: connections that are a viewer's now
         self._free = threading.BoundedSemaphore(CONNECTIONS)
+        #: Whether a request is being answered on the thread that accepts, which has to end soon.
+        self.is_short_of_threads = False
         super().__init__((address, port), _Handler)
 
     def server_bind(self) -> None:
@@ -181,7 +197,11 @@ class _Server(ThreadingHTTPServer):
             # client at a time is answered, each for as long as it keeps sending.
             if self._lines.is_due("no thread"):
                 _log.warning("web.no_thread", "Answering on the server's own thread: %s", error, error=str(error))
-            self._answer(request, client_address)
+            self.is_short_of_threads = True
+            try:
+                self._answer(request, client_address)
+            finally:
+                self.is_short_of_threads = False
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """The body of that thread."""
@@ -206,8 +226,27 @@ class _Server(ThreadingHTTPServer):
 
     def _release_connection(self, request: Any) -> None:
         with self._lock:
+            mine = self._open.pop(request, None) is not None
+            self._handed_over.discard(request)
+        if mine:
+            self._free.release()
+
+    def hand_over(self, request: Any) -> socket.socket:
+        """The connection as a viewer's own: it lives on, and keeps no place from a probe."""
+        with self._lock:
+            self._handed_over.add(request)
             del self._open[request]
         self._free.release()
+        return socket.socket(fileno=os.dup(request.fileno()))
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection with a complete answer. That of a viewer goes on: only this copy of it is closed."""
+        with self._lock:
+            kept = request in self._handed_over
+        if kept:
+            request.close()
+        else:
+            super().shutdown_request(request)
 
     def _close_oldest_connection(self) -> None:
         with self._lock:
@@ -231,10 +270,31 @@ class _Handler(BaseHTTPRequestHandler):
         page = self.server.pages.get(path)
         request = WebRequest(query, {name.lower(): value for name, value in self.headers.items()})
         response = WebResponse(b"not found\n", 404) if page is None else page(request)
+        if response.viewers is not None and self.command == "GET":
+            self._stream(response.viewers)
+            return
         takes_gzip = request.accepts("gzip", "accept-encoding") is not None
         self._send(response, compress=takes_gzip and len(response.body) >= _GZIP_BYTES)
 
     do_HEAD = do_GET
+
+    def _stream(self, viewers: Viewers) -> None:
+        """Hand the connection to the viewers. The thread of this request may be the one that serves all of them."""
+        if self.server.is_short_of_threads or not viewers.reserve():
+            self._send(WebResponse(FULL, 503))
+            return
+        given = False
+        try:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            # a proxy of the kind of nginx keeps back what comes, unless it is asked not to
+            self._send_headers({"X-Accel-Buffering": "no"})
+            connection = self.server.hand_over(self.connection)
+            given = True
+        finally:
+            if not given:
+                viewers.release()
+        viewers.add(connection)
 
     def _refuse(self) -> None:
         length = self.headers.get("Content-Length") or ""
@@ -257,14 +317,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         if compress:
             self.send_header("Content-Encoding", "gzip")
-        self.send_header("Cache-Control", "no-store")
-        self.send_header("X-Content-Type-Options", "nosniff")
-        self.send_header("Connection", "close")
-        if page.status == 405:
-            self.send_header("Allow", "GET, HEAD")
-        self.end_headers()
+        self._send_headers({**page.headers} | ({"Allow": "GET, HEAD"} if page.status == 405 else {}))
         if self.command != "HEAD":
             self.wfile.write(body)
+
+    def _send_headers(self, more: Mapping[str, str]) -> None:
+        """What all answers have, and more; these are the last ones."""
+        for name, value in {**_HEADERS, **more}.items():
+            self.send_header(name, value)
+        self.end_headers()
 
     def version_string(self) -> str:
         """Not which Python it is."""

@@ -62,6 +62,28 @@ def explain(reader: ExplainReader, name: str) -> list[Explanation]:
     return sorted(found, key=lambda one: one.code.rank)
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where an unfinished task is. Times are RFC 3339, empty where they are not known."""
+
+    code: StatusCode
+    why: str
+    since: str
+    next_at: str
+
+
+def standing_of(task: TaskState, lease_end: float | None, now: float) -> Standing:
+    """Where an unfinished task is. `lease_end` is until when its owner holds it, None where it is not open; `now` is
+    the time of Redis; both are seconds since the epoch.
+    """
+    why = task.wait_reason or task.code.facts.text
+    if lease_end is None or lease_end >= now:
+        return Standing(task.code, why, task.since or task.received_at, task.next_at)
+    code = StatusCode.LEASE_EXPIRED
+    owner = split_owner_token(task.owner)[0]
+    return Standing(code, code.facts.why(f"its owner was {owner}; before that: {why}"), rfc3339(lease_end), "")
+
+
 def as_json(one: Explanation) -> dict[str, Any]:
     """The object that `--json` prints of it: see deploy/schemas/explain.schema.json."""
     facts = one.code.facts
@@ -101,19 +123,20 @@ def _group_json(group: WorkerGroup) -> dict[str, Any]:
 
 
 def _of_task(reader: ExplainReader, task: TaskState) -> Explanation:
-    why, code, since = task.wait_reason or task.code.facts.text, task.code, task.since
-    owner, outcome, next_at = split_owner_token(task.owner)[0], "", task.next_at
+    outcome = ""
     if task.finished:
         result = reader.result(task.event_id, task.stream_id) or {}
-        outcome, since = result.get("outcome", ""), result.get("finished_at", "")
-        why = f"{outcome}: {result.get('message', '')}" if outcome else f"{why}; its result was trimmed away"
-    elif (end := reader.lease_end(task.event_id)) is not None and end < reader.now():
-        code, since, next_at = StatusCode.LEASE_EXPIRED, rfc3339(end), ""
-        why = code.facts.why(f"its owner was {owner}; before that: {why}")
+        outcome = result.get("outcome", "")
+        trimmed = f"{task.wait_reason or task.code.facts.text}; its result was trimmed away"
+        why = f"{outcome}: {result.get('message', '')}" if outcome else trimmed
+        standing = Standing(task.code, why, result.get("finished_at") or task.received_at, task.next_at)
+    else:
+        standing = standing_of(task, reader.lease_end(task.event_id), reader.now())
     return Explanation(
-        event_id=task.event_id, task_id=task.task_id, code=code, why=why, type=task.event_type, state=task.state,
-        owner=owner, pod_count=task.pod_count, received_at=task.received_at, since=since or task.received_at,
-        next_at=next_at, outcome=outcome, workers=task.count_workers(), groups=_groups(task.workers.values()),
+        event_id=task.event_id, task_id=task.task_id, code=standing.code, why=standing.why, type=task.event_type,
+        state=task.state, owner=split_owner_token(task.owner)[0], pod_count=task.pod_count,
+        received_at=task.received_at, since=standing.since, next_at=standing.next_at, outcome=outcome,
+        workers=task.count_workers(), groups=_groups(task.workers.values()),
     )  # fmt: skip
 
 

@@ -17,7 +17,6 @@ _OPENMETRICS_VERSIONS: Final = ("1.0.0", "0.0.1")
 def pages(health: Health, metrics: Metrics) -> Mapping[str, Page]:
     """Path -> page."""
     return {
-        "/": lambda _: WebResponse(b"Ottoscaler\n\n/livez\n/readyz\n/metrics\n"),
         "/livez": lambda _: probe_response(health.livez()),
         "/readyz": lambda _: probe_response(health.readyz()),
         "/metrics": lambda request: metrics_response(metrics, request),

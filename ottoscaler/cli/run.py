@@ -34,6 +34,7 @@ from ottoscaler.cli.queue_owner import other_cluster_error, other_group_error
 from ottoscaler.cli.rules import rules_of, shares_of
 from ottoscaler.cli.signals import Signals
 from ottoscaler.cli.start_warnings import start_warnings
+from ottoscaler.cli.status_page import guarded, status_page
 from ottoscaler.clock import SystemClock
 from ottoscaler.core.services import version_advice
 from ottoscaler.errors import ConfigError, Stopping, Unavailable
@@ -114,8 +115,8 @@ class Controller:
         metrics.max_workers.set(flow.max_workers)
         metrics.result_entries_max.set(keys.result_maxlen)
         retries = Retries(stop.event, metrics, heartbeat.report_failure)
-        self._web = self._bind_web_server(Health(heartbeat, ledger, registry))
         self._stream, self._cluster, self._registry, self._retries = stream, cluster, registry, retries
+        self._web = self._bind_web_server(Health(heartbeat, ledger, registry))
         self._ledger = ledger
         self._wire_workers()
         self._wire_lanes(float(flow.lease_s))
@@ -363,7 +364,9 @@ class Controller:
         """Raises ConfigError if the port is not to be had."""
         if self._settings.web.port == 0:
             return None
-        return WebServer(self._settings.web, pages(health, self._metrics))
+        page, viewers = status_page(self._settings, health, self._registry)
+        every = {**page, **pages(health, self._metrics)}
+        return WebServer(self._settings.web, guarded(every, self._settings.web.token_file), viewers)
 
     def _report_redis(self, error: str) -> None:
         if error:

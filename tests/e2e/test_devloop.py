@@ -26,7 +26,7 @@ BEGINNING = (
 END = "make clean"
 #: Those that do not end by themselves.
 _KUBECTL = "kubectl --context kind-ottoscaler-jinwoo"
-FOLLOWING = ("make logs", f"{_KUBECTL} get pods -l managed-by=ottoscaler -n jinwoo-dev --watch")
+FOLLOWING = ("make logs", "make ui", f"{_KUBECTL} get pods -l managed-by=ottoscaler -n jinwoo-dev --watch")
 #: About worker pods, run while there are some.
 ABOUT_WORKERS = (
     f"{_KUBECTL} get pods -l managed-by=ottoscaler -n jinwoo-dev",

@@ -157,7 +157,7 @@ class TestStart:
         assert probed.figure("ottoscaler_redis_errors_total") > 0
         lab.redis.start()
         assert probed.becomes("/readyz", 200) == "ok\n"
-        assert "/metrics" in probed.ask("/")[1]
+        assert "<title>Ottoscaler</title>" in probed.ask("/")[1]
         assert probed.ask("/nothing")[0] == 404
 
     @pytest.mark.contract("2.HTTP_PORT")

@@ -1,0 +1,54 @@
+"""HTTP_TOKEN_FILE: which requests get figures and the status page. Probes are answered without a token."""
+
+from __future__ import annotations
+
+import hmac
+import threading
+import time
+from typing import Final
+
+from ottoscaler import logs
+from ottoscaler.settings_files import file_error_reason, read_text, redact_value
+
+#: How long a token is used without reading its file again, seconds.
+CACHE_S: Final = 1.0
+_BEARER: Final = "Bearer "
+
+_log = logs.get(__name__)
+
+
+class HttpToken:
+    """The token of a file, read again so that a rotated one takes effect without a restart. Any thread."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._token = ""  # guarded by _lock
+        self._read_at = 0.0  # guarded by _lock
+        self._lines = logs.RateLimited()
+
+    def accepts(self, authorization: str | None) -> bool:
+        """Whether an Authorization header carries it. Nothing is accepted while the file is empty or cannot be read."""
+        token = self._current()
+        given = (authorization or "").removeprefix(_BEARER).strip()
+        # in constant time: otherwise the time of an answer would say how many characters are right
+        same = hmac.compare_digest(given.encode("utf-8", "replace"), token.encode("utf-8", "replace"))
+        return bool(token) and (authorization or "").startswith(_BEARER) and same
+
+    def _current(self) -> str:
+        with self._lock:
+            if time.monotonic() - self._read_at >= CACHE_S or not self._read_at:
+                self._read_at = time.monotonic()
+                try:
+                    self._token = read_text(self._path).strip()
+                except (OSError, ValueError) as error:
+                    self._token = ""
+                    if self._lines.is_due("unreadable"):
+                        name, reason = redact_value(self._path), file_error_reason(error)
+                        _log.error(
+                            "web.token",
+                            "HTTP_TOKEN_FILE=%s cannot be read (%s): page and figures are closed",
+                            name,
+                            reason,
+                        )
+            return self._token

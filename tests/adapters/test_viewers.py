@@ -1,0 +1,265 @@
+"""The viewers of the status page: everything first, then what changes; a place for so many; nobody is waited for."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from typing import Any
+
+import pytest
+
+from ottoscaler.adapters import viewers as viewers_module
+from ottoscaler.adapters.page_files import page_files
+from ottoscaler.adapters.viewers import MOST_VIEWERS, Viewers
+from ottoscaler.adapters.web import WebResponse, WebServer
+from ottoscaler.core.page_changes import PageState, changes, full
+from ottoscaler.errors import RedisUnavailable
+from ottoscaler.flow.stop import StopSignal
+from ottoscaler.settings import WebSettings
+from tests.fakes.clock import SystemClock
+from tests.fakes.wait import eventually
+
+pytestmark = pytest.mark.timeout(60)
+
+
+class World:
+    """What is looked at."""
+
+    def __init__(self) -> None:
+        self.state: PageState = {"tasks": {"a": {"n": 1}}}
+        self.error = ""
+        self.looks = 0
+
+    def look(self) -> PageState:
+        self.looks += 1
+        if self.error:
+            raise RedisUnavailable(self.error)
+        return self.state
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    """It is looked at often, so that a test is short."""
+    monkeypatch.setattr(viewers_module, "LOOK_EVERY_S", 0.02)
+    return World()
+
+
+@contextmanager
+def serving(viewers: Viewers) -> Iterator[int]:
+    """A server with the page; no thread is left."""
+    before, stop = threading.active_count(), StopSignal()
+    pages = {**page_files(), "/stream": lambda _: WebResponse(b"", viewers=viewers)}
+    web = WebServer(WebSettings(port=0), pages, viewers)
+    stop.spawn("web", web.run)
+    try:
+        yield web.port
+    finally:
+        stop.set()
+        web.close()
+        assert stop.join(SystemClock(), SystemClock().now() + 20) == []
+        eventually(lambda: threading.active_count() <= before, 20, "the threads to end")
+    assert stop.cause is None
+
+
+class Browser:
+    """Reads the stream as a browser does."""
+
+    def __init__(self, port: int) -> None:
+        self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        self.connection.request("GET", "/stream")
+        self.answer = self.connection.getresponse()
+
+    def message(self) -> tuple[str, Any]:
+        """The next event and what it says."""
+        lines: list[str] = []
+        while (raw := self.answer.readline()).rstrip(b"\n"):
+            lines.append(raw.decode().rstrip("\n"))
+        assert raw, "the stream has ended"
+        return lines[0].removeprefix("event: "), json.loads(lines[1].removeprefix("data: "))
+
+    def until(self, kind: str) -> Any:
+        """What the next event of this kind says."""
+        while True:
+            found, data = self.message()
+            if found == kind:
+                return data
+
+    def close(self) -> None:
+        self.answer.close()
+        self.connection.close()
+
+
+@pytest.fixture
+def viewers(world: World) -> Viewers:
+    """Of that world."""
+    return Viewers(world.look)
+
+
+@pytest.fixture
+def port(viewers: Viewers) -> Iterator[int]:
+    """Where they come to."""
+    with serving(viewers) as found:
+        yield found
+
+
+def test_everything_comes_first_and_then_what_changes(port: int, world: World) -> None:
+    """New and changed rows, and null for those that are gone."""
+    with closing(Browser(port)) as browser:
+        assert browser.answer.headers["Content-Type"] == "text/event-stream"
+        assert browser.message() == ("full", {"tasks": {"a": {"n": 1}}})
+        assert browser.until("tick") == {"trouble": ""}
+        world.state = {"tasks": {"b": {"n": 2}}, "dead": {"d": ["x"]}}
+        assert browser.until("change") == {"tasks": {"a": None, "b": {"n": 2}}, "dead": {"d": ["x"]}}
+
+
+def test_a_later_viewer_begins_with_everything_too(port: int, world: World) -> None:
+    """Whatever others have seen."""
+    with closing(Browser(port)) as first:
+        first.until("full")
+        world.state = {"tasks": {"b": {"n": 2}}}
+        first.until("change")
+        with closing(Browser(port)) as second:
+            assert second.message() == ("full", {"tasks": {"b": {"n": 2}}})
+
+
+def test_nothing_is_looked_at_without_a_viewer(port: int, world: World, viewers: Viewers) -> None:
+    """Neither before the first nor after the last; the next one is served again."""
+    assert world.looks == 0
+    for _ in range(3):
+        with closing(Browser(port)) as browser:
+            browser.until("full")
+        eventually(lambda: viewers.count == 0, 20, "the viewer to be gone")
+    looks = world.looks
+    eventually(lambda: not [each for each in threading.enumerate() if each.name == "web-request"], 20, "no thread")
+    assert world.looks == looks
+
+
+def test_while_nothing_is_known_no_row_is_shown(port: int, world: World) -> None:
+    """A queue that cannot be read is not an empty one; what was known stays, with the reason."""
+    world.error = "Redis is away"
+    with closing(Browser(port)) as browser:
+        assert browser.message() == ("tick", {"trouble": "Redis is away"})
+        world.error = ""
+        assert browser.until("full") == {"tasks": {"a": {"n": 1}}}
+        world.error = "Redis is away again"
+        eventually(lambda: browser.until("tick")["trouble"], 20, "the reason")
+        world.error = ""
+        eventually(lambda: not browser.until("tick")["trouble"], 20, "its end")
+
+
+def test_the_seventeenth_gets_a_sentence(port: int, viewers: Viewers) -> None:
+    """And a probe an answer, however many look; a place that gets free is given again."""
+    with ExitStack() as stack:
+        for _ in range(MOST_VIEWERS):
+            stack.enter_context(closing(Browser(port))).until("full")
+        refused = Browser(port)
+        assert refused.answer.status == 503
+        assert b"16 people look at this page already" in refused.answer.read()
+        refused.close()
+        probe = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        for _ in range(20):
+            probe.request("GET", "/page.css")
+            assert probe.getresponse().read()
+            probe.close()
+    eventually(lambda: viewers.count == 0, 20, "all of them to be gone")
+    with closing(Browser(port)) as browser:
+        browser.until("full")
+
+
+def test_one_that_reads_nothing_is_dropped(
+    port: int, world: World, viewers: Viewers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And delays no other."""
+    monkeypatch.setattr(viewers_module, "MOST_BYTES", 1_000_000)
+    with closing(socket.create_connection(("127.0.0.1", port))) as slow, closing(Browser(port)) as other:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.sendall(b"GET /stream HTTP/1.0\r\n\r\n")
+        eventually(lambda: viewers.count == 2, 20, "both")
+        for number in range(2000):
+            if viewers.count == 1:
+                break
+            world.state = {"tasks": {"a": {"n": number, "text": "x" * 100_000}}}
+            other.until("change")
+        assert viewers.count == 1
+
+
+def test_one_that_stalls_is_dropped(port: int, world: World, viewers: Viewers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a while without progress, however little is kept for it."""
+    monkeypatch.setattr(viewers_module, "STALLED_S", 0.2)
+    world.state = {"tasks": {"a": {"text": "x" * 6_000_000}}}
+    with closing(socket.create_connection(("127.0.0.1", port))) as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.sendall(b"GET /stream HTTP/1.0\r\n\r\n")
+        eventually(lambda: world.looks > 0, 20, "it to be there")
+        eventually(lambda: viewers.count == 0, 20, "it to be dropped")
+
+
+def test_a_defect_ends_the_viewers_and_nothing_else(port: int, world: World, viewers: Viewers) -> None:
+    """They come again, and are served."""
+
+    def fail() -> PageState:
+        raise KeyError("a defect")
+
+    look, viewers._look = viewers._look, fail
+    with closing(Browser(port)) as browser:
+        assert browser.answer.read() == b""
+    eventually(lambda: viewers.count == 0, 20, "it to be gone")
+    viewers._look = look
+    with closing(Browser(port)) as browser:
+        browser.until("full")
+
+
+def test_the_end_of_the_server_ends_them(world: World) -> None:
+    """No thread is left (see `serving`)."""
+    viewers = Viewers(world.look)
+    with serving(viewers) as port:
+        browser = Browser(port)
+        browser.until("full")
+    browser.close()
+    assert not viewers.reserve()
+
+
+def test_many_come_and_go_at_once(port: int, viewers: Viewers) -> None:
+    """No place is lost."""
+
+    def come() -> None:
+        for _ in range(10):
+            with closing(Browser(port)) as browser:
+                if browser.answer.status == 200:
+                    browser.until("tick")
+
+    threads = [threading.Thread(target=come) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(50)
+    eventually(lambda: viewers.count == 0, 20, "all of them to be gone")
+
+
+def test_what_changes_is_small() -> None:
+    """Nothing for equal states; 1,000 workers of which 50 change are 50 rows."""
+    old = {"workers": {str(n): {"n": n} for n in range(1000)}}
+    new = {"workers": {**old["workers"], **{str(n): {"n": -n} for n in range(1, 51)}}}
+    assert changes(old, old) == b""
+    data = json.loads(changes(old, new).split(b"data: ")[1])
+    assert len(data["workers"]) == 50
+    assert full(old).startswith(b"event: full\ndata: {")
+
+
+@pytest.mark.parametrize("path", ["/", "/page.css", "/page.js"])
+def test_a_file_of_the_page_runs_nothing_but_ours(port: int, path: str) -> None:
+    """No inline script, no other server, no frame."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection.request("GET", path)
+    answer = connection.getresponse()
+    body = answer.read().decode()
+    policy = answer.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert not {"innerHTML", "insertAdjacent", "document.write", "eval(", "onclick", "style="} & set(body.split())
+    assert "http://www.w3.org" in body or "http" not in body
+    connection.close()

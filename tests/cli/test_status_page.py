@@ -1,0 +1,254 @@
+"""What the status page reads of Redis, on the embedded server: bounded, and nothing that it does not show."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import redis
+
+from ottoscaler.adapters.http_token import CACHE_S, HttpToken
+from ottoscaler.adapters.page_reader import PageReader
+from ottoscaler.adapters.web import Page, WebRequest, WebResponse
+from ottoscaler.cli import page_source
+from ottoscaler.cli.explanation import explain
+from ottoscaler.cli.page_source import PageSource
+from ottoscaler.cli.status_page import guarded
+from ottoscaler.core.pods import AttemptKey, Phase, PodSnapshot
+from ottoscaler.core.status_codes import StatusCode
+from ottoscaler.core.verdicts import EndReason
+from ottoscaler.ports import StatusUpdate
+from ottoscaler.settings import Settings
+from ottoscaler.stored import TaskNote, WorkerNote
+from tests.cli.conftest import Controller
+from tests.fakes.wait import eventually
+
+POD = PodSnapshot(
+    AttemptKey("0123456789", 1, 1), "otto-agent-x-1", "uid", "7", "e", "i", Phase.PENDING, 1767225600.0, node="n-1"
+)
+
+
+@pytest.fixture
+def page_reader(settings: Settings) -> Iterator[PageReader]:
+    """The reader of the page."""
+    with closing(PageReader(settings.redis, settings.keys)) as reader:
+        yield reader
+
+
+@pytest.fixture
+def source(page_reader: PageReader) -> PageSource:
+    """With what a process would know."""
+    return PageSource(page_reader, lambda: {"health": [], "live": 1, "max": 2}, lambda: {POD.name: POD})
+
+
+def test_an_empty_queue_is_shown_as_one(source: PageSource) -> None:
+    """Each figure is there."""
+    state = source.look()
+    summary = state["summary"][""]
+    assert {name: summary[name] for name in ("unread", "pending", "open", "dead", "live")} == {
+        "unread": 0, "pending": 0, "open": 0, "dead": 0, "live": 1,
+    }  # fmt: skip
+    assert summary["hour"] == [0] * 60
+    assert [state[name] for name in ("tasks", "workers", "results", "dead")] == [{}, {}, {}, {}]
+
+
+def test_a_task_is_followed_to_its_end(
+    source: PageSource, controller: Controller, client: redis.Redis, settings: Settings
+) -> None:
+    """Open, with the times of its pod; then as results of which one is the task's."""
+    client.xadd(settings.keys.stream, {"type": "scale_up", "pod_count": "2", "task_id": "t", "event_id": "e"})
+    assert source.look()["summary"][""]["unread"] == 1
+    task = controller.take()
+    assert task is not None
+    controller.start(task, 1)
+    state = source.look()
+    assert state["tasks"]["e"]["task"] == "t"
+    assert state["tasks"]["e"]["workers"] == {"creating": 1, "waiting": 1}
+    worker = state["workers"]["e/1"]
+    assert (worker["created_at"], worker["node"], worker["code"]) == ("2026-01-01T00:00:00.000Z", "n-1", "creating")
+    assert "started_at" not in worker
+    controller.end(task, EndReason.COMPLETED, EndReason.ERROR)
+    state = source.look()
+    assert state["tasks"] == {}
+    assert sorted(row["kind"] for row in state["results"].values()) == ["task", "worker", "worker"]
+    assert all(row["recorded_at"] for row in state["results"].values())
+    assert state["summary"][""]["hour"][-2:] in ([0, 2], [2, 0])
+    assert sum(source.look()["summary"][""]["hour"]) == 2
+
+
+def test_workers_are_read_up_to_a_bound(
+    source: PageSource, controller: Controller, client: redis.Redis, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tasks behind it are shown without them; the count is of all."""
+    monkeypatch.setattr(page_source, "MOST_WORKERS", 3)
+    monkeypatch.setattr(page_source, "MOST_TASKS", 2)
+    for number in range(3):
+        client.xadd(settings.keys.stream, {"type": "scale_up", "pod_count": "2", "event_id": f"e{number}"})
+        task = controller.take()
+        assert task is not None
+        for index in (1, 2):
+            controller.start(task, index)
+    state = source.look()
+    assert len(state["workers"]) == 3
+    assert len(state["tasks"]) == 2
+    assert state["summary"][""]["open"] == 3
+
+
+def test_the_event_itself_is_not_sent(
+    source: PageSource, controller: Controller, client: redis.Redis, settings: Settings
+) -> None:
+    """It may be large, and hold what is meant for the worker alone."""
+    client.xadd(settings.keys.stream, {"type": "scale_up", "reason": "for the worker alone"})
+    controller.take()
+    assert "for the worker alone" not in json.dumps(source.look())
+
+
+def test_a_dead_letter_is_shown_with_its_reason(
+    source: PageSource, controller: Controller, client: redis.Redis, settings: Settings
+) -> None:
+    """The newest first."""
+    client.xadd(settings.keys.stream, {"type": "scale_up", "pod_count": "lots", "event_id": "bad"})
+    controller.take()
+    [row] = source.look()["dead"].values()
+    assert (row["reason"], row["event"]) == ("Invalid", "bad")
+    assert "pod_count" in row["detail"]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("ACME", ["a", "b"]), ("ACME/X", ["b"]), ("deadbeef", ["a"]), ("nothing", []), ("<b>", [])],
+)
+def test_a_search_looks_at_more_than_is_shown(
+    source: PageSource, client: redis.Redis, settings: Settings, text: str, found: list[str]
+) -> None:
+    """By task, event, repository and commit; failures first, and without regard to case."""
+    rows: list[Mapping[str, str]] = [
+        {"task_id": "b", "outcome": "succeeded", "repository": "acme/x"},
+        {"task_id": "a", "outcome": "failed", "repository": "Acme/y", "commit_sha": "deadbeef"},
+    ]
+    for row in rows:
+        client.xadd(settings.keys.result_stream, {"kind": "task", **row})  # type: ignore[arg-type]
+    answer = source.search(text)
+    assert [row["task_id"] for row in answer["results"].values()] == found
+
+
+@pytest.mark.parametrize("lease_is_over", [False, True])
+def test_a_task_is_where_explain_says(
+    source: PageSource, page_reader: PageReader, controller: Controller, client: redis.Redis, settings: Settings,
+    lease_is_over: bool,
+) -> None:  # fmt: skip
+    """Code, words and times are the same, also those of a task that no replica works on."""
+    fields = {"type": "scale_up", "task_id": "t", "event_id": "e", "repository": "acme/shop", "commit_sha": "c0ffee"}
+    client.xadd(settings.keys.stream, fields)  # type: ignore[arg-type]
+    task = controller.take()
+    assert task is not None
+    since, next_at = "2026-01-01T00:00:00.000Z", "2026-01-01T00:01:00.000Z"
+    worker = WorkerNote("waiting", 1, "", code="quota", detail="cpu is used up", since=since, next_at=next_at)
+    note = TaskNote("1 of 1 worker: cpu is used up", code="quota", since=since, next_at=next_at)
+    controller.stream.write_status([StatusUpdate("e", task.owner, {1: worker}, note)])
+    if lease_is_over:
+        client.zadd(f"{settings.keys.prefix}open", {"e": 1000})
+    state = source.look()
+    [told] = explain(page_reader, "e")
+    row = state["tasks"]["e"]
+    assert row["code"] == ("lease_expired" if lease_is_over else "quota")
+    for name in ("code", "why", "since", "next_at", "owner"):
+        assert row[name] == getattr(told, name)
+    assert (row["repository"], row["commit_sha"]) == ("acme/shop", "c0ffee")
+    shown = state["workers"]["e/1"]
+    first = told.groups[0].first
+    assert [shown[name] for name in ("code", "why", "since", "next_at")] == [
+        "quota", first.why, since, next_at,
+    ]  # fmt: skip
+    assert state["codes"]["quota"]["next_at"] == StatusCode.QUOTA.facts.next_step("{at}")
+    assert state["codes"].keys() == set(StatusCode)
+
+
+def test_failures_stay_beside_the_newest_results(source: PageSource, client: redis.Redis, settings: Settings) -> None:
+    """One among many is seen on the first look, and while further ones come."""
+    for number in range(page_source.MOST_RESULTS + 10):
+        outcome = "failed" if number == 0 else "succeeded"
+        client.xadd(settings.keys.result_stream, {"kind": "worker", "outcome": outcome, "task_id": f"t{number}"})
+    for _ in range(2):
+        state = source.look()
+        assert [row["task_id"] for row in state["results"].values() if row["outcome"] == "failed"] == ["t0"]
+        assert len(state["results"]) == page_source.MOST_RESULTS + 1
+        assert sum(state["summary"][""]["hour"]) == page_source.MOST_RESULTS + 10
+
+
+def test_a_busy_hour_is_counted_in_parts(
+    source: PageSource, client: redis.Redis, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look reads some; the newest results are there from the first on."""
+    monkeypatch.setattr(page_source, "_PARTS", 1)
+    with client.pipeline() as pipe:
+        for number in range(2500):
+            fields = {"kind": "worker", "outcome": "succeeded", "task_id": f"t{number}"}
+            pipe.xadd(settings.keys.result_stream, fields)  # type: ignore[arg-type]
+        pipe.execute()
+    for counted in (1000, 2000, 2500, 2500):
+        state = source.look()
+        assert sum(state["summary"][""]["hour"]) == counted
+        assert next(iter(state["results"].values()))["task_id"] == "t2499"
+
+
+@pytest.mark.parametrize("text", ["open", "E-1", "acme/OPEN", "0ff1ce"])
+def test_a_search_finds_open_tasks_too(
+    source: PageSource, controller: Controller, client: redis.Redis, settings: Settings, text: str
+) -> None:
+    """Also those behind the ones that are shown."""
+    fields = {"type": "scale_up", "task_id": "opened", "event_id": "e-1", "repository": "acme/open"}
+    client.xadd(settings.keys.stream, {**fields, "commit_sha": "0ff1ce"})  # type: ignore[arg-type]
+    controller.take()
+    client.xadd(settings.keys.stream, {"type": "scale_up", "event_id": "other"})
+    controller.take()
+    assert list(source.search(text)["tasks"]) == ["e-1"]
+
+
+def test_a_search_says_what_explain_says_of_an_id(source: PageSource, client: redis.Redis, settings: Settings) -> None:
+    """Of an event that no controller has read, for instance."""
+    client.xadd(settings.keys.stream, {"type": "scale_up", "event_id": "unread-1"})
+    assert source.search(" unread-1 ")["tasks"]["unread-1"]["code"] == "unread"
+    assert source.search("  ") == {"tasks": {}, "results": {}, "dead": {}}
+
+
+# -- the token
+
+
+def _pages() -> Mapping[str, Page]:
+    paths = ("/", "/page.js", "/page.css", "/livez", "/readyz", "/metrics", "/stream", "/search")
+    return {path: lambda _: WebResponse(b"x") for path in paths}
+
+
+@pytest.mark.contract("2.HTTP_TOKEN_FILE")
+@pytest.mark.parametrize(
+    ("given", "status"),
+    [("", 401), ("Bearer", 401), ("Bearer wrong", 401), ("Basic s3cret", 401), ("s3cret", 401), ("Bearer s3cret", 200)],
+)
+def test_a_token_guards_what_speaks_of_tasks(tmp_path: Path, given: str, status: int) -> None:
+    """Probes and the files of the page are open."""
+    (tmp_path / "token").write_text("s3cret\n")
+    pages = guarded(_pages(), str(tmp_path / "token"))
+    answers = {path: page(WebRequest("", {"authorization": given})).status for path, page in pages.items()}
+    secret = {"/metrics", "/stream", "/search"}
+    assert {path for path, answer in answers.items() if answer != 200} == (secret if status == 401 else set())
+    assert guarded(_pages(), None).keys() == pages.keys()
+
+
+def test_a_token_may_be_changed_and_none_opens_nothing(tmp_path: Path) -> None:
+    """Its file is read again; an empty one, or none, accepts nothing."""
+    path = tmp_path / "token"
+    path.write_text("one")
+    token = HttpToken(str(path))
+    assert token.accepts("Bearer one")
+    path.write_text("two")
+    eventually(lambda: token.accepts("Bearer two"), CACHE_S + 20, "the new token")
+    assert not token.accepts("Bearer one")
+    path.write_text("\n")
+    eventually(lambda: not token.accepts("Bearer two"), CACHE_S + 20, "the empty file to count")
+    assert not token.accepts("Bearer ")
+    path.unlink()
+    eventually(lambda: not token.accepts("Bearer two"), CACHE_S + 20, "the missing file to count")
