@@ -60,6 +60,7 @@ _WANTED: dict[str, tuple[Callable[[], str | None], str]] = {
     "node": (lambda: shutil.which("node"), "the program node (Node.js)"),
     "promtool": (lambda: shutil.which("promtool"), "the program promtool (Debian's package prometheus)"),
     "prometheus": (lambda: shutil.which("prometheus"), "the program prometheus (Debian's package prometheus)"),
+    "chromium": (lambda: shutil.which("chromium"), "the program chromium"),
     "npm": (lambda: shutil.which("npm"), "the program npm"),
     "openssl": (lambda: shutil.which("openssl"), "the program openssl"),
     "git": (lambda: shutil.which("git"), "the program git"),

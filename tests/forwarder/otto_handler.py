@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -13,17 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.conftest import require
 from tests.fakes.wait import eventually
+from tests.npm import installed
 from tests.readme import ROOT
 
 SOURCE = ROOT / "deploy" / "otto-handler"
 PROTO = ROOT / "ottoscaler" / "proto" / "log_streaming.proto"
 LONG_S = 60
-#: How long npm may take: with packages that it has, it takes seconds; without a network it must not hold up the suite.
-INSTALL_S = 180
 
 
 def built() -> Path:
@@ -31,23 +27,7 @@ def built() -> Path:
     skipped; with OTTO_CI=1 it fails.
     """
     require("node")
-    npm = require("npm")
-    packages = SOURCE / "package.json"
-    folder = ROOT / ".cache" / "otto-handler" / hashlib.sha256(packages.read_bytes()).hexdigest()[:16]
-    if not (folder / "installed").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        shutil.copy(packages, folder)
-        install = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", "--no-package-lock"]
-        try:
-            subprocess.run(install, cwd=folder, check=True, capture_output=True, text=True, timeout=INSTALL_S)
-        except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
-            said = " ".join(str(error.stderr or error).split())[-300:]
-            missing = f"needs the packages of deploy/otto-handler/package.json, and npm could not install them: {said}"
-            if os.environ.get("OTTO_CI") == "1":
-                pytest.fail(missing, pytrace=False)
-            pytest.skip(missing)
-        (folder / "installed").touch()
+    folder = installed(SOURCE / "package.json", "otto-handler")
     shutil.copytree(SOURCE / "src", folder / "src", dirs_exist_ok=True)
     shutil.copy(SOURCE / "tsconfig.json", folder)
     tsc = [str(folder / "node_modules" / ".bin" / "tsc")]
