@@ -1,7 +1,7 @@
 """What the controller and its log forwarder say to each other over a socket pair.
 
     controller -> forwarder   Start, then Follow, PodEnded, GiveUp
-    forwarder -> controller   Acknowledged, Ended, Notice
+    forwarder -> controller   Acknowledged, Ended, Figures, Notice
 
 A message is its size, four bytes, and its MessagePack. Either side may die between any two: the controller keeps what
 it has asked for, and asks a new forwarder again, from the last place that was acknowledged.
@@ -15,6 +15,7 @@ from typing import Final
 
 import msgspec
 
+from ottoscaler.core.log_figures import LogFigures
 from ottoscaler.core.log_progress import LogProgress
 from ottoscaler.settings import KubeSettings
 from ottoscaler.settings_log_handler import LogHandlerSettings
@@ -72,6 +73,12 @@ class Ended(msgspec.Struct, frozen=True, tag=True):
     dropped: int = 0
 
 
+class Figures(msgspec.Struct, frozen=True, tag=True):
+    """For the controller's metrics; sent once a second, unless nothing has happened."""
+
+    figures: LogFigures
+
+
 class Notice(msgspec.Struct, frozen=True, tag=True):
     """A sentence for people."""
 
@@ -79,7 +86,7 @@ class Notice(msgspec.Struct, frozen=True, tag=True):
     pod: str = ""
 
 
-Message = Start | Follow | PodEnded | GiveUp | Acknowledged | Ended | Notice
+Message = Start | Follow | PodEnded | GiveUp | Acknowledged | Ended | Figures | Notice
 _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder(Message)
 

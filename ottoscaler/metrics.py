@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 from ottoscaler import __version__
 from ottoscaler.core.events import DeadReason, EventType
+from ottoscaler.core.log_figures import LineDrop, LogFigures, LogServer
 from ottoscaler.core.status_codes import WORKER_CODES
 from ottoscaler.core.verdicts import EndReason, Outcome, RetryBudget
 from ottoscaler.metric_kinds import LabelledCounter, LabelledHistogram, Source, SourceGauges, exposition
@@ -32,8 +33,10 @@ THROTTLE_CAUSES: Final = ("inflight", "rate")
 WORKER_STATES: Final = ("waiting", "creating", "pending", "running", "ending")
 TASK_STATES: Final = ("waiting_key", "waiting", "running")
 EVENT_OUTCOMES: Final = ("accepted", "known", "dead")
+LOG_ENDS: Final = ("complete", "incomplete", "refused", "given_up")
 LOOPS: Final = (
     "watch", "dispatch", "lease", "takeover", "control", "scale-down", "ender", "reader", "reconciler",
+    "logs", "log-drain-1", "log-drain-2", "log-drain-3", "log-drain-4",
 )  # fmt: skip
 
 #: Up to 12 hours: an event may wait for room for so long, and a quantile above the last bound is lost.
@@ -65,6 +68,7 @@ class Metrics:
         self._add_kubernetes()
         self._add_redis()
         self._add_queue()
+        self._add_logs()
         self._add_process()
 
     def _add_events(self) -> None:
@@ -255,10 +259,48 @@ class Metrics:
         levels = self._levels  # read once: another thread may take it away in between
         return math.nan if levels is None else get(levels)
 
+    def _add_logs(self) -> None:
+        """What the log forwarder says of itself, once a second."""
+        self._log_lines = self._counter(
+            "ottoscaler_log_lines_forwarded_total", "Lines of workers' logs that the log handler has acknowledged."
+        )
+        self._log_bytes = self._counter("ottoscaler_log_bytes_forwarded_total", "Bytes of text of these lines.")
+        self._log_dropped = self._tally(
+            "ottoscaler_log_lines_dropped_total",
+            "Lines that the log handler did not get: there was no room for them any more, it answered DROP, it answered"
+            " RETRY too often, or it wants no log of the worker.",
+            reason=LineDrop,
+        )
+        self._log_gaps = self._counter(
+            "ottoscaler_log_gaps_total", "Places in logs at which lines may be missing that no one can count."
+        )
+        self._log_reconnects = self._tally(
+            "ottoscaler_log_reconnects_total",
+            "Streams to the log handler, and follows of a pod's log at the Kubernetes API, that were opened again.",
+            server=LogServer,
+        )
+        self._log_follows = self._gauge(
+            "ottoscaler_log_follows", "Follows of pods' logs that are open at the Kubernetes API."
+        )
+        self._log_unacknowledged = self._gauge(
+            "ottoscaler_log_entries_unacknowledged", "Log entries that were sent and are not acknowledged yet."
+        )
+        self._log_lag = self._gauge(
+            "ottoscaler_log_lag_seconds",
+            "Age of the oldest log line that was read and is not acknowledged; 0: there is none.",
+        )
+        self.logs_ended = self._tally(
+            "ottoscaler_logs_ended_total",
+            "Logs of pods that are over: complete; acknowledged to their end, with lines dropped; refused by the log"
+            " handler; or given up after LOG_DRAIN_S.",
+            outcome=LOG_ENDS,
+        )
+
     def _add_process(self) -> None:
         self.loop_idle = self._sources(
             "ottoscaler_loop_idle_seconds",
-            "Seconds since each loop last gave a sign of life: an iteration, an answer, or a failure that it handled.",
+            "Seconds since each loop last gave a sign of life: an iteration, an answer, or a failure that it handled;"
+            " 0 for a loop that does not run, as those of logs where they are off.",
             label="loop",
             values=LOOPS,
         )
@@ -275,6 +317,19 @@ class Metrics:
     def count_throttled(self, cause: str, seconds: float) -> None:
         """A request to the Kubernetes API has waited for its turn."""
         self._kube_throttled.child(cause).inc(seconds)
+
+    def add_log_figures(self, figures: LogFigures) -> None:
+        """What the log forwarder has counted, and how it stands."""
+        self._log_lines.inc(figures.lines)
+        self._log_bytes.inc(figures.bytes)
+        self._log_gaps.inc(figures.gaps)
+        for reason, count in figures.dropped.items():
+            self._log_dropped.child(reason).inc(count)
+        for server, count in figures.reconnects.items():
+            self._log_reconnects.child(server).inc(count)
+        self._log_follows.set(figures.follows)
+        self._log_unacknowledged.set(figures.unacknowledged)
+        self._log_lag.set(figures.lag_s)
 
     def set_queue_levels(self, levels: QueueLevels | None) -> None:
         """How the queue stands; None: that could not be read."""

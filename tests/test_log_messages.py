@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from ottoscaler.core.log_figures import LineDrop, LogFigures, LogServer
 from ottoscaler.core.log_progress import LogCursor, LogProgress
 from ottoscaler.log_messages import (
     Acknowledged,
     Ended,
+    Figures,
     Follow,
     GiveUp,
     Message,
@@ -28,6 +30,8 @@ MESSAGES: list[Message] = [
     GiveUp("uid-1"),
     Acknowledged([PROGRESS, LogProgress("uid-2")]),
     Ended("uid-1", True, 9, 1),
+    Figures(LogFigures(5, 80, {LineDrop.REFUSED: 2}, 1, {LogServer.HANDLER: 3}, 4, 6, 0.5)),
+    Figures(LogFigures()),
     Notice("Log handler h:1: UNAVAILABLE", "pod-1"),
 ]
 

@@ -15,10 +15,16 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ottoscaler.adapters.kube_answers import Verb
 from ottoscaler.adapters.web import WebRequest
+from ottoscaler.cli.log_forwarding import LogForwarding
 from ottoscaler.cli.pages import metrics_response
+from ottoscaler.clock import SystemClock
+from ottoscaler.core.log_figures import LineDrop, LogFigures, LogServer
 from ottoscaler.core.verdicts import EndReason
+from ottoscaler.flow.heartbeat import Heartbeat
+from ottoscaler.flow.stop import StopSignal
 from ottoscaler.metric_kinds import trace_exemplar
 from ottoscaler.metrics import KUBE_VERBS, LOOPS, RETRY_TARGETS, Metrics
+from ottoscaler.settings import Settings
 from ottoscaler.stored import QueueLevels
 from tests.metrics_reference import ENGLISH, GOLDEN, KOREAN, english, figures, golden_text, korean, meanings
 from tests.readme import ROOT
@@ -92,7 +98,31 @@ def test_each_verb_of_a_request_has_a_series() -> None:
 def test_each_loop_has_a_series() -> None:
     """Those that the controller starts."""
     started = re.findall(r'_start_loop\("([^"]+)"', (ROOT / "ottoscaler/cli/run.py").read_text(encoding="utf-8"))
+    parts: Any = dict.fromkeys(("cluster", "attempts"))
+    settings = Settings.load({"LOG_HANDLER_ADDRESS": "handler:1"}, "host-1", None)
+    forwarding = LogForwarding(
+        settings, stop=StopSignal(), heartbeat=Heartbeat(SystemClock()), metrics=Metrics(), clock=SystemClock(), **parts
+    )
+    forwarding.begin(lambda name, _: started.append(name))
     assert sorted(started) == sorted(LOOPS)
+
+
+def test_what_the_log_forwarder_says_is_added_up() -> None:
+    """What it has counted is added, how it stands is replaced; without a forwarder nothing stands any more."""
+    metrics = Metrics()
+    metrics.add_log_figures(LogFigures(5, 80, {LineDrop.REFUSED: 2}, 1, {LogServer.HANDLER: 3}, 4, 6, 0.5))
+    metrics.add_log_figures(LogFigures(1, 10, {LineDrop.REFUSED: 1}, 0, {}, 3, 2, 0.25))
+    found = samples(metrics)
+    prefix = "ottoscaler_log_"
+    assert (found[f"{prefix}lines_forwarded_total",], found[f"{prefix}bytes_forwarded_total",]) == (6, 90)
+    assert found[f"{prefix}lines_dropped_total", "refused"] == 3
+    assert (found[f"{prefix}gaps_total",], found[f"{prefix}reconnects_total", "handler"]) == (1, 3)
+    standing = [(f"{prefix}follows",), (f"{prefix}entries_unacknowledged",), (f"{prefix}lag_seconds",)]
+    assert [found[key] for key in standing] == [3, 2, 0.25]
+    metrics.add_log_figures(LogFigures())
+    found = samples(metrics)
+    assert [found[key] for key in standing] == [0, 0, 0]
+    assert found[f"{prefix}lines_forwarded_total",] == 6
 
 
 def test_a_count_lands_where_it_belongs() -> None:

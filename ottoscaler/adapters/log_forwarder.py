@@ -22,10 +22,12 @@ from typing import Final
 from msgspec.structs import replace
 
 from ottoscaler import logs
+from ottoscaler.core.log_figures import LogFigures
 from ottoscaler.core.log_progress import LogProgress
 from ottoscaler.log_messages import (
     Acknowledged,
     Ended,
+    Figures,
     Follow,
     GiveUp,
     Message,
@@ -56,15 +58,17 @@ class LogForwarderProcess:
 
     def __init__(
         self, start: Start, *, on_progress: Callable[[LogProgress], None],
-        on_end: Callable[[str, bool, int, int], None], beat: Callable[[], None] = lambda: None,
+        on_end: Callable[[str, bool, int, int], None], on_figures: Callable[[LogFigures], None] = lambda _: None,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         """Arguments: what the forwarder is to know; what is done with what was acknowledged, and with
         a log that is over: the pod's UID, whether it was acknowledged to its end, its lines and how many were dropped;
-        what is called again and again while it runs.
+        what is done with its figures; what is called again and again while it runs.
         """
         self._start = start
         self._on_progress = on_progress
         self._on_end = on_end
+        self._on_figures = on_figures
         self._beat = beat
         self.pid = 0
         """Of the forwarder that was started last; 0 before the first."""
@@ -150,6 +154,7 @@ class LogForwarderProcess:
                 with suppress(OSError):
                     ours.shutdown(socket.SHUT_RDWR)
                 code = _end(process)
+                self._on_figures(LogFigures())  # nothing is open, and nothing waits, where there is no forwarder
         return code
 
     def _exchange(self, ours: socket.socket, wait: Callable[[float], bool]) -> None:
@@ -199,6 +204,8 @@ class LogForwarderProcess:
             with self._lock:
                 self._follows.pop(message.uid, None)
             self._on_end(message.uid, message.acknowledged, message.lines, message.dropped)
+        elif isinstance(message, Figures):
+            self._on_figures(message.figures)
         elif isinstance(message, Notice):
             _log.warning("logs.trouble", "%s", message.sentence, pod=message.pod)
 

@@ -47,6 +47,7 @@ class LogForwarding:
         cpus = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
         self._forwarder = LogForwarderProcess(
             Start(settings.kube, settings.log_handler, cpus), beat=heartbeat.beat,
+            on_figures=metrics.add_log_figures,
             on_progress=lambda progress: drain.progressed(progress),
             on_end=lambda uid, acknowledged, lines, dropped: drain.log_ended(uid, acknowledged, lines, dropped),
         )  # fmt: skip

@@ -163,6 +163,7 @@ class LogDrain:
             known.over = True
             if known.until is not None:
                 self._ready.append(uid)
+        self._metrics.logs_ended.inc("refused" if not acknowledged else "incomplete" if dropped else "complete")
         if dropped or not acknowledged:
             _log.warning(
                 "logs.incomplete", "The log of pod %s is not complete: %d of %d lines were dropped", known.pod.name,
@@ -187,6 +188,7 @@ class LogDrain:
             return stored
         if not one.over:
             self._forwarder.give_up(one.pod.uid)
+            self._metrics.logs_ended.inc("given_up")
             _log.warning(
                 "logs.given_up", "The log of pod %s was not acknowledged to its end within LOG_DRAIN_S", one.pod.name,
                 pod=one.pod.name,

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from ottoscaler.adapters.log_client import LogHandlerClient, LogStream
+from ottoscaler.core.log_figures import LogServer
 from ottoscaler.errors import LogHandlerUnavailable
 from ottoscaler.forwarder.entries import WorkerIdentity, batch
 from ottoscaler.forwarder.limits import Limits
@@ -100,6 +101,7 @@ class Delivery:
                 if not self.stream.done:
                     self.stream.cut()
             if not self.stream.done:
+                self.stream.tally.reconnects[LogServer.HANDLER] += 1
                 await self._pause(longest)
 
     async def _pause(self, longest_s: float) -> None:

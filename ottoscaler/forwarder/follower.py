@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ottoscaler.adapters.pod_log_client import PodLog, PodLogClient
+from ottoscaler.core.log_figures import LogServer
 from ottoscaler.errors import PodLogUnavailable
 from ottoscaler.forwarder.collector import now_text
 from ottoscaler.forwarder.delivery import Delivery
@@ -111,6 +112,7 @@ class Follower:
                 self.delivery.finish(now_text())
                 return
             if last or not self._ended.is_set():
+                stream.tally.reconnects[LogServer.KUBERNETES] += not self._polls
                 await self._pause()
 
     async def _try_once(self, *, last: bool) -> bool:

@@ -19,14 +19,17 @@ from typing import Final
 
 from ottoscaler.adapters.log_client import LogHandlerClient
 from ottoscaler.adapters.pod_log_client import PodLogClient
+from ottoscaler.core.log_figures import LogFigures
 from ottoscaler.errors import ConfigError
 from ottoscaler.forwarder.delivery import Delivery
 from ottoscaler.forwarder.entries import WorkerIdentity
 from ottoscaler.forwarder.follower import MAX_HELD, Follower, Shared
+from ottoscaler.forwarder.tally import Tally, lag_s
 from ottoscaler.forwarder.worker_stream import WorkerStream
 from ottoscaler.log_messages import (
     Acknowledged,
     Ended,
+    Figures,
     Follow,
     GiveUp,
     Message,
@@ -62,6 +65,8 @@ class LogForwarder:
         self._followers: dict[str, Follower] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._noticed: dict[str, float] = {}
+        self._tally = Tally()
+        self._figures = LogFigures()  # that were sent last
 
     def handle(self, message: Message) -> None:
         """What the controller asks for."""
@@ -90,6 +95,17 @@ class LogForwarder:
                 self._send(Acknowledged([each.progress for each in news]))
             if is_due:
                 due_at = time.monotonic() + PROGRESS_S
+                self._send_figures(streams)
+
+    def _send_figures(self, streams: list[WorkerStream]) -> None:
+        figures = self._tally.take(
+            follows=self._shared.follows.total(), unacknowledged=sum(stream.unacknowledged for stream in streams),
+            lag_s=lag_s((stream.oldest_timestamp for stream in streams), time.time()),
+        )  # fmt: skip
+        # a message without news costs the controller a wake-up; what stands as it was is no news, unless it counts
+        if figures != self._figures or figures.counts:
+            self._figures = figures
+            self._send(Figures(figures))
 
     async def close(self) -> None:
         """End all."""
@@ -108,7 +124,7 @@ class LogForwarder:
             follow.pod, follow.task_id, follow.labels, namespace=self._start.kube.namespace, node_name=follow.node
         )
         report = partial(self._notice, follow.pod)
-        stream = WorkerStream(worker, random=random.random, progress=follow.progress)
+        stream = WorkerStream(worker, random=random.random, progress=follow.progress, tally=self._tally)
         delivery = Delivery(self._client, worker, report, stream)
         follower = Follower(
             follow, self._logs, delivery, self._shared, patience_s=self._start.handler.drain_s / 2, report=report

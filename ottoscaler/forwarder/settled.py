@@ -20,6 +20,8 @@ class Entry:
     encoded: bytes
     size: int
     """Bytes of text, of a line; -1: a remark."""
+    timestamp: str = ""
+    """When the line was written."""
     place: LogCursor | None = None
     """Behind the line, or the lines, that it stands for; None behind a part of a line that goes on."""
     marked_lines: int = 0
@@ -45,6 +47,11 @@ class Settled:
         self.has_marks = False
         self._open: deque[Entry] = deque()
         self._passed = progress  # behind the last entry before which nothing is open, which may be inside a line
+
+    @property
+    def oldest_timestamp(self) -> str:
+        """When the oldest line that is open was written; empty: none is."""
+        return self._open[0].timestamp if self._open else ""
 
     def add(self, entry: Entry) -> None:
         """An entry that follows those added before."""

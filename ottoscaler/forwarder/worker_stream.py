@@ -13,16 +13,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import IntEnum
 from itertools import chain
 from typing import Final
 
+from ottoscaler.core.log_figures import LineDrop
 from ottoscaler.core.log_progress import LogCursor, LogProgress
+from ottoscaler.forwarder.account import Account, AccountKeeper
 from ottoscaler.forwarder.entries import BATCH_OVERHEAD, EntryEncoder, WorkerIdentity
 from ottoscaler.forwarder.limits import Limits, RateLimit
 from ottoscaler.forwarder.lines import Gap, Line
 from ottoscaler.forwarder.settled import Entry, Settled
+from ottoscaler.forwarder.tally import Tally
 from ottoscaler.proto.log_streaming_pb2 import LogEnd
 
 #: Text that waits, and entries that are unacknowledged, together 1 MiB: beyond that at most one line of 256 KiB each.
@@ -45,26 +47,6 @@ class Status(IntEnum):
     DROP = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Account:
-    """What became of a log so far. Immutable: any thread."""
-
-    acknowledged: int
-    """Lines."""
-    dropped: int
-    """Lines."""
-    bytes: int
-    """Of acknowledged and dropped lines."""
-    gaps: int
-    ended: bool
-    """Whether the handler has acknowledged the end entry: it has all that there is."""
-
-    @property
-    def lines(self) -> int:
-        """Those that were acknowledged, and those that were dropped."""
-        return self.acknowledged + self.dropped
-
-
 class WorkerStream:
     """The log of one worker on its way to the handler. Not thread-safe."""
 
@@ -75,11 +57,14 @@ class WorkerStream:
         random: Callable[[], float],
         answer_timeout_s: float = ANSWER_TIMEOUT_S,
         progress: LogProgress | None = None,
+        tally: Tally | None = None,
     ) -> None:
         """Arguments: the worker; a source of numbers from 0 to 1 for pauses; when a silent stream counts as lost; where
-        the lines come from the log of a pod, which a new process reads again: behind what they come. Lines that are
-        read again get the same numbers, so those that the handler has already are not sent.
+        the lines come from the log of a pod, which a new process reads again: behind what they come; what counts the
+        lines of all workers. Lines that are read again get the same numbers, so those that the handler has already are
+        not sent.
         """
+        self.tally = tally or Tally()
         self._worker = worker
         self._random = random
         self._answer_timeout_s = answer_timeout_s
@@ -107,8 +92,7 @@ class WorkerStream:
         self._sent_bytes = 0
         self._refused: list[Entry] = []  # answered by RETRY: no ACK of other entries speaks of these
         self._refused_until = self._answered_at = 0.0
-        self._acknowledged, self._dropped = start.acknowledged, start.dropped
-        self._bytes, self._gaps = start.bytes, start.gaps
+        self._counts = AccountKeeper(start, self.tally)
         self._ended = False
         self._end_timestamp = ""
 
@@ -132,8 +116,7 @@ class WorkerStream:
     def offer(self, line: Line) -> None:
         """Add a line. Where there is no room, the oldest lines that were never sent are dropped for it."""
         if self._done:
-            self._dropped += 1
-            self._bytes += len(line.text)
+            self._counts.drop(len(line.text), LineDrop.UNWANTED)
             return
         self._waiting.append(line)
         self._waiting_bytes += len(line.text)
@@ -144,7 +127,7 @@ class WorkerStream:
 
     def add_gap(self, gap: Gap) -> None:
         """Note that lines may be missing here that no one can count."""
-        self._gaps += 1
+        self._counts.add_gap()
         self._waiting.append(gap)
 
     def finish(self, timestamp: str) -> None:
@@ -161,7 +144,18 @@ class WorkerStream:
     @property
     def account(self) -> Account:
         """What became of the lines so far."""
-        return Account(self._acknowledged, self._dropped, self._bytes, self._gaps, self._ended)
+        return self._counts.account(ended=self._ended)
+
+    @property
+    def unacknowledged(self) -> int:
+        """Entries that were sent, and are not answered or are to be sent again."""
+        return len(self._sent) + len(self._refused) + len(self._again)
+
+    @property
+    def oldest_timestamp(self) -> str:
+        """The time of the oldest line that is not answered; empty: there is none."""
+        first = next(iter(self._parts or self._waiting), None)
+        return self.settled.oldest_timestamp or (first.timestamp if first else "")
 
     def connected(self, limits: Limits, last_sequence: int, now: float) -> None:
         """A stream is open. The handler has all entries up to this sequence, apart from those that it has refused: for
@@ -196,11 +190,10 @@ class WorkerStream:
         """Count all that is left as dropped: the handler wants no logs of this worker, or the time is over."""
         self.cut()
         for entry in self._again:
-            self._count_dropped(entry)
+            self._count_dropped(entry, LineDrop.UNWANTED)
         self._again.clear()
-        left = [*self._parts, *(line for line in self._waiting if isinstance(line, Line))]
-        self._dropped += len(left)
-        self._bytes += sum(len(line.text) for line in left)
+        for line in (*self._parts, *(line for line in self._waiting if isinstance(line, Line))):
+            self._counts.drop(len(line.text), LineDrop.UNWANTED)
         self._parts.clear()
         self._waiting.clear()
         self._waiting_bytes = self._missing = 0
@@ -237,7 +230,7 @@ class WorkerStream:
         while len(taken) < count and self._has_next:
             entry = self._again[0] if self._again else self._next()
             if entry.sequence <= self._stored_by_handler and not entry.retries:
-                self._acknowledge(self._again.popleft())
+                self._acknowledge(self._again.popleft(), counts=False)
                 continue
             size += len(entry.encoded) + BATCH_OVERHEAD
             if taken and size > self._limits.message:
@@ -285,21 +278,21 @@ class WorkerStream:
             text = encoder.dropped(self._missing, timestamp=at.timestamp, source=at.source, sequence=sequence)
             marked = (self._missing, self._missing_bytes, self._missing_gaps)
             self._missing = self._missing_bytes = self._missing_gaps = 0
-            return Entry(sequence, text, -1, self._missing_place, *marked)
+            return Entry(sequence, text, -1, at.timestamp, self._missing_place, *marked)
         if not self._parts and not self._waiting:
             account = self.account
             end = LogEnd(lines=account.lines, bytes=account.bytes, dropped=account.dropped, gaps=account.gaps)
             text = encoder.end(end, timestamp=self._end_timestamp, sequence=sequence)
-            return Entry(sequence, text, -1, is_end=True)
+            return Entry(sequence, text, -1, self._end_timestamp, is_end=True)
         if not self._parts:
             line = self._waiting.popleft()
             self._waiting_bytes -= len(line.text)
             if isinstance(line, Gap):
                 text = encoder.gap(timestamp=line.timestamp, source=line.source, sequence=sequence)
-                return Entry(sequence, text, -1, marked_gaps=1)
+                return Entry(sequence, text, -1, line.timestamp, marked_gaps=1)
             self._parts.extend(encoder.parts(line, self._limits.message))
         part = self._parts.popleft()
-        return Entry(sequence, encoder.line(part, sequence), len(part.text), part.place)
+        return Entry(sequence, encoder.line(part, sequence), len(part.text), part.timestamp, part.place)
 
     # -- answers
 
@@ -321,7 +314,7 @@ class WorkerStream:
         if status == Status.ACK:
             self._acknowledge(entry)
         elif status == Status.DROP:
-            self._count_dropped(entry)
+            self._count_dropped(entry, LineDrop.REFUSED)
         else:
             self._refuse(entry, now)
 
@@ -341,22 +334,21 @@ class WorkerStream:
             entry.first_retry = now
         entry.retries += 1
         if entry.retries > MAX_RETRIES or now - entry.first_retry > MAX_RETRY_S:
-            self._count_dropped(entry)
+            self._count_dropped(entry, LineDrop.RETRIES)
             return
         pause = RETRY_PAUSE_S * 2 ** (entry.retries - 1) * (0.5 + self._random() / 2)
         self._refused.append(entry)
         self._refused_until = max(self._refused_until, now + pause)
 
-    def _acknowledge(self, entry: Entry) -> None:
+    def _acknowledge(self, entry: Entry, *, counts: bool = True) -> None:
+        """`counts`: this process has sent it, and not an earlier one."""
         if entry.size >= 0:
-            self._acknowledged += 1
-            self._bytes += entry.size
+            self._counts.acknowledge(entry.size, counts=counts)
         self._end_with(entry, acknowledged=True)
 
-    def _count_dropped(self, entry: Entry) -> None:
+    def _count_dropped(self, entry: Entry, why: LineDrop) -> None:
         if entry.size >= 0:
-            self._dropped += 1
-            self._bytes += entry.size
+            self._counts.drop(entry.size, why)
         self._end_with(entry, acknowledged=False)
 
     def _end_with(self, entry: Entry, *, acknowledged: bool) -> None:
@@ -375,5 +367,4 @@ class WorkerStream:
         self._missing += 1
         self._missing_bytes += len(line.text)
         self._missing_place = line.place
-        self._dropped += 1
-        self._bytes += len(line.text)
+        self._counts.drop(len(line.text), LineDrop.NO_ROOM)

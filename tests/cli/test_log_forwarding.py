@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,6 +76,13 @@ def ended(opened: HandlerProcess, pod: str) -> bool:
     return any("end" in entry for entry in opened.entries(pod))
 
 
+def figures(system: LocalSystem) -> list[str]:
+    """The lines that a scrape of the controller gets."""
+    url = f"http://127.0.0.1:{system.overrides['HTTP_PORT']}/metrics"
+    with urllib.request.urlopen(url, timeout=LONG_S) as answer:
+        return list(answer.read().decode().splitlines())
+
+
 def free_port() -> int:
     """A port on which nothing listens."""
     with socket.socket() as probe:
@@ -92,13 +100,15 @@ def test_the_logs_of_all_workers_arrive_and_then_their_pods_go(tmp_path: Path) -
     (tmp_path / "store").mkdir()
     with handler(tmp_path / "store") as opened:
         address = f"127.0.0.1:{opened.port}"
-        with running(tmp_path, ["seq", "300"], LOG_HANDLER_ADDRESS=address) as (_, client):
+        with running(tmp_path, ["seq", "300"], LOG_HANDLER_ADDRESS=address) as (system, client):
             workers = await_task(client, send(client, pod_count="4", task_id="t-1"))
             pods = [worker["pod"] for worker in workers]
             for pod in pods:
                 eventually(lambda: ended(opened, pod), LONG_S, f"the log of {pod}")  # noqa: B023
                 assert texts(opened, pod) == [str(number) for number in range(1, 301)]
             eventually(lambda: len(logged(tmp_path, "worker.deleted")) == 4, LONG_S, "the pods to be deleted")
+            eventually(lambda: "ottoscaler_log_lines_forwarded_total 1200.0" in figures(system), LONG_S, "the figures")
+            assert 'ottoscaler_logs_ended_total{outcome="complete"} 4.0' in figures(system)
     assert logged(tmp_path, "logs.given_up") == []
     assert {worker["outcome"] for worker in workers} == {"succeeded"}
 

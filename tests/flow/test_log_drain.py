@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from ottoscaler.core.log_progress import LogCursor, LogProgress, encode_progress
@@ -42,6 +44,12 @@ def work(controller: SimulatedController) -> None:
         pass
 
 
+def ends(controller: SimulatedController) -> dict[str, float]:
+    """How many logs are over, by outcome."""
+    found = re.findall(r'ottoscaler_logs_ended_total\{outcome="(\w+)"\} (\S+)', controller.metrics.render().decode())
+    return {outcome: float(count) for outcome, count in found if float(count)}
+
+
 def test_the_result_comes_at_once_and_the_pod_goes_when_its_log_has_arrived(log: Lines) -> None:
     """The log is followed from its beginning when the pod runs, and to its end when that has ended."""
     with SimulatedController(threads=["watch"], **LOGS) as controller:
@@ -55,6 +63,7 @@ def test_the_result_comes_at_once_and_the_pod_goes_when_its_log_has_arrived(log:
         work(controller)
         assert controller.cluster.names() == set()
         assert controller.forwarder.given_up == []
+        assert ends(controller) == {"complete": 1}
     assert log.of("worker.deleted") == [f"Cleaning up pod: {pod}"]
     assert log.of("logs.given_up") == log.of("logs.incomplete") == []
 
@@ -70,6 +79,7 @@ def test_a_handler_that_is_away_costs_no_more_than_the_drain(log: Lines) -> None
         work(controller)
         assert controller.cluster.names() == set()
         assert controller.forwarder.given_up == [uid]
+        assert ends(controller) == {"given_up": 1}
     assert log.of("logs.given_up") == [f"The log of pod {pod} was not acknowledged to its end within LOG_DRAIN_S"]
 
 
@@ -119,13 +129,15 @@ def test_each_attempt_has_a_log_of_its_own() -> None:
         assert set(controller.forwarder.followed) == {uid, other}
 
 
-def test_a_log_that_is_not_complete_is_reported(log: Lines) -> None:
+@pytest.mark.parametrize(("acknowledged", "outcome"), [(True, "incomplete"), (False, "refused")])
+def test_a_log_that_is_not_complete_is_reported(log: Lines, acknowledged: bool, outcome: str) -> None:
     """Lines were dropped, or the handler wants none."""
     with SimulatedController(threads=["watch"], **LOGS) as controller:
         pod, uid = succeed(controller)
-        controller.log_drain.log_ended(uid, True, 7, 2)
+        controller.log_drain.log_ended(uid, acknowledged, 7, 2)
         work(controller)
         assert controller.cluster.names() == set()
+        assert ends(controller) == {outcome: 1}
     assert log.of("logs.incomplete") == [f"The log of pod {pod} is not complete: 2 of 7 lines were dropped"]
 
 

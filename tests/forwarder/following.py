@@ -13,6 +13,7 @@ from ottoscaler.adapters.log_forwarder import LogForwarderProcess
 from ottoscaler.core.log_progress import LogProgress
 from ottoscaler.local.handle import LocalCluster
 from ottoscaler.log_messages import Start
+from ottoscaler.metrics import Metrics
 from ottoscaler.settings import KubeSettings
 from ottoscaler.settings_log_handler import LogHandlerSettings
 from tests.local.kube import Kube, Space, eventually
@@ -28,10 +29,13 @@ class Following:
     ) -> None:
         self.ended: dict[str, tuple[bool, int, int]] = {}
         self.progress: dict[str, LogProgress] = {}
+        self.metrics = Metrics()
         self._stop = threading.Event()
         handler = LogHandlerSettings(address=("127.0.0.1", port), drain_s=drain_s)
         start = Start(KubeSettings(kubeconfig=str(kubeconfig), namespace=namespace), handler, cpus)
-        self.forwarder = LogForwarderProcess(start, on_progress=self._on_progress, on_end=self._on_end)
+        self.forwarder = LogForwarderProcess(
+            start, on_progress=self._on_progress, on_end=self._on_end, on_figures=self.metrics.add_log_figures
+        )
         self._thread = threading.Thread(target=self.forwarder.run, args=(self._stop.wait,))
         self._thread.start()
 
@@ -54,6 +58,13 @@ class Following:
     def end_of(self, uid: str) -> tuple[bool, int, int]:
         """What was reported at the end of a log: acknowledged or not, lines, dropped."""
         return eventually(lambda: self.ended.get(uid), LONG_S)  # type: ignore[return-value]
+
+    def figure(self, name: str, **labels: str) -> float:
+        """What the forwarder has reported: a metric of logs."""
+        lines = self.metrics.render().decode().splitlines()
+        series = ",".join(f'{label}="{value}"' for label, value in labels.items())
+        wanted = f"ottoscaler_log_{name}{{{series}}} " if labels else f"ottoscaler_log_{name} "
+        return float(next(line for line in lines if line.startswith(wanted)).rpartition(" ")[2])
 
     def kill(self) -> int:
         """End the forwarder as a crash does; returns its process id."""

@@ -99,6 +99,9 @@ def test_each_line_comes_once_also_from_a_flood(cluster: LocalCluster, space: Sp
         follows.forwarder.pod_ended(uid)
         assert follows.end_of(uid) == (True, 20000, 0)
         assert texts(opened, pod) == numbers(20000)
+        eventually(lambda: follows.figure("lines_forwarded_total") == 20000, 40.0)
+        assert follows.figure("bytes_forwarded_total") == sum(map(len, numbers(20000)))
+        eventually(lambda: follows.figure("entries_unacknowledged") == follows.figure("follows") == 0, 40.0)
         assert account(opened, pod)["dropped"] == account(opened, pod)["gaps"] == 0
 
 
@@ -143,10 +146,13 @@ def test_a_handler_that_is_away_gets_all_of_it_later(cluster: LocalCluster, spac
     with following(cluster, space, opened.port) as follows:
         pod = shell(space, "seq 5000; while [ ! -e go ]; do sleep 0.1; done")
         uid = follows.follow(pod)
+        eventually(lambda: follows.figure("reconnects_total", server="handler") > 0, 40.0)
+        eventually(lambda: follows.figure("lag_seconds") > 0, 40.0)
         opened.start()
         try:
             eventually(lambda: len(texts(opened, pod)) == 5000, 40.0)
             assert uid not in follows.ended
+            eventually(lambda: follows.figure("follows") == 1 and follows.figure("lag_seconds") == 0, 40.0)
         finally:
             follows.forwarder.give_up(uid)
             opened.kill()
@@ -163,6 +169,7 @@ def test_at_the_end_of_a_pod_the_oldest_lines_are_dropped_where_there_is_no_room
             ended(space, pod)
             follows.forwarder.pod_ended(uid)
             acknowledged, lines, dropped = follows.end_of(uid)
+            eventually(lambda: follows.figure("lines_dropped_total", reason="no_room") == dropped, 40.0)
         assert (acknowledged, lines) == (True, 20000)
         assert dropped > 0
         assert texts(opened, pod)[-1] == "20000"

@@ -9,9 +9,9 @@ from typing import Any, cast
 import pytest
 
 from ottoscaler.forwarder import process
+from ottoscaler.forwarder.account import Account
 from ottoscaler.forwarder.follower import Follower
 from ottoscaler.forwarder.process import LogForwarder
-from ottoscaler.forwarder.worker_stream import Account
 from ottoscaler.log_messages import Ended, MessageBuffer, Notice
 
 
