@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -259,11 +259,7 @@ def worker_environment(event: ScaleEvent, key: AttemptKey) -> list[dict[str, Any
     if event.traceparent:
         own["TRACEPARENT"] = event.traceparent
     passed = {f"OTTO_{name.upper()}": value for name, value in event.passed_on.items()}
-    # an event must not read other variables
-    variables: list[dict[str, Any]] = [
-        {"name": name, "value": escape_expansion(value)}
-        for name, value in {**event.overrides.env, **passed, **own}.items()
-    ]
+    variables = _plain_variables({**event.overrides.env, **passed, **own})
     for one in event.overrides.secret_env:
         source = {"secretKeyRef": {"name": one.secret, "key": one.key}}
         variables.append({"name": one.name, "valueFrom": source})
@@ -271,12 +267,17 @@ def worker_environment(event: ScaleEvent, key: AttemptKey) -> list[dict[str, Any
     return variables
 
 
-def escape_expansion(text: str) -> str:
-    """A text that the kubelet hands on as it was, where it would expand `$(NAME)` and read `$$` as `$`: in `command`,
+def _plain_variables(env: Mapping[str, str]) -> list[dict[str, Any]]:
+    # the values as they are: an event must not read other variables
+    return [{"name": name, "value": value} for name, value in zip(env, escape_expansion(env.values()), strict=True)]
+
+
+def escape_expansion(texts: Iterable[str]) -> list[str]:
+    """Texts that the kubelet hands on as they were, where it would expand `$(NAME)` and read `$$` as `$`: in `command`,
     `args` and the values of `env`
     (https://kubernetes.io/docs/tasks/inject-data-application/define-interdependent-environment-variables/).
     """
-    return text.replace("$", "$$")
+    return [text.replace("$", "$$") for text in texts]
 
 
 def _spec(template: PodTemplate, event: ScaleEvent, key: AttemptKey, oom_kills: int) -> dict[str, Any]:
@@ -360,7 +361,7 @@ def _service(template: PodTemplate, service: Service) -> dict[str, Any]:
         "image": service.image,
         "imagePullPolicy": template.image_pull_policy,
         "restartPolicy": "Always",
-        "env": [{"name": name, "value": escape_expansion(value)} for name, value in service.env.items()],
+        "env": _plain_variables(service.env),
         "resources": _resources(template, service.cpu, service.memory),
         "securityContext": _RESTRICTED,
         "startupProbe": _startup_probe(service.ready),
@@ -373,12 +374,12 @@ def _words(command: Sequence[str] | None, args: Sequence[str] | None) -> dict[st
     would put an event's text into a shell's line, and $$ is the shell's.
     """
     given = {"command": command, "args": args}
-    return {name: [escape_expansion(word) for word in words] for name, words in given.items() if words}
+    return {name: escape_expansion(words) for name, words in given.items() if words}
 
 
 def _startup_probe(ready: ReadyCheck) -> dict[str, Any]:
     """The kubelet starts the next container when it succeeds, and restarts the service where it does not in time."""
-    words = [escape_expansion(word) for word in ready.exec]  # the kubelet expands those of a probe, too
+    words = escape_expansion(ready.exec)  # the kubelet expands those of a probe, too
     return {
         **({"tcpSocket": {"port": ready.tcp}} if ready.tcp else {"exec": {"command": words}}),
         "periodSeconds": CHECK_EVERY_S,
