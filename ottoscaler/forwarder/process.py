@@ -87,7 +87,8 @@ class LogForwarder:
             streams = [follower.delivery.stream for follower in self._followers.values()]
             self._shared.is_full = sum(stream.held_bytes for stream in streams) > MAX_HELD
             is_due = time.monotonic() >= due_at
-            # What was dropped is behind a mark that has a number of its own: a new process must not go back before it.
+            # A remark that lines are missing has a number of its own: a new process that went back before it could not
+            # know, and would send again what the handler has behind it.
             news = [each.settled for each in streams if each.settled.has_news and (is_due or each.settled.has_marks)]
             for each in news:
                 each.has_news = each.has_marks = False

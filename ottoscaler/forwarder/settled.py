@@ -43,7 +43,7 @@ class Settled:
         self.progress = progress
         """Up to the last place before which nothing is open."""
         self.has_news = False
-        """Whether it has come on since this was set to False; `has_marks`: behind lines that were dropped."""
+        """Whether it has come on since this was set to False; `has_marks`: behind a remark that lines are missing."""
         self.has_marks = False
         self._open: deque[Entry] = deque()
         self._passed = progress  # behind the last entry before which nothing is open, which may be inside a line
@@ -71,7 +71,7 @@ class Settled:
             dropped += entry.marked_lines + (entry.size >= 0 and not entry.acknowledged)
             bytes_ += max(0, entry.size) + entry.marked_bytes
             gaps += entry.marked_gaps
-            marks = marks or entry.marked_lines > 0
+            marks = marks or entry.marked_lines > 0 or entry.marked_gaps > 0
             if entry.place is not None:
                 place = LogProgress(passed.uid, entry.place, sequence, acknowledged, dropped, bytes_, gaps)
         if sequence == passed.sequence:

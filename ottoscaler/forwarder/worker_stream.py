@@ -62,7 +62,7 @@ class WorkerStream:
         """Arguments: the worker; a source of numbers from 0 to 1 for pauses; when a silent stream counts as lost; where
         the lines come from the log of a pod, which a new process reads again: behind what they come; what counts the
         lines of all workers. Lines that are read again get the same numbers, so those that the handler has already are
-        not sent.
+        not sent; from a remark on, which the earlier process may not have made, all is new.
         """
         self.tally = tally or Tally()
         self._worker = worker
@@ -265,6 +265,11 @@ class WorkerStream:
 
     def _next(self) -> Entry:
         """Give the next entry its sequence. It is put in front of those to be sent, for it may not fit any more."""
+        if not self._parts and (self._missing or (self._waiting and isinstance(self._waiting[0], Gap))):
+            # The handler's entries are those that are read again only up to here: the earlier process may have sent
+            # lines in the place of this remark. With their numbers, the remark and what follows it would count as
+            # stored, and be lost in silence: the end of the log too, if nothing can be read any more.
+            self._last = max(self._last, self._stored_by_handler)
         self._last += 1
         entry = self._encode(self._last)
         self.settled.add(entry)

@@ -195,6 +195,28 @@ def test_a_task_that_another_process_took_over_is_followed_no_longer() -> None:
         eventually(is_given_up, what="the log to be given up")
 
 
+def test_the_log_of_a_closed_task_is_given_up_though_no_thread_of_its_worker_says_so(log: Lines) -> None:
+    """Its worker waits for a turn that does not come any more. The other process's progress is not written over."""
+    with SimulatedController(threads=["watch"], **LOGS) as controller:
+        event_id = controller.accept()
+        pod = controller.pod(event_id)
+        uid = started(controller, pod)
+        task = next(task for task in controller.ledger.tasks if task.event.event_id == event_id)
+        task.closed = True  # as Ledger.drop does, and no more
+        controller.log_drain.progressed(LogProgress(uid, LogCursor("2026-05-01T12:00:00Z", "ab", 3, ""), 3, 3))
+        controller.pass_time(STORE_EVERY_S)
+        work(controller)
+        assert controller.forwarder.given_up == [uid]
+        assert controller.redis.known(event_id).worker(1).log == ""
+        controller.log_drain.log_ended(uid, True, 1, 0)
+        controller.pass_time(STORE_EVERY_S)
+        work(controller)
+        assert controller.forwarder.given_up == [uid]
+        assert controller.cluster.names() == {pod}
+        assert ends(controller) == {}
+        task.closed = False  # so that the simulation can end
+
+
 def test_a_deletion_that_fails_is_made_later() -> None:
     """By then the log is over in any case."""
     with SimulatedController(threads=["watch"], **LOGS) as controller:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ottoscaler.core.log_progress import LogProgress, decode_progress, encode_progress
+from ottoscaler.core.log_progress import LogCursor, LogProgress, decode_progress, encode_progress
 from ottoscaler.forwarder.entries import WorkerIdentity
 from ottoscaler.forwarder.limits import Limits
 from ottoscaler.forwarder.lines import Gap, Line
@@ -40,6 +40,10 @@ class World:
     store: Store = field(default_factory=Store)
     now: float = 0.0
     steps: int = 0
+    rotates: bool = False
+    """Whether the kubelet takes lines away while no process reads. Not before a place is stored: without one no process
+    can know that the log had another beginning.
+    """
 
     def __post_init__(self) -> None:
         self.begin()
@@ -49,6 +53,8 @@ class World:
 
     def begin(self) -> None:
         """A new process: all that the last one knew is gone, but for what was stored."""
+        if self.rotates and self.stored.sequence:
+            self.log.first = min(len(self.log.lines), self.log.first + int(str(self.choose(0, 0, 1, 5))))
         self.stream = stream_from(self.stored)
         self.lines: deque[Line | Gap] = deque()
         reader = PodLogReader(Position(self.stored.cursor))
@@ -73,8 +79,10 @@ class World:
     def go(self) -> None:
         while self.lines and self.stream.has_room:
             line = self.lines.popleft()
-            assert isinstance(line, Line)
-            self.stream.offer(line)
+            if isinstance(line, Gap):
+                self.stream.add_gap(line)
+            else:
+                self.stream.offer(line)
         if not self.lines:
             self.stream.finish(END)
         if not self.connected:
@@ -82,8 +90,8 @@ class World:
             self.stream.connected(self.limits, self.store.last_sequence, self.now)
         answers_come = True
         for entry in decoded(self.stream.take(self.now)):
-            known = entry.sequence in self.store.entries
-            status = Status.ACK if known else self.choose(Status.ACK, Status.ACK, Status.RETRY)
+            settled = self.rotates or entry.sequence in self.store.entries
+            status = Status.ACK if settled else self.choose(Status.ACK, Status.ACK, Status.RETRY)
             assert isinstance(status, Status)
             self.store.take(entry, status)
             answers_come = answers_come and bool(self.choose(True, True, False))
@@ -112,7 +120,7 @@ def test_a_sender_that_dies_goes_on_where_it_was(
     limits = Limits(buffer=buffer, batch=batch, message=message or 1024 * 1024)
     world = World(data, log, limits)
     world.run()
-    if world.stream.account.dropped:  # refused again and again: dropped, and counted
+    if world.stream.account.dropped or not world.stream.account.ended:  # refused again and again: dropped, and counted
         return
     written = b"".join(text for _, text in log.lines).decode()
     assert "".join(world.store.texts()) == written
@@ -121,6 +129,58 @@ def test_a_sender_that_dies_goes_on_where_it_was(
     assert end.end.bytes == len(written)
     assert end.end.gaps == 0
     assert end.sequence == max(world.store.entries) == len(world.store.entries)
+
+
+@settings(max_examples=150)
+@given(
+    data=st.data(),
+    times=st.lists(st.integers(0, 3_000_000_000), max_size=25, unique=True),
+    buffer=st.sampled_from([1, 3, 1000]),
+    batch=st.sampled_from([1, 4, 100]),
+)
+def test_where_lines_were_rotated_away_the_rest_comes_all_the_same(
+    data: st.DataObject, times: list[int], buffer: int, batch: int
+) -> None:
+    """What can still be read is sent, and the end, whatever numbers an earlier process has given to other lines."""
+    log = KubeletLog()
+    for number, at_ns in enumerate(sorted(times)):
+        log.write(at_ns, b"%d" % number)
+    world = World(data, log, Limits(buffer=buffer, batch=batch), rotates=True)
+    world.run()
+    assert {text.decode() for _, text in log.lines[log.first :]} <= set(world.store.texts())
+    # the handler may have an end from before, which says less: a process cannot know that it has it
+    assert world.store.entries[max(world.store.entries)].HasField("end")
+
+
+def test_the_end_comes_though_nothing_can_be_read_any_more() -> None:
+    """A process has sent ten lines and has died, and the pod is gone, with what was stored after three of them."""
+    stream = stream_from(LogProgress("uid-1", LogCursor("2026-05-01T12:00:00Z", "ab", 3, "2026-05-01T12:00:00Z"), 3, 3))
+    stream.add_gap(Gap("combined", END))
+    stream.finish(END)
+    stream.connected(Limits(batch=10), 10, 0.0)
+    (gap,) = decoded(stream.take(0.0))
+    assert (gap.sequence, gap.metadata["gap"]) == (11, "true")
+    stream.answered(Status.ACK, 11, 0.0)
+    (end,) = decoded(stream.take(0.0))
+    assert (end.sequence, end.end.gaps) == (12, 1)
+    stream.answered(Status.ACK, 12, 0.0)
+    assert stream.account.ended
+    assert stream.tally.lines == 0
+
+
+def test_an_end_that_the_handler_has_already_is_not_sent_again() -> None:
+    """All lines were read again, so what the handler has behind them can only be that."""
+    log = KubeletLog()
+    log.write(0, b"line")
+    stream = stream_from(NOTHING)
+    for line in PodLogReader(Position()).feed(log.answer()):
+        assert isinstance(line, Line)
+        stream.offer(line)
+    stream.finish(END)
+    stream.connected(Limits(batch=10), 2, 0.0)
+    assert stream.take(0.0) == []
+    assert stream.done
+    assert stream.account.ended
 
 
 def test_lines_that_were_dropped_are_counted_once() -> None:
