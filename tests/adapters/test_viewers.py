@@ -138,7 +138,7 @@ def test_nothing_is_looked_at_without_a_viewer(port: int, world: World, viewers:
     assert world.looks == looks
 
 
-def test_while_nothing_is_known_no_row_is_shown(port: int, world: World) -> None:
+def test_while_nothing_is_known_no_row_is_shown(port: int, world: World, viewers: Viewers) -> None:
     """A queue that cannot be read is not an empty one; what was known stays, with the reason."""
     world.error = "Redis is away"
     with closing(Browser(port)) as browser:
@@ -149,6 +149,10 @@ def test_while_nothing_is_known_no_row_is_shown(port: int, world: World) -> None
         eventually(lambda: browser.until("tick")["trouble"], 20, "the reason")
         world.error = ""
         eventually(lambda: not browser.until("tick")["trouble"], 20, "its end")
+    eventually(lambda: viewers.count == 0, 20, "the viewer to be gone")
+    world.error = "Redis is away"
+    with closing(Browser(port)) as browser:  # what the earlier one was shown is not known any more
+        assert browser.message() == ("tick", {"trouble": "Redis is away"})
 
 
 def test_the_seventeenth_gets_a_sentence(port: int, viewers: Viewers) -> None:

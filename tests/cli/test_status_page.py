@@ -5,18 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 import redis
 
-from ottoscaler.adapters.http_token import CACHE_S, HttpToken
 from ottoscaler.adapters.page_reader import PageReader
-from ottoscaler.adapters.web import Page, WebRequest, WebResponse
 from ottoscaler.cli import page_source
 from ottoscaler.cli.explanation import explain
 from ottoscaler.cli.page_source import PageSource
-from ottoscaler.cli.status_page import guarded
 from ottoscaler.core.pods import AttemptKey, Phase, PodSnapshot
 from ottoscaler.core.status_codes import StatusCode
 from ottoscaler.core.verdicts import EndReason
@@ -24,7 +20,6 @@ from ottoscaler.ports import StatusUpdate
 from ottoscaler.settings import Settings
 from ottoscaler.stored import TaskNote, WorkerNote
 from tests.cli.conftest import Controller
-from tests.fakes.wait import eventually
 
 POD = PodSnapshot(
     AttemptKey("0123456789", 1, 1), "otto-agent-x-1", "uid", "7", "e", "i", Phase.PENDING, 1767225600.0, node="n-1"
@@ -213,42 +208,3 @@ def test_a_search_says_what_explain_says_of_an_id(source: PageSource, client: re
     client.xadd(settings.keys.stream, {"type": "scale_up", "event_id": "unread-1"})
     assert source.search(" unread-1 ")["tasks"]["unread-1"]["code"] == "unread"
     assert source.search("  ") == {"tasks": {}, "results": {}, "dead": {}}
-
-
-# -- the token
-
-
-def _pages() -> Mapping[str, Page]:
-    paths = ("/", "/page.js", "/page.css", "/livez", "/readyz", "/metrics", "/stream", "/search")
-    return {path: lambda _: WebResponse(b"x") for path in paths}
-
-
-@pytest.mark.contract("2.HTTP_TOKEN_FILE")
-@pytest.mark.parametrize(
-    ("given", "status"),
-    [("", 401), ("Bearer", 401), ("Bearer wrong", 401), ("Basic s3cret", 401), ("s3cret", 401), ("Bearer s3cret", 200)],
-)
-def test_a_token_guards_what_speaks_of_tasks(tmp_path: Path, given: str, status: int) -> None:
-    """Probes and the files of the page are open."""
-    (tmp_path / "token").write_text("s3cret\n")
-    pages = guarded(_pages(), str(tmp_path / "token"))
-    answers = {path: page(WebRequest("", {"authorization": given})).status for path, page in pages.items()}
-    secret = {"/metrics", "/stream", "/search"}
-    assert {path for path, answer in answers.items() if answer != 200} == (secret if status == 401 else set())
-    assert guarded(_pages(), None).keys() == pages.keys()
-
-
-def test_a_token_may_be_changed_and_none_opens_nothing(tmp_path: Path) -> None:
-    """Its file is read again; an empty one, or none, accepts nothing."""
-    path = tmp_path / "token"
-    path.write_text("one")
-    token = HttpToken(str(path))
-    assert token.accepts("Bearer one")
-    path.write_text("two")
-    eventually(lambda: token.accepts("Bearer two"), CACHE_S + 20, "the new token")
-    assert not token.accepts("Bearer one")
-    path.write_text("\n")
-    eventually(lambda: not token.accepts("Bearer two"), CACHE_S + 20, "the empty file to count")
-    assert not token.accepts("Bearer ")
-    path.unlink()
-    eventually(lambda: not token.accepts("Bearer two"), CACHE_S + 20, "the missing file to count")

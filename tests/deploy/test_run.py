@@ -122,6 +122,40 @@ class TestRun:
         assert done.returncode == 7
 
 
+class TestUi:
+    """`make ui`: the page of the newest controller, at a free port of this machine."""
+
+    FORWARDS = """
+    echo "kubectl $*" >>calls
+    case "$*" in
+      *"get pods"*) printf 'pod/ottoscaler-old\\npod/ottoscaler-new\\n' ;;
+      *port-forward*) echo 'Forwarding from 127.0.0.1:40123 -> 8080' ;;
+    esac
+    """
+
+    def test_the_page_is_opened(self, ready: Path) -> None:
+        """And named, where there is no browser."""
+        write_env(ready, "boa")
+        add_program(ready, "kubectl", self.FORWARDS)
+        for browser in (False, True):
+            if browser:
+                add_program(ready, "xdg-open", 'echo "opened $*" >>calls')
+            done = run(ready, "make", "ui", environ={"ENV_FILE": ".env.boa.local"})
+            assert done.returncode == 0, done.stderr
+            assert "http://127.0.0.1:40123/ until Ctrl-C" in done.stdout
+            assert ("opened http://127.0.0.1:40123/" in calls(ready)) is browser
+        (forward,) = {line for line in calls(ready) if "port-forward" in line}
+        assert "--context kind-ottoscaler-boa port-forward pod/ottoscaler-new " in forward
+        assert forward.endswith("--address 127.0.0.1 :8080")
+
+    def test_without_a_controller(self, ready: Path) -> None:
+        """It says what brings one."""
+        write_env(ready, "boa")
+        done = run(ready, "deploy/dev.sh", "ui")
+        assert done.returncode != 0
+        assert "There is no controller in namespace boa-dev: make deploy brings it there." in done.stderr
+
+
 class TestBeforeADeployment:
     """The product's own reader, before Docker is asked for anything."""
 
