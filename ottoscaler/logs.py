@@ -193,13 +193,15 @@ class _Handler(logging.StreamHandler[TextIO]):
                 sys.stderr.flush()
 
 
-def setup(level: str, fmt: str, stream: TextIO) -> None:
+def setup(level: str, fmt: str, stream: TextIO, **process_facts: object) -> None:
     """Send the lines of the package, from `level` on, to a stream: `json` or `text`. A second call replaces the first.
 
-    What libraries have to say comes as a line of the same form, from WARNING on.
+    What libraries have to say comes as a line of the same form, from WARNING on. `process_facts` are in each line of
+    the form `json`, whichever program wrote it: a collector mixes the lines of all replicas. A person at a terminal has
+    one.
     """
     handler = _Handler(stream)
-    handler.setFormatter(_Json() if fmt == "json" else _Text())
+    handler.setFormatter(_Json(process_facts) if fmt == "json" else _Text())
     package, root = logging.getLogger(PACKAGE), logging.getLogger()
     for old in [old for old in root.handlers if isinstance(old.formatter, _Json | _Text)]:
         root.removeHandler(old)
@@ -272,11 +274,15 @@ def _clean_value(value: object, *, tail: bool = False) -> object:
 class _Json(JsonFormatter):
     """One JSON object per line, in ASCII: no character of an event can end the line."""
 
-    def __init__(self) -> None:
+    def __init__(self, process_facts: Mapping[str, object]) -> None:
         super().__init__(json_ensure_ascii=True)
+        self._process_facts = {name: _clean_value(value) for name, value in process_facts.items()}
 
     def format(self, record: logging.LogRecord) -> str:
-        return self.serialize_log_record(_line_fields(record))
+        fields = _line_fields(record)
+        for name, value in self._process_facts.items():
+            fields.setdefault(name, value)  # a line that names another process keeps that name
+        return self.serialize_log_record(fields)
 
 
 class _Text(logging.Formatter):

@@ -69,11 +69,18 @@ class Retries:
         error = state.outcome.exception() if state.outcome else None
         tries = state.attempt_number
         self._on_failure(f"cannot {what}: {error}")
-        self._metrics.retries.inc("kubernetes" if isinstance(error, ClusterUnavailable) else "redis", _reason(error))
+        target = server_of(error)
+        self._metrics.retries.inc(target, _reason(error))
         if self._limited.is_due(f"{what}: {error}"):
             _log.warning(
-                "retry.scheduled", "Cannot %s, trying again (try %d): %s", what, tries, error, error=str(error)
-            )
+                "retry.scheduled", "Cannot %s, trying again (try %d)", what, tries,
+                target=target, try_number=tries, error=str(error),
+            )  # fmt: skip
+
+
+def server_of(error: BaseException | None) -> str:
+    """Which server an error is about, as labels of metrics and log lines have it: `kubernetes` or `redis`."""
+    return "kubernetes" if isinstance(error, ClusterUnavailable) else "redis"
 
 
 def _after(first: Unavailable, attempt: Callable[[], _T]) -> Callable[[], _T]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections import ChainMap
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -206,9 +206,7 @@ class Settings:
         concern of the caller's, and that value is the default. Files are only looked at: a missing one is reported now.
         Raises ConfigError with all faults at once, one line each; a secret's value is in none of them.
         """
-        path = environ.get("ENV_FILE", "").strip()
-        from_file, file_faults = read_env_file(path) if path else ({}, [])
-        everything = ChainMap(dict(environ), from_file) if path else environ
+        everything, file_faults = _with_file(environ)
         reader = EnvironmentReader(everything)
         keys = _keys(reader, host_name)
         settings = cls(
@@ -232,6 +230,23 @@ class Settings:
         if faults := (*file_faults, *found):
             raise ConfigError((*faults, *settings.misspelled_variables))
         return settings
+
+
+def asked_log(environ: Mapping[str, str], host_name: str) -> tuple[LogFormat | None, Mapping[str, str]]:
+    """What LOG_FORMAT says, and what names this process in each line (`instance`, `consumer`), out of a configuration
+    that has faults: these are reported in the form that is asked for. A value that is wrong itself is the default.
+    """
+    reader = EnvironmentReader(_with_file(environ)[0])
+    keys = _keys(reader, host_name)
+    instance = reader.text("INSTANCE", keys.group, LABEL_VALUE)
+    return _log(reader).format, {"instance": instance, "consumer": keys.consumer}
+
+
+def _with_file(environ: Mapping[str, str]) -> tuple[Mapping[str, str], Sequence[str]]:
+    """The environment, and behind it the file that ENV_FILE names; and what is wrong with that."""
+    path = environ.get("ENV_FILE", "").strip()
+    from_file, faults = read_env_file(path) if path else ({}, [])
+    return (ChainMap(dict(environ), from_file) if path else environ), faults
 
 
 def _redis(reader: EnvironmentReader) -> RedisSettings:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import log_calls
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "ottoscaler"
 SOURCES = sorted(
@@ -325,3 +327,11 @@ def test_imports_have_no_cycle() -> None:
 def test_broad_excepts_stay_few() -> None:
     """Catching everything is for the tops of threads: at most four times in the program."""
     assert sum(BROAD.values()) <= 4
+
+
+def test_each_line_of_the_log_is_published() -> None:
+    """deploy/schemas/log.schema.json has each event and its fields; tests/test_log_schema.py says more of one that it
+    has not.
+    """
+    assert log_calls.events() == log_calls.published_events()
+    assert [where for where, call in log_calls.CALLS if log_calls.unknown_fields(call)] == []

@@ -83,6 +83,30 @@ def test_the_time_is_utc_in_milliseconds() -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", only(stream)["timestamp"])
 
 
+def test_each_line_names_its_process() -> None:
+    """Also one of a library, one of the standard library, and one without any fact; a line's own fact wins."""
+    stream = io.StringIO()
+    logs.setup("INFO", "json", stream, instance="blue", consumer="blue-1")
+    log.info("a.b", "ours")
+    log.info("a.b", "another's", consumer="blue-2")
+    logging.getLogger("urllib3.pool").warning("of a library")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        logs.setup("INFO", "json", stream, instance="blue", consumer="blue-1")
+        warnings.warn("of Python", stacklevel=1)
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [line["instance"] for line in lines] == ["blue"] * 4
+    assert [line["consumer"] for line in lines] == ["blue-1", "blue-2", "blue-1", "blue-1"]
+
+
+def test_a_line_for_people_does_not_name_its_process() -> None:
+    """Who looks at a terminal looks at one process."""
+    stream = io.StringIO()
+    logs.setup("INFO", "text", stream, instance="blue", consumer="blue-1")
+    log.info("a.b", "ours")
+    assert "blue" not in stream.getvalue()
+
+
 def test_bound_facts_are_added_and_taken_away() -> None:
     """Ids are named once per thread; the inner block and the call itself win."""
     stream = written()

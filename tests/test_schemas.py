@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Iterator, Mapping
-from typing import Final, cast
+from contextlib import suppress
+from typing import IO, Any, Final, cast
 
 import pytest
 import redis
@@ -27,9 +29,10 @@ from tests.cli.conftest import child
 from tests.core.policies import EXAMPLE
 from tests.core.test_policy_reader import WRONG, changed
 from tests.fakes.wait import eventually
+from tests.log_lines import line_faults
 from tests.schemas import FOLDER, faults, schema
 
-NAMES: Final = ("event", "result", "dead_letter", "policy", "explain")
+NAMES: Final = ("event", "result", "dead_letter", "policy", "explain", "log")
 LONG_S: Final = 45
 STREAM_ID: Final = "1714557600000-0"
 LARGEST: Final = 1000
@@ -212,6 +215,8 @@ def test_the_fields_of_a_policy_are_those_of_the_code() -> None:
 
 # -- what is really written
 
+#: The log of the local system, line by line.
+LOG: Final[list[str]] = []
 #: The workers' program: it succeeds, or does what the event's field `do` says.
 PROGRAM: Final = 'case "$OTTO_DO" in fail) exit 3 ;; wait) sleep 60 & wait ;; esac'
 SENT: Final[Mapping[str, Mapping[str, str]]] = {
@@ -229,11 +234,14 @@ SENT: Final[Mapping[str, Mapping[str, str]]] = {
 @pytest.fixture(scope="module")
 def client() -> Iterator[redis.Redis]:
     """The Redis of a local system that has carried out events of all kinds."""
-    with child("local", OTTO_AGENT_COMMAND=PROGRAM, MAX_WORKERS="20", LOG_LEVEL="ERROR") as process:
-        assert process.stdout is not None
+    with child("local", OTTO_AGENT_COMMAND=PROGRAM, MAX_WORKERS="20", LOG_LEVEL="DEBUG", LOG_FORMAT="json") as process:
+        output = process.stdout
+        assert output is not None
         text = ""
         while (found := re.search(r"REDIS_PORT=([0-9]+)", text)) is None:
-            text += process.stdout.readline()
+            text += output.readline()
+        # all the time: a pipe that nobody reads fills up, and its writer waits
+        threading.Thread(target=_keep_lines, args=(output,), daemon=True).start()
         with redis.Redis(port=int(found[1]), decode_responses=True, encoding_errors="replace") as connected:
             for name, fields in SENT.items():
                 send(connected, {"type": "scale_up", "event_id": name, **fields})
@@ -247,6 +255,14 @@ def client() -> Iterator[redis.Redis]:
             send(connected, {"type": "scale_down", "event_id": "all", "pod_count": "5", "note": "x"})
             finished(connected, "all")
             yield connected
+
+
+def _keep_lines(output: IO[str]) -> None:
+    """The body of a thread: until the process has ended, or the test closes its output."""
+    with suppress(ValueError):
+        for line in output:
+            if line.startswith("{"):
+                LOG.append(line)
 
 
 def send(client: redis.Redis, fields: Mapping[str | bytes, str | bytes]) -> None:
@@ -314,3 +330,18 @@ def test_an_event_that_was_carried_out_is_valid(client: redis.Redis) -> None:
     carried_out = [fields for entry, fields in sent if entry not in refused]
     assert carried_out
     assert [found for fields in carried_out if (found := faults("event", fields))] == []
+
+
+def test_every_line_of_the_log_is_as_its_schema_says(client: redis.Redis) -> None:
+    """Of all that the controller wrote until the last result: what it took in, what it made, what it refused."""
+    last = "scale_down.finished", "all"
+    eventually(lambda: any((line["event"], line.get("event_id")) == last for line in _lines()), LONG_S, "the last line")
+    assert {line["event"] for line in _lines()} >= {
+        *("controller.starting", "controller.started", "event.received", "event.dead", "worker.created"),
+        *("worker.finished", "worker.deleted", "task.finished", "scale_down.chosen"),
+    }
+    assert [(line, found) for line in _lines() if (found := line_faults(line))] == []
+
+
+def _lines() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in list(LOG)]

@@ -58,10 +58,8 @@ class PolicyFile:
                     self._version = ()  # a file that could not be opened for a moment is no other file afterwards
                 if self._logged != (version, str(error)):
                     self._logged = (version, str(error))
-                    _log.error(
-                        "policy.invalid", "The policy in force stays as it was. %s",
-                        "; ".join(str(error).splitlines()), error=str(error),
-                    )  # fmt: skip
+                    faults = "; ".join(error.faults)
+                    _log.error("policy.invalid", "The policy in force stays as it was", error=faults)
             else:
                 _log.info("policy.loaded", "The policy was read again from %s", self._path)
             return self._policy

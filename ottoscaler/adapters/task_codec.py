@@ -154,7 +154,7 @@ def decode_or_none(decode_: Callable[[Mapping[bytes, bytes]], _T], fields: Mappi
     try:
         return decode_(fields)
     except (ValueError, KeyError, TypeError) as error:  # of JSON, msgspec and Unicode too
-        _log.warning("task.unreadable", "A task cannot be read: %r", error, error=repr(error))
+        _log.warning("task.unreadable", "A task cannot be read", error=repr(error))
         return None
 
 

@@ -196,7 +196,7 @@ class _Server(ThreadingHTTPServer):
             # A limit of pids: an unanswered probe would have the kubelet restart a process that does its work. One
             # client at a time is answered, each for as long as it keeps sending.
             if self._lines.is_due("no thread"):
-                _log.warning("web.no_thread", "Answering on the server's own thread: %s", error, error=str(error))
+                _log.warning("web.no_thread", "Answering on the server's own thread", error=str(error))
             self.is_short_of_threads = True
             try:
                 self._answer(request, client_address)

@@ -16,7 +16,6 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from ottoscaler import __version__, logs
@@ -32,6 +31,7 @@ from ottoscaler.cli.namespace import own_namespace
 from ottoscaler.cli.pages import pages
 from ottoscaler.cli.queue_owner import other_cluster_error, other_group_error
 from ottoscaler.cli.rules import rules_of, shares_of
+from ottoscaler.cli.run_log import set_up_log, with_faults_logged
 from ottoscaler.cli.signals import Signals
 from ottoscaler.cli.start_warnings import start_warnings
 from ottoscaler.cli.status_page import guarded, status_page
@@ -202,12 +202,7 @@ class Controller:
             raise
         hung = self._shut_down()
         if self._stop.cause is not None:
-            _log.error(
-                "controller.failed",
-                "Ending because a part failed for good: %s",
-                self._stop.cause,
-                error=str(self._stop.cause),
-            )
+            _log.error("controller.failed", "Ending because a part failed for good", error=str(self._stop.cause))
         code = 0 if self._stop.cause is None else 1
         _log.info("controller.stopped", "Ottoscaler has stopped", exit_code=code)
         if hung:
@@ -222,7 +217,7 @@ class Controller:
             "controller.starting", "Ottoscaler %s: Redis %s, Kubernetes %s (%s), namespace %s",
             __version__, address(self._settings.redis), self._cluster.address, describe_access(self._settings.kube),
             self._settings.kube.namespace,
-            consumer=self._settings.keys.consumer, instance=self._settings.instance,
+            version=__version__,
         )  # fmt: skip
         for event, sentence in start_warnings(self._settings, self._shares()):
             _log.warning(event, "%s", sentence)
@@ -314,7 +309,8 @@ class Controller:
         deadline = self._clock.now() + self._settings.flow.shutdown_grace_s
         self._stop.set()
         self._heartbeat.set_phase("stopping")
-        _log.info("controller.stopping", "Stopping: %d worker pods run on", self._registry.owned_live)
+        live = self._registry.owned_live
+        _log.info("controller.stopping", "Stopping: %d worker pods run on", live, pods=live)
         self._registry.close()
         self._dispatcher.close()
         self._wait_for_takers(deadline)
@@ -356,9 +352,7 @@ class Controller:
         try:
             self._lease.release(all_=all_)
         except (Unavailable, ConfigError) as error:
-            _log.warning(
-                "lease.kept", "Leases are not given up, they run out by themselves: %s", error, error=str(error)
-            )
+            _log.warning("lease.kept", "Leases are not given up, they run out by themselves", error=str(error))
 
     def _bind_web_server(self, health: Health) -> WebServer | None:
         """Raises ConfigError if the port is not to be had."""
@@ -375,14 +369,18 @@ class Controller:
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
-    """Run the controller until SIGTERM or SIGINT; returns the exit code. Raises ConfigError."""
+    """Run the controller until SIGTERM or SIGINT; returns the exit code. Raises ConfigError, unless its faults are
+    logged (`with_faults_logged`).
+    """
     if argv:
         raise ConfigError((f"run takes no arguments, it is configured by environment variables; got {' '.join(argv)}",))
-    settings = Settings.load(os.environ if environ is None else environ, socket.gethostname(), own_namespace())
-    logs.setup(settings.log.level, settings.log.format or ("text" if sys.stdout.isatty() else "json"), sys.stdout)
-    logs.register_secret(settings.redis.password)
-    if settings.redis.password_file:
-        logs.register_secret(Path(settings.redis.password_file).read_text(encoding="utf-8").strip())
+    environ = os.environ if environ is None else environ
+    return with_faults_logged(environ, partial(_run, environ))
+
+
+def _run(environ: Mapping[str, str]) -> int:
+    settings = Settings.load(environ, socket.gethostname(), own_namespace())
+    set_up_log(settings)
     stop = StopSignal()
     controller = Controller(settings, stop)
     process.tune_process(settings.flow.max_workers)

@@ -191,6 +191,20 @@ def due_effect(
     return _at(due, now, Termination(EndReason.DEADLINE_EXCEEDED, message, attempt))
 
 
+def passed_limit_s(timeline: PodTimeline, pod: PodSnapshot, limits: AttemptLimits) -> int | None:
+    """The limit, in seconds, for which `due_effect` ends this pod; None where it ends it whatever its time."""
+    if pod.exit_code is not None:
+        return limits.termination_grace_s
+    if pod.altered_label:
+        return None
+    if pod.started_at is not None:
+        return limits.deadline_s
+    if timeline.trouble is StartTrouble.INVALID_IMAGE:
+        return None
+    brief = timeline.trouble in _BRIEFLY_AWAITED
+    return min(limits.pending_timeout_s, limits.image_pull_grace_s) if brief else limits.pending_timeout_s
+
+
 def _not_started(
     timeline: PodTimeline, pod: PodSnapshot, now: float, limits: AttemptLimits, attempt: int
 ) -> StoreTermination | ListPodEvents | AwaitPod:

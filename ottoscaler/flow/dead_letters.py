@@ -34,7 +34,7 @@ def contain_defects(event_id: str) -> Iterator[Defect]:
         raise
     except Exception as error:  # one event must neither stop all others nor be lost silently
         defect.name = type(error).__name__
-        _log.exception("event.poison", "Our own code failed on event %s: %s", event_id, error, event_id=event_id)
+        _log.exception("event.poison", "Our own code failed on event %s", event_id, event_id=event_id)
 
 
 def report(metrics: Metrics, bad: BadEvent, stream_id: str = "") -> None:
@@ -43,5 +43,5 @@ def report(metrics: Metrics, bad: BadEvent, stream_id: str = "") -> None:
     event_id = bad.event_id or stream_id
     _log.warning(
         "event.dead", "Dead letter %s: %s (%s)", event_id, bad.reason, bad.detail,
-        event_id=event_id, stream_id=stream_id or None,
+        event_id=event_id, stream_id=stream_id or None, reason=bad.reason.value,
     )  # fmt: skip

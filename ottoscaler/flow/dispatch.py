@@ -178,7 +178,7 @@ class Dispatcher:
             self._logged = self._size
             _log.warning(
                 "pool.shrunk",
-                "The machine gives no further thread (%s): going on with %d for MAX_WORKERS=%d, other workers wait;"
+                "The machine gives no further thread: going on with %d for MAX_WORKERS=%d, other workers wait;"
                 " a limit of pids may be raised (Kubernetes: podPidsLimit of the kubelet), or MAX_WORKERS lowered",
-                refusal, self._size, self._max_workers, error=str(refusal),
+                self._size, self._max_workers, error=str(refusal),
             )  # fmt: skip

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import Final
 
+from ottoscaler import logs
 from ottoscaler.ports import Clock
 
 #: More than a probe's usual period, and little enough beside FROZEN_S that a loop which was in the middle of its
@@ -25,6 +26,14 @@ from ottoscaler.ports import Clock
 SUSPEND_GAP_S: Final = 10.0
 REDIS: Final = "Redis"
 KUBERNETES: Final = "Kubernetes"
+#: The log has no line of the end of an outage that was shorter than this, seconds: one call that failed and was
+#: repeated at once, of hundreds in flight, is no outage.
+SHORTEST_OUTAGE_S: Final = 1.0
+
+_NOT_REACHED: Final = "not reached yet"
+#: The end of an outage in the log: the line's name, and how the server is called there.
+_BACK: Final = {REDIS: ("redis.back", "Redis"), KUBERNETES: ("kubernetes.back", "The API server")}
+_log = logs.get(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +69,7 @@ class Heartbeat:
         self._beats: dict[str, _Sign] = {}
         self._failures: dict[str, _Sign] = {}
         start = self._current_sign()
-        self._servers = {name: replace(start, reason="not reached yet") for name in (REDIS, KUBERNETES)}
+        self._servers = {name: replace(start, reason=_NOT_REACHED) for name in (REDIS, KUBERNETES)}
         self._phase = replace(start, reason="starting")
         self._stalled_since = start
         self._steps_seen = 0
@@ -111,8 +120,13 @@ class Heartbeat:
             if error:
                 first = self._servers.get(server, now)
                 self._servers[server] = replace(first, reason=error)
-            else:
-                self._servers.pop(server, None)
+                return
+            sign = self._servers.pop(server, None)
+        # Each call that fails in an outage has a line; without this one the end would show nowhere. Removed and looked
+        # at in one step: of many threads that get answers at the same time, one writes it.
+        if sign is not None and sign.reason != _NOT_REACHED and (away_s := now.at - sign.at) >= SHORTEST_OUTAGE_S:
+            event, name = _BACK[server]
+            _log.info(event, "%s is back: it was away for %.1f s", name, away_s, away_s=round(away_s, 3))
 
     # -- the whole
 

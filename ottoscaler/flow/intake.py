@@ -209,7 +209,8 @@ class Intake:
         count = event.pod_count or "all"
         _log.info(
             "event.received", "Received scaling event: %s (PodCount: %s)", event.type, count,
-            event_id=event.event_id, task_id=event.task_id, stream_id=event.stream_id,
+            event_id=event.event_id, task_id=event.task_id, type=event.type.value, pod_count=event.pod_count or None,
+            stream_id=event.stream_id,
         )  # fmt: skip
         if sentence := ignored_fields_warning(one.fields):
             _log.warning("event.ignored", "Ignored: %s", sentence, event_id=event.event_id, task_id=event.task_id)

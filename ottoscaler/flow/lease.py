@@ -77,7 +77,7 @@ class LeaseKeeper:
         except Unavailable as error:
             self._takeover.on_call_failed()
             if self._limited.is_due(str(error)):
-                _log.warning("lease.outage", "Cannot renew our leases: %s", error, error=str(error))
+                _log.warning("lease.outage", "Cannot renew our leases", error=str(error))
             self._heartbeat.report_failure(f"cannot renew our leases: {error}")
             pause_s = OUTAGE_PAUSE_S
         return pause_s

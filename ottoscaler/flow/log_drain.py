@@ -213,7 +213,7 @@ class LogDrain:
         try:
             done = self._cluster.delete(pod.name, pod.uid)
         except (Unavailable, ClusterRejected) as error:
-            _log.warning("pod.trouble", "Pod %s is not deleted: %s", pod.name, error, pod=pod.name)
+            _log.warning("pod.trouble", "Pod %s is not deleted", pod.name, pod=pod.name, error=str(error))
             with self._lock:
                 one.over, one.until = True, self._clock.now() + RETRY_S
                 self._followed[pod.uid] = one
@@ -247,7 +247,7 @@ class LogDrain:
         try:
             self._attempts.write_status(notes)
         except Unavailable as error:
-            _log.debug("logs.not_stored", "How far logs have come is not stored: %s", error)
+            _log.debug("logs.not_stored", "How far logs have come is not stored", error=str(error))
         return True
 
     def _progress_to_store(self) -> list[StatusUpdate]:

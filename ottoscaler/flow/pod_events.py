@@ -44,6 +44,6 @@ class PodEventsReader:
             return observations.PodEventsListed(NO_FORECAST)
         except ClusterUnavailable as error:
             # not tried again at once: a worker that waits for a node has time, and is asked about in a minute
-            _log.debug("worker.events_unknown", "The Events of %s are not listed: %s", effect.pod.name, error)
+            _log.debug("worker.events_unknown", "The Events of %s are not listed", effect.pod.name, error=str(error))
             return observations.PodEventsUnknown()
         return observations.PodEventsListed(node_forecast(events))

@@ -68,7 +68,7 @@ class PodKeeper:
         if self._most:
             _log.info(
                 "worker.kept", "Keeping failed pod %s for %d s", pod.name, pod.keep_failed_s,
-                pod=pod.name, attempt=pod.key.attempt,
+                pod=pod.name, attempt=pod.key.attempt, keep_s=pod.keep_failed_s,
             )  # fmt: skip
         self._add(pod, self._clock.now())
         self._delete(self._too_many())
@@ -140,12 +140,15 @@ class PodKeeper:
                 # Before the request, and not under the lock while it is made: another thread would choose the same pod
                 # as the oldest, and one pod more than KEEP_FAILED_MAX would stay.
                 self._going.add(pod.uid)
-            _log.info("worker.deleted", "Cleaning up pod: %s", pod.name, pod=pod.name, event_id=pod.event_id)
+            _log.info(
+                "worker.deleted", "Cleaning up pod: %s", pod.name,
+                pod=pod.name, attempt=pod.key.attempt, event_id=pod.event_id, worker=pod.key.index,
+            )  # fmt: skip
             try:
                 if self._cluster.delete(pod.name, pod.uid):
                     self._metrics.pods_deleted.inc()
             except (Unavailable, ClusterRejected) as error:
-                _log.warning("pod.trouble", "Kept pod %s is not deleted: %s", pod.name, error, pod=pod.name)
+                _log.warning("pod.trouble", "Kept pod %s is not deleted", pod.name, pod=pod.name, error=str(error))
                 with self._lock:
                     self._going.discard(pod.uid)
                     self._retry_at = self._clock.now() + RETRY_S

@@ -106,7 +106,7 @@ class PodTerminator:
             if not self._stop.is_set():
                 isolated(pod, lambda: self.delete(pod, termination))  # noqa: B023
         self._followed += [_Followed(run, self._runner.subscribed(run)) for run in arrived]
-        self._followed = [one for one in self._followed if self._carry_on(one)]
+        self._followed = [one for one in self._followed if self._carry_on_named(one)]
         if not self._stop.is_set():
             self._keeper.step()
 
@@ -123,9 +123,17 @@ class PodTerminator:
         )
         if live.deleting or spared:
             return
-        _log.info("pod.deleted", "Cleaning up pod: %s", pod.name, pod=pod.name, event_id=pod.event_id)
+        _log.info(
+            "pod.deleted", "Cleaning up pod: %s", pod.name, pod=pod.name, event_id=pod.event_id, worker=pod.key.index
+        )
         version, grace_s = (None, None) if termination is None else (live.resource_version, termination.grace_s(live))
         self._cluster.delete(live.name, live.uid, version, grace_s=grace_s)
+
+    def _carry_on_named(self, one: _Followed) -> bool:
+        """The same as on a worker's own thread: each line of the log names the worker."""
+        event, index = one.run.task.event, one.run.life.index
+        with logs.bind(event_id=event.event_id, task_id=event.task_id, worker=index):
+            return self._carry_on(one)
 
     def _carry_on(self, one: _Followed) -> bool:
         """Carry a worker on until it waits for its pod; False when it is let go of."""
@@ -170,6 +178,6 @@ def isolated(pod: PodSnapshot, act: Callable[[], None]) -> bool:
     try:
         act()
     except (Unavailable, ClusterRejected) as error:
-        _log.warning("pod.trouble", "Going on without pod %s: %s", pod.name, error, pod=pod.name, error=str(error))
+        _log.warning("pod.trouble", "Going on without pod %s", pod.name, pod=pod.name, error=str(error))
         return False
     return True

@@ -62,7 +62,7 @@ class Reconciler:
                 self.reconcile()
                 self._heartbeat.beat()
             except Unavailable as error:
-                _log.warning("reconciler.outage", "The reconciler was cut short: %s", error, error=str(error))
+                _log.warning("reconciler.outage", "The reconciler was cut short", error=str(error))
                 self._heartbeat.report_failure(f"the reconciler was cut short: {error}")
 
     def reconcile(self) -> None:

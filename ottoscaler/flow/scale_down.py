@@ -193,7 +193,8 @@ class ScaleDownSteps:
         _log.info(
             "scale_down.chosen", "Scaling down: %d workers end, %d stay", len(selection.victims),
             len(selection.survivors),
-            event_id=event.event_id, task_id=event.task_id, mode=event.mode.value,
+            event_id=event.event_id, task_id=event.task_id, mode=event.mode.value, victims=len(selection.victims),
+            survivors=len(selection.survivors),
         )  # fmt: skip
 
     def _candidates(self, task_id: str, before: str, supersedes: str = "") -> list[VictimCandidate]:
@@ -293,12 +294,10 @@ class ScaleDownSteps:
         answer = self._scale_downs.finish(event.event_id, scale_down.task.owner, fields)
         if answer.status is ScriptStatus.OK:
             _log.info(
-                "scale_down.finished",
-                "Scaled down: %s",
-                fields["message"],
-                event_id=event.event_id,
-                task_id=event.task_id,
-            )
+                "scale_down.finished", "Scaled down: %s", fields["message"],
+                event_id=event.event_id, task_id=event.task_id, outcome=fields["outcome"], victims=len(victims),
+                survivors=len(scale_down.survivors),
+            )  # fmt: skip
 
 
 def _blocked_by(blocker: BlockingEvent | None) -> str:

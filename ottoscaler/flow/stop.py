@@ -91,7 +91,7 @@ class StopSignal:
         except Stopping:
             return
         except Exception as error:  # the top of a thread: without this line its end would go unnoticed
-            _log.exception("thread.died", "Thread %s died: %s", name, error)
+            _log.exception("thread.died", "Thread %s died", name)
             self.set(error)
             return
         if not self.is_set():

@@ -133,7 +133,7 @@ class TakeOver:
             self.on_call_failed()
             self._metrics.set_queue_levels(None)  # the last reading says nothing about now
             if self._limited.is_due(str(error)):
-                _log.warning("takeover.outage", "Cannot look for tasks of the dead: %s", error, error=str(error))
+                _log.warning("takeover.outage", "Cannot look for tasks of the dead", error=str(error))
             self._heartbeat.report_failure(f"cannot look for tasks of the dead: {error}")
             pause_s = OUTAGE_PAUSE_S
         return pause_s
@@ -239,7 +239,7 @@ class TakeOver:
                 raise
             self._metrics.set_queue_levels(None)
             if self._limited.is_due(str(error)):
-                _log.warning("queue.unread", "Cannot read how long the streams are: %s", error, error=str(error))
+                _log.warning("queue.unread", "Cannot read how long the streams are", error=str(error))
 
     def _tidy(self) -> None:
         """Remove leftovers. If the server refuses that (a missing right), all other work goes on."""
@@ -249,7 +249,10 @@ class TakeOver:
         except Unavailable as error:
             if error.unclear:
                 raise
-            _log.warning("stream.untidied", "Cannot tidy the event stream: %s", error, error=str(error))
+            _log.warning("stream.untidied", "Cannot tidy the event stream", error=str(error))
             return
         if gone or trimmed:
-            _log.info("stream.tidied", "Removed %d consumers that are gone and %d entries", len(gone), trimmed)
+            _log.info(
+                "stream.tidied", "Removed %d consumers that are gone and %d entries", len(gone), trimmed,
+                consumers=len(gone), entries=trimmed,
+            )  # fmt: skip

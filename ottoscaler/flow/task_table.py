@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from ottoscaler.core.results import task_outcome
 from ottoscaler.core.status_codes import StatusCode
@@ -12,6 +13,15 @@ from ottoscaler.core.verdicts import Outcome, Verdict
 from ottoscaler.core.worker_status import worker_status
 from ottoscaler.flow.owned_tasks import OwnedTask, WorkerRun
 from ottoscaler.ports import StoredWorker
+
+
+class TaskTally(NamedTuple):
+    """How a task ended: its outcome, and how many of its workers ended how."""
+
+    outcome: Outcome
+    succeeded: int
+    failed: int
+    cancelled: int
 
 
 class TaskTable:
@@ -105,10 +115,13 @@ class TaskTable:
         with self.lock:
             run.task.results[life.index] = result
 
-    def outcome(self, task: OwnedTask) -> Outcome:
-        """The outcome of a task with the results of all its workers."""
+    def tally(self, task: OwnedTask) -> TaskTally:
+        """How a task ended that has the results of all its workers."""
         with self.lock:
-            return task_outcome(result.outcome for result in task.results.values())
+            outcomes = [result.outcome for result in task.results.values()]
+        succeeded, cancelled = outcomes.count(Outcome.SUCCEEDED), outcomes.count(Outcome.CANCELLED)
+        failed = len(outcomes) - succeeded - cancelled  # lost and expired ones, too, as in the task's result
+        return TaskTally(task_outcome(outcomes), succeeded, failed, cancelled)
 
     def has_failed(self, run: WorkerRun) -> bool:
         """Is its stored result a failure?"""

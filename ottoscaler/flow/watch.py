@@ -56,7 +56,7 @@ class PodWatcher:
         listed = self._retries.retry_forever("list pods", self._list_cluster)
         self._heartbeat.beat()
         self._registry.replace(listed)
-        _log.info("watch.listed", "Watching %d worker pods", len(listed.pods))
+        _log.info("watch.listed", "Watching %d worker pods", len(listed.pods), pods=len(listed.pods))
         return listed.resource_version
 
     def _list_cluster(self) -> PodList:
@@ -95,7 +95,7 @@ class PodWatcher:
             self._metrics.watch_reconnects.inc("expired")
         except (Unavailable, ClusterRejected) as error:
             if not self._stop.is_set() and self._limited.is_due(str(error)):
-                _log.warning("watch.broken", "The watch broke off; listing again: %s", error, error=str(error))
+                _log.warning("watch.broken", "The watch broke off; listing again", error=str(error))
             self._metrics.watch_reconnects.inc("unreachable")
             self._heartbeat.report_failure(f"the watch broke off: {error}")
         self._registry.mark_unknown()

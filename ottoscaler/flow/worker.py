@@ -34,7 +34,7 @@ from ottoscaler.flow.script_answers import refusal
 from ottoscaler.flow.worker_log import WorkerLog
 from ottoscaler.metrics import Metrics
 from ottoscaler.ports import Attempts, Clock, Cluster, CreateOutcome, ScriptStatus
-from ottoscaler.retries import Retries
+from ottoscaler.retries import Retries, server_of
 from ottoscaler.settings import Settings
 
 #: After this many failures of the program itself on one worker, the worker ends as Poison.
@@ -148,9 +148,8 @@ class WorkerRunner:
         except Unavailable as error:
             if self._limited.is_due(str(error)):
                 _log.warning(
-                    "worker.outage",
-                    "No progress with %s, retrying in %g s: %s", run.pod_name, OUTAGE_PAUSE_S,
-                    error, pod=run.pod_name, error=str(error),
+                    "worker.outage", "No progress with %s, retrying in %g s", run.pod_name, OUTAGE_PAUSE_S,
+                    pod=run.pod_name, target=server_of(error), error=str(error),
                 )  # fmt: skip
             self._worker_log.held_up(run, error)
             self._ledger.pause(run, self._clock.now() + OUTAGE_PAUSE_S)
@@ -180,7 +179,7 @@ class WorkerRunner:
             self._ledger.tasks.clear_cancel(run)
         if not life.may_have_unseen_pod:
             self._ledger.release_claim(run)
-        self._worker_log.step(run, before)
+        self._worker_log.step(run, before, limits)
         if self._log_drain is not None:
             if life.attempt != before.attempt:
                 self._log_drain.worker_done(before.pod)
@@ -189,7 +188,7 @@ class WorkerRunner:
     def _failed(self, run: WorkerRun, error: Exception) -> None:
         task = run.task
         run.failures += 1
-        _log.exception("worker.failed", "Our own code failed on %s: %s", run.pod_name, error, pod=run.pod_name)
+        _log.exception("worker.failed", "Our own code failed on %s", run.pod_name, pod=run.pod_name)
         self._ledger.tasks.mark_defect(run)
         self._worker_log.held_up(run, error)
         self._ledger.pause(run, self._clock.now() + backoff_s(run.failures))
@@ -205,7 +204,10 @@ class WorkerRunner:
         try:
             self._attempts.store_termination(*run.owned_worker_id, termination)
         except Unavailable as outage:
-            _log.warning("worker.outage", "Cannot mark %s as poison: %s", run.pod_name, outage)
+            _log.warning(
+                "worker.outage", "Cannot mark %s as poison", run.pod_name,
+                pod=run.pod_name, target=server_of(outage), error=str(outage),
+            )  # fmt: skip
             return
         run.life = lifecycle.resume_lifecycle(life.index, life.attempt, life.infra_used, termination)
 
@@ -232,7 +234,7 @@ class WorkerRunner:
         # the first of a task's workers that finds this out drops the task: one line for all of them
         if effect.reason == lifecycle.NOT_OURS and self._ledger.drop(event_id, run.task.owner):
             self._metrics.lease_losses.inc()
-            _log.warning("task.lost", "Task %s was taken over by another process", event_id)
+            _log.warning("task.lost", "Task %s was taken over by another process", event_id, event_id=event_id)
         if pod is not None and pod.altered_label:
             self._registry.delete(pod.key)  # no watch would ever say that it is gone
         self._ledger.worker_ended(run)
@@ -313,7 +315,7 @@ class WorkerRunner:
                 self._keeper.make_room(str(error))
                 return observations.CreateRefused(str(error), error.retry_after_s)
             sentence = "It is unclear whether %s was created: looking whether it is there"
-            _log.warning("worker.unclear", sentence, run.pod_name, error=str(error))
+            _log.warning("worker.unclear", sentence, run.pod_name, pod=run.pod_name, error=str(error))
             return observations.CreateUnclear(error.retry_after_s)
         if answer is CreateOutcome.ALREADY_THERE:
             return observations.PodAlreadyExists()

@@ -12,9 +12,10 @@ from ottoscaler import logs
 from ottoscaler.core import effects
 from ottoscaler.core.lifecycle import Lifecycle
 from ottoscaler.core.manifest import pod_name
+from ottoscaler.core.pod_timeline import AttemptLimits, passed_limit_s
 from ottoscaler.core.pods import PodSnapshot
 from ottoscaler.core.status_codes import StatusCode
-from ottoscaler.core.verdicts import EndReason, Verdict
+from ottoscaler.core.verdicts import EndReason, Outcome, Verdict
 from ottoscaler.core.worker_status import Obstacle, refusal_code
 from ottoscaler.errors import RedisUnavailable, Unavailable
 from ottoscaler.flow.owned_tasks import WorkerRun
@@ -60,8 +61,10 @@ class WorkerLog:
         """The pod that a create met is the worker's own."""
         _log.info("worker.adopted", "Adopting worker pod: %s", run.pod_name, pod=run.pod_name, attempt=run.life.attempt)
 
-    def step(self, run: WorkerRun, before: Lifecycle) -> None:
-        """After each step: another state, the first pod of a task, a new attempt, a pod that is to be ended."""
+    def step(self, run: WorkerRun, before: Lifecycle, limits: AttemptLimits) -> None:
+        """After each step: another state, the first pod of a task, a new attempt, a pod that is to be ended. `limits`:
+        by which the step was made.
+        """
         life, name = run.life, run.pod_name
         self._mark_changes(run, before)
         if run.state == "running":
@@ -75,16 +78,18 @@ class WorkerLog:
             _log.warning(
                 "worker.retried", "Worker pod %s ended: %s (%s); retry %d of %d as %s", old, end.reason,
                 end.message or "no message", life.retry_cause.retry_number, life.retry_cause.max_retries, name,
-                pod=name,
-                attempt=life.attempt, reason=end.reason.value,
+                pod=name, attempt=life.attempt, reason=end.reason.value,
+                retry=life.retry_cause.retry_number, limit=life.retry_cause.max_retries,
             )  # fmt: skip
         if isinstance(life.todo, effects.StoreTermination):
             reason, message = life.todo.termination.reason, life.todo.termination.message
             if life.pod is not None and life.pod.agent_ended:
                 message += "; other containers outlived it by TERMINATION_GRACE_S"
+            limit_s = None if life.pod is None else passed_limit_s(life.timeline, life.pod, limits)
             _log.warning(
-                "worker.terminating", "Ending %s: %s (%s)", name, reason, message, pod=name, attempt=life.attempt
-            )
+                "worker.terminating", "Ending %s: %s (%s)", name, reason, message,
+                pod=name, attempt=life.attempt, reason=reason.value, limit_s=limit_s,
+            )  # fmt: skip
 
     def _observe_start(self, run: WorkerRun, before: Lifecycle) -> None:
         """Its pod has just started. Of a pod that was taken over it is not known whether the start was counted before,
@@ -118,7 +123,9 @@ class WorkerLog:
         run.state, run.start_trouble_text = state, trouble
 
     def recorded(self, run: WorkerRun, verdict: Verdict, pod: PodSnapshot | None) -> None:
-        """After a result was stored for the first time: this one."""
+        """After a result was stored for the first time: this one. The line has both durations: from the pod's creation
+        to its start (or to its end, where it never started), and from its start to its end.
+        """
         life, now = run.life, self._clock.now()
         outcome = verdict.reason.outcome
         exemplar = trace_exemplar(run.task.event.traceparent)
@@ -129,14 +136,26 @@ class WorkerLog:
         duration_s = round(ended - started, 3) if started is not None and ended is not None else None
         if duration_s is not None:
             self._metrics.run_seconds.observe(max(0.0, duration_s), exemplar)
+        pending_s, exit_code = None, None
+        if pod is not None:
+            exit_code = pod.exit_code
+            if pod.created_at is not None:
+                until = started or ended or self._clock.wall_time(now)
+                pending_s = round(max(0.0, until - pod.created_at), 3)
         say = _log.info if verdict.reason is EndReason.COMPLETED else _log.warning
         say(
             "worker.finished", "Worker pod %s %s: %s", run.pod_name, outcome, verdict.reason,
-            pod=run.pod_name, attempt=life.attempt, duration_s=duration_s, reason=verdict.reason.value,
-            detail=verdict.message,
+            pod=run.pod_name, attempt=life.attempt, pending_s=pending_s, duration_s=duration_s, outcome=outcome.value,
+            reason=verdict.reason.value, fault=verdict.reason.fault.value, exit_code=exit_code, detail=verdict.message,
         )  # fmt: skip
 
     def task_finished(self, run: WorkerRun, message: str) -> None:
         """This worker's result was the last of its task; the message is that of the task's result."""
-        self._metrics.tasks_finished.inc(self._tasks.outcome(run.task))
-        _log.info("task.finished", message, duration_s=round(self._clock.now() - run.task.received_mono, 3))
+        tally = self._tasks.tally(run.task)
+        self._metrics.tasks_finished.inc(tally.outcome)
+        say = _log.warning if tally.outcome is Outcome.FAILED else _log.info
+        say(
+            "task.finished", message, duration_s=round(self._clock.now() - run.task.received_mono, 3),
+            outcome=tally.outcome.value, pod_count=run.task.event.pod_count, succeeded=tally.succeeded,
+            failed=tally.failed, cancelled=tally.cancelled,
+        )  # fmt: skip

@@ -78,10 +78,10 @@ def clusters(both: Clusters) -> Iterator[Clusters]:
 
 
 def refused(controller: Controller) -> str:
-    """The one line of a controller that does not start, beside its log."""
+    """The one line of the configuration of a controller that does not start."""
     assert controller.exit_code() == 2
-    [line] = [line for line in controller.text.splitlines() if not line.startswith("{")]
-    return line
+    [line] = controller.said("config.invalid")
+    return str(line["message"])
 
 
 def test_a_replica_of_another_cluster_refuses_to_start(clusters: Clusters) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import json
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ from _pytest.mark.structures import ParameterSet
 from ottoscaler.cli import run
 from ottoscaler.cli.main import COMMANDS, main
 from tests.cli.conftest import LONG_S, SCRIPT, child, printed_by
+from tests.log_lines import line_faults
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -130,6 +132,52 @@ def test_all_faults_of_the_configuration_are_reported_together(
         "REDIS_BLOCK_MS='often'",
         "MAX_WORKERS='0'",
     ]
+
+
+@pytest.mark.contract("1.run")
+@pytest.mark.contract("2.LOG_FORMAT")
+@pytest.mark.parametrize("by_file", [False, True])
+def test_the_faults_of_the_configuration_are_lines_of_the_log_where_json_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, by_file: bool
+) -> None:
+    """One each, as all others are; what is wrong itself does not name the process. The exit code stays."""
+    if by_file:
+        file = tmp_path / "env"
+        file.write_text("LOG_FORMAT=json\nREDIS_CONSUMER=blue-1\n", encoding="utf-8")
+        monkeypatch.setenv("ENV_FILE", str(file))
+    else:
+        monkeypatch.setenv("LOG_FORMAT", "JSON")
+        monkeypatch.setenv("REDIS_CONSUMER", "blue-1")
+    monkeypatch.setenv("INSTANCE", "not a label")
+    monkeypatch.setenv("MAX_WORKERS", "0")
+    monkeypatch.setenv("REDIS_PASSWORD", "a-secret-value")
+    monkeypatch.setenv("REDIS_PASSWORD_FILE", "/nowhere")
+    assert main([]) == 2
+    out, err = capsys.readouterr()
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert (err, "a-secret-value" in out) == ("", False)
+    assert sorted(line["message"].partition("=")[0] for line in lines) == [
+        "INSTANCE", "MAX_WORKERS", "REDIS_PASSWORD_FILE", "REDIS_PASSWORD_FILE",
+    ]  # fmt: skip
+    assert {(line["level"], line["event"], line["instance"], line["consumer"]) for line in lines} == {
+        ("ERROR", "config.invalid", "ottoscaler", "blue-1")
+    }
+    assert [found for line in lines if (found := line_faults(line))] == []
+
+
+def test_a_policy_that_cannot_be_read_is_lines_of_the_log_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A fault that shows only after the settings were read."""
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("version: 7\nsurprise: 1\n", encoding="utf-8")
+    monkeypatch.setenv("POLICY_FILE", str(policy))
+    monkeypatch.setenv("LOG_FORMAT", "json")
+    monkeypatch.setenv("HTTP_PORT", "0")
+    assert main([]) == 2
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["event"] for line in lines] == ["config.invalid"] * 2
+    assert all(line["message"].startswith(f"{policy}:") for line in lines)
 
 
 @pytest.mark.contract("1.status")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.e2e.waiting import LONG_S, wait_for
+from tests.log_lines import line_faults
 
 SCRIPT = Path(__file__).resolve().parents[2] / "ottoscaler.py"
 _TOLD_LINES = 60
@@ -96,7 +97,16 @@ class Controller:
         return int(found[1])
 
     def close(self) -> None:
-        """End it, and show the end of its log: pytest prints that for a test that failed."""
+        """End it, and show the end of its log: pytest prints that for a test that failed. Each line of its log is as
+        deploy/schemas says.
+        """
         if self.process.poll() is None:
             self.kill()
         print(f"-- {self._log}\n" + "\n".join(self.text.splitlines()[-_TOLD_LINES:]))
+        assert self.line_faults() == []
+
+    def line_faults(self) -> list[tuple[dict[str, Any], list[str]]]:
+        """The lines that are not as published, each with what is wrong with it; the last may have been cut off."""
+        whole = [line for line in self.text.split("\n")[:-1] if line.startswith("{")]
+        lines = [json.loads(line) for line in whole]
+        return [(line, found) for line in lines if (found := line_faults(line))]

@@ -257,7 +257,7 @@ def test_a_thread_that_dies_ends_the_process(lab: Lab, loop: str) -> None:
         lab.system.send(type="scale_up")
     assert controller.exit_code() == 1
     assert f"Thread {loop} died" in controller.said("thread.died")[0]["message"]
-    assert "a defect, to order" in controller.said("controller.failed")[0]["message"]
+    assert "a defect, to order" in controller.said("controller.failed")[0]["error"]
 
 
 class TestStop:

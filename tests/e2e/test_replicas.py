@@ -222,7 +222,7 @@ class TestOneName:
         newer = fleet.replica(REDIS_CONSUMER="otto-0")
         newer.ready()
         assert older.exit_code(LEASE_S + 2) == 1
-        assert "REDIS_CONSUMER must be unique" in older.said("controller.failed")[0]["message"]
+        assert "REDIS_CONSUMER must be unique" in older.said("controller.failed")[0]["error"]
         until_taken(newer, tasks)
         tasks.append(fleet.send(type="scale_up"))
         fleet.running(tasks[-1])

@@ -180,7 +180,7 @@ class TestReplicas:
         system.running(event_id)
         system.start(LEASE_S="3")
         assert older.exit_code(20) == 1
-        assert "REDIS_CONSUMER must be unique" in older.said("controller.failed")[0]["message"]
+        assert "REDIS_CONSUMER must be unique" in older.said("controller.failed")[0]["error"]
         once(system, event_id, 1)
 
 

@@ -69,7 +69,7 @@ class TestRedis:
         system = new_system(server)
         controller = system.launch()
         line = controller.until_said("retry.scheduled")
-        assert f"Redis at 127.0.0.1:{server.port} cannot be reached" in line["message"]
+        assert f"Redis at 127.0.0.1:{server.port} cannot be reached" in line["error"]
         assert controller.process.poll() is None
         server.start()
         controller.until_said("controller.started", 10)
@@ -109,8 +109,8 @@ class TestRedis:
         system = new_system(server)
         controller = system.launch(REDIS_PASSWORD=_SECRET, LOG_LEVEL="DEBUG")
         line = controller.until_said("retry.scheduled")
-        assert "refuses our user or password" in line["message"]
-        assert "REDIS_PASSWORD" in line["message"]
+        assert "refuses our user or password" in line["error"]
+        assert "REDIS_PASSWORD" in line["error"]
         assert _SECRET not in controller.text
         system.close()
 
@@ -136,7 +136,7 @@ class TestKubernetes:
         recorder.go_away()
         controller = system.launch(KUBECONFIG=str(recorder.kubeconfig))
         line = controller.until_said("retry.scheduled")
-        assert "Kubernetes" in line["message"]
+        assert "Kubernetes" in line["error"]
         event_id = system.send(type="scale_up")
         recorder.come_back()
         assert system.finished(event_id)["succeeded"] == "1"

@@ -10,6 +10,7 @@ import pytest
 
 from ottoscaler import logs
 from tests.fakes.server import FakeRedis
+from tests.log_lines import CheckedLines
 from tests.schemas import faults
 
 
@@ -18,7 +19,7 @@ class Lines:
 
     def __init__(self) -> None:
         self._out = io.StringIO()
-        logs.setup("DEBUG", "json", self._out)
+        logs.setup("DEBUG", "json", self._out, instance="ottoscaler", consumer="c1")
 
     def all(self) -> list[dict[str, object]]:
         """Every line, decoded."""
@@ -26,13 +27,25 @@ class Lines:
 
     def of(self, event: str) -> list[str]:
         """The messages of one event, in their order."""
-        return [str(line["message"]) for line in self.all() if line["event"] == event]
+        return [str(line["message"]) for line in self.lines(event)]
+
+    def lines(self, event: str) -> list[dict[str, object]]:
+        """The lines of one event, in their order."""
+        return [line for line in self.all() if line["event"] == event]
 
 
 @pytest.fixture
 def log() -> Lines:
     """The program's log, in memory."""
     return Lines()
+
+
+@pytest.fixture(autouse=True)
+def _lines_as_published() -> Iterator[None]:
+    """Each line of the log that a test makes is as deploy/schemas says, and says its error once."""
+    with CheckedLines() as lines:
+        yield
+    assert lines.faults() == []
 
 
 @pytest.fixture(autouse=True)

@@ -161,14 +161,14 @@ def test_a_pool_that_gets_no_further_thread_goes_on_with_those_it_has(
         first = [
             controller.pod(event_id, index) for index in range(1, size + 1)
         ]  # each thread is busy, so each is counted
-        [line] = eventually(lambda: log.of("pool.shrunk"), what="a thread to be refused")
+        [line] = eventually(lambda: log.lines("pool.shrunk"), what="a thread to be refused")
         AutoNode(controller.servers.kubernetes)
         for pod in first:
             controller.cluster.succeed(pod)
         assert len(controller.results(30)) == 30
         assert at_work() <= size
-    assert "can't start new thread" in line
-    assert f"going on with {size} for MAX_WORKERS=10" in line
+    assert "can't start new thread" in str(line["error"])
+    assert f"going on with {size} for MAX_WORKERS=10" in str(line["message"])
 
 
 def test_a_worker_that_waits_for_a_thread_is_not_stuck(machine: list[int]) -> None:

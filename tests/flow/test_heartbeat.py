@@ -11,10 +11,11 @@ import pytest
 
 from ottoscaler.errors import ClusterUnavailable, RedisUnavailable
 from ottoscaler.flow.health import FROZEN_S, Health
-from ottoscaler.flow.heartbeat import SUSPEND_GAP_S, Heartbeat
+from ottoscaler.flow.heartbeat import SHORTEST_OUTAGE_S, SUSPEND_GAP_S, Heartbeat
 from ottoscaler.flow.stop import StopSignal
 from tests.fakes.clock import ManualClock
 from tests.fakes.wait import eventually
+from tests.flow.conftest import Lines
 from tests.flow.simulated_controller import ALL, SimulatedController
 
 pytestmark = pytest.mark.contract("2.probes")
@@ -350,3 +351,71 @@ def test_a_thread_with_signs_of_life_is_a_loop() -> None:
 
 def _name() -> str:
     return threading.current_thread().name
+
+
+@pytest.mark.parametrize(
+    ("server", "event", "name"), [("Redis", "redis.back", "Redis"), ("Kubernetes", "kubernetes.back", "The API server")]
+)
+def test_the_end_of_an_outage_is_one_line(log: Lines, server: str, event: str, name: str) -> None:
+    """How long it was away: from the first call that failed to the first answer, whichever calls came in between."""
+    clock = ManualClock()
+    heartbeat = Heartbeat(clock)
+    heartbeat.report_call(server)
+    for _ in range(2):
+        for _ in range(5):
+            clock.advance(2.0)
+            heartbeat.report_call(server, "no answer")
+        clock.advance(2.5)
+        for _ in range(3):
+            heartbeat.report_call(server)
+    lines = log.lines(event)
+    assert [(line["message"], line["away_s"]) for line in lines] == [
+        (f"{name} is back: it was away for 10.5 s", 10.5)
+    ] * 2
+    assert len(log.all()) == 2
+
+
+def test_a_server_that_answers_late_at_the_start_is_back(log: Lines) -> None:
+    """It was never there before, and the operator waits for it."""
+    clock = ManualClock()
+    heartbeat = Heartbeat(clock)
+    clock.advance(3.0)
+    heartbeat.report_call("Redis", "no answer")
+    clock.advance(3.0)
+    heartbeat.report_call("Redis")
+    assert [line["away_s"] for line in log.lines("redis.back")] == [6.0]
+
+
+def test_a_start_without_an_outage_has_no_such_line(log: Lines) -> None:
+    """However long it takes until the first call is made."""
+    clock = ManualClock()
+    heartbeat = Heartbeat(clock)
+    clock.advance(60.0)
+    heartbeat.report_call("Redis")
+    assert log.all() == []
+
+
+def test_one_call_that_failed_is_no_outage(log: Lines) -> None:
+    """Of hundreds in flight some fail now and then: the others go on."""
+    clock = ManualClock()
+    heartbeat = Heartbeat(clock)
+    heartbeat.report_call("Redis")
+    for _ in range(100):
+        heartbeat.report_call("Redis", "no answer")
+        clock.advance(SHORTEST_OUTAGE_S / 2)
+        heartbeat.report_call("Redis")
+    assert log.all() == []
+
+
+def test_the_end_of_an_outage_is_one_line_of_many_threads(log: Lines) -> None:
+    """Those whose calls are answered at the same time."""
+    clock = ManualClock()
+    heartbeat = Heartbeat(clock)
+    heartbeat.report_call("Redis", "no answer")
+    clock.advance(5.0)
+    threads = [threading.Thread(target=heartbeat.report_call, args=("Redis",)) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(log.lines("redis.back")) == 1

@@ -115,6 +115,20 @@ def test_a_long_outage_does_not_fill_the_log(log: Lines) -> None:
     assert len(log.of("retry.scheduled")) == 7
 
 
+def test_a_retry_names_its_target_and_the_try_that_failed(log: Lines) -> None:
+    """In fields, so that retries can be counted by server; the error is in its own field alone."""
+    retries = Retries(Pauses(), Metrics())
+    retries.retry_forever("read", failing(2, RedisUnavailable("gone away")))
+    retries.retry_forever("list pods", failing(1, ClusterUnavailable("gone away")))
+    lines = log.lines("retry.scheduled")
+    assert [(line["target"], line["try_number"]) for line in lines] == [("redis", 1), ("redis", 2), ("kubernetes", 1)]
+    assert [line["message"] for line in lines] == [
+        "Cannot read, trying again (try 1)", "Cannot read, trying again (try 2)",
+        "Cannot list pods, trying again (try 1)",
+    ]  # fmt: skip
+    assert {line["error"] for line in lines} == {"gone away"}
+
+
 def test_an_outage_that_many_threads_meet_is_logged_at_a_limited_rate(log: Lines) -> None:
     """A hundred workers of which each tries four times: a line for the first, the second, the fourth, the eighth …"""
     retries = Retries(Pauses(), Metrics())
