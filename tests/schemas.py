@@ -39,7 +39,7 @@ def schema(name: str) -> dict[str, Any]:
 
 
 _VALIDATORS: Final = {
-    name: _Checking(schema(name)) for name in ("event", "result", "dead_letter", "policy", "explain", "log")
+    name: _Checking(schema(name)) for name in ("event", "result", "dead_letter", "policy", "explain", "log", "status")
 }
 
 

@@ -32,7 +32,7 @@ from tests.fakes.wait import eventually
 from tests.log_lines import line_faults
 from tests.schemas import FOLDER, faults, schema
 
-NAMES: Final = ("event", "result", "dead_letter", "policy", "explain", "log")
+NAMES: Final = ("event", "result", "dead_letter", "policy", "explain", "log", "status")
 LONG_S: Final = 45
 STREAM_ID: Final = "1714557600000-0"
 LARGEST: Final = 1000

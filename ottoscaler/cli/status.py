@@ -1,9 +1,9 @@
 """`status`: what Redis says about the work, without asking Kubernetes or the controller.
 
-`--json` prints one object; these keys are stable, new ones may be added:
+`--json` prints one object, as deploy/schemas/status.schema.json says; these keys are stable, new ones may be added:
 
 - `at`: Redis's time, seconds since the epoch
-- `tasks`: the unfinished ones, oldest first: `event_id`, `task_id`, `event_type`, `state` (`waiting`, `running`),
+- `tasks`: the unfinished ones, oldest first: `event_id`, `task_id`, `type`, `state` (`waiting`, `running`),
   `received_at`, `age_s`, `pod_count`, `workers` (state or outcome -> how many), `succeeded`, `failed`, `cancelled`,
   `owner` (the replica that holds the lease), `why` and `next_at` (why nothing moves, when it is tried again; or empty)
 - `finished`: the newest closing results, newest first: `event_id`, `task_id`, `kind` (`task`, `scale_down`), `outcome`,

@@ -18,6 +18,7 @@ from ottoscaler.local.redis import EmbeddedRedis
 from ottoscaler.settings import Settings
 from tests.adapters.streams import note_why
 from tests.cli.conftest import LONG_S, Controller, Terminal, child
+from tests.schemas import faults, schema
 
 pytestmark = pytest.mark.contract("1.status")
 
@@ -25,11 +26,12 @@ UP = ("type=scale_up", "pod_count=3", "task_id=task-123", "event_id=e-1")
 
 
 def status(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    """The object of --json."""
+    """The object of --json, which is as deploy/schemas says."""
     capsys.readouterr()
     assert main(["status", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert isinstance(found, dict)
+    assert faults("status", found) == []
     return found
 
 
@@ -70,6 +72,10 @@ def test_the_keys_of_json_are_stable(controller: Controller, capsys: pytest.Capt
     )
     assert " ".join(found["tasks"][0]) == first
     assert list(found["finished"][0]) == ["event_id", "task_id", "kind", "outcome", "reason", "finished_at"]
+    described = schema("status")["properties"]
+    assert (found.keys(), found["backlog"].keys()) == (described.keys(), described["backlog"]["properties"].keys())
+    for part in ("tasks", "finished"):
+        assert found[part][0].keys() == described[part]["items"]["properties"].keys()
 
 
 def test_what_finished_last_comes_first(controller: Controller, capsys: pytest.CaptureFixture[str]) -> None:
