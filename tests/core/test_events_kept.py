@@ -171,6 +171,19 @@ def test_an_original_above_1_mib_is_cut_and_marked() -> None:
 
 
 @contract("3.dead-letter")
+@pytest.mark.parametrize("number", [2, 3, 5, 16])
+@pytest.mark.parametrize("too_much", [0, 1])
+def test_the_fields_of_an_original_count_together(number: int, too_much: int) -> None:
+    """Each is small: what is kept is what fits, up to exactly the limit."""
+    sizes = [1024 * 1024 // number] * (number - 1)
+    sizes.append(1024 * 1024 - sum(sizes) + too_much)
+    fields = {b"%02d" % at: b"x" * (size - 2) for at, size in enumerate(sizes)}
+    whole = {name.decode(): value.decode() for name, value in fields.items()}
+    kept = dict(list(whole.items())[:-1])
+    assert json.loads(encode_original_fields(fields)) == ({"cut": True, "fields": kept} if too_much else whole)
+
+
+@contract("3.dead-letter")
 def test_a_field_named_cut_does_not_mark_an_original() -> None:
     """`cut` is a field name like any other."""
     assert json.loads(encode_original_fields({b"cut": b"yes", b"a": b"b"})) == {"cut": "yes", "a": "b"}

@@ -109,3 +109,16 @@ def test_events_of_an_ordinary_size_may_have_as_many_workers_as_there_may_be(siz
     """And the largest event more than a hundred; a scale_down creates no pod, so its pod_count multiplies nothing."""
     assert isinstance(event(reason="x" * size, pod_count=str(count)), ScaleEvent)
     assert isinstance(event(type="scale_down", reason="x" * size, pod_count="1000"), ScaleEvent)
+
+
+@pytest.mark.contract("3.limits")
+@pytest.mark.parametrize("count", [128, 256, 512])
+def test_the_limit_itself_is_allowed_and_one_byte_more_is_not(count: int) -> None:
+    """These counts divide it, so that an event can be exactly as large as allowed."""
+    smallest = event(reason="", pod_count=str(count), note="x")
+    assert isinstance(smallest, ScaleEvent)
+    room = 1 + MAX_CARRIED_BYTES // count - len(smallest.encode().encode())
+    largest = event(reason="", pod_count=str(count), note="x" * room)
+    assert isinstance(largest, ScaleEvent)
+    assert len(largest.encode().encode()) * count == MAX_CARRIED_BYTES
+    assert isinstance(event(reason="", pod_count=str(count), note="x" * (room + 1)), BadEvent)

@@ -56,6 +56,17 @@ class TestOrder:
         assert driver.order(1) == ["old/3"]
         assert driver.ledger.take() is None
 
+    @pytest.mark.parametrize("others", [(), (900.0,), (900.0, 1800.0)])
+    def test_the_dispatcher_waits_no_longer_than_the_first_pause(
+        self, driver: LedgerDriver, others: Sequence[float]
+    ) -> None:
+        """It is the only one that looks at pauses which end."""
+        driver.ledger.add(task("old", 1 + len(others)))
+        for seconds in (*others, 0.01):
+            driver.pause(driver.take(), seconds)
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(driver.ledger.wait_for_dispatch, 60.0).result(20)
+
     def test_a_paused_worker_comes_back_when_it_is_due(self, driver: LedgerDriver) -> None:
         """And not before."""
         driver.ledger.add(task("a"))
