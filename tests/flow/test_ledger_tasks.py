@@ -67,6 +67,16 @@ class TestCancel:
         driver.clock.advance(10)
         assert driver.ledger.take() is None
 
+    def test_one_that_is_withdrawn_is_forgotten(self, driver: LedgerDriver) -> None:
+        """Of this worker alone: the cancels of the others hold."""
+        driver.ledger.add(task("a", 3))
+        runs = [driver.take() for _ in range(3)]
+        for index in (1, 2, 3):
+            driver.ledger.cancel("a", index, CANCEL)
+        driver.ledger.tasks.clear_cancel(runs[1])
+        driver.ledger.tasks.clear_cancel(runs[1])
+        assert [run.cancelled for run in runs] == [True, False, True]
+
     def test_one_that_runs_is_reported(self, driver: LedgerDriver) -> None:
         """Its thread ends the pod."""
         added = driver.ledger.add(task("a"))
