@@ -108,7 +108,8 @@ def test_the_logs_of_all_workers_arrive_and_then_their_pods_go(tmp_path: Path) -
                 assert texts(opened, pod) == [str(number) for number in range(1, 301)]
             eventually(lambda: len(logged(tmp_path, "worker.deleted")) == 4, LONG_S, "the pods to be deleted")
             eventually(lambda: "ottoscaler_log_lines_forwarded_total 1200.0" in figures(system), LONG_S, "the figures")
-            assert 'ottoscaler_logs_ended_total{outcome="complete"} 4.0' in figures(system)
+            ended_well = 'ottoscaler_logs_ended_total{outcome="complete"} 4.0'
+            eventually(lambda: ended_well in figures(system), LONG_S, "the ends of the logs")
     assert logged(tmp_path, "logs.given_up") == []
     assert {worker["outcome"] for worker in workers} == {"succeeded"}
 
