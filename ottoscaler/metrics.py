@@ -25,7 +25,10 @@ from ottoscaler.stored import QueueLevels
 RETRY_TARGETS: Final = ("redis", "kubernetes")
 RETRY_REASONS: Final = ("unreachable", "throttled")
 RECONNECT_CAUSES: Final = ("ended", "expired", "unreachable")
-KUBE_VERBS: Final = ("create", "get", "list", "list_events", "watch", "delete", "review", "look")
+KUBE_VERBS: Final = (
+    "create", "get", "list", "list_events", "create_event", "patch_event", "watch", "delete", "review", "look",
+)  # fmt: skip
+KUBE_EVENT_OUTCOMES: Final = ("created", "repeated", "limited", "overflow", "failed")
 #: The status of an answer, or its class; `none`: there was no answer.
 KUBE_CODES: Final = ("2xx", "401", "403", "404", "409", "410", "422", "429", "4xx", "5xx", "none")
 REDIS_KINDS: Final = ("worker", "reader", "lease", "takeover")
@@ -192,6 +195,14 @@ class Metrics:
             "ottoscaler_kube_throttled_seconds_total",
             "Seconds for which requests waited for their turn: for one of KUBE_INFLIGHT places, or for KUBE_QPS.",
             cause=THROTTLE_CAUSES,
+        )
+
+        self.kube_events = self._tally(
+            "ottoscaler_kube_events_total",
+            "What this replica had to write as Kubernetes Events, by what became of it: created, counted in one that is"
+            " there (repeated), or dropped: too much about one pod (limited), too much at once (overflow), or the API"
+            " server did not take it (failed).",
+            outcome=KUBE_EVENT_OUTCOMES,
         )
 
     def _add_redis(self) -> None:

@@ -362,6 +362,25 @@ class Cluster(Protocol):
         """End the watch and every call in flight."""
 
 
+class KubeEvents(Protocol):
+    """Kubernetes Events in the namespace of the workers, as they are written. For one thread.
+
+    Raises ClusterUnavailable (try again) and ClusterRejected (do not).
+    """
+
+    def create(self, name: str, body: bytes) -> None:
+        """Create the Event of that name, unless it is there."""
+
+    def patch(self, name: str, body: bytes) -> bool:
+        """Change an Event by a merge patch; False where it is not there."""
+
+    def pod_uid(self, name: str) -> str:
+        """The UID of a pod; empty where there is none of that name."""
+
+    def missing_rights(self) -> Sequence[str]:
+        """Sentences that name each verb that we need and do not have; empty if all is well."""
+
+
 # -- log forwarder
 
 

@@ -26,10 +26,7 @@ from ottoscaler.settings_worker import read_worker
 #: Names of keys behind KEY_PREFIX that no stream may have (adapters/task_codec.py makes them).
 RESERVED_KEYS: Final = re.compile(r"(open|buried|redriven|group|choices)|(task|consumer|key):.*")
 #: Variables that are promised and have no effect yet; the start warns about those that are set.
-UNSUPPORTED_VARIABLES: Final = (
-    "KUBERNETES_EVENTS",
-    "OTEL_EXPORTER_OTLP_ENDPOINT",
-)
+UNSUPPORTED_VARIABLES: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT",)
 
 #: All that a command needs that only looks into Redis, or adds to the stream.
 REDIS_ONLY: Final = frozenset(
@@ -141,6 +138,8 @@ class KubeSettings:
     """KUBE_QPS: calls per second; 0: no limit of ours, the server's own fairness and Retry-After rule."""
     burst: int = 0
     """KUBE_BURST: calls above the rate; 0: as many as KUBE_QPS."""
+    events: bool = True
+    """KUBERNETES_EVENTS: write Kubernetes Events about workers that fail, and about the controller."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -334,6 +333,7 @@ def _kube(reader: EnvironmentReader, in_cluster_namespace: str | None) -> KubeSe
         inflight=reader.integer("KUBE_INFLIGHT", default.inflight, 1, 10_000),
         qps=reader.integer("KUBE_QPS", default.qps, 0, 1_000_000),
         burst=reader.integer("KUBE_BURST", default.burst, 0, 1_000_000),
+        events=reader.boolean("KUBERNETES_EVENTS", default.events),
     )
 
 

@@ -14,10 +14,12 @@ import pytest
 import yaml
 
 from ottoscaler.adapters.cluster import EVENT_VERBS, VERBS
+from ottoscaler.adapters.kube_events import WRITE_VERBS
 from ottoscaler.adapters.policy_file import parse_policy
 from ottoscaler.cli.main import COMMANDS as SUBCOMMANDS
 from ottoscaler.core import manifest
 from ottoscaler.core.events import MAX_EVENT_BYTES, MAX_FIELDS, DeadReason, EventType, ScaleEvent
+from ottoscaler.core.kube_events import EventReason
 from ottoscaler.core.manifest import worker_environment
 from ottoscaler.core.policy import decide
 from ottoscaler.core.refusal import Violation
@@ -108,6 +110,14 @@ def test_the_reasons_are_those_of_the_code() -> None:
     }
 
 
+@contract("2.KUBERNETES_EVENTS")
+@pytest.mark.parametrize("path", [REFERENCE, REFERENCE.with_suffix(".ko.md")], ids=lambda path: path.name)
+def test_the_kubernetes_events_are_those_of_the_code(path: Path) -> None:
+    """With their types."""
+    found = {codes(row[0])[0]: row[1] for row in table("Event", path)}
+    assert found == {reason.value: reason.event_type for reason in EventReason}
+
+
 @contract("5.why")
 def test_the_codes_are_those_of_the_code() -> None:
     """In their order, with what to do; those that need attention are in bold."""
@@ -171,7 +181,8 @@ def test_the_rights_are_those_that_the_controller_asks_for() -> None:
     look = {"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"]}
     pods = {"apiGroups": [""], "resources": ["pods"], "verbs": list(VERBS)}
     events = {"apiGroups": [""], "resources": ["events"], "verbs": list(EVENT_VERBS)}
-    assert role["rules"] == [pods, events, look]
+    writes = {"apiGroups": [""], "resources": ["events"], "verbs": list(WRITE_VERBS)}
+    assert role["rules"] == [pods, events, look, writes]
     assert binding["roleRef"]["name"] == role["metadata"]["name"]
 
 

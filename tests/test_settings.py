@@ -49,6 +49,7 @@ VARIABLES: list[tuple[str, str, Any, str, Any]] = [
     ("KUBE_INFLIGHT", "kube.inflight", 32, "64", 64),
     ("KUBE_QPS", "kube.qps", 0, "50", 50),
     ("KUBE_BURST", "kube.burst", 0, "100", 100),
+    ("KUBERNETES_EVENTS", "kube.events", True, "false", False),
     ("OTTO_AGENT_IMAGE", "worker.image", "busybox:latest", "r.io/a/b@sha256:0", "r.io/a/b@sha256:0"),
     ("IMAGE_PULL_POLICY", "worker.image_pull_policy", "IfNotPresent", "never", "Never"),
     ("WORKER_IMAGE_PULL_SECRET", "worker.image_pull_secret", "", "pull.secret", "pull.secret"),
@@ -363,7 +364,7 @@ def test_several_kubeconfigs_are_left_to_the_client() -> None:
 def test_what_has_no_effect_yet_is_listed() -> None:
     """So that the start can say so."""
     values = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://t", "KUBERNETES_EVENTS": "true", "WORKER_LOGS": "agent"}
-    assert load(**values).unsupported_variables == ("KUBERNETES_EVENTS", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    assert load(**values).unsupported_variables == ("OTEL_EXPORTER_OTLP_ENDPOINT",)
 
 
 def test_the_file_supplies_and_the_environment_wins(tmp_path: Path) -> None:

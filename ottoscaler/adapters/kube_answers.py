@@ -47,14 +47,16 @@ _LOG_REFUSALS: Final = {400: "BadRequest", 403: "Forbidden", 404: "NotFound"}
 
 
 class Verb(StrEnum):
-    """What a request asks for. The value is the verb of the API's access rules, but for LOG and LIST_EVENTS; a review
-    creates nothing, and a look is at what only `doctor` reads.
+    """What a request asks for. The value is the verb of the API's access rules, but for LOG and those on Events; a
+    review creates nothing, and a look is at what only `doctor` reads.
     """
 
     CREATE = "create"
     GET = "get"
     LIST = "list"
     LIST_EVENTS = "list_events"
+    CREATE_EVENT = "create_event"
+    PATCH_EVENT = "patch_event"
     WATCH = "watch"
     LOG = "log"
     DELETE = "delete"
@@ -64,7 +66,20 @@ class Verb(StrEnum):
     @property
     def method(self) -> str:
         """The HTTP method."""
-        return {Verb.CREATE: "POST", Verb.REVIEW: "POST", Verb.DELETE: "DELETE"}.get(self, "GET")
+        return _METHODS.get(self, "GET")
+
+    @property
+    def content_type(self) -> str:
+        """Of the body of the request."""
+        return "application/merge-patch+json" if self is Verb.PATCH_EVENT else "application/json"
+
+
+_METHODS: Final = {
+    Verb.CREATE: "POST", Verb.CREATE_EVENT: "POST", Verb.REVIEW: "POST", Verb.DELETE: "DELETE",
+    Verb.PATCH_EVENT: "PATCH",
+}  # fmt: skip
+#: For these nothing is lost by a refusal of any kind.
+_EVENT_WRITES: Final = (Verb.CREATE_EVENT, Verb.PATCH_EVENT)
 
 
 class _Details(msgspec.Struct, frozen=True):
@@ -98,8 +113,8 @@ def error_for_response(
 
     Arguments: HTTP status, body, verb, name of the pod asked about (empty for none), the Retry-After header, if any.
     Returns WatchExpired (list and watch), ClusterRejected with reason `AlreadyExists` (create), `NotFound` (get,
-    delete, log), `Conflict` (delete), `Forbidden` (list events, log), `BadRequest` (log), any refusal of a look, or
-    what a create is refused for; otherwise ClusterUnavailable.
+    delete, log), `Conflict` (delete), `Forbidden` (list events, log), `BadRequest` (log), any refusal of a look or of
+    the write of an Event, or what a create is refused for; otherwise ClusterUnavailable.
     """
     answer = _decode_status(status, body)
     if answer is None:
@@ -140,6 +155,8 @@ def _is_final(status: int, answer: _Status, verb: Verb, name: str) -> bool:
         return _is_create_refused(status, answer, name)
     if verb in (Verb.REVIEW, Verb.LOOK):
         return status in (403, 404, 405)
+    if verb in _EVENT_WRITES:
+        return 400 <= status < 500 and status not in (401, 408, 429)
     if verb is Verb.LIST_EVENTS:  # final, unlike those on pods: the program works without this right
         return status == 403 and answer.reason == "Forbidden"
     if verb is Verb.LOG:

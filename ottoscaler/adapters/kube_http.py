@@ -28,13 +28,15 @@ CONNECT_TIMEOUT_S = 3.0
 #: How long an answer may take, seconds, by what the server may take. The API server ends a request after 60 s
 #: (kube-apiserver --request-timeout), and a create may wait for several webhooks in a row, 30 s each: a client that
 #: gives up before the server does never gets a pod. A loop that /livez watches makes the other calls, so these end
-#: within `health.FROZEN_S`.
+#: within `health.FROZEN_S`. An Event may be lost, and the stop waits for the call that is under way.
 TIMEOUTS_S: Mapping[Verb, float] = {
     Verb.CREATE: 65.0,
     Verb.DELETE: 50.0,
     Verb.GET: 30.0,
     Verb.LIST: 30.0,
     Verb.LIST_EVENTS: 30.0,
+    Verb.CREATE_EVENT: 5.0,
+    Verb.PATCH_EVENT: 5.0,
     Verb.REVIEW: 30.0,
     Verb.LOOK: 30.0,
 }
@@ -116,7 +118,7 @@ class KubeHttp:
         with self._throttle.slot(urgent=self._urgent()):
             status, began = 0, time.monotonic()
             try:
-                response = self._send(verb.method, path, query, body, TIMEOUTS_S[verb], token)
+                response = self._send(verb, path, query, body, TIMEOUTS_S[verb], token)
                 data = self._body(response)
                 status = response.status
             finally:
@@ -127,7 +129,7 @@ class KubeHttp:
     def date_header(self) -> str:
         """The API server's time as HTTP writes it; empty where it gives none. Raises ClusterUnavailable."""
         token = self._access.authorization_header()
-        response = self._send("GET", "/version", None, None, TIMEOUTS_S[Verb.LOOK], token)
+        response = self._send(Verb.LOOK, "/version", None, None, TIMEOUTS_S[Verb.LOOK], token)
         self._body(response)
         return str(response.headers.get("Date", ""))
 
@@ -143,7 +145,7 @@ class KubeHttp:
         # Outside the throttle: a watch lasts for minutes, and would take the place of a worker's call all the time.
         status, began = 0, time.monotonic()
         try:
-            response = self._send("GET", path, query, None, read_timeout_s, token)
+            response = self._send(verb, path, query, None, read_timeout_s, token)
             status = response.status
         finally:
             self._on_request(verb, status, time.monotonic() - began)
@@ -172,7 +174,7 @@ class KubeHttp:
 
     def _send(
         self,
-        method: str,
+        verb: Verb,
         path: str,
         query: Mapping[str, object] | None,
         body: bytes | None,
@@ -183,7 +185,7 @@ class KubeHttp:
             raise ClusterUnavailable("the connection to the Kubernetes API is closed", unclear=False)
         headers = {"Accept": "application/json"}
         if body is not None:
-            headers["Content-Type"] = "application/json"
+            headers["Content-Type"] = verb.content_type
         if token:
             headers["Authorization"] = token
         target = f"{self._base}{path}" + (f"?{urlencode(query)}" if query else "")
@@ -191,7 +193,7 @@ class KubeHttp:
         try:
             # of the pool itself: its manager would look it up for each request, which costs a quarter of the whole
             return self._pool.urlopen(
-                method, target, body=body, headers=headers, timeout=timeout, preload_content=False, retries=False,
+                verb.method, target, body=body, headers=headers, timeout=timeout, preload_content=False, retries=False,
                 assert_same_host=False,
             )  # fmt: skip
         except (urllib3.exceptions.HTTPError, OSError) as error:

@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from ottoscaler.adapters import kube_inspector, redis_inspector
+from ottoscaler.adapters import kube_events, kube_inspector, redis_inspector
 from ottoscaler.adapters.cluster import EVENT_VERBS, VERBS
 from ottoscaler.adapters.handler_probe import connect_once
 from ottoscaler.adapters.kube_inspector import KubeInspector
@@ -165,6 +165,12 @@ class KubeCheck:
                     f"Our user may not {verb} Events in namespace {name}: workers end after PENDING_TIMEOUT_S also"
                     " while a node is being added for them; bind it to a Role with that verb on events",
                 )
+        if self._settings.kube.events and (unwritable := kube_events.missing_rights(facts, name)):
+            yield warning(
+                "kube.rbac_event_writes",
+                f"Our user {' and '.join(unwritable)}: no Kubernetes Events are written; bind it to a Role with these"
+                " verbs on events, or set KUBERNETES_EVENTS=false",
+            )
         user = inspector.user()
         if user.startswith(_SERVICE_ACCOUNT) and facts.is_permitted("get", "secrets"):
             yield warning(

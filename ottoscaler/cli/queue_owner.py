@@ -1,8 +1,35 @@
-"""Why the controller ends at its start: the queue in Redis is not its own. What to do about it is in each sentence."""
+"""Whether the queue in Redis is this controller's own: if not, the controller ends at its start.
+
+What to do about it is in each sentence.
+"""
 
 from __future__ import annotations
 
+from ottoscaler import logs
+from ottoscaler.errors import ConfigError
+from ottoscaler.ports import Cluster, Preflight
+from ottoscaler.retries import Retries
 from ottoscaler.settings import Settings
+
+_log = logs.get(__name__)
+
+
+def check_cluster(settings: Settings, cluster: Cluster, address: str, stream: Preflight, retries: Retries) -> None:
+    """One queue belongs to one cluster and namespace: a replica that sees other pods takes every pod of the queue for
+    lost, and starts everything again. `address`: of the API server. Raises Stopping, and ConfigError if the queue is
+    another cluster's.
+    """
+    seen = retries.retry_forever("look which cluster this is", cluster.cluster_id)
+    if not seen:
+        _log.warning(
+            "kubernetes.unknown",
+            "The controller may not get namespace %s, so it cannot check that this queue belongs to this cluster: "
+            "bind our user to a Role with that verb on namespaces", settings.kube.namespace,
+        )  # fmt: skip
+        return
+    held = retries.retry_forever("reach Redis", lambda: stream.bind_queue_to_cluster(seen))
+    if held != seen:
+        raise ConfigError((other_cluster_error(settings, address, seen, held),))
 
 
 def other_group_error(prefix: str, group: str) -> str:

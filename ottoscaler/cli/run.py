@@ -26,10 +26,11 @@ from ottoscaler.adapters.redis_calls import RedisCalls
 from ottoscaler.adapters.redis_client import address
 from ottoscaler.adapters.web import WebServer
 from ottoscaler.cli import process
+from ottoscaler.cli.kubernetes_events import KubernetesEvents
 from ottoscaler.cli.log_forwarding import LogForwarding
 from ottoscaler.cli.namespace import own_namespace
 from ottoscaler.cli.pages import pages
-from ottoscaler.cli.queue_owner import other_cluster_error, other_group_error
+from ottoscaler.cli.queue_owner import check_cluster, other_group_error
 from ottoscaler.cli.rules import rules_of, shares_of
 from ottoscaler.cli.run_log import set_up_log, with_faults_logged
 from ottoscaler.cli.signals import Signals
@@ -118,6 +119,7 @@ class Controller:
         self._stream, self._cluster, self._registry, self._retries = stream, cluster, registry, retries
         self._web = self._bind_web_server(Health(heartbeat, ledger, registry))
         self._ledger = ledger
+        self._events = KubernetesEvents(settings, stop=stop, metrics=metrics, clock=clock)
         self._wire_workers()
         self._wire_lanes(float(flow.lease_s))
         Gauges(ledger=ledger, registry=registry, heartbeat=heartbeat, control=self._control).register(metrics)
@@ -136,7 +138,7 @@ class Controller:
         )
         runner = WorkerRunner(
             attempts=self._stream, cluster=cluster, registry=registry, ledger=ledger, keeper=self._keeper,
-            retries=self._retries, log_drain=self._logs.drain,
+            retries=self._retries, log_drain=self._logs.drain, record_event=self._events.record,
             heartbeat=self._heartbeat, metrics=self._metrics, clock=self._clock, settings=self._settings,
         )  # fmt: skip
         self._terminator = PodTerminator(
@@ -158,7 +160,7 @@ class Controller:
         intake = Intake(
             event_log=stream, ledger=ledger, inbox=inbox, retries=self._retries, metrics=self._metrics,
             max_pods=self._settings.flow.max_pods_per_event,
-            rules=self._rules,
+            rules=self._rules, record_event=self._events.record,
         )  # fmt: skip
         scale_downs = ScaleDownSteps(
             scale_downs=stream, attempts=stream, registry=registry, ledger=ledger, terminator=self._terminator,
@@ -174,12 +176,13 @@ class Controller:
             event_log=stream, leases=stream, attempts=stream, ledger=ledger, control=control, inbox=inbox,
             intake=intake, metrics=self._metrics,
             lease_s=lease_s, events_keep=keys.events_keep, shares=self._shares, worker=self._settings.worker,
+            record_event=self._events.record,
             **shared,
         )  # fmt: skip
         self._lease = LeaseKeeper(
             event_log=stream, leases=stream, ledger=ledger, control=control, inbox=inbox, takeover=self._takeover,
             metrics=self._metrics, lease_s=lease_s,
-            ttl_s=ttl_s, me=f"{keys.consumer}/{self._incarnation}", **shared,
+            ttl_s=ttl_s, me=f"{keys.consumer}/{self._incarnation}", record_event=self._events.record, **shared,
         )  # fmt: skip
         self._reconciler = Reconciler(
             leases=stream, cluster=self._cluster, registry=registry, dispatcher=self._dispatcher,
@@ -229,25 +232,8 @@ class Controller:
         for advice in self._retries.retry_forever("look at Redis", self._stream.server_warnings):
             _log.warning("redis.advice", advice)
         self._wait_until_no_problem("rights", "kubernetes.forbidden", self._missing_rights)
-        self._check_cluster()
+        check_cluster(self._settings, self._cluster, self._cluster.address, self._stream, self._retries)
         self._check_services()
-
-    def _check_cluster(self) -> None:
-        """One queue belongs to one cluster and namespace: a replica that sees other pods takes every pod of the queue
-        for lost, and starts everything again. Raises Stopping, and ConfigError if the queue is another cluster's.
-        """
-        cluster = self._retries.retry_forever("look which cluster this is", self._cluster.cluster_id)
-        if not cluster:
-            name = self._settings.kube.namespace
-            _log.warning(
-                "kubernetes.unknown",
-                "The controller may not get namespace %s, so it cannot check that this queue belongs to this cluster: "
-                "bind our user to a Role with that verb on namespaces", name,
-            )  # fmt: skip
-            return
-        held = self._retries.retry_forever("reach Redis", lambda: self._stream.bind_queue_to_cluster(cluster))
-        if held != cluster:
-            raise ConfigError((other_cluster_error(self._settings, self._cluster.address, cluster, held),))
 
     def _check_services(self) -> None:
         """Log if the cluster is too old for what the policy's profiles need. Raises Stopping."""
@@ -290,6 +276,7 @@ class Controller:
         self._start_loop("scale-down", self._control.carry_out)
         self._start_loop("ender", self._terminator.run)
         self._logs.begin(self._start_loop)
+        self._events.begin()
         self._start_loop("reader", self._reader.run)
         self._start_loop("reconciler", self._reconciler.run)
         self._heartbeat.set_phase("")
@@ -317,6 +304,7 @@ class Controller:
         self._release(all_=False)
         busy = self._ledger.wait_idle(deadline - CLOSE_S)
         self._release(all_=True)
+        self._events.close()
         self._cluster.close()
         hung = self._stop.join(self._clock, deadline, besides=WEB)
         if not (hung or busy):  # otherwise they are in the middle of a call; the process ends in a moment anyway

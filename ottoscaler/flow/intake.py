@@ -23,6 +23,7 @@ from ottoscaler.core.events import (
     readable_ids,
     too_large_event,
 )
+from ottoscaler.core.kube_events import RecordKubeEvent
 from ottoscaler.core.policy import Rules
 from ottoscaler.core.verdicts import MAX_TRIES
 from ottoscaler.errors import ReadTooLarge, Stopping, Unavailable
@@ -69,11 +70,12 @@ class Intake:
 
     def __init__(
         self, *, event_log: EventLog, ledger: Ledger, inbox: ScaleDownInbox, retries: Retries, metrics: Metrics,
-        max_pods: int, rules: Callable[[], Rules] = Rules,
+        max_pods: int, rules: Callable[[], Rules] = Rules, record_event: RecordKubeEvent | None = None,
     ) -> None:  # fmt: skip
         """The ledger gets the workers, the inbox what older events have to be ended for. `max_pods`: of one event.
-        `rules` returns what events may override.
+        `rules` returns what events may override. `record_event`: None where Kubernetes Events are off.
         """
+        self._record_event = record_event
         self._event_log = event_log
         self._ledger = ledger
         self._inbox = inbox
@@ -172,7 +174,7 @@ class Intake:
             return
         for one, answer in zip(good, answers, strict=True):
             if isinstance(answer, BadEvent):
-                report(self._metrics, answer, one.entry.stream_id)
+                report(self._metrics, answer, one.entry.stream_id, self._record_event)
                 self._metrics.events_received.inc(one.event.type, "dead")
             elif answer is None:
                 self._metrics.events_received.inc(one.event.type, "known")
@@ -200,7 +202,7 @@ class Intake:
         if written is None and ask.repeated:  # the answer that said so was lost
             written = bad
         if written is not None:
-            report(self._metrics, written, entry.stream_id)
+            report(self._metrics, written, entry.stream_id, self._record_event)
             self._metrics.events_received.inc(_type_of(entry), "dead")
 
     def _received(self, one: _ValidEntry) -> None:

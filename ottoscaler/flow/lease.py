@@ -11,6 +11,7 @@ import threading
 from typing import Final
 
 from ottoscaler import logs
+from ottoscaler.core.kube_events import RecordKubeEvent, lease_lost_event
 from ottoscaler.errors import ConsumerReplaced, Unavailable
 from ottoscaler.flow.control import ScaleDownProcessor
 from ottoscaler.flow.heartbeat import Heartbeat
@@ -37,9 +38,10 @@ class LeaseKeeper:
         inbox: ScaleDownInbox,
         takeover: TakeOver, metrics: Metrics, stop: StopSignal,
         heartbeat: Heartbeat, clock: Clock, lease_s: float, ttl_s: float, me: str,
+        record_event: RecordKubeEvent | None = None,
     ) -> None:  # fmt: skip
         """`me` is `<consumer>/<incarnation>`: how owner tokens of this process begin. `ttl_s`: how long Redis keeps a
-        finished task, seconds.
+        finished task, seconds. `record_event`: None where Kubernetes Events are off.
         """
         self._event_log = event_log
         self._leases = leases
@@ -53,6 +55,7 @@ class LeaseKeeper:
         self._clock = clock
         self._lease_s = lease_s
         self._ttl_s = ttl_s
+        self._record_event = record_event
         self._consumer, self._incarnation = me.rsplit("/", 1)
         self._limited = logs.RateLimited()
         self._renew_at = 0.0
@@ -157,6 +160,8 @@ class LeaseKeeper:
         if theirs:
             self._metrics.lease_losses.inc()
             _log.warning("task.lost", "Task %s was taken over by %s", event_id, theirs, event_id=event_id)
+            if self._record_event is not None:
+                self._record_event(lease_lost_event(event_id, theirs))
         self._ledger.drop(event_id, ours)
         self._control.drop(event_id, ours)
 

@@ -11,6 +11,7 @@ from typing import Final
 
 from ottoscaler import logs
 from ottoscaler.core.effects import StoreAttempt
+from ottoscaler.core.kube_events import RecordKubeEvent, quota_event
 from ottoscaler.core.results import rfc3339
 from ottoscaler.core.status_codes import StatusCode
 from ottoscaler.core.worker_status import WorkerStatus, task_status, worker_status
@@ -28,11 +29,16 @@ _SHOWN: Final = 300
 class StatusWriter:
     """Belongs to the take-over thread."""
 
-    def __init__(self, *, attempts: Attempts, ledger: Ledger, clock: Clock, worker: WorkerSettings) -> None:
+    def __init__(
+        self, *, attempts: Attempts, ledger: Ledger, clock: Clock, worker: WorkerSettings,
+        record_event: RecordKubeEvent | None = None,
+    ) -> None:  # fmt: skip
+        """`record_event`: None where Kubernetes Events are off."""
         self._attempts = attempts
         self._ledger = ledger
         self._clock = clock
         self._worker = worker
+        self._record_event = record_event
 
     def write(self) -> None:
         """Write what has changed. Raises Unavailable; the same is written later then."""
@@ -114,6 +120,8 @@ class StatusWriter:
             if code in task.warned or status is None:
                 continue
             more = f", and {len(runs) - 1} more workers of its task" if len(runs) > 1 else ""
+            if code is StatusCode.QUOTA and self._record_event is not None:
+                self._record_event(quota_event(first.pod_name + more, status.why))
             _log.warning(
                 "worker.waiting", "%s%s: %s", first.pod_name, more, status.why[:_SHOWN],
                 event_id=event.event_id, task_id=event.task_id, worker=first.life.index, pod=first.pod_name,

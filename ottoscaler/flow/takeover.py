@@ -14,6 +14,7 @@ from typing import Final
 
 from ottoscaler import logs
 from ottoscaler.core.events import BadEvent, EventType
+from ottoscaler.core.kube_events import RecordKubeEvent
 from ottoscaler.core.shares import EQUAL_SHARES, Shares
 from ottoscaler.errors import Unavailable
 from ottoscaler.flow.control import ScaleDownProcessor
@@ -56,10 +57,11 @@ class TakeOver:
         self, *, event_log: EventLog, leases: Leases, attempts: Attempts, ledger: Ledger, control: ScaleDownProcessor,
         inbox: ScaleDownInbox, intake: Intake, metrics: Metrics,
         stop: StopSignal, heartbeat: Heartbeat, clock: Clock, lease_s: float, events_keep: int, worker: WorkerSettings,
-        shares: Callable[[], Shares] = lambda: EQUAL_SHARES,
+        shares: Callable[[], Shares] = lambda: EQUAL_SHARES, record_event: RecordKubeEvent | None = None,
     ) -> None:  # fmt: skip
         """`events_keep`: entries that the event stream is trimmed to, 0 for never. `shares` returns what each tenant
-        may have by the policy in force, `worker` is what all workers share.
+        may have by the policy in force, `worker` is what all workers share. `record_event`: None where Kubernetes
+        Events are off.
         """
         self._event_log = event_log
         self._leases = leases
@@ -74,7 +76,10 @@ class TakeOver:
         self._lease_s = lease_s
         self._events_keep = events_keep
         self._shares = shares
-        self._status = StatusWriter(attempts=attempts, ledger=ledger, clock=clock, worker=worker)
+        self._record_event = record_event
+        self._status = StatusWriter(
+            attempts=attempts, ledger=ledger, clock=clock, worker=worker, record_event=record_event
+        )
         self._key_waits = KeyWaits(leases=leases, attempts=attempts, ledger=ledger, clock=clock)
         self._limited = logs.RateLimited()
         self._lock = threading.Lock()
@@ -219,7 +224,7 @@ class TakeOver:
         with contain_defects(event_id):  # one that cannot be read: its tries are counted
             task = self._leases.take_over(event_id, same_consumer=same_consumer)
         if isinstance(task, BadEvent):
-            report(self._metrics, task)
+            report(self._metrics, task, "", self._record_event)
         elif task is not None:
             _log.info(
                 "task.taken", "Taking over task %s", task.event.task_id, event_id=event_id, task_id=task.event.task_id

@@ -15,6 +15,7 @@ from ottoscaler import logs
 from ottoscaler.core import effects, lifecycle, manifest, observations
 from ottoscaler.core.effects import Effect
 from ottoscaler.core.events import BadEvent, DeadReason
+from ottoscaler.core.kube_events import RecordKubeEvent
 from ottoscaler.core.observations import Observation
 from ottoscaler.core.overrides import NO_OVERRIDES
 from ottoscaler.core.pods import PodSnapshot
@@ -62,9 +63,9 @@ class WorkerRunner:
     def __init__(
         self, *, attempts: Attempts, cluster: Cluster, registry: PodRegistry, ledger: Ledger, keeper: PodKeeper,
         retries: Retries, heartbeat: Heartbeat, metrics: Metrics, clock: Clock, settings: Settings,
-        log_drain: LogDrain | None = None,
+        log_drain: LogDrain | None = None, record_event: RecordKubeEvent | None = None,
     ) -> None:  # fmt: skip
-        """`log_drain`: None where logs are off."""
+        """`log_drain`: None where logs are off. `record_event`: None where Kubernetes Events are off."""
         self._attempts = attempts
         self._cluster = cluster
         self._registry = registry
@@ -76,7 +77,8 @@ class WorkerRunner:
         self._metrics = metrics
         self._clock = clock
         self._settings = settings
-        self._worker_log = WorkerLog(clock, ledger.tasks, ledger.status_buffer, metrics)
+        self._record_event = record_event
+        self._worker_log = WorkerLog(clock, ledger.tasks, ledger.status_buffer, metrics, record_event)
         self._limited = logs.RateLimited()
         self._pod_events = PodEventsReader(cluster)
         #: What carries out each effect but AwaitPod, and what the log says when it is tried again. A method that
@@ -233,8 +235,7 @@ class WorkerRunner:
             self._log_drain.worker_done(pod, lost=effect.reason == lifecycle.NOT_OURS)
         # the first of a task's workers that finds this out drops the task: one line for all of them
         if effect.reason == lifecycle.NOT_OURS and self._ledger.drop(event_id, run.task.owner):
-            self._metrics.lease_losses.inc()
-            _log.warning("task.lost", "Task %s was taken over by another process", event_id, event_id=event_id)
+            self._worker_log.task_lost(event_id)
         if pod is not None and pod.altered_label:
             self._registry.delete(pod.key)  # no watch would ever say that it is gone
         self._ledger.worker_ended(run)
@@ -284,7 +285,7 @@ class WorkerRunner:
             self._worker_log.recorded(run, verdict, effect.pod)
             if answer.dead_letter_detail:
                 bad = BadEvent(DeadReason.POISON, answer.dead_letter_detail, event.event_id, event.task_id)
-                report(self._metrics, bad, event.stream_id)
+                report(self._metrics, bad, event.stream_id, self._record_event)
             if answer.task_result_message:
                 self._worker_log.task_finished(run, answer.task_result_message)
         return observations.EffectDone()

@@ -1,5 +1,5 @@
-"""What is shown of workers, apart from the code that carries them on: the lines of the log, the figures, and the marks
-of what has changed, by which their status is written to Redis.
+"""What is shown of workers, apart from the code that carries them on: the lines of the log, the figures, Kubernetes
+Events on their pods, and the marks of what has changed, by which their status is written to Redis.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from ottoscaler import logs
 from ottoscaler.core import effects
+from ottoscaler.core.kube_events import EventReason, RecordKubeEvent, lease_lost_event, worker_event
 from ottoscaler.core.lifecycle import Lifecycle
 from ottoscaler.core.manifest import pod_name
 from ottoscaler.core.pod_timeline import AttemptLimits, passed_limit_s
@@ -33,7 +34,12 @@ _OUR_SIDE: Final = (StatusCode.REDIS, StatusCode.DEFECT)
 class WorkerLog:
     """What the log says of a worker's life, and the figures that go with it. Any thread."""
 
-    def __init__(self, clock: Clock, tasks: TaskTable, status_buffer: StatusBuffer, metrics: Metrics) -> None:
+    def __init__(
+        self, clock: Clock, tasks: TaskTable, status_buffer: StatusBuffer, metrics: Metrics,
+        record_event: RecordKubeEvent | None,
+    ) -> None:  # fmt: skip
+        """`record_event`: None where Kubernetes Events are off."""
+        self._record_event = record_event
         self._clock = clock
         self._tasks = tasks
         self._status_buffer = status_buffer
@@ -81,6 +87,10 @@ class WorkerLog:
                 pod=name, attempt=life.attempt, reason=end.reason.value,
                 retry=life.retry_cause.retry_number, limit=life.retry_cause.max_retries,
             )  # fmt: skip
+            if self._record_event is not None and before.pod is not None:
+                text = f"{end.reason} ({end.message or 'no message'}): retry {life.retry_cause.retry_number} of"
+                text += f" {life.retry_cause.max_retries} as {name}"
+                self._record_event(worker_event(EventReason.WORKER_RETRIED, text, before.pod))
         if isinstance(life.todo, effects.StoreTermination):
             reason, message = life.todo.termination.reason, life.todo.termination.message
             if life.pod is not None and life.pod.agent_ended:
@@ -90,6 +100,9 @@ class WorkerLog:
                 "worker.terminating", "Ending %s: %s (%s)", name, reason, message,
                 pod=name, attempt=life.attempt, reason=reason.value, limit_s=limit_s,
             )  # fmt: skip
+            if self._record_event is not None and life.pod is not None:
+                text = f"Ending this pod: {reason} ({message})"
+                self._record_event(worker_event(EventReason.WORKER_TERMINATING, text, life.pod))
 
     def _observe_start(self, run: WorkerRun, before: Lifecycle) -> None:
         """Its pod has just started. Of a pod that was taken over it is not known whether the start was counted before,
@@ -148,6 +161,18 @@ class WorkerLog:
             pod=run.pod_name, attempt=life.attempt, pending_s=pending_s, duration_s=duration_s, outcome=outcome.value,
             reason=verdict.reason.value, fault=verdict.reason.fault.value, exit_code=exit_code, detail=verdict.message,
         )  # fmt: skip
+        if self._record_event is not None and pod is not None and outcome is not Outcome.SUCCEEDED:
+            cancelled = outcome is Outcome.CANCELLED
+            text = f"{outcome}: {verdict.reason} ({verdict.message or 'no message'}), fault: {verdict.reason.fault}"
+            reason = EventReason.WORKER_CANCELLED if cancelled else EventReason.WORKER_FAILED
+            self._record_event(worker_event(reason, text, pod))
+
+    def task_lost(self, event_id: str) -> None:
+        """A write has shown that the task is another process's."""
+        self._metrics.lease_losses.inc()
+        _log.warning("task.lost", "Task %s was taken over by another process", event_id, event_id=event_id)
+        if self._record_event is not None:
+            self._record_event(lease_lost_event(event_id, "another process"))
 
     def task_finished(self, run: WorkerRun, message: str) -> None:
         """This worker's result was the last of its task; the message is that of the task's result."""

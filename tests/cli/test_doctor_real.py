@@ -230,7 +230,7 @@ def users(admin: KubeAdmin, tmp_path: Path) -> Users:
 
 
 PODS = {"apiGroups": [""], "resources": ["pods"], "verbs": ["create", "get", "list", "watch", "delete"]}
-EVENTS = {"apiGroups": [""], "resources": ["events"], "verbs": ["list"]}
+EVENTS = {"apiGroups": [""], "resources": ["events"], "verbs": ["list", "create", "patch"]}
 NAMESPACES = {"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"]}
 SECRETS = {"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]}
 
@@ -239,7 +239,13 @@ SECRETS = {"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]}
     ("rules", "code", "severity", "words"),
     [
         ([{**PODS, "verbs": PODS["verbs"][:-1]}, EVENTS, NAMESPACES], "kube.rbac", "broken", "may not delete pods"),
-        ([PODS, NAMESPACES], "kube.rbac_events", "warning", "may not list Events"),
+        ([PODS, {**EVENTS, "verbs": ["create", "patch"]}, NAMESPACES], "kube.rbac_events", "warning", "may not list"),
+        (
+            [PODS, {**EVENTS, "verbs": ["list", "patch"]}, NAMESPACES],
+            "kube.rbac_event_writes",
+            "warning",
+            "may not create Events",
+        ),
         ([PODS, EVENTS, NAMESPACES, SECRETS], "kube.rbac_excess", "warning", "may read the Secrets"),
     ],
 )

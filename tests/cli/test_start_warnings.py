@@ -35,4 +35,4 @@ def test_shares_without_a_field_that_names_the_tenant(shares: Shares, field: str
 
 def test_variables_that_are_unknown_or_have_no_effect_yet() -> None:
     """One line for each."""
-    assert warned(MAX_WORKER="3", KUBERNETES_EVENTS="false") == {"config.unknown", "config.not_yet"}
+    assert warned(MAX_WORKER="3", OTEL_EXPORTER_OTLP_ENDPOINT="http://t") == {"config.unknown", "config.not_yet"}

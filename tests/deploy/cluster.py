@@ -123,9 +123,13 @@ class Cluster:
         rights.create_namespaced_role_binding(GENEROUS, binding, _preload_content=False)
 
     def _holds(self) -> bool:
-        """Is a pod without our label refused by the policy by now?"""
-        spec = {"containers": [{"name": "main", "image": "busybox"}]}
-        return "managed-by=ottoscaler" in self.create(GENEROUS, {"metadata": {"name": "probe"}, "spec": spec}).text
+        """Are a pod without our label, and an Event in another's name, refused by the policies by now?"""
+        spec, about = {"containers": [{"name": "main", "image": "busybox"}]}, {"namespace": PRODUCTION, "kind": "Pod"}
+        pod = self.create(GENEROUS, {"metadata": {"name": "probe"}, "spec": spec})
+        event = {"metadata": {"name": "probe"}, "involvedObject": about, "source": {"component": "kubelet"}}
+        path = f"/api/v1/namespaces/{PRODUCTION}/events?dryRun=All"
+        answer = self.ask("POST", path, event, namespace=PRODUCTION)
+        return "managed-by=ottoscaler" in pod.text and "in its own name" in answer.text
 
     def token(self, namespace: str) -> str:
         """A token of the controller's ServiceAccount, as the kubelet would mount it."""

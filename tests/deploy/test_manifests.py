@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from ottoscaler.adapters.cluster import EVENT_VERBS, VERBS
+from ottoscaler.adapters.kube_events import WRITE_VERBS
 from ottoscaler.core import manifest
 from ottoscaler.settings import FlowSettings, Settings, WebSettings
 from tests.conftest import require
@@ -148,12 +149,23 @@ def test_the_role_has_the_verbs_of_the_code(name: str) -> None:
     look = {"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"]}
     pods = {"apiGroups": [""], "resources": ["pods"], "verbs": list(VERBS)}
     events = {"apiGroups": [""], "resources": ["events"], "verbs": list(EVENT_VERBS)}
-    assert only(objects, "Role")["rules"] == [pods, events, look]
+    writes = {"apiGroups": [""], "resources": ["events"], "verbs": list(WRITE_VERBS)}
+    assert only(objects, "Role")["rules"] == [pods, events, look, writes]
     binding = only(objects, "RoleBinding")
     assert [(each["kind"], each["name"]) for each in binding["subjects"]] == [("ServiceAccount", "ottoscaler")]
     assert binding["roleRef"]["name"] == only(objects, "Role")["metadata"]["name"]
     assert not {"ClusterRole", "ClusterRoleBinding"} & {each["kind"] for each in objects}
     assert pod_of(name)["spec"]["serviceAccountName"] == "ottoscaler"
+
+
+def test_the_right_to_write_events_comes_and_goes_with_the_setting() -> None:
+    """An overlay without the component has neither; nothing but these two is its."""
+    base, whole = rendered("base"), overlay("production")
+    assert settings_of(base)["KUBERNETES_EVENTS"] == "false"
+    assert settings_of(whole)["KUBERNETES_EVENTS"] == "true"
+    assert [rule["verbs"] for rule in only(base, "Role")["rules"] if rule["resources"] == ["events"]] == [
+        list(EVENT_VERBS)
+    ]
 
 
 def test_the_component_for_logs_adds_a_right_and_a_way(tmp_path: Path) -> None:
@@ -184,9 +196,9 @@ def test_only_the_policy_is_the_clusters() -> None:
     kinds = {"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
     assert {each["kind"] for each in rendered("cluster")} == kinds
     for kind in kinds:
-        first, second = (only(overlay(name), kind) for name in OVERLAYS)
-        assert first["metadata"]["name"] == second["metadata"]["name"]
-        assert first["spec"] == second["spec"]
+        for policy in ("ottoscaler", "ottoscaler-events"):
+            first, second = (only(overlay(name), kind, policy) for name in OVERLAYS)
+            assert first["spec"] == second["spec"]
 
 
 @every_overlay

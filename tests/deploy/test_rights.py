@@ -12,6 +12,7 @@ from typing import Final
 import pytest
 
 from ottoscaler.adapters.cluster import EVENT_VERBS, VERBS
+from ottoscaler.adapters.kube_events import WRITE_VERBS
 from tests.deploy.cluster import PRODUCTION, Cluster
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
@@ -89,7 +90,7 @@ def rows(resource: str, verbs: str, subresource: str = "", group: str = "", name
 RBAC: Final = "rbac.authorization.k8s.io"
 ALLOWED: Final = [
     *rows("pods", " ".join(VERBS)),
-    *rows("events", " ".join(EVENT_VERBS)),
+    *rows("events", " ".join((*EVENT_VERBS, *WRITE_VERBS))),
     *rows("selfsubjectaccessreviews", "create", group="authorization.k8s.io", namespace=""),
 ]
 FORBIDDEN: Final = [
@@ -108,8 +109,8 @@ FORBIDDEN: Final = [
     *rows("configmaps", "get list create patch delete"),
     *rows("serviceaccounts", "get create"),
     *rows("serviceaccounts", "create", "token"),
-    *rows("events", "create get watch update patch delete deletecollection"),
-    *rows("events", "list watch", group="events.k8s.io"),
+    *rows("events", "get watch update delete deletecollection"),
+    *rows("events", "create list watch patch", group="events.k8s.io"),
     *rows("services", "create"),
     *rows("persistentvolumeclaims", "create"),
     *rows("resourcequotas", "get update delete"),
@@ -124,7 +125,7 @@ FORBIDDEN: Final = [
     *rows("rolebindings", "create patch", group=RBAC),
     *(row for name in ("default", "kube-system") for row in rows("pods", " ".join(VERBS), namespace=name)),
     *rows("pods", "list watch", namespace=""),
-    *(row for name in ("default", "") for row in rows("events", "list", namespace=name)),
+    *(row for name in ("default", "") for row in rows("events", "create list patch", namespace=name)),
     *rows("namespaces", "get list create delete patch", namespace=""),
     *rows("nodes", "get list", namespace=""),
     *rows("nodes", "get", "proxy", namespace=""),

@@ -39,12 +39,13 @@ MAY_CREATE = f"kubectl auth can-i create pods -n ottoscaler {USER}"
 MAY_EXEC = f"kubectl auth can-i create pods --subresource=exec -n ottoscaler {USER}"
 STATUS = "kubectl exec -n ottoscaler deployment/ottoscaler -- python ottoscaler.py status"
 DEAD = "kubectl exec -n ottoscaler deployment/ottoscaler -- python ottoscaler.py dead list"
+EVENTS = "kubectl get events -n ottoscaler --field-selector source=ottoscaler"
 UNDO = "kubectl rollout undo deployment/ottoscaler -n ottoscaler"
 WORKERS = "kubectl get pods -n ottoscaler -l managed-by=ottoscaler"
 DELETE = "kubectl delete -k deploy/overlays/production"
 #: Every line of the guide; those for Redis are in tests/deploy/test_redis.py too.
 COMMANDS = (
-    *LINES, NAMESPACE, SECRET, BUILD, APPLY, ROLLOUT, LOGS, MAY_CREATE, MAY_EXEC, STATUS, DEAD,
+    *LINES, NAMESPACE, SECRET, BUILD, APPLY, ROLLOUT, LOGS, MAY_CREATE, MAY_EXEC, STATUS, DEAD, EVENTS,
     DIFF, UNDO, WORKERS, DELETE,
 )  # fmt: skip
 #: What the image is made of, and what is applied.
@@ -122,7 +123,7 @@ def operator(kubeconfig: Path, tmp_path: Path) -> Iterator[Operator]:
     made = Operator(checkout, kubeconfig, server)
     kinds = "validatingadmissionpolicy,validatingadmissionpolicybinding"
     gone = "kubectl delete --ignore-not-found"
-    gone = f"{gone} namespace ottoscaler && {gone} {kinds} ottoscaler"
+    gone = f"{gone} namespace ottoscaler && {gone} {kinds} ottoscaler ottoscaler-events"
     try:
         made.run(gone)
         server.start()
@@ -161,6 +162,8 @@ def test_the_guide_from_its_first_line_to_its_last(operator: Operator) -> None:
     operator.run(DEAD)
     with operator.server.client() as client:
         _is_restricted(operator)
+        client.xadd("otto:scale:events", {"type": "nonsense"})
+        wait_for(lambda: "DeadLetter" in operator.run(EVENTS), "an Event on the controller's pod", 60)
         assert carried_out(client, type="scale_up", pod_count="3", script="exit 0") == "succeeded"
         _upgraded_in_mid_task(operator, client)
         _with_two_replicas(operator)
@@ -169,7 +172,8 @@ def test_the_guide_from_its_first_line_to_its_last(operator: Operator) -> None:
     wait_for(lambda: operator.run(WORKERS) == "", "no worker to be left", 60)
     operator.run(DELETE)
     assert operator.run("kubectl get namespace ottoscaler --ignore-not-found") == ""
-    assert operator.run("kubectl get validatingadmissionpolicy ottoscaler --ignore-not-found") == ""
+    policies = "kubectl get validatingadmissionpolicy ottoscaler ottoscaler-events --ignore-not-found"
+    assert operator.run(policies) == ""
 
 
 def _is_restricted(operator: Operator) -> None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
+from ottoscaler.core.kube_events import RecordKubeEvent
 from ottoscaler.core.manifest import AttemptKey, event_hash, pod_name
 from ottoscaler.core.observations import TimedOut
 from ottoscaler.core.pods import PodSnapshot
@@ -102,6 +103,7 @@ class SimulatedController:
         shares: Shares = EQUAL_SHARES,
         policy: Policy | None = None,
         cluster: Cluster | None = None,
+        record_event: RecordKubeEvent | None = None,
         **settings: object,
     ) -> None:
         self.servers = servers or FakeServers()
@@ -112,7 +114,7 @@ class SimulatedController:
         flow, instance = self.settings.flow, self.settings.instance
         self.stream: Any = stream or FakeStream(self.redis, consumer, incarnation=incarnation, lease_s=flow.lease_s)
         self.cluster: Any = cluster or FakeCluster(self.servers.kubernetes, instance=instance, auto=auto)
-        self.stop, self.metrics = stop or ImpatientStop(), Metrics()
+        self.stop, self.metrics, self.record_event = stop or ImpatientStop(), Metrics(), record_event
         self.registry, self.shares, self.policy = PodRegistry(self.clock), shares, policy
         self.ledger = Ledger(
             self.registry, self.clock, instance=instance, max_workers=flow.max_workers, read_ahead=flow.read_ahead,
@@ -147,7 +149,7 @@ class SimulatedController:
         log_drain = self.log_drain if settings.forwards_logs else None
         self.runner = WorkerRunner(
             attempts=stream, cluster=cluster, registry=registry, ledger=ledger, keeper=keeper, retries=retries,
-            metrics=metrics, log_drain=log_drain,
+            metrics=metrics, log_drain=log_drain, record_event=self.record_event,
             heartbeat=self.heartbeat, clock=self.clock, settings=settings,
         )  # fmt: skip
         self.terminator = PodTerminator(
@@ -162,6 +164,7 @@ class SimulatedController:
             event_log=stream, ledger=ledger, inbox=inbox, retries=retries, metrics=metrics,
             max_pods=settings.flow.max_pods_per_event,
             rules=lambda: Rules(max_deadline_s=settings.worker.deadline_s, policy=self.policy),
+            record_event=self.record_event,
         )  # fmt: skip
         self.scale_downs = ScaleDownSteps(
             scale_downs=stream, attempts=stream, registry=registry, ledger=ledger, terminator=self.terminator,
@@ -177,12 +180,12 @@ class SimulatedController:
             event_log=stream, leases=stream, attempts=stream, ledger=ledger, control=self.control, inbox=inbox,
             intake=self.intake, metrics=metrics,
             lease_s=lease_s, events_keep=settings.keys.events_keep, shares=lambda: self.shares, worker=settings.worker,
-            **loop,
+            record_event=self.record_event, **loop,
         )  # fmt: skip
         self.lease = LeaseKeeper(
             event_log=stream, leases=stream, ledger=ledger, control=self.control, inbox=inbox, takeover=self.takeover,
             metrics=metrics, lease_s=lease_s,
-            ttl_s=ttl_s, me=f"{consumer}/{incarnation}", **loop,
+            ttl_s=ttl_s, me=f"{consumer}/{incarnation}", record_event=self.record_event, **loop,
         )  # fmt: skip
         self.reconciler = Reconciler(
             leases=stream, cluster=cluster, registry=registry, dispatcher=self.dispatcher, terminator=self.terminator,
