@@ -28,6 +28,7 @@ from ottoscaler.core.verdicts import EndReason, FaultOrigin, RetryBudget
 from tests.readme import (
     DOCUMENTS,
     ENGLISH,
+    PRODUCTION,
     README,
     REFERENCE,
     ROOT,
@@ -126,6 +127,17 @@ def test_the_codes_are_those_of_the_code() -> None:
         for code, facts in CODES.items()
     ]
     assert [list(row) for row in table("code")] == lines
+
+
+@contract("5.why")
+def test_the_guide_says_what_to_do_about_each_code_that_needs_attention() -> None:
+    """And what happens next, in the order of the code; its Korean text has the same codes."""
+    urgent = {code: facts for code, facts in CODES.items() if facts.attention}
+    lines = [[f"`{code}`", facts.text, facts.then, facts.advice] for code, facts in urgent.items()]
+    assert [list(row) for row in table("code", PRODUCTION)] == lines
+    translated = table("code", PRODUCTION.with_suffix(".ko.md"))
+    assert [row[0] for row in translated] == [f"`{code}`" for code in urgent]
+    assert all(all(row) for row in translated)
 
 
 def test_the_short_table_of_reasons_says_the_same() -> None:
