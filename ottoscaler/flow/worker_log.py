@@ -131,7 +131,8 @@ class WorkerLog:
             run.obstacle = None
         if isinstance(before.todo, effects.StoreAttempt) and not life.backoff:
             run.noted = None  # the script that stores an attempt has written over it
-        if went_on or (state, trouble, life.attempt) != (run.state, run.start_trouble_text, before.attempt):
+        other = (state, trouble, life.attempt) != (run.state, run.start_trouble_text, before.attempt)
+        if went_on or other or _pod_changed(before.pod, life.pod):
             self._status_buffer.mark(run)
         run.state, run.start_trouble_text = state, trouble
 
@@ -184,3 +185,10 @@ class WorkerLog:
             outcome=tally.outcome.value, pod_count=run.task.event.pod_count, succeeded=tally.succeeded,
             failed=tally.failed, cancelled=tally.cancelled,
         )  # fmt: skip
+
+
+def _pod_changed(before: PodSnapshot | None, after: PodSnapshot | None) -> bool:
+    """Has it another phase, or was its deletion requested? That has a code of its own, also where the state stays."""
+    if before is None or after is None or before is after:
+        return False
+    return (before.phase, before.deletion_requested_at) != (after.phase, after.deletion_requested_at)

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from ottoscaler.core.pods import Phase
 from ottoscaler.errors import ClusterUnavailable, Unavailable
 from tests.fakes.wait import eventually
 from tests.flow.conftest import Lines
@@ -80,6 +81,33 @@ def test_an_image_that_cannot_be_pulled_is_shown_and_logged(log: Lines) -> None:
         )
         assert task["next_at"] > task["since"]
         assert len(log.of("worker.waiting")) == 1
+
+
+def test_what_becomes_of_a_pod_that_runs_is_shown(log: Lines) -> None:
+    """Its node falls silent and comes back, and then a user deletes the pod: its state is "running" all the time."""
+    with SimulatedController(threads=["watch"]) as controller:
+        event_id = controller.accept()
+        pod = controller.pod(event_id)
+
+        def code() -> str:
+            controller.pass_time(1)
+            write(controller)
+            return controller.redis.task(event_id)["code"]
+
+        controller.cluster.run(pod)
+        controller.wait_seen(pod, lambda seen: seen.started_at is not None)
+        eventually(lambda: code() == "running", what="the code of a worker that runs")
+        controller.cluster.end_pod(pod, "", phase="Unknown")
+        controller.wait_seen(pod, lambda seen: seen.phase is Phase.UNKNOWN)
+        eventually(lambda: code() == "node_silent", what="the code of a silent node")
+        controller.cluster.end_pod(pod, "", phase="Running")
+        controller.wait_seen(pod, lambda seen: seen.phase is Phase.RUNNING)
+        eventually(lambda: code() == "running", what="the code of a worker that runs again")
+        controller.cluster.delete_by_user(pod)
+        controller.wait_seen(pod, lambda seen: seen.deleting)
+        eventually(lambda: code() == "ending", what="the code of a pod that goes")
+        assert worker(controller, event_id)["detail"] == "its deletion was requested"
+    assert len(log.of("worker.waiting")) == 1
 
 
 def test_what_waits_for_room_says_so() -> None:
