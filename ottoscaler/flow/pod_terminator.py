@@ -16,6 +16,7 @@ from typing import Final
 
 from ottoscaler import logs
 from ottoscaler.core import effects
+from ottoscaler.core.kept_pods import stays
 from ottoscaler.core.observations import Observation, TimedOut
 from ottoscaler.core.pods import PodSnapshot
 from ottoscaler.core.termination import Termination
@@ -110,9 +111,10 @@ class PodTerminator:
         if not self._stop.is_set():
             self._keeper.step()
 
-    def delete(self, pod: PodSnapshot, termination: Termination | None = None) -> None:
+    def delete(self, pod: PodSnapshot, termination: Termination | None = None, outcome: str = "") -> None:
         """Delete a pod after a live look; with a termination only one that has not finished, and that the termination
-        does not spare. Raises Unavailable and ClusterRejected.
+        does not spare. `outcome`: what is recorded of its attempt; a pod that stays for inspection by it is spared,
+        since the caller may have seen it last when it was still running. Raises Unavailable and ClusterRejected.
         """
         live = self._cluster.get(pod.name)
         if live is None or live.uid != pod.uid:
@@ -121,7 +123,7 @@ class PodTerminator:
         spared = termination is not None and (
             live.finished or (termination.only_before_start and live.started_at is not None)
         )
-        if live.deleting or spared:
+        if live.deleting or spared or stays(live, outcome):
             return
         _log.info(
             "pod.deleted", "Cleaning up pod: %s", pod.name, pod=pod.name, event_id=pod.event_id, worker=pod.key.index

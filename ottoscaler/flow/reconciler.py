@@ -101,7 +101,8 @@ class Reconciler:
         worker = workers.get(pod.key.index, StoredWorker(pod.key.index))
         if worker.outcome or pod.key.attempt < worker.attempt or (state == "finished" and not pod.live):
             if not self._waits_for_log(pod):
-                self._terminator.delete(pod)
+                outcome = worker.outcome if pod.key.attempt == worker.attempt else ""
+                self._terminator.delete(pod, outcome=outcome)
         elif worker.termination is not None and pod.live and worker.termination.applies_to(pod.key.attempt):
             self._terminator.delete(pod, worker.termination)
         elif not pod.live:

@@ -229,6 +229,23 @@ def test_the_limit_holds_over_replicas_and_restarts() -> None:
         assert left(third) == set(pods[2:])
 
 
+def test_a_replica_whose_watch_is_late_keeps_it_too() -> None:
+    """It saw the pod last when that still ran, and reads in Redis that its worker has failed."""
+    servers = FakeServers()
+    with (
+        SimulatedController(servers, threads=["watch"], **KEEP) as owner,
+        SimulatedController(servers, consumer="c2", **KEEP) as late,
+    ):
+        event_id = owner.accept()
+        pod = owner.pod(event_id)
+        owner.cluster.run(pod)
+        late.registry.replace(late.cluster.list())
+        owner.cluster.fail(pod)
+        owner.results(1, "task")
+        late.reconciler.reconcile()
+        assert (late.calls("get", pod), owner.cluster.names()) == (1, {pod})
+
+
 @contract("2.KEEP_FAILED_MAX")
 def test_a_limit_of_zero_keeps_none(log: Lines) -> None:
     """Whatever the pods say."""
