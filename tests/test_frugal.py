@@ -64,6 +64,7 @@ def _carry_out(folder: Path, server: EmbeddedRedis, meter: Meter) -> int:
     settings = {
         "REDIS_HOST": server.host, "REDIS_PORT": server.port, "KUBECONFIG": folder / "kubeconfig", "HTTP_PORT": 0,
         "KUBE_INFLIGHT": _INFLIGHT, "OTTO_AGENT_COMMAND": '["sleep", "0.2"]', "LOG_FORMAT": "json",
+        "KUBERNETES_EVENTS": "false",  # written over a connection of their own, one at a time
     }  # fmt: skip
     environ = {"PATH": os.environ["PATH"], **{name: str(value) for name, value in settings.items()}}
     with (

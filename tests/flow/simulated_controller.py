@@ -338,6 +338,11 @@ class SimulatedController:
         """Wait until the registry shows a pod as described."""
         eventually(lambda: any(pod.name == name and what(pod) for pod in self.registry.snapshots()), what=name)
 
+    def break_watch(self, error: Exception) -> None:
+        """End the watch with this error, once there is one: its thread may have just begun."""
+        eventually(self.servers.kubernetes.watching, what="the watch")
+        self.servers.kubernetes.end_watches(error)
+
     def results(self, count: int, kind: str = "worker") -> list[dict[str, str]]:
         """The results of a kind, when there are at least `count`."""
         eventually(lambda: len(self.redis.results(kind)) >= count, PATIENCE_S, f"{count} results of {kind}")

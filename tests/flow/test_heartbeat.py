@@ -106,7 +106,7 @@ def test_a_watch_that_hangs_is_named() -> None:
     with SimulatedController(threads=["watch"]) as controller:
         probes = health(controller)
         with hanging(controller, "list") as held:
-            controller.servers.kubernetes.end_watches(ClusterUnavailable("broken"))
+            controller.break_watch(ClusterUnavailable("broken"))
             eventually(held.there.is_set, 10, "the list")
             let_pass(controller, FROZEN_S + SUSPEND_GAP_S)
             eventually(lambda: frozen_loops(probes) == {"watch"}, what="a sign of life of the others")
@@ -139,7 +139,7 @@ def test_an_outage_restarts_no_process() -> None:
         probes = health(controller)
         controller.redis.set_down(True)
         controller.servers.kubernetes.refuse_next("list", ClusterUnavailable("away"), times=1_000_000)
-        controller.servers.kubernetes.end_watches(ClusterUnavailable("broken"))
+        controller.break_watch(ClusterUnavailable("broken"))
         for _ in range(4):
             let_pass(controller, FROZEN_S / 2)
             eventually(lambda: probes.livez() == [], what="a try of each loop")

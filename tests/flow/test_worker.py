@@ -236,7 +236,7 @@ class TestRelabelled:
             event_id = controller.accept(pod_count=2)
             name = controller.name(event_id)
             eventually(lambda: controller.calls("delete", name))
-            controller.servers.kubernetes.end_watches(ClusterUnavailable("cut"))
+            controller.break_watch(ClusterUnavailable("cut"))
             eventually(lambda: controller.calls("list") >= 2)
             assert controller.registry.owned_live == 1
             assert controller.calls("create") == 1

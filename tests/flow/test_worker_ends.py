@@ -175,7 +175,7 @@ class TestLost:
         with SimulatedController(threads=["watch"], INFRA_RETRIES=0) as controller:
             pod = controller.pod(controller.accept())
             controller.cluster.vanish(pod, unseen=True)
-            controller.servers.kubernetes.end_watches(ClusterUnavailable("broken"))
+            controller.break_watch(ClusterUnavailable("broken"))
             assert [controller.result()[name] for name in ("outcome", "reason")] == ["lost", "PodLost"]
             assert controller.calls("get", pod) == 1
 
