@@ -102,13 +102,17 @@ class LogDrain:
         """
         with self._lock:
             known = self._followed.get(pod.uid)
-            if known is not None and (known.over or not pod.finished):
+            if known is not None and known.over:
+                # It stays known until the worker is done: at its next step the log would be followed a second time, and
+                # the handler would get a gap and an end for a pod that is gone.
+                return False
+            if known is not None and not pod.finished:
                 del self._followed[pod.uid]
             elif known is not None:
                 known.delete = True
                 self._finish(pod.uid, known)
                 return True
-        if known is not None and not known.over:
+        if known is not None:
             self._forwarder.give_up(pod.uid)
         return False
 

@@ -93,7 +93,7 @@ def test_a_pod_that_waits_for_its_log_uses_no_room_and_holds_no_thread() -> None
 
 
 def test_a_log_that_is_over_before_the_result_holds_nothing_up() -> None:
-    """The pod is deleted by the worker's thread then, as without logs."""
+    """The pod is deleted by the worker's thread then, as without logs. The log is not followed a second time."""
     with SimulatedController(threads=["watch"], **LOGS) as controller:
         pod = controller.pod(controller.accept())
         uid = started(controller, pod)
@@ -101,6 +101,11 @@ def test_a_log_that_is_over_before_the_result_holds_nothing_up() -> None:
         controller.cluster.succeed(pod)
         controller.results(1)
         eventually(lambda: controller.cluster.names() == set(), what="the pod to be deleted")
+        controller.idle()
+        work(controller)
+        assert controller.forwarder.asked == [f"follow {uid}", f"ended {uid}"]
+        assert controller.forwarder.given_up == []
+        assert not controller.log_drain._followed
 
 
 def test_a_pod_that_never_started_waits_for_nothing() -> None:
