@@ -78,7 +78,7 @@ def reading_s(controller: Controller, event_id: str, since: float = 0.0) -> floa
 def warnings_since(controller: Controller, count: int) -> list[str]:
     """The warnings and errors among the log's lines from that one on."""
     return [
-        f"{line['event']}: {line['message']}"
+        f"{line['event']}: {line['message']}: {line.get('error', '')}"
         for line in controller.lines[count:]
         if line["level"] in ("WARNING", "ERROR", "CRITICAL")
     ]
