@@ -183,6 +183,7 @@ def test_one_that_reads_nothing_is_dropped(
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.sendall(b"GET /stream HTTP/1.0\r\n\r\n")
         eventually(lambda: viewers.count == 2, 20, "both")
+        other.until("full")  # what was there before is no change to it
         for number in range(2000):
             if viewers.count == 1:
                 break
