@@ -106,6 +106,12 @@ class StatusReader:
         """The unfinished tasks, oldest first."""
         return sorted(self._read_tasks(self._open_ids()), key=lambda task: task.received_at)
 
+    def lease_ends(self) -> Mapping[str, float]:
+        """Until when their owners hold the unfinished tasks, by event id: seconds since the epoch by Redis's clock."""
+        with translate_errors(self.where):
+            scored = cast("Any", self._client.zrange(self._key.open, 0, -1, withscores=True))
+        return {text_of(event_id): score / 1000 for event_id, score in scored}
+
     def find_event_ids(self, event_or_task_id: str) -> Sequence[str]:
         """The event ids that an id stands for: itself, or every known event of that task, oldest first.
 

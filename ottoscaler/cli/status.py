@@ -5,7 +5,8 @@
 - `at`: Redis's time, seconds since the epoch
 - `tasks`: the unfinished ones, oldest first: `event_id`, `task_id`, `type`, `state` (`waiting`, `running`),
   `received_at`, `age_s`, `pod_count`, `workers` (state or outcome -> how many), `succeeded`, `failed`, `cancelled`,
-  `owner` (the replica that holds the lease), `why` and `next_at` (why nothing moves, when it is tried again; or empty)
+  `owner` (the replica that holds the lease), `why` and `next_at` (why nothing moves, when it is tried again; or empty),
+  `code` (where it is: the table of codes in deploy/REFERENCE.md), `since`, `attention` (does not pass by itself)
 - `finished`: the newest closing results, newest first: `event_id`, `task_id`, `kind` (`task`, `scale_down`), `outcome`,
   `reason`, `finished_at`
 - `backlog`: `unread`, `unread_is_exact` (false: at least this many), `pending`
@@ -29,6 +30,7 @@ from rich.text import Text
 from ottoscaler.adapters.status_reader import Backlog, StatusReader
 from ottoscaler.adapters.task_codec import TaskState
 from ottoscaler.cli.connection import open_reader
+from ottoscaler.cli.explanation import Standing, standing_of
 from ottoscaler.cli.table import console, duration, grid, printable, tally_text
 from ottoscaler.core.wording import count_text
 from ottoscaler.errors import RedisUnavailable
@@ -36,8 +38,10 @@ from ottoscaler.stored import split_owner_token
 
 _REFRESH_S: Final = 1.0
 _FINISHED: Final = 10
-#: At most a screen of rows; `--json` has them all.
+#: At most as many rows, and on a terminal no more than it has room for; `--json` has them all.
 _ROWS: Final = 40
+#: A small terminal leaves out open tasks only when as few of the finished ones are shown.
+_FEWEST_FINISHED: Final = 3
 _HEADINGS: Final = ("event", "task", "state", "age", "workers", "owner", "why")
 _CLOSED_HEADINGS: Final = ("event", "task", "kind", "outcome", "reason", "finished")
 
@@ -48,6 +52,7 @@ class StatusReport:
 
     at: float
     tasks: Sequence[TaskState]
+    standings: Mapping[str, Standing]
     finished: Sequence[Mapping[str, str]]
     backlog: Backlog
     dead_letters: int
@@ -78,9 +83,11 @@ def main(arguments: Sequence[str]) -> int:
 
 def read(opened: StatusReader) -> StatusReport:
     """One look. Raises RedisUnavailable."""
+    now, tasks, lease_ends = opened.now(), opened.open_tasks(), opened.lease_ends()
     return StatusReport(
-        at=opened.now(),
-        tasks=opened.open_tasks(),
+        at=now,
+        tasks=tasks,
+        standings={task.event_id: standing_of(task, lease_ends.get(task.event_id), now) for task in tasks},
         finished=opened.closing_results(_FINISHED),
         backlog=opened.backlog(),
         dead_letters=opened.dead_letters(),
@@ -93,21 +100,22 @@ def as_json(status: StatusReport) -> dict[str, Any]:
     closing = ("event_id", "task_id", "kind", "outcome", "reason", "finished_at")
     return {
         "at": status.at,
-        "tasks": [_task_json(task, status.at) for task in status.tasks],
+        "tasks": [_task_json(task, status) for task in status.tasks],
         "finished": [{name: result.get(name, "") for name in closing} for result in status.finished],
         "backlog": {"unread": backlog.unread, "unread_is_exact": backlog.exact, "pending": backlog.pending},
         "dead_letters": status.dead_letters,
     }
 
 
-def _task_json(task: TaskState, at: float) -> dict[str, Any]:
+def _task_json(task: TaskState, status: StatusReport) -> dict[str, Any]:
+    standing = status.standings[task.event_id]
     return {
         "event_id": task.event_id,
         "task_id": task.task_id,
         "type": task.event_type,
         "state": task.state,
         "received_at": task.received_at,
-        "age_s": round(_age_s(task, at), 3),
+        "age_s": round(_age_s(task, status.at), 3),
         "pod_count": task.pod_count,
         "workers": task.count_workers(),
         "succeeded": task.succeeded,
@@ -116,20 +124,24 @@ def _task_json(task: TaskState, at: float) -> dict[str, Any]:
         "owner": _owner_name(task),
         "why": task.wait_reason,
         "next_at": task.next_at,
+        "code": standing.code.value,
+        "since": standing.since,
+        "attention": standing.code.facts.attention,
     }
 
 
 def _print_status(screen: Console, status: StatusReport) -> None:
     if screen.is_terminal:
-        screen.print(_status_table(status))
+        screen.print(_fitting_table(screen, status))
     else:
         print(*_status_lines(status), sep="\n")
 
 
 def _watch_on_terminal(screen: Console, opened: StatusReader, status: StatusReport) -> None:
-    with Live(_status_table(status), console=screen, auto_refresh=False) as live:
+    with Live(_fitting_table(screen, status), console=screen, auto_refresh=False) as live:
         for found in _poll(opened):
-            live.update(Text(str(found)) if isinstance(found, RedisUnavailable) else _status_table(found), refresh=True)
+            shown = Text(str(found)) if isinstance(found, RedisUnavailable) else _fitting_table(screen, found)
+            live.update(shown, refresh=True)
 
 
 def _watch_in_lines(opened: StatusReader, status: StatusReport) -> None:
@@ -163,31 +175,61 @@ def _content_without_ages(status: StatusReport) -> str:
     return json.dumps(found)
 
 
-def _status_table(status: StatusReport) -> RenderableType:
-    parts: list[RenderableType] = [Text(_summary_text(status))]
-    if status.tasks:
-        rows = [_task_row(task, status.at) for task in status.tasks[:_ROWS]]
-        parts += ["", grid(_HEADINGS, rows, title=count_text(len(status.tasks), "unfinished task"))]
-        if len(status.tasks) > _ROWS:
-            parts.append(Text(f"and {len(status.tasks) - _ROWS} more"))
-    if status.finished:
-        parts += [
-            "",
-            grid(_CLOSED_HEADINGS, [_finished_row(result) for result in status.finished], title="last finished"),
-        ]
+def _fitting_table(screen: Console, status: StatusReport) -> RenderableType:
+    """As much as the terminal has lines for. Finished tasks give way first, then those at the end."""
+    rows, finished = min(len(status.tasks), _ROWS), len(status.finished)
+    while True:
+        table = _status_table(status, rows, finished)
+        # one line for the prompt
+        surplus = len(screen.render_lines(table)) - (screen.height - 1)
+        if surplus > 0 and finished > _FEWEST_FINISHED:
+            finished = max(_FEWEST_FINISHED, finished - surplus)
+        elif surplus > 0 and rows > 1:
+            rows -= 1
+        else:
+            return table
+
+
+def _status_table(status: StatusReport, rows: int, finished: int) -> RenderableType:
+    parts: list[RenderableType] = [Text(line) for line in (_summary_text(status), *_attention_lines(status))]
+    if rows:
+        shown = [_task_row(task, status) for task in _worst_first(status)[:rows]]
+        parts += ["", grid(_HEADINGS, shown, title=count_text(len(status.tasks), "unfinished task"))]
+        if len(status.tasks) > rows:
+            parts.append(Text(f"and {len(status.tasks) - rows} more"))
+    if finished:
+        ended = [_finished_row(result) for result in status.finished[:finished]]
+        parts += ["", grid(_CLOSED_HEADINGS, ended, title="last finished")]
     return Group(*parts)
 
 
 def _status_lines(status: StatusReport) -> list[str]:
-    lines = [_summary_text(status)]
-    for task in status.tasks:
-        event_id, task_id, state, age, workers, owner, why = _task_row(task, status.at)
+    lines = [_summary_text(status), *_attention_lines(status)]
+    for task in _worst_first(status):
+        event_id, task_id, state, age, workers, owner, why = _task_row(task, status)
         facts = [f"task {task_id}" if task_id else task.event_type, state, f"for {age}", workers]
         facts += [f"owner {owner}" if owner else "", why]
         lines.append(printable(f"{event_id}: {', '.join(filter(None, facts))}"))
     for result in status.finished:
         event_id, task_id, kind, outcome, reason, finished_at = _finished_row(result)
         lines.append(printable(f"{event_id}: {kind} {task_id or '-'} {outcome} ({reason}) at {finished_at}"))
+    return lines
+
+
+def _worst_first(status: StatusReport) -> list[TaskState]:
+    """The tasks in the order of their codes; of two alike the older one is first."""
+    return sorted(status.tasks, key=lambda task: status.standings[task.event_id].code.rank)
+
+
+def _attention_lines(status: StatusReport) -> list[str]:
+    """Which tasks need attention, and the command that says what to do."""
+    waiting = [task for task in _worst_first(status) if status.standings[task.event_id].code.facts.attention]
+    lines = []
+    if waiting:
+        need = f"{count_text(len(waiting), 'task')} {'needs' if len(waiting) == 1 else 'need'} attention"
+        lines.append(printable(f"{need}: ottoscaler.py explain {waiting[0].event_id} says what to do"))
+    if status.dead_letters:
+        lines.append("dead letters are events that were refused: ottoscaler.py dead list says why")
     return lines
 
 
@@ -199,12 +241,16 @@ def _summary_text(status: StatusReport) -> str:
     return f"{tasks}; backlog: {backlog}, {status.backlog.pending} pending; {dead}"
 
 
-def _task_row(task: TaskState, at: float) -> tuple[str, ...]:
+def _task_row(task: TaskState, status: StatusReport) -> tuple[str, ...]:
     workers = tally_text(task.count_workers())
     if task.event_type == "scale_down":
         workers = f"ends {count_text(len(task.victims), 'worker')}" if task.victims else "scale_down"
-    why = f"{task.wait_reason}, again at {task.next_at}" if task.wait_reason and task.next_at else task.wait_reason
-    return task.event_id, task.task_id, task.state, duration(_age_s(task, at)), workers, _owner_name(task), why
+    standing = status.standings[task.event_id]
+    why = f"{standing.code.value}: {standing.why}" if standing.code.facts.attention else task.wait_reason
+    if why and standing.next_at:
+        why = f"{why}, again at {standing.next_at}"
+    age = duration(_age_s(task, status.at))
+    return task.event_id, task.task_id, task.state, age, workers, _owner_name(task), why
 
 
 def _finished_row(result: Mapping[str, str]) -> tuple[str, ...]:

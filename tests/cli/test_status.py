@@ -13,9 +13,11 @@ import pytest
 import redis
 
 from ottoscaler.cli.main import main
+from ottoscaler.core.status_codes import StatusCode
 from ottoscaler.core.verdicts import EndReason
 from ottoscaler.local.redis import EmbeddedRedis
 from ottoscaler.settings import Settings
+from ottoscaler.stored import StatusUpdate, TaskNote
 from tests.adapters.streams import note_why
 from tests.cli.conftest import LONG_S, Controller, Terminal, child
 from tests.schemas import faults, schema
@@ -68,7 +70,8 @@ def test_the_keys_of_json_are_stable(controller: Controller, capsys: pytest.Capt
     found = status(capsys)
     assert list(found) == ["at", "tasks", "finished", "backlog", "dead_letters"]
     first = (
-        "event_id task_id type state received_at age_s pod_count workers succeeded failed cancelled owner why next_at"
+        "event_id task_id type state received_at age_s pod_count workers succeeded failed cancelled owner why next_at "
+        "code since attention"
     )
     assert " ".join(found["tasks"][0]) == first
     assert list(found["finished"][0]) == ["event_id", "task_id", "kind", "outcome", "reason", "finished_at"]
@@ -182,17 +185,87 @@ def test_watch_on_a_terminal_redraws(controller: Controller) -> None:
     assert terminal.end() == 130
 
 
-def test_a_table_is_no_longer_than_helps(controller: Controller) -> None:
-    """The oldest tasks are shown, and how many there are."""
-    for number in range(42):
-        main(["send", "type=scale_up", f"task_id=t-{number:02}"])
+def send_and_take(controller: Controller, count: int) -> None:
+    """That many tasks, t-00 the oldest."""
+    for number in range(count):
+        main(["send", "type=scale_up", f"task_id=t-{number:02}", f"event_id=e-{number:02}"])
         controller.take()
+
+
+def test_a_table_fits_the_terminal(controller: Controller) -> None:
+    """Its 40 lines; how many more tasks there are is said, and what has ended keeps some lines."""
+    for number in range(12):
+        main(["send", "type=scale_up", f"task_id=done-{number:02}"])
+        controller.carry_out(EndReason.COMPLETED)
+    send_and_take(controller, 42)
     terminal = Terminal("status")
     terminal.end()
+    lines = terminal.screen.splitlines()
+    assert 35 <= len(lines) < 40
     assert "42 unfinished tasks" in terminal.screen
-    assert "t-39" in terminal.screen
-    assert "t-40" not in terminal.screen
-    assert "and 2 more" in terminal.screen
+    tasks = sum(" t-" in line for line in lines)
+    assert sum("done-" in line for line in lines) == 3
+    assert f"and {42 - tasks} more" in terminal.screen
+
+
+def test_on_a_large_terminal_what_has_ended_is_shown_too(controller: Controller) -> None:
+    """Nothing gives way where there is room."""
+    send_and_take(controller, 2)
+    for number in range(12):
+        main(["send", "type=scale_up", f"task_id=done-{number:02}"])
+        controller.carry_out(EndReason.COMPLETED)
+    terminal = Terminal("status")
+    terminal.end()
+    assert sum("done-" in line for line in terminal.screen.splitlines()) == 10
+    assert "more" not in terminal.screen
+
+
+@pytest.mark.parametrize(("count", "says"), [(1, "1 task needs attention"), (2, "2 tasks need attention")])
+def test_what_needs_somebody_comes_first(
+    controller: Controller, capsys: pytest.CaptureFixture[str], count: int, says: str
+) -> None:
+    """However new it is, and with the command that says what to do."""
+    for number in range(3):
+        main(["send", "type=scale_up", f"event_id=e-{number}"])
+        task = controller.take()
+        assert task is not None
+        if number >= 3 - count:
+            note = TaskNote("the quota is used up: pods=3", code=StatusCode.QUOTA.value, since="2026-01-01T00:00:00Z")
+            controller.stream.write_status([StatusUpdate(f"e-{number}", task.owner, task=note)])
+    capsys.readouterr()
+    main(["status"])
+    first, second, third, *_ = capsys.readouterr().out.splitlines()
+    assert first.startswith("3 unfinished tasks")
+    worst = f"e-{3 - count}"
+    assert second == f"{says}: ottoscaler.py explain {worst} says what to do"
+    assert third.startswith(f"{worst}: ")
+    assert third.endswith("quota: the quota is used up: pods=3")
+    found = {task["event_id"]: task for task in status(capsys)["tasks"]}
+    assert [each["attention"] for each in found.values()] == [False] * (3 - count) + [True] * count
+    assert (found[worst]["code"], found[worst]["since"]) == ("quota", "2026-01-01T00:00:00Z")
+
+
+def test_a_lease_that_no_replica_renews_needs_somebody(
+    controller: Controller, client: redis.Redis, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The task's own notes are those of its last owner, which is gone."""
+    main(["send", *UP])
+    controller.take()
+    client.zadd(f"{settings.keys.prefix}open", {"e-1": 1000})
+    capsys.readouterr()
+    main(["status"])
+    _, second, third = capsys.readouterr().out.splitlines()
+    assert second == "1 task needs attention: ottoscaler.py explain e-1 says what to do"
+    assert "lease_expired: no replica renews the lease of this task: its owner was otto-0" in third
+
+
+def test_a_dead_letter_is_pointed_at(controller: Controller, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the command that says why."""
+    main(["send", "--force", "type=scale_up", "pod_count=0"])
+    controller.take()
+    capsys.readouterr()
+    main(["status"])
+    assert "dead letters are events that were refused: ottoscaler.py dead list says why" in capsys.readouterr().out
 
 
 def test_why_nothing_moves_is_shown_with_the_next_time(
