@@ -94,7 +94,7 @@ class ExplainReader(StatusReader):
         return found
 
     def _open_with_task_id(self, task_id: str) -> list[str]:
-        ids, found = self._open_ids()[:OPEN_SEARCHED], []
+        ids, found = list(self.lease_ends(OPEN_SEARCHED)), []
         for part in chunks(ids):
             pipe = self._client.pipeline(transaction=False)
             for event_id in part:

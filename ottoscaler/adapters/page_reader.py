@@ -9,7 +9,7 @@ from typing import Any, Final, cast
 
 from ottoscaler.adapters.explain_reader import ExplainReader
 from ottoscaler.adapters.redis_client import translate_errors
-from ottoscaler.adapters.redis_values import chunks, entries_as_text, pipeline_replies, text_of
+from ottoscaler.adapters.redis_values import chunks, entries_as_text, pipeline_replies
 from ottoscaler.adapters.status_reader import DeadLetter, dead_letter_of
 from ottoscaler.adapters.task_codec import TaskState, decode_state
 
@@ -39,10 +39,9 @@ class PageReader(ExplainReader):
         """At most that many unfinished tasks. Workers are read until there are `most_workers`; a task behind that has
         none.
         """
+        lease_ends = self.lease_ends(most)
         with translate_errors(self.where):
-            scored = cast("Any", self._client.zrange(self._key.open, 0, most - 1, withscores=True))
             count = self._client.zcard(self._key.open)
-        lease_ends = {text_of(name): score / 1000 for name, score in scored}
         found = zip(lease_ends, self._fields_of([(name, _HEAD) for name in lease_ends]), strict=True)
         heads = sorted((head for head in found if head[1]), key=lambda head: head[1].get(b"received_at", b""))
         wanted, left = [], most_workers

@@ -7,7 +7,7 @@ no group is read for, no lease is touched. The head of common.lua and README lis
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -102,14 +102,16 @@ class StatusReader:
         """What is known of an event; None if nothing is (any more)."""
         return next(iter(self._read_tasks([event_id])), None)
 
-    def open_tasks(self) -> Sequence[TaskState]:
-        """The unfinished tasks, oldest first."""
-        return sorted(self._read_tasks(self._open_ids()), key=lambda task: task.received_at)
+    def tasks(self, event_ids: Iterable[str]) -> Sequence[TaskState]:
+        """What is known of these events, the oldest first."""
+        return sorted(self._read_tasks(list(event_ids)), key=lambda task: task.received_at)
 
-    def lease_ends(self) -> Mapping[str, float]:
-        """Until when their owners hold the unfinished tasks, by event id: seconds since the epoch by Redis's clock."""
+    def lease_ends(self, most: int = 0) -> Mapping[str, float]:
+        """Until when their owners hold the unfinished tasks, by event id: seconds since the epoch by Redis's clock. Of
+        `most` tasks at most, those that end first; 0: of all.
+        """
         with translate_errors(self.where):
-            scored = cast("Any", self._client.zrange(self._key.open, 0, -1, withscores=True))
+            scored = cast("Any", self._client.zrange(self._key.open, 0, most - 1, withscores=True))
         return {text_of(event_id): score / 1000 for event_id, score in scored}
 
     def find_event_ids(self, event_or_task_id: str) -> Sequence[str]:
@@ -119,16 +121,12 @@ class StatusReader:
         """
         if self.task(event_or_task_id) is not None:
             return [event_or_task_id]
-        found = [task for task in self.open_tasks() if task.task_id == event_or_task_id]
+        found = [task for task in self.tasks(self.lease_ends()) if task.task_id == event_or_task_id]
         if not found:
             ids = list(self._known_ids())
             chunks = (ids[start : start + _CHUNK] for start in range(0, len(ids), _CHUNK))
             found = [task for chunk in chunks for task in self._read_tasks(chunk) if task.task_id == event_or_task_id]
         return [task.event_id for task in sorted(found, key=lambda task: task.received_at)]
-
-    def _open_ids(self) -> list[str]:
-        with translate_errors(self.where):
-            return [text_of(event_id) for event_id in cast("list[bytes]", self._client.zrange(self._key.open, 0, -1))]
 
     def _known_ids(self) -> Iterator[str]:
         prefix = self._key.task("")

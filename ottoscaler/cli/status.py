@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import threading
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -83,7 +84,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def read(opened: StatusReader) -> StatusReport:
     """One look. Raises RedisUnavailable."""
-    now, tasks, lease_ends = opened.now(), opened.open_tasks(), opened.lease_ends()
+    now, lease_ends = opened.now(), opened.lease_ends()
+    tasks = opened.tasks(lease_ends)
     return StatusReport(
         at=now,
         tasks=tasks,
@@ -178,16 +180,17 @@ def _content_without_ages(status: StatusReport) -> str:
 def _fitting_table(screen: Console, status: StatusReport) -> RenderableType:
     """As much as the terminal has lines for. Finished tasks give way first, then those at the end."""
     rows, finished = min(len(status.tasks), _ROWS), len(status.finished)
-    while True:
-        table = _status_table(status, rows, finished)
-        # one line for the prompt
-        surplus = len(screen.render_lines(table)) - (screen.height - 1)
-        if surplus > 0 and finished > _FEWEST_FINISHED:
-            finished = max(_FEWEST_FINISHED, finished - surplus)
-        elif surplus > 0 and rows > 1:
-            rows -= 1
-        else:
-            return table
+
+    def surplus(rows: int) -> int:
+        lines = screen.render_lines(_status_table(status, rows, finished))
+        return len(lines) - (screen.height - 1)  # one line for the prompt
+
+    while (lines := surplus(rows)) > 0 and finished > _FEWEST_FINISHED:
+        finished = max(_FEWEST_FINISHED, finished - lines)
+    if lines > 0 and rows:
+        # by halves: --watch draws it once a second, and each try is as dear as the drawing itself
+        rows = max(1, bisect_right(range(rows), 0, key=surplus) - 1)
+    return _status_table(status, rows, finished)
 
 
 def _status_table(status: StatusReport, rows: int, finished: int) -> RenderableType:
