@@ -9,7 +9,7 @@ from redis.crc import key_slot
 
 from ottoscaler.adapters.preflight import RedisPreflight
 from ottoscaler.adapters.redis_client import no_common_slot_error
-from ottoscaler.adapters.redis_values import text_of
+from ottoscaler.adapters.redis_values import entry_time_s, text_of
 from ottoscaler.adapters.status_reader import StatusReader
 from ottoscaler.core.redis_findings import QueueFacts
 from ottoscaler.errors import RedisUnavailable
@@ -40,7 +40,7 @@ class RedisInspector(RedisPreflight):
         oldest = self._oldest_waiting()
         with self._redis.translate_errors():
             tasks = self._redis.client.zcard(self._redis.key.open)
-        age_s = max(0.0, now - _seconds_of(oldest)) if oldest else 0.0
+        age_s = max(0.0, now - entry_time_s(oldest)) if oldest else 0.0
         waiting = backlog.unread + backlog.pending
         return QueueFacts(names.stream, names.group, waiting, backlog.exact, age_s, tasks, self._live_consumers(now))
 
@@ -50,7 +50,7 @@ class RedisInspector(RedisPreflight):
         with self._redis.translate_errors():
             first = cast("list[Any]", self._redis.client.xrange(stream, count=1))
             length = self._redis.client.xlen(stream)
-        return length, max(0.0, reader.now() - _seconds_of(text_of(first[0][0]))) if first else 0.0
+        return length, max(0.0, reader.now() - entry_time_s(text_of(first[0][0]))) if first else 0.0
 
     def _oldest_waiting(self) -> str:
         """The id of the oldest entry that is pending or unread; empty if there is none."""
@@ -104,7 +104,3 @@ def access_code(error: RedisUnavailable) -> str:
         case redis.ConnectionError() if "SSL" in str(cause) or "certificate" in str(cause):
             return "redis.tls"
     return "redis.reach"
-
-
-def _seconds_of(entry_id: str) -> float:
-    return int(entry_id.partition("-")[0]) / 1000

@@ -32,6 +32,11 @@ def decode_names(values: Sequence[bytes]) -> list[str]:
     return [name for name, value in ((text_of(value), value) for value in values) if name.encode() == value]
 
 
+def entry_time_s(entry_id: str) -> float:
+    """When an entry was added, seconds since the epoch by the clock of Redis, which its id begins with."""
+    return int(entry_id.partition("-")[0]) / 1000
+
+
 def entries_as_text(entries: Any) -> list[tuple[str, dict[str, str]]]:
     """The entries of XRANGE, XREVRANGE or of one stream of XREAD, as texts for people."""
     return [

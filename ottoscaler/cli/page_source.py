@@ -9,10 +9,12 @@ from itertools import islice
 from typing import Any, Final, TypeVar
 
 from ottoscaler.adapters.page_reader import OpenTasks, PageReader
+from ottoscaler.adapters.redis_values import entry_time_s
 from ottoscaler.adapters.status_reader import DeadLetter
 from ottoscaler.adapters.task_codec import TaskState, WorkerState
 from ottoscaler.cli.explanation import Explanation, explain, standing_of
 from ottoscaler.core.page_changes import PageState
+from ottoscaler.core.plan import stream_sort_key
 from ottoscaler.core.pods import PodSnapshot
 from ottoscaler.core.results import rfc3339
 from ottoscaler.core.status_codes import StatusCode
@@ -35,7 +37,6 @@ OPEN_SEARCHED: Final = 2000
 _PARTS: Final = 5
 _SEARCHED_FIELDS: Final = ("task_id", "event_id", "repository", "commit_sha", "pod")
 _HOUR_S: Final = 3600
-_MINUTE_MS: Final = 60_000
 _TEXT: Final = 500
 _SUCCEEDED: Final = "succeeded"
 
@@ -74,7 +75,7 @@ class PageSource:
         found = self._reader.some_open_tasks(MOST_TASKS, MOST_WORKERS)
         self._read_passed_on(found.tasks)
         backlog = self._reader.backlog(COUNTED)
-        minute = int(now * 1000) // _MINUTE_MS
+        minute = int(now) // 60
         summary = {
             "unread": backlog.unread, "exact": backlog.exact, "pending": backlog.pending, "open": found.count,
             "dead": self._reader.dead_letters(), "hour": [self._minutes[minute - ago] for ago in range(59, -1, -1)],
@@ -135,7 +136,7 @@ class PageSource:
         for _ in range(_PARTS):
             found = self._reader.results_after(self._read_to)
             for entry_id, fields in found:
-                self._minutes[_ms_of(entry_id) // _MINUTE_MS] += fields.get("kind") == "worker"
+                self._minutes[int(entry_time_s(entry_id)) // 60] += fields.get("kind") == "worker"
             if not found:
                 break
             self._read_to = found[-1][0]
@@ -158,16 +159,7 @@ class PageSource:
 
 
 def _newest(results: _Results, most: int) -> _Results:
-    return {key: results[key] for key in sorted(results, key=_place_of, reverse=True)[:most]}
-
-
-def _place_of(entry_id: str) -> tuple[int, int]:
-    milliseconds, _, number = entry_id.partition("-")
-    return int(milliseconds), int(number)
-
-
-def _ms_of(entry_id: str) -> int:
-    return _place_of(entry_id)[0]
+    return {key: results[key] for key in sorted(results, key=stream_sort_key, reverse=True)[:most]}
 
 
 def _first(rows: Mapping[str, _Row], most: int) -> dict[str, _Row]:
@@ -250,14 +242,14 @@ _RESULT: Final = (
 def _result_row(entry_id: str, fields: Mapping[str, str]) -> dict[str, str]:
     """What is shown of a result; it was recorded at the time of its entry's id."""
     shown = {name: fields[name][:_TEXT] for name in _RESULT if fields.get(name)}
-    return {"outcome": ""} | shown | {"recorded_at": rfc3339(_ms_of(entry_id) / 1000)}
+    return {"outcome": ""} | shown | {"recorded_at": rfc3339(entry_time_s(entry_id))}
 
 
 def _dead_rows(letters: Mapping[str, DeadLetter]) -> dict[str, Any]:
     return {
         key: {
             "reason": each.reason, "detail": each.detail[:_TEXT], "event": each.event_id,
-            "at": rfc3339(_ms_of(key) / 1000),
+            "at": rfc3339(entry_time_s(key)),
         }
         for key, each in letters.items()
     }  # fmt: skip
