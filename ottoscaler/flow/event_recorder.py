@@ -11,7 +11,7 @@ from ottoscaler.core.event_series import EventSeries, Series
 from ottoscaler.core.kube_events import KubeEvent, PodReference, event_name, new_event, repeated_event
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Unavailable
 from ottoscaler.flow.stop import StopSignal
-from ottoscaler.metrics import Metrics
+from ottoscaler.metrics import KUBE_EVENT_OUTCOMES, Metrics
 from ottoscaler.ports import Clock, KubeEvents
 
 #: Different things that may wait to be written; what happens again raises the count of what waits.
@@ -21,8 +21,7 @@ TRIES: Final = 3
 PAUSE_S: Final = 5.0
 
 _log = logs.get(__name__)
-#: What comes of an Event: the values of the metric's label are these.
-_CREATED, _REPEATED, _LIMITED, _OVERFLOW, _FAILED = "created", "repeated", "limited", "overflow", "failed"
+_CREATED, _REPEATED, _LIMITED, _OVERFLOW, _FAILED = KUBE_EVENT_OUTCOMES
 
 
 class EventRecorder:

@@ -102,18 +102,16 @@ class LogDrain:
         """
         with self._lock:
             known = self._followed.get(pod.uid)
-            if known is not None and known.over:
-                # It stays known until the worker is done: at its next step the log would be followed a second time, and
-                # the handler would get a gap and an end for a pod that is gone.
+            # One that is over stays known until the worker is done: at its next step the log would be followed a second
+            # time, and the handler would get a gap and an end for a pod that is gone.
+            if known is None or known.over:
                 return False
-            if known is not None and not pod.finished:
-                del self._followed[pod.uid]
-            elif known is not None:
+            if pod.finished:
                 known.delete = True
                 self._finish(pod.uid, known)
                 return True
-        if known is not None:
-            self._forwarder.give_up(pod.uid)
+            del self._followed[pod.uid]
+        self._forwarder.give_up(pod.uid)
         return False
 
     def worker_done(self, pod: PodSnapshot | None, *, lost: bool = False) -> None:
