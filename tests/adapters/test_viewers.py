@@ -6,8 +6,8 @@ import http.client
 import json
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing
 from typing import Any
 
 import pytest
@@ -15,12 +15,10 @@ import pytest
 from ottoscaler.adapters import viewers as viewers_module
 from ottoscaler.adapters.page_files import page_files
 from ottoscaler.adapters.viewers import MOST_VIEWERS, Viewers
-from ottoscaler.adapters.web import WebResponse, WebServer
+from ottoscaler.adapters.web import Page, WebResponse
 from ottoscaler.core.page_changes import PageState, changes, full
 from ottoscaler.errors import RedisUnavailable
-from ottoscaler.flow.stop import StopSignal
-from ottoscaler.settings import WebSettings
-from tests.fakes.clock import SystemClock
+from tests.adapters.web_server import serving
 from tests.fakes.wait import eventually
 
 pytestmark = pytest.mark.timeout(60)
@@ -48,21 +46,9 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     return World()
 
 
-@contextmanager
-def serving(viewers: Viewers) -> Iterator[int]:
-    """A server with the page; no thread is left."""
-    before, stop = threading.active_count(), StopSignal()
-    pages = {**page_files(), "/stream": lambda _: WebResponse(b"", viewers=viewers)}
-    web = WebServer(WebSettings(port=0), pages, viewers)
-    stop.spawn("web", web.run)
-    try:
-        yield web.port
-    finally:
-        stop.set()
-        web.close()
-        assert stop.join(SystemClock(), SystemClock().now() + 20) == []
-        eventually(lambda: threading.active_count() <= before, 20, "the threads to end")
-    assert stop.cause is None
+def pages_for(viewers: Viewers) -> Mapping[str, Page]:
+    """The page, and its stream for these viewers."""
+    return {**page_files(), "/stream": lambda _: WebResponse(b"", viewers=viewers)}
 
 
 class Browser:
@@ -102,7 +88,7 @@ def viewers(world: World) -> Viewers:
 @pytest.fixture
 def port(viewers: Viewers) -> Iterator[int]:
     """Where they come to."""
-    with serving(viewers) as found:
+    with serving(pages_for(viewers), viewers) as found:
         yield found
 
 
@@ -221,7 +207,7 @@ def test_a_defect_ends_the_viewers_and_nothing_else(port: int, world: World, vie
 def test_the_end_of_the_server_ends_them(world: World) -> None:
     """No thread is left (see `serving`)."""
     viewers = Viewers(world.look)
-    with serving(viewers) as port:
+    with serving(pages_for(viewers), viewers) as port:
         browser = Browser(port)
         browser.until("full")
     browser.close()

@@ -8,7 +8,7 @@ import http.client
 import socket
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from ottoscaler.adapters.web import CONNECTIONS, Page, WebRequest, WebResponse, 
 from ottoscaler.errors import ConfigError
 from ottoscaler.flow.stop import StopSignal
 from ottoscaler.settings import WebSettings
+from tests.adapters.web_server import serving
 from tests.fakes.clock import SystemClock
 from tests.fakes.wait import eventually
 
@@ -31,26 +32,10 @@ PAGES: Mapping[str, Page] = {
 }
 
 
-@contextmanager
-def serving(pages: Mapping[str, Page] = PAGES, address: str = "127.0.0.1") -> Iterator[int]:
-    """A server in a thread; the port that it got. No thread is left."""
-    before, stop = threading.active_count(), StopSignal()
-    web = WebServer(WebSettings(port=0, address=address), pages)
-    stop.spawn("web", web.run)
-    try:
-        yield web.port
-    finally:
-        stop.set()
-        web.close()
-        assert stop.join(SystemClock(), SystemClock().now() + 5) == []
-        eventually(lambda: threading.active_count() <= before, 5, "the threads to end")
-    assert stop.cause is None
-
-
 @pytest.fixture
 def port() -> Iterator[int]:
     """A server with PAGES."""
-    with serving() as found:
+    with serving(PAGES, end_s=5) as found:
         yield found
 
 
@@ -223,7 +208,7 @@ def test_slow_clients_keep_no_other_from_an_answer(port: int) -> None:
 def test_a_client_that_never_ends_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also one that keeps sending a byte, so that it is never silent."""
     monkeypatch.setattr(web_module, "MAX_CONNECTION_AGE_S", 0.5)
-    with serving() as port, socket.create_connection(("127.0.0.1", port), 5) as client:
+    with serving(PAGES, end_s=5) as port, socket.create_connection(("127.0.0.1", port), 5) as client:
         client.sendall(b"GET / HTTP/1.1\r\nX-Slow: ")
 
         def cut() -> bool:
@@ -242,7 +227,7 @@ def test_a_page_that_fails_ends_only_its_own_connection(port: int) -> None:
     def broken(_: WebRequest) -> WebResponse:
         raise ZeroDivisionError
 
-    with serving({"/": lambda _: WebResponse(b"well\n"), "/broken": broken}) as other:
+    with serving({"/": lambda _: WebResponse(b"well\n"), "/broken": broken}, end_s=5) as other:
         with pytest.raises(http.client.RemoteDisconnected):
             ask(other, "/broken")
         assert ask(other)[1] == b"well\n"
@@ -299,7 +284,7 @@ needs_ipv6 = pytest.mark.skipif(not _has_ipv6(), reason="this machine has no IPv
 )
 def test_it_listens_where_it_is_asked_to(address: str, reached: Mapping[str, bool]) -> None:
     """`::` is IPv4 and IPv6: a kubelet asks by the address that the pod has."""
-    with serving(address=address) as found:
+    with serving(PAGES, address=address, end_s=5) as found:
         assert {each: reach(each, found) for each in reached} == reached
 
 
@@ -320,7 +305,7 @@ def test_where_ipv6_is_off_all_addresses_are_those_of_ipv4(step: str, monkeypatc
             super().bind(address)
 
     monkeypatch.setattr(socket, "socket", Without)
-    with serving(address="::") as found:
+    with serving(PAGES, address="::", end_s=5) as found:
         assert reach("127.0.0.1", found)
 
 

@@ -14,22 +14,20 @@ import pytest
 import redis
 
 from ottoscaler.adapters.page_reader import PageReader
-from ottoscaler.adapters.web import WebServer
 from ottoscaler.cli.page_source import PageSource
 from ottoscaler.cli.status_page import guarded, pages_of
 from ottoscaler.core.results import rfc3339
 from ottoscaler.core.status_codes import WORKER_CODES, StatusCode
 from ottoscaler.core.verdicts import EndReason
-from ottoscaler.flow.stop import StopSignal
 from ottoscaler.local.handle import LocalCluster
 from ottoscaler.local.redis import EmbeddedRedis
 from ottoscaler.ports import OpenTask, StatusUpdate
-from ottoscaler.settings import Settings, WebSettings
+from ottoscaler.settings import Settings
 from ottoscaler.stored import TaskNote, WorkerNote
+from tests.adapters import web_server
 from tests.cli.browser import PATIENCE_S, Browser, Tab, browser
 from tests.cli.conftest import Controller as Acting
 from tests.e2e.controller import Controller
-from tests.fakes.clock import SystemClock
 from tests.fakes.wait import eventually
 from tests.npm import installed
 
@@ -94,18 +92,11 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 @contextmanager
 def serving(settings: Settings, token: Path | None = None) -> Iterator[int]:
     """The page as the controller serves it, without a controller; yields its port."""
-    stop = StopSignal()
     with closing(PageReader(settings.redis, settings.keys)) as reader:
         source = PageSource(reader, lambda: {"health": ["a fault"], "live": 1, "max": 2}, dict)
         pages, viewers = pages_of(source)
-        web = WebServer(WebSettings(port=0), guarded(pages, str(token) if token else None), viewers)
-        stop.spawn("web", web.run)
-        try:
-            yield web.port
-        finally:
-            stop.set()
-            web.close()
-            assert stop.join(SystemClock(), SystemClock().now() + 20) == []
+        with web_server.serving(guarded(pages, str(token) if token else None), viewers) as port:
+            yield port
 
 
 @contextmanager
