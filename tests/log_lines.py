@@ -36,7 +36,7 @@ class CheckedLines(logging.Handler):
         self._package.setLevel(self._level)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep the line; it is formatted now, on the thread whose bound facts it has."""
+        """Keep the line. It is formatted here, because the facts of `logs.bind` belong to this thread."""
         self._lines.append(self.format(record))
 
     def lines(self) -> list[dict[str, Any]]:

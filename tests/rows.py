@@ -134,7 +134,7 @@ _RESULT: Final = {
     "reason": "the stable code",
     "message": "the sentence that goes with it",
     "finished_at": "RFC 3339, milliseconds",
-    "fault": "whose it is, so who has to act",
+    "fault": "where the cause lies, and so which side has to act",
     "exit_code": "the program's",
     "pod": "the pod's name",
     "pod_uid": "the pod's UID",

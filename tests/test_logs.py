@@ -100,7 +100,7 @@ def test_each_line_names_its_process() -> None:
 
 
 def test_a_line_for_people_does_not_name_its_process() -> None:
-    """Who looks at a terminal looks at one process."""
+    """A terminal shows the lines of one process."""
     stream = io.StringIO()
     logs.setup("INFO", "text", stream, instance="blue", consumer="blue-1")
     log.info("a.b", "ours")

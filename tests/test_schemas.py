@@ -240,7 +240,7 @@ def client() -> Iterator[redis.Redis]:
         text = ""
         while (found := re.search(r"REDIS_PORT=([0-9]+)", text)) is None:
             text += output.readline()
-        # all the time: a pipe that nobody reads fills up, and its writer waits
+        # all the time: a pipe that is not read fills up, and its writer waits
         threading.Thread(target=_keep_lines, args=(output,), daemon=True).start()
         with redis.Redis(port=int(found[1]), decode_responses=True, encoding_errors="replace") as connected:
             for name, fields in SENT.items():

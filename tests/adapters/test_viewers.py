@@ -1,4 +1,4 @@
-"""The viewers of the status page: everything first, then what changes; a place for so many; nobody is waited for."""
+"""The viewers of the status page: everything first, then what changes; few places; no viewer is waited for."""
 
 from __future__ import annotations
 

@@ -147,14 +147,14 @@ def test_a_task_is_where_explain_says(
     if lease_is_over:
         client.zadd(f"{settings.keys.prefix}open", {"e": 1000})
     state = source.look()
-    [told] = explain(page_reader, "e")
+    [explained] = explain(page_reader, "e")
     row = state["tasks"]["e"]
     assert row["code"] == ("lease_expired" if lease_is_over else "quota")
     for name in ("code", "why", "since", "next_at", "owner"):
-        assert row[name] == getattr(told, name)
+        assert row[name] == getattr(explained, name)
     assert (row["repository"], row["commit_sha"]) == ("acme/shop", "c0ffee")
     shown = state["workers"]["e/1"]
-    first = told.groups[0].first
+    first = explained.groups[0].first
     assert [shown[name] for name in ("code", "why", "since", "next_at")] == [
         "quota", first.why, since, next_at,
     ]  # fmt: skip

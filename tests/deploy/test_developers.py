@@ -150,7 +150,7 @@ class TestRedisOfOthers:
         assert "container redis-boa keeps no append-only file" in answer
 
 
-#: Kind whose first node boots too slowly: BOOTS says which of its calls succeeds.
+#: A Kind that cannot boot its first nodes in time: BOOTS says which of its calls succeeds.
 KIND = """
 case "$1" in
   create)

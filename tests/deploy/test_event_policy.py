@@ -61,7 +61,7 @@ def test_another_kind_of_event_is_refused(cluster: Cluster, changes: Mapping[str
 
 
 def test_no_other_programs_event_is_changed(cluster: Cluster) -> None:
-    """And of an own one not what it is about, or who wrote it."""
+    """And it may change neither the object nor the writer of its own Events."""
     foreign = body("foreign", {"source.component": "kubelet", "reportingComponent": "kubelet"})
     assert cluster.ask("POST", PATH, foreign, namespace=None).status in (201, 409)
     assert cluster.ask("POST", PATH, body("mine"), namespace=PRODUCTION).status in (201, 409)

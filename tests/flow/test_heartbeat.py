@@ -408,7 +408,7 @@ def test_one_call_that_failed_is_no_outage(log: Lines) -> None:
 
 
 def test_the_end_of_an_outage_is_one_line_of_many_threads(log: Lines) -> None:
-    """Those whose calls are answered at the same time."""
+    """Of many threads that get an answer at the same time, one logs the line."""
     clock = ManualClock()
     heartbeat = Heartbeat(clock)
     heartbeat.report_call("Redis", "no answer")

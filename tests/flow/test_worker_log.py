@@ -53,7 +53,7 @@ def test_a_retry_has_its_reason_number_and_limit_in_fields(log: Lines) -> None:
 
 
 def test_the_end_of_a_worker_has_its_facts_in_fields(log: Lines) -> None:
-    """How it ended, who has to act, how long it was pending and how long it ran; and the task counts its workers."""
+    """How it ended, which side has to act, how long it was pending and ran; and the task counts its workers."""
     with SimulatedController(threads=["watch"]) as controller:
         event_id = controller.accept(pod_count=2)
         pods = [controller.pod(event_id, index) for index in (1, 2)]
@@ -78,7 +78,7 @@ def test_the_end_of_a_worker_has_its_facts_in_fields(log: Lines) -> None:
 
 
 def test_a_task_that_did_not_fail_is_no_warning(log: Lines) -> None:
-    """One that succeeded, and one whose workers were cancelled before they had a pod."""
+    """One task succeeds; the workers of the other are cancelled before they have a pod."""
     with SimulatedController(threads=["watch", "lease", "control", "reader"], MAX_WORKERS=1) as controller:
         event_id = controller.send()
         controller.pod(event_id)

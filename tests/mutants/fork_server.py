@@ -3,7 +3,7 @@ is asked about, in a child of its own.
 
 A child is forked after the collection, so it spends no time on imports. It puts the broken code into the functions, and
 the broken text into the scripts, that are already there. What is computed at import stays as it was: of code that an
-import runs, a caller must not believe that nobody notices it before the tests have run on a fresh import, too.
+import runs, a caller must not call it unnoticed before the tests have run on a fresh import, too.
 
 OTTO_MUTANT_PIPES names two file descriptors: requests come from one and answers go to the other, a line of JSON each.
 """
