@@ -11,7 +11,7 @@ import threading
 from typing import Final
 
 from ottoscaler import logs
-from ottoscaler.core.kube_events import RecordKubeEvent, lease_lost_event
+from ottoscaler.core.kube_events import RecordKubeEvent
 from ottoscaler.errors import ConsumerReplaced, Unavailable
 from ottoscaler.flow.control import ScaleDownProcessor
 from ottoscaler.flow.heartbeat import Heartbeat
@@ -19,6 +19,7 @@ from ottoscaler.flow.inbox import ScaleDownInbox
 from ottoscaler.flow.ledger import Ledger
 from ottoscaler.flow.stop import StopSignal
 from ottoscaler.flow.takeover import TakeOver
+from ottoscaler.flow.task_losses import report_loss
 from ottoscaler.metrics import Metrics
 from ottoscaler.ports import Clock, EventLog, Leases
 from ottoscaler.stored import split_owner_token
@@ -158,10 +159,7 @@ class LeaseKeeper:
         if consumer == self._consumer and incarnation != self._incarnation:
             raise self._consumer_replaced()
         if theirs:
-            self._metrics.lease_losses.inc()
-            _log.warning("task.lost", "Task %s was taken over by %s", event_id, theirs, event_id=event_id)
-            if self._record_event is not None:
-                self._record_event(lease_lost_event(event_id, theirs))
+            report_loss(self._metrics, event_id, theirs, self._record_event)
         self._ledger.drop(event_id, ours)
         self._control.drop(event_id, ours)
 

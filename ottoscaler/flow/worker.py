@@ -32,6 +32,7 @@ from ottoscaler.flow.pod_events import PodEventsReader
 from ottoscaler.flow.pod_keeper import PodKeeper
 from ottoscaler.flow.registry import PodRegistry, Waiter
 from ottoscaler.flow.script_answers import refusal
+from ottoscaler.flow.task_losses import report_loss
 from ottoscaler.flow.worker_log import WorkerLog
 from ottoscaler.metrics import Metrics
 from ottoscaler.ports import Attempts, Clock, Cluster, CreateOutcome, ScriptStatus
@@ -235,7 +236,7 @@ class WorkerRunner:
             self._log_drain.worker_done(pod, lost=effect.reason == lifecycle.NOT_OURS)
         # the first of a task's workers that finds this out drops the task: one line for all of them
         if effect.reason == lifecycle.NOT_OURS and self._ledger.drop(event_id, run.task.owner):
-            self._worker_log.task_lost(event_id)
+            report_loss(self._metrics, event_id, "another process", self._record_event)
         if pod is not None and pod.altered_label:
             self._registry.delete(pod.key)  # no watch would ever say that it is gone
         self._ledger.worker_ended(run)

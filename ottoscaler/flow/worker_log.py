@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from ottoscaler import logs
 from ottoscaler.core import effects
-from ottoscaler.core.kube_events import EventReason, RecordKubeEvent, lease_lost_event, worker_event
+from ottoscaler.core.kube_events import EventReason, RecordKubeEvent, worker_event
 from ottoscaler.core.lifecycle import Lifecycle
 from ottoscaler.core.manifest import pod_name
 from ottoscaler.core.pod_timeline import AttemptLimits, passed_limit_s
@@ -167,13 +167,6 @@ class WorkerLog:
             text = f"{outcome}: {verdict.reason} ({verdict.message or 'no message'}), fault: {verdict.reason.fault}"
             reason = EventReason.WORKER_CANCELLED if cancelled else EventReason.WORKER_FAILED
             self._record_event(worker_event(reason, text, pod))
-
-    def task_lost(self, event_id: str) -> None:
-        """A write has shown that the task is another process's."""
-        self._metrics.lease_losses.inc()
-        _log.warning("task.lost", "Task %s was taken over by another process", event_id, event_id=event_id)
-        if self._record_event is not None:
-            self._record_event(lease_lost_event(event_id, "another process"))
 
     def task_finished(self, run: WorkerRun, message: str) -> None:
         """This worker's result was the last of its task; the message is that of the task's result."""
