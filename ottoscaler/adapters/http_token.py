@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import math
 import threading
 import time
 from typing import Final
@@ -24,31 +25,32 @@ class HttpToken:
         self._path = path
         self._lock = threading.Lock()
         self._token = ""  # guarded by _lock
-        self._read_at = 0.0  # guarded by _lock
+        self._read_at = -math.inf  # guarded by _lock
         self._lines = logs.RateLimited()
 
     def accepts(self, authorization: str | None) -> bool:
         """Whether an Authorization header carries it. Nothing is accepted while the file is empty or cannot be read."""
-        token = self._current()
-        given = (authorization or "").removeprefix(_BEARER).strip()
+        token, header = self._current(), authorization or ""
+        if not token or not header.startswith(_BEARER):
+            return False
+        given = header.removeprefix(_BEARER).strip()
         # in constant time: otherwise the time of an answer would say how many characters are right
-        same = hmac.compare_digest(given.encode("utf-8", "replace"), token.encode("utf-8", "replace"))
-        return bool(token) and (authorization or "").startswith(_BEARER) and same
+        return hmac.compare_digest(given.encode("utf-8", "replace"), token.encode("utf-8", "replace"))
 
     def _current(self) -> str:
         with self._lock:
-            if time.monotonic() - self._read_at >= CACHE_S or not self._read_at:
-                self._read_at = time.monotonic()
-                try:
-                    self._token = read_text(self._path).strip()
-                except (OSError, ValueError) as error:
-                    self._token = ""
-                    if self._lines.is_due("unreadable"):
-                        name, reason = redact_value(self._path), file_error_reason(error)
-                        _log.error(
-                            "web.token",
-                            "HTTP_TOKEN_FILE=%s cannot be read (%s): page and figures are closed",
-                            name,
-                            reason,
-                        )
+            now = time.monotonic()
+            if now - self._read_at >= CACHE_S:
+                self._read_at, self._token = now, self._read()
             return self._token
+
+    def _read(self) -> str:
+        try:
+            return read_text(self._path).strip()
+        except (OSError, ValueError) as error:
+            if self._lines.is_due("unreadable"):
+                _log.error(
+                    "web.token", "HTTP_TOKEN_FILE=%s cannot be read (%s): page and figures are closed",
+                    redact_value(self._path), file_error_reason(error),
+                )  # fmt: skip
+            return ""
