@@ -1,14 +1,12 @@
 """The label-indexed registry: what the watch last saw of each worker's pod, and which thread waits for its next change.
 
-The watch thread publishes, worker threads wait; a change of one pod costs the same however many pods there are. A
-snapshot is replaced only by a newer one: what a create or a live look has shown is not undone by an older line of the
-watch. A list is the truth about all that was known before it.
+The watch thread publishes, worker threads wait; a change of one pod costs the same however many pods there are. The
+cache holds what is known (pod_cache.py), the waiters which threads are to be woken; one lock guards both.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -17,11 +15,8 @@ from ottoscaler.core.manifest import AttemptKey
 from ottoscaler.core.observations import Observation, OwnershipLost, PodNotListed, PodSeen, TimedOut
 from ottoscaler.core.pods import PodSnapshot
 from ottoscaler.errors import Stopping
-from ottoscaler.flow.pod_counts import PodCounts
+from ottoscaler.flow.pod_cache import PodCache
 from ottoscaler.ports import Clock, PodList
-
-#: UIDs of pods that are gone, remembered so that a late answer cannot bring one back.
-TOMBSTONES = 20_000
 
 _WorkerId = tuple[str, int]
 
@@ -69,11 +64,8 @@ class PodRegistry:
         self._clock = clock
         self._lock = threading.Lock()
         # all guarded by _lock
-        self._pods: dict[AttemptKey, PodSnapshot] = {}
+        self._cache = PodCache()
         self._waiters: dict[_WorkerId, Waiter] = {}
-        self._gone: OrderedDict[str, int] = OrderedDict()  # UID -> the version at which it was gone
-        self._since: set[AttemptKey] | None = None  # learnt since a list was asked for; None: none is under way
-        self._counts = PodCounts()
         self._closed = False
         self._known = threading.Event()
         # complete before the first thread starts
@@ -106,7 +98,7 @@ class PodRegistry:
         with self._lock:
             ousted = self._notify(worker, OwnershipLost())
             if last is not None:
-                waiter.latest, waiter.stage = self._pods.get(last.key), last.stage
+                waiter.latest, waiter.stage = self._cache.get(last.key), last.stage
                 waiter.pending += [PodNotListed()] if waiter.latest is None else []
             self._waiters[worker] = waiter
         _resolve_futures(ousted)
@@ -120,7 +112,7 @@ class PodRegistry:
             del self._waiters[waiter.worker]
             gone = waiter.latest is not None and any(isinstance(each, PodNotListed) for each in waiter.pending)
             if waiter.latest is not None and gone:
-                self._drop(waiter.latest.key)  # no worker will look for it any more
+                self._cache.drop(waiter.latest.key)  # no worker will look for it any more
         if gone:
             self._announce()
 
@@ -151,11 +143,8 @@ class PodRegistry:
     def upsert(self, pod: PodSnapshot) -> None:
         """What a create or a live look has shown: as good as the watch, and earlier. The waiter knows it already."""
         with self._lock:
-            if self._is_older_than_end(pod) or not self._is_newer(pod):
+            if not self._cache.learn(pod):
                 return
-            if self._since is not None:
-                self._since.add(pod.key)
-            self._store(pod)
             waiter = self._waiters.get(pod.key.worker)
             if waiter is not None:
                 waiter.latest, waiter.stage = pod, pod.stage
@@ -163,8 +152,7 @@ class PodRegistry:
     def delete(self, key: AttemptKey) -> None:
         """A live look has found no such pod."""
         with self._lock:
-            known = key in self._pods
-            self._drop(key)
+            known = self._cache.drop(key)
         if known:
             self._announce()
 
@@ -173,29 +161,17 @@ class PodRegistry:
     def begin_list(self) -> None:
         """A list is about to be asked for: what is learnt from now on may be newer than it."""
         with self._lock:
-            self._since = set()
+            self._cache.begin_list()
 
     def replace(self, listed: PodList) -> None:
-        """A new list: publish what is in it, and notify the workers with pods that it lacks.
-
-        It is the truth for all that was known before it was asked for. Versions are not compared with that: they belong
-        to another history if the API server's data were restored from a backup meanwhile, and such a history goes back.
-        """
-        present = {pod.key for pod in listed.pods}
+        """A new list: publish what is in it, and notify the workers with pods that it lacks."""
         woken: list[tuple[Future[Observation], Observation]] = []
         with self._lock:
-            since, self._since = self._since or set(), None
-            lost = [
-                key
-                for key, pod in self._pods.items()
-                if key not in present
-                and not pod.altered_label
-                and not (key in since and _version_of_pod(pod) > _parse_version(listed.resource_version))
-            ]
-            for key in lost:
+            lacking, since = self._cache.end_list(listed)
+            for key in lacking:
                 # It uses room until the worker's live look confirms that it is gone: the list may have been older.
                 if not self._is_followed(key):
-                    self._drop(key)
+                    self._cache.drop(key)
                 woken += self._notify(key.worker, PodNotListed(), attempt=key.attempt)
             for pod in listed.pods:
                 woken += self._publish(pod, certain=pod.key not in since)
@@ -206,9 +182,9 @@ class PodRegistry:
     def publish(self, pod: PodSnapshot) -> None:
         """One change. A pod that is gone is published once, and removed."""
         with self._lock:
-            without_node = self._counts.without_node
+            without_node = self._cache.counts.without_node
             woken = self._publish(pod)
-            got_node = self._counts.without_node < without_node
+            got_node = self._cache.counts.without_node < without_node
         # Outside the lock: what a future wakes may ask the registry at once, and would wait for this thread.
         _resolve_futures(woken)
         if pod.gone or not pod.live:
@@ -234,12 +210,12 @@ class PodRegistry:
     def get(self, key: AttemptKey) -> PodSnapshot | None:
         """The latest snapshot of an attempt's pod."""
         with self._lock:
-            return self._pods.get(key)
+            return self._cache.get(key)
 
     def snapshots(self) -> Sequence[PodSnapshot]:
         """All pods of the instance, as last seen."""
         with self._lock:
-            return list(self._pods.values())
+            return self._cache.snapshots()
 
     def followed(self, event_hash: str, index: int) -> bool:
         """Does a thread follow this worker?"""
@@ -258,16 +234,16 @@ class PodRegistry:
     @property
     def owned_live(self) -> int:
         """Live pods of the tasks that are ours."""
-        return self._counts.owned_live
+        return self._cache.counts.owned_live
 
     @property
     def without_node(self) -> int:
         """Pods of the instance that wait for a node, of any replica."""
-        return self._counts.without_node
+        return self._cache.counts.without_node
 
     def live_of(self, tenant: str) -> int:
         """Live pods of the instance that are this tenant's, of any replica."""
-        return self._counts.live_of(tenant)
+        return self._cache.counts.live_of(tenant)
 
     @property
     def awaiting_count(self) -> int:
@@ -278,12 +254,12 @@ class PodRegistry:
     def track(self, event_hash: str) -> None:
         """This event's pods count as ours from now on."""
         with self._lock:
-            self._counts.track(event_hash)
+            self._cache.counts.track(event_hash)
 
     def untrack(self, event_hash: str) -> None:
         """This event's pods do not count as ours any more."""
         with self._lock:
-            self._counts.untrack(event_hash)
+            self._cache.counts.untrack(event_hash)
 
     def close(self) -> None:
         """Fail every waiter with Stopping; idempotent."""
@@ -319,17 +295,8 @@ class PodRegistry:
 
     def _publish(self, pod: PodSnapshot, *, certain: bool = False) -> list[tuple[Future[Observation], Observation]]:
         """`certain`: whatever is known of it is older."""
-        if certain:
-            self._gone.pop(pod.uid, None)
-        elif self._is_older_than_end(pod) or not self._is_newer(pod):
+        if not self._cache.observe(pod, certain=certain):
             return []
-        if pod.gone:
-            self._drop(pod.key)
-            self._gone[pod.uid] = _version_of_pod(pod)
-            if len(self._gone) > TOMBSTONES:
-                self._gone.popitem(last=False)
-        else:
-            self._store(pod)
         waiter = self._waiters.get(pod.key.worker)
         if waiter is None or (waiter.latest is not None and waiter.latest.key.attempt > pod.key.attempt):
             return []
@@ -357,40 +324,8 @@ class PodRegistry:
         waiter = self._waiters.get(key.worker)
         return waiter is not None and waiter.latest is not None and waiter.latest.key == key
 
-    def _is_older_than_end(self, pod: PodSnapshot) -> bool:
-        """Is this older than the end of that pod? One that comes later is there: it had only lost its labels."""
-        version = self._gone.get(pod.uid)
-        return version is not None and (
-            _version_of_pod(pod) < version or (pod.gone and _version_of_pod(pod) == version)
-        )
-
-    def _is_newer(self, pod: PodSnapshot) -> bool:
-        old = self._pods.get(pod.key)
-        return old is None or (pod.gone and pod.uid == old.uid) or _version_of_pod(pod) > _version_of_pod(old)
-
-    def _store(self, pod: PodSnapshot) -> None:
-        self._drop(pod.key)
-        self._pods[pod.key] = pod
-        self._counts.add(pod)
-
-    def _drop(self, key: AttemptKey) -> None:
-        old = self._pods.pop(key, None)
-        if old is not None:
-            self._counts.remove(old)
-
 
 def _resolve_futures(woken: list[tuple[Future[Observation], Observation]]) -> None:
     """Outside the lock: each future was taken out of its waiter under it, so it is answered once."""
     for future, observation in woken:
         future.set_result(observation)
-
-
-def _version_of_pod(pod: PodSnapshot) -> int:
-    return _parse_version(pod.resource_version)
-
-
-def _parse_version(text: str) -> int:
-    """Resource versions of pods are decimal and rise
-    (https://kubernetes.io/docs/reference/using-api/api-concepts/#resource-versions).
-    """
-    return int(text) if text.isdigit() else 0
