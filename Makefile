@@ -38,7 +38,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 # The parts of `make test`, and where each reports.
 # Those that mostly wait come first, so that the others have both cores meanwhile.
-PARTS := race flow cli adapters deploy local forwarder top core simulation
+PARTS := flow forwarder cli adapters deploy local top core simulation
 REPORTS := .cache/reports
 SUITES := $(wildcard tests/core tests/flow tests/simulation tests/adapters tests/forwarder tests/local tests/cli \
 	tests/deploy tests/test_*.py)
@@ -65,9 +65,9 @@ local: $(LOCAL) ## the whole system on this machine, until Ctrl-C, for events of
 run: $(RUNTIME) ## the controller, configured by environment variables or ENV_FILE
 	@$(SET_ARGS); OTTO_PYTHON=$(BIN)/python deploy/dev.sh run "$$@"
 
-test: $(DEV) ## the tests that need neither a server nor root; the flow twice, the second time with hostile thread switching
+test: $(DEV) ## the tests that need neither a server nor root; those of the flow with hostile thread switching
 ifeq ($(strip $(ARGS)),)
-	@echo "make test: 2 to 3 minutes on 2 idle cores; the output of each suite comes when it has ended"
+	@echo "make test: about 2 minutes on 2 idle cores; the output of each suite comes when it has ended"
 	@rm -rf $(REPORTS) && mkdir -p $(REPORTS)
 	@# side by side, since many of them wait for servers
 	@begin=$$SECONDS status=0; \
@@ -75,14 +75,14 @@ ifeq ($(strip $(ARGS)),)
 		$(BIN)/python -m tests.summary $(REPORTS) $$((SECONDS - begin)) $(PARTS); exit $$status
 else
 	@$(SET_ARGS); $(PYTEST) -m "not e2e" $(SUITES) "$$@"
-	@echo "make test: with ARGS the second pass over the flow is left out; 'make test-race' runs it"
+	@echo "make test: with ARGS threads of the flow are switched as usual; 'make test-race' switches them every microsecond"
 endif
 
 # Bytecode is kept, of the tests too, also where the environment forbids it: each suite, and each command that is tested
 # as a process, would compile everything again. In a folder of its own, so that no test finds it in the checkout.
 suite-%: export PYTHONDONTWRITEBYTECODE :=
 suite-%: export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/bytecode
-suite-race: test-race ; @:
+suite-flow: test-race ; @:
 suite-top: SUITE = $(wildcard tests/test_*.py)
 suite-%: SUITE = tests/$*
 suite-%: $(DEV)
@@ -91,7 +91,7 @@ suite-%: $(DEV)
 ##@ Development
 
 test-race: $(DEV) ## the tests of the flow in development mode, a thread switch every microsecond
-	@$(SET_ARGS); PYTHONDEVMODE=1 OTTO_SWITCH_INTERVAL=1e-6 $(PYTEST) -m "not e2e and not full" $(wildcard tests/flow) $(if $(REPORT),--junitxml=$(REPORT)race.xml) "$$@"
+	@$(SET_ARGS); PYTHONDEVMODE=1 OTTO_SWITCH_INTERVAL=1e-6 $(PYTEST) -m "not e2e and not full" $(wildcard tests/flow) $(if $(REPORT),--junitxml=$(REPORT)flow.xml) "$$@"
 
 test-real: $(DEV) ## the contract suites against real servers (TEST_KUBECONFIG, redis-server), and the tests that take long; OTTO_CI=1 forbids to skip
 	@$(SET_ARGS); $(PYTEST) -m "(real or full) and not e2e" tests "$$@"

@@ -100,6 +100,7 @@ def test_a_replica_of_another_cluster_refuses_to_start(clusters: Clusters) -> No
     refused(clusters.controller(clusters.one))
 
 
+@pytest.mark.full
 def test_another_namespace_is_another_queue_too(clusters: Clusters) -> None:
     """It sees other pods."""
     body = b'{"metadata":{"name":"apart"}}'
@@ -110,6 +111,7 @@ def test_another_namespace_is_another_queue_too(clusters: Clusters) -> None:
     clusters.controller(clusters.one, NAMESPACE="apart", **own).ready()
 
 
+@pytest.mark.full
 def test_an_emulator_is_the_same_cluster_after_a_restart(clusters: Clusters) -> None:
     """Its data folder says which: a queue in a Redis that outlives it goes on."""
     first = clusters.controller(clusters.one).ready()

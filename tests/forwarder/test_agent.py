@@ -33,7 +33,15 @@ FIVE = "for i in 1 2 3 4 5; do echo line $i; done"
 
 @contract("1.agent")
 @pytest.mark.parametrize("port", ["here", "nowhere"])
-@pytest.mark.parametrize(("command", "code"), [("exit 0", 0), ("exit 3", 3), ("kill -9 $$", 137), ("kill -15 $$", 143)])
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("exit 3", 3),
+        ("kill -9 $$", 137),
+        pytest.param("exit 0", 0, marks=pytest.mark.full),
+        pytest.param("kill -15 $$", 143, marks=pytest.mark.full),
+    ],
+)
 def test_the_exit_code_is_the_commands(tmp_path: Path, port: str, command: str, code: int) -> None:
     """Also when the handler is away; both outputs are printed, apart from each other."""
     line = f"echo out; echo err >&2; {command}"
@@ -89,7 +97,15 @@ def test_a_wrong_configuration_costs_the_log_and_not_the_command() -> None:
     assert third.endswith("the configuration of the log handler is wrong.")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        signal.SIGINT,
+        pytest.param(signal.SIGHUP, marks=pytest.mark.full),
+        pytest.param(signal.SIGUSR1, marks=pytest.mark.full),
+    ],
+)
 def test_a_signal_is_passed_on(tmp_path: Path, number: signal.Signals) -> None:
     """The command ends as it likes, and its output after that arrives."""
     line = f"trap 'echo caught; exit 9' {number.name.removeprefix('SIG')}; echo ready; while :; do sleep 0.05; done"
@@ -153,12 +169,12 @@ HABITS = {
     "rate": ("--rate-limit", "1000"),
     "by position": ("--answer", "position", "--max-batch", "1"),
 }
-#: What is noticed only after ANSWER_TIMEOUT_S, and variants of others.
-SLOW_HABITS = {"loses answers", "cuts single entries", "small window"}
+#: One for each rule of the protocol; the others are noticed only after ANSWER_TIMEOUT_S, or are variants of these.
+ALWAYS = {"RETRY of each entry alone", "cuts", "small messages", "slow", "by position"}
 
 
 @pytest.mark.parametrize(
-    "habit", [pytest.param(name, marks=[pytest.mark.full] if name in SLOW_HABITS else []) for name in HABITS]
+    "habit", [pytest.param(name, marks=[] if name in ALWAYS else [pytest.mark.full]) for name in HABITS]
 )
 def test_a_handler_with_a_bad_habit_gets_each_line_once(tmp_path: Path, habit: str) -> None:
     """In order, and with the right account."""
@@ -268,9 +284,10 @@ def secured(folder: Path, *options: str) -> HandlerProcess:
         ({"CA_FILE": "ca.crt", "CERT_FILE": "client.crt", "KEY_FILE": "client.key", "TOKEN_FILE": "token"}, ""),
         ({"CA_FILE": "other/ca.crt", "CERT_FILE": "client.crt", "KEY_FILE": "client.key"}, "CERTIFICATE_VERIFY_FAILED"),
         ({"CA_FILE": "ca.crt", "CERT_FILE": "client.crt", "KEY_FILE": "client.key"}, "UNAUTHENTICATED"),
-        (
+        pytest.param(
             {"CA_FILE": "ca.crt", "CERT_FILE": "client.crt", "KEY_FILE": "client.key", "TOKEN_FILE": "wrong"},
             "UNAUTHENTICATED",
+            marks=pytest.mark.full,
         ),
         pytest.param({"CA_FILE": "ca.crt", "TOKEN_FILE": "token"}, "UNAVAILABLE", marks=pytest.mark.full),
         pytest.param({"TOKEN_FILE": "token"}, "UNAVAILABLE", marks=pytest.mark.full),
@@ -317,8 +334,12 @@ def test_a_token_that_is_rotated_takes_effect(tmp_path: Path) -> None:
 COMMANDS_WITHOUT_GRPC = ("run", "send", "plan", "status", "dead", "agent", "handler")
 
 
-@pytest.mark.parametrize("name", COMMANDS_WITHOUT_GRPC)
-def test_no_command_imports_grpc_before_it_is_needed(name: str) -> None:
+def test_no_command_imports_grpc_before_it_is_needed() -> None:
     """With logs off neither its memory nor its threads are there."""
-    names = "[name for name in sys.modules if name in ('grpc', 'google.protobuf')]"
-    assert printed_by(f"import sys, ottoscaler.cli.{name}; print({names})") == "[]\n"
+    program = f"""
+import importlib, sys
+for command in {COMMANDS_WITHOUT_GRPC}:
+    importlib.import_module("ottoscaler.cli." + command)
+    print(command, [name for name in sys.modules if name in ("grpc", "google.protobuf")])
+"""
+    assert printed_by(program) == "".join(f"{name} []\n" for name in COMMANDS_WITHOUT_GRPC)
