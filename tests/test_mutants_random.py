@@ -133,6 +133,7 @@ def verdicts_of(changes: Sequence[tuple[str, str]], tests: str) -> list[str]:
         return found
 
 
+@pytest.mark.full
 def test_a_fork_has_the_broken_code_and_its_parent_has_not() -> None:
     """What is run at import is not tried there, and no mutant is left for the next one."""
     backoff, code = "return float(min(2.0 ** min(tries, 10), MAX_BACKOFF_S))", 'POISON = "Poison", Outcome.FAILED, '

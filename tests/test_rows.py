@@ -67,6 +67,7 @@ def line(table: str, row: str) -> list[str]:
     return found
 
 
+@pytest.mark.full
 def test_every_test_of_a_row_is_counted_and_named_once(done: subprocess.CompletedProcess[str]) -> None:
     """Those of parameters and of the whole file, and those that only e2e runs."""
     assert line(done.stdout, "1.run") == ["1.run", "5", "test_two,", "test_one,", "test_typo,", "and", "1", "more"]
@@ -74,6 +75,7 @@ def test_every_test_of_a_row_is_counted_and_named_once(done: subprocess.Complete
     assert line(done.stdout, "5.NothingToEnd") == ["5.NothingToEnd", "1", "test_one"]
 
 
+@pytest.mark.full
 def test_a_promise_without_a_test_is_a_failure(done: subprocess.CompletedProcess[str]) -> None:
     """It is named, once; what is left for later is not."""
     assert done.returncode == 1
@@ -83,17 +85,20 @@ def test_a_promise_without_a_test_is_a_failure(done: subprocess.CompletedProcess
     assert " ".join(line(done.stdout, other.name)[1:]) == f"waits for {other.later}"
 
 
+@pytest.mark.full
 def test_a_marker_that_names_no_row_is_a_failure(done: subprocess.CompletedProcess[str]) -> None:
     """It is reported with the test that has it."""
     assert done.returncode == 1
     assert "no such row: 3.typo, in test_typo" in done.stderr
 
 
+@pytest.mark.full
 def test_a_test_of_a_later_row_asks_whether_it_holds_now(done: subprocess.CompletedProcess[str]) -> None:
     """Or the table would be out of date in silence."""
     assert " ".join(line(done.stdout, LATER.name)).endswith("(has 1 tests: does it hold now?)")
 
 
+@pytest.mark.full
 def test_a_suite_that_cannot_be_collected_is_a_failure(tmp_path: Path) -> None:
     """With pytest's own words."""
     path = tmp_path / "test_broken.py"

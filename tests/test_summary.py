@@ -36,12 +36,14 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.full
 def test_all_that_happened_is_counted(reports: Path) -> None:
     """With the reason for what was left out."""
     line = summary(reports, 7, ["one"])
     assert line == "make test: 1 passed, 2 failed, 1 skipped (1 needs the program kind), in 7 s"
 
 
+@pytest.mark.full
 def test_a_suite_that_died_is_a_failure(reports: Path) -> None:
     """It has written no report, half of one, or one without tests."""
     (reports / "two.xml").write_text("<testsuites><testsuite>", encoding="utf-8")
@@ -51,6 +53,7 @@ def test_a_suite_that_died_is_a_failure(reports: Path) -> None:
     assert line.endswith("no report of two, three, four, in 7 s")
 
 
+@pytest.mark.full
 def test_the_line_is_not_one_of_pytests(reports: Path) -> None:
     """.ci/run adds up the lines of pytest: it must not count this one too."""
     (pattern,) = re.findall(r"\^=\* \?\(.*?\) in \[0-9\.\]\+s", (ROOT / ".ci" / "run").read_text(encoding="utf-8"))

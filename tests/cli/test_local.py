@@ -70,6 +70,7 @@ def test_a_controller_that_dies_ends_it(tmp_path: Path) -> None:
     assert using(str(tmp_path)) == []
 
 
+@pytest.mark.full
 def test_an_external_redis_is_used_as_the_environment_says(names: Mapping[str, str], client: redis.Redis) -> None:
     """The controller makes its group there, and the temporary directory goes away at the end."""
     with child("local", "--external-redis") as local:

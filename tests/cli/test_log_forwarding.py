@@ -95,6 +95,7 @@ def forwarders(pid: int) -> list[int]:
     return [own for own, words in below(pid).items() if FORWARDER in words]
 
 
+@pytest.mark.full
 def test_the_logs_of_all_workers_arrive_and_then_their_pods_go(tmp_path: Path) -> None:
     """The results are there before."""
     (tmp_path / "store").mkdir()
@@ -133,6 +134,7 @@ def test_a_forwarder_that_is_killed_costs_no_line_and_no_result(tmp_path: Path) 
         eventually(lambda: forwarders(os.getpid()) == [], LONG_S, "the end of the forwarder")
 
 
+@pytest.mark.full
 def test_a_handler_that_is_away_delays_no_result(tmp_path: Path) -> None:
     """Twice as many workers as there are threads end long before the first pod is given up."""
     address = f"127.0.0.1:{free_port()}"

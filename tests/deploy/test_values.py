@@ -118,7 +118,7 @@ def test_the_values_of_an_env_file(ready: Path, target: str, how: str) -> None:
         assert all(f".env.boa.local: {name}=" in done.stderr for name in NEVER_FREE)
 
 
-@pytest.mark.parametrize(("how", "name"), table(HOSTILE, GIVEN, 8))
+@pytest.mark.parametrize(("how", "name"), table(HOSTILE, GIVEN, 12))
 def test_a_value_of_the_command_line(ready: Path, how: str, name: str) -> None:
     """It is refused, or no command has more of it than it should."""
     value, target = HOSTILE[how], GIVEN[name]
