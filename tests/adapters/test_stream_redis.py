@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -16,6 +17,7 @@ from ottoscaler.adapters.redis_calls import RedisCalls
 from ottoscaler.core.events import BadEvent, DeadReason
 from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import EndReason
+from ottoscaler.core.victim_selection import Victim, VictimSelection
 from ottoscaler.errors import RedisUnavailable
 from ottoscaler.local.redis import EmbeddedRedis, find_binary
 from ottoscaler.ports import RedisPorts, ScriptStatus
@@ -34,6 +36,7 @@ from tests.adapters.streams import (
     StreamAdmin,
     StreamFactory,
     accept,
+    claim,
     intend,
     note_states,
     opened,
@@ -125,6 +128,26 @@ class TestServer:
             stream.renew({})  # otherwise a process without tasks would not know that renewals are impossible
         stream.close()
         assert ["cannot be reached" in error for error in replies] == [True, True]
+
+    @pytest.mark.parametrize(("count", "sent"), [(3, 103), (600, 750), (0, 1000)])
+    def test_few_more_candidates_are_sent_than_are_to_end(
+        self, stream: RedisPorts, admin: RedisAdmin, monkeypatch: pytest.MonkeyPatch, count: int, sent: int
+    ) -> None:
+        """The script reads each of them, and Redis answers no other client meanwhile."""
+        seen, run = list[int](), RedisCalls.run
+
+        def counted(calls: RedisCalls, name: str, keys: Any, *arguments: Any, **options: Any) -> Any:
+            if name == "select_victims":
+                seen.append(len(json.loads(f"[{arguments[3]}]")))
+            return run(calls, name, keys, *arguments, **options)
+
+        monkeypatch.setattr(RedisCalls, "run", counted)
+        opened(stream, admin, event_id="e-1", task_id="t-1", pod_count="1000")
+        limit = {"pod_count": str(count)} if count else {}
+        task = opened(stream, admin, type="scale_down", task_id="t-1", event_id="d-1", **limit)
+        listed = [Victim("e-1", index, f"pod-{index}") for index in range(1, 1001)]
+        assert isinstance(stream.select_victims("d-1", task.owner, claim(*listed, count=count)), VictimSelection)
+        assert seen == [1000 - sent]
 
     def test_an_answer_is_reported(self, server: Server, admin: RedisAdmin) -> None:
         """Also that of a script: `/readyz` goes by it."""

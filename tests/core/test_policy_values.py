@@ -156,6 +156,16 @@ def test_a_fault_is_this_sentence_at_this_place(path: Path, value: object, found
     assert [fault for fault in faults if fault[0][: len(path)] == path] == found
 
 
+@pytest.mark.parametrize(
+    "path", [("tenants",), ("profiles",), ("env",), (*NODE, "env"), (*NODE, "node_selector")], ids="-".join
+)
+def test_a_name_that_yaml_reads_as_a_number_is_a_fault(path: Path) -> None:
+    """Also in a map whose names are free."""
+    faults = read_policy(example(path, {8080: "x"}))
+    assert isinstance(faults, list)
+    assert (path, 'the name "8080" is no text: quote it') in faults
+
+
 def test_without_profiles_none_is_named() -> None:
     """Where the default is one of them."""
     assert read_policy({"version": 1, "default_profile": "a"}) == [
