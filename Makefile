@@ -218,9 +218,10 @@ $(RUNTIME): requirements.txt
 	@$(call INSTALL,requirements.txt)
 	@touch $@
 
-$(LOCAL): ottoscaler/local/requirements.txt $(RUNTIME)
-	@echo "Installing the embedded Redis of local and demo into $(VENV)"
+$(LOCAL): ottoscaler/local/requirements.txt ottoscaler/forwarder/requirements.txt $(RUNTIME)
+	@echo "Installing the embedded Redis and the log handler of local and demo into $(VENV)"
 	@$(call INSTALL,ottoscaler/local/requirements.txt)
+	@$(call INSTALL,ottoscaler/forwarder/requirements.txt)
 	@touch $@
 
 $(DEV): requirements-dev.txt $(RUNTIME)

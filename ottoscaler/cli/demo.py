@@ -1,4 +1,4 @@
-"""`demo`: the local system, seven events, and a table with the expected and the real end of each.
+"""`demo`: the local system, nine events, the workers' lines, and a table with the expected and the real end of each.
 
 The controller gets a fixed configuration, not the person's own, so that the demo ends the same way everywhere.
 """
@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,9 +23,10 @@ from rich.live import Live
 from rich.table import Table
 
 from ottoscaler.adapters.status_reader import StatusReader
+from ottoscaler.cli.demo_logs import DemoLogs
 from ottoscaler.cli.follow import EventProgress, Follower
 from ottoscaler.cli.system import ROOT, LocalSystem
-from ottoscaler.cli.table import console, grid, progress_text, worker_text
+from ottoscaler.cli.table import console, grid, printable, progress_text, worker_text
 from ottoscaler.core.wording import count_text
 from ottoscaler.errors import OttoscalerError
 from ottoscaler.local.redis import find_binary
@@ -172,14 +173,18 @@ def _run_demo(screen: Console, log: Path) -> Sequence[str]:
     started = time.monotonic()
     with ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="ottoscaler-", ignore_cleanup_errors=True))
-        screen.print("Starting Redis, a Kubernetes API and the controller on this machine ...")
-        system = stack.enter_context(LocalSystem(Path(directory), _demo_environment()))
+        screen.print("Starting Redis, a Kubernetes API, a log handler and the controller on this machine ...")
+        lines = stack.enter_context(DemoLogs(Path(directory)))
+        if lines.advice:
+            screen.print(lines.advice)
+        system = stack.enter_context(LocalSystem(Path(directory), {**_demo_environment(), **lines.environ}))
         settings = system.settings
         reader = StatusReader(settings.redis, settings.keys)
         stack.callback(reader.close)
         system.start_controller(log)
         runs = [_Run(case, Follower(reader, case.fields)) for case in CASES]
-        failure = _follow_runs(screen, system, runs, deadline=started + DEADLINE_S)
+        failure = _follow_runs(screen, system, runs, lines, deadline=started + DEADLINE_S)
+        _await_lines(screen, lines, _pods_that_ended(runs), deadline=started + DEADLINE_S)
     screen.print(_summary_table(runs))
     good = sum(run.as_expected for run in runs)
     took_s = time.monotonic() - started
@@ -192,7 +197,9 @@ def _run_demo(screen: Console, log: Path) -> Sequence[str]:
     return [*([failure] if failure else []), *wrong]
 
 
-def _follow_runs(screen: Console, system: LocalSystem, runs: Sequence[_Run], *, deadline: float) -> str:
+def _follow_runs(
+    screen: Console, system: LocalSystem, runs: Sequence[_Run], lines: DemoLogs, *, deadline: float
+) -> str:
     """Send the events and look at them until all have ended. Returns why it was given up, empty if it was not."""
     pause, said = threading.Event(), [""] * len(runs)
     live = Live(console=screen, auto_refresh=False, transient=True) if screen.is_terminal else None
@@ -201,6 +208,7 @@ def _follow_runs(screen: Console, system: LocalSystem, runs: Sequence[_Run], *, 
             _send_due(runs)
             for run in runs:
                 run.step()
+            _print_lines(screen, lines)
             if live is not None:
                 live.update(_progress_table(runs), refresh=True)
             else:
@@ -211,6 +219,26 @@ def _follow_runs(screen: Console, system: LocalSystem, runs: Sequence[_Run], *, 
                 return f"not all events had ended {DEADLINE_S:g} s after the start"
             pause.wait(_LOOK_S)
     return ""
+
+
+def _print_lines(screen: Console, lines: DemoLogs) -> None:
+    """Above the table, where there is one."""
+    for line in lines.new_lines():
+        screen.print(printable(line))
+
+
+def _pods_that_ended(runs: Sequence[_Run]) -> set[str]:
+    """Those of workers that ended by themselves: a pod that is ended by us does not stay for its log."""
+    tasks = [run.progress.task for run in runs if run.progress.task is not None]
+    return {each.pod for task in tasks for each in task.workers.values() if each.reason in ("Completed", "Error")}
+
+
+def _await_lines(screen: Console, lines: DemoLogs, pods: Set[str], *, deadline: float) -> None:
+    """Print the last lines: a result does not wait for its log."""
+    pause = threading.Event()
+    while lines.is_on and not pods <= lines.ended and time.monotonic() < deadline:
+        pause.wait(_LOOK_S)
+        _print_lines(screen, lines)
 
 
 def _send_due(runs: Sequence[_Run]) -> None:
@@ -293,6 +321,7 @@ def _demo_environment() -> dict[str, str]:
         "LOG_FORMAT": "text",
         "POLICY_FILE": str(ROOT / "deploy" / "policy.yaml"),
         "TERMINATION_GRACE_S": "10",
+        "LOG_DRAIN_S": str(int(DEADLINE_S)),  # the lines are shown, however slow the machine is
     }
 
 

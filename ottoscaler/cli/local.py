@@ -93,6 +93,7 @@ def _introduction(system: LocalSystem, *, kept: Path | None) -> str:
         "In another terminal:",
         f"  {ours} send type=scale_up pod_count=3 task_id=task-123 --wait",
         f"  {ours} status --watch",
+        f"  KUBECONFIG={shlex.quote(str(system.kubeconfig))} {ours} logs task-123 --follow",
         f"  redis-cli -h {server.host} -p {server.port} XADD {shlex.quote(stream)} '*' "
         "type scale_up pod_count 3 task_id task-124",
         f"  KUBECONFIG={shlex.quote(str(system.kubeconfig))} kubectl get pods --watch",

@@ -35,7 +35,7 @@ class LogForwarding:
         self._stop = stop
         if not settings.forwards_logs:
             return
-        if missing := [name for name in _NEEDED if not _is_installed(name)]:
+        if missing := missing_packages():
             raise ConfigError(
                 (
                     f"LOG_HANDLER_ADDRESS={settings.log_handler.target!r}: logs need the packages of "
@@ -63,6 +63,11 @@ class LogForwarding:
         begin("logs", partial(self._forwarder.run, self._stop.wait))
         for number in range(1, THREADS + 1):
             begin(f"log-drain-{number}", self.drain.run)
+
+
+def missing_packages() -> list[str]:
+    """What the forwarder needs and is not installed."""
+    return [name for name in _NEEDED if not _is_installed(name)]
 
 
 def _is_installed(name: str) -> bool:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 
 import pytest
 
+from ottoscaler.cli.demo import DEADLINE_S
+from ottoscaler.cli.demo_logs import DemoLogs
 from tests.cli.conftest import LONG_S, Terminal, child
 from tests.cli.processes import below, controller, left, using
 from tests.fakes.wait import eventually
@@ -29,6 +32,14 @@ def test_the_demo_ends_as_it_should_and_cleans_up(tmp_path: Path) -> None:
     assert rows == ["ok"] * 9
     assert "2: Error, exit code 3" in out
     assert "9 of 9 events ended as they should" in out
+    took_s = float(re.findall(r"the whole demo took ([0-9.]+) s", out)[0])
+    assert took_s < DEADLINE_S, "the demo did not see the ends of the logs, and waited in vain"
+    lines = re.findall(r"^otto-agent-[0-9a-f]{10}-[1-9] \| (.*)$", out, re.MULTILINE)
+    assert lines.count("mine") == 1
+    assert sorted(line for line in lines if line.endswith("demo-three")) == [
+        f"worker {number} of 3 of demo-three" for number in (1, 2, 3)
+    ]
+    assert not any(line.startswith("end of log") for line in lines)
     assert list(tmp_path.iterdir()) == []
     assert using(str(tmp_path)) == []
 
@@ -63,6 +74,29 @@ def test_the_demo_shows_itself_live_on_a_terminal(tmp_path: Path, monkeypatch: p
     assert "task with a failing worker" in terminal.until("not sent")
     terminal.process.send_signal(signal.SIGINT)
     assert terminal.end() == 130, terminal.screen
+
+
+def test_lines_are_shown_when_they_are_whole(tmp_path: Path) -> None:
+    """Each once, and not the handler's own."""
+    lines = DemoLogs(tmp_path)
+    assert lines.new_lines() == []
+    output = tmp_path / "handler.log"
+    output.write_bytes(b"Log handler listens on 127.0.0.1:1 (plaintext)\notto-1 combined: a combined: b\notto-2 comb")
+    assert lines.new_lines() == ["otto-1 | a combined: b"]
+    assert lines.new_lines() == []
+    with output.open("ab") as file:
+        file.write(b"ined: \xff\notto-1 stdout: end of log: 1 line, 0 dropped\notto-2 combined: end of log: soon\n")
+    assert lines.new_lines() == ["otto-2 | \N{REPLACEMENT CHARACTER}", "otto-2 | end of log: soon"]
+    assert lines.ended == {"otto-1"}
+
+
+def test_without_grpc_the_demo_goes_on_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No handler is started, and the controller streams nothing."""
+    monkeypatch.setattr("ottoscaler.cli.log_forwarding._NEEDED", ("no_such_package",))
+    with DemoLogs(tmp_path) as lines:
+        assert (lines.is_on, lines.environ) == (False, {})
+        assert lines.advice.startswith("The workers' lines are not shown: no_such_package is not installed")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_demo_takes_no_arguments() -> None:

@@ -59,6 +59,29 @@ def test_a_printed_line_sends_an_event_and_sigterm_stops_everything(tmp_path: Pa
 
 
 @pytest.mark.usefixtures("plain")
+def test_a_printed_line_shows_the_logs_of_the_workers(tmp_path: Path) -> None:
+    """As it is printed, but for `--follow`: the workers do not end."""
+    command = '["/bin/sh", "-c", "echo hello; exec sleep 600"]'
+    with child("local", "--data-dir", str(tmp_path), OTTO_AGENT_COMMAND=command) as local:
+        lines = introduction(local.stdout)
+        send = next(line for line in lines if "pod_count=3" in line).replace(" --wait", "")
+        logs = next(line for line in lines if " logs " in line)
+        assert logs.endswith("logs task-123 --follow")
+        subprocess.run(send, shell=True, capture_output=True, check=True, timeout=LONG_S)
+
+        def shown() -> list[str]:
+            line = logs.removesuffix(" --follow")
+            return subprocess.run(
+                line, shell=True, capture_output=True, text=True, check=False, timeout=LONG_S
+            ).stdout.splitlines()
+
+        eventually(lambda: [line.split()[-1] for line in shown()] == ["hello"] * 3, LONG_S, "the lines")
+        local.terminate()
+        local.communicate(timeout=LONG_S)
+    assert local.returncode == 0
+
+
+@pytest.mark.usefixtures("plain")
 def test_a_controller_that_dies_ends_it(tmp_path: Path) -> None:
     """It says so, stops the rest, and the exit code is 1."""
     with child("local", "--data-dir", str(tmp_path)) as local:
@@ -79,7 +102,7 @@ def test_an_external_redis_is_used_as_the_environment_says(names: Mapping[str, s
         eventually(lambda: client.exists(names["REDIS_STREAM"]), LONG_S, "the controller's group")
         local.send_signal(signal.SIGINT)
         assert local.wait(LONG_S) == 0
-    (kubeconfig,) = (line.split()[0].partition("=")[2] for line in lines if line.startswith("KUBECONFIG="))
+    (kubeconfig,) = {line.split()[0].partition("=")[2] for line in lines if line.startswith("KUBECONFIG=")}
     assert not Path(kubeconfig).parents[1].exists()
 
 
