@@ -130,9 +130,12 @@ status() {
   in_redis --json XREVRANGE "$RESULT_STREAM" + - COUNT 5 | environment results
 }
 
-doctor() { # [options]: as the developer, so with the rights of the kubeconfig
+doctor() { # [options]: with the rights of the controller, where it runs in the cluster; otherwise with the developer's
   use_env_file
   use_kind_cluster
+  if kube get deployment ottoscaler --namespace "$NAMESPACE" >/dev/null 2>&1; then
+    set -- --service-account ottoscaler "$@"
+  fi
   otto doctor "$@"
 }
 

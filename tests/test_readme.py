@@ -61,6 +61,9 @@ COMMANDS: Final = {
     "ENV_FILE=ottoscaler.env make run": FIXTURE,
     ".venv/bin/python ottoscaler.py plan pod_count=2 deadline_s=600": HERE,
     "ENV_FILE=ottoscaler.env .venv/bin/python ottoscaler.py doctor": HERE,
+    "ENV_FILE=ottoscaler.env .venv/bin/python ottoscaler.py doctor --service-account ottoscaler": (
+        "tests/cli/test_doctor_real.py"
+    ),
     ".venv/bin/python ottoscaler.py logs task-123 --follow": "tests/cli/test_logs.py",
     "ENV_FILE=ottoscaler.env .venv/bin/python ottoscaler.py explain task-123": HERE,
     ".venv/bin/python ottoscaler.py dead list": HERE,

@@ -55,13 +55,13 @@ class ClusterFacts:
         where it is refused, nothing is claimed. `logs`: whether the logs of pods are read, too.
         """
         found = [
-            f"may not {verb} pods in namespace {self._namespace}: bind our user to a Role with that verb on pods"
+            f"may not {verb} pods in namespace {self._namespace}: bind it to a Role with that verb on pods"
             for verb in verbs
             if not self.is_permitted(verb)
         ]
         if logs and not self.is_permitted("get", subresource="log"):
             found.append(
-                f"may not get pods/log in namespace {self._namespace}: bind our user to a Role with that verb on "
+                f"may not get pods/log in namespace {self._namespace}: bind it to a Role with that verb on "
                 "pods/log, or unset LOG_HANDLER_ADDRESS"
             )
         return found

@@ -64,14 +64,17 @@ class KubeHttp:
         urgent: Callable[[], bool] = lambda: False,
         on_request: OnRequest = ignore_request,
         on_wait: Callable[[str, float], None] = lambda cause, seconds: None,
+        acting_as: str = "",
     ) -> None:
         """`on_reply` gets for each request how it ended: empty for an answer, otherwise the error. `urgent` says
         whether the calling thread's requests wait for no other's. `on_wait` gets what a request has waited for before
-        it was sent (see Throttle). Raises ConfigError if there is no way to a cluster.
+        it was sent (see Throttle). `acting_as`: the user that ours impersonates. Raises ConfigError if there is no way
+        to a cluster.
         """
         self._on_reply = on_reply
         self._on_request = on_request
         self._urgent = urgent
+        self._acting_as = acting_as
         self._access = KubeAccess(settings)
         self._host = self._access.configuration.host
         self._manager = self._access.manager
@@ -186,6 +189,8 @@ class KubeHttp:
         headers = {"Accept": "application/json"}
         if body is not None:
             headers["Content-Type"] = verb.content_type
+        if self._acting_as:
+            headers["Impersonate-User"] = self._acting_as
         if token:
             headers["Authorization"] = token
         target = f"{self._base}{path}" + (f"?{urlencode(query)}" if query else "")

@@ -56,9 +56,9 @@ class KubeInspector:
     where our user may not look, or the API server does not have such a thing.
     """
 
-    def __init__(self, settings: KubeSettings) -> None:
-        """Raises ConfigError if there is no way to a cluster."""
-        self._http = KubeHttp(settings)
+    def __init__(self, settings: KubeSettings, acting_as: str = "") -> None:
+        """`acting_as`: the user that ours impersonates. Raises ConfigError if there is no way to a cluster."""
+        self._http = KubeHttp(settings, acting_as=acting_as)
         self._facts = ClusterFacts(self._http, settings.namespace)
         self._namespace = settings.namespace
         self._inside = f"/api/v1/namespaces/{settings.namespace}"
@@ -92,6 +92,14 @@ class KubeInspector:
         except ClusterRejected:
             return ""
         return decoded(_self_review, answer).status.user.username
+
+    def has_account(self, name: str) -> bool:
+        """Whether there is a ServiceAccount of this name; True where our user may not look."""
+        try:
+            self._look(f"{self._inside}/serviceaccounts/{name}")
+        except ClusterRejected as error:
+            return error.status != 404
+        return True
 
     def namespace_labels(self) -> dict[str, str]:
         """The labels of our namespace."""

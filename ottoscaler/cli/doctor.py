@@ -33,8 +33,12 @@ def main(arguments: Sequence[str]) -> int:
         " the worst first. Nothing is changed. Exit code 1 if something is broken.",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument(
+        "--service-account", metavar="NAME", default="",
+        help="check the rights of this ServiceAccount of NAMESPACE, such as the controller's, and not our own",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
-    found = worst_first(findings(os.environ))
+    found = worst_first(findings(os.environ, options.service_account))
     counts = tally(found)
     if options.json:
         lines = [{"code": each.code, "severity": each.severity, "text": each.text} for each in found]
@@ -46,8 +50,10 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if counts[Severity.BROKEN] else 0
 
 
-def findings(environ: Mapping[str, str]) -> Sequence[Finding]:
-    """All that is found with this environment, in the order of the checks. What waits is waited for side by side."""
+def findings(environ: Mapping[str, str], account: str = "") -> Sequence[Finding]:
+    """All that is found with this environment, in the order of the checks. What waits is waited for side by side.
+    `account`: see KubeCheck.
+    """
     try:
         settings = Settings.load(environ, socket.gethostname(), own_namespace())
     except ConfigError as error:
@@ -60,7 +66,7 @@ def findings(environ: Mapping[str, str]) -> Sequence[Finding]:
             found.append(fine("policy.file", f"The policy in {settings.flow.policy_file} can be read"))
     except ConfigError as error:
         found += [broken("policy.file", fault) for fault in error.faults]
-    redis, kube = RedisCheck(settings), KubeCheck(settings, rules)
+    redis, kube = RedisCheck(settings), KubeCheck(settings, rules, account)
     with ThreadPoolExecutor(3, "check") as pool:
         running = [pool.submit(redis.run), pool.submit(kube.run), pool.submit(handler_findings, settings.log_handler)]
         for each in running:

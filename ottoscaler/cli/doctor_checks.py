@@ -9,7 +9,7 @@ import importlib
 import importlib.util
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import Final, TypeVar
 
 import msgspec
@@ -114,9 +114,12 @@ class KubeCheck:
     which one it is; None and empty where they are not known.
     """
 
-    def __init__(self, settings: Settings, rules: Rules) -> None:
+    def __init__(self, settings: Settings, rules: Rules, account: str = "") -> None:
+        """`account`: check the rights of this ServiceAccount of our namespace; empty: those of our user."""
         self._settings = settings
         self._rules = rules
+        self._account = account
+        self._user = "Our user"
         self.ahead_s: float | None = None
         self.cluster = ""
         self.address = ""
@@ -128,16 +131,45 @@ class KubeCheck:
             inspector = KubeInspector(self._settings.kube)
         except ConfigError as error:
             return [broken("kube.access", fault) for fault in error.faults]
-        with closing(inspector):
+        with ExitStack() as stack:
+            stack.enter_context(closing(inspector))
             self.address = inspector.address
             try:
                 found += self._reach(inspector)
-                found += self._rights(inspector)
-                found += self._namespace(inspector)
-                found += self._workers(inspector)
+                acting = inspector
+                if self._account:
+                    found += (obstacles := self._obstacles(inspector))
+                    if not obstacles:
+                        acting = stack.enter_context(closing(self._inspector_of_account()))
+                found += self._rights(acting)
+                found += self._namespace(acting)
+                found += self._workers(inspector, acting)
             except ClusterUnavailable as error:
                 found.append(broken(kube_inspector.access_code(error), f"{error}: check KUBECONFIG and the network"))
         return kube_findings.first_of_each_code(found)
+
+    def _obstacles(self, inspector: KubeInspector) -> Sequence[Finding]:
+        """Why our user cannot act as the ServiceAccount; none: it can."""
+        name, namespace = self._account, self._settings.kube.namespace
+        if not inspector.has_account(name):
+            sentence = (
+                f"There is no ServiceAccount {name} in namespace {namespace}: apply deploy/base, or mend the name"
+            )
+            return [broken("kube.account", sentence)]
+        if inspector.facts.is_permitted("impersonate", "serviceaccounts", name):
+            return []
+        user = inspector.user() or "our user"
+        sentence = (
+            f"Our user may not impersonate ServiceAccount {name}, so the rights and the admission below are those of"
+            f" {user}: run doctor in the controller's pod, or as a user that may"
+        )
+        return [unknown("kube.account", sentence)]
+
+    def _inspector_of_account(self) -> KubeInspector:
+        """One that looks with the rights of the ServiceAccount."""
+        self._user = f"ServiceAccount {self._account}"
+        namespace = self._settings.kube.namespace
+        return KubeInspector(self._settings.kube, acting_as=f"{_SERVICE_ACCOUNT}{namespace}:{self._account}")
 
     def _reach(self, inspector: KubeInspector) -> Iterator[Finding]:
         version = inspector.facts.server_version()
@@ -155,21 +187,21 @@ class KubeCheck:
     def _rights(self, inspector: KubeInspector) -> Iterator[Finding]:
         name, facts = self._settings.kube.namespace, inspector.facts
         missing = facts.missing_rights(VERBS, logs=self._settings.forwards_logs)
-        yield from (broken("kube.rbac", f"Our user {sentence}") for sentence in missing)
+        yield from (broken("kube.rbac", f"{self._user} {sentence}") for sentence in missing)
         if not missing:
-            yield fine("kube.rbac", f"Our user may do with pods in namespace {name} what the controller does")
+            yield fine("kube.rbac", f"{self._user} may do with pods in namespace {name} what the controller does")
         for verb in EVENT_VERBS:
             if not facts.is_permitted(verb, "events"):
                 yield warning(
                     "kube.rbac_events",
-                    f"Our user may not {verb} Events in namespace {name}: workers end after PENDING_TIMEOUT_S also"
+                    f"{self._user} may not {verb} Events in namespace {name}: workers end after PENDING_TIMEOUT_S also"
                     " while a node is being added for them; bind it to a Role with that verb on events",
                 )
         if self._settings.kube.events and (unwritable := kube_events.missing_rights(facts, name)):
             yield warning(
                 "kube.rbac_event_writes",
-                f"Our user {' and '.join(unwritable)}: no Kubernetes Events are written; bind it to a Role with these"
-                " verbs on events, or set KUBERNETES_EVENTS=false",
+                f"{self._user} {' and '.join(unwritable)}: no Kubernetes Events are written; bind it to a Role with"
+                " these verbs on events, or set KUBERNETES_EVENTS=false",
             )
         user = inspector.user()
         if user.startswith(_SERVICE_ACCOUNT) and facts.is_permitted("get", "secrets"):
@@ -189,13 +221,13 @@ class KubeCheck:
                 return
             yield unknown(
                 "kube.namespace",
-                f"Our user may not get namespace {name}, so its Pod Security profile and the owner of the queue are"
+                f"{self._user} may not get namespace {name}, so its Pod Security profile and the owner of the queue are"
                 " not checked: bind it to a Role with that verb on namespaces",
             )
             return
         self.cluster = inspector.facts.cluster_id()
 
-    def _workers(self, inspector: KubeInspector) -> Iterator[Finding]:
+    def _workers(self, inspector: KubeInspector, acting: KubeInspector) -> Iterator[Finding]:
         pods = list(worker_pods(self._settings, self._rules))
         demand = Demand.of(msgspec.json.decode(pods[0][1]))
         yield from _looked_at(
@@ -219,7 +251,7 @@ class KubeCheck:
                 lambda kind: [kube_findings.pull_secret_finding(name, self._settings.kube.namespace, kind)],
             )  # fmt: skip
         for what, pod in pods:
-            yield _admission(inspector, what, pod)
+            yield _admission(acting, self._user, what, pod)
 
 
 def _looked_at(
@@ -233,7 +265,8 @@ def _looked_at(
         return [unknown(code, f"{denied} {resource}, so this is not checked: run doctor as a user that may")]
 
 
-def _admission(inspector: KubeInspector, what: str, pod: bytes) -> Finding:
+def _admission(inspector: KubeInspector, user: str, what: str, pod: bytes) -> Finding:
+    """Whether the API server would create this pod with the rights of `user`, which the inspector has."""
     try:
         inspector.dry_run(pod)
     except ClusterRejected as error:
@@ -242,7 +275,7 @@ def _admission(inspector: KubeInspector, what: str, pod: bytes) -> Finding:
         return kube_findings.refusal_finding(str(error), final=True, what=what)
     except ClusterUnavailable as error:
         if "cannot create resource" in str(error):
-            return unknown("kube.admission", "Our user may not create pods, so admission is not checked")
+            return unknown("kube.admission", f"{user} may not create pods, so admission is not checked")
         return kube_findings.refusal_finding(str(error), final=False, what=what)
     return fine("kube.admission", f"The API server accepts a dry run of {what}")
 

@@ -46,10 +46,11 @@ class Doctor:
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys = capsys
+        self.options: tuple[str, ...] = ()
 
     def findings(self) -> list[Trouble]:
         """Code, severity and text, the worst first; the exit code fits."""
-        code = main(["doctor", "--json"])
+        code = main(["doctor", "--json", *self.options])
         answer = json.loads(self._capsys.readouterr().out)
         assert code == (1 if answer["broken"] else 0)
         return [(each["code"], each["severity"], each["text"]) for each in answer["findings"]]
@@ -57,6 +58,14 @@ class Doctor:
     def troubles(self) -> list[Trouble]:
         """Those that are not well."""
         return [each for each in self.findings() if each[1] in ("broken", "warning")]
+
+    def has(self, code: str, severity: str, words: str) -> None:
+        """Wait for a finding of this code and severity with these words."""
+
+        def there() -> bool:
+            return any(found[:2] == (code, severity) and words in found[2] for found in self.findings())
+
+        eventually(there, PATIENCE_S, f"{severity} {code} {words}; found {self.findings()}")
 
     def exactly(self, code: str, severity: str) -> str:
         """The text of the one trouble; an admission plugin takes a while to see what a test has changed."""
@@ -270,6 +279,33 @@ def test_the_rights_of_the_controller_are_enough(doctor: Doctor, users: Users, m
     found = doctor.findings()
     assert ("kube.pull_secret", "unknown") in [each[:2] for each in found]
     assert [each for each in found if each[1] == "broken"] == []
+
+
+def test_an_administrator_checks_the_rights_of_the_controller(doctor: Doctor, users: Users) -> None:
+    """Those of its ServiceAccount, which has none at first, and not the administrator's, who may do everything. What
+    only the administrator may look at is checked all the same.
+    """
+    assert doctor.troubles() == []
+    doctor.options = ("--service-account", "default")
+    doctor.has("kube.rbac", "broken", "ServiceAccount default may not create pods in namespace")
+    doctor.has("kube.admission", "unknown", "ServiceAccount default may not create pods")
+    users.grant([PODS, EVENTS, NAMESPACES, SECRETS])
+    assert "may read the Secrets" in doctor.exactly("kube.rbac_excess", "warning")
+    doctor.has("kube.rbac", "ok", "ServiceAccount default may do with pods in namespace")
+    doctor.has("kube.nodes", "ok", "could take a worker")
+
+
+def test_rights_that_cannot_be_checked_are_unknown(
+    doctor: Doctor, users: Users, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the user may not act as the ServiceAccount, the finding names whose rights were checked."""
+    doctor.options = ("--service-account", "nobody")
+    assert "There is no ServiceAccount nobody" in doctor.exactly("kube.account", "broken")
+    monkeypatch.setenv("KUBECONFIG", users.of_service_account())
+    users.grant([PODS, EVENTS, NAMESPACES])
+    doctor.options = ("--service-account", "default")
+    doctor.has("kube.rbac", "ok", "Our user may do with pods")
+    doctor.has("kube.account", "unknown", "those of system:serviceaccount:")
 
 
 def test_a_namespace_that_may_not_be_read_is_unknown(

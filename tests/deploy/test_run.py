@@ -156,6 +156,25 @@ class TestUi:
         assert "There is no controller in namespace boa-dev: make deploy brings it there." in done.stderr
 
 
+class TestDoctor:
+    """Whose rights it checks."""
+
+    def test_those_of_the_controller_that_runs_in_the_cluster(self, ready: Path) -> None:
+        """The ServiceAccount of deploy/base; further options follow."""
+        write_env(ready, "boa")
+        assert run(ready, "make", "doctor", "ARGS=--json").returncode == 0
+        asked = (ready / "python.args").read_text(encoding="utf-8").split()
+        assert asked == ["ottoscaler.py", "doctor", "--service-account", "ottoscaler", "--json"]
+        assert "kubectl --context kind-ottoscaler-boa get deployment ottoscaler --namespace boa-dev" in calls(ready)
+
+    def test_those_of_the_developer_before_a_deployment(self, ready: Path) -> None:
+        """`make run` starts the controller with these."""
+        write_env(ready, "boa")
+        add_program(ready, "kubectl", "exit 1")
+        assert run(ready, "deploy/dev.sh", "doctor").returncode == 0
+        assert (ready / "python.args").read_text(encoding="utf-8").split() == ["ottoscaler.py", "doctor"]
+
+
 class TestBeforeADeployment:
     """The product's own reader, before Docker is asked for anything."""
 
