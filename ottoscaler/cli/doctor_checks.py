@@ -23,11 +23,10 @@ from ottoscaler.adapters.redis_client import address
 from ottoscaler.adapters.redis_inspector import RedisInspector
 from ottoscaler.adapters.status_reader import StatusReader
 from ottoscaler.cli.queue_owner import other_cluster_error, other_group_error
+from ottoscaler.cli.worker_pods import WorkerPod, largest_pods, worker_pods
 from ottoscaler.core import kube_findings, redis_findings
-from ottoscaler.core.events import BadEvent, ScaleEvent, parse
 from ottoscaler.core.findings import Finding, broken, fine, unknown, warning
 from ottoscaler.core.kube_findings import Demand
-from ottoscaler.core.manifest import AttemptKey, build_pod, event_hash
 from ottoscaler.core.policy import Rules
 from ottoscaler.core.services import version_advice
 from ottoscaler.errors import (
@@ -42,7 +41,6 @@ from ottoscaler.settings_files import read_text
 from ottoscaler.settings_log_handler import LogHandlerSettings
 
 _T = TypeVar("_T")
-_SOME_ID: Final = "1714557600000-0"
 #: The worker that a log handler is asked to register: it sends no line.
 _SOME_WORKER: Final = "ottoscaler-doctor"
 _SERVICE_ACCOUNT: Final = "system:serviceaccount:"
@@ -229,13 +227,21 @@ class KubeCheck:
 
     def _workers(self, inspector: KubeInspector, acting: KubeInspector) -> Iterator[Finding]:
         pods = list(worker_pods(self._settings, self._rules))
-        demand = Demand.of(msgspec.json.decode(pods[0][1]))
+        largest = list(largest_pods(self._settings, self._rules))
+        demand, largest_demands = _demand(pods[0]), [(pod.what, _demand(pod)) for pod in largest]
         yield from _looked_at(
-            "kube.quota", "resourcequotas", inspector.quotas, lambda found: kube_findings.quota_findings(found, demand)
-        )
+            "kube.quota", "resourcequotas", inspector.quotas,
+            lambda found: [
+                *kube_findings.quota_findings(found, demand),
+                *kube_findings.largest_quota_findings(found, largest_demands),
+            ],
+        )  # fmt: skip
         yield from _looked_at(
             "kube.limitrange", "limitranges", inspector.limit_ranges,
-            lambda found: kube_findings.limit_findings(found, demand),
+            lambda found: [
+                *kube_findings.limit_findings(found, demand),
+                *kube_findings.largest_limit_findings(found, largest_demands),
+            ],
         )  # fmt: skip
         yield from _looked_at(
             "kube.network", "networkpolicies", inspector.network_policies,
@@ -250,8 +256,13 @@ class KubeCheck:
                 "kube.pull_secret", "secrets", lambda: inspector.secret_type(name),
                 lambda kind: [kube_findings.pull_secret_finding(name, self._settings.kube.namespace, kind)],
             )  # fmt: skip
-        for what, pod in pods:
-            yield _admission(acting, self._user, what, pod)
+        for pod in pods:
+            yield _admission(acting, self._user, pod)
+        yield from _largest(acting, largest)
+
+
+def _demand(pod: WorkerPod) -> Demand:
+    return Demand.of(msgspec.json.decode(pod.body))
 
 
 def _looked_at(
@@ -265,41 +276,33 @@ def _looked_at(
         return [unknown(code, f"{denied} {resource}, so this is not checked: run doctor as a user that may")]
 
 
-def _admission(inspector: KubeInspector, user: str, what: str, pod: bytes) -> Finding:
+def _admission(inspector: KubeInspector, user: str, pod: WorkerPod) -> Finding:
     """Whether the API server would create this pod with the rights of `user`, which the inspector has."""
     try:
-        inspector.dry_run(pod)
+        inspector.dry_run(pod.body)
     except ClusterRejected as error:
         if "no dry run" in str(error):
             return unknown("kube.admission", "This API server has no dry run, so admission is not checked")
-        return kube_findings.refusal_finding(str(error), final=True, what=what)
+        return kube_findings.refusal_finding(str(error), final=True, what=pod.what)
     except ClusterUnavailable as error:
         if "cannot create resource" in str(error):
             return unknown("kube.admission", f"{user} may not create pods, so admission is not checked")
-        return kube_findings.refusal_finding(str(error), final=False, what=what)
-    return fine("kube.admission", f"The API server accepts a dry run of {what}")
+        return kube_findings.refusal_finding(str(error), final=False, what=pod.what)
+    return fine("kube.admission", f"The API server accepts a dry run of {pod.what}")
 
 
-def worker_pods(settings: Settings, rules: Rules) -> Iterator[tuple[str, bytes]]:
-    """A pod as the controller would create it, with its name for people: without a profile, and of each profile that
-    needs nothing more from an event.
+def _largest(inspector: KubeInspector, pods: Sequence[WorkerPod]) -> Iterator[Finding]:
+    """The largest workers of the policy that are refused. That one would wait now is no finding: there may be room
+    for it later.
     """
-    profiles = sorted(rules.policy.profiles) if rules.policy is not None else []
-    plain = parse(_SOME_ID, {b"type": b"scale_up"}, 1, Rules(rules.max_deadline_s))
-    assert not isinstance(plain, BadEvent)
-    yield "a worker without a profile", _pod_of(plain, settings)
-    for name in profiles:
-        event = parse(_SOME_ID, {b"type": b"scale_up", b"profile": name.encode()}, 1, rules)
-        if not isinstance(event, BadEvent):
-            yield f"a worker of profile {name}", _pod_of(event, settings)
-
-
-def _pod_of(event: ScaleEvent, settings: Settings) -> bytes:
-    key = AttemptKey(event_hash(settings.instance, f"doctor {event.event_id}"), 1, 1)
-    return build_pod(
-        settings.worker, event, key, event_json=event.encode(), instance=settings.instance,
-        namespace=settings.kube.namespace,
-    )  # fmt: skip
+    for pod in pods:
+        try:
+            inspector.dry_run(pod.body)
+        except ClusterRejected as error:
+            if "no dry run" not in str(error):
+                yield kube_findings.largest_refusal_finding(str(error), pod.what)
+        except ClusterUnavailable:
+            continue
 
 
 def owner_findings(settings: Settings, redis: RedisCheck, kube: KubeCheck) -> Sequence[Finding]:

@@ -5,6 +5,7 @@ memory is 0.128 bytes) is refused, and any two can be compared as integers.
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from typing import Final
 
 _CPU: Final = re.compile(r"([0-9]{1,6})(?:\.([0-9]{1,3}))?(m)?")
@@ -49,3 +50,10 @@ def memory_text(value: int) -> str:
         if value % _UNITS[unit] == 0:
             return f"{value // _UNITS[unit]}{unit}"
     return str(value)
+
+
+def quantity_text(value: Fraction, resource: str) -> str:
+    """Cores or bytes as Kubernetes writes them. `resource`: as pods and quotas name it: `cpu`, `limits.memory`."""
+    if resource.endswith("cpu"):
+        return cpu_text(int(value * 1000))
+    return memory_text(int(value)) if resource.endswith(("memory", "storage")) else str(value)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Final
 
+from ottoscaler.core.amounts import quantity_text
 from ottoscaler.core.findings import Finding, broken, fine, warning
 from ottoscaler.core.kube_objects import EgressPort, LimitRange, NetworkPolicy, Node, Quota
 from ottoscaler.core.quantities import quantity
@@ -24,6 +25,8 @@ _REFUSALS: Final = (
     (re.compile(r"error looking up service account"), "kube.service_account"),
     (re.compile(r"does NAMESPACE exist"), "kube.namespace"),
 )
+#: What to do about a limit that is less than the policy allows.
+_MEND: Final = "lower the maxima of the policy, or raise the limit"
 _SETTINGS: Final = {
     ("requests", "cpu"): "WORKER_CPU_REQUEST",
     ("requests", "memory"): "WORKER_MEMORY_REQUEST",
@@ -137,7 +140,48 @@ def _outside(limits: LimitRange, demand: Demand) -> Iterable[str]:
 def _asked(item: str, kind: str, resource: str, demand: Demand) -> Sequence[Fraction]:
     if item == "Pod":
         return [demand.total(kind, resource)]
-    return [amount(each[kind][resource]) for each in demand.resources]
+    return [amount(each[kind].get(resource, "0")) for each in demand.resources]
+
+
+def largest_limit_findings(ranges: Sequence[LimitRange], largest: Iterable[tuple[str, Demand]]) -> Sequence[Finding]:
+    """Does the API server refuse a worker that the policy allows? `largest`: of each profile the worker that asks for
+    most, with its name for people. Smaller ones run all the same, so this is a warning.
+    """
+    return [
+        warning(
+            "kube.limitrange",
+            f"LimitRange {each.metadata.name} allows a {where} at most {most} {resource}, and {what} asks for {asked}:"
+            f" it is refused; {_MEND}",
+        )
+        for what, demand in largest
+        for each in ranges
+        for where, resource, most, asked in _above(each, demand)
+    ]
+
+
+def largest_quota_findings(quotas: Sequence[Quota], largest: Iterable[tuple[str, Demand]]) -> Sequence[Finding]:
+    """Does a quota never have room for a worker that the policy allows? Arguments as of `largest_limit_findings`."""
+    return [
+        warning(
+            "kube.quota",
+            f"ResourceQuota {quota.metadata.name} allows {resource} {most}, and {what} asks for"
+            f" {quantity_text(need, resource)}: it waits without end; {_MEND}",
+        )
+        for what, demand in largest
+        for quota in quotas
+        if _counts(quota, demand)
+        for resource, most in quota.status.hard.items()
+        if (need := _need(resource, demand)) > amount(most)
+    ]
+
+
+def _above(limits: LimitRange, demand: Demand) -> Iterable[tuple[str, str, str, str]]:
+    """What of a demand is above a maximum: of which kind of thing, the resource, the maximum, what is asked for."""
+    for item in limits.spec.limits:
+        for resource, most in item.max.items() if item.type in ("Container", "Pod") else ():
+            asked = max(_asked(item.type, "limits", resource, demand))
+            if asked > amount(most):
+                yield item.type.lower(), resource, most, quantity_text(asked, resource)
 
 
 # -- admission
@@ -149,6 +193,12 @@ def refusal_finding(message: str, *, final: bool, what: str) -> Finding:
     if not final and code == "kube.quota":
         return warning(code, f"{what} would wait now: {message}")
     return broken(code, f"{what} would be refused: {message}")
+
+
+def largest_refusal_finding(message: str, what: str) -> Finding:
+    """The API server refuses a dry run of the largest worker of a profile, and would again: smaller ones may run."""
+    refused = refusal_finding(message, final=True, what=what)
+    return warning(refused.code, refused.text)
 
 
 def pod_security_finding(namespace: str, labels: Mapping[str, str]) -> Finding:

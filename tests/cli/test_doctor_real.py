@@ -116,6 +116,22 @@ def test_a_limit_range_that_refuses_workers_is_named(doctor: Doctor, admin: Kube
     assert "LimitRange l allows a container at most 256Mi memory, and WORKER_MEMORY_LIMIT is more" in text
 
 
+def test_limits_below_what_the_policy_allows_are_named(
+    doctor: Doctor, admin: KubeAdmin, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A retry after OOMKilled that a LimitRange refuses: read, and not again from the dry run, which agrees."""
+    path = tmp_path / "policy.yaml"
+    profile = {"memory": "1Gi", "retries": 2, "oom_memory_factor": 2}
+    path.write_text(yaml.safe_dump({"version": 1, "max": {"memory": "8Gi"}, "profiles": {"big": profile}}))
+    monkeypatch.setenv("POLICY_FILE", str(path))
+    limits = [{"type": "Container", "max": {"memory": "2Gi"}}]
+    body = {"metadata": {"name": "l"}, "spec": {"limits": limits}}
+    admin.api.create_namespaced_limit_range(admin.namespace, body, _preload_content=False)
+    text = doctor.exactly("kube.limitrange", "warning")
+    assert "l allows a container at most 2Gi memory, and the largest worker of profile big asks for 4Gi" in text
+    assert "a worker of profile big" in str(doctor.findings())
+
+
 def add_secret(admin: KubeAdmin, name: str, kind: str, data: Mapping[str, str]) -> None:
     """A Secret of the workers' namespace."""
     encoded = {key: base64.b64encode(value.encode()).decode() for key, value in data.items()}

@@ -104,6 +104,49 @@ def test_no_limits_are_fine() -> None:
     assert kube_findings.limit_findings([], demand()) == [fine("kube.limitrange", "No LimitRange")]
 
 
+LARGE: Mapping[str, str] = {"cpu_limit": "4", "memory_request": "6Gi", "memory_limit": "6Gi"}
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (limits(max={"memory": "4Gi"}), ["allows a container at most 4Gi memory, and a large one asks for 6Gi"]),
+        (limits("Pod", max={"cpu": "2500m"}), ["allows a pod at most 2500m cpu, and a large one asks for 4"]),
+        (limits(max={"cpu": "4", "memory": "6Gi", "ephemeral-storage": "1Gi"}), []),
+        (limits("PersistentVolumeClaim", max={"storage": "1"}), []),
+        (limits(max={"cpu": "1", "memory": "1Gi"}), ["at most 1 cpu", "at most 1Gi memory"]),
+    ],
+)
+def test_limits_below_what_the_policy_allows_are_named(found: LimitRange, words: Sequence[str]) -> None:
+    """A warning: ordinary workers run."""
+    findings = kube_findings.largest_limit_findings([found], [("a large one", demand(**LARGE))])
+    assert [(finding.code, finding.severity) for finding in findings] == [("kube.limitrange", "warning")] * len(words)
+    assert all(expected in finding.text for expected, finding in zip(words, findings, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (quota({"limits.memory": "5Gi"}), ["allows limits.memory 5Gi, and a large one asks for 6Gi: it waits without"]),
+        (quota({"limits.cpu": "3500m", "pods": "9"}), ["allows limits.cpu 3500m, and a large one asks for 4"]),
+        (quota({"pods": "0"}), ["allows pods 0, and a large one asks for 1"]),
+        (quota({"limits.memory": "6Gi", "limits.cpu": "4"}, {"limits.memory": "6Gi"}), []),
+        (quota({"limits.memory": "1Gi"}, scopes=["NotTerminating"]), []),
+    ],
+)
+def test_a_quota_below_what_the_policy_allows_is_named(found: Quota, words: Sequence[str]) -> None:
+    """Of what it allows in all: what is in use now is no matter."""
+    findings = kube_findings.largest_quota_findings([found], [("a large one", demand(**LARGE))])
+    assert [(finding.code, finding.severity) for finding in findings] == [("kube.quota", "warning")] * len(words)
+    assert all(expected in finding.text for expected, finding in zip(words, findings, strict=True))
+
+
+def test_a_refusal_of_the_largest_worker_is_a_warning() -> None:
+    """With the code of its check."""
+    finding = kube_findings.largest_refusal_finding("maximum cpu usage per Pod is 2, but limit is 4", "a large one")
+    assert (finding.code, finding.severity) == ("kube.limitrange", "warning")
+
+
 @pytest.mark.parametrize(
     ("message", "code"),
     [
