@@ -23,12 +23,12 @@ def wait_for(look: Callable[[], _T], what: str, timeout_s: float = LONG_S, poll_
     return value
 
 
-def stays(look: Callable[[], object], seconds: float) -> bool:
+def stays(look: Callable[[], object], seconds: float, poll_s: float = _POLL_S) -> bool:
     """Is it true now, and at every look for so long?"""
     deadline = time.monotonic() + seconds
     pause = threading.Event()
     while look():
         if time.monotonic() > deadline:
             return True
-        pause.wait(_POLL_S)
+        pause.wait(poll_s)
     return False
