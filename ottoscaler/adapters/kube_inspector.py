@@ -13,7 +13,7 @@ import urllib3
 from ottoscaler.adapters.kube_answers import Verb, decoded
 from ottoscaler.adapters.kube_facts import ClusterFacts
 from ottoscaler.adapters.kube_http import KubeHttp
-from ottoscaler.core.kube_objects import LimitRange, Metadata, NetworkPolicy, Node, Quota, Secret
+from ottoscaler.core.kube_objects import DisruptionBudget, LimitRange, Metadata, NetworkPolicy, Node, Quota, Secret
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable
 from ottoscaler.settings import KubeSettings
 
@@ -45,6 +45,7 @@ class _SelfReview(msgspec.Struct, frozen=True):
 _quotas = msgspec.json.Decoder(_List[Quota])
 _ranges = msgspec.json.Decoder(_List[LimitRange])
 _policies = msgspec.json.Decoder(_List[NetworkPolicy])
+_budgets = msgspec.json.Decoder(_List[DisruptionBudget])
 _nodes = msgspec.json.Decoder(_List[Node])
 _secret = msgspec.json.Decoder(Secret)
 _namespace = msgspec.json.Decoder(_NamespaceObject)
@@ -116,6 +117,10 @@ class KubeInspector:
     def network_policies(self) -> Sequence[NetworkPolicy]:
         """Of our namespace."""
         return self._listed(_policies, f"/apis/networking.k8s.io/v1/namespaces/{self._namespace}/networkpolicies")
+
+    def disruption_budgets(self) -> Sequence[DisruptionBudget]:
+        """Of our namespace."""
+        return self._listed(_budgets, f"/apis/policy/v1/namespaces/{self._namespace}/poddisruptionbudgets")
 
     def nodes(self) -> Sequence[Node]:
         """Of the cluster."""

@@ -27,6 +27,7 @@ from ottoscaler.cli.worker_pods import WorkerPod, largest_pods, worker_pods
 from ottoscaler.core import kube_findings, redis_findings
 from ottoscaler.core.findings import Finding, broken, fine, unknown, warning
 from ottoscaler.core.kube_findings import Demand
+from ottoscaler.core.manifest import LABEL_BUDGET
 from ottoscaler.core.policy import Rules
 from ottoscaler.core.services import version_advice
 from ottoscaler.errors import (
@@ -256,6 +257,7 @@ class KubeCheck:
                 "kube.pull_secret", "secrets", lambda: inspector.secret_type(name),
                 lambda kind: [kube_findings.pull_secret_finding(name, self._settings.kube.namespace, kind)],
             )  # fmt: skip
+        yield from _budget(inspector, pods)
         for pod in pods:
             yield _admission(acting, self._user, pod)
         yield from _largest(acting, largest)
@@ -263,6 +265,17 @@ class KubeCheck:
 
 def _demand(pod: WorkerPod) -> Demand:
     return Demand.of(msgspec.json.decode(pod.body))
+
+
+def _budget(inspector: KubeInspector, pods: Sequence[WorkerPod]) -> Sequence[Finding]:
+    """Nothing where no profile asks for a PodDisruptionBudget; of those that do, one stands for all."""
+    asking = [(pod.what, labels) for pod in pods if LABEL_BUDGET in (labels := _demand(pod).labels)]
+    if not asking:
+        return []
+    return _looked_at(
+        "kube.disruption_budget", "poddisruptionbudgets", inspector.disruption_budgets,
+        lambda found: [kube_findings.budget_finding(found, *asking[0])],
+    )  # fmt: skip
 
 
 def _looked_at(

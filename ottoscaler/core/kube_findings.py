@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from ottoscaler.core.amounts import quantity_text
 from ottoscaler.core.findings import Finding, broken, fine, warning
-from ottoscaler.core.kube_objects import EgressPort, LimitRange, NetworkPolicy, Node, Quota
+from ottoscaler.core.kube_objects import DisruptionBudget, EgressPort, LimitRange, NetworkPolicy, Node, Quota
 from ottoscaler.core.quantities import quantity
 from ottoscaler.core.wording import count_text
 
@@ -279,6 +279,31 @@ def _node_obstacle(node: Node, demand: Demand) -> str:
         if amount(node.status.allocatable.get(resource, "0")) < demand.total("requests", resource):
             return f"with too little {resource}"
     return ""
+
+
+def budget_finding(budgets: Sequence[DisruptionBudget], what: str, labels: Mapping[str, str]) -> Finding:
+    """Does a PodDisruptionBudget protect the workers that ask for one? `what`: one of them, for people."""
+    code, selecting = "kube.disruption_budget", [each for each in budgets if each.selects(labels)]
+    names = ", ".join(each.metadata.name for each in selecting)
+    if not selecting:
+        return warning(
+            code,
+            f"No PodDisruptionBudget selects {what}, of which the profile asks for one, so a drain evicts it: add"
+            " components/disruption-budget to the overlay",
+        )
+    if len(selecting) > 1:
+        return warning(
+            code,
+            f"The PodDisruptionBudgets {names} all select {what}, and the API server evicts no pod of several: keep one"
+            " that selects it",
+        )
+    if not isinstance(selecting[0].spec.min_available, int):
+        return warning(
+            code,
+            f"PodDisruptionBudget {names} selects {what} and has no whole number in minAvailable; for pods without a"
+            " controller nothing else counts",
+        )
+    return fine(code, f"PodDisruptionBudget {names} selects {what}")
 
 
 def first_of_each_code(findings: Iterable[Finding]) -> Sequence[Finding]:

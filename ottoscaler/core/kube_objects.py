@@ -87,6 +87,24 @@ class LabelSelector(msgspec.Struct, frozen=True):
         return self.labels.items() <= labels.items() and all(one.is_met_by(labels) for one in self.requirements)
 
 
+class BudgetSpec(msgspec.Struct, frozen=True):
+    """The pods that it counts (none without a selector), and how many of them have to be available."""
+
+    selector: LabelSelector | None = None
+    min_available: int | str | None = msgspec.field(default=None, name="minAvailable")
+
+
+class DisruptionBudget(msgspec.Struct, frozen=True):
+    """https://kubernetes.io/docs/tasks/run-application/configure-pdb/"""
+
+    metadata: Metadata
+    spec: BudgetSpec = BudgetSpec()
+
+    def selects(self, labels: Mapping[str, str]) -> bool:
+        """Whether it counts a pod with these labels."""
+        return self.spec.selector is not None and self.spec.selector.selects(labels)
+
+
 class EgressPort(msgspec.Struct, frozen=True):
     """A port by number or by name; without one, every port; with `end`, all from the one to the other."""
 

@@ -36,6 +36,8 @@ LABEL_INSTANCE = "ottoscaler.io/instance"
 LABEL_EVENT = "ottoscaler.io/event"
 LABEL_WORKER = "ottoscaler.io/worker"
 LABEL_ATTEMPT = "ottoscaler.io/attempt"
+#: By it the PodDisruptionBudget of deploy/components selects the workers of profiles that ask for it.
+LABEL_BUDGET = "ottoscaler.io/disruption-budget"
 ANNOTATION_EVENT_ID = "ottoscaler.io/event-id"
 ANNOTATION_TASK_ID = "ottoscaler.io/task-id"
 ANNOTATION_DIGEST = "ottoscaler.io/spec-digest"
@@ -217,10 +219,11 @@ def build_pod(
     annotations = _annotations(template, event, event_json=event_json, digest=digest)
     if tenant:
         annotations[ANNOTATION_TENANT] = tenant
+    budget = {LABEL_BUDGET: "true"} if event.overrides.disruption_budget else {}
     metadata = {
         "name": pod_name(key),
         "namespace": namespace,
-        "labels": labels_of(key, instance),
+        "labels": labels_of(key, instance) | budget,
         "annotations": annotations,
     }
     return msgspec.json.encode({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})

@@ -57,7 +57,8 @@ class WorkerFields(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True
     quantities. `deadline_s`: longest run of one attempt, seconds; 0: not set. `retries`: further attempts after the
     worker's own failures; None: not set. `keep_failed_s`: how long failed pods are kept, seconds; None: not set.
     `ephemeral_storage`: room on the node's disk, request and limit. `pull_secrets`: names of Secrets for registries.
-    `host_users` False: the worker's users are not those of its node.
+    `host_users` False: the worker's users are not those of its node. `disruption_budget`: a PodDisruptionBudget of the
+    installation selects the workers.
     """
 
     image: str = ""
@@ -76,6 +77,7 @@ class WorkerFields(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True
     runtime_class: str = ""
     host_users: bool = True
     priority_class: str = ""
+    disruption_budget: bool = False
     deadline_s: int = 0
     retries: int | None = None
     keep_failed_s: int | None = None

@@ -16,6 +16,7 @@ from kubernetes import client
 from ottoscaler.cli.main import main
 from tests.adapters.kube_admin import KubeAdmin
 from tests.conftest import require
+from tests.deploy.manifests import only, rendered
 from tests.e2e.redis_nodes import Cluster, Node
 from tests.fakes.wait import eventually
 
@@ -130,6 +131,23 @@ def test_limits_below_what_the_policy_allows_are_named(
     text = doctor.exactly("kube.limitrange", "warning")
     assert "l allows a container at most 2Gi memory, and the largest worker of profile big asks for 4Gi" in text
     assert "a worker of profile big" in str(doctor.findings())
+
+
+def test_a_profile_that_asks_for_a_disruption_budget_needs_one(
+    doctor: Doctor, admin: KubeAdmin, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """That of deploy/components is one."""
+    path = tmp_path / "policy.yaml"
+    path.write_text("version: 1\nprofiles: {safe: {disruption_budget: true}}\n")
+    monkeypatch.setenv("POLICY_FILE", str(path))
+    assert "selects a worker of profile safe" in doctor.exactly("kube.disruption_budget", "warning")
+    budgets: Any = client.PolicyV1Api(admin.api.api_client)
+    budgets.create_namespaced_pod_disruption_budget(
+        admin.namespace, only(rendered("components/disruption-budget"), "PodDisruptionBudget"), _preload_content=False
+    )
+    found = [each for each in doctor.findings() if each[0] == "kube.disruption_budget"]
+    assert [each[1] for each in found] == ["ok"]
+    assert doctor.troubles() == []
 
 
 def add_secret(admin: KubeAdmin, name: str, kind: str, data: Mapping[str, str]) -> None:

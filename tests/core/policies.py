@@ -84,6 +84,7 @@ EXAMPLE: Final[dict[str, Any]] = {
             "runtime_class": "gvisor",
             "host_users": False,
             "priority_class": "ci",
+            "disruption_budget": True,
             "overrides": ["cpu", "memory", "deadline_s"],
         },
     },

@@ -11,7 +11,7 @@ import pytest
 from ottoscaler.core import kube_findings
 from ottoscaler.core.findings import Severity, broken, fine, warning
 from ottoscaler.core.kube_findings import Demand
-from ottoscaler.core.kube_objects import LimitRange, NetworkPolicy, Node, Quota
+from ottoscaler.core.kube_objects import DisruptionBudget, LimitRange, NetworkPolicy, Node, Quota
 from ottoscaler.core.manifest import AttemptKey, build_pod
 from ottoscaler.settings import WorkerSettings
 from tests.core import builders
@@ -175,6 +175,41 @@ def test_a_trouble_is_reported_once() -> None:
     """The dry run repeats what was read before; what is well is no repetition."""
     many = [fine("a", "1"), broken("a", "2"), broken("a", "3"), fine("a", "4"), broken("b", "5"), warning("b", "6")]
     assert [finding.text for finding in kube_findings.first_of_each_code(many)] == ["1", "2", "4", "5"]
+
+
+def budget(name: str, **spec: Any) -> DisruptionBudget:
+    """A PodDisruptionBudget."""
+    return msgspec.convert(named(name, spec=spec), DisruptionBudget)
+
+
+OURS = {"matchLabels": {"managed-by": "ottoscaler", "ottoscaler.io/disruption-budget": "true"}}
+
+
+@pytest.mark.parametrize(
+    ("found", "severity", "words"),
+    [
+        ([], "warning", "No PodDisruptionBudget selects a worker of profile x"),
+        ([budget("b")], "warning", "No PodDisruptionBudget"),
+        (
+            [budget("b", minAvailable=1, selector={"matchLabels": {"app": "redis"}})],
+            "warning",
+            "No PodDisruptionBudget",
+        ),
+        ([budget("b", minAvailable=1, selector=OURS)], "ok", "PodDisruptionBudget b selects a worker of profile x"),
+        ([budget("b", minAvailable=1, selector={})], "ok", "b selects"),
+        ([budget("b", minAvailable="50%", selector=OURS)], "warning", "has no whole number in minAvailable"),
+        ([budget("b", maxUnavailable=0, selector=OURS)], "warning", "has no whole number in minAvailable"),
+        ([budget(name, minAvailable=1, selector=OURS) for name in "bc"], "warning", "b, c all select a worker"),
+    ],
+)
+def test_one_budget_has_to_protect_the_workers_that_ask(
+    found: Sequence[DisruptionBudget], severity: str, words: str
+) -> None:
+    """The API server counts pods without a controller by a whole number only, and evicts no pod of two budgets."""
+    labels = {**demand().labels, "ottoscaler.io/disruption-budget": "true"}
+    finding = kube_findings.budget_finding(found, "a worker of profile x", labels)
+    assert (finding.code, finding.severity) == ("kube.disruption_budget", severity)
+    assert words in finding.text
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,14 @@ def test_the_labels_identify_the_worker() -> None:
 
 @contract("4.annotations")
 @contract("4.security")
+@contract("3.profile")
+def test_a_label_asks_for_the_disruption_budget() -> None:
+    """Where the profile does; the other labels, by which the pod is known again, stay as they are."""
+    plain = body()["metadata"]["labels"]
+    asked = body(overrides=Overrides(disruption_budget=True))["metadata"]["labels"]
+    assert asked == plain | {"ottoscaler.io/disruption-budget": "true"}
+
+
 def test_the_annotations_carry_event_and_task() -> None:
     """And keep the cluster autoscaler and Karpenter from ending the worker."""
     annotations = body()["metadata"]["annotations"]

@@ -137,6 +137,7 @@ WRONG: Final[list[tuple[Path, object, str]]] = [
     ((*FULL, "oom_memory_factor"), True, "a number from 1.1 to 10"),
     ((*FULL, "runtime_class"), "g visor", "the form"),
     ((*FULL, "host_users"), "no", "true or false"),
+    ((*FULL, "disruption_budget"), "yes", "true or false"),
     ((*FULL, "priority_class"), "system-node-critical", "is for Kubernetes itself"),
     ((*FULL, "pull_secrets"), "registry", "a list is expected"),
     ((*FULL, "pull_secrets", 0), "../registry", "the form"),

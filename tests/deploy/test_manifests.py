@@ -168,14 +168,31 @@ def test_the_right_to_write_events_comes_and_goes_with_the_setting() -> None:
     ]
 
 
+def with_component(folder: Path, name: str) -> list[Json]:
+    """The production overlay with one more component."""
+    parts = {"resources": ["overlays/production"], "components": [f"components/{name}"]}
+    body = {kind: [os.path.relpath(DEPLOY / each, folder) for each in paths] for kind, paths in parts.items()}
+    (folder / "kustomization.yaml").write_text(json.dumps(body), encoding="utf-8")
+    command = [require("kubectl"), "kustomize", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    return list(yaml.safe_load_all(done.stdout))
+
+
+def test_the_component_for_a_disruption_budget_adds_that_alone(tmp_path: Path) -> None:
+    """It selects the workers that ask for it and not the controller, by a whole number."""
+    with_budget, without = with_component(tmp_path, "disruption-budget"), overlay("production")
+    (added,) = (each for each in with_budget if each not in without)
+    assert (added["kind"], len(with_budget)) == ("PodDisruptionBudget", len(without) + 1)
+    assert added["spec"] == {
+        "minAvailable": 2**31 - 1,
+        "selector": {"matchLabels": {manifest.MANAGED_BY: manifest.MANAGER, manifest.LABEL_BUDGET: "true"}},
+    }
+    assert manifest.MANAGED_BY not in pod_of("production")["metadata"]["labels"]
+
+
 def test_the_component_for_logs_adds_a_right_and_a_way(tmp_path: Path) -> None:
     """To read the logs of pods, and to the port of the reference handler; nothing of it is there without it."""
-    parts = {"resources": ["overlays/production"], "components": ["components/logs"]}
-    body = {name: [os.path.relpath(DEPLOY / each, tmp_path) for each in paths] for name, paths in parts.items()}
-    (tmp_path / "kustomization.yaml").write_text(json.dumps(body), encoding="utf-8")
-    command = [require("kubectl"), "kustomize", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-    with_logs, without = list(yaml.safe_load_all(done.stdout)), overlay("production")
+    with_logs, without = with_component(tmp_path, "logs"), overlay("production")
     right = {"apiGroups": [""], "resources": ["pods/log"], "verbs": ["get"]}
     assert only(with_logs, "Role")["rules"] == [*only(without, "Role")["rules"], right]
     way = {"ports": [{"protocol": "TCP", "port": 50051}]}

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from kubernetes import client
 
-from tests.e2e.system import System
+from tests.deploy.manifests import only, rendered
+from tests.e2e.system import System, names
+from tests.e2e.waiting import wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
@@ -32,6 +37,11 @@ profiles:
         cpu: 50m
         command: [sh, -c, 'wget -qO /tmp/page http://localhost:8080/; sleep 600']
         ready: {exec: [test, -s, /tmp/page], timeout_s: 30}
+  guarded:
+    image: busybox:latest
+    disruption_budget: true
+  open:
+    image: busybox:latest
   slow:
     image: busybox:latest
     services:
@@ -77,3 +87,36 @@ def test_a_service_that_never_gets_ready_ends_the_worker(system: System, policy:
     assert result["message"].startswith("service db (image docker.io/library/busybox:latest): exited with code ")
     assert (result["attempt"], result["started_at"]) == ("1", "")
     system.no_pods(event_id)
+
+
+@pytest.mark.contract("3.profile")
+def test_a_drain_evicts_no_worker_of_a_profile_with_a_disruption_budget(system: System, policy: str) -> None:
+    """With the component of deploy/: an eviction request is answered 429, also while a second worker of it runs. One of
+    another profile is evicted.
+    """
+    budgets: Any = client.PolicyV1Api(system.kube.api.api_client)
+    body = only(rendered("components/disruption-budget"), "PodDisruptionBudget")
+    budgets.create_namespaced_pod_disruption_budget(system.kube.namespace, body, _preload_content=False)
+    system.start(POLICY_FILE=policy, INFRA_RETRIES="0")
+    guarded = system.send(
+        type="scale_up", pod_count=2, profile="guarded", script="until [ -e /tmp/go ]; do sleep 1; done"
+    )
+    other = system.send(type="scale_up", profile="open", script="exec sleep 600")
+    (first, second), (third,) = names(system.running(guarded, 2)), names(system.running(other))
+
+    def counted() -> bool:
+        answer = budgets.read_namespaced_pod_disruption_budget_status(
+            body["metadata"]["name"], system.kube.namespace, _preload_content=False
+        )
+        status = json.loads(answer.data)["status"]
+        return bool(status.get("currentHealthy") == 2 and status["disruptionsAllowed"] == 0)
+
+    wait_for(counted, "the disruption controller to count both")
+    for name in (first, second):
+        with pytest.raises(client.exceptions.ApiException) as refused:
+            system.kube.evict(name)
+        assert refused.value.status == 429
+        assert "disruption budget" in refused.value.body
+    system.kube.evict(third)
+    assert system.verdict(other)["reason"] == "Evicted"
+    assert names(system.running(guarded, 2)) == [first, second]
