@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
+from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 from ottoscaler.adapters.page_reader import OpenTasks, PageReader
@@ -81,14 +82,15 @@ class PageSource:
             "dead": self._reader.dead_letters(), "hour": [self._minutes[minute - ago] for ago in range(59, -1, -1)],
             **self._process(),
         }  # fmt: skip
+        pods = self._pods()
         results = self._failures | self._results
         return {
             "codes": _CODES, "clock": {"": {"at": round(now)}}, "summary": {"": summary},
             "tasks": {
                 task.event_id: _task_row(task, found, self._passed_on[task.event_id], now) for task in found.tasks
             },
-            "workers": _worker_rows(found.tasks, self._pods()),
-            "results": {key: _result_row(key, fields) for key, fields in results.items()},
+            "workers": _worker_rows(found.tasks, pods),
+            "results": {key: _result_row(key, fields, pods) for key, fields in results.items()},
             "dead": _dead_rows(self._reader.newest_dead_letters(MOST_DEAD)),
         }  # fmt: skip
 
@@ -229,6 +231,7 @@ def _worker_row(task: TaskState, worker: WorkerState, pod: PodSnapshot | None) -
         row |= {
             "created_at": rfc3339(pod.created_at), "scheduled_at": rfc3339(pod.scheduled_at),
             "started_at": rfc3339(pod.started_at), "finished_at": rfc3339(pod.finished_at), "node": pod.node,
+            "has_pod": True,
         }  # fmt: skip
     return {name: value for name, value in row.items() if value != ""}
 
@@ -239,10 +242,13 @@ _RESULT: Final = (
 )  # fmt: skip
 
 
-def _result_row(entry_id: str, fields: Mapping[str, str]) -> dict[str, str]:
-    """What is shown of a result; it was recorded at the time of its entry's id."""
+def _result_row(
+    entry_id: str, fields: Mapping[str, str], pods: Mapping[str, PodSnapshot] = MappingProxyType({})
+) -> dict[str, Any]:
+    """What is shown of a result; it was recorded at the time of its entry's id. A failed pod may be kept."""
     shown = {name: fields[name][:_TEXT] for name in _RESULT if fields.get(name)}
-    return {"outcome": ""} | shown | {"recorded_at": rfc3339(entry_time_s(entry_id))}
+    row = {"outcome": ""} | shown | {"recorded_at": rfc3339(entry_time_s(entry_id))}
+    return row | ({"has_pod": True} if fields.get("pod") in pods else {})
 
 
 def _dead_rows(letters: Mapping[str, DeadLetter]) -> dict[str, Any]:

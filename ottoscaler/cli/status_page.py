@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 from urllib.parse import parse_qs
 
@@ -13,6 +13,7 @@ from ottoscaler.adapters.page_reader import PageReader
 from ottoscaler.adapters.viewers import Viewers
 from ottoscaler.adapters.web import Page, WebRequest, WebResponse
 from ottoscaler.cli.page_source import PageSource
+from ottoscaler.cli.worker_details import WorkerDetails
 from ottoscaler.core.pods import PodSnapshot
 from ottoscaler.errors import ConfigError, Unavailable
 from ottoscaler.flow.health import Health
@@ -30,16 +31,18 @@ def status_page(settings: Settings, health: Health, registry: PodRegistry) -> tu
     """Path -> page, and the viewers, which are to be closed in the end."""
     # its connections are opened for the first viewer
     reader = PageReader(settings.redis, settings.keys)
-    return pages_of(PageSource(reader, lambda: _own_figures(settings, health, registry), lambda: _pods(registry)))
+    source = PageSource(reader, lambda: _own_figures(settings, health, registry), lambda: _pods(registry))
+    return pages_of(source, WorkerDetails(settings, lambda: _pods(registry)))
 
 
-def pages_of(source: PageSource) -> tuple[Mapping[str, Page], Viewers]:
-    """The same, of what this source reads."""
+def pages_of(source: PageSource, details: WorkerDetails) -> tuple[Mapping[str, Page], Viewers]:
+    """The same, of what this source and these details read."""
     viewers = Viewers(source.look)
     pages: dict[str, Page] = {
         **page_files(),
         "/stream": lambda _: WebResponse(b"", viewers=viewers),
         "/search": lambda request: _search(source, request),
+        "/worker": lambda request: _worker(details, request),
     }
     return pages, viewers
 
@@ -67,10 +70,22 @@ def _pods(registry: PodRegistry) -> Mapping[str, PodSnapshot]:
 
 
 def _search(source: PageSource, request: WebRequest) -> WebResponse:
+    return _answer(request, "q", source.search)
+
+
+def _worker(details: WorkerDetails, request: WebRequest) -> WebResponse:
+    return _answer(request, "pod", details.look)
+
+
+def _answer(request: WebRequest, field: str, look: Callable[[str], Mapping[str, Any] | None]) -> WebResponse:
+    """What a look finds for this field of the query, as JSON; 404 where it finds nothing."""
     try:
-        text = parse_qs(request.query[:2000], max_num_fields=8).get("q", [""])[0][:MOST_CHARACTERS]
-        return WebResponse(json.dumps(source.search(text)).encode(), content_type="application/json")
+        text = parse_qs(request.query[:2000], max_num_fields=8).get(field, [""])[0][:MOST_CHARACTERS]
+        found = look(text)
     except ValueError:
         return WebResponse(b"too many fields in the query\n", 400)
     except (Unavailable, ConfigError) as error:
         return WebResponse(f"{error}\n".encode(), 503)
+    if found is None:
+        return WebResponse(b"this replica knows no such pod (any more)\n", 404)
+    return WebResponse(json.dumps(found).encode(), content_type="application/json")

@@ -6,9 +6,10 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import redis
@@ -16,6 +17,8 @@ import redis
 from ottoscaler.adapters.page_reader import PageReader
 from ottoscaler.cli.page_source import PageSource
 from ottoscaler.cli.status_page import guarded, pages_of
+from ottoscaler.cli.worker_details import WorkerDetails
+from ottoscaler.core.pods import AttemptKey, Phase, PodSnapshot
 from ottoscaler.core.results import rfc3339
 from ottoscaler.core.status_codes import WORKER_CODES, StatusCode
 from ottoscaler.core.verdicts import EndReason
@@ -36,6 +39,10 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 HOSTILE = "<img src=x onerror=document.title='caught'>\u202e\x1b[31m"
 SHOWN = "<img src=x onerror=document.title='caught'>\\u202e\\u001b[31m"
 AXE = Path(__file__).with_name("package.json")
+#: The pod of the first worker that `stand` writes.
+POD = PodSnapshot(
+    AttemptKey("0123456789", 1, 1), "pod-1", "uid", "7", "e", "i", Phase.RUNNING, 1767225600.0, node="n-1"
+)
 #: What keeps a person from using a page; less is advice.
 SERIOUS = ("serious", "critical")
 
@@ -89,12 +96,22 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
         yield started
 
 
+class Looked:
+    """Details without a cluster: what a hostile worker writes."""
+
+    def look(self, name: str) -> Mapping[str, Any]:
+        """Of any pod."""
+        lines = [f"line {number}" for number in range(19)]
+        return {"lines": [*lines, HOSTILE], "note": "", "pulled_at": rfc3339(time.time()), "pulled": HOSTILE}
+
+
 @contextmanager
 def serving(settings: Settings, token: Path | None = None) -> Iterator[int]:
     """The page as the controller serves it, without a controller; yields its port."""
     with closing(PageReader(settings.redis, settings.keys)) as reader:
-        source = PageSource(reader, lambda: {"health": ["a fault"], "live": 1, "max": 2}, dict)
-        pages, viewers = pages_of(source)
+        pods = {POD.name: POD}
+        source = PageSource(reader, lambda: {"health": ["a fault"], "live": 1, "max": 2}, lambda: pods)
+        pages, viewers = pages_of(source, cast(WorkerDetails, Looked()))
         with web_server.serving(guarded(pages, str(token) if token else None), viewers) as port:
             yield port
 
@@ -141,6 +158,14 @@ def test_a_running_task_is_seen_to_end(system: System, chromium: Browser) -> Non
         assert "acme/shop @ c0ffee" in tab.until("tasks", "watched")
         assert "Next: its deadline is at" in tab.until("workers", "the worker runs")
         tab.until("workers", "started +")
+        tab.ask("document.querySelector('#workers button').focus()")
+        tab.press("Enter", 13)
+        times = tab.until("details-times", "pulled +")
+        assert times.index("scheduled") < times.index("pulled") < times.index("started")
+        assert "already present on machine" in tab.text("details-pulled")
+        assert "LOG_HANDLER_ADDRESS" in tab.text("details-note")
+        tab.press("Escape", 27)
+        eventually(lambda: tab.ask("byId('details').open") is False, PATIENCE_S, "the details to be closed")
         system.send("scale_down", task_id="watched")
         timeline = tab.until("results", "ScaledDown")
         assert all(step in timeline for step in ("queued", "created", "scheduled", "started", "ended", "recorded"))
@@ -227,6 +252,24 @@ def test_the_search_finds_what_is_not_shown(chromium: Browser, client: redis.Red
         assert tab.text("found") == "Found: 0 tasks, 11 results, 0 dead letters"
 
 
+def test_the_last_lines_of_a_worker_are_text(
+    chromium: Browser, controller: Acting, client: redis.Redis, settings: Settings
+) -> None:
+    """Of the worker with the button that was pressed; what hides or turns text is written out."""
+    before = len(chromium.complaints)
+    stand(controller, taken(controller, client, settings, task_id="a"), {1: StatusCode.RUNNING})
+    with serving(settings) as port, shown(chromium, port) as tab:
+        tab.until("workers", POD.name)
+        tab.ask("document.querySelector('#workers button').click()")
+        lines = tab.until("details-lines", SHOWN).split("\n")
+        assert (len(lines), lines[0]) == (20, "line 0")
+        assert tab.text("details-title") == POD.name
+        assert tab.text("details-pulled") == SHOWN
+        assert tab.ask("[document.title, document.images.length]") == ["Ottoscaler", 0]
+        assert tab.ask("document.documentElement.scrollWidth <= window.innerWidth") is True
+    assert chromium.complaints[before:] == []
+
+
 def test_a_token_is_asked_for(chromium: Browser, settings: Settings, tmp_path: Path) -> None:
     """It is kept for the tab alone, and in no address."""
     token = tmp_path / "token"
@@ -260,6 +303,11 @@ def test_axe_finds_nothing_serious(
         tab.until("results", "Error")
         tab.until("workers", "quota")
         tab.ask(f"{axe}; undefined")
+        tab.ask("document.querySelector('#workers button').click()")
+        tab.until("details-lines", "line 0")
+        opened = [one["id"] for one in tab.ask("axe.run()")["violations"] if one["impact"] in SERIOUS]
+        assert opened == []
+        tab.ask("byId('details').close()")
         for stale in (False, True):
             if stale:
                 tab.ask("state.trouble = 'Redis is away'; byId('login').hidden = false; show()")

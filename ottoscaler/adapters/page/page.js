@@ -6,6 +6,7 @@ const SILENT_MS = 5000; // the server sends something at least every 3 s
 const DEAD_MS = 20000; // a connection that is silent for that long is given up
 const AGES_MS = 5000; // how often ages are drawn again
 const SEARCH_AGAIN_MS = 10000;
+const DETAILS_AGAIN_MS = 5000;
 const SLICE = 25; // rows that are drawn at once, so that no task of the main thread is long
 const ROWS = { tasks: 50, workers: 80, results: 60, dead: 25 };
 const BAD = new Set(["failed", "lost", "expired"]);
@@ -354,7 +355,7 @@ function taskCells(row) {
 function workerCells(row) {
   const attempt = row.attempt > 1 ? `attempt ${row.attempt}` : "";
   return [
-    [[`${row.task || row.event} ${row.index}`, "", "", "B"], [row.pod, "quiet"], [[row.node, attempt].filter(Boolean).join(", "), "quiet"]],
+    [[`${row.task || row.event} ${row.index}`, "", "", "B"], [row.pod, "quiet"], [[row.node, attempt].filter(Boolean).join(", "), "quiet"], detailsButton(row)],
     [[words(kind(row)), look(row)], since(row)],
     [[row.why], ...next(row)],
     [timeline(row)],
@@ -366,7 +367,7 @@ function resultCells(row) {
   const code = row.exit_code && row.exit_code !== "0" ? `exit code ${row.exit_code}` : "";
   const fault = row.fault && row.fault !== "none" ? `fault: ${row.fault}` : "";
   return [
-    [[row.index ? `${name} ${row.index}` : name, "", "", "B"], [row.pod, "quiet"], [source(row), "quiet"]],
+    [[row.index ? `${name} ${row.index}` : name, "", "", "B"], [row.pod, "quiet"], [source(row), "quiet"], detailsButton(row)],
     [[row.outcome, look(row)], [row.kind === "worker" ? "worker" : words(row.kind ?? ""), "quiet"]],
     [[[row.reason, row.message].filter(Boolean).join(": ")], [[fault, code].filter(Boolean).join(", "), "quiet"]],
     [timeline(row)],
@@ -386,7 +387,7 @@ function deadCells(row, key) {
 function timeline(row) {
   const steps = [
     ["queued", row.received_at], ["created", row.created_at], ["scheduled", row.scheduled_at],
-    ["started", row.started_at], ["ended", row.finished_at], ["recorded", row.recorded_at],
+    ["pulled", row.pulled_at], ["started", row.started_at], ["ended", row.finished_at], ["recorded", row.recorded_at],
   ].filter(([, at]) => at);
   const texts = steps.map(([name, at], place) => {
     if (place === 0) return `${name} ${clock(at)}`;
@@ -395,6 +396,49 @@ function timeline(row) {
   });
   return [texts.join(" · "), "", steps.map(([name, at]) => `${name} ${at}`).join("\n")];
 }
+
+// -- one worker: what the controller looks up when a person asks for it
+
+let detailed = "";
+
+function detailsButton(row) {
+  return [row.has_pod ? "Details" : "", "details", row.pod ?? "", "BUTTON"];
+}
+
+async function details(pod) {
+  detailed = pod;
+  const rows = [...Object.values(state.sections.workers), ...Object.values(state.sections.results)];
+  const row = rows.find((one) => one.pod === pod) ?? {};
+  let found = {};
+  let said = "";
+  try {
+    const answer = await ask(`worker?pod=${encodeURIComponent(pod)}`);
+    if (answer.ok) found = await answer.json();
+    else said = (await answer.text()).trim();
+  } catch {
+    said = "The controller cannot be reached";
+  }
+  if (detailed !== pod) return; // closed, or another one is shown
+  put("details-times", plain(timeline({ ...row, pulled_at: found.pulled_at })[0]));
+  put("details-pulled", plain(found.pulled ?? ""));
+  put("details-note", plain(said || found.note));
+  if (!said) put("details-lines", (found.lines ?? []).map(plain).join("\n"));
+}
+
+function openDetails(event) {
+  const button = event.target.closest("button.details");
+  if (!button) return;
+  for (const name of ["times", "pulled", "lines"]) put(`details-${name}`, "");
+  put("details-title", plain(button.title));
+  put("details-note", "The controller looks");
+  byId("details").showModal();
+  details(button.title);
+}
+
+for (const id of ["workers", "results"]) byId(id).addEventListener("click", openDetails);
+byId("details-close").addEventListener("click", () => byId("details").close());
+byId("details").addEventListener("close", () => { detailed = ""; });
+setInterval(() => { if (detailed && !document.hidden) details(detailed); }, DETAILS_AGAIN_MS);
 
 // -- times: in the zone of the reader; ages by the clock of Redis, which may differ from this machine's
 
