@@ -42,7 +42,7 @@ class DemoLogs:
         self._process = GuardedProcess(command, log=self._output)
         self._address = ""
         self.ended: set[str] = set()
-        """Pods whose logs have come to their end."""
+        """Pods with a log that has come to its end."""
 
     def __enter__(self) -> DemoLogs:
         """Raises LocalSystemError when the handler does not listen within START_S."""
