@@ -26,10 +26,9 @@ def larger_sizes(memory: str, factor: float, most: int) -> tuple[str, ...]:
 
     Arguments: the first attempt's memory, the factor (0: none), and the most in bytes. Empty where it does not grow.
     """
-    first, found = memory_bytes(memory) or 0, list[str]()
-    if not first or not factor:
+    size, found = memory_bytes(memory), list[str]()
+    if size is None or not factor:
         return ()
-    size = first
     while size < most and len(found) < MAX_SIZES:
         size = min(ceil(size * factor / _UNIT) * _UNIT, most)
         found.append(memory_text(size))

@@ -189,7 +189,7 @@ class ProfileReader(Values):
             cpu=self._amount(given, path, "cpu"),
             memory=self._amount(given, path, "memory"),
         )
-        return service if name and image and ready is not None else None
+        return service if name else None
 
     def _ready(self, data: object, path: Path) -> ReadyCheck | None:
         given = self._map(data, path, frozenset({"tcp", "exec", "timeout_s"}))

@@ -26,6 +26,7 @@ from tests.adapters.streams import (
     claim,
     event_of,
     intend,
+    note_logs,
     opened,
     owned_by,
     receive,
@@ -641,7 +642,9 @@ class TestRestoring:
         stream.store_termination("e-1", None, 3, cancel())
         for index, reason in ((4, EndReason.ERROR), (5, EndReason.COMPLETED)):
             record(stream, task, index, reason=reason)
+        note_logs(stream, "e-1", task.owner, {1: "seen-1", 4: "seen-4"})
         before = reloaded(stream, "e-1")
+        assert {index for index, worker in before.workers.items() if worker.log_progress} == {1, 4}
         admin.flush()
         stream.restore(before)
         return before, reloaded(stream, "e-1")

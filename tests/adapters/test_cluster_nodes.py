@@ -17,6 +17,20 @@ A, B, C, D = (("10.0.0.1", port) for port in (1, 2, 3, 4))
 SLOTS = [[0, 8000, [b"10.0.0.1", 2, b"id"], [b"10.0.0.1", 3, b"id"]], [8001, 16383, [b"", 4, b"id"]]]
 
 
+def test_the_open_connections_are_named_by_the_number_that_the_server_gave_them() -> None:
+    """Not one that is closed, has not logged in yet, or is with a server that gives none."""
+    client = RedirectingRedis()
+    client.connection_pool._connections = [
+        SimpleNamespace(is_connected=True, handshake_metadata={b"id": 7, b"proto": 3}),
+        SimpleNamespace(is_connected=False, handshake_metadata={b"id": 8}),
+        SimpleNamespace(is_connected=True, handshake_metadata=None),
+        SimpleNamespace(is_connected=True, handshake_metadata={}),
+        SimpleNamespace(is_connected=True, handshake_metadata={b"id": b"9"}),
+    ]
+    assert client.connection_ids() == [7, 9]
+    client.connection_pool._connections = []
+
+
 def test_the_seed_is_used_until_another_one_is_named() -> None:
     """And then that one, also when it is named twice."""
     nodes = ClusterNodes(A)

@@ -238,6 +238,32 @@ def test_an_unreadable_pod_does_not_end_the_watch(tmp_path: Path) -> None:
     assert [event.resource_version for event in events] == ["7"]
 
 
+def test_each_request_is_reported_with_its_verb_and_status(tmp_path: Path) -> None:
+    """Also a watch and what is refused; 0 where no answer came."""
+    found: list[tuple[str, int]] = []
+
+    def note(verb: str, status: int, seconds: float) -> None:
+        assert 0 <= seconds < 20
+        found.append((verb, status))
+
+    refused = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    silent = b""
+    for answer in (HEAD + b"2\r\n{}\r\n0\r\n\r\n", refused, silent):
+
+        def say(connection: socket.socket, answer: bytes = answer) -> None:
+            connection.sendall(answer)
+            connection.shutdown(socket.SHUT_WR)
+
+        with served(say) as port:
+            http = KubeHttp(settings(tmp_path, port), on_request=note)
+            with suppress(ClusterUnavailable):
+                http.call(Verb.LIST, "/pods")
+            with suppress(ClusterUnavailable):
+                http.close_stream(http.open_stream("/pods", query={}, read_timeout_s=5.0))
+            http.close()
+    assert found == [("list", 200), ("watch", 200), ("list", 503), ("watch", 503), ("list", 0), ("watch", 0)]
+
+
 @pytest.mark.parametrize("cut", [0, 1, 20, -1])
 def test_a_line_of_a_watch_may_come_in_two_parts(tmp_path: Path, cut: int) -> None:
     """Wherever it is cut, and whatever follows in the second part."""

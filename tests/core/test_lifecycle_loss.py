@@ -214,6 +214,29 @@ def test_the_workers_own_failures_have_another_budget(ended_as: str) -> None:
 
 @contract("2.WORKER_RETRIES")
 @contract("2.INFRA_RETRIES")
+@pytest.mark.parametrize(
+    ("last", "attempt", "infra_used", "number", "most"),
+    [
+        (failed(), 1, 0, 1, 5), (failed(), 2, 0, 2, 5), (failed(), 4, 2, 2, 5),
+        (evicted(), 1, 0, 1, 4), (evicted(), 3, 0, 1, 4), (evicted(), 4, 2, 3, 4),
+    ],
+)  # fmt: skip
+def test_a_retry_knows_its_number_and_the_limit(
+    last: PodSnapshot, attempt: int, infra_used: int, number: int, most: int
+) -> None:
+    """Of its own kind: neither counts the other's."""
+    drive = Drive(
+        begin_lifecycle(1, attempt, infra_used), limits=with_settings(LIMITS, worker_retries=5, infra_retries=4)
+    )
+    last = replace(last, key=replace(last.key, attempt=attempt))
+    drive.feed(AttemptStored(), PodSeen(replace(pod(), key=last.key)), NoResultYet(None), PodSeen(last))
+    cause = drive.life.retry_cause
+    assert cause is not None
+    assert (cause.retry_number, cause.max_retries, cause.verdict.reason.outcome) == (number, most, "failed")
+
+
+@contract("2.WORKER_RETRIES")
+@contract("2.INFRA_RETRIES")
 def test_the_two_budgets_are_counted_apart() -> None:
     """An eviction does not use up what the worker's own failures have, nor the other way round."""
     drive = Drive(

@@ -263,6 +263,29 @@ def test_volumes_are_few_and_have_names_of_their_own() -> None:
 
 
 @contract("3.profile")
+@pytest.mark.parametrize(
+    ("field", "one", "missing"),
+    [
+        ("services", {"image": "redis:7", "ready": {"tcp": 1}}, ["name"]),
+        ("services", {"name": "a"}, ["image", "ready: the worker would start before it"]),
+        ("volumes", {"mount": "/a", "empty_dir": "1Gi"}, ["name"]),
+        ("volumes", {"name": "a", "empty_dir": "1Gi"}, ["mount"]),
+        ("secret_env", {"secret": "ottoscaler-worker-a", "key": "k"}, ["name"]),
+        ("secret_env", {"name": "A"}, ["secret", "key"]),
+    ],
+)
+def test_what_is_incomplete_is_named_once(field: str, one: dict[str, object], missing: list[str]) -> None:
+    """Two without a name have no name in common, and what is missing is not looked at any further."""
+    others = [{"name": "b", "image": "redis:7", "ready": {"tcp": 2}}] if field == "services" else []
+    profile = {"overrides": [], "image": "redis:7", "command": ["a"], field: [one, *others]}
+    named = [sentence.partition(" is missing") for _, sentence in faults(changed(("profiles", "full"), profile))]
+    assert [before + after for before, _, after in named] == missing
+    if "name" in missing:
+        twice = faults(changed(("profiles", "full"), {**profile, field: [one, one]}))
+        assert {sentence for _, sentence in twice} == {"name is missing"}
+
+
+@contract("3.profile")
 def test_services_share_one_localhost() -> None:
     """Of two with one port, one would never get ready; and each has a name of its own."""
     port = {"name": "db", "image": "redis:7", "ready": {"tcp": 6379}}

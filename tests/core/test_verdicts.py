@@ -108,6 +108,30 @@ def test_a_failure_without_an_end_of_the_worker_is_the_platforms(state: Json | N
     assert end(raw_pod("Failed", state=state)).reason is reason
 
 
+@contract("5.StartError")
+@contract("5.Evicted")
+@contract("5.NodeLost")
+@pytest.mark.parametrize(
+    ("state", "status", "message"),
+    [
+        (None, {}, "the pod failed before the worker started"),
+        (None, {"message": "why"}, "why"),
+        ({"waiting": {"reason": "CreateContainerError", "message": "no cgroup"}}, {"message": "why"}, "no cgroup"),
+        ({"running": {"startedAt": stamp(1)}}, {}, "the pod failed, and its node does not say how the worker ended"),
+        ({"running": {"startedAt": stamp(1)}}, {"message": "why"}, "why"),
+        (terminated(128, "StartError"), {}, "the worker exited with code 128"),
+        (None, {"reason": "OutOfcpu"}, "the node refused the pod: OutOfcpu"),
+        (terminated(137), {"reason": "NodeLost"}, "the worker exited with code 137"),
+        (None, {"reason": "NodeLost"}, ""),
+        (terminated(137), {"conditions": [disrupted("EvictionByEvictionAPI")]}, "the worker exited with code 137"),
+        (terminated(137), {"conditions": [disrupted("EvictionByEvictionAPI")], "message": "why"}, "why"),
+    ],
+)
+def test_where_no_message_is_given_there_is_one_of_ours(state: Json | None, status: Json, message: str) -> None:
+    """The platform's own words where it has some, and the next best otherwise."""
+    assert message in end(raw_pod("Failed", state=state, status=status)).message
+
+
 @contract("5.OOMKilled")
 def test_a_worker_above_its_memory_limit_is_oom_killed() -> None:
     """The kernel's word, by the runtime, not the exit code."""

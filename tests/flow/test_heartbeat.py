@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pytest
 
 from ottoscaler.errors import ClusterUnavailable, RedisUnavailable
-from ottoscaler.flow.health import FROZEN_S, Health
-from ottoscaler.flow.heartbeat import SHORTEST_OUTAGE_S, SUSPEND_GAP_S, Heartbeat
+from ottoscaler.flow.health import FROZEN_S, Health, failing, frozen, stuck
+from ottoscaler.flow.heartbeat import SHORTEST_OUTAGE_S, SUSPEND_GAP_S, HealthFinding, Heartbeat
 from ottoscaler.flow.stop import StopSignal
 from tests.fakes.clock import ManualClock
 from tests.fakes.wait import eventually
@@ -73,6 +73,28 @@ class Swift(StopSignal):
 
     def wait(self, timeout_s: float | None = None) -> bool:
         return super().wait(timeout_s if timeout_s is None else min(timeout_s, 0.01))
+
+
+@pytest.mark.parametrize(
+    ("rule", "bound_s"),
+    [(frozen, 60.0), (failing, 10.0), (lambda found: stuck(found[0], 1, 1), 120.0)],
+    ids=["frozen", "failing", "stuck"],
+)
+def test_a_bound_is_passed_only_after_it(
+    rule: Callable[[Sequence[HealthFinding]], list[HealthFinding]], bound_s: float
+) -> None:
+    """Not at it; and what is found keeps its name, its beginning and how long it has lasted."""
+    found = [HealthFinding("x", "no", 7.0, bound_s + more_s) for more_s in (-1, 0, 0.5)]
+    assert [len(rule([each])) for each in found] == [0, 0, 1]
+    (late,) = rule(found[2:])
+    assert (late.what.removeprefix("loop "), late.since, late.lasted_s) == ("x", 7.0, bound_s + 0.5)
+
+
+@pytest.mark.parametrize(("held", "shown"), [(-1, 0), (0, 0), (2, 2)])
+def test_what_is_stuck_says_how_many_wait_and_how_many_hold_a_thread(held: int, shown: int) -> None:
+    """Counted one after the other, they may differ for a moment: never a negative number."""
+    (late,) = stuck(HealthFinding("workers", "", 7.0, 121.0), 3, held)
+    assert late.reason == f"nothing moves, with 3 waiting for a thread and {shown} that hold one and wait for no pod"
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,21 @@ class TestOrder:
         driver.clock.advance(1)
         assert driver.take() is run
 
+    @pytest.mark.parametrize("fresh", [False, True])
+    @pytest.mark.parametrize("seconds", [5, 0])
+    def test_a_worker_that_needs_room_again_gets_a_new_thread(
+        self, driver: LedgerDriver, fresh: bool, seconds: float
+    ) -> None:
+        """Also where no other worker waits, and none that never had a turn."""
+        driver.ledger.add(task("a"))
+        run = driver.take()
+        if fresh:
+            driver.ledger.add(task("b"))
+        driver.pause(run, seconds)
+        driver.clock.advance(seconds)
+        found = [driver.ledger.take_for_new_thread() for _ in range(3)]
+        assert [each.task.event.event_id if each else "" for each in found] == ["a", "b" if fresh else "", ""]
+
     def test_a_worker_that_is_due_before_its_thread_lets_go_is_not_lost(self, driver: LedgerDriver) -> None:
         """A short pause may be over while its thread is still on its way out."""
         driver.ledger.add(task("a"))

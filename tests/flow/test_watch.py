@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import cast
+
 import pytest
 
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, WatchExpired
+from ottoscaler.flow.heartbeat import Heartbeat
+from ottoscaler.flow.registry import PodRegistry
 from ottoscaler.flow.stop import StopSignal
-from ottoscaler.ports import Clock
-from ottoscaler.retries import MAX_PAUSE_S
+from ottoscaler.flow.watch import PodWatcher
+from ottoscaler.metrics import Metrics
+from ottoscaler.ports import Clock, Cluster, PodList, WatchEvent, WatchEventType
+from ottoscaler.retries import MAX_PAUSE_S, Retries
+from tests.fakes.clock import ManualClock
 from tests.fakes.kubernetes import FakeKubernetes, Watch
 from tests.fakes.wait import eventually
 from tests.flow.conftest import Lines
@@ -15,6 +25,7 @@ from tests.flow.simulated_controller import FakeServers, SimulatedController
 from tests.test_metrics import samples
 
 contract = pytest.mark.contract
+BOOKMARK = WatchEvent(WatchEventType.BOOKMARK, "2", None)
 
 
 class Noting(StopSignal):
@@ -90,6 +101,55 @@ def test_a_bookmark_moves_the_version() -> None:
         kubernetes.end_watches()
         watching(controller, 2)
     assert kubernetes.versions == ["1000", "1001"]
+
+
+class Passing:
+    """A cluster of which each list and watch takes 50 s and then ends as it is set."""
+
+    def __init__(self, clock: ManualClock, heartbeat: Heartbeat) -> None:
+        self.clock, self.heartbeat = clock, heartbeat
+        self.events: list[WatchEvent] = []
+        self.error: Exception | None = None
+        self.aged: list[float] = []
+
+    def pass_time(self) -> None:
+        for _ in range(10):
+            self.clock.advance(5)
+            (age,) = self.heartbeat.ages()
+        self.aged.append(age.lasted_s)
+
+    def list(self) -> PodList:
+        self.pass_time()
+        return PodList([], "1")
+
+    def watch(self, version: str) -> Iterator[WatchEvent]:
+        for event in self.events:
+            self.pass_time()
+            yield event
+        self.pass_time()
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.mark.parametrize("error", [None, ClusterUnavailable("broken")])
+@pytest.mark.parametrize("events", [[], [BOOKMARK], [BOOKMARK, replace(BOOKMARK, resource_version="")]])
+def test_each_list_each_event_and_each_end_of_a_watch_is_a_sign_of_life(
+    error: Exception | None, events: list[WatchEvent]
+) -> None:
+    """A quiet cluster sends nothing for half a minute at a time: its watch does not hang."""
+    clock, metrics = ManualClock(), Metrics()
+    heartbeat, stop = Heartbeat(clock), Noting()
+    heartbeat.add_loop(threading.current_thread().name)
+    cluster = Passing(clock, heartbeat)
+    cluster.events, cluster.error = events, error
+    watcher = PodWatcher(
+        cluster=cast("Cluster", cluster), registry=PodRegistry(clock), metrics=metrics, stop=stop, clock=clock,
+        retries=Retries(stop.event, metrics, heartbeat.report_failure), heartbeat=heartbeat,
+    )  # fmt: skip
+    for _ in range(3):
+        watcher.step()
+    assert cluster.aged == [50.0] * len(cluster.aged)
+    assert [age.lasted_s for age in heartbeat.ages()] == [0.0]
 
 
 def test_a_version_that_is_too_old_means_a_new_list(log: Lines) -> None:

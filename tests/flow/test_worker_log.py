@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
+from ottoscaler.core.pods import Phase, PodSnapshot
+from ottoscaler.core.status_codes import StatusCode
 from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import EndReason
+from ottoscaler.core.worker_status import Obstacle
+from ottoscaler.flow.worker_log import WorkerLog
+from ottoscaler.metrics import Metrics
+from tests.core.builders import deleting, pod, running
+from tests.core.drive import LIMITS
 from tests.fakes.wait import eventually
 from tests.flow.conftest import Lines
+from tests.flow.ledger_driver import LedgerDriver, task
 from tests.flow.simulated_controller import SimulatedController
 
 
@@ -172,3 +181,48 @@ def test_an_event_has_its_type_and_its_count_in_fields(
         event_id = controller.accept(**fields)
     (line,) = log.lines("event.received")
     assert [line[name] for name in ("event_id", "type", "pod_count")] == [event_id, type_, pod_count]
+
+
+def stepped(before: PodSnapshot | None, after: PodSnapshot | None, **more: object) -> tuple[LedgerDriver, bool]:
+    """A worker of which a step was noted: its ledger, and whether its status is to be written."""
+    driver = LedgerDriver()
+    driver.ledger.add(task("a"))
+    run = driver.take()
+    run.life = replace(run.life, pod=after)
+    run.state = run.life.state
+    for name, value in more.items():
+        setattr(run, name, value)
+    driver.ledger.status_buffer.take(driver.clock.now())
+    driver.clock.advance(60)
+    metrics = Metrics()
+    log = WorkerLog(driver.clock, driver.ledger.tasks, driver.ledger.status_buffer, metrics, None)
+    log.step(run, replace(run.life, pod=before), LIMITS)
+    return driver, bool(driver.ledger.status_buffer.take(driver.clock.now()))
+
+
+@pytest.mark.parametrize("seen", [None, pod()])
+@pytest.mark.parametrize("code", [StatusCode.REDIS, StatusCode.DEFECT, StatusCode.QUOTA, None])
+def test_an_obstacle_of_ours_is_over_with_any_step_and_the_servers_with_the_pod(
+    code: StatusCode | None, seen: PodSnapshot | None
+) -> None:
+    """A quota is shown until the pod is there, however often it was asked for."""
+    obstacle = None if code is None else Obstacle(code, "x")
+    driver, written = stepped(seen, seen, obstacle=obstacle)
+    (run,) = (run for run in driver.ledger.tasks.get("a").runs.values())
+    over = code in (StatusCode.REDIS, StatusCode.DEFECT) or (code is not None and seen is not None)
+    assert (run.obstacle, written) == (None if over else obstacle, over)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "changed"),
+    [
+        (None, None, False), (None, pod(), False), (pod(), pod(), False), (pod(), None, False),
+        (pod(), pod(Phase.UNKNOWN), True), (running(), deleting(running()), True),
+        (deleting(running()), replace(deleting(running()), resource_version="8"), False),
+    ],
+)  # fmt: skip
+def test_a_status_is_written_where_the_phase_or_the_deletion_is_another(
+    before: PodSnapshot | None, after: PodSnapshot | None, changed: bool
+) -> None:
+    """Where the state stays, too."""
+    assert stepped(before, after)[1] is changed
