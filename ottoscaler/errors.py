@@ -56,13 +56,15 @@ class LogHandlerUnavailable(Unavailable):
     """The log handler cannot be reached, or ended the stream: try again later.
 
     `unimplemented` is True where the handler has no such method. `denied` is True where it will say the same again
-    until a person changes something: wrong token, no right, invalid argument.
+    until a person changes something: wrong token, no right, invalid argument. `timed_out` is True where no answer came
+    within our own deadline.
     """
 
     def __init__(self, message: str, *, unimplemented: bool = False, denied: bool = False) -> None:
         super().__init__(message)
         self.unimplemented = unimplemented
         self.denied = denied
+        self.timed_out = False
 
 
 class PodLogUnavailable(Unavailable):

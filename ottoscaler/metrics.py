@@ -300,6 +300,10 @@ class Metrics:
             "ottoscaler_log_lag_seconds",
             "Age of the oldest log line that was read and is not acknowledged; 0: there is none.",
         )
+        self._log_waiting = self._gauge(
+            "ottoscaler_log_workers_waiting",
+            "Workers that wait for a stream to the log handler: more of them run than one connection has streams.",
+        )
         self.logs_ended = self._tally(
             "ottoscaler_logs_ended_total",
             "Logs of pods that are over: complete; acknowledged to their end, with lines dropped; refused by the log"
@@ -341,6 +345,7 @@ class Metrics:
         self._log_follows.set(figures.follows)
         self._log_unacknowledged.set(figures.unacknowledged)
         self._log_lag.set(figures.lag_s)
+        self._log_waiting.set(figures.waiting)
 
     def set_queue_levels(self, levels: QueueLevels | None) -> None:
         """How the queue stands; None: that could not be read."""

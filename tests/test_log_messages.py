@@ -30,7 +30,7 @@ MESSAGES: list[Message] = [
     GiveUp("uid-1"),
     Acknowledged([PROGRESS, LogProgress("uid-2")]),
     Ended("uid-1", True, 9, 1),
-    Figures(LogFigures(5, 80, {LineDrop.REFUSED: 2}, 1, {LogServer.HANDLER: 3}, 4, 6, 0.5)),
+    Figures(LogFigures(5, 80, {LineDrop.REFUSED: 2}, 1, {LogServer.HANDLER: 3}, 4, 6, 0.5, 7)),
     Figures(LogFigures()),
     Notice("Log handler h:1: UNAVAILABLE", "pod-1"),
 ]

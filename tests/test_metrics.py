@@ -110,18 +110,19 @@ def test_each_loop_has_a_series() -> None:
 def test_what_the_log_forwarder_says_is_added_up() -> None:
     """What it has counted is added, how it stands is replaced; without a forwarder nothing stands any more."""
     metrics = Metrics()
-    metrics.add_log_figures(LogFigures(5, 80, {LineDrop.REFUSED: 2}, 1, {LogServer.HANDLER: 3}, 4, 6, 0.5))
-    metrics.add_log_figures(LogFigures(1, 10, {LineDrop.REFUSED: 1}, 0, {}, 3, 2, 0.25))
+    metrics.add_log_figures(LogFigures(5, 80, {LineDrop.REFUSED: 2}, 1, {LogServer.HANDLER: 3}, 4, 6, 0.5, 9))
+    metrics.add_log_figures(LogFigures(1, 10, {LineDrop.REFUSED: 1}, 0, {}, 3, 2, 0.25, 8))
     found = samples(metrics)
     prefix = "ottoscaler_log_"
     assert (found[f"{prefix}lines_forwarded_total",], found[f"{prefix}bytes_forwarded_total",]) == (6, 90)
     assert found[f"{prefix}lines_dropped_total", "refused"] == 3
     assert (found[f"{prefix}gaps_total",], found[f"{prefix}reconnects_total", "handler"]) == (1, 3)
     standing = [(f"{prefix}follows",), (f"{prefix}entries_unacknowledged",), (f"{prefix}lag_seconds",)]
-    assert [found[key] for key in standing] == [3, 2, 0.25]
+    standing.append((f"{prefix}workers_waiting",))
+    assert [found[key] for key in standing] == [3, 2, 0.25, 8]
     metrics.add_log_figures(LogFigures())
     found = samples(metrics)
-    assert [found[key] for key in standing] == [0, 0, 0]
+    assert [found[key] for key in standing] == [0, 0, 0, 0]
     assert found[f"{prefix}lines_forwarded_total",] == 6
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +23,9 @@ from ottoscaler.settings_log_handler import LogHandlerSettings
 
 #: How long a registration may take, seconds.
 REGISTER_S: Final = 10.0
+#: Workers that are registered at once. Where the connection takes no more streams, their registrations wait inside
+#: gRPC for one to be free; those of all other workers would only run into REGISTER_S, again and again.
+MAX_REGISTERING: Final = 16
 _SERVICE: Final = "/ottoscaler.v1.LogStreamingService/"
 _OPTIONS: Final = (
     # Servers of other languages end a connection with pings that come more often than this without data.
@@ -83,6 +87,10 @@ class LogHandlerClient:
         self._settings = settings
         self._channel: Any = None
         self._files: list[tuple[int, int, int]] = []
+        self.turns = asyncio.Semaphore(MAX_REGISTERING)
+        """Held by a worker that is registered; the others wait for it in the order in which they came."""
+        self.open_streams = 0
+        """Streams that were opened and have not ended."""
 
     @property
     def target(self) -> str:
@@ -97,10 +105,15 @@ class LogHandlerClient:
             request_serializer=WorkerRegistration.SerializeToString,
             response_deserializer=RegistrationResponse.FromString,
         )
+        begin = time.monotonic()
         try:
             return await call(registration, timeout=REGISTER_S, metadata=self._metadata())
         except grpc.aio.AioRpcError as error:
-            raise _translated(error, self.target) from error
+            found = _translated(error, self.target)
+            # our own deadline, and not an answer of a proxy's, which may come at once
+            waited = time.monotonic() - begin >= REGISTER_S * 0.9
+            found.timed_out = waited and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            raise found from error
 
     @contextlib.asynccontextmanager
     async def stream(self, session_id: str, *, batches: bool) -> AsyncIterator[LogStream]:
@@ -110,9 +123,11 @@ class LogHandlerClient:
         call = channel.stream_stream(
             f"{_SERVICE}{method}", request_serializer=None, response_deserializer=LogResponse.FromString
         )(metadata=(*self._metadata(), ("otto-session-id", session_id)))
+        self.open_streams += 1
         try:
             yield LogStream(call, self.target)
         finally:
+            self.open_streams -= 1
             call.cancel()
 
     async def close(self) -> None:

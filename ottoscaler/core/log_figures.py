@@ -47,6 +47,8 @@ class LogFigures:
     """Entries that were sent and are not answered, now."""
     lag_s: float = 0.0
     """The age of the oldest line that was read and is not answered, now, in seconds; 0: there is none."""
+    waiting: int = 0
+    """Workers that wait for a stream to the handler, now."""
 
     @property
     def counts(self) -> bool:

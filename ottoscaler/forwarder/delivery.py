@@ -111,7 +111,12 @@ class Delivery:
 
     async def _connect(self) -> None:
         """One registration and one stream, to its end."""
-        response = await self._register()
+        self.stream.tally.waiting += 1
+        try:
+            async with self._client.turns:
+                response = await self._register()
+        finally:
+            self.stream.tally.waiting -= 1
         if response.status == RegistrationResponse.INVALID_REQUEST:
             self._say(f"The log handler wants no logs of this worker: {response.message or 'no reason given'}")
             self.stream.give_up()
@@ -140,12 +145,21 @@ class Delivery:
         request = WorkerRegistration(
             worker_id=worker.worker_id, task_id=worker.task_id, metadata=metadata, server_endpoint=self._client.target
         )
-        try:
-            return await self._client.register(request)
-        except LogHandlerUnavailable as error:
-            if not error.unimplemented:
-                raise
-            return RegistrationResponse()  # a handler without registration gets the stream all the same
+        while True:
+            try:
+                return await self._client.register(request)
+            except LogHandlerUnavailable as error:
+                if error.unimplemented:
+                    return RegistrationResponse()  # a handler without registration gets the stream all the same
+                if not error.timed_out or not self._client.open_streams:
+                    raise
+                # No failure of this worker: it asks again at once and keeps its turn, so that it has the next stream
+                # that is free. After a pause another worker would have it, and this one might never.
+                self._say(
+                    f"Log handler {self._client.target} takes no further worker, while others have streams: it hangs, "
+                    "or it or a proxy before it limits the streams of one connection (max_concurrent_streams); "
+                    "workers wait until a stream is free"
+                )
 
     async def _carry(self, opened: LogStream, *, batches: bool) -> None:
         tasks = [asyncio.ensure_future(each) for each in (self._write(opened, batches=batches), self._read(opened))]

@@ -18,12 +18,15 @@ class Tally:
         self.gaps = 0
         self.dropped: Counter[LineDrop] = Counter()
         self.reconnects: Counter[LogServer] = Counter()
+        self.waiting = 0
+        """Workers that wait for their registration, now."""
 
     def take(self, *, follows: int, unacknowledged: int, lag_s: float) -> LogFigures:
         """What was counted since the last call, with how forwarding stands now."""
         figures = LogFigures(
-            self.lines, self.bytes, dict(self.dropped), self.gaps, dict(self.reconnects), follows, unacknowledged, lag_s
-        )
+            self.lines, self.bytes, dict(self.dropped), self.gaps, dict(self.reconnects), follows, unacknowledged,
+            lag_s, self.waiting,
+        )  # fmt: skip
         self.lines = self.bytes = self.gaps = 0
         self.dropped.clear()
         self.reconnects.clear()

@@ -13,12 +13,15 @@ from ottoscaler.adapters.log_server import ServerSettings, start
 from ottoscaler.forwarder.delivery import Delivery
 from ottoscaler.forwarder.entries import WorkerIdentity
 from ottoscaler.forwarder.lines import Line
+from ottoscaler.forwarder.tally import Tally
+from ottoscaler.forwarder.worker_stream import WorkerStream
 from ottoscaler.proto.log_streaming_pb2 import LoggingConfig, LogResponse, RegistrationResponse
 from ottoscaler.settings_log_handler import LogHandlerSettings
 from tests.forwarder.handler_model import T
 
 LONG_S = 100.0
 LINES = 3
+WAITS = "takes no further worker, while others have streams"
 
 
 class Keeping:
@@ -59,9 +62,47 @@ async def deliver(workers: int, streams: int) -> dict[str, list[str]]:
 
 
 @pytest.mark.timeout(120)
-def test_workers_wait_for_a_stream_and_lose_nothing() -> None:
+@pytest.mark.parametrize(("workers", "streams"), [(40, 4), pytest.param(1000, 100, marks=pytest.mark.full)])
+def test_workers_wait_for_a_stream_and_lose_nothing(workers: int, streams: int) -> None:
     """Each log comes whole, with its end."""
-    found = asyncio.run(deliver(workers=40, streams=4))
-    assert len(found) == 40
+    found = asyncio.run(deliver(workers, streams))
+    assert len(found) == workers
     for messages in found.values():
         assert messages == ["0", "1", "2", f"end of log: {LINES} lines, 0 dropped"]
+
+
+async def deliver_long(monkeypatch: pytest.MonkeyPatch, workers: int, streams: int) -> None:
+    """Workers that keep their streams, for many times as long as a registration may take."""
+    monkeypatch.setattr("ottoscaler.adapters.log_client.REGISTER_S", 0.2)
+    receiver, said, tally = Keeping(), set[str](), Tally()
+    server, port = await start(receiver, ServerSettings(address="127.0.0.1:0", max_streams=streams))
+    client = LogHandlerClient(LogHandlerSettings(address=("127.0.0.1", port)))
+    tasks = {}
+    for number in range(workers):
+        worker = WorkerIdentity(f"w-{number}", "t-1")
+        delivery = Delivery(client, worker, said.add, WorkerStream(worker, random=lambda: 0.5, tally=tally))
+        delivery.offer(Line("stdout", T, b"begin"))
+        tasks[asyncio.ensure_future(delivery.run())] = delivery
+    async with asyncio.timeout(LONG_S):
+        while not (tally.waiting and any(WAITS in sentence for sentence in said)):
+            await asyncio.sleep(0.01)
+        while tasks:  # each that ends makes room for the next
+            for task, delivery in list(tasks.items()):
+                if task.done():
+                    del tasks[task]
+                elif delivery.answers:
+                    delivery.finish(T)
+            await asyncio.sleep(0.01)
+    assert len(receiver.messages) == workers
+    assert set(map(tuple, receiver.messages.values())) == {("begin", "end of log: 1 line, 0 dropped")}
+    assert tally.waiting == 0
+    assert sum(WAITS in sentence for sentence in said) == 1
+    assert not any("DEADLINE_EXCEEDED" in sentence for sentence in said), "a worker that waited counted as a failure"
+    await client.close()
+    await server.stop(0)
+
+
+@pytest.mark.timeout(120)
+def test_workers_that_wait_for_long_are_no_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line says so, and no deadline of a registration is taken for a failure."""
+    asyncio.run(deliver_long(monkeypatch, workers=30, streams=4))
