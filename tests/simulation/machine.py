@@ -57,16 +57,20 @@ class Simulation(RuleBasedStateMachine):
     @precondition(lambda self: len(self.audit.sent) < _MAX_EVENTS)
     @rule(
         count=st.integers(1, 3), group=st.sampled_from(("", "", "k")), named=st.booleans(), limit=st.integers(-2, 3),
-        within_s=st.sampled_from((None, None, *STEPS_S)),
+        within_s=st.sampled_from((None, None, *STEPS_S)), priority=st.sampled_from((None, None, 0, 3, 9)),
     )  # fmt: skip
-    def scale_up(self, count: int, group: str, named: bool, limit: int, within_s: int | None = None) -> None:
+    def scale_up(
+        self, count: int, group: str, named: bool, limit: int, within_s: int | None = None, priority: int | None = None
+    ) -> None:
         """A producer wants workers; perhaps instead of older ones, or not besides others of the same key, or none that
-        starts too late.
+        starts too late, or before or behind others.
         """
         fields = {"type": "scale_up", "pod_count": str(count), "task_id": f"t{len(self.audit.sent) % 2}"}
         if limit > 0:
             fields |= {"concurrency_key": "c", "concurrency_limit": str(limit)}
         fields["team"] = "ab"[len(self.audit.sent) % 2]
+        if priority is not None:
+            fields["priority"] = str(priority)
         if within_s is not None:
             fields["not_after"] = datetime.fromtimestamp(self.world.clock.now() + within_s, UTC).isoformat()
         self._send(fields | ({"supersedes": group} if group else {}), named=named)
@@ -164,9 +168,11 @@ class Simulation(RuleBasedStateMachine):
         """A pod is deleted from outside, its node dies, it is evicted …"""
         self.world.luck(which, how)
 
-    @rule(seconds=st.sampled_from((*STEPS_S, *STEPS_S, 4000)))
+    @rule(seconds=st.sampled_from((*STEPS_S, *STEPS_S, 1300, 4000)))
     def pass_time(self, seconds: int) -> None:
-        """No replica runs for a while; once in a while for longer than events are known."""
+        """No replica runs for a while; once in a while for so long that what waits grows more urgent, or for longer
+        than events are known.
+        """
         self.world.pass_time(seconds)
 
     @precondition(lambda self: self.world.late)

@@ -26,7 +26,7 @@ from ottoscaler.flow.inbox import ScaleDownInbox
 from ottoscaler.flow.intake import Intake, StreamReader
 from ottoscaler.flow.lease import LeaseKeeper
 from ottoscaler.flow.ledger import Ledger
-from ottoscaler.flow.owned_tasks import WorkerRun
+from ottoscaler.flow.owned_tasks import OwnedTask, WorkerRun
 from ottoscaler.flow.pod_keeper import PodKeeper
 from ottoscaler.flow.pod_terminator import PodTerminator
 from ottoscaler.flow.reconciler import Reconciler
@@ -37,12 +37,13 @@ from ottoscaler.flow.takeover import TakeOver
 from ottoscaler.flow.watch import PodWatcher
 from ottoscaler.flow.worker import WorkerRunner
 from ottoscaler.metrics import Metrics
-from ottoscaler.ports import Cluster, RedisPorts
+from ottoscaler.ports import Cluster, OpenTask, RedisPorts
 from ottoscaler.retries import Retries
 from ottoscaler.settings import Settings
 from tests.fakes.cluster import FakeCluster
 from tests.simulation.links import Crash, Defect, Link
 from tests.simulation.servers import AuditedStream
+from tests.simulation.turns import WaitingTasks
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -110,7 +111,7 @@ class _Dispatcher(Dispatcher):
 
 
 class _Ledger(Ledger):
-    """Shows the audit which workers use room."""
+    """Shows the audit which workers use room, and which have a turn."""
 
     def __init__(self, replica: Replica, registry: PodRegistry, settings: Settings) -> None:
         flow = settings.flow
@@ -125,7 +126,25 @@ class _Ledger(Ledger):
             tenant_field=flow.tenant_field,
         )
         self._replica = replica
+        self._waits = WaitingTasks(replica.world.audit, replica.world.clock)
         self.room_waits.set_shares(replica.world.audit.shares)
+
+    def add(self, opened: OpenTask) -> OwnedTask:
+        task = super().add(opened)
+        self._waits.begins(task)
+        return task
+
+    def admit(self, task: OwnedTask) -> bool:
+        admitted = super().admit(task)
+        self._waits.begins(task)
+        return admitted
+
+    def _take_next(self) -> WorkerRun | None:
+        waiting = self._waits.waiting(self.tasks)
+        run = super()._take_next()
+        if run is not None:
+            self._waits.had_turn(run, waiting)
+        return run
 
     def may_create_pod(self, run: WorkerRun) -> bool:
         holds = super().may_create_pod(run)
