@@ -10,7 +10,9 @@ from collections.abc import Collection
 
 import msgspec
 
+from ottoscaler.core.manifest import CONTAINER
 from ottoscaler.core.pods import Phase, PodSnapshot
+from ottoscaler.core.results import rfc3339
 from ottoscaler.core.verdicts import Outcome
 
 
@@ -42,6 +44,14 @@ def ended_at(pod: PodSnapshot) -> float:
     if pod.finished_at is None:
         return pod.created_at or 0.0
     return pod.finished_at - pod.node_clock_ahead_s
+
+
+def kept_note(pod: PodSnapshot, namespace: str, most_s: float) -> str:
+    """Until when it stays, and how to look at it, for the message of its worker's result. `most_s`: no pod stays for
+    longer, seconds.
+    """
+    until = rfc3339(ended_at(pod) + min(pod.keep_failed_s, most_s))
+    return f"its pod stays until {until} at most: kubectl logs -n {namespace} {pod.name} -c {CONTAINER}"
 
 
 def age_s(pod: PodSnapshot, wall_time: float, longest_s: float) -> float:

@@ -74,16 +74,20 @@ def worker_result(
     pod: PodSnapshot | None,
     now: float,
     oom_kills: int = 0,
+    note: str = "",
 ) -> dict[str, str]:
     """The fields of a worker's entry in the result stream, all of them text; what is not known is empty.
 
     `oom_kills`: how many earlier attempts ended as OOMKilled. Where the memory grows by that, the message names it.
+    `note`: what people are to know besides, at the end of the message.
     """
     finished = pod.finished_at if pod is not None else None
     message = verdict.message[:MAX_MESSAGE]
     if event.overrides.oom_memory and pod is not None:
         size = memory_of(event.overrides.memory, event.overrides.oom_memory, oom_kills)
         message = with_note(message, f"memory: {size}")
+    if note:
+        message = with_note(message, note)
     return {
         "kind": "worker",
         "event_id": event.event_id,

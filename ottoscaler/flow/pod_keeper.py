@@ -12,7 +12,7 @@ import threading
 from typing import Final
 
 from ottoscaler import logs
-from ottoscaler.core.kept_pods import KeptPod, age_s, surplus
+from ottoscaler.core.kept_pods import KeptPod, age_s, kept_note, stays, surplus
 from ottoscaler.core.pods import PodSnapshot
 from ottoscaler.errors import ClusterRejected, Unavailable
 from ottoscaler.flow.registry import PodRegistry
@@ -72,6 +72,12 @@ class PodKeeper:
             )  # fmt: skip
         self._add(pod, self._clock.now())
         self._delete(self._too_many())
+
+    def note(self, pod: PodSnapshot, outcome: str, namespace: str) -> str:
+        """What the result of its worker says of a pod that will be kept; empty if it will not be. `outcome`: as it is
+        to be recorded.
+        """
+        return kept_note(pod, namespace, self._longest_s) if self._most and stays(pod, outcome) else ""
 
     def review(self, pods: list[PodSnapshot]) -> None:
         """These are all the pods that stay by what Redis knows, as seen in one look at all pods."""

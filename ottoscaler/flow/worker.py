@@ -272,10 +272,15 @@ class WorkerRunner:
         return observations.NoResultYet(answer.termination) if answer.status is ScriptStatus.OK else refusal(answer)
 
     def _record(self, run: WorkerRun, effect: effects.RecordResult) -> Observation:
-        event, now = run.task.event, self._clock.now()
+        event, now, pod = run.task.event, self._clock.now(), effect.pod
+        note = ""
+        if pod is not None and pod.keep_failed_s:
+            # In the result, which is written anyway: where a termination wins over it, and the pod goes, the script
+            # puts the termination's message in the place of this one.
+            note = self._keeper.note(pod, effect.verdict.reason.outcome, self._settings.kube.namespace)
         fields = worker_result(
-            event, run.life.index, effect.attempt, effect.verdict, effect.pod, self._clock.wall_time(now),
-            run.life.oom_kills,
+            event, run.life.index, effect.attempt, effect.verdict, pod, self._clock.wall_time(now),
+            run.life.oom_kills, note,
         )  # fmt: skip
         answer = self._attempts.record_result(*run.owned_worker_id, attempt=effect.attempt, fields=fields)
         if answer.status not in (ScriptStatus.OK, ScriptStatus.KNOWN):
@@ -283,7 +288,7 @@ class WorkerRunner:
         verdict = effect.verdict if answer.termination is None else final_verdict(effect.verdict, answer.termination)
         self._ledger.tasks.store_result(run, verdict)
         if answer.status is ScriptStatus.OK:
-            self._worker_log.recorded(run, verdict, effect.pod)
+            self._worker_log.recorded(run, verdict, pod)
             if answer.dead_letter_detail:
                 bad = BadEvent(DeadReason.POISON, answer.dead_letter_detail, event.event_id, event.task_id)
                 report(self._metrics, bad, event.stream_id, self._record_event)

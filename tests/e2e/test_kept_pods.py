@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -30,6 +30,9 @@ def test_a_failed_pod_stays_over_a_restart_and_goes_in_time(system: System) -> N
     assert pod["metadata"]["annotations"]["ottoscaler.io/keep-failed-s"] == str(KEEP_S)
     end = pod["status"]["containerStatuses"][0]["state"]["terminated"]["finishedAt"]
     gone_at = datetime.fromisoformat(end).timestamp() + KEEP_S
+    until = datetime.fromisoformat(end) + timedelta(seconds=KEEP_S)
+    assert f"its pod stays until {until:%Y-%m-%dT%H:%M}" in result["message"]
+    assert f"kubectl logs -n {system.kube.namespace} {names([pod])[0]} -c agent" in result["message"]
 
     assert system.verdict(system.send(type="scale_up", script="true"))["outcome"] == "succeeded"
     first.kill()

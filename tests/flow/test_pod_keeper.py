@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import pytest
 
 from ottoscaler.core.manifest import ANNOTATION_KEEP
+from ottoscaler.core.results import rfc3339
 from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import EndReason
 from ottoscaler.errors import ClusterUnavailable
@@ -59,6 +62,19 @@ def test_the_result_comes_at_once_and_the_pod_stays(log: Lines) -> None:
         assert (controller.calls("create"), controller.calls("delete"), controller.calls("get")) == (1, 1, 0)
     assert log.of("worker.kept") == [f"Keeping failed pod {pod} for 600 s"]
     assert log.of("worker.deleted") == [f"Cleaning up pod: {pod}"]
+
+
+def test_the_result_says_until_when_the_pod_stays_and_how_to_look_at_it() -> None:
+    """By the end of the pod; of what goes at once it says nothing."""
+    with SimulatedController(threads=["watch"], **KEEP) as controller:
+        pod = fail(controller)
+        result = controller.results(1)[0]
+        until = rfc3339(datetime.fromisoformat(result["finished_at"]).timestamp() + 600)
+        command = f"kubectl logs -n {controller.settings.kube.namespace} {pod} -c agent"
+        assert result["message"] == f"the worker exited with code 7 (its pod stays until {until} at most: {command})"
+    with SimulatedController(threads=["watch"], KEEP_FAILED_MAX=0, **KEEP) as controller:
+        fail(controller)
+        assert controller.results(1)[0]["message"] == "the worker exited with code 7"
 
 
 @contract("2.MAX_WORKERS")
@@ -146,7 +162,9 @@ def test_a_cancel_that_wins_in_redis_takes_the_pod_along() -> None:
         controller.wait_seen(pod, lambda seen: seen.started_at is not None)
         controller.stream.store_termination(event_id, None, 1, Termination(EndReason.SCALED_DOWN, by="elsewhere"))
         controller.cluster.fail(pod, 7)
-        assert controller.result()["reason"] == "ScaledDown"
+        result = controller.result()
+        assert result["reason"] == "ScaledDown"
+        assert "stays" not in result["message"]
         eventually(lambda: not controller.cluster.names(), what="the pod to be gone")
 
 
@@ -332,7 +350,9 @@ def test_no_pod_outlives_its_task() -> None:
         )
         controller.cluster.run(pod)
         controller.cluster.fail(pod, 7)
-        controller.result()
+        result = controller.result()
+        until = rfc3339(datetime.fromisoformat(result["finished_at"]).timestamp() + 50)
+        assert f"stays until {until} at most" in result["message"]
         controller.idle()
         controller.sees(pod, lambda seen: seen.finished)
         passes(controller, 49)
