@@ -181,7 +181,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _end_with_client(self, response: Any, over: threading.Event) -> None:
         """A client says nothing during a watch: what can be read is its end, and then the watch behind it ends, too."""
-        with suppress(OSError, ValueError):
+        # RuntimeError: urllib3's word for a watch that ended by itself in the same moment
+        with suppress(OSError, ValueError, RuntimeError):
             while not over.is_set():
                 if select.select([self.connection], [], [], 1)[0]:
                     response.shutdown()
