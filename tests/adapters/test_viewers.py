@@ -14,7 +14,7 @@ import pytest
 
 from ottoscaler.adapters import viewers as viewers_module
 from ottoscaler.adapters.page_files import page_files
-from ottoscaler.adapters.viewers import MOST_VIEWERS, Viewers
+from ottoscaler.adapters.viewers import MOST_VIEWERS, Viewers, _Viewer
 from ottoscaler.adapters.web import Page, WebResponse
 from ottoscaler.core.page_changes import PageState, changes, full
 from ottoscaler.errors import RedisUnavailable
@@ -122,6 +122,18 @@ def test_nothing_is_looked_at_without_a_viewer(port: int, world: World, viewers:
     looks = world.looks
     eventually(lambda: not [each for each in threading.enumerate() if each.name == "web-request"], 20, "no thread")
     assert world.looks == looks
+
+
+@pytest.mark.parametrize(("sent", "end", "left"), [(b"", "", False), (b"x", "", False), (b"", "closed", True)])
+def test_a_viewer_has_left_when_its_end_is_closed(sent: bytes, end: str, left: bool) -> None:
+    """What it sends is forgotten."""
+    ours, its = socket.socketpair()
+    ours.setblocking(False)
+    with ours, its:
+        its.sendall(sent)
+        if end:
+            its.close()
+        assert _Viewer(ours).has_left() is left
 
 
 def test_while_nothing_is_known_no_row_is_shown(port: int, world: World, viewers: Viewers) -> None:

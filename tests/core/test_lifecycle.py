@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace as with_settings
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -354,3 +355,18 @@ def test_a_worker_that_is_cancelled_before_its_next_attempt_ends_at_once() -> No
     assert drive.feed(Cancelled(Termination(EndReason.SCALED_DOWN), 2)) == RecordResult(
         2, Verdict(EndReason.SCALED_DOWN), None
     )
+
+
+@pytest.mark.parametrize(
+    ("todo", "change", "may"),
+    [
+        (CreatePod(1), {}, True), (GetPod(1), {}, True), (StoreAttempt(1, 0), {}, True),
+        (GetPod(1), {"pod": pod()}, False), (StoreAttempt(1, 0), {"pod": pod()}, False),
+        (GetPod(1), {"not_before": NOW}, False), (StoreAttempt(1, 0), {"not_before": NOW}, False),
+        (GetPod(1, after=CreateUnclear()), {"pod": pod(), "not_before": NOW}, True),
+        (AwaitPod(None), {}, False), (PauseUntil(NOW), {}, False), (EndLifecycle("done"), {}, False),
+    ],
+)  # fmt: skip
+def test_room_is_kept_for_a_pod_that_may_be_there_unseen(todo: Effect, change: dict[str, Any], may: bool) -> None:
+    """An attempt that was stored may have been carried on by a process that died; after a pause there is none."""
+    assert replace(begin_lifecycle(1), todo=todo, **change).may_have_unseen_pod is may

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from ottoscaler.core.events import BadEvent, ScaleEvent
+from ottoscaler.core.events import BadEvent, EventType, ScaleEvent, parse
 from ottoscaler.core.origins import origins
 from ottoscaler.core.policy import Policy
 from tests.core.policies import EXAMPLE_POLICY, parsed, policy
@@ -46,6 +46,76 @@ def test_without_a_policy_no_profile_is_named() -> None:
     assert found["image"].rule == ""
     bare = ScaleEvent(event_id="e", stream_id="1-0", type=event.type, pod_count=1, task_id="t")
     assert "profile" not in {one.field for one in origins(bare, None)}
+
+
+ASKED = {
+    "image": "node:20.1",
+    "command": '["a"]',
+    "args": '["b"]',
+    "env": '{"CI": "1"}',
+    "cpu": "1",
+    "memory": "1Gi",
+    "deadline_s": "60",
+    "retries": "1",
+}
+
+
+def test_each_field_of_an_event_has_the_rule_that_allowed_it() -> None:
+    """Of images the pattern; the first, where several match."""
+    found = named({"profile": "plain", **ASKED}, EXAMPLE_POLICY)
+    assert {field: found[field] for field in ASKED} == {
+        "image": ("event", "images.allow: docker.io/library/node:20*"),
+        "command": ("event", "command.allow"),
+        "args": ("event", "command.allow"),
+        "env": ("event", "env.allow"),
+        **{field: ("event", f"max.{field}") for field in ("cpu", "memory", "deadline_s", "retries")},
+    }
+    first = named({"image": "registry.example.com/ci/x:1"}, EXAMPLE_POLICY)["image"]
+    assert first == ("event", "images.allow: registry.example.com/ci/**")
+    kept = named({"profile": "node20", "keep_failed_s": "60"}, EXAMPLE_POLICY)["keep_failed_s"]
+    assert kept == ("event", "max.keep_failed_s")
+
+
+def test_each_field_of_a_profile_is_named() -> None:
+    """And the settings of all others that every worker has."""
+    profile = ("image", "command", "cpu", "memory", "pull_secrets", "ephemeral_storage", "volumes", "services")
+    profile += ("runtime_class", "host_users", "priority_class", "disruption_budget")
+    found = named({"profile": "full"}, EXAMPLE_POLICY)
+    assert {field for field, (source, _) in found.items() if source == "profile full"} == set(profile)
+    assert {source: field for field, (source, _) in found.items() if source.isupper()} == {
+        "WORKER_NODE_SELECTOR": "node_selector",
+        "WORKER_TOLERATIONS": "tolerations",
+        "WORKER_DEADLINE_S": "deadline_s",
+        "WORKER_RETRIES": "retries",
+        "KEEP_FAILED_S": "keep_failed_s",
+    }
+    other = named({"profile": "node20"}, EXAMPLE_POLICY)
+    assert {field for field, (source, _) in other.items() if source == "profile node20"} == {
+        "image", "command", "args", "env", "memory", "node_selector", "tolerations", "deadline_s", "retries",
+        "keep_failed_s",
+    }  # fmt: skip
+    assert named({"profile": "publish"}, EXAMPLE_POLICY)["secret_env"] == ("profile publish", "")
+
+
+def test_without_a_policy_the_settings_are_named() -> None:
+    """An event may choose a few things all the same."""
+    bare = ScaleEvent(event_id="e", stream_id="1-0", type=EventType.SCALE_UP, pod_count=1, task_id="t")
+    assert [(one.field, one.source, one.rule) for one in origins(bare, None)] == [
+        ("image", "OTTO_AGENT_IMAGE", ""),
+        ("command", "OTTO_AGENT_COMMAND", ""),
+        ("cpu", "WORKER_CPU_REQUEST, WORKER_CPU_LIMIT", ""),
+        ("memory", "WORKER_MEMORY_REQUEST, WORKER_MEMORY_LIMIT", ""),
+        ("node_selector", "WORKER_NODE_SELECTOR", ""),
+        ("tolerations", "WORKER_TOLERATIONS", ""),
+        ("pull_secrets", "WORKER_IMAGE_PULL_SECRET", ""),
+        ("deadline_s", "WORKER_DEADLINE_S", ""),
+        ("retries", "WORKER_RETRIES", ""),
+        ("keep_failed_s", "KEEP_FAILED_S", ""),
+    ]
+    asked = parse("1-0", {b"type": b"scale_up", b"deadline_s": b"5", b"retries": b"1"}, 1000)
+    assert isinstance(asked, ScaleEvent)
+    found = {one.field: (one.source, one.rule) for one in origins(asked, None)}
+    assert (found["deadline_s"], found["retries"]) == (("event", "WORKER_DEADLINE_S"), ("event", ""))
 
 
 @pytest.mark.contract("3.command")

@@ -19,7 +19,14 @@ from ottoscaler.core.observations import (
     PodSeen,
     TimedOut,
 )
-from ottoscaler.core.pod_timeline import EMPTY_TIMELINE, lost_with_node, observe
+from ottoscaler.core.pod_timeline import (
+    EMPTY_TIMELINE,
+    RELOOK_S,
+    RELOOK_UNWATCHED_S,
+    due_effect,
+    lost_with_node,
+    observe,
+)
 from ottoscaler.core.pods import Phase, PodSnapshot, StartTrouble
 from ottoscaler.core.verdicts import EndReason
 from tests.core.builders import (
@@ -307,3 +314,25 @@ def test_what_was_seen_first_stays_the_first() -> None:
     assert observe(first, deleting(running()), 9) == first
     assert (first.waiting_since, first.started, first.deleting_since) == (5, 5, 5)
     assert pod(Phase.UNKNOWN).stage != pod().stage
+
+
+@pytest.mark.parametrize(
+    "snap",
+    [
+        deleting(pod()),
+        deleting(running()),
+        deleting(failed()),
+        pod(Phase.UNKNOWN),
+        replace_pod(running(), phase=Phase.UNKNOWN),
+    ],
+)
+@pytest.mark.parametrize(("altered", "after_s"), [("", RELOOK_S), ("the label was changed", RELOOK_UNWATCHED_S)])
+def test_what_is_on_its_way_out_is_looked_at_again(snap: PodSnapshot, altered: str, after_s: float) -> None:
+    """After a while; soon where no watch shows it."""
+    snap = replace_pod(snap, altered_label=altered)
+    expected = AwaitPod(NOW + after_s)
+    if altered and snap.exit_code is None:  # an altered pod is ended, and then waited for
+        assert isinstance(due_effect(EMPTY_TIMELINE, snap, NOW, HOUR, 1), StoreTermination)
+    else:
+        assert due_effect(EMPTY_TIMELINE, snap, NOW, HOUR, 1) == expected
+    assert RELOOK_UNWATCHED_S < RELOOK_S <= 60

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from ottoscaler.core.effects import AwaitPod, CreatePod, GetPod, PauseUntil, RecordResult, StoreAttempt
 from ottoscaler.core.lifecycle import Lifecycle, begin_lifecycle
 from ottoscaler.core.pods import PodSnapshot, StartTrouble
-from ottoscaler.core.status_codes import CODES, WORKER_CODES, StatusCode
+from ottoscaler.core.status_codes import CODES, WORKER_CODES, StatusCode, code_of
 from ottoscaler.core.termination import RetryCause, Termination
 from ottoscaler.core.verdicts import EndReason, FaultOrigin, Verdict
 from ottoscaler.core.worker_status import (
@@ -225,3 +225,40 @@ def test_a_task_of_one_worker_says_what_that_one_says() -> None:
     assert found is not None
     assert found.why == "the worker runs: on node n"
     assert task_status([], 0, None, 1) is None
+
+
+@pytest.mark.parametrize(
+    ("code", "state", "outcome", "expected"),
+    [
+        ("", "waiting", "", StatusCode.TURN), ("", "creating", "", StatusCode.CREATING),
+        ("", "pending", "", StatusCode.STARTING), ("", "running", "", StatusCode.RUNNING),
+        ("", "ending", "", StatusCode.ENDING), ("", "", "", StatusCode.TURN), ("", "novel", "", StatusCode.TURN),
+        ("novel", "running", "", StatusCode.RUNNING), ("quota", "running", "", StatusCode.QUOTA),
+        ("quota", "running", "failed", StatusCode.FINISHED), ("", "", "expired", StatusCode.EXPIRED),
+    ],
+)  # fmt: skip
+def test_a_worker_without_a_code_has_that_of_its_state(
+    code: str, state: str, outcome: str, expected: StatusCode
+) -> None:
+    """Its owner may be of an earlier release; and what is over is over, whatever was noted before."""
+    assert code_of(code, state, outcome) is expected
+
+
+@pytest.mark.parametrize(
+    ("trouble", "since"), [(StartTrouble.NONE, NOW), (StartTrouble.IMAGE_PULL, None), (StartTrouble.GATED, None)]
+)
+def test_a_pod_without_trouble_starts_since_it_is_there(trouble: StartTrouble, since: float | None) -> None:
+    """Trouble began later: when, the code's own time says."""
+    pod = pending(trouble=trouble, trouble_text="why" if trouble else "", created_at=NOW)
+    status = worker_status(awaiting(pod, NOW + 60))
+    assert (status.since, status.next_mono) == (since, NOW + 60)
+
+
+@pytest.mark.parametrize(("finalizers", "words"), [(("a/b",), "kept by finalizer a/b"), (("a", "b"), "a, b"), ((), "")])
+def test_a_pod_that_a_finalizer_keeps_says_so(finalizers: tuple[str, ...], words: str) -> None:
+    """Behind why it ends, and what keeps us from it."""
+    ended = replace(seen(raw_pod("Failed", state=terminated(1))), deletion_requested_at=NOW, finalizers=finalizers)
+    life = awaiting(ended, termination=Termination(EndReason.SCALED_DOWN, "enough"))
+    detail = worker_status(life, Obstacle(StatusCode.REDIS, "away")).detail
+    assert detail.startswith("ScaledDown (enough); away")
+    assert detail.endswith(words)
