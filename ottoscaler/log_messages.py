@@ -1,6 +1,6 @@
 """What the controller and its log forwarder say to each other over a socket pair.
 
-    controller -> forwarder   Start, then Follow, PodEnded, GiveUp
+    controller -> forwarder   Start, then Masks, Follow, PodEnded, GiveUp
     forwarder -> controller   Acknowledged, Ended, Figures, Notice
 
 A message is its size, four bytes, and its MessagePack. Either side may die between any two: the controller keeps what
@@ -31,6 +31,14 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     cpus: Sequence[int] = ()
     """Where the forwarder may run: a child inherits where its parent runs, and the controller may have chosen one CPU
     for itself. Empty: as inherited."""
+    masks: Sequence[str] = ()
+    """See Masks."""
+
+
+class Masks(msgspec.Struct, frozen=True, tag=True):
+    """What the policy masks in logs from now on: regular expressions."""
+
+    patterns: Sequence[str]
 
 
 class Follow(msgspec.Struct, frozen=True, tag=True):
@@ -86,7 +94,7 @@ class Notice(msgspec.Struct, frozen=True, tag=True):
     pod: str = ""
 
 
-Message = Start | Follow | PodEnded | GiveUp | Acknowledged | Ended | Figures | Notice
+Message = Start | Masks | Follow | PodEnded | GiveUp | Acknowledged | Ended | Figures | Notice
 _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder(Message)
 

@@ -12,6 +12,7 @@ from ottoscaler.log_messages import (
     Figures,
     Follow,
     GiveUp,
+    Masks,
     Message,
     MessageBuffer,
     Notice,
@@ -24,7 +25,8 @@ from ottoscaler.settings_log_handler import LogHandlerSettings
 
 PROGRESS = LogProgress("uid-1", LogCursor("2026-05-01T12:00:00Z", "ab", 3, "2026-05-01T12:00:00.5Z"), 7, 6, 1, 90, 0)
 MESSAGES: list[Message] = [
-    Start(KubeSettings(namespace="ns"), LogHandlerSettings(address=("h", 1), drain_s=3), [0, 1]),
+    Start(KubeSettings(namespace="ns"), LogHandlerSettings(address=("h", 1), drain_s=3), [0, 1], ["corp-.+"]),
+    Masks(["corp-.+"]),
     Follow(PROGRESS, "pod-1", "t-1", "node-1", {"a": "b"}, ended=True),
     PodEnded("uid-1"),
     GiveUp("uid-1"),

@@ -188,7 +188,8 @@ def test_a_field_may_be_sent_256_times_and_no_more() -> None:
 
 #: What no schema can state: these faults are the parser's.
 _PARSERS: Final = re.compile(
-    "a pattern like|an image like|is no profile|cannot be allowed|there is none with the operator"
+    "a pattern like|an image like|is no profile|not a regular expression|only once, at the end|cannot be allowed|"
+    "there is none with the operator"
 )
 
 

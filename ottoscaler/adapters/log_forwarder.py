@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -30,6 +30,7 @@ from ottoscaler.log_messages import (
     Figures,
     Follow,
     GiveUp,
+    Masks,
     Message,
     MessageBuffer,
     Notice,
@@ -59,17 +60,19 @@ class LogForwarderProcess:
     def __init__(
         self, start: Start, *, on_progress: Callable[[LogProgress], None],
         on_end: Callable[[str, bool, int, int], None], on_figures: Callable[[LogFigures], None] = lambda _: None,
-        beat: Callable[[], None] = lambda: None,
+        beat: Callable[[], None] = lambda: None, masks: Callable[[], Sequence[str]] = tuple,
     ) -> None:  # fmt: skip
         """Arguments: what the forwarder is to know; what is done with what was acknowledged, and with
         a log that is over: the pod's UID, whether it was acknowledged to its end, its lines and how many were dropped;
-        what is done with its figures; what is called again and again while it runs.
+        what is done with its figures; what is called again and again while it runs; what returns the patterns of
+        the policy in force.
         """
         self._start = start
         self._on_progress = on_progress
         self._on_end = on_end
         self._on_figures = on_figures
         self._beat = beat
+        self._masks = masks
         self.pid = 0
         """Of the forwarder that was started last; 0 before the first."""
         self._lock = threading.Lock()
@@ -146,10 +149,11 @@ class LogForwarderProcess:
                 )  # fmt: skip
             self.pid = process.pid
             # All that was asked for, and nothing of what was meant for the forwarder before.
+            start = replace(self._start, masks=tuple(self._masks()))
             with self._lock:
-                self._outgoing = deque([self._start, *self._follows.values()])
+                self._outgoing = deque([start, *self._follows.values()])
             try:
-                self._exchange(ours, wait)
+                self._exchange(ours, wait, start.masks)
             finally:
                 with suppress(OSError):
                     ours.shutdown(socket.SHUT_RDWR)
@@ -157,7 +161,7 @@ class LogForwarderProcess:
                 self._on_figures(LogFigures())  # nothing is open, and nothing waits, where there is no forwarder
         return code
 
-    def _exchange(self, ours: socket.socket, wait: Callable[[float], bool]) -> None:
+    def _exchange(self, ours: socket.socket, wait: Callable[[float], bool], masks: Sequence[str]) -> None:
         """Send what is asked for and take what comes, until the forwarder closes the connection, or the stop."""
         ours.setblocking(False)
         incoming, rest = MessageBuffer(), memoryview(b"")
@@ -165,6 +169,7 @@ class LogForwarderProcess:
             selector.register(ours, selectors.EVENT_READ)
             selector.register(self._wake_reader, selectors.EVENT_READ)
             while not wait(0.0):
+                masks = self._send_masks(masks)
                 rest = rest or memoryview(self._take_outgoing())
                 selector.modify(ours, selectors.EVENT_READ | (selectors.EVENT_WRITE if rest else 0))
                 for key, ready in selector.select(LOOK_S):
@@ -185,6 +190,14 @@ class LogForwarderProcess:
                     except ConnectionError:
                         return
                 self._beat()
+
+    def _send_masks(self, sent: Sequence[str]) -> Sequence[str]:
+        """Send the patterns in force if they are not those that were sent last; returns them."""
+        masks = tuple(self._masks())
+        if masks != sent:
+            with self._lock:
+                self._outgoing.append(Masks(masks))
+        return masks
 
     def _take_outgoing(self) -> bytes:
         with self._lock:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -20,6 +20,7 @@ from ottoscaler.core.manifest import CONTAINER
 from ottoscaler.core.pods import PodSnapshot
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, OttoscalerError, WatchExpired
 from ottoscaler.forwarder.lines import Line
+from ottoscaler.forwarder.masking import Form
 
 #: How many logs are followed at once; further ones have their turn when one has ended.
 MOST: Final = 100
@@ -43,13 +44,22 @@ class LogFollower:
     """Follows the pods of some events. The public methods belong to one thread."""
 
     def __init__(
-        self, cluster: KubeCluster, source: PodLogs, *, container: str, wanted: Callable[[PodSnapshot], bool]
+        self,
+        cluster: KubeCluster,
+        source: PodLogs,
+        *,
+        container: str,
+        wanted: Callable[[PodSnapshot], bool],
+        masks: Sequence[Form] = (),
     ) -> None:
-        """`wanted` says of a pod whether its log is to be shown. Both clients are closed by `close`."""
+        """`wanted` says of a pod whether its log is to be shown; `masks`: see LogReader. Both clients are closed by
+        `close`.
+        """
         self._cluster = cluster
         self._source = source
         self._container = container
         self._wanted = wanted
+        self._masks = masks
         self._stop = threading.Event()
         self._listed = threading.Event()
         self._items: queue.Queue[_Item] = queue.Queue(_QUEUED)
@@ -174,7 +184,7 @@ class LogFollower:
                     return
         if pod.key.attempt > 1:
             self._put(_Item(note=f"Worker {pod.key.index}: attempt {pod.key.attempt}, pod {pod.name}"))
-        reader = LogReader(self._source, pod.name, self._container)
+        reader = LogReader(self._source, pod.name, self._container, self._masks)
         with self._lock:
             self._readers[pod.name] = reader
         following = LogFollowing(

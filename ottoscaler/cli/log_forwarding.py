@@ -10,6 +10,8 @@ from functools import partial
 from typing import Final
 
 from ottoscaler.adapters.log_forwarder import LogForwarderProcess
+from ottoscaler.cli.rules import masks_of
+from ottoscaler.core.policy import NO_RULES, Rules
 from ottoscaler.errors import ConfigError
 from ottoscaler.flow.heartbeat import Heartbeat
 from ottoscaler.flow.log_drain import THREADS, LogDrain
@@ -28,9 +30,11 @@ class LogForwarding:
 
     def __init__(
         self, settings: Settings, *, cluster: Cluster, attempts: Attempts, stop: StopSignal, heartbeat: Heartbeat,
-        metrics: Metrics, clock: Clock,
+        metrics: Metrics, clock: Clock, rules: Callable[[], Rules] = lambda: NO_RULES,
     ) -> None:  # fmt: skip
-        """Raises ConfigError where logs are on and a package that the forwarder needs is not installed."""
+        """`rules`: what events may override, now. Raises ConfigError where logs are on and a package that the forwarder
+        needs is not installed.
+        """
         self.drain: LogDrain | None = None
         self._stop = stop
         if not settings.forwards_logs:
@@ -47,7 +51,7 @@ class LogForwarding:
         cpus = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
         self._forwarder = LogForwarderProcess(
             Start(settings.kube, settings.log_handler, cpus), beat=heartbeat.beat,
-            on_figures=metrics.add_log_figures,
+            on_figures=metrics.add_log_figures, masks=lambda: masks_of(rules()),
             on_progress=lambda progress: drain.progressed(progress),
             on_end=lambda uid, acknowledged, lines, dropped: drain.log_ended(uid, acknowledged, lines, dropped),
         )  # fmt: skip

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from ottoscaler.adapters.pod_logs import PodLogs
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable
 from ottoscaler.forwarder.lines import Gap, Line
-from ottoscaler.forwarder.masking import FormMasker, mask_line
+from ottoscaler.forwarder.masking import Form, FormMasker, mask_line
 from ottoscaler.forwarder.pod_log import PodLogReader, Position
 
 #: How soon a log is opened again, seconds: at first, and at most. Each time without a new line doubles it.
@@ -22,12 +22,13 @@ FAILURES: Final = 8
 class LogReader:
     """The log of one container of one pod. One thread."""
 
-    def __init__(self, source: PodLogs, pod: str, container: str) -> None:
+    def __init__(self, source: PodLogs, pod: str, container: str, masks: Sequence[Form] = ()) -> None:
+        """`masks`: what the policy masks beside what always is."""
         self._source = source
         self.pod = pod
         self._container = container
         self._position = Position()
-        self._masker = FormMasker()
+        self._masker = FormMasker(masks)
         self.lines = 0
         """How many lines it has given."""
         self.opened = False

@@ -22,16 +22,17 @@ from ottoscaler.cli.log_follow import LogFollower
 from ottoscaler.cli.log_output import LogPrinter
 from ottoscaler.cli.log_reader import LogReader, gap_text, is_final, kubelet_text
 from ottoscaler.cli.namespace import own_namespace
+from ottoscaler.cli.rules import masks_of, rules_of
 from ottoscaler.cli.table import printable, worker_text
 from ottoscaler.core.manifest import CONTAINER, event_hash
 from ottoscaler.core.pods import PodSnapshot
 from ottoscaler.core.wording import count_text
 from ottoscaler.errors import ClusterRejected, OttoscalerError, RedisUnavailable
 from ottoscaler.forwarder.lines import Line
-from ottoscaler.forwarder.masking import FormMasker
+from ottoscaler.forwarder.masking import Form, FormMasker, policy_forms
 from ottoscaler.settings import Settings
 
-_VARIABLES: Final = ("KUBECONFIG", "NAMESPACE", "INSTANCE", "REDIS_CONSUMER_GROUP")
+_VARIABLES: Final = ("KUBECONFIG", "NAMESPACE", "INSTANCE", "REDIS_CONSUMER_GROUP", "POLICY_FILE")
 #: How often the state of the tasks is read while their logs are followed, seconds.
 _STATE_S: Final = 1.0
 _PRINT_S: Final = 0.2
@@ -66,6 +67,7 @@ def main(arguments: Sequence[str]) -> int:
     """
     options = _argument_parser().parse_args(arguments)
     settings = load_checked(*_VARIABLES, namespace=own_namespace())
+    masks = policy_forms(masks_of(rules_of(settings)()))
     with ExitStack() as stack:
         reader = stack.enter_context(open_reader(settings))
         request = _Request(_find_tasks(reader, options.id), options.worker, options.container)
@@ -75,7 +77,7 @@ def main(arguments: Sequence[str]) -> int:
         stack.enter_context(closing(cluster))
         source = stack.enter_context(closing(PodLogs(settings.kube)))
         printer = LogPrinter(_labels(request, settings.instance), times=options.timestamps)
-        command = _Logs(request, settings, cluster, source, printer)
+        command = _Logs(request, settings, cluster, source, printer, masks)
         try:
             if options.follow:
                 command.follow(reader)
@@ -154,13 +156,20 @@ class _Logs:
     """The command on its way. One thread."""
 
     def __init__(
-        self, request: _Request, settings: Settings, cluster: KubeCluster, source: PodLogs, printer: LogPrinter
+        self,
+        request: _Request,
+        settings: Settings,
+        cluster: KubeCluster,
+        source: PodLogs,
+        printer: LogPrinter,
+        masks: Sequence[Form],
     ) -> None:
         self._request = request
         self._instance = settings.instance
         self._cluster = cluster
         self._source = source
         self._printer = printer
+        self._masks = masks
         self._handler = settings.log_handler.target
 
     def show(self) -> None:
@@ -179,7 +188,7 @@ class _Logs:
 
     def _show_pod(self, pod: PodSnapshot, worker: Worker) -> bool:
         """Print what the pod's log has. Returns whether it could be read."""
-        reader = LogReader(self._source, pod.name, self._request.container)
+        reader = LogReader(self._source, pod.name, self._request.container, self._masks)
         try:
             for one in reader.read():
                 if isinstance(one, Line):
@@ -196,7 +205,11 @@ class _Logs:
     def follow(self, reader: StatusReader) -> None:
         """All of it until the tasks have finished; a single worker until that one has."""
         follower = LogFollower(
-            self._cluster, self._source, container=self._request.container, wanted=self._request.is_wanted
+            self._cluster,
+            self._source,
+            container=self._request.container,
+            wanted=self._request.is_wanted,
+            masks=self._masks,
         )
         with closing(follower):
             follower.start()
@@ -232,7 +245,7 @@ class _Logs:
             return
         self._printer.note(f"Worker {worker_text(state)}, at {state.finished_at}. {self._where(state)}")
         if state.output and self._request.container == CONTAINER:
-            masker = FormMasker()
+            masker = FormMasker(self._masks)
             lines = [masker.mask(line) for line in state.output.encode("utf-8", "surrogateescape").split(b"\n")]
             for line in lines if lines[-1] else lines[:-1]:
                 self._printer.line(worker, Line("", "", line))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ottoscaler.adapters.policy_file import PolicyFile
 from ottoscaler.core.policy import Rules
@@ -18,6 +18,11 @@ def rules_of(settings: Settings) -> Callable[[], Rules]:
         return lambda: constant
     file = PolicyFile(settings.flow.policy_file)
     return lambda: Rules(max_deadline_s, file.current())
+
+
+def masks_of(rules: Rules) -> Sequence[str]:
+    """What is masked in logs by these rules, beside what always is: regular expressions."""
+    return () if rules.policy is None else rules.policy.log_masks
 
 
 def shares_of(rules: Callable[[], Rules]) -> Callable[[], Shares]:

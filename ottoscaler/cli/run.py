@@ -31,7 +31,7 @@ from ottoscaler.cli.log_forwarding import LogForwarding
 from ottoscaler.cli.namespace import own_namespace
 from ottoscaler.cli.pages import pages
 from ottoscaler.cli.queue_owner import check_cluster, other_group_error
-from ottoscaler.cli.rules import rules_of, shares_of
+from ottoscaler.cli.rules import masks_of, rules_of, shares_of
 from ottoscaler.cli.run_log import set_up_log, with_faults_logged
 from ottoscaler.cli.signals import Signals
 from ottoscaler.cli.start_warnings import start_warnings
@@ -134,7 +134,12 @@ class Controller:
             most=self._settings.flow.keep_failed_max, ttl_s=self._settings.keys.task_ttl_s,
         )  # fmt: skip
         self._logs = LogForwarding(
-            self._settings, cluster=cluster, attempts=self._stream, metrics=self._metrics, **shared
+            self._settings,
+            cluster=cluster,
+            attempts=self._stream,
+            metrics=self._metrics,
+            rules=self._rules,
+            **shared,
         )
         runner = WorkerRunner(
             attempts=self._stream, cluster=cluster, registry=registry, ledger=ledger, keeper=self._keeper,
@@ -346,7 +351,7 @@ class Controller:
         """Raises ConfigError if the port is not to be had."""
         if self._settings.web.port == 0:
             return None
-        page, viewers = status_page(self._settings, health, self._registry)
+        page, viewers = status_page(self._settings, health, self._registry, lambda: masks_of(self._rules()))
         every = {**page, **pages(health, self._metrics)}
         return WebServer(self._settings.web, guarded(every, self._settings.web.token_file), viewers)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import parse_qs
 
@@ -27,12 +27,14 @@ _OPEN: Final = frozenset({"/livez", "/readyz", "/", "/page.css", "/page.js"})
 _NO_TOKEN: Final = WebResponse(b"the token of HTTP_TOKEN_FILE is needed\n", 401, headers={"WWW-Authenticate": "Bearer"})
 
 
-def status_page(settings: Settings, health: Health, registry: PodRegistry) -> tuple[Mapping[str, Page], Viewers]:
-    """Path -> page, and the viewers, which are to be closed in the end."""
+def status_page(
+    settings: Settings, health: Health, registry: PodRegistry, masks: Callable[[], Sequence[str]] = tuple
+) -> tuple[Mapping[str, Page], Viewers]:
+    """Path -> page, and the viewers, which are to be closed in the end. `masks`: what the policy masks in logs, now."""
     # its connections are opened for the first viewer
     reader = PageReader(settings.redis, settings.keys)
     source = PageSource(reader, lambda: _own_figures(settings, health, registry), lambda: _pods(registry))
-    return pages_of(source, WorkerDetails(settings, lambda: _pods(registry)))
+    return pages_of(source, WorkerDetails(settings, lambda: _pods(registry), masks))
 
 
 def pages_of(source: PageSource, details: WorkerDetails) -> tuple[Mapping[str, Page], Viewers]:

@@ -4,18 +4,15 @@ where logs are on. It reads the Kubernetes API; the log forwarder has no part in
 
 from __future__ import annotations
 
+import importlib
 import threading
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
 from ottoscaler.adapters.worker_details import READ_BYTES, PodDetails
 from ottoscaler.core.pods import PodSnapshot
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable
-from ottoscaler.forwarder.lines import Line
-from ottoscaler.forwarder.masking import FormMasker, mask_line
-from ottoscaler.forwarder.pod_log import PodLogReader, Position
 from ottoscaler.settings import Settings
 
 #: Lines that are shown, and bytes of each.
@@ -30,10 +27,18 @@ LOGS_OFF: Final = "The page shows no log: the controller reads logs only where L
 class WorkerDetails:
     """Any thread. One viewer is answered at a time: all of them together cost no more than one does."""
 
-    def __init__(self, settings: Settings, pods: Callable[[], Mapping[str, PodSnapshot]]) -> None:
-        """`pods` returns the pods that this process knows, by their names: no other is looked at."""
+    def __init__(
+        self,
+        settings: Settings,
+        pods: Callable[[], Mapping[str, PodSnapshot]],
+        masks: Callable[[], Sequence[str]] = tuple,
+    ) -> None:
+        """`pods` returns the pods that this process knows, by their names: no other is looked at. `masks`: the patterns
+        of the policy in force.
+        """
         self._settings = settings
         self._pods = pods
+        self._masks = masks
         self._lock = threading.Lock()
         self._source: PodDetails | None = None  # guarded by _lock; opened for the first viewer
 
@@ -56,7 +61,7 @@ class WorkerDetails:
         if not self._settings.forwards_logs:
             return {"lines": [], "note": LOGS_OFF}
         try:
-            return _last_lines(source, name)
+            return _last_lines(source, name, self._masks())
         except ClusterRejected as error:
             return {"lines": [], "note": str(error)[:_TEXT]}
 
@@ -68,21 +73,14 @@ def _pulled(source: PodDetails, pod: PodSnapshot) -> Mapping[str, str]:
     return {}
 
 
-def _last_lines(source: PodDetails, name: str) -> Mapping[str, Any]:
-    reader, masker, size = PodLogReader(Position()), FormMasker(), 0
-    last: deque[str] = deque(maxlen=LINES)
-
-    def take(found: list[Any]) -> None:
-        for one in found:
-            if isinstance(one, Line):
-                text = mask_line(one, masker).text
-                cut = "..." if len(text) > LINE_BYTES else ""
-                last.append(text[:LINE_BYTES].decode(errors="replace") + cut)
-
+def _last_lines(source: PodDetails, name: str, masks: Sequence[str]) -> Mapping[str, Any]:
+    # only now: where no one looks, the controller has nothing of the log forwarder
+    last = importlib.import_module("ottoscaler.cli.last_lines").LastLines(masks, lines=LINES, line_bytes=LINE_BYTES)
+    size = 0
     for chunk in source.log_end(name):
         size += len(chunk)
-        take(reader.feed(chunk))
+        last.feed(chunk)
     if size >= READ_BYTES:
         return {"lines": [], "note": f"The lines are too long to show: `logs` shows them (above {READ_BYTES} bytes)"}
-    take(reader.end())
-    return {"lines": list(last), "note": "" if last else reader.error or "The worker has written nothing yet"}
+    lines = last.end()
+    return {"lines": lines, "note": "" if lines else last.error or "The worker has written nothing yet"}

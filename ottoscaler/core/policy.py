@@ -48,7 +48,9 @@ class Profile(WorkerFields, frozen=True, kw_only=True):
 
 
 class Policy(msgspec.Struct, frozen=True):
-    """The rules. `max_cpu_m` is in thousandths of a core, `max_memory` in bytes; `max_pod_count` 0: no rule."""
+    """The rules. `max_cpu_m` is in thousandths of a core, `max_memory` in bytes; `max_pod_count` 0: no rule.
+    `log_masks`: regular expressions of what is masked in logs, beside what always is.
+    """
 
     profiles: dict[str, Profile] = {}
     default_profile: str = ""
@@ -64,6 +66,7 @@ class Policy(msgspec.Struct, frozen=True):
     max_memory: int = 0
     max_pod_count: int = 0
     tenants: Shares = EQUAL_SHARES
+    log_masks: tuple[str, ...] = ()
 
 
 class Rules(msgspec.Struct, frozen=True):

@@ -9,6 +9,7 @@ from typing import Any, Final
 from ottoscaler.core.amounts import cpu_m, memory_bytes
 from ottoscaler.core.images import ImagePattern, parse_pattern
 from ottoscaler.core.loaders import never_set
+from ottoscaler.core.log_masks import MAX_PATTERNS, mask_fault
 from ottoscaler.core.overrides import MAX_DEADLINE_S, MAX_KEEP_FAILED_S, MAX_PRIORITY, MAX_RETRIES, Most
 from ottoscaler.core.policy import Policy, Profile
 from ottoscaler.core.policy_values import Faults, Path
@@ -21,7 +22,7 @@ _TENANT: Final = re.compile(rf"[^\x00-\x1f\x7f]{{1,{MAX_TENANT}}}")
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _ENV_PATTERN: Final = re.compile(r"[A-Z0-9_*]{1,63}")
 
-TOP: Final = frozenset({"version", "images", "command", "env", "max", "default_profile", "profiles", "tenants"})
+TOP: Final = frozenset({"version", "images", "command", "env", "max", "default_profile", "profiles", "tenants", "logs"})
 
 
 def read_policy(data: object) -> Policy | Faults:
@@ -68,6 +69,7 @@ class _Reader(ProfileReader):
             max_memory=memory_bytes(self._amount(most, ("max",), "memory")) or 0,
             max_pod_count=self._number(most, ("max",), "pod_count", 0, 1, _MAX_PODS),
             tenants=self._tenants(top.get("tenants", {})),
+            log_masks=self._log_masks(top.get("logs", {})),
         )
         self._check_granted(policy, most)
         return policy
@@ -94,6 +96,20 @@ class _Reader(ProfileReader):
                 given, rule = needed[field]
                 if not given:
                     self._fault(("profiles", name, "overrides"), f"{field} needs {rule}, which is not set")
+
+    def _log_masks(self, data: object) -> tuple[str, ...]:
+        found = self._each(self._map(data, ("logs",), frozenset({"mask"})), ("logs",), "mask", self._log_mask)
+        if len(found) > MAX_PATTERNS:
+            self._fault(("logs", "mask"), f"{len(found)} patterns; at most {MAX_PATTERNS} are expected")
+        return found
+
+    def _log_mask(self, data: object, path: Path) -> str | None:
+        if (text := self._is(data, str, path)) is None:
+            return None
+        if fault := mask_fault(text):
+            self._fault(path, f"{shortened(text)}; {fault}")
+            return None
+        return text
 
     def _tenants(self, data: object) -> Shares:
         found = self._map(data, ("tenants",), None)

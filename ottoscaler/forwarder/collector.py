@@ -61,11 +61,12 @@ class Collector:
         await self._send(self._splitter.end())
 
     async def _send(self, lines: Iterable[tuple[bytes, bool]]) -> None:
-        timestamp = now_text()
-        for text, partial in lines:
+        timestamp, found = now_text(), list(lines)
+        masked = self._forms.mask_each([text for text, _ in found])
+        for _, partial in found:
             if not self._delivery.stream.has_room:
                 await self._patience.wait_room(self._delivery)
-            self._delivery.offer(Line(self._source, timestamp, self._forms.mask(text), partial))
+            self._delivery.offer(Line(self._source, timestamp, next(masked), partial))
 
 
 def now_text() -> str:

@@ -21,7 +21,7 @@ from ottoscaler.errors import PodLogUnavailable
 from ottoscaler.forwarder.collector import now_text
 from ottoscaler.forwarder.delivery import Delivery
 from ottoscaler.forwarder.lines import Gap, Line
-from ottoscaler.forwarder.masking import FormMasker
+from ottoscaler.forwarder.masking import Form, FormMasker
 from ottoscaler.forwarder.pod_log import COMBINED, PodLogReader, Position
 from ottoscaler.log_messages import Follow
 
@@ -50,6 +50,8 @@ class Shared:
     """Node -> follows that are open."""
     is_full: bool = False
     """Whether all pods together hold as much text in memory as they may."""
+    masks: list[Form] = field(default_factory=list)
+    """What the policy masks in the logs of all pods, as it is now."""
 
 
 class Follower:
@@ -69,7 +71,7 @@ class Follower:
         self._patience_s = patience_s
         self._report = report
         self._position = Position(follow.progress.cursor)
-        self._masker = FormMasker()
+        self._masker = FormMasker(shared.masks)
         self._ended = asyncio.Event()
         self._impatient_at = float("inf")
         self._answer: PodLog | None = None
@@ -169,13 +171,14 @@ class Follower:
     async def _take(self, found: list[Line | Gap]) -> int:
         """Hand lines on, each when there is room for it."""
         stream = self.delivery.stream
+        masked = self._masker.mask_each([each.text for each in found if isinstance(each, Line)])
         for each in found:
             if isinstance(each, Gap):
                 stream.add_gap(each)
                 continue
             while not self._has_room and not stream.done and time.monotonic() < self._impatient_at:
                 await self.delivery.wait_room(_LOOK_S)
-            text = self._masker.mask(each.text)
+            text = next(masked)
             # inside a private key a new process would not know that the next line is a part of it
             place = None if self._masker.inside_key else each.place
             self.delivery.offer(Line(each.source, each.timestamp, text, each.partial, place))

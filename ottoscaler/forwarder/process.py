@@ -24,6 +24,7 @@ from ottoscaler.errors import ConfigError
 from ottoscaler.forwarder.delivery import Delivery
 from ottoscaler.forwarder.entries import WorkerIdentity
 from ottoscaler.forwarder.follower import MAX_HELD, Follower, Shared
+from ottoscaler.forwarder.masking import policy_forms
 from ottoscaler.forwarder.tally import Tally, lag_s
 from ottoscaler.forwarder.worker_stream import WorkerStream
 from ottoscaler.log_messages import (
@@ -32,6 +33,7 @@ from ottoscaler.log_messages import (
     Figures,
     Follow,
     GiveUp,
+    Masks,
     Message,
     MessageBuffer,
     Notice,
@@ -59,7 +61,7 @@ class LogForwarder:
         """Raises ConfigError if there is no way to a cluster."""
         self._start = start
         self._writer = writer
-        self._shared = Shared()
+        self._shared = Shared(masks=policy_forms(start.masks))
         self._logs = PodLogClient(start.kube)
         self._client = LogHandlerClient(start.handler)
         self._followers: dict[str, Follower] = {}
@@ -72,6 +74,8 @@ class LogForwarder:
         """What the controller asks for."""
         if isinstance(message, Follow):
             self._follow(message)
+        elif isinstance(message, Masks):
+            self._shared.masks[:] = policy_forms(message.patterns)
         elif isinstance(message, PodEnded) and message.uid in self._followers:
             self._followers[message.uid].pod_ended()
         elif isinstance(message, GiveUp) and message.uid in self._followers:

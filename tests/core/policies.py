@@ -16,6 +16,7 @@ EXAMPLE: Final[dict[str, Any]] = {
     "version": 1,
     "images": {"allow": ["registry.example.com/ci/**", "docker.io/library/node:20*"], "digest_only": False},
     "command": {"allow": True, "max_items": 64, "max_bytes": 8192},
+    "logs": {"mask": ["corp-[a-z0-9]{20}"]},
     "env": {"allow": ["CI", "NODE_ENV", "BUILD_*"], "max_items": 50},
     "max": {
         "cpu": 4,

@@ -30,11 +30,17 @@ class Following:
         self.ended: dict[str, tuple[bool, int, int]] = {}
         self.progress: dict[str, LogProgress] = {}
         self.metrics = Metrics()
+        self.masks: Sequence[str] = ()
+        """What the policy masks, now."""
         self._stop = threading.Event()
         handler = LogHandlerSettings(address=("127.0.0.1", port), drain_s=drain_s)
         start = Start(KubeSettings(kubeconfig=str(kubeconfig), namespace=namespace), handler, cpus)
         self.forwarder = LogForwarderProcess(
-            start, on_progress=self._on_progress, on_end=self._on_end, on_figures=self.metrics.add_log_figures
+            start,
+            on_progress=self._on_progress,
+            on_end=self._on_end,
+            on_figures=self.metrics.add_log_figures,
+            masks=lambda: self.masks,
         )
         self._thread = threading.Thread(target=self.forwarder.run, args=(self._stop.wait,))
         self._thread.start()

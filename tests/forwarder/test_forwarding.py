@@ -17,7 +17,7 @@ from ottoscaler.local.handle import LocalCluster
 from ottoscaler.log_messages import Start, encode_message
 from ottoscaler.settings import KubeSettings
 from ottoscaler.settings_log_handler import LogHandlerSettings
-from tests.forwarder.following import following, namespace
+from tests.forwarder.following import LONG_S, following, namespace
 from tests.forwarder.processes import HandlerProcess, handler
 from tests.local.kube import Kube, Space, eventually
 from tests.readme import ROOT
@@ -175,6 +175,21 @@ def test_at_the_end_of_a_pod_the_oldest_lines_are_dropped_where_there_is_no_room
         assert texts(opened, pod)[-1] == "20000"
         assert len(texts(opened, pod)) + dropped == 20000
         assert account(opened, pod)["dropped"] == dropped
+
+
+def test_what_the_policy_masks_follows_the_policy(cluster: LocalCluster, space: Space, tmp_path: Path) -> None:
+    """Also in a log that is followed already, and with a forwarder that was started again."""
+    with handler(tmp_path) as opened, following(cluster, space, opened.port) as follows:
+        follows.masks = ["corp-[a-z]{4}"]
+        pod = shell(space, "while [ ! -e go ]; do echo 'corp-abcd team-42'; sleep 0.1; done")
+        follows.follow(pod)
+        eventually(lambda: texts(opened, pod)[-1:] == ["*** team-42"], LONG_S)
+        follows.masks = ["team-[0-9]+"]
+        eventually(lambda: texts(opened, pod)[-1:] == ["corp-abcd ***"], LONG_S)
+        follows.kill()
+        seen = len(texts(opened, pod))
+        eventually(lambda: len(texts(opened, pod)) > seen + 3, LONG_S)
+        assert set(texts(opened, pod)[seen:]) == {"corp-abcd ***"}
 
 
 def test_a_forwarder_ends_with_its_controller(cluster: LocalCluster, space: Space, tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ottoscaler.forwarder.lines import Line, LineSplitter
-from ottoscaler.forwarder.masking import LONGEST_KEY, FormMasker, ValueMasker, mask_line, value_forms
+from ottoscaler.forwarder.lines import MAX_LINE, Line, LineSplitter
+from ottoscaler.forwarder.masking import LONGEST_KEY, FormMasker, ValueMasker, mask_line, policy_forms, value_forms
 
 # Put together here, so that no scanner takes this file for a leak.
 AWS = "AKIA" + "IOSFODNN7EXAMPLE"
@@ -66,6 +66,41 @@ def test_a_form_is_masked_over_two_reads(text: str) -> None:
         reads = (text[:place].encode(), text[place:].encode() + b"\n")
         lines = [masker.mask(line) for data in reads for line, _ in splitter.feed(data)]
         assert lines == [SECRETS[text].encode()]
+
+
+def test_what_a_policy_adds_is_masked_over_two_reads() -> None:
+    """Beside what always is; a list that changes counts as it is then."""
+    text, expected = f"corp-{'a1' * 10} {GITHUB}", b"*** ***"
+    forms = policy_forms(["corp-[a-z0-9]{20}"])
+    for place in range(len(text) + 1):
+        splitter, masker = LineSplitter(), FormMasker(forms)
+        reads = (text[:place].encode(), text[place:].encode() + b"\n")
+        assert [masker.mask(line) for data in reads for line, _ in splitter.feed(data)] == [expected]
+    masker = FormMasker(forms)
+    forms[:] = policy_forms(["other"])
+    assert masker.mask(b"other corp-" + b"a" * 20) == b"*** corp-" + b"a" * 20
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(
+    "part",
+    [
+        "eyJ",
+        "eyJaaaaaaaa.eyJ",
+        "AKIA",
+        "://a",
+        "://:",
+        "ghp_",
+        "bearer ",
+        "Bearer  ",
+        "aws_secret_access_key=",
+        "xoxb-",
+    ],
+)
+def test_no_line_takes_long(part: str) -> None:
+    """Half a minute for one line would stop the logs of all workers."""
+    line = (part * MAX_LINE)[:MAX_LINE].encode()
+    assert len(FormMasker().mask(line)) <= len(line)
 
 
 def _key(lines: int) -> list[str]:
