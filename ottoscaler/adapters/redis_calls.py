@@ -100,6 +100,8 @@ class RedisCalls:
     def hashes(self, event_ids: Sequence[str]) -> list[dict[bytes, bytes]]:
         """The task hashes of these events, in their order; empty for one that is not there."""
         hashes: list[dict[bytes, bytes]] = []
+        if not event_ids:
+            return hashes  # nothing is asked: in an outage this must not count as an answer of Redis
         with self.translate_errors():
             for part in chunks(event_ids):
                 # No transaction: each hash is whole by itself, and MULTI would hold up all others for the whole part.
@@ -135,6 +137,8 @@ class RedisCalls:
         """The replies of many script functions, in one trip. Raises the first error after all have been sent: they are
         idempotent, so the caller repeats all.
         """
+        if not calls:
+            return []  # as in `hashes`
         with self.translate_errors(), self._timed(client):
             return self._scripts.run_many(client, calls)
 

@@ -81,6 +81,8 @@ class RedisScaleDowns(RedisAdapter):
 
     def stored_workers(self, victims: Sequence[Victim]) -> Sequence[StoredWorker | None]:
         """See ports.ScaleDowns. One command for each task, however many of its workers are victims."""
+        if not victims:
+            return []  # nothing is asked: in an outage this must not count as an answer of Redis
         client, key = self._redis.client, self._redis.key
         of_task: dict[str, list[int]] = {}
         for victim in victims:

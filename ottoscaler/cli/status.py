@@ -251,7 +251,8 @@ def _task_row(task: TaskState, status: StatusReport) -> tuple[str, ...]:
     standing = status.standings[task.event_id]
     why = f"{standing.code.value}: {standing.why}" if standing.code.facts.attention else task.wait_reason
     if why and standing.next_at:
-        why = f"{why}, again at {standing.next_at}"
+        facts = standing.code.facts
+        why = f"{why}; {facts.next_step(standing.next_at) if facts.then_at else f'next at {standing.next_at}'}"
     age = duration(_age_s(task, status.at))
     return task.event_id, task.task_id, task.state, age, workers, _owner_name(task), why
 

@@ -117,7 +117,11 @@ def queue_finding(facts: QueueFacts) -> Finding:
     if not facts.live:
         if facts.waiting or facts.open_tasks:
             return broken("queue.progress", f"No controller reads the group {facts.group}: {waiting}; start one")
-        return fine("queue.progress", f"No controller reads the group {facts.group}, and nothing waits")
+        # Redis lists a consumer from the first entry on that it gets: a controller that has had none is not seen
+        sentence = (
+            f"Nothing waits in the group {facts.group}; a controller that runs is seen here from its first event on"
+        )
+        return fine("queue.progress", sentence)
     if facts.waiting and facts.oldest_s > LONG_WAIT_S:
         return warning("queue.progress", f"{waiting}; 'python ottoscaler.py status' shows why")
     return fine("queue.progress", f"{count_text(len(facts.live), 'controller')} ({', '.join(facts.live)}); {waiting}")

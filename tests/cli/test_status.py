@@ -278,7 +278,11 @@ def test_why_nothing_moves_is_shown_with_the_next_time(
     note_why(controller.stream, "e-1", task.owner, "QuotaExceeded", "2030-01-01T00:00:00.000Z")
     capsys.readouterr()
     main(["status"])
-    assert capsys.readouterr().out.rstrip().endswith("QuotaExceeded, again at 2030-01-01T00:00:00.000Z")
+    assert capsys.readouterr().out.rstrip().endswith("QuotaExceeded; next at 2030-01-01T00:00:00.000Z")
+    note = TaskNote("the worker runs", code="running", next_at="2030-01-01T00:00:00.000Z")
+    controller.stream.write_status([StatusUpdate("e-1", task.owner, {}, note)])
+    main(["status"])
+    assert capsys.readouterr().out.rstrip().endswith("the worker runs; its deadline is at 2030-01-01T00:00:00.000Z")
 
 
 def test_a_terminal_gets_a_table(controller: Controller) -> None:

@@ -113,7 +113,11 @@ def test_a_sentinel_is_no_server() -> None:
             "broken",
             "No controller reads the group otto: waiting in events: 0 events; open: 3 tasks; start one",
         ),
-        ({"live": []}, "ok", "No controller reads the group otto, and nothing waits"),
+        (
+            {"live": []},
+            "ok",
+            "Nothing waits in the group otto; a controller that runs is seen here from its first event on",
+        ),
     ],
 )
 def test_a_queue_that_does_not_move_is_named(changes: Mapping[str, Any], severity: str, text: str) -> None:
