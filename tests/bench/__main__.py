@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from tests.bench import goals, recovery, scenarios
+from tests.bench import goals, policies, recovery, scenarios
 from tests.bench.lab import Lab
 from tests.bench.runs import FOREIGN, Bench
 from tests.conftest import require
@@ -38,9 +38,10 @@ SCENARIOS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "stock": scenarios.stock,
     "scaling": scenarios.scaling,
     "sizes": scenarios.sizes,
+    "policy": policies.policy,
 }
 #: Their counts are those of the other scenarios, and their times take time.
-NOT_QUICK = {"stock", "sizes", "scaling"}
+NOT_QUICK = {"stock", "sizes", "scaling", "policy"}
 WARM = 3000
 
 

@@ -153,6 +153,18 @@ def _size(report: Report) -> Iterator[Row]:
     yield _row(report, "intake", "intake by one process", ">= 5,000 events/s", intake)
 
 
+def _policy(report: Report) -> Iterator[Row]:
+    def ratios(r: Report) -> tuple[str, bool]:
+        seconds, cpu = r["policy"]["policy_seconds"], r["policy"]["policy_own_cpu_s"]
+        return f"{_ratio(seconds)}, {_ratio(cpu)}", seconds["median"] <= 1.03 and cpu["median"] <= 1.03
+
+    def decision(r: Report) -> tuple[str, bool]:
+        return f"{r['policy']['decision_us']:.0f} us", r["policy"]["decision_us"] < 50
+
+    yield _row(report, "policy", "20 rules and tenants: time and own CPU of none", "<= 1.03, <= 1.03", ratios)
+    yield _row(report, "policy", "one decision of the policy on an event", "< 50 us", decision)
+
+
 def _faults(report: Report) -> Iterator[Row]:
     def zero(r: Report) -> tuple[str, bool]:
         answer = r["faults"]
@@ -162,7 +174,7 @@ def _faults(report: Report) -> Iterator[Row]:
     yield _row(report, "faults", _FAULTS, "0, 0, 0", zero)
 
 
-_PARTS = (_speed, _delay, _load, _size, _faults)
+_PARTS = (_speed, _delay, _load, _size, _policy, _faults)
 
 
 def _median(part: Any, name: str) -> float:

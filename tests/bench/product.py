@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,9 +87,12 @@ class Product:
         """The process's id."""
         return self.controller.pid
 
-    def send(self, pods: int) -> float:
-        """XADD an event of so many pods; returns when that had returned, seconds since the epoch."""
-        event_id = self.redis.xadd(STREAM, {"type": "scale_up", "pod_count": str(pods), "task_id": "bench"})
+    def send(self, pods: int, besides: Mapping[str, str] | None = None) -> float:
+        """XADD an event of so many pods; returns when that had returned, seconds since the epoch. `besides`: further
+        fields.
+        """
+        fields = {"type": "scale_up", "pod_count": str(pods), "task_id": "bench", **(besides or {})}
+        event_id = self.redis.xadd(STREAM, fields)
         sent = time.time()
         self.expected[event_id] = pods
         return sent

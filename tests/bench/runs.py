@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -122,13 +122,18 @@ class Bench:
         run.counted = dict(self.lab.counters.pods() - counted)
         run.node_lag_ms = self.lab.node.state()["lag_ms"] if self.lab.node else 0.0
 
-    def product(self, events: int, pods: int, run_s: float = 1.0, **settings: object) -> Run:
-        """The product with so many events of so many pods that run so long."""
+    def product(
+        self, events: int, pods: int, run_s: float = 1.0, *, fields: Sequence[Mapping[str, str]] = ({},),
+        **settings: object,
+    ) -> Run:  # fmt: skip
+        """The product with so many events of so many pods that run so long. `fields`: what the events have besides, by
+        turns.
+        """
         run = Run(events * pods)
         self._node.run(run_s)
         with Product(self.lab, settings) as product:
             with self.measured(run, product.pid):
-                began = min(product.send(pods) for _ in range(events))
+                began = min(product.send(pods, fields[number % len(fields)]) for number in range(events))
                 run.complete = product.until_done(BESIDES_S + events * pods * PER_POD_S)
             self._timed(run, began)
             run.faults = product.faults()
