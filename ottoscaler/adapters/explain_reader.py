@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
+import msgspec
 import redis
 
 from ottoscaler.adapters.redis_client import translate_errors
@@ -20,6 +21,7 @@ SEARCHED: Final = 2_000
 #: Open tasks that are searched for a task id.
 OPEN_SEARCHED: Final = 10_000
 _CHUNK: Final = 500
+_event = msgspec.json.Decoder(dict[str, Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +76,16 @@ class ExplainReader(StatusReader):
         return None
 
     def dead_letters_of(self, name: str) -> Sequence[Mapping[str, str]]:
-        """The newest dead letters with this id, or of an event with this event id or entry id, newest first; each with
-        its `id`, without the event.
+        """The newest dead letters with this id, or of an event with this event id, entry id or task id, newest first;
+        each with its `id`, without the event.
         """
         found, before = [], "+"
         for _ in range(SEARCHED // _CHUNK):
             with translate_errors(self.where):
                 chunk = cast("Any", self._client.xrevrange(self._keys.dead_letter_stream, max=before, count=_CHUNK))
             for entry_id, fields in entries_as_text(chunk):
-                if self._is_of_our_group(fields) and name in (
-                    entry_id,
-                    fields.get("event_id"),
-                    fields.get("stream_id"),
+                if self._is_of_our_group(fields) and (
+                    name in (entry_id, fields.get("event_id"), fields.get("stream_id")) or _has_task_id(name, fields)
                 ):
                     found.append({"id": entry_id} | {key: text for key, text in fields.items() if key != "event"})
             if len(chunk) < _CHUNK:
@@ -134,3 +134,15 @@ class ExplainReader(StatusReader):
 
 def _is_named(name: str, stream_id: str, fields: Mapping[str, str]) -> bool:
     return name in (stream_id, fields.get("event_id"), fields.get("task_id"))
+
+
+def _has_task_id(name: str, letter: Mapping[str, str]) -> bool:
+    """Is it the task id of the event in this dead letter? An event that was cut is no JSON."""
+    event = letter.get("event", "")
+    if name not in event:  # most are not: an event may be large
+        return False
+    try:
+        found = _event.decode(event)
+    except msgspec.DecodeError:
+        return False
+    return found.get("task_id") == name

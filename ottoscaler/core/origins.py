@@ -26,12 +26,14 @@ _OPTIONAL: Final = (
     "args", "env", "secret_env", "ephemeral_storage", "volumes", "services", "runtime_class", "host_users",
     "priority_class", "disruption_budget",
 )  # fmt: skip
+#: Fields that events alone set: they say when workers run.
+_OF_EVENTS: Final = ("priority", "not_after")
 _EMPTY: Final = Profile()
 _RULES: Final = {
     "command": "command.allow",
     "args": "command.allow",
     "env": "env.allow",
-    **{name: f"max.{name}" for name in ("cpu", "memory", "deadline_s", "retries", "keep_failed_s")},
+    **{name: f"max.{name}" for name in ("cpu", "memory", "deadline_s", "retries", "keep_failed_s", "priority")},
 }
 
 
@@ -60,6 +62,9 @@ def origins(event: ScaleEvent, policy: Policy | None) -> list[FieldOrigin]:
             found.append(FieldOrigin(field, f"profile {profile}", ""))
         elif field in _SETTINGS:
             found.append(FieldOrigin(field, _SETTINGS[field], ""))
+    for field in _OF_EVENTS:
+        if field in asked:
+            found.append(FieldOrigin(field, "event", _RULES.get(field, "") if policy is not None else ""))
     if sizes := event.overrides.oom_memory:
         grows = f"{', then '.join(sizes)}, after each end as OOMKilled that is retried"
         found.append(

@@ -204,6 +204,18 @@ def test_a_dead_letter_says_how_to_send_it_again(controller: Controller, capsys:
     assert explained(capsys, dead_id) == [found]
 
 
+def test_a_dead_letter_is_found_by_the_task_id_of_its_event(
+    controller: Controller, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is all that most producers know. Other events of which a field has that text are not meant."""
+    for fields in (("pod_count=lots", "task_id=build-7"), ("pod_count=many", "task_id=other", "reason=build-7")):
+        assert main(["send", "type=scale_up", *fields, "--force"]) == 0
+        assert controller.take() is None
+    (found,) = explained(capsys, "build-7")
+    assert found["code"] == "dead_letter"
+    assert "lots" in found["why"]
+
+
 def test_an_id_that_is_not_known(names: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     """A clear sentence, and exit code 1."""
     assert names

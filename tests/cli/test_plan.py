@@ -123,3 +123,17 @@ def test_a_field_that_is_only_passed_on_is_no_misspelling_of_the_type(capsys: py
     """Nor is one beside a type that was sent."""
     assert main(["plan", "team=blue"]) == main(["plan", "type=scale_up", "typ=x"]) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_the_developers_policy_allows_what_the_documents_send(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A profile and what an event sets on top of it, as in deploy/REFERENCE.md; and a pod that is kept."""
+    monkeypatch.setenv("POLICY_FILE", str(Path(__file__).parents[2] / "deploy" / "policy.yaml"))
+    fields = ["profile=node20", 'command=["npm","test"]', 'env={"CI":"true"}', "memory=1Gi", "keep_failed_s=600"]
+    (pod,), _ = planned(capsys, *fields)
+    (container,) = pod["spec"]["containers"]
+    assert (container["image"], container["command"]) == ("docker.io/library/node:20", ["npm", "test"])
+    assert {"name": "CI", "value": "true"} in container["env"]
+    assert container["resources"]["limits"]["memory"] == "1Gi"
+    assert pod["metadata"]["annotations"]["ottoscaler.io/keep-failed-s"] == "600"

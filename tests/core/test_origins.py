@@ -28,6 +28,17 @@ def test_an_event_may_choose_its_profile() -> None:
     assert chosen["image"] == ("profile node20", "")
 
 
+def test_when_workers_run_is_the_events_own() -> None:
+    """Its priority has a maximum in the policy; without a policy there is none to name."""
+    fields = {"priority": "7", "not_after": "2030-01-31T12:00:00Z"}
+    found = named(fields, EXAMPLE_POLICY)
+    assert (found["priority"], found["not_after"]) == (("event", "max.priority"), ("event", ""))
+    event = parsed(fields, EXAMPLE_POLICY)
+    assert isinstance(event, ScaleEvent)
+    assert {one.rule for one in origins(event, None) if one.field in fields} == {""}
+    assert not {"priority", "not_after"} & named({}, EXAMPLE_POLICY).keys()
+
+
 def test_the_memory_of_later_attempts_is_named() -> None:
     """Where it grows, with the rules that say how far."""
     found = named({"profile": "full", "memory": "4Gi"}, EXAMPLE_POLICY)["memory of later attempts"]
