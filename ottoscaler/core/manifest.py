@@ -337,7 +337,7 @@ def _away_from(nodes: Sequence[str]) -> dict[str, Any]:
 
 def _container(template: PodTemplate, event: ScaleEvent, key: AttemptKey, oom_kills: int) -> dict[str, Any]:
     asked = event.overrides
-    memory = memory_of(asked.memory, asked.oom_memory, oom_kills)
+    memory = memory_of(asked.memory, asked.oom_memory, oom_kills) if oom_kills else asked.memory
     command = template.command if asked.command is None else asked.command
     container: dict[str, Any] = {
         "name": CONTAINER,
