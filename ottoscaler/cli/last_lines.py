@@ -1,5 +1,6 @@
-"""The last lines of a log, without secrets. A module of its own, imported for the first viewer who asks for a log: what
-it needs is the log forwarder's, and the controller has nothing of that otherwise.
+"""The last lines of a log, without secrets.
+
+It is imported only when a viewer asks for a log: otherwise the controller has nothing of the log forwarder.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def _pulled(source: PodDetails, pod: PodSnapshot) -> Mapping[str, str]:
 
 
 def _last_lines(source: PodDetails, name: str, masks: Sequence[str]) -> Mapping[str, Any]:
-    # only now: where no one looks, the controller has nothing of the log forwarder
+    # only now: where no one looks at a log, the controller imports nothing of the log forwarder
     last = importlib.import_module("ottoscaler.cli.last_lines").LastLines(masks, lines=LINES, line_bytes=LINE_BYTES)
     size = 0
     for chunk in source.log_end(name):
