@@ -398,3 +398,34 @@ def test_a_call_waits_as_long_as_the_server_may_take() -> None:
     others = {verb: seconds for verb, seconds in TIMEOUTS_S.items() if verb not in (Verb.CREATE, *writes)}
     assert all(30 <= seconds < FROZEN_S - 3 for seconds in others.values())
     assert all(TIMEOUTS_S[verb] < FlowSettings().shutdown_grace_s / 2 for verb in writes)
+
+
+#: Of the requests beside those on pods: which refusals are final, by status and reason.
+OTHERS: list[tuple[Verb, int, str, bool]] = [
+    *((verb, code, "x", code in (403, 404, 405)) for verb in (Verb.REVIEW, Verb.LOOK) for code in NUMBERS),
+    *((verb, code, "x", 400 <= code < 500 and code not in (401, 408, 429))
+      for verb in (Verb.CREATE_EVENT, Verb.PATCH_EVENT)
+      for code in (*NUMBERS, 429, 499)),
+    *((Verb.LIST_EVENTS, code, "Forbidden", code == 403) for code in NUMBERS),
+    (Verb.LIST_EVENTS, 403, "NotFound", False),
+    *((Verb.LOG, code, reason, code == right) for code in NUMBERS
+      for right, reason in ((400, "BadRequest"), (403, "Forbidden"), (404, "NotFound"))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("verb", "code", "reason", "final"), OTHERS)
+def test_a_look_an_event_and_a_log_are_refused_for_good_only_by_their_own_answers(
+    verb: Verb, code: int, reason: str, final: bool
+) -> None:
+    """Everything else may be another answer the next time."""
+    error = error_for_response(code, status(code, reason), verb, NAME)
+    assert isinstance(error, ClusterRejected if final else ClusterUnavailable)
+
+
+@pytest.mark.parametrize("reason", ["Expired", "Gone", "NotFound"])
+@pytest.mark.parametrize("code", [409, 410])
+@pytest.mark.parametrize("verb", [Verb.LIST, Verb.WATCH, Verb.GET])
+def test_a_version_expires_only_by_the_status_for_it(verb: Verb, code: int, reason: str) -> None:
+    """Of a list or a watch."""
+    expired = verb is not Verb.GET and code == 410 and reason in ("Expired", "Gone")
+    assert isinstance(error_for_response(code, status(code, reason), verb, NAME), WatchExpired) is expired

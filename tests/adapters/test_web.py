@@ -359,3 +359,21 @@ def test_a_connection_that_is_over_is_forgotten() -> None:
     stop.set()
     web.close()
     assert stop.join(SystemClock(), SystemClock().now() + 5) == []
+
+
+@pytest.mark.parametrize(
+    ("address", "found", "expected"),
+    [
+        ("::", [], [(socket.AF_INET6, "::"), (socket.AF_INET, "0.0.0.0")]),
+        ("localhost", ["::1", "127.0.0.1"], [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")]),
+        ("fe80::1%eth0", ["fe80::1"], [(socket.AF_INET6, "fe80::1%eth0")]),
+        ("10.0.0.1", ["10.0.0.1"], [(socket.AF_INET, "10.0.0.1")]),
+    ],
+)
+def test_a_name_stands_for_each_of_its_addresses(
+    monkeypatch: pytest.MonkeyPatch, address: str, found: list[str], expected: list[tuple[int, str]]
+) -> None:
+    """IPv4 first; a zone stays, since the address is of no use without it."""
+    places = [(socket.AF_INET6 if ":" in each else socket.AF_INET, 1, 6, "", (each, 8080)) for each in found]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: places)
+    assert web_module._candidate_addresses(address, 8080) == expected

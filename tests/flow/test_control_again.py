@@ -10,6 +10,7 @@ from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import EndReason
 from ottoscaler.core.victim_selection import Victim, VictimRequest
 from ottoscaler.errors import RedisUnavailable
+from tests.fakes import stream as stream_module
 from tests.fakes.wait import eventually
 from tests.flow.simulated_controller import FakeServers, SimulatedController
 
@@ -31,6 +32,19 @@ def test_what_control_read_and_could_not_accept_is_read_again() -> None:
         controller.start("control")
         assert controller.result("scale_down")["pod_count"] == "2"
         assert controller.redis.pending_count() == 0
+
+
+def test_what_is_too_much_for_one_read_is_accepted_before_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read with more bytes than are allowed brings nothing: what it was delivered is then accepted part by part."""
+    monkeypatch.setattr(stream_module, "MAX_READ_BYTES", 500)
+    with SimulatedController(threads=["watch"], auto=runs_on) as controller:
+        sent = [controller.send(task_id="t", reason="x" * 200) for _ in range(5)]
+        controller.send(type="scale_down", task_id="t")
+        controller.send(task_id="later", reason="x" * 200)
+        controller.start("control")
+        assert controller.result("scale_down")["pod_count"] == "5"
+        assert {result["event_id"] for result in controller.results(5, kind="worker")} == set(sent)
+        eventually(lambda: controller.redis.pending_count() == 0, what="all to be accepted")
 
 
 def test_marks_of_another_replica_survive_an_outage() -> None:

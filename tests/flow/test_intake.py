@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from ottoscaler.core.events import ScaleEvent
 from ottoscaler.errors import RedisUnavailable, Stopping
+from ottoscaler.flow import intake as intake_module
 from tests.fakes.wait import eventually
 from tests.flow.conftest import Lines
 from tests.flow.simulated_controller import FakeServers, SimulatedController
@@ -42,6 +46,45 @@ class TestAccepting:
             assert controller.ledger.tasks.owners() == {}
             assert metric(controller, 'ottoscaler_dead_letters_total{reason="Invalid"} 1.0')
         assert log.of("event.dead")
+
+    @contract("3.dead-letter")
+    @pytest.mark.parametrize("size", [0, 2_000_000])
+    def test_what_is_too_large_to_be_read_is_buried_with_its_size(self, size: int) -> None:
+        """By what was read of it; 0: it was read whole."""
+        with SimulatedController() as controller:
+            controller.send(event_id="e", task_id="t")
+            (entry,) = controller.stream.read_now(10)
+            controller.intake.accept_entries([replace(entry, size=size)])
+            found = [(letter["dead_reason"], letter["event_id"]) for letter in controller.redis.dead_letters()]
+            assert found == ([("TooLarge", "e")] if size else [])
+            assert set(controller.ledger.tasks.owners()) == (set() if size else {"e"})
+            assert controller.redis.pending_count() == 0
+            assert not metric(controller, 'ottoscaler_events_received_total{outcome="known",type="scale_up"} 1.0')
+
+    @contract("3.dead-letter")
+    @pytest.mark.parametrize("good", [0, 1, 3])
+    def test_an_event_that_our_own_code_cannot_read_is_buried_alone(
+        self, monkeypatch: pytest.MonkeyPatch, good: int
+    ) -> None:
+        """With the defect's name; those beside it are accepted."""
+        known = intake_module.parse
+
+        def parse(stream_id: str, fields: Any, *rest: Any) -> object:
+            if fields[b"event_id"] == b"bad":
+                raise ZeroDivisionError
+            return known(stream_id, fields, *rest)
+
+        monkeypatch.setattr(intake_module, "parse", parse)
+        with SimulatedController() as controller:
+            names = [f"good-{number}" for number in range(good)]
+            for name in ("bad", *names):
+                controller.send(event_id=name)
+            controller.intake.accept_entries(controller.stream.read_now(10))
+            (letter,) = controller.redis.dead_letters()
+            assert (letter["dead_reason"], letter["event_id"]) == ("Poison", "bad")
+            assert letter["dead_detail"] == "the controller cannot read this event: ZeroDivisionError"
+            assert set(controller.ledger.tasks.owners()) == set(names)
+            assert controller.redis.pending_count() == 0
 
     @contract("3.traceparent")
     def test_a_broken_trace_context_is_ignored_and_logged(self, log: Lines) -> None:
