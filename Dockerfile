@@ -13,17 +13,19 @@ RUN python -m venv --without-pip /opt/venv
 ARG LOGS=false
 COPY requirements.txt ./
 COPY ottoscaler/forwarder/requirements.txt logs.txt
+COPY ottoscaler/adapters/traces-requirements.txt traces.txt
 # Wheels only, every one with its hash, so there is no compiler. Then the asynchronous half of the Kubernetes client is
 # removed, which nothing here imports and which is as large as all the rest.
 # The root file system is read-only later, so bytecode is made now: of what is imported, and of nothing else. The base
 # image has none for the standard library, and each start would compile it.
 RUN python -m pip --python /opt/venv/bin/python install --quiet --disable-pip-version-check --no-cache-dir --no-compile \
-        --only-binary :all: --require-hashes --requirement requirements.txt \
+        --only-binary :all: --require-hashes --requirement requirements.txt --requirement traces.txt \
         $([ "$LOGS" = true ] && echo --requirement logs.txt) \
- && rm -r /opt/venv/lib/python3*/site-packages/kubernetes/aio requirements.txt logs.txt \
+ && rm -r /opt/venv/lib/python3*/site-packages/kubernetes/aio requirements.txt logs.txt traces.txt \
  && find / -xdev -path '*/python3*' \( -name __pycache__ -o -name tests \) -prune -exec rm -r {} + \
  && /opt/venv/bin/python -c 'import argparse, difflib, fcntl, fractions, gc, http.server, resource, shlex, tempfile; \
 import msgspec, prometheus_client.core, pythonjsonlogger.json, redis.sentinel, rich.live, rich.progress, tenacity; \
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2; \
 from kubernetes import client, config; client.ApiClient(client.Configuration())' \
  && if [ "$LOGS" = true ]; then /opt/venv/bin/python -c 'import aiohttp, asyncio, grpc.aio, google.protobuf.message'; fi
 

@@ -152,13 +152,15 @@ lock: ## write the lock files again from pyproject.toml (ARGS=--upgrade for newe
 	@rm -rf .cache/lock && $(PYTHON) -m venv .cache/lock
 	@.cache/lock/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	@.cache/lock/bin/python -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
-		[open(f".cache/lock/{name}.in", "w").write("\n".join(extras[name])) for name in ("local", "logs")]'
+		[open(f".cache/lock/{name}.in", "w").write("\n".join(extras[name])) for name in ("local", "logs", "traces")]'
 	@# production first: the others keep to its versions
 	@$(SET_ARGS); for set in "requirements.txt pyproject.toml" \
 		"ottoscaler/local/requirements.txt .cache/lock/local.in --constraint requirements.txt --no-annotate" \
 		"ottoscaler/forwarder/requirements.txt .cache/lock/logs.in --constraint requirements.txt --no-annotate" \
-		"requirements-dev.txt pyproject.toml --extra dev --extra local --extra logs --constraint requirements.txt \
-			--constraint ottoscaler/local/requirements.txt --constraint ottoscaler/forwarder/requirements.txt"; do \
+		"ottoscaler/adapters/traces-requirements.txt .cache/lock/traces.in --constraint requirements.txt --no-annotate" \
+		"requirements-dev.txt pyproject.toml --extra dev --extra local --extra logs --extra traces --constraint requirements.txt \
+			--constraint ottoscaler/local/requirements.txt --constraint ottoscaler/forwarder/requirements.txt \
+			--constraint ottoscaler/adapters/traces-requirements.txt"; do \
 		.cache/lock/bin/uv pip compile --quiet --output-file $$set --universal --python-version 3.11 \
 			--generate-hashes --no-strip-extras --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" "$$@"; \
 	done

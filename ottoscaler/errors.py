@@ -67,6 +67,10 @@ class LogHandlerUnavailable(Unavailable):
         self.timed_out = False
 
 
+class CollectorUnavailable(Unavailable):
+    """The trace collector cannot be reached, or takes nothing now: try again later."""
+
+
 class PodLogUnavailable(Unavailable):
     """The log of a pod cannot be had now: try again later. `status` is that of the HTTP answer, 0 where none came: 404:
     the pod is gone; 400: its container has not started.
@@ -84,6 +88,10 @@ class ClusterRejected(OttoscalerError):
         super().__init__(message)
         self.status = status
         self.reason = reason
+
+
+class CollectorRejected(OttoscalerError):
+    """The trace collector understood the request and said no: asking again changes nothing."""
 
 
 class ReadTooLarge(OttoscalerError):

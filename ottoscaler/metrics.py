@@ -35,6 +35,7 @@ REDIS_KINDS: Final = ("worker", "reader", "lease", "takeover")
 THROTTLE_CAUSES: Final = ("inflight", "rate")
 WORKER_STATES: Final = ("waiting", "creating", "pending", "running", "ending")
 TASK_STATES: Final = ("waiting_key", "waiting", "running")
+TRACE_OUTCOMES: Final = ("sent", "dropped")
 EVENT_OUTCOMES: Final = ("accepted", "known", "dead")
 LOG_ENDS: Final = ("complete", "incomplete", "refused", "given_up")
 LOOPS: Final = (
@@ -318,6 +319,12 @@ class Metrics:
             " 0 for a loop that does not run, as those of logs where they are off.",
             label="loop",
             values=LOOPS,
+        )
+        self.trace_spans = self._tally(
+            "ottoscaler_trace_spans_total",
+            "Spans that the trace collector took, and those that are lost: it refused them, or their results were"
+            " trimmed away before they were sent.",
+            outcome=TRACE_OUTCOMES,
         )
         self._gauge("ottoscaler_build_info", "1, with the version as label.", ("version",)).labels(__version__).set(1)
         ProcessCollector(registry=self._registry)

@@ -178,11 +178,13 @@ class Attempts(Protocol):
     """One attempt of one worker, from the intent to its result. For the worker's thread."""
 
     def store_attempt(
-        self, event_id: str, owner: str, index: int, *, attempt: int, infra_used: int, pod: str, oom_kills: int = 0
-    ) -> ScriptReply:
+        self, event_id: str, owner: str, index: int, *, attempt: int, infra_used: int, pod: str, oom_kills: int = 0,
+        traced: str = "",
+    ) -> ScriptReply:  # fmt: skip
         """Store an attempt before its pod is created, with how many earlier ones ended as OOMKilled. OK, HAS_RESULT,
         CANCELLED (with termination and stored attempt; also after the event's not_after, by the clock of Redis),
-        OLD_ATTEMPT, NOT_OURS.
+        OLD_ATTEMPT, NOT_OURS. With `traced` also what the trace will need: when this was, and how the attempt before it
+        ended (`spans.encode_ended`).
         """
 
     def store_refusal(self, event_id: str, owner: str, index: int, attempt: int) -> ScriptReply:

@@ -19,6 +19,7 @@ from ottoscaler.misspellings import misspelled_variables
 from ottoscaler.settings_files import read_env_file
 from ottoscaler.settings_log_handler import LogHandlerSettings as LogHandlerSettings
 from ottoscaler.settings_reader import DNS_LABEL, LABEL_VALUE, TEN_YEARS_S, EnvironmentReader, addresses
+from ottoscaler.settings_traces import TraceSettings as TraceSettings
 from ottoscaler.settings_worker import DEFAULT_COMMAND as DEFAULT_COMMAND
 from ottoscaler.settings_worker import WorkerSettings as WorkerSettings
 from ottoscaler.settings_worker import read_worker
@@ -26,7 +27,7 @@ from ottoscaler.settings_worker import read_worker
 #: Names of keys behind KEY_PREFIX that no stream may have (adapters/task_codec.py makes them).
 RESERVED_KEYS: Final = re.compile(r"(open|buried|redriven|group|choices)|(task|consumer|key):.*")
 #: Variables that are promised and have no effect yet; the start warns about those that are set.
-UNSUPPORTED_VARIABLES: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT",)
+UNSUPPORTED_VARIABLES: Final[tuple[str, ...]] = ()
 
 #: All that a command needs that only looks into Redis, or adds to the stream.
 REDIS_ONLY: Final = frozenset(
@@ -176,6 +177,7 @@ class Settings:
     web: WebSettings
     log: LogSettings
     log_handler: LogHandlerSettings = field(default_factory=LogHandlerSettings)
+    traces: TraceSettings = field(default_factory=TraceSettings)
     worker_logs: WorkerLogs = "controller"
     """WORKER_LOGS: what streams the logs of workers to the log handler: controller, agent (in the image), none."""
     instance: str
@@ -217,6 +219,7 @@ class Settings:
             web=_web(reader, in_cluster_namespace),
             log=_log(reader),
             log_handler=LogHandlerSettings.read(reader),
+            traces=TraceSettings.read(reader),
             worker_logs=reader.choice("WORKER_LOGS", _WORKER_LOGS) or "controller",
             instance=reader.text("INSTANCE", keys.group, LABEL_VALUE),
             unsupported_variables=tuple(name for name in UNSUPPORTED_VARIABLES if reader.raw(name)),

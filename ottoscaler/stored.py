@@ -190,6 +190,15 @@ class StatusUpdate:
     log_progress: Mapping[int, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class WorkerAttempt:
+    """The last attempt of a worker of an event; index and attempt 0 for the event itself."""
+
+    event_id: str
+    index: int = 0
+    attempt: int = 0
+
+
 def split_owner_token(owner: str) -> tuple[str, str]:
     """Consumer and incarnation of an owner token `<consumer>/<incarnation>/<epoch>`; two empty texts if it is none.
 

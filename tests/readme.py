@@ -21,7 +21,7 @@ from typing import Any, Final, cast
 import redis
 
 from ottoscaler import settings as settings_module
-from ottoscaler import settings_log_handler, settings_worker
+from ottoscaler import settings_log_handler, settings_traces, settings_worker
 from ottoscaler.settings import Settings
 from tests.fakes.wait import eventually
 
@@ -34,10 +34,11 @@ SIZING: Final = ROOT / "deploy" / "SIZING.md"
 PRODUCTION: Final = ROOT / "deploy" / "PRODUCTION.md"
 LOGS: Final = ROOT / "deploy" / "LOGS.md"
 METRICS: Final = ROOT / "deploy" / "METRICS.md"
+TRACES: Final = ROOT / "deploy" / "TRACES.md"
 TESTS: Final = ROOT / "tests" / "README.md"
 HANDLER: Final = ROOT / "deploy" / "otto-handler" / "README.md"
 #: Each has a Korean twin in deploy/.
-ENGLISH: Final = (README, REFERENCE, GUARANTEES, DEVELOPMENT, SIZING, PRODUCTION, LOGS, METRICS)
+ENGLISH: Final = (README, REFERENCE, GUARANTEES, DEVELOPMENT, SIZING, PRODUCTION, LOGS, METRICS, TRACES)
 
 
 def korean(path: Path) -> Path:
@@ -47,6 +48,8 @@ def korean(path: Path) -> Path:
 
 DOCUMENTS: Final = (*ENGLISH, *map(korean, ENGLISH), TESTS, HANDLER, HANDLER.with_name("README.ko.md"))
 LONG_S: Final = 45
+#: The modules that read settings.
+_SETTINGS: Final = (settings_module, settings_worker, settings_log_handler, settings_traces)
 
 Table = list[list[str]]
 
@@ -101,7 +104,7 @@ def codes(cell: str) -> list[str]:
 def variables() -> dict[str, object]:
     """Variable -> default: each field of the settings begins its docstring with the variable's name."""
     loaded = Settings.load({}, "host-1", None)
-    trees = [ast.parse(inspect.getsource(one)) for one in (settings_module, settings_worker, settings_log_handler)]
+    trees = [ast.parse(inspect.getsource(one)) for one in _SETTINGS]
     classes = {node.name: node.body for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
     groups: dict[str, Any] = {type(each).__name__: each for each in (getattr(loaded, n) for n in loaded.__slots__)}
     found = {}

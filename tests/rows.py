@@ -81,7 +81,7 @@ _VARIABLES: Final = _words(
     TERMINATION_GRACE_S INFRA_RETRIES WORKER_RETRIES KEEP_FAILED_S KEEP_FAILED_MAX
     LEASE_S SHUTDOWN_GRACE_S KUBE_INFLIGHT KUBE_QPS KUBE_BURST KUBERNETES_EVENTS
     LOG_HANDLER_ADDRESS LOG_HANDLER_CA_FILE LOG_HANDLER_CERT_FILE LOG_HANDLER_KEY_FILE LOG_HANDLER_TOKEN_FILE
-    LOG_HANDLER_PLAINTEXT WORKER_LOGS LOG_DRAIN_S
+    LOG_HANDLER_PLAINTEXT WORKER_LOGS LOG_DRAIN_S OTEL_EXPORTER_OTLP_ENDPOINT
     HTTP_PORT HTTP_ADDRESS HTTP_TOKEN_FILE LOG_LEVEL LOG_FORMAT
 """
 )
@@ -92,9 +92,7 @@ _ENVIRONMENT: Final = {
     "probes": "/livez, /readyz, /metrics, / at HTTP_PORT",
     "redis": "Redis 7.0, append-only file, noeviction: the start says so when it is not",
 } | dict.fromkeys(_VARIABLES, "is read, with its default")
-_VARIABLES_LATER: Final = {
-    "OTEL_EXPORTER_OTLP_ENDPOINT": "traces",
-}
+_VARIABLES_LATER: Final[dict[str, str]] = {}
 _EVENT: Final = {
     "type": "scale_up or scale_down; required",
     "pod_count": "how many workers to start or end",

@@ -88,6 +88,9 @@ COMMANDS: Final = {
     **dict.fromkeys(DEVELOPERS, "tests/e2e/test_devloop.py"),
     **dict.fromkeys(PRODUCTION_COMMANDS[1:], "tests/e2e/test_production.py"),
     ".venv/bin/python -m pip install --require-hashes -r ottoscaler/forwarder/requirements.txt": "tests/test_proto.py",
+    ".venv/bin/python -m pip install --require-hashes -r ottoscaler/adapters/traces-requirements.txt": (
+        "tests/cli/test_tracing.py"
+    ),
     ".venv/bin/python ottoscaler.py handler": "tests/forwarder/test_handler.py",
     "LOG_HANDLER_ADDRESS=127.0.0.1:50051 .venv/bin/python ottoscaler.py agent -- seq 3": (
         "tests/forwarder/test_agent.py"

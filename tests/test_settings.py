@@ -90,6 +90,7 @@ VARIABLES: list[tuple[str, str, Any, str, Any]] = [
     ("LOG_HANDLER_PLAINTEXT", "log_handler.plaintext", False, "true", True),
     ("WORKER_LOGS", "worker_logs", "controller", "None", "none"),
     ("LOG_DRAIN_S", "log_handler.drain_s", 10, "0", 0),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "traces.endpoint", None, "http://[::1]:4318/a/", "http://[::1]:4318/a"),
     ("LOG_LEVEL", "log.level", "INFO", "debug", "DEBUG"),
     ("LOG_FORMAT", "log.format", None, "TEXT", "text"),
 ]
@@ -110,6 +111,25 @@ WRONG: list[tuple[str, str]] = [
     *[("REDIS_SENTINELS", value) for value in ("a", "a:0", "a:65536", ":1", "a:1;b:2")],
     ("WORKER_LOGS", "all"),
     ("LOG_DRAIN_S", "-1"),
+    *[
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", value)
+        for value in (
+            "collector:4318",
+            "grpc://c:4318",
+            "http://",
+            "http://c:4317",
+            "http://c:0",
+            "http://c:x",
+            "http://c:99999",
+            "http://c:4318?a=b",
+            "http://c:4318/#a",
+            "http://a b",
+            "http://a..b",
+            "http://[::1",
+            "http://c/<",
+            "http://c/\u202e",
+        )
+    ],
     ("LOG_HANDLER_ADDRESS", "otto-handler"),
     ("REDIS_DB", "-1"),
     *[("TENANT_FIELD", value) for value in ("Team", "a b", "pod_count", "priority", "metadata", "worker_index")],
@@ -361,10 +381,10 @@ def test_several_kubeconfigs_are_left_to_the_client() -> None:
     assert load(KUBECONFIG="/nowhere:/neither").kube.kubeconfig == "/nowhere:/neither"
 
 
-def test_what_has_no_effect_yet_is_listed() -> None:
+def test_what_has_no_effect_yet_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that the start can say so."""
-    values = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://t", "KUBERNETES_EVENTS": "true", "WORKER_LOGS": "agent"}
-    assert load(**values).unsupported_variables == ("OTEL_EXPORTER_OTLP_ENDPOINT",)
+    monkeypatch.setattr(settings, "UNSUPPORTED_VARIABLES", ("A_LATER_ONE", "ANOTHER"))
+    assert load(A_LATER_ONE="true", WORKER_LOGS="agent").unsupported_variables == ("A_LATER_ONE",)
 
 
 def test_the_file_supplies_and_the_environment_wins(tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ OF_A_TASK.store_termination, OF_A_TASK.clear_termination = true, true
 -- Store an attempt before its pod is created: after a crash it says which pod may be there. Never lowers the attempt, and
 -- refuses each one after the event's not_after.
 -- KEYS: task. ARGV: event_id, owner, i (the worker's index), attempt, infra_used (retries), worker (what `worker:<i>` shows),
--- oom_kills (attempts before it that ended as OOMKilled).
+-- oom_kills (attempts before it that ended as OOMKilled), traced ('' where traces are off; otherwise how the attempt before it
+-- ended, JSON, '{}' where that is not known).
 -- Returns {'ok', false, attempt}; {'has_result'}; {'not_ours'}, also for a task without a place of its concurrency key: the
 -- next owner learns that it waits; {'cancelled', termination, stored attempt}; {'old_attempt', false, stored attempt}.
-function F.store_attempt(event_id, owner, i, attempt, infra_used, worker, oom_kills)
+function F.store_attempt(event_id, owner, i, attempt, infra_used, worker, oom_kills, traced)
   local task = keys()
   local held_by, outcome, stored_text, termination, key, not_after = fields(task, 'owner', 'outcome:' .. i, 'attempt:' .. i,
     'doom:' .. i, 'key', 'not_after')
@@ -32,6 +33,10 @@ function F.store_attempt(event_id, owner, i, attempt, infra_used, worker, oom_ki
     local text = not_after_termination(not_after)
     write('HSET', task, 'doom:' .. i, text)
     return {'cancelled', text, stored}
+  end
+  if traced ~= '' then
+    write('HSET', task, 'intent:' .. i .. ':' .. attempt, now_ms())
+    if traced ~= '{}' then write('HSET', task, 'ended:' .. i .. ':' .. attempt - 1, traced) end
   end
   -- an attempt that is stored again, and of which no pod was seen, is no progress: its creator may have died of it
   local again = stored == attempt

@@ -18,12 +18,13 @@ class RedisAttempts(RedisAdapter):
     """`ports.Attempts` on Redis. Any thread."""
 
     def store_attempt(
-        self, event_id: str, owner: str, index: int, *, attempt: int, infra_used: int, pod: str, oom_kills: int = 0
-    ) -> ScriptReply:
+        self, event_id: str, owner: str, index: int, *, attempt: int, infra_used: int, pod: str, oom_kills: int = 0,
+        traced: str = "",
+    ) -> ScriptReply:  # fmt: skip
         """See ports.Attempts."""
         keys, state = [self._redis.key.task(event_id)], encode_worker_note(WorkerNote("creating", attempt, pod))
         return self._redis.run_for_worker(
-            "store_attempt", keys, event_id, owner, index, attempt, infra_used, state, oom_kills
+            "store_attempt", keys, event_id, owner, index, attempt, infra_used, state, oom_kills, traced
         )
 
     def store_refusal(self, event_id: str, owner: str, index: int, attempt: int) -> ScriptReply:

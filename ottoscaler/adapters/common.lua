@@ -1,9 +1,9 @@
 --[[ The protocol by which nothing is lost: every write of the controller to Redis is one function of these files.
 
 scripts.py joins them in this order: constants (generated from ottoscaler/core), atomic.lua, common.lua, then preflight.lua,
-event_log.lua, leases.lua, attempts.lua or scale_downs.lua, and call.lua. Each of the five belongs to the Python module of the
+event_log.lua, leases.lua, attempts.lua, scale_downs.lua or result_log.lua, and call.lua. Each of the six belongs to the Python module of the
 same name, which sends a script with this one alone: Redis makes all functions and tables of a script again at each call,
-and those of the other four cost as much as `check` itself. Each function belongs to the method of the same name.
+and those of the other five cost as much as `check` itself. Each function belongs to the method of the same name.
 
 A call is one atomic step, and idempotent: a caller that got no answer calls again. Commands of Redis 7.0 / Valkey only.
 No function writes: it reads first, and then plans its writes (`write`, see atomic.lua), so that all of them happen or none.
@@ -22,6 +22,8 @@ A task hash has, besides what operators read (state, task_id, pod_count, receive
   doom:<i> (the termination: why its pod is to be ended), spared:<i> (the drains that it survived),
   not_after (ms, where the event has it), expired (the workers that had not started by then are marked),
   log:<i> (how far the log of its pod was acknowledged, see core/log_progress.py),
+  intent:<i>:<attempt> (when that attempt was stored, ms), ended:<i>:<attempt> (how it ended, JSON, if another followed), gone:<i>
+  (when its pod was seen to be gone, ms): of these three something is there only where traces are on,
   outcome:<i> (there exactly if its result is stored), victims, survivors (of a scale_down), superseding ("todo" until older
   events were dealt with), poisoned (its dead letter is written).
 Releases overlap during a rollout, so the names of fields and what they hold never change. ]]

@@ -257,7 +257,10 @@ function F.queue_levels(limit)
     end
   end
   local first, results_unread = redis.call('XRANGE', RESULTS, '-', '+', 'COUNT', 1)[1], 0
-  for _, group in ipairs(groups_if_any(RESULTS)) do results_unread = math.max(results_unread, unread_of(RESULTS, group, limit)) end
+  for _, group in ipairs(groups_if_any(RESULTS)) do
+    -- our own exporter of traces is not one of the readers that results are kept for
+    if group.name ~= GROUP .. TRACE_GROUP then results_unread = math.max(results_unread, unread_of(RESULTS, group, limit)) end
+  end
   return {unread, pending, oldest_ms, redis.call('XLEN', RESULTS), first and age_ms(first[1], now) or 0, results_unread,
     redis.call('XLEN', DEAD)}
 end

@@ -30,7 +30,7 @@ FOLDER: Final = Path(__file__).parent
 PRELUDE_FILES: Final = ("atomic.lua", "common.lua")
 EPILOGUE_FILES: Final = ("call.lua",)
 #: The ports to Redis: each has a Python module and a Lua file of its name.
-SCRIPT_MODULES: Final = ("preflight", "event_log", "leases", "attempts", "scale_downs")
+SCRIPT_MODULES: Final = ("preflight", "event_log", "leases", "attempts", "scale_downs", "result_log")
 #: The error of a script about a task that Redis does not know, with a place for the event id.
 TASK_UNKNOWN_ERROR: Final = "FORGOTTEN the task of event %s is unknown: was Redis wiped?"
 #: What the scripts share with ottoscaler/core: Lua's name -> a number, or a sentence with places.
@@ -53,6 +53,7 @@ LUA_CONSTANTS: Final[dict[str, int | str]] = {
     "CUT": output.CUT,
     "ALL_COMPLETED": results.ALL_COMPLETED,
     "SOME_COMPLETED": results.SOME_COMPLETED,
+    "TRACE_GROUP": results.TRACE_GROUP,
 }
 #: The fields of results: Lua functions, so that only a call that publishes a result makes the list.
 LUA_LISTS: Final = {

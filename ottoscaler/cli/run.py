@@ -36,6 +36,7 @@ from ottoscaler.cli.run_log import set_up_log, with_faults_logged
 from ottoscaler.cli.signals import Signals
 from ottoscaler.cli.start_warnings import start_warnings
 from ottoscaler.cli.status_page import guarded, status_page
+from ottoscaler.cli.tracing import Tracing
 from ottoscaler.clock import SystemClock
 from ottoscaler.core.services import version_advice
 from ottoscaler.errors import ConfigError, Stopping, Unavailable
@@ -141,9 +142,11 @@ class Controller:
             rules=self._rules,
             **shared,
         )
+        self._traces = Tracing(self._settings, results=self._stream, registry=registry, metrics=self._metrics, **shared)
         runner = WorkerRunner(
             attempts=self._stream, cluster=cluster, registry=registry, ledger=ledger, keeper=self._keeper,
             retries=self._retries, log_drain=self._logs.drain, record_event=self._events.record,
+            spans=self._traces.spans,
             heartbeat=self._heartbeat, metrics=self._metrics, clock=self._clock, settings=self._settings,
         )  # fmt: skip
         self._terminator = PodTerminator(
@@ -272,8 +275,7 @@ class Controller:
         self._stop.spawn("cpu", partial(process.CpuPinning().run, self._stop.wait))
         self._start_loop("watch", self._watch.run)
         self._start_loop("dispatch", self._dispatcher.run)
-        # it shows the pods of all the workers that the lease thread resumes: otherwise each of them would ask for its
-        # own
+        # it shows the pods of all the workers that the lease thread resumes: otherwise each would ask for its own
         self._registry.wait_known(FIRST_LIST_S)
         self._start_loop("lease", self._lease.run)
         self._start_loop("takeover", self._takeover.run)
@@ -282,6 +284,7 @@ class Controller:
         self._start_loop("ender", self._terminator.run)
         self._logs.begin(self._start_loop)
         self._events.begin()
+        self._traces.begin(self._start_loop)
         self._start_loop("reader", self._reader.run)
         self._start_loop("reconciler", self._reconciler.run)
         self._heartbeat.set_phase("")

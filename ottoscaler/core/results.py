@@ -34,6 +34,9 @@ RESULT_FIELDS: Final = frozenset((*WORKER_FIELDS, *TASK_FIELDS, *SCALE_DOWN_FIEL
 ALL_COMPLETED: Final = "All %d workers completed successfully"
 SOME_COMPLETED: Final = "%d of %d workers completed"
 REJECTED: Final = "%s: %s"
+#: Behind the name of the consumer group: the group by which results are read for traces. It is none of the readers that
+#: `results_unread` counts.
+TRACE_GROUP: Final = ":traces"
 #: The reason of a scale_down's own result when there was no worker to end.
 NOTHING_TO_END: Final = "NothingToEnd"
 

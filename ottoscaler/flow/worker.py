@@ -20,6 +20,7 @@ from ottoscaler.core.observations import Observation
 from ottoscaler.core.overrides import NO_OVERRIDES
 from ottoscaler.core.pods import PodSnapshot
 from ottoscaler.core.results import worker_result
+from ottoscaler.core.spans import SpanBuilder, encode_ended
 from ottoscaler.core.termination import Termination, final_verdict
 from ottoscaler.core.verdicts import EndReason, backoff_s
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Stopping, Unavailable
@@ -65,14 +66,16 @@ class WorkerRunner:
         self, *, attempts: Attempts, cluster: Cluster, registry: PodRegistry, ledger: Ledger, keeper: PodKeeper,
         retries: Retries, heartbeat: Heartbeat, metrics: Metrics, clock: Clock, settings: Settings,
         log_drain: LogDrain | None = None, record_event: RecordKubeEvent | None = None,
+        spans: SpanBuilder | None = None,
     ) -> None:  # fmt: skip
-        """`log_drain`: None where logs are off. `record_event`: None where Kubernetes Events are off."""
+        """Each of these is None where it is off: `log_drain` logs, `record_event` Kubernetes Events, `spans` traces."""
         self._attempts = attempts
         self._cluster = cluster
         self._registry = registry
         self._ledger = ledger
         self._keeper = keeper
         self._log_drain = log_drain
+        self._spans = spans
         self._retries = retries
         self._heartbeat = heartbeat
         self._metrics = metrics
@@ -249,9 +252,19 @@ class WorkerRunner:
             return None
         answer = self._attempts.store_attempt(
             *run.owned_worker_id, attempt=effect.attempt, infra_used=effect.infra_used, pod=run.pod_name,
-            oom_kills=effect.oom_kills,
+            oom_kills=effect.oom_kills, traced="" if self._spans is None else self._ended_before(run),
         )  # fmt: skip
         return observations.AttemptStored() if answer.status is ScriptStatus.OK else refusal(answer)
+
+    def _ended_before(self, run: WorkerRun) -> str:
+        """For the trace: how the attempt ended that this one follows."""
+        cause = run.life.retry_cause
+        if cause is None:
+            return encode_ended()
+        now = self._clock.wall_time(self._clock.now())
+        return encode_ended(
+            worker_result(run.task.event, run.life.index, run.life.attempt - 1, cause.verdict, cause.pod, now)
+        )
 
     def _note_refused(self, run: WorkerRun, effect: effects.StoreRefusal) -> Observation:
         answer = self._attempts.store_refusal(*run.owned_worker_id, effect.attempt)
@@ -299,10 +312,12 @@ class WorkerRunner:
     # -- effects on the cluster, one request each
 
     def _create(self, run: WorkerRun, _effect: effects.CreatePod) -> Observation:
-        settings = self._settings
+        settings, event = self._settings, run.task.event
+        if self._spans is not None:
+            event = self._spans.with_run_context(event, run.key)
         body = manifest.build_pod(
             settings.worker,
-            run.task.event,
+            event,
             run.key,
             event_json=run.task.event_json,
             instance=settings.instance,

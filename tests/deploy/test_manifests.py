@@ -190,6 +190,14 @@ def test_the_component_for_a_disruption_budget_adds_that_alone(tmp_path: Path) -
     assert manifest.MANAGED_BY not in pod_of("production")["metadata"]["labels"]
 
 
+def test_the_component_for_traces_adds_a_way(tmp_path: Path) -> None:
+    """To the port of OTLP over HTTP, and nothing else."""
+    with_traces, without = with_component(tmp_path, "traces"), overlay("production")
+    policy = only(without, "NetworkPolicy", "ottoscaler")
+    policy["spec"]["egress"].append({"ports": [{"protocol": "TCP", "port": 4318}]})
+    assert with_traces == without
+
+
 def test_the_component_for_logs_adds_a_right_and_a_way(tmp_path: Path) -> None:
     """To read the logs of pods, and to the port of the reference handler; nothing of it is there without it."""
     with_logs, without = with_component(tmp_path, "logs"), overlay("production")

@@ -116,7 +116,7 @@ def test_rules_and_dashboard_speak_of_metrics_that_there_are(source: str) -> Non
 def test_the_dashboard_shows_every_metric() -> None:
     """Only what is counted nowhere else is left out."""
     shown = {_PARTS.sub("", name) for _, expr in queries() for name in _NAME.findall(expr)}
-    assert _known() - shown == {"ottoscaler_kept_pods", "ottoscaler_ready_workers"}
+    assert _known() - shown == {"ottoscaler_kept_pods", "ottoscaler_ready_workers", "ottoscaler_trace_spans_total"}
 
 
 def test_the_dashboard_fits_any_grafana() -> None:

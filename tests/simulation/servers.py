@@ -72,10 +72,11 @@ class AuditedStream(FakeStream):
     server: AuditedRedis
 
     def store_attempt(
-        self, event_id: str, owner: str, index: int, *, attempt: int, infra_used: int, pod: str, oom_kills: int = 0
-    ) -> ScriptReply:
+        self, event_id: str, owner: str, index: int, *, attempt: int, infra_used: int, pod: str, oom_kills: int = 0,
+        traced: str = "",
+    ) -> ScriptReply:  # fmt: skip
         answer = super().store_attempt(
-            event_id, owner, index, attempt=attempt, infra_used=infra_used, pod=pod, oom_kills=oom_kills
+            event_id, owner, index, attempt=attempt, infra_used=infra_used, pod=pod, oom_kills=oom_kills, traced=traced
         )
         if answer.status is ScriptStatus.OK:
             self.server.audit.intended(pod, event_id)

@@ -1,0 +1,101 @@
+"""Sends spans to a trace collector: OTLP over HTTP, binary protobuf
+(https://opentelemetry.io/docs/specs/otlp/#otlphttp).
+
+Only a process that sends traces imports this module: the packages that it needs are an optional extra.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import urllib3
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as service
+from opentelemetry.proto.trace.v1 import trace_pb2 as trace
+
+from ottoscaler import __version__
+from ottoscaler.core.spans import Span
+from ottoscaler.core.wording import one_line
+from ottoscaler.errors import CollectorRejected, CollectorUnavailable
+
+#: Less than `health.FROZEN_S`: a collector that hangs does not make the exporter look frozen.
+TIMEOUT_S: Final = 10.0
+#: The answers after which OTLP says to try again: https://opentelemetry.io/docs/specs/otlp/#retryable-response-codes
+RETRYABLE: Final = frozenset({429, 502, 503, 504})
+_PATH: Final = "/v1/traces"
+_HEADERS: Final = {"Content-Type": "application/x-protobuf", "User-Agent": f"ottoscaler/{__version__}"}
+_MAX_ANSWER: Final = 64 * 1024
+_MAX_SHOWN: Final = 200
+
+
+class TraceCollector:
+    """`trace_ports.SpanSink` over OTLP. One thread."""
+
+    def __init__(self, endpoint: str) -> None:
+        """`endpoint`: the URL in front of `/v1/traces`."""
+        self._url = endpoint.rstrip("/") + _PATH
+        self._pool = urllib3.PoolManager(
+            maxsize=1, retries=False, timeout=urllib3.Timeout(connect=TIMEOUT_S / 2, read=TIMEOUT_S)
+        )
+
+    def send(self, spans: Sequence[Span]) -> int:
+        """See trace_ports.SpanSink."""
+        try:
+            answer = self._pool.request("POST", self._url, body=encode(spans), headers=_HEADERS, preload_content=False)
+            with answer:
+                status, body = answer.status, answer.read(_MAX_ANSWER)
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise CollectorUnavailable(f"{self._url}: {one_line(str(error))}") from error
+        if status == 200:
+            return _refused(body)
+        sentence = f"{self._url} answers {status} {one_line(body[:_MAX_SHOWN].decode('utf-8', 'replace'))}".strip()
+        if status in RETRYABLE:
+            raise CollectorUnavailable(sentence, retry_after_s=_seconds(answer.headers.get("Retry-After", "")))
+        raise CollectorRejected(sentence)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._pool.clear()
+
+
+def encode(spans: Sequence[Span]) -> bytes:
+    """One request with these spans."""
+    request: Any = service.ExportTraceServiceRequest()
+    of_resource = request.resource_spans.add()
+    _add(of_resource.resource.attributes, "service.name", "ottoscaler")
+    of_scope = of_resource.scope_spans.add()
+    of_scope.scope.name, of_scope.scope.version = "ottoscaler", __version__
+    for span in spans:
+        message = of_scope.spans.add(
+            trace_id=span.trace_id, span_id=span.span_id, parent_span_id=span.parent_id, name=span.name,
+            kind=span.kind.value, start_time_unix_nano=span.start_ms * 1_000_000,
+            end_time_unix_nano=span.end_ms * 1_000_000, flags=1,
+        )  # fmt: skip
+        for name, value in span.attributes.items():
+            _add(message.attributes, name, value)
+        if span.error is not None:
+            message.status.code, message.status.message = trace.Status.STATUS_CODE_ERROR, span.error
+    return bytes(request.SerializeToString())
+
+
+def _add(attributes: Any, name: str, value: str | int) -> None:
+    attribute = attributes.add(key=name)
+    if isinstance(value, int):
+        attribute.value.int_value = value
+    else:
+        attribute.value.string_value = value
+
+
+def _refused(body: bytes) -> int:
+    """How many spans of a request the collector did not take, by its answer."""
+    answer: Any = service.ExportTraceServiceResponse()
+    try:
+        answer.ParseFromString(body)
+    except DecodeError:
+        return 0
+    return int(answer.partial_success.rejected_spans)
+
+
+def _seconds(retry_after: str) -> float | None:
+    return float(retry_after) if retry_after.isdecimal() and len(retry_after) < 6 else None
