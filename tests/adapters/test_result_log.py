@@ -162,7 +162,8 @@ def test_the_consumers_of_replicas_that_are_gone_are_removed(
     replica("c2").read_results(1)
     replica("c3").read_results(1)
     replica("c4").claim_results(60, 5)
-    assert {each["name"] for each in client.xinfo_consumers(f"{admin.prefix}results", GROUP)} == {"c1", "c2", "c4"}
+    left = {each["name"] for each in client.xinfo_consumers(f"{admin.prefix}results", GROUP)}
+    assert left - {"c4"} == {"c1", "c2"}  # Redis 7.0 makes no consumer that has got nothing
 
 
 def test_our_own_group_is_no_reader_of_results(first: RedisBackend, admin: RedisAdmin, client: Any) -> None:
