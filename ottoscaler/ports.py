@@ -183,8 +183,7 @@ class Attempts(Protocol):
     ) -> ScriptReply:  # fmt: skip
         """Store an attempt before its pod is created, with how many earlier ones ended as OOMKilled. OK, HAS_RESULT,
         CANCELLED (with termination and stored attempt; also after the event's not_after, by the clock of Redis),
-        OLD_ATTEMPT, NOT_OURS. With `traced` also what the trace will need: when this was, and how the attempt before it
-        ended (`spans.encode_ended`).
+        OLD_ATTEMPT, NOT_OURS. With `traced` (`spans.encode_ended`) also when this was, and how the last attempt ended.
         """
 
     def store_refusal(self, event_id: str, owner: str, index: int, attempt: int) -> ScriptReply:

@@ -16,7 +16,6 @@ import yaml
 from ottoscaler.adapters.cluster import EVENT_VERBS, VERBS
 from ottoscaler.adapters.kube_events import WRITE_VERBS
 from ottoscaler.adapters.policy_file import parse_policy
-from ottoscaler.cli.main import COMMANDS as SUBCOMMANDS
 from ottoscaler.core import manifest
 from ottoscaler.core.events import MAX_EVENT_BYTES, MAX_FIELDS, DeadReason, EventType, ScaleEvent
 from ottoscaler.core.kube_events import EventReason
@@ -231,12 +230,6 @@ def test_the_layout_names_what_is_there() -> None:
     for row in table("layer", README):
         first, *others = codes(row[0])
         assert all((ROOT / path).exists() for path in [first, *(f"ottoscaler/{name}" for name in others)])
-
-
-def test_what_is_not_there_yet_is_not_there() -> None:
-    """No command of the list works."""
-    (part,) = (part for part in parts(REFERENCE) if part.heading == "Not there yet")
-    assert not set(codes(part.text)) & SUBCOMMANDS.keys()
 
 
 def test_the_named_log_events_are_in_the_code() -> None:

@@ -89,7 +89,7 @@ class TraceExporter:
                 self._heartbeat.beat()
             except Unavailable as error:
                 if self._limited.is_due(str(error)):
-                    _log.warning("traces.outage", "Traces wait: %s", error, error=str(error))
+                    _log.warning("traces.outage", "Traces wait for Redis", error=str(error))
                 self._heartbeat.report_failure(f"traces wait: {error}")
             self._stop.wait(READ_EVERY_S)
 
@@ -140,7 +140,7 @@ class TraceExporter:
             try:
                 one.spans = build(kept, one.recorded_ms, stored)
             except (ValueError, KeyError) as error:
-                _log.debug("traces.unreadable", "Entry %s is no result: %r", entry_id, error)
+                _log.debug("traces.unreadable", "Entry %s is no result", entry_id, error=repr(error))
                 continue
             if one.spans and attempt.index and kept.get("pod_uid"):
                 key = event_hash(self._builder.instance, attempt.event_id)
@@ -205,7 +205,7 @@ class TraceExporter:
         # the first, the second, the fourth ...: an outage of a day must not fill the log
         if self._failures & (self._failures - 1) == 0:
             _log.warning(
-                "traces.waiting", "The trace collector takes no spans; they wait, and results do not: %s", error,
+                "traces.waiting", "The trace collector takes no spans; they wait, and results do not",
                 error=str(error),
             )  # fmt: skip
 
@@ -218,7 +218,7 @@ class TraceExporter:
     def _count_dropped(self, count: int, why: str) -> None:
         self._metrics.trace_spans.child("dropped").inc(count)
         if self._limited.is_due(why):
-            _log.warning("traces.dropped", "%d spans are lost: %s", count, why, error=why)
+            _log.warning("traces.dropped", "%d spans are lost", count, error=why)
 
 
 def _attempt_of(fields: Mapping[str, str]) -> WorkerAttempt | None:

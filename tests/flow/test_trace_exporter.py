@@ -293,9 +293,7 @@ def test_a_collector_that_is_away_delays_nothing_and_loses_nothing(world: World,
             break
     assert asked == [0, 1, 3, 7, 15, 31, 61, 91]
     assert len(world.backend.kept) == 3 * 4
-    assert log.of("traces.waiting")[0] == (
-        "The trace collector takes no spans; they wait, and results do not: http://c: refused"
-    )
+    assert log.of("traces.waiting")[0] == "The trace collector takes no spans; they wait, and results do not"
     assert len(log.of("traces.waiting")) == 3  # the first, the second, the fourth of seven
     assert log.of("traces.sending") == ["The trace collector is back after 91 s"]
     assert (world.count("dropped"), world.pending()) == (0, 0)
@@ -322,7 +320,7 @@ def test_spans_that_the_collector_refuses_are_lost_and_counted(world: World, log
     world.record(world.task(), reason=EndReason.SCALED_DOWN)
     exporter.step()
     assert (world.count("sent"), world.count("dropped"), world.pending()) == (0, 4, 0)
-    assert log.of("traces.dropped") == ["4 spans are lost: http://c answers 400"]
+    assert log.of("traces.dropped") == ["4 spans are lost"]
     world.backend.refuses = 1
     world.record(world.task(), reason=EndReason.SCALED_DOWN)
     exporter.step()
@@ -356,7 +354,7 @@ def test_results_that_were_trimmed_away_are_counted(world: World, log: Lines) ->
     world.backend.errors = itertools.repeat(None)
     world.exporter(claim_after_s=0.0)
     assert world.count("dropped") == 2
-    assert log.of("traces.dropped") == ["2 spans are lost: RESULT_MAXLEN has trimmed their results away"]
+    assert log.of("traces.dropped") == ["2 spans are lost"]
 
 
 def test_requests_have_a_size(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
