@@ -48,7 +48,7 @@ class ResultLog(Protocol):
 
 
 class SpanSink(Protocol):
-    """The trace collector. For one thread; a call ends within its time-out."""
+    """The trace collector. For one thread, for which nothing else waits: a call may hang in the name server."""
 
     def send(self, spans: Sequence[Span]) -> int:
         """Hand over spans. Returns how many of them the collector has refused. Raises CollectorUnavailable, after which

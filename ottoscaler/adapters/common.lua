@@ -1,9 +1,10 @@
 --[[ The protocol by which nothing is lost: every write of the controller to Redis is one function of these files.
 
 scripts.py joins them in this order: constants (generated from ottoscaler/core), atomic.lua, common.lua, then preflight.lua,
-event_log.lua, leases.lua, attempts.lua, scale_downs.lua or result_log.lua, and call.lua. Each of the six belongs to the Python module of the
-same name, which sends a script with this one alone: Redis makes all functions and tables of a script again at each call,
-and those of the other five cost as much as `check` itself. Each function belongs to the method of the same name.
+event_log.lua, leases.lua, attempts.lua, scale_downs.lua or result_log.lua, and call.lua. Each of the six belongs to the
+Python module of the same name, which sends a script with this one alone: Redis makes all functions and tables of a script
+again at each call, and those of the other five cost as much as `check` itself. Each function belongs to the method of the
+same name.
 
 A call is one atomic step, and idempotent: a caller that got no answer calls again. Commands of Redis 7.0 / Valkey only.
 No function writes: it reads first, and then plans its writes (`write`, see atomic.lua), so that all of them happen or none.

@@ -19,7 +19,7 @@ from ottoscaler.core.spans import Span
 from ottoscaler.core.wording import one_line
 from ottoscaler.errors import CollectorRejected, CollectorUnavailable
 
-#: Less than `health.FROZEN_S`: a collector that hangs does not make the exporter look frozen.
+#: How long one request waits for the collector at most, each time that nothing comes from it, seconds.
 TIMEOUT_S: Final = 10.0
 #: The answers after which OTLP says to try again: https://opentelemetry.io/docs/specs/otlp/#retryable-response-codes
 RETRYABLE: Final = frozenset({429, 502, 503, 504})
@@ -42,14 +42,18 @@ class TraceCollector:
     def send(self, spans: Sequence[Span]) -> int:
         """See trace_ports.SpanSink."""
         try:
-            answer = self._pool.request("POST", self._url, body=encode(spans), headers=_HEADERS, preload_content=False)
+            body = encode(spans)
+        except (ValueError, TypeError) as error:  # such as a text that is not UTF-8: it would be the same each time
+            raise CollectorRejected(f"the spans cannot be written as OTLP: {error}") from error
+        try:
+            answer = self._pool.request("POST", self._url, body=body, headers=_HEADERS, preload_content=False)
             with answer:
-                status, body = answer.status, answer.read(_MAX_ANSWER)
+                status, content = answer.status, answer.read(_MAX_ANSWER)
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise CollectorUnavailable(f"{self._url}: {one_line(str(error))}") from error
         if status == 200:
-            return _refused(body)
-        sentence = f"{self._url} answers {status} {one_line(body[:_MAX_SHOWN].decode('utf-8', 'replace'))}".strip()
+            return _refused(content)
+        sentence = f"{self._url} answers {status} {one_line(content[:_MAX_SHOWN].decode('utf-8', 'replace'))}".strip()
         if status in RETRYABLE:
             raise CollectorUnavailable(sentence, retry_after_s=_seconds(answer.headers.get("Retry-After", "")))
         raise CollectorRejected(sentence)

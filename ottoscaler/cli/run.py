@@ -142,7 +142,10 @@ class Controller:
             rules=self._rules,
             **shared,
         )
-        self._traces = Tracing(self._settings, results=self._stream, registry=registry, metrics=self._metrics, **shared)
+        self._traces = Tracing(
+            self._settings, results=self._stream, registry=registry, metrics=self._metrics, stop=self._stop,
+            clock=self._clock,
+        )  # fmt: skip
         runner = WorkerRunner(
             attempts=self._stream, cluster=cluster, registry=registry, ledger=ledger, keeper=self._keeper,
             retries=self._retries, log_drain=self._logs.drain, record_event=self._events.record,
@@ -284,7 +287,7 @@ class Controller:
         self._start_loop("ender", self._terminator.run)
         self._logs.begin(self._start_loop)
         self._events.begin()
-        self._traces.begin(self._start_loop)
+        self._traces.begin()
         self._start_loop("reader", self._reader.run)
         self._start_loop("reconciler", self._reconciler.run)
         self._heartbeat.set_phase("")

@@ -9,10 +9,8 @@ from typing import Final
 
 from ottoscaler.core.spans import SpanBuilder
 from ottoscaler.errors import ConfigError
-from ottoscaler.flow.heartbeat import Heartbeat
 from ottoscaler.flow.registry import PodRegistry
 from ottoscaler.flow.stop import StopSignal
-from ottoscaler.flow.trace_exporter import TraceExporter
 from ottoscaler.metrics import Metrics
 from ottoscaler.ports import Clock
 from ottoscaler.settings import Settings
@@ -31,12 +29,13 @@ class Tracing:
 
     def __init__(
         self, settings: Settings, *, results: ResultLog, registry: PodRegistry, metrics: Metrics, stop: StopSignal,
-        heartbeat: Heartbeat, clock: Clock,
+        clock: Clock,
     ) -> None:  # fmt: skip
         """Raises ConfigError where traces are on and a package that they need is not installed."""
         #: For the workers; None where traces are off.
         self.spans: SpanBuilder | None = None
-        self._exporter: TraceExporter | None = None
+        self._stop = stop
+        self._run: Callable[[], None] | None = None
         endpoint = settings.traces.endpoint
         if endpoint is None:
             return
@@ -48,19 +47,23 @@ class Tracing:
                     " them, or unset the variable",
                 )
             )
-        collector = importlib.import_module("ottoscaler.adapters.trace_collector")
+        # by name, so that a controller without traces pays nothing for them
+        adapter = importlib.import_module("ottoscaler.adapters.trace_collector")
+        flow = importlib.import_module("ottoscaler.flow.trace_exporter")
         keys = settings.keys
         self.spans = SpanBuilder(settings.instance, settings.kube.namespace, keys.stream, keys.group)
-        self._exporter = TraceExporter(
-            results=results, sink=collector.TraceCollector(endpoint), registry=registry,
-            builder=self.spans, stop=stop, heartbeat=heartbeat, metrics=metrics, clock=clock,
+        self._run = flow.TraceExporter(
+            results=results, sink=adapter.TraceCollector(endpoint), registry=registry,
+            builder=self.spans, stop=stop, metrics=metrics, clock=clock,
             claim_after_s=float(_CLAIM_AFTER_LEASES * settings.flow.lease_s),
-        )  # fmt: skip
+        ).run  # fmt: skip
 
-    def begin(self, begin: Callable[[str, Callable[[], None]], None]) -> None:
-        """Start the thread, if there is one: `begin` gets its name and its body."""
-        if self._exporter is not None:
-            begin(TRACES, self._exporter.run)
+    def begin(self) -> None:
+        """Start the thread, if there is one. It is not vital, and no loop of /livez: where the collector hangs, or the
+        name server that is asked for it, all else goes on, and so does the stop.
+        """
+        if self._run is not None:
+            self._stop.spawn(TRACES, self._run, vital=False)
 
 
 def _is_installed(name: str) -> bool:

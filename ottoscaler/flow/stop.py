@@ -1,7 +1,7 @@
 """Starting threads and ending them: one event that all threads wait on, the first cause, one budget for the end.
 
 A thread that dies takes the process with it: a controller that silently does half its work is worse than one that
-restarts.
+restarts. One that is not vital is begun again instead: no worker's process ends for its sake.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from ottoscaler.ports import Clock
 
 #: How soon a thread that the machine has refused is asked for again, seconds.
 THREAD_RETRY_S: Final = 2.0
+#: How soon a thread that is not vital is begun again after it died, seconds.
+RESTART_S: Final = 10.0
 
 _log = logs.get(__name__)
 
@@ -27,7 +29,7 @@ class StopSignal:
         self.event = threading.Event()
         self._lock = threading.Lock()
         self._cause: BaseException | None = None  # guarded by _lock; the first one stays
-        self._threads: list[threading.Thread] = []  # main thread only
+        self._threads: list[threading.Thread] = []  # the vital ones; main thread only
         self._woken: list[threading.Event] = []  # guarded by _lock
 
     @property
@@ -60,23 +62,26 @@ class StopSignal:
         """Wait for the stop, at most so long; returns whether it is set."""
         return self.event.wait(timeout_s)
 
-    def spawn(self, name: str, run: Callable[[], None]) -> None:
+    def spawn(self, name: str, run: Callable[[], None], *, vital: bool = True) -> None:
         """Start a supervised thread: if it raises, or returns before the stop,
-        the process stops with that as its cause.
+        the process stops with that as its cause. One that is not `vital` is begun again, and `join` does not wait for
+        it.
 
         Where the machine gives no thread (a limit of pids) it is tried again: a restart would find the same limit.
         Raises Stopping.
         """
-        thread = threading.Thread(target=self._supervise, args=(name, run), name=name, daemon=True)
+        body = self._supervise if vital else self._begin_again
+        thread = threading.Thread(target=body, args=(name, run), name=name, daemon=True)
         while not _try_start(thread):
             _log.error("thread.refused", "No thread is to be had for %s; trying again: raise the limit of pids", name)
             if self.wait(THREAD_RETRY_S):
                 raise Stopping(f"stopped while waiting for the thread {name}")
-        self._threads.append(thread)
+        if vital:
+            self._threads.append(thread)
 
     def join(self, clock: Clock, deadline: float, *, besides: str = "", only: Collection[str] = ()) -> list[str]:
-        """Wait until all threads (besides the one of that name; or only those of these names) have ended, at most until
-        the deadline; returns the names of those that have not.
+        """Wait until all vital threads (besides the one of that name; or only those of these names) have ended, at most
+        until the deadline; returns the names of those that have not.
         """
         threads = [thread for thread in self._threads if thread.name != besides]
         if only:
@@ -85,17 +90,24 @@ class StopSignal:
             thread.join(max(0.0, deadline - clock.now()))
         return [thread.name for thread in threads if thread.is_alive()]
 
-    def _supervise(self, name: str, run: Callable[[], None]) -> None:
+    def _supervise(self, name: str, run: Callable[[], None], *, vital: bool = True) -> None:
         try:
             run()
         except Stopping:
             return
         except Exception as error:  # the top of a thread: without this line its end would go unnoticed
-            _log.exception("thread.died", "Thread %s died", name)
-            self.set(error)
+            if vital or not self.is_set():  # what is not waited for may meet connections that are closed
+                _log.exception("thread.died", "Thread %s died", name)
+            if vital:
+                self.set(error)
             return
-        if not self.is_set():
+        if vital and not self.is_set():
             self.set(RuntimeError(f"thread {name} ended too early"))
+
+    def _begin_again(self, name: str, run: Callable[[], None]) -> None:
+        while not self.is_set():
+            self._supervise(name, run, vital=False)
+            self.wait(RESTART_S)
 
 
 def _try_start(thread: threading.Thread) -> bool:

@@ -17,7 +17,6 @@ from ottoscaler.core.manifest import AttemptKey, event_hash
 from ottoscaler.core.spans import SPAN_FIELDS, Span, SpanBuilder, entry_ms
 from ottoscaler.core.verdicts import backoff_s
 from ottoscaler.errors import CollectorRejected, CollectorUnavailable, Unavailable
-from ottoscaler.flow.heartbeat import Heartbeat
 from ottoscaler.flow.registry import PodRegistry
 from ottoscaler.flow.stop import StopSignal
 from ottoscaler.metrics import Metrics
@@ -27,6 +26,8 @@ from ottoscaler.trace_ports import ResultLog, SpanSink
 
 #: How often results are read, seconds.
 READ_EVERY_S: Final = 0.5
+#: How long Redis is left alone when it does not answer, seconds.
+REDIS_PAUSE_S: Final = 5.0
 #: How many are read at once: each may be as large as an event.
 READ_COUNT: Final = 32
 #: Results in hand; when there are as many, the others stay in the stream.
@@ -62,7 +63,7 @@ class TraceExporter:
 
     def __init__(
         self, *, results: ResultLog, sink: SpanSink, registry: PodRegistry, builder: SpanBuilder, stop: StopSignal,
-        heartbeat: Heartbeat, metrics: Metrics, clock: Clock, claim_after_s: float,
+        metrics: Metrics, clock: Clock, claim_after_s: float,
     ) -> None:  # fmt: skip
         """`claim_after_s`: a replica that has been silent for so long loses its pending results, seconds."""
         self._results = results
@@ -70,7 +71,6 @@ class TraceExporter:
         self._registry = registry
         self._builder = builder
         self._stop = stop
-        self._heartbeat = heartbeat
         self._metrics = metrics
         self._clock = clock
         self._claim_after_s = claim_after_s
@@ -83,15 +83,17 @@ class TraceExporter:
 
     def run(self) -> None:
         """Until the stop."""
+        # Begun again after a defect: what is in hand would raise it in each step. It is pending, and will be claimed.
+        self._open.clear()
         while not self._stop.is_set():
+            pause_s = READ_EVERY_S
             try:
                 self.step()
-                self._heartbeat.beat()
             except Unavailable as error:
-                if self._limited.is_due(str(error)):
+                pause_s = REDIS_PAUSE_S
+                if not self._stop.is_set() and self._limited.is_due(str(error)):
                     _log.warning("traces.outage", "Traces wait for Redis", error=str(error))
-                self._heartbeat.report_failure(f"traces wait: {error}")
-            self._stop.wait(READ_EVERY_S)
+            self._stop.wait(pause_s)
 
     def step(self) -> None:
         """Read what is new, and send what can be sent. Raises RedisUnavailable."""
@@ -120,7 +122,7 @@ class TraceExporter:
             claimed, trimmed = self._results.claim_results(self._claim_after_s, READ_COUNT)
             self._take(claimed)
             if trimmed:
-                self._count_dropped(trimmed, "RESULT_MAXLEN has trimmed their results away")
+                self._count_dropped(trimmed, "results", "RESULT_MAXLEN has trimmed them away, unsent")
             # as long as there is more, at once again: the rest of a replica that died may be long
             self._claim_at = now if len(claimed) == READ_COUNT else now + self._claim_after_s / 3
 
@@ -160,7 +162,7 @@ class TraceExporter:
                 one.pod = None
                 if gone_ms:
                     one.spans += self._builder.delete_spans(one.fields, one.recorded_ms, gone_ms)
-            elif stays(pod, one.fields["outcome"]) or now - one.since > LONGEST_DELETION_S:
+            elif stays(pod, one.fields.get("outcome", "")) or now - one.since > LONGEST_DELETION_S:
                 one.pod = None
 
     def _acknowledge(self) -> None:
@@ -183,11 +185,10 @@ class TraceExporter:
                 return
             except CollectorRejected as error:
                 refused, why = len(spans), str(error)
-            self._heartbeat.beat()
             self._collector_is_back()
             self._metrics.trace_spans.child("sent").inc(len(spans) - refused)
             if refused:
-                self._count_dropped(refused, why)
+                self._count_dropped(refused, "spans", why)
             for one in part:
                 one.spans = []
 
@@ -215,10 +216,11 @@ class TraceExporter:
             _log.info("traces.sending", "The trace collector is back after %g s", away_s, duration_s=away_s)
         self._failures = 0
 
-    def _count_dropped(self, count: int, why: str) -> None:
+    def _count_dropped(self, count: int, what: str, why: str) -> None:
+        """How many spans a result had that was trimmed away is not known: it counts as one."""
         self._metrics.trace_spans.child("dropped").inc(count)
         if self._limited.is_due(why):
-            _log.warning("traces.dropped", "%d spans are lost", count, error=why)
+            _log.warning("traces.dropped", "%d %s are lost for the trace collector", count, what, error=why)
 
 
 def _attempt_of(fields: Mapping[str, str]) -> WorkerAttempt | None:
@@ -229,7 +231,7 @@ def _attempt_of(fields: Mapping[str, str]) -> WorkerAttempt | None:
     if kind != "worker":
         return WorkerAttempt(event_id)
     index, attempt = fields.get("index", ""), fields.get("attempt", "")
-    if not (index.isdecimal() and attempt.isdecimal() and len(index) < 8 and len(attempt) < 5 and int(index)):
+    if not (index.isdecimal() and attempt.isdecimal() and len(index) < 8 and len(attempt) < 4 and int(index)):
         return None
     return WorkerAttempt(event_id, int(index), int(attempt))
 

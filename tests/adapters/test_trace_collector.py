@@ -92,6 +92,18 @@ def test_what_a_collector_refuses_is_not_sent_again(opened: Receiver, collector:
         collector.send([ROOT])
 
 
+@pytest.mark.parametrize("attributes_", [{"a": "\ud800"}, {"a": 2**63}])
+def test_what_cannot_be_written_is_not_sent_again(
+    opened: Receiver, collector: TraceCollector, attributes_: dict[str, str | int]
+) -> None:
+    """It would fail each time; what comes after it goes on."""
+    span = Span(b"t" * 16, b"s" * 8, b"", "run", SpanKind.INTERNAL, 1, 2, attributes_)
+    with pytest.raises(CollectorRejected, match="the spans cannot be written as OTLP"):
+        collector.send([ROOT, span])
+    assert collector.send([ROOT]) == 0
+    assert len(opened.requests) == 1
+
+
 def test_a_collector_that_is_away() -> None:
     """Also in the middle of an answer."""
     with socket.socket() as unused:

@@ -208,12 +208,25 @@ def test_a_collector_that_is_away_delays_no_result(start: Start, client: Any) ->
     process.stop()
 
 
+def test_a_collector_that_hangs_delays_nothing(start: Start, client: Any) -> None:
+    """It takes connections and answers nothing. Neither the results nor the stop wait for it."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        traced = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}"}
+        process = start("c1", OTTO_AGENT_COMMAND=command("true"), SHUTDOWN_GRACE_S="5", **traced)
+        client.xadd("otto:scale:events", {"type": "scale_up", "pod_count": "2"})
+        eventually(lambda: process.lines("task.finished"), LONG_S, "the task's result")
+        asked, _ = silent.accept()  # there is something to send, and it is being sent
+        process.stop()
+        asked.close()
+    assert (len(process.lines("controller.stopped")), process.lines("controller.hung")) == (1, [])
+
+
 def test_without_the_variable_nothing_is_imported() -> None:
     """Neither the messages nor what sends them."""
     program = (
         "import sys, ottoscaler.cli.run; "
         "print(sorted(name for name in sys.modules if name.startswith(('google.protobuf', 'opentelemetry.proto', "
-        "'ottoscaler.adapters.trace_collector'))))"
+        "'ottoscaler.adapters.trace_collector', 'ottoscaler.flow.trace_exporter'))))"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -227,9 +240,7 @@ def test_packages_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(
         ConfigError, match=r"traces-requirements.txt, and nothing.of_that_name is not installed"
     ) as error:
-        Tracing(
-            settings, results=nothing, registry=nothing, metrics=nothing, stop=nothing, heartbeat=nothing, clock=nothing
-        )
+        Tracing(settings, results=nothing, registry=nothing, metrics=nothing, stop=nothing, clock=nothing)
     assert str(error.value).startswith("OTEL_EXPORTER_OTLP_ENDPOINT='http://c:4318': traces need")
     assert (ROOT / "ottoscaler" / "adapters" / "traces-requirements.txt").is_file()
 

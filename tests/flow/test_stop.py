@@ -13,6 +13,7 @@ from ottoscaler.flow import control, pod_terminator
 from ottoscaler.flow import stop as stop_module
 from ottoscaler.flow.stop import StopSignal
 from tests.fakes.clock import SystemClock
+from tests.fakes.wait import eventually
 from tests.flow.conftest import Lines
 from tests.flow.simulated_controller import SimulatedController
 
@@ -78,6 +79,38 @@ def test_one_thread_may_outlive_the_others() -> None:
     assert stop.join(clock, clock.now() + 5, besides="web") == []
     release.set()
     assert joined(stop) == []
+
+
+def test_a_thread_that_is_not_vital_is_begun_again(log: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it dies or returns, all others go on."""
+    monkeypatch.setattr(stop_module, "RESTART_S", 0.01)
+    stop, ends, again = StopSignal(), iter([ValueError("a defect"), None]), threading.Event()
+
+    def run() -> None:
+        end = next(ends, stop)
+        if isinstance(end, ValueError):
+            raise end
+        if end is stop:
+            again.set()
+            stop.wait()
+            raise RuntimeError("a connection is closed")
+
+    stop.spawn("traces", run, vital=False)
+    assert again.wait(20)
+    assert not stop.is_set()
+    stop.set()
+    eventually(lambda: not [one for one in threading.enumerate() if one.name == "traces"])
+    assert (stop.cause, log.of("thread.died")) == (None, ["Thread traces died"])
+
+
+def test_the_stop_does_not_wait_for_a_thread_that_is_not_vital() -> None:
+    """It may hang."""
+    stop, release = StopSignal(), threading.Event()
+    stop.spawn("traces", lambda: release.wait(30) and None, vital=False)
+    stop.set()
+    assert joined(stop, 20) == []
+    assert [one.name for one in threading.enumerate() if one.name == "traces"] == ["traces"]
+    release.set()
 
 
 @pytest.mark.contract("2.SHUTDOWN_GRACE_S")

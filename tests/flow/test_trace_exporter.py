@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,8 +20,8 @@ from ottoscaler.core.results import worker_result
 from ottoscaler.core.spans import Span, SpanBuilder, encode_ended
 from ottoscaler.core.verdicts import EndReason, Verdict
 from ottoscaler.errors import CollectorRejected, CollectorUnavailable
+from ottoscaler.flow import stop as stop_module
 from ottoscaler.flow import trace_exporter
-from ottoscaler.flow.heartbeat import Heartbeat
 from ottoscaler.flow.registry import PodRegistry
 from ottoscaler.flow.stop import StopSignal
 from ottoscaler.flow.trace_exporter import TraceExporter
@@ -100,7 +101,7 @@ class World:
         """The exporter of a further process, that has begun."""
         made = TraceExporter(
             results=results or self.replica(), sink=self.backend, registry=self.registry, builder=BUILDER,
-            stop=StopSignal(), heartbeat=Heartbeat(self.clock), metrics=self.metrics, clock=self.clock,
+            stop=StopSignal(), metrics=self.metrics, clock=self.clock,
             claim_after_s=claim_after_s,
         )  # fmt: skip
         made.step()
@@ -320,7 +321,7 @@ def test_spans_that_the_collector_refuses_are_lost_and_counted(world: World, log
     world.record(world.task(), reason=EndReason.SCALED_DOWN)
     exporter.step()
     assert (world.count("sent"), world.count("dropped"), world.pending()) == (0, 4, 0)
-    assert log.of("traces.dropped") == ["4 spans are lost"]
+    assert log.of("traces.dropped") == ["4 spans are lost for the trace collector"]
     world.backend.refuses = 1
     world.record(world.task(), reason=EndReason.SCALED_DOWN)
     exporter.step()
@@ -354,7 +355,7 @@ def test_results_that_were_trimmed_away_are_counted(world: World, log: Lines) ->
     world.backend.errors = itertools.repeat(None)
     world.exporter(claim_after_s=0.0)
     assert world.count("dropped") == 2
-    assert log.of("traces.dropped") == ["2 spans are lost"]
+    assert log.of("traces.dropped") == ["2 results are lost for the trace collector"]
 
 
 def test_requests_have_a_size(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -389,14 +390,48 @@ def test_what_is_no_result_is_skipped(world: World) -> None:
     assert (world.backend.got, world.pending()) == ([], 0)
 
 
-def test_the_loop_goes_on_when_redis_is_away(world: World, log: Lines) -> None:
-    """With a line, and a sign of life."""
+def test_a_result_of_which_fields_are_missing_ends_nothing(world: World) -> None:
+    """It gets the spans that it has the times for."""
+    exporter, task = world.exporter(), world.task(event_id="e-1")
+    pod = world.pod(task, keep_failed_s=600, phase=Phase.FAILED)
+    fields = {"kind": "worker", "event_id": "e-1", "index": "1", "attempt": "1", "task_id": "t", "pod_uid": pod.uid}
     with world.server.client() as client:
-        client.set(f"{world.admin.prefix}results", "a text")
-    stop, heartbeat = StopSignal(), Heartbeat(world.clock)
+        client.xadd(f"{world.admin.prefix}results", fields)  # type: ignore[arg-type]
+    exporter.step()
+    world.registry.delete(pod.key)
+    exporter.step()
+    assert world.backend.names() == ["worker", "queue", "delete"]
+    assert world.pending() == 0
+
+
+def test_after_a_defect_the_exporter_begins_again(world: World, log: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process of the workers goes on. What was in hand is pending, and comes back."""
+    monkeypatch.setattr(stop_module, "RESTART_S", 0.01)
+    monkeypatch.setattr(trace_exporter, "READ_EVERY_S", 0.01)
+    world.log.begin_results()
+    world.backend.errors = itertools.chain([AttributeError("a defect")], itertools.repeat(None))
+    world.record(world.task(), reason=EndReason.SCALED_DOWN)
+    stop = StopSignal()
     exporter = TraceExporter(
         results=world.replica(), sink=world.backend, registry=world.registry, builder=BUILDER, stop=stop,
-        heartbeat=heartbeat, metrics=world.metrics, clock=world.clock, claim_after_s=CLAIM_AFTER_S,
+        metrics=world.metrics, clock=world.clock, claim_after_s=0.0,
+    )  # fmt: skip
+    stop.spawn("traces", exporter.run, vital=False)
+    eventually(lambda: world.pending() == 0 and len(world.backend.got) == 4)
+    assert (log.of("thread.died"), stop.is_set()) == (["Thread traces died"], False)
+    stop.set()
+    eventually(lambda: not [one for one in threading.enumerate() if one.name == "traces"])
+
+
+def test_the_loop_goes_on_when_redis_is_away(world: World, log: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a line."""
+    with world.server.client() as client:
+        client.set(f"{world.admin.prefix}results", "a text")
+    monkeypatch.setattr(trace_exporter, "REDIS_PAUSE_S", 0.05)
+    stop = StopSignal()
+    exporter = TraceExporter(
+        results=world.replica(), sink=world.backend, registry=world.registry, builder=BUILDER, stop=stop,
+        metrics=world.metrics, clock=world.clock, claim_after_s=CLAIM_AFTER_S,
     )  # fmt: skip
     stop.spawn("traces", exporter.run)
     eventually(lambda: log.of("traces.outage"))
