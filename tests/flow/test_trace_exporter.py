@@ -405,7 +405,7 @@ def test_a_result_of_which_fields_are_missing_ends_nothing(world: World) -> None
 
 
 def test_after_a_defect_the_exporter_begins_again(world: World, log: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process of the workers goes on. What was in hand is pending, and comes back."""
+    """The process of the workers goes on. What was in hand is pending: it holds up nothing, and comes back later."""
     monkeypatch.setattr(stop_module, "RESTART_S", 0.01)
     monkeypatch.setattr(trace_exporter, "READ_EVERY_S", 0.01)
     world.log.begin_results()
@@ -414,11 +414,13 @@ def test_after_a_defect_the_exporter_begins_again(world: World, log: Lines, monk
     stop = StopSignal()
     exporter = TraceExporter(
         results=world.replica(), sink=world.backend, registry=world.registry, builder=BUILDER, stop=stop,
-        metrics=world.metrics, clock=world.clock, claim_after_s=0.0,
+        metrics=world.metrics, clock=world.clock, claim_after_s=CLAIM_AFTER_S,
     )  # fmt: skip
     stop.spawn("traces", exporter.run, vital=False)
-    eventually(lambda: world.pending() == 0 and len(world.backend.got) == 4)
-    assert (log.of("thread.died"), stop.is_set()) == (["Thread traces died"], False)
+    eventually(lambda: log.of("thread.died") == ["Thread traces died"])
+    world.record(world.task(), reason=EndReason.SCALED_DOWN)
+    eventually(lambda: len(world.backend.got) == 4 and world.pending() == 2)
+    assert not stop.is_set()
     stop.set()
     eventually(lambda: not [one for one in threading.enumerate() if one.name == "traces"])
 
