@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Final
 
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as service
+
+from tests.fakes.wait import eventually
+
+#: The spans of a worker with one attempt, below its own.
+PHASES: Final = ("create", "delete", "pull", "queue", "record", "run", "schedule")
+LONG_S: Final = 60.0
 
 
 @dataclass(slots=True)
@@ -45,6 +51,29 @@ class Receiver:
 def attributes(span: Any) -> dict[str, str | int]:
     """The attributes of a span."""
     return {each.key: getattr(each.value, each.value.WhichOneof("value")) for each in span.attributes}
+
+
+def trace_of(opened: Receiver, names: Sequence[str]) -> list[Any]:
+    """The spans of the one trace, when all of these are there: each once in what a backend keeps, one root."""
+    expected = sorted(names)
+    eventually(
+        lambda: sorted(span.name for span in {span.span_id: span for span in opened.spans()}.values()) == expected,
+        LONG_S,
+        f"{expected}",
+    )
+    spans = opened.spans()
+    assert len({span.trace_id for span in spans}) == 1
+    kept: dict[bytes, Any] = {}
+    for span in spans:
+        assert kept.setdefault(span.span_id, span) == span  # what comes again is the same
+    own = {span.span_id for span in spans}
+    assert [span.name for span in kept.values() if span.parent_span_id not in own] == ["scale_up"]
+    for span in kept.values():
+        parent = kept.get(span.parent_span_id)
+        if parent is not None:
+            assert parent.start_time_unix_nano <= span.start_time_unix_nano <= span.end_time_unix_nano
+            assert span.end_time_unix_nano <= parent.end_time_unix_nano or span.name == "delete"
+    return list(kept.values())
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,13 @@ from ottoscaler.errors import ConfigError
 from ottoscaler.local.handle import LocalCluster
 from ottoscaler.local.redis import EmbeddedRedis
 from ottoscaler.settings import Settings
-from tests.adapters.otlp_receiver import Receiver, attributes, receiver
+from tests.adapters.otlp_receiver import PHASES, attributes, receiver, trace_of
 from tests.cli.conftest import LONG_S, SCRIPT
 from tests.fakes.wait import eventually
 
 pytestmark = [pytest.mark.contract("2.OTEL_EXPORTER_OTLP_ENDPOINT"), pytest.mark.timeout(180)]
 ROOT = Path(__file__).resolve().parents[2]
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-PHASES = ["create", "delete", "pull", "queue", "record", "run", "schedule"]
 #: The binary of a collector with the receiver `otlp` and the exporter `debug`, if it is not on the PATH.
 COLLECTOR = "TEST_OTLP_COLLECTOR"
 Start = Callable[..., "Process"]
@@ -100,29 +99,6 @@ def _client(environ: dict[str, str]) -> Iterator[Any]:
 def command(line: str) -> str:
     """Workers that do this."""
     return json.dumps(["/bin/sh", "-c", line])
-
-
-def trace_of(opened: Receiver, names: Sequence[str]) -> list[Any]:
-    """The spans of the one trace, when all of these are there: each once in what a backend keeps, one root."""
-    expected = sorted(names)
-    eventually(
-        lambda: sorted(span.name for span in {span.span_id: span for span in opened.spans()}.values()) == expected,
-        LONG_S,
-        f"{expected}",
-    )
-    spans = opened.spans()
-    assert len({span.trace_id for span in spans}) == 1
-    kept: dict[bytes, Any] = {}
-    for span in spans:
-        assert kept.setdefault(span.span_id, span) == span  # what comes again is the same
-    own = {span.span_id for span in spans}
-    assert [span.name for span in kept.values() if span.parent_span_id not in own] == ["scale_up"]
-    for span in kept.values():
-        parent = kept.get(span.parent_span_id)
-        if parent is not None:
-            assert parent.start_time_unix_nano <= span.start_time_unix_nano <= span.end_time_unix_nano
-            assert span.end_time_unix_nano <= parent.end_time_unix_nano or span.name == "delete"
-    return list(kept.values())
 
 
 def test_an_event_is_one_trace(start: Start, client: Any) -> None:

@@ -26,6 +26,8 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 OWN_BYTES = 75_000_000
 #: The commands that only a checkout has.
 CHECKOUT_ONLY = ("local", "demo")
+#: What a command imports only where OTEL_EXPORTER_OTLP_ENDPOINT is set.
+TRACES = ("ottoscaler.adapters.trace_collector", "ottoscaler.flow.trace_exporter")
 #: As restricted as a container can be, and no /tmp either.
 LOCKED = ("--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--network=none")
 KUBECONFIG = """
@@ -148,9 +150,14 @@ def test_every_command_is_whole(image: Image, name: str) -> None:
     image.run("python", "-W", "error", "-c", f"import {module}", options=["--user=54321:0"])
 
 
+def test_traces_are_whole(image: Image) -> None:
+    """An operator sets the endpoint, and nothing more."""
+    image.run("python", "-W", "error", "-c", f"import {', '.join(TRACES)}", options=["--user=54321:0"])
+
+
 def test_its_bytecode_is_there(image: Image) -> None:
     """Of the standard library too; otherwise each start would compile it again, because it cannot be stored."""
-    modules = ", ".join(command.module for name, command in COMMANDS.items() if name not in CHECKOUT_ONLY)
+    modules = ", ".join([*TRACES, *(one.module for name, one in COMMANDS.items() if name not in CHECKOUT_ONLY)])
     compiled = f"python -v -c 'import {modules}' 2>&1 | grep 'code object from .*[.]py$'; true"
     assert image.run("sh", "-c", compiled) == ""
 
