@@ -49,6 +49,8 @@ _BY_OUTCOME: Final[Mapping[str, str]] = {
 }
 _REASONS: Final = frozenset(EndReason)
 _SAMPLED: Final = 1
+#: No span is so late, ms since the epoch: collectors count nanoseconds in 64 bits with a sign.
+TOO_LATE_MS: Final = 2**63 // 10**6
 #: An entry that seems to have waited for longer has an id that its producer made up: ten years, ms.
 _LONGEST_WAIT_MS: Final = 10 * 365 * 86_400_000
 
@@ -275,7 +277,7 @@ def milliseconds(text: str) -> int | None:
 def entry_ms(stream_id: str) -> int | None:
     """When an entry came, by its id, in milliseconds since the epoch; None where the id does not say so."""
     head = stream_id.partition("-")[0]
-    return int(head) if head.isdecimal() and len(head) <= 13 else None
+    return int(head) if head.isdecimal() and len(head) <= 13 and int(head) < TOO_LATE_MS else None
 
 
 def _start_ms(times: StoredTimes, recorded_ms: int) -> int:

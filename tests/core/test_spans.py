@@ -16,6 +16,7 @@ from ottoscaler.core.results import rfc3339, worker_result
 from ottoscaler.core.spans import (
     ATTEMPT_FIELDS,
     SPAN_FIELDS,
+    TOO_LATE_MS,
     Span,
     SpanBuilder,
     StoredTimes,
@@ -252,7 +253,18 @@ def test_a_time_that_is_none_is_not_known(text: str, found: int | None) -> None:
     assert milliseconds(text) == found
 
 
-@pytest.mark.parametrize(("entry", "found"), [("1250-3", 1250), ("", None), ("x-1", None), ("9" * 14 + "-0", None)])
+@pytest.mark.parametrize(
+    ("entry", "found"),
+    [
+        ("1250-3", 1250),
+        ("", None),
+        ("x-1", None),
+        ("9" * 14 + "-0", None),
+        ("9" * 13 + "-0", None),
+        (f"{TOO_LATE_MS}-0", None),
+        (f"{TOO_LATE_MS - 1}-0", TOO_LATE_MS - 1),
+    ],
+)
 def test_the_time_of_an_entry(entry: str, found: int | None) -> None:
     """By its id."""
     assert entry_ms(entry) == found
@@ -287,7 +299,7 @@ def test_whatever_the_clocks_say(
     assert BUILDER.worker_spans(fields, ms(recorded), known) == [worker, *phases]
 
 
-@given(st.dictionaries(st.sampled_from(SPAN_FIELDS), st.text(max_size=60)), st.integers(0, 10**13))
+@given(st.dictionaries(st.sampled_from(SPAN_FIELDS), st.text(max_size=60)), st.integers(0, TOO_LATE_MS - 1))
 def test_what_is_no_result_is_refused_and_no_defect(fields: dict[str, str], recorded_ms: int) -> None:
     """Any client may write to the stream: it is skipped by its ValueError or KeyError."""
     for build in (BUILDER.event_spans, BUILDER.worker_spans):
@@ -295,5 +307,5 @@ def test_what_is_no_result_is_refused_and_no_defect(fields: dict[str, str], reco
             spans = build({"index": "1", "attempt": "1", **fields}, recorded_ms, stored(1))
         except (ValueError, KeyError):
             continue
-        assert all(0 <= span.start_ms <= span.end_ms < 2**63 // 10**6 for span in spans)
+        assert all(0 <= span.start_ms <= span.end_ms < TOO_LATE_MS for span in spans)
         assert {(len(span.trace_id), len(span.span_id)) for span in spans} <= {(16, 8)}
