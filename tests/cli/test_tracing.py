@@ -140,7 +140,7 @@ def test_a_retry_is_part_of_the_trace(start: Start, client: Any) -> None:
     assert (runs[1].status.code, runs[2].status.code) == (2, 0)
 
 
-@pytest.mark.parametrize("moment", ["while it runs", "when it has ended"])
+@pytest.mark.parametrize("moment", [pytest.param("while it runs", marks=pytest.mark.full), "when it has ended"])
 def test_a_controller_that_is_killed_changes_nothing(start: Start, client: Any, tmp_path: Path, moment: str) -> None:
     """One root, no gap, no duplicate: the next owner builds the same spans."""
     go = tmp_path / "go"
