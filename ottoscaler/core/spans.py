@@ -27,6 +27,8 @@ from msgspec.structs import replace
 from ottoscaler.core import span_names as names
 from ottoscaler.core.events import ScaleEvent
 from ottoscaler.core.manifest import AttemptKey
+from ottoscaler.core.results import worker_result
+from ottoscaler.core.termination import RetryCause
 from ottoscaler.core.trace import normalize_traceparent
 from ottoscaler.core.verdicts import EndReason, Outcome
 
@@ -264,6 +266,15 @@ def encode_ended(result: Mapping[str, str] | None = None) -> str:
     """
     fields = {} if result is None else {name: result[name] for name in ATTEMPT_FIELDS}
     return msgspec.json.encode(fields).decode()
+
+
+def encode_ended_before(event: ScaleEvent, index: int, attempt: int, cause: RetryCause | None, wall_time: float) -> str:
+    """The same for the attempt that this one follows, by the cause of the retry. `wall_time`: now, seconds since the
+    epoch.
+    """
+    if cause is None:
+        return encode_ended()
+    return encode_ended(worker_result(event, index, attempt - 1, cause.verdict, cause.pod, wall_time))
 
 
 def milliseconds(text: str) -> int | None:

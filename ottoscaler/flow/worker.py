@@ -20,7 +20,7 @@ from ottoscaler.core.observations import Observation
 from ottoscaler.core.overrides import NO_OVERRIDES
 from ottoscaler.core.pods import PodSnapshot
 from ottoscaler.core.results import worker_result
-from ottoscaler.core.spans import SpanBuilder, encode_ended
+from ottoscaler.core.spans import SpanBuilder, encode_ended_before
 from ottoscaler.core.termination import Termination, final_verdict
 from ottoscaler.core.verdicts import EndReason, backoff_s
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Stopping, Unavailable
@@ -258,13 +258,8 @@ class WorkerRunner:
 
     def _ended_before(self, run: WorkerRun) -> str:
         """For the trace: how the attempt ended that this one follows."""
-        cause = run.life.retry_cause
-        if cause is None:
-            return encode_ended()
         now = self._clock.wall_time(self._clock.now())
-        return encode_ended(
-            worker_result(run.task.event, run.life.index, run.life.attempt - 1, cause.verdict, cause.pod, now)
-        )
+        return encode_ended_before(run.task.event, run.life.index, run.life.attempt, run.life.retry_cause, now)
 
     def _note_refused(self, run: WorkerRun, effect: effects.StoreRefusal) -> Observation:
         answer = self._attempts.store_refusal(*run.owned_worker_id, effect.attempt)

@@ -21,9 +21,11 @@ from ottoscaler.core.spans import (
     SpanBuilder,
     StoredTimes,
     encode_ended,
+    encode_ended_before,
     entry_ms,
     milliseconds,
 )
+from ottoscaler.core.termination import RetryCause
 from ottoscaler.core.verdicts import EndReason, Verdict
 from tests.core.builders import NOW, event, failed
 
@@ -242,6 +244,9 @@ def test_what_an_attempt_leaves_is_read_again() -> None:
     fields = worker_result(event(), 1, 1, Verdict(EndReason.ERROR, "why"), failed(), NOW)
     assert json.loads(encode_ended(fields)) == {name: fields[name] for name in ATTEMPT_FIELDS}
     assert encode_ended() == "{}"
+    cause = RetryCause(Verdict(EndReason.ERROR, "why"), 1, 3, failed())
+    assert encode_ended_before(event(), 1, 2, cause, NOW) == encode_ended(fields)
+    assert encode_ended_before(event(), 1, 2, None, NOW) == "{}"
 
 
 @pytest.mark.parametrize(
