@@ -68,9 +68,14 @@ class Tab:
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
         self._browser.call("Emulation.setDeviceMetricsOverride", size, self._session)
 
-    def picture(self, path: Path) -> None:
-        """What the window shows, as a PNG."""
-        data = self._browser.call("Page.captureScreenshot", {"format": "png"}, self._session)["data"]
+    def picture(self, path: Path, height: int = 0) -> None:
+        """What the window shows, as a PNG; `height`: as many pixels of the page as that, and not of the window."""
+        options: dict[str, Any] = {"format": "png"}
+        if height:
+            width = self.ask("window.innerWidth")
+            clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
+            options |= {"captureBeyondViewport": True, "clip": clip}
+        data = self._browser.call("Page.captureScreenshot", options, self._session)["data"]
         path.write_bytes(base64.b64decode(data))
 
     def press(self, key: str, code: int) -> None:
