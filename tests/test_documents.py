@@ -173,7 +173,7 @@ def test_the_limits_are_those_of_the_code() -> None:
 def test_the_labels_are_those_of_the_code() -> None:
     """Besides managed-by, which stands before the table."""
     labels = [manifest.LABEL_INSTANCE, manifest.LABEL_EVENT, manifest.LABEL_WORKER, manifest.LABEL_ATTEMPT]
-    assert [codes(row[0])[0] for row in table("label")] == [*labels, manifest.LABEL_BUDGET]
+    assert [codes(row[0])[0] for row in table("label")] == [*labels, manifest.LABEL_TASK, manifest.LABEL_BUDGET]
 
 
 @contract("4.env")

@@ -36,6 +36,10 @@ LABEL_INSTANCE = "ottoscaler.io/instance"
 LABEL_EVENT = "ottoscaler.io/event"
 LABEL_WORKER = "ottoscaler.io/worker"
 LABEL_ATTEMPT = "ottoscaler.io/attempt"
+#: For people and their tools alone; Ottoscaler never reads them.
+#: https://kubernetes.io/docs/concepts/overview/working-with-objects/common-labels/
+LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
+LABEL_TASK = "ottoscaler.io/task"
 #: By it the PodDisruptionBudget of deploy/components selects the workers of profiles that ask for it.
 LABEL_BUDGET = "ottoscaler.io/disruption-budget"
 ANNOTATION_EVENT_ID = "ottoscaler.io/event-id"
@@ -66,6 +70,9 @@ _RESTRICTED: Final = {
     "seccompProfile": {"type": "RuntimeDefault"},
 }
 
+#: What a label may have as its value, and a profile as that of a node selector or toleration.
+#: https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#syntax-and-character-set
+LABEL_VALUE: Final = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?")
 _DIGITS: Final = re.compile(r"[0-9]{1,9}")
 _NAME: Final = re.compile(rf"otto-agent-([0-9a-f]{{{HASH_DIGITS}}})-([0-9]{{1,9}})(?:-r([0-9]{{1,9}}))?")
 
@@ -134,26 +141,6 @@ def key_from_annotation(name: str, event_id: str, instance: str) -> AttemptKey |
     return key if pod_name(key) == name else None
 
 
-def describe_alteration(
-    asked: Mapping[str, str], found: Mapping[str, str], event_ids: tuple[str, str] = ("", "")
-) -> str:
-    """One sentence on the first label that is not as it was asked for, or on the event id in the annotation (as asked
-    for, as found); empty if all that we need is there. Other labels may be added, changed and removed.
-    """
-    wanted, there = event_ids
-    if asked.items() <= found.items() and wanted == there:  # as good as always, and for each change of a pod
-        return ""
-    for name, value in asked.items():
-        if found.get(name) != value:
-            return _changed(f"label {name}", value, found.get(name))
-    return _changed(f"annotation {ANNOTATION_EVENT_ID}", wanted, there or None)
-
-
-def _changed(what: str, before: str, after: str | None) -> str:
-    became = "was removed" if after is None else f"was changed from {before!r} to {after[:100]!r}"
-    return f"the pod's {what} {became}, perhaps by an admission webhook; without it the pod cannot be watched"
-
-
 # -- its body
 
 
@@ -219,14 +206,23 @@ def build_pod(
     annotations = _annotations(template, event, event_json=event_json, digest=digest)
     if tenant:
         annotations[ANNOTATION_TENANT] = tenant
-    budget = {LABEL_BUDGET: "true"} if event.overrides.disruption_budget else {}
     metadata = {
         "name": pod_name(key),
         "namespace": namespace,
-        "labels": labels_of(key, instance) | budget,
+        "labels": labels_of(key, instance) | _labels_to_find(event),
         "annotations": annotations,
     }
     return msgspec.json.encode({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+
+
+def _labels_to_find(event: ScaleEvent) -> dict[str, str]:
+    """By these people and a PodDisruptionBudget select workers. The annotation has each task id, whatever its form."""
+    labels = {LABEL_MANAGED_BY: MANAGER}
+    if LABEL_VALUE.fullmatch(event.task_id):
+        labels[LABEL_TASK] = event.task_id
+    if event.overrides.disruption_budget:
+        labels[LABEL_BUDGET] = "true"
+    return labels
 
 
 def _annotations(template: PodTemplate, event: ScaleEvent, *, event_json: str, digest: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ They are for display; two of them are compared only where one machine wrote both
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from enum import StrEnum
 from functools import lru_cache
@@ -24,7 +24,6 @@ from ottoscaler.core import manifest, startup
 from ottoscaler.core.manifest import (
     CONTAINER,
     AttemptKey,
-    describe_alteration,
     key_from_annotation,
     key_from_labels,
     labels_of,
@@ -171,14 +170,12 @@ def pod_snapshot(raw: RawPod, instance: str = "") -> PodSnapshot | None:
     """The snapshot of a pod of that instance (empty: of any), or None if it is not one of our workers."""
     meta = raw.metadata
     key = key_from_labels(meta.name, meta.labels)
-    if key is not None and (not instance or describe_alteration(labels_of(key, instance), meta.labels) == ""):
+    if key is not None and (not instance or _alteration(labels_of(key, instance), meta.labels) == ""):
         return _snapshot(raw, key, meta.labels.get(manifest.LABEL_INSTANCE, ""))
     key = key_from_annotation(meta.name, meta.annotations.event_id, instance)
     if key is None:
         return None
-    return replace(
-        _snapshot(raw, key, instance), altered_label=describe_alteration(labels_of(key, instance), meta.labels)
-    )
+    return replace(_snapshot(raw, key, instance), altered_label=_alteration(labels_of(key, instance), meta.labels))
 
 
 def created_pod_snapshot(raw: RawPod, asked: RawPod) -> PodSnapshot:
@@ -189,9 +186,7 @@ def created_pod_snapshot(raw: RawPod, asked: RawPod) -> PodSnapshot:
     if key is None:
         raise ValueError(f"{asked.metadata.name} has not the labels of a worker")
     instance = asked.metadata.labels.get(manifest.LABEL_INSTANCE, "")
-    changes = describe_alteration(
-        labels_of(key, instance), raw.metadata.labels, (event_id, raw.metadata.annotations.event_id)
-    )
+    changes = _alteration(labels_of(key, instance), raw.metadata.labels, (event_id, raw.metadata.annotations.event_id))
     return replace(_snapshot(raw, key, instance), event_id=event_id, altered_label=changes)
 
 
@@ -349,3 +344,21 @@ def _init_troubles(raw: RawPod) -> Iterator[tuple[StartTrouble, str]]:
             missing = unstarted and startup.cannot_execute(ended.message, ended.exit_code)
             how = f"{ended.reason}: {ended.message}" if unstarted else f"exited with code {ended.exit_code}"
             yield (StartTrouble.COMMAND if missing else StartTrouble.START), f"{name}: {how}"
+
+
+def _alteration(asked: Mapping[str, str], found: Mapping[str, str], event_ids: tuple[str, str] = ("", "")) -> str:
+    """One sentence on the first label that is not as it was asked for, or on the event id in the annotation (as asked
+    for, as found); empty if all that we need is there. Other labels may be added, changed and removed.
+    """
+    wanted, there = event_ids
+    if asked.items() <= found.items() and wanted == there:  # as good as always, and for each change of a pod
+        return ""
+    for name, value in asked.items():
+        if found.get(name) != value:
+            return _changed(f"label {name}", value, found.get(name))
+    return _changed(f"annotation {manifest.ANNOTATION_EVENT_ID}", wanted, there or None)
+
+
+def _changed(what: str, before: str, after: str | None) -> str:
+    became = "was removed" if after is None else f"was changed from {before!r} to {after[:100]!r}"
+    return f"the pod's {what} {became}, perhaps by an admission webhook; without it the pod cannot be watched"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from ottoscaler.core.loaders import ENV_NAME, is_ours
-from ottoscaler.core.manifest import CONTAINER
+from ottoscaler.core.manifest import CONTAINER, LABEL_VALUE
 from ottoscaler.core.memory_sizes import LEAST_FACTOR, MAX_FACTOR
 from ottoscaler.core.overrides import MAX_DEADLINE_S, MAX_KEEP_FAILED_S, MAX_RETRIES, SecretEnv
 from ottoscaler.core.policy import GRANTED, Profile
@@ -29,7 +29,6 @@ _PART: Final = re.compile(r"[a-z](?:[a-z0-9-]{0,30}[a-z0-9])?")
 _LABEL: Final = re.compile(
     r"(?:[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 )
-_LABEL_VALUE: Final = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?")
 _CONTROL_PLANE: Final = ("node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/master")
 #: Priority classes of Kubernetes itself: a worker of one would push the cluster's own parts off a node.
 _SYSTEM_CLASSES: Final = "system-"
@@ -222,14 +221,14 @@ class ProfileReader(Values):
         for name in found:
             if not _LABEL.fullmatch(name):
                 self._fault((*where, name), f"{shortened(name)} is no name of a label")
-        return {name: self._text(found, where, name, _LABEL_VALUE) or "" for name in found}
+        return {name: self._text(found, where, name, LABEL_VALUE) or "" for name in found}
 
     def _toleration(self, data: object, path: Path) -> dict[str, Any] | None:
         given = self._map(data, path, frozenset({"key", "operator", "value", "effect"}))
         key = self._text(given, path, "key", _LABEL)
         operator = self._text(given, path, "operator", re.compile("Exists|Equal")) or "Equal"
         effect = self._text(given, path, "effect", re.compile("NoSchedule|PreferNoSchedule|NoExecute"))
-        value = self._text(given, path, "value", _LABEL_VALUE)
+        value = self._text(given, path, "value", LABEL_VALUE)
         if not key and "key" not in given:
             self._fault(path, "key is missing: workers do not tolerate every taint")
         if key in _CONTROL_PLANE:

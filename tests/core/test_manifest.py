@@ -89,11 +89,32 @@ def test_the_labels_identify_the_worker() -> None:
         "ottoscaler.io/event": HASH,
         "ottoscaler.io/worker": "2",
         "ottoscaler.io/attempt": "3",
+        "app.kubernetes.io/managed-by": "ottoscaler",
+        "ottoscaler.io/task": "t",
     }
 
 
-@contract("4.annotations")
-@contract("4.security")
+@contract("4.labels")
+@pytest.mark.parametrize(
+    ("task_id", "label"),
+    [
+        ("t", "t"),
+        ("Build_1.2-b", "Build_1.2-b"),
+        ("a" * 63, "a" * 63),
+        ("a" * 64, None),
+        ("repo/build", None),
+        ("run:7", None),
+        ("ends-", None),
+        ("ends.", None),
+    ],
+)
+def test_the_task_is_a_label_where_it_can_be_one(task_id: str, label: str | None) -> None:
+    """The API server would refuse the pod otherwise. The annotation has it in each case."""
+    metadata = body(task_id=task_id)["metadata"]
+    assert metadata["labels"].get("ottoscaler.io/task") == label
+    assert metadata["annotations"]["ottoscaler.io/task-id"] == task_id
+
+
 @contract("3.profile")
 def test_a_label_asks_for_the_disruption_budget() -> None:
     """Where the profile does; the other labels, by which the pod is known again, stay as they are."""
@@ -102,6 +123,8 @@ def test_a_label_asks_for_the_disruption_budget() -> None:
     assert asked == plain | {"ottoscaler.io/disruption-budget": "true"}
 
 
+@contract("4.annotations")
+@contract("4.security")
 def test_the_annotations_carry_event_and_task() -> None:
     """And keep the cluster autoscaler and Karpenter from ending the worker."""
     annotations = body()["metadata"]["annotations"]

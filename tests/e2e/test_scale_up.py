@@ -79,7 +79,7 @@ class TestPods:
 
     @pytest.mark.contract("4.labels")
     def test_labels(self, story: Story) -> None:
-        """Manager, instance, event, worker and attempt."""
+        """Manager, instance, event, worker, attempt and task."""
         digest = names(story.pods)[1].split("-")[2]
         assert story.pods[1]["metadata"]["labels"] == {
             "managed-by": "ottoscaler",
@@ -87,6 +87,8 @@ class TestPods:
             "ottoscaler.io/event": digest,
             "ottoscaler.io/worker": "2",
             "ottoscaler.io/attempt": "1",
+            "app.kubernetes.io/managed-by": "ottoscaler",
+            "ottoscaler.io/task": "task-123",
         }
 
     @pytest.mark.contract("4.annotations")
