@@ -192,6 +192,11 @@ class Settings:
         """Whether the controller streams the logs of workers."""
         return self.log_handler.address is not None and self.worker_logs == "controller"
 
+    @property
+    def may_forward_logs(self) -> bool:
+        """The same, or a profile of the policy may ask for it."""
+        return self.forwards_logs or (self.log_handler.address is not None and self.flow.policy_file is not None)
+
     @classmethod
     def load(
         cls,

@@ -61,11 +61,12 @@ class LogForwarderProcess:
         self, start: Start, *, on_progress: Callable[[LogProgress], None],
         on_end: Callable[[str, bool, int, int], None], on_figures: Callable[[LogFigures], None] = lambda _: None,
         beat: Callable[[], None] = lambda: None, masks: Callable[[], Sequence[str]] = tuple,
+        waits_for_log: bool = False,
     ) -> None:  # fmt: skip
         """Arguments: what the forwarder is to know; what is done with what was acknowledged, and with
         a log that is over: the pod's UID, whether it was acknowledged to its end, its lines and how many were dropped;
         what is done with its figures; what is called again and again while it runs; what returns the patterns of
-        the policy in force.
+        the policy in force; whether the first process starts only when a log is to be followed.
         """
         self._start = start
         self._on_progress = on_progress
@@ -73,6 +74,7 @@ class LogForwarderProcess:
         self._on_figures = on_figures
         self._beat = beat
         self._masks = masks
+        self._waits_for_log = waits_for_log
         self.pid = 0
         """Of the forwarder that was started last; 0 before the first."""
         self._lock = threading.Lock()
@@ -113,6 +115,9 @@ class LogForwarderProcess:
     def run(self, wait: Callable[[float], bool]) -> None:
         """Keep a forwarder running until `wait`, which waits this many seconds at most, returns true."""
         pause_s = FIRST_PAUSE_S
+        while self._waits_for_log and not self._follows:
+            if self._wait(wait, LOOK_S):
+                return
         while not wait(0.0):
             begin = time.monotonic()
             code = self._run_one(wait)

@@ -37,7 +37,7 @@ class LogForwarding:
         """
         self.drain: LogDrain | None = None
         self._stop = stop
-        if not settings.forwards_logs:
+        if not settings.may_forward_logs or (missing_packages() and not settings.forwards_logs):
             return
         if missing := missing_packages():
             raise ConfigError(
@@ -51,6 +51,7 @@ class LogForwarding:
         cpus = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
         self._forwarder = LogForwarderProcess(
             Start(settings.kube, settings.log_handler, cpus), beat=heartbeat.beat,
+            waits_for_log=not settings.forwards_logs,
             on_figures=metrics.add_log_figures, masks=lambda: masks_of(rules()),
             on_progress=lambda progress: drain.progressed(progress),
             on_end=lambda uid, acknowledged, lines, dropped: drain.log_ended(uid, acknowledged, lines, dropped),
@@ -58,6 +59,7 @@ class LogForwarding:
         self.drain = drain = LogDrain(
             forwarder=self._forwarder, cluster=cluster, attempts=attempts, stop=stop, heartbeat=heartbeat,
             metrics=metrics, clock=clock, drain_s=float(settings.log_handler.drain_s),
+            worker_logs=settings.worker_logs,
         )  # fmt: skip
 
     def begin(self, begin: Callable[[str, Callable[[], None]], None]) -> None:

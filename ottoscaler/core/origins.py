@@ -24,7 +24,7 @@ _SETTINGS: Final = {
 #: Fields that are there only where a profile or the event sets them.
 _OPTIONAL: Final = (
     "args", "env", "secret_env", "ephemeral_storage", "volumes", "services", "runtime_class", "host_users",
-    "priority_class", "disruption_budget",
+    "priority_class", "disruption_budget", "worker_logs",
 )  # fmt: skip
 #: Fields that events alone set: they say when workers run.
 _OF_EVENTS: Final = ("priority", "not_after")

@@ -78,6 +78,7 @@ class WorkerFields(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True
     host_users: bool = True
     priority_class: str = ""
     disruption_budget: bool = False
+    worker_logs: str = ""
     deadline_s: int = 0
     retries: int | None = None
     keep_failed_s: int | None = None

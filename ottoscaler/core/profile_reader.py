@@ -41,9 +41,11 @@ _KINDS: Final = ("empty_dir", "claim", "config_map", "secret")
 PROFILE: Final = frozenset({
     *("image", "command", "args", "env", "secret_env", "cpu", "memory", "node_selector", "tolerations"),
     *("ephemeral_storage", "volumes", "services", "pull_secrets", "runtime_class", "host_users", "priority_class"),
-    "disruption_budget",
+    *("disruption_budget", "worker_logs"),
     *("deadline_s", "retries", "keep_failed_s", "overrides", "oom_memory_factor"),
 })  # fmt: skip
+#: Which program streams the logs of the profile's workers, instead of WORKER_LOGS.
+_WORKER_LOGS: Final = re.compile("controller|agent|none")
 
 
 class ProfileReader(Values):
@@ -72,6 +74,7 @@ class ProfileReader(Values):
             host_users=self._flag(given, path, "host_users", default=True),
             priority_class=self._text(given, path, "priority_class", OBJECT_NAME) or "",
             disruption_budget=self._flag(given, path, "disruption_budget"),
+            worker_logs=self._text(given, path, "worker_logs", _WORKER_LOGS) or "",
             deadline_s=self._number(given, path, "deadline_s", 0, 1, MAX_DEADLINE_S),
             retries=self._number(given, path, "retries", 0, 0, MAX_RETRIES) if "retries" in given else None,
             keep_failed_s=(

@@ -23,6 +23,8 @@ from ottoscaler.flow.stop import StopSignal
 from ottoscaler.metrics import Metrics
 from ottoscaler.ports import Attempts, Clock, Cluster, LogForwarder, StatusUpdate
 
+#: The program that streams the logs of workers, where that is this one.
+CONTROLLER: Final = "controller"
 #: Threads that delete pods: a deletion takes some milliseconds, and as many pods may end in a second as are created.
 THREADS: Final = 4
 #: How often each looks for a pod that may go, seconds.
@@ -53,9 +55,12 @@ class LogDrain:
 
     def __init__(
         self, *, forwarder: LogForwarder, cluster: Cluster, attempts: Attempts, stop: StopSignal,
-        heartbeat: Heartbeat, metrics: Metrics, clock: Clock, drain_s: float,
+        heartbeat: Heartbeat, metrics: Metrics, clock: Clock, drain_s: float, worker_logs: str = CONTROLLER,
     ) -> None:  # fmt: skip
-        """`drain_s`: how long a pod may wait for its log, seconds."""
+        """`drain_s`: how long a pod may wait for its log, seconds. `worker_logs`: which program streams the logs of
+        workers of which the profile does not say it.
+        """
+        self._worker_logs = worker_logs
         self._forwarder = forwarder
         self._cluster = cluster
         self._attempts = attempts
@@ -77,6 +82,8 @@ class LogDrain:
         """After each step of a worker: its pod may have started, or ended."""
         pod = run.life.pod
         if pod is None or pod.started_at is None:  # no container of it has written anything
+            return
+        if (run.task.event.overrides.worker_logs or self._worker_logs) != CONTROLLER:
             return
         ended = pod.finished or pod.gone or pod.agent_ended
         with self._lock:

@@ -176,3 +176,17 @@ def test_a_missing_package_is_named_at_the_start(monkeypatch: pytest.MonkeyPatch
     (sentence,) = caught.value.faults
     assert sentence.startswith("LOG_HANDLER_ADDRESS='handler:1': ")
     assert "no_such_package, no.such.module is not installed" in sentence
+
+
+@pytest.mark.parametrize(("profile", "runs"), [("controller", True), ("none", False)])
+def test_a_profile_that_asks_for_logs_starts_the_forwarder(tmp_path: Path, profile: str, runs: bool) -> None:
+    """Only when a worker of it runs: where WORKER_LOGS turns logs off, a policy alone starts no process."""
+    rules = tmp_path / "policy.yaml"
+    rules.write_text(f"version: 1\ndefault_profile: plain\nprofiles: {{plain: {{worker_logs: {profile}}}}}\n")
+    environ = {"LOG_HANDLER_ADDRESS": f"127.0.0.1:{free_port()}", "LOG_DRAIN_S": "1", "WORKER_LOGS": "none"}
+    with running(tmp_path, ["echo", "x"], POLICY_FILE=str(rules), **environ) as (_, client):
+        assert forwarders(os.getpid()) == []
+        await_task(client, send(client))
+        if runs:
+            eventually(lambda: forwarders(os.getpid()), LONG_S, "the forwarder")
+        assert bool(forwarders(os.getpid())) is runs

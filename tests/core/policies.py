@@ -86,6 +86,7 @@ EXAMPLE: Final[dict[str, Any]] = {
             "host_users": False,
             "priority_class": "ci",
             "disruption_budget": True,
+            "worker_logs": "agent",
             "overrides": ["cpu", "memory", "deadline_s"],
         },
     },

@@ -90,7 +90,7 @@ def test_each_field_of_an_event_has_the_rule_that_allowed_it() -> None:
 def test_each_field_of_a_profile_is_named() -> None:
     """And the settings of all others that every worker has."""
     profile = ("image", "command", "cpu", "memory", "pull_secrets", "ephemeral_storage", "volumes", "services")
-    profile += ("runtime_class", "host_users", "priority_class", "disruption_budget")
+    profile += ("runtime_class", "host_users", "priority_class", "disruption_budget", "worker_logs")
     found = named({"profile": "full"}, EXAMPLE_POLICY)
     assert {field for field, (source, _) in found.items() if source == "profile full"} == set(profile)
     assert {source: field for field, (source, _) in found.items() if source.isupper()} == {

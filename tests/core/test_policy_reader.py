@@ -144,6 +144,8 @@ WRONG: Final[list[tuple[Path, object, str]]] = [
     ((*FULL, "runtime_class"), "g visor", "the form"),
     ((*FULL, "host_users"), "no", "true or false"),
     ((*FULL, "disruption_budget"), "yes", "true or false"),
+    ((*FULL, "worker_logs"), "all", "controller|agent|none"),
+    ((*FULL, "worker_logs"), False, "a text is expected"),
     ((*FULL, "priority_class"), "system-node-critical", "is for Kubernetes itself"),
     ((*FULL, "pull_secrets"), "registry", "a list is expected"),
     ((*FULL, "pull_secrets", 0), "../registry", "the form"),

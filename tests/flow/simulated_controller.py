@@ -144,9 +144,10 @@ class SimulatedController:
         self.forwarder = FakeForwarder()
         self.log_drain = LogDrain(
             forwarder=self.forwarder, cluster=cluster, attempts=stream, metrics=metrics,
-            drain_s=float(settings.log_handler.drain_s), **loop,
+            drain_s=float(settings.log_handler.drain_s), worker_logs=settings.worker_logs, **loop,
         )  # fmt: skip
-        log_drain = self.log_drain if settings.forwards_logs else None
+        streams = settings.log_handler.address is not None and self.policy is not None
+        log_drain = self.log_drain if settings.forwards_logs or streams else None
         self.runner = WorkerRunner(
             attempts=stream, cluster=cluster, registry=registry, ledger=ledger, keeper=keeper, retries=retries,
             metrics=metrics, log_drain=log_drain, record_event=self.record_event,

@@ -9,6 +9,7 @@ import pytest
 from ottoscaler.core.log_progress import LogCursor, LogProgress, encode_progress
 from ottoscaler.errors import ClusterUnavailable
 from ottoscaler.flow.log_drain import RETRY_S, STORE_EVERY_S
+from tests.core.policies import policy
 from tests.fakes.wait import eventually
 from tests.flow.conftest import Lines
 from tests.flow.simulated_controller import FakeServers, SimulatedController
@@ -245,3 +246,30 @@ def test_without_logs_nothing_is_followed(off: dict[str, object]) -> None:
         controller.results(1)
         eventually(lambda: controller.cluster.names() == set(), what="the pod to be deleted")
         assert controller.forwarder.asked == []
+
+
+@pytest.mark.parametrize(
+    ("worker_logs", "profile", "follows"),
+    [
+        ("controller", "none", False),
+        ("controller", "agent", False),
+        ("none", "controller", True),
+        ("agent", "controller", True),
+        ("controller", "", True),
+        ("none", "", False),
+    ],
+)
+def test_a_profile_says_which_program_streams(worker_logs: str, profile: str, follows: bool) -> None:
+    """Instead of WORKER_LOGS, which holds for profiles that say nothing."""
+    own = {"worker_logs": profile} if profile else {}
+    found = policy(profiles={"plain": own}, default_profile="plain", tenants=None)
+    with SimulatedController(threads=["watch"], policy=found, **LOGS, WORKER_LOGS=worker_logs) as controller:
+        pod = controller.pod(controller.accept())
+        controller.cluster.run(pod)
+        controller.cluster.succeed(pod)
+        controller.results(1)
+        if follows:
+            eventually(lambda: any(each.startswith("follow ") for each in controller.forwarder.asked), what="a follow")
+        else:
+            eventually(lambda: controller.cluster.names() == set(), what="the pod to be deleted")
+            assert controller.forwarder.asked == []
