@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ottoscaler.errors import ConsumerReplaced
+from ottoscaler.flow.status_buffer import WRITE_EVERY_S
 from ottoscaler.flow.takeover import TAKE_AT_ONCE
 from tests.fakes.clock import SystemClock
 from tests.fakes.wait import eventually
@@ -328,9 +329,17 @@ def test_the_stream_is_trimmed_only_to_a_length_that_was_set(keep: int, left: in
 
 
 def test_states_are_written_for_readers() -> None:
-    """The task hash shows a worker's state, not at once but soon."""
-    with SimulatedController(threads=["watch", "lease"]) as controller:
+    """The task hash shows a worker's state, not at once but a second after the one before."""
+    with SimulatedController(threads=["watch"]) as controller:
         event_id = controller.accept()
         pod = controller.pod(event_id)
+        controller.takeover.on_announced()
+        controller.takeover.step()
+        assert '"pending"' in controller.redis.task(event_id)["worker:1"]
         controller.cluster.run(pod)
-        eventually(lambda: '"running"' in controller.redis.task(event_id)["worker:1"])
+        controller.wait_seen(pod, lambda seen: seen.started_at)
+        controller.takeover.step()
+        assert '"pending"' in controller.redis.task(event_id)["worker:1"]
+        controller.pass_time(WRITE_EVERY_S)
+        controller.takeover.step()
+        assert '"running"' in controller.redis.task(event_id)["worker:1"]
