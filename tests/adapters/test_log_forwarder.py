@@ -34,7 +34,7 @@ from ottoscaler.settings_log_handler import LogHandlerSettings
 from tests.fakes.wait import eventually
 from tests.flow.conftest import Lines
 
-START = Start(KubeSettings(), LogHandlerSettings(), [1])
+START = Start(KubeSettings(), LogHandlerSettings(), [1], [])  # as it is read from a message
 FOLLOW = Follow(LogProgress("u-1"), "pod-1", "t", "n-1", {"a": "b"})
 
 
@@ -138,7 +138,7 @@ def test_messages_go_both_ways_without_a_wait(reported: Reported, monkeypatch: p
     with ThreadPoolExecutor(1) as pool, ours:
         with its:
             its.settimeout(20)
-            thread = pool.submit(reported.process._exchange, ours, lambda _: False)
+            thread = pool.submit(reported.process._exchange, ours, lambda _: False, ())
             for number in range(amount):
                 reported.follow(f"u-{number}")
             while len(received) < amount:
@@ -166,7 +166,7 @@ def test_more_than_a_socket_takes_arrives_whole(reported: Reported) -> None:
     buffer = MessageBuffer()
     with ThreadPoolExecutor(1) as pool, ours, its:
         its.settimeout(20)
-        thread = pool.submit(reported.process._exchange, ours, lambda _: stop.is_set())
+        thread = pool.submit(reported.process._exchange, ours, lambda _: stop.is_set(), ())
         while len(received) < 2000:
             received += buffer.feed(its.recv(65536))
         stop.set()
@@ -183,7 +183,7 @@ def test_what_comes_is_handled_while_the_other_side_takes_nothing(reported: Repo
         reported.follow(f"u-{number}")
     stop = threading.Event()
     with ThreadPoolExecutor(1) as pool, ours, its:
-        thread = pool.submit(reported.process._exchange, ours, lambda _: stop.is_set())
+        thread = pool.submit(reported.process._exchange, ours, lambda _: stop.is_set(), ())
         try:
             for number in range(3):
                 its.sendall(encode_message(Ended(f"u-{number}", True)))
@@ -292,7 +292,7 @@ def test_a_forwarder_begins_with_all_that_was_asked_for_and_is_ended_with_its_co
         started.append((command, options))
         return child
 
-    def exchange(ours: socket.socket, _wait: object) -> None:
+    def exchange(ours: socket.socket, _wait: object, _masks: object) -> None:
         assert ours.fileno() >= 0
         sent.extend(reported.outgoing())
 
