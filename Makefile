@@ -47,7 +47,7 @@ SUITES := $(wildcard tests/core tests/flow tests/simulation tests/adapters tests
 OURS = [ ! -e $(VENV) ] || [ -e $(VENV)/pyvenv.cfg ] || [ -z "$$(ls -A $(VENV))" ] || \
 	{ echo "VENV is $(VENV): this is no virtual environment, and is left as it is" >&2; exit 1; }
 
-.PHONY: help demo local run proto test test-race test-real test-cov test-313 check fmt lint types layers e2e torture bench fuzz mutants rows lock distclean
+.PHONY: help demo local run proto test test-race test-real otelcol test-cov test-313 check fmt lint types layers e2e torture bench fuzz mutants rows lock distclean
 .PHONY: setup-user build deploy logs test-event status doctor ui k8s-status redis-cli clean
 
 help: ## show this list
@@ -95,6 +95,9 @@ test-race: $(DEV) ## the tests of the flow in development mode, a thread switch 
 
 test-real: $(DEV) ## the contract suites against real servers (TEST_KUBECONFIG, redis-server), and the tests that take long; OTTO_CI=1 forbids to skip
 	@$(SET_ARGS); $(PYTEST) -m "(real or full) and not e2e" tests "$$@"
+
+otelcol: ## build the OpenTelemetry collector that the test of traces takes, from Go modules
+	@cd tests/otelcol && CGO_ENABLED=0 GOTOOLCHAIN=local GOFLAGS=-mod=readonly GOWORK=off go build -o ../../.cache/otelcol .
 
 test-cov: $(DEV) ## the tests with branch coverage: core 100 %, all 95 %
 	@mkdir -p .cache/coverage

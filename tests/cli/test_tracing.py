@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -29,8 +28,9 @@ from tests.fakes.wait import eventually
 pytestmark = [pytest.mark.contract("2.OTEL_EXPORTER_OTLP_ENDPOINT"), pytest.mark.timeout(180)]
 ROOT = Path(__file__).resolve().parents[2]
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-#: The binary of a collector with the receiver `otlp` and the exporter `debug`, if it is not on the PATH.
+#: The binary of a collector with the receiver `otlp` and the exporter `debug`; otherwise that of `make otelcol`.
 COLLECTOR = "TEST_OTLP_COLLECTOR"
+BUILT = ROOT / ".cache" / "otelcol"
 Start = Callable[..., "Process"]
 
 
@@ -221,11 +221,12 @@ def test_packages_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) ->
     assert (ROOT / "ottoscaler" / "adapters" / "traces-requirements.txt").is_file()
 
 
+@pytest.mark.real
 def test_a_real_collector_takes_them(start: Start, client: Any, tmp_path: Path) -> None:
     """The OpenTelemetry collector prints each span that it got."""
-    binary = os.environ.get(COLLECTOR) or shutil.which("otelcol") or shutil.which("otelcorecol")
-    if not binary:
-        pytest.skip(f"there is no OpenTelemetry collector: put otelcol on the PATH, or its path into {COLLECTOR}")
+    binary = os.environ.get(COLLECTOR) or str(BUILT)
+    if not os.access(binary, os.X_OK):
+        pytest.skip(f"there is no OpenTelemetry collector: run `make otelcol`, or put the path of one into {COLLECTOR}")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
