@@ -331,8 +331,9 @@ class WorkerRunner:
             if not error.unclear:
                 self._keeper.make_room(str(error))
                 return observations.CreateRefused(str(error), error.retry_after_s)
-            sentence = "It is unclear whether %s was created: looking whether it is there"
-            _log.warning("worker.unclear", sentence, run.pod_name, pod=run.pod_name, error=str(error))
+            if self._limited.is_due(str(error)):
+                sentence = "It is unclear whether %s was created: looking whether it is there"
+                _log.warning("worker.unclear", sentence, run.pod_name, pod=run.pod_name, error=str(error))
             return observations.CreateUnclear(error.retry_after_s)
         if answer is CreateOutcome.ALREADY_THERE:
             return observations.PodAlreadyExists()

@@ -183,6 +183,22 @@ class TestCreating:
             assert (controller.result()["attempt"], controller.calls("create")) == ("1", 3)
 
     @contract("5.waiting")
+    def test_an_admission_that_fails_for_long_does_not_fill_the_log(self, log: Lines) -> None:
+        """The first, second, fourth, eighth ... failure has a line; `why` has the cause all the time."""
+        with SimulatedController(threads=["watch"]) as controller:
+            words = 'Internal error occurred: failed calling webhook "w.example": connection refused'
+            controller.servers.kubernetes.refuse_next("create", ClusterUnavailable(words, unclear=True), times=9)
+            event_id = controller.accept()
+
+            def there() -> bool:
+                controller.pass_time(1)
+                return bool(controller.cluster.names())
+
+            eventually(there)
+            finish(controller, controller.pod(event_id))
+            assert (controller.calls("create"), len(log.of("worker.unclear"))) == (10, 4)
+
+    @contract("5.waiting")
     def test_what_the_server_asks_for_is_waited(self) -> None:
         """Retry-After, and not a second less."""
         with SimulatedController(threads=["watch"]) as controller:
