@@ -267,6 +267,7 @@ CODES: Final[dict[StatusCode, CodeFacts]] = {
     StatusCode.RUNNING: CodeFacts(
         state="running", text="the worker runs", then="its result is recorded when it ends",
         then_at="its deadline is at {at}",
+        advice="nothing; if it runs for too long, read its log (`logs TASK_ID`), or end it with a scale_down",
     ),
     StatusCode.EXPIRED: CodeFacts(
         state="finished", text="it had not started by its not_after", actor=_USER, then="nothing",
