@@ -36,6 +36,12 @@ _PAGE: Final = (
 _TIMES: Final = re.compile(rb'("(?:creationTimestamp|deletionTimestamp)":")([0-9TZ:-]+)(")')
 
 
+def _end(response: Any) -> None:
+    """End a watch, unless it ends by itself in the same moment: urllib3 says so with one of these."""
+    with suppress(OSError, ValueError, RuntimeError):
+        response.shutdown()
+
+
 class Faults:
     """What is still to be done to which request. Any thread."""
 
@@ -59,7 +65,7 @@ class Faults:
                     self._waiting.append(order)
                     watches = list(self._watches) if order["verb"] == "watch" else ()
                     for response in watches:  # otherwise the next one would come in minutes
-                        response.shutdown()
+                        _end(response)
 
     @contextmanager
     def watched(self, response: Any) -> Iterator[None]:
@@ -181,11 +187,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def _end_with_client(self, response: Any, over: threading.Event) -> None:
         """A client says nothing during a watch: what can be read is its end, and then the watch behind it ends, too."""
-        # RuntimeError: urllib3's word for a watch that ended by itself in the same moment
-        with suppress(OSError, ValueError, RuntimeError):
+        with suppress(OSError, ValueError):
             while not over.is_set():
                 if select.select([self.connection], [], [], 1)[0]:
-                    response.shutdown()
+                    _end(response)
                     return
 
     def _shifted(self, body: bytes) -> bytes:
