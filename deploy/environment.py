@@ -251,7 +251,7 @@ def words(text: str) -> str:
         raise SystemExit(f"ARGS is {redact_value(text)}, expected words as in a shell ({error})") from None
 
 
-def told(entries: list[tuple[str, list[str]]]) -> list[str]:
+def result_lines(entries: list[tuple[str, list[str]]]) -> list[str]:
     """Results as lines, the oldest first; of those that went wrong the message, too."""
     lines = []
     for _, flat in reversed(entries):
@@ -285,7 +285,7 @@ def main(arguments: list[str]) -> None:
         case ["words"]:
             print(words(os.environ.get("ARGS", "")))
         case ["results"]:
-            print(*told(json.load(sys.stdin)), sep="\n")
+            print(*result_lines(json.load(sys.stdin)), sep="\n")
         case _:
             raise SystemExit(__doc__)
 

@@ -53,7 +53,7 @@ def _words(text: str) -> list[str]:
 
 
 _STARTING: Final = {
-    "run": "the controller; faults in the configuration are told together",
+    "run": "the controller; faults in the configuration are reported together",
     "exit-codes": "run ends with 0 after SIGTERM or SIGINT, 1 when a part failed for good, 2 for bad configuration",
     "local": "the whole system on this machine",
     "plan": "the pods that an event would make, with the source and the rule of each field",

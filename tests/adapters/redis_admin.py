@@ -103,13 +103,13 @@ class Server:
 
 def named(url: str) -> Server:
     """The server at a URL, which others may use as well."""
-    told = redis.connection.parse_url(url)
+    parsed = redis.connection.parse_url(url)
     settings = RedisSettings(
-        host=told.get("host", "localhost"),
-        port=told.get("port", 6379),
-        db=told.get("db", 0),
-        username=told.get("username"),
-        password=told.get("password"),
+        host=parsed.get("host", "localhost"),
+        port=parsed.get("port", 6379),
+        db=parsed.get("db", 0),
+        username=parsed.get("username"),
+        password=parsed.get("password"),
         block_ms=int(BLOCK_S * 1000),
     )
     return Server(settings, ours=False)

@@ -36,13 +36,13 @@ def stream(client: redis.Redis) -> Iterator[RedisBackend]:
     with closing(RedisBackend(RedisCalls(settings, KEYS, lease_s=10, consumer="c", incarnation="b"))) as made:
         made.ensure_group()
         client.zadd("otto:scale:open", {ODD: 1, b"e": 1})
-        told: dict[str | bytes, bytes | str] = {
+        stored: dict[str | bytes, bytes | str] = {
             "owner": ODD + b"/1/1",
             "state": ODD,
             "sid": "1-1",
             "type": "scale_down",
         }
-        client.hset("otto:scale:task:e", mapping=told)  # type: ignore[arg-type]
+        client.hset("otto:scale:task:e", mapping=stored)  # type: ignore[arg-type]
         client.zadd("otto:scale:choices", {b"0" * 19 + b"1-" + b"0" * 19 + b"1|e": 0})
         client.xgroup_createconsumer("otto:scale:events", "ottoscaler", ODD)
         client.xgroup_create("otto:scale:events", ODD)

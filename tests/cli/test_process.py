@@ -198,7 +198,7 @@ def test_all_threads_move_to_one_cpu_unless_one_was_chosen(there: str, left: str
         "def refuse(*asked): raise ValueError('negative CPU number')\nos.sched_setaffinity = refuse",
         "process._allowed_cpus = lambda: frozenset({0})",
     ],
-    ids=["forbidden", "not told", "one CPU"],
+    ids=["forbidden", "not said", "one CPU"],
 )
 def test_where_it_may_not_choose_it_runs_where_it_is_put(before: str) -> None:
     """A sandbox, or a cpuset of one CPU."""

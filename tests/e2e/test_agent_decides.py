@@ -63,7 +63,7 @@ class TestSidecar:
         ("first", "script"),
         [
             pytest.param(True, "exec sleep 600", id="never ends, and ignores SIGTERM"),
-            pytest.param(False, LONG_RUN, id="ends when it is told to"),
+            pytest.param(False, LONG_RUN, id="ends when it is asked to"),
             pytest.param(True, "exit 143", id="ended before"),
             pytest.param(False, "sleep 1; exit 9", id="fails after"),
         ],

@@ -96,10 +96,10 @@ class TestServer:
         way.fail(0)
         way.delay(2.0)
         slow = fleet.send(type="scale_up", pod_count=workers, run_s=0)
-        workers_told = fleet.once([broken, slow])
+        worker_results = fleet.once([broken, slow])
         print(f"{asked} creates in 5 s of nothing but 500")
         assert workers < asked <= 5 * workers
-        assert {(answer["outcome"], answer["attempt"]) for answer in workers_told} == {("succeeded", "1")}
+        assert {(answer["outcome"], answer["attempt"]) for answer in worker_results} == {("succeeded", "1")}
         assert fleet.epochs([broken, slow]) == [1, 1]
         way.delay(0.0)
         fleet.nothing_left()

@@ -154,7 +154,7 @@ class TestKubernetes:
         assert not controller.said("watch.expired")
         recorder.release()
         controller.until_said("watch.expired")
-        wait_for(lambda: len(system.results(event_id)) == 2, "what vanished and what ended to be told of", 10)
+        wait_for(lambda: len(system.results(event_id)) == 2, "the results of what vanished and of what ended", 10)
         results = {result["pod"]: result["reason"] for result in system.results(event_id)}
         assert results == dict(zip(names([vanishes, ends]), ("PodLost", "Completed"), strict=True))
         system.succeed([runs])

@@ -178,7 +178,7 @@ def test_why_names_the_older_event_that_has_to_choose_first() -> None:
         assert "dead/b1/1" in why
         while len(servers.redis.results("scale_down")) < 2:
             controller.wait_and_look(controller.lease_s / 3)
-        assert [told["event_id"] for told in servers.redis.results("scale_down")] == ["d-1", "d-2"]
+        assert [result["event_id"] for result in servers.redis.results("scale_down")] == ["d-1", "d-2"]
 
 
 @contract("3.pod_count")
@@ -245,8 +245,8 @@ def test_an_attempt_without_a_pod_is_made_again_under_its_name() -> None:
     ) as controller:
         controller.intake.open_task(controller.stream.take_over("e", same_consumer=True))
         controller.ledger.wake_for_room()
-        told = controller.result()
-        assert (told["outcome"], told["attempt"], told["pod"]) == ("succeeded", "1", controller.name("e"))
+        result = controller.result()
+        assert (result["outcome"], result["attempt"], result["pod"]) == ("succeeded", "1", controller.name("e"))
 
 
 def test_a_pod_that_was_seen_and_is_gone_is_lost() -> None:

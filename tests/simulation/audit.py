@@ -100,7 +100,7 @@ class Audit:
             self.complain(f"the program of {worker} is started a second time, as {name}, for no reason")
         for event_id, workers in self._ended.items():
             if worker in workers:
-                self.complain(f"{name} starts after scale_down {event_id} has told of its end")
+                self.complain(f"{name} starts after scale_down {event_id} has reported its end")
 
     def license(self, name: str, why: str) -> None:
         """A program may be started again: the one before has failed, or the platform has failed it.

@@ -57,12 +57,12 @@ def main(arguments: list[str]) -> int:
         settled = run.settle()
         history = run.history(run.producer.sent)
         checks += [(name, list(rule(history))) for name, rule in RULES]
-        checks.append(("all comes to an end", [] if settled else ["there is work left, and nobody does it"]))
+        checks.append(("all comes to an end", [] if settled else ["there is work left, and no controller does it"]))
         checks.append(("no controller ends but by our hand", run.toll.faults))
         checks.append(("no controller finds a fault of its own", list(_own_faults(directory))))
         checks.append(("there was enough of everything", list(run.too_little())))
         _table(run)
-        checks.append(("a wiped Redis hurts nobody who runs", list(wiped.rounds(run)) if settled else [NOT_TRIED]))
+        checks.append(("a wiped Redis harms no worker that runs", list(wiped.rounds(run)) if settled else [NOT_TRIED]))
         seconds = run.seconds
     failed = _verdict(checks)
     if failed or os.environ.get("KEEP"):

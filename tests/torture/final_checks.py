@@ -72,7 +72,7 @@ def published_twice(history: History) -> Iterator[str]:
     counts = Counter((result["kind"], result["event_id"], result.get("index", "")) for result in history.results)
     for (kind, event_id, index), count in counts.items():
         if count > 1:
-            yield f"{kind} {event_id}/{index} is told {count} times"
+            yield f"{kind} {event_id}/{index} is reported {count} times"
         if event_id not in known or (index and int(index) > known[event_id].pod_count):
             yield f"{kind} {event_id}/{index} is of no event"
 
@@ -158,7 +158,7 @@ def false(history: History) -> Iterator[str]:
     }
     for results in history.of("worker").values():
         for result in results:
-            name = f"{result['event_id']}/{result['index']} told as {result['outcome']}, {result['reason']}"
+            name = f"{result['event_id']}/{result['index']} reported as {result['outcome']}, {result['reason']}"
             run = runs.get(result["pod_uid"])
             if result["reason"] not in REASONS:
                 yield f"{name}: {result['message']}"
@@ -220,13 +220,13 @@ def _seen_as(run: Run) -> str:
 #: What must not be, in the words of the table.
 RULES: Sequence[tuple[str, Callable[[History], Iterable[str]]]] = (
     ("nothing is lost", lost),
-    ("nothing is told twice", published_twice),
+    ("nothing is reported twice", published_twice),
     ("bad events are dead letters, once", buried),
     ("nothing is left over", left),
     ("no program is started twice", started_twice),
     ("no concurrency key is held by too many", held_by_too_many),
     ("tasks of a concurrency key start in the order of the stream", out_of_order),
-    ("what is told has happened", false),
+    ("what is reported has happened", false),
     ("tasks add up to their workers", miscounted),
-    ("a scale_down ends whom it chose", ended_wrongly),
+    ("a scale_down ends the workers that it chose", ended_wrongly),
 )

@@ -198,7 +198,7 @@ class TortureRun:
         """What there was not enough of."""
         yield from (f"{count} {what}, wanted {wanted}" for what, count, wanted in self.figures() if count < wanted)
         if self.amount.kills >= WHOLE and self.amount.chosen.kinds == frozenset(KINDS):
-            yield from (f"nobody died at {point!r}" for point in USUAL if not self.toll.points[point])
+            yield from (f"no controller died at {point!r}" for point in USUAL if not self.toll.points[point])
 
     def settle(self) -> bool:
         """No more faults, and controllers that live: returns whether all work came to its end."""

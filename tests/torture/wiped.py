@@ -46,11 +46,11 @@ def _round(run: TortureRun, event_id: str, point: str, *, owner_lives: bool) -> 
     if not owner_lives:
         slot.start([point])
     if not _dies(run, slot, point):
-        yield f"{event_id}: nobody died at {point!r}"
+        yield f"{event_id}: no controller died at {point!r}"
     slot.close()
     slot.start([])
     if not run.wait_idle():
-        yield f"{event_id}: there is work left, and nobody does it"
+        yield f"{event_id}: there is work left, and no controller does it"
     yield from _violations(run, event)
 
 
