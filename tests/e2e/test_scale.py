@@ -81,7 +81,9 @@ def test_threads(load: Load) -> None:
 
 
 def test_no_complaint(load: Load) -> None:
-    """No error, no outage, no retry in the log."""
-    assert [
-        line for line in load.controller.lines if line["level"] != "INFO" and line["event"] != "config.not_yet"
-    ] == []
+    """No error, no outage, no retry in the log. Where the cluster has a scheduler, a pod is unschedulable for a moment,
+    until the fake kubelet takes it; `worker.waiting` may say so.
+    """
+    expected = ("config.not_yet", "worker.waiting")
+    lines = [line for line in load.controller.lines if line["level"] != "INFO" and line["event"] not in expected]
+    assert lines == []
