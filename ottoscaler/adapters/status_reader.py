@@ -16,6 +16,7 @@ import redis
 from ottoscaler.adapters.redis_client import address, connect, translate_errors
 from ottoscaler.adapters.redis_values import entries_as_text, pipeline_replies, text_of
 from ottoscaler.adapters.task_codec import RedisKeys, TaskState, decode_state
+from ottoscaler.core.entry_ids import entry_ms
 from ottoscaler.settings import KeySettings, RedisSettings
 
 #: Longest time that `new_entries` blocks, seconds; the client's own time-out leaves room for it.
@@ -245,8 +246,8 @@ class StatusReader:
 
     def _entries_since(self, stream: str, stream_id: str) -> Iterator[tuple[str, dict[str, str]]]:
         """The entries of a stream from about an entry's time on; not endlessly many."""
-        milliseconds = stream_id.partition("-")[0]
-        start = f"{max(0, int(milliseconds) - _CLOCK_SLACK_MS)}-0" if milliseconds.isdigit() else _START
+        sent_ms = entry_ms(stream_id)
+        start = _START if sent_ms is None else f"{max(0, sent_ms - _CLOCK_SLACK_MS)}-0"
         for _ in range(_SEARCHED // _COUNT_CHUNK):
             with translate_errors(self.where):
                 chunk = entries_as_text(cast("Any", self._client.xrange(stream, start, count=_COUNT_CHUNK)))

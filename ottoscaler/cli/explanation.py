@@ -8,12 +8,16 @@ from typing import Any, Final
 
 from ottoscaler.adapters.explain_reader import ExplainReader, QueuedEvent
 from ottoscaler.adapters.task_codec import TaskState, WorkerState
+from ottoscaler.core.entry_ids import entry_ms
 from ottoscaler.core.results import rfc3339
 from ottoscaler.core.status_codes import StatusCode
 from ottoscaler.stored import split_owner_token
 
 #: Workers that are named of each group.
 NAMED: Final = 10
+
+#: An id that a producer made up may be later than any time that is worth showing, ms.
+_TOO_LATE_MS: Final = 10**14
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,8 +164,8 @@ def _of_queued(queued: QueuedEvent, name: str) -> Explanation:
         f"{queued.before} events come before it" if queued.before is not None
         else f"{queued.consumer} read it {queued.idle_s:.0f} s ago"
     )  # fmt: skip
-    milliseconds = queued.stream_id.partition("-")[0]
-    sent_at = rfc3339(int(milliseconds) / 1000) if milliseconds.isdigit() and len(milliseconds) < 15 else ""
+    sent_ms = entry_ms(queued.stream_id)
+    sent_at = rfc3339(sent_ms / 1000) if sent_ms is not None and sent_ms < _TOO_LATE_MS else ""
     return Explanation(
         event_id=event_id, task_id=fields.get("task_id") or queued.stream_id, code=code, why=code.facts.why(detail),
         type=fields.get("type", ""), since=sent_at,

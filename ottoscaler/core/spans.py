@@ -24,6 +24,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
+from ottoscaler.core import entry_ids
 from ottoscaler.core import span_names as names
 from ottoscaler.core.events import ScaleEvent
 from ottoscaler.core.manifest import AttemptKey
@@ -286,9 +287,9 @@ def milliseconds(text: str) -> int | None:
 
 
 def entry_ms(stream_id: str) -> int | None:
-    """When an entry came, by its id, in milliseconds since the epoch; None where the id does not say so."""
-    head = stream_id.partition("-")[0]
-    return int(head) if head.isdecimal() and len(head) <= 13 and int(head) < TOO_LATE_MS else None
+    """When an entry came, by its id, in milliseconds since the epoch; None where no span could have that time."""
+    found = entry_ids.entry_ms(stream_id)
+    return found if found is not None and found < TOO_LATE_MS else None
 
 
 def _start_ms(times: StoredTimes, recorded_ms: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from ottoscaler.core.entry_ids import entry_ms
 from ottoscaler.core.events import ScaleEvent
 from ottoscaler.core.lifecycle import Lifecycle, begin_lifecycle, resume_lifecycle
 from ottoscaler.core.manifest import AttemptKey, pod_name
@@ -56,9 +57,9 @@ class OwnedTask:
 
     def __post_init__(self) -> None:
         self.event_json = self.event.encode()
-        milliseconds = self.event.stream_id.partition("-")[0]
-        if self.received_at and milliseconds.isdigit():
-            waited_s = datetime.fromisoformat(self.received_at).timestamp() - int(milliseconds) / 1000
+        sent_ms = entry_ms(self.event.stream_id)
+        if self.received_at and sent_ms is not None:
+            waited_s = datetime.fromisoformat(self.received_at).timestamp() - sent_ms / 1000
             self.stream_wait_s = max(0.0, waited_s)
 
     def at_work(self) -> bool:
