@@ -40,12 +40,7 @@ class RedisEventLog(RedisAdapter):
     def ensure_group(self) -> None:
         """See ports.EventLog. The group starts at 0: what was sent before there was a controller counts too."""
         names = self._redis.names
-        with self._redis.translate_errors():
-            try:
-                self._redis.reading.xgroup_create(names.stream, names.group, id="0", mkstream=True)
-            except redis.ResponseError as error:
-                if "BUSYGROUP" not in str(error):  # another replica was first, or an earlier start: it is as wanted
-                    raise
+        self._redis.create_group(self._redis.reading, names.stream, names.group, "0")
 
     # -- reading
 

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final, cast
 
+import redis
+
 from ottoscaler.adapters.redis_client import OnReply, address, connect, drop_idle, ignore_reply, translate_errors
 from ottoscaler.adapters.redis_cluster import RedirectingRedis
 from ottoscaler.adapters.redis_values import chunks, decode_names, pipeline_replies
@@ -110,6 +112,15 @@ class RedisCalls:
                     pipe.hgetall(self.key.task(event_id))
                 hashes += pipeline_replies(self.client, pipe, {})
         return hashes
+
+    def create_group(self, client: RedirectingRedis, stream: str, group: str, first: str) -> None:
+        """Create a consumer group that reads from the entry `first` on, and the stream, if they are not there."""
+        with self.translate_errors():
+            try:
+                client.xgroup_create(stream, group, id=first, mkstream=True)
+            except redis.ResponseError as error:
+                if "BUSYGROUP" not in str(error):  # another replica was first, or an earlier start: it is as wanted
+                    raise
 
     # -- scripts: the function's name, the keys that it is about, its arguments
 

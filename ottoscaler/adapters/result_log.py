@@ -30,12 +30,7 @@ class RedisResultLog(RedisAdapter):
     def begin_results(self, *, from_start: bool = False) -> None:
         """See trace_ports.ResultLog."""
         first = "0" if from_start else "$"
-        with self._redis.translate_errors():
-            try:
-                self._redis.taking.xgroup_create(self._redis.names.result_stream, self._group, id=first, mkstream=True)
-            except redis.ResponseError as error:
-                if "BUSYGROUP" not in str(error):
-                    raise
+        self._redis.create_group(self._redis.taking, self._redis.names.result_stream, self._group, first)
 
     def read_results(self, count: int) -> Sequence[tuple[str, Mapping[str, str]]]:
         """See trace_ports.ResultLog."""
