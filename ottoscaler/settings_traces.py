@@ -10,7 +10,7 @@ from ottoscaler.settings_reader import EnvironmentReader, is_host
 
 _EXPECTED: Final = (
     "a URL of OTLP over HTTP, http://host:port or https://host:port, if need be with a path, without user, query and"
-    " fragment"
+    " fragment; port 4317 is that of OTLP over gRPC, and collectors have 4318 for HTTP"
 )
 
 
