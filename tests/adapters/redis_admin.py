@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import redis
@@ -11,6 +14,7 @@ from redis.cluster import RedisCluster
 
 from ottoscaler.adapters.redis_backend import RedisBackend
 from ottoscaler.adapters.redis_calls import RedisCalls
+from ottoscaler.local.redis import EmbeddedRedis
 from ottoscaler.settings import KeySettings, RedisSettings
 from tests.adapters.streams import BLOCK_S, LEASE_S, RESULT_MAXLEN, TASK_TTL_S, Fields
 
@@ -99,6 +103,17 @@ class Server:
         return redis.Redis(
             where.host, where.port, where.db, username=where.username, password=where.password, decode_responses=True
         )
+
+
+@contextmanager
+def local_server(folder: Path, binary: Path | None = None) -> Iterator[Server]:
+    """A server of our own: the embedded Valkey, or this binary."""
+    started = EmbeddedRedis(folder, binary=binary)
+    started.start()
+    try:
+        yield Server(RedisSettings(host=started.host, port=started.port, block_ms=int(BLOCK_S * 1000)), ours=True)
+    finally:
+        started.close()
 
 
 def named(url: str) -> Server:

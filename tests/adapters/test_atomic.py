@@ -29,12 +29,11 @@ from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import EndReason
 from ottoscaler.core.victim_selection import Victim
 from ottoscaler.errors import RedisUnavailable
-from ottoscaler.local.redis import EmbeddedRedis, find_binary
+from ottoscaler.local.redis import find_binary
 from ottoscaler.ports import OpenTask
-from ottoscaler.settings import KeySettings, RedisSettings
-from tests.adapters.redis_admin import RedisAdmin, Server
+from ottoscaler.settings import KeySettings
+from tests.adapters.redis_admin import RedisAdmin, Server, local_server
 from tests.adapters.streams import (
-    BLOCK_S,
     LEASE_S,
     OLD_ID,
     RESULT_MAXLEN,
@@ -725,10 +724,8 @@ FAULTS = faults()
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One that is only for this table: it is reconfigured."""
     binary = find_binary() if request.param == "embedded" else Path(require("redis-server"))
-    started = EmbeddedRedis(tmp_path_factory.mktemp("redis"), binary=binary)
-    started.start()
-    yield Server(RedisSettings(host=started.host, port=started.port, block_ms=int(BLOCK_S * 1000)), ours=True)
-    started.close()
+    with local_server(tmp_path_factory.mktemp("redis"), binary) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")

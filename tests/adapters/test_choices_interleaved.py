@@ -19,11 +19,9 @@ from ottoscaler.core.events import EventType
 from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import EndReason
 from ottoscaler.core.victim_selection import Victim, VictimRequest, VictimSelection
-from ottoscaler.local.redis import EmbeddedRedis
 from ottoscaler.ports import OpenTask, RedisPorts
-from ottoscaler.settings import RedisSettings
-from tests.adapters.redis_admin import RedisAdmin, Server, open_stream
-from tests.adapters.streams import BLOCK_S, LEASE_S, StreamAdmin, accept, record
+from tests.adapters.redis_admin import RedisAdmin, Server, local_server, open_stream
+from tests.adapters.streams import LEASE_S, StreamAdmin, accept, record
 from tests.fakes.stream import FakeRedis, FakeStream
 
 WORKERS = 6
@@ -177,10 +175,8 @@ STEPS = st.one_of(
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The embedded server."""
-    started = EmbeddedRedis(tmp_path_factory.mktemp("redis"))
-    started.start()
-    yield Server(RedisSettings(host=started.host, port=started.port, block_ms=int(BLOCK_S * 1000)), ours=True)
-    started.close()
+    with local_server(tmp_path_factory.mktemp("redis")) as started:
+        yield started
 
 
 @pytest.mark.contract("3.pod_count")

@@ -6,8 +6,9 @@ import os
 import socket
 import subprocess
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, cast
 
 import pytest
@@ -155,43 +156,43 @@ def test_messages_go_both_ways_without_a_wait(reported: Reported, monkeypatch: p
     assert reported.beats > 0
 
 
-def test_more_than_a_socket_takes_arrives_whole(reported: Reported) -> None:
-    """In parts, each behind the one before."""
+@contextmanager
+def exchange_of_many(reported: Reported, amount: int) -> Iterator[socket.socket]:
+    """The other side of an exchange with so many requests to send, over a socket that takes little at once. It is ended
+    behind the block.
+    """
     ours, its = socket.socketpair()
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    for number in range(2000):
-        reported.follow(f"u-{number}")
-    stop = threading.Event()
-    received: list[Message] = []
-    buffer = MessageBuffer()
-    with ThreadPoolExecutor(1) as pool, ours, its:
-        its.settimeout(20)
-        thread = pool.submit(reported.process._exchange, ours, lambda _: stop.is_set(), ())
-        while len(received) < 2000:
-            received += buffer.feed(its.recv(65536))
-        stop.set()
-        reported.process._wake()
-        thread.result(20)
-    assert [cast("Follow", each).progress.uid for each in received] == [f"u-{number}" for number in range(2000)]
-
-
-def test_what_comes_is_handled_while_the_other_side_takes_nothing(reported: Reported) -> None:
-    """It may take something only after we have taken what it has."""
-    ours, its = socket.socketpair()
-    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    for number in range(5000):
+    its.settimeout(20)
+    for number in range(amount):
         reported.follow(f"u-{number}")
     stop = threading.Event()
     with ThreadPoolExecutor(1) as pool, ours, its:
         thread = pool.submit(reported.process._exchange, ours, lambda _: stop.is_set(), ())
         try:
-            for number in range(3):
-                its.sendall(encode_message(Ended(f"u-{number}", True)))
-                eventually(lambda: len(reported.ended) > number, what="the message")  # noqa: B023
+            yield its
         finally:
             stop.set()
             reported.process._wake()
         thread.result(20)
+
+
+def test_more_than_a_socket_takes_arrives_whole(reported: Reported) -> None:
+    """In parts, each behind the one before."""
+    received: list[Message] = []
+    buffer = MessageBuffer()
+    with exchange_of_many(reported, 2000) as its:
+        while len(received) < 2000:
+            received += buffer.feed(its.recv(65536))
+    assert [cast("Follow", each).progress.uid for each in received] == [f"u-{number}" for number in range(2000)]
+
+
+def test_what_comes_is_handled_while_the_other_side_takes_nothing(reported: Reported) -> None:
+    """It may take something only after we have taken what it has."""
+    with exchange_of_many(reported, 5000) as its:
+        for number in range(3):
+            its.sendall(encode_message(Ended(f"u-{number}", True)))
+            eventually(lambda: len(reported.ended) > number, what="the message")  # noqa: B023
 
 
 def run(

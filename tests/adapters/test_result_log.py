@@ -13,11 +13,10 @@ from ottoscaler.adapters.redis_backend import RedisBackend
 from ottoscaler.core.events import BadEvent, parse
 from ottoscaler.core.spans import encode_ended
 from ottoscaler.errors import RedisUnavailable
-from ottoscaler.local.redis import EmbeddedRedis, find_binary
+from ottoscaler.local.redis import find_binary
 from ottoscaler.ports import OpenTask, ScriptStatus
-from ottoscaler.settings import RedisSettings
 from ottoscaler.stored import WorkerAttempt
-from tests.adapters.redis_admin import RedisAdmin, Server, open_stream
+from tests.adapters.redis_admin import RedisAdmin, Server, local_server, open_stream
 from tests.adapters.streams import TASK_TTL_S, opened, record, result_of, send
 from tests.conftest import require
 from tests.fakes.wait import eventually
@@ -31,10 +30,8 @@ GROUP = "group:traces"
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The embedded Valkey, or the redis-server from the PATH."""
     binary = find_binary() if request.param == "embedded" else Path(require("redis-server"))
-    started = EmbeddedRedis(tmp_path_factory.mktemp("redis"), binary=binary)
-    started.start()
-    yield Server(RedisSettings(host=started.host, port=started.port, block_ms=50), ours=True)
-    started.close()
+    with local_server(tmp_path_factory.mktemp("redis"), binary) as started:
+        yield started
 
 
 @pytest.fixture
@@ -215,7 +212,7 @@ def test_an_attempt_that_is_stored_again_keeps_how_the_one_before_it_ended(
 
 
 def test_a_pod_is_gone_once(first: RedisBackend, admin: RedisAdmin, client: Any) -> None:
-    """Whoever notes it later gets the same time. The task still expires."""
+    """Each later note gets the same time. The task still expires."""
     ended(first, admin, event_id="e-1")
     gone = first.note_pod_gone("e-1", 1)
     eventually(lambda: _now_ms(client) > gone)

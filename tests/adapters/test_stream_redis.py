@@ -19,7 +19,7 @@ from ottoscaler.core.termination import Termination
 from ottoscaler.core.verdicts import EndReason
 from ottoscaler.core.victim_selection import Victim, VictimSelection
 from ottoscaler.errors import RedisUnavailable
-from ottoscaler.local.redis import EmbeddedRedis, find_binary
+from ottoscaler.local.redis import find_binary
 from ottoscaler.ports import RedisPorts, ScriptStatus
 from ottoscaler.settings import KeySettings, RedisSettings
 from tests.adapters import contract_attempts, contract_event_log, contract_keys, contract_leases, contract_scale_downs
@@ -28,7 +28,7 @@ from tests.adapters.contract_event_log import *  # noqa: F403
 from tests.adapters.contract_keys import *  # noqa: F403
 from tests.adapters.contract_leases import *  # noqa: F403
 from tests.adapters.contract_scale_downs import *  # noqa: F403
-from tests.adapters.redis_admin import RedisAdmin, Server, named, open_stream
+from tests.adapters.redis_admin import RedisAdmin, Server, local_server, named, open_stream
 from tests.adapters.streams import (
     BLOCK_S,
     LEASE_S,
@@ -77,10 +77,8 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         yield named(url)
         return
     binary = find_binary() if request.param == "embedded" else Path(require("redis-server"))
-    started = EmbeddedRedis(tmp_path_factory.mktemp("redis"), binary=binary)
-    started.start()
-    yield Server(RedisSettings(host=started.host, port=started.port, block_ms=int(BLOCK_S * 1000)), ours=True)
-    started.close()
+    with local_server(tmp_path_factory.mktemp("redis"), binary) as started:
+        yield started
 
 
 @pytest.fixture

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import require
 from tests.deploy.checkout import make_checkout
 from tests.deploy.cluster import Cluster, audited
 from tests.e2e.kube_server import KubeServer
+from tests.e2e.redis_server import RedisServer
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +29,16 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         made.close()
     finally:
         server.close()
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
+    """A Redis of this test's own, with as much memory as it wants."""
+    require("redis-server")
+    server = RedisServer(tmp_path / "redis")
+    server.start()
+    yield server
+    server.stop()
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import require
 from tests.deploy.cluster import DEV, Cluster
 from tests.deploy.manifests import only, overlay
 from tests.e2e.controller import Controller
@@ -21,16 +20,6 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
 
 USER = f"system:serviceaccount:{DEV}:ottoscaler"
 WORKERS = 3
-
-
-@pytest.fixture
-def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
-    """A Redis of this test's own."""
-    require("redis-server")
-    server = RedisServer(tmp_path / "redis")
-    server.start()
-    yield server
-    server.stop()
 
 
 @pytest.fixture

@@ -20,7 +20,6 @@ from ottoscaler.core.manifest import LABEL_EVENT, event_hash
 from ottoscaler.core.status_codes import StatusCode
 from tests.adapters.clusters import NO_NODE, running, waiting
 from tests.adapters.kube_admin import KubeAdmin
-from tests.conftest import require
 from tests.deploy.cluster import Cluster
 from tests.deploy.manifests import Json
 from tests.e2e.controller import Controller
@@ -141,13 +140,12 @@ class Stuck:
 
 
 @pytest.fixture
-def stuck(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stuck]:
+def stuck(
+    cluster: Cluster, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Stuck]:
     """With an environment in which `explain` finds the same Redis."""
-    require("redis-server")
     cluster.server.new_namespace(NAMESPACE)
-    server = RedisServer(tmp_path / "redis")
-    server.start()
-    made = Stuck(cluster, server, tmp_path)
+    made = Stuck(cluster, redis_server, tmp_path)
     for name in ("REDIS_HOST", "REDIS_PORT"):
         monkeypatch.setenv(name, made.environ[name])
     try:
@@ -155,7 +153,6 @@ def stuck(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         yield made
     finally:
         made.close()
-        server.stop()
 
 
 def code_of(capsys: pytest.CaptureFixture[str], task: str) -> str:

@@ -11,7 +11,6 @@ from typing import Any, cast
 import pytest
 
 from ottoscaler.local.handle import LocalCluster
-from tests.conftest import require
 from tests.e2e.controller import SCRIPT, Controller
 from tests.e2e.redis_server import RedisServer
 from tests.e2e.waiting import wait_for
@@ -33,22 +32,12 @@ runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[RedisServer]:
-    """A Redis with as much memory as it wants."""
-    require("redis-server")
-    made = RedisServer(tmp_path / "redis")
-    made.start()
-    yield made
-    made.stop()
-
-
-@pytest.fixture
-def start(server: RedisServer, tmp_path: Path) -> Iterator[Callable[[], Controller]]:
+def start(redis_server: RedisServer, tmp_path: Path) -> Iterator[Callable[[], Controller]]:
     """Starts one controller after the other, with limited memory."""
     cluster = LocalCluster(tmp_path / "cluster")
     cluster.start()
     environ = {
-        "REDIS_HOST": "127.0.0.1", "REDIS_PORT": str(server.port), "REDIS_CONSUMER": "one", "LEASE_S": "3",
+        "REDIS_HOST": "127.0.0.1", "REDIS_PORT": str(redis_server.port), "REDIS_CONSUMER": "one", "LEASE_S": "3",
         "KUBECONFIG": str(cluster.kubeconfig), "MAX_WORKERS": "10",
         "OTTO_AGENT_COMMAND": f"until [ -e {tmp_path}/end ]; do sleep 0.1; done",
     }  # fmt: skip
@@ -66,10 +55,10 @@ def start(server: RedisServer, tmp_path: Path) -> Iterator[Callable[[], Controll
 
 @pytest.mark.contract("3.limits")
 def test_entries_that_are_too_large_are_dead_letters_and_end_nothing_else(
-    server: RedisServer, start: Callable[[], Controller], tmp_path: Path
+    redis_server: RedisServer, start: Callable[[], Controller], tmp_path: Path
 ) -> None:
     """Before a task, behind it and while its worker runs; the process lives through it, and so does the worker."""
-    client, controller = cast("Any", server.client()), start()
+    client, controller = cast("Any", redis_server.client()), start()
     large = [client.xadd("otto:scale:events", {"type": "scale_up", "x": os.urandom(LARGE)}) for _ in range(COUNT)]
     task = client.xadd("otto:scale:events", {"type": "scale_up"})
     large += [client.xadd("otto:scale:events", {"type": "scale_up", "x": "y" * LARGE}) for _ in range(COUNT)]
@@ -93,10 +82,10 @@ def test_entries_that_are_too_large_are_dead_letters_and_end_nothing_else(
 
 @pytest.mark.contract("5.Poison")
 def test_a_task_that_only_runs_is_not_to_blame(
-    server: RedisServer, start: Callable[[], Controller], tmp_path: Path
+    redis_server: RedisServer, start: Callable[[], Controller], tmp_path: Path
 ) -> None:
     """Its controllers are killed soon after their start, more often than a task may be tried: its pod runs on."""
-    client = cast("Any", server.client())
+    client = cast("Any", redis_server.client())
     client.xadd("otto:scale:events", {"type": "scale_up", "event_id": "innocent"})
     shown = "otto:scale:task:innocent"
     for number in range(1, KILLS + 1):

@@ -11,7 +11,6 @@ import pytest
 
 from tests.adapters.clusters import ended, running
 from tests.adapters.kube_admin import KubeAdmin
-from tests.conftest import require
 from tests.e2e.controller import Controller
 from tests.e2e.kube_server import KubeServer
 from tests.e2e.redis_server import RedisServer
@@ -24,16 +23,6 @@ NAMESPACE = "outages"
 AWAY_S = 1.5
 #: For what a loaded machine does, seconds.
 LONG_S = 60.0
-
-
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    """A server of this test's own."""
-    require("redis-server")
-    server = RedisServer(tmp_path / "redis")
-    server.start()
-    yield server
-    server.stop()
 
 
 @pytest.fixture
@@ -50,7 +39,7 @@ def kube(tmp_path: Path) -> Iterator[KubeServer]:
 
 @pytest.fixture
 def admin(kube: KubeServer) -> Iterator[KubeAdmin]:
-    """The hands of a kubelet."""
+    """It does what a kubelet would."""
     made = KubeAdmin(kube.kubeconfig)
     made.namespace = NAMESPACE
     yield made
@@ -58,10 +47,10 @@ def admin(kube: KubeServer) -> Iterator[KubeAdmin]:
 
 
 @pytest.fixture
-def controller(redis: RedisServer, kube: KubeServer, tmp_path: Path) -> Iterator[Controller]:
+def controller(redis_server: RedisServer, kube: KubeServer, tmp_path: Path) -> Iterator[Controller]:
     """It runs, and knows both servers."""
     environ = {
-        "REDIS_HOST": "127.0.0.1", "REDIS_PORT": str(redis.port), "REDIS_BLOCK_MS": "500", "LEASE_S": "3",
+        "REDIS_HOST": "127.0.0.1", "REDIS_PORT": str(redis_server.port), "REDIS_BLOCK_MS": "500", "LEASE_S": "3",
         "KUBECONFIG": str(kube.kubeconfig), "NAMESPACE": NAMESPACE, "REDIS_CONSUMER": "otto-0",
     }  # fmt: skip
     made = Controller(tmp_path, environ)
@@ -75,7 +64,7 @@ def outage(
     controller: Controller, stop: Callable[[], None], start: Callable[[], None], down: str, back: str
 ) -> dict[str, Any]:
     """Stop a server until the log has a line of a missing answer and AWAY_S more, start it, and return the line of its
-    return, whose `away_s` is what this took.
+    return; the line's `away_s` is what this took.
     """
     before, began = len(controller.said(down)), time.monotonic()
     stop()
@@ -91,15 +80,15 @@ def outage(
 
 
 def test_the_log_has_the_end_of_each_outage(
-    controller: Controller, redis: RedisServer, kube: KubeServer, admin: KubeAdmin
+    controller: Controller, redis_server: RedisServer, kube: KubeServer, admin: KubeAdmin
 ) -> None:
     """A worker runs through both; its end is recorded once."""
-    client = redis.client()
+    client = redis_server.client()
     client.xadd("otto:scale:events", {"type": "scale_up", "task_id": "t-1", "event_id": "e-1"})
     pod = controller.until_said("worker.created", event_id="e-1")["pod"]
     admin.set_status(pod, running())
 
-    line = outage(controller, redis.kill, redis.start, "lease.outage", "redis.back")
+    line = outage(controller, redis_server.kill, redis_server.start, "lease.outage", "redis.back")
     assert line["message"].startswith("Redis is back")
     line = outage(controller, kube.kill, kube.start, "watch.broken", "kubernetes.back")
     assert line["message"].startswith("The API server is back")

@@ -25,11 +25,9 @@ from ottoscaler.flow import trace_exporter
 from ottoscaler.flow.registry import PodRegistry
 from ottoscaler.flow.stop import StopSignal
 from ottoscaler.flow.trace_exporter import TraceExporter
-from ottoscaler.local.redis import EmbeddedRedis
 from ottoscaler.metrics import Metrics
 from ottoscaler.ports import OpenTask, PodList
-from ottoscaler.settings import RedisSettings
-from tests.adapters.redis_admin import RedisAdmin, Server, open_stream
+from tests.adapters.redis_admin import RedisAdmin, Server, local_server, open_stream
 from tests.adapters.streams import opened
 from tests.core.builders import NOW
 from tests.core.builders import pod as builders_pod
@@ -162,10 +160,8 @@ class World:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The embedded Redis."""
-    started = EmbeddedRedis(tmp_path_factory.mktemp("redis"))
-    started.start()
-    yield Server(RedisSettings(host=started.host, port=started.port, block_ms=50), ours=True)
-    started.close()
+    with local_server(tmp_path_factory.mktemp("redis")) as started:
+        yield started
 
 
 @pytest.fixture
