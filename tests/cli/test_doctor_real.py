@@ -332,7 +332,7 @@ def test_an_administrator_checks_the_rights_of_the_controller(doctor: Doctor, us
 def test_rights_that_cannot_be_checked_are_unknown(
     doctor: Doctor, users: Users, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the user may not act as the ServiceAccount, the finding names whose rights were checked."""
+    """Where the user may not act as the ServiceAccount, the finding names the user of the rights below."""
     doctor.options = ("--service-account", "nobody")
     assert "There is no ServiceAccount nobody" in doctor.exactly("kube.account", "broken")
     monkeypatch.setenv("KUBECONFIG", users.of_service_account())

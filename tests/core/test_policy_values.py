@@ -160,7 +160,7 @@ def test_a_fault_is_this_sentence_at_this_place(path: Path, value: object, found
     "path", [("tenants",), ("profiles",), ("env",), (*NODE, "env"), (*NODE, "node_selector")], ids="-".join
 )
 def test_a_name_that_yaml_reads_as_a_number_is_a_fault(path: Path) -> None:
-    """Also in a map whose names are free."""
+    """Also in a map with free names."""
     faults = read_policy(example(path, {8080: "x"}))
     assert isinstance(faults, list)
     assert (path, 'the name "8080" is no text: quote it') in faults

@@ -101,15 +101,15 @@ TABLE: Mapping[str, tuple[dict[str, str], StoredTimes, float, list[tuple[str, fl
         [("queue", 0, 1.4), ("create", 1.4, 1.4), ("schedule", 1.4, 1.4), ("pull", 1.4, 1.4), ("run", 1.4, 2),
          ("record", 2, 2.2)],
     ),
-    "a node whose clock is ahead": (
+    "a node with a clock ahead": (
         result(2, 3, 100, 160), stored(1), 10,
         [("queue", 0, 1), ("create", 1, 2), ("schedule", 2, 3), ("pull", 3, 10), ("run", 10, 10), ("record", 10, 10)],
     ),
-    "a node whose clock is behind": (
+    "a node with a clock behind": (
         result(2, 3, -100, -96), stored(1), 10,
         [("queue", 0, 1), ("create", 1, 2), ("schedule", 2, 3), ("pull", 3, 3), ("run", 3, 3), ("record", 3, 10)],
     ),
-    "an attempt that was stored again, and whose pod was there": (
+    "an attempt that was stored again with its pod there": (
         result(2, 3, 5, 9), stored(7), 10,
         [("queue", 0, 2), ("create", 2, 2), ("schedule", 2, 3), ("pull", 3, 5), ("run", 5, 9), ("record", 9, 10)],
     ),

@@ -157,7 +157,7 @@ class TestUi:
 
 
 class TestDoctor:
-    """Whose rights it checks."""
+    """The user with the rights that it checks."""
 
     def test_those_of_the_controller_that_runs_in_the_cluster(self, ready: Path) -> None:
         """The ServiceAccount of deploy/base; further options follow."""

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(JOB_S + 160)]
 @pytest.mark.contract("5.exactly-once")
 @pytest.mark.contract("2.WORKER_DEADLINE_S")
 def test_it_outlives_five_controllers(system: System) -> None:
-    """Killed and stopped by turns, with WORKER_DEADLINE_S=0. Between two of them nobody makes a second pod."""
+    """Killed and stopped by turns, with WORKER_DEADLINE_S=0. Between two of them no process makes a second pod."""
     controller = system.start(WORKER_DEADLINE_S="0")
     # an end at SIGTERM would be another exit code
     event_id = system.send(type="scale_up", script=f"trap 'exit 9' TERM; sleep {JOB_S} & wait $!; echo whole")
