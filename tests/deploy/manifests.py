@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -18,9 +19,13 @@ OVERLAYS: Final = ("dev", "production")
 Json = dict[str, Any]
 
 
-@cache
 def rendered(folder: str) -> list[Json]:
-    """The objects of a folder below deploy/, in the order in which they are applied. They are shared: do not change."""
+    """The objects of a folder below deploy/, in the order in which they are applied. A test may change its own."""
+    return deepcopy(_rendered(folder))
+
+
+@cache
+def _rendered(folder: str) -> list[Json]:
     command = [require("kubectl"), "kustomize", str(DEPLOY / folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 0, done.stderr
