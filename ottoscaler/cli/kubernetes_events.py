@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ottoscaler.cli.namespace import own_namespace
-from ottoscaler.core.kube_events import RecordKubeEvent
+from ottoscaler.core.kube_events import RecordKubeEvent, record_nothing
 from ottoscaler.flow.stop import StopSignal
 from ottoscaler.metrics import Metrics
 from ottoscaler.ports import Clock
@@ -24,7 +24,7 @@ class KubernetesEvents:
 
     def __init__(self, settings: Settings, *, stop: StopSignal, metrics: Metrics, clock: Clock) -> None:
         """Raises ConfigError if there is no way to a cluster."""
-        self.record: RecordKubeEvent | None = None
+        self.record: RecordKubeEvent = record_nothing
         self._run: Callable[[], None] | None = None
         self._close: Callable[[], None] = lambda: None
         self._stop = stop

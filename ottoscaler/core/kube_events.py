@@ -66,6 +66,10 @@ class KubeEvent(msgspec.Struct, frozen=True):
 RecordKubeEvent = Callable[[KubeEvent], None]
 
 
+def record_nothing(event: KubeEvent) -> None:
+    """The `RecordKubeEvent` where Kubernetes Events are off."""
+
+
 def worker_event(reason: EventReason, message: str, pod: PodSnapshot) -> KubeEvent:
     """Something has happened to a worker."""
     return KubeEvent(reason, message, PodReference(pod.name, pod.uid))

@@ -38,9 +38,9 @@ def contain_defects(event_id: str) -> Iterator[Defect]:
         _log.exception("event.poison", "Our own code failed on event %s", event_id, event_id=event_id)
 
 
-def report(metrics: Metrics, bad: BadEvent, stream_id: str, record_event: RecordKubeEvent | None) -> None:
+def report(metrics: Metrics, bad: BadEvent, stream_id: str, record_event: RecordKubeEvent) -> None:
     """Log and count a dead letter that this process has just written. `stream_id` is the event's entry, empty where it
-    is not known; `record_event` is None where Kubernetes Events are off.
+    is not known.
     """
     metrics.dead_letters.inc(bad.reason)
     event_id = bad.event_id or stream_id
@@ -48,5 +48,4 @@ def report(metrics: Metrics, bad: BadEvent, stream_id: str, record_event: Record
         "event.dead", "Dead letter %s: %s (%s)", event_id, bad.reason, bad.detail,
         event_id=event_id, stream_id=stream_id or None, reason=bad.reason.value,
     )  # fmt: skip
-    if record_event is not None:
-        record_event(dead_letter_event(event_id, bad))
+    record_event(dead_letter_event(event_id, bad))

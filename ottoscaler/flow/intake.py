@@ -23,7 +23,7 @@ from ottoscaler.core.events import (
     readable_ids,
     too_large_event,
 )
-from ottoscaler.core.kube_events import RecordKubeEvent
+from ottoscaler.core.kube_events import RecordKubeEvent, record_nothing
 from ottoscaler.core.policy import Rules
 from ottoscaler.core.verdicts import MAX_TRIES
 from ottoscaler.errors import ReadTooLarge, Stopping, Unavailable
@@ -70,10 +70,10 @@ class Intake:
 
     def __init__(
         self, *, event_log: EventLog, ledger: Ledger, inbox: ScaleDownInbox, retries: Retries, metrics: Metrics,
-        max_pods: int, rules: Callable[[], Rules] = Rules, record_event: RecordKubeEvent | None = None,
+        max_pods: int, rules: Callable[[], Rules] = Rules, record_event: RecordKubeEvent = record_nothing,
     ) -> None:  # fmt: skip
         """The ledger gets the workers, the inbox what older events have to be ended for. `max_pods`: of one event.
-        `rules` returns what events may override. `record_event`: None where Kubernetes Events are off.
+        `rules` returns what events may override.
         """
         self._record_event = record_event
         self._event_log = event_log

@@ -11,7 +11,7 @@ import threading
 from typing import Final
 
 from ottoscaler import logs
-from ottoscaler.core.kube_events import RecordKubeEvent
+from ottoscaler.core.kube_events import RecordKubeEvent, record_nothing
 from ottoscaler.errors import ConsumerReplaced, Unavailable
 from ottoscaler.flow.control import ScaleDownProcessor
 from ottoscaler.flow.heartbeat import Heartbeat
@@ -39,10 +39,10 @@ class LeaseKeeper:
         inbox: ScaleDownInbox,
         takeover: TakeOver, metrics: Metrics, stop: StopSignal,
         heartbeat: Heartbeat, clock: Clock, lease_s: float, ttl_s: float, me: str,
-        record_event: RecordKubeEvent | None = None,
+        record_event: RecordKubeEvent = record_nothing,
     ) -> None:  # fmt: skip
         """`me` is `<consumer>/<incarnation>`: how owner tokens of this process begin. `ttl_s`: how long Redis keeps a
-        finished task, seconds. `record_event`: None where Kubernetes Events are off.
+        finished task, seconds.
         """
         self._event_log = event_log
         self._leases = leases

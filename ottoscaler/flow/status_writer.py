@@ -11,7 +11,7 @@ from typing import Final
 
 from ottoscaler import logs
 from ottoscaler.core.effects import StoreAttempt
-from ottoscaler.core.kube_events import RecordKubeEvent, quota_event
+from ottoscaler.core.kube_events import RecordKubeEvent, quota_event, record_nothing
 from ottoscaler.core.results import rfc3339
 from ottoscaler.core.status_codes import StatusCode
 from ottoscaler.core.worker_status import WorkerStatus, task_status, worker_status
@@ -31,9 +31,8 @@ class StatusWriter:
 
     def __init__(
         self, *, attempts: Attempts, ledger: Ledger, clock: Clock, worker: WorkerSettings,
-        record_event: RecordKubeEvent | None = None,
+        record_event: RecordKubeEvent = record_nothing,
     ) -> None:  # fmt: skip
-        """`record_event`: None where Kubernetes Events are off."""
         self._attempts = attempts
         self._ledger = ledger
         self._clock = clock
@@ -120,7 +119,7 @@ class StatusWriter:
             if code in task.warned or status is None:
                 continue
             more = f", and {len(runs) - 1} more workers of its task" if len(runs) > 1 else ""
-            if code is StatusCode.QUOTA and self._record_event is not None:
+            if code is StatusCode.QUOTA:
                 self._record_event(quota_event(first.pod_name + more, status.why))
             _log.warning(
                 "worker.waiting", "%s%s: %s", first.pod_name, more, status.why[:_SHOWN],

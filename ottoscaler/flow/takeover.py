@@ -14,7 +14,7 @@ from typing import Final
 
 from ottoscaler import logs
 from ottoscaler.core.events import BadEvent, EventType
-from ottoscaler.core.kube_events import RecordKubeEvent
+from ottoscaler.core.kube_events import RecordKubeEvent, record_nothing
 from ottoscaler.core.shares import EQUAL_SHARES, Shares
 from ottoscaler.errors import Unavailable
 from ottoscaler.flow.control import ScaleDownProcessor
@@ -57,11 +57,10 @@ class TakeOver:
         self, *, event_log: EventLog, leases: Leases, attempts: Attempts, ledger: Ledger, control: ScaleDownProcessor,
         inbox: ScaleDownInbox, intake: Intake, metrics: Metrics,
         stop: StopSignal, heartbeat: Heartbeat, clock: Clock, lease_s: float, events_keep: int, worker: WorkerSettings,
-        shares: Callable[[], Shares] = lambda: EQUAL_SHARES, record_event: RecordKubeEvent | None = None,
+        shares: Callable[[], Shares] = lambda: EQUAL_SHARES, record_event: RecordKubeEvent = record_nothing,
     ) -> None:  # fmt: skip
         """`events_keep`: entries that the event stream is trimmed to, 0 for never. `shares` returns what each tenant
-        may have by the policy in force, `worker` is what all workers share. `record_event`: None where Kubernetes
-        Events are off.
+        may have by the policy in force, `worker` is what all workers share.
         """
         self._event_log = event_log
         self._leases = leases

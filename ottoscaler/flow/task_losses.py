@@ -9,9 +9,8 @@ from ottoscaler.metrics import Metrics
 _log = logs.get(__name__)
 
 
-def report_loss(metrics: Metrics, event_id: str, new_owner: str, record_event: RecordKubeEvent | None) -> None:
-    """Log and count a task of ours that `new_owner` has now. `record_event`: None where Kubernetes Events are off."""
+def report_loss(metrics: Metrics, event_id: str, new_owner: str, record_event: RecordKubeEvent) -> None:
+    """Log and count a task of ours that `new_owner` has now."""
     metrics.lease_losses.inc()
     _log.warning("task.lost", "Task %s was taken over by %s", event_id, new_owner, event_id=event_id)
-    if record_event is not None:
-        record_event(lease_lost_event(event_id, new_owner))
+    record_event(lease_lost_event(event_id, new_owner))

@@ -15,7 +15,7 @@ from ottoscaler import logs
 from ottoscaler.core import effects, lifecycle, manifest, observations
 from ottoscaler.core.effects import Effect
 from ottoscaler.core.events import BadEvent, DeadReason
-from ottoscaler.core.kube_events import RecordKubeEvent
+from ottoscaler.core.kube_events import RecordKubeEvent, record_nothing
 from ottoscaler.core.observations import Observation
 from ottoscaler.core.overrides import NO_OVERRIDES
 from ottoscaler.core.pods import PodSnapshot
@@ -65,10 +65,10 @@ class WorkerRunner:
     def __init__(
         self, *, attempts: Attempts, cluster: Cluster, registry: PodRegistry, ledger: Ledger, keeper: PodKeeper,
         retries: Retries, heartbeat: Heartbeat, metrics: Metrics, clock: Clock, settings: Settings,
-        log_drain: LogDrain | None = None, record_event: RecordKubeEvent | None = None,
+        log_drain: LogDrain | None = None, record_event: RecordKubeEvent = record_nothing,
         spans: SpanBuilder | None = None,
     ) -> None:  # fmt: skip
-        """Each of these is None where it is off: `log_drain` logs, `record_event` Kubernetes Events, `spans` traces."""
+        """`log_drain` is None where logs are off, and `spans` where traces are."""
         self._attempts = attempts
         self._cluster = cluster
         self._registry = registry

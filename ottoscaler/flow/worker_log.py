@@ -36,9 +36,8 @@ class WorkerLog:
 
     def __init__(
         self, clock: Clock, tasks: TaskTable, status_buffer: StatusBuffer, metrics: Metrics,
-        record_event: RecordKubeEvent | None,
+        record_event: RecordKubeEvent,
     ) -> None:  # fmt: skip
-        """`record_event`: None where Kubernetes Events are off."""
         self._record_event = record_event
         self._clock = clock
         self._tasks = tasks
@@ -87,7 +86,7 @@ class WorkerLog:
                 pod=name, attempt=life.attempt, reason=end.reason.value,
                 retry=life.retry_cause.retry_number, limit=life.retry_cause.max_retries,
             )  # fmt: skip
-            if self._record_event is not None and before.pod is not None:
+            if before.pod is not None:
                 text = f"{end.reason} ({end.message or 'no message'}): retry {life.retry_cause.retry_number} of"
                 text += f" {life.retry_cause.max_retries} as {name}"
                 self._record_event(worker_event(EventReason.WORKER_RETRIED, text, before.pod))
@@ -100,7 +99,7 @@ class WorkerLog:
                 "worker.terminating", "Ending %s: %s (%s)", name, reason, message,
                 pod=name, attempt=life.attempt, reason=reason.value, limit_s=limit_s,
             )  # fmt: skip
-            if self._record_event is not None and life.pod is not None:
+            if life.pod is not None:
                 text = f"Ending this pod: {reason} ({message})"
                 self._record_event(worker_event(EventReason.WORKER_TERMINATING, text, life.pod))
 
@@ -162,7 +161,7 @@ class WorkerLog:
             pod=run.pod_name, attempt=life.attempt, pending_s=pending_s, duration_s=duration_s, outcome=outcome.value,
             reason=verdict.reason.value, fault=verdict.reason.fault.value, exit_code=exit_code, detail=verdict.message,
         )  # fmt: skip
-        if self._record_event is not None and pod is not None and outcome is not Outcome.SUCCEEDED:
+        if pod is not None and outcome is not Outcome.SUCCEEDED:
             cancelled = outcome is Outcome.CANCELLED
             text = f"{outcome}: {verdict.reason} ({verdict.message or 'no message'}), fault: {verdict.reason.fault}"
             reason = EventReason.WORKER_CANCELLED if cancelled else EventReason.WORKER_FAILED

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
-from ottoscaler.core.kube_events import RecordKubeEvent
+from ottoscaler.core.kube_events import RecordKubeEvent, record_nothing
 from ottoscaler.core.manifest import AttemptKey, event_hash, pod_name
 from ottoscaler.core.observations import TimedOut
 from ottoscaler.core.pods import PodSnapshot
@@ -103,7 +103,7 @@ class SimulatedController:
         shares: Shares = EQUAL_SHARES,
         policy: Policy | None = None,
         cluster: Cluster | None = None,
-        record_event: RecordKubeEvent | None = None,
+        record_event: RecordKubeEvent = record_nothing,
         **settings: object,
     ) -> None:
         self.servers = servers or FakeServers()
