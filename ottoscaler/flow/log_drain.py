@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ottoscaler import logs
+from ottoscaler.core.events import ScaleEvent
 from ottoscaler.core.log_progress import LogProgress, decode_progress, encode_progress
 from ottoscaler.core.pods import PodSnapshot
 from ottoscaler.errors import ClusterRejected, Unavailable
@@ -42,7 +43,8 @@ class _Followed:
     """The log of one pod. Guarded by the lock of LogDrain."""
 
     pod: PodSnapshot
-    task: OwnedTask
+    task_id: str
+    task: OwnedTask | None  # None: the result is stored, and the process that waited for the log is gone
     ended: bool = False  # the pod
     over: bool = False  # the log: the handler has acknowledged its end, or wants none
     until: float | None = None  # the worker is done: what has not arrived by then is given up
@@ -83,25 +85,33 @@ class LogDrain:
         pod = run.life.pod
         if pod is None or pod.started_at is None:  # no container of it has written anything
             return
-        if (run.task.event.overrides.worker_logs or self._worker_logs) != CONTROLLER:
+        event = run.task.event
+        if not self._follows_logs_of(event):
             return
         ended = pod.finished or pod.gone or pod.agent_ended
         with self._lock:
             known = self._followed.get(pod.uid)
             if known is None and not pod.gone:
-                self._followed[pod.uid] = _Followed(pod, run.task, ended)
+                self._followed[pod.uid] = _Followed(pod, event.task_id, run.task, ended)
             elif known is not None:
                 known.task = run.task  # it may have been taken over again
                 ended, known.ended = ended and not known.ended, known.ended or ended
         # Not under the lock: the forwarder has one of its own. In this order, whatever another thread does meanwhile:
         # only the worker's own thread comes here.
         if known is None and not pod.gone:
-            stored = decode_progress(run.log_progress)
-            progress = stored if stored is not None and stored.uid == pod.uid else LogProgress(pod.uid)
-            labels = {"event_id": pod.event_id, "worker": str(pod.key.index), "attempt": str(pod.key.attempt)}
-            self._forwarder.follow(progress, pod=pod.name, task_id=run.task.event.task_id, node=pod.node, labels=labels)
+            self._follow(pod, event.task_id, run.log_progress)
         if ended:
             self._forwarder.pod_ended(pod.uid)
+
+    def _follows_logs_of(self, event: ScaleEvent) -> bool:
+        return (event.overrides.worker_logs or self._worker_logs) == CONTROLLER
+
+    def _follow(self, pod: PodSnapshot, task_id: str, log_progress: str) -> None:
+        """From where an earlier process has come to, if that is stored."""
+        stored = decode_progress(log_progress)
+        progress = stored if stored is not None and stored.uid == pod.uid else LogProgress(pod.uid)
+        labels = {"event_id": pod.event_id, "worker": str(pod.key.index), "attempt": str(pod.key.attempt)}
+        self._forwarder.follow(progress, pod=pod.name, task_id=task_id, node=pod.node, labels=labels)
 
     def hold(self, pod: PodSnapshot) -> bool:
         """The result of this pod's worker is stored, and the pod is to be deleted. Returns whether it is deleted here,
@@ -154,6 +164,22 @@ class LogDrain:
         """
         with self._lock:
             return pod.uid in self._followed or finished_s <= self.drain_s
+
+    def take_over(self, pod: PodSnapshot, event: ScaleEvent, log_progress: str) -> bool:
+        """The process that waited for the log of this finished pod is gone: send the rest, and delete the pod then, at
+        most LOG_DRAIN_S later. `log_progress`: how far it has come, as it is stored. Returns whether that is so; a pod
+        without a log, or with one that is not ours to send, may go at once.
+        """
+        if pod.started_at is None or not self._follows_logs_of(event):
+            return False
+        with self._lock:
+            if pod.uid in self._followed:
+                return True
+            self._followed[pod.uid] = known = _Followed(pod, event.task_id, None, ended=True, delete=True)
+            self._finish(pod.uid, known)
+        self._follow(pod, event.task_id, log_progress)
+        self._forwarder.pod_ended(pod.uid)
+        return True
 
     # -- the forwarder's thread
 
@@ -230,7 +256,7 @@ class LogDrain:
             return
         _log.info(
             "worker.deleted", "Cleaning up pod: %s", pod.name,
-            pod=pod.name, attempt=pod.key.attempt, event_id=pod.event_id, task_id=one.task.event.task_id,
+            pod=pod.name, attempt=pod.key.attempt, event_id=pod.event_id, task_id=one.task_id,
             worker=pod.key.index,
         )  # fmt: skip
         if done:
@@ -245,7 +271,7 @@ class LogDrain:
             if now < self._store_at:
                 return False
             self._store_at = now + STORE_EVERY_S
-            lost = [uid for uid, one in self._followed.items() if one.task.closed and one.until is None]
+            lost = [uid for uid, one in self._followed.items() if one.task and one.task.closed and one.until is None]
             for uid in lost:
                 del self._followed[uid]
             notes = self._progress_to_store()
@@ -263,7 +289,7 @@ class LogDrain:
         """What is new since the last call. Under the lock."""
         updates: dict[tuple[str, str], dict[int, str]] = {}
         for one in self._followed.values():
-            if one.progress is not None and not one.task.closed:
+            if one.progress is not None and one.task is not None and not one.task.closed:
                 texts = updates.setdefault((one.task.event.event_id, one.task.owner), {})
                 texts[one.pod.key.index] = encode_progress(one.progress)
                 one.progress = None

@@ -53,6 +53,7 @@ class Reconciler:
         self._log_drain = log_drain
         self._unknown_since: dict[str, float] = {}
         self._left: set[str] = set()  # UIDs of pods for which the last pass had no time
+        self._drained: set[str] = set()  # UIDs of pods: their logs were taken over here
         self._finished_since: dict[str, float] = {}  # UID of a pod that no thread follows -> when we saw that
 
     def run(self) -> None:
@@ -75,6 +76,7 @@ class Reconciler:
         now = self._clock.now()
         finished = [pod.uid for pod in pods if pod.finished]
         self._finished_since = {uid: self._finished_since.get(uid, now) for uid in finished}
+        self._drained &= set(finished)
         known = self._leases.known_tasks(sorted({pod.event_id for pod in pods}))
         self._adopt_unknown_pods([pod for pod in pods if pod.event_id not in known])
         self._keeper.review([pod for pod in pods if pod.event_id in known and self._stays(pod, known)])
@@ -100,7 +102,7 @@ class Reconciler:
         state, workers = known[pod.event_id]
         worker = workers.get(pod.key.index, StoredWorker(pod.key.index))
         if worker.outcome or pod.key.attempt < worker.attempt or (state == "finished" and not pod.live):
-            if not self._waits_for_log(pod):
+            if not self._waits_for_log(pod, worker.log_progress):
                 outcome = worker.outcome if pod.key.attempt == worker.attempt else ""
                 self._terminator.delete(pod, outcome=outcome)
         elif worker.termination is not None and pod.live and worker.termination.applies_to(pod.key.attempt):
@@ -108,11 +110,20 @@ class Reconciler:
         elif not pod.live:
             self._dispatcher.carry_on_resumed(pod.key.event_hash, pod.key.index)
 
-    def _waits_for_log(self, pod: PodSnapshot) -> bool:
+    def _waits_for_log(self, pod: PodSnapshot, log_progress: str) -> bool:
+        """Once the process that waited for it must have deleted the pod, that is done here: otherwise the lines between
+        its death and the end of the log would be lost, and the handler would never get the end.
+        """
         if self._log_drain is None or not pod.finished:
             return False
         now = self._clock.now()
-        return self._log_drain.is_holding(pod, now - self._finished_since.get(pod.uid, now))
+        if self._log_drain.is_holding(pod, now - self._finished_since.get(pod.uid, now)):
+            return True
+        if pod.uid in self._drained:
+            return False
+        event = self._cluster.annotated_event(pod.name)
+        self._drained.add(pod.uid)  # once: what is not acknowledged by then is given up
+        return event is not None and self._log_drain.take_over(pod, event, log_progress)
 
     def _adopt_unknown_pods(self, unknown: Iterable[PodSnapshot]) -> None:
         """Pods of events that Redis does not know: it was wiped.

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 
 import pytest
 
-from ottoscaler.core.log_progress import LogCursor, LogProgress, encode_progress
-from ottoscaler.errors import ClusterUnavailable
+from ottoscaler.core.log_progress import LogCursor, LogProgress, decode_progress, encode_progress
+from ottoscaler.errors import ClusterUnavailable, Stopping
 from ottoscaler.flow.log_drain import RETRY_S, STORE_EVERY_S
 from tests.core.policies import policy
 from tests.fakes.wait import eventually
 from tests.flow.conftest import Lines
-from tests.flow.simulated_controller import FakeServers, SimulatedController
+from tests.flow.simulated_controller import ALL, FakeServers, SimulatedController
 
 pytestmark = pytest.mark.contract("2.LOG_DRAIN_S")
 contract = pytest.mark.contract
@@ -157,9 +158,147 @@ def test_the_reconciler_leaves_a_pod_that_waits_for_its_log() -> None:
         for each in (controller, other, controller, other):
             each.reconciler.reconcile()
         assert controller.cluster.names() == {pod}
-        servers.clock.advance(10.5)  # type: ignore[attr-defined]
-        other.reconciler.reconcile()
-        assert controller.cluster.names() == set()
+        assert other.forwarder.asked == []
+
+
+@pytest.mark.parametrize("acknowledged", [True, False])
+def test_a_pod_whose_process_died_while_it_waited_has_its_log_sent_by_another(acknowledged: bool) -> None:
+    """From the place that is stored, once the time of the dead one is over. The pod goes when its log is acknowledged,
+    or LOG_DRAIN_S later, and its log is not sent a second time.
+    """
+    servers = FakeServers()
+    with SimulatedController(servers, threads=["watch"], **LOGS) as dead:
+        event_id = dead.accept(task_id="t-1")
+        pod = dead.pod(event_id)
+        uid = started(dead, pod)
+        progress = LogProgress(uid, LogCursor("2026-05-01T12:00:00Z", "ab", 3, "2026-05-01T12:00:00.5Z"), 3, 3)
+        dead.log_drain.progressed(progress)
+        dead.pass_time(STORE_EVERY_S)
+        work(dead)
+        dead.cluster.succeed(pod)
+        dead.results(1)
+        dead.idle()
+        dead.cluster.hold(pod, "example.com/protect")
+        dead.close(release=False)
+    with SimulatedController(servers, incarnation="b2", threads=["watch"], **LOGS) as controller:
+        controller.reconciler.reconcile()
+        assert controller.forwarder.asked == []
+        controller.pass_time(10.5)
+        controller.reconciler.reconcile()
+        controller.reconciler.reconcile()
+        assert controller.forwarder.asked == [f"follow {uid}", f"ended {uid}"]
+        assert controller.forwarder.followed[uid] == progress
+        work(controller)
+        assert controller.cluster.names() == {pod}
+        if acknowledged:
+            controller.log_drain.log_ended(uid, True, 5, 0)
+        else:
+            controller.pass_time(10)
+        controller.servers.kubernetes.refuse_next("delete", ClusterUnavailable("away"))
+        work(controller)
+        controller.reconciler.reconcile()
+        assert controller.cluster.names() == {pod}
+        controller.pass_time(RETRY_S)
+        work(controller)
+        controller.sees(pod, lambda seen: seen.deleting)
+        controller.pass_time(10.5)
+        controller.reconciler.reconcile()
+        assert controller.forwarder.asked[:2] == [f"follow {uid}", f"ended {uid}"]
+        assert len(controller.forwarder.asked) == (2 if acknowledged else 3)
+        assert ends(controller) == {"complete" if acknowledged else "given_up": 1}
+
+
+STEPS = ("store_attempt", "create", "mark_pod_seen", "record_result", "write_status", "drain", "delete")
+
+
+def die_at(step: str, controller: SimulatedController) -> None:
+    """Lead an event to its end until the process makes this step; none of its threads makes it. At `drain` it dies
+    while the pod waits for its log, at `delete` once that has arrived.
+    """
+    servers = controller.servers
+
+    def die(verb: str, _name: str = "") -> None:
+        if verb == step:
+            raise Stopping("the process is gone")
+
+    servers.redis.on_call, servers.kubernetes.on_call = die, die
+    controller.intake.accept_entries(controller.stream.read_now(1))
+    controller.idle()
+    with suppress(Stopping):
+        for uid in list(controller.forwarder.followed):
+            place = LogCursor("2026-05-01T12:00:00Z", "ab", 2, "2026-05-01T12:00:00.5Z")
+            controller.log_drain.progressed(LogProgress(uid, place, 2, 2))
+        controller.pass_time(STORE_EVERY_S)
+        work(controller)
+        if step == "delete":
+            for uid in list(controller.forwarder.followed):
+                controller.log_drain.log_ended(uid, True, 3, 0)
+            work(controller)
+    controller.close(release=False)
+    servers.redis.on_call, servers.kubernetes.on_call = lambda _op: None, lambda _verb, _name: None
+
+
+@contract("5.exactly-once")
+@pytest.mark.parametrize("answers", [True, False])
+@pytest.mark.parametrize("step", STEPS)
+def test_a_death_at_any_step_with_logs_on_loses_no_log(step: str, answers: bool) -> None:
+    """The next process records the result, sends the log from the place that is stored, and deletes the pod: once the
+    handler has acknowledged the end, or LOG_DRAIN_S is over where it does not answer.
+    """
+    servers = FakeServers()
+    with SimulatedController(servers, consumer="dead", threads=["watch"], auto=True, LEASE_S=3, **LOGS) as dead:
+        dead.send(task_id="t-1")
+        die_at(step, dead)
+        stored = {event_id: task.worker(1).log for event_id, task in servers.redis.tasks.items()}
+    with SimulatedController(servers, threads=ALL, LEASE_S=3, **LOGS) as controller:
+        forwarder = controller.forwarder
+
+        def follows() -> bool:
+            controller.wait_and_look(2)
+            controller.reconciler.reconcile()
+            return bool(forwarder.ended)
+
+        eventually(follows, what="the log to be sent")
+        (uid,) = forwarder.followed
+        (pod,) = controller.cluster.names()
+        (progress,) = stored.values()
+        assert forwarder.followed[uid] == (decode_progress(progress) or LogProgress(uid))
+        assert (progress != "") is (step == "record_result")
+        assert controller.result()["outcome"] == "succeeded"
+        controller.idle()
+        controller.wait_and_look(4)
+        work(controller)
+        assert controller.cluster.names() == {pod}
+        if answers:
+            controller.log_drain.log_ended(uid, True, 3, 0)
+        else:
+            controller.wait_and_look(8)
+        work(controller)
+        eventually(lambda: controller.cluster.names() == set(), what="the pod to be deleted")
+        assert ends(controller) == {"complete" if answers else "given_up": 1}
+        assert forwarder.asked[:2] == [f"follow {uid}", f"ended {uid}"]
+        assert [len(controller.redis.results(kind)) for kind in ("worker", "task")] == [1, 1]
+        assert max(times for (verb, _), times in servers.kubernetes.calls.items() if verb == "create") == 1
+
+
+@pytest.mark.parametrize("changed", [{"WORKER_LOGS": "agent"}, {"WORKER_LOGS": "none"}])
+def test_a_log_that_is_not_ours_holds_no_pod_of_a_dead_process(changed: dict[str, object]) -> None:
+    """Its agent sends it, or no one."""
+    servers, settings = FakeServers(), {**LOGS, **changed}
+    with SimulatedController(servers, consumer="dead", threads=["watch"], auto=True, LEASE_S=3, **settings) as dead:
+        dead.send()
+        die_at("delete", dead)
+    # another profile may still ask for logs: they are on
+    on = policy(profiles={"plain": {}}, tenants=None)
+    with SimulatedController(servers, threads=ALL, LEASE_S=3, policy=on, **settings) as controller:
+
+        def is_deleted() -> bool:
+            controller.wait_and_look(2)
+            controller.reconciler.reconcile()
+            return controller.cluster.names() == set()
+
+        eventually(is_deleted, what="the pod to be deleted")
+        assert controller.forwarder.asked == []
 
 
 def test_how_far_a_log_has_come_is_stored_and_taken_over() -> None:
