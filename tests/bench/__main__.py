@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from tests.bench import goals, policies, recovery, scenarios
+from tests.bench import goals, policies, recovery, scenarios, sight
 from tests.bench.lab import Lab
 from tests.bench.runs import FOREIGN, Bench
 from tests.conftest import require
@@ -39,9 +39,10 @@ SCENARIOS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "scaling": scenarios.scaling,
     "sizes": scenarios.sizes,
     "policy": policies.policy,
+    "sight": sight.sight,
 }
 #: Their counts are those of the other scenarios, and their times take time.
-NOT_QUICK = {"stock", "sizes", "scaling", "policy"}
+NOT_QUICK = {"stock", "sizes", "scaling", "policy", "sight"}
 WARM = 3000
 
 

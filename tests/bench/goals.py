@@ -165,6 +165,15 @@ def _policy(report: Report) -> Iterator[Row]:
     yield _row(report, "policy", "one decision of the policy on an event", "< 50 us", decision)
 
 
+def _sight(report: Report) -> Iterator[Row]:
+    def ratios(r: Report) -> tuple[str, bool]:
+        found = [r["sight"][what] for what in ("own_cpu_s", "seconds", "reaction_s")]
+        return ", ".join(map(_ratio, found)), all(each["median"] <= 1.03 for each in found)
+
+    figure = "page, metrics, Events, traces: own CPU, time, reaction of none"
+    yield _row(report, "sight", figure, "<= 1.03, <= 1.03, <= 1.03", ratios)
+
+
 def _faults(report: Report) -> Iterator[Row]:
     def zero(r: Report) -> tuple[str, bool]:
         answer = r["faults"]
@@ -174,7 +183,7 @@ def _faults(report: Report) -> Iterator[Row]:
     yield _row(report, "faults", _FAULTS, "0, 0, 0", zero)
 
 
-_PARTS = (_speed, _delay, _load, _size, _policy, _faults)
+_PARTS = (_speed, _delay, _load, _size, _policy, _sight, _faults)
 
 
 def _median(part: Any, name: str) -> float:

@@ -60,9 +60,10 @@ class Product:
 
     def launch(self) -> Controller:
         """Start it and do not wait."""
+        self.http_port = _free_port()
         environ = {
             "REDIS_HOST": "127.0.0.1", "REDIS_PORT": self.lab.redis.port, "REDIS_CONSUMER": "otto-0",
-            "NAMESPACE": NAMESPACE, "KUBECONFIG": self.lab.kubeconfig, "HTTP_PORT": _free_port(),
+            "NAMESPACE": NAMESPACE, "KUBECONFIG": self.lab.kubeconfig, "HTTP_PORT": self.http_port,
             "MAX_WORKERS": 1000, "MAX_PODS_PER_EVENT": 10000, **self.settings,
         }  # fmt: skip
         answer = _image() | {name: str(value) for name, value in environ.items()}

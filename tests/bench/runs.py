@@ -135,7 +135,7 @@ class Bench:
             with self.measured(run, product.pid):
                 began = min(product.send(pods, fields[number % len(fields)]) for number in range(events))
                 run.complete = product.until_done(BESIDES_S + events * pods * PER_POD_S)
-            self._timed(run, began)
+            self.timed(run, began)
             run.faults = product.faults()
         self.faults.add(run.faults)
         return run
@@ -152,7 +152,7 @@ class Bench:
                 output = peer.run(BESIDES_S + 700)
         run.pods = output["pods"]
         run.complete = not output["failed"]
-        self._timed(run, None)
+        self.timed(run, None)
         run.faults = Faults(leaked=len(self.lab.pods()), refused=self.lab.audit.look().refused)
         self.lab.clear()
         return run
@@ -165,7 +165,8 @@ class Bench:
         self.lab.clear()
         self.say(f"warm: {pods} pods created and deleted in {output['seconds']:.1f} s")
 
-    def _timed(self, run: Run, began: float | None) -> None:
+    def timed(self, run: Run, began: float | None) -> None:
+        """Note how long it took, from `began` (None: the first create request), by the audit log."""
         creates, deletes = self.lab.audit.done("create"), self.lab.audit.done("delete")
         if not creates or not deletes:
             run.complete = False

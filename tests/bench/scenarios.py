@@ -95,22 +95,28 @@ def latency(bench: Bench) -> Report:
 
 def _latency(bench: Bench) -> Report:
     events = bench.pick(300, 20)
-    taken: list[float] = []
     bench.lab.node.run(0.05)
     with Product(bench.lab) as product:
         run = Run(events)
         with bench.measured(run, product.pid):
-            for number in range(events):
-                sent = product.send(1)
-                created = partial(_created, bench, number + 1)
-                taken.append(wait_for(created, "the create request", 20).received - sent)
-                threading.Event().wait(0.12)  # let the pod end, so that the next event finds nothing going on
+            taken = reactions(bench, product, events)
             run.complete = product.until_done(60)
         bench.faults.add(product.faults())
     answer = _spread(taken)
     shown = f"p50 {answer['p50_ms']:.2f} ms, p99 {answer['p99_ms']:.2f} ms"
     bench.say(f"event -> create request: {shown}; others took {run.foreign:.0%}")
     return {**answer, "foreign": run.foreign}
+
+
+def reactions(bench: Bench, product: Product, events: int) -> list[float]:
+    """From XADD's return to the create request, one event at a time, seconds; these are the product's first events."""
+    taken: list[float] = []
+    for number in range(events):
+        sent = product.send(1)
+        created = partial(_created, bench, number + 1)
+        taken.append(wait_for(created, "the create request", 20).received - sent)
+        threading.Event().wait(0.12)  # let the pod end, so that the next event finds nothing going on
+    return taken
 
 
 def _created(bench: Bench, number: int) -> Any:
