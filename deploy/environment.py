@@ -168,7 +168,7 @@ def for_shell(path: str, *, whole: bool = False) -> str:
         faults = {fault.partition("=")[0]: fault for fault in controller_faults(values)} | faults
     if faults:
         raise SystemExit("\n".join(f"{path}: {fault}" for fault in faults.values()))
-    if values.get("REDIS_PASSWORD"):
+    if any(values.get(name) for name in manifests.SECRET_VALUES):
         keep_private(path)
     if whole:
         warn(path, values)
@@ -205,9 +205,9 @@ def keep_private(path: str) -> None:
         mode = stat.S_IMODE(os.stat(path).st_mode)
         if mode & 0o077:
             os.chmod(path, mode & 0o700)
-            print(f"{path} holds a password and others could read it: now only you can", file=sys.stderr)
+            print(f"{path} holds a secret and others could read it: now only you can", file=sys.stderr)
     except OSError as error:
-        raise SystemExit(f"{path} holds a password and others can read it: chmod 600 it ({error})") from None
+        raise SystemExit(f"{path} holds a secret and others can read it: chmod 600 it ({error})") from None
 
 
 def cluster_of(path: str) -> str:
@@ -223,7 +223,7 @@ def cluster_of(path: str) -> str:
             f"{path} names no cluster: set KIND_CLUSTER_NAME or KUBECONFIG in it, or KUBECONFIG in the environment. "
             "kubectl's current context is not used: it may be another developer's."
         )
-    if values.get("REDIS_PASSWORD"):
+    if any(values.get(name) for name in manifests.SECRET_VALUES):
         keep_private(path)
     if not CLUSTER.fits(name):
         raise SystemExit(f"{path}: KIND_CLUSTER_NAME={redact_value(name)}: expected {CLUSTER.expected}")

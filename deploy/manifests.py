@@ -22,11 +22,14 @@ OVERLAY: Final = Path(__file__).resolve().parent / "overlays" / "dev"
 NOT_IN_CLUSTER: Final = frozenset(
     {
         *("ENV_FILE", "KUBECONFIG", "NAMESPACE", "HTTP_PORT", "HTTP_ADDRESS", "HTTP_TOKEN_FILE", "REDIS_CONSUMER"),
+        "OTEL_EXPORTER_OTLP_HEADERS",  # a secret, which belongs into no ConfigMap
         # logs need a right and packages that the overlay for developers leaves out; their files are on this machine
         *("LOG_HANDLER_ADDRESS", "LOG_HANDLER_CA_FILE", "LOG_HANDLER_CERT_FILE", "LOG_HANDLER_KEY_FILE"),
         *("LOG_HANDLER_TOKEN_FILE", "LOG_HANDLER_PLAINTEXT", "WORKER_LOGS", "LOG_DRAIN_S"),
     }
 )
+#: Variables whose value is itself a secret.
+SECRET_VALUES: Final = ("REDIS_PASSWORD", "OTEL_EXPORTER_OTLP_HEADERS")
 #: What goes into the Secret and not into the ConfigMap: variable -> key.
 IN_SECRET: Final[Mapping[str, str]] = {
     "REDIS_PASSWORD": "password",

@@ -92,6 +92,10 @@ class EnvironmentReader:
         """Note that the value of a variable, which is shown, is not what is expected."""
         self.faults.append(f"{name}={redact_value(self.raw(name))}: expected {expected}")
 
+    def secret_fault(self, name: str, expected: str) -> None:
+        """The same for a value that is never shown."""
+        self.faults.append(f"{name}=***: expected {expected}")
+
     def raw(self, name: str) -> str:
         """The value without the space around it; empty if it is not set, or not UTF-8, which is a fault."""
         return self._given(name, secret=False).strip()

@@ -61,7 +61,7 @@ _STARTING: Final = {
     "send": "XADD one event, print its id; --wait follows it to the end",
     "status": "tasks, workers by state, backlog, dead letters; reads Redis only",
     "explain": "why an event is where it is, by a code of a fixed list, what happens next and when; reads Redis only",
-    "doctor": "checks Redis, Kubernetes, the log handler, the policy and the clocks; 1 only if something is broken",
+    "doctor": "checks Redis, Kubernetes, log handler, trace collector, policy and clocks; 1 if something is broken",
     "logs": "the workers' output, from the cluster",
     "dead": "list, show, redrive and purge dead letters",
     "agent": "worker side: runs a command, streams its output",
@@ -82,6 +82,7 @@ _VARIABLES: Final = _words(
     LEASE_S SHUTDOWN_GRACE_S KUBE_INFLIGHT KUBE_QPS KUBE_BURST KUBERNETES_EVENTS
     LOG_HANDLER_ADDRESS LOG_HANDLER_CA_FILE LOG_HANDLER_CERT_FILE LOG_HANDLER_KEY_FILE LOG_HANDLER_TOKEN_FILE
     LOG_HANDLER_PLAINTEXT WORKER_LOGS LOG_DRAIN_S OTEL_EXPORTER_OTLP_ENDPOINT
+    OTEL_EXPORTER_OTLP_HEADERS
     HTTP_PORT HTTP_ADDRESS HTTP_TOKEN_FILE LOG_LEVEL LOG_FORMAT
 """
 )

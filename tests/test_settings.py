@@ -91,9 +91,18 @@ VARIABLES: list[tuple[str, str, Any, str, Any]] = [
     ("WORKER_LOGS", "worker_logs", "controller", "None", "none"),
     ("LOG_DRAIN_S", "log_handler.drain_s", 10, "0", 0),
     ("OTEL_EXPORTER_OTLP_ENDPOINT", "traces.endpoint", None, "http://[::1]:4318/a/", "http://[::1]:4318/a"),
+    (
+        "OTEL_EXPORTER_OTLP_HEADERS",
+        "traces.headers",
+        (),
+        " Authorization = Bearer%20a%3D== ,x-team=a b",
+        (("authorization", "Bearer a==="), ("x-team", "a b")),
+    ),
     ("LOG_LEVEL", "log.level", "INFO", "debug", "DEBUG"),
     ("LOG_FORMAT", "log.format", None, "TEXT", "text"),
 ]
+#: Variables whose value is never shown.
+SECRETS = {"REDIS_PASSWORD", "OTEL_EXPORTER_OTLP_HEADERS"}
 #: What must be set beside a variable, for it to make sense.
 BESIDE = {
     "REDIS_SENTINELS": {"REDIS_SENTINEL_MASTER": "main"},
@@ -128,6 +137,30 @@ WRONG: list[tuple[str, str]] = [
             "http://[::1",
             "http://c/<",
             "http://c/\u202e",
+        )
+    ],
+    *[
+        ("OTEL_EXPORTER_OTLP_HEADERS", value)
+        for value in (
+            "token",
+            "=x",
+            "a b=x",
+            "a=",
+            "a=%20",
+            "a=x,",
+            "a=x,,b=y",
+            "a=x,A=y",
+            "a=x;y",
+            'a="x"',
+            "a=%zz",
+            "a=100%",
+            "a=x%0d%0ab: y",
+            "a=x%00",
+            "a=%c3%a9",
+            "a=é",
+            "a=x\ny",
+            "Content-Length=5",
+            "host=x",
         )
     ],
     ("LOG_HANDLER_ADDRESS", "otto-handler"),
@@ -221,7 +254,7 @@ def test_no_variable_is_read_that_is_not_promised() -> None:
 def test_a_wrong_value_is_a_fault(name: str, value: str) -> None:
     """One line that begins with the variable and its value, and says what is expected."""
     (line,) = (line for line in faults(**BESIDE.get(name, {}), **{name: value}) if line.startswith(f"{name}="))
-    assert repr(value)[1:20].rstrip("'") in line
+    assert ("***" if name in SECRETS else repr(value)[1:20].rstrip("'")) in line
     assert ": expected " in line
     assert "\n" not in line
     assert len(line) < 300
@@ -275,6 +308,9 @@ def test_no_secret_is_shown() -> None:
         faults(REDIS_PASSWORD="hunter22", REDIS_PASSWORD_FILE="/nowhere", REDIS_HOST="redis://:hunter22@h")
     )
     assert "hunter22" not in shown + repr(load(REDIS_PASSWORD="hunter22"))
+    (line,) = faults(OTEL_EXPORTER_OTLP_HEADERS="authorization=hunter22;x")
+    assert line.startswith("OTEL_EXPORTER_OTLP_HEADERS=***: expected name=value,")
+    assert "hunter22" not in line + repr(load(OTEL_EXPORTER_OTLP_HEADERS="authorization=hunter22"))
 
 
 @pytest.mark.parametrize(
@@ -303,13 +339,13 @@ def test_the_secret_of_an_address_is_not_shown(name: str, value: str) -> None:
     assert "***" in shown
 
 
-@pytest.mark.parametrize("name", sorted({row[0] for row in VARIABLES} | {"REDIS_PASSWORD"}))
+@pytest.mark.parametrize("name", sorted({row[0] for row in VARIABLES} | SECRETS))
 def test_a_value_that_is_not_utf_8_is_a_fault(name: str) -> None:
     """Neither Redis nor Kubernetes could take it later. One line names it, and never shows a secret."""
     lines = faults(**BESIDE.get(name, {}), **{name: "hunter22\udcff"})
     (line,) = (line for line in lines if line.endswith(": expected UTF-8"))
     assert line.startswith(f"{name}=")
-    assert ("hunter22" in line) == (name != "REDIS_PASSWORD")
+    assert ("hunter22" in line) == (name not in SECRETS)
     assert line.isascii()
 
 

@@ -6,7 +6,7 @@ Only a process that sends traces imports this module: the packages that it needs
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import urllib3
@@ -16,14 +16,12 @@ from opentelemetry.proto.trace.v1 import trace_pb2 as trace
 
 from ottoscaler import __version__
 from ottoscaler.core.spans import Span
+from ottoscaler.core.trace_findings import RETRYABLE, TRACES_PATH
 from ottoscaler.core.wording import one_line
 from ottoscaler.errors import CollectorRejected, CollectorUnavailable
 
 #: How long one request waits for the collector at most, each time that nothing comes from it, seconds.
 TIMEOUT_S: Final = 10.0
-#: The answers after which OTLP says to try again: https://opentelemetry.io/docs/specs/otlp/#retryable-response-codes
-RETRYABLE: Final = frozenset({429, 502, 503, 504})
-_PATH: Final = "/v1/traces"
 _HEADERS: Final = {"Content-Type": "application/x-protobuf", "User-Agent": f"ottoscaler/{__version__}"}
 _MAX_ANSWER: Final = 64 * 1024
 _MAX_SHOWN: Final = 200
@@ -32,9 +30,10 @@ _MAX_SHOWN: Final = 200
 class TraceCollector:
     """`trace_ports.SpanSink` over OTLP. One thread."""
 
-    def __init__(self, endpoint: str) -> None:
-        """`endpoint`: the URL in front of `/v1/traces`."""
-        self._url = endpoint.rstrip("/") + _PATH
+    def __init__(self, endpoint: str, headers: Iterable[tuple[str, str]] = ()) -> None:
+        """`endpoint`: the URL in front of `/v1/traces`. `headers`: what each request has besides, in no error."""
+        self._headers = {**_HEADERS, **dict(headers)}
+        self._url = endpoint.rstrip("/") + TRACES_PATH
         self._pool = urllib3.PoolManager(
             maxsize=1, retries=False, timeout=urllib3.Timeout(connect=TIMEOUT_S / 2, read=TIMEOUT_S)
         )
@@ -46,7 +45,7 @@ class TraceCollector:
         except (ValueError, TypeError) as error:  # such as a text that is not UTF-8: it would be the same each time
             raise CollectorRejected(f"the spans cannot be written as OTLP: {error}") from error
         try:
-            answer = self._pool.request("POST", self._url, body=body, headers=_HEADERS, preload_content=False)
+            answer = self._pool.request("POST", self._url, body=body, headers=self._headers, preload_content=False)
             with answer:
                 status, content = answer.status, answer.read(_MAX_ANSWER)
         except (urllib3.exceptions.HTTPError, OSError) as error:

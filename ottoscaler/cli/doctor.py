@@ -1,4 +1,4 @@
-"""`doctor`: checks Redis, Kubernetes, the log handler, the policy and the clocks, and changes nothing.
+"""`doctor`: checks Redis, Kubernetes, log handler, trace collector, policy and clocks, and changes nothing.
 
 `--json` prints one object; these keys are stable, new ones may be added:
 
@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from ottoscaler.cli.doctor_checks import KubeCheck, RedisCheck, handler_findings, owner_findings
+from ottoscaler.cli.doctor_traces import trace_findings
 from ottoscaler.cli.namespace import own_namespace
 from ottoscaler.cli.rules import rules_of
 from ottoscaler.cli.table import printable
@@ -29,8 +30,8 @@ def main(arguments: Sequence[str]) -> int:
     """Print the findings. Returns 1 if something is broken, otherwise 0."""
     parser = argparse.ArgumentParser(
         prog="ottoscaler.py doctor",
-        description="Check Redis, Kubernetes, the log handler, the policy and the clocks: one line for each finding,"
-        " the worst first. Nothing is changed. Exit code 1 if something is broken.",
+        description="Check Redis, Kubernetes, log handler, trace collector, policy and clocks: one line for each"
+        " finding, the worst first. Nothing is changed. Exit code 1 if something is broken.",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument(
@@ -67,8 +68,13 @@ def findings(environ: Mapping[str, str], account: str = "") -> Sequence[Finding]
     except ConfigError as error:
         found += [broken("policy.file", fault) for fault in error.faults]
     redis, kube = RedisCheck(settings), KubeCheck(settings, rules, account)
-    with ThreadPoolExecutor(3, "check") as pool:
-        running = [pool.submit(redis.run), pool.submit(kube.run), pool.submit(handler_findings, settings.log_handler)]
+    with ThreadPoolExecutor(4, "check") as pool:
+        running = [
+            pool.submit(redis.run),
+            pool.submit(kube.run),
+            pool.submit(handler_findings, settings.log_handler),
+            pool.submit(trace_findings, settings.traces),
+        ]
         for each in running:
             found += each.result()
     ahead = {"Redis": redis.ahead_s, "the API server": kube.ahead_s}

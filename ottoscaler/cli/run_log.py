@@ -23,6 +23,9 @@ def set_up_log(settings: Settings) -> None:
     logs.register_secret(settings.redis.password)
     if settings.redis.password_file:
         logs.register_secret(Path(settings.redis.password_file).read_text(encoding="utf-8").strip())
+    for _, value in settings.traces.headers:
+        logs.register_secret(value)
+        logs.register_secret(value.rpartition(" ")[2])  # of "Bearer TOKEN" the token
 
 
 def with_faults_logged(environ: Mapping[str, str], run: Callable[[], int]) -> int:

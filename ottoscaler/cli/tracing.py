@@ -53,7 +53,7 @@ class Tracing:
         keys = settings.keys
         self.spans = SpanBuilder(settings.instance, settings.kube.namespace, keys.stream, keys.group)
         self._run = flow.TraceExporter(
-            results=results, sink=adapter.TraceCollector(endpoint), registry=registry,
+            results=results, sink=adapter.TraceCollector(endpoint, settings.traces.headers), registry=registry,
             builder=self.spans, stop=stop, metrics=metrics, clock=clock,
             claim_after_s=float(_CLAIM_AFTER_LEASES * settings.flow.lease_s),
         ).run  # fmt: skip

@@ -25,6 +25,8 @@ class Receiver:
     server: ThreadingHTTPServer
     requests: list[Any] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
+    token: str = ""
+    """The `authorization` without which a request is answered 401; empty: none is needed."""
     answers: list[tuple[int, dict[str, str], bytes]] = field(default_factory=list)
     """Status, headers and body of the next answers; afterwards each request is taken."""
 
@@ -87,6 +89,8 @@ def receiver(port: int = 0) -> Iterator[Receiver]:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             opened.paths.append(self.path)
             status, headers, answer = opened.answers.pop(0) if opened.answers else (200, {}, b"")
+            if opened.token and self.headers["authorization"] != opened.token:
+                status, headers, answer = 401, {}, f"not {self.headers['authorization']}".encode()
             if status == 200:
                 assert self.headers["Content-Type"] == "application/x-protobuf"
                 opened.requests.append(service.ExportTraceServiceRequest.FromString(body))

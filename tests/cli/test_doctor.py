@@ -407,6 +407,12 @@ def test_a_log_handler_that_is_not_there_is_named(doctor: Doctor, monkeypatch: p
     assert [(code, severity) for code, severity, _ in found] == [("handler.reach", "broken")]
 
 
+def test_the_trace_collector_is_looked_at(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each way in which it does not take traces is in test_doctor_traces.py."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    assert [(code, severity) for code, severity, _ in doctor.troubles()] == [("traces.reach", "broken")]
+
+
 def test_a_log_handler_registers_workers(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reference handler; without grpcio that is not checked."""
     with child("handler", "--address", "127.0.0.1:0") as process:

@@ -124,6 +124,26 @@ def test_an_event_is_one_trace(start: Start, client: Any) -> None:
     assert attributes(queue)["messaging.message.id"] == event_id
 
 
+@pytest.mark.contract("2.OTEL_EXPORTER_OTLP_HEADERS")
+def test_a_collector_that_asks_for_a_token(start: Start, client: Any) -> None:
+    """It gets it; a wrong one is refused, and in no line of the log, although the collector repeats it."""
+    right, wrong = "r1ght-token", "wr0ng-token"
+    with receiver() as opened:
+        opened.token = f"Bearer {right}"
+        traced = {"OTEL_EXPORTER_OTLP_ENDPOINT": opened.endpoint, "LOG_LEVEL": "DEBUG"}
+        for name, token in (("c1", wrong), ("c2", right)):
+            headers = f"authorization=Bearer%20{token}"
+            process = start(name, OTEL_EXPORTER_OTLP_HEADERS=headers, OTTO_AGENT_COMMAND=command("true"), **traced)
+            client.xadd("otto:scale:events", {"type": "scale_up"})
+            if token == right:
+                trace_of(opened, ["scale_up", "worker", *PHASES])
+            else:
+                eventually(lambda one=process: one.lines("traces.dropped"), LONG_S, "the refusal")
+                assert "answers 401 not " in process.lines("traces.dropped")[0]["error"]
+            process.stop()
+            assert token not in process.log.read_text(encoding="utf-8")
+
+
 def test_a_retry_is_part_of_the_trace(start: Start, client: Any) -> None:
     """With how the first attempt ended."""
     line = '[ "$OTTO_ATTEMPT" = 2 ]'

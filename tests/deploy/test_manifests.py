@@ -191,10 +191,13 @@ def test_the_component_for_a_disruption_budget_adds_that_alone(tmp_path: Path) -
 
 
 def test_the_component_for_traces_adds_a_way(tmp_path: Path) -> None:
-    """To the port of OTLP over HTTP, and nothing else."""
+    """To the port of OTLP over HTTP; the headers come from a Secret, where there is one. Nothing else."""
     with_traces, without = with_component(tmp_path, "traces"), overlay("production")
     policy = only(without, "NetworkPolicy", "ottoscaler")
     policy["spec"]["egress"].append({"ports": [{"protocol": "TCP", "port": 4318}]})
+    container = only(without, "Deployment")["spec"]["template"]["spec"]["containers"][0]
+    source = {"name": "ottoscaler-traces", "key": "headers", "optional": True}
+    container["env"].append({"name": "OTEL_EXPORTER_OTLP_HEADERS", "valueFrom": {"secretKeyRef": source}})
     assert with_traces == without
 
 
