@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -134,6 +135,28 @@ def test_a_viewer_has_left_when_its_end_is_closed(sent: bytes, end: str, left: b
         if end:
             its.close()
         assert _Viewer(ours).has_left() is left
+
+
+@pytest.mark.parametrize(
+    ("full_buffer", "without_progress_s", "kept"),
+    [(False, 0, True), (False, 100, True), (True, 0, True), (True, 9, True), (True, 11, False)],
+)
+def test_a_viewer_is_kept_while_it_takes_something(
+    monkeypatch: pytest.MonkeyPatch, full_buffer: bool, without_progress_s: float, kept: bool
+) -> None:
+    """Given up only if something waits for it and nothing went out for STALLED_S."""
+    assert viewers_module.STALLED_S == 10
+    now = [1000.0]
+    monkeypatch.setattr(viewers_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    ours, its = socket.socketpair()
+    ours.setblocking(False)
+    with ours, its:
+        viewer = _Viewer(ours)
+        viewer.add(bytes(viewers_module.MOST_BYTES) if full_buffer else b"x")
+        assert viewer.send()
+        assert viewer.waits is full_buffer
+        now[0] += without_progress_s
+        assert viewer.send() is kept
 
 
 def test_while_nothing_is_known_no_row_is_shown(port: int, world: World, viewers: Viewers) -> None:

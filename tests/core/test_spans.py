@@ -239,6 +239,61 @@ def test_the_names_are_in_one_table() -> None:
     }  # fmt: skip
 
 
+_COMMON = {"ottoscaler.task.id": "t-1", "ottoscaler.instance": "inst"}
+_ENDING = {"ottoscaler.reason": "Error", "ottoscaler.fault": "user", "process.exit.code": 3, "error.type": "Error"}
+_MESSAGE = {
+    "messaging.system": "redis", "messaging.destination.name": "otto:scale:events",
+    "messaging.consumer.group.name": "group", "messaging.message.id": f"{SENT}-0",
+}  # fmt: skip
+_OF_POD = {
+    "k8s.namespace.name": "jobs", "k8s.pod.name": "otto-agent-x-1", "k8s.pod.uid": "u-1", "k8s.node.name": "n-1",
+}  # fmt: skip
+_OF_ATTEMPT = {"ottoscaler.worker.index": 1, "ottoscaler.attempt": 1}
+_ATTRIBUTES = {
+    "scale_up": {
+        "cicd.pipeline.name": "scale_up", "cicd.pipeline.action.name": "RUN", "cicd.pipeline.run.id": "e-1",
+        "cicd.pipeline.result": "failure", "messaging.operation.type": "process", "k8s.namespace.name": "jobs",
+        "vcs.repository.name": "a/b", "vcs.ref.head.revision": "c", **_MESSAGE, **_ENDING,
+    },
+    "worker": {
+        "cicd.pipeline.task.name": "worker", "cicd.pipeline.task.run.id": "e-1/1",
+        "cicd.pipeline.task.run.result": "failure", **_OF_POD, **_OF_ATTEMPT, **_ENDING,
+    },
+    "queue": {"messaging.operation.type": "receive", **_MESSAGE, **_OF_ATTEMPT},
+    "create": {**_OF_POD, **_OF_ATTEMPT},
+    "schedule": {**_OF_POD, **_OF_ATTEMPT},
+    "pull": {**_OF_POD, **_OF_ATTEMPT},
+    "run": {"k8s.container.name": "agent", **_OF_POD, **_OF_ATTEMPT, **_ENDING},
+    "record": {**_OF_POD, **_OF_ATTEMPT},
+    "delete": {**_OF_POD, **_OF_ATTEMPT},
+}  # fmt: skip
+
+
+def test_each_span_has_the_attributes_of_what_it_is_about() -> None:
+    """Each value under its name."""
+    fields = result(
+        2, 3, 5, 9, outcome="failed", reason="Error", fault="user", exit_code="3", repository="a/b", commit_sha="c"
+    )
+    spans = [
+        *BUILDER.event_spans(fields, ms(10), stored(1)),
+        *BUILDER.worker_spans(fields, ms(10), stored(1)),
+        *BUILDER.delete_spans(fields, ms(10), ms(11)),
+    ]
+    assert {span.name: dict(span.attributes) for span in spans} == {
+        name: {**own, **_COMMON} for name, own in _ATTRIBUTES.items()
+    }
+
+
+def test_an_attribute_that_is_not_known_is_left_out() -> None:
+    """A worker that never had a pod names none."""
+    fields = result(
+        None, None, None, 4, outcome="cancelled", reason="ScaledDown", pod="", pod_uid="", node="", exit_code=""
+    )
+    spans = [*BUILDER.worker_spans(fields, ms(5), stored()), *BUILDER.delete_spans(fields, ms(5), ms(6))]
+    of_pod = {names.POD, names.POD_UID, names.NODE, names.EXIT_CODE}
+    assert [(span.name, sorted(of_pod & set(span.attributes))) for span in spans] == [(span.name, []) for span in spans]
+
+
 def test_what_an_attempt_leaves_is_read_again() -> None:
     """The task hash keeps it as JSON."""
     fields = worker_result(event(), 1, 1, Verdict(EndReason.ERROR, "why"), failed(), NOW)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
@@ -440,6 +440,33 @@ def test_notifying_one_worker_costs_the_same_however_many_wait() -> None:
         return sorted(laps)[len(laps) // 2]
 
     assert cost(5000) < 8 * min(cost(10) for _ in range(3)) + 20e-6
+
+
+@pytest.mark.parametrize(
+    ("change", "announced"),
+    [
+        (lambda registry: registry.publish(pod(3, Phase.RUNNING)), 0),
+        (lambda registry: registry.publish(pod(3, Phase.SUCCEEDED)), 1),
+        (lambda registry: registry.publish(pod(3, gone=True)), 1),
+        (lambda registry: registry.delete(pod(2).key), 1),
+        (lambda registry: registry.delete(pod(2, index=9).key), 0),
+        (lambda registry: registry.replace(PodList([pod(2)], "5")), 1),
+        (lambda registry: registry.upsert(pod(3, Phase.RUNNING)), 0),
+    ],
+    ids=["running", "ended", "gone", "not found", "not found, not known", "a list", "upserted"],
+)
+def test_what_may_make_room_is_announced(
+    registry: PodRegistry, change: Callable[[PodRegistry], None], announced: int
+) -> None:
+    """To each listener, after it can be seen, and outside the lock: listeners ask the registry."""
+    registry.begin_list()
+    registry.publish(pod(2))
+    found: list[int] = []
+    for _ in range(2):
+        registry.on_change(lambda: found.append(len(registry.snapshots())))
+    change(registry)
+    assert len(found) == 2 * announced
+    assert set(found) <= {len(registry.snapshots())}
 
 
 def test_a_node_makes_room_for_the_next_pod(registry: PodRegistry) -> None:
