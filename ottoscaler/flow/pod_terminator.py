@@ -111,10 +111,18 @@ class PodTerminator:
         if not self._stop.is_set():
             self._keeper.step()
 
-    def delete(self, pod: PodSnapshot, termination: Termination | None = None, outcome: str = "") -> None:
+    def delete(
+        self,
+        pod: PodSnapshot,
+        termination: Termination | None = None,
+        outcome: str = "",
+        *,
+        spares_finished: bool = False,
+    ) -> None:
         """Delete a pod after a live look; with a termination only one that has not finished, and that the termination
         does not spare. `outcome`: what is recorded of its attempt; a pod that stays for inspection by it is spared,
-        since the caller may have seen it last when it was still running. Raises Unavailable and ClusterRejected.
+        since the caller may have seen it last when it was still running. `spares_finished`: one that has finished, too.
+        Raises Unavailable and ClusterRejected.
         """
         live = self._cluster.get(pod.name)
         if live is None or live.uid != pod.uid:
@@ -123,7 +131,7 @@ class PodTerminator:
         spared = termination is not None and (
             live.finished or (termination.only_before_start and live.started_at is not None)
         )
-        if live.deleting or spared or stays(live, outcome):
+        if live.deleting or spared or (spares_finished and live.finished) or stays(live, outcome):
             return
         _log.info(
             "pod.deleted", "Cleaning up pod: %s", pod.name, pod=pod.name, event_id=pod.event_id, worker=pod.key.index

@@ -104,7 +104,9 @@ class Reconciler:
         if worker.outcome or pod.key.attempt < worker.attempt or (state == "finished" and not pod.live):
             if not self._waits_for_log(pod, worker.log_progress):
                 outcome = worker.outcome if pod.key.attempt == worker.attempt else ""
-                self._terminator.delete(pod, outcome=outcome)
+                # One that has finished since we saw it waits for its log; the next pass sees it so.
+                spares_finished = self._log_drain is not None and not pod.finished
+                self._terminator.delete(pod, outcome=outcome, spares_finished=spares_finished)
         elif worker.termination is not None and pod.live and worker.termination.applies_to(pod.key.attempt):
             self._terminator.delete(pod, worker.termination)
         elif not pod.live:

@@ -153,7 +153,7 @@ class Audit:
         """A worker is about to create a pod, on top of those that are there or about to be."""
         if not actor.registry.is_known:
             self.complain(f"{actor.name} makes {pod_name(run.key)}, and does not know what there is")
-        live = self._live(actor)
+        live = self.live_pods(actor)
         coming = [
             pod_name(worker.run.key)
             for worker in actor.workers
@@ -174,7 +174,7 @@ class Audit:
         owner = actor.ledger.tasks.owners().get(event_id)
         return task.owner == owner and not state.outcome and state.attempt == _attempt(pod)
 
-    def _live(self, actor: Replica) -> list[str]:
+    def live_pods(self, actor: Replica) -> list[str]:
         """The live pods of tasks that are this process's, as Redis and it itself believe; zombies do not count."""
         owners = actor.ledger.tasks.owners()
         return [

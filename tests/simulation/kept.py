@@ -19,7 +19,7 @@ def check_deletion(audit: Audit, pod: Pod) -> None:
     By what the replica sees: it may not have seen yet that others are gone. Of a late request nothing is said.
     """
     snapshot, actor = seen(pod, INSTANCE), audit.actor
-    if actor is None or not _is_kept(audit, snapshot) or snapshot.finished_at is None:
+    if actor is None or not is_kept(audit, snapshot) or snapshot.finished_at is None:
         return
     stayed_s = audit.now() - snapshot.finished_at
     there = [one.name for one in actor.registry.snapshots() if may_stay(one)]
@@ -30,12 +30,13 @@ def check_deletion(audit: Audit, pod: Pod) -> None:
 
 def check_number(audit: Audit) -> None:
     """Every replica has had time to look round: there are not more than may stay."""
-    kept = [one.name for pod in audit.kubernetes.pods.values() if _is_kept(audit, one := seen(pod, INSTANCE))]
+    kept = [one.name for pod in audit.kubernetes.pods.values() if is_kept(audit, one := seen(pod, INSTANCE))]
     if len(kept) > MOST:
         audit.complain(f"{kept} stay, and at most {MOST} may")
 
 
-def _is_kept(audit: Audit, pod: PodSnapshot) -> bool:
+def is_kept(audit: Audit, pod: PodSnapshot) -> bool:
+    """Does it stay for inspection?"""
     task = audit.redis.find(pod.event_id)
     if task is None or not may_stay(pod):
         return False

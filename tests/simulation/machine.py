@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -11,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.simulation.audit import SHOWN
 from tests.simulation.keys import check_limits
 from tests.simulation.links import KINDS, MISHAPS, Mishap, Move
+from tests.simulation.log_drains import HANDLERS
 from tests.simulation.replica import ROLES
 from tests.simulation.world import HAPPENINGS, STEPS_S, World
 
@@ -44,13 +46,17 @@ class Simulation(RuleBasedStateMachine):
         max_pending: int, keep: bool,
     ) -> None:  # fmt: skip
         """A world with controllers and work. In few of them Redis may be wiped: less is promised then."""
-        self.world = World(max_workers=max_workers, patient=patient, max_pending=max_pending, keep=keep)
+        self.world = self.new_world(max_workers=max_workers, patient=patient, max_pending=max_pending, keep=keep)
         self.audit = self.world.audit
         self.may_wipe = wipes == 5
         for who in range(replicas):
             self.world.start(who)
         for count, limit in events:
             self.scale_up(count, "", True, limit)
+
+    def new_world(self, **chosen: Any) -> World:
+        """The world that is played in."""
+        return World(**chosen)
 
     # -- events
 
@@ -213,4 +219,39 @@ class Simulation(RuleBasedStateMachine):
             raise AssertionError(f"{story}\n\n{self.audit.faults[0]}")
 
 
-__all__ = ["Move", "Simulation"]
+class SimulationWithLogs(Simulation):
+    """The same with logs on, and a handler that answers at once, late or never."""
+
+    def new_world(self, **chosen: Any) -> World:
+        return World(**chosen, handler=HANDLERS[0])
+
+    @rule(handler=st.sampled_from(HANDLERS))
+    def change_handler(self, handler: str) -> None:
+        """It answers in this way from here on."""
+        self.world.note(f"the log handler is {handler}")
+        self.world.handler = handler
+
+    @rule(who=SMALL, which=SMALL)
+    def deliver_log(self, who: int, which: int) -> None:
+        """The handler acknowledges a log, so far or to its end."""
+        self.world.deliver_log(who, which)
+
+    @precondition(lambda self: any(replica.waits_for_log for replica in self.world.replicas))
+    @rule(away=st.booleans())
+    def die_while_a_pod_waits(self, away: bool) -> None:
+        """A controller is killed before a log has arrived, perhaps with the handler away, and comes back."""
+        if away:
+            self.change_handler("away")
+        for who, replica in enumerate(list(self.world.replicas)):
+            if replica.waits_for_log:
+                replica.kill()
+                self.world.start(who)
+
+    @rule(who=SMALL, mishaps=_MISHAPS)
+    def drain_logs(self, who: int, mishaps: Sequence[Mishap]) -> None:
+        """The threads that wait for logs do what is due."""
+        with self.world.mishaps(mishaps):
+            self.world.act(("log_drain", who, 0))
+
+
+__all__ = ["Move", "Simulation", "SimulationWithLogs"]

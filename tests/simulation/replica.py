@@ -26,6 +26,7 @@ from ottoscaler.flow.inbox import ScaleDownInbox
 from ottoscaler.flow.intake import Intake, StreamReader
 from ottoscaler.flow.lease import LeaseKeeper
 from ottoscaler.flow.ledger import Ledger
+from ottoscaler.flow.log_drain import LogDrain
 from ottoscaler.flow.owned_tasks import OwnedTask, WorkerRun
 from ottoscaler.flow.pod_keeper import PodKeeper
 from ottoscaler.flow.pod_terminator import PodTerminator
@@ -42,6 +43,7 @@ from ottoscaler.retries import Retries
 from ottoscaler.settings import Settings
 from tests.fakes.cluster import FakeCluster
 from tests.simulation.links import Crash, Defect, Link
+from tests.simulation.log_drains import SimulatedForwarder
 from tests.simulation.servers import AuditedStream
 from tests.simulation.turns import WaitingTasks
 
@@ -233,9 +235,16 @@ class Replica:
             cluster=cluster, registry=registry, metrics=metrics, clock=self.clock,
             most=settings.flow.keep_failed_max, ttl_s=ttl_s,
         )  # fmt: skip
+        self.forwarder = SimulatedForwarder(self)
+        self.log_drain = LogDrain(
+            forwarder=self.forwarder, cluster=cluster, attempts=stream, metrics=metrics,
+            drain_s=float(settings.log_handler.drain_s), **loop,
+        )  # fmt: skip
+        log_drain = self.log_drain if settings.forwards_logs else None
+        self.roles = ROLES if log_drain is None else (*ROLES, "log_drain")
         self.runner = WorkerRunner(
             attempts=stream, cluster=cluster, registry=registry, ledger=ledger, keeper=keeper, retries=retries,
-            metrics=metrics,
+            metrics=metrics, log_drain=log_drain,
             heartbeat=heartbeat, clock=self.clock, settings=settings,
         )  # fmt: skip
         self.terminator = PodTerminator(
@@ -273,7 +282,7 @@ class Replica:
         )  # fmt: skip
         self.reconciler = Reconciler(
             leases=stream, cluster=cluster, registry=registry, dispatcher=self.dispatcher, terminator=self.terminator,
-            keeper=keeper,
+            keeper=keeper, log_drain=log_drain,
             lease_s=lease_s, ttl_s=ttl_s, **loop,
         )  # fmt: skip
         self.watch = PodWatcher(cluster=cluster, registry=registry, retries=retries, metrics=metrics, **loop)
@@ -282,6 +291,11 @@ class Replica:
     def runs(self) -> bool:
         """Is it there, and not about to end?"""
         return self.alive and not self.asleep and not self.stop.is_set()
+
+    @property
+    def waits_for_log(self) -> bool:
+        """Does it run, and a pod of a recorded worker waits for its log here?"""
+        return self.runs and any(one.delete and not one.over for one in self.log_drain._followed.values())
 
     def check_alive(self) -> None:
         """A thread of a process that is gone is gone with it."""
@@ -315,6 +329,7 @@ class Replica:
                 "takeover": self.takeover.step,
                 "reconciler": self.reconciler.reconcile,
                 "watch": self.watch.step,
+                "log_drain": self._drain_logs,
             }[role]()
         except (Unavailable, ClusterRejected, Stopping, Crash):
             pass  # its thread tries again, or there is none any more
@@ -324,6 +339,10 @@ class Replica:
         finally:
             self._busy.discard(role)
             self._end()
+
+    def _drain_logs(self) -> None:
+        while self.log_drain.step():
+            pass
 
     def work(self, which: int) -> bool:
         """Carry one of its workers on by one effect; False if none can go on."""

@@ -17,6 +17,7 @@ from tests.fakes.stream import FakeStream
 from tests.simulation.audit import Audit
 from tests.simulation.kept import check_deletion
 from tests.simulation.keys import check_turn
+from tests.simulation.log_drains import LogAudit
 
 
 class AuditedKubernetes(FakeKubernetes):
@@ -25,6 +26,7 @@ class AuditedKubernetes(FakeKubernetes):
     def __init__(self, clock: Clock, audit: Audit) -> None:
         super().__init__(clock)
         self._audit = audit
+        self.log_audit: LogAudit | None = None  # None where logs are off
 
     def create(self, body: bytes) -> PodSnapshot | CreateOutcome:
         self._audit.creating(msgspec.json.decode(body))
@@ -37,6 +39,8 @@ class AuditedKubernetes(FakeKubernetes):
             if uid == metadata["uid"] and version in (None, metadata["resourceVersion"]):
                 self._audit.deleting(pod)
                 check_deletion(self._audit, pod)
+                if self.log_audit is not None:
+                    self.log_audit.check_deletion(pod)
         return super().delete(name, uid, version, grace_s)
 
     def written(self, pod: Pod) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from tests.simulation.machine import Simulation
+from tests.simulation.machine import Simulation, SimulationWithLogs
 
 #: With a seed of its own it is `make simulate`: it takes its time, and shows the shortest failure that it finds.
 AT_LENGTH = "SIMULATE_SEED" in os.environ
@@ -32,8 +32,19 @@ def _quiet() -> Iterator[None]:
 @pytest.mark.timeout(0 if AT_LENGTH else 300)
 def test_nothing_is_lost_and_nothing_done_twice() -> None:
     """Whatever dies when, and whatever the network does."""
+    _play(Simulation, EXAMPLES)
+
+
+@pytest.mark.contract("2.LOG_DRAIN_S")
+@pytest.mark.timeout(0 if AT_LENGTH else 300)
+def test_logs_hold_up_no_result_and_no_pod() -> None:
+    """A pod waits for its log, its result does not; and neither does another worker."""
+    _play(SimulationWithLogs, EXAMPLES // 2)
+
+
+def _play(machine: type[Simulation], examples: int) -> None:
     played = settings(
-        max_examples=EXAMPLES,
+        max_examples=examples,
         stateful_step_count=STEPS,
         phases=(Phase.generate, Phase.shrink) if AT_LENGTH else (Phase.generate,),
         database=None,
@@ -42,7 +53,7 @@ def test_nothing_is_lost_and_nothing_done_twice() -> None:
         suppress_health_check=list(HealthCheck),
     )
     try:
-        run_state_machine_as_test(seed(SEED)(Simulation), settings=played)
+        run_state_machine_as_test(seed(SEED)(machine), settings=played)
     except BaseException as error:
         error.add_note(f"Again: make simulate SEED={SEED} EXAMPLES={EXAMPLES}")
         raise

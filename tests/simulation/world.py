@@ -14,6 +14,8 @@ from tests.fakes.node import NodeControls
 from tests.simulation.audit import Audit
 from tests.simulation.kept import MOST, check_number
 from tests.simulation.links import NOTHING, Mishap, Move
+from tests.simulation.log_drains import SETTINGS as LOG_SETTINGS
+from tests.simulation.log_drains import LogAudit
 from tests.simulation.replica import ROLES, Replica
 from tests.simulation.servers import AuditedKubernetes, AuditedRedis
 
@@ -62,11 +64,16 @@ MAX_REPLICAS: Final = 4
 class World(NodeControls):
     """Everything. One thread, that of the test."""
 
-    def __init__(self, *, max_workers: int, patient: bool, max_pending: int = 0, keep: bool = False) -> None:
+    def __init__(
+        self, *, max_workers: int, patient: bool, max_pending: int = 0, keep: bool = False, handler: str = ""
+    ) -> None:
+        """`handler`: how the log handler answers (log_drains.py); without it logs are off."""
         self.clock = ManualClock()
         self.audit = Audit(self.clock, max_workers, TTL_S, max_pending, SHARES)
         self.redis = AuditedRedis(self.clock, self.audit, task_ttl_s=TTL_S)
         self.kubernetes = self.server = AuditedKubernetes(self.clock, self.audit)
+        self.handler, self.log_audit = handler, LogAudit(self.audit)
+        self.kubernetes.log_audit = self.log_audit if handler else None
         self.audit.redis, self.audit.kubernetes = self.redis, self.kubernetes
         self.kube_down = False
         self.cursed: set[str] = set()
@@ -76,6 +83,8 @@ class World(NodeControls):
         chosen = {**SETTINGS, **limits, "MAX_WORKERS": max_workers, "MAX_PENDING": max_pending}
         if keep:  # one failure is enough then, for a pod to stay
             chosen |= {"KEEP_FAILED_S": KEEP_S, "WORKER_RETRIES": 0}
+        if handler:
+            chosen |= LOG_SETTINGS
         self._environ = {name: str(value) for name, value in chosen.items()}
         self._boots = 0
         self._plan: list[Mishap] = []
@@ -143,7 +152,7 @@ class World(NodeControls):
         """Let something happen."""
         kind, who, how = move
         replica = self._running(who)
-        if kind in ROLES and replica is not None:
+        if kind in (*ROLES, "log_drain") and replica is not None:
             self.note(f"  {replica.name} {kind}")
             replica.act(kind)
         elif kind == "worker" and replica is not None:
@@ -167,6 +176,12 @@ class World(NodeControls):
             replica.kill() if kind == "crash" else replica.shut_down()
         elif kind == "start":
             self.start(who)
+
+    def deliver_log(self, who: int, which: int) -> None:
+        """The handler acknowledges a log that a replica sends, unless it is away."""
+        replica = self._running(who)
+        if replica is not None and self.handler != "away":
+            replica.forwarder.deliver(which)
 
     def _running(self, who: int) -> Replica | None:
         running = [replica for replica in self.replicas if replica.runs]
@@ -211,7 +226,7 @@ class World(NodeControls):
     def bustle(self, *, all_workers: bool = True) -> None:
         """Every replica does what is to be done, in turn."""
         for replica in list(self.replicas):
-            for role in ROLES:
+            for role in replica.roles:
                 replica.act(role)
             for which in range(2 * len(replica.workers) + 1 if all_workers else 1):
                 replica.work(which)
@@ -223,7 +238,18 @@ class World(NodeControls):
             self.bustle()
             if pods:
                 self.kubelets()
+            self._live_with_logs()
             self.clock.advance(1)
+
+    def _live_with_logs(self) -> None:
+        if not self.handler:
+            return
+        for replica in self.replicas:
+            if self.handler == "prompt" and replica.runs:
+                replica.forwarder.deliver_ended()
+        if self._plan or self.kube_down or self.redis.down:
+            self.log_audit.interrupted()
+        self.log_audit.check_round(self)
 
     # -- pods
 
@@ -311,6 +337,7 @@ class World(NodeControls):
         self.redis.set_down(False)
         self.kube_down = False
         self.kubernetes.thaw_lists()
+        self.handler = self.handler.replace("late", "prompt")
         while self.late:
             self.deliver(0)
         for name in self.audit.dead_nodes & set(self.kubernetes.pods):
