@@ -12,6 +12,7 @@ import redis
 
 from ottoscaler.adapters.redis_calls import RedisAdapter
 from ottoscaler.adapters.redis_values import chunks, entries_as_text, pipeline_replies, text_of
+from ottoscaler.adapters.scripts import ScriptCall
 from ottoscaler.core.results import TRACE_GROUP
 from ottoscaler.core.spans import StoredTimes, milliseconds
 from ottoscaler.stored import WorkerAttempt
@@ -92,9 +93,10 @@ class RedisResultLog(RedisAdapter):
             ]
         return found
 
-    def note_pod_gone(self, event_id: str, index: int) -> int:
+    def note_pods_gone(self, workers: Sequence[WorkerAttempt]) -> Sequence[int]:
         """See trace_ports.ResultLog."""
-        return int(self._redis.run("note_pod_gone", [self._redis.key.task(event_id)], index, client=self._redis.taking))
+        calls = [ScriptCall("note_pod_gone", [self._redis.key.task(one.event_id)], [one.index]) for one in workers]
+        return [int(at) for part in chunks(calls) for at in self._redis.run_many(self._redis.taking, part)]
 
 
 def _is_gone(error: redis.ResponseError) -> bool:

@@ -6,15 +6,16 @@ Only a process that sends traces imports this module: the packages that it needs
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import urllib3
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as service
-from opentelemetry.proto.trace.v1 import trace_pb2 as trace
 
 from ottoscaler import __version__
+from ottoscaler.adapters.otlp_encoding import encode
 from ottoscaler.core.spans import Span
 from ottoscaler.core.trace_findings import RETRYABLE, TRACES_PATH
 from ottoscaler.core.wording import one_line
@@ -42,7 +43,7 @@ class TraceCollector:
         """See trace_ports.SpanSink."""
         try:
             body = encode(spans)
-        except (ValueError, TypeError) as error:  # such as a text that is not UTF-8: it would be the same each time
+        except (ValueError, struct.error) as error:  # such as a text that is not UTF-8: it would be the same each time
             raise CollectorRejected(f"the spans cannot be written as OTLP: {error}") from error
         try:
             answer = self._pool.request("POST", self._url, body=body, headers=self._headers, preload_content=False)
@@ -60,34 +61,6 @@ class TraceCollector:
     def close(self) -> None:
         """Close the connection."""
         self._pool.clear()
-
-
-def encode(spans: Sequence[Span]) -> bytes:
-    """One request with these spans."""
-    request: Any = service.ExportTraceServiceRequest()
-    of_resource = request.resource_spans.add()
-    _add(of_resource.resource.attributes, "service.name", "ottoscaler")
-    of_scope = of_resource.scope_spans.add()
-    of_scope.scope.name, of_scope.scope.version = "ottoscaler", __version__
-    for span in spans:
-        message = of_scope.spans.add(
-            trace_id=span.trace_id, span_id=span.span_id, parent_span_id=span.parent_id, name=span.name,
-            kind=span.kind.value, start_time_unix_nano=span.start_ms * 1_000_000,
-            end_time_unix_nano=span.end_ms * 1_000_000, flags=1,
-        )  # fmt: skip
-        for name, value in span.attributes.items():
-            _add(message.attributes, name, value)
-        if span.error is not None:
-            message.status.code, message.status.message = trace.Status.STATUS_CODE_ERROR, span.error
-    return bytes(request.SerializeToString())
-
-
-def _add(attributes: Any, name: str, value: str | int) -> None:
-    attribute = attributes.add(key=name)
-    if isinstance(value, int):
-        attribute.value.int_value = value
-    else:
-        attribute.value.string_value = value
 
 
 def _refused(body: bytes) -> int:

@@ -195,15 +195,19 @@ class SpanBuilder(msgspec.Struct, frozen=True):
         for attempt in range(1, last + 1):
             known = result if attempt == last else times.ended.get(attempt, {})
             phases = _phases(at, recorded_ms, times.intended_ms.get(attempt), known, final=attempt == last)
+            numbers = {names.INDEX: index, names.ATTEMPT: attempt}
+            at_pod = self._attributes(result, self._pod(known) | numbers)
+            own = {  # what the other phases say is the same
+                names.QUEUE: self._attributes(result, self._message(times, "receive") | numbers),
+                names.RUN: self._attributes(result, at_pod | {names.CONTAINER: "agent"} | _ending(known)),
+            }
             for name, begin, end in phases:
-                own = self._phase(name, times, known) | {names.INDEX: index, names.ATTEMPT: attempt}
                 error = _error(known) if name == names.RUN else None
                 kind = SpanKind.CONSUMER if name == names.QUEUE else SpanKind.INTERNAL
                 span_id = self.span_id(event_id, name, index, attempt)
                 spans.append(
                     Span(
-                        context.trace_id, span_id, worker_id, name, kind, begin, end, self._attributes(result, own),
-                        error,
+                        context.trace_id, span_id, worker_id, name, kind, begin, end, own.get(name, at_pod), error,
                     )
                 )  # fmt: skip
                 at = end
@@ -246,14 +250,6 @@ class SpanBuilder(msgspec.Struct, frozen=True):
             names.POD_UID: known.get("pod_uid", ""),
             names.NODE: known.get("node", ""),
         }
-
-    def _phase(self, name: str, times: StoredTimes, known: Mapping[str, str]) -> dict[str, str | int]:
-        if name == names.QUEUE:
-            return self._message(times, "receive")
-        own = self._pod(known)
-        if name == names.RUN:
-            own |= {names.CONTAINER: "agent", **_ending(known)}
-        return own
 
 
 def _digest(length: int, *parts: str) -> bytes:

@@ -152,18 +152,20 @@ class TraceExporter:
         """What of our results' pods is gone, or stays."""
         if not self._registry.is_known:
             return
-        now = self._clock.now()
+        now, gone = self._clock.now(), list[tuple[_Result, WorkerAttempt]]()
         for one in self._open.values():
             if one.pod is None:
                 continue
             pod = self._registry.get(one.pod)
             if pod is None or pod.gone or pod.uid != one.fields["pod_uid"]:
-                gone_ms = self._results.note_pod_gone(one.fields["event_id"], one.pod.index)
-                one.pod = None
-                if gone_ms:
-                    one.spans += self._builder.delete_spans(one.fields, one.recorded_ms, gone_ms)
+                gone.append((one, WorkerAttempt(one.fields["event_id"], one.pod.index, one.pod.attempt)))
             elif stays(pod, one.fields.get("outcome", "")) or now - one.since > LONGEST_DELETION_S:
                 one.pod = None
+        times = self._results.note_pods_gone([worker for _, worker in gone])
+        for (one, _), gone_ms in zip(gone, times, strict=True):
+            one.pod = None
+            if gone_ms:
+                one.spans += self._builder.delete_spans(one.fields, one.recorded_ms, gone_ms)
 
     def _acknowledge(self) -> None:
         done = [entry_id for entry_id, one in self._open.items() if one.done]

@@ -32,6 +32,7 @@ from ottoscaler.errors import RedisUnavailable
 from ottoscaler.local.redis import find_binary
 from ottoscaler.ports import OpenTask
 from ottoscaler.settings import KeySettings
+from ottoscaler.stored import WorkerAttempt
 from tests.adapters.redis_admin import RedisAdmin, Server, local_server
 from tests.adapters.streams import (
     LEASE_S,
@@ -485,7 +486,7 @@ def _note_status(rig: Rig) -> Call:
 @situation
 def _note_pod_gone(rig: Rig) -> Call:
     _task(rig)
-    return lambda: rig.weak.note_pod_gone("e-1", 1)
+    return lambda: rig.weak.note_pods_gone([WorkerAttempt("e-1", 1, 1)])
 
 
 @situation

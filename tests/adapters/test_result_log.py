@@ -214,9 +214,10 @@ def test_an_attempt_that_is_stored_again_keeps_how_the_one_before_it_ended(
 def test_a_pod_is_gone_once(first: RedisBackend, admin: RedisAdmin, client: Any) -> None:
     """Each later note gets the same time. The task still expires."""
     ended(first, admin, event_id="e-1")
-    gone = first.note_pod_gone("e-1", 1)
+    (gone,) = first.note_pods_gone([WorkerAttempt("e-1", 1, 1)])
     eventually(lambda: _now_ms(client) > gone)
-    assert first.note_pod_gone("e-1", 1) == gone
+    assert first.note_pods_gone([WorkerAttempt("e-9", 1, 1), WorkerAttempt("e-1", 1, 1)]) == [0, gone]
+    assert first.note_pods_gone([]) == []
     (times,) = first.stored_times([WorkerAttempt("e-1", 1, 1)])
     assert times is not None
     assert times.gone_ms == gone
@@ -226,7 +227,7 @@ def test_a_pod_is_gone_once(first: RedisBackend, admin: RedisAdmin, client: Any)
 def test_nothing_is_known_of_other_groups_tasks(first: RedisBackend, admin: RedisAdmin) -> None:
     """Nor of one that has expired; and nothing is written for it, which would stay without end."""
     assert first.stored_times([WorkerAttempt("e-9", 1, 1), WorkerAttempt("e-9")]) == [None, None]
-    assert first.note_pod_gone("e-9", 1) == 0
+    assert first.note_pods_gone([WorkerAttempt("e-9", 1, 1)]) == [0]
     assert admin.task("e-9") == {}
 
 

@@ -9,13 +9,16 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as service
 from opentelemetry.proto.trace.v1 import trace_pb2 as trace
 
 from ottoscaler import __version__
 from ottoscaler.adapters import trace_collector
-from ottoscaler.adapters.trace_collector import TraceCollector, encode
-from ottoscaler.core.spans import Span, SpanKind
+from ottoscaler.adapters.otlp_encoding import encode
+from ottoscaler.adapters.trace_collector import TraceCollector
+from ottoscaler.core.spans import TOO_LATE_MS, Span, SpanKind
 from ottoscaler.errors import CollectorRejected, CollectorUnavailable
 from tests.adapters.otlp_receiver import Receiver, attributes, receiver
 
@@ -153,3 +156,45 @@ def test_a_request_of_the_greatest_size_is_small() -> None:
     attributes_ = {f"k8s.some.attribute.{n}": "x" * 100 for n in range(12)}
     span = Span(b"t" * 16, b"s" * 8, b"p" * 8, "run", SpanKind.INTERNAL, 1, 2, attributes_, "y" * 1000)
     assert len(encode([span] * 512)) < 4 * 1024 * 1024
+
+
+def official(spans: list[Span]) -> bytes:
+    """The same request by the official classes."""
+    request = service.ExportTraceServiceRequest()
+    of_resource = request.resource_spans.add()
+    of_resource.resource.attributes.add(key="service.name").value.string_value = "ottoscaler"
+    of_scope = of_resource.scope_spans.add()
+    of_scope.scope.name, of_scope.scope.version = "ottoscaler", __version__
+    for span in spans:
+        message = of_scope.spans.add(
+            trace_id=span.trace_id, span_id=span.span_id, parent_span_id=span.parent_id, name=span.name,
+            kind=trace.Span.SpanKind.ValueType(span.kind.value), start_time_unix_nano=span.start_ms * 1_000_000,
+            end_time_unix_nano=span.end_ms * 1_000_000, flags=1,
+        )  # fmt: skip
+        for name, value in span.attributes.items():
+            attribute = message.attributes.add(key=name)
+            if isinstance(value, int):
+                attribute.value.int_value = value
+            else:
+                attribute.value.string_value = value
+        if span.error is not None:
+            message.status.code, message.status.message = trace.Status.STATUS_CODE_ERROR, span.error
+    return request.SerializeToString()
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"])) | st.integers(100, 70_000).map(lambda size: "x" * size)
+TIMES = st.integers(0, TOO_LATE_MS - 1)
+SPANS = st.builds(
+    Span, st.binary(min_size=16, max_size=16), st.binary(min_size=8, max_size=8),
+    st.just(b"") | st.binary(min_size=8, max_size=8), st.text("abc", min_size=1), st.sampled_from(SpanKind),
+    TIMES, TIMES,
+    st.dictionaries(TEXTS, TEXTS | st.integers(-(2**63), 2**63 - 1), max_size=5), st.none() | TEXTS,
+)  # fmt: skip
+
+
+@given(st.lists(SPANS, max_size=5))
+def test_the_bytes_are_those_of_the_official_classes(spans: list[Span]) -> None:
+    """As a collector reads them: they are decoded, and written again by the official classes."""
+    for one in (spans, spans * 2):
+        read = service.ExportTraceServiceRequest.FromString(encode(one))
+        assert read == service.ExportTraceServiceRequest.FromString(official(one))
