@@ -90,6 +90,7 @@ def test_lines_per_worker_do_not_grow(costs: dict[int, tuple[float, dict[str, fl
     assert few < _LINES
 
 
+@pytest.mark.full
 def test_scripts_per_worker(costs: dict[int, tuple[float, dict[str, float]]]) -> None:
     """One before the pod, one after it and one for the result."""
     assert (

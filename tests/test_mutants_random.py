@@ -93,6 +93,7 @@ def test_what_is_broken_is_still_python(place: Place) -> None:
     ast.parse(place.broken(SOURCE))
 
 
+@pytest.mark.full
 def test_the_same_seed_gives_the_same_mutants() -> None:
     """And another one gives others; of each kind there are as many."""
     among = [place for place in trial.places() if place.path.startswith("ottoscaler/core/")]
@@ -104,6 +105,7 @@ def test_the_same_seed_gives_the_same_mutants() -> None:
     } == dict.fromkeys({place.kind for place in among}, 2)
 
 
+@pytest.mark.full
 def test_every_equivalent_mutant_can_happen_and_has_a_reason() -> None:
     """A line that has changed since is another mutant, which nobody has looked at."""
     listed = trial.equivalents(trial.EQUIVALENT.read_text(encoding="utf-8"))

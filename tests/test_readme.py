@@ -179,6 +179,7 @@ def demo(running: Running) -> str:
     return running.run("make demo")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("command", [command for command, how in COMMANDS.items() if how == HERE])
 def test_a_command_does_what_it_says(running: Running, demo: str, command: str) -> None:
     """At least it ends well, with something to read."""

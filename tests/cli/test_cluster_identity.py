@@ -84,6 +84,7 @@ def refused(controller: Controller) -> str:
     return str(line["message"])
 
 
+@pytest.mark.full
 def test_a_replica_of_another_cluster_refuses_to_start(clusters: Clusters) -> None:
     """With one sentence: which cluster owns the queue, and how to move it. The others go on. Moved, it starts."""
     first = clusters.controller(clusters.one).ready()

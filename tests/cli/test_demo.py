@@ -44,6 +44,7 @@ def test_the_demo_ends_as_it_should_and_cleans_up(tmp_path: Path) -> None:
     assert using(str(tmp_path)) == []
 
 
+@pytest.mark.full
 @pytest.mark.timeout(DEMO_S + 15)
 def test_a_demo_fails_and_keeps_its_log_if_the_controller_dies(tmp_path: Path) -> None:
     """It says so at once and does not wait for its deadline."""
@@ -56,6 +57,7 @@ def test_a_demo_fails_and_keeps_its_log_if_the_controller_dies(tmp_path: Path) -
     assert f"The controller's log: {log}\n" in err
 
 
+@pytest.mark.full
 def test_a_demo_that_is_ended_cleans_up(tmp_path: Path) -> None:
     """Also by SIGTERM."""
     with child("demo", TMPDIR=str(tmp_path)) as demo:
@@ -67,6 +69,7 @@ def test_a_demo_that_is_ended_cleans_up(tmp_path: Path) -> None:
     assert left(family) == []
 
 
+@pytest.mark.full
 def test_the_demo_shows_itself_live_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A table that is drawn again and again; it is ended as soon as it has been seen."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))

@@ -58,6 +58,7 @@ def test_a_printed_line_sends_an_event_and_sigterm_stops_everything(tmp_path: Pa
     assert any((tmp_path / "redis").iterdir())
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("plain")
 def test_a_printed_line_shows_the_logs_of_the_workers(tmp_path: Path) -> None:
     """As it is printed, but for `--follow`: the workers do not end."""
@@ -81,6 +82,7 @@ def test_a_printed_line_shows_the_logs_of_the_workers(tmp_path: Path) -> None:
     assert local.returncode == 0
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("plain")
 def test_a_controller_that_dies_ends_it(tmp_path: Path) -> None:
     """It says so, stops the rest, and the exit code is 1."""

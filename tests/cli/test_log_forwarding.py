@@ -178,6 +178,7 @@ def test_a_missing_package_is_named_at_the_start(monkeypatch: pytest.MonkeyPatch
     assert "no_such_package, no.such.module is not installed" in sentence
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("profile", "runs"), [("controller", True), ("none", False)])
 def test_a_profile_that_asks_for_logs_starts_the_forwarder(tmp_path: Path, profile: str, runs: bool) -> None:
     """Only when a worker of it runs: where WORKER_LOGS turns logs off, a policy alone starts no process."""

@@ -176,6 +176,7 @@ def source(admin: KubeAdmin, proxy: TcpProxy, tmp_path: Path) -> Iterator[PodLog
     opened.close()
 
 
+@pytest.mark.full
 def test_a_network_that_cuts_again_and_again_loses_and_doubles_nothing(
     admin: KubeAdmin, proxy: TcpProxy, source: PodLogs
 ) -> None:

@@ -144,6 +144,7 @@ def test_a_collector_that_asks_for_a_token(start: Start, client: Any) -> None:
             assert token not in process.log.read_text(encoding="utf-8")
 
 
+@pytest.mark.full
 def test_a_retry_is_part_of_the_trace(start: Start, client: Any) -> None:
     """With how the first attempt ended."""
     line = '[ "$OTTO_ATTEMPT" = 2 ]'
@@ -160,7 +161,8 @@ def test_a_retry_is_part_of_the_trace(start: Start, client: Any) -> None:
     assert (runs[1].status.code, runs[2].status.code) == (2, 0)
 
 
-@pytest.mark.parametrize("moment", [pytest.param("while it runs", marks=pytest.mark.full), "when it has ended"])
+@pytest.mark.full
+@pytest.mark.parametrize("moment", ["while it runs", "when it has ended"])
 def test_a_controller_that_is_killed_changes_nothing(start: Start, client: Any, tmp_path: Path, moment: str) -> None:
     """One root, no gap, no duplicate: the next owner builds the same spans."""
     go = tmp_path / "go"

@@ -185,6 +185,7 @@ def test_a_handler_with_a_bad_habit_gets_each_line_once(tmp_path: Path, habit: s
         assert opened.end() == {"lines": 600, "bytes": 1692, "dropped": 0, "gaps": 0}
 
 
+@pytest.mark.full
 def test_a_handler_that_cuts_often_fills_no_log(tmp_path: Path) -> None:
     """One line, however often it happens within a minute."""
     with handler(tmp_path, "--cut-every", "50") as opened:
@@ -212,6 +213,7 @@ def test_a_handler_that_wants_no_logs_is_left_alone(tmp_path: Path) -> None:
         assert second.endswith("3 of 3 lines did not get to the log handler")
 
 
+@pytest.mark.full
 def test_a_handler_killed_in_mid_run_loses_and_doubles_nothing(tmp_path: Path) -> None:
     """It comes back twice, on the same port and folder."""
     opened = HandlerProcess(tmp_path)

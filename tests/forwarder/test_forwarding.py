@@ -121,6 +121,7 @@ def test_a_forwarder_that_dies_goes_on_where_it_was(cluster: LocalCluster, space
         assert account(opened, pod)["lines"] == 10000
 
 
+@pytest.mark.full
 def test_a_new_controller_goes_on_from_what_is_stored(cluster: LocalCluster, space: Space, tmp_path: Path) -> None:
     """Its forwarder gets the progress of the last one, which may be old."""
     with handler(tmp_path) as opened:
@@ -138,6 +139,7 @@ def test_a_new_controller_goes_on_from_what_is_stored(cluster: LocalCluster, spa
         assert texts(opened, pod) == numbers(500)
 
 
+@pytest.mark.full
 def test_a_handler_that_is_away_gets_all_of_it_later(cluster: LocalCluster, space: Space, tmp_path: Path) -> None:
     """What was not read yet waits in the kubelet's file."""
     opened = HandlerProcess(tmp_path)
@@ -158,6 +160,7 @@ def test_a_handler_that_is_away_gets_all_of_it_later(cluster: LocalCluster, spac
             opened.kill()
 
 
+@pytest.mark.full
 def test_at_the_end_of_a_pod_the_oldest_lines_are_dropped_where_there_is_no_room(
     cluster: LocalCluster, space: Space, tmp_path: Path
 ) -> None:
