@@ -146,8 +146,8 @@ class PodSnapshot(msgspec.Struct, frozen=True):
         """What a waiter cares about: it is woken only when this changes."""
         gates = self.trouble_text if self.trouble is StartTrouble.GATED else ""
         return (
-            self.phase, self.trouble, gates, self.started_at is not None, self.exit_code is not None, self.deleting,
-            self.gone, self.uid, self.altered_label,
+            self.phase, self.trouble, gates, self.started_at is not None, self.exit_code is not None,
+            self.deletion_requested_at is not None, self.gone, self.uid, self.altered_label,
         )  # fmt: skip
 
     def as_gone(self) -> PodSnapshot:
