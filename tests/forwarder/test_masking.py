@@ -51,6 +51,22 @@ def test_a_form_is_masked(text: str) -> None:
     assert FormMasker().mask(text.encode()).decode() == SECRETS[text]
 
 
+@pytest.mark.parametrize("beginning", [*(f"gh{kind}_" for kind in "pousr"), *(f"xox{kind}-" for kind in "abeprs")])
+def test_each_kind_of_a_token_is_masked(beginning: str) -> None:
+    """Among lines that have rare letters, too: what is left of all of them tells whether a form is looked for."""
+    texts = [b"XYZ-gh-1_@", f"token {beginning}{'a1B2' * 9} end".encode(), b"JQ"]
+    assert list(FormMasker().mask_each(texts)) == [texts[0], b"token *** end", texts[2]]
+
+
+@given(around=st.lists(st.binary(max_size=30).map(lambda text: text.replace(b"\n", b" ")), max_size=4))
+def test_a_secret_is_masked_whatever_lines_are_around_it(around: list[bytes]) -> None:
+    """Lines are looked at together, and each is masked as it is alone."""
+    for text, expected in SECRETS.items():
+        *others, masked_text = FormMasker().mask_each([*around, text.encode()])
+        assert masked_text.decode() == expected
+        assert others == [FormMasker().mask(line) for line in around]
+
+
 @pytest.mark.parametrize("text", PLAIN)
 def test_other_text_is_left_alone(text: str) -> None:
     """Without a change, the line is the same object."""
@@ -118,6 +134,14 @@ def test_a_private_key_is_masked_over_its_lines() -> None:
     begin, *_, end = _key(1)
     assert masked(["before", *_key(3), "after"]) == ["before", f"{begin}***", "***", "***", "***", f"***{end}", "after"]
     assert masked(["in one: " + "\\n".join(_key(3)) + " and on"]) == [f"in one: {begin}***{end} and on"]
+
+
+def test_it_is_known_of_each_line_whether_it_is_inside_a_key() -> None:
+    """Also where all lines are read at once: at a place inside a key no new process may begin."""
+    masker = FormMasker()
+    texts = [text.encode() for text in ["before", *_key(2), "after"]]
+    inside = [masker.inside_key for _ in masker.mask_each(texts)]
+    assert inside == [False, True, True, True, False, False]
 
 
 def test_a_key_that_never_ends_does_not_hide_the_rest() -> None:
