@@ -6,6 +6,7 @@ All objects belong to the event loop in which they are made.
 from __future__ import annotations
 
 import asyncio
+import asyncio.sslproto
 import contextlib
 import socket
 from collections.abc import AsyncIterator
@@ -27,6 +28,9 @@ SILENCE_S: Final = 3600.0
 _KEEPALIVE: Final = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
 #: How much of an answer waits in memory while no one reads it, about, bytes: there may be a thousand.
 _BUFFER: Final = 16 * 1024
+#: asyncio gives each TLS connection a buffer of 256 KiB for its next read, filled with zeros: a thousand of them are
+#: 256 MiB. A TLS record has 16 KiB at most, and a socket with more is read again at once.
+asyncio.sslproto.SSLProtocol.max_size = _BUFFER
 
 
 class PodLog:

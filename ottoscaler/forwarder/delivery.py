@@ -30,7 +30,8 @@ LONGEST_PAUSE_S: Final = 10.0
 LONGEST_REFUSED_PAUSE_S: Final = 30.0
 #: The same sentence is said again after this long at the earliest, seconds: a handler that cuts often fills no log.
 SAY_AGAIN_S: Final = 60.0
-#: How often a stream is looked at for a handler that has gone silent, seconds.
+#: How often a stream with unanswered entries is looked at for a handler that has gone silent, seconds. A quiet one is
+#: not looked at: there may be a thousand.
 _LOOK_S: Final = 5.0
 #: How long the handler may take to end a stream of which it has acknowledged everything, seconds.
 _CLOSE_S: Final = 0.5
@@ -56,6 +57,7 @@ class Delivery:
         self._wake = asyncio.Event()
         self._answered = asyncio.Event()
         self._room = asyncio.Event()
+        self._look: asyncio.TimerHandle | None = None  # the next look at the handler, while something is unanswered
         self._failures = 0
         self.answers = 0
 
@@ -162,19 +164,25 @@ class Delivery:
                 )
 
     async def _carry(self, opened: LogStream, *, batches: bool) -> None:
-        tasks = [asyncio.ensure_future(each) for each in (self._write(opened, batches=batches), self._read(opened))]
+        silent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        reading = asyncio.ensure_future(self._read(opened))
+        writing = asyncio.ensure_future(self._write(opened, silent, batches=batches))
+        tasks = (writing, reading, silent)
         try:
             while not self.stream.done:
-                ended, _ = await asyncio.wait(tasks, timeout=_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
-                if self.stream.is_overdue(time.monotonic()):
+                ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                if silent in ended:
                     # Also while the writer waits for the connection to take a message: nothing would end that wait.
                     raise LogHandlerUnavailable(f"Log handler {self._client.target} does not answer")
-                if tasks[1] in ended:
-                    tasks[1].result()
-                elif ended:
-                    await _within(tasks[1], _CLOSE_S)  # it knows how the stream has ended
-                    tasks[0].result()
+                if reading in ended:
+                    reading.result()
+                else:
+                    await _within(reading, _CLOSE_S)  # it knows how the stream has ended
+                    writing.result()
         finally:
+            if self._look is not None:
+                self._look.cancel()
+                self._look = None
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -182,10 +190,24 @@ class Delivery:
             await opened.half_close()
             await _within(opened.read(), _CLOSE_S)
 
-    async def _write(self, opened: LogStream, *, batches: bool) -> None:
+    def _look_for_silence(self, silent: asyncio.Future[None]) -> None:
+        """Again and again while something is unanswered."""
+        self._look = None
+        if not self._end_if_overdue(silent) and self.stream.unacknowledged:
+            self._look = asyncio.get_running_loop().call_later(_LOOK_S, self._look_for_silence, silent)
+
+    def _end_if_overdue(self, silent: asyncio.Future[None]) -> bool:
+        """Set `silent`, which ends the stream, if the handler has not answered for too long; returns whether it has."""
+        if self.stream.is_overdue(time.monotonic()) and not silent.done():
+            silent.set_result(None)
+        return silent.done()
+
+    async def _write(self, opened: LogStream, silent: asyncio.Future[None], *, batches: bool) -> None:
         while not self.stream.done:
             self._wake.clear()
             while entries := self.stream.take(time.monotonic()):
+                if self._look is None:
+                    self._look_for_silence(silent)
                 self._room.set()
                 await opened.write(batch(entries) if batches else entries[0])
             self._room.set()
@@ -194,7 +216,10 @@ class Delivery:
             try:
                 await asyncio.wait_for(self._wake.wait(), timeout_s)
             except TimeoutError:
-                continue
+                if self.stream.is_overdue(time.monotonic()):
+                    # not another turn: its wait would be over at once, again and again until the next look
+                    self._end_if_overdue(silent)
+                    return
 
     async def _read(self, opened: LogStream) -> None:
         while (response := await opened.read()) is not None:

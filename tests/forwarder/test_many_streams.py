@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
+from asyncio.sslproto import SSLProtocol
 from collections.abc import Iterable
 from typing import Any
 
@@ -106,3 +108,9 @@ async def deliver_long(monkeypatch: pytest.MonkeyPatch, workers: int, streams: i
 def test_workers_that_wait_for_long_are_no_failures(monkeypatch: pytest.MonkeyPatch) -> None:
     """One line says so, and no deadline of a registration is taken for a failure."""
     asyncio.run(deliver_long(monkeypatch, workers=30, streams=4))
+
+
+def test_a_tls_connection_has_a_small_buffer() -> None:
+    """asyncio's own has 256 KiB, of which a thousand follows would have a thousand."""
+    importlib.import_module("ottoscaler.adapters.pod_log_client")
+    assert SSLProtocol.max_size <= 16 * 1024
