@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Final
 
 from ottoscaler.adapters.pod_log_client import PodLog, PodLogClient
@@ -37,8 +38,12 @@ LONGEST_PAUSE_S: Final = 10.0
 #: Text of all pods in memory at most, bytes, about: a pod that has more than its share waits, or loses lines.
 MAX_HELD: Final = 64 * 1024 * 1024
 SHARE: Final = 64 * 1024
+#: How often a kubelet rotates a file at most, seconds. A follow that comes to the end of its file goes on with the one
+#: that is written then; if that is not the next one, the times of the lines before and behind are this far apart.
+ROTATION_S: Final = 10.0
 #: How long one wait for room lasts until conditions are looked at again, seconds.
 _LOOK_S: Final = 1.0
+_TENS: Final = len("2026-05-01T12:00:0")
 
 
 @dataclass
@@ -75,6 +80,7 @@ class Follower:
         self._ended = asyncio.Event()
         self._impatient_at = float("inf")
         self._answer: PodLog | None = None
+        self._last_read = ("", 0.0)  # of the last line of this answer: its time, and how old it was when it was read
         self._read_to_end = False  # the last follow ended with the container, and all of it was read
         self._polls = False
         self._failures = 0
@@ -149,8 +155,10 @@ class Follower:
             if follows and self._ended.is_set():
                 return True
             self._answer = answer
+            self._last_read = ("", 0.0)
+            old_at = time.monotonic() + ROTATION_S if follows else float("inf")
             while data := await answer.read():
-                if await self._take(reader.feed(data)):
+                if await self._take(self._with_jumps(reader.feed(data), may_jump=time.monotonic() >= old_at)):
                     self._failures = 0
                 if reader.error:
                     break
@@ -167,6 +175,26 @@ class Follower:
         if reader.error:
             self._report(self._without_name(f"The kubelet gives no log of a pod: {reader.error}"))
         return bool(reader.error)
+
+    def _with_jumps(self, found: list[Line | Gap], *, may_jump: bool) -> list[Line | Gap]:
+        """The same, with a gap where a follow that is behind may have skipped a file that was rotated: nothing else
+        shows that. `may_jump`: the follow is old enough for that.
+        """
+        if not found:
+            return found
+        (last, age_s), newest = self._last_read, found[-1].timestamp
+        self._last_read = (newest, time.time() - _seconds(newest))
+        # alike but for the last digit of the second: no two of them are ROTATION_S apart
+        if not may_jump or not last or last[:_TENS] == newest[:_TENS]:
+            return found
+        marked: list[Line | Gap] = []
+        for each in found:
+            is_far = each.timestamp[:_TENS] != last[:_TENS] and age_s >= ROTATION_S
+            if is_far and _seconds(each.timestamp) - _seconds(last) >= ROTATION_S:
+                marked.append(Gap(COMBINED, each.timestamp))
+            last, age_s = each.timestamp, ROTATION_S  # older than the next one in any case
+            marked.append(each)
+        return marked
 
     async def _take(self, found: list[Line | Gap]) -> int:
         """Hand lines on, each when there is room for it."""
@@ -208,3 +236,7 @@ class Follower:
     def _without_name(self, sentence: str) -> str:
         """The same sentence for all pods, so that it is logged once and not a thousand times."""
         return sentence.replace(self.follow.pod, "POD")
+
+
+def _seconds(timestamp: str) -> float:
+    return datetime.fromisoformat(timestamp).timestamp()
