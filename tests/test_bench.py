@@ -118,6 +118,7 @@ def test_right_counts_pass() -> None:
         {"calls": {"1 s": {"per_pod": 2.01}}},
         {"idle": {"requests": 1}},
         {"failures": {"recovery": "TimeoutExpired"}},
+        {"logs": {"wrong": 1}},
     ],
 )
 def test_wrong_counts_fail(changed: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from tests.bench import goals, policies, recovery, scenarios, sight
+from tests.bench import goals, log_load, policies, recovery, scenarios, sight
 from tests.bench.lab import Lab
 from tests.bench.runs import FOREIGN, Bench
 from tests.conftest import require
@@ -40,6 +40,7 @@ SCENARIOS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "sizes": scenarios.sizes,
     "policy": policies.policy,
     "sight": sight.sight,
+    "logs": log_load.logs,
 }
 #: Their counts are those of the other scenarios, and their times take time.
 NOT_QUICK = {"stock", "sizes", "scaling", "policy", "sight"}

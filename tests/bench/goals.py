@@ -8,6 +8,7 @@ from typing import Any
 
 Report = Mapping[str, Any]
 _CALLS_SLACK = 0.005
+_LINES = "log lines lost, doubled, dropped or out of order"
 _CALLS, _IDLE, _FAULTS = "API calls per pod", "live pods, idle", "leaked pods, refused creates, lost events"
 
 
@@ -33,7 +34,7 @@ def rows(report: Report) -> list[Row]:
     found = [row for part in _PARTS for row in part(report)]
     if not report.get("conditions", {}).get("quick"):
         return found
-    return [row if row.figure in (_CALLS, _IDLE, _FAULTS) else replace(row, met=None) for row in found]
+    return [row if row.figure in (_CALLS, _IDLE, _LINES, _FAULTS) else replace(row, met=None) for row in found]
 
 
 def _row(report: Report, needs: str, figure: str, goal: str, look: Callable[[Report], tuple[str, bool]]) -> Row:
@@ -174,6 +175,51 @@ def _sight(report: Report) -> Iterator[Row]:
     yield _row(report, "sight", figure, "<= 1.03, <= 1.03, <= 1.03", ratios)
 
 
+def _logs(report: Report) -> Iterator[Row]:
+    """Absolute rates are those of a machine on which the bare loop does 180 pods a second."""
+
+    def results(r: Report) -> tuple[str, bool]:
+        ratios = {name: each["median"] for name, each in r["logs"]["results"]["ratios"].items()}
+        modes = sorted({name.split("_")[0] for name in ratios})
+        reached = ", ".join(f"{mode} {ratios[f'{mode}_p50_ms']:.2f} {ratios[f'{mode}_p99_ms']:.2f}" for mode in modes)
+        return reached, all(each <= 1.2 for each in ratios.values())
+
+    def leases(r: Report) -> tuple[str, bool]:
+        oldest = r["logs"]["results"]["oldest_lease_s"]
+        return ", ".join(f"{mode} {each:.1f} s" for mode, each in oldest.items()), max(oldest.values()) <= 7.5
+
+    def rates(r: Report) -> tuple[str, bool]:
+        flood, singles = r["logs"]["flood"]["per_cpu_s"], r["logs"]["singles"]["per_cpu_s"]
+        scale = r["logs"]["bare_pods_per_s"] / 180
+        reached = f"{flood:.0f}, single {singles:.0f} (bare loop: {r['logs']['bare_pods_per_s']:.0f} pods/s)"
+        return reached, flood >= 50_000 * scale and singles >= 5000 * scale
+
+    def quiet(r: Report) -> tuple[str, bool]:
+        q = r["logs"]["quiet"]
+        return f"{q['cores']:.2%} of a core, {q['rss_mib']:.0f} MiB", q["cores"] <= 0.01 and q["rss_mib"] <= 160
+
+    def delay(r: Report) -> tuple[str, bool]:
+        p50, p99 = r["logs"]["delay"]["p50_ms"], r["logs"]["delay"]["p99_ms"]
+        return f"p50 {p50:.1f} ms, p99 {p99:.1f} ms", p50 <= 20 and p99 <= 100
+
+    def masking(r: Report) -> tuple[str, bool]:
+        share = r["logs"]["mask_us"] * r["logs"]["flood"]["per_cpu_s"] / 1e6
+        return f"{share:.1%}, {r['logs']['mask_us']:.2f} us a line", share <= 0.05
+
+    def wrong(r: Report) -> tuple[str, bool]:
+        return f"{r['logs']['wrong']} of {r['logs']['flood']['lines']}", not r["logs"]["wrong"]
+
+    yield _row(report, "logs", "logs, 100 pods flood: end of pod -> result over none, p50 p99", "<= 1.2 each", results)
+    yield _row(report, "logs", "the same: oldest lease", "<= 7.5 s", leases)
+    yield _row(
+        report, "logs", "log forwarder, lines per second of its CPU", ">= 50,000, single >= 5,000, scaled", rates
+    )
+    yield _row(report, "logs", "1,000 quiet follows", "<= 1 % of a core, <= 160 MiB", quiet)
+    yield _row(report, "logs", "line -> log handler, idle", "p50 <= 20 ms, p99 <= 100 ms", delay)
+    yield _row(report, "logs", "masking, of the forwarder's CPU", "<= 5 %", masking)
+    yield _row(report, "logs", _LINES, "0", wrong)
+
+
 def _faults(report: Report) -> Iterator[Row]:
     def zero(r: Report) -> tuple[str, bool]:
         answer = r["faults"]
@@ -183,7 +229,7 @@ def _faults(report: Report) -> Iterator[Row]:
     yield _row(report, "faults", _FAULTS, "0, 0, 0", zero)
 
 
-_PARTS = (_speed, _delay, _load, _size, _policy, _sight, _faults)
+_PARTS = (_speed, _delay, _load, _size, _policy, _sight, _logs, _faults)
 
 
 def _median(part: Any, name: str) -> float:
@@ -202,6 +248,8 @@ def breaches(report: Report) -> list[str]:
             found += _of_run(name, each[name])
     if idle := report.get("idle"):
         found += [f"{idle['requests']} requests while nothing happened"] if idle["requests"] else []
+    if wrong := report.get("logs", {}).get("wrong"):
+        found.append(f"{wrong} log lines were lost, doubled, dropped or out of order")
     return found
 
 

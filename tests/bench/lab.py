@@ -160,9 +160,23 @@ class Node:
         self._ask("/reset")
         self._ask("/run?for=hold" if seconds is None else f"/run?for={seconds}s")
 
-    def release(self, count: int | None = None, *, rate: float = 0, ran_s: float = 0) -> None:
-        """End running pods, so many (None: all), so many per second (0: at once), and say that they ran so long."""
-        self._ask(f"/release?count={'' if count is None else count}&rate={rate}&ran={ran_s}s")
+    def release(self, count: int | None = None, *, rate: float = 0, ran_s: float = 0, newest: bool = False) -> None:
+        """End running pods, so many (None: all), so many per second (0: at once), and say that they ran so long.
+        `newest`: those that started last.
+        """
+        of = "1" if newest else ""
+        self._ask(f"/release?count={'' if count is None else count}&rate={rate}&ran={ran_s}s&newest={of}")
+
+    def write_logs(self, rate: float, *, total: int = 0, nodes: int = 20) -> None:
+        """Until the next `run`, pods that start get a node, one of so many, and write so many lines per second, until
+        they have written so many in all (0: until they end).
+        """
+        self._ask(f"/logs?rate={rate}&total={total}&nodes={nodes}")
+
+    def logs(self) -> dict[str, Any]:
+        """How many lines each ended pod has written, and how many follows are open."""
+        answer: dict[str, Any] = json.loads(self._ask("/written"))
+        return answer
 
     def state(self, *, ends: bool = False) -> dict[str, Any]:
         """Counts since `run`, the longest that a status waited for its turn, and with `ends` when each pod ended."""

@@ -106,9 +106,11 @@ class Bench:
     # -- runs
 
     @contextmanager
-    def measured(self, run: Run, pid: int) -> Iterator[None]:
-        """CPU of all sides, foreign load and requests between begin and end of the block."""
-        pids = [*self.lab.pids, pid]
+    def measured(self, run: Run, pid: int, *besides: int) -> Iterator[None]:
+        """CPU of all sides, foreign load and requests between begin and end of the block. `besides`: processes that are
+        no foreign load either.
+        """
+        pids = [*self.lab.pids, pid, *besides]
         counted = self.lab.counters.pods()
         machine, own, servers = clocks.machine(pids), clocks.cpu_s([pid]), clocks.cpu_s(self.lab.server_pids)
         redis = clocks.cpu_s([self.lab.redis.pid])

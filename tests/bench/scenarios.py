@@ -102,7 +102,7 @@ def _latency(bench: Bench) -> Report:
             taken = reactions(bench, product, events)
             run.complete = product.until_done(60)
         bench.faults.add(product.faults())
-    answer = _spread(taken)
+    answer = spread(taken)
     shown = f"p50 {answer['p50_ms']:.2f} ms, p99 {answer['p99_ms']:.2f} ms"
     bench.say(f"event -> create request: {shown}; others took {run.foreign:.0%}")
     return {**answer, "foreign": run.foreign}
@@ -124,7 +124,8 @@ def _created(bench: Bench, number: int) -> Any:
     return asked[number - 1] if len(asked) >= number else None
 
 
-def _spread(seconds: list[float]) -> Report:
+def spread(seconds: list[float]) -> Report:
+    """Percentiles of these times, and all of them, in milliseconds."""
     ms = [1000 * each for each in seconds]
     return {
         "count": len(ms),
@@ -157,9 +158,9 @@ def _ends(bench: Bench) -> Report:
     deleted = {call.name: call.received for call in bench.lab.audit.done("delete")}
     ends = {
         # the stricter start: the status was only just sent, and has yet to be stored
-        "to_result": _spread([recorded[name] - each["sent"] / 1e6 for name, each in ended.items() if name in recorded]),
-        "to_delete": _spread([deleted[name] - each["sent"] / 1e6 for name, each in ended.items() if name in deleted]),
-        "answered_to_result": _spread(
+        "to_result": spread([recorded[name] - each["sent"] / 1e6 for name, each in ended.items() if name in recorded]),
+        "to_delete": spread([deleted[name] - each["sent"] / 1e6 for name, each in ended.items() if name in deleted]),
+        "answered_to_result": spread(
             [recorded[name] - each["answered"] / 1e6 for name, each in ended.items() if name in recorded]
         ),
         "node_lag_ms": run.node_lag_ms,

@@ -20,6 +20,7 @@ type node struct {
 	o    *options
 	jobs chan job
 	seen map[string]bool // the watch's own
+	logs *logs
 
 	lock    sync.Mutex
 	run     time.Duration // guarded by lock; negative: until the command
@@ -28,6 +29,8 @@ type node struct {
 	started int           // guarded by lock
 	missed  int           // guarded by lock: pods that were gone before their status was told
 	lag     time.Duration // guarded by lock: the longest that a status waited for its turn
+	bound   bool          // guarded by lock: pods get a node, and have logs
+	given   int           // guarded by lock: pods that got one
 }
 
 type job struct {
@@ -45,7 +48,7 @@ type end struct {
 }
 
 func newNode(o *options) *node {
-	return &node{o: o, jobs: make(chan job, 1<<20), seen: map[string]bool{}, run: -1}
+	return &node{o: o, jobs: make(chan job, 1<<20), seen: map[string]bool{}, logs: newLogs(), run: -1}
 }
 
 func (n *node) serve() {
@@ -59,6 +62,8 @@ func (n *node) serve() {
 	http.HandleFunc("/release", n.release)
 	http.HandleFunc("/state", n.state)
 	http.HandleFunc("/reset", n.reset)
+	http.HandleFunc("/logs", n.setLogs)
+	http.HandleFunc("/written", n.written)
 	fmt.Println(listener.Addr().(*net.TCPAddr).Port)
 	fail(http.Serve(listener, nil))
 }
@@ -82,6 +87,7 @@ func (n *node) follow() {
 
 func (n *node) work() {
 	for j := range n.jobs {
+		n.prepare(j)
 		sent := time.Now()
 		kind := "application/merge-patch+json"
 		status, data := n.o.api.call("PATCH", n.o.api.path("/"+j.name+"/status"), kind, patch(j, sent))
@@ -90,6 +96,22 @@ func (n *node) work() {
 			fmt.Fprintln(os.Stderr, "patch", j.name, status, string(data[:min(len(data), 300)]))
 		}
 		n.note(j, status == 200, sent, answered)
+	}
+}
+
+// prepare: a log begins before anybody is told that the pod runs, and has ended before its end is told.
+func (n *node) prepare(j job) {
+	n.lock.Lock()
+	bound, number := n.bound, n.given
+	if bound && j.phase == "Running" {
+		n.given++
+	}
+	n.lock.Unlock()
+	if j.phase == "Succeeded" {
+		n.logs.end(j.name)
+	} else if bound {
+		n.logs.bind(&n.o.api, j.name, number)
+		n.logs.begin(j.name)
 	}
 }
 
@@ -135,7 +157,8 @@ func (n *node) setRun(w http.ResponseWriter, r *http.Request) {
 	n.lock.Unlock()
 }
 
-// release ends running pods, `count` of them (all without it), `rate` per second (0: at once), which ran for `ran`.
+// release ends running pods, `count` of them (all without it; with `newest` those that started last), `rate` per second
+// (0: at once), which ran for `ran`.
 func (n *node) release(w http.ResponseWriter, r *http.Request) {
 	count, err := strconv.Atoi(r.FormValue("count"))
 	rate, _ := strconv.ParseFloat(r.FormValue("rate"), 64)
@@ -144,8 +167,11 @@ func (n *node) release(w http.ResponseWriter, r *http.Request) {
 	if err != nil || count > len(n.running) {
 		count = len(n.running)
 	}
-	names := n.running[:count]
-	n.running = n.running[count:]
+	names, left := n.running[:count], n.running[count:]
+	if r.FormValue("newest") != "" {
+		left, names = n.running[:len(n.running)-count], n.running[len(n.running)-count:]
+	}
+	n.running = append([]string{}, left...)
 	n.lock.Unlock()
 	go func() {
 		began := time.Now()
@@ -174,4 +200,6 @@ func (n *node) reset(w http.ResponseWriter, r *http.Request) {
 	n.lock.Lock()
 	defer n.lock.Unlock()
 	n.running, n.ended, n.started, n.missed, n.lag = nil, nil, 0, 0, 0
+	n.bound = false
+	n.logs.forget()
 }
