@@ -49,3 +49,31 @@ def test_each_line_arrives_once_while_forwarder_and_controller_are_killed(system
         (end,) = [entry["end"] for entry in opened.entries(pod) if "end" in entry]
         assert (end["lines"], end["dropped"], end["gaps"]) == (LINES, 0, 0)
         wait_for(lambda: not system.pods_of(event_id), "the pod to go", 30)
+
+
+#: Both outputs at full speed: the output, the number of the line, and random bytes, none of which is a newline. The
+#: image's sed takes a NUL for the end of a line, too.
+FLOOD = (
+    "flood() { tr '\\n\\r\\000' '---' < /dev/urandom | fold -b -w 30 | head -n 50000 | cat -n | sed \"s/^/$1/\"; }; "
+)
+FLOOD += "flood o & flood e >&2 & wait"
+
+
+def test_a_flood_on_both_outputs_with_random_bytes_arrives_whole(system: System, tmp_path: Path) -> None:
+    """100,000 lines as fast as the container's runtime takes them: all are received, none is dropped, and each output
+    keeps its order.
+    """
+    (tmp_path / "store").mkdir()
+    with handler(tmp_path / "store") as opened:
+        controller = system.start(LOG_HANDLER_ADDRESS=f"127.0.0.1:{opened.port}", LOG_DRAIN_S="60")
+        event_id = system.send(type="scale_up", script=FLOOD)
+        pod = controller.until_said("worker.created")["pod"]
+        assert system.verdict(event_id)["outcome"] == "succeeded"
+        wait_for(lambda: any("end" in entry for entry in opened.entries(pod)), "the end of the log", 90)
+        (end,) = [entry["end"] for entry in opened.entries(pod) if "end" in entry]
+        found = texts(opened, pod)
+        assert (end["lines"], end["dropped"], end["gaps"], len(found)) == (100_000, 0, 0, 100_000)
+        for output in "oe":
+            numbers = [int(text[1:].split("\t")[0]) for text in found if text[0] == output]
+            assert numbers == list(range(1, 50_001))
+        assert sum("raw" in entry for entry in opened.entries(pod)) > 90_000
