@@ -94,6 +94,18 @@ def test_a_pod_that_waits_for_its_log_uses_no_room_and_holds_no_thread() -> None
         assert controller.cluster.names() == waiting
 
 
+@contract("2.MAX_WORKERS")
+def test_a_pod_that_waits_for_its_log_leaves_its_place_to_the_next_worker_of_its_task() -> None:
+    """Its task is open, so its pods count."""
+    with SimulatedController(threads=["watch"], MAX_WORKERS=1, **LOGS) as controller:
+        event_id = controller.accept(pod_count=2)
+        first = controller.pod(event_id)
+        started(controller, first)
+        controller.cluster.succeed(first)
+        second = controller.pod(event_id, 2)
+        assert controller.cluster.names() == {first, second}
+
+
 def test_a_log_that_is_over_before_the_result_holds_nothing_up() -> None:
     """The pod is deleted by the worker's thread then, as without logs. The log is not followed a second time."""
     with SimulatedController(threads=["watch"], **LOGS) as controller:

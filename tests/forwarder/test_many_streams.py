@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ottoscaler.adapters.log_client import LogHandlerClient
+from ottoscaler.adapters.log_client import MAX_REGISTERING, LogHandlerClient
 from ottoscaler.adapters.log_server import ServerSettings, start
 from ottoscaler.forwarder.delivery import Delivery
 from ottoscaler.forwarder.entries import WorkerIdentity
@@ -114,3 +114,27 @@ def test_a_tls_connection_has_a_small_buffer() -> None:
     """asyncio's own has 256 KiB, of which a thousand follows would have a thousand."""
     importlib.import_module("ottoscaler.adapters.pod_log_client")
     assert SSLProtocol.max_size <= 16 * 1024
+
+
+async def most_registering(monkeypatch: pytest.MonkeyPatch, workers: int) -> int:
+    """How many of these workers ask at once to be registered, where no one is answered for a while."""
+    client, asking, most = LogHandlerClient(LogHandlerSettings(address=("127.0.0.1", 1))), 0, 0
+
+    async def register(_registration: Any) -> Any:
+        nonlocal asking, most
+        asking += 1
+        most = max(most, asking)
+        await asyncio.sleep(0.1)
+        asking -= 1
+        return RegistrationResponse(status=RegistrationResponse.INVALID_REQUEST)
+
+    monkeypatch.setattr(client, "register", register)
+    deliveries = [Delivery(client, WorkerIdentity(f"w-{number}", "t-1"), lambda _: None) for number in range(workers)]
+    async with asyncio.timeout(LONG_S):
+        await asyncio.gather(*(delivery.run() for delivery in deliveries))
+    return most
+
+
+def test_few_workers_ask_at_once_to_be_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others wait for their turn here, where no deadline runs, and not in gRPC."""
+    assert asyncio.run(most_registering(monkeypatch, 3 * MAX_REGISTERING)) == MAX_REGISTERING
