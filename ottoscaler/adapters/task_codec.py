@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import chain
 from typing import Any, Final, TypeVar
 
@@ -25,6 +26,8 @@ from ottoscaler.stored import TaskNote, WorkerNote
 _T = TypeVar("_T")
 _log = logs.get(__name__)
 _NOTED: Final = re.compile(rb'\{"state": "(?:pending|running)", "attempt": ([0-9]{1,9}),')  # what worker_json writes
+#: The longest text of a worker that is remembered, characters: a result may have an output of 4 KiB.
+_REMEMBERED: Final = 512
 _WORKER: Final = re.compile(r"worker:([0-9]+)")
 _FIELD: Final = re.compile(rb"(attempt|doom|outcome|spared|log|oom):([0-9]+)")
 
@@ -302,7 +305,7 @@ def decode_state(event_id: str, raw: Mapping[bytes, bytes]) -> TaskState:
     """A task hash as a person is shown it, finished or not."""
     fields = {text_of(name): text_of(value) for name, value in raw.items()}
     matches = ((_WORKER.fullmatch(name), value) for name, value in fields.items())
-    workers = [_worker_state(int(match[1]), json.loads(value)) for match, value in matches if match]
+    workers = [_worker_of(int(match[1]), value) for match, value in matches if match]
     return TaskState(
         event_id=event_id,
         stream_id=fields.get("sid", ""),
@@ -324,6 +327,16 @@ def decode_state(event_id: str, raw: Mapping[bytes, bytes]) -> TaskState:
         victims=tuple(str(pod or f"{event}/{index}") for event, index, pod in json.loads(fields.get("victims", "[]"))),
         workers={worker.index: worker for worker in sorted(workers, key=lambda worker: worker.index)},
     )
+
+
+def _worker_of(index: int, text: str) -> WorkerState:
+    """A worker from its field. A viewer of the page has all of them read each second, and few of them change."""
+    return _remembered_worker(index, text) if len(text) <= _REMEMBERED else _worker_state(index, json.loads(text))
+
+
+@lru_cache(2048)
+def _remembered_worker(index: int, text: str) -> WorkerState:
+    return _worker_state(index, json.loads(text))
 
 
 def _worker_state(index: int, stored: Mapping[str, Any]) -> WorkerState:

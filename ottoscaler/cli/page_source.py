@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from types import MappingProxyType
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from ottoscaler.adapters.page_reader import OpenTasks, PageReader
 from ottoscaler.adapters.redis_values import entry_time_s
@@ -47,6 +47,13 @@ _Results = dict[str, Mapping[str, str]]
 _Row = TypeVar("_Row")
 
 
+class _WorkerRow(NamedTuple):
+    """The row of a worker, and what it was made of: the worker, its pod, and when its task was received."""
+
+    made_of: tuple[WorkerState, PodSnapshot | None, str]
+    row: Mapping[str, Any]
+
+
 class PageSource:
     """`look` belongs to one thread at a time, once a second at most; `search` to any."""
 
@@ -67,6 +74,7 @@ class PageSource:
         self._minutes: Counter[int] = Counter()
         self._read_to = ""
         self._passed_on: dict[str, Mapping[str, str]] = {}
+        self._rows: dict[str, _WorkerRow] = {}  # of the last look: most workers stand as they did a second ago
         self._search_lock = threading.Lock()
 
     def look(self) -> PageState:
@@ -89,10 +97,23 @@ class PageSource:
             "tasks": {
                 task.event_id: _task_row(task, found, self._passed_on[task.event_id], now) for task in found.tasks
             },
-            "workers": _worker_rows(found.tasks, pods),
+            "workers": self._worker_rows(found.tasks, pods),
             "results": {key: _result_row(key, fields, pods) for key, fields in results.items()},
             "dead": _dead_rows(self._reader.newest_dead_letters(MOST_DEAD)),
         }  # fmt: skip
+
+    def _worker_rows(self, tasks: Sequence[TaskState], pods: Mapping[str, PodSnapshot]) -> dict[str, Any]:
+        rows: dict[str, _WorkerRow] = {}
+        for task in tasks:
+            for worker in task.workers.values():
+                key, pod = f"{task.event_id}/{worker.index}", pods.get(worker.pod)
+                last = self._rows.get(key)
+                made_of = (worker, pod, task.received_at)
+                if last is None or last.made_of != made_of:
+                    last = _WorkerRow(made_of, _worker_row(task, worker, pod))
+                rows[key] = last
+        self._rows = _first(rows, MOST_WORKERS)
+        return {key: one.row for key, one in self._rows.items()}
 
     def search(self, text: str) -> PageState:
         """What has this text in task, event, repository, commit or pod, without regard to case: unfinished tasks, the
@@ -211,14 +232,6 @@ def _explained_row(one: Explanation) -> dict[str, Any]:
 
 def _links(passed_on: Mapping[str, str]) -> dict[str, str]:
     return {name: passed_on[name][:_TEXT] for name in ("repository", "commit_sha") if passed_on.get(name)}
-
-
-def _worker_rows(tasks: Sequence[TaskState], pods: Mapping[str, PodSnapshot]) -> dict[str, Any]:
-    rows: dict[str, Any] = {}
-    for task in tasks:
-        for worker in task.workers.values():
-            rows[f"{task.event_id}/{worker.index}"] = _worker_row(task, worker, pods.get(worker.pod))
-    return _first(rows, MOST_WORKERS)
 
 
 def _worker_row(task: TaskState, worker: WorkerState, pod: PodSnapshot | None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 
+import msgspec
 import pytest
 import redis
 
@@ -72,6 +73,34 @@ def test_a_task_is_followed_to_its_end(
     assert all(row["recorded_at"] for row in state["results"].values())
     assert state["summary"][""]["hour"][-2:] in ([0, 2], [2, 0])
     assert sum(source.look()["summary"][""]["hour"]) == 2
+
+
+def test_the_row_of_a_worker_is_made_again_only_when_it_changes(
+    page_reader: PageReader, controller: Controller, client: redis.Redis, settings: Settings
+) -> None:
+    """With what is stored of it, with its pod, and with its task: a wiped Redis may have an event of that id again."""
+    pods = {POD.name: POD}
+    source = PageSource(page_reader, dict, lambda: pods)
+    for _ in range(2):
+        client.xadd(settings.keys.stream, {"type": "scale_up", "pod_count": "2", "task_id": "t", "event_id": "e"})
+        task = controller.take()
+        assert task is not None
+        controller.start(task, 1)
+        controller.start(task, 2)
+        before = source.look()["workers"]
+        assert {before[key]["received_at"] for key in ("e/1", "e/2")} == {task.received_at}
+        again = source.look()["workers"]
+        assert all(again[key] is before[key] for key in ("e/1", "e/2"))
+        note = WorkerNote("running", 1, POD.name, code=StatusCode.RUNNING, since="2026-01-01T00:00:01.000Z")
+        of_task = TaskNote("", code=StatusCode.RUNNING)
+        controller.stream.write_status([StatusUpdate("e", task.owner, {1: note}, of_task)])
+        after = source.look()["workers"]
+        assert (after["e/1"]["code"], after["e/2"]) == ("running", before["e/2"])
+        pods[POD.name] = msgspec.structs.replace(POD, started_at=1767225601.0)
+        assert source.look()["workers"]["e/1"]["started_at"] == "2026-01-01T00:00:01.000Z"
+        pods[POD.name] = POD
+        client.delete(*client.keys(f"{settings.keys.prefix}*"))
+        controller.stream.ensure_group()
 
 
 def test_workers_are_read_up_to_a_bound(
