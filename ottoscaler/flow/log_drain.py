@@ -50,6 +50,7 @@ class _Followed:
     until: float | None = None  # the worker is done: what has not arrived by then is given up
     delete: bool = False  # then the pod goes
     progress: LogProgress | None = None  # not stored yet
+    marks: tuple[int, int] = (0, 0)  # gaps and dropped lines of the last progress
 
 
 class LogDrain:
@@ -186,8 +187,14 @@ class LogDrain:
     def progressed(self, progress: LogProgress) -> None:
         """The handler has acknowledged a log so far."""
         with self._lock:
-            if (known := self._followed.get(progress.uid)) is not None:
-                known.progress = progress
+            if (known := self._followed.get(progress.uid)) is None:
+                return
+            known.progress = progress
+            if (progress.gaps, progress.dropped) != known.marks:
+                # A remark that lines are missing has a number of its own. A new process that goes back before it does
+                # not know that, and sends the lines behind it a second time: so it is stored at the next step.
+                known.marks = (progress.gaps, progress.dropped)
+                self._store_at = 0.0
 
     def log_ended(self, uid: str, acknowledged: bool, lines: int, dropped: int) -> None:
         """A log is over: the handler has acknowledged its end, or wants none."""

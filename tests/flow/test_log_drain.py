@@ -334,6 +334,25 @@ def test_how_far_a_log_has_come_is_stored_and_taken_over() -> None:
         assert following.forwarder.followed[uid] == progress
 
 
+def test_a_place_behind_a_remark_is_stored_at_once() -> None:
+    """A new process that goes back before it would send the lines behind it a second time."""
+    with SimulatedController(FakeServers(), threads=["watch"], **LOGS) as controller:
+        event_id = controller.accept()
+        uid = started(controller, controller.pod(event_id))
+        place = LogCursor("2026-05-01T12:00:00Z", "ab", 3, "2026-05-01T12:00:00.5Z")
+        controller.log_drain.progressed(LogProgress(uid, place, 3, 3))
+        controller.pass_time(STORE_EVERY_S)
+        work(controller)
+        for counts in ((3, 0, 80, 1), (3, 4, 80, 1)):
+            progress = LogProgress(uid, place, 9, *counts)
+            controller.log_drain.progressed(progress)
+            work(controller)
+            assert controller.redis.known(event_id).worker(1).log == encode_progress(progress)
+        controller.log_drain.progressed(LogProgress(uid, place, 10, *counts))
+        work(controller)
+        assert controller.redis.known(event_id).worker(1).log == encode_progress(progress)
+
+
 def test_a_task_that_another_process_took_over_is_followed_no_longer() -> None:
     """The other one follows its logs, from what is stored."""
     servers = FakeServers()

@@ -180,7 +180,10 @@ class World:
     def write(self, data: bytes) -> None:
         for message in self._buffer.feed(data):
             if isinstance(message, Acknowledged):
-                self.memory.update({progress.uid: progress for progress in message.progress})
+                for progress in message.progress:
+                    known, self.memory[progress.uid] = self.memory[progress.uid], progress
+                    if (progress.gaps, progress.dropped) != (known.gaps, known.dropped):
+                        self.redis = dict(self.memory)  # the controller stores a place behind a remark at once
             elif isinstance(message, Ended):
                 self.ended[message.uid] = message
             elif isinstance(message, Figures):
