@@ -170,6 +170,15 @@ class LogForwarder:
 async def serve(connection: socket.socket) -> None:
     """Follow what the controller asks for, until it closes the connection."""
     reader, writer = await asyncio.open_connection(sock=connection)
+    try:
+        await _serve(reader, writer)
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     messages = _messages(reader)
     start = await anext(messages, None)
     if not isinstance(start, Start):

@@ -43,6 +43,11 @@ class HandlerProcess:
         self._process.kill()
         self._process.communicate()
 
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
     def stop(self) -> str:
         """Stop it in order; returns what it printed at the end."""
         assert self._process is not None

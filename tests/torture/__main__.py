@@ -5,7 +5,7 @@ KILLS (100) is how many kills have to find work in flight; events, pods, kills o
 it. SEED gives the dice of an earlier run again; threads and servers keep their own time, so it is not the same run, but
 much like it. KEEP=1 keeps the folder with all logs. `--only=denied,html` makes only these troubles, `--without=clock`
 all others (see troubles.py); without `kills` the controllers live on, and the run takes 0.6 s for each kill that it
-would have.
+would have. Without `log-handler` logs are off.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from tests.conftest import require
 from tests.torture import wiped
 from tests.torture.crash_points import RARE, USUAL
 from tests.torture.final_checks import RULES
+from tests.torture.log_checks import RULES as LOG_RULES
+from tests.torture.log_checks import account
 from tests.torture.torture_run import Amount, TortureRun
 from tests.torture.troubles import KINDS, Chosen, kinds_of
 
@@ -57,11 +59,14 @@ def main(arguments: list[str]) -> int:
         settled = run.settle()
         history = run.history(run.producer.sent)
         checks += [(name, list(rule(history))) for name, rule in RULES]
+        log_history = run.logs() if amount.logs else None
+        checks += [(name, list(rule(log_history))) for name, rule in LOG_RULES if log_history]
         checks.append(("all comes to an end", [] if settled else ["there is work left, and no controller does it"]))
         checks.append(("no controller ends but by our hand", run.toll.faults))
         checks.append(("no controller finds a fault of its own", list(_own_faults(directory))))
         checks.append(("there was enough of everything", list(run.too_little())))
         _table(run)
+        print(account(log_history) if log_history else "logs: off")
         checks.append(("a wiped Redis harms no worker that runs", list(wiped.rounds(run)) if settled else [NOT_TRIED]))
         seconds = run.seconds
     failed = _verdict(checks)

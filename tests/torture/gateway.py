@@ -1,8 +1,10 @@
-"""`gateway.py KUBECONFIG COUNT`: a reverse proxy before the API server, as a process with COUNT ports, that answers for
-it now and then: a quota's conflict, a web page of a proxy that has no good word for it, times that are not true.
+"""`gateway.py KUBECONFIG COUNT LOG_PORT`: a reverse proxy before the API server, as a process with COUNT ports, that
+answers for it now and then: a quota's conflict, a web page of a proxy that has no good word for it, times that are not
+true.
 
 It is led by lines of JSON on standard input, and writes to standard output what it did, a line of JSON each. A request
-may be carried out before its answer is replaced: then the caller does not learn what was done.
+may be carried out before its answer is replaced: then the caller does not learn what was done. Logs of pods come from
+the port of the node, where the API server has them from.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import urllib3
 from kubernetes import config
 
 _POD: Final = re.compile(r"/api/v1/namespaces/[^/]+/pods(?P<name>/[^/?]+)?")
+_LOG: Final = re.compile(r"/api/v1/namespaces/[^/]+/pods/[^/?]+/log")
 _QUOTA: Final = (
     b'{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"Operation cannot be fulfilled on '
     b'resourcequotas \\"none\\": the object has been modified; please apply your changes to the latest version and try '
@@ -100,8 +103,9 @@ class Server(ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = 200
 
-    def __init__(self, api: Any, faults: Faults) -> None:
+    def __init__(self, api: Any, faults: Faults, log_port: str) -> None:
         self.api = api
+        self.logs = f"http://127.0.0.1:{log_port}"
         self.faults = faults
         super().__init__(("127.0.0.1", 0), Handler)
 
@@ -118,6 +122,9 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def _pass_on(self) -> None:
+        if _LOG.fullmatch(urlsplit(self.path).path):
+            self._give_log()
+            return
         length = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(length) if length else None
         verb = verb_of(self.command, self.path)
@@ -153,6 +160,26 @@ class Handler(BaseHTTPRequestHandler):
                 self._answer(response.status, {"Content-Type": kind}, self._shifted(response.read()))
         finally:
             response.close() if watching else response.release_conn()
+
+    def _give_log(self) -> None:
+        self.close_connection = True
+        with suppress(urllib3.exceptions.HTTPError, OSError):
+            response: Any = urllib3.request(
+                "GET",
+                self.server.logs + self.path,
+                retries=False,
+                preload_content=False,
+                timeout=urllib3.Timeout(3, 60),
+            )
+            try:
+                self.send_response(response.status)
+                self.send_header("Connection", "close")
+                self.end_headers()
+                while data := response.read1(65536):
+                    self.wfile.write(data)
+                    self.wfile.flush()
+            finally:
+                response.close()
 
     def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
         self.send_response(status)
@@ -231,12 +258,12 @@ def shifted(stamp: bytes, seconds: int) -> bytes:
     return (at + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ").encode()
 
 
-def main(kubeconfig: str, count: str) -> int:
+def main(kubeconfig: str, count: str, log_port: str) -> int:
     """Serve until standard input ends."""
     api: Any = config.new_client_from_config(config_file=kubeconfig)
     api.rest_client.pool_manager.connection_pool_kw["maxsize"] = 200
     faults = Faults()
-    servers = [Server(api, faults) for _ in range(int(count))]
+    servers = [Server(api, faults, log_port) for _ in range(int(count))]
     for server in servers:
         threading.Thread(target=server.serve_forever, daemon=True).start()
     print(json.dumps([server.server_address[1] for server in servers]), flush=True)

@@ -88,6 +88,8 @@ class Run:
     """Is a thread at it? Two steps of one pod never run side by side."""
     started_at: float = 0.0
     ended_at: float = 0.0
+    deleted_at: float = 0.0
+    """When it was seen that someone has asked for its end."""
     phase: str = ""
     reason: str = ""
     stopped: bool = False
@@ -157,6 +159,10 @@ class Kubelet:
         """Pods that have not ended."""
         return sum(1 for run in self.book if not run.gone and run.stage is not Stage.ENDED)
 
+    def find(self, name: str) -> Run | None:
+        """The newest pod of that name."""
+        return next((run for run in reversed(self.book) if run.name == name), None)
+
     # -- what the API server says
 
     def _watch(self) -> None:
@@ -200,7 +206,7 @@ class Kubelet:
                 self._put(run, 0)
             run.gone = run.gone or gone
             if "deletionTimestamp" in meta and not run.deleting and not run.gone:
-                run.deleting = True
+                run.deleting, run.deleted_at = True, time.time()
                 self._put(run, self._dice.uniform(0, 0.5))
 
     def _put(self, run: Run, delay_s: float) -> None:

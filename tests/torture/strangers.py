@@ -24,10 +24,10 @@ _OPEN: Final = 6
 class Strangers:
     """The gateway's process and what is asked of it. One thread, but for the one that reads the answers."""
 
-    def __init__(self, kubeconfig: Path, slots: int, dice: random.Random) -> None:
+    def __init__(self, kubeconfig: Path, slots: int, log_port: int, dice: random.Random) -> None:
         self._dice = dice
         self._process = subprocess.Popen(
-            [sys.executable, "-m", gateway.__name__, str(kubeconfig), str(slots)],
+            [sys.executable, "-m", gateway.__name__, str(kubeconfig), str(slots), str(log_port)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
         )  # fmt: skip
         assert self._process.stdout is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import random
 import threading
 import time
@@ -19,6 +21,9 @@ from tests.e2e.waiting import wait_for
 from tests.torture.crash_points import USUAL
 from tests.torture.final_checks import WORKER_RETRIES, History
 from tests.torture.kubelet import Kubelet
+from tests.torture.log_checks import LogHistory
+from tests.torture.log_handler import DRAIN_S, LogHandler
+from tests.torture.pod_logs import PodLogServer
 from tests.torture.producer import STREAM, Producer, Sent
 from tests.torture.refusals import PASSWORD, USER, Refusals
 from tests.torture.slots import Slot, Toll
@@ -82,6 +87,11 @@ class Amount:
         return max(1, self.kills // 50)
 
     @property
+    def logs(self) -> bool:
+        """Whether logs are on."""
+        return "log-handler" in self.chosen.kinds
+
+    @property
     def wipes(self) -> int:
         """Of Redis, with its controller alive, and as many with it dead."""
         return max(1, self.kills // 100) if "kills" in self.chosen.kinds else 0
@@ -101,6 +111,8 @@ class TortureRun:
         self._pause = threading.Event()
         self._redis = RedisServer(directory / "redis")
         self._kube = KubeServer(directory / "kube")
+        self.settled_at = math.inf
+        """When all faults had ended, seconds since the epoch."""
 
     def __enter__(self) -> TortureRun:
         with ExitStack() as opened:
@@ -116,7 +128,11 @@ class TortureRun:
             self.kubelet = Kubelet(self._kube.kubeconfig, NAMESPACE, self._seed, PENDING_TIMEOUT_S)
             opened.callback(self.kubelet.close)
             self.kubelet.start()
-            self.strangers = Strangers(self._kube.kubeconfig, SLOTS, random.Random(self._dice.random()))
+            pod_logs = PodLogServer(self.kubelet.find)
+            opened.callback(pod_logs.close)
+            self.log_handler = LogHandler(self._directory / "log-handler", random.Random(self._dice.random()))
+            opened.callback(self.log_handler.close)
+            self.strangers = Strangers(self._kube.kubeconfig, SLOTS, pod_logs.port, random.Random(self._dice.random()))
             opened.callback(self.strangers.close)
             self._redis_links = [_opened(opened, self._redis.port) for _ in range(SLOTS)]
             self._kube_links = [_opened(opened, port) for port in self.strangers.ports]
@@ -125,7 +141,8 @@ class TortureRun:
                 opened.callback(slot.close)
             place = Place(
                 self._redis, self._kube, NAMESPACE, self.producer, self.kubelet, self.strangers, self.slots,
-                self._redis_links, self._kube_links, self._start_redis,
+                self._redis_links, self._kube_links, self.log_handler,
+                self._start_redis,
             )  # fmt: skip
             self.troubles = Troubles(place, self.amount.chosen, self._dice)
             opened.callback(self.troubles.close)
@@ -159,6 +176,9 @@ class TortureRun:
             "TERMINATION_GRACE_S": "2",
             "WORKER_DEADLINE_S": "900",  # less than a wrong clock is wrong by
         }
+        if self.amount.logs:
+            address = f"127.0.0.1:{self.log_handler.process.port}"
+            environ |= {"LOG_HANDLER_ADDRESS": address, "LOG_DRAIN_S": str(DRAIN_S)}
         dice, mortal = random.Random(self._dice.random()), "kills" in self.amount.chosen.kinds
         return Slot(number, directory, environ, dice, self.toll, self.in_flight, mortal=mortal)
 
@@ -206,6 +226,7 @@ class TortureRun:
         for slot in self.slots:
             slot.close()
             slot.start([])
+        self.settled_at = time.time()
         return self.wait_idle()
 
     def wait_idle(self) -> bool:
@@ -226,6 +247,23 @@ class TortureRun:
             pods=self._pods(),
             open_ids=self.client.zrange("otto:scale:open", 0, -1),
             pending=self._pending(),
+        )
+
+    def logs(self) -> LogHistory:
+        """What came of the logs."""
+        handler, given_up = self.log_handler, set[str]()
+        for path in self._directory.glob("slot-*/controller-*.log"):
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+                if '"logs.given_up"' in line:
+                    given_up.add(json.loads(line)["pod"])
+        results: list[Any] = self.client.xrange("otto:scale:results")
+        return LogHistory(
+            book=self.kubelet.book,
+            entries={run.name: handler.process.entries(run.name) for run in self.kubelet.book},
+            given_up=given_up,
+            recorded={each["pod_uid"]: int(at.split("-")[0]) / 1000 for at, each in results if each.get("pod_uid")},
+            away=handler.away,
+            settled_at=self.settled_at,
         )
 
     def in_flight(self) -> bool:

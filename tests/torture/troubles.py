@@ -13,6 +13,7 @@ from tests.e2e.redis_server import RedisServer
 from tests.e2e.tcp_proxy import TcpProxy
 from tests.torture.clocks import Clocks
 from tests.torture.kubelet import Kubelet
+from tests.torture.log_handler import LogHandler
 from tests.torture.network_faults import NetworkFaults
 from tests.torture.producer import Producer
 from tests.torture.quota import Quota
@@ -34,6 +35,7 @@ KINDS: Final[Mapping[str, tuple[str, int]]] = {
     "conflict": ("conflicts of a quota", 30),
     "html": ("answers of a proxy", 60),
     "clock": ("clocks set", 30),
+    "log-handler": ("times without a log handler", 15),
     "oversized": ("oversized entries", 8),
     "invalid": ("invalid events", 25),
 }
@@ -68,6 +70,7 @@ class Place:
     slots: list[Slot]
     redis_links: list[TcpProxy]
     kube_links: list[TcpProxy]
+    log_handler: LogHandler
     start_redis: Callable[[], None]
 
 
@@ -104,6 +107,7 @@ class Troubles:
         return {
             **dict.fromkeys(KINDS, 0), **self._server_kills, **self._refusals.hits, **self._place.strangers.hits,
             "kills": kills, "quota": self._quota.times, "network": self._network.faults, "clock": self._clocks.steps,
+            "log-handler": self._place.log_handler.faults,
             "oversized": self._oversized, "invalid": self._place.producer.bad - self._oversized,
         }  # fmt: skip
 
@@ -126,6 +130,7 @@ class Troubles:
         self._place.strangers.tick(wanted(*_STRANGERS))
         self._clocks.tick(sum(wanted("clock").values()))
         self._network.tick(sum(wanted("network").values()))
+        self._place.log_handler.tick(sum(wanted("log-handler").values()))
         if self._refusals.busy:
             return  # the rest needs a Redis that can be asked
         self._quota.tick(sum(wanted("quota").values()))
@@ -140,6 +145,7 @@ class Troubles:
         self._place.strangers.clear()
         self._clocks.clear()
         self._network.clear()
+        self._place.log_handler.clear()
         self._quota.clear()
 
     def _kill_servers(self, wanted: Mapping[str, float]) -> None:
