@@ -13,7 +13,7 @@ import random
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from functools import partial
 from typing import Final
 
@@ -49,6 +49,8 @@ PROGRESS_S: Final = 1.0
 NOTICE_S: Final = 60.0
 #: The pause before a log is followed again after an error that no one expects, seconds.
 RESTART_S: Final = 1.0
+#: A task that has not ended this long after it was cancelled is cancelled again, seconds.
+CANCEL_AGAIN_S: Final = 0.5
 #: The controller's work comes first where both want one CPU.
 _NICE: Final = 5
 _READ: Final = 64 * 1024
@@ -114,10 +116,7 @@ class LogForwarder:
 
     async def close(self) -> None:
         """End all."""
-        tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_all(self._tasks.values())
         await self._client.close()
         await self._logs.close()
 
@@ -165,6 +164,17 @@ class LogForwarder:
 
     def _send(self, message: Message) -> None:
         self._writer.write(encode_message(message))
+
+
+async def cancel_all(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel until all have ended. `asyncio.wait_for` of Python 3.11 loses a cancellation that comes in the moment in
+    which what it waits for is done; the task goes on then, and the process would outlive its controller.
+    """
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=CANCEL_AGAIN_S)
 
 
 async def serve(connection: socket.socket) -> None:

@@ -73,3 +73,29 @@ def test_a_log_that_is_given_up_ends_at_once() -> None:
             await task
 
     asyncio.run(give_up())
+
+
+def test_a_task_that_loses_a_cancellation_does_not_keep_the_process_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is cancelled again, until it has ended."""
+    monkeypatch.setattr(process, "CANCEL_AGAIN_S", 0.01)
+    lost = 0
+
+    async def stubborn() -> None:
+        nonlocal lost
+        while True:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                if lost == 2:
+                    raise
+                lost += 1
+
+    async def end() -> None:
+        tasks = [asyncio.ensure_future(stubborn()), asyncio.ensure_future(asyncio.sleep(60))]
+        await asyncio.sleep(0)
+        async with asyncio.timeout(20):
+            await process.cancel_all(tasks)
+        assert all(task.cancelled() for task in tasks)
+
+    asyncio.run(end())
+    assert lost == 2
