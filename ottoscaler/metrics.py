@@ -20,7 +20,7 @@ from ottoscaler.core.log_figures import LineDrop, LogFigures, LogServer
 from ottoscaler.core.status_codes import WORKER_CODES
 from ottoscaler.core.verdicts import EndReason, Outcome, RetryBudget
 from ottoscaler.metric_kinds import LabelledCounter, LabelledHistogram, Source, SourceGauges, exposition
-from ottoscaler.stored import QueueLevels
+from ottoscaler.stored import StreamLevels
 
 RETRY_TARGETS: Final = ("redis", "kubernetes")
 RETRY_REASONS: Final = ("unreachable", "throttled")
@@ -232,7 +232,7 @@ class Metrics:
 
     def _add_queue(self) -> None:
         """What Redis says of the whole queue: read by a loop, never by a scrape, which could hang on it."""
-        self._levels: QueueLevels | None = None
+        self._levels: StreamLevels | None = None
         by_queue = "The same in each replica; not a number while Redis cannot be read."
         backlog = self._sources(
             "ottoscaler_backlog_events",
@@ -264,10 +264,10 @@ class Metrics:
         )
         self.result_entries_max = self._gauge("ottoscaler_result_entries_max", "The limit RESULT_MAXLEN.")
 
-    def _queue_gauge(self, name: str, meaning: str, get: Callable[[QueueLevels], float]) -> None:
+    def _queue_gauge(self, name: str, meaning: str, get: Callable[[StreamLevels], float]) -> None:
         self._gauge(f"ottoscaler_{name}", meaning).set_function(lambda: self._queue_level(get))
 
-    def _queue_level(self, get: Callable[[QueueLevels], float]) -> float:
+    def _queue_level(self, get: Callable[[StreamLevels], float]) -> float:
         levels = self._levels  # read once: another thread may take it away in between
         return math.nan if levels is None else get(levels)
 
@@ -354,7 +354,7 @@ class Metrics:
         self._log_lag.set(figures.lag_s)
         self._log_waiting.set(figures.waiting)
 
-    def set_queue_levels(self, levels: QueueLevels | None) -> None:
+    def set_stream_levels(self, levels: StreamLevels | None) -> None:
         """How the queue stands; None: that could not be read."""
         self._levels = levels
 

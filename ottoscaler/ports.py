@@ -21,12 +21,12 @@ from ottoscaler.core.victim_selection import Victim as Victim
 from ottoscaler.stored import Entry as Entry
 from ottoscaler.stored import KeyPlaces as KeyPlaces
 from ottoscaler.stored import OpenTask as OpenTask
-from ottoscaler.stored import QueueLevels as QueueLevels
 from ottoscaler.stored import Renewal as Renewal
 from ottoscaler.stored import ScriptReply as ScriptReply
 from ottoscaler.stored import ScriptStatus as ScriptStatus
 from ottoscaler.stored import StatusUpdate as StatusUpdate
 from ottoscaler.stored import StoredWorker as StoredWorker
+from ottoscaler.stored import StreamLevels as StreamLevels
 from ottoscaler.stored import TaskView as TaskView
 
 
@@ -74,7 +74,7 @@ class EventLog(Protocol):
     def last_delivered_id(self) -> str:
         """The last id that was delivered to the group."""
 
-    def queue_levels(self) -> QueueLevels:
+    def stream_levels(self) -> StreamLevels:
         """How much the streams hold now. It reads a few entries at most, however long they are."""
 
     def interrupt_reads(self) -> None:

@@ -24,7 +24,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class QueueLevels:
+class StreamLevels:
     """How much the streams hold: entries of the event stream that the group has not read, those that are read and not
     accepted, and the age of the oldest of both; results, the age of the oldest, and how many of them the slowest group
     of their readers has not read (0 without a group); dead letters. Ages in seconds by the clock of Redis, 0 for none.

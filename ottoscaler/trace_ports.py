@@ -41,7 +41,7 @@ class ResultLog(Protocol):
     def stored_times(self, workers: Sequence[WorkerAttempt]) -> Sequence[StoredTimes | None]:
         """What is stored of each, in their order; None for a task that is not known: another group's, or expired."""
 
-    def note_pods_gone(self, workers: Sequence[WorkerAttempt]) -> Sequence[int]:
+    def store_gone_time(self, workers: Sequence[WorkerAttempt]) -> Sequence[int]:
         """The pods of these workers are seen to be gone: store when, once. Returns what is stored of each, in their
         order, ms since the epoch by the clock of Redis; 0 for a task that is not known.
         """

@@ -18,8 +18,8 @@ from ottoscaler.adapters.kube_events import WRITE_VERBS
 from ottoscaler.adapters.policy_file import parse_policy
 from ottoscaler.core import manifest
 from ottoscaler.core.events import MAX_EVENT_BYTES, MAX_FIELDS, DeadReason, EventType, ScaleEvent
-from ottoscaler.core.kube_events import EventReason
 from ottoscaler.core.manifest import worker_environment
+from ottoscaler.core.outgoing_kube_events import EventReason
 from ottoscaler.core.policy import decide
 from ottoscaler.core.refusal import Violation
 from ottoscaler.core.status_codes import CODES

@@ -25,7 +25,7 @@ from ottoscaler.flow.stop import StopSignal
 from ottoscaler.metric_kinds import trace_exemplar
 from ottoscaler.metrics import KUBE_VERBS, LOOPS, RETRY_TARGETS, Metrics
 from ottoscaler.settings import Settings
-from ottoscaler.stored import QueueLevels
+from ottoscaler.stored import StreamLevels
 from tests.metrics_reference import ENGLISH, GOLDEN, KOREAN, english, figures, golden_text, korean, meanings
 from tests.readme import ROOT
 
@@ -194,8 +194,8 @@ def test_what_could_not_be_read_is_not_shown_as_zero() -> None:
     """Nor as it was before."""
     metrics = Metrics()
     names = ("backlog_oldest_seconds", "result_entries", "dead_letter_entries")
-    for levels, expected in ((None, math.nan), (QueueLevels(3, 2, 7.5, 10, 60.0, 4, 1), 0.0), (None, math.nan)):
-        metrics.set_queue_levels(levels)
+    for levels, expected in ((None, math.nan), (StreamLevels(3, 2, 7.5, 10, 60.0, 4, 1), 0.0), (None, math.nan)):
+        metrics.set_stream_levels(levels)
         found = samples(metrics)
         assert math.isnan(found["ottoscaler_backlog_events", "unread"]) == math.isnan(expected)
         for name in names:

@@ -35,7 +35,7 @@ def test_one_worker_passes_few_files(trace: Trace) -> None:
 
 def test_the_trace_is_of_a_whole_life(trace: Trace) -> None:
     """Each effect of the ordinary way is in it, once."""
-    effects = ("_intend", "_create", "_check", "_record", "_delete", "_end")
+    effects = ("_intend", "_create", "_check", "_record", "_delete", "_end_lifecycle")
     assert [trace.calls["flow/worker.py", f"WorkerRunner.{effect}"] for effect in effects] == [1] * len(effects)
     # for the manifest's metadata and variables, and for the check of the answer
     assert trace.calls["core/manifest.py", "pod_name"] <= 3

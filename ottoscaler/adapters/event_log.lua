@@ -246,7 +246,7 @@ local function groups_if_any(stream) return redis.call('EXISTS', stream) == 1 an
 -- How much the streams hold.
 -- KEYS: none. ARGV: limit (up to how many entries are counted one by one). Returns unread, pending, age of the oldest of these
 -- (ms), results, age of the oldest (ms), results that the slowest group has not read, dead letters.
-function F.queue_levels(limit)
+function F.stream_levels(limit)
   local now, unread, pending, oldest_ms = now_ms(), 0, 0, 0
   for _, group in ipairs(groups_if_any(STREAM)) do
     if group.name == GROUP then

@@ -17,7 +17,7 @@ from ottoscaler.adapters.scripts import ScriptCall
 from ottoscaler.adapters.task_codec import decode_dead_letter, encode_common_fields, not_after_ms
 from ottoscaler.core.events import MAX_DEAD_EVENT_BYTES, BadEvent, ScaleEvent, content_digest, encode_original_fields
 from ottoscaler.errors import ReadTooLarge
-from ottoscaler.ports import Entry, OpenTask, QueueLevels
+from ottoscaler.ports import Entry, OpenTask, StreamLevels
 
 PENDING_COUNT: Final = 100
 #: What one look at pending entries brings, bytes, if it is more than one entry: a process may have died of them.
@@ -84,12 +84,12 @@ class RedisEventLog(RedisAdapter):
                     return cast("bytes", group["last-delivered-id"]).decode()
             raise redis.ResponseError(f"NOGROUP no consumer group {names.group}")
 
-    def queue_levels(self) -> QueueLevels:
+    def stream_levels(self) -> StreamLevels:
         """See ports.EventLog."""
         unread, pending, oldest_ms, results, results_oldest_ms, results_unread, dead = self._redis.run(
-            "queue_levels", [], UNREAD_COUNT, client=self._redis.taking
+            "stream_levels", [], UNREAD_COUNT, client=self._redis.taking
         )
-        return QueueLevels(unread, pending, oldest_ms / 1000, results, results_oldest_ms / 1000, results_unread, dead)
+        return StreamLevels(unread, pending, oldest_ms / 1000, results, results_oldest_ms / 1000, results_unread, dead)
 
     def interrupt_reads(self) -> None:
         """See ports.EventLog. CLIENT UNBLOCK, unlike a closed connection, leaves no doubt about what was delivered."""

@@ -97,14 +97,14 @@ class KubeInspector:
     def has_account(self, name: str) -> bool:
         """Whether there is a ServiceAccount of this name; True where our user may not look."""
         try:
-            self._look(f"{self._inside}/serviceaccounts/{name}")
+            self._get(f"{self._inside}/serviceaccounts/{name}")
         except ClusterRejected as error:
             return error.status != 404
         return True
 
     def namespace_labels(self) -> dict[str, str]:
         """The labels of our namespace."""
-        return decoded(_namespace, self._look(self._inside)).metadata.labels
+        return decoded(_namespace, self._get(self._inside)).metadata.labels
 
     def quotas(self) -> Sequence[Quota]:
         """Of our namespace."""
@@ -129,7 +129,7 @@ class KubeInspector:
     def secret_type(self, name: str) -> str | None:
         """The type of a Secret; None if it is not there. What is in it is not decoded."""
         try:
-            return decoded(_secret, self._look(f"{self._inside}/secrets/{name}")).type
+            return decoded(_secret, self._get(f"{self._inside}/secrets/{name}")).type
         except ClusterRejected as error:
             if error.status != 404:
                 raise
@@ -140,9 +140,9 @@ class KubeInspector:
         self._http.call(Verb.CREATE, f"{self._inside}/pods", query={"dryRun": "All"}, body=pod)
 
     def _listed(self, decoder: msgspec.json.Decoder[_List[_T]], path: str) -> Sequence[_T]:
-        return decoded(decoder, self._look(path, limit=_PAGE)).items or ()
+        return decoded(decoder, self._get(path, limit=_PAGE)).items or ()
 
-    def _look(self, path: str, **query: object) -> bytes:
+    def _get(self, path: str, **query: object) -> bytes:
         return self._http.call(Verb.LOOK, path, query=query)
 
 

@@ -56,7 +56,7 @@ class ClusterNodes:
             if owner not in self._known:
                 self._known.append(owner)
 
-    def node_failed(self, node: Address) -> None:
+    def move_on_from(self, node: Address) -> None:
         """This node did not answer: the next one of the cluster is asked which node has the slot. Alone, it is asked
         again.
         """
@@ -100,7 +100,7 @@ class RedirectingConnection(redis.Connection):
         try:
             cast("Any", super()).connect()
         except (redis.ConnectionError, redis.TimeoutError, OSError):
-            self._nodes.node_failed(owner)
+            self._nodes.move_on_from(owner)
             raise
 
     def on_connect_check_health(self, check_health: bool = True) -> None:
@@ -138,7 +138,7 @@ class RedirectingRedis(redis.Redis):
                 return self._follow_ask(_redirection_target(error, node), args, options)
             except (redis.ConnectionError, redis.TimeoutError):
                 # Not repeated here: it may have been carried out, and only the caller knows if that may happen twice.
-                self.nodes.node_failed(node)
+                self.nodes.move_on_from(node)
                 raise
         raise redis.ConnectionError(f"redirected more than {MAX_REDIRECTIONS} times, last to {self.nodes.slot_node}")
 
@@ -168,7 +168,7 @@ class RedirectingRedis(redis.Redis):
             found: list[Any] = pipe.execute(raise_on_error=False)
         except (redis.ConnectionError, redis.TimeoutError):
             if self.nodes and node:
-                self.nodes.node_failed(node)
+                self.nodes.move_on_from(node)
             raise
         for number, (args, options) in enumerate(commands):
             if isinstance(found[number], AskError):  # MovedError is one, too

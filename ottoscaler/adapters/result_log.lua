@@ -2,7 +2,7 @@
 
 -- Store when a worker's pod was first seen to be gone: a span that is sent again, by whichever replica, ends at the same time.
 -- KEYS: task. ARGV: i (the worker's index). Returns that time, ms; 0 for a task that is not known.
-function F.note_pod_gone(i)
+function F.store_gone_time(i)
   local task = keys()
   local stream_id, gone = fields(task, 'sid', 'gone:' .. i)
   -- written to a task that has expired, it would stay without end

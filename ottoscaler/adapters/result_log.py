@@ -93,9 +93,9 @@ class RedisResultLog(RedisAdapter):
             ]
         return found
 
-    def note_pods_gone(self, workers: Sequence[WorkerAttempt]) -> Sequence[int]:
+    def store_gone_time(self, workers: Sequence[WorkerAttempt]) -> Sequence[int]:
         """See trace_ports.ResultLog."""
-        calls = [ScriptCall("note_pod_gone", [self._redis.key.task(one.event_id)], [one.index]) for one in workers]
+        calls = [ScriptCall("store_gone_time", [self._redis.key.task(one.event_id)], [one.index]) for one in workers]
         return [int(at) for part in chunks(calls) for at in self._redis.run_many(self._redis.taking, part)]
 
 

@@ -87,7 +87,7 @@ class Viewers:
 
     def __init__(self, look: Callable[[], PageState]) -> None:
         """`look` returns how everything stands; it raises Unavailable while that cannot be found out."""
-        self._look = look
+        self._read_state = look
         self._lock = threading.Lock()
         self._new: list[_Viewer] = []  # guarded by _lock
         self._count = 0  # guarded by _lock: those that were added and are not gone
@@ -140,7 +140,7 @@ class Viewers:
         ended = False
         try:
             with selectors.DefaultSelector() as selector:
-                while self._take(viewers, selector):
+                while self._add_new(viewers, selector):
                     before = time.thread_time()
                     self._advance(viewers)
                     pause_s = min((time.thread_time() - before) / LOOK_SHARE, SLOWEST_LOOK_S)
@@ -152,7 +152,7 @@ class Viewers:
                     left = self._leave(viewers)
                 _close_all(left)
 
-    def _take(self, viewers: list[_Viewer], selector: selectors.BaseSelector) -> bool:
+    def _add_new(self, viewers: list[_Viewer], selector: selectors.BaseSelector) -> bool:
         """Add the new viewers; False if there are none at all, or no more are wanted."""
         with self._lock:
             new, self._new = self._new, []
@@ -178,7 +178,7 @@ class Viewers:
         """Look once, for all of them, and keep for each what it has not seen."""
         old = self._state
         try:
-            self._state, self._trouble, self._known = self._look(), "", True
+            self._state, self._trouble, self._known = self._read_state(), "", True
         except (ConfigError, Unavailable) as error:
             self._trouble = str(error)
         tick = message("tick", {"trouble": self._trouble})

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ottoscaler.cli.namespace import own_namespace
-from ottoscaler.core.kube_events import RecordKubeEvent, record_nothing
+from ottoscaler.core.outgoing_kube_events import RecordKubeEvent, record_nothing
 from ottoscaler.flow.stop import StopSignal
 from ottoscaler.metrics import Metrics
 from ottoscaler.ports import Clock

@@ -29,14 +29,14 @@ class LastLines:
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes."""
-        self._take(self._reader.feed(data))
+        self._keep(self._reader.feed(data))
 
-    def end(self) -> Sequence[str]:
+    def finish(self) -> Sequence[str]:
         """The answer has ended: the lines, the newest last."""
-        self._take(self._reader.end())
+        self._keep(self._reader.end())
         return list(self._last)
 
-    def _take(self, found: Iterable[Line | Gap]) -> None:
+    def _keep(self, found: Iterable[Line | Gap]) -> None:
         for one in found:
             if isinstance(one, Line):
                 text = mask_line(one, self._masker).text

@@ -41,7 +41,7 @@ from ottoscaler.clock import SystemClock
 from ottoscaler.core.services import version_advice
 from ottoscaler.errors import ConfigError, Stopping, Unavailable
 from ottoscaler.flow.control import ScaleDownProcessor
-from ottoscaler.flow.dispatch import Dispatcher
+from ottoscaler.flow.dispatch import WorkerDispatcher
 from ottoscaler.flow.gauges import Gauges
 from ottoscaler.flow.health import Health
 from ottoscaler.flow.heartbeat import KUBERNETES, REDIS, Heartbeat
@@ -155,7 +155,7 @@ class Controller:
         self._terminator = PodTerminator(
             cluster=cluster, registry=registry, ledger=ledger, runner=runner, keeper=self._keeper, **shared
         )
-        self._dispatcher = Dispatcher(
+        self._dispatcher = WorkerDispatcher(
             ledger=ledger, runner=runner, terminator=self._terminator, inbox=self._inbox,
             max_workers=self._settings.flow.max_workers, **shared,
         )  # fmt: skip

@@ -82,5 +82,5 @@ def _last_lines(source: PodDetails, name: str, masks: Sequence[str]) -> Mapping[
         last.feed(chunk)
     if size >= READ_BYTES:
         return {"lines": [], "note": f"The lines are too long to show: `logs` shows them (above {READ_BYTES} bytes)"}
-    lines = last.end()
+    lines = last.finish()
     return {"lines": lines, "note": "" if lines else last.error or "The worker has written nothing yet"}

@@ -189,7 +189,7 @@ def parse(
     """
     event_id, task_id = readable_ids(stream_id, fields)
     try:
-        return _carried(_event(stream_id, _texts(fields), max_pods, rules))
+        return _carried(_event(stream_id, _decode_fields(fields), max_pods, rules))
     except Violation as fault:
         return BadEvent(fault.reason, str(fault), event_id, task_id)
 
@@ -234,7 +234,7 @@ def _too_many(size: int) -> str:
     return f"the event has {size} bytes; at most {MAX_EVENT_BYTES} are allowed"
 
 
-def _texts(fields: Mapping[bytes, bytes]) -> dict[str, str]:
+def _decode_fields(fields: Mapping[bytes, bytes]) -> dict[str, str]:
     size = sum(len(name) + len(value) for name, value in fields.items())
     if size > MAX_EVENT_BYTES:
         raise Violation(_too_many(size), DeadReason.TOO_LARGE)

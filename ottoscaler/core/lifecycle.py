@@ -121,7 +121,7 @@ def without_pause(life: Lifecycle) -> Lifecycle:
     """The same without its pause: a cancelled worker waits for nothing but the end of its pod."""
     if life.needs_room:
         return replace(life, todo=life.store_attempt, not_before=0.0)
-    return _look(life) if isinstance(life.todo, (AwaitPod, ListPodEvents)) else life
+    return _get_pod(life) if isinstance(life.todo, (AwaitPod, ListPodEvents)) else life
 
 
 def step(life: Lifecycle, observation: Observation, now: float, limits: AttemptLimits) -> Lifecycle:
@@ -168,7 +168,7 @@ def step(life: Lifecycle, observation: Observation, now: float, limits: AttemptL
         case DeletePodIfUnchanged(pod), EffectDone():
             return replace(life, todo=AwaitPod(now + relook_s(pod)))
         case (AwaitPod(), PodNotListed()) | (DeletePodIfUnchanged(), PodChanged()):
-            return _look(life)
+            return _get_pod(life)
         case StoreAttempt(), Cancelled(termination, attempt):
             return _cancelled(life, termination, attempt)
         case StoreAttempt() | MarkPodSeen() | StoreTermination() | ClearTermination(), HasResult():
@@ -188,7 +188,7 @@ def _record(life: Lifecycle, end: Verdict) -> Lifecycle:
     return replace(life, todo=RecordResult(life.attempt, end, life.pod))
 
 
-def _look(life: Lifecycle) -> Lifecycle:
+def _get_pod(life: Lifecycle) -> Lifecycle:
     """Look for the pod. If it was never seen here, the registry may show it already, which spares a GET."""
     return replace(life, todo=GetPod(life.attempt, live=life.pod is not None))
 
@@ -227,7 +227,7 @@ def _cancelled(life: Lifecycle, termination: Termination, attempt: int) -> Lifec
     """
     cancelled = replace(life, termination=termination, attempt=attempt)
     end, last = refused(termination, life.retry_cause)
-    return _look(cancelled) if attempt >= life.attempt else _record(replace(cancelled, pod=last or life.pod), end)
+    return _get_pod(cancelled) if attempt >= life.attempt else _record(replace(cancelled, pod=last or life.pod), end)
 
 
 def _on_pod_found(life: Lifecycle, pod: PodSnapshot, now: float, limits: AttemptLimits) -> Lifecycle:
@@ -241,11 +241,11 @@ def _on_pod_found(life: Lifecycle, pod: PodSnapshot, now: float, limits: Attempt
 def _on_pod_change(life: Lifecycle, pod: PodSnapshot, now: float, limits: AttemptLimits) -> Lifecycle:
     """The watch shows a new stage of the pod."""
     if _is_stranger(life, pod):
-        return _look(life)
+        return _get_pod(life)
     life = replace(life, pod=pod, backoff=0, timeline=observe(life.timeline, pod, now))
     if pod.gone and not (pod.deleting or pod.agent_ended or pod.disruption or life.termination):
         # a watch also says DELETED of a pod that has lost the labels by which it is selected, and that may run on
-        return _look(life)
+        return _get_pod(life)
     return _evaluate(life, pod, now, limits)
 
 
@@ -257,12 +257,12 @@ def _is_stranger(life: Lifecycle, pod: PodSnapshot) -> bool:
 def _timed_out(life: Lifecycle, now: float, limits: AttemptLimits) -> Lifecycle:
     pod = _pod(life)
     if life.termination is not None or pod.deleting or pod.phase is Phase.UNKNOWN or pod.altered_label:
-        return _look(life)
+        return _get_pod(life)
     evaluated = _evaluate(life, pod, now, limits)
     # That a pod has got a node is no stage of its own, so it may have one by now: its start has a clock of its own
     # then. Only a clock that has run out is worth the request.
     unseen = pod.started_at is None and not pod.node and not pod.trouble
-    return _look(life) if unseen and not isinstance(evaluated.todo, AwaitPod) else evaluated
+    return _get_pod(life) if unseen and not isinstance(evaluated.todo, AwaitPod) else evaluated
 
 
 def _on_events(

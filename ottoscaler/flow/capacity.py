@@ -112,12 +112,12 @@ class Capacity:
         if not self._registry.is_known:
             return False
         if self._left() < 0 or self.left_of(tenant) < 0:
-            self.settle(worker)
+            self.end_claim(worker)
             return False
         self._claims[worker] = tenant, True
         return True
 
-    def settle(self, worker: _Worker) -> bool:
+    def end_claim(self, worker: _Worker) -> bool:
         """Its pod is seen, or there is none: its claim ends. Returns whether there was one."""
         claim = self._claims.pop(worker, None)
         if claim is None:
@@ -131,7 +131,7 @@ class Capacity:
     def drop(self, event_id: str, indices: Iterable[int]) -> None:
         """The task is not ours any more."""
         for index in indices:
-            self.settle((event_id, index))
+            self.end_claim((event_id, index))
 
     def _left(self) -> int:
         """The same as `left` with a known cluster; below 0 where there are more than there may be."""

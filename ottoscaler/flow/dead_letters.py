@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ottoscaler import logs
 from ottoscaler.core.events import BadEvent
-from ottoscaler.core.kube_events import RecordKubeEvent, dead_letter_event
+from ottoscaler.core.outgoing_kube_events import RecordKubeEvent, dead_letter_event
 from ottoscaler.errors import Stopping, Unavailable
 from ottoscaler.metrics import Metrics
 

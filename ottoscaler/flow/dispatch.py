@@ -38,7 +38,7 @@ LOOK_EVERY_S: Final = 0.5
 _log = logs.get(__name__)
 
 
-class Dispatcher:
+class WorkerDispatcher:
     """Owns the worker threads. `run` is the body of one thread; `close` is for the main thread, the rest for any."""
 
     def __init__(
@@ -74,10 +74,10 @@ class Dispatcher:
 
     def step(self) -> None:
         """Carry on some cancelled workers and start some threads. Raises nothing."""
-        self._carry_on_cancelled()
-        self._start_threads()
+        self._advance_cancelled()
+        self._grow_pool()
 
-    def carry_on_resumed(self, event_hash: str, index: int) -> bool:
+    def advance_resumed(self, event_hash: str, index: int) -> bool:
         """Carry on a resumed worker although no thread is free for it; False if it is not waiting for one."""
         run = self._ledger.take_resumed(event_hash, index)
         if run is not None:
@@ -90,7 +90,7 @@ class Dispatcher:
             self._ledger.close()
             self._executor.shutdown(wait=False)
 
-    def _carry_on_cancelled(self) -> None:
+    def _advance_cancelled(self) -> None:
         """As far as writes to Redis go; the ender gets those that need the cluster, which may take long to answer."""
         for _ in range(MAX_STARTS_PER_STEP):
             run = None if self._stop.is_set() else self._ledger.take_cancelled()
@@ -107,7 +107,7 @@ class Dispatcher:
             self._cancelled = 0
             self._inbox.request_look()
 
-    def _start_threads(self) -> None:
+    def _grow_pool(self) -> None:
         if self._clock.now() >= self._grow_at:
             self._ledger.threads = self._max_workers
         for _ in range(MAX_STARTS_PER_STEP):

@@ -8,7 +8,7 @@ from typing import Final
 
 from ottoscaler import logs
 from ottoscaler.core.event_series import EventSeries, Series
-from ottoscaler.core.kube_events import KubeEvent, PodReference, event_name, new_event, repeated_event
+from ottoscaler.core.outgoing_kube_events import KubeEvent, PodReference, event_name, new_event, repeated_event
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, Unavailable
 from ottoscaler.flow.stop import StopSignal
 from ottoscaler.metrics import KUBE_EVENT_OUTCOMES, Metrics
@@ -69,10 +69,10 @@ class EventRecorder:
         while not self._stop.is_set():
             self._wake.wait()  # the stop wakes it, too
             self._wake.clear()
-            while not self._stop.is_set() and (taken := self._take()) is not None:
+            while not self._stop.is_set() and (taken := self._next_event()) is not None:
                 self._write(*taken)
 
-    def _take(self) -> tuple[KubeEvent, int] | None:
+    def _next_event(self) -> tuple[KubeEvent, int] | None:
         with self._lock:
             key = next(iter(self._waiting), None)
             return None if key is None else self._waiting.pop(key)

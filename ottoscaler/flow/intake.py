@@ -23,7 +23,7 @@ from ottoscaler.core.events import (
     readable_ids,
     too_large_event,
 )
-from ottoscaler.core.kube_events import RecordKubeEvent, record_nothing
+from ottoscaler.core.outgoing_kube_events import RecordKubeEvent, record_nothing
 from ottoscaler.core.policy import Rules
 from ottoscaler.core.verdicts import MAX_TRIES
 from ottoscaler.errors import ReadTooLarge, Stopping, Unavailable

@@ -11,7 +11,7 @@ import threading
 from typing import Final
 
 from ottoscaler import logs
-from ottoscaler.core.kube_events import RecordKubeEvent, record_nothing
+from ottoscaler.core.outgoing_kube_events import RecordKubeEvent, record_nothing
 from ottoscaler.errors import ConsumerReplaced, Unavailable
 from ottoscaler.flow.control import ScaleDownProcessor
 from ottoscaler.flow.heartbeat import Heartbeat

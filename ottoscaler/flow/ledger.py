@@ -88,7 +88,7 @@ class Ledger:
                 self._abandon_task(old)
             task.waits = not opened.holds
             self.tasks.put(task)
-            self._registry.track(task.event_hash)
+            self._registry.count_as_ours(task.event_hash)
             done = sum(1 for worker in opened.workers.values() if worker.outcome)
             task.open_workers = event.pod_count - done
             for worker in opened.workers.values():
@@ -218,8 +218,8 @@ class Ledger:
         """
         with self._dispatch:
             if not (self._closed or self._queues.has_cancelled() or self._needs_thread()):
-                due_at = self._queues.due_at()
-                pause_s = timeout_s if due_at is None else min(timeout_s, due_at - self._clock.now())
+                next_pause_end = self._queues.next_pause_end()
+                pause_s = timeout_s if next_pause_end is None else min(timeout_s, next_pause_end - self._clock.now())
                 self._dispatch.wait(max(0.0, pause_s))
             self._wake_threads()
 
@@ -248,10 +248,10 @@ class Ledger:
                 self._idle.wait(left_s)
             return self._busy
 
-    def release_claim(self, run: WorkerRun) -> None:
+    def release_room(self, run: WorkerRun) -> None:
         """Its pod is seen, or there is none: its claim on room ends, and others may use the room that this makes."""
         with self._lock:
-            if self._settle_claim(run):
+            if self._end_room_claim(run):
                 self._wake_threads()
 
     def may_create_pod(self, run: WorkerRun) -> bool:
@@ -264,13 +264,13 @@ class Ledger:
         with self._lock:
             run.paused_until = until
             if run.life.needs_room:
-                self._settle_claim(run)
+                self._end_room_claim(run)
 
     def worker_ended(self, run: WorkerRun) -> None:
         """Nothing is left to do for this worker."""
         with self._lock:
             task = run.task
-            self._settle_claim(run)
+            self._end_room_claim(run)
             if task.runs.pop(run.life.index, None) is None or task.closed:
                 return
             task.open_workers -= 1
@@ -365,9 +365,9 @@ class Ledger:
         else:
             self._queues.add(run)
 
-    def _settle_claim(self, run: WorkerRun) -> bool:
+    def _end_room_claim(self, run: WorkerRun) -> bool:
         """Only workers of the current epoch of a task have claims."""
-        return not run.task.closed and self._capacity.settle(run.worker_id)
+        return not run.task.closed and self._capacity.end_claim(run.worker_id)
 
     def _requeue(self, run: WorkerRun) -> None:
         """Only after its thread has let go of it: a worker that is due at once could otherwise be taken twice, or
@@ -390,7 +390,7 @@ class Ledger:
 
     def _remove_task(self, task: OwnedTask) -> None:
         self.tasks.close(task)
-        self._registry.untrack(task.event_hash)
+        self._registry.stop_counting(task.event_hash)
         self._capacity.drop(task.event.event_id, task.runs)
         self._queues.drop(task)
         self._room.notify()

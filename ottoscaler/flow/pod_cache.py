@@ -130,13 +130,13 @@ class PodCounts:
         """The same snapshot is not there any more."""
         self._count(pod, -1)
 
-    def track(self, event_hash: str) -> None:
+    def count_as_ours(self, event_hash: str) -> None:
         """This event's pods count as ours from now on."""
         if event_hash not in self._owned:
             self._owned.add(event_hash)
             self.owned_live += self._live.get(event_hash, 0)
 
-    def untrack(self, event_hash: str) -> None:
+    def stop_counting(self, event_hash: str) -> None:
         """This event's pods do not count as ours any more."""
         if event_hash in self._owned:
             self._owned.discard(event_hash)

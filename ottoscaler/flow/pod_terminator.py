@@ -107,7 +107,7 @@ class PodTerminator:
             if not self._stop.is_set():
                 isolated(pod, lambda: self.delete(pod, termination))  # noqa: B023
         self._followed += [_Followed(run, self._runner.subscribed(run)) for run in arrived]
-        self._followed = [one for one in self._followed if self._carry_on_named(one)]
+        self._followed = [one for one in self._followed if self._advance_with_names(one)]
         if not self._stop.is_set():
             self._keeper.step()
 
@@ -139,13 +139,13 @@ class PodTerminator:
         version, grace_s = (None, None) if termination is None else (live.resource_version, termination.grace_s(live))
         self._cluster.delete(live.name, live.uid, version, grace_s=grace_s)
 
-    def _carry_on_named(self, one: _Followed) -> bool:
+    def _advance_with_names(self, one: _Followed) -> bool:
         """The same as on a worker's own thread: each line of the log names the worker."""
         event, index = one.run.task.event, one.run.life.index
         with logs.bind(event_id=event.event_id, task_id=event.task_id, worker=index):
-            return self._carry_on(one)
+            return self._advance(one)
 
-    def _carry_on(self, one: _Followed) -> bool:
+    def _advance(self, one: _Followed) -> bool:
         """Carry a worker on until it waits for its pod; False when it is let go of."""
         run = one.run
         while not self._stop.is_set():

@@ -15,7 +15,7 @@ from ottoscaler.core.kept_pods import stays
 from ottoscaler.core.manifest import pod_name
 from ottoscaler.core.pods import PodSnapshot
 from ottoscaler.errors import Unavailable
-from ottoscaler.flow.dispatch import Dispatcher
+from ottoscaler.flow.dispatch import WorkerDispatcher
 from ottoscaler.flow.heartbeat import Heartbeat
 from ottoscaler.flow.log_drain import LogDrain
 from ottoscaler.flow.pod_keeper import PodKeeper
@@ -34,7 +34,7 @@ class Reconciler:
     """Puts right what fell between two steps. `run` is the body of one thread."""
 
     def __init__(
-        self, *, leases: Leases, cluster: Cluster, registry: PodRegistry, dispatcher: Dispatcher,
+        self, *, leases: Leases, cluster: Cluster, registry: PodRegistry, dispatcher: WorkerDispatcher,
         terminator: PodTerminator, keeper: PodKeeper, stop: StopSignal, heartbeat: Heartbeat,
         clock: Clock, lease_s: float, ttl_s: float, log_drain: LogDrain | None = None,
     ) -> None:  # fmt: skip
@@ -110,7 +110,7 @@ class Reconciler:
         elif worker.termination is not None and pod.live and worker.termination.applies_to(pod.key.attempt):
             self._terminator.delete(pod, worker.termination)
         elif not pod.live:
-            self._dispatcher.carry_on_resumed(pod.key.event_hash, pod.key.index)
+            self._dispatcher.advance_resumed(pod.key.event_hash, pod.key.index)
 
     def _waits_for_log(self, pod: PodSnapshot, log_progress: str) -> bool:
         """Once the process that waited for it must have deleted the pod, that is done here: otherwise the lines between

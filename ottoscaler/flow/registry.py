@@ -114,7 +114,7 @@ class PodRegistry:
             if waiter.latest is not None and gone:
                 self._cache.drop(waiter.latest.key)  # no worker will look for it any more
         if gone:
-            self._announce()
+            self._call_listeners()
 
     def next_observation(self, waiter: Waiter, attempt: int) -> Future[Observation]:
         """A future for the waiter's next observation; already done if there is one that it has not seen."""
@@ -154,7 +154,7 @@ class PodRegistry:
         with self._lock:
             known = self._cache.drop(key)
         if known:
-            self._announce()
+            self._call_listeners()
 
     # -- the watch thread
 
@@ -177,7 +177,7 @@ class PodRegistry:
                 woken += self._publish(pod, certain=pod.key not in since)
             self._known.set()
         _resolve_futures(woken)
-        self._announce()
+        self._call_listeners()
 
     def publish(self, pod: PodSnapshot) -> None:
         """One change. A pod that is gone is published once, and removed."""
@@ -188,9 +188,9 @@ class PodRegistry:
         # Outside the lock: what a future wakes may ask the registry at once, and would wait for this thread.
         _resolve_futures(woken)
         if pod.gone or not pod.live:
-            self._announce()
+            self._call_listeners()
         elif got_node:
-            self._announce_node()
+            self._call_node_listeners()
 
     def mark_unknown(self) -> None:
         """The watch is broken: what is here may be old, so nothing is created on it."""
@@ -251,15 +251,15 @@ class PodRegistry:
         with self._lock:
             return sum(waiter.future is not None for waiter in self._waiters.values())
 
-    def track(self, event_hash: str) -> None:
+    def count_as_ours(self, event_hash: str) -> None:
         """This event's pods count as ours from now on."""
         with self._lock:
-            self._cache.counts.track(event_hash)
+            self._cache.counts.count_as_ours(event_hash)
 
-    def untrack(self, event_hash: str) -> None:
+    def stop_counting(self, event_hash: str) -> None:
         """This event's pods do not count as ours any more."""
         with self._lock:
-            self._cache.counts.untrack(event_hash)
+            self._cache.counts.stop_counting(event_hash)
 
     def close(self) -> None:
         """Fail every waiter with Stopping; idempotent."""
@@ -271,12 +271,12 @@ class PodRegistry:
         for future in futures:
             future.set_exception(Stopping("the registry is closed"))
 
-    def _announce(self) -> None:
+    def _call_listeners(self) -> None:
         """Outside the lock: the listeners take locks of their own, under which others ask the registry."""
         for listener in self._listeners:
             listener()
 
-    def _announce_node(self) -> None:
+    def _call_node_listeners(self) -> None:
         """Outside the lock, as above."""
         for listener in self._node_listeners:
             listener()

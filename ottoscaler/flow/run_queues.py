@@ -112,7 +112,7 @@ class RunQueues:
 
     # -- figures
 
-    def due_at(self) -> float | None:
+    def next_pause_end(self) -> float | None:
         """When the next pause is over, as `Clock.now`; None if no worker pauses."""
         return self._paused[0][0] if self._paused else None
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from ottoscaler import logs
 from ottoscaler.core.effects import StoreAttempt
-from ottoscaler.core.kube_events import RecordKubeEvent, quota_event, record_nothing
+from ottoscaler.core.outgoing_kube_events import RecordKubeEvent, quota_event, record_nothing
 from ottoscaler.core.results import rfc3339
 from ottoscaler.core.status_codes import StatusCode
 from ottoscaler.core.worker_status import WorkerStatus, task_status, worker_status

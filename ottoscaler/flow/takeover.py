@@ -14,7 +14,7 @@ from typing import Final
 
 from ottoscaler import logs
 from ottoscaler.core.events import BadEvent, EventType
-from ottoscaler.core.kube_events import RecordKubeEvent, record_nothing
+from ottoscaler.core.outgoing_kube_events import RecordKubeEvent, record_nothing
 from ottoscaler.core.shares import EQUAL_SHARES, Shares
 from ottoscaler.errors import Unavailable
 from ottoscaler.flow.control import ScaleDownProcessor
@@ -135,7 +135,7 @@ class TakeOver:
             self._heartbeat.beat()
         except Unavailable as error:
             self.on_call_failed()
-            self._metrics.set_queue_levels(None)  # the last reading says nothing about now
+            self._metrics.set_stream_levels(None)  # the last reading says nothing about now
             if self._limited.is_due(str(error)):
                 _log.warning("takeover.outage", "Cannot look for tasks of the dead", error=str(error))
             self._heartbeat.report_failure(f"cannot look for tasks of the dead: {error}")
@@ -237,11 +237,11 @@ class TakeOver:
     def _read_levels(self) -> None:
         """How the queue stands. If the server refuses that (a key of another type), all other work goes on."""
         try:
-            self._metrics.set_queue_levels(self._event_log.queue_levels())
+            self._metrics.set_stream_levels(self._event_log.stream_levels())
         except Unavailable as error:
             if error.unclear:
                 raise
-            self._metrics.set_queue_levels(None)
+            self._metrics.set_stream_levels(None)
             if self._limited.is_due(str(error)):
                 _log.warning("queue.unread", "Cannot read how long the streams are", error=str(error))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ottoscaler import logs
-from ottoscaler.core.kube_events import RecordKubeEvent, lease_lost_event
+from ottoscaler.core.outgoing_kube_events import RecordKubeEvent, lease_lost_event
 from ottoscaler.metrics import Metrics
 
 _log = logs.get(__name__)

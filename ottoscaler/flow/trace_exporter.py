@@ -103,7 +103,7 @@ class TraceExporter:
         self._claim()
         while (room := MAX_OPEN - len(self._open)) > 0 and not self._stop.is_set():
             new = self._results.read_results(min(room, READ_COUNT))
-            self._take(new)
+            self._add_results(new)
             if len(new) < READ_COUNT:
                 break
         self._look_at_pods()
@@ -120,13 +120,13 @@ class TraceExporter:
             self._renew_at = now + self._claim_after_s / 3
         if now >= self._claim_at:
             claimed, trimmed = self._results.claim_results(self._claim_after_s, READ_COUNT)
-            self._take(claimed)
+            self._add_results(claimed)
             if trimmed:
                 self._count_dropped(trimmed, "results", "RESULT_MAXLEN has trimmed them away, unsent")
             # as long as there is more, at once again: the rest of a replica that died may be long
             self._claim_at = now if len(claimed) == READ_COUNT else now + self._claim_after_s / 3
 
-    def _take(self, entries: Sequence[tuple[str, Mapping[str, str]]]) -> None:
+    def _add_results(self, entries: Sequence[tuple[str, Mapping[str, str]]]) -> None:
         """Build the spans of results. One that is none of ours, or was damaged, is only acknowledged."""
         new = [(entry_id, fields) for entry_id, fields in entries if entry_id not in self._open]
         attempts = [_attempt_of(fields) for _, fields in new]
@@ -161,7 +161,7 @@ class TraceExporter:
                 gone.append((one, WorkerAttempt(one.fields["event_id"], one.pod.index, one.pod.attempt)))
             elif stays(pod, one.fields.get("outcome", "")) or now - one.since > LONGEST_DELETION_S:
                 one.pod = None
-        times = self._results.note_pods_gone([worker for _, worker in gone])
+        times = self._results.store_gone_time([worker for _, worker in gone])
         for (one, _), gone_ms in zip(gone, times, strict=True):
             one.pod = None
             if gone_ms:

@@ -50,7 +50,7 @@ class PodWatcher:
 
     def step(self) -> None:
         """One list, or one watch from where the last one ended. Raises Stopping."""
-        self._version = self._watch_with_pause(self._version) if self._version else self._list()
+        self._version = self._watch_once(self._version) if self._version else self._list()
 
     def _list(self) -> str:
         listed = self._retries.retry_forever("list pods", self._list_cluster)
@@ -67,7 +67,7 @@ class PodWatcher:
             # never for good: rights and namespaces come and go, and there is nothing better to do than to ask again
             raise ClusterUnavailable(str(error)) from error
 
-    def _watch_with_pause(self, version: str) -> str:
+    def _watch_once(self, version: str) -> str:
         """One watch, and the pause after one that was short. Two that end at once may not be the API server's: what
         there is then only a list shows.
         """

@@ -15,8 +15,8 @@ from ottoscaler import logs
 from ottoscaler.core import effects, lifecycle, manifest, observations
 from ottoscaler.core.effects import Effect
 from ottoscaler.core.events import BadEvent, DeadReason
-from ottoscaler.core.kube_events import RecordKubeEvent, record_nothing
 from ottoscaler.core.observations import Observation
+from ottoscaler.core.outgoing_kube_events import RecordKubeEvent, record_nothing
 from ottoscaler.core.overrides import NO_OVERRIDES
 from ottoscaler.core.pods import PodSnapshot
 from ottoscaler.core.results import worker_result
@@ -91,8 +91,8 @@ class WorkerRunner:
             effects.StoreAttempt: (self._intend, "store an attempt"),
             effects.PauseUntil: (self._pause, "pause"),
             effects.CreatePod: (self._create, "create a pod"),
-            effects.StoreRefusal: (self._note_refused, "store a refusal"),
-            effects.GetPod: (self._look, "look at a pod"),
+            effects.StoreRefusal: (self._store_refusal, "store a refusal"),
+            effects.GetPod: (self._get_pod, "look at a pod"),
             effects.ListPodEvents: (self._pod_events.read, "list the Events of a pod"),
             effects.MarkPodSeen: (self._check, "check a worker"),
             effects.StoreTermination: (self._store_termination, "store a termination"),
@@ -101,8 +101,8 @@ class WorkerRunner:
             effects.DeleteOldPod: (self._delete, "delete a pod"),
             effects.RecordResult: (self._record, "record a result"),
             effects.DeletePod: (self._delete, "delete a pod"),
-            effects.KeepPod: (self._keep, "keep a pod"),
-            effects.EndLifecycle: (self._end, "end"),
+            effects.KeepPod: (self._keep_pod, "keep a pod"),
+            effects.EndLifecycle: (self._end_lifecycle, "end"),
         }
 
     def run(self, run: WorkerRun) -> None:
@@ -184,7 +184,7 @@ class WorkerRunner:
         if isinstance(observation, observations.AttemptStored) or observation == _NOT_TERMINATED:
             self._ledger.tasks.clear_cancel(run)
         if not life.may_have_unseen_pod:
-            self._ledger.release_claim(run)
+            self._ledger.release_room(run)
         self._worker_log.step(run, before, limits)
         if self._log_drain is not None:
             if life.attempt != before.attempt:
@@ -232,7 +232,7 @@ class WorkerRunner:
         finally:
             run.awaits_pod = False
 
-    def _end(self, run: WorkerRun, effect: effects.EndLifecycle) -> None:
+    def _end_lifecycle(self, run: WorkerRun, effect: effects.EndLifecycle) -> None:
         _log.debug("worker.ended", "Nothing is left to do for %s: %s", run.pod_name, effect.reason)
         event_id, pod = run.task.event.event_id, run.life.pod
         if self._log_drain is not None:
@@ -261,7 +261,7 @@ class WorkerRunner:
         now = self._clock.wall_time(self._clock.now())
         return encode_ended_before(run.task.event, run.life.index, run.life.attempt, run.life.retry_cause, now)
 
-    def _note_refused(self, run: WorkerRun, effect: effects.StoreRefusal) -> Observation:
+    def _store_refusal(self, run: WorkerRun, effect: effects.StoreRefusal) -> Observation:
         answer = self._attempts.store_refusal(*run.owned_worker_id, effect.attempt)
         return observations.EffectDone() if answer.status is ScriptStatus.OK else refusal(answer)
 
@@ -341,7 +341,7 @@ class WorkerRunner:
         self._registry.upsert(answer)
         return observations.PodSeen(answer)
 
-    def _look(self, run: WorkerRun, effect: effects.GetPod) -> Observation:
+    def _get_pod(self, run: WorkerRun, effect: effects.GetPod) -> Observation:
         pod = None if effect.live else self._registry.get(run.key)
         pod = pod or self._cluster.get(run.pod_name)
         if pod is None:
@@ -365,7 +365,7 @@ class WorkerRunner:
         self._delete_or_hold(effect.pod)
         return observations.EffectDone()
 
-    def _keep(self, run: WorkerRun, effect: effects.KeepPod) -> Observation:
+    def _keep_pod(self, run: WorkerRun, effect: effects.KeepPod) -> Observation:
         # A cancel that reached Redis just before the result has won over it: its scale_down waits for the pod's end.
         if self._ledger.tasks.has_failed(run):
             self._keeper.keep(effect.pod)

@@ -10,9 +10,9 @@ from msgspec.structs import replace
 
 from ottoscaler import logs
 from ottoscaler.core import effects
-from ottoscaler.core.kube_events import EventReason, RecordKubeEvent, worker_event
 from ottoscaler.core.lifecycle import Lifecycle
 from ottoscaler.core.manifest import pod_name
+from ottoscaler.core.outgoing_kube_events import EventReason, RecordKubeEvent, worker_event
 from ottoscaler.core.pod_timeline import AttemptLimits, passed_limit_s
 from ottoscaler.core.pods import PodSnapshot
 from ottoscaler.core.status_codes import StatusCode

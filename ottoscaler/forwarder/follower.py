@@ -158,7 +158,9 @@ class Follower:
             self._last_read = ("", 0.0)
             old_at = time.monotonic() + ROTATION_S if follows else float("inf")
             while data := await answer.read():
-                if await self._take(self._with_jumps(reader.feed(data), may_jump=time.monotonic() >= old_at)):
+                if await self._mask_and_deliver(
+                    self._with_jumps(reader.feed(data), may_jump=time.monotonic() >= old_at)
+                ):
                     self._failures = 0
                 if reader.error:
                     break
@@ -167,7 +169,7 @@ class Follower:
             self._position = reader.position
             await opened.__aexit__(None, None, None)
         if last and not reader.error:
-            await self._take(reader.end())
+            await self._mask_and_deliver(reader.end())
         else:
             reader.cut()
             self._read_to_end = follows and not reader.error
@@ -196,7 +198,7 @@ class Follower:
             marked.append(each)
         return marked
 
-    async def _take(self, found: list[Line | Gap]) -> int:
+    async def _mask_and_deliver(self, found: list[Line | Gap]) -> int:
         """Hand lines on, each when there is room for it."""
         stream = self.delivery.stream
         masked = self._masker.mask_each([each.text for each in found if isinstance(each, Line)])

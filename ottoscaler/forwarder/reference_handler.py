@@ -120,7 +120,7 @@ class ReferenceHandler:
             self._entries += 1
             if self._is_due(self.habits.cut_every):
                 raise Cut
-            status = self._take(log, entry)
+            status = self._store_entry(log, entry)
             if self._is_due(self.habits.lose_answer_every):
                 continue
             if self.habits.answer == "position":
@@ -131,7 +131,7 @@ class ReferenceHandler:
                 answers.append(LogResponse(status=status, sequence=entry.sequence))
         return [*answers, stored] if stored.sequence else answers
 
-    def _take(self, log: WorkerLog, entry: Any) -> Any:
+    def _store_entry(self, log: WorkerLog, entry: Any) -> Any:
         """Store an entry unless it is here already; returns the status of the answer."""
         log.received += 1
         if log.has(entry.sequence):

@@ -123,7 +123,7 @@ def with_defaults(pod: Object) -> Object:
 
 def validate_pod_update(old: Object, new: Object) -> None:
     """Raise ApiError 422 when an update changes what cannot be changed."""
-    if _immutable_spec(old["spec"]) != _immutable_spec(new["spec"]):
+    if _immutable_part(old["spec"]) != _immutable_part(new["spec"]):
         allowed = "`spec.containers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions)"
         raise invalid(
             old["metadata"]["name"], [("spec", f"Forbidden: pod updates may not change fields other than {allowed}")]
@@ -216,6 +216,6 @@ def _qos_class(containers: list[Object]) -> str:
     return "Guaranteed" if sure else "Burstable"
 
 
-def _immutable_spec(spec: Object) -> Object:
+def _immutable_part(spec: Object) -> Object:
     containers = [{key: value for key, value in each.items() if key != "image"} for each in spec["containers"]]
     return {key: value for key, value in spec.items() if key not in _MUTABLE} | {"containers": containers}

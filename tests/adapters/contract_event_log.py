@@ -12,7 +12,7 @@ import pytest
 from ottoscaler.core.events import MAX_EVENT_BYTES, BadEvent, DeadReason, content_digest, parse, too_large_event
 from ottoscaler.core.victim_selection import BlockingEvent
 from ottoscaler.errors import ReadTooLarge, RedisUnavailable
-from ottoscaler.ports import Entry, QueueLevels, RedisPorts, ScriptStatus
+from ottoscaler.ports import Entry, RedisPorts, ScriptStatus, StreamLevels
 from tests.adapters.streams import (
     OLD_ID,
     StreamAdmin,
@@ -607,22 +607,22 @@ class TestLevels:
 
     def test_of_nothing_is_nothing(self, stream_factory: StreamFactory) -> None:
         """Also before there are streams."""
-        assert stream_factory("c1").queue_levels() == QueueLevels()
+        assert stream_factory("c1").stream_levels() == StreamLevels()
 
     def test_what_is_unread_pending_and_done(self, stream: RedisPorts, admin: StreamAdmin) -> None:
         """Each where it is, whatever was acknowledged and removed before it."""
         for _ in range(3):
             send(admin)
-        assert (stream.queue_levels().unread, stream.queue_levels().pending) == (3, 0)
+        assert (stream.stream_levels().unread, stream.stream_levels().pending) == (3, 0)
         first = receive(stream)
-        assert (stream.queue_levels().unread, stream.queue_levels().pending) == (2, 1)
+        assert (stream.stream_levels().unread, stream.stream_levels().pending) == (2, 1)
         task = accept(stream, first)
         assert task is not None
         intend(stream, task)
         record(stream, task)
         bad = receive(stream)
         stream.dead_letter(bad, BadEvent(DeadReason.INVALID, "of no use"))
-        levels = stream.queue_levels()
+        levels = stream.stream_levels()
         assert (levels.unread, levels.pending, levels.dead_letters) == (1, 0, 1)
         assert levels.results == len(admin.results())
 
@@ -630,17 +630,17 @@ class TestLevels:
         """By the clock that wrote its id; an id from the future has no age."""
         admin.add({"type": "scale_up"}, OLD_ID)
         send(admin)
-        old = stream.queue_levels().oldest_s
+        old = stream.stream_levels().oldest_s
         assert old > 3600
         receive(stream)
-        assert stream.queue_levels().oldest_s >= old
+        assert stream.stream_levels().oldest_s >= old
         accept(stream, receive(stream))
-        assert stream.queue_levels().oldest_s >= old
+        assert stream.stream_levels().oldest_s >= old
 
     def test_an_entry_of_the_future_has_no_age(self, stream: RedisPorts, admin: StreamAdmin) -> None:
         """Its producer made its id up."""
         admin.add({"type": "scale_up"}, "99999999999999-0")
-        assert stream.queue_levels() == QueueLevels(unread=1)
+        assert stream.stream_levels() == StreamLevels(unread=1)
 
 
 class TestTidying:

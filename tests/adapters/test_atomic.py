@@ -484,9 +484,9 @@ def _note_status(rig: Rig) -> Call:
 
 
 @situation
-def _note_pod_gone(rig: Rig) -> Call:
+def _store_gone_time(rig: Rig) -> Call:
     _task(rig)
-    return lambda: rig.weak.note_pods_gone([WorkerAttempt("e-1", 1, 1)])
+    return lambda: rig.weak.store_gone_time([WorkerAttempt("e-1", 1, 1)])
 
 
 @situation
@@ -581,13 +581,13 @@ def _expired(rig: Rig) -> Call:
 
 
 @situation
-def _queue_levels(rig: Rig) -> Call:
+def _stream_levels(rig: Rig) -> Call:
     send(rig.admin)
     receive(rig.strong)
     send(rig.admin)
 
     def counts() -> tuple[int, ...]:
-        levels = rig.weak.queue_levels()  # without the ages, which grow
+        levels = rig.weak.stream_levels()  # without the ages, which grow
         return levels.unread, levels.pending, levels.results, levels.results_unread, levels.dead_letters
 
     return counts

@@ -48,7 +48,7 @@ def test_after_a_failure_the_nodes_are_tried_in_turn() -> None:
     tried = []
     for _ in range(5):
         tried.append(nodes.slot_node)
-        nodes.node_failed(nodes.slot_node)
+        nodes.move_on_from(nodes.slot_node)
     assert tried == [A, B, C, D, A]
 
 
@@ -58,9 +58,9 @@ def test_of_many_threads_that_doubt_a_node_only_the_first_moves_on() -> None:
     nodes.update_from_slots(SLOTS, A)
     nodes.moved(C)
     for _ in range(3):
-        nodes.node_failed(C)
+        nodes.move_on_from(C)
     assert nodes.slot_node == D
-    nodes.node_failed(B)
+    nodes.move_on_from(B)
     assert nodes.slot_node == D
 
 
@@ -69,7 +69,7 @@ def test_a_node_that_is_no_longer_of_the_cluster_is_followed_by_the_seed() -> No
     nodes = ClusterNodes(A)
     nodes.moved(D)
     nodes.update_from_slots([[0, 16383, [b"10.0.0.1", 2, b"id"]]], A)
-    nodes.node_failed(D)
+    nodes.move_on_from(D)
     assert nodes.slot_node == A
 
 
@@ -185,7 +185,7 @@ def test_many_threads_share_the_nodes() -> None:
     """Each failure moves on by one, whichever thread has seen it."""
     nodes = ClusterNodes(A)
     nodes.update_from_slots(SLOTS, A)
-    threads = [threading.Thread(target=nodes.node_failed, args=(A,)) for _ in range(8)]
+    threads = [threading.Thread(target=nodes.move_on_from, args=(A,)) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ottoscaler.adapters.kube_events import KubeEventsApi
-from ottoscaler.core.kube_events import (
+from ottoscaler.core.outgoing_kube_events import (
     MAX_NOTE_BYTES,
     EventReason,
     KubeEvent,

@@ -166,9 +166,9 @@ def test_the_consumers_of_replicas_that_are_gone_are_removed(
 def test_our_own_group_is_no_reader_of_results(first: RedisBackend, admin: RedisAdmin, client: Any) -> None:
     """The figure says whether somebody's results may be trimmed away unread."""
     ended(first, admin)
-    assert first.queue_levels().results_unread == 0
+    assert first.stream_levels().results_unread == 0
     client.xgroup_create(f"{admin.prefix}results", "handler", id="0")
-    assert first.queue_levels().results_unread == 2
+    assert first.stream_levels().results_unread == 2
 
 
 def test_the_times_of_a_worker(first: RedisBackend, admin: RedisAdmin, client: Any) -> None:
@@ -214,10 +214,10 @@ def test_an_attempt_that_is_stored_again_keeps_how_the_one_before_it_ended(
 def test_a_pod_is_gone_once(first: RedisBackend, admin: RedisAdmin, client: Any) -> None:
     """Each later note gets the same time. The task still expires."""
     ended(first, admin, event_id="e-1")
-    (gone,) = first.note_pods_gone([WorkerAttempt("e-1", 1, 1)])
+    (gone,) = first.store_gone_time([WorkerAttempt("e-1", 1, 1)])
     eventually(lambda: _now_ms(client) > gone)
-    assert first.note_pods_gone([WorkerAttempt("e-9", 1, 1), WorkerAttempt("e-1", 1, 1)]) == [0, gone]
-    assert first.note_pods_gone([]) == []
+    assert first.store_gone_time([WorkerAttempt("e-9", 1, 1), WorkerAttempt("e-1", 1, 1)]) == [0, gone]
+    assert first.store_gone_time([]) == []
     (times,) = first.stored_times([WorkerAttempt("e-1", 1, 1)])
     assert times is not None
     assert times.gone_ms == gone
@@ -227,7 +227,7 @@ def test_a_pod_is_gone_once(first: RedisBackend, admin: RedisAdmin, client: Any)
 def test_nothing_is_known_of_other_groups_tasks(first: RedisBackend, admin: RedisAdmin) -> None:
     """Nor of one that has expired; and nothing is written for it, which would stay without end."""
     assert first.stored_times([WorkerAttempt("e-9", 1, 1), WorkerAttempt("e-9")]) == [None, None]
-    assert first.note_pods_gone([WorkerAttempt("e-9", 1, 1)]) == [0]
+    assert first.store_gone_time([WorkerAttempt("e-9", 1, 1)]) == [0]
     assert admin.task("e-9") == {}
 
 

@@ -356,6 +356,6 @@ class TestServer:
                 raw.xgroup_create(results, name, id=f"{now_ms - 7_200_000 + read}-0")
             for _ in range(7):
                 raw.xadd(f"{admin.prefix}dead", {"dead_reason": "Invalid"})
-        found = stream.queue_levels()
+        found = stream.stream_levels()
         assert (found.unread, found.pending, found.results, found.results_unread, found.dead_letters) == (2, 1, 5, 4, 7)
         assert (found.oldest_s, found.results_oldest_s) == (pytest.approx(3600, abs=60), pytest.approx(7200, abs=60))

@@ -230,11 +230,11 @@ def test_a_defect_ends_the_viewers_and_nothing_else(port: int, world: World, vie
     def fail() -> PageState:
         raise KeyError("a defect")
 
-    look, viewers._look = viewers._look, fail
+    look, viewers._read_state = viewers._read_state, fail
     with closing(Browser(port)) as browser:
         assert browser.answer.read() == b""
     eventually(lambda: viewers.count == 0, 20, "it to be gone")
-    viewers._look = look
+    viewers._read_state = look
     with closing(Browser(port)) as browser:
         browser.until("full")
 

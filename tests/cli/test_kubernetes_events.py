@@ -11,7 +11,7 @@ import pytest
 
 from ottoscaler.cli import kubernetes_events
 from ottoscaler.cli.kubernetes_events import THREAD, KubernetesEvents
-from ottoscaler.core.kube_events import EventReason, KubeEvent
+from ottoscaler.core.outgoing_kube_events import EventReason, KubeEvent
 from ottoscaler.flow.stop import StopSignal
 from ottoscaler.local.handle import LocalCluster
 from ottoscaler.metrics import Metrics

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import pytest
 
-from ottoscaler.core.kube_events import EventReason, KubeEvent, PodReference, new_event, repeated_event
+from ottoscaler.core.outgoing_kube_events import EventReason, KubeEvent, PodReference, new_event, repeated_event
 from tests.deploy.cluster import PRODUCTION, Answer, Cluster
 from tests.deploy.manifests import Json, only, rendered
 from tests.deploy.test_policy import changed

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from ottoscaler.cli import run
 from ottoscaler.flow.control import ScaleDownProcessor
-from ottoscaler.flow.dispatch import Dispatcher
+from ottoscaler.flow.dispatch import WorkerDispatcher
 from ottoscaler.flow.intake import StreamReader
 from ottoscaler.flow.lease import LeaseKeeper
 from ottoscaler.flow.reconciler import Reconciler
@@ -31,7 +31,7 @@ STEPS = {
     "reader": (StreamReader, "step"),
     "control": (ScaleDownProcessor, "look_ahead"),
     "scale-down": (ScaleDownProcessor, "step"),
-    "dispatch": (Dispatcher, "step"),
+    "dispatch": (WorkerDispatcher, "step"),
     "lease": (LeaseKeeper, "step"),
     "takeover": (TakeOver, "step"),
     "reconciler": (Reconciler, "reconcile"),

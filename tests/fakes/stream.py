@@ -27,11 +27,11 @@ from ottoscaler.ports import (
     Entry,
     KeyPlaces,
     OpenTask,
-    QueueLevels,
     Renewal,
     ScriptReply,
     ScriptStatus,
     StoredWorker,
+    StreamLevels,
     TaskView,
 )
 from ottoscaler.stored import split_owner_token
@@ -129,13 +129,13 @@ class FakeStream(WorkerScripts):
         with self.server.call("last_delivered_id"):
             return "{}-{}".format(*self.server.living_group().delivered)
 
-    def queue_levels(self) -> QueueLevels:
+    def stream_levels(self) -> StreamLevels:
         server = self.server
-        with server.call("queue_levels"):
+        with server.call("stream_levels"):
             now, group = server.clock.now(), server.group or Group()
             unread = [name for name in server.entries if order(name) > group.delivered] if server.group else []
             ages = [max(0.0, now - order(name)[0] / 1000) for name in (*unread, *group.pending)]
-            return QueueLevels(
+            return StreamLevels(
                 len(unread), len(group.pending), max(ages, default=0.0), len(server.result_entries),
                 now - server.published_at[0] if server.published_at else 0.0, 0, len(server.dead_entries),
             )  # fmt: skip

@@ -13,14 +13,14 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
-from ottoscaler.core.kube_events import RecordKubeEvent, record_nothing
 from ottoscaler.core.manifest import AttemptKey, event_hash, pod_name
 from ottoscaler.core.observations import TimedOut
+from ottoscaler.core.outgoing_kube_events import RecordKubeEvent, record_nothing
 from ottoscaler.core.pods import PodSnapshot
 from ottoscaler.core.policy import Policy, Rules
 from ottoscaler.core.shares import EQUAL_SHARES, Shares
 from ottoscaler.flow.control import ScaleDownProcessor
-from ottoscaler.flow.dispatch import Dispatcher
+from ottoscaler.flow.dispatch import WorkerDispatcher
 from ottoscaler.flow.heartbeat import Heartbeat
 from ottoscaler.flow.inbox import ScaleDownInbox
 from ottoscaler.flow.intake import Intake, StreamReader
@@ -156,7 +156,7 @@ class SimulatedController:
         self.terminator = PodTerminator(
             cluster=cluster, registry=registry, ledger=ledger, runner=self.runner, keeper=keeper, **loop
         )
-        self.dispatcher = Dispatcher(
+        self.dispatcher = WorkerDispatcher(
             ledger=ledger, runner=self.runner, terminator=self.terminator, inbox=inbox,
             max_workers=settings.flow.max_workers,
             **loop,

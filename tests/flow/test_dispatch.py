@@ -126,7 +126,7 @@ def test_room_is_used_by_each_worker_that_has_a_thread() -> None:
     with SimulatedController(threads=["watch"], MAX_WORKERS=3) as controller:
         orphan = of("orphan", 5, Phase.RUNNING)
         controller.registry.publish(orphan)
-        controller.registry.track(orphan.key.event_hash)
+        controller.registry.count_as_ours(orphan.key.event_hash)
         controller.servers.kubernetes.refuse_next("create", ClusterUnavailable("quota", unclear=False))
         controller.redis.on_call, controller.servers.kubernetes.on_call = hold, gather
         event_id = controller.accept(pod_count=3)
@@ -240,10 +240,10 @@ def test_a_resumed_worker_can_be_carried_on_without_a_thread() -> None:
             controller.cluster.run(pod)
             controller.cluster.succeed(pod)
             controller.sees(pod, lambda seen: seen.finished)
-            assert controller.dispatcher.carry_on_resumed(controller.key(event_id).event_hash, 1)
+            assert controller.dispatcher.advance_resumed(controller.key(event_id).event_hash, 1)
             controller.terminator.step()
             assert controller.result()["event_id"] == event_id
-            assert not controller.dispatcher.carry_on_resumed(controller.key(event_id).event_hash, 1)
+            assert not controller.dispatcher.advance_resumed(controller.key(event_id).event_hash, 1)
 
 
 def test_one_that_runs_on_goes_back_to_the_queue() -> None:
@@ -257,7 +257,7 @@ def test_one_that_runs_on_goes_back_to_the_queue() -> None:
             task = controller.stream.take_over(event_id, same_consumer=False)
             assert task is not None
             controller.intake.open_task(task)
-            assert controller.dispatcher.carry_on_resumed(controller.key(event_id).event_hash, 1)
+            assert controller.dispatcher.advance_resumed(controller.key(event_id).event_hash, 1)
             controller.terminator.step()
             assert controller.ledger.thread_counts() == (1, 1)
             controller.cluster.run(other)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from ottoscaler.core.event_series import BURST
-from ottoscaler.core.kube_events import EventReason, KubeEvent, PodReference
+from ottoscaler.core.outgoing_kube_events import EventReason, KubeEvent, PodReference
 from ottoscaler.errors import ClusterUnavailable
 from ottoscaler.flow import event_recorder
 from ottoscaler.flow.event_recorder import MAX_WAITING, EventRecorder

@@ -170,14 +170,14 @@ def test_the_levels_of_the_queue_are_read_by_a_loop(log: Lines) -> None:
             controller.send()
         controller.takeover.step()
         assert figures(controller, "ottoscaler_backlog_events") == {"unread": 3, "pending": 0}
-        calls = controller.redis.calls["queue_levels"]
+        calls = controller.redis.calls["stream_levels"]
         controller.takeover.step()
-        assert controller.redis.calls["queue_levels"] == calls
+        assert controller.redis.calls["stream_levels"] == calls
         controller.pass_time(LEVELS_EVERY_S)
         controller.lease.step()
-        controller.redis.fail_next("queue_levels")
+        controller.redis.fail_next("stream_levels")
         controller.takeover.step()
-        assert controller.redis.calls["queue_levels"] == calls + 1
+        assert controller.redis.calls["stream_levels"] == calls + 1
         assert all(map(math.isnan, figures(controller, "ottoscaler_backlog_events").values()))
         assert log.of("queue.unread")
         controller.pass_time(LEVELS_EVERY_S)

@@ -289,7 +289,7 @@ class TestWork:
             old.close(release=False)
             with SimulatedController(old.servers, consumer="c2", threads=["watch"], MAX_WORKERS=1) as controller:
                 probes = health(controller)
-                controller.registry.track(controller.key("old").event_hash)
+                controller.registry.count_as_ours(controller.key("old").event_hash)
                 controller.accept()
                 assert controller.ledger.thread_counts() == (0, 1)
                 for _ in range(5):

@@ -123,7 +123,7 @@ class TestRoom:
         run = driver.take()
         driver.ledger.let_go(run)
         assert driver.ledger.take() is None
-        driver.ledger.release_claim(run)
+        driver.ledger.release_room(run)
         assert driver.take().life.index == 2
 
     @contract("2.MAX_WORKERS")
@@ -143,7 +143,7 @@ class TestRoom:
         run = driver.take()
         driver.registry.upsert(of("a", 5))
         assert driver.ledger.take() is None
-        driver.ledger.release_claim(run)
+        driver.ledger.release_room(run)
         assert driver.take().life.index == 2
 
     @contract("2.MAX_WORKERS")
@@ -199,19 +199,19 @@ class TestRoom:
         driver.ledger.add(task("a"))
         run = driver.take()
         assert driver.ledger.may_create_pod(run)
-        driver.ledger.release_claim(run)
+        driver.ledger.release_room(run)
         assert not driver.ledger.may_create_pod(run)
 
     def test_old_epochs_do_not_give_up_the_room_of_new_ones(self) -> None:
         """A thread that is on its way out of a task that was taken over again."""
         driver = LedgerDriver(max_workers=2)
         driver.registry.publish(of("other", 5, Phase.RUNNING))
-        driver.registry.track(of("other", 5).key.event_hash)
+        driver.registry.count_as_ours(of("other", 5).key.event_hash)
         driver.ledger.add(task("a", 1, StoredWorker(1, attempt=1)))
         old = driver.take()
         driver.ledger.add(task("a", 1, StoredWorker(1, attempt=1), epoch=2))
         driver.ledger.add(task("b"))
-        driver.ledger.release_claim(old)
+        driver.ledger.release_room(old)
         driver.end(old)
         driver.take()
         assert driver.ledger.take() is None
@@ -261,7 +261,7 @@ def _act(driver: LedgerDriver, move: str, run: WorkerRun, version: int) -> None:
     if move in ("fail", "end"):
         driver.registry.upsert(seen(Phase.FAILED))
     if move == "settle":
-        driver.ledger.release_claim(run)
+        driver.ledger.release_room(run)
     if move == "pause":
         driver.pause(run, 0, todo=StoreAttempt(run.life.attempt, 0))
     if move == "end":

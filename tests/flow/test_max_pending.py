@@ -30,7 +30,7 @@ STAGES = (
     {"phase": Phase.FAILED, "node": "n"},
     {"phase": Phase.FAILED},
 )
-HOW = ("publish", "upsert", "delete", "gone", "list", "list again", "track", "untrack")
+HOW = ("publish", "upsert", "delete", "gone", "list", "list again", "count_as_ours", "stop_counting")
 changes = st.lists(st.tuples(st.sampled_from(HOW), st.integers(1, 4), st.sampled_from(STAGES)), max_size=40)
 
 
@@ -54,11 +54,11 @@ def test_the_figures_are_what_a_recount_finds(steps: Sequence[tuple[str, int, di
             registry.replace(PodList([seen], str(version)))
         elif how == "list again":
             registry.replace(PodList(registry.snapshots(), str(version)))
-        elif how == "track":
-            registry.track(hash_)
+        elif how == "count_as_ours":
+            registry.count_as_ours(hash_)
             owned.add(hash_)
         else:
-            registry.untrack(hash_)
+            registry.stop_counting(hash_)
             owned.discard(hash_)
         there = [one for one in registry.snapshots() if one.live]
         assert registry.without_node == sum(one.phase is Phase.PENDING and not one.node for one in there)
@@ -82,7 +82,7 @@ class TestRoom:
         assert driver.ledger.take() is None
         driver.registry.upsert(of("a", 5, node="n"))
         assert driver.ledger.take() is None
-        driver.ledger.release_claim(run)
+        driver.ledger.release_room(run)
         assert driver.take().life.index == 2
 
     @pytest.mark.parametrize("stage", [*STAGES[1:], {"phase": Phase.UNKNOWN}])
@@ -91,7 +91,7 @@ class TestRoom:
         driver.ledger.add(task("a", 2))
         run = driver.take()
         driver.registry.upsert(of("a", 5))
-        driver.ledger.release_claim(run)
+        driver.ledger.release_room(run)
         assert driver.ledger.take() is None
         driver.registry.publish(of("a", 6, **stage))
         assert driver.take().life.index == 2
@@ -114,7 +114,7 @@ class TestRoom:
         driver.ledger.add(task("theirs", 1, StoredWorker(1, attempt=1)))
         run = driver.take()
         assert run.task.event.event_id == "theirs"
-        driver.ledger.release_claim(run)
+        driver.ledger.release_room(run)
         assert driver.ledger.take() is None
         driver.registry.publish(of("theirs", 6, node="n"))
         assert driver.order(1) == ["new/1"]
@@ -152,7 +152,7 @@ def test_never_do_more_pods_wait_than_may(steps: Sequence[tuple[str, int]], most
         elif run is not None:
             seen = partial(of, "a", version, index=run.life.index)
             driver.registry.publish(seen() if move == "see" else seen(node="n"))
-            driver.ledger.release_claim(run)
+            driver.ledger.release_room(run)
             if move == "end":
                 driver.registry.publish(seen(Phase.FAILED, node="n").as_gone())
                 driver.end(run)

@@ -202,7 +202,7 @@ class TestLists:
 
     def test_a_pod_that_is_not_listed_is_missing(self, registry: PodRegistry, waiter: Waiter) -> None:
         """The thread has to look, since a list may be older than the pod: until then the pod uses room."""
-        registry.track(HASH)
+        registry.count_as_ours(HASH)
         registry.upsert(pod(5))
         registry.replace(PodList([], "9"))
         assert waiter.wait(1, PAST) == PodNotListed()
@@ -212,7 +212,7 @@ class TestLists:
 
     def test_a_missing_pod_that_no_thread_follows_is_gone(self, registry: PodRegistry, waiter: Waiter) -> None:
         """Otherwise it would use room for good: a thread that goes on with it later looks for it."""
-        registry.track(HASH)
+        registry.count_as_ours(HASH)
         registry.upsert(pod(5))
         registry.unsubscribe(waiter)
         registry.replace(PodList([], "9"))
@@ -221,7 +221,7 @@ class TestLists:
 
     def test_a_thread_that_leaves_before_it_looks_keeps_no_room(self, registry: PodRegistry, waiter: Waiter) -> None:
         """Its worker has ended, or goes on with another thread, which looks."""
-        registry.track(HASH)
+        registry.count_as_ours(HASH)
         registry.upsert(pod(5))
         registry.replace(PodList([], "9"))
         registry.unsubscribe(waiter)
@@ -258,7 +258,7 @@ class TestLists:
 
     def test_a_pod_that_no_watch_shows_is_not_missing(self, registry: PodRegistry) -> None:
         """Its labels were changed: it counts until its worker finds that it is gone."""
-        registry.track(HASH)
+        registry.count_as_ours(HASH)
         registry.upsert(pod(5, altered_label="the pod's label x was changed"))
         registry.replace(PodList([], "9"))
         assert registry.owned_live == 1
@@ -399,7 +399,7 @@ snapshots = st.builds(
 )
 moves = st.one_of(
     st.tuples(st.sampled_from(["publish", "upsert"]), snapshots),
-    st.tuples(st.sampled_from(["track", "untrack"]), st.sampled_from(["aaaaaaaaaa", "bbbbbbbbbb"])),
+    st.tuples(st.sampled_from(["count_as_ours", "stop_counting"]), st.sampled_from(["aaaaaaaaaa", "bbbbbbbbbb"])),
     st.tuples(st.just("delete"), snapshots.map(lambda one: one.key)),
     st.tuples(st.just("replace"), st.lists(snapshots, max_size=3, unique_by=lambda one: one.key)),
 )
@@ -413,8 +413,8 @@ def test_the_counts_equal_a_recount(steps: Sequence[tuple[str, Any]]) -> None:
         if verb == "replace":
             what = PodList([one for one in what if not one.gone], str(max((_version(one) for one in what), default=1)))
         getattr(registry, verb)(what)
-        owned |= {what} if verb == "track" else set()
-        owned -= {what} if verb == "untrack" else set()
+        owned |= {what} if verb == "count_as_ours" else set()
+        owned -= {what} if verb == "stop_counting" else set()
         live = [one for one in registry.snapshots() if one.live and one.key.event_hash in owned]
         assert registry.owned_live == len(live)
 

@@ -265,7 +265,7 @@ def test_never_has_a_tenant_more_than_it_may(moves: Sequence[tuple[str, int]], m
         elif run is not None:
             event_id, index, tenant = run.task.event.event_id, run.life.index, run.task.tenant
             driver.registry.publish(of(event_id, version, index=index, tenant=tenant, gone=move == "end"))
-            driver.ledger.release_claim(run)
+            driver.ledger.release_room(run)
             if move == "end":
                 driver.end(run)
                 running.remove(run)

@@ -250,7 +250,7 @@ def test_room_that_a_pod_has_made_is_used_at_once() -> None:
         pod = controller.pod(controller.accept(event_id="old"))
         controller.close(release=False)
         with SimulatedController(controller.servers, consumer="c2", threads=["watch"], MAX_WORKERS=1) as next_:
-            next_.registry.track(controller.key("old").event_hash)
+            next_.registry.count_as_ours(controller.key("old").event_hash)
             event_id = next_.accept()
             assert next_.ledger.thread_counts() == (0, 1)
             next_.cluster.vanish(pod)

@@ -20,7 +20,7 @@ from ottoscaler.errors import (
     Unavailable,
 )
 from ottoscaler.flow.control import ScaleDownProcessor
-from ottoscaler.flow.dispatch import Dispatcher
+from ottoscaler.flow.dispatch import WorkerDispatcher
 from ottoscaler.flow.heartbeat import Heartbeat
 from ottoscaler.flow.inbox import ScaleDownInbox
 from ottoscaler.flow.intake import Intake, StreamReader
@@ -93,7 +93,7 @@ class _Tries(Retries):
                 self._world.servers("Redis")
 
 
-class _Dispatcher(Dispatcher):
+class _WorkerDispatcher(WorkerDispatcher):
     """Each thread that it starts is a worker of the simulation, to be carried on."""
 
     def __init__(self, replica: Replica, **uses: Any) -> None:
@@ -250,7 +250,7 @@ class Replica:
         self.terminator = PodTerminator(
             cluster=cluster, registry=registry, ledger=ledger, runner=self.runner, keeper=keeper, **loop
         )
-        self.dispatcher = _Dispatcher(
+        self.dispatcher = _WorkerDispatcher(
             self, ledger=ledger, runner=self.runner, terminator=self.terminator, inbox=inbox,
             max_workers=settings.flow.max_workers, **loop,
         )  # fmt: skip

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ottoscaler.core.event_series import BURST, MAX_REMEMBERED, REFILL_S, EventSeries
 from ottoscaler.core.events import BadEvent, DeadReason
-from ottoscaler.core.kube_events import (
+from ottoscaler.core.outgoing_kube_events import (
     MAX_NOTE_BYTES,
     EventReason,
     KubeEvent,
