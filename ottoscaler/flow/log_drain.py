@@ -87,7 +87,7 @@ class LogDrain:
         if pod is None or pod.started_at is None:  # no container of it has written anything
             return
         event = run.task.event
-        if not self._follows_logs_of(event):
+        if run.task.closed or not self._follows_logs_of(event):  # a closed task's logs are followed by its new owner
             return
         ended = pod.finished or pod.gone or pod.agent_ended
         with self._lock:

@@ -385,9 +385,12 @@ def test_the_log_of_a_closed_task_is_given_up_though_no_thread_of_its_worker_say
         assert controller.forwarder.given_up == [uid]
         assert controller.redis.known(event_id).worker(1).log == ""
         controller.log_drain.log_ended(uid, True, 1, 0)
+        for run in task.runs.values():
+            controller.log_drain.pod_seen(run)  # its thread was just taking a step
         controller.pass_time(STORE_EVERY_S)
         work(controller)
         assert controller.forwarder.given_up == [uid]
+        assert controller.forwarder.asked.count(f"follow {uid}") == 1
         assert controller.cluster.names() == {pod}
         assert ends(controller) == {}
         task.closed = False  # so that the simulation can end
