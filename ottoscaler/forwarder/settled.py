@@ -46,7 +46,10 @@ class Settled:
         """Whether it has come on since this was set to False; `has_marks`: behind a remark that lines are missing."""
         self.has_marks = False
         self._open: deque[Entry] = deque()
-        self._passed = progress  # behind the last entry before which nothing is open, which may be inside a line
+        # Behind the last entry before which nothing is open: its cursor is that of the last place. It may be inside a
+        # line that goes on, or behind a remark of which no place was reported yet.
+        self._passed = progress
+        self._inside = self._marks = False
 
     @property
     def oldest_timestamp(self) -> str:
@@ -60,9 +63,8 @@ class Settled:
     def move(self) -> None:
         """Some entries may have been answered."""
         place: LogProgress | None = None
-        marks = False
         passed = self._passed
-        sequence, bytes_ = passed.sequence, passed.bytes
+        cursor, sequence, bytes_ = passed.cursor, passed.sequence, passed.bytes
         acknowledged, dropped, gaps = passed.acknowledged, passed.dropped, passed.gaps
         while self._open and self._open[0].acknowledged is not None:
             entry = self._open.popleft()
@@ -71,12 +73,17 @@ class Settled:
             dropped += entry.marked_lines + (entry.size >= 0 and not entry.acknowledged)
             bytes_ += max(0, entry.size) + entry.marked_bytes
             gaps += entry.marked_gaps
-            marks = marks or entry.marked_lines > 0 or entry.marked_gaps > 0
+            self._marks = self._marks or entry.marked_lines > 0 or entry.marked_gaps > 0
             if entry.place is not None:
-                place = LogProgress(passed.uid, entry.place, sequence, acknowledged, dropped, bytes_, gaps)
+                cursor, self._inside = entry.place, False
+            elif entry.size >= 0 or entry.marked_lines:
+                self._inside = True
+            # Behind a gap, too: it has a number, and a new process that went back before it would give that to a line.
+            if not self._inside and not entry.is_end:
+                place = LogProgress(passed.uid, cursor, sequence, acknowledged, dropped, bytes_, gaps)
         if sequence == passed.sequence:
             return
-        self._passed = LogProgress(passed.uid, passed.cursor, sequence, acknowledged, dropped, bytes_, gaps)
+        self._passed = LogProgress(passed.uid, cursor, sequence, acknowledged, dropped, bytes_, gaps)
         if place is not None:
             self.progress, self.has_news = place, True
-            self.has_marks = self.has_marks or marks
+            self.has_marks, self._marks = self.has_marks or self._marks, False

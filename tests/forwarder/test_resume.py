@@ -204,6 +204,62 @@ def test_lines_that_were_dropped_are_counted_once() -> None:
     assert again.account.lines == 3
 
 
+def test_a_gap_has_a_place_of_its_own() -> None:
+    """It has a number: a new process that went back before it would give that to a line and send the next one twice."""
+    stream = stream_from(NOTHING)
+    stream.connected(Limits(batch=10), 0, 0.0)
+    log = KubeletLog()
+    for number in range(3):
+        log.write(number, b"line %d" % number)
+    lines = [line for line in PodLogReader(Position()).feed(log.answer()) if isinstance(line, Line)]
+    for each in lines[:2]:
+        stream.offer(each)
+    stream.add_gap(Gap("combined", END))
+    stream.take(0.0)
+    stream.answered(Status.ACK, 2, 0.0)
+    before = stream.settled.progress
+    assert (before.sequence, before.gaps, stream.settled.has_marks) == (2, 0, False)
+    stream.answered(Status.ACK, 3, 0.0)
+    behind = stream.settled.progress
+    assert (behind, stream.settled.has_marks) == (before._replace(sequence=3, gaps=1), True)
+
+    again = stream_from(behind)
+    for line in PodLogReader(Position(behind.cursor)).feed(log.answer(behind.cursor.second)):
+        assert isinstance(line, Line)
+        again.offer(line)
+    again.connected(Limits(batch=10), 3, 0.0)
+    assert [(entry.sequence, entry.message) for entry in decoded(again.take(0.0))] == [(4, "line 2")]
+
+
+def test_a_gap_inside_a_line_that_goes_on_has_none() -> None:
+    """A new process has to send that line from its beginning; the place behind the line is behind the gap as well."""
+    stream = stream_from(NOTHING)
+    stream.connected(Limits(batch=10), 0, 0.0)
+    log = KubeletLog()
+    log.write(0, b"line 0")
+    (whole,) = PodLogReader(Position()).feed(log.answer())
+    assert isinstance(whole, Line)
+    stream.offer(whole._replace(partial=True, place=None))
+    stream.add_gap(Gap("combined", END))
+    stream.offer(whole)
+    stream.take(0.0)
+    stream.answered(Status.ACK, 2, 0.0)
+    assert (stream.settled.progress, stream.settled.has_marks) == (NOTHING, False)
+    stream.answered(Status.ACK, 3, 0.0)
+    assert (stream.settled.progress.sequence, stream.settled.progress.gaps, stream.settled.has_marks) == (3, 1, True)
+
+
+def test_the_end_has_no_place() -> None:
+    """A new process sends it with the same number."""
+    stream = stream_from(NOTHING)
+    stream.connected(Limits(batch=10), 0, 0.0)
+    stream.finish(END)
+    stream.take(0.0)
+    stream.answered(Status.ACK, 1, 0.0)
+    assert stream.done
+    assert stream.settled.progress == NOTHING
+
+
 def test_progress_stays_behind_a_refused_entry() -> None:
     """Later ones may be acknowledged, but a new process has to send the refused one."""
     stream = stream_from(NOTHING)
