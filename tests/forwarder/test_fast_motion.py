@@ -349,7 +349,7 @@ def missing(stored: Stored, total: int) -> set[int]:
     ("hours", "cut_s", "seed"),
     [
         (1, 5.0, 1),
-        pytest.param(1, 4 * 3600.0, 1, id="1-never"),
+        pytest.param(1, 4 * 3600.0, 1, id="1-never", marks=pytest.mark.full),
         *(pytest.param(2, 5.0, seed, marks=pytest.mark.full) for seed in (2, 3, 5)),
     ],
 )

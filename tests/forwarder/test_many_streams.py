@@ -75,7 +75,8 @@ def test_workers_wait_for_a_stream_and_lose_nothing(workers: int, streams: int) 
 
 async def deliver_long(monkeypatch: pytest.MonkeyPatch, workers: int, streams: int) -> None:
     """Workers that keep their streams, for many times as long as a registration may take."""
-    monkeypatch.setattr("ottoscaler.adapters.log_client.REGISTER_S", 0.2)
+    # not so short that a registration takes as long on a busy machine
+    monkeypatch.setattr("ottoscaler.adapters.log_client.REGISTER_S", 1.0)
     receiver, said, tally = Keeping(), set[str](), Tally()
     server, port = await start(receiver, ServerSettings(address="127.0.0.1:0", max_streams=streams))
     client = LogHandlerClient(LogHandlerSettings(address=("127.0.0.1", port)))
@@ -85,23 +86,27 @@ async def deliver_long(monkeypatch: pytest.MonkeyPatch, workers: int, streams: i
         delivery = Delivery(client, worker, said.add, WorkerStream(worker, random=lambda: 0.5, tally=tally))
         delivery.offer(Line("stdout", T, b"begin"))
         tasks[asyncio.ensure_future(delivery.run())] = delivery
-    async with asyncio.timeout(LONG_S):
-        while not (tally.waiting and any(WAITS in sentence for sentence in said)):
-            await asyncio.sleep(0.01)
-        while tasks:  # each that ends makes room for the next
-            for task, delivery in list(tasks.items()):
-                if task.done():
-                    del tasks[task]
-                elif delivery.answers:
-                    delivery.finish(T)
-            await asyncio.sleep(0.01)
+    try:
+        async with asyncio.timeout(LONG_S):
+            while not (tally.waiting and any(WAITS in sentence for sentence in said)):
+                await asyncio.sleep(0.01)
+            while tasks:  # each that ends makes room for the next
+                for task, delivery in list(tasks.items()):
+                    if task.done():
+                        del tasks[task]
+                    elif delivery.answers:
+                        delivery.finish(T)
+                await asyncio.sleep(0.01)
+    finally:  # what a failure leaves open would fail other tests
+        for task in tasks:
+            task.cancel()
+        await client.close()
+        await server.stop(0)
     assert len(receiver.messages) == workers
     assert set(map(tuple, receiver.messages.values())) == {("begin", "end of log: 1 line, 0 dropped")}
     assert tally.waiting == 0
     assert sum(WAITS in sentence for sentence in said) == 1
     assert not any("DEADLINE_EXCEEDED" in sentence for sentence in said), "a worker that waited counted as a failure"
-    await client.close()
-    await server.stop(0)
 
 
 @pytest.mark.timeout(120)
