@@ -359,8 +359,9 @@ def test_no_line_comes_twice_and_none_is_lost_in_silence(
 ) -> None:
     """What is missing was rotated away before it was read; its place is marked, and it is counted.
 
-    Not shown here: in twelve hours (seed 12) lines of one pod have come twice, with cuts and without. A process that
-    dies before the place behind a remark is stored would do that; whether it is the cause has not been traced.
+    Not shown here: in twelve hours (seed 12) a line comes twice. The controller dies, and the kubelet has begun a new
+    file behind the stored place: the next process finds a gap, and knows how many entries the handler has beyond that
+    place, but not whether these lines are gone or can still be read. It sends what it reads: nothing is lost.
     """
     world = World(hours * 3600.0, cut_s, seed)
     with fast(world, monkeypatch) as loop:
