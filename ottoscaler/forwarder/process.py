@@ -68,6 +68,7 @@ class LogForwarder:
         self._client = LogHandlerClient(start.handler)
         self._followers: dict[str, Follower] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._endings: set[asyncio.Task[None]] = set()  # of followers that were given up
         self._noticed: dict[str, float] = {}
         self._tally = Tally()
         self._figures = LogFigures()  # that were sent last
@@ -83,7 +84,9 @@ class LogForwarder:
         elif isinstance(message, GiveUp) and message.uid in self._followers:
             # at once: the same log may be followed again in the next message
             del self._followers[message.uid]
-            self._tasks.pop(message.uid).cancel()
+            ending = asyncio.ensure_future(cancel_all([self._tasks.pop(message.uid)]))
+            self._endings.add(ending)  # the loop itself keeps no task alive
+            ending.add_done_callback(self._endings.discard)
 
     async def report_progress(self) -> None:
         """Without end: what the handler has acknowledged, and whether too much is in memory."""
@@ -117,6 +120,7 @@ class LogForwarder:
     async def close(self) -> None:
         """End all."""
         await cancel_all(self._tasks.values())
+        await asyncio.gather(*self._endings)
         await self._client.close()
         await self._logs.close()
 

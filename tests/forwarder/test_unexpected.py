@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ from ottoscaler.forwarder import process
 from ottoscaler.forwarder.account import Account
 from ottoscaler.forwarder.follower import Follower
 from ottoscaler.forwarder.process import LogForwarder
-from ottoscaler.log_messages import Ended, MessageBuffer, Notice
+from ottoscaler.log_messages import Ended, GiveUp, MessageBuffer, Notice
 
 
 class Failing:
@@ -73,6 +74,41 @@ def test_a_log_that_is_given_up_ends_at_once() -> None:
             await task
 
     asyncio.run(give_up())
+
+
+def test_a_log_that_is_given_up_ends_though_a_cancellation_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And leaves alone what follows the same log by then."""
+    monkeypatch.setattr(process, "CANCEL_AGAIN_S", 0.01)
+    runs = 0
+
+    class Stubborn(Failing):
+        async def run(self) -> None:
+            nonlocal runs
+            while runs < 3:
+                runs += 1
+                with suppress(asyncio.CancelledError):
+                    await asyncio.sleep(60)
+
+    async def give_up() -> tuple[bytes, Any, object]:
+        written = bytearray()
+        forwarder = cast("Any", LogForwarder.__new__(LogForwarder))
+        forwarder._writer = SimpleNamespace(write=written.extend)
+        forwarder._endings = set()
+        first, second = Stubborn(done=True), object()
+        task = asyncio.ensure_future(forwarder._run("uid-1", cast("Follower", first)))
+        forwarder._followers, forwarder._tasks = {"uid-1": first}, {"uid-1": task}
+        await asyncio.sleep(0.01)
+        forwarder.handle(GiveUp("uid-1"))
+        forwarder._followers["uid-1"] = second
+        async with asyncio.timeout(20):
+            await asyncio.wait([task])
+            await asyncio.gather(*forwarder._endings)
+        return bytes(written), forwarder._followers, second
+
+    written, followers, second = asyncio.run(give_up())
+    assert written == b""
+    assert followers == {"uid-1": second}
+    assert runs == 3
 
 
 def test_a_task_that_loses_a_cancellation_does_not_keep_the_process_alive(monkeypatch: pytest.MonkeyPatch) -> None:
