@@ -105,7 +105,6 @@ def test_the_same_seed_gives_the_same_mutants() -> None:
     } == dict.fromkeys({place.kind for place in among}, 2)
 
 
-@pytest.mark.full
 def test_every_equivalent_mutant_can_happen_and_has_a_reason() -> None:
     """A line that has changed since is another mutant, which nobody has looked at."""
     listed = trial.equivalents(trial.EQUIVALENT.read_text(encoding="utf-8"))

@@ -70,32 +70,32 @@ class _Bookmark(msgspec.Struct, frozen=True):
     metadata: _ListMeta = _ListMeta()
 
 
-class _EventMetadata(msgspec.Struct, frozen=True):
+class _KubeEventMetadata(msgspec.Struct, frozen=True):
     resource_version: str = msgspec.field(default="", name="resourceVersion")
 
 
-class _EventSource(msgspec.Struct, frozen=True):
+class _KubeEventSource(msgspec.Struct, frozen=True):
     component: str = ""
 
 
-class _Event(msgspec.Struct, frozen=True):
-    metadata: _EventMetadata = _EventMetadata()
+class _KubeEvent(msgspec.Struct, frozen=True):
+    metadata: _KubeEventMetadata = _KubeEventMetadata()
     reason: str = ""
     message: str = ""
-    source: _EventSource = _EventSource()
+    source: _KubeEventSource = _KubeEventSource()
     reporter: str = msgspec.field(default="", name="reportingComponent")
 
 
-class _EventList(msgspec.Struct, frozen=True):
+class _KubeEventList(msgspec.Struct, frozen=True):
     kind: Literal["EventList"]
-    items: list[_Event] | None = None  # null: none
+    items: list[_KubeEvent] | None = None  # null: none
 
 
 _pod_list = msgspec.json.Decoder(_RawList)
 _loose_list = msgspec.json.Decoder(_LenientPodList)
 _listed_pod = msgspec.json.Decoder(RawPod)
 _pod = msgspec.json.Decoder(_RawPod)
-_event_list = msgspec.json.Decoder(_EventList)
+_event_list = msgspec.json.Decoder(_KubeEventList)
 _line = msgspec.json.Decoder(_WatchLine)
 _bookmark = msgspec.json.Decoder(_Bookmark)
 _CHANGES = {"ADDED": WatchEventType.UPDATED, "MODIFIED": WatchEventType.UPDATED, "DELETED": WatchEventType.DELETED}
@@ -275,7 +275,7 @@ class KubeCluster:
         return self._facts.server_version()
 
 
-def _pod_event(event: _Event) -> PodEvent:
+def _pod_event(event: _KubeEvent) -> PodEvent:
     version = event.metadata.resource_version
     component = event.source.component or event.reporter
     return PodEvent(event.reason, event.message, component, int(version) if version.isdigit() else 0)

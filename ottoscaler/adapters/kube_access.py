@@ -78,7 +78,7 @@ class KubeAccess:
         loader.load_and_set(self.configuration)
         if "host" not in vars(loader):
             raise ValueError("its cluster has no server")
-        loader.check_user()
+        loader.check_same_user()
         self._token_file = loader.token_file
         if loader.plugin is not None:
             self._plugin = CredentialPlugin(loader.plugin, self._use_certificate)
@@ -137,7 +137,7 @@ class _Loader(KubeConfigLoader):
         """The folder of the file that this part comes from: paths are relative to it."""
         return str(cast(Any, self)._get_base_path(node.path))
 
-    def check_user(self) -> None:
+    def check_same_user(self) -> None:
         """Raises ValueError where we would act as another user than kubectl does: the library goes on without a user
         that is not there, sends any token, and does not impersonate.
         """

@@ -10,7 +10,7 @@ from typing import Any, Final, cast
 from ottoscaler.adapters.explain_reader import ExplainReader
 from ottoscaler.adapters.redis_client import translate_errors
 from ottoscaler.adapters.redis_values import chunks, entries_as_text, pipeline_replies
-from ottoscaler.adapters.status_reader import DeadLetter, dead_letter_of
+from ottoscaler.adapters.status_reader import DeadLetter, dead_letter_from_entry
 from ottoscaler.adapters.task_codec import TaskState, decode_state
 
 #: What of a task is shown; the event itself, which may be large, is not read.
@@ -65,7 +65,7 @@ class PageReader(ExplainReader):
         with translate_errors(self.where):
             found = cast("Any", self._client.xrevrange(self._keys.dead_letter_stream, count=most))
         return {
-            entry_id: dead_letter_of(entry_id, fields)
+            entry_id: dead_letter_from_entry(entry_id, fields)
             for entry_id, fields in entries_as_text(found)
             if self._is_of_our_group(fields)
         }

@@ -172,7 +172,7 @@ class StatusReader:
         """The dead letter of an entry of the event stream, which is younger than that entry; None if it has none."""
         for entry_id, fields in self._entries_since(self._keys.dead_letter_stream, stream_id):
             if self._is_of_our_group(fields) and fields.get("stream_id") == stream_id:
-                return dead_letter_of(entry_id, fields)
+                return dead_letter_from_entry(entry_id, fields)
         return None
 
     def result(self, event_id: str, stream_id: str) -> Mapping[str, str] | None:
@@ -211,7 +211,11 @@ class StatusReader:
                 new_dead[-1][0] if new_dead else position.dead,
             ),
             [fields for _, fields in new_results],
-            [dead_letter_of(entry_id, fields) for entry_id, fields in new_dead if self._is_of_our_group(fields)],
+            [
+                dead_letter_from_entry(entry_id, fields)
+                for entry_id, fields in new_dead
+                if self._is_of_our_group(fields)
+            ],
         )
 
     def _is_of_our_group(self, dead: Mapping[str, str]) -> bool:
@@ -257,7 +261,7 @@ class StatusReader:
             start = f"({chunk[-1][0]}"
 
 
-def dead_letter_of(entry_id: str, fields: Mapping[str, str]) -> DeadLetter:
+def dead_letter_from_entry(entry_id: str, fields: Mapping[str, str]) -> DeadLetter:
     """An entry of the dead-letter stream as it is shown."""
     return DeadLetter(
         entry_id,

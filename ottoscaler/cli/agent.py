@@ -223,11 +223,11 @@ class _Output:
             await self._lines.end()
 
     async def _take(self, data: bytes) -> None:
-        self._print(data)
+        self._write_out(data)
         if self._lines:
             await self._lines.feed(data)
 
-    def _print(self, data: bytes) -> None:
+    def _write_out(self, data: bytes) -> None:
         """A reader that has gone away changes nothing for the command, or for its log."""
         with contextlib.suppress(OSError):
             while data:

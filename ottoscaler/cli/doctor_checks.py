@@ -26,7 +26,7 @@ from ottoscaler.cli.queue_owner import other_cluster_error, other_group_error
 from ottoscaler.cli.worker_pods import WorkerPod, largest_pods, worker_pods
 from ottoscaler.core import kube_findings, redis_findings
 from ottoscaler.core.findings import Finding, broken, fine, unknown, warning
-from ottoscaler.core.kube_findings import Demand
+from ottoscaler.core.kube_findings import PodDemand
 from ottoscaler.core.manifest import LABEL_BUDGET
 from ottoscaler.core.policy import Rules
 from ottoscaler.core.services import version_advice
@@ -263,8 +263,8 @@ class KubeCheck:
         yield from _largest(acting, largest)
 
 
-def _demand(pod: WorkerPod) -> Demand:
-    return Demand.of(msgspec.json.decode(pod.body))
+def _demand(pod: WorkerPod) -> PodDemand:
+    return PodDemand.of(msgspec.json.decode(pod.body))
 
 
 def _budget(inspector: KubeInspector, pods: Sequence[WorkerPod]) -> Sequence[Finding]:

@@ -112,7 +112,7 @@ class PageSource:
                 if last is None or last.made_of != made_of:
                     last = _WorkerRow(made_of, _worker_row(task, worker, pod))
                 rows[key] = last
-        self._rows = _first(rows, MOST_WORKERS)
+        self._rows = _first_rows(rows, MOST_WORKERS)
         return {key: one.row for key, one in self._rows.items()}
 
     def search(self, text: str) -> PageState:
@@ -136,9 +136,9 @@ class PageSource:
         worst_first = dict(sorted(results.items(), key=lambda item: item[1]["outcome"] == _SUCCEEDED))
         named = {key: each for key, each in dead.items() if wanted in each.event_id.casefold()}
         return {
-            "tasks": _first(tasks, MOST_FOUND),
-            "results": _first(worst_first, MOST_RESULTS + MOST_FAILURES),
-            "dead": _dead_rows(_first(named, MOST_DEAD)),
+            "tasks": _first_rows(tasks, MOST_FOUND),
+            "results": _first_rows(worst_first, MOST_RESULTS + MOST_FAILURES),
+            "dead": _dead_rows(_first_rows(named, MOST_DEAD)),
         }
 
     def _open_tasks_with(self, wanted: str) -> dict[str, Any]:
@@ -185,7 +185,7 @@ def _newest(results: _Results, most: int) -> _Results:
     return {key: results[key] for key in sorted(results, key=stream_sort_key, reverse=True)[:most]}
 
 
-def _first(rows: Mapping[str, _Row], most: int) -> dict[str, _Row]:
+def _first_rows(rows: Mapping[str, _Row], most: int) -> dict[str, _Row]:
     return dict(islice(rows.items(), most))
 
 

@@ -25,7 +25,7 @@ from ottoscaler.adapters.redis_backend import RedisBackend
 from ottoscaler.adapters.redis_calls import RedisCalls
 from ottoscaler.adapters.redis_client import address
 from ottoscaler.adapters.web import WebServer
-from ottoscaler.cli import process
+from ottoscaler.cli import process_tuning
 from ottoscaler.cli.kubernetes_events import KubernetesEvents
 from ottoscaler.cli.log_forwarding import LogForwarding
 from ottoscaler.cli.namespace import own_namespace
@@ -275,7 +275,7 @@ class Controller:
             pause_s = min(pause_s * 2, MAX_PAUSE_S)
 
     def _start(self) -> None:
-        self._stop.spawn("cpu", partial(process.CpuPinning().run, self._stop.wait))
+        self._stop.spawn("cpu", partial(process_tuning.CpuPinning().run, self._stop.wait))
         self._start_loop("watch", self._watch.run)
         self._start_loop("dispatch", self._dispatcher.run)
         # it shows the pods of all the workers that the lease thread resumes: otherwise each would ask for its own
@@ -382,7 +382,7 @@ def _run(environ: Mapping[str, str]) -> int:
     set_up_log(settings)
     stop = StopSignal()
     controller = Controller(settings, stop)
-    process.tune_process(settings.flow.max_workers)
+    process_tuning.tune_process(settings.flow.max_workers)
     Signals(stop.set, settings.flow.shutdown_grace_s)
     return controller.run()
 

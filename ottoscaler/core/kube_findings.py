@@ -36,7 +36,7 @@ _SETTINGS: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Demand:
+class PodDemand:
     """What one worker pod asks for, by its create request."""
 
     labels: Mapping[str, str]
@@ -46,7 +46,7 @@ class Demand:
     has_deadline: bool
 
     @classmethod
-    def of(cls, pod: Mapping[str, Any]) -> Demand:
+    def of(cls, pod: Mapping[str, Any]) -> PodDemand:
         """Of the body that `build_pod` makes, decoded."""
         spec = pod["spec"]
         containers = [*spec["containers"], *spec.get("initContainers", ())]
@@ -71,7 +71,7 @@ def amount(text: str) -> Fraction:
 # -- quota and limits
 
 
-def quota_findings(quotas: Sequence[Quota], demand: Demand) -> Sequence[Finding]:
+def quota_findings(quotas: Sequence[Quota], demand: PodDemand) -> Sequence[Finding]:
     """Is there room for a worker? Full is what waits for an end; what never fits is broken."""
     counting = [quota for quota in quotas if _counts(quota, demand)]
     if not counting:
@@ -79,13 +79,13 @@ def quota_findings(quotas: Sequence[Quota], demand: Demand) -> Sequence[Finding]
     return [_quota_finding(quota, demand) for quota in counting]
 
 
-def _counts(quota: Quota, demand: Demand) -> bool:
+def _counts(quota: Quota, demand: PodDemand) -> bool:
     """Is a worker in the quota's scopes? Those of priority classes and of others are not for ordinary workers."""
     ours = {"NotBestEffort", "Terminating" if demand.has_deadline else "NotTerminating"}
     return quota.spec.scope_selector is None and set(quota.spec.scopes) <= ours
 
 
-def _quota_finding(quota: Quota, demand: Demand) -> Finding:
+def _quota_finding(quota: Quota, demand: PodDemand) -> Finding:
     name, hard = quota.metadata.name, quota.status.hard
     needs = {resource: need for resource in hard if (need := _need(resource, demand))}
     if not needs:
@@ -101,7 +101,7 @@ def _quota_finding(quota: Quota, demand: Demand) -> Finding:
     return fine("kube.quota", f"ResourceQuota {name} has room for {count_text(rooms[resource], 'worker')} ({used})")
 
 
-def _need(resource: str, demand: Demand) -> Fraction:
+def _need(resource: str, demand: PodDemand) -> Fraction:
     if resource in ("pods", "count/pods"):
         return Fraction(1)
     kind, _, name = resource.rpartition(".")
@@ -112,7 +112,7 @@ def _room(quota: Quota, resource: str, need: Fraction) -> int:
     return int((amount(quota.status.hard[resource]) - amount(quota.status.used.get(resource, "0"))) // need)
 
 
-def limit_findings(ranges: Sequence[LimitRange], demand: Demand) -> Sequence[Finding]:
+def limit_findings(ranges: Sequence[LimitRange], demand: PodDemand) -> Sequence[Finding]:
     """Does the API server refuse our resources?"""
     found = [
         broken(
@@ -125,7 +125,7 @@ def limit_findings(ranges: Sequence[LimitRange], demand: Demand) -> Sequence[Fin
     return found or [fine("kube.limitrange", f"LimitRange {names} allows our resources" if ranges else "No LimitRange")]
 
 
-def _outside(limits: LimitRange, demand: Demand) -> Iterable[str]:
+def _outside(limits: LimitRange, demand: PodDemand) -> Iterable[str]:
     for item in limits.spec.limits:
         if item.type not in ("Container", "Pod"):
             continue
@@ -137,13 +137,13 @@ def _outside(limits: LimitRange, demand: Demand) -> Iterable[str]:
                 yield f"asks at least {least} {resource} of a {item.type.lower()}, and {setting} is less"
 
 
-def _asked(item: str, kind: str, resource: str, demand: Demand) -> Sequence[Fraction]:
+def _asked(item: str, kind: str, resource: str, demand: PodDemand) -> Sequence[Fraction]:
     if item == "Pod":
         return [demand.total(kind, resource)]
     return [amount(each[kind].get(resource, "0")) for each in demand.resources]
 
 
-def largest_limit_findings(ranges: Sequence[LimitRange], largest: Iterable[tuple[str, Demand]]) -> Sequence[Finding]:
+def largest_limit_findings(ranges: Sequence[LimitRange], largest: Iterable[tuple[str, PodDemand]]) -> Sequence[Finding]:
     """Does the API server refuse a worker that the policy allows? `largest`: of each profile the worker that asks for
     most, with its name for people. Smaller ones run all the same, so this is a warning.
     """
@@ -159,7 +159,7 @@ def largest_limit_findings(ranges: Sequence[LimitRange], largest: Iterable[tuple
     ]
 
 
-def largest_quota_findings(quotas: Sequence[Quota], largest: Iterable[tuple[str, Demand]]) -> Sequence[Finding]:
+def largest_quota_findings(quotas: Sequence[Quota], largest: Iterable[tuple[str, PodDemand]]) -> Sequence[Finding]:
     """Does a quota never have room for a worker that the policy allows? Arguments as of `largest_limit_findings`."""
     return [
         warning(
@@ -175,7 +175,7 @@ def largest_quota_findings(quotas: Sequence[Quota], largest: Iterable[tuple[str,
     ]
 
 
-def _above(limits: LimitRange, demand: Demand) -> Iterable[tuple[str, str, str, str]]:
+def _above(limits: LimitRange, demand: PodDemand) -> Iterable[tuple[str, str, str, str]]:
     """What of a demand is above a maximum: of which kind of thing, the resource, the maximum, what is asked for."""
     for item in limits.spec.limits:
         for resource, most in item.max.items() if item.type in ("Container", "Pod") else ():
@@ -250,7 +250,7 @@ def _is_dns(port: EgressPort) -> bool:
     return port.port <= DNS_PORT <= (port.end or port.port)
 
 
-def nodes_finding(nodes: Sequence[Node], demand: Demand) -> Finding:
+def nodes_finding(nodes: Sequence[Node], demand: PodDemand) -> Finding:
     """Is there a node that could take a worker if it were empty?"""
     if not nodes:
         return warning("kube.nodes", "The cluster has no node: workers wait until one is added")
@@ -266,7 +266,7 @@ def nodes_finding(nodes: Sequence[Node], demand: Demand) -> Finding:
     )
 
 
-def _node_obstacle(node: Node, demand: Demand) -> str:
+def _node_obstacle(node: Node, demand: PodDemand) -> str:
     for name, value in demand.node_selector.items():
         if node.metadata.labels.get(name) != value:
             return f"without the label {name}={value}"

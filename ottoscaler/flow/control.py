@@ -177,7 +177,7 @@ class ScaleDownProcessor:
                 known = self._open.get(task.event.event_id)
                 if known is None or known.task.owner != task.owner:  # otherwise it was accepted twice
                     self._open[task.event.event_id] = ScaleDown(task)
-        self._inbox.remove(tasks)  # only now that they are open: otherwise `owners` would miss them for a moment
+        self._inbox.remove_opened(tasks)  # only now that they are open: otherwise `owners` would miss them for a moment
         try:
             for event_id in changed:
                 with contain_defects(event_id):  # the reconciler ends what is marked, too
@@ -219,7 +219,7 @@ class ScaleDownProcessor:
         with contain_defects(scale_down.task.event.event_id) as defect:
             with self._lock:
                 self._advancing = {scale_down.task.event.event_id}
-            over = self._advance(scale_down)
+            over = self._advance_scale_down(scale_down)
         with self._lock:
             self._advancing = set()
         if defect.name and not scale_down.victims_selected:
@@ -227,7 +227,7 @@ class ScaleDownProcessor:
             self._ledger.drop(scale_down.task.event.event_id, scale_down.task.owner)
         return over or bool(defect.name)
 
-    def _advance(self, scale_down: ScaleDown) -> bool:
+    def _advance_scale_down(self, scale_down: ScaleDown) -> bool:
         """One look at an open scale_down; returns whether it is over."""
         over = self._scale_downs.advance(scale_down)
         if scale_down.blocker is not None and not scale_down.blocker.owner:

@@ -47,7 +47,7 @@ class ScaleDownInbox:
         with self._lock:
             return list(self._tasks)
 
-    def remove(self, tasks: Collection[OpenTask]) -> None:
+    def remove_opened(self, tasks: Collection[OpenTask]) -> None:
         """These tasks are open in the lane. They are removed only then: a task that is in neither place for a moment
         would not be renewed, and another replica would take it over.
         """

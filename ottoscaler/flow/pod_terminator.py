@@ -143,9 +143,9 @@ class PodTerminator:
         """The same as on a worker's own thread: each line of the log names the worker."""
         event, index = one.run.task.event, one.run.life.index
         with logs.bind(event_id=event.event_id, task_id=event.task_id, worker=index):
-            return self._advance(one)
+            return self._advance_worker(one)
 
-    def _advance(self, one: _Followed) -> bool:
+    def _advance_worker(self, one: _Followed) -> bool:
         """Carry a worker on until it waits for its pod; False when it is let go of."""
         run = one.run
         while not self._stop.is_set():

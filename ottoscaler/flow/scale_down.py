@@ -117,7 +117,7 @@ class ScaleDownSteps:
         else:
             self._remove_ended_victims(
                 scale_down,
-                [victim for victim in scale_down.unfinished_victims if self._may_be_over(scale_down, victim)],
+                [victim for victim in scale_down.unfinished_victims if self._victim_may_have_ended(scale_down, victim)],
             )
         self._update_wait_reason(scale_down)
         if scale_down.unfinished_victims:
@@ -132,7 +132,7 @@ class ScaleDownSteps:
         pods = (self._pod_of_victim(scale_down, victim) for victim in scale_down.unfinished_victims)
         return [pod and (pod.uid, pod.live, pod.started_at) for pod in pods]
 
-    def _may_be_over(self, scale_down: ScaleDown, victim: Victim) -> bool:
+    def _victim_may_have_ended(self, scale_down: ScaleDown, victim: Victim) -> bool:
         """A worker with a live pod has no result, and a drain spares it only if it has started."""
         pod = self._pod_of_victim(scale_down, victim)
         drain = scale_down.task.event.mode is ScaleDownMode.DRAIN

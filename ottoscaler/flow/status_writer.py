@@ -60,7 +60,7 @@ class StatusWriter:
                 self._ledger.status_buffer.mark_all(task)
 
     def _update(self, task: OwnedTask, runs: Sequence[WorkerRun]) -> StatusUpdate | None:
-        notes = {run.life.index: note for run in runs if (note := self._worker_note(run)) is not None}
+        notes = {run.life.index: note for run in runs if (note := self._new_worker_note(run)) is not None}
         live, fresh = self._ledger.tasks.workers_of(task)
         self._warn(task, live)
         of_task = self._task_note(task, live, fresh)
@@ -68,7 +68,7 @@ class StatusWriter:
             return None
         return StatusUpdate(task.event.event_id, task.owner, notes, of_task)
 
-    def _worker_note(self, run: WorkerRun) -> WorkerNote | None:
+    def _new_worker_note(self, run: WorkerRun) -> WorkerNote | None:
         """What is new of a worker; None if nothing is."""
         life, status, before = run.life, self._status(run), run.noted
         if status == before:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ottoscaler.core.log_figures import LineDrop
 from ottoscaler.core.log_progress import LogProgress
-from ottoscaler.forwarder.tally import Tally
+from ottoscaler.forwarder.tally import LineTally
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Account:
 class AccountKeeper:
     """Counts the lines of one worker, and those of all workers with them. Not thread-safe."""
 
-    def __init__(self, start: LogProgress, tally: Tally) -> None:
+    def __init__(self, start: LogProgress, tally: LineTally) -> None:
         """Arguments: what an earlier process has counted of this worker; what counts the lines of all workers."""
         self._acknowledged, self._dropped = start.acknowledged, start.dropped
         self._bytes, self._gaps = start.bytes, start.gaps

@@ -25,9 +25,9 @@ from ottoscaler.forwarder.delivery import Delivery
 from ottoscaler.forwarder.entries import WorkerIdentity
 from ottoscaler.forwarder.follower import MAX_HELD, Follower, Shared
 from ottoscaler.forwarder.masking import policy_forms
-from ottoscaler.forwarder.tally import Tally, lag_s
+from ottoscaler.forwarder.tally import LineTally, lag_s
 from ottoscaler.forwarder.worker_stream import WorkerStream
-from ottoscaler.log_messages import (
+from ottoscaler.forwarder_messages import (
     Acknowledged,
     Ended,
     Figures,
@@ -70,7 +70,7 @@ class LogForwarder:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._endings: set[asyncio.Task[None]] = set()  # of followers that were given up
         self._noticed: dict[str, float] = {}
-        self._tally = Tally()
+        self._tally = LineTally()
         self._figures = LogFigures()  # that were sent last
 
     def handle(self, message: Message) -> None:

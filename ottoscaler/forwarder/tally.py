@@ -9,7 +9,7 @@ from datetime import datetime
 from ottoscaler.core.log_figures import LineDrop, LogFigures, LogServer
 
 
-class Tally:
+class LineTally:
     """Counts until it is asked. Not thread-safe."""
 
     def __init__(self) -> None:

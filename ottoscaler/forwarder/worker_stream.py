@@ -24,7 +24,7 @@ from ottoscaler.forwarder.entries import BATCH_OVERHEAD, EntryEncoder, WorkerIde
 from ottoscaler.forwarder.limits import Limits, RateLimit
 from ottoscaler.forwarder.lines import Gap, Line
 from ottoscaler.forwarder.settled import Entry, Settled
-from ottoscaler.forwarder.tally import Tally
+from ottoscaler.forwarder.tally import LineTally
 from ottoscaler.proto.log_streaming_pb2 import LogEnd
 
 #: Text that waits, and entries that are unacknowledged, together 1 MiB: beyond that at most one line of 256 KiB each.
@@ -57,14 +57,14 @@ class WorkerStream:
         random: Callable[[], float],
         answer_timeout_s: float = ANSWER_TIMEOUT_S,
         progress: LogProgress | None = None,
-        tally: Tally | None = None,
+        tally: LineTally | None = None,
     ) -> None:
         """Arguments: the worker; a source of numbers from 0 to 1 for pauses; when a silent stream counts as lost; where
         the lines come from the log of a pod, which a new process reads again: behind what they come; what counts the
         lines of all workers. Lines that are read again get the same numbers, so those that the handler has already are
         not sent; from a remark on, which the earlier process may not have made, all is new.
         """
-        self.tally = tally or Tally()
+        self.tally = tally or LineTally()
         self._worker = worker
         self._random = random
         self._answer_timeout_s = answer_timeout_s

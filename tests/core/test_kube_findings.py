@@ -10,7 +10,7 @@ import pytest
 
 from ottoscaler.core import kube_findings
 from ottoscaler.core.findings import Severity, broken, fine, warning
-from ottoscaler.core.kube_findings import Demand
+from ottoscaler.core.kube_findings import PodDemand
 from ottoscaler.core.kube_objects import DisruptionBudget, LimitRange, NetworkPolicy, Node, Quota
 from ottoscaler.core.manifest import AttemptKey, build_pod
 from ottoscaler.settings import WorkerSettings
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.contract("1.doctor")
 Json = dict[str, Any]
 
 
-def demand(**template: Any) -> Demand:
+def demand(**template: Any) -> PodDemand:
     """What a worker of these settings asks for."""
     event = builders.event()
     body = build_pod(
@@ -32,7 +32,7 @@ def demand(**template: Any) -> Demand:
         instance="otto",
         namespace="ci",
     )
-    return Demand.of(msgspec.json.decode(body))
+    return PodDemand.of(msgspec.json.decode(body))
 
 
 def named(name: str, **fields: Any) -> Json:

@@ -171,7 +171,7 @@ def accepted(controller: SimulatedController, **fields: object) -> OpenTask:
     event_id = controller.send(**fields)
     controller.intake.accept_entries(controller.stream.read_now(10))
     (task,) = controller.inbox.tasks()
-    controller.inbox.remove([task])
+    controller.inbox.remove_opened([task])
     assert task.event.event_id == event_id
     return task
 

@@ -15,7 +15,7 @@ from ottoscaler.adapters.log_server import ServerSettings, start
 from ottoscaler.forwarder.delivery import Delivery
 from ottoscaler.forwarder.entries import WorkerIdentity
 from ottoscaler.forwarder.lines import Line
-from ottoscaler.forwarder.tally import Tally
+from ottoscaler.forwarder.tally import LineTally
 from ottoscaler.forwarder.worker_stream import WorkerStream
 from ottoscaler.proto.log_streaming_pb2 import LoggingConfig, LogResponse, RegistrationResponse
 from ottoscaler.settings_log_handler import LogHandlerSettings
@@ -77,7 +77,7 @@ async def deliver_long(monkeypatch: pytest.MonkeyPatch, workers: int, streams: i
     """Workers that keep their streams, for many times as long as a registration may take."""
     # not so short that a registration takes as long on a busy machine
     monkeypatch.setattr("ottoscaler.adapters.log_client.REGISTER_S", 1.0)
-    receiver, said, tally = Keeping(), set[str](), Tally()
+    receiver, said, tally = Keeping(), set[str](), LineTally()
     server, port = await start(receiver, ServerSettings(address="127.0.0.1:0", max_streams=streams))
     client = LogHandlerClient(LogHandlerSettings(address=("127.0.0.1", port)))
     tasks = {}

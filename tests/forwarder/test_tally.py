@@ -9,12 +9,12 @@ from ottoscaler.core.log_progress import LogProgress
 from ottoscaler.forwarder.entries import WorkerIdentity
 from ottoscaler.forwarder.limits import Limits
 from ottoscaler.forwarder.lines import Gap, Line
-from ottoscaler.forwarder.tally import Tally, lag_s
+from ottoscaler.forwarder.tally import LineTally, lag_s
 from ottoscaler.forwarder.worker_stream import MAX_RETRIES, MAX_RETRY_S, Status, WorkerStream
 from tests.forwarder.handler_model import T
 
 
-def streams(tally: Tally, count: int, limits: Limits | None = None, start: int = 0) -> list[WorkerStream]:
+def streams(tally: LineTally, count: int, limits: Limits | None = None, start: int = 0) -> list[WorkerStream]:
     """Workers with three lines of two bytes each; an earlier process had sent entries up to `start`."""
     found = []
     for number in range(count):
@@ -28,14 +28,14 @@ def streams(tally: Tally, count: int, limits: Limits | None = None, start: int =
     return found
 
 
-def taken(tally: Tally) -> LogFigures:
+def taken(tally: LineTally) -> LogFigures:
     """What was counted since the last look."""
     return tally.take(follows=0, unacknowledged=0, lag_s=0.0)
 
 
 def test_lines_of_all_workers_are_added_up_and_each_is_counted_once() -> None:
     """When they are acknowledged, whether by an answer or by the next registration."""
-    tally = Tally()
+    tally = LineTally()
     answered, registered = streams(tally, 2)
     for stream in (answered, registered):
         stream.take(0.0)
@@ -49,7 +49,7 @@ def test_lines_of_all_workers_are_added_up_and_each_is_counted_once() -> None:
 
 def test_what_an_earlier_process_has_sent_is_not_counted_again() -> None:
     """It was read again, and the handler has it."""
-    tally = Tally()
+    tally = LineTally()
     (stream,) = streams(tally, 1, start=2)
     stream.take(0.0)
     stream.answered(Status.ACK, 3, 0.0)
@@ -59,7 +59,7 @@ def test_what_an_earlier_process_has_sent_is_not_counted_again() -> None:
 
 def test_dropped_lines_are_counted_by_reason() -> None:
     """And none of them as forwarded."""
-    tally = Tally()
+    tally = LineTally()
     refused, again, unwanted, full = streams(tally, 4, Limits(buffer=3))
     refused.take(0.0)
     refused.answered(Status.DROP, 1, 0.0)
@@ -77,7 +77,7 @@ def test_dropped_lines_are_counted_by_reason() -> None:
 
 def test_gaps_and_reconnects_are_counted() -> None:
     """A look says whether there was something."""
-    tally = Tally()
+    tally = LineTally()
     (stream,) = streams(tally, 1)
     stream.add_gap(Gap("combined", T))
     tally.reconnects[LogServer.KUBERNETES] += 2

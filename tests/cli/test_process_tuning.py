@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from ottoscaler.cli import process
-from ottoscaler.cli.process import CpuSample, read_cpu_sample
+from ottoscaler.cli import process_tuning
+from ottoscaler.cli.process_tuning import CpuSample, read_cpu_sample
 from tests.cli.conftest import SCRIPT, printed_by
 
 ASK = """
 import ctypes, gc, threading
-from ottoscaler.cli import process
-process.tune_process({workers})
+from ottoscaler.cli import process_tuning
+process_tuning.tune_process({workers})
 print(gc.get_freeze_count() > 1000, gc.get_threshold()[0], threading.stack_size())
 threading.Thread(target=print).start()  # a process with one thread has no table yet
 print(ctypes.CDLL(None).prctl(78, 2, 0, 0, 0))
@@ -146,7 +146,7 @@ def test_without_the_kernels_figures_no_cpu_is_chosen(tmp_path: Path, files: dic
         waits.append(seconds)
         return seconds is None
 
-    process.CpuPinning(tmp_path).run(wait)
+    process_tuning.CpuPinning(tmp_path).run(wait)
     assert (waits, _affinity()) == ([None], before)
 
 
@@ -157,18 +157,18 @@ def _affinity() -> object:
 #: `there`: how many CPUs the machine seems to have; `calm`: what the kernel says of them.
 PIN = """
 import os, threading
-from ottoscaler.cli import process
+from ottoscaler.cli import process_tuning
 allowed = len(os.sched_getaffinity(0))
 os.cpu_count = lambda: {there}
 at = iter(range(1000))
 idle = dict.fromkeys(range(allowed), 1.0)
-process.read_cpu_sample = lambda proc: process.CpuSample(next(at), idle, 0.0, {{1: (1.0, 0.0)}})
+process_tuning.read_cpu_sample = lambda proc: process_tuning.CpuSample(next(at), idle, 0.0, {{1: (1.0, 0.0)}})
 {before}
-process.tune_process(1)
+process_tuning.tune_process(1)
 go_on = threading.Event()
 older = threading.Thread(target=lambda: go_on.wait() and print(len(os.sched_getaffinity(0)) == {left}))
 older.start()
-one = process.CpuPinning()
+one = process_tuning.CpuPinning()
 one.run(lambda seconds: seconds is None or next(at) > 20)
 print(len(os.sched_getaffinity(0)) == {left})
 go_on.set()
@@ -196,7 +196,7 @@ def test_all_threads_move_to_one_cpu_unless_one_was_chosen(there: str, left: str
     [
         "def refuse(*asked): raise PermissionError(1, 'not here')\nos.sched_setaffinity = refuse",
         "def refuse(*asked): raise ValueError('negative CPU number')\nos.sched_setaffinity = refuse",
-        "process._allowed_cpus = lambda: frozenset({0})",
+        "process_tuning._allowed_cpus = lambda: frozenset({0})",
     ],
     ids=["forbidden", "not said", "one CPU"],
 )
@@ -211,11 +211,11 @@ def test_a_process_moved_from_outside_stays_there() -> None:
     """An operator's taskset at run time wins."""
     code = """
 import os
-from ottoscaler.cli import process
+from ottoscaler.cli import process_tuning
 at = iter(range(1000))
 calm = dict.fromkeys(range(os.cpu_count()), 1.0)
-process.read_cpu_sample = lambda proc: process.CpuSample(next(at), calm, 0.0, {1: (1.0, 0.0)})
-one = process.CpuPinning()
+process_tuning.read_cpu_sample = lambda proc: process_tuning.CpuSample(next(at), calm, 0.0, {1: (1.0, 0.0)})
+one = process_tuning.CpuPinning()
 os.sched_setaffinity(0, {1})
 print(one.step(), one.step(), os.sched_getaffinity(0))
 """
@@ -227,10 +227,10 @@ BUSY = """
 import os, sys, threading, time
 os.sched_setaffinity(0, {0, 1})
 os.cpu_count = lambda: 2
-from ottoscaler.cli import process
-process.tune_process(100)
+from ottoscaler.cli import process_tuning
+process_tuning.tune_process(100)
 start = float(sys.argv[1])
-one = process.CpuPinning()
+one = process_tuning.CpuPinning()
 one._pin_threads({int(cpu) for cpu in sys.argv[3].split(",")})
 threading.Thread(target=one.run, args=(threading.Event().wait,), daemon=True).start()
 def burn():
@@ -252,9 +252,9 @@ print(pinned, time.process_time() - before)
 def test_a_process_that_waits_on_its_cpu_may_use_all_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """And it does not try the next one at once."""
     looks = iter([sample(0, [0, 0]), sample(10, [10, 0], 5, (0, 0)), sample(11, [11, 0], 6, (0, 0))])
-    monkeypatch.setattr(process, "read_cpu_sample", lambda _proc: next(looks))
+    monkeypatch.setattr(process_tuning, "read_cpu_sample", lambda _proc: next(looks))
     monkeypatch.setattr(CpuSample, "contended", lambda *_: True)
-    one = process.CpuPinning()
+    one = process_tuning.CpuPinning()
     one._all, one._set = frozenset({0, 1}), frozenset({0})
     moves: list[set[int]] = []
     monkeypatch.setattr(one, "_pin_threads", lambda cpus: not moves.append(set(cpus)))
