@@ -17,6 +17,7 @@ from ottoscaler import logs
 from ottoscaler.core.events import ScaleEvent
 from ottoscaler.core.log_progress import LogProgress, decode_progress, encode_progress
 from ottoscaler.core.pods import PodSnapshot
+from ottoscaler.core.worker_state import Lifecycle
 from ottoscaler.errors import ClusterRejected, Unavailable
 from ottoscaler.flow.heartbeat import Heartbeat
 from ottoscaler.flow.owned_tasks import OwnedTask, WorkerRun
@@ -81,9 +82,20 @@ class LogDrain:
 
     # -- the thread that carries a worker on
 
-    def pod_seen(self, run: WorkerRun) -> None:
-        """After each step of a worker: its pod may have started, or ended."""
-        pod = run.life.pod
+    def worker_stepped(self, run: WorkerRun, before: Lifecycle) -> None:
+        """After each step of a worker. `before`: its life before that."""
+        life = run.life
+        if life.attempt != before.attempt:
+            # The new attempt has no pod yet, and that of the old one has ended: maybe at once, so that no one saw it
+            # run.
+            old = life.old_pod
+            ended = old if old is not None and old.key.attempt == before.attempt else None
+            self.pod_seen(run, ended)
+            self.worker_done(ended or before.pod)
+        self.pod_seen(run, life.pod)
+
+    def pod_seen(self, run: WorkerRun, pod: PodSnapshot | None) -> None:
+        """A pod of this worker, which may have started or ended."""
         if pod is None or pod.started_at is None:  # no container of it has written anything
             return
         event = run.task.event

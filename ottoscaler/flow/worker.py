@@ -187,9 +187,7 @@ class WorkerRunner:
             self._ledger.release_room(run)
         self._worker_log.step(run, before, limits)
         if self._log_drain is not None:
-            if life.attempt != before.attempt:
-                self._log_drain.worker_done(before.pod)
-            self._log_drain.pod_seen(run)
+            self._log_drain.worker_stepped(run, before)
 
     def _failed(self, run: WorkerRun, error: Exception) -> None:
         task = run.task

@@ -131,6 +131,24 @@ def test_a_pod_that_never_started_waits_for_nothing() -> None:
         assert controller.forwarder.asked == []
 
 
+@pytest.mark.parametrize("seen_running", [True, False])
+def test_the_log_of_an_attempt_that_is_retried_is_read_to_its_end(seen_running: bool) -> None:
+    """Also where its pod ended so soon that it was never seen running."""
+    with SimulatedController(threads=["watch"], WORKER_RETRIES=1, **LOGS) as controller:
+        event_id = controller.accept()
+        first = controller.pod(event_id)
+        if seen_running:
+            started(controller, first)
+        (uid,) = [seen.uid for seen in controller.registry.snapshots() if seen.name == first]
+        controller.cluster.fail(first, 1)
+        eventually(lambda: f"{first}-r2" in controller.cluster.names(), what="the second attempt")
+        assert controller.forwarder.asked == [f"follow {uid}", f"ended {uid}"]
+        assert first in controller.cluster.names(), "its log has not arrived"
+        controller.log_drain.log_ended(uid, True, 1, 0)
+        work(controller)
+        assert controller.cluster.names() == {f"{first}-r2"}
+
+
 def test_each_attempt_has_a_log_of_its_own() -> None:
     """The pod of the first one waits for its log while the second one runs."""
     with SimulatedController(threads=["watch"], WORKER_RETRIES=1, **LOGS) as controller:
@@ -386,7 +404,7 @@ def test_the_log_of_a_closed_task_is_given_up_though_no_thread_of_its_worker_say
         assert controller.redis.known(event_id).worker(1).log == ""
         controller.log_drain.log_ended(uid, True, 1, 0)
         for run in task.runs.values():
-            controller.log_drain.pod_seen(run)  # its thread was just taking a step
+            controller.log_drain.pod_seen(run, run.life.pod)  # its thread was just taking a step
         controller.pass_time(STORE_EVERY_S)
         work(controller)
         assert controller.forwarder.given_up == [uid]
