@@ -167,7 +167,9 @@ class LogForwarder:
             self._send(Notice(sentence, pod))
 
     def _send(self, message: Message) -> None:
-        self._writer.write(encode_message(message))
+        # Where the controller is gone, asyncio would warn on its standard error, which may be read as JSON lines.
+        if not self._writer.is_closing():
+            self._writer.write(encode_message(message))
 
 
 async def cancel_all(tasks: Iterable[asyncio.Task[None]]) -> None:

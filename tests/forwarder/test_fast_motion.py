@@ -191,6 +191,9 @@ class World:
             elif isinstance(message, Figures):
                 self.gaps += message.figures.gaps
 
+    def is_closing(self) -> bool:
+        return False
+
     # -- as PodLogClient
 
     @asynccontextmanager

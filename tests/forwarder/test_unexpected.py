@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import socket
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, cast
@@ -36,7 +38,7 @@ def sent_by(follower: Failing) -> list[object]:
     """What the forwarder sends to the controller while it carries this log on."""
     written = bytearray()
     forwarder = cast("Any", LogForwarder.__new__(LogForwarder))
-    forwarder._writer = SimpleNamespace(write=written.extend)
+    forwarder._writer = SimpleNamespace(write=written.extend, is_closing=lambda: False)
     forwarder._noticed = {}
 
     async def carry_on() -> None:
@@ -60,6 +62,27 @@ def test_the_end_of_the_log_is_reported_all_the_same(
     assert end == Ended("uid-1", acknowledged=True, lines=3, dropped=0)
     assert len(notices) == (not done)
     assert all(isinstance(one, Notice) and one.pod == "p-1" for one in notices)
+
+
+def test_nothing_is_sent_to_a_controller_that_is_gone(caplog: pytest.LogCaptureFixture) -> None:
+    """asyncio warns of the fifth write to a connection that is lost, on the output of the controller."""
+
+    async def send() -> None:
+        ours, its = socket.socketpair()
+        with ours:
+            _, writer = await asyncio.open_connection(sock=its)
+            forwarder = cast("Any", LogForwarder.__new__(LogForwarder))
+            forwarder._writer = writer
+            forwarder._send(Notice("before"))
+            assert ours.recv(4096)
+        for number in range(20):
+            forwarder._send(Notice(str(number)))
+            await asyncio.sleep(0)
+        writer.close()
+
+    with caplog.at_level(logging.WARNING, "asyncio"):
+        asyncio.run(send())
+    assert caplog.messages == []
 
 
 def test_a_log_that_is_given_up_ends_at_once() -> None:
@@ -92,7 +115,7 @@ def test_a_log_that_is_given_up_ends_though_a_cancellation_is_lost(monkeypatch: 
     async def give_up() -> tuple[bytes, Any, object]:
         written = bytearray()
         forwarder = cast("Any", LogForwarder.__new__(LogForwarder))
-        forwarder._writer = SimpleNamespace(write=written.extend)
+        forwarder._writer = SimpleNamespace(write=written.extend, is_closing=lambda: False)
         forwarder._endings = set()
         first, second = Stubborn(done=True), object()
         task = asyncio.ensure_future(forwarder._run("uid-1", cast("Follower", first)))
