@@ -44,7 +44,7 @@ LAYERS = {
     "retries": 4,
     "clock": 4,
     "proto": 4,
-    "forwarder_messages": 4,
+    "log_forwarder_messages": 4,
     "adapters": 5,
     "flow": 5,
     "cli": 6,

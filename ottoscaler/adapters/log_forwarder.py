@@ -24,7 +24,7 @@ from msgspec.structs import replace
 from ottoscaler import logs
 from ottoscaler.core.log_figures import LogFigures
 from ottoscaler.core.log_progress import LogProgress
-from ottoscaler.forwarder_messages import (
+from ottoscaler.log_forwarder_messages import (
     Acknowledged,
     Ended,
     Figures,

@@ -16,7 +16,7 @@ from ottoscaler.errors import ConfigError
 from ottoscaler.flow.heartbeat import Heartbeat
 from ottoscaler.flow.log_drain import THREADS, LogDrain
 from ottoscaler.flow.stop import StopSignal
-from ottoscaler.forwarder_messages import Start
+from ottoscaler.log_forwarder_messages import Start
 from ottoscaler.metrics import Metrics
 from ottoscaler.ports import Attempts, Clock, Cluster
 from ottoscaler.settings import Settings

@@ -24,7 +24,7 @@ from ottoscaler.forwarder.delivery import Delivery
 from ottoscaler.forwarder.lines import Gap, Line
 from ottoscaler.forwarder.masking import Form, FormMasker
 from ottoscaler.forwarder.pod_log import COMBINED, PodLogReader, Position
-from ottoscaler.forwarder_messages import Follow
+from ottoscaler.log_forwarder_messages import Follow
 
 #: Answers that are opened at once.
 MAX_OPENS: Final = 16

@@ -27,7 +27,7 @@ from ottoscaler.forwarder.follower import MAX_HELD, Follower, Shared
 from ottoscaler.forwarder.masking import policy_forms
 from ottoscaler.forwarder.tally import LineTally, lag_s
 from ottoscaler.forwarder.worker_stream import WorkerStream
-from ottoscaler.forwarder_messages import (
+from ottoscaler.log_forwarder_messages import (
     Acknowledged,
     Ended,
     Figures,

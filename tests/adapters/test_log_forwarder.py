@@ -17,7 +17,7 @@ from ottoscaler.adapters import log_forwarder
 from ottoscaler.adapters.log_forwarder import LogForwarderProcess
 from ottoscaler.core.log_figures import LogFigures
 from ottoscaler.core.log_progress import LogProgress
-from ottoscaler.forwarder_messages import (
+from ottoscaler.log_forwarder_messages import (
     Acknowledged,
     Ended,
     Figures,

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from ottoscaler.adapters.log_forwarder import LogForwarderProcess
 from ottoscaler.core.log_progress import LogProgress
-from ottoscaler.forwarder_messages import Start
 from ottoscaler.local.handle import LocalCluster
+from ottoscaler.log_forwarder_messages import Start
 from ottoscaler.metrics import Metrics
 from ottoscaler.settings import KubeSettings
 from ottoscaler.settings_log_handler import LogHandlerSettings

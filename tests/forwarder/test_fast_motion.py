@@ -24,7 +24,7 @@ from ottoscaler.errors import LogHandlerUnavailable, PodLogUnavailable
 from ottoscaler.forwarder import delivery, follower, process
 from ottoscaler.forwarder.entries import WorkerIdentity
 from ottoscaler.forwarder.lines import Line
-from ottoscaler.forwarder_messages import Acknowledged, Ended, Figures, Follow, MessageBuffer, PodEnded, Start
+from ottoscaler.log_forwarder_messages import Acknowledged, Ended, Figures, Follow, MessageBuffer, PodEnded, Start
 from ottoscaler.proto.log_streaming_pb2 import LogBatch, LoggingConfig, LogResponse, RegistrationResponse
 from ottoscaler.settings import KubeSettings
 from ottoscaler.settings_log_handler import LogHandlerSettings

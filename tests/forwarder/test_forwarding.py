@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from ottoscaler.forwarder_messages import Start, encode_message
 from ottoscaler.local.handle import LocalCluster
+from ottoscaler.log_forwarder_messages import Start, encode_message
 from ottoscaler.settings import KubeSettings
 from ottoscaler.settings_log_handler import LogHandlerSettings
 from tests.forwarder.following import LONG_S, following, namespace

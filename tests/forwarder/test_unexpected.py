@@ -15,7 +15,7 @@ from ottoscaler.forwarder import process
 from ottoscaler.forwarder.account import Account
 from ottoscaler.forwarder.follower import Follower
 from ottoscaler.forwarder.process import LogForwarder
-from ottoscaler.forwarder_messages import Ended, GiveUp, MessageBuffer, Notice
+from ottoscaler.log_forwarder_messages import Ended, GiveUp, MessageBuffer, Notice
 
 
 class Failing:

@@ -6,7 +6,7 @@ import pytest
 
 from ottoscaler.core.log_figures import LineDrop, LogFigures, LogServer
 from ottoscaler.core.log_progress import LogCursor, LogProgress
-from ottoscaler.forwarder_messages import (
+from ottoscaler.log_forwarder_messages import (
     Acknowledged,
     Ended,
     Figures,
