@@ -361,7 +361,7 @@ def missing(stored: Stored, total: int) -> set[int]:
     [
         (1, 5.0, 1),
         pytest.param(1, 4 * 3600.0, 1, id="1-never", marks=pytest.mark.full),
-        *(pytest.param(2, 5.0, seed, marks=pytest.mark.full) for seed in (2, 3, 5)),
+        pytest.param(2, 5.0, 2, marks=pytest.mark.full),
         pytest.param(12, 5.0, 12, marks=pytest.mark.full),
     ],
 )
