@@ -9,7 +9,6 @@ from typing import Final
 
 import urllib3
 
-from ottoscaler.core.trace_findings import TRACES_PATH
 from ottoscaler.core.wording import one_line
 from ottoscaler.errors import CollectorUnavailable
 
@@ -24,14 +23,14 @@ class NoTrust(CollectorUnavailable):
     """There is no TLS, or none that we trust."""
 
 
-def ask_once(endpoint: str, headers: Iterable[tuple[str, str]] = ()) -> int:
+def ask_once(url: str, headers: Iterable[tuple[str, str]]) -> int:
     """The status that the collector answers to no span at all. Raises CollectorUnavailable with what went wrong, of
-    which NoHttp and NoTrust are two. `endpoint`, `headers`: see settings_traces.
+    which NoHttp and NoTrust are two. `url`: with the path of traces; `headers`: see settings_traces.
     """
     with urllib3.PoolManager(maxsize=1, retries=False, timeout=TIMEOUT_S) as pool:
         try:
             answer = pool.request(
-                "POST", endpoint + TRACES_PATH, body=b"", redirect=False, preload_content=False,
+                "POST", url, body=b"", redirect=False, preload_content=False,
                 headers={"Content-Type": "application/x-protobuf", **dict(headers)},
             )  # fmt: skip
             with answer:

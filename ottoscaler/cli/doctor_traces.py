@@ -18,12 +18,12 @@ def trace_findings(settings: TraceSettings) -> Sequence[Finding]:
     if settings.endpoint is None:
         return []
     url = settings.endpoint + TRACES_PATH
-    return [_answer(settings, settings.endpoint, url), *_readable_secret(settings, urlsplit(url))]
+    return [_answer(settings, url), *_readable_secret(settings, urlsplit(url))]
 
 
-def _answer(settings: TraceSettings, endpoint: str, url: str) -> Finding:
+def _answer(settings: TraceSettings, url: str) -> Finding:
     try:
-        status = ask_once(endpoint, settings.headers)
+        status = ask_once(url, settings.headers)
     except NoTrust as error:
         return broken(
             "traces.tls",

@@ -216,10 +216,8 @@ class Delivery:
             try:
                 await asyncio.wait_for(self._wake.wait(), timeout_s)
             except TimeoutError:
-                if self.stream.is_overdue(time.monotonic()):
-                    # not another turn: its wait would be over at once, again and again until the next look
-                    self._end_if_overdue(silent)
-                    return
+                if self._end_if_overdue(silent):
+                    return  # not another turn: its wait would be over at once, again and again until the next look
 
     async def _read(self, opened: LogStream) -> None:
         while (response := await opened.read()) is not None:

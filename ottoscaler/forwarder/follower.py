@@ -13,7 +13,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Final
 
 from ottoscaler.adapters.pod_log_client import PodLog, PodLogClient
@@ -21,7 +20,7 @@ from ottoscaler.core.log_figures import LogServer
 from ottoscaler.errors import PodLogUnavailable
 from ottoscaler.forwarder.collector import now_text
 from ottoscaler.forwarder.delivery import Delivery
-from ottoscaler.forwarder.lines import Gap, Line
+from ottoscaler.forwarder.lines import Gap, Line, seconds_of
 from ottoscaler.forwarder.masking import Form, FormMasker
 from ottoscaler.forwarder.pod_log import COMBINED, PodLogReader, Position
 from ottoscaler.log_forwarder_messages import Follow
@@ -185,14 +184,14 @@ class Follower:
         if not found:
             return found
         (last, age_s), newest = self._last_read, found[-1].timestamp
-        self._last_read = (newest, time.time() - _seconds(newest))
+        self._last_read = (newest, time.time() - seconds_of(newest))
         # alike but for the last digit of the second: no two of them are ROTATION_S apart
         if not may_jump or not last or last[:_TENS] == newest[:_TENS]:
             return found
         marked: list[Line | Gap] = []
         for each in found:
             is_far = each.timestamp[:_TENS] != last[:_TENS] and age_s >= ROTATION_S
-            if is_far and _seconds(each.timestamp) - _seconds(last) >= ROTATION_S:
+            if is_far and seconds_of(each.timestamp) - seconds_of(last) >= ROTATION_S:
                 marked.append(Gap(COMBINED, each.timestamp))
             last, age_s = each.timestamp, ROTATION_S  # older than the next one in any case
             marked.append(each)
@@ -238,7 +237,3 @@ class Follower:
     def _without_name(self, sentence: str) -> str:
         """The same sentence for all pods, so that it is logged once and not a thousand times."""
         return sentence.replace(self.follow.pod, "POD")
-
-
-def _seconds(timestamp: str) -> float:
-    return datetime.fromisoformat(timestamp).timestamp()

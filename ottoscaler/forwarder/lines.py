@@ -6,6 +6,7 @@ Pure: bytes in, lines out. A part of a line that has no newline yet is kept unti
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Final, NamedTuple
 
 from ottoscaler.core.log_progress import LogCursor
@@ -43,6 +44,11 @@ class Gap(NamedTuple):
     def text(self) -> bytes:
         """None of its own."""
         return b""
+
+
+def seconds_of(timestamp: str) -> float:
+    """The time of a line, RFC 3339, as seconds since the epoch."""
+    return datetime.fromisoformat(timestamp).timestamp()
 
 
 class LineSplitter:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from datetime import datetime
 
 from ottoscaler.core.log_figures import LineDrop, LogFigures, LogServer
+from ottoscaler.forwarder.lines import seconds_of
 
 
 class LineTally:
@@ -37,5 +37,5 @@ def lag_s(oldest: Iterable[str], now: float) -> float:
     """How long ago the first of these times was, in seconds: times of lines that are not answered (RFC 3339), empty
     where a worker has none. `now`: seconds since the epoch. Without any it is 0; also if a node's clock is ahead.
     """
-    times = (datetime.fromisoformat(time).timestamp() for time in set(oldest) if time)
+    times = (seconds_of(time) for time in set(oldest) if time)
     return max(0.0, now - min(times, default=now))

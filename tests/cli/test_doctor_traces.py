@@ -119,7 +119,7 @@ def test_tls_that_fails(tmp_path: Path, tls_for: str) -> None:
 
 def test_a_token_without_tls_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it leaves this machine."""
-    monkeypatch.setattr("ottoscaler.cli.doctor_traces.ask_once", lambda endpoint, headers: 200)
+    monkeypatch.setattr("ottoscaler.cli.doctor_traces.ask_once", lambda url, headers: 200)
     headers = f"a={TOKEN}"
     assert [code for code, *_ in found("http://collector:4318", headers)] == ["traces.reach", "traces.plaintext"]
     assert [code for code, *_ in found("https://collector:4318", headers)] == ["traces.reach"]
