@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from hypothesis import given, settings
@@ -27,6 +28,19 @@ MANY = 500
 def stream_from(progress: LogProgress) -> WorkerStream:
     """What a new process begins with."""
     return WorkerStream(WorkerIdentity("w-1", "t-1"), random=lambda: 0.5, progress=progress)
+
+
+def lines_of(log: KubeletLog, cursor: LogCursor = NOTHING.cursor) -> list[Line]:
+    """What is read of a log from a place on. Fails where that is a gap."""
+    found = PodLogReader(Position(cursor)).feed(log.answer(cursor.second))
+    assert all(isinstance(line, Line) for line in found)
+    return [line for line in found if isinstance(line, Line)]
+
+
+def offer(stream: WorkerStream, lines: Iterable[Line]) -> None:
+    """The sender gets these lines."""
+    for line in lines:
+        stream.offer(line)
 
 
 @dataclass
@@ -173,9 +187,7 @@ def test_an_end_that_the_handler_has_already_is_not_sent_again() -> None:
     log = KubeletLog()
     log.write(0, b"line")
     stream = stream_from(NOTHING)
-    for line in PodLogReader(Position()).feed(log.answer()):
-        assert isinstance(line, Line)
-        stream.offer(line)
+    offer(stream, lines_of(log))
     stream.finish(END)
     stream.connected(Limits(batch=10), 2, 0.0)
     assert stream.take(0.0) == []
@@ -190,9 +202,7 @@ def test_lines_that_were_dropped_are_counted_once() -> None:
     log = KubeletLog()
     for number in range(5):
         log.write(number, b"line %d" % number)
-    for line in PodLogReader(Position()).feed(log.answer()):
-        assert isinstance(line, Line)
-        stream.offer(line)
+    offer(stream, lines_of(log))
     assert [entry.message.split(":")[0] for entry in decoded(stream.take(0.0))] == ["[3 lines dropped here", "line 3"]
     stream.answered(Status.ACK, 1, 0.0)
     progress = stream.settled.progress
@@ -211,9 +221,7 @@ def test_a_gap_has_a_place_of_its_own() -> None:
     log = KubeletLog()
     for number in range(3):
         log.write(number, b"line %d" % number)
-    lines = [line for line in PodLogReader(Position()).feed(log.answer()) if isinstance(line, Line)]
-    for each in lines[:2]:
-        stream.offer(each)
+    offer(stream, lines_of(log)[:2])
     stream.add_gap(Gap("combined", END))
     stream.take(0.0)
     stream.answered(Status.ACK, 2, 0.0)
@@ -224,9 +232,7 @@ def test_a_gap_has_a_place_of_its_own() -> None:
     assert (behind, stream.settled.has_marks) == (before._replace(sequence=3, gaps=1), True)
 
     again = stream_from(behind)
-    for line in PodLogReader(Position(behind.cursor)).feed(log.answer(behind.cursor.second)):
-        assert isinstance(line, Line)
-        again.offer(line)
+    offer(again, lines_of(log, behind.cursor))
     again.connected(Limits(batch=10), 3, 0.0)
     assert [(entry.sequence, entry.message) for entry in decoded(again.take(0.0))] == [(4, "line 2")]
 
@@ -237,8 +243,7 @@ def test_a_gap_inside_a_line_that_goes_on_has_none() -> None:
     stream.connected(Limits(batch=10), 0, 0.0)
     log = KubeletLog()
     log.write(0, b"line 0")
-    (whole,) = PodLogReader(Position()).feed(log.answer())
-    assert isinstance(whole, Line)
+    (whole,) = lines_of(log)
     stream.offer(whole._replace(partial=True, place=None))
     stream.add_gap(Gap("combined", END))
     stream.offer(whole)
@@ -267,9 +272,7 @@ def test_progress_stays_behind_a_refused_entry() -> None:
     log = KubeletLog()
     for number in range(3):
         log.write(number, b"line %d" % number)
-    for line in PodLogReader(Position()).feed(log.answer()):
-        assert isinstance(line, Line)
-        stream.offer(line)
+    offer(stream, lines_of(log))
     stream.take(0.0)
     stream.answered(Status.RETRY, 2, 0.0)
     stream.answered(Status.ACK, 3, 0.0)
@@ -298,9 +301,7 @@ def test_what_the_handler_has_already_is_not_sent() -> None:
     for number in range(4):
         log.write(number, b"line %d" % number)
     stream = stream_from(NOTHING)
-    for line in PodLogReader(Position()).feed(log.answer()):
-        assert isinstance(line, Line)
-        stream.offer(line)
+    offer(stream, lines_of(log))
     stream.connected(Limits(batch=10), 3, 0.0)
     assert [(entry.sequence, entry.message) for entry in decoded(stream.take(0.0))] == [(4, "line 3")]
     assert stream.settled.progress.sequence == 3
