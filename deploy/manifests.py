@@ -28,7 +28,7 @@ NOT_IN_CLUSTER: Final = frozenset(
         *("LOG_HANDLER_TOKEN_FILE", "LOG_HANDLER_PLAINTEXT", "WORKER_LOGS", "LOG_DRAIN_S"),
     }
 )
-#: Variables whose value is itself a secret.
+#: Variables with a value that is itself a secret.
 SECRET_VALUES: Final = ("REDIS_PASSWORD", "OTEL_EXPORTER_OTLP_HEADERS")
 #: What goes into the Secret and not into the ConfigMap: variable -> key.
 IN_SECRET: Final[Mapping[str, str]] = {

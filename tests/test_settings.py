@@ -101,7 +101,7 @@ VARIABLES: list[tuple[str, str, Any, str, Any]] = [
     ("LOG_LEVEL", "log.level", "INFO", "debug", "DEBUG"),
     ("LOG_FORMAT", "log.format", None, "TEXT", "text"),
 ]
-#: Variables whose value is never shown.
+#: Variables with a value that is never shown.
 SECRETS = {"REDIS_PASSWORD", "OTEL_EXPORTER_OTLP_HEADERS"}
 #: What must be set beside a variable, for it to make sense.
 BESIDE = {

@@ -26,7 +26,7 @@ MOST: Final = 100_000
 
 @dataclass(slots=True)
 class Received:
-    """What has come of one worker, whose lines begin with their number from 0."""
+    """What was received of one worker. Each of its lines begins with its number, from 0."""
 
     lines: int = 0
     next: int = 0

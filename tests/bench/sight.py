@@ -19,7 +19,7 @@ from tests.e2e.waiting import wait_for
 
 #: How often the metrics are scraped, seconds: three times as often as Prometheus does in its own examples.
 SCRAPE_EVERY_S: Final = 5.0
-#: How long the traces of the last results may take to be sent, seconds. Both sides are measured for so much longer.
+#: How long the traces of the last results may take to be sent, seconds. Both sides are measured for this much longer.
 _LAST_S: Final = 2.0
 _FIGURES: Final = ("own_cpu_s", "seconds", "reaction_s")
 

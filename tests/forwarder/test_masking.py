@@ -53,7 +53,7 @@ def test_a_form_is_masked(text: str) -> None:
 
 @pytest.mark.parametrize("beginning", [*(f"gh{kind}_" for kind in "pousr"), *(f"xox{kind}-" for kind in "abeprs")])
 def test_each_kind_of_a_token_is_masked(beginning: str) -> None:
-    """Among lines that have rare letters, too: what is left of all of them tells whether a form is looked for."""
+    """Among lines that have rare letters, too: what is left of all of them decides whether a form is looked for."""
     texts = [b"XYZ-gh-1_@", f"token {beginning}{'a1B2' * 9} end".encode(), b"JQ"]
     assert list(FormMasker().mask_each(texts)) == [texts[0], b"token *** end", texts[2]]
 

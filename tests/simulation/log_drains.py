@@ -1,4 +1,4 @@
-"""The logs of workers in the simulation: a forwarder whose handler answers soon, late or never, and what must hold.
+"""The logs of workers in the simulation: a handler that answers soon, late or never, and what must hold.
 
 Rounds are seconds in which every replica does what is due, and no request fails: after so many of them there is no
 excuse.

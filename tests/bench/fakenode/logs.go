@@ -191,7 +191,7 @@ func (f *file) pause(number int) time.Duration {
 	return max(time.Until(f.at(number))+time.Millisecond/10, min(burst, time.Duration(float64(time.Second)/f.rate)))
 }
 
-// register tells the API server of so many nodes, all of which are this one: a node has a limit of follows.
+// register adds this many nodes to the API server, all of which are this one: a node has a limit of follows.
 func (l *logs) register(api *access, count int) {
 	port := l.url[strings.LastIndex(l.url, ":")+1:]
 	for n := l.nodes; n < count; n++ {

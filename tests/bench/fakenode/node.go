@@ -99,7 +99,7 @@ func (n *node) work() {
 	}
 }
 
-// prepare: a log begins before anybody is told that the pod runs, and has ended before its end is told.
+// prepare: a log begins before the status says that the pod runs, and has ended before the status says so.
 func (n *node) prepare(j job) {
 	n.lock.Lock()
 	bound, number := n.bound, n.given
