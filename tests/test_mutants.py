@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import require
+from tests.mutants import noticed_by
 from tests.mutants.__main__ import HERE, read
 from tests.mutants.scratch import ROOT
 
@@ -64,3 +65,30 @@ def test_a_patch_that_does_not_apply_is_noticed(tmp_path: Path) -> None:
     stale = tmp_path / "stale.patch"
     stale.write_text(PATCHES[0].read_text().replace("\n-", "\n-not there "))
     assert applies(stale) != ""
+
+
+@pytest.mark.parametrize(
+    ("output", "test"),
+    [
+        ("FAILED tests/core/test_x.py::test_a - assert 1 == 2\n", "tests/core/test_x.py::test_a"),
+        ("..F\nFAILED tests/core/test_x.py::test_a[with a - b]\n", "tests/core/test_x.py::test_a"),
+        ("FAILED tests/a.py::TestIt::test_b - x\nFAILED tests/b.py::test_c - y\n", "tests/a.py::TestIt::test_b"),
+        ("ERROR tests/a.py::test_b - OSError\n", "tests/a.py::test_b"),
+        ("ERROR tests/a.py - SyntaxError\n", ""),
+        ("a FAILED tests/a.py::test_b\n1 failed in 2.00s\n", ""),
+        ("", ""),
+    ],
+)
+def test_the_test_that_noticed_is_read_from_what_pytest_prints(output: str, test: str) -> None:
+    """The first one, with all its parameters."""
+    assert noticed_by.first_failed(output) == test
+
+
+def test_what_noticed_is_remembered_for_patches_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A newer test takes the place of an older one; a patch that is gone goes from the file, too."""
+    (tmp_path / "list.txt").write_text("a tests/a.py::test_1\nb tests/b.py::test_2\ngone tests/c.py::test_3\n")
+    monkeypatch.setattr(noticed_by, "LIST", tmp_path / "list.txt")
+    noticed_by.remember({"b": "tests/b.py::test_new", "c": "tests/c.py::test_4"}, ["c", "b", "a", "d"])
+    assert noticed_by.remembered() == {
+        "a": "tests/a.py::test_1", "b": "tests/b.py::test_new", "c": "tests/c.py::test_4",
+    }  # fmt: skip

@@ -12,11 +12,13 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.mutants import trial
+from tests.mutants.noticed_by import first_failed, remember, remembered
 from tests.mutants.scratch import copy_to
 
 HERE = Path(__file__).parent
@@ -42,45 +44,70 @@ def read(patch: Path) -> Mutant:
     return Mutant(patch.stem, head["Mistake"], tuple(head["Tests"].split()), patch)
 
 
-def verdict(mutant: Mutant, folder: Path) -> str:
-    """Empty if the tests noticed the mistake, otherwise what is wrong. `folder` is for the copy."""
+@dataclass(frozen=True)
+class Verdict:
+    """What came of one mistake."""
+
+    fault: str = ""
+    """Empty if a test noticed it, otherwise what is wrong."""
+    noticed_by: str = ""
+    """The test that did, where its name is known."""
+
+
+def verdict(mutant: Mutant, folder: Path, before: str = "") -> Verdict:
+    """`folder` is for the copy. `before`: the test that noticed it the last time, which is tried first, alone."""
     copy_to(folder)
     applied = subprocess.run(
         ["git", "apply", str(mutant.patch)], cwd=folder, capture_output=True, text=True, check=False
     )
     if applied.returncode:
-        return f"the patch does not apply: {applied.stderr.strip()}"
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not e2e", *mutant.tests]
-    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+        return Verdict(f"the patch does not apply: {applied.stderr.strip()}")
+    code, output = _pytest(folder, [before]) if before else (0, "")
+    if code == TESTS_FAILED:
+        return Verdict(noticed_by=before)
+    code, output = _pytest(folder, mutant.tests)
+    if code == TESTS_FAILED:
+        return Verdict(noticed_by=first_failed(output))
+    if code == 0:
+        return Verdict("no test noticed it")
+    return Verdict(f"its tests did not run (exit code {code}): {output[-500:]}")
+
+
+def _pytest(folder: Path, tests: Sequence[str]) -> tuple[int, str]:
+    """The exit code and the output. A test that hangs is red: pytest-timeout is there for the ordinary case."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not e2e", *tests]
+    variables = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
-        run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=TIMEOUT_S, check=False)
+        run = subprocess.run(command, cwd=folder, env=variables, capture_output=True, timeout=TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:
-        return ""  # a test that hangs is red: pytest-timeout is there for the ordinary case
-    if run.returncode == TESTS_FAILED:
-        return ""
-    if run.returncode == 0:
-        return "no test noticed it"
-    return f"its tests did not run (exit code {run.returncode}): {run.stdout.decode()[-500:]}"
+        return TESTS_FAILED, ""
+    return run.returncode, run.stdout.decode(errors="replace")
 
 
-def _try(mutant: Mutant) -> str:
+def _try(mutant: Mutant, before: str) -> Verdict:
     with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
-        return verdict(mutant, Path(folder))
+        return verdict(mutant, Path(folder), before)
 
 
 def main(names: list[str]) -> int:
     """Try the named mutants, or all. Returns 0 if every one was noticed."""
     patches = sorted(HERE.glob("*.patch"))
-    chosen = [patch for patch in patches if not names or patch.stem in names]
-    failed = 0
-    mutants = [read(patch) for patch in chosen]
+    mutants = [read(patch) for patch in patches if not names or patch.stem in names]
+    before = remembered()
+    noticed, faults = {}, {}
     with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="mutant") as pool:
-        for mutant, fault in zip(mutants, pool.map(_try, mutants), strict=True):
-            failed += bool(fault)
-            answer = f"NOT NOTICED ({fault})" if fault else "noticed"
-            print(f"{answer}: {mutant.name}: {mutant.mistake}", flush=True)
-    print(f"{len(chosen) - failed} passed, {failed} failed")
-    return 1 if failed or not chosen else 0
+        tried = pool.map(lambda mutant: _try(mutant, before.get(mutant.name, "")), mutants)
+        for mutant, found in zip(mutants, tried, strict=True):
+            if found.fault:
+                faults[mutant.name] = f"NOT NOTICED ({found.fault}): {mutant.name}: {mutant.mistake}"
+            elif found.noticed_by:
+                noticed[mutant.name] = found.noticed_by
+            print(faults.get(mutant.name) or f"noticed: {mutant.name}: {mutant.mistake}", flush=True)
+    remember(noticed, [patch.stem for patch in patches])
+    for fault in faults.values():
+        print(fault)  # once more, where a reader of a long output looks
+    print(f"{len(mutants) - len(faults)} passed, {len(faults)} failed")
+    return 1 if faults or not mutants else 0
 
 
 def command(arguments: list[str]) -> int:
