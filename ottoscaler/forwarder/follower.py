@@ -40,6 +40,10 @@ SHARE: Final = 64 * 1024
 #: How often a kubelet rotates a file at most, seconds. A follow that comes to the end of its file goes on with the one
 #: that is written then; if that is not the next one, the times of the lines before and behind are this far apart.
 ROTATION_S: Final = 10.0
+#: containerd says that a container has ended when it has read all its output. It writes the last 4 KiB of each output
+#: to the file after that (pkg/cri/io/logger.go: a buffered reader behind a pipe), on a busy node a moment later. So the
+#: log is read once more this long after the end of the pod, seconds.
+SETTLE_S: Final = 2.0
 #: How long one wait for room lasts until conditions are looked at again, seconds.
 _LOOK_S: Final = 1.0
 _TENS: Final = len("2026-05-01T12:00:0")
@@ -77,10 +81,11 @@ class Follower:
         self._position = Position(follow.progress.cursor)
         self._masker = FormMasker(shared.masks)
         self._ended = asyncio.Event()
-        self._impatient_at = float("inf")
+        self._impatient_at = self._settled_at = float("inf")
         self._answer: PodLog | None = None
         self._last_read = ("", 0.0)  # of the last line of this answer: its time, and how old it was when it was read
         self._read_to_end = False  # the last follow ended with the container, and all of it was read
+        self._is_gone = False  # there is no log, and there will be none
         self._polls = False
         self._failures = 0
         if follow.ended:
@@ -89,7 +94,9 @@ class Follower:
     def pod_ended(self) -> None:
         """The pod has ended: read the rest."""
         if not self._ended.is_set():
-            self._impatient_at = time.monotonic() + self._patience_s
+            now = time.monotonic()
+            self._impatient_at = now + self._patience_s
+            self._settled_at = now + min(SETTLE_S, self._patience_s / 2)
             self._ended.set()
             if self._answer is not None:
                 self._answer.cut()
@@ -114,28 +121,36 @@ class Follower:
         while not stream.done:
             last = self._ended.is_set()
             self._read_to_end = self._read_to_end and last
-            failed = await self._try_once(last=last)
+            is_settled = time.monotonic() >= self._settled_at
+            failed = await self._try_once(last=last, is_settled=is_settled)
             if last and not failed:
-                self.delivery.finish(now_text())
-                return
+                if is_settled or self._is_gone:
+                    self.delivery.finish(now_text())
+                    return
+                await asyncio.sleep(self._settled_at - time.monotonic())
+                continue
             if last or not self._ended.is_set():
                 stream.tally.reconnects[LogServer.KUBERNETES] += not self._polls
                 await self._pause()
 
-    async def _try_once(self, *, last: bool) -> bool:
-        """One answer to its end; returns whether it has to be tried again for what was wrong with it."""
+    async def _try_once(self, *, last: bool, is_settled: bool) -> bool:
+        """One answer to its end; returns whether it has to be tried again for what was wrong with it. `last`: the pod
+        has ended. `is_settled`: so long ago that the log has an end, too.
+        """
         node = self.follow.node
         follows = not last and self._shared.follows[node] < MAX_FOLLOWS_PER_NODE
         self._polls = not last and not follows
         self._shared.follows[node] += follows
         try:
-            return await self._read_once(follows=follows, last=last)
+            return await self._read_once(follows=follows, last=last, is_settled=is_settled)
         except PodLogUnavailable as error:
             if last and error.status == 404:  # the pod is gone, and with it what was not read
                 if not self._read_to_end:
                     self.delivery.stream.add_gap(Gap(COMBINED, now_text()))
+                self._is_gone = True
                 return False
             if last and error.status == 400:  # its container has never started
+                self._is_gone = True
                 return False
             if error.status not in (0, 400, 404) and not self._ended.is_set():
                 self._report(self._without_name(f"Cannot follow the log of a pod: {error}"))
@@ -145,7 +160,7 @@ class Follower:
             if not self._shared.follows[node]:
                 del self._shared.follows[node]
 
-    async def _read_once(self, *, follows: bool, last: bool) -> bool:
+    async def _read_once(self, *, follows: bool, last: bool, is_settled: bool) -> bool:
         reader = PodLogReader(self._position)
         opened = self._logs.open(self.follow.pod, since=self._position.cursor.second, follow=follows)
         async with self._shared.opens:
@@ -167,11 +182,11 @@ class Follower:
             self._answer = None
             self._position = reader.position
             await opened.__aexit__(None, None, None)
-        if last and not reader.error:
+        if is_settled and not reader.error:
             await self._mask_and_deliver(reader.end())
         else:
             reader.cut()
-            self._read_to_end = follows and not reader.error
+            self._read_to_end = (follows or last) and not reader.error
         self._position = reader.position
         if reader.error:
             self._report(self._without_name(f"The kubelet gives no log of a pod: {reader.error}"))

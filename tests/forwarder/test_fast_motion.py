@@ -87,7 +87,7 @@ class Answer:
                 data = b"".join(log.line(number) for number in range(self._place, stop))
                 self._place = stop
                 return data
-            if not self._follow or loop.time() >= log.times[-1]:
+            if not self._follow or loop.time() >= log.ended:
                 return b""
             next_at = min(self._cut_at, log.times[written])
             try:
@@ -109,6 +109,7 @@ class KubeletFiles:
             at = begin + source.random() * BURST_EVERY_S / 2
             self.times += [at + number * 0.001 for number in range(BURST)]
         self.times.sort()
+        self.ended = self.times[-1]  # when the container has
         self.rotations, self.starts = [0.0], [0]  # when each file begins, and with which line
         for look in range(10, int(seconds), 10):
             if self.written(look) - self.starts[-1] >= FILE:
@@ -392,6 +393,68 @@ def test_lines_come_once_but_behind_a_gap_and_none_is_lost_in_silence(
         lost += len(away)
     assert lost, "nothing was rotated away: this run shows nothing"
     assert world.gaps
+
+
+@pytest.mark.parametrize(("late_s", "half"), [(0.01, False), (0.3, False), (0.3, True), (1.9, False), (1.9, True)])
+def test_lines_that_the_runtime_writes_after_the_end_arrive(
+    monkeypatch: pytest.MonkeyPatch, late_s: float, *, half: bool
+) -> None:
+    """containerd calls a container ended before it has written the last 4 KiB of each output. `half`: the last line
+    before that is only half there at first.
+    """
+    world = World(60.0, 1000.0, seed=1)
+    log = world.files["pod-0"]
+    log.ended = log.times[-1]
+    log.times += [log.ended + late_s + number / 10_000 for number in range(200)]
+    total, whole = len(log.times), log.line
+    last = log.written(log.ended) - 1
+
+    def line(number: int) -> bytes:
+        is_half = half and number == last and asyncio.get_running_loop().time() < log.times[-1]
+        return whole(number)[:-2] if is_half else whole(number)
+
+    async def run() -> None:
+        forwarder = world.begin()
+        await asyncio.sleep(log.ended)
+        forwarder.handle(PodEnded("pod-0"))
+        while "pod-0" not in world.ended:
+            await asyncio.sleep(0.1)
+        assert asyncio.get_running_loop().time() < log.ended + follower.SETTLE_S + 1.0
+        await forwarder.close()
+
+    monkeypatch.setattr(log, "line", line)
+    with fast(world, monkeypatch) as loop:
+        loop.run_until_complete(run())
+    stored = world.stored["pod-0"]
+    assert [kind for _, kind in sorted(stored.entries.items())] == [*map(str, range(total)), "end"]
+    assert (stored.end.lines, stored.end.gaps, stored.end.dropped) == (total, 0, 0)
+
+
+@pytest.mark.parametrize(("status", "gaps"), [(404, 1), (400, 0)])
+def test_a_log_that_is_gone_or_has_never_been_ends_at_once(
+    monkeypatch: pytest.MonkeyPatch, status: int, gaps: int
+) -> None:
+    """Nothing is waited for. A pod that was deleted has one gap; a container that never started has none."""
+    world = World(60.0, 1000.0, seed=1)
+
+    @asynccontextmanager
+    async def refuse(*_: object, **__: object) -> AsyncIterator[Answer]:
+        await asyncio.sleep(0.01)
+        raise PodLogUnavailable("refused", status=status)
+        yield
+
+    async def run() -> None:
+        forwarder = world.begin()
+        await asyncio.sleep(5)
+        monkeypatch.setattr(world, "open", refuse)
+        forwarder.handle(PodEnded("pod-0"))
+        await asyncio.sleep(1.0)
+        assert "pod-0" in world.ended
+        await forwarder.close()
+
+    with fast(world, monkeypatch) as loop:
+        loop.run_until_complete(run())
+    assert world.stored["pod-0"].end.gaps == gaps
 
 
 def delivering(world: World) -> delivery.Delivery:
