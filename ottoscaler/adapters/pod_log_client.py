@@ -28,9 +28,25 @@ SILENCE_S: Final = 3600.0
 _KEEPALIVE: Final = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
 #: How much of an answer waits in memory while no one reads it, about, bytes: there may be a thousand.
 _BUFFER: Final = 16 * 1024
-#: asyncio gives each TLS connection a buffer of 256 KiB for its next read, filled with zeros: a thousand of them are
-#: 256 MiB. A TLS record has 16 KiB at most, and a socket with more is read again at once.
-asyncio.sslproto.SSLProtocol.max_size = _BUFFER
+
+
+def _share_read_buffer() -> None:
+    """Let all TLS connections of this process read into one buffer. asyncio gives each its own of 256 KiB, filled with
+    zeros: a thousand of them are 256 MiB. The event loop fills the buffer and asyncio copies it in one step, so no two
+    connections use it at once. A TLS record has 16 KiB at most, and a socket with more is read again at once.
+    """
+    buffer = bytearray(_BUFFER)
+    view = memoryview(buffer)
+
+    def get_buffer(protocol: Any, _wanted: int) -> memoryview:
+        protocol._ssl_buffer, protocol._ssl_buffer_view = buffer, view
+        return view
+
+    asyncio.sslproto.SSLProtocol.max_size = _BUFFER
+    asyncio.sslproto.SSLProtocol.get_buffer = get_buffer  # type: ignore[method-assign,assignment]
+
+
+_share_read_buffer()
 
 
 class PodLog:
@@ -83,6 +99,7 @@ class PodLogClient:
                 f"the Kubernetes API does not answer ({one_line(error) or type(error).__name__})"
             ) from error
         try:
+            _release_write_buffer(response)
             if response.status != 200:
                 await self._refuse(response, token)
             yield PodLog(response)
@@ -113,6 +130,17 @@ class PodLogClient:
         raise PodLogUnavailable(
             f"the Kubernetes API answers {response.status}: {one_line(text)}", status=response.status
         )
+
+
+def _release_write_buffer(response: aiohttp.ClientResponse) -> None:
+    """Free 16 KiB. OpenSSL 3.0 allocates its buffer for writing again for each session ticket of TLS 1.3, which comes
+    behind our request, and keeps it until the next write. A write of no bytes sends nothing, and frees the buffer.
+    """
+    connection = response.connection  # None where the answer has ended already
+    transport = connection.transport if connection is not None else None
+    tls = transport.get_extra_info("ssl_object") if transport is not None else None
+    if tls is not None:
+        tls.write(b"")
 
 
 def _socket(address: Any) -> socket.socket:

@@ -1,0 +1,49 @@
+"""What the logs of many pods cost in memory, over TLS: there may be a thousand."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from ottoscaler.adapters.pod_log_client import PodLogClient
+from ottoscaler.settings import KubeSettings
+from tests.adapters.tls_pods import LONG, tls_pods
+from tests.readme import ROOT
+
+#: Measured: 37 KiB; 48 with a buffer of OpenSSL for each connection, 54 with one of asyncio.
+MOST_KIB = 43
+
+
+def test_a_quiet_follow_keeps_no_buffer(tmp_path: Path) -> None:
+    """Neither the one that asyncio reads into nor the one that OpenSSL writes from: each has 16 KiB."""
+    with tls_pods(tmp_path) as settings:
+        command = [sys.executable, "-m", "tests.adapters.quiet_follows", str(settings.kubeconfig), "50", "150"]
+        environ = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0:glibc.malloc.arena_max=1"}
+        done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=120, check=True)
+    assert float(done.stdout) < MOST_KIB
+
+
+def test_logs_that_are_read_at_once_are_not_mixed(tmp_path: Path) -> None:
+    """All connections read into one buffer."""
+    with tls_pods(tmp_path) as settings:
+        found = asyncio.run(asyncio.wait_for(_read_all(settings, "abcd"), 60))
+    assert found == [letter.encode() * LONG for letter in "abcd"]
+
+
+async def _read_all(settings: KubeSettings, letters: str) -> list[bytes]:
+    client = PodLogClient(settings)
+
+    async def read(letter: str) -> bytes:
+        found = b""
+        async with client.open(f"long-{letter}", since="", follow=True) as log:
+            while part := await log.read():
+                found += part
+        return found
+
+    try:
+        return await asyncio.gather(*map(read, letters))
+    finally:
+        await client.close()

@@ -1,0 +1,110 @@
+"""The logs of pods over TLS, from a server in this process: some are quiet, and some are long."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ottoscaler.settings import KubeSettings
+from tests.adapters.test_kube_http import settings
+from tests.adapters.test_redis_client import certificate
+
+#: Bytes of a long log.
+LONG = 1_000_000
+#: How long the server waits before it ends the handshake, seconds: the session tickets that it sends then come behind
+#: the client's request, as they do from a server that is some way off.
+_AWAY_S = 0.05
+
+
+@contextmanager
+def tls_pods(folder: Path) -> Iterator[KubeSettings]:
+    """Settings for a server. The log of a pod named `long-x` is LONG times `x`; others stay open and empty."""
+    cert, key = certificate(folder, "localhost")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    context.num_tickets = 1
+    listener = socket.create_server(("127.0.0.1", 0), backlog=200)
+    threads: list[threading.Thread] = []
+    connections: list[socket.socket] = []
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                connections.append(connection)
+                threads.append(threading.Thread(target=_answer, args=(connection, context)))
+                threads[-1].start()
+
+    accepting = threading.Thread(target=accept)
+    accepting.start()
+    port = listener.getsockname()[1]
+    plain = settings(folder, port, server=f"https://localhost:{port}", **{"certificate-authority": cert})
+    try:
+        yield plain
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        accepting.join()
+        listener.close()
+        for connection in connections:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        for thread in threads:
+            thread.join()
+        for connection in connections:
+            connection.close()
+
+
+class _Tls:
+    """The server's side of one connection. Bytes are encrypted in memory, so it decides when it sends what."""
+
+    def __init__(self, connection: socket.socket, context: ssl.SSLContext) -> None:
+        self._connection = connection
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+
+    def handshake(self) -> None:
+        while True:
+            try:
+                self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                self._connection.sendall(self._outgoing.read())
+                self._receive()
+                time.sleep(_AWAY_S)
+            else:
+                return
+
+    def read(self) -> bytes:
+        while True:
+            try:
+                return self._tls.read(65536)
+            except ssl.SSLWantReadError:
+                self._receive()
+
+    def write(self, data: bytes) -> None:
+        self._tls.write(data)
+        self._connection.sendall(self._outgoing.read())
+
+    def _receive(self) -> None:
+        data = self._connection.recv(65536)
+        if not data:
+            raise ConnectionError("the client is gone")
+        self._incoming.write(data)
+
+
+def _answer(connection: socket.socket, context: ssl.SSLContext) -> None:
+    with suppress(OSError):
+        tls = _Tls(connection, context)
+        tls.handshake()
+        pod = tls.read().split(b"/log?")[0].rpartition(b"/")[2]
+        tls.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        if pod.startswith(b"long-"):
+            for _ in range(LONG // 10_000):
+                tls.write(b"2710\r\n" + pod[-1:] * 10_000 + b"\r\n")
+            tls.write(b"0\r\n\r\n")
+            connection.shutdown(socket.SHUT_RDWR)
+        connection.recv(1)  # until the client is gone
