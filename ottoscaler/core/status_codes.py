@@ -103,8 +103,9 @@ class CodeFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _USER, _CONFIG, _INFRA = FaultOrigin.USER, FaultOrigin.CONFIG, FaultOrigin.INFRA
-_TRIED_AGAIN: Final = "the create is tried again"
-_TRIED_AGAIN_AT: Final = "the create is tried again at {at}"
+_TRIED_AGAIN: Final = "it is tried again"
+_TRIED_AGAIN_AT: Final = "it is tried again at {at}"
+_CREATE_AGAIN_AT: Final = "the create is tried again at {at}"
 _GIVEN_UP: Final = "if it lasts, the controller ends the pod"
 _GIVEN_UP_AT: Final = "if it lasts, the controller ends the pod at {at}"
 
@@ -119,7 +120,7 @@ CODES: Final[dict[StatusCode, CodeFacts]] = {
         advice="look whether a controller runs and reaches Redis: its pods, its log, /readyz",
     ),
     StatusCode.DEFECT: CodeFacts(
-        state="waiting", text="the controller itself failed on this worker", attention=True, actor=_INFRA,
+        state="waiting", text="the controller itself failed on this worker", attention=True, actor=_CONFIG,
         then="it is tried again; after five failures the worker ends as Poison",
         then_at="it is tried again at {at}; after five failures the worker ends as Poison",
         advice="report the traceback of `worker.failed` in the log as a defect of Ottoscaler",
@@ -156,13 +157,13 @@ CODES: Final[dict[StatusCode, CodeFacts]] = {
         advice="create the namespace, or set NAMESPACE to the right one",
     ),
     StatusCode.RIGHTS: CodeFacts(
-        state="waiting", text="the controller may not create pods", attention=True, actor=_CONFIG,
+        state="waiting", text="the controller lacks a right on pods", attention=True, actor=_CONFIG,
         then=_TRIED_AGAIN, then_at=_TRIED_AGAIN_AT,
         advice="apply the Role and the RoleBinding of the controller again (deploy/base)",
     ),
     StatusCode.QUOTA: CodeFacts(
         state="waiting", text="the quota is used up", attention=True, actor=_INFRA,
-        then="the create is tried again within 5 s of room", then_at=_TRIED_AGAIN_AT,
+        then="the create is tried again within 5 s of room", then_at=_CREATE_AGAIN_AT,
         advice="raise the ResourceQuota of the namespace, remove pods that count against it, or lower MAX_WORKERS",
     ),
     StatusCode.WEBHOOK: CodeFacts(
@@ -182,13 +183,13 @@ CODES: Final[dict[StatusCode, CodeFacts]] = {
         advice="add nodes, lower the requests of the worker, or correct its node selector and tolerations",
     ),
     StatusCode.REDIS: CodeFacts(
-        state="waiting", text="Redis does not answer", attention=True, actor=_INFRA,
-        then="it is tried again", then_at="it is tried again at {at}",
-        advice="look at Redis: reachable, not full, writable (REDIS_HOST, NetworkPolicies, memory)",
+        state="waiting", text="Redis does not do it now", attention=True, actor=_INFRA,
+        then="it is tried again within seconds",
+        advice="run `doctor`: is Redis reachable, and not full, and are our rights and the types of the keys right?",
     ),
     StatusCode.API_SERVER: CodeFacts(
         state="waiting", text="the API server does not do it now", attention=True, actor=_INFRA,
-        then="it is tried again", then_at="it is tried again at {at}",
+        then=_TRIED_AGAIN, then_at=_TRIED_AGAIN_AT,
         advice="look at the API server, and at the way from the controller to it",
     ),
     StatusCode.CLUSTER_UNKNOWN: CodeFacts(
@@ -247,8 +248,14 @@ CODES: Final[dict[StatusCode, CodeFacts]] = {
         then="it is accepted within moments; after LEASE_S another replica takes it",
         advice="if it stays, look at the log of that controller",
     ),
-    StatusCode.TURN: CodeFacts(state="waiting", text="waits for its turn", then="its pod is created within moments"),
-    StatusCode.CREATING: CodeFacts(state="creating", text="its pod is being created", then="the API server answers"),
+    StatusCode.TURN: CodeFacts(
+        state="waiting", text="waits for its turn", then="it begins when a thread is free, as a rule within moments",
+        advice="nothing; if it stays, the threads wait for the API server or for Redis: run `doctor`",
+    ),
+    StatusCode.CREATING: CodeFacts(
+        state="creating", text="its pod is being created", then="the API server answers, as a rule within moments",
+        advice="nothing; if it stays, look at the admission webhooks and at the load of the API server",
+    ),
     StatusCode.STARTING: CodeFacts(
         state="pending", text="the pod starts: it gets a node, and the node pulls its images",
         then="the worker runs", then_at="if it does not start, the controller ends the pod at {at}",

@@ -31,21 +31,24 @@ _TROUBLE_CODES: Final = {
     StartTrouble.UNSCHEDULABLE: StatusCode.NODE,
     StartTrouble.GATED: StatusCode.GATED,
 }
-#: What a create is refused for, by the words of the API server; the first that matches.
+#: What a request is refused for, by the words of the API server; the first that matches.
 _REFUSALS: Final = (
     (StatusCode.QUOTA, re.compile("|".join(QUOTA))),
     (StatusCode.NAMESPACE, re.compile("|".join((*TERMINATING, r"does NAMESPACE exist\?")))),
-    (StatusCode.RIGHTS, re.compile("|".join(RIGHTS))),
+    (StatusCode.RIGHTS, re.compile("|".join((*RIGHTS, r'cannot \w+ resource "pods')))),
     (StatusCode.WEBHOOK, re.compile(r"webhook|not yet ready to handle request|caches? not sync")),
     (StatusCode.RATE_LIMITED, re.compile(r"^(?:the Kubernetes API answered )?(?:429|409) to ")),
 )
 
 
 class Obstacle(msgspec.Struct, frozen=True):
-    """What keeps a worker without a pod from its next step, and the words of the server that said so."""
+    """What keeps a worker from its next step, the words of the server that said so, and until when it pauses for that
+    by our own monotonic clock, where that is worth showing.
+    """
 
     code: StatusCode
     message: str = ""
+    until: float | None = None
 
 
 class WorkerStatus(msgspec.Struct, frozen=True):
@@ -69,14 +72,14 @@ class WorkerStatus(msgspec.Struct, frozen=True):
 
 
 def refusal_code(message: str) -> StatusCode:
-    """The code of a create that was not carried out, by the words of the error."""
+    """The code of a request that was not carried out, by the words of the error."""
     return next((code for code, words in _REFUSALS if words.search(message)), StatusCode.API_SERVER)
 
 
 def worker_status(
     life: Lifecycle, obstacle: Obstacle | None = None, *, image: str = "", infra_retries: int = 0
 ) -> WorkerStatus:
-    """The status of a worker.
+    """The status of a worker. Where a server refuses a step, its pod may tell of something worse, which comes first.
 
     Arguments: its life, what keeps it from its next step, if that is known, the image of its container and how many
     times a failure of the platform is tried again (INFRA_RETRIES).
@@ -84,14 +87,21 @@ def worker_status(
     state, pod = life.state, life.pod
     if state in ("waiting", "creating") or pod is None:
         return _without_pod(life, state, obstacle)
-    if state == "ending":
-        return _ending(life, pod, obstacle)
+    status = _with_pod(life, pod, image, infra_retries)
+    if obstacle is None or obstacle.code.rank > status.code.rank:
+        return status
+    return WorkerStatus(obstacle.code, f"{obstacle.message}; {status.why}"[:MAX_DETAIL], next_mono=obstacle.until)
+
+
+def _with_pod(life: Lifecycle, pod: PodSnapshot, image: str, infra_retries: int) -> WorkerStatus:
+    if life.state == "ending":
+        return _ending(life, pod)
     until = life.todo.until if isinstance(life.todo, AwaitPod) else None
     if pod.phase is Phase.UNKNOWN or (pod.deleting and pod.disruption is EndReason.NODE_LOST):
         return WorkerStatus(StatusCode.NODE_SILENT, f"node {pod.node}" if pod.node else "")
     if pod.deleting:
         return WorkerStatus(StatusCode.ENDING, "its deletion was requested", pod.deletion_requested_at, _killed_at(pod))
-    if state == "running":
+    if life.state == "running":
         deadline = pod.started_at + pod.deadline_s if pod.started_at is not None and pod.deadline_s else None
         return WorkerStatus(StatusCode.RUNNING, f"on node {pod.node}" if pod.node else "", pod.started_at, deadline)
     code, detail = _not_started(life, pod)
@@ -103,7 +113,7 @@ def worker_status(
 def _without_pod(life: Lifecycle, state: str, obstacle: Obstacle | None) -> WorkerStatus:
     until = life.todo.until if isinstance(life.todo, PauseUntil) else None
     if obstacle is not None:
-        return WorkerStatus(obstacle.code, obstacle.message[:MAX_DETAIL], next_mono=until)
+        return WorkerStatus(obstacle.code, obstacle.message[:MAX_DETAIL], next_mono=until or obstacle.until)
     if state == "ending":
         return WorkerStatus(StatusCode.ENDING)
     if life.retry_cause is not None:
@@ -116,13 +126,11 @@ def _without_pod(life: Lifecycle, state: str, obstacle: Obstacle | None) -> Work
     return WorkerStatus(StatusCode.TURN if state == "waiting" else StatusCode.CREATING, next_mono=until)
 
 
-def _ending(life: Lifecycle, pod: PodSnapshot, obstacle: Obstacle | None) -> WorkerStatus:
+def _ending(life: Lifecycle, pod: PodSnapshot) -> WorkerStatus:
     termination = life.termination
     if termination is None and isinstance(life.todo, AwaitPod) and not (pod.deleting or pod.finished):
         return WorkerStatus(StatusCode.OUTLIVED, since=pod.finished_at, next_mono=life.todo.until)
     words = [f"{termination.reason} ({termination.message})" if termination is not None else ""]
-    if obstacle is not None:
-        words.append(obstacle.message)
     if pod.held_by_finalizers:
         words.append(f"kept by finalizer {', '.join(pod.finalizers)}")
     at = _killed_at(pod) if pod.deleting and not pod.finished else None

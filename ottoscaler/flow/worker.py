@@ -194,8 +194,9 @@ class WorkerRunner:
         run.failures += 1
         _log.exception("worker.failed", "Our own code failed on %s", run.pod_name, pod=run.pod_name)
         self._ledger.tasks.mark_defect(run)
-        self._worker_log.held_up(run, error)
-        self._ledger.pause(run, self._clock.now() + backoff_s(run.failures))
+        until = self._clock.now() + backoff_s(run.failures)
+        self._worker_log.held_up(run, error, until)
+        self._ledger.pause(run, until)
         if run.failures < MAX_FAILURES:
             return
         life = run.life

@@ -115,12 +115,14 @@ class WorkerLog:
             exemplar = trace_exemplar(run.task.event.traceparent)
             self._metrics.create_to_running_seconds.observe(waited_s, exemplar)
 
-    def held_up(self, run: WorkerRun, error: Exception) -> None:
-        """This error keeps it from its next step: a server's, or a defect of our own code."""
+    def held_up(self, run: WorkerRun, error: Exception, until: float | None = None) -> None:
+        """This error keeps it from its next step: a server's, or a defect of our own code, after which it pauses
+        `until` then (`Clock.now`). A server is asked so often that the time is not worth a write for each pause.
+        """
         code = StatusCode.DEFECT
         if isinstance(error, Unavailable):
             code = StatusCode.REDIS if isinstance(error, RedisUnavailable) else refusal_code(str(error))
-        run.obstacle = Obstacle(code, str(error) or type(error).__name__)
+        run.obstacle = Obstacle(code, str(error) or type(error).__name__, until)
         self._status_buffer.mark(run)
 
     def _mark_changes(self, run: WorkerRun, before: Lifecycle) -> None:

@@ -97,10 +97,11 @@ def test_the_time_of_the_next_step_is_shown_where_it_is_known() -> None:
         ("the Kubernetes API answered 403 to create: namespace ci is being terminated", StatusCode.NAMESPACE),
         ("the Kubernetes API answered 404 to create: no: does NAMESPACE exist?", StatusCode.NAMESPACE),
         ('the Kubernetes API answered 403 to create: User "x" cannot create resource "pods"', StatusCode.RIGHTS),
+        ('the Kubernetes API answered 403 to delete: User "x" cannot delete resource "pods"', StatusCode.RIGHTS),
         (WEBHOOK, StatusCode.WEBHOOK),
         ("the Kubernetes API answered 403 to create: not yet ready to handle request", StatusCode.WEBHOOK),
         ("the Kubernetes API answered 429 to create: too many requests", StatusCode.RATE_LIMITED),
-        ("429 to create with a body that is not of the Kubernetes API (slow down)", StatusCode.RATE_LIMITED),
+        ("429 to create (Too many requests, please try again later.)", StatusCode.RATE_LIMITED),
         ("the Kubernetes API answered 409 to create: the object has been modified", StatusCode.RATE_LIMITED),
         ("the Kubernetes API answered 500 to create: etcdserver: request timed out", StatusCode.API_SERVER),
         ("the Kubernetes API at https://x:6443 is unreachable: [Errno 111]", StatusCode.API_SERVER),
@@ -180,6 +181,31 @@ def test_an_ending_worker_says_why_and_until_when() -> None:
     )
 
 
+@pytest.mark.parametrize("code", [StatusCode.REDIS, StatusCode.API_SERVER, StatusCode.DEFECT])
+def test_what_holds_up_a_worker_with_a_pod_comes_before_what_its_pod_says(code: StatusCode) -> None:
+    """Or a worker that has ended, whose result cannot be stored, would look as if it moved."""
+    ended = seen(raw_pod("Succeeded", state=terminated(0)))
+    for life in (
+        replace(awaiting(ended), todo=RecordResult(1, Verdict(EndReason.COMPLETED), ended)),
+        replace(awaiting(running()), todo=GetPod(1)),
+    ):
+        alone = worker_status(life)
+        status = worker_status(life, Obstacle(code, "the server's words", NOW + 4))
+        assert status == WorkerStatus(code, f"the server's words; {alone.why}", next_mono=NOW + 4)
+
+
+def test_what_is_worse_than_a_server_that_refuses_stays() -> None:
+    """An image that cannot be pulled is not mended when the server is back."""
+    life = awaiting(pending(trouble=StartTrouble.IMAGE_PULL, trouble_text="not found"))
+    assert worker_status(life, Obstacle(StatusCode.API_SERVER, "away")) == worker_status(life)
+
+
+def test_a_defect_says_when_it_is_tried_again() -> None:
+    """With or without a pod."""
+    for life in (begin_lifecycle(1), awaiting(running())):
+        assert worker_status(life, Obstacle(StatusCode.DEFECT, "KeyError", NOW + 8)).next_mono == NOW + 8
+
+
 def test_a_silent_node_is_named() -> None:
     """Nobody can say how its worker is."""
     pod = replace(running(), node="n-1", deletion_requested_at=NOW, disruption=EndReason.NODE_LOST)
@@ -256,9 +282,9 @@ def test_a_pod_without_trouble_starts_since_it_is_there(trouble: StartTrouble, s
 
 @pytest.mark.parametrize(("finalizers", "words"), [(("a/b",), "kept by finalizer a/b"), (("a", "b"), "a, b"), ((), "")])
 def test_a_pod_that_a_finalizer_keeps_says_so(finalizers: tuple[str, ...], words: str) -> None:
-    """Behind why it ends, and what keeps us from it."""
+    """Behind why it ends."""
     ended = replace(seen(raw_pod("Failed", state=terminated(1))), deletion_requested_at=NOW, finalizers=finalizers)
     life = awaiting(ended, termination=Termination(EndReason.SCALED_DOWN, "enough"))
-    detail = worker_status(life, Obstacle(StatusCode.REDIS, "away")).detail
-    assert detail.startswith("ScaledDown (enough); away")
+    detail = worker_status(life).detail
+    assert detail.startswith("ScaledDown (enough)")
     assert detail.endswith(words)
