@@ -28,10 +28,11 @@ HOLDS_S: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the API server said."""
+    """What the API server said; `flow` is the UID of the FlowSchema that it counted the request to."""
 
     status: int
     text: str
+    flow: str = ""
 
     @property
     def forbidden(self) -> bool:
@@ -168,7 +169,8 @@ users: [{{name: u, user: {{token: "{self.token(namespace)}"}}}}]
             sent["Authorization"] = f"Bearer {self.token(namespace)}"
             pool = urllib3.PoolManager(ca_certs=str(self.server.directory / "ca.crt"))
         response = pool.request(method, url, headers=sent, body=data, timeout=10, retries=False, redirect=False)
-        return Answer(response.status, response.data.decode("utf-8", "replace"))
+        flow = response.headers.get("X-Kubernetes-PF-FlowSchema-UID", "")
+        return Answer(response.status, response.data.decode("utf-8", "replace"), flow)
 
     def may(self, namespace: str, attributes: Json) -> bool:
         """The API server's own word for what the controller in a namespace is permitted."""

@@ -24,8 +24,9 @@ from ottoscaler.flow.reconciler import Reconciler
 from ottoscaler.flow.registry import PodRegistry
 from ottoscaler.flow.stop import StopSignal
 from ottoscaler.flow.takeover import TakeOver
+from ottoscaler.flow.worker import WorkerRunner
 
-#: A method that its loop calls again and again; the watch's with each pod.
+#: A method that its loop calls again and again; the watch's with each pod, a worker's with each step.
 STEPS = {
     "watch": (PodRegistry, "publish"),
     "reader": (StreamReader, "step"),
@@ -35,6 +36,7 @@ STEPS = {
     "lease": (LeaseKeeper, "step"),
     "takeover": (TakeOver, "step"),
     "reconciler": (Reconciler, "reconcile"),
+    "worker": (WorkerRunner, "_carry_out"),
 }
 #: Longest pause of a hasty controller, seconds.
 HASTE_S = 0.02
