@@ -172,7 +172,7 @@ CODES: Final[dict[StatusCode, CodeFacts]] = {
         advice="look at the pods and the Service behind the webhook that the message names",
     ),
     StatusCode.FINALIZER: CodeFacts(
-        state="", text="a finalizer keeps a pod that has ended", attention=True, actor=_INFRA, whole=True,
+        state="ending", text="a finalizer keeps a pod that has ended", attention=True, actor=_INFRA, whole=True,
         then="it goes on when the client that set the finalizer removes it",
         advice="find out why that client does not remove its finalizer",
     ),

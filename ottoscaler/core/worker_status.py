@@ -94,6 +94,9 @@ def worker_status(
 
 
 def _with_pod(life: Lifecycle, pod: PodSnapshot, image: str, infra_retries: int) -> WorkerStatus:
+    if pod.held_by_finalizers and not pod.finished:  # no end of it will be seen before it is gone
+        held = f"pod {pod.name} is to go, has never had a node and is kept by finalizer {', '.join(pod.finalizers)}"
+        return WorkerStatus(StatusCode.FINALIZER, held[:MAX_DETAIL], pod.deletion_requested_at)
     if life.state == "ending":
         return _ending(life, pod)
     until = life.todo.until if isinstance(life.todo, AwaitPod) else None

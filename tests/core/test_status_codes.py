@@ -280,6 +280,17 @@ def test_a_pod_without_trouble_starts_since_it_is_there(trouble: StartTrouble, s
     assert (status.since, status.next_mono) == (since, NOW + 60)
 
 
+def test_a_finalizer_on_a_pod_that_never_had_a_node_keeps_its_worker() -> None:
+    """It gets no result before that client has acted; nothing runs that could be killed. With a node it ends first."""
+    deleted = replace(pending(), deletion_requested_at=NOW, finalizers=("a/b", "c"))
+    for life in (awaiting(deleted), awaiting(deleted, termination=Termination(EndReason.SCALED_DOWN, "enough"))):
+        status = worker_status(life)
+        assert (status.code, status.since, status.next_at) == (StatusCode.FINALIZER, NOW, None)
+        assert status.detail.endswith("has never had a node and is kept by finalizer a/b, c")
+        scheduled = replace(deleted, scheduled_at=NOW)
+        assert worker_status(replace(life, pod=scheduled)).code is StatusCode.ENDING
+
+
 @pytest.mark.parametrize(("finalizers", "words"), [(("a/b",), "kept by finalizer a/b"), (("a", "b"), "a, b"), ((), "")])
 def test_a_pod_that_a_finalizer_keeps_says_so(finalizers: tuple[str, ...], words: str) -> None:
     """Behind why it ends."""
