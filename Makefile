@@ -36,9 +36,12 @@ LOCAL := $(VENV)/.local-$(VERSION)
 DEV := $(VENV)/.dev-$(VERSION)
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
+BYTECODE := .cache/bytecode
+COMPILED := $(BYTECODE)/.begun-$(VERSION)
 # The parts of `make test`, and where each reports.
-# Those that mostly wait come first, so that the others have both cores meanwhile.
-PARTS := flow forwarder cli adapters deploy local top core simulation
+# Those that mostly wait come first, so that the others have both cores meanwhile. The flow is two parts: its threads wait
+# for each other most of the time, and one process after the other would take longest of all.
+PARTS := flow-1 flow-2 forwarder cli adapters deploy local top core simulation
 REPORTS := .cache/reports
 SUITES := $(wildcard tests/core tests/flow tests/simulation tests/adapters tests/forwarder tests/local tests/cli \
 	tests/deploy tests/test_*.py)
@@ -65,7 +68,7 @@ local: $(LOCAL) ## the whole system on this machine, until Ctrl-C, for events of
 run: $(RUNTIME) ## the controller, configured by environment variables or ENV_FILE
 	@$(SET_ARGS); OTTO_PYTHON=$(BIN)/python deploy/dev.sh run "$$@"
 
-test: $(DEV) ## the tests that need neither a server nor root; those of the flow with hostile thread switching
+test: $(COMPILED) ## the tests that need neither a server nor root; those of the flow with hostile thread switching
 ifeq ($(strip $(ARGS)),)
 	@echo "make test: 3 to 4 minutes on 2 idle cores; the output of each suite comes when it has ended"
 	@rm -rf $(REPORTS) && mkdir -p $(REPORTS)
@@ -80,20 +83,31 @@ endif
 
 # Bytecode is kept, of the tests too, also where the environment forbids it: each suite, and each command that is tested
 # as a process, would compile everything again. In a folder of its own, so that no test finds it in the checkout.
-suite-%: export PYTHONDONTWRITEBYTECODE :=
-suite-%: export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/bytecode
-suite-flow: test-race ; @:
+# Python then looks only there, so the folder begins with what is compiled beside the installed packages.
+suite-% test-race test-real simulate e2e torture: export PYTHONDONTWRITEBYTECODE :=
+suite-% test-race test-real simulate e2e torture: export PYTHONPYCACHEPREFIX := $(CURDIR)/$(BYTECODE)
+# Development mode without its allocator, which looks for faults of C extensions and takes a fifth of the time.
+suite-flow-% test-race: export PYTHONDEVMODE := 1
+suite-flow-% test-race: export PYTHONMALLOC := pymalloc
+suite-flow-% test-race: export OTTO_SWITCH_INTERVAL := 1e-6
+FLOW_1 := $(wildcard tests/flow/test_[a-p]*.py)
+suite-flow-1: SUITE = $(FLOW_1)
+suite-flow-2: SUITE = $(filter-out $(FLOW_1),$(wildcard tests/flow/test_*.py))
 suite-top: SUITE = $(wildcard tests/test_*.py)
 suite-%: SUITE = tests/$*
-suite-%: $(DEV)
+suite-%: $(COMPILED)
 	$(PYTEST) -m "not e2e and not real and not full" $(SUITE) $(if $(REPORT),--junitxml=$(REPORT)$*.xml)
+
+$(COMPILED): $(DEV)
+	@$(BIN)/python -m tests.bytecode $(BYTECODE)
+	@touch $@
 
 ##@ Development
 
-test-race: $(DEV) ## the tests of the flow in development mode, a thread switch every microsecond
-	@$(SET_ARGS); PYTHONDEVMODE=1 OTTO_SWITCH_INTERVAL=1e-6 $(PYTEST) -m "not e2e and not full" $(wildcard tests/flow) $(if $(REPORT),--junitxml=$(REPORT)flow.xml) "$$@"
+test-race: $(COMPILED) ## the tests of the flow in development mode, a thread switch every microsecond
+	@$(SET_ARGS); $(PYTEST) -m "not e2e and not full" $(wildcard tests/flow) "$$@"
 
-test-real: $(DEV) ## the contract suites against real servers (TEST_KUBECONFIG, redis-server), and the tests that take long; OTTO_CI=1 forbids to skip
+test-real: $(COMPILED) ## the contract suites against real servers (TEST_KUBECONFIG, redis-server), and the tests that take long; OTTO_CI=1 forbids to skip
 	@$(SET_ARGS); $(PYTEST) -m "(real or full) and not e2e" tests "$$@"
 
 otelcol: ## build the OpenTelemetry collector that the test of traces takes, from Go modules
@@ -109,7 +123,7 @@ test-313: ## the tests in the image python:3.13-slim, if there is a Docker daemo
 	@$(SET_ARGS); .ci/test-313 "$$@"
 
 # The order of sets has to be the same for the same seed, too.
-simulate: $(DEV) ## several controllers in a world of faults; SEED=... EXAMPLES=... plays the same again
+simulate: $(COMPILED) ## several controllers in a world of faults; SEED=... EXAMPLES=... plays the same again
 	@$(SET_ARGS); seed=$${SEED:-$$(date +%s)} examples=$${EXAMPLES:-1000}; echo "make simulate SEED=$$seed EXAMPLES=$$examples"; \
 		PYTHONHASHSEED=0 SIMULATE_SEED=$$seed SIMULATE_EXAMPLES=$$examples $(PYTEST) -p no:randomly tests/simulation "$$@"
 
@@ -130,10 +144,10 @@ fmt: $(DEV) ## format, and repair what ruff can repair
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-e2e: $(DEV) ## the process itself against a real Kubernetes (TEST_KUBECONFIG) and a real Redis
+e2e: $(COMPILED) ## the process itself against a real Kubernetes (TEST_KUBECONFIG) and a real Redis
 	@$(SET_ARGS); $(PYTEST) -m e2e tests/e2e "$$@"
 
-torture: $(DEV) ## the controller killed KILLS times (100) with work in flight; its servers, network, rights and clocks fail too; SEED=... again; ARGS="--only=denied,html": only these faults
+torture: $(COMPILED) ## the controller killed KILLS times (100) with work in flight; its servers, network, rights and clocks fail too; SEED=... again; ARGS="--only=denied,html": only these faults
 	@$(SET_ARGS); $(BIN)/python -m tests.torture "$$@"
 
 bench: $(DEV) ## the product beside its peers on servers of its own; QUICK=1: counts only; ONLY=idle,ends: some scenarios
@@ -210,7 +224,7 @@ clean: ## remove the environment: cluster, image, env file; the shared Redis onl
 	@deploy/dev.sh clean
 
 # pip shows a line for each package that it collects: the installation takes up to a minute, and must not look stuck.
-INSTALL = PYTHONUNBUFFERED=1 $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --require-hashes \
+INSTALL = PYTHONPYCACHEPREFIX= PYTHONUNBUFFERED=1 $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --require-hashes \
 	--requirement $(1) | awk '/^Collecting / {print "  " $$2; fflush()}'
 
 $(RUNTIME): requirements.txt

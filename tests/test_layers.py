@@ -255,10 +255,14 @@ def decodes_late(path: str, source: str) -> list[str]:
     return [
         f"{path}:{node.lineno}"
         for node in inside
-        if isinstance(node, ast.Call)
+        if isinstance(node, ast.Call) and _last_name(node.func).endswith(("Decoder", "convert", "decode"))
         if (name := ast.unparse(node.func)).endswith(("Decoder", "msgspec.convert"))
         or (name.startswith("msgspec.") and name.endswith(".decode") and any(k.arg == "type" for k in node.keywords))
     ]
+
+
+def _last_name(called: ast.expr) -> str:
+    return getattr(called, "attr", "") or getattr(called, "id", "")
 
 
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)

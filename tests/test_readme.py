@@ -118,6 +118,7 @@ def test_every_command_is_covered() -> None:
     assert {command for path in DOCUMENTS for command in commands(path)} == COMMANDS.keys()
 
 
+@pytest.mark.full
 def test_the_example_of_the_page_on_tests_runs() -> None:
     """As it is printed, with this Python."""
     (line,) = commands(TESTS)
@@ -211,6 +212,7 @@ def squeezed(line: str) -> str:
     return re.sub(r"[0-9.]+ s\b", "N s", plain)
 
 
+@pytest.mark.full
 def test_the_output_of_the_demo_is_the_real_one(demo: str) -> None:
     """Each line that README shows, apart from the width of the columns."""
     printed = {squeezed(line) for line in demo.splitlines()}

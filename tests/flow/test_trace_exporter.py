@@ -498,9 +498,10 @@ def _play(world: World, deaths: list[tuple[int, bool]], failures: list[bool], cu
         for _ in range(min(next(steps), len(events))):
             events.pop(0)()
         _carry_on(world, deaths)
+    last = world.exporter(claim_after_s=0.0)
     for _ in range(12):
-        _carry_on(world, [])
-        world.clock.advance(70)
+        world.clock.advance(140)
+        last.step()
     spans = list(world.backend.kept.values())
     assert sorted(span.name for span in spans) == sorted([*PHASES, "worker", "delete"] * 3 + ["scale_up"])
     (root,) = [span for span in spans if not span.parent_id]

@@ -1,0 +1,43 @@
+"""`python -m tests.bytecode FOLDER`: begin a folder for bytecode (PYTHONPYCACHEPREFIX) with that of what is installed.
+
+Python looks for bytecode only in that folder once it is set. Without this each suite would compile the standard library
+and the installed packages again.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+
+def installed() -> set[str]:
+    """Where this Python keeps the standard library and the installed packages."""
+    return {sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}
+
+
+def link(roots: Iterable[str], prefix: str) -> int:
+    """Link all bytecode below `roots` to where Python looks for it with that prefix. Returns how many were linked.
+
+    What is there already stays. Python replaces a file of bytecode that is too old and never writes into it, so what a
+    link shares is safe. What cannot be linked, as on another file system, is compiled when it is needed.
+    """
+    count = 0
+    for root in roots:
+        for folder, _, files in os.walk(root):
+            if os.path.basename(folder) != "__pycache__":
+                continue
+            target = Path(prefix + os.path.abspath(os.path.dirname(folder)))
+            target.mkdir(parents=True, exist_ok=True)
+            for name in files:
+                with suppress(OSError):
+                    os.link(os.path.join(folder, name), target / name)
+                    count += 1
+    return count
+
+
+if __name__ == "__main__":
+    link(installed(), os.path.abspath(sys.argv[1]))
