@@ -18,7 +18,8 @@ from ottoscaler.settings import KubeSettings
 _AT_ONCE: Final = 10
 
 
-def _rss_kib() -> int:
+def rss_kib() -> int:
+    """Resident memory of this process."""
     gc.collect()
     found = re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text(encoding="ascii"))
     assert found is not None
@@ -29,9 +30,9 @@ async def _measure(kubeconfig: str, first: int, count: int) -> float:
     client = PodLogClient(KubeSettings(kubeconfig=kubeconfig))
     async with AsyncExitStack() as opened:
         await _open(client, opened, first)
-        before = _rss_kib()
+        before = rss_kib()
         await _open(client, opened, count)
-        grown = _rss_kib() - before
+        grown = rss_kib() - before
     await client.close()
     return grown / count
 
