@@ -34,6 +34,8 @@ NEXT: Final = {
     C.API_SERVER: "it is tried again",
     C.CLUSTER_UNKNOWN: "it goes on with the first list of pods",
     C.REDIS: "it is tried again within seconds",
+    C.RIGHTS: "it is tried again",
+    C.VICTIMS: "its result is recorded with the last of them",
     C.OUTLIVED: "the controller ends the pod at 20",
     C.FINALIZER: "it goes on when the client that set the finalizer removes it",
     C.OLDER_EVENT: "it chooses its victims when that event is accepted",
@@ -111,8 +113,8 @@ def await_code(capsys: pytest.CaptureFixture[str]) -> Await:
 
 
 def test_what_the_servers_hold_up(held: Stuck, await_code: Await, way: TcpProxy) -> None:
-    """A create that is slow, a server that says later meanwhile, a way to it that breaks, and a result that Redis does
-    not take: 5 codes.
+    """A create that is slow, a server that says later meanwhile, a way to it that breaks, a deletion that is forbidden,
+    and a result that Redis does not take: 6 codes.
     """
     held.send("ends")
     held.bound("ends")
@@ -132,6 +134,13 @@ def test_what_the_servers_hold_up(held: Stuck, await_code: Await, way: TcpProxy)
     await_code("slow", C.STARTING)
     await_code("unseen", C.STARTING)
     await_code("later", C.STARTING)
+    held.forbid()
+    held.send("down", type="scale_down", task_id="slow")
+    await_code("slow", C.RIGHTS, 'cannot delete resource "pods"')
+    await_code("down", C.VICTIMS)
+    held.permit()
+    await_code("slow", C.FINISHED)
+    await_code("down", C.FINISHED)
     held.redis.set("otto:scale:results", "not a stream")
     held.report("ends", ended("Succeeded", 0, "Completed"))
     await_code("ends", C.REDIS, "the key otto:scale:results holds something else than a stream")
