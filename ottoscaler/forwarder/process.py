@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterable
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 from ottoscaler.adapters.log_client import LogHandlerClient
@@ -225,10 +226,20 @@ async def _messages(reader: asyncio.StreamReader) -> AsyncIterator[Message]:
                 yield message
 
 
-def main() -> None:
-    """The process. Its argument: the number of the descriptor of its connection."""
+def _give_way() -> None:
+    """Lower the priority of this process. Outside a container Linux may share a CPU out between sessions first, and
+    compares nice values only within one: the controller's is another, so the priority of our session is lowered too.
+    """
     with contextlib.suppress(OSError):
         os.nice(_NICE)
+    if os.getsid(0) == os.getpid():  # otherwise others are in our session
+        with contextlib.suppress(OSError):
+            Path("/proc/self/autogroup").write_text(str(_NICE), encoding="ascii")
+
+
+def main() -> None:
+    """The process. Its argument: the number of the descriptor of its connection."""
+    _give_way()
     asyncio.run(serve(socket.socket(fileno=int(sys.argv[1]))))
 
 

@@ -206,6 +206,16 @@ def test_a_forwarder_ends_with_its_controller(cluster: LocalCluster, space: Spac
     assert child.wait(60) == 0
 
 
+def test_a_forwarder_has_a_lower_priority_than_its_controller(cluster: LocalCluster, space: Space) -> None:
+    """As a process, and as a session where the kernel shares a CPU out between sessions."""
+    with following(cluster, space, 1) as follows:
+        pid = eventually(lambda: follows.forwarder.pid)
+        ours = os.getpriority(os.PRIO_PROCESS, 0)
+        eventually(lambda: os.getpriority(os.PRIO_PROCESS, pid) == min(19, ours + 5), 40.0)
+        if (session := Path(f"/proc/{pid}/autogroup")).exists():
+            eventually(lambda: session.read_text(encoding="ascii").strip().endswith(" nice 5"), 40.0)
+
+
 def test_a_forwarder_runs_where_it_is_asked_to(cluster: LocalCluster, space: Space, tmp_path: Path) -> None:
     """The controller may have chosen one CPU for itself, which a child inherits."""
     allowed = os.sched_getaffinity(0)
