@@ -56,14 +56,18 @@ class LogHandlerUnavailable(Unavailable):
     """The log handler cannot be reached, or ended the stream: try again later.
 
     `unimplemented` is True where the handler has no such method. `denied` is True where it will say the same again
-    until a person changes something: wrong token, no right, invalid argument. `timed_out` is True where no answer came
-    within our own deadline.
+    until a person changes something: wrong token, no right, invalid argument. `refused` is True where it, or a proxy,
+    has refused to open the stream (REFUSED_STREAM of HTTP/2). `timed_out` is True where no answer came within our own
+    deadline.
     """
 
-    def __init__(self, message: str, *, unimplemented: bool = False, denied: bool = False) -> None:
+    def __init__(
+        self, message: str, *, unimplemented: bool = False, denied: bool = False, refused: bool = False
+    ) -> None:
         super().__init__(message)
         self.unimplemented = unimplemented
         self.denied = denied
+        self.refused = refused
         self.timed_out = False
 
 

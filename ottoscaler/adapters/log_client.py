@@ -46,6 +46,8 @@ _DENIED: Final = (
     grpc.StatusCode.PERMISSION_DENIED,
     grpc.StatusCode.INVALID_ARGUMENT,
 )
+#: REFUSED_STREAM of HTTP/2. gRPC has no status of its own for it, and says it in words alone.
+_REFUSED: Final = "RST_STREAM with error code 7"
 _LONGEST_DETAIL: Final = 300
 
 
@@ -192,4 +194,5 @@ def _translated(error: grpc.aio.AioRpcError, target: str) -> LogHandlerUnavailab
         f"Log handler {target}: {code.name}: {detail}",
         unimplemented=code is grpc.StatusCode.UNIMPLEMENTED,
         denied=code in _DENIED,
+        refused=_REFUSED in detail,
     )

@@ -93,17 +93,19 @@ class Delivery:
     async def run(self) -> None:
         """Deliver until the end entry is answered, or the handler wants no logs of this worker."""
         while not self.stream.done:
-            longest = LONGEST_PAUSE_S
+            longest, refused = LONGEST_PAUSE_S, False
             try:
                 await self._connect()
             except LogHandlerUnavailable as error:
                 self._say(str(error))
+                refused = error.refused
                 longest = LONGEST_REFUSED_PAUSE_S if error.denied else LONGEST_PAUSE_S
             finally:
                 if not self.stream.done:
                     self.stream.cut()
             if not self.stream.done:
-                self.stream.tally.reconnects[LogServer.HANDLER] += 1
+                # one that was refused was never open
+                self.stream.tally.reconnects[LogServer.HANDLER] += not refused
                 await self._pause(longest)
 
     async def _pause(self, longest_s: float) -> None:
