@@ -61,16 +61,16 @@ class HandlerProcess:
         # what is behind the last newline is being written just now
         return [json.loads(line) for line in stored.rpartition(b"\n")[0].splitlines()]
 
-    def lines(self, source: str | None = None) -> list[str]:
-        """The lines of the worker, by sequence."""
-        found = sorted(self.entries(), key=lambda entry: entry["sequence"])
+    def lines(self, source: str | None = None, worker: str = "w-1") -> list[str]:
+        """The lines of a worker, by sequence."""
+        found = sorted(self.entries(worker), key=lambda entry: entry["sequence"])
         assert len({entry["sequence"] for entry in found}) == len(found)  # none is stored twice
         plain = [entry for entry in found if entry["level"] == "INFO" and "end" not in entry]
         return [entry["message"] for entry in plain if source in (None, entry["source"])]
 
-    def end(self) -> dict[str, int] | None:
+    def end(self, worker: str = "w-1") -> dict[str, int] | None:
         """The account in the end entry."""
-        return next((entry["end"] for entry in self.entries() if "end" in entry), None)
+        return next((entry["end"] for entry in self.entries(worker) if "end" in entry), None)
 
 
 @contextmanager

@@ -7,7 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,6 +34,46 @@ NOWHERE = 1
 FIVE = "for i in 1 2 3 4 5; do echo line $i; done"
 
 
+class Worker:
+    """A worker of its own at a handler that several tests share."""
+
+    def __init__(self, opened: HandlerProcess, name: str) -> None:
+        self.name, self._opened = name, opened
+
+    def environ(self, **more: str) -> Mapping[str, str]:
+        """The environment of its agent."""
+        return agent_environ(self._opened.port, OTTO_POD_NAME=self.name, **more)
+
+    def run(self, *command: str, **more: str) -> subprocess.CompletedProcess[bytes]:
+        """Run a command under its agent, to its end."""
+        return run_agent(self._opened.port, *command, OTTO_POD_NAME=self.name, **more)
+
+    def entries(self) -> list[dict[str, Any]]:
+        """What the handler has stored of it."""
+        return self._opened.entries(self.name)
+
+    def lines(self, source: str | None = None) -> list[str]:
+        """Its lines, by sequence."""
+        return self._opened.lines(source, self.name)
+
+    def end(self) -> dict[str, int] | None:
+        """The account in its end entry."""
+        return self._opened.end(self.name)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HandlerProcess]:
+    """A handler without habits: started once, since its start takes longer than most tests."""
+    with handler(tmp_path_factory.mktemp("plain")) as opened:
+        yield opened
+
+
+@pytest.fixture
+def worker(plain: HandlerProcess) -> Worker:
+    """A worker that only this test has."""
+    return Worker(plain, f"w-{uuid.uuid4().hex[:8]}")
+
+
 @contract("1.agent")
 @pytest.mark.parametrize("port", ["here", "nowhere"])
 @pytest.mark.parametrize(
@@ -42,17 +85,16 @@ FIVE = "for i in 1 2 3 4 5; do echo line $i; done"
         pytest.param("kill -15 $$", 143, marks=pytest.mark.full),
     ],
 )
-def test_the_exit_code_is_the_commands(tmp_path: Path, port: str, command: str, code: int) -> None:
+def test_the_exit_code_is_the_commands(worker: Worker, port: str, command: str, code: int) -> None:
     """Also when the handler is away; both outputs are printed, apart from each other."""
     line = f"echo out; echo err >&2; {command}"
     if port == "nowhere":
         done = run_agent(NOWHERE, "sh", "-c", line, LOG_DRAIN_S="0")
         assert b"lines did not get to the log handler" in done.stderr
     else:
-        with handler(tmp_path) as opened:
-            done = run_agent(opened.port, "sh", "-c", line)
-            assert (opened.lines("stdout"), opened.lines("stderr")) == (["out"], ["err"])
-            assert opened.end() == {"lines": 2, "bytes": 6, "dropped": 0, "gaps": 0}
+        done = worker.run("sh", "-c", line)
+        assert (worker.lines("stdout"), worker.lines("stderr")) == (["out"], ["err"])
+        assert worker.end() == {"lines": 2, "bytes": 6, "dropped": 0, "gaps": 0}
         assert done.stderr == b"err\n"
     assert (done.returncode, done.stdout) == (code, b"out\n")
     assert done.stderr.startswith(b"err\n") or b"\nerr\n" in done.stderr
@@ -106,53 +148,46 @@ def test_a_wrong_configuration_costs_the_log_and_not_the_command() -> None:
         pytest.param(signal.SIGUSR1, marks=pytest.mark.full),
     ],
 )
-def test_a_signal_is_passed_on(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_is_passed_on(worker: Worker, number: signal.Signals) -> None:
     """The command ends as it likes, and its output after that arrives."""
     line = f"trap 'echo caught; exit 9' {number.name.removeprefix('SIG')}; echo ready; while :; do sleep 0.05; done"
-    with handler(tmp_path) as opened:
-        process = subprocess.Popen(
-            agent_command("sh", "-c", line),
-            env=agent_environ(opened.port),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-        )
-        with process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == b"ready\n"
-            process.send_signal(number)
-            assert process.wait(LONG_S) == 9
-        assert opened.lines() == ["ready", "caught"]
+    process = subprocess.Popen(
+        agent_command("sh", "-c", line), env=worker.environ(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(number)
+        assert process.wait(LONG_S) == 9
+    assert worker.lines() == ["ready", "caught"]
 
 
-def test_a_process_left_behind_does_not_keep_the_agent(tmp_path: Path) -> None:
+def test_a_process_left_behind_does_not_keep_the_agent(worker: Worker) -> None:
     """It holds the output open, and would for a minute."""
-    with handler(tmp_path) as opened:
-        begin = time.monotonic()
-        done = run_agent(opened.port, "sh", "-c", "sleep 50 & echo $!; exit 5")
-        assert time.monotonic() - begin < LONG_S / 2
-        assert done.returncode == 5
-        os.kill(int(done.stdout), signal.SIGKILL)
-        assert opened.lines() == [done.stdout.decode().strip()]
+    begin = time.monotonic()
+    done = worker.run("sh", "-c", "sleep 50 & echo $!; exit 5")
+    assert time.monotonic() - begin < LONG_S / 2
+    assert done.returncode == 5
+    os.kill(int(done.stdout), signal.SIGKILL)
+    assert worker.lines() == [done.stdout.decode().strip()]
 
 
-def test_values_of_the_named_variables_are_masked(tmp_path: Path) -> None:
+def test_values_of_the_named_variables_are_masked(worker: Worker) -> None:
     """In what is printed and in what is sent, over two writes as well; other values are not."""
     line = "printf 'a s3c'; sleep 0.2; printf 'ret-1 b\\n'; echo $TWO >&2; echo $THREE; printf s3cre"
     secrets = {"ONE": "s3cret-1", "TWO": "other-secret", "THREE": "seen", "OTTO_MASK_ENV": "ONE, TWO NONE"}
-    with handler(tmp_path) as opened:
-        done = run_agent(opened.port, "sh", "-c", line, **secrets)
-        assert (done.stdout, done.stderr) == (b"a *** b\nseen\ns3cre", b"***\n")
-        assert opened.lines("stdout") == ["a *** b", "seen", "s3cre"]
-        assert opened.lines("stderr") == ["***"]
+    done = worker.run("sh", "-c", line, **secrets)
+    assert (done.stdout, done.stderr) == (b"a *** b\nseen\ns3cre", b"***\n")
+    assert worker.lines("stdout") == ["a *** b", "seen", "s3cre"]
+    assert worker.lines("stderr") == ["***"]
     assert run_agent(NOWHERE, "sh", "-c", "echo $ONE", LOG_HANDLER_ADDRESS="", **secrets).stdout == b"***\n"
 
 
-def test_secrets_with_a_known_form_are_not_sent(tmp_path: Path) -> None:
+def test_secrets_with_a_known_form_are_not_sent(worker: Worker) -> None:
     """What is printed is the worker's own business."""
     token = "ghp_" + "a1B2" * 9
-    with handler(tmp_path) as opened:
-        assert run_agent(opened.port, "echo", f"token {token}").stdout == f"token {token}\n".encode()
-        assert opened.lines() == ["token ***"]
+    assert worker.run("echo", f"token {token}").stdout == f"token {token}\n".encode()
+    assert worker.lines() == ["token ***"]
 
 
 HABITS = {
@@ -257,17 +292,16 @@ for block in range(250):
 
 @pytest.mark.full
 @pytest.mark.timeout(180)
-def test_a_flood_with_random_bytes_arrives_whole(tmp_path: Path) -> None:
+def test_a_flood_with_random_bytes_arrives_whole(worker: Worker) -> None:
     """100,000 lines on two outputs at full speed: received and dropped are all there are, and their order is kept."""
-    with handler(tmp_path) as opened:
-        done = run_agent(opened.port, sys.executable, "-c", FLOOD)
-        assert done.returncode == 0
-        for source in ("stdout", "stderr"):
-            assert [int(text.split()[0]) for text in opened.lines(source)] == list(range(50_000))
-        end = opened.end()
-        assert end is not None
-        assert (end["lines"], end["dropped"]) == (100_000, 0)
-        assert sum("raw" in entry for entry in opened.entries()) > 90_000
+    done = worker.run(sys.executable, "-c", FLOOD)
+    assert done.returncode == 0
+    for source in ("stdout", "stderr"):
+        assert [int(text.split()[0]) for text in worker.lines(source)] == list(range(50_000))
+    end = worker.end()
+    assert end is not None
+    assert (end["lines"], end["dropped"]) == (100_000, 0)
+    assert sum("raw" in entry for entry in worker.entries()) > 90_000
 
 
 # -- security
