@@ -14,6 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 
 
+def environ() -> dict[str, str]:
+    """What a process needs of our environment when a test says all the rest: PATH, and where bytecode is kept."""
+    names = ("PATH", "PYTHONPYCACHEPREFIX", "PYTHONDONTWRITEBYTECODE")
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
 def installed() -> set[str]:
     """Where this Python keeps the standard library and the installed packages."""
     return {sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}

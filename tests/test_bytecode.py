@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.bytecode import installed, link
+import pytest
+
+from tests.bytecode import environ, installed, link
 
 
 def test_python_takes_what_was_linked(tmp_path: Path) -> None:
@@ -20,10 +22,10 @@ def test_python_takes_what_was_linked(tmp_path: Path) -> None:
     compiled = packages / "__pycache__" / f"one.{sys.implementation.cache_tag}.pyc"
     py_compile.compile(str(source), cfile=str(compiled))
     assert link([str(packages)], str(prefix)) == 1
-    environ = {**os.environ, "PYTHONPATH": str(packages), "PYTHONPYCACHEPREFIX": str(prefix)}
-    environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    given = {**os.environ, "PYTHONPATH": str(packages), "PYTHONPYCACHEPREFIX": str(prefix)}
+    given.pop("PYTHONDONTWRITEBYTECODE", None)
     done = subprocess.run(
-        [sys.executable, "-c", "import one"], env=environ, capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", "import one"], env=given, capture_output=True, text=True, check=True, timeout=60
     )
     assert os.path.samefile(done.stdout.strip(), compiled)
 
@@ -42,3 +44,10 @@ def test_what_is_installed_is_found() -> None:
     for module in ("json", "pytest"):
         path = Path(str(__import__(module).__file__))
         assert any(path.is_relative_to(root) for root in roots), path
+
+
+def test_a_process_with_an_environment_of_its_own_keeps_it_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not set stays so, and nothing else is passed on."""
+    monkeypatch.setenv("PYTHONPYCACHEPREFIX", "/somewhere")
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    assert environ() == {"PATH": os.environ["PATH"], "PYTHONPYCACHEPREFIX": "/somewhere"}

@@ -6,7 +6,6 @@ own to each pod, and nothing to the number of requests.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from contextlib import ExitStack, closing
@@ -19,6 +18,7 @@ import redis
 
 from ottoscaler.local.handle import LocalCluster
 from ottoscaler.local.redis import EmbeddedRedis
+from tests import bytecode
 from tests.fakes.wait import eventually
 from tests.meter import Meter
 
@@ -66,7 +66,7 @@ def _carry_out(folder: Path, server: EmbeddedRedis, meter: Meter) -> int:
         "KUBE_INFLIGHT": _INFLIGHT, "OTTO_AGENT_COMMAND": '["sleep", "0.2"]', "LOG_FORMAT": "json",
         "KUBERNETES_EVENTS": "false",  # written over a connection of their own, one at a time
     }  # fmt: skip
-    environ = {"PATH": os.environ["PATH"], **{name: str(value) for name, value in settings.items()}}
+    environ = {**bytecode.environ(), **{name: str(value) for name, value in settings.items()}}
     with (
         (folder / "log").open("wb") as log,
         subprocess.Popen([sys.executable, str(_SCRIPT), "run"], env=environ, stdout=log, stderr=log) as process,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import redis
 
 from ottoscaler.local.handle import LocalCluster
 from ottoscaler.local.redis import EmbeddedRedis
+from tests import bytecode
 from tests.cli.conftest import LONG_S, SCRIPT
 from tests.fakes.wait import eventually
 
@@ -60,7 +60,7 @@ def environ(tmp_path: Path) -> Iterator[dict[str, str]]:
     server.start()
     cluster.start()
     yield {
-        "PATH": os.environ["PATH"], "REDIS_HOST": server.host, "REDIS_PORT": str(server.port), "HTTP_PORT": "0",
+        **bytecode.environ(), "REDIS_HOST": server.host, "REDIS_PORT": str(server.port), "HTTP_PORT": "0",
         "KUBECONFIG": str(cluster.kubeconfig), "NAMESPACE": "default", "OTTO_AGENT_COMMAND": "true",
         "LOG_FORMAT": "json",
     }  # fmt: skip

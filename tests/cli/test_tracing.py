@@ -21,6 +21,7 @@ from ottoscaler.errors import ConfigError
 from ottoscaler.local.handle import LocalCluster
 from ottoscaler.local.redis import EmbeddedRedis
 from ottoscaler.settings import Settings
+from tests import bytecode
 from tests.adapters.otlp_receiver import PHASES, attributes, receiver, trace_of
 from tests.cli.conftest import LONG_S, SCRIPT
 from tests.fakes.wait import eventually
@@ -83,7 +84,7 @@ def _environ(tmp_path: Path) -> Iterator[dict[str, str]]:
     server.start()
     cluster.start()
     yield {
-        "PATH": os.environ["PATH"], "REDIS_HOST": server.host, "REDIS_PORT": str(server.port), "HTTP_PORT": "0",
+        **bytecode.environ(), "REDIS_HOST": server.host, "REDIS_PORT": str(server.port), "HTTP_PORT": "0",
         "KUBECONFIG": str(cluster.kubeconfig), "NAMESPACE": "default", "LOG_FORMAT": "json", "LEASE_S": "3",
     }  # fmt: skip
     cluster.close()

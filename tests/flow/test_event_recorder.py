@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from tests.flow.simulated_controller import FakeServers, SimulatedController
 from tests.flow.test_status_writer import QUOTA, write
 
 pytestmark = pytest.mark.contract("2.KUBERNETES_EVENTS")
+_COUNT = re.compile(r'^ottoscaler_kube_events_total\{outcome="(\w+)"\} (\S+)$', re.MULTILINE)
 
 
 class Recording:
@@ -47,18 +49,19 @@ class Recording:
             eventually(lambda: not [one for one in threading.enumerate() if one.name == "events"], what="its end")
         assert self.stop.cause is None
 
+    def _counts(self) -> dict[str, float]:
+        """The metric by outcome."""
+        text = self.metrics.render().decode()
+        return {name: float(value) for name, value in _COUNT.findall(text)}
+
     def count(self, outcome: str) -> float:
         """The metric."""
-        (line,) = (
-            line
-            for line in self.metrics.render().decode().splitlines()
-            if line.startswith(f'ottoscaler_kube_events_total{{outcome="{outcome}"}}')
-        )
-        return float(line.split()[-1])
+        return self._counts()[outcome]
 
     def ended(self) -> float:
         """Of how many something has come."""
-        return sum(map(self.count, ("created", "repeated", "limited", "overflow", "failed")))
+        counts = self._counts()
+        return sum(counts[outcome] for outcome in ("created", "repeated", "limited", "overflow", "failed"))
 
 
 @pytest.fixture(autouse=True)
