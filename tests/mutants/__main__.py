@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -91,6 +92,7 @@ def _try(mutant: Mutant, before: str) -> Verdict:
 
 def main(names: list[str]) -> int:
     """Try the named mutants, or all. Returns 0 if every one was noticed."""
+    begun = time.monotonic()
     patches = sorted(HERE.glob("*.patch"))
     mutants = [read(patch) for patch in patches if not names or patch.stem in names]
     before = remembered()
@@ -106,7 +108,7 @@ def main(names: list[str]) -> int:
     remember(noticed, [patch.stem for patch in patches])
     for fault in faults.values():
         print(fault)  # once more, where a reader of a long output looks
-    print(f"{len(mutants) - len(faults)} passed, {len(faults)} failed")
+    print(f"{len(mutants) - len(faults)} passed, {len(faults)} failed in {time.monotonic() - begun:.1f}s")
     return 1 if faults or not mutants else 0
 
 
