@@ -38,8 +38,8 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 BYTECODE := .cache/bytecode
 COMPILED := $(BYTECODE)/.begun-$(VERSION)
-# Tests with real servers mostly wait: as many files at once. Each process has servers, namespaces and databases of its own.
-SIDE_BY_SIDE := --numprocesses=3 --dist=loadfile
+# Tests with real servers mostly wait: so many files at once. Each process has servers, namespaces and databases of its own.
+SIDE_BY_SIDE := --dist=loadfile --numprocesses
 # The parts of `make test`, and where each reports.
 # Those that mostly wait come first, so that the others have both cores meanwhile. The flow is two parts: its threads wait
 # for each other most of the time, and one process after the other would take longest of all.
@@ -110,7 +110,7 @@ test-race: $(COMPILED) ## the tests of the flow in development mode, a thread sw
 	@$(SET_ARGS); $(PYTEST) -m "not e2e and not full" $(wildcard tests/flow) "$$@"
 
 test-real: $(COMPILED) ## the contract suites against real servers (TEST_KUBECONFIG, redis-server), and the tests that take long; OTTO_CI=1 forbids to skip
-	@$(SET_ARGS); $(PYTEST) $(SIDE_BY_SIDE) -m "(real or full) and not e2e" tests "$$@"
+	@$(SET_ARGS); $(PYTEST) $(SIDE_BY_SIDE)=2 -m "(real or full) and not e2e" tests "$$@"
 
 otelcol: ## build the OpenTelemetry collector that the test of traces takes, from Go modules
 	@cd tests/otelcol && CGO_ENABLED=0 GOTOOLCHAIN=local GOFLAGS=-mod=readonly GOWORK=off go build -o ../../.cache/otelcol .
@@ -147,7 +147,7 @@ fmt: $(DEV) ## format, and repair what ruff can repair
 	$(BIN)/ruff check --fix .
 
 e2e: $(COMPILED) ## the process itself against a real Kubernetes (TEST_KUBECONFIG) and a real Redis
-	@$(SET_ARGS); $(PYTEST) $(SIDE_BY_SIDE) -m e2e tests/e2e "$$@"
+	@$(SET_ARGS); $(PYTEST) $(SIDE_BY_SIDE)=3 -m e2e tests/e2e "$$@"
 
 torture: $(COMPILED) ## the controller killed KILLS times (100) with work in flight; its servers, network, rights and clocks fail too; SEED=... again; ARGS="--only=denied,html": only these faults
 	@$(SET_ARGS); $(BIN)/python -m tests.torture "$$@"
