@@ -79,7 +79,7 @@ def refusal_code(message: str) -> StatusCode:
 def worker_status(
     life: Lifecycle, obstacle: Obstacle | None = None, *, image: str = "", infra_retries: int = 0
 ) -> WorkerStatus:
-    """The status of a worker. Where a server refuses a step, its pod may tell of something worse, which comes first.
+    """The status of a worker. Where a server refuses a step, its pod may show something worse, which comes first.
 
     Arguments: its life, what keeps it from its next step, if that is known, the image of its container and how many
     times a failure of the platform is tried again (INFRA_RETRIES).
