@@ -32,13 +32,16 @@ _BUFFER: Final = 16 * 1024
 
 def _share_read_buffer() -> None:
     """Let all TLS connections of this process read into one buffer. asyncio gives each its own of 256 KiB, filled with
-    zeros: a thousand of them are 256 MiB. The event loop fills the buffer and asyncio copies it in one step, so no two
-    connections use it at once. A TLS record has 16 KiB at most, and a socket with more is read again at once.
+    zeros: a thousand of them are 256 MiB. One event loop fills the buffer and copies it out in one step, so no two
+    connections use it at once; two event loops in threads must not. A socket that has more is read again at once.
     """
     buffer = bytearray(_BUFFER)
     view = memoryview(buffer)
+    ordinary = asyncio.sslproto.SSLProtocol.get_buffer
 
-    def get_buffer(protocol: Any, _wanted: int) -> memoryview:
+    def get_buffer(protocol: Any, wanted: int) -> memoryview:
+        if "_ssl_buffer_view" not in vars(protocol):  # another asyncio than we know
+            return ordinary(protocol, wanted)
         protocol._ssl_buffer, protocol._ssl_buffer_view = buffer, view
         return view
 
@@ -134,13 +137,14 @@ class PodLogClient:
 
 def _release_write_buffer(response: aiohttp.ClientResponse) -> None:
     """Free 16 KiB. OpenSSL 3.0 allocates its buffer for writing again for each session ticket of TLS 1.3, which comes
-    behind our request, and keeps it until the next write. A write of no bytes sends nothing, and frees the buffer.
+    after our request, and keeps it until the next write. A write of no bytes sends nothing, and frees the buffer.
     """
     connection = response.connection  # None where the answer has ended already
     transport = connection.transport if connection is not None else None
     tls = transport.get_extra_info("ssl_object") if transport is not None else None
     if tls is not None:
-        tls.write(b"")
+        with contextlib.suppress(OSError):  # the server has ended the connection: that is seen when it is read
+            tls.write(b"")
 
 
 def _socket(address: Any) -> socket.socket:

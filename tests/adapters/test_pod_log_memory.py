@@ -8,7 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from ottoscaler.adapters.pod_log_client import PodLogClient
+from ottoscaler.errors import PodLogUnavailable
 from ottoscaler.settings import KubeSettings
 from tests.adapters.tls_pods import LONG, tls_pods
 from tests.forwarder.processes import handler
@@ -59,5 +62,24 @@ async def _read_all(settings: KubeSettings, letters: str) -> list[bytes]:
 
     try:
         return await asyncio.gather(*map(read, letters))
+    finally:
+        await client.close()
+
+
+@pytest.mark.parametrize("status", [200, 401, 404, 503])
+def test_an_answer_that_comes_with_the_end_of_its_connection_is_read(tmp_path: Path, status: int) -> None:
+    """A refusal is known by its status, and a log is there."""
+    with tls_pods(tmp_path) as settings:
+        found = asyncio.run(asyncio.wait_for(_read_one(settings, f"gone-{status}"), 60))
+    assert found == (status, "why it is so")
+
+
+async def _read_one(settings: KubeSettings, pod: str) -> tuple[int, str]:
+    client = PodLogClient(settings)
+    try:
+        async with client.open(pod, since="", follow=True) as log:
+            return 200, (await log.read()).decode()
+    except PodLogUnavailable as error:
+        return error.status, str(error).rpartition(": ")[2]
     finally:
         await client.close()

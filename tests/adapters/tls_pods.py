@@ -23,7 +23,9 @@ _AWAY_S = 0.05
 
 @contextmanager
 def tls_pods(folder: Path) -> Iterator[KubeSettings]:
-    """Settings for a server. The log of a pod named `long-x` is LONG times `x`; others stay open and empty."""
+    """Settings for a server. The log of a pod named `long-x` is LONG times `x`. A pod named `gone-404` gets that answer
+    together with the end of the connection. Others stay open and empty.
+    """
     cert, key = certificate(folder, "localhost")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)
@@ -43,9 +45,9 @@ def tls_pods(folder: Path) -> Iterator[KubeSettings]:
     accepting = threading.Thread(target=accept)
     accepting.start()
     port = listener.getsockname()[1]
-    plain = settings(folder, port, server=f"https://localhost:{port}", **{"certificate-authority": cert})
+    found = settings(folder, port, server=f"https://localhost:{port}", **{"certificate-authority": cert})
     try:
-        yield plain
+        yield found
     finally:
         listener.shutdown(socket.SHUT_RDWR)
         accepting.join()
@@ -89,6 +91,13 @@ class _Tls:
         self._tls.write(data)
         self._connection.sendall(self._outgoing.read())
 
+    def write_and_close(self, data: bytes) -> None:
+        """In one piece, so that the client sees both at once."""
+        self._tls.write(data)
+        with suppress(ssl.SSLWantReadError):
+            self._tls.unwrap()
+        self._connection.sendall(self._outgoing.read())
+
     def _receive(self) -> None:
         data = self._connection.recv(65536)
         if not data:
@@ -101,6 +110,10 @@ def _answer(connection: socket.socket, context: ssl.SSLContext) -> None:
         tls = _Tls(connection, context)
         tls.handshake()
         pod = tls.read().split(b"/log?")[0].rpartition(b"/")[2]
+        if pod.startswith(b"gone-"):
+            tls.write_and_close(b"HTTP/1.0 " + pod[-3:] + b" No\r\nConnection: close\r\n\r\nwhy it is so")
+            connection.shutdown(socket.SHUT_RDWR)
+            return
         tls.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
         if pod.startswith(b"long-"):
             for _ in range(LONG // 10_000):
