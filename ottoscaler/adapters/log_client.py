@@ -35,8 +35,8 @@ _OPTIONS: Final = (
     ("grpc.max_reconnect_backoff_ms", 10_000),
     ("grpc.max_receive_message_length", 1024 * 1024),
     ("grpc.max_send_message_length", -1),
-    # Streams that were lost are opened again by us. gRPC would do it once more by itself, and keep for that 11 KiB for
-    # each stream, and what was sent until the handler answers.
+    # We open lost streams again. gRPC would also retry by itself, and would keep 5.5 KiB more for each stream and all
+    # that was sent until the handler answers.
     ("grpc.enable_retries", 0),
     # otherwise two channels to one address share their connection, and so the certificates of the first
     ("grpc.use_local_subchannel_pool", 1),

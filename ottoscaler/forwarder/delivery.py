@@ -104,7 +104,7 @@ class Delivery:
                 if not self.stream.done:
                     self.stream.cut()
             if not self.stream.done:
-                # one that was refused was never open
+                # a refused stream was never open
                 self.stream.tally.reconnects[LogServer.HANDLER] += not refused
                 await self._pause(longest)
 

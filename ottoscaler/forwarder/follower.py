@@ -40,9 +40,9 @@ SHARE: Final = 64 * 1024
 #: How often a kubelet rotates a file at most, seconds. A follow that comes to the end of its file goes on with the one
 #: that is written then; if that is not the next one, the times of the lines before and behind are this far apart.
 ROTATION_S: Final = 10.0
-#: containerd says that a container has ended when it has read all its output. It writes the last 4 KiB of each output
-#: to the file after that (pkg/cri/io/logger.go: a buffered reader behind a pipe), on a busy node a moment later. So the
-#: log is read once more this long after the end of the pod, seconds.
+#: containerd reports the end of a container before it has written the last 4 KiB of each output to the file
+#: (pkg/cri/io/logger.go: a buffered reader behind a pipe); on a busy node that takes a moment. So the log is read once
+#: more this long after the end of the pod, seconds.
 SETTLE_S: Final = 2.0
 #: How long one wait for room lasts until conditions are looked at again, seconds.
 _LOOK_S: Final = 1.0
@@ -84,8 +84,8 @@ class Follower:
         self._impatient_at = self._settled_at = float("inf")
         self._answer: PodLog | None = None
         self._last_read = ("", 0.0)  # of the last line of this answer: its time, and how old it was when it was read
-        self._read_to_end = False  # the last follow ended with the container, and all of it was read
-        self._is_gone = False  # there is no log, and there will be none
+        self._read_to_end = False  # the last answer came to its end, and no half line was left
+        self._is_over = False  # nothing more will be read
         self._polls = False
         self._failures = 0
         if follow.ended:
@@ -124,7 +124,7 @@ class Follower:
             is_settled = time.monotonic() >= self._settled_at
             failed = await self._try_once(last=last, is_settled=is_settled)
             if last and not failed:
-                if is_settled or self._is_gone:
+                if is_settled or self._is_over:
                     self.delivery.finish(now_text())
                     return
                 await asyncio.sleep(self._settled_at - time.monotonic())
@@ -135,7 +135,7 @@ class Follower:
 
     async def _try_once(self, *, last: bool, is_settled: bool) -> bool:
         """One answer to its end; returns whether it has to be tried again for what was wrong with it. `last`: the pod
-        has ended. `is_settled`: so long ago that the log has an end, too.
+        has ended. `is_settled`: so long ago that the runtime has written all lines.
         """
         node = self.follow.node
         follows = not last and self._shared.follows[node] < MAX_FOLLOWS_PER_NODE
@@ -147,10 +147,15 @@ class Follower:
             if last and error.status == 404:  # the pod is gone, and with it what was not read
                 if not self._read_to_end:
                     self.delivery.stream.add_gap(Gap(COMBINED, now_text()))
-                self._is_gone = True
+                self._is_over = True
                 return False
             if last and error.status == 400:  # its container has never started
-                self._is_gone = True
+                self._is_over = True
+                return False
+            if last and self._read_to_end and time.monotonic() >= self._impatient_at:
+                # All was read once. What was written late is unknown, and the end has to come in time.
+                self.delivery.stream.add_gap(Gap(COMBINED, now_text()))
+                self._is_over = True
                 return False
             if error.status not in (0, 400, 404) and not self._ended.is_set():
                 self._report(self._without_name(f"Cannot follow the log of a pod: {error}"))
@@ -185,8 +190,8 @@ class Follower:
         if is_settled and not reader.error:
             await self._mask_and_deliver(reader.end())
         else:
-            reader.cut()
-            self._read_to_end = (follows or last) and not reader.error
+            has_half_a_line = reader.cut()
+            self._read_to_end = (follows or last) and not (reader.error or has_half_a_line)
         self._position = reader.position
         if reader.error:
             self._report(self._without_name(f"The kubelet gives no log of a pod: {reader.error}"))

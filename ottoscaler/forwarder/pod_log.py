@@ -65,15 +65,17 @@ class PodLogReader:
             found.append(Gap(COMBINED, self.position.cursor.last))  # what the cursor counts is not there any more
         return found
 
-    def cut(self) -> None:
+    def cut(self) -> bool:
         """The answer has ended, and the log has not: what is left is half a line that comes again with the next answer,
-        or the kubelet's error text.
+        or the kubelet's error text. Returns whether something is left.
         """
-        for text, _ in self._splitter.end():
+        left = [text for text, _ in self._splitter.end()]
+        for text in left:
             if not (self._inside or self.error or text[:4].isdigit()):
                 self.error = _error_text(text)
         if not (self._timestamp or self.error):
             self.error = self._without_time
+        return bool(left)
 
     def _lines(self, texts: Iterable[tuple[bytes, bool]]) -> list[Line | Gap]:
         found: list[Line | Gap] = []

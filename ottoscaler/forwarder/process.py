@@ -54,6 +54,9 @@ RESTART_S: Final = 1.0
 CANCEL_AGAIN_S: Final = 0.5
 #: The controller's work comes first where both want one CPU.
 _NICE: Final = 5
+#: How often the priority of our session is tried to be set, and the pause before each further try, seconds.
+_AUTOGROUP_TRIES: Final = 5
+_AUTOGROUP_PAUSE_S: Final = 0.15
 _READ: Final = 64 * 1024
 
 
@@ -226,21 +229,34 @@ async def _messages(reader: asyncio.StreamReader) -> AsyncIterator[Message]:
                 yield message
 
 
-def _give_way() -> None:
-    """Lower the priority of this process. Outside a container Linux may share a CPU out between sessions first, and
-    compares nice values only within one: the controller's is another, so the priority of our session is lowered too.
+async def _give_way() -> None:
+    """Lower the priority of this process. Outside a container Linux may divide a CPU between sessions first
+    (autogroup), and compares nice values only within a session. The controller has another session, so ours gets a
+    lower priority, too.
     """
     with contextlib.suppress(OSError):
         os.nice(_NICE)
-    if os.getsid(0) == os.getpid():  # otherwise others are in our session
-        with contextlib.suppress(OSError):
+    if os.getsid(0) != os.getpid():  # others are in our session
+        return
+    for _ in range(_AUTOGROUP_TRIES):
+        try:
             Path("/proc/self/autogroup").write_text(str(_NICE), encoding="ascii")
+        except BlockingIOError:  # the kernel takes one such write in a tenth of a second, from the whole machine
+            await asyncio.sleep(_AUTOGROUP_PAUSE_S)
+            continue
+        except OSError:
+            return
+        return
+
+
+async def _run(connection: socket.socket) -> None:
+    await _give_way()
+    await serve(connection)
 
 
 def main() -> None:
     """The process. Its argument: the number of the descriptor of its connection."""
-    _give_way()
-    asyncio.run(serve(socket.socket(fileno=int(sys.argv[1]))))
+    asyncio.run(_run(socket.socket(fileno=int(sys.argv[1]))))
 
 
 if __name__ == "__main__":

@@ -457,6 +457,43 @@ def test_a_log_that_is_gone_or_has_never_been_ends_at_once(
     assert world.stored["pod-0"].end.gaps == gaps
 
 
+@pytest.mark.parametrize(
+    ("status", "half", "gaps", "within_s"), [(404, False, 0, 3.0), (404, True, 1, 3.0), (503, False, 1, 35.0)]
+)
+def test_a_second_read_that_fails_costs_no_end(
+    monkeypatch: pytest.MonkeyPatch, status: int, gaps: int, within_s: float, *, half: bool
+) -> None:
+    """After the first one the pod is deleted, or the API server is away for long. A line of which half was read is
+    missing then; what was written late may be.
+    """
+    world = World(60.0, 1000.0, seed=1)
+    log = world.files["pod-0"]
+    whole = log.line
+    monkeypatch.setattr(log, "line", lambda number: whole(number)[: -2 if half else None])
+
+    @asynccontextmanager
+    async def refuse(*_: object, **__: object) -> AsyncIterator[Answer]:
+        await asyncio.sleep(0.01)
+        raise PodLogUnavailable("refused", status=status)
+        yield
+
+    async def run() -> None:
+        forwarder = world.begin()
+        await asyncio.sleep(1.5)
+        monkeypatch.setattr(log, "ended", 0.0)
+        monkeypatch.setattr(log, "times", log.times[:1])
+        forwarder.handle(PodEnded("pod-0"))
+        await asyncio.sleep(1.0)
+        monkeypatch.setattr(world, "open", refuse)
+        await asyncio.sleep(within_s)
+        assert "pod-0" in world.ended
+        await forwarder.close()
+
+    with fast(world, monkeypatch) as loop:
+        loop.run_until_complete(run())
+    assert world.stored["pod-0"].end.gaps == gaps
+
+
 def delivering(world: World) -> delivery.Delivery:
     """What carries the log of the first pod, on its own."""
     return delivery.Delivery(Client(world), WorkerIdentity("pod-0", "t-1"), lambda _: None)  # type: ignore[arg-type]
