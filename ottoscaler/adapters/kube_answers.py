@@ -119,7 +119,7 @@ def error_for_response(
     answer = _decode_status(status, body)
     if answer is None:
         text = " ".join(body[:200].decode("utf-8", "replace").split())
-        if status == 429:  # it comes before anything was done, and the API server itself sends it as plain text
+        if status == 429:  # nothing was done yet; the API server itself sends this as plain text
             return _unavailable_error(f"429 to {verb} ({text or 'no reason given'})", retry_after, unclear=False)
         message = f"{status} to {verb} with a body that is not of the Kubernetes API ({text or 'empty'})"
         return _unavailable_error(f"{message}; is there a proxy in between?", retry_after, unclear=True)

@@ -139,7 +139,15 @@ class PodSnapshot(msgspec.Struct, frozen=True):
     @property
     def held_by_finalizers(self) -> bool:
         """Nothing runs in it any more, its deletion was asked for, and finalizers keep it there."""
-        return bool(self.finalizers) and self.deleting and (self.finished or self.scheduled_at is None)
+        if self.gone or not self.deleting or not self.finalizers:
+            return False
+        return self.finished or self.scheduled_at is None
+
+    @property
+    def held_detail(self) -> str:
+        """For people: why it is still there, where finalizers keep it."""
+        state = "has ended" if self.finished else "is to be deleted, has never had a node"
+        return f"pod {self.name} {state} and is kept by finalizer {', '.join(self.finalizers)}"
 
     @property
     def stage(self) -> tuple[object, ...]:
@@ -147,7 +155,7 @@ class PodSnapshot(msgspec.Struct, frozen=True):
         gates = self.trouble_text if self.trouble is StartTrouble.GATED else ""
         return (
             self.phase, self.trouble, gates, self.started_at is not None, self.exit_code is not None,
-            self.deletion_requested_at is not None, self.gone, self.uid, self.altered_label,
+            self.deletion_requested_at is not None, self.finalizers, self.gone, self.uid, self.altered_label,
         )  # fmt: skip
 
     def as_gone(self) -> PodSnapshot:

@@ -172,7 +172,7 @@ CODES: Final[dict[StatusCode, CodeFacts]] = {
         advice="look at the pods and the Service behind the webhook that the message names",
     ),
     StatusCode.FINALIZER: CodeFacts(
-        state="ending", text="a finalizer keeps a pod that has ended", attention=True, actor=_INFRA, whole=True,
+        state="ending", text="a finalizer keeps a pod that is to be deleted", attention=True, actor=_INFRA, whole=True,
         then="it goes on when the client that set the finalizer removes it",
         advice="find out why that client does not remove its finalizer",
     ),
@@ -183,12 +183,12 @@ CODES: Final[dict[StatusCode, CodeFacts]] = {
         advice="add nodes, lower the requests of the worker, or correct its node selector and tolerations",
     ),
     StatusCode.REDIS: CodeFacts(
-        state="waiting", text="Redis does not do it now", attention=True, actor=_INFRA,
+        state="waiting", text="Redis does not carry out the request now", attention=True, actor=_INFRA,
         then="it is tried again within seconds",
-        advice="run `doctor`: is Redis reachable, and not full, and are our rights and the types of the keys right?",
+        advice="run `doctor`: it checks that Redis is reachable and not full, our rights, and the types of the keys",
     ),
     StatusCode.API_SERVER: CodeFacts(
-        state="waiting", text="the API server does not do it now", attention=True, actor=_INFRA,
+        state="waiting", text="the API server does not carry out the request now", attention=True, actor=_INFRA,
         then=_TRIED_AGAIN, then_at=_TRIED_AGAIN_AT,
         advice="look at the API server, and at the way from the controller to it",
     ),

@@ -79,7 +79,7 @@ def refusal_code(message: str) -> StatusCode:
 def worker_status(
     life: Lifecycle, obstacle: Obstacle | None = None, *, image: str = "", infra_retries: int = 0
 ) -> WorkerStatus:
-    """The status of a worker. Where a server refuses a step, its pod may show something worse, which comes first.
+    """The status of a worker. If a server refuses a step and its pod has a worse code, the pod's code is shown.
 
     Arguments: its life, what keeps it from its next step, if that is known, the image of its container and how many
     times a failure of the platform is tried again (INFRA_RETRIES).
@@ -95,8 +95,7 @@ def worker_status(
 
 def _with_pod(life: Lifecycle, pod: PodSnapshot, image: str, infra_retries: int) -> WorkerStatus:
     if pod.held_by_finalizers and not pod.finished:  # no end of it will be seen before it is gone
-        held = f"pod {pod.name} is to go, has never had a node and is kept by finalizer {', '.join(pod.finalizers)}"
-        return WorkerStatus(StatusCode.FINALIZER, held[:MAX_DETAIL], pod.deletion_requested_at)
+        return WorkerStatus(StatusCode.FINALIZER, pod.held_detail[:MAX_DETAIL], pod.deletion_requested_at)
     if life.state == "ending":
         return _ending(life, pod)
     until = life.todo.until if isinstance(life.todo, AwaitPod) else None
@@ -116,7 +115,7 @@ def _with_pod(life: Lifecycle, pod: PodSnapshot, image: str, infra_retries: int)
 def _without_pod(life: Lifecycle, state: str, obstacle: Obstacle | None) -> WorkerStatus:
     until = life.todo.until if isinstance(life.todo, PauseUntil) else None
     if obstacle is not None:
-        return WorkerStatus(obstacle.code, obstacle.message[:MAX_DETAIL], next_mono=until or obstacle.until)
+        return WorkerStatus(obstacle.code, obstacle.message[:MAX_DETAIL], next_mono=obstacle.until or until)
     if state == "ending":
         return WorkerStatus(StatusCode.ENDING)
     if life.retry_cause is not None:

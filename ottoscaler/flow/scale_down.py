@@ -263,10 +263,7 @@ class ScaleDownSteps:
         held = (
             [pod for pod in self._registry.snapshots() if pod.name in names and pod.held_by_finalizers] if names else []
         )
-        reason = "; ".join(
-            f"pod {pod.name} has ended and is kept by finalizer {', '.join(pod.finalizers)}" for pod in held
-        )
-        self._store_reason(scale_down, StatusCode.FINALIZER, reason)
+        self._store_reason(scale_down, StatusCode.FINALIZER, "; ".join(pod.held_detail for pod in held))
 
     def _store_reason(self, scale_down: ScaleDown, code: StatusCode, reason: str) -> None:
         """Empty: it waits for nothing of the kind."""

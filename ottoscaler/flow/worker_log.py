@@ -116,8 +116,8 @@ class WorkerLog:
             self._metrics.create_to_running_seconds.observe(waited_s, exemplar)
 
     def held_up(self, run: WorkerRun, error: Exception, until: float | None = None) -> None:
-        """This error keeps it from its next step: a server's, or a defect of our own code. `until`: how long it pauses
-        after a defect (`Clock.now`). After an error of a server the pauses are short, and none is written down.
+        """This error keeps it from its next step: a server's, or a defect of our own code, after which it pauses until
+        `until` (`Clock.now`). A server is asked again so soon that a new time is not written for each pause.
         """
         code = StatusCode.DEFECT
         if isinstance(error, Unavailable):

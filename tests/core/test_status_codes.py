@@ -201,8 +201,9 @@ def test_what_is_worse_than_a_server_that_refuses_stays() -> None:
 
 
 def test_a_defect_says_when_it_is_tried_again() -> None:
-    """With or without a pod."""
-    for life in (begin_lifecycle(1), awaiting(running())):
+    """With or without a pod, also behind a pause that is over."""
+    paused = replace(begin_lifecycle(1), todo=PauseUntil(NOW - 1))
+    for life in (begin_lifecycle(1), paused, awaiting(running())):
         assert worker_status(life, Obstacle(StatusCode.DEFECT, "KeyError", NOW + 8)).next_mono == NOW + 8
 
 
@@ -289,6 +290,7 @@ def test_a_finalizer_on_a_pod_that_never_had_a_node_keeps_its_worker() -> None:
         assert status.detail.endswith("has never had a node and is kept by finalizer a/b, c")
         scheduled = replace(deleted, scheduled_at=NOW)
         assert worker_status(replace(life, pod=scheduled)).code is StatusCode.ENDING
+        assert worker_status(replace(life, pod=deleted.as_gone())).code is not StatusCode.FINALIZER
 
 
 @pytest.mark.parametrize(("finalizers", "words"), [(("a/b",), "kept by finalizer a/b"), (("a", "b"), "a, b"), ((), "")])

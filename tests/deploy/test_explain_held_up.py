@@ -105,7 +105,7 @@ def await_code(capsys: pytest.CaptureFixture[str]) -> Await:
 
         with suppress(AssertionError):
             wait_for(look, f"{code} of {task}", LONG_S, 0.2)
-        assert last["code"] == code, last
+        assert last.get("code") == code, last
         assert (last["next"].startswith(NEXT[code]), words in last["why"]) == (True, True), last
         assert last["advice"] or not last["attention"]
 
