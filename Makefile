@@ -38,11 +38,11 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 BYTECODE := .cache/bytecode
 COMPILED := $(BYTECODE)/.begun-$(VERSION)
-# Tests with real servers mostly wait: so many files at once. Each process has servers, namespaces and databases of its own.
+# Tests with real servers mostly wait, so several files run at once. Each process has servers, namespaces and databases of its own.
 SIDE_BY_SIDE := --dist=loadfile --numprocesses
 # The parts of `make test`, and where each reports.
 # Those that mostly wait come first, so that the others have both cores meanwhile. The flow is two parts: its threads wait
-# for each other most of the time, and one process after the other would take longest of all.
+# for each other most of the time, and as one process it would take longest of all.
 PARTS := flow-1 flow-2 forwarder cli adapters deploy local top core simulation
 REPORTS := .cache/reports
 SUITES := $(wildcard tests/core tests/flow tests/simulation tests/adapters tests/forwarder tests/local tests/cli \
@@ -101,6 +101,7 @@ suite-%: $(COMPILED)
 	$(PYTEST) -m "not e2e and not real and not full" $(SUITE) $(if $(REPORT),--junitxml=$(REPORT)$*.xml)
 
 $(COMPILED): $(DEV)
+	@rm -rf $(BYTECODE)/tmp && mkdir -p $(@D)
 	@$(BIN)/python -m tests.bytecode $(BYTECODE)
 	@touch $@
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 def environ() -> dict[str, str]:
-    """What a process needs of our environment when a test says all the rest: PATH, and where bytecode is kept."""
+    """What a process needs of our environment when a test sets all the rest: PATH, and where bytecode is kept."""
     names = ("PATH", "PYTHONPYCACHEPREFIX", "PYTHONDONTWRITEBYTECODE")
     return {name: os.environ[name] for name in names if name in os.environ}
 
@@ -28,8 +28,8 @@ def installed() -> set[str]:
 def link(roots: Iterable[str], prefix: str) -> int:
     """Link all bytecode below `roots` to where Python looks for it with that prefix. Returns how many were linked.
 
-    What is there already stays. Python replaces a file of bytecode that is too old and never writes into it, so what a
-    link shares is safe. What cannot be linked, as on another file system, is compiled when it is needed.
+    What is there already stays. Python replaces an outdated file and never writes into it, so the original stays as it
+    is. The links are symbolic: who changes owner or mode of the checkout changes nothing of the installation.
     """
     count = 0
     for root in roots:
@@ -40,7 +40,7 @@ def link(roots: Iterable[str], prefix: str) -> int:
             target.mkdir(parents=True, exist_ok=True)
             for name in files:
                 with suppress(OSError):
-                    os.link(os.path.join(folder, name), target / name)
+                    os.symlink(os.path.abspath(os.path.join(folder, name)), target / name)
                     count += 1
     return count
 

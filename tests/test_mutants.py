@@ -57,7 +57,9 @@ def test_each_mistake_that_matters_is_there() -> None:
 def test_it_applies_and_its_tests_are_there(patch: Path) -> None:
     """Otherwise it is to be brought up to date, in the same commit as the code that it is about."""
     assert applies(patch) == ""
-    assert all((ROOT / test).exists() for test in read(patch).tests)
+    tests = read(patch).tests
+    assert all((ROOT / test).exists() for test in tests)
+    assert noticed_by.remembered().get(patch.stem, tests[0]).startswith(tests)
 
 
 def test_a_patch_that_does_not_apply_is_noticed(tmp_path: Path) -> None:

@@ -101,7 +101,8 @@ def main(names: list[str]) -> int:
         tried = pool.map(lambda mutant: _try(mutant, before.get(mutant.name, "")), mutants)
         for mutant, found in zip(mutants, tried, strict=True):
             if found.fault:
-                faults[mutant.name] = f"NOT NOTICED ({found.fault}): {mutant.name}: {mutant.mistake}"
+                fault = " ".join(found.fault.split())  # .ci/run reads one line
+                faults[mutant.name] = f"NOT NOTICED ({fault}): {mutant.name}: {mutant.mistake}"
             elif found.noticed_by:
                 noticed[mutant.name] = found.noticed_by
             print(faults.get(mutant.name) or f"noticed: {mutant.name}: {mutant.mistake}", flush=True)

@@ -1,4 +1,4 @@
-"""Which test noticed a patch the last time. It is tried first, alone: that takes two seconds, and the whole suite many.
+"""Which test noticed a patch the last time. It runs first and alone: two seconds instead of a whole suite.
 
 `make mutants` keeps noticed_by.txt up to date.
 """
