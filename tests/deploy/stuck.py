@@ -213,10 +213,14 @@ class Stuck:
             flow = client.FlowcontrolApiserverV1Api(api)
             flow.create_priority_level_configuration(level, _preload_content=False)
             uid = flow.create_flow_schema({"metadata": {"name": "crowded"}, "spec": schema}).metadata.uid
-            wait_for(lambda: self._cluster.create(self._namespace, probe).flow == uid, "creates to be counted apart")
-            yield
-            flow.delete_flow_schema("crowded", _preload_content=False)
-            flow.delete_priority_level_configuration("crowded", _preload_content=False)
+            try:
+                wait_for(
+                    lambda: self._cluster.create(self._namespace, probe).flow == uid, "creates to be counted apart"
+                )
+                yield
+            finally:
+                flow.delete_flow_schema("crowded", _preload_content=False)
+                flow.delete_priority_level_configuration("crowded", _preload_content=False)
 
     def remove(self, task: str) -> None:
         """What a kubelet does when all containers of a pod that goes have ended."""
