@@ -39,7 +39,7 @@ class Retries:
         self._on_failure = on_failure
         self._limited = logs.RateLimited()
 
-    def retry_failed(self, what: str, first: Unavailable, attempt: Callable[[], _T], *, times: int = 4) -> _T:
+    def try_again(self, what: str, first: Unavailable, attempt: Callable[[], _T], *, times: int = 4) -> _T:
         """The result of `attempt` after a first try that failed with `first`: at most `times` tries in all, then the
         last Unavailable. Stopping ends it between two tries. The caller makes the first try, so that the ordinary case,
         several for each worker, is spared the cost of a retry that is not needed.

@@ -63,7 +63,7 @@ def lines_for(workers: int) -> tuple[float, dict[str, float]]:
     ):
         event_id = controller.send(pod_count=workers)
         pods = [controller.name(event_id, index) for index in range(1, workers + 1)]
-        eventually(lambda: controller.registry.owned_live == workers, 20, "all to live")
+        eventually(lambda: controller.registry.owned_live_count == workers, 20, "all to live")
         for pod in pods:
             controller.cluster.succeed(pod)
         controller.results(1, "task")

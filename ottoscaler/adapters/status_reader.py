@@ -163,7 +163,7 @@ class StatusReader:
                 after = text_of(cast("Any", entries)[-1][0])
         return Backlog(count, self._pending_count(), exact=False)
 
-    def dead_letters(self) -> int:
+    def count_dead_letters(self) -> int:
         """How many dead letters there are."""
         with translate_errors(self.where):
             return self._client.xlen(self._keys.dead_letter_stream)

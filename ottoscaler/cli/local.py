@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from ottoscaler.cli.signals import Signals
-from ottoscaler.cli.system import SCRIPT, LocalSystem, redis_server
+from ottoscaler.cli.system import SCRIPT, LocalSystem, find_redis_server
 
 _LOOK_S: Final = 0.2
 
@@ -67,7 +67,7 @@ def _redis_binary(parser: argparse.ArgumentParser, given: str | None) -> Path | 
     if given is None:
         return None
     if given == "auto":
-        return redis_server()
+        return find_redis_server()
     found = shutil.which(given)
     if found is None:
         parser.error(f"--redis-server: {given!r} is not a program")

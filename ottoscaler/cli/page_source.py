@@ -87,8 +87,8 @@ class PageSource:
         minute = int(now) // 60
         summary = {
             "unread": backlog.unread, "exact": backlog.exact, "pending": backlog.pending, "open": found.count,
-            "dead": self._reader.dead_letters(), "hour": [self._minutes[minute - ago] for ago in range(59, -1, -1)],
-            **self._process(),
+            "dead": self._reader.count_dead_letters(),
+            "hour": [self._minutes[minute - ago] for ago in range(59, -1, -1)], **self._process(),
         }  # fmt: skip
         pods = self._pods()
         results = self._failures | self._results

@@ -307,7 +307,7 @@ class Controller:
         deadline = self._clock.now() + self._settings.flow.shutdown_grace_s
         self._stop.set()
         self._heartbeat.set_phase("stopping")
-        live = self._registry.owned_live
+        live = self._registry.owned_live_count
         _log.info("controller.stopping", "Stopping: %d worker pods run on", live, pods=live)
         self._registry.close()
         self._dispatcher.close()

@@ -92,7 +92,7 @@ def read(opened: StatusReader) -> StatusReport:
         standings={task.event_id: standing_of(task, lease_ends.get(task.event_id), now) for task in tasks},
         finished=opened.closing_results(_FINISHED),
         backlog=opened.backlog(),
-        dead_letters=opened.dead_letters(),
+        dead_letters=opened.count_dead_letters(),
     )
 
 

@@ -63,7 +63,7 @@ def guarded(pages: Mapping[str, Page], token_file: str | None) -> Mapping[str, P
 
 def _own_figures(settings: Settings, health: Health, registry: PodRegistry) -> Mapping[str, Any]:
     wrong = [*health.livez(), *health.readyz()]
-    return {"health": wrong, "live": registry.owned_live, "max": settings.flow.max_workers}
+    return {"health": wrong, "live": registry.owned_live_count, "max": settings.flow.max_workers}
 
 
 def _pods(registry: PodRegistry) -> Mapping[str, PodSnapshot]:

@@ -173,7 +173,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def redis_server() -> Path:
+def find_redis_server() -> Path:
     """The Redis server on PATH. Raises LocalSystemError when there is none."""
     for name in ("redis-server", "valkey-server"):
         if found := shutil.which(name):

@@ -66,7 +66,7 @@ class Capacity:
         most = self.shares.of(tenant).max_workers if self.limits_tenants else 0
         if not most:
             return _NO_LIMIT
-        return most - self._registry.live_of(tenant) - len(self._claims_of.get(tenant, ()))
+        return most - self._registry.live_count_of(tenant) - len(self._claims_of.get(tenant, ()))
 
     def obstacle(self, tenant: str, *, alone: bool) -> Obstacle | None:
         """What keeps workers of this tenant from room; None if they wait for no more than a thread. `alone`: no other
@@ -136,5 +136,5 @@ class Capacity:
     def _left(self) -> int:
         """The same as `left` with a known cluster; below 0 where there are more than there may be."""
         claims = len(self._claims)
-        left = self._max_workers - self._registry.owned_live - claims
+        left = self._max_workers - self._registry.owned_live_count - claims
         return min(left, self.max_pending - self._registry.without_node - claims) if self.max_pending else left

@@ -99,7 +99,7 @@ class ScaleDownProcessor:
                 return submitted
             return replace(scale_down.task, victims=scale_down.victims, survivors=scale_down.survivors)
 
-    def drop(self, event_id: str, owner: str) -> None:
+    def forget_taken_over(self, event_id: str, owner: str) -> None:
         """Another replica owns the scale_down now."""
         with self._lock:
             if event_id in self._open and self._open[event_id].task.owner == owner:

@@ -32,7 +32,7 @@ class Gauges:
         """From now on a scrape reads them here."""
         registry, ledger = self._registry, self._ledger
         metrics.register_gauges(
-            live_pods=lambda: registry.owned_live,
+            live_pods=lambda: registry.owned_live_count,
             ready_workers=lambda: ledger.thread_counts()[1],
             cluster_known=lambda: registry.is_known,
             leases_held=lambda: len(ledger.tasks.owners()) + len(self._control.owners()),

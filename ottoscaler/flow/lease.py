@@ -161,7 +161,7 @@ class LeaseKeeper:
         if theirs:
             report_loss(self._metrics, event_id, theirs, self._record_event)
         self._ledger.drop(event_id, ours)
-        self._control.drop(event_id, ours)
+        self._control.forget_taken_over(event_id, ours)
 
     def _consumer_replaced(self) -> ConsumerReplaced:
         return ConsumerReplaced(

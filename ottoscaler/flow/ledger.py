@@ -310,7 +310,7 @@ class Ledger:
     def thread_counts(self) -> tuple[int, int]:
         """Threads at work, and workers known to wait for one."""
         with self._lock:
-            return self._busy, self._queues.waiting()
+            return self._busy, self._queues.count_waiting()
 
     # -- under the lock
 
@@ -333,7 +333,7 @@ class Ledger:
     def _ready_count(self, most: int) -> int:
         """How many workers could be given a thread now, counted up to `most`."""
         self._queues.wake_due(self._clock.now())
-        return self._queues.ready(most)
+        return self._queues.count_ready(most)
 
     def _needs_thread(self) -> bool:
         """Is a worker ready beyond those for which threads wait or were woken, and may there be a further thread?"""

@@ -119,7 +119,7 @@ class PodCounts:
         self._live: dict[str, int] = {}  # by the event's hash
         self._of_tenant: dict[str, int] = {}  # live pods of the instance
         self._owned: set[str] = set()
-        self.owned_live = 0
+        self.owned_live_count = 0
         self.without_node = 0
 
     def add(self, pod: PodSnapshot) -> None:
@@ -134,15 +134,15 @@ class PodCounts:
         """This event's pods count as ours from now on."""
         if event_hash not in self._owned:
             self._owned.add(event_hash)
-            self.owned_live += self._live.get(event_hash, 0)
+            self.owned_live_count += self._live.get(event_hash, 0)
 
     def stop_counting(self, event_hash: str) -> None:
         """This event's pods do not count as ours any more."""
         if event_hash in self._owned:
             self._owned.discard(event_hash)
-            self.owned_live -= self._live.get(event_hash, 0)
+            self.owned_live_count -= self._live.get(event_hash, 0)
 
-    def live_of(self, tenant: str) -> int:
+    def live_count_of(self, tenant: str) -> int:
         """Live pods of this tenant, whichever replica owns their tasks."""
         return self._of_tenant.get(tenant, 0)
 
@@ -154,7 +154,7 @@ class PodCounts:
         _change_count(self._live, event_hash, change)
         _change_count(self._of_tenant, pod.tenant, change)
         if event_hash in self._owned:
-            self.owned_live += change
+            self.owned_live_count += change
 
 
 def waits_for_node(pod: PodSnapshot) -> bool:

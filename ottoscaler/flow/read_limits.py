@@ -28,4 +28,4 @@ class ReadLimits:
         if not self._has_tenants:
             startable, for_share = startable + for_share, 0
         # What waits for its tenant's share is read beyond READ_AHEAD: one tenant's events must not hide all others'.
-        return max(0, min(self._read_ahead - startable, self._admit_max - self._tasks.waiting() - for_share))
+        return max(0, min(self._read_ahead - startable, self._admit_max - self._tasks.count_waiting() - for_share))

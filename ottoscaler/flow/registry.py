@@ -232,18 +232,18 @@ class PodRegistry:
         self._known.wait(timeout_s)
 
     @property
-    def owned_live(self) -> int:
+    def owned_live_count(self) -> int:
         """Live pods of the tasks that are ours."""
-        return self._cache.counts.owned_live
+        return self._cache.counts.owned_live_count
 
     @property
     def without_node(self) -> int:
         """Pods of the instance that wait for a node, of any replica."""
         return self._cache.counts.without_node
 
-    def live_of(self, tenant: str) -> int:
+    def live_count_of(self, tenant: str) -> int:
         """Live pods of the instance that are this tenant's, of any replica."""
-        return self._cache.counts.live_of(tenant)
+        return self._cache.counts.live_count_of(tenant)
 
     @property
     def awaiting_count(self) -> int:

@@ -120,7 +120,7 @@ class RunQueues:
         """Does a cancelled worker wait?"""
         return bool(self._cancelled)
 
-    def ready(self, most: int) -> int:
+    def count_ready(self, most: int) -> int:
         """How many workers `next` would give now, counted up to `most`: a long backlog is not walked through. Workers
         of dropped tasks count until their turn comes.
         """
@@ -129,7 +129,7 @@ class RunQueues:
             return most
         if not self._tenants:
             return resumed
-        return resumed + self._tenants.ready(min(most - resumed, self._capacity.left()))
+        return resumed + self._tenants.count_ready(min(most - resumed, self._capacity.left()))
 
     def fresh_tasks(self) -> tuple[int, int]:
         """How many events have workers that never had a turn: those that could start now, and those that wait for their
@@ -137,7 +137,7 @@ class RunQueues:
         """
         return self._tenants.count_fresh()
 
-    def waiting(self) -> int:
+    def count_waiting(self) -> int:
         """How many workers wait for a thread, room, or the end of a pause."""
         need_room = sum(
             len(queue.need_room) + sum(task.count_fresh() for task in queue.fresh) for queue in self._tenants

@@ -170,7 +170,7 @@ class TaskTable:
         del self._waiting[task.event.event_id]
         return True
 
-    def waiting(self) -> int:
+    def count_waiting(self) -> int:
         """How many wait for a place of their key."""
         return len(self._waiting)
 

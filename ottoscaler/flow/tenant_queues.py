@@ -110,7 +110,7 @@ class TenantQueues:
                 return run
         return None
 
-    def ready(self, most: int) -> int:
+    def count_ready(self, most: int) -> int:
         """How many workers `next` would give now, counted up to `most`. O(tenants, tasks up to `most`)."""
         if not self._capacity.limits_tenants and sum(map(bool, islice(self._round, most))) == most:
             return most  # at least one of each: their events need not be looked at

@@ -170,7 +170,7 @@ class WorkerRunner:
         except Unavailable as error:
             # Each may be carried out twice: scripts are idempotent, a deletion names the UID. A create raises none of
             # these: its unclear answers are observations, since a blind repetition could make a second pod.
-            return self._retries.retry_failed(what, error, lambda: method(run, effect))
+            return self._retries.try_again(what, error, lambda: method(run, effect))
 
     def _advance(self, run: WorkerRun, observation: Observation) -> None:
         before = run.life

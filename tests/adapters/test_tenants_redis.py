@@ -103,7 +103,7 @@ def test_a_maximum_holds_over_replicas_and_a_death(system: System) -> None:
     eventually(lambda: len(system.live("a")) == 2, what="the workers that team a may have")
     second = system.replica("c2")
     for replica in (first, second):
-        eventually(lambda one=replica: one.registry.live_of("a") == 2, what="that a replica sees them")
+        eventually(lambda one=replica: one.registry.live_count_of("a") == 2, what="that a replica sees them")
     sent += system.send("a", 6)
     held = set(system.live("a"))
     for _ in range(4):

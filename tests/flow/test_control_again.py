@@ -160,9 +160,9 @@ def test_a_scale_down_that_another_process_owns_now_is_dropped() -> None:
         down = controller.accept(type="scale_down", task_id="t")
         controller.control._open_new()
         assert controller.control.owners() == {down: "c1/b1/1"}
-        controller.control.drop(down, "c1/b1/0")
+        controller.control.forget_taken_over(down, "c1/b1/0")
         assert controller.control.owners()
-        controller.control.drop(down, "c1/b1/1")
+        controller.control.forget_taken_over(down, "c1/b1/1")
         assert controller.control.owners() == {}
 
 

@@ -230,7 +230,7 @@ def test_never_are_more_pods_allowed_than_max_workers(steps: Sequence[tuple[str,
         run = running[number % len(running)] if running else None
         if move == "take" and (taken := driver.ledger.take()) is not None:
             assert driver.registry.is_known
-            assert driver.registry.owned_live + len(driver.ledger._capacity._claims) <= most
+            assert driver.registry.owned_live_count + len(driver.ledger._capacity._claims) <= most
             running.append(taken)
         else:
             _play(driver, move, f"e{number % 3}", run, version)

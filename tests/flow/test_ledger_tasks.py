@@ -173,7 +173,7 @@ class TestTasks:
         driver.end(driver.take())
         assert driver.ledger.tasks.has("a")
         driver.end(driver.take())
-        assert (driver.ledger.tasks.owners(), driver.registry.owned_live) == ({}, 0)
+        assert (driver.ledger.tasks.owners(), driver.registry.owned_live_count) == ({}, 0)
 
     def test_a_resumed_worker_can_be_taken_by_name(self) -> None:
         """The reconciler follows what no thread follows."""

@@ -90,7 +90,7 @@ def test_a_pod_that_waits_for_its_log_uses_no_room_and_holds_no_thread() -> None
     """With room for one worker the next one starts at once."""
     with SimulatedController(threads=["watch"], MAX_WORKERS=1, **LOGS) as controller:
         waiting = {succeed(controller)[0] for _ in range(3)}
-        assert (controller.registry.owned_live, controller.ledger.thread_counts()) == (0, (0, 0))
+        assert (controller.registry.owned_live_count, controller.ledger.thread_counts()) == (0, (0, 0))
         assert controller.cluster.names() == waiting
 
 

@@ -62,8 +62,10 @@ def test_the_figures_are_what_a_recount_finds(steps: Sequence[tuple[str, int, di
             owned.discard(hash_)
         there = [one for one in registry.snapshots() if one.live]
         assert registry.without_node == sum(one.phase is Phase.PENDING and not one.node for one in there)
-        assert registry.owned_live == sum(one.key.event_hash in owned for one in there)
-        assert [registry.live_of(name) for name in "ab"] == [sum(one.tenant == name for one in there) for name in "ab"]
+        assert registry.owned_live_count == sum(one.key.event_hash in owned for one in there)
+        assert [registry.live_count_of(name) for name in "ab"] == [
+            sum(one.tenant == name for one in there) for name in "ab"
+        ]
 
 
 @pytest.fixture

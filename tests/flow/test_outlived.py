@@ -52,7 +52,7 @@ class TestSidecar:
         with SimulatedController(threads=["watch"], MAX_WORKERS=1, TERMINATION_GRACE_S=20) as controller:
             first, second = controller.accept(event_id="a"), controller.accept(event_id="b")
             pod = outlived(controller, first, 0)
-            assert controller.registry.owned_live == 1
+            assert controller.registry.owned_live_count == 1
             controller.pass_time(20)
             eventually(lambda: controller.calls("delete"))
             assert controller.calls("create") == 1

@@ -91,7 +91,7 @@ def test_a_kept_pod_uses_no_room_and_holds_no_thread() -> None:
         controller.results(2)
         controller.idle()
         controller.sees(pod, lambda seen: seen.finished)
-        assert (controller.registry.owned_live, controller.ledger.thread_counts()) == (0, (0, 0))
+        assert (controller.registry.owned_live_count, controller.ledger.thread_counts()) == (0, (0, 0))
         following = controller.pod(controller.accept())
         assert controller.cluster.names() == {*kept, following}
 

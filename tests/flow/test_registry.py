@@ -206,9 +206,9 @@ class TestLists:
         registry.upsert(pod(5))
         registry.replace(PodList([], "9"))
         assert waiter.wait(1, PAST) == PodNotListed()
-        assert registry.owned_live == 1
+        assert registry.owned_live_count == 1
         registry.delete(pod(5).key)
-        assert registry.owned_live == 0
+        assert registry.owned_live_count == 0
 
     def test_a_missing_pod_that_no_thread_follows_is_gone(self, registry: PodRegistry, waiter: Waiter) -> None:
         """Otherwise it would use room for good: a thread that goes on with it later looks for it."""
@@ -216,7 +216,7 @@ class TestLists:
         registry.upsert(pod(5))
         registry.unsubscribe(waiter)
         registry.replace(PodList([], "9"))
-        assert registry.owned_live == 0
+        assert registry.owned_live_count == 0
         assert registry.subscribe(HASH, 1, pod(5)).wait(1, PAST) == PodNotListed()
 
     def test_a_thread_that_leaves_before_it_looks_keeps_no_room(self, registry: PodRegistry, waiter: Waiter) -> None:
@@ -225,7 +225,7 @@ class TestLists:
         registry.upsert(pod(5))
         registry.replace(PodList([], "9"))
         registry.unsubscribe(waiter)
-        assert registry.owned_live == 0
+        assert registry.owned_live_count == 0
 
     def test_a_list_older_than_the_pod_says_nothing(self, registry: PodRegistry, waiter: Waiter) -> None:
         """It was taken before the pod was created: the create was answered while the list was under way."""
@@ -261,9 +261,9 @@ class TestLists:
         registry.count_as_ours(HASH)
         registry.upsert(pod(5, altered_label="the pod's label x was changed"))
         registry.replace(PodList([], "9"))
-        assert registry.owned_live == 1
+        assert registry.owned_live_count == 1
         registry.delete(pod(5).key)
-        assert registry.owned_live == 0
+        assert registry.owned_live_count == 0
 
     def test_a_pod_that_only_left_the_selection_comes_back(self, registry: PodRegistry) -> None:
         """The watch said that it was gone; a look, and a later line of the watch, say that it is there."""
@@ -416,7 +416,7 @@ def test_the_counts_equal_a_recount(steps: Sequence[tuple[str, Any]]) -> None:
         owned |= {what} if verb == "count_as_ours" else set()
         owned -= {what} if verb == "stop_counting" else set()
         live = [one for one in registry.snapshots() if one.live and one.key.event_hash in owned]
-        assert registry.owned_live == len(live)
+        assert registry.owned_live_count == len(live)
 
 
 def _version(one: PodSnapshot) -> int:

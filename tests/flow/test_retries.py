@@ -45,7 +45,7 @@ def call(retries: Retries, attempt: Callable[[], str], times: int = 4) -> str:
     try:
         return attempt()
     except Unavailable as error:
-        return retries.retry_failed("do it", error, attempt, times=times)
+        return retries.try_again("do it", error, attempt, times=times)
 
 
 def test_an_answer_after_failures_is_returned() -> None:

@@ -255,7 +255,7 @@ def test_never_has_a_tenant_more_than_it_may(moves: Sequence[tuple[str, int]], m
                 driver.pause(taken, 0)
                 continue
             claims = driver.ledger._capacity._claims_of.get("a", ())
-            assert taken.task.tenant != "a" or driver.registry.live_of("a") + len(claims) <= most
+            assert taken.task.tenant != "a" or driver.registry.live_count_of("a") + len(claims) <= most
             running.append(taken)
         elif move == "theirs":
             driver.registry.publish(of(f"theirs-{number}", version, tenant="ab"[number % 2], gone=number > 4))

@@ -254,7 +254,7 @@ class TestRelabelled:
             eventually(lambda: controller.calls("delete", name))
             controller.break_watch(ClusterUnavailable("cut"))
             eventually(lambda: controller.calls("list") >= 2)
-            assert controller.registry.owned_live == 1
+            assert controller.registry.owned_live_count == 1
             assert controller.calls("create") == 1
             controller.servers.kubernetes.admit = lambda _pod: None
             controller.cluster.kill(name)
@@ -287,7 +287,7 @@ class TestRelabelled:
             controller.pass_time(3)
             controller.result()
             controller.idle()
-            assert (controller.registry.snapshots(), controller.registry.owned_live) == ([], 0)
+            assert (controller.registry.snapshots(), controller.registry.owned_live_count) == ([], 0)
 
     def test_what_we_do_not_need_may_change(self) -> None:
         """Other labels are none of our business."""

@@ -125,8 +125,8 @@ class LogAudit:
             if pod is not None and pod.finished and run.task.event.event_id not in world.cursed:
                 found.add(("its worker is not done", replica.name, pod.uid))
         live = len(self._audit.live_pods(replica))
-        if replica.registry.owned_live > live and not replica.workers:
-            found.add(("it uses room", replica.name, replica.registry.owned_live))
+        if replica.registry.owned_live_count > live and not replica.workers:
+            found.add(("it uses room", replica.name, replica.registry.owned_live_count))
         return found
 
     def _is_left(self, pod: Pod, world: World) -> bool:
