@@ -26,8 +26,8 @@ from ottoscaler.flow.stop import StopSignal
 from ottoscaler.flow.takeover import TakeOver
 from ottoscaler.flow.worker import WorkerRunner
 
-#: A method that its loop calls again and again; the watch's with each pod, a worker's with each step.
-STEPS = {
+#: A method that its loop calls again and again; the watch's with each pod.
+LOOPS = {
     "watch": (PodRegistry, "publish"),
     "reader": (StreamReader, "step"),
     "control": (ScaleDownProcessor, "look_ahead"),
@@ -36,8 +36,9 @@ STEPS = {
     "lease": (LeaseKeeper, "step"),
     "takeover": (TakeOver, "step"),
     "reconciler": (Reconciler, "reconcile"),
-    "worker": (WorkerRunner, "_carry_out"),
 }
+#: The same, and what a worker calls with each step: a defect of that ends no process.
+STEPS = {**LOOPS, "worker": (WorkerRunner, "_carry_out")}
 #: Longest pause of a hasty controller, seconds.
 HASTE_S = 0.02
 

@@ -34,9 +34,10 @@ class Developer:
         self.checkout = folder / user
         _copy_checkout(self.checkout)
         self.redis: Any = redis.Redis(host="127.0.0.1", port=port, decode_responses=True)
-        #: two on one machine have a kubeconfig each, as two accounts would
+        # two on one machine have a kubeconfig each, as two accounts would; what `make e2e` was given is not for theirs
+        not_theirs = ("ARGS", "MAKE", "MFLAGS", "OTTO_")
         self._environ = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "OTTO_"))},
+            **{name: value for name, value in os.environ.items() if not name.startswith(not_theirs)},
             "KUBECONFIG": str(self.checkout / "kubeconfig"),
         }
 

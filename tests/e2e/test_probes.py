@@ -19,7 +19,7 @@ import pytest
 from tests.conftest import require
 from tests.e2e.bare import BareNamespace
 from tests.e2e.controller import Controller
-from tests.e2e.defects import STEPS
+from tests.e2e.defects import LOOPS
 from tests.e2e.fakekubelet import FakeKubelet
 from tests.e2e.kube_server import KubeServer
 from tests.e2e.redis_server import RedisServer
@@ -248,7 +248,7 @@ class TestMinute:
 
 
 @pytest.mark.contract("1.exit-codes")
-@pytest.mark.parametrize("loop", STEPS)
+@pytest.mark.parametrize("loop", LOOPS)
 def test_a_thread_that_dies_ends_the_process(lab: Lab, loop: str) -> None:
     """With exit code 1, and with its cause in the log."""
     controller = lab.controller(f"die:{loop}", LEASE_S="3").controller.ready()
