@@ -53,7 +53,8 @@ def draw(seed: int, event_id: str, index: int, attempt: int, pending_timeout_s: 
         return Fate(0, LONG_S, "Succeeded")
     dice = random.Random(f"{seed}/{event_id}/{index}/{attempt}")
     late = dice.random() < 0.06  # the time without a node, and that of the start on it, are pending_timeout_s each
-    start_s = dice.uniform(0.9, 3.0) * pending_timeout_s if late else dice.uniform(0, 0.4)
+    # Most of the late ones are ended: the time counts from when a process first sees the pod, and few live for long.
+    start_s = dice.uniform(0.9, 6.0) * pending_timeout_s if late else dice.uniform(0, 0.4)
     run_s, end = dice.uniform(0.2, 4.0), dice.random()
     obeys = dice.random() < 0.8
     if end < 0.04:

@@ -92,7 +92,7 @@ class Producer:
     def _scale_up(self) -> Fields:
         number = len(self.sent)
         fields = {"type": "scale_up", "pod_count": str(self.dice.randint(1, 5)), "task_id": f"task-{number}"}
-        if self.dice.random() < 0.06:
+        if self.dice.random() < 0.12:
             fields["supersedes"] = f"key-{self.dice.randint(1, 2)}"
         return fields
 

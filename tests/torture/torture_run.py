@@ -43,7 +43,7 @@ WHOLE = 100
 HOPELESS = 10
 #: So long a kill takes about, seconds: so long is a run that has none.
 KILL_S = 0.6
-PENDING_TIMEOUT_S = 4
+PENDING_TIMEOUT_S = 2
 #: Open events, and how many more are sent while there are fewer.
 FEW, MANY = 8, 30
 #: Until all is done after the last kill, seconds.
