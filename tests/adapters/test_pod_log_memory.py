@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +18,9 @@ from tests.adapters.tls_pods import LONG, tls_pods
 from tests.forwarder.processes import handler
 from tests.readme import ROOT
 
-#: Measured: 37 KiB; 48 with a buffer of OpenSSL for each connection, 54 with one of asyncio.
-MOST_KIB = 43
+#: Measured with OpenSSL 3.0: 37 KiB; 48 with a buffer of OpenSSL for each connection, 54 with one of asyncio. OpenSSL
+#: 3.5 keeps 20 KiB more for each, whatever we do: 58 KiB, and 74 with a buffer of asyncio.
+MOST_KIB = 43 if ssl.OPENSSL_VERSION_INFO < (3, 2) else 65
 #: Measured: 22 KiB; 28 where gRPC may try again.
 MOST_STREAM_KIB = 25
 
