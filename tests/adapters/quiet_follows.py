@@ -8,7 +8,9 @@ import asyncio
 import gc
 import re
 import sys
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -18,23 +20,27 @@ from ottoscaler.settings import KubeSettings
 _AT_ONCE: Final = 10
 
 
-def rss_kib() -> int:
-    """Resident memory of this process."""
+def _rss_kib() -> int:
     gc.collect()
     found = re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text(encoding="ascii"))
     assert found is not None
     return int(found[1])
 
 
+async def growth_of_each(open_more: Callable[[int], Awaitable[None]], first: int, count: int) -> float:
+    """By how many KiB memory grows for each of `count` that are opened after the `first` ones."""
+    await open_more(first)
+    before = _rss_kib()
+    await open_more(count)
+    return (_rss_kib() - before) / count
+
+
 async def _measure(kubeconfig: str, first: int, count: int) -> float:
     client = PodLogClient(KubeSettings(kubeconfig=kubeconfig))
     async with AsyncExitStack() as opened:
-        await _open(client, opened, first)
-        before = rss_kib()
-        await _open(client, opened, count)
-        grown = rss_kib() - before
+        grown = await growth_of_each(partial(_open, client, opened), first, count)
     await client.close()
-    return grown / count
+    return grown
 
 
 async def _open(client: PodLogClient, opened: AsyncExitStack, count: int) -> None:

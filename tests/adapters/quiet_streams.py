@@ -7,23 +7,21 @@ from __future__ import annotations
 import asyncio
 import sys
 from contextlib import AsyncExitStack
+from functools import partial
 
 from ottoscaler.adapters.log_client import LogHandlerClient
 from ottoscaler.forwarder.entries import EntryEncoder, WorkerIdentity, batch
 from ottoscaler.forwarder.lines import Line
 from ottoscaler.settings_log_handler import LogHandlerSettings
-from tests.adapters.quiet_follows import rss_kib
+from tests.adapters.quiet_follows import growth_of_each
 
 
 async def _measure(port: int, first: int, count: int) -> float:
     client = LogHandlerClient(LogHandlerSettings(address=("127.0.0.1", port)))
     async with AsyncExitStack() as opened:
-        await _open(client, opened, first)
-        before = rss_kib()
-        await _open(client, opened, count)
-        grown = rss_kib() - before
+        grown = await growth_of_each(partial(_open, client, opened), first, count)
     await client.close()
-    return grown / count
+    return grown
 
 
 async def _open(client: LogHandlerClient, opened: AsyncExitStack, count: int) -> None:

@@ -24,6 +24,7 @@ from ottoscaler.adapters.kube_answers import Verb
 from ottoscaler.adapters.kube_http import TIMEOUTS_S, KubeHttp
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, ConfigError
 from ottoscaler.settings import KubeSettings
+from tests.adapters.connections import serving
 from tests.fakes.wait import eventually
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -34,31 +35,15 @@ def served(answer: Callable[[socket.socket], None], asked: list[bytes] | None = 
     """A server that calls `answer` for each connection, and leaves it open until the end; yields its port. What each
     connection begins with is added to `asked`.
     """
-    listener = socket.create_server(("127.0.0.1", 0))
-    connections: list[socket.socket] = []
 
-    def accept() -> None:
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            connections.append(connection)
-            begun = connection.recv(65536)
-            if asked is not None:
-                asked.append(begun)
-            answer(connection)
+    def begin(connection: socket.socket) -> None:
+        begun = connection.recv(65536)
+        if asked is not None:
+            asked.append(begun)
+        answer(connection)
 
-    thread = threading.Thread(target=accept, daemon=True)
-    thread.start()
-    try:
-        yield listener.getsockname()[1]
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
-        thread.join(5)
-        for connection in connections:
-            connection.close()
+    with serving(begin) as port:
+        yield port
 
 
 def empty_answer(connection: socket.socket) -> None:

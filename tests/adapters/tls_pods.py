@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import socket
 import ssl
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ottoscaler.settings import KubeSettings
+from tests.adapters.connections import serving
 from tests.adapters.test_kube_http import settings
 from tests.adapters.test_redis_client import certificate
 
@@ -30,35 +30,8 @@ def tls_pods(folder: Path) -> Iterator[KubeSettings]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)
     context.num_tickets = 1
-    listener = socket.create_server(("127.0.0.1", 0), backlog=200)
-    threads: list[threading.Thread] = []
-    connections: list[socket.socket] = []
-
-    def accept() -> None:
-        with suppress(OSError):
-            while True:
-                connection, _ = listener.accept()
-                connections.append(connection)
-                threads.append(threading.Thread(target=_answer, args=(connection, context)))
-                threads[-1].start()
-
-    accepting = threading.Thread(target=accept)
-    accepting.start()
-    port = listener.getsockname()[1]
-    found = settings(folder, port, server=f"https://localhost:{port}", **{"certificate-authority": cert})
-    try:
-        yield found
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        accepting.join()
-        listener.close()
-        for connection in connections:
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-        for thread in threads:
-            thread.join()
-        for connection in connections:
-            connection.close()
+    with serving(lambda connection: _answer(connection, context)) as port:
+        yield settings(folder, port, server=f"https://localhost:{port}", **{"certificate-authority": cert})
 
 
 class _Tls:
@@ -106,18 +79,17 @@ class _Tls:
 
 
 def _answer(connection: socket.socket, context: ssl.SSLContext) -> None:
-    with suppress(OSError):
-        tls = _Tls(connection, context)
-        tls.handshake()
-        pod = tls.read().split(b"/log?")[0].rpartition(b"/")[2]
-        if pod.startswith(b"gone-"):
-            tls.write_and_close(b"HTTP/1.0 " + pod[-3:] + b" No\r\nConnection: close\r\n\r\nwhy it is so")
-            connection.shutdown(socket.SHUT_RDWR)
-            return
-        tls.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-        if pod.startswith(b"long-"):
-            for _ in range(LONG // 10_000):
-                tls.write(b"2710\r\n" + pod[-1:] * 10_000 + b"\r\n")
-            tls.write(b"0\r\n\r\n")
-            connection.shutdown(socket.SHUT_RDWR)
-        connection.recv(1)  # until the client is gone
+    tls = _Tls(connection, context)
+    tls.handshake()
+    pod = tls.read().split(b"/log?")[0].rpartition(b"/")[2]
+    if pod.startswith(b"gone-"):
+        tls.write_and_close(b"HTTP/1.0 " + pod[-3:] + b" No\r\nConnection: close\r\n\r\nwhy it is so")
+        connection.shutdown(socket.SHUT_RDWR)
+        return
+    tls.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    if pod.startswith(b"long-"):
+        for _ in range(LONG // 10_000):
+            tls.write(b"2710\r\n" + pod[-1:] * 10_000 + b"\r\n")
+        tls.write(b"0\r\n\r\n")
+        connection.shutdown(socket.SHUT_RDWR)
+    connection.recv(1)  # until the client is gone

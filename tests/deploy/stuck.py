@@ -255,6 +255,26 @@ def started(
         made.close()
 
 
+@contextmanager
+def started_as_account(
+    cluster: Cluster, server: RedisServer, folder: Path, namespace: str, monkeypatch: pytest.MonkeyPatch, *,
+    port: int | None = None, **settings: str,
+) -> Iterator[Stuck]:  # fmt: skip
+    """The same for a controller that comes as a ServiceAccount of a new namespace, with its rights; when it is ready.
+    `port`: another way to the API server.
+    """
+    cluster.server.new_namespace(namespace)
+    cluster.account("ottoscaler", namespace)
+    kubeconfig = folder / "kubeconfig"
+    text = cluster.kubeconfig_of(namespace).replace(f":{cluster.server.port}", f":{port or cluster.server.port}")
+    kubeconfig.write_text(text, encoding="utf-8")
+    settings = {"KUBECONFIG": str(kubeconfig), "KUBERNETES_EVENTS": "false", **settings}
+    with started(cluster, server, folder, namespace, monkeypatch, **settings) as made:
+        made.permit()
+        made.controller.ready()
+        yield made
+
+
 def explained(capsys: pytest.CaptureFixture[str], task: str) -> Json:
     """What `explain --json` prints of the one event of this name; empty where it knows none."""
     capsys.readouterr()

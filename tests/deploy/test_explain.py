@@ -15,7 +15,7 @@ import pytest
 from ottoscaler.core.status_codes import StatusCode
 from tests.adapters.clusters import running, waiting
 from tests.deploy.cluster import Cluster
-from tests.deploy.stuck import LONG_S, Stuck, code_of, started
+from tests.deploy.stuck import LONG_S, Stuck, code_of, started, started_as_account
 from tests.e2e.redis_server import RedisServer
 from tests.e2e.waiting import wait_for
 
@@ -32,14 +32,8 @@ def narrow(
     cluster: Cluster, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Stuck]:
     """Two workers at most, of which one may wait for a node, and rights that can be taken away."""
-    cluster.server.new_namespace(NARROW)
-    cluster.account("ottoscaler", NARROW)
-    kubeconfig = tmp_path / "kubeconfig"
-    kubeconfig.write_text(cluster.kubeconfig_of(NARROW), encoding="utf-8")
-    settings = {"KUBECONFIG": str(kubeconfig), "MAX_WORKERS": "2", "MAX_PENDING": "1", "KUBERNETES_EVENTS": "false"}
-    with started(cluster, redis_server, tmp_path, NARROW, monkeypatch, **settings) as made:
-        made.permit()
-        made.controller.ready()
+    settings = {"MAX_WORKERS": "2", "MAX_PENDING": "1"}
+    with started_as_account(cluster, redis_server, tmp_path, NARROW, monkeypatch, **settings) as made:
         yield made
 
 

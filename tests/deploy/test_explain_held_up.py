@@ -1,5 +1,5 @@
 """`explain` on real servers, for what holds a step up: a server that is away, refuses or is slow, another replica,
-another client, our own code. Each next step that it promises is seen to follow when the cause is gone.
+another client, our own code. For most, the next step that it promises is seen to follow when the cause is gone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ottoscaler.core.status_codes import StatusCode
 from tests.adapters.clusters import ended, running
 from tests.deploy.cluster import Cluster
 from tests.deploy.manifests import Json
-from tests.deploy.stuck import LONG_S, Stuck, code_of, explained, started
+from tests.deploy.stuck import LONG_S, Stuck, code_of, explained, started, started_as_account
 from tests.e2e.redis_server import RedisServer
 from tests.e2e.tcp_proxy import TcpProxy
 from tests.e2e.waiting import stays, wait_for
@@ -63,18 +63,8 @@ def held(
 ) -> Iterator[Stuck]:
     """A ServiceAccount of the controller's own, and a lease that no step of the test outlasts."""
     namespace = tmp_path.name.replace("_", "-")
-    cluster.server.new_namespace(namespace)
-    cluster.account("ottoscaler", namespace)
-    kubeconfig = tmp_path / "kubeconfig"
-    text = cluster.kubeconfig_of(namespace).replace(f":{cluster.server.port}", f":{way.port}")
-    kubeconfig.write_text(text, encoding="utf-8")
-    settings = {
-        "KUBECONFIG": str(kubeconfig), "LEASE_S": "60", "INFRA_RETRIES": "10", "KUBERNETES_EVENTS": "false",
-        "TERMINATION_GRACE_S": "600",
-    }  # fmt: skip
-    with started(cluster, redis_server, tmp_path, namespace, monkeypatch, **settings) as made:
-        made.permit()
-        made.controller.ready()
+    settings = {"LEASE_S": "60", "INFRA_RETRIES": "10", "TERMINATION_GRACE_S": "600"}
+    with started_as_account(cluster, redis_server, tmp_path, namespace, monkeypatch, port=way.port, **settings) as made:
         yield made
 
 
@@ -82,7 +72,7 @@ def held(
 def small(
     cluster: Cluster, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Stuck]:
-    """A controller with one thread for workers, whose code fails on order."""
+    """A controller with one thread for workers, whose code fails when SIGUSR1 asks for it."""
     namespace = tmp_path.name.replace("_", "-")
     cluster.server.new_namespace(namespace)
     entry = ("-m", "tests.e2e.defects", "die:worker")

@@ -1,12 +1,13 @@
-"""A server of HTTP/2 that resets each stream at once, written frame by frame: no server of gRPC can be told to."""
+"""An HTTP/2 server that resets each stream at once. It writes frames itself, since no gRPC server can do that."""
 
 from __future__ import annotations
 
 import socket
 import struct
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+
+from tests.adapters.connections import serving
 
 _PREFACE = 24
 _HEADERS, _RST_STREAM, _SETTINGS, _PING = 1, 3, 4, 6
@@ -16,28 +17,8 @@ _ACK = 1
 @contextmanager
 def resetting(code: int, resets: list[int]) -> Iterator[int]:
     """Each stream is reset with this error code, and its number added to `resets`; yields the port."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    connections: list[socket.socket] = []
-
-    def accept() -> None:
-        with suppress(OSError):
-            while True:
-                connection, _ = listener.accept()
-                connections.append(connection)
-                with suppress(OSError):
-                    _serve(connection, code, resets)
-
-    thread = threading.Thread(target=accept)
-    thread.start()
-    try:
-        yield listener.getsockname()[1]
-    finally:
-        for each in (listener, *connections):
-            with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-        thread.join()
-        for each in (listener, *connections):
-            each.close()
+    with serving(lambda connection: _serve(connection, code, resets)) as port:
+        yield port
 
 
 def _serve(connection: socket.socket, code: int, resets: list[int]) -> None:

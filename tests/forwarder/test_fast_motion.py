@@ -174,6 +174,8 @@ class World:
         self.down_until = 0.0
         self.is_mute = False
         """Whether the handler takes what it is sent and answers nothing."""
+        self.refusal = 0
+        """The status with which the API server refuses logs, if it does."""
         self.opened = 0
         self.streams: set[Stream] = set()
         self._buffer = MessageBuffer()
@@ -200,6 +202,8 @@ class World:
     @asynccontextmanager
     async def open(self, pod: str, *, since: str, follow: bool) -> AsyncIterator[Answer]:
         await asyncio.sleep(0.01)
+        if self.refusal:
+            raise PodLogUnavailable("refused", status=self.refusal)
         now = asyncio.get_running_loop().time()
         self.cuts += follow
         log = self.files[pod]
@@ -437,16 +441,10 @@ def test_a_log_that_is_gone_or_has_never_been_ends_at_once(
     """Nothing is waited for. A pod that was deleted has one gap; a container that never started has none."""
     world = World(60.0, 1000.0, seed=1)
 
-    @asynccontextmanager
-    async def refuse(*_: object, **__: object) -> AsyncIterator[Answer]:
-        await asyncio.sleep(0.01)
-        raise PodLogUnavailable("refused", status=status)
-        yield
-
     async def run() -> None:
         forwarder = world.begin()
         await asyncio.sleep(5)
-        monkeypatch.setattr(world, "open", refuse)
+        world.refusal = status
         forwarder.handle(PodEnded("pod-0"))
         await asyncio.sleep(1.0)
         assert "pod-0" in world.ended
@@ -471,12 +469,6 @@ def test_a_second_read_that_fails_costs_no_end(
     whole = log.line
     monkeypatch.setattr(log, "line", lambda number: whole(number)[: -2 if half else None])
 
-    @asynccontextmanager
-    async def refuse(*_: object, **__: object) -> AsyncIterator[Answer]:
-        await asyncio.sleep(0.01)
-        raise PodLogUnavailable("refused", status=status)
-        yield
-
     async def run() -> None:
         forwarder = world.begin()
         await asyncio.sleep(1.5)
@@ -484,7 +476,7 @@ def test_a_second_read_that_fails_costs_no_end(
         monkeypatch.setattr(log, "times", log.times[:1])
         forwarder.handle(PodEnded("pod-0"))
         await asyncio.sleep(1.0)
-        monkeypatch.setattr(world, "open", refuse)
+        world.refusal = status
         await asyncio.sleep(within_s)
         assert "pod-0" in world.ended
         await forwarder.close()
