@@ -72,7 +72,7 @@ run: $(RUNTIME) ## the controller, configured by environment variables or ENV_FI
 
 test: $(COMPILED) ## the tests that need neither a server nor root; those of the flow with hostile thread switching
 ifeq ($(strip $(ARGS)),)
-	@echo "make test: 3 to 4 minutes on 2 idle cores; the output of each suite comes when it has ended"
+	@echo "make test: about 4 minutes on 2 idle cores; the output of each suite comes when it has ended"
 	@rm -rf $(REPORTS) && mkdir -p $(REPORTS)
 	@# side by side, since many of them wait for servers
 	@begin=$$SECONDS status=0; \

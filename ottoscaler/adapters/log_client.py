@@ -46,7 +46,7 @@ _DENIED: Final = (
     grpc.StatusCode.PERMISSION_DENIED,
     grpc.StatusCode.INVALID_ARGUMENT,
 )
-#: REFUSED_STREAM of HTTP/2. gRPC has no status of its own for it, and says it in words alone.
+#: REFUSED_STREAM of HTTP/2. gRPC has no status for it, and names it only in the text.
 _REFUSED: Final = "RST_STREAM with error code 7"
 _LONGEST_DETAIL: Final = 300
 

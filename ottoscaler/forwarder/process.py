@@ -54,7 +54,7 @@ RESTART_S: Final = 1.0
 CANCEL_AGAIN_S: Final = 0.5
 #: The controller's work comes first where both want one CPU.
 _NICE: Final = 5
-#: How often the priority of our session is tried to be set, and the pause before each further try, seconds.
+#: How many times we try to set the priority of our session, and the pause between two tries, seconds.
 _AUTOGROUP_TRIES: Final = 5
 _AUTOGROUP_PAUSE_S: Final = 0.15
 _READ: Final = 64 * 1024
@@ -241,12 +241,11 @@ async def _give_way() -> None:
     for _ in range(_AUTOGROUP_TRIES):
         try:
             Path("/proc/self/autogroup").write_text(str(_NICE), encoding="ascii")
+            return
         except BlockingIOError:  # the kernel takes one such write in a tenth of a second, from the whole machine
             await asyncio.sleep(_AUTOGROUP_PAUSE_S)
-            continue
         except OSError:
             return
-        return
 
 
 async def _run(connection: socket.socket) -> None:

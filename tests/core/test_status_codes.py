@@ -183,7 +183,7 @@ def test_an_ending_worker_says_why_and_until_when() -> None:
 
 @pytest.mark.parametrize("code", [StatusCode.REDIS, StatusCode.API_SERVER, StatusCode.DEFECT])
 def test_what_holds_up_a_worker_with_a_pod_comes_before_what_its_pod_says(code: StatusCode) -> None:
-    """Or a worker that has ended, whose result cannot be stored, would look as if it moved."""
+    """Otherwise a worker that has ended, and whose result cannot be stored, would seem to make progress."""
     ended = seen(raw_pod("Succeeded", state=terminated(0)))
     for life in (
         replace(awaiting(ended), todo=RecordResult(1, Verdict(EndReason.COMPLETED), ended)),
