@@ -506,6 +506,18 @@ class TestPoison:
         assert isinstance(taken, OpenTask)
         assert admin.dead_letters() == []
 
+    def test_is_a_task_whatever_its_new_owner_has_read(
+        self, stream_factory: StreamFactory, stream: RedisPorts, admin: StreamAdmin
+    ) -> None:
+        """What counts is what the process before had read when it died."""
+        opened(stream, admin, event_id="e-1")
+        self.take_often(stream, admin, "e-1", TAKES_TO_POISON - 1)
+        again = stream_factory("c1", incarnation="again")
+        again.announce()
+        send(admin, event_id="just-read")
+        receive(again)
+        assert isinstance(again.take_over("e-1", same_consumer=True), BadEvent)
+
     @pytest.mark.parametrize("progress", ["store_attempt", "record_result", "release"])
     def test_progress_restarts_the_count(self, stream: RedisPorts, admin: StreamAdmin, progress: str) -> None:
         """Stored progress and a clean hand-over show that it is not the event."""

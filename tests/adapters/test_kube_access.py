@@ -171,6 +171,12 @@ def test_a_key_of_another_certificate_and_an_encrypted_one(tmp_path: Path) -> No
     access(tmp_path, config(**{"client-certificate": "a.crt", "client-key": "a.key"}))
 
 
+def test_a_context_needs_no_user(tmp_path: Path) -> None:
+    """A server may ask for none, such as that of `kubectl proxy`."""
+    made = access(tmp_path, without(config(), "contexts", 0, "context", "user"))
+    assert made.authorization_header() is None
+
+
 def test_all_connections_share_one_tls_context(tmp_path: Path) -> None:
     """With certificates in the pool's options as well, each connection would load them again."""
     made = access(tmp_path, config())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -167,6 +168,33 @@ class TestRoom:
         driver.registry.mark_unknown()
         assert not driver.ledger.may_create_pod(run)
 
+    def test_a_task_that_another_replica_takes_gives_up_its_room(self) -> None:
+        """Its creates in flight count there from now on."""
+        driver = LedgerDriver(max_workers=1)
+        lost = driver.ledger.add(task("lost"))
+        run = driver.take()
+        assert driver.ledger.may_create_pod(run)
+        driver.ledger.drop("lost", lost.owner)
+        driver.ledger.let_go(run)
+        driver.ledger.add(task("next"))
+        assert driver.order(1) == ["next/1"]
+
+    def test_a_thread_is_woken_by_the_end_of_a_pod(self) -> None:
+        """By the change of the registry alone: the pod may be another worker's, whose thread is not ours."""
+        driver = LedgerDriver(max_workers=1)
+        driver.registry.publish(of("a", 5, Phase.RUNNING, index=9))
+        driver.ledger.add(task("a", 9))
+        with ThreadPoolExecutor(1) as threads:
+            run = threads.submit(driver.ledger.wait_for_work)
+            eventually(lambda: driver.ledger._work._waiters, what="the thread to wait")  # type: ignore[attr-defined]
+            driver.registry.publish(of("a", 6, Phase.FAILED, index=9))
+            try:
+                found = run.result(5)
+                assert found is not None
+                assert found.life.index == 1
+            finally:
+                driver.ledger.close()
+
     def test_pods_of_others_take_no_room(self) -> None:
         """Another replica's tasks are its own."""
         driver = LedgerDriver(max_workers=1)
@@ -296,4 +324,14 @@ class TestReadAhead:
             room = reader.submit(driver.ledger.wait_for_room, 30)
             eventually(lambda: driver.ledger._room._waiters, what="the reader to wait")  # type: ignore[attr-defined]
             driver.take()
+            assert room.result(5) == 1
+
+    def test_the_reader_is_woken_by_a_place_of_a_concurrency_key(self) -> None:
+        """The task that got it waits for its key no longer, and another may do so."""
+        driver = LedgerDriver(admit_max=1)
+        waiting = driver.ledger.add(dataclasses.replace(task("a"), holds=False))
+        with ThreadPoolExecutor(1) as reader:
+            room = reader.submit(driver.ledger.wait_for_room, 30)
+            eventually(lambda: driver.ledger._room._waiters, what="the reader to wait")  # type: ignore[attr-defined]
+            assert driver.ledger.admit(waiting)
             assert room.result(5) == 1
