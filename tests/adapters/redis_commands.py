@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from pathlib import Path
 from ottoscaler.adapters.redis_backend import RedisBackend
 from ottoscaler.adapters.redis_calls import RedisCalls
 from ottoscaler.settings import KeySettings, RedisSettings
+from tests import warm
 from tests.fakes.clock import SystemClock
 from tests.flow.simulated_controller import FakeServers, SimulatedController
 
@@ -39,9 +41,10 @@ def stream_at(settings: RedisSettings, consumer: str = "c1", lease_s: float = 15
 
 def run(environ: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     """One command in a process of its own."""
-    told = {"PATH": "/usr/bin:/bin", **NAMES, **environ}
+    python = {name: value for name, value in os.environ.items() if name.startswith("PYTHON")}
+    told = {"PATH": "/usr/bin:/bin", **python, **NAMES, **environ}
     command = [sys.executable, str(SCRIPT), *arguments]
-    return subprocess.run(command, env=told, capture_output=True, text=True, check=False, timeout=60)
+    return warm.run(command, env=told, capture_output=True, text=True, check=False, timeout=60)
 
 
 def all_commands_work(environ: Mapping[str, str], stream: RedisBackend, event_id: str) -> None:

@@ -29,6 +29,7 @@ from ottoscaler.core.victim_selection import Victim, VictimRequest
 from ottoscaler.local.redis import EmbeddedRedis
 from ottoscaler.ports import Entry, OpenTask
 from ottoscaler.settings import Settings
+from tests import warm
 from tests.fakes.wait import eventually
 
 SCRIPT = Path(__file__).resolve().parents[2] / "ottoscaler.py"
@@ -104,7 +105,7 @@ class Terminal:
         self._main, slave = pty.openpty()
         environ = {**os.environ, "TERM": "xterm", "COLUMNS": "120", "LINES": "40"}
         command = [sys.executable, str(SCRIPT), *arguments]
-        self.process = subprocess.Popen(command, stdout=slave, stderr=slave, stdin=slave, env=environ)
+        self.process = warm.Popen(command, stdout=slave, stderr=slave, stdin=slave, env=environ)
         os.close(slave)
         self.screen = ""
 
@@ -131,7 +132,7 @@ class Terminal:
 @contextmanager
 def child(*arguments: str, **environ: str) -> Iterator[subprocess.Popen[str]]:
     """A command as a process of its own, ended at the latest with the test."""
-    process = subprocess.Popen(
+    process = warm.Popen(
         [sys.executable, str(SCRIPT), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -18,6 +18,7 @@ from ottoscaler.cli.main import main
 from ottoscaler.cli.system import LocalSystem
 from ottoscaler.core.manifest import event_hash
 from ottoscaler.forwarder.lines import Line
+from tests import warm
 from tests.cli.conftest import LONG_S, SCRIPT, Controller, Terminal
 from tests.fakes.wait import eventually
 
@@ -115,7 +116,7 @@ def test_a_task_is_followed_over_its_attempts_to_its_end(
     event_id = send(reader, "followed", script, pod_count="2", retries="1")
     wait_for_state(reader, event_id, "running")
     command = [sys.executable, str(SCRIPT), "logs", "followed", "--follow"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as following:
+    with warm.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as following:
         assert following.stdout is not None
         first = sorted(following.stdout.readline() for _ in range(2))
         assert first == ["1 | attempt 1\n", "2 | attempt 1\n"]  # while both run

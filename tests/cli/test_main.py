@@ -19,6 +19,7 @@ from _pytest.mark.structures import ParameterSet
 
 from ottoscaler.cli import run
 from ottoscaler.cli.main import COMMANDS, main
+from tests import warm
 from tests.cli.conftest import LONG_S, SCRIPT, child, printed_by
 from tests.log_lines import line_faults
 
@@ -236,7 +237,7 @@ def test_a_closed_output_is_no_error() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, str(SCRIPT), "status"]
-    ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False, timeout=LONG_S)
+    ended = warm.run(command, stdout=writing, stderr=subprocess.PIPE, check=False, timeout=LONG_S)
     os.close(writing)
     assert (ended.returncode, ended.stderr) == (1, b"")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ import redis
 
 from ottoscaler.local.handle import LocalCluster
 from ottoscaler.local.redis import EmbeddedRedis
-from tests import bytecode
+from tests import bytecode, warm
 from tests.cli.conftest import LONG_S, SCRIPT
 from tests.fakes.wait import eventually
 
@@ -35,7 +34,7 @@ class Process:
     def __init__(self, name: str, environ: dict[str, str], folder: Path) -> None:
         self._log = folder / f"{name}.log"
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
+            self._process = warm.Popen(
                 [sys.executable, str(SCRIPT)], env={**environ, "REDIS_CONSUMER": name}, stdout=log, stderr=log
             )
 

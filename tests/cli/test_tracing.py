@@ -21,7 +21,7 @@ from ottoscaler.errors import ConfigError
 from ottoscaler.local.handle import LocalCluster
 from ottoscaler.local.redis import EmbeddedRedis
 from ottoscaler.settings import Settings
-from tests import bytecode
+from tests import bytecode, warm
 from tests.adapters.otlp_receiver import PHASES, attributes, receiver, trace_of
 from tests.cli.conftest import LONG_S, SCRIPT
 from tests.fakes.wait import eventually
@@ -41,7 +41,7 @@ class Process:
     def __init__(self, name: str, environ: dict[str, str], folder: Path, **more: str) -> None:
         self.log = folder / f"{name}.log"
         with self.log.open("wb") as log:
-            self._process = subprocess.Popen(
+            self._process = warm.Popen(
                 [sys.executable, str(SCRIPT)], env={**environ, "REDIS_CONSUMER": name, **more}, stdout=log, stderr=log
             )
 

@@ -9,6 +9,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
+from ottoscaler.adapters import log_forwarder
 from ottoscaler.adapters.log_forwarder import LogForwarderProcess
 from ottoscaler.core.log_progress import LogProgress
 from ottoscaler.local.handle import LocalCluster
@@ -16,6 +19,7 @@ from ottoscaler.log_forwarder_messages import Start
 from ottoscaler.metrics import Metrics
 from ottoscaler.settings import KubeSettings
 from ottoscaler.settings_log_handler import LogHandlerSettings
+from tests import warm
 from tests.local.kube import Kube, Space, eventually
 
 LONG_S = 40.0
@@ -89,12 +93,14 @@ class Following:
 def following(
     cluster: LocalCluster, space: Space, port: int, drain_s: int = 20, cpus: Sequence[int] = ()
 ) -> Iterator[Following]:
-    """A forwarder for the pods of a namespace."""
-    opened = Following(cluster.kubeconfig, space.name, port, drain_s, cpus)
-    try:
-        yield opened
-    finally:
-        opened.close()
+    """A forwarder for the pods of a namespace. It is forked, which saves its imports."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(log_forwarder, "subprocess", warm)
+        opened = Following(cluster.kubeconfig, space.name, port, drain_s, cpus)
+        try:
+            yield opened
+        finally:
+            opened.close()
 
 
 @contextmanager

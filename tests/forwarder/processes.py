@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests import warm
 from tests.readme import ROOT
 
 SCRIPT = ROOT / "ottoscaler.py"
@@ -31,7 +32,7 @@ class HandlerProcess:
         """Start it, on the port of before if there was one; returns when it listens."""
         address = f"127.0.0.1:{self.port}"
         command = [sys.executable, str(SCRIPT), "handler", "--quiet", "--address", address, "--store", str(self.folder)]
-        self._process = subprocess.Popen([*command, *self._options], stdout=subprocess.PIPE, text=True)
+        self._process = warm.Popen([*command, *self._options], stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         first = self._process.stdout.readline()
         assert first.startswith("Log handler listens on 127.0.0.1:"), first
@@ -97,7 +98,7 @@ def agent_command(*command: str) -> list[str]:
 
 def run_agent(port: int, *command: str, **more: str) -> subprocess.CompletedProcess[bytes]:
     """Run a command under the agent, to its end."""
-    return subprocess.run(
+    return warm.run(
         agent_command(*command), env=agent_environ(port, **more), capture_output=True, timeout=LONG_S, check=False
     )
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from ottoscaler.cli.main import main
+from tests import warm
 from tests.cli.conftest import printed_by
 from tests.conftest import require
 from tests.fakes.wait import eventually
@@ -118,7 +119,7 @@ def test_wrong_usage_is_explained(capsys: pytest.CaptureFixture[str], arguments:
 
 def test_without_an_address_the_command_takes_the_agents_place() -> None:
     """No process stands between, and its standard input is its own."""
-    done = subprocess.run(
+    done = warm.run(
         agent_command("sh", "-c", "cat; echo $$"),
         input=b"in\n",
         env=agent_environ(NOWHERE, LOG_HANDLER_ADDRESS=""),
@@ -151,7 +152,7 @@ def test_a_wrong_configuration_costs_the_log_and_not_the_command() -> None:
 def test_a_signal_is_passed_on(worker: Worker, number: signal.Signals) -> None:
     """The command ends as it likes, and its output after that arrives."""
     line = f"trap 'echo caught; exit 9' {number.name.removeprefix('SIG')}; echo ready; while :; do sleep 0.05; done"
-    process = subprocess.Popen(
+    process = warm.Popen(
         agent_command("sh", "-c", line), env=worker.environ(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
     )
     with process:
@@ -241,7 +242,8 @@ def test_lines_that_the_handler_drops_are_counted(tmp_path: Path) -> None:
 def test_a_handler_that_wants_no_logs_is_left_alone(tmp_path: Path) -> None:
     """One line says why, and the agent ends at once."""
     with handler(tmp_path, "--invalid") as opened:
-        done = run_agent(opened.port, "seq", "3")
+        command, environ = agent_command("seq", "3"), agent_environ(opened.port)
+        done = subprocess.run(command, env=environ, capture_output=True, timeout=LONG_S, check=False)
         assert (done.returncode, opened.entries()) == (0, [])
         first, second = done.stderr.decode().splitlines()
         assert first.endswith("wants no logs of this worker: this handler was started with --invalid")
@@ -254,7 +256,7 @@ def test_a_handler_killed_in_mid_run_loses_and_doubles_nothing(tmp_path: Path) -
     opened = HandlerProcess(tmp_path)
     opened.start()
     line = "for i in $(seq 300); do echo $i; sleep 0.01; done"
-    process = subprocess.Popen(
+    process = warm.Popen(
         agent_command("sh", "-c", line), env=agent_environ(opened.port, LOG_DRAIN_S="30"), stdout=subprocess.DEVNULL
     )
     with process:
@@ -356,7 +358,7 @@ def test_a_token_that_is_rotated_takes_effect(tmp_path: Path) -> None:
     (tmp_path / "theirs").write_text("new", encoding="utf-8")
     with handler(tmp_path, "--token-file", str(tmp_path / "theirs")) as opened:
         environ = agent_environ(opened.port, LOG_HANDLER_TOKEN_FILE=str(tmp_path / "ours"), LOG_DRAIN_S="30")
-        process = subprocess.Popen(agent_command("echo", "out"), env=environ, stderr=subprocess.PIPE)
+        process = warm.Popen(agent_command("echo", "out"), env=environ, stderr=subprocess.PIPE)
         with process:
             assert process.stderr is not None
             assert b"UNAUTHENTICATED" in process.stderr.readline()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ottoscaler.cli.main import main
+from tests import warm
 from tests.forwarder.processes import LONG_S, SCRIPT, agent_command, agent_environ, handler
 
 
@@ -64,12 +65,12 @@ def test_an_address_that_is_taken_is_named(tmp_path: Path) -> None:
 def test_it_prints_what_workers_send() -> None:
     """One line each, what does not print escaped; at the end, what it has had of each worker."""
     command = [sys.executable, str(SCRIPT), "handler", "--address", "127.0.0.1:0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with warm.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         first = process.stdout.readline()
         port = int(first.split()[4].rpartition(":")[2])
         line = "printf 'one\\n\\033[31mtwo\\n'; echo three >&2"
-        subprocess.run(agent_command("sh", "-c", line), env=agent_environ(port), timeout=LONG_S, check=True)
+        warm.run(agent_command("sh", "-c", line), env=agent_environ(port), timeout=LONG_S, check=True)
         process.terminate()
         rest = process.communicate(timeout=LONG_S)[0].splitlines()
     assert first.endswith(" (plaintext)\n")

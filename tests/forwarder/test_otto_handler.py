@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from ottoscaler.cli.system import LocalSystem
+from tests import warm
 from tests.fakes.wait import eventually
 from tests.forwarder.otto_handler import LONG_S, OttoHandler, built, free_port
 from tests.forwarder.processes import SCRIPT, agent_command, agent_environ, run_agent
@@ -63,7 +64,7 @@ def has_lines(handler: OttoHandler, count: int) -> bool:
 def test_a_crash_of_the_handler_loses_and_doubles_nothing(handler: OttoHandler) -> None:
     """In the middle of a log, three times."""
     script = "for i in $(seq 1 2000); do echo $i; sleep 0.002; done"
-    with subprocess.Popen(
+    with warm.Popen(
         agent_command("sh", "-c", script), env=agent_environ(handler.port, LOG_DRAIN_S="60"), stdout=subprocess.DEVNULL
     ) as agent:
         for count in (100, 200, 300):
