@@ -23,8 +23,8 @@ class ResultLog(Protocol):
         """
 
     def read_results(self, count: int) -> Sequence[tuple[str, Mapping[str, str]]]:
-        """Up to `count` new results, each with the id of its entry; they are pending for this consumer. Does not
-        block.
+        """Up to `count` new results, each with the id of its entry and those of its fields that are in
+        spans.RESULT_FIELDS; they are pending for this consumer. Does not block.
         """
 
     def claim_results(self, min_idle_s: float, count: int) -> tuple[Sequence[tuple[str, Mapping[str, str]]], int]:

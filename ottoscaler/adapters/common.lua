@@ -52,6 +52,20 @@ local function fields_if_hash(key, ...)
   return false
 end
 
+-- What these fields of each task hold: a list, with false for one that is not there; an empty one for a key that is no task.
+-- `names` has one text for each key of the function, with a space between two names.
+local function fields_of_tasks(names)
+  local found = {}
+  for n, text in ipairs(names) do
+    local wanted = {}
+    for name in string.gmatch(text, '%S+') do wanted[#wanted + 1] = name end
+    local row = {fields_if_hash(nth_key(n), unpack(wanted))}
+    table.remove(row, 1)
+    found[n] = row
+  end
+  return found
+end
+
 -- The clock of Redis: replicas and their nodes have different ones, and a lease is compared with the time by which it was given.
 local function now_ms()
   local seconds, micros = unpack(redis.call('TIME'))

@@ -10,39 +10,58 @@ https://github.com/open-telemetry/opentelemetry-proto/blob/v1.9.0/opentelemetry/
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Final
 
 from ottoscaler import __version__
-from ottoscaler.core.spans import Span, SpanKind
+from ottoscaler.core.spans import Span
 
 _VARINT, _FIXED_64, _BYTES, _FIXED_32 = 0, 1, 2, 5
-_Attributes = dict[tuple[str, str | int], bytes]
 
 
 def encode(spans: Sequence[Span]) -> bytes:
     """One request with these spans. Raises ValueError for a text that is not UTF-8, or a number beyond 64 bits."""
-    encoded: _Attributes = {}
-    of_scope = b"".join([_SCOPE, *(_field(_SPAN, _encode_span(span, encoded)) for span in spans)])
-    return _field(_RESOURCE_SPANS, _RESOURCE + _field(_SCOPE_SPANS, of_scope))
+    # Each attribute is encoded once, and so are those that several spans have in one mapping; that is known by its
+    # id, since the spans keep it alive.
+    mappings: dict[int, bytes] = {}
+    known: dict[tuple[str, str | int], bytes] = {}
+    parts = [_SCOPE]
+    for span in spans:
+        mapping = id(span.attributes)
+        if (attributes := mappings.get(mapping)) is None:
+            attributes = mappings[mapping] = _encode_attributes(span.attributes, known)
+        content = _encode_span(span, attributes)
+        parts += (_SPAN, _varint(len(content)), content)
+    return _field(_RESOURCE_SPANS, _RESOURCE + _field(_SCOPE_SPANS, b"".join(parts)))
 
 
-def _encode_span(span: Span, encoded: _Attributes) -> bytes:
-    parts = [_field(_TRACE_ID, span.trace_id), _field(_SPAN_ID, span.span_id)]
-    if span.parent_id:
-        parts.append(_field(_PARENT_ID, span.parent_id))
-    parts += [
-        _field(_SPAN_NAME, span.name.encode()), _KINDS[span.kind],
-        _TIMES.pack(_START, span.start_ms * 1_000_000, _END, span.end_ms * 1_000_000),
-    ]  # fmt: skip
-    for attribute in span.attributes.items():
-        if (found := encoded.get(attribute)) is None:
-            found = encoded[attribute] = _field(_ATTRIBUTE, _attribute(*attribute))
+def _encode_attributes(attributes: Mapping[str, str | int], known: dict[tuple[str, str | int], bytes]) -> bytes:
+    parts = []
+    for each in attributes.items():
+        if (found := known.get(each)) is None:
+            found = known[each] = _field(_ATTRIBUTE, _attribute(*each))
         parts.append(found)
-    if span.error is not None:
-        parts.append(_field(_STATUS, _field(_STATUS_MESSAGE, span.error.encode()) + _STATUS_ERROR))
-    parts.append(_SAMPLED)
     return b"".join(parts)
+
+
+def _encode_span(span: Span, attributes: bytes) -> bytes:
+    parent_id, error = span.parent_id, span.error
+    return b"%b%b%b%b%b%b%b%b%b%b" % (
+        _TRACE_ID, span.trace_id, _SPAN_ID, span.span_id, _PARENT_ID + parent_id if parent_id else b"",
+        _name_and_kind(span.name, span.kind.value),
+        _TIMES.pack(_START, span.start_ms * 1_000_000, _END, span.end_ms * 1_000_000),
+        attributes, b"" if error is None else _status(error), _SAMPLED,
+    )  # fmt: skip
+
+
+@lru_cache(64)
+def _name_and_kind(name: str, kind: int) -> bytes:
+    return _field(_SPAN_NAME, name.encode()) + _tag(6, _VARINT) + _varint(kind)
+
+
+def _status(error: str) -> bytes:
+    return _field(_STATUS, _field(_STATUS_MESSAGE, error.encode()) + _STATUS_ERROR)
 
 
 def _attribute(name: str, value: str | int) -> bytes:
@@ -83,8 +102,9 @@ _RESOURCE_SPANS, _SCOPE_SPANS, _SPAN = _tag(1), _tag(2), _tag(2)
 #: KeyValue and AnyValue.
 _KEY, _VALUE, _TEXT, _NUMBER = _tag(1), _tag(2), _tag(1), _tag(3, _VARINT)
 #: Span and Status.
-_TRACE_ID, _SPAN_ID, _PARENT_ID, _SPAN_NAME, _ATTRIBUTE, _STATUS = (_tag(number) for number in (1, 2, 4, 5, 9, 15))
-_KINDS: Final = {kind: _tag(6, _VARINT) + _varint(kind.value) for kind in SpanKind}
+_SPAN_NAME, _ATTRIBUTE, _STATUS = (_tag(number) for number in (5, 9, 15))
+#: With the length of each id.
+_TRACE_ID, _SPAN_ID, _PARENT_ID = (_tag(number) + _varint(length) for number, length in ((1, 16), (2, 8), (4, 8)))
 _TIMES: Final = struct.Struct("<cQcQ")
 _START, _END = _tag(7, _FIXED_64), _tag(8, _FIXED_64)
 _SAMPLED: Final = _tag(16, _FIXED_32) + struct.pack("<I", 1)

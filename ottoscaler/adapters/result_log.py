@@ -11,14 +11,18 @@ from typing import Any, Final, cast
 import redis
 
 from ottoscaler.adapters.redis_calls import RedisAdapter
-from ottoscaler.adapters.redis_values import chunks, entries_as_text, pipeline_replies, text_of
+from ottoscaler.adapters.redis_values import chunks, text_of
 from ottoscaler.adapters.scripts import ScriptCall
 from ottoscaler.core.results import TRACE_GROUP
-from ottoscaler.core.spans import StoredTimes, milliseconds
+from ottoscaler.core.spans import RESULT_FIELDS, StoredTimes, milliseconds
 from ottoscaler.stored import WorkerAttempt
 
 #: A consumer that was not seen for so long, and has nothing pending, is that of a pod that is gone, ms.
 FORGOTTEN_MS: Final = 3_600_000
+#: The fields of a result that are read, as Redis names them and as we do.
+_WANTED: Final = [(name.encode(), name) for name in RESULT_FIELDS]
+#: Of a task hash, for any span.
+_OF_TASK: Final = ("sid", "received_at", "type")
 
 
 class RedisResultLog(RedisAdapter):
@@ -45,7 +49,7 @@ class RedisResultLog(RedisAdapter):
                 reply = None
         if reply is None:  # Redis was wiped: all that the new stream has came after that
             self.begin_results(from_start=True)
-        return [entry for _, entries in reply or () for entry in entries_as_text(entries)]
+        return [entry for _, entries in reply or () for entry in _span_fields(entries)]
 
     def claim_results(self, min_idle_s: float, count: int) -> tuple[Sequence[tuple[str, Mapping[str, str]]], int]:
         """See trace_ports.ResultLog."""
@@ -63,7 +67,7 @@ class RedisResultLog(RedisAdapter):
                 if not _is_gone(error):
                     raise
                 return [], 0
-        return entries_as_text(entries), len(trimmed)
+        return _span_fields(entries), len(trimmed)
 
     def renew_results(self, entry_ids: Sequence[str]) -> None:
         """See trace_ports.ResultLog."""
@@ -82,21 +86,21 @@ class RedisResultLog(RedisAdapter):
         """See trace_ports.ResultLog."""
         found: list[StoredTimes | None] = []
         for part in chunks(workers):
-            with self._redis.translate_errors():
-                pipe = self._redis.taking.pipeline(transaction=False)
-                for one in part:
-                    pipe.hmget(self._redis.key.task(one.event_id), _names(one))
-                replies = pipeline_replies(self._redis.taking, pipe, ())
-            found += [
-                _times(one, dict(zip(_names(one), reply, strict=False)))
-                for one, reply in zip(part, replies, strict=True)
-            ]
+            keys = [self._redis.key.task(one.event_id) for one in part]
+            call = ScriptCall("stored_times", keys, [*(" ".join(_names(one)) for one in part)])
+            (rows,) = self._redis.run_many(self._redis.taking, [call])
+            found += [_times(one, row) for one, row in zip(part, rows, strict=True)]
         return found
 
     def store_gone_time(self, workers: Sequence[WorkerAttempt]) -> Sequence[int]:
         """See trace_ports.ResultLog."""
-        calls = [ScriptCall("store_gone_time", [self._redis.key.task(one.event_id)], [one.index]) for one in workers]
-        return [int(at) for part in chunks(calls) for at in self._redis.run_many(self._redis.taking, part)]
+        calls = [
+            ScriptCall(
+                "store_gone_time", [self._redis.key.task(one.event_id) for one in part], [*(one.index for one in part)]
+            )
+            for part in chunks(workers)
+        ]
+        return [int(at) for times in self._redis.run_many(self._redis.taking, calls) for at in times]
 
 
 def _is_gone(error: redis.ResponseError) -> bool:
@@ -104,36 +108,52 @@ def _is_gone(error: redis.ResponseError) -> bool:
     return "NOGROUP" in str(error) or "no such key" in str(error)
 
 
-def _names(one: WorkerAttempt) -> list[str]:
-    names = ["sid", "received_at", "type"]
-    if one.index:
-        names.append(f"gone:{one.index}")
-        attempts = range(1, one.attempt + 1)
-        names += [f"{what}:{one.index}:{attempt}" for what in ("intent", "ended") for attempt in attempts]
-    return names
+def _span_fields(entries: Any) -> list[tuple[str, dict[str, str]]]:
+    """Of entries, the fields that are wanted: a result may have many more, and each takes time."""
+    return [
+        (
+            text_of(entry_id),
+            {name: value.decode("utf-8", "replace") for raw, name in _WANTED if (value := fields.get(raw)) is not None},
+        )
+        for entry_id, fields in ((entry_id, fields or {}) for entry_id, fields in entries)
+    ]
 
 
-def _times(one: WorkerAttempt, fields: Mapping[str, bytes | None]) -> StoredTimes | None:
-    """What was damaged from outside counts as not known."""
-    texts = {name: text_of(value) for name, value in fields.items() if value is not None}
-    if "sid" not in texts:
-        return None
+def _names(one: WorkerAttempt) -> Sequence[str]:
+    """The fields of a task hash of which `_times` makes what is stored of this."""
+    if not one.index:
+        return _OF_TASK
     attempts = range(1, one.attempt + 1)
-    intents = {attempt: texts.get(f"intent:{one.index}:{attempt}", "") for attempt in attempts}
-    gone = texts.get(f"gone:{one.index}", "")
+    stages = [f"{what}:{one.index}:{attempt}" for what in ("intent", "ended") for attempt in attempts]
+    return [*_OF_TASK, f"gone:{one.index}", *stages]
+
+
+def _times(one: WorkerAttempt, row: Sequence[bytes | None]) -> StoredTimes | None:
+    """What was damaged from outside counts as not known."""
+    texts = ["" if value is None else value.decode("utf-8", "replace") for value in row]
+    if not texts or row[0] is None:
+        return None
+    stream_id, received_at, event_type, *of_worker = texts
+    gone, stages, last = of_worker[0] if of_worker else "", of_worker[1:], one.attempt
     return StoredTimes(
-        event_type=texts.get("type", ""),
-        stream_id=texts["sid"],
-        received_ms=milliseconds(texts.get("received_at", "")),
-        intended_ms={attempt: int(text) for attempt, text in intents.items() if text.isdecimal() and len(text) < 14},
-        ended={attempt: _fields_of(texts.get(f"ended:{one.index}:{attempt}", "")) for attempt in attempts},
-        gone_ms=int(gone) if gone.isdecimal() and len(gone) < 14 else None,
+        event_type=event_type,
+        stream_id=stream_id,
+        received_ms=milliseconds(received_at),
+        intended_ms={number: int(text) for number, text in enumerate(stages[:last], 1) if _is_time(text)},
+        ended={number: _fields_of(text) for number, text in enumerate(stages[last:], 1)},
+        gone_ms=int(gone) if _is_time(gone) else None,
     )
 
 
+def _is_time(text: str) -> bool:
+    return text.isdecimal() and len(text) < 14
+
+
 def _fields_of(text: str) -> dict[str, str]:
+    if not text or text == "{}":
+        return {}
     try:
-        fields = json.loads(text or "{}")
+        fields = json.loads(text)
     except ValueError:
         return {}
     return {str(name): str(value) for name, value in fields.items()} if isinstance(fields, dict) else {}

@@ -19,6 +19,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from enum import Enum
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -42,6 +43,8 @@ ATTEMPT_FIELDS: Final = (
 SPAN_FIELDS: Final = (
     "event_id", "task_id", "traceparent", "index", "attempt", "repository", "commit_sha", *ATTEMPT_FIELDS,
 )  # fmt: skip
+#: Those and what else the trace exporter looks at.
+RESULT_FIELDS: Final = ("kind", *SPAN_FIELDS)
 #: The result of a pipeline or a task in the words of OpenTelemetry, by what has to act.
 _RESULTS: Final[Mapping[str, str]] = {"user": "failure", "config": "error", "infra": "error"}
 _BY_REASON: Final[Mapping[str, str]] = {EndReason.DEADLINE_EXCEEDED: "timeout", EndReason.REJECTED: "error"}
@@ -119,14 +122,11 @@ class SpanBuilder(msgspec.Struct, frozen=True):
         """The trace of an event: its producer's, where it has one. An id of another length in one span would make the
         collector refuse all that come with it.
         """
-        if valid := normalize_traceparent(traceparent.encode()).decode():
-            _, trace_id, parent_id, flags = valid.split("-")
-            return TraceContext(bytes.fromhex(trace_id), bytes.fromhex(parent_id), bool(int(flags, 16) & _SAMPLED))
-        return TraceContext(_digest(16, "trace", self.instance, event_id), b"", True)
+        return _context(self.instance, event_id, traceparent)
 
     def span_id(self, event_id: str, name: str, index: int = 0, attempt: int = 0) -> bytes:
         """The id of a span of this event; index and attempt 0 where it has none."""
-        return _digest(8, "span", self.instance, event_id, str(index), str(attempt), name)
+        return _digest(8, f"span\0{self.instance}\0{event_id}\0{index}\0{attempt}\0{name}")
 
     def with_run_context(self, event: ScaleEvent, key: AttemptKey) -> ScaleEvent:
         """The event as the worker of this attempt gets it: its own spans are below the span `run` of its attempt; that
@@ -230,8 +230,8 @@ class SpanBuilder(msgspec.Struct, frozen=True):
 
     def _attributes(self, result: Mapping[str, str], own: Mapping[str, str | int]) -> dict[str, str | int]:
         """Without those that have no value."""
-        common = {names.TASK_ID: result["task_id"], names.INSTANCE: self.instance}
-        return {name: value for name, value in {**own, **common}.items() if value != ""}
+        found = {**own, names.TASK_ID: result["task_id"], names.INSTANCE: self.instance}
+        return {name: value for name, value in found.items() if value != ""} if "" in found.values() else found
 
     def _message(self, times: StoredTimes, operation: str) -> dict[str, str | int]:
         return {
@@ -252,9 +252,18 @@ class SpanBuilder(msgspec.Struct, frozen=True):
         }
 
 
-def _digest(length: int, *parts: str) -> bytes:
+@lru_cache(1024)
+def _context(instance: str, event_id: str, traceparent: str) -> TraceContext:
+    """Remembered: each of an event's results asks for it, and each of its workers."""
+    if valid := normalize_traceparent(traceparent.encode()).decode():
+        _, trace_id, parent_id, flags = valid.split("-")
+        return TraceContext(bytes.fromhex(trace_id), bytes.fromhex(parent_id), bool(int(flags, 16) & _SAMPLED))
+    return TraceContext(_digest(16, f"trace\0{instance}\0{event_id}"), b"", True)
+
+
+def _digest(length: int, text: str) -> bytes:
     """An id of that many bytes. Zero, which is no id, would take a collision of SHA-256 with zeros."""
-    return hashlib.sha256("\0".join(parts).encode()).digest()[:length]
+    return hashlib.sha256(text.encode()).digest()[:length]
 
 
 def encode_ended(result: Mapping[str, str] | None = None) -> str:
@@ -337,14 +346,13 @@ def _outcome_name(result: Mapping[str, str]) -> str:
 
 def _ending(known: Mapping[str, str]) -> dict[str, str | int]:
     """How it ended."""
-    code = known.get("exit_code", "")
-    succeeded = known.get("outcome", "") in ("", Outcome.SUCCEEDED)
-    return {
-        names.REASON: known.get("reason", ""),
-        names.FAULT: known.get("fault", ""),
-        names.EXIT_CODE: int(code) if code.isdecimal() and len(code) < 10 else "",
-        names.ERROR: "" if succeeded else known.get("reason", ""),
-    }
+    code, reason = known.get("exit_code", ""), known.get("reason", "")
+    found: dict[str, str | int] = {names.REASON: reason, names.FAULT: known.get("fault", "")}
+    if code.isdecimal() and len(code) < 10:
+        found[names.EXIT_CODE] = int(code)
+    if known.get("outcome", "") not in ("", Outcome.SUCCEEDED):
+        found[names.ERROR] = reason
+    return found
 
 
 def _error(known: Mapping[str, str]) -> str | None:

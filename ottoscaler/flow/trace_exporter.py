@@ -14,7 +14,7 @@ from typing import Final
 from ottoscaler import logs
 from ottoscaler.core.kept_pods import stays
 from ottoscaler.core.manifest import AttemptKey, event_hash
-from ottoscaler.core.spans import SPAN_FIELDS, Span, SpanBuilder, entry_ms
+from ottoscaler.core.spans import Span, SpanBuilder, entry_ms
 from ottoscaler.core.verdicts import backoff_s
 from ottoscaler.errors import CollectorRejected, CollectorUnavailable, Unavailable
 from ottoscaler.flow.registry import PodRegistry
@@ -24,8 +24,8 @@ from ottoscaler.ports import Clock
 from ottoscaler.stored import WorkerAttempt
 from ottoscaler.trace_ports import ResultLog, SpanSink
 
-#: How often results are read, seconds.
-READ_EVERY_S: Final = 0.5
+#: How often results are read, seconds: a few large requests cost less than many small ones.
+READ_EVERY_S: Final = 1.0
 #: How long Redis is left alone when it does not answer, seconds.
 REDIS_PAUSE_S: Final = 5.0
 #: How many are read at once: each may be as large as an event.
@@ -133,18 +133,17 @@ class TraceExporter:
         times = iter(self._results.stored_times([one for one in attempts if one is not None]))
         for (entry_id, fields), attempt in zip(new, attempts, strict=True):
             stored = next(times) if attempt is not None else None
-            kept = {name: fields[name] for name in SPAN_FIELDS if name in fields}
-            one = _Result(kept, entry_ms(entry_id) or 0, self._clock.now())
+            one = _Result(fields, entry_ms(entry_id) or 0, self._clock.now())
             self._open[entry_id] = one
             if stored is None or attempt is None:
                 continue
             build = self._builder.worker_spans if attempt.index else self._builder.event_spans
             try:
-                one.spans = build(kept, one.recorded_ms, stored)
+                one.spans = build(fields, one.recorded_ms, stored)
             except (ValueError, KeyError) as error:
                 _log.debug("traces.unreadable", "Entry %s is no result", entry_id, error=repr(error))
                 continue
-            if one.spans and attempt.index and kept.get("pod_uid"):
+            if one.spans and attempt.index and fields.get("pod_uid"):
                 key = event_hash(self._builder.instance, attempt.event_id)
                 one.pod = AttemptKey(key, attempt.index, attempt.attempt)
 

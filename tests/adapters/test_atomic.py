@@ -490,6 +490,12 @@ def _store_gone_time(rig: Rig) -> Call:
 
 
 @situation
+def _stored_times(rig: Rig) -> Call:
+    _task(rig)
+    return lambda: rig.weak.stored_times([WorkerAttempt("e-1", 1, 1)])
+
+
+@situation
 def _note_logs(rig: Rig) -> Call:
     task = _task(rig, pod_count="2")
     return lambda: note_logs(rig.weak, "e-1", task.owner, {1: "a", 2: "b"})
