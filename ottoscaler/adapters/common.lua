@@ -1,9 +1,9 @@
 --[[ The protocol by which nothing is lost: every write of the controller to Redis is one function of these files.
 
 scripts.py joins them in this order: constants (generated from ottoscaler/core), atomic.lua, common.lua, then preflight.lua,
-event_log.lua, leases.lua, attempts.lua, scale_downs.lua or result_log.lua, and call.lua. Each of the six belongs to the
-Python module of the same name, which sends a script with this one alone: Redis makes all functions and tables of a script
-again at each call, and those of the other five cost as much as `check` itself. Each function belongs to the method of the
+event_log.lua, leases.lua, attempts.lua, scale_downs.lua, result_log.lua or page_reader.lua, and call.lua. Each of the seven
+belongs to the Python module of the same name, which sends a script with this one alone: Redis makes all functions and tables
+of a script again at each call, and those of the other six cost as much as `check` itself. Each function belongs to the method of the
 same name.
 
 A call is one atomic step, and idempotent: a caller that got no answer calls again. Commands of Redis 7.0 / Valkey only.

@@ -30,7 +30,9 @@ FOLDER: Final = Path(__file__).parent
 PRELUDE_FILES: Final = ("atomic.lua", "common.lua")
 EPILOGUE_FILES: Final = ("call.lua",)
 #: The ports to Redis: each has a Python module and a Lua file of its name.
-SCRIPT_MODULES: Final = ("preflight", "event_log", "leases", "attempts", "scale_downs", "result_log")
+SCRIPT_MODULES: Final = (
+    "preflight", "event_log", "leases", "attempts", "scale_downs", "result_log", "page_reader",
+)  # fmt: skip
 #: The error of a script about a task that Redis does not know, with a place for the event id.
 TASK_UNKNOWN_ERROR: Final = "FORGOTTEN the task of event %s is unknown: was Redis wiped?"
 #: What the scripts share with ottoscaler/core: Lua's name -> a number, or a sentence with places.

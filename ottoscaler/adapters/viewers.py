@@ -25,7 +25,7 @@ MOST_VIEWERS: Final = 16
 LOOK_EVERY_S: Final = 1.0
 #: The share of one processor that looks may take, as long as that leaves one every SLOWEST_LOOK_S: the workers of this
 #: process need the time, too. Viewers call what is older than 5 s old.
-LOOK_SHARE: Final = 0.05
+LOOK_SHARE: Final = 0.005
 SLOWEST_LOOK_S: Final = 3.0
 #: What is kept for a viewer that reads slowly, bytes: several of the largest states.
 MOST_BYTES: Final = 8 * 1024 * 1024
@@ -143,8 +143,7 @@ class Viewers:
                 while self._add_new(viewers, selector):
                     before = time.thread_time()
                     self._advance(viewers)
-                    pause_s = min((time.thread_time() - before) / LOOK_SHARE, SLOWEST_LOOK_S)
-                    self._wait(viewers, selector, time.monotonic() + max(LOOK_EVERY_S, pause_s))
+                    self._wait(viewers, selector, time.monotonic() + pause_after(time.thread_time() - before))
             ended = True
         finally:
             if not ended:  # a defect of ours: the browsers come again, and the next request's thread serves them
@@ -214,6 +213,11 @@ class Viewers:
             _shut(viewer.connection)
         with self._lock:
             self._count -= len(gone)
+
+
+def pause_after(look_s: float) -> float:
+    """The pause after a look that took `look_s` seconds of processor time, seconds."""
+    return max(LOOK_EVERY_S, min(look_s / LOOK_SHARE, SLOWEST_LOOK_S))
 
 
 def _close_all(viewers: list[_Viewer]) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import islice
-from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeVar
 
-from ottoscaler.adapters.page_reader import OpenTasks, PageReader
+from ottoscaler.adapters.page_reader import RESULT_FIELDS, OpenTasks, PageReader
 from ottoscaler.adapters.redis_values import entry_time_s
 from ottoscaler.adapters.status_reader import DeadLetter
 from ottoscaler.adapters.task_codec import TaskState, WorkerState
@@ -44,14 +44,32 @@ _SUCCEEDED: Final = "succeeded"
 _FAILURES: Final = frozenset({"failed", "lost", "expired"})
 
 _Results = dict[str, Mapping[str, str]]
-_Row = TypeVar("_Row")
+_T = TypeVar("_T")
 
 
-class _WorkerRow(NamedTuple):
-    """The row of a worker, and what it was made of: the worker, its pod, and when its task was received."""
+class _Row(NamedTuple):
+    """A row, and all that it was made of: where that is the same in the next look, the row is, too."""
 
-    made_of: tuple[WorkerState, PodSnapshot | None, str]
+    made_of: tuple[Any, ...]
     row: Mapping[str, Any]
+
+
+class _Rows:
+    """The rows of one kind, by their keys, as the last look made them: most stand as they did a second ago."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, _Row] = {}
+        self._now: dict[str, _Row] = {}
+
+    def add(self, key: str, made_of: tuple[Any, ...], make: Callable[[], Mapping[str, Any]]) -> None:
+        """A row of this look; `make` is asked for it where it was made of something else, or was not there."""
+        last = self._last.get(key)
+        self._now[key] = last if last is not None and last.made_of == made_of else _Row(made_of, make())
+
+    def take(self) -> dict[str, Mapping[str, Any]]:
+        """The rows of this look, by their keys; the next look begins."""
+        self._last, self._now = self._now, {}
+        return {key: one.row for key, one in self._last.items()}
 
 
 class PageSource:
@@ -74,7 +92,7 @@ class PageSource:
         self._minutes: Counter[int] = Counter()
         self._read_to = ""
         self._passed_on: dict[str, Mapping[str, str]] = {}
-        self._rows: dict[str, _WorkerRow] = {}  # of the last look: most workers stand as they did a second ago
+        self._task_rows, self._worker_rows, self._result_rows = _Rows(), _Rows(), _Rows()
         self._search_lock = threading.Lock()
 
     def look(self) -> PageState:
@@ -91,29 +109,31 @@ class PageSource:
             "hour": [self._minutes[minute - ago] for ago in range(59, -1, -1)], **self._process(),
         }  # fmt: skip
         pods = self._pods()
-        results = self._failures | self._results
+        self._make_rows(found, pods, now)
         return {
             "codes": _CODES, "clock": {"": {"at": round(now)}}, "summary": {"": summary},
-            "tasks": {
-                task.event_id: _task_row(task, found, self._passed_on[task.event_id], now) for task in found.tasks
-            },
-            "workers": self._worker_rows(found.tasks, pods),
-            "results": {key: _result_row(key, fields, pods) for key, fields in results.items()},
+            "tasks": self._task_rows.take(), "workers": self._worker_rows.take(), "results": self._result_rows.take(),
             "dead": _dead_rows(self._reader.newest_dead_letters(MOST_DEAD)),
         }  # fmt: skip
 
-    def _worker_rows(self, tasks: Sequence[TaskState], pods: Mapping[str, PodSnapshot]) -> dict[str, Any]:
-        rows: dict[str, _WorkerRow] = {}
-        for task in tasks:
-            for worker in task.workers.values():
-                key, pod = f"{task.event_id}/{worker.index}", pods.get(worker.pod)
-                last = self._rows.get(key)
-                made_of = (worker, pod, task.received_at)
-                if last is None or last.made_of != made_of:
-                    last = _WorkerRow(made_of, _worker_row(task, worker, pod))
-                rows[key] = last
-        self._rows = _first_rows(rows, MOST_WORKERS)
-        return {key: one.row for key, one in self._rows.items()}
+    def _make_rows(self, found: OpenTasks, pods: Mapping[str, PodSnapshot], now: float) -> None:
+        workers_left = MOST_WORKERS
+        for task in found.tasks:
+            passed_on = self._passed_on[task.event_id]
+            lease_end = found.lease_ends.get(task.event_id)
+            # as long as the lease runs, the row does not say until when
+            ended = lease_end if lease_end is not None and lease_end < now else None
+            self._task_rows.add(
+                task.event_id, (task, ended, passed_on), partial(_task_row, task, ended, passed_on, now)
+            )
+            for worker in islice(task.workers.values(), workers_left):
+                pod = pods.get(worker.pod)
+                make = partial(_worker_row, task, worker, pod)
+                self._worker_rows.add(f"{task.event_id}/{worker.index}", (worker, pod, task.received_at), make)
+            workers_left -= min(len(task.workers), workers_left)
+        for key, fields in (self._failures | self._results).items():
+            has_pod = fields.get("pod") in pods
+            self._result_rows.add(key, (has_pod,), partial(_result_row, key, fields, has_pod=has_pod))
 
     def search(self, text: str) -> PageState:
         """What has this text in task, event, repository, commit or pod, without regard to case: unfinished tasks, the
@@ -146,7 +166,7 @@ class PageSource:
         passed_on = self._reader.passed_on([task.event_id for task in found.tasks])
         now = self._reader.now()
         return {
-            task.event_id: _task_row(task, found, passed_on[task.event_id], now)
+            task.event_id: _task_row(task, found.lease_ends.get(task.event_id), passed_on[task.event_id], now)
             for task in found.tasks
             if _has(wanted, {**passed_on[task.event_id], "task_id": task.task_id, "event_id": task.event_id})
         }
@@ -185,7 +205,7 @@ def _newest(results: _Results, most: int) -> _Results:
     return {key: results[key] for key in sorted(results, key=stream_sort_key, reverse=True)[:most]}
 
 
-def _first_rows(rows: Mapping[str, _Row], most: int) -> dict[str, _Row]:
+def _first_rows(rows: Mapping[str, _T], most: int) -> dict[str, _T]:
     return dict(islice(rows.items(), most))
 
 
@@ -210,8 +230,8 @@ def _code_rows() -> dict[str, Any]:
 _CODES: Final = _code_rows()
 
 
-def _task_row(task: TaskState, found: OpenTasks, passed_on: Mapping[str, str], now: float) -> dict[str, Any]:
-    standing = standing_of(task, found.lease_ends.get(task.event_id), now)
+def _task_row(task: TaskState, lease_end: float | None, passed_on: Mapping[str, str], now: float) -> dict[str, Any]:
+    standing = standing_of(task, lease_end, now)
     ended = {_SUCCEEDED: task.succeeded, "failed": task.failed, "cancelled": task.cancelled}
     return {
         "task": task.task_id, "event": task.event_id, "type": task.event_type, "count": task.pod_count,
@@ -249,19 +269,11 @@ def _worker_row(task: TaskState, worker: WorkerState, pod: PodSnapshot | None) -
     return {name: value for name, value in row.items() if value != ""}
 
 
-_RESULT: Final = (
-    "kind", "task_id", "event_id", "outcome", "reason", "message", "fault", "exit_code", "index", "attempt", "pod",
-    "node", "repository", "commit_sha", "received_at", "created_at", "scheduled_at", "started_at", "finished_at",
-)  # fmt: skip
-
-
-def _result_row(
-    entry_id: str, fields: Mapping[str, str], pods: Mapping[str, PodSnapshot] = MappingProxyType({})
-) -> dict[str, Any]:
+def _result_row(entry_id: str, fields: Mapping[str, str], *, has_pod: bool = False) -> dict[str, Any]:
     """What is shown of a result; it was recorded at the time of its entry's id. A failed pod may be kept."""
-    shown = {name: fields[name][:_TEXT] for name in _RESULT if fields.get(name)}
+    shown = {name: fields[name][:_TEXT] for name in RESULT_FIELDS if fields.get(name)}
     row = {"outcome": ""} | shown | {"recorded_at": rfc3339(entry_time_s(entry_id))}
-    return row | ({"has_pod": True} if fields.get("pod") in pods else {})
+    return row | ({"has_pod": True} if has_pod else {})
 
 
 def _dead_rows(letters: Mapping[str, DeadLetter]) -> dict[str, Any]:

@@ -32,5 +32,6 @@ def message(event: str, data: object) -> bytes:
 
 
 def _rows(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    changed = {key: row for key, row in new.items() if key not in old or old[key] != row}
+    # most rows are the very objects of the last state, which need not be compared
+    changed = {key: row for key, row in new.items() if (last := old.get(key)) is not row and last != row}
     return changed | dict.fromkeys(old.keys() - new.keys())

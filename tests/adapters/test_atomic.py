@@ -20,6 +20,7 @@ import pytest
 import ottoscaler.adapters
 from ottoscaler.adapters import event_log, redis_client
 from ottoscaler.adapters.dead import DeadLetters
+from ottoscaler.adapters.page_reader import PageReader
 from ottoscaler.adapters.redis_backend import RedisBackend
 from ottoscaler.adapters.redis_calls import RedisCalls
 from ottoscaler.adapters.scripts import EPILOGUE_FILES, PRELUDE_FILES, SCRIPT_MODULES
@@ -91,6 +92,7 @@ class Rig:
     strong: RedisBackend
     weak: RedisBackend
     letters: DeadLetters
+    page: PageReader
 
     def allow(self, *rules: str) -> None:
         """The rights that deploy/REFERENCE.md lists, and then these rules."""
@@ -496,6 +498,12 @@ def _stored_times(rig: Rig) -> Call:
 
 
 @situation
+def _fields_of_tasks(rig: Rig) -> Call:
+    _task(rig)
+    return lambda: rig.page.passed_on(["e-1"])
+
+
+@situation
 def _note_logs(rig: Rig) -> Call:
     task = _task(rig, pod_count="2")
     return lambda: note_logs(rig.weak, "e-1", task.owner, {1: "a", 2: "b"})
@@ -752,10 +760,10 @@ def rig(server: Server) -> Iterator[Rig]:
             RedisBackend(RedisCalls(settings, keys, lease_s=LEASE_S, consumer="c1", incarnation="b"))
             for settings in (server.settings, user)
         )
-        made = Rig(client, admin, strong, weak, DeadLetters(user, keys))
+        made = Rig(client, admin, strong, weak, DeadLetters(user, keys), PageReader(user, keys))
         made.allow()
         yield made
-        for each in (strong, weak, made.letters):
+        for each in (strong, weak, made.letters, made.page):
             each.close()
 
 

@@ -103,6 +103,12 @@ def test_everything_comes_first_and_then_what_changes(port: int, world: World) -
         assert browser.until("change") == {"tasks": {"a": None, "b": {"n": 2}}, "dead": {"d": ["x"]}}
 
 
+def test_a_row_that_was_made_again_is_no_change() -> None:
+    """Only what it says counts."""
+    assert changes({"tasks": {"a": {"n": 1}}}, {"tasks": {"a": {"n": 1}}}) == b""
+    assert changes({"tasks": {"a": {"n": 1}}}, {"tasks": {"a": {"n": 2}}}) != b""
+
+
 def test_a_later_viewer_begins_with_everything_too(port: int, world: World) -> None:
     """Whatever others have seen."""
     with closing(Browser(port)) as first:
@@ -123,6 +129,12 @@ def test_nothing_is_looked_at_without_a_viewer(port: int, world: World, viewers:
     looks = world.looks
     eventually(lambda: not [each for each in threading.enumerate() if each.name == "web-request"], 20, "no thread")
     assert world.looks == looks
+
+
+@pytest.mark.parametrize(("took_s", "pause_s"), [(0, 1), (0.005, 1), (0.01, 2), (0.015, 3), (1, 3)])
+def test_looks_that_take_long_are_fewer(took_s: float, pause_s: float) -> None:
+    """They take 0.5 % of a processor, as long as that leaves one every 3 s: what is older than 5 s is called old."""
+    assert viewers_module.pause_after(took_s) == pytest.approx(pause_s)
 
 
 @pytest.mark.parametrize(("sent", "end", "left"), [(b"", "", False), (b"x", "", False), (b"", "closed", True)])

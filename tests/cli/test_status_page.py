@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -101,6 +102,70 @@ def test_the_row_of_a_worker_is_made_again_only_when_it_changes(
         pods[POD.name] = POD
         client.delete(*client.keys(f"{settings.keys.prefix}*"))
         controller.stream.ensure_group()
+
+
+def test_the_row_of_a_task_is_made_again_only_when_it_changes(
+    source: PageSource, controller: Controller, client: redis.Redis, settings: Settings
+) -> None:
+    """With what is stored of it, and when its lease has run out, which nothing that is stored of it says."""
+    client.xadd(settings.keys.stream, {"type": "scale_up", "event_id": "e"})
+    task = controller.take()
+    assert task is not None
+    before = source.look()["tasks"]["e"]
+    assert source.look()["tasks"]["e"] is before
+    client.zincrby(f"{settings.keys.prefix}open", 5000, "e")
+    assert source.look()["tasks"]["e"] is before
+    controller.stream.write_status([StatusUpdate("e", task.owner, {}, TaskNote("so it is", code=StatusCode.QUOTA))])
+    noted = source.look()["tasks"]["e"]
+    assert (noted["why"], noted["code"]) == ("so it is", "quota")
+    client.zadd(f"{settings.keys.prefix}open", {"e": 1000})
+    assert source.look()["tasks"]["e"]["code"] == "lease_expired"
+
+
+def test_a_result_says_whether_its_pod_is_there(
+    page_reader: PageReader, controller: Controller, client: redis.Redis, settings: Settings
+) -> None:
+    """A failed pod is kept for a while."""
+    pods = {"": POD}
+    source = PageSource(page_reader, dict, lambda: pods)
+    client.xadd(settings.keys.result_stream, {"kind": "worker", "outcome": "failed", "pod": POD.name})
+    (before,) = source.look()["results"].values()
+    pods[POD.name] = POD
+    (kept,) = source.look()["results"].values()
+    (again,) = source.look()["results"].values()
+    pods.clear()
+    (after,) = source.look()["results"].values()
+    assert ["has_pod" in row for row in (before, kept, after)] == [False, True, False]
+    assert again is kept
+
+
+def test_a_look_reads_a_task_of_one_worker_once(
+    source: PageSource, controller: Controller, client: redis.Redis, settings: Settings
+) -> None:
+    """And all of them in one call: a command costs this process more than what it reads."""
+
+    for _ in range(40):
+        client.xadd(settings.keys.stream, {"type": "scale_up"})
+        task = controller.take()
+        assert task is not None
+        controller.start(task, 1)
+    source.look()  # that reads what the events pass on, which never changes
+    client.config_resetstat()
+    assert len(source.look()["tasks"]) == 40
+    stats = cast("Mapping[str, Any]", client.info("commandstats"))
+    calls = {name: stats.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("hmget", "evalsha")}
+    assert calls == {"hmget": 40, "evalsha": 1}  # the script's own reads are counted as well
+
+
+def test_a_key_that_is_no_task_hides_no_other(
+    source: PageSource, controller: Controller, client: redis.Redis, settings: Settings
+) -> None:
+    """Only a person can have put it there."""
+    client.xadd(settings.keys.stream, {"type": "scale_up", "event_id": "e"})
+    controller.take()
+    client.set(f"{settings.keys.prefix}task:x", "a text")
+    client.zadd(f"{settings.keys.prefix}open", {"x": 1, "gone": 1})
+    assert list(source.look()["tasks"]) == ["e"]
 
 
 def test_workers_are_read_up_to_a_bound(
