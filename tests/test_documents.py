@@ -22,7 +22,7 @@ from ottoscaler.core.manifest import worker_environment
 from ottoscaler.core.outgoing_kube_events import EventReason
 from ottoscaler.core.policy import decide
 from ottoscaler.core.refusal import Violation
-from ottoscaler.core.status_codes import CODES
+from ottoscaler.core.status_codes import StatusCode
 from ottoscaler.core.verdicts import EndReason, FaultOrigin, RetryBudget
 from tests.readme import (
     DOCUMENTS,
@@ -123,7 +123,7 @@ def test_the_codes_are_those_of_the_code() -> None:
     """In their order, with what to do; those that need attention are in bold."""
     lines = [
         [f"**`{code}`**" if facts.attention else f"`{code}`", facts.text, ACTORS[facts.actor], facts.advice or NONE]
-        for code, facts in CODES.items()
+        for code, facts in ((code, code.facts) for code in StatusCode)
     ]
     assert [list(row) for row in table("code")] == lines
 
@@ -131,7 +131,7 @@ def test_the_codes_are_those_of_the_code() -> None:
 @contract("5.why")
 def test_the_guide_says_what_to_do_about_each_code_that_needs_attention() -> None:
     """And what happens next, in the order of the code; its Korean text has the same codes."""
-    urgent = {code: facts for code, facts in CODES.items() if facts.attention}
+    urgent = {code: code.facts for code in StatusCode if code.facts.attention}
     lines = [[f"`{code}`", facts.text, facts.then, facts.advice] for code, facts in urgent.items()]
     assert [list(row) for row in table("code", PRODUCTION)] == lines
     translated = table("code", PRODUCTION.with_suffix(".ko.md"))

@@ -50,7 +50,7 @@ class ClusterFacts:
         self._http = http
         self._namespace = namespace
 
-    def missing_rights(self, verbs: Sequence[str], *, logs: bool = False) -> Sequence[str]:
+    def missing_rights(self, verbs: Sequence[str], *, logs: bool) -> Sequence[str]:
         """See ports.Cluster. Asks by SelfSubjectAccessReview, which every user may;
         where it is refused, nothing is claimed. `logs`: whether the logs of pods are read, too.
         """

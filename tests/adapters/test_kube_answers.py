@@ -328,6 +328,14 @@ def test_retry_after_is_kept() -> None:
         assert error.retry_after_s == 7
 
 
+@pytest.mark.parametrize("details", [{}, {"retryAfterSeconds": 0}, {"retryAfterSeconds": -1}, None])
+def test_a_status_that_asks_for_no_pause_is_none(details: dict[str, int] | None) -> None:
+    """Zero seconds would be a pause of the server's choice, and take the place of ours."""
+    error = error_for_response(504, status(504, "Timeout", details=details), Verb.CREATE)
+    assert isinstance(error, ClusterUnavailable)
+    assert error.retry_after_s is None
+
+
 def test_retry_after_has_a_bound() -> None:
     """A thread waits it out, and may be the only one that does what it does."""
     error = error_for_response(503, b"{}", Verb.GET, retry_after="86400")
@@ -387,6 +395,15 @@ def test_a_pod_that_cannot_be_read_is_an_answer_that_cannot_be_read(
     with pytest.raises(ClusterUnavailable, match="cannot be read") as caught:
         cluster.get(NAME) if verb == "get" else cluster.create(json.dumps({"metadata": _GOOD}).encode())
     assert caught.value.unclear
+
+
+@pytest.mark.parametrize("kind", ["NOVEL", "added", ""])
+def test_a_watch_with_an_event_of_another_type_has_ended(answers: Answers, cluster: KubeCluster, kind: str) -> None:
+    """It is not from the API server: what it left out only a list shows."""
+    answers.status, answers.headers = 200, {"Content-Type": "application/json"}
+    answers.body = json.dumps({"type": kind, "object": {"kind": "Pod", "metadata": _GOOD}}).encode() + b"\n"
+    with pytest.raises(ClusterUnavailable, match=f"event of unknown type '{kind}'"):
+        next(iter(cluster.watch("1")))
 
 
 def test_a_call_waits_as_long_as_the_server_may_take() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -110,6 +110,9 @@ def test_a_cluster_is_known_by_the_uid_of_our_namespace() -> None:
     api.answers[REVIEWS] = {"kind": "SelfSubjectAccessReview", "status": {"allowed": True}}
     api.answers[path] = {"kind": "Namespace", "metadata": {"uid": "u-7"}}
     assert facts_of(api).cluster_id() == "ours/u-7"
+    assert [asked["spec"]["resourceAttributes"] for verb, _, asked in api.asked if verb is Verb.REVIEW] == [
+        {"namespace": "ours", "verb": "get", "resource": "namespaces", "name": "ours"}
+    ] * 2
     api.answers[path] = 404
     with pytest.raises(ClusterUnavailable, match="make the namespace, or set NAMESPACE") as caught:
         facts_of(api).cluster_id()
@@ -134,6 +137,27 @@ def test_what_is_there_is_distinguished_from_what_may_not_be_read(
     inspector, api = inspected
     api.answers[f"/api/v1/namespaces/ours/{path}"] = answer
     assert look(inspector) == expected
+
+
+@pytest.mark.parametrize(
+    ("look", "path"),
+    [
+        (KubeInspector.quotas, "/api/v1/namespaces/ours/resourcequotas"),
+        (KubeInspector.limit_ranges, "/api/v1/namespaces/ours/limitranges"),
+        (KubeInspector.network_policies, "/apis/networking.k8s.io/v1/namespaces/ours/networkpolicies"),
+        (KubeInspector.disruption_budgets, "/apis/policy/v1/namespaces/ours/poddisruptionbudgets"),
+        (KubeInspector.nodes, "/api/v1/nodes"),
+    ],
+)
+def test_what_is_listed_is_there_by_its_name(
+    inspected: tuple[KubeInspector, Api], look: Callable[[KubeInspector], Sequence[Any]], path: str
+) -> None:
+    """A list of none, as Go writes it, has none."""
+    inspector, api = inspected
+    api.answers[path] = {"items": [{"metadata": {"name": "a"}}, {"metadata": {"name": "b"}}]}
+    assert [one.metadata.name for one in look(inspector)] == ["a", "b"]
+    api.answers[path] = {"items": None}
+    assert list(look(inspector)) == []
 
 
 def test_a_secret_that_may_not_be_read_is_no_missing_one(inspected: tuple[KubeInspector, Api]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import redis
@@ -13,6 +13,8 @@ from ottoscaler.adapters import explain_reader, status_reader
 from ottoscaler.adapters.explain_reader import ExplainReader, QueuedEvent
 from ottoscaler.adapters.redis_client import address
 from ottoscaler.adapters.redis_inspector import RedisInspector, access_code
+from ottoscaler.adapters.status_reader import Backlog
+from ottoscaler.core.redis_findings import QueueFacts
 from ottoscaler.errors import RedisUnavailable
 from ottoscaler.settings import KeySettings, RedisSettings
 
@@ -153,7 +155,7 @@ def test_a_search_begins_a_minute_before_the_entry(
 def inspector_of(client: object) -> RedisInspector:
     """An inspector with a lease of 15 s."""
     names = SimpleNamespace(stream="s", group=KEYS.group, result_stream="r")
-    key = SimpleNamespace(consumer="consumer:{}".format)
+    key = SimpleNamespace(consumer="consumer:{}".format, open="open", group="group")
     calls = SimpleNamespace(names=names, client=client, lease_ms=15_000, key=key, translate_errors=lambda: _Nothing())
     return RedisInspector(calls)  # type: ignore[arg-type]
 
@@ -180,6 +182,44 @@ def test_the_oldest_entry_that_waits_is_pending_or_unread(server: Server, oldest
     assert inspector_of(server)._oldest_waiting() == oldest
     server.no_group = True
     assert inspector_of(server)._oldest_waiting() == "3-0"  # nothing was read
+
+
+def test_each_fact_of_a_queue_is_in_its_place() -> None:
+    """All figures differ, so that none can be taken for another."""
+    server = Server([entry(70_000), entry(90_000)], b"60000-0")
+    server.zcard = {"open": 5}.__getitem__  # type: ignore[attr-defined]
+    server.xinfo_consumers = lambda *_: [{"name": b"c1"}, {"name": b"c2"}]  # type: ignore[attr-defined]
+    server.hget = lambda key, _: b"99000" if key == "consumer:c2" else None  # type: ignore[attr-defined]
+    for exact in (True, False):
+        reader: Any = SimpleNamespace(now=lambda: 100.0, backlog=lambda exact=exact: Backlog(11, 2, exact=exact))
+        found = inspector_of(server).queue(reader)
+        assert found == QueueFacts(
+            stream="s", group=KEYS.group, waiting=13, exact=exact, oldest_s=30.0, open_tasks=5, live=["c2"]
+        )
+    reader.now = lambda: 60.0  # by the clock of another master
+    assert inspector_of(server).queue(reader).oldest_s == 0
+    server.entries = []
+    assert inspector_of(server).queue(reader).oldest_s == 0
+
+
+def test_results_are_counted_and_the_oldest_has_its_age() -> None:
+    """Zero where there is none, or where its time is yet to come."""
+    server, reader = Server([entry(70_000), entry(90_000)]), cast("Any", SimpleNamespace(now=lambda: 100.0))
+    server.xlen = {"r": 9}.__getitem__  # type: ignore[attr-defined]
+    assert inspector_of(server).results(reader) == (9, 30.0)
+    reader.now = lambda: 60.0
+    assert inspector_of(server).results(reader) == (9, 0.0)
+    server.entries, server.xlen = [], lambda _: 0  # type: ignore[attr-defined]
+    assert inspector_of(server).results(reader) == (0, 0.0)
+
+
+def test_a_prefix_belongs_to_a_group_and_a_cluster() -> None:
+    """Each of them, or none yet."""
+    held = [b"g", b"cluster/1"]
+    client = SimpleNamespace(hmget=lambda key, names: held if (key, names) == ("group", ["group", "cluster"]) else [])
+    assert inspector_of(client).holders() == ("g", "cluster/1")
+    held[:] = [None, None]  # type: ignore[list-item]
+    assert inspector_of(client).holders() == ("", "")
 
 
 def test_a_consumer_lives_for_two_leases() -> None:

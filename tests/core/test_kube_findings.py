@@ -87,7 +87,7 @@ def limits(kind: str = "Container", **bounds: Mapping[str, str]) -> LimitRange:
         (limits(min={"cpu": "200m"}), ["at least 200m cpu of a container, and WORKER_CPU_REQUEST is less"]),
         (limits("Pod", max={"cpu": "500m"}), ["allows a pod at most 500m cpu, and WORKER_CPU_LIMIT is more"]),
         (limits(max={"cpu": "8", "memory": "512Mi"}, min={"cpu": "100m"}), []),
-        (limits("PersistentVolumeClaim", max={"storage": "1"}), []),
+        (limits("PersistentVolumeClaim", max={"storage": "1", "cpu": "50m"}, min={"memory": "9Gi"}), []),
         (limits(max={"cpu": "50m"}), ["WORKER_CPU_REQUEST", "WORKER_CPU_LIMIT"]),
     ],
 )

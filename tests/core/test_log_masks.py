@@ -48,6 +48,7 @@ BAD = {
     "abc((((a?){20}){20}){20})": "steps for each byte",
     "abc(a|b|c){1,30}d": "steps for each byte",
     "abcd{3000}": "steps for each byte",
+    "abc(defgh){200}": "steps for each byte",
     "abc\u00e9": "printable ASCII",
     "abc\n": "printable ASCII",
     "a" * (MAX_PATTERN + 1): "at most 512",

@@ -111,3 +111,17 @@ def test_memory_is_bounded() -> None:
         series.take(str(number), 0.0)
     assert series.add("0", "r", 1).count == 1
     assert series.add(str(MAX_REMEMBERED), "r", 1).count == 2
+
+
+def test_what_still_happens_is_not_forgotten() -> None:
+    """The oldest is the one to which nothing has happened for longest: else its budget would be full again."""
+    series = EventSeries()
+    for number in range(MAX_REMEMBERED):
+        series.add(str(number), "r", 1)
+        series.take(str(number), 0.0)
+    assert series.add("0", "r", 1).count == 2
+    assert [series.take("0", 0.0) for _ in range(BURST)] == [True] * (BURST - 1) + [False]
+    series.add("new", "r", 1)
+    series.take("new", 0.0)
+    assert series.add("0", "r", 1).count == 3
+    assert not series.take("0", 0.0)

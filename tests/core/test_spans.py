@@ -34,6 +34,7 @@ pytestmark = pytest.mark.contract("2.OTEL_EXPORTER_OTLP_ENDPOINT")
 BUILDER = SpanBuilder("inst", "jobs", "otto:scale:events", "group")
 #: When the event of these tests was sent, ms; all other times are given in seconds after that.
 SENT = 1_700_000_000_000
+TEN_YEARS_MS = 10 * 365 * 24 * 3600 * 1000
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 NOT_SAMPLED = PARENT[:-2] + "00"
 
@@ -142,6 +143,8 @@ def test_the_phases_of_a_worker(case: str) -> None:
     [
         (f"{SENT}-0", 5.0, 0.0),
         ("1-1", 5.0, 5.0),  # made up by its producer
+        (f"{SENT + 5000 - TEN_YEARS_MS}-0", 5.0, 5.0 - TEN_YEARS_MS / 1000),
+        (f"{SENT + 5000 - TEN_YEARS_MS - 1}-0", 5.0, 5.0),
         (f"{SENT + 9000}-0", 5.0, 5.0),  # its producer's clock is ahead
         ("", 5.0, 5.0),
         ("99999999999999999999-1", 5.0, 5.0),

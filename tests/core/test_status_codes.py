@@ -33,6 +33,49 @@ QUOTA = (
 WEBHOOK = 'the Kubernetes API answered 500 to create: Internal error occurred: failed calling webhook "w.example": EOF'
 
 
+#: What is promised of each code, in the order of `status` and `explain`. A worker that is in no state has none: `-`.
+MEANING = """
+code             state     actor   marks
+dead_letter      -         user    attention
+lease_expired    -         config  attention
+defect           waiting   config  attention
+config_error     pending   config  attention
+image_backoff    pending   config  attention
+init_container   pending   config  attention
+service          pending   config  attention
+start_error      pending   config  attention
+namespace        waiting   config  attention
+rights           waiting   config  attention
+quota            waiting   infra   attention
+webhook          waiting   infra   attention
+finalizer        ending    infra   attention whole
+node             pending   infra   attention
+redis            waiting   infra   attention
+api_server       waiting   infra   attention
+cluster_unknown  waiting   infra   attention
+node_silent      running   infra   attention
+rate_limited     waiting   infra
+gated            pending   infra
+retry            waiting   none
+tenant_share     waiting   none    whole
+concurrency_key  waiting   none    whole
+older_event      -         none    whole
+max_pending      waiting   infra   whole
+capacity         waiting   none    whole
+unread           -         config
+unaccepted       -         none
+turn             waiting   none
+creating         creating  none
+starting         pending   none
+outlived         ending    none
+ending           ending    none
+victims          -         none
+running          running   none
+expired          finished  user
+finished         finished  none
+"""
+
+
 def pending(state: Json | None = None, **fields: object) -> PodSnapshot:
     """A pod that has not started."""
     return replace(seen(raw_pod(state=state)), **fields)
@@ -61,6 +104,15 @@ def test_each_code_has_one_line() -> None:
         assert "{at}" not in facts.then
         assert "{at}" in facts.then_at or not facts.then_at
         assert facts.state in (*STATES, "finished", "")
+
+
+def test_what_each_code_means_never_changes() -> None:
+    """The words of each line are compared with the documents, in test_documents.py."""
+    lines = []
+    for code in StatusCode:
+        marks = [name for name in ("attention", "whole") if getattr(code.facts, name)]
+        lines.append([code.value, code.facts.state or "-", code.facts.actor.value, *marks])
+    assert lines == [line.split() for line in MEANING.strip().splitlines()[1:]]
 
 
 def test_what_needs_attention_has_advice_and_an_actor() -> None:

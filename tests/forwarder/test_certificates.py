@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ottoscaler.adapters.handler_probe import connect_once
 from ottoscaler.adapters.log_client import LogHandlerClient
 from ottoscaler.adapters.log_server import ServerSettings, start
 from ottoscaler.errors import LogHandlerUnavailable
@@ -69,29 +70,65 @@ async def until_registered(client: LogHandlerClient) -> None:
             await asyncio.sleep(0.05)
 
 
-def test_certificates_that_were_replaced_are_used_without_a_restart(tmp_path: Path) -> None:
-    """Those of the authority, of the client, and its key: a handler of another authority is refused until then."""
-    for name in ("old", "new", "used"):
-        (tmp_path / name).mkdir()
+@pytest.fixture(scope="module")
+def issued(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders `old` and `new`, each with an authority and what it has issued to a server and to a worker."""
+    folder = tmp_path_factory.mktemp("issued")
     for name in ("old", "new"):
-        certificates(tmp_path / name, "server", "worker")
-    replace_files(tmp_path / "old", tmp_path / "used")
-    used = [str(tmp_path / "used" / name) for name in FILES]
+        (folder / name).mkdir()
+        certificates(folder / name, "server", "worker")
+    return folder
+
+
+def test_certificates_that_were_replaced_are_used_without_a_restart(issued: Path, tmp_path: Path) -> None:
+    """Those of the authority, of the client, and its key: a handler of another authority is refused until then."""
+    replace_files(issued / "old", tmp_path)
+    used = [str(tmp_path / name) for name in FILES]
 
     async def rotate() -> None:
-        server, port = await serve(tmp_path / "old")
+        server, port = await serve(issued / "old")
         settings = LogHandlerSettings(address=("127.0.0.1", port), ca_file=used[0], cert_file=used[1], key_file=used[2])
         client = LogHandlerClient(settings)
         await until_registered(client)
         await server.stop(0)
-        server, _ = await serve(tmp_path / "new", port)
+        server, _ = await serve(issued / "new", port)
         assert not await registered(client)
-        replace_files(tmp_path / "new", tmp_path / "used")
+        replace_files(issued / "new", tmp_path)
         await until_registered(client)
         await client.close()
         await server.stop(0)
 
     asyncio.run(rotate())
+
+
+@pytest.mark.parametrize(
+    ("files", "fault"),
+    [
+        (("old/ca.crt", "old/worker.crt", "old/worker.key"), ""),
+        (("old/ca.crt", None, None), ""),  # since TLS 1.3 the client is refused later, when it registers
+        (("new/ca.crt", "old/worker.crt", "old/worker.key"), "certificate verify failed"),
+        (("old/ca.crt", "old/worker.crt", "old/server.key"), "key values mismatch"),
+        (("old/ca.crt", "old/worker.key", "old/worker.crt"), "no start line|PEM lib"),
+    ],
+)
+def test_a_look_at_the_handler_uses_the_same_files(issued: Path, files: tuple[str | None, ...], fault: str) -> None:
+    """As `doctor` does, without gRPC; what does not fit together is the fault of the TLS."""
+    ca, cert, key = (name and str(issued / name) for name in files)
+
+    async def look() -> None:
+        server, port = await serve(issued / "old")
+        settings = LogHandlerSettings(address=("127.0.0.1", port), ca_file=ca, cert_file=cert, key_file=key)
+        try:
+            await asyncio.to_thread(connect_once, settings)
+        finally:
+            await server.stop(0)
+
+    if not fault:
+        asyncio.run(look())
+        return
+    with pytest.raises(LogHandlerUnavailable, match=f"(?i){fault}") as caught:
+        asyncio.run(look())
+    assert caught.value.denied
 
 
 def test_a_token_that_was_replaced_is_used_without_a_restart(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ SUITES = (
     "tests/cli/test_doctor.py tests/cli/test_explain.py",
     "tests/cli/test_http_token.py tests/cli/test_status_page.py tests/test_settings.py tests/test_schemas.py",
     "tests/test_metrics.py tests/test_logs.py tests/test_log_forwarder_messages.py tests/test_log_schema.py",
+    "tests/test_documents.py",
     "tests/forwarder",
     "real:" + " ".join(f"tests/adapters/test_redis_{name}.py" for name in ("client", "cluster", "sentinel")),
 )
