@@ -94,7 +94,6 @@ class Viewers:
         self._serving = False  # guarded by _lock
         self._closed = False  # guarded by _lock
         self._state: PageState = {}  # the serving thread's
-        self._trouble = ""  # the serving thread's: why there is no new state
         self._known = False  # the serving thread's: whether there is a state
 
     @property
@@ -175,12 +174,12 @@ class Viewers:
 
     def _advance(self, viewers: list[_Viewer]) -> None:
         """Look once, for all of them, and keep for each what it has not seen."""
-        old = self._state
+        old, trouble = self._state, ""
         try:
-            self._state, self._trouble, self._known = self._read_state(), "", True
+            self._state, self._known = self._read_state(), True
         except (ConfigError, Unavailable) as error:
-            self._trouble = str(error)
-        tick = message("tick", {"trouble": self._trouble})
+            trouble = str(error)
+        tick = message("tick", {"trouble": trouble})
         news = changes(old, self._state) if self._known else b""
         everything = full(self._state) if self._known and not all(viewer.begun for viewer in viewers) else b""
         for viewer in viewers:

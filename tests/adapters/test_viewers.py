@@ -125,6 +125,7 @@ def test_nothing_is_looked_at_without_a_viewer(port: int, world: World, viewers:
     for _ in range(3):
         with closing(Browser(port)) as browser:
             browser.until("full")
+            assert [each for each in threading.enumerate() if each.name == "web-request"]
         eventually(lambda: viewers.count == 0, 20, "the viewer to be gone")
     looks = world.looks
     eventually(lambda: not [each for each in threading.enumerate() if each.name == "web-request"], 20, "no thread")
@@ -137,13 +138,18 @@ def test_looks_that_take_long_are_fewer(took_s: float, pause_s: float) -> None:
     assert viewers_module.pause_after(took_s) == pytest.approx(pause_s)
 
 
-@pytest.mark.parametrize(("sent", "end", "left"), [(b"", "", False), (b"x", "", False), (b"", "closed", True)])
+@pytest.mark.parametrize(
+    ("sent", "end", "left"),
+    [(b"", "", False), (b"x", "", False), (b"", "closed", True), (b"", "reset", True)],
+)
 def test_a_viewer_has_left_when_its_end_is_closed(sent: bytes, end: str, left: bool) -> None:
     """What it sends is forgotten."""
     ours, its = socket.socketpair()
     ours.setblocking(False)
     with ours, its:
         its.sendall(sent)
+        if end == "reset":  # as a socket ends that was not read to its end
+            ours.sendall(b"unread")
         if end:
             its.close()
         assert _Viewer(ours).has_left() is left
@@ -186,6 +192,17 @@ def test_while_nothing_is_known_no_row_is_shown(port: int, world: World, viewers
     world.error = "Redis is away"
     with closing(Browser(port)) as browser:  # what the earlier one was shown is not known any more
         assert browser.message() == ("tick", {"trouble": "Redis is away"})
+
+
+def test_a_viewer_that_sends_something_stays(port: int, world: World, viewers: Viewers) -> None:
+    """What it sends is no end."""
+    with closing(socket.create_connection(("127.0.0.1", port), 20)) as talkative:
+        talkative.sendall(b"GET /stream HTTP/1.0\r\n\r\n")
+        assert talkative.recv(100)
+        talkative.sendall(b"x")
+        looks = world.looks
+        eventually(lambda: world.looks > looks + 2, 20, "more looks")
+        assert viewers.count == 1
 
 
 def test_the_seventeenth_gets_a_sentence(port: int, viewers: Viewers) -> None:
