@@ -15,6 +15,7 @@ from typing import Final
 
 import msgspec
 
+from ottoscaler.api_server import ApiServer
 from ottoscaler.core.log_figures import LogFigures
 from ottoscaler.core.log_progress import LogProgress
 from ottoscaler.settings import KubeSettings
@@ -33,6 +34,8 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     for itself. Empty: as inherited."""
     masks: Sequence[str] = ()
     """See Masks."""
+    server: ApiServer | None = None
+    """How the API server is reached; None: the forwarder reads the kubeconfig itself."""
 
 
 class Masks(msgspec.Struct, frozen=True, tag=True):

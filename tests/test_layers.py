@@ -27,6 +27,7 @@ SOURCES = sorted(
 LAYERS = {
     "__init__": 0,
     "errors": 1,
+    "api_server": 1,
     "misspellings": 1,
     "settings_files": 1,
     "core": 2,

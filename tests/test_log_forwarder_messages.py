@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ottoscaler.api_server import ApiServer, PluginCommand
 from ottoscaler.core.log_figures import LineDrop, LogFigures, LogServer
 from ottoscaler.core.log_progress import LogCursor, LogProgress
 from ottoscaler.log_forwarder_messages import (
@@ -24,8 +25,12 @@ from ottoscaler.settings import KubeSettings
 from ottoscaler.settings_log_handler import LogHandlerSettings
 
 PROGRESS = LogProgress("uid-1", LogCursor("2026-05-01T12:00:00Z", "ab", 3, "2026-05-01T12:00:00.5Z"), 7, 6, 1, 90, 0)
+SERVER = ApiServer(
+    "https://api:6443", token_file="/token", plugin=PluginCommand(["aws"], {"A": "1"}, None, "v1", {"server": "x"})
+)
 MESSAGES: list[Message] = [
     Start(KubeSettings(namespace="ns"), LogHandlerSettings(address=("h", 1), drain_s=3), [0, 1], ["corp-.+"]),
+    Start(KubeSettings(), LogHandlerSettings(), [], [], SERVER),
     Masks(["corp-.+"]),
     Follow(PROGRESS, "pod-1", "t-1", "node-1", {"a": "b"}, ended=True),
     PodEnded("uid-1"),

@@ -13,6 +13,7 @@ from ottoscaler import logs
 from ottoscaler.adapters.kube_answers import Verb, decoded, error_for_response, is_deletion_accepted
 from ottoscaler.adapters.kube_facts import ClusterFacts
 from ottoscaler.adapters.kube_http import KubeHttp, OnRequest, ignore_request
+from ottoscaler.api_server import ApiServer
 from ottoscaler.core.autoscaler import PodEvent
 from ottoscaler.core.events import ScaleEvent, decode
 from ottoscaler.core.manifest import selector
@@ -134,6 +135,11 @@ class KubeCluster:
     def address(self) -> str:
         """Where the API server is, for messages."""
         return self._http.address
+
+    @property
+    def server(self) -> ApiServer | None:
+        """How another process reaches it; None where it has to read the kubeconfig itself."""
+        return self._http.server
 
     def close(self) -> None:
         """See ports.Cluster."""

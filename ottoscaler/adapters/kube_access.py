@@ -1,4 +1,4 @@
-"""How to reach the API server, and as which user: the kubeconfig or the pod's ServiceAccount, TLS, and the credential.
+"""How to reach the API server, and as which user, by the kubeconfig or the pod's ServiceAccount.
 
 The official client reads the files. What it leaves to chance is done here: an unusable kubeconfig becomes one sentence,
 a token file is read again, and credential plugins are our own affair (kube_plugin.py).
@@ -9,9 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import ssl
-import tempfile
-import threading
-import time
 from pathlib import Path
 from typing import Any, Final, cast
 from urllib.parse import urlsplit
@@ -19,19 +16,19 @@ from urllib.parse import urlsplit
 import urllib3
 import yaml
 from kubernetes import client, config
+from kubernetes.config import incluster_config
 from kubernetes.config.exec_provider import ExecProvider
 from kubernetes.config.kube_config import KUBE_CONFIG_DEFAULT_LOCATION, KubeConfigLoader
 
-from ottoscaler.adapters.kube_plugin import CredentialPlugin, authorization_header, one_line_error
+from ottoscaler.adapters.api_access import ApiAccess
+from ottoscaler.adapters.kube_plugin import authorization_header, one_line_error
 from ottoscaler.adapters.kubeconfig import merged_kubeconfig
+from ottoscaler.api_server import ApiServer, PluginCommand
 from ottoscaler.core.wording import one_line
-from ottoscaler.errors import ClusterUnavailable, ConfigError
+from ottoscaler.errors import ConfigError
 from ottoscaler.settings import KubeSettings
 from ottoscaler.settings_files import redact_value
 from ottoscaler.settings_reader import is_host
-
-#: How long a token is used without asking the library, or reading its file, again, seconds.
-TOKEN_CACHE_S: Final = 1.0
 
 #: What the official client raises for a file that is none: it has no error of its own for many of them.
 _UNUSABLE: Final = (
@@ -40,8 +37,8 @@ _UNUSABLE: Final = (
 )  # fmt: skip
 
 
-class KubeAccess:
-    """Configuration, TLS and credential for one API server. Any thread."""
+class KubeAccess(ApiAccess):
+    """Configuration, TLS and credential for the API server that the settings name. Any thread."""
 
     def __init__(self, settings: KubeSettings) -> None:
         """Raises ConfigError with one sentence if there is no way to a cluster."""
@@ -49,28 +46,28 @@ class KubeAccess:
         path = settings.kubeconfig or KUBE_CONFIG_DEFAULT_LOCATION
         where = "the pod's ServiceAccount" if in_cluster else f"KUBECONFIG={path}"
         self.configuration: Any = client.Configuration()
-        self.context: ssl.SSLContext | None = None
-        self._plugin: CredentialPlugin | None = None
-        self._token_file: Path | None = None
-        self._token: str | None = None
-        self._asked_until = 0.0
-        self._lock = threading.Lock()
+        self._is_renewed = False
         try:
             if in_cluster:
                 config.load_incluster_config(client_configuration=self.configuration)
+                server = self._server(token_file=incluster_config.SERVICE_TOKEN_FILENAME)
             else:
-                self._load(path)
-            _check_url(self.configuration.host)
-            if self.configuration.host.startswith("https"):
-                self.context = _new_ssl_context(self.configuration)
+                server = self._load(path)
+            _check_url(server.url)
+            super().__init__(server)
             self._api = _new_api_client(self.configuration, settings.inflight, self.context)
             self.manager: Any = self._api.rest_client.pool_manager
-            self.manager.connection_from_url(self.configuration.host)
+            self.manager.connection_from_url(server.url)
         except _UNUSABLE as error:
             fault = f"{where} gives no access to a Kubernetes cluster: {one_line_error(error)}"
             raise ConfigError((f"{fault}; set KUBECONFIG to a kubeconfig file that kubectl accepts",)) from error
 
-    def _load(self, path: str) -> None:
+    @property
+    def handed_over(self) -> ApiServer | None:
+        """What another process needs for the same access; None where only the official client renews the token."""
+        return None if self._is_renewed else self.server
+
+    def _load(self, path: str) -> ApiServer:
         files = merged_kubeconfig(path)
         if files.config is None:
             raise ValueError("it is empty" if files.empty else "there is no such file")
@@ -79,49 +76,31 @@ class KubeAccess:
         if "host" not in vars(loader):
             raise ValueError("its cluster has no server")
         loader.check_same_user()
-        self._token_file = loader.token_file
-        if loader.plugin is not None:
-            self._plugin = CredentialPlugin(loader.plugin, self._use_certificate)
+        self._is_renewed = loader.is_renewed
+        return self._server(
+            authorization=vars(loader).get("token") or "", token_file=str(loader.token_file or ""),
+            plugin=_plugin_command(loader.plugin),
+        )  # fmt: skip
 
-    def authorization_header(self) -> str | None:
-        """The value of the Authorization header. Raises ClusterUnavailable while there is none to be had."""
-        if self._plugin is not None:
-            return self._plugin.bearer()
-        # Looked at twice: without the lock, so that requests do not wait for each other here; and with it, so that of
-        # many threads at the end of a minute one reads the file and not all.
-        if time.monotonic() >= self._asked_until:
-            with self._lock:
-                if time.monotonic() >= self._asked_until:
-                    # The token first: a thread that needs no lock must not find the new time with the old token.
-                    self._token = self._read()
-                    self._asked_until = time.monotonic() + TOKEN_CACHE_S
-        return self._token
+    def _server(self, **credential: Any) -> ApiServer:
+        found = self.configuration
+        return ApiServer(
+            found.host, proxy=found.proxy or "", tls_server_name=found.tls_server_name or "", verify=found.verify_ssl,
+            ca_file=found.ssl_ca_cert or "", cert_file=found.cert_file or "",
+            key_file=found.key_file or "", **credential,
+        )  # fmt: skip
 
-    def token_rejected(self, token: str | None) -> None:
-        """The server does not accept this token (401): a plugin is asked for another."""
-        if self._plugin is not None:
-            self._plugin.credential_rejected(token)
-
-    def _read(self) -> str | None:
-        """The library reads a ServiceAccount's file once a minute, for bound tokens rotate. It settles its whole
-        configuration again each time, proxies included, which costs a sixth of each request: so it is not always asked.
+    def _stated_token(self) -> str | None:
+        """Of an identity provider, by which the official client renews it. It settles its whole configuration again
+        each time, proxies included, which costs a sixth of each request: so it is not always asked.
         """
+        if not self._is_renewed:
+            return super()._stated_token()
         try:
-            if self._token_file is not None:
-                return authorization_header(f"Bearer {self._token_file.read_text(encoding='utf-8')}")
             token: str | None = self.configuration.get_api_key_with_prefix("BearerToken")
-            return authorization_header(token) if token else None
-        except (OSError, ValueError, config.ConfigException) as error:
-            raise ClusterUnavailable(f"our token cannot be read: {error}", unclear=False) from error
-
-    def _use_certificate(self, certificate: str, key: str) -> None:
-        """Connections that are opened from now on show this certificate."""
-        if self.context is None:
-            return
-        with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:  # mode 0600, gone at once
-            file.write(f"{certificate}\n{key}\n")
-            file.flush()
-            self.context.load_cert_chain(file.name, password=_no_password)
+        except config.ConfigException as error:
+            raise ValueError(str(error)) from error
+        return authorization_header(token) if token else None
 
 
 class _Loader(KubeConfigLoader):
@@ -132,6 +111,8 @@ class _Loader(KubeConfigLoader):
     _current_context: Any
     plugin: Any = None
     token_file: Path | None = None
+    is_renewed = False
+    """Whether an identity provider gives the token, which the loader renews."""
 
     def _base_folder(self, node: Any) -> str:
         """The folder of the file that this part comes from: paths are relative to it."""
@@ -148,6 +129,11 @@ class _Loader(KubeConfigLoader):
             raise ValueError("its user impersonates another one (`as`), which is not supported")
         if token := vars(self).get("token"):
             authorization_header(token)
+
+    def _load_auth_provider_token(self) -> str | None:
+        loaded: str | None = cast(Any, super())._load_auth_provider_token()
+        self.is_renewed = bool(loaded)
+        return loaded
 
     def _load_from_exec_plugin(self) -> bool | None:
         if "exec" not in self._user:
@@ -172,6 +158,13 @@ class _Loader(KubeConfigLoader):
         return True
 
 
+def _plugin_command(provider: Any) -> PluginCommand | None:
+    if provider is None:
+        return None
+    cluster = provider.cluster.value if provider.cluster else None
+    return PluginCommand(provider.args, provider.env, provider.cwd, provider.api_version, cluster)
+
+
 def _check_url(url: str) -> None:
     """Raises ValueError for a server that no connection can be made to."""
     parts = urlsplit(url)
@@ -191,32 +184,3 @@ def _new_api_client(configuration: Any, inflight: int, context: ssl.SSLContext |
             options.pop(name, None)
         options["ssl_context"] = context
     return api
-
-
-def _new_ssl_context(configuration: Any) -> ssl.SSLContext:
-    """One SSLContext for all connections: a new one costs 13 to 17 ms of CPU each.
-
-    Python 3.13 refuses certificates that RFC 5280 would have otherwise, such as those of many API servers
-    (kubernetes-client/python #2394); the identity of the server is checked all the same.
-    """
-    try:
-        context = ssl.create_default_context(cafile=configuration.ssl_ca_cert or None)
-        if configuration.ca_cert_data:
-            context.load_verify_locations(cadata=configuration.ca_cert_data)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"its certificate authority cannot be used ({one_line_error(error)})") from error
-    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-    if not configuration.verify_ssl:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    if configuration.cert_file:
-        try:
-            context.load_cert_chain(configuration.cert_file, configuration.key_file, _no_password)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"its client certificate and key cannot be used ({one_line_error(error)})") from error
-    return context
-
-
-def _no_password() -> str:
-    """For an encrypted key: without this OpenSSL asks on the terminal, and waits."""
-    return ""

@@ -20,6 +20,7 @@ import urllib3
 from ottoscaler.adapters.kube_access import KubeAccess
 from ottoscaler.adapters.kube_answers import Verb, error_for_response
 from ottoscaler.adapters.throttle import Throttle
+from ottoscaler.api_server import ApiServer
 from ottoscaler.core.wording import one_line
 from ottoscaler.errors import ClusterUnavailable
 from ottoscaler.settings import KubeSettings
@@ -92,6 +93,11 @@ class KubeHttp:
     def address(self) -> str:
         """Where the API server is."""
         return str(self._host)
+
+    @property
+    def server(self) -> ApiServer | None:
+        """See KubeAccess.handed_over."""
+        return self._access.handed_over
 
     def close(self) -> None:
         """Cut what is being followed and refuse everything from now on; idempotent."""

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import yaml
 
+from ottoscaler.api_server import PluginCommand
 from ottoscaler.errors import ClusterUnavailable
 
 #: How long a plugin may take, seconds: the calls that need a credential wait for it meanwhile.
@@ -37,9 +38,9 @@ class CredentialPlugin:
     one of them at a time runs it.
     """
 
-    def __init__(self, provider: Any, use_certificate: Callable[[str, str], None]) -> None:
-        """`provider` is the official client's ExecProvider; `use_certificate` takes a certificate and its key (PEM)."""
-        self._provider = provider
+    def __init__(self, command: PluginCommand, use_certificate: Callable[[str, str], None]) -> None:
+        """`use_certificate` takes a certificate and its key (PEM)."""
+        self._command = command
         self._use_certificate = use_certificate
         self._lock = threading.Lock()
         # written under _lock
@@ -66,7 +67,7 @@ class CredentialPlugin:
             finally:
                 self._lock.release()
         if time.monotonic() >= self._expires_at:
-            name, fault = self._provider.args[0], self._fault
+            name, fault = self._command.args[0], self._fault
             reason = f"the credential plugin {name} gives no credential ({fault}); it is called again"
             raise ClusterUnavailable(reason, unclear=False)
         return self._token
@@ -87,7 +88,7 @@ class CredentialPlugin:
     def _renew(self, now: float) -> None:
         """Under the lock."""
         try:
-            status = _run_plugin(self._provider)
+            status = _run_plugin(self._command)
             if "clientCertificateData" in status:
                 self._use_certificate(status["clientCertificateData"], status["clientKeyData"])
             elif not status.get("token"):
@@ -108,15 +109,15 @@ class CredentialPlugin:
         self._again_at = now + MIN_CALL_INTERVAL_S
 
 
-def _run_plugin(provider: Any) -> dict[str, Any]:
+def _run_plugin(command: PluginCommand) -> dict[str, Any]:
     """Run the plugin; the `status` of the ExecCredential that it prints. The client's own call has no time-out."""
     spec: dict[str, Any] = {"interactive": False}
-    if provider.cluster:
-        spec["cluster"] = provider.cluster.value
-    asked = {"apiVersion": provider.api_version, "kind": "ExecCredential", "spec": spec}
-    environment = {**provider.env, "KUBERNETES_EXEC_INFO": json.dumps(asked)}
+    if command.cluster:
+        spec["cluster"] = command.cluster
+    asked = {"apiVersion": command.api_version, "kind": "ExecCredential", "spec": spec}
+    environment = {**command.env, "KUBERNETES_EXEC_INFO": json.dumps(asked)}
     run = subprocess.run(
-        provider.args, env=environment, cwd=provider.cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        command.args, env=environment, cwd=command.cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True,
         timeout=PLUGIN_TIMEOUT_S, check=False,
     )  # fmt: skip
     if run.returncode:
@@ -127,8 +128,8 @@ def _run_plugin(provider: Any) -> dict[str, Any]:
         version = reply["apiVersion"]
     except (ValueError, LookupError, TypeError):
         raise ValueError("it printed no ExecCredential") from None  # not the text: it may be a secret
-    if version != provider.api_version:
-        raise ValueError(f"it speaks {version!r}, the kubeconfig wants {provider.api_version}")
+    if version != command.api_version:
+        raise ValueError(f"it speaks {version!r}, the kubeconfig wants {command.api_version}")
     return status
 
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 import asyncio
 import asyncio.sslproto
 import contextlib
+import importlib
 import socket
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import aiohttp
 
-from ottoscaler.adapters.kube_access import KubeAccess
-from ottoscaler.adapters.pod_logs import log_query
+from ottoscaler.adapters.api_access import ApiAccess
+from ottoscaler.adapters.pod_log_query import log_query
+from ottoscaler.api_server import ApiServer
 from ottoscaler.core.manifest import CONTAINER
 from ottoscaler.core.wording import one_line
 from ottoscaler.errors import ClusterUnavailable, PodLogUnavailable
@@ -73,10 +75,12 @@ class PodLog:
 class PodLogClient:
     """The logs of the pods in one namespace."""
 
-    def __init__(self, settings: KubeSettings) -> None:
-        """Raises ConfigError if there is no way to a cluster."""
-        self._access = KubeAccess(settings)
-        self._base = f"{self._access.configuration.host}/api/v1/namespaces/{settings.namespace}/pods"
+    def __init__(self, settings: KubeSettings, server: ApiServer | None = None) -> None:
+        """`server`: how it is reached, where that is known; None: as the settings say. Raises ConfigError if there is
+        no way to a cluster.
+        """
+        self._access = _access_to(server, settings)
+        self._base = f"{self._access.server.url}/api/v1/namespaces/{settings.namespace}/pods"
         self._session: aiohttp.ClientSession | None = None
 
     @contextlib.asynccontextmanager
@@ -91,11 +95,11 @@ class PodLogClient:
             raise PodLogUnavailable(str(error)) from error
         query = log_query(CONTAINER, since=since, follow=follow)
         headers = {"Accept-Encoding": "identity"} | ({"Authorization": token} if token else {})
-        configuration: Any = self._access.configuration
+        server = self._access.server
         try:
             response = await self._opened().get(
                 f"{self._base}/{pod}/log", params=query, headers=headers, allow_redirects=False,
-                proxy=configuration.proxy or None, server_hostname=configuration.tls_server_name or None,
+                proxy=server.proxy or None, server_hostname=server.tls_server_name or None,
             )  # fmt: skip
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             raise PodLogUnavailable(
@@ -133,6 +137,15 @@ class PodLogClient:
         raise PodLogUnavailable(
             f"the Kubernetes API answers {response.status}: {one_line(text)}", status=response.status
         )
+
+
+def _access_to(server: ApiServer | None, settings: KubeSettings) -> ApiAccess:
+    if server is not None:
+        with contextlib.suppress(ValueError):  # its certificates stood in temporary files, and those are gone
+            return ApiAccess(server)
+    # imported only here: it loads the official client
+    found: ApiAccess = importlib.import_module("ottoscaler.adapters.kube_access").KubeAccess(settings)
+    return found
 
 
 def _release_write_buffer(response: aiohttp.ClientResponse) -> None:

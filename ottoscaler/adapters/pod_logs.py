@@ -10,6 +10,7 @@ import urllib3
 
 from ottoscaler.adapters.kube_answers import Verb
 from ottoscaler.adapters.kube_http import KubeHttp
+from ottoscaler.adapters.pod_log_query import log_query
 from ottoscaler.core.wording import one_line
 from ottoscaler.errors import ClusterUnavailable
 from ottoscaler.settings import KubeSettings
@@ -57,11 +58,3 @@ class PodLogs:
             raise ClusterUnavailable(f"the log of {pod} broke off ({one_line(error, 200)})") from error
         finally:
             self._http.close_stream(response)
-
-
-def log_query(container: str, *, since: str, follow: bool) -> dict[str, str]:
-    """What the API is asked for: see `PodLogs.read`."""
-    query = {"container": container, "timestamps": "true"}
-    query |= {"follow": "true"} if follow else {}
-    query |= {"sinceTime": since} if since else {}
-    return query

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Final
 
 from ottoscaler.adapters.log_forwarder import LogForwarderProcess
+from ottoscaler.api_server import ApiServer
 from ottoscaler.cli.rules import masks_of
 from ottoscaler.core.policy import NO_RULES, Rules
 from ottoscaler.errors import ConfigError
@@ -30,10 +31,10 @@ class LogForwarding:
 
     def __init__(
         self, settings: Settings, *, cluster: Cluster, attempts: Attempts, stop: StopSignal, heartbeat: Heartbeat,
-        metrics: Metrics, clock: Clock, rules: Callable[[], Rules] = lambda: NO_RULES,
+        metrics: Metrics, clock: Clock, rules: Callable[[], Rules] = lambda: NO_RULES, server: ApiServer | None = None,
     ) -> None:  # fmt: skip
-        """`rules`: what events may override, now. Raises ConfigError where logs are on and a package that the forwarder
-        needs is not installed.
+        """`rules`: what events may override, now. `server`: how the API server is reached, where that is known.
+        Raises ConfigError where logs are on and a package that the forwarder needs is not installed.
         """
         self.drain: LogDrain | None = None
         self._stop = stop
@@ -50,7 +51,7 @@ class LogForwarding:
         # before a thread may have chosen one CPU for the controller
         cpus = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
         self._forwarder = LogForwarderProcess(
-            Start(settings.kube, settings.log_handler, cpus), beat=heartbeat.beat,
+            Start(settings.kube, settings.log_handler, cpus, server=server), beat=heartbeat.beat,
             waits_for_log=not settings.forwards_logs,
             on_figures=metrics.add_log_figures, masks=lambda: masks_of(rules()),
             on_progress=lambda progress: drain.progressed(progress),

@@ -140,6 +140,7 @@ class Controller:
             attempts=self._stream,
             metrics=self._metrics,
             rules=self._rules,
+            server=cluster.server,
             **shared,
         )
         self._traces = Tracing(

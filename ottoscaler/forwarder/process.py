@@ -68,7 +68,7 @@ class LogForwarder:
         self._start = start
         self._writer = writer
         self._shared = Shared(masks=policy_forms(start.masks))
-        self._logs = PodLogClient(start.kube)
+        self._logs = PodLogClient(start.kube, start.server)
         self._client = LogHandlerClient(start.handler)
         self._followers: dict[str, Follower] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import ssl
 import subprocess
 import threading
 import time
@@ -19,7 +20,8 @@ import pytest
 from kubernetes.config import incluster_config
 
 from ottoscaler.adapters import kube_access, kube_plugin, kubeconfig
-from ottoscaler.adapters.kube_access import TOKEN_CACHE_S, KubeAccess
+from ottoscaler.adapters.api_access import TOKEN_CACHE_S, ApiAccess
+from ottoscaler.adapters.kube_access import KubeAccess
 from ottoscaler.adapters.kubeconfig import describe_access
 from ottoscaler.cli.main import main
 from ottoscaler.errors import ClusterUnavailable, ConfigError
@@ -175,6 +177,55 @@ def test_a_context_needs_no_user(tmp_path: Path) -> None:
     """A server may ask for none, such as that of `kubectl proxy`."""
     made = access(tmp_path, without(config(), "contexts", 0, "context", "user"))
     assert made.authorization_header() is None
+
+
+HANDED_OVER: dict[str, Json] = {
+    "token": {"token": SECRET},
+    "name and password": {"username": "otto", "password": SECRET},
+}
+
+
+@pytest.mark.parametrize("user", HANDED_OVER.values(), ids=HANDED_OVER)
+def test_another_process_reaches_the_server_as_this_one_does(tmp_path: Path, user: Json) -> None:
+    """By values alone: without the kubeconfig, and without the official client."""
+    cluster = {"tls-server-name": "api.example", "insecure-skip-tls-verify": True, "proxy-url": "http://127.0.0.1:3128"}
+    made = access(tmp_path, config(cluster=cluster, **user))
+    assert made.handed_over is not None
+    other = ApiAccess(made.handed_over)
+    assert other.authorization_header() == made.authorization_header()
+    assert other.context is not None
+    assert (other.context.verify_mode, other.context.check_hostname) == (ssl.CERT_NONE, False)
+    found = other.server
+    assert (found.url, found.proxy, found.tls_server_name, found.verify) == (
+        "https://127.0.0.1:6443", "http://127.0.0.1:3128", "api.example", False
+    )  # fmt: skip
+
+
+def test_a_token_file_and_a_plugin_are_handed_over_as_such(tmp_path: Path) -> None:
+    """Both give another credential later."""
+    (tmp_path / "token").write_text("one")
+    by_file = access(tmp_path, config(tokenFile="token")).handed_over
+    assert by_file is not None
+    assert (by_file.token_file, by_file.authorization) == (str(tmp_path / "token"), "")
+    command = {"apiVersion": API, "command": "true", "args": ["--now"], "provideClusterInfo": True}
+    by_plugin = access(tmp_path, config(exec=command)).handed_over
+    assert by_plugin is not None
+    assert by_plugin.plugin is not None
+    assert by_plugin.plugin.args == ["true", "--now"]
+    assert by_plugin.plugin.cluster == {"server": "https://127.0.0.1:6443"}
+
+
+def test_the_token_of_an_identity_provider_is_the_official_clients_to_renew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It knows how, so another process has to read the kubeconfig itself."""
+    claims = base64.urlsafe_b64encode(json.dumps({"exp": 4_000_000_000}).encode()).decode().rstrip("=")
+    issuer = {"id-token": f"e30.{claims}.c2ln", "idp-issuer-url": "https://127.0.0.1:1", "client-id": "x"}
+    made = access(tmp_path, config(**{"auth-provider": {"name": "oidc", "config": issuer}}))
+    assert made.authorization_header() == f"Bearer e30.{claims}.c2ln"
+    assert made.handed_over is None
+    monkeypatch.setattr(made.configuration, "get_api_key_with_prefix", lambda _name: "Bearer renewed")
+    eventually(lambda: made.authorization_header() == "Bearer renewed", TOKEN_CACHE_S + 1)
 
 
 def test_all_connections_share_one_tls_context(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ import pytest
 
 from ottoscaler.adapters import cluster as cluster_module
 from ottoscaler.adapters import kube_http
+from ottoscaler.adapters.api_access import TOKEN_CACHE_S
 from ottoscaler.adapters.cluster import KubeCluster
-from ottoscaler.adapters.kube_access import TOKEN_CACHE_S
 from ottoscaler.adapters.kube_answers import Verb
 from ottoscaler.adapters.kube_http import TIMEOUTS_S, KubeHttp
 from ottoscaler.errors import ClusterRejected, ClusterUnavailable, ConfigError
@@ -51,13 +51,13 @@ def empty_answer(connection: socket.socket) -> None:
     connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
 
 
-def settings(folder: Path, port: int, **cluster: str) -> KubeSettings:
-    """Settings with a kubeconfig for a plain server on loopback; `cluster` is what it says of that instead."""
+def settings(folder: Path, port: int, user: dict[str, str] | None = None, **cluster: str) -> KubeSettings:
+    """Settings with a kubeconfig for a plain server on loopback; `user` and `cluster` are what it says instead."""
     kubeconfig = {
         "apiVersion": "v1",
         "kind": "Config",
         "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{port}"} | cluster}],
-        "users": [{"name": "u", "user": {"token": "abc"}}],
+        "users": [{"name": "u", "user": user or {"token": "abc"}}],
         "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
         "current-context": "x",
     }
@@ -377,14 +377,15 @@ def test_a_request_says_what_it_sends_and_what_it_wants(
     assert re.findall(rb"Content-Type: (.*)\r", asked[0]) == type_
 
 
-def test_a_new_token_is_used_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library is asked for it, and not for each request."""
+def test_a_new_token_is_used_soon(tmp_path: Path) -> None:
+    """Its file is read again, and not for each request."""
     asked: list[bytes] = []
-    tokens = iter(["Bearer one", "Bearer two"])
+    file = tmp_path / "token"
+    file.write_text("one")
     with served(empty_answer, asked) as port:
-        http = KubeHttp(settings(tmp_path, port))
-        monkeypatch.setattr(http._access.configuration, "get_api_key_with_prefix", lambda _name: next(tokens))
+        http = KubeHttp(settings(tmp_path, port, user={"tokenFile": str(file)}))
         http.call(Verb.GET, "/")
+        file.write_text("two")
         http.call(Verb.GET, "/")
         threading.Event().wait(TOKEN_CACHE_S)
         http.call(Verb.GET, "/")

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import yaml
+from msgspec.structs import replace
 
 from ottoscaler.adapters import kube_plugin
 from ottoscaler.adapters.kube_plugin import CredentialPlugin, authorization_header, one_line_error
+from ottoscaler.api_server import PluginCommand
 from ottoscaler.errors import ClusterUnavailable
 
 API = "client.authentication.k8s.io/v1"
@@ -27,8 +29,8 @@ class Plugin:
         self.status: dict[str, Any] | None = {"token": "abc"}
         self.called: list[float] = []
         self.certificates: list[tuple[str, str]] = []
-        provider = SimpleNamespace(args=["aws-iam"], api_version=API, env={}, cwd="/", cluster=None)
-        self.adapter = CredentialPlugin(provider, lambda one, other: self.certificates.append((one, other)))
+        command = PluginCommand(["aws-iam"], {}, "/", API)
+        self.adapter = CredentialPlugin(command, lambda one, other: self.certificates.append((one, other)))
 
     def ask(self, _provider: Any) -> dict[str, Any]:
         """What the plugin prints."""
@@ -89,7 +91,7 @@ def test_a_short_credential_is_renewed_after_a_second(plugin: Plugin) -> None:
         assert plugin.called == [1.0]
         assert plugin.at(1.9) == "Bearer one"
         assert ("gives no credential" in plugin.at(2.0)) is (lasts_s < 2)
-        plugin.adapter = CredentialPlugin(plugin.adapter._provider, lambda *_: None)
+        plugin.adapter = CredentialPlugin(plugin.adapter._command, lambda *_: None)
 
 
 def test_the_pause_after_a_failure_doubles_up_to_30_seconds(plugin: Plugin) -> None:
@@ -156,7 +158,7 @@ def test_a_certificate_is_handed_over_with_its_key(plugin: Plugin) -> None:
     plugin.status = {"clientCertificateData": "CERT", "clientKeyData": "KEY"}
     assert plugin.at(0) == "None"
     assert plugin.certificates == [("CERT", "KEY")]
-    plugin.adapter = CredentialPlugin(plugin.adapter._provider, lambda *_: None)
+    plugin.adapter = CredentialPlugin(plugin.adapter._command, lambda *_: None)
     plugin.status = {"clientCertificateData": "CERT", "clientKeyData": "KEY", "token": "abc"}
     assert plugin.at(0) == "Bearer abc"
     for status, sentence in (
@@ -166,7 +168,7 @@ def test_a_certificate_is_handed_over_with_its_key(plugin: Plugin) -> None:
         ({"token": "abc", "expirationTimestamp": "soon"}, "Invalid isoformat string: 'soon'"),
         ({"token": "abc", "expirationTimestamp": 7}, "it has not the form of a kubeconfig"),
     ):
-        plugin.adapter = CredentialPlugin(plugin.adapter._provider, lambda *_: None)
+        plugin.adapter = CredentialPlugin(plugin.adapter._command, lambda *_: None)
         plugin.status = status
         assert f"({sentence})" in plugin.at(0)
 
@@ -181,8 +183,8 @@ def test_a_plugin_runs_with_its_arguments_and_without_a_terminal(monkeypatch: py
         return subprocess.CompletedProcess(arguments, 0, output, "")
 
     monkeypatch.setattr(subprocess, "run", run)
-    provider = SimpleNamespace(args=["aws", "get"], api_version=API, env={"A": "1"}, cwd="/x", cluster=None)
-    assert kube_plugin._run_plugin(provider) == {"token": "abc"}
+    command = PluginCommand(["aws", "get"], {"A": "1"}, "/x", API)
+    assert kube_plugin._run_plugin(command) == {"token": "abc"}
     [(arguments, options)] = ran
     environment = options.pop("env")
     assert json.loads(environment.pop("KUBERNETES_EXEC_INFO")) == {
@@ -193,18 +195,18 @@ def test_a_plugin_runs_with_its_arguments_and_without_a_terminal(monkeypatch: py
         "cwd": "/x", "stdin": subprocess.DEVNULL, "capture_output": True, "text": True,
         "timeout": kube_plugin.PLUGIN_TIMEOUT_S, "check": False,
     }  # fmt: skip
-    provider.api_version = "client.authentication.k8s.io/v1beta1"
+    command = replace(command, api_version="client.authentication.k8s.io/v1beta1")
     with pytest.raises(ValueError, match=f"it speaks '{API}', the kubeconfig wants .*v1beta1"):
-        kube_plugin._run_plugin(provider)
+        kube_plugin._run_plugin(command)
 
 
 def test_of_what_a_failed_plugin_says_the_end_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last 300 characters: the first lines are often a trace."""
     said = subprocess.CompletedProcess([], 7, "", "x" * 1000 + " the end\n")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: said)
-    provider = SimpleNamespace(args=["aws"], api_version=API, env={}, cwd="/", cluster=None)
+    command = PluginCommand(["aws"], {}, "/", API)
     with pytest.raises(ValueError, match="exit code 7: ") as caught:
-        kube_plugin._run_plugin(provider)
+        kube_plugin._run_plugin(command)
     assert str(caught.value) == "exit code 7: " + ("x" * 1000 + " the end")[-300:]
 
 

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ottoscaler.adapters.pod_log_client import PodLogClient
+from ottoscaler.api_server import ApiServer
 from ottoscaler.errors import PodLogUnavailable
+from ottoscaler.settings import KubeSettings
 from tests.adapters.test_kube_http import served, settings
+from tests.readme import ROOT
 
 pytestmark = pytest.mark.contract("1.logs")
 
 
 def read(folder: Path, port: int) -> bytes:
     """The whole log of a pod, by a server on this port. Raises PodLogUnavailable."""
+    return read_by(lambda: PodLogClient(settings(folder, port)))
+
+
+def read_by(make_client: Callable[[], PodLogClient]) -> bytes:
+    """The whole log of a pod. Raises PodLogUnavailable."""
 
     async def all_of_it() -> bytes:
-        client, found = PodLogClient(settings(folder, port)), b""
+        client, found = make_client(), b""
         try:
             async with client.open("p", since="2024-05-01T10:00:00Z", follow=True) as log:
                 while part := await log.read():
@@ -55,6 +65,30 @@ def test_a_log_is_read_whole(size: int, tmp_path: Path) -> None:
         part in line for part in ("container=agent", "sinceTime=2024-05-01T10", "follow=true", "timestamps=true")
     )
     assert "Authorization: Bearer abc" in headers
+
+
+def test_a_server_that_is_handed_over_needs_no_kubeconfig(tmp_path: Path) -> None:
+    """The controller has read it."""
+    asked: list[bytes] = []
+    with served(answers("200 OK", b"a line"), asked) as port:
+        server = ApiServer(f"http://127.0.0.1:{port}", authorization="Bearer of-the-controller")
+        nowhere = KubeSettings(kubeconfig=str(tmp_path / "not-there"))
+        assert read_by(lambda: PodLogClient(nowhere, server)) == b"a line"
+    assert b"Authorization: Bearer of-the-controller" in asked[0]
+
+
+def test_the_kubeconfig_is_read_where_its_temporary_files_are_gone(tmp_path: Path) -> None:
+    """A forwarder may be started again a week after its controller."""
+    gone = ApiServer("https://127.0.0.1:1", ca_file=str(tmp_path / "gone.crt"))
+    with served(answers("200 OK", b"a line")) as port:
+        assert read_by(lambda: PodLogClient(settings(tmp_path, port), gone)) == b"a line"
+
+
+def test_the_log_forwarder_does_not_load_the_official_client() -> None:
+    """It has 20 MiB."""
+    program = "import sys, ottoscaler.forwarder.process; print({'kubernetes', 'pydantic'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 @pytest.mark.parametrize(

@@ -331,7 +331,7 @@ def fast(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[FastLoop]:
         monkeypatch.setattr(module, "time", clock)
     for module in (follower, delivery, process):  # the same pauses for the same seed
         monkeypatch.setattr(module, "random", world.source)
-    monkeypatch.setattr(process, "PodLogClient", lambda _: world)
+    monkeypatch.setattr(process, "PodLogClient", lambda *_: world)
     monkeypatch.setattr(process, "LogHandlerClient", lambda _: Client(world))
     yield loop
     loop.close()
