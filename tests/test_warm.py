@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,16 @@ LONG_S = 30
 OWN = "pwd; echo $$ $PPID $MARK; cat; echo err >&2; exit 7"
 AGENT = [sys.executable, str(warm.SCRIPT), "agent", "--"]
 HANDLER = [sys.executable, str(warm.SCRIPT), "handler", "--address", "127.0.0.1:0"]
+
+
+@contextmanager
+def started(start: type[subprocess.Popen[Any]], *arguments: Any, **options: Any) -> Iterator[subprocess.Popen[Any]]:
+    """A process that ends with the test, also with one that fails."""
+    with start(*arguments, stdout=subprocess.PIPE, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def environ(**more: str) -> dict[str, str]:
@@ -56,7 +68,7 @@ def test_the_output_is_the_same(arguments: list[str]) -> None:
 @pytest.mark.parametrize("session", [False, True])
 def test_a_signal_reaches_it(session: bool) -> None:
     """It is a child, alone in its session if that is asked for, and is waited for as each other."""
-    with warm.Popen(HANDLER, stdout=subprocess.PIPE, text=True, start_new_session=session) as process:
+    with started(warm.Popen, HANDLER, text=True, start_new_session=session) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("Log handler listens")
         assert is_forked(process)
@@ -69,14 +81,11 @@ def test_a_signal_reaches_it(session: bool) -> None:
 def test_ctrl_c_ends_it() -> None:
     """The Python that is forked ignores it; its children do not, and leave it as it is to what they run."""
     command = [*AGENT, "sh", "-c", "echo ready; exec sleep 60"]
-    with warm.Popen(command, stdout=subprocess.PIPE, env=environ()) as process:
+    with started(warm.Popen, command, env=environ()) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         process.send_signal(signal.SIGINT)
-        try:
-            assert process.wait(5) == -signal.SIGINT
-        finally:
-            process.kill()
+        assert process.wait(5) == -signal.SIGINT
 
 
 @pytest.mark.parametrize("given", [0, 1])
@@ -90,18 +99,16 @@ def test_it_has_no_descriptor_but_its_own_and_those_that_it_was_given(tmp_path: 
 
 def sockets_and_files(start: type[subprocess.Popen[Any]], passed: list[int]) -> tuple[int, int]:
     """How many sockets, and files of this test, a handler has open that listens."""
-    with start(HANDLER, stdout=subprocess.PIPE, text=True, pass_fds=passed) as process:
+    with started(start, HANDLER, text=True, pass_fds=passed) as process:
         assert process.stdout is not None
         process.stdout.readline()
         folder = Path(f"/proc/{process.pid}/fd")
         targets = [os.readlink(path) for path in folder.iterdir()]
-        process.kill()
     return sum(one.startswith("socket:") for one in targets), sum(one.endswith("/given") for one in targets)
 
 
 def test_an_interpreter_that_would_begin_differently_is_started() -> None:
     """With a variable that it reads at its start."""
-    with warm.Popen(HANDLER, stdout=subprocess.PIPE, text=True, env=environ(PYTHONOPTIMIZE="1")) as process:
+    with started(warm.Popen, HANDLER, text=True, env=environ(PYTHONOPTIMIZE="1")) as process:
         eventually(lambda: b"handler" in Path(f"/proc/{process.pid}/cmdline").read_bytes(), LONG_S, "its start")
         assert not is_forked(process)
-        process.kill()
