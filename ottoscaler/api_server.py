@@ -11,7 +11,7 @@ import msgspec
 
 
 class PluginCommand(msgspec.Struct, frozen=True):
-    """A credential plugin of a kubeconfig: the program, and what it is told about the cluster."""
+    """A credential plugin of a kubeconfig: the program, and what it gets to know of the cluster."""
 
     args: Sequence[str]
     env: Mapping[str, str]

@@ -36,7 +36,7 @@ class ApiAccess:
         if self._plugin is not None:
             return self._plugin.bearer()
         # Looked at twice: without the lock, so that requests do not wait for each other here; and with it, so that of
-        # many threads whose token is too old one reads the file and not all.
+        # many threads that find the token too old one reads the file and not all.
         if time.monotonic() >= self._asked_until:
             with self._lock:
                 if time.monotonic() >= self._asked_until:
