@@ -22,8 +22,7 @@ local function is_permitted(command, key)
   local name, part = string.match(command, '^(%S+) ?(%S*)$')
   if name == 'XREADGROUP' then return redis.acl_check_cmd(name, 'GROUP', GROUP, 'c', 'STREAMS', key, '>') end
   if name == 'XREAD' then return redis.acl_check_cmd(name, 'STREAMS', key, '0') end
-  if part ~= '' then return redis.acl_check_cmd(name, part, key) end
-  return redis.acl_check_cmd(name, key)
+  return is_allowed(name, key, part ~= '' and part or nil)
 end
 
 -- What the controller does with each key, in the order of KEYS, and then: the group's, the consumer's, a task, the choices,
