@@ -267,7 +267,7 @@ function F.take_over(event_id, consumer, incarnation, lease_ms, same_consumer)
   write('ZADD', OPEN, fresh and 0 or now + lease_ms, event_id)
   if tries >= LAST_TRY then close_poisoned(task, event_id) elseif tries >= MAX_TRIES then poison(task, event_id) end
   -- The answer is what the task is like by then.
-  local refused = refusal('HGETALL', task) or refusal('HEXISTS', task) or commit()
+  local refused = refusal('HGETALL', task, 0) or refusal('HEXISTS', task, 1) or commit()
   if refused then return refused end
   if fresh then return {'dead', 'Poison', detail} end
   if redis.call('HEXISTS', task, 'owner') == 0 then return {'none'} end

@@ -18,11 +18,21 @@ function F.bind_queue_to_cluster(cluster)
   return held or cluster
 end
 
-local function is_permitted(command, key)
+-- How many arguments each of these commands needs behind its key: see ANY. A function, so that no other call pays for the table.
+local function arguments_needed()
+  return {
+    HSET = 2, HDEL = 1, HGETALL = 0, HEXISTS = 1, HGET = 1, HMGET = 1, HLEN = 0, EXPIRE = 1, EXISTS = 0,
+    ZADD = 2, ZREM = 1, ZREMRANGEBYSCORE = 2, ZSCORE = 1, ZRANGE = 2, ZRANGEBYSCORE = 2, ZRANGEBYLEX = 2, ZCARD = 0,
+    XADD = 3, XACK = 2, XCLAIM = 4, XRANGE = 2, XPENDING = 1, XGROUP = 2, XINFO = 0, XLEN = 0,
+  }
+end
+
+local function is_permitted(command, key, counts)
   local name, part = string.match(command, '^(%S+) ?(%S*)$')
   if name == 'XREADGROUP' then return redis.acl_check_cmd(name, 'GROUP', GROUP, 'c', 'STREAMS', key, '>') end
   if name == 'XREAD' then return redis.acl_check_cmd(name, 'STREAMS', key, '0') end
-  return is_allowed(name, key, part ~= '' and part or nil)
+  if part ~= '' then return redis.acl_check_cmd(name, part, key, unpack(ANY, 1, counts[name])) end
+  return redis.acl_check_cmd(name, key, unpack(ANY, 1, counts[name]))
 end
 
 -- What the controller does with each key, in the order of KEYS, and then: the group's, the consumer's, a task, the choices,
@@ -49,13 +59,13 @@ end
 -- Returns for each key with which something is wrong {key, kind, commands}: the kind that it should hold ('' where it holds
 -- that) and the commands that the user may not run on it; last the same for commands that are about no key.
 function F.key_problems(...)
-  local found, names = {}, {...}
+  local found, names, counts = {}, {...}, arguments_needed()
   local probes = {stream = 'XLEN', ['sorted set'] = 'ZCARD', hash = 'HLEN'}
   for n, need in ipairs(needed()) do
     local kind, commands = unpack(need)
     local missing, wanted = {}, ''
     for _, command in ipairs(commands) do
-      if not is_permitted(command, names[n]) then missing[#missing + 1] = command end
+      if not is_permitted(command, names[n], counts) then missing[#missing + 1] = command end
     end
     local reply = redis.pcall(probes[kind], names[n])
     if type(reply) == 'table' and string.find(reply.err or '', 'WRONGTYPE', 1, true) then wanted = kind end

@@ -781,13 +781,15 @@ def test_no_function_writes_by_itself(rig: Rig) -> None:
 
 def test_rights_are_asked_for_with_as_many_arguments_as_a_command_has(rig: Rig) -> None:
     """Redis 8 answers other questions with an error, and no controller would start there."""
-    table = re.findall(r"([A-Z]+) = (\d)", SOURCES["atomic.lua"].partition("local NEEDS = {")[2].partition("}")[0])
+    function = SOURCES["preflight.lua"].partition("function arguments_needed()")[2].partition("}")[0]
+    table = re.findall(r"([A-Z]+) = (\d)", function)
     lists = re.findall(r"\{'[a-z ]+', \{(.*?)\}\}", SOURCES["preflight.lua"])
     asked = {word.split()[0] for each in lists for word in re.findall(r"'([A-Z ]+)'", each)}
-    asked |= set(re.findall(r"(?:write|refusal)\('([A-Z]+)'", "".join(SOURCES.values())))
-    assert {name for name, _ in table} >= asked - {"XREAD", "XREADGROUP"}
+    assert {name for name, _ in table} == asked - {"XREAD", "XREADGROUP"}
+    of_reads = re.findall(r"refusal\('([A-Z]+)', \w+, (\d)\)", "".join(SOURCES.values()))
+    assert of_reads
     info = cast("dict[str, Any]", rig.client.execute_command("COMMAND"))
-    for name, behind in table:
+    for name, behind in table + of_reads:
         words = 2 if name in ("XGROUP", "XINFO") else 1
         arity = {"XGROUP": -5, "XINFO": -3}.get(name) or info[name.lower()]["arity"]  # of CREATE, STREAM and GROUPS
         given = words + 1 + int(behind)
