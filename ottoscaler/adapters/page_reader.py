@@ -10,7 +10,7 @@ from typing import Any, Final, cast
 
 from ottoscaler.adapters.explain_reader import ExplainReader
 from ottoscaler.adapters.redis_client import translate_errors
-from ottoscaler.adapters.redis_values import chunks, entries_as_text, text_of
+from ottoscaler.adapters.redis_values import chunks, entries_as_text, some_fields_as_text
 from ottoscaler.adapters.scripts import ScriptCall, Scripts
 from ottoscaler.adapters.status_reader import DeadLetter, dead_letter_from_entry
 from ottoscaler.adapters.task_codec import TaskState, decode_state
@@ -97,13 +97,13 @@ class PageReader(ExplainReader):
         """Some results behind an entry id, oldest first; of each its RESULT_FIELDS."""
         with translate_errors(self.where):
             found = cast("Any", self._client.xrange(self._keys.result_stream, f"({start}", count=_CHUNK))
-        return _results(found)
+        return some_fields_as_text(found, _RESULT_NAMES)
 
     def newest_results(self, most: int) -> Sequence[tuple[str, Mapping[str, str]]]:
         """The newest results of every kind, newest first; of each its RESULT_FIELDS."""
         with translate_errors(self.where):
             found = cast("Any", self._client.xrevrange(self._keys.result_stream, count=most))
-        return _results(found)
+        return some_fields_as_text(found, _RESULT_NAMES)
 
     def _fields_of_tasks(self, wanted: Sequence[tuple[str, Sequence[str]]]) -> list[tuple[bytes | None, ...]]:
         """What these fields of each task hold; nothing for a key that is no task."""
@@ -119,14 +119,6 @@ class PageReader(ExplainReader):
         with translate_errors(self.where):
             replies = self._scripts.run_many(self._client, calls)
         return [tuple(values) for rows in replies for values in rows]
-
-
-def _results(entries: Any) -> list[tuple[str, dict[str, str]]]:
-    """Of entries, what is shown: a result may have many more fields, and each takes time."""
-    return [
-        (text_of(entry_id), {name: text_of(fields[raw]) for raw, name in _RESULT_NAMES if raw in fields})
-        for entry_id, fields in ((entry_id, fields or {}) for entry_id, fields in entries)
-    ]
 
 
 def _received_at(head: tuple[str, tuple[bytes | None, ...]]) -> bytes:

@@ -45,6 +45,16 @@ def entries_as_text(entries: Any) -> list[tuple[str, dict[str, str]]]:
     ]
 
 
+def some_fields_as_text(entries: Any, names: Sequence[tuple[bytes, str]]) -> list[tuple[str, dict[str, str]]]:
+    """The same for these fields alone, each as Redis names it and as we do: an entry may have many more, and each takes
+    time.
+    """
+    return [
+        (text_of(entry_id), {name: text_of(fields[raw]) for raw, name in names if raw in fields})
+        for entry_id, fields in ((entry_id, fields or {}) for entry_id, fields in entries)
+    ]
+
+
 def fields_of_reply(flat: Sequence[bytes] | Mapping[bytes, bytes]) -> dict[bytes, bytes]:
     """The fields of a hash or an entry: flat from a script, a mapping from a command."""
     if isinstance(flat, Mapping):

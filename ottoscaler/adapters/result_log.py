@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 import redis
 
 from ottoscaler.adapters.redis_calls import RedisAdapter
-from ottoscaler.adapters.redis_values import chunks, text_of
+from ottoscaler.adapters.redis_values import chunks, some_fields_as_text, text_of
 from ottoscaler.adapters.scripts import ScriptCall
 from ottoscaler.core.results import TRACE_GROUP
 from ottoscaler.core.spans import RESULT_FIELDS, StoredTimes, milliseconds
@@ -49,7 +49,7 @@ class RedisResultLog(RedisAdapter):
                 reply = None
         if reply is None:  # Redis was wiped: all that the new stream has came after that
             self.begin_results(from_start=True)
-        return [entry for _, entries in reply or () for entry in _span_fields(entries)]
+        return [entry for _, entries in reply or () for entry in some_fields_as_text(entries, _WANTED)]
 
     def claim_results(self, min_idle_s: float, count: int) -> tuple[Sequence[tuple[str, Mapping[str, str]]], int]:
         """See trace_ports.ResultLog."""
@@ -67,7 +67,7 @@ class RedisResultLog(RedisAdapter):
                 if not _is_gone(error):
                     raise
                 return [], 0
-        return _span_fields(entries), len(trimmed)
+        return some_fields_as_text(entries, _WANTED), len(trimmed)
 
     def renew_results(self, entry_ids: Sequence[str]) -> None:
         """See trace_ports.ResultLog."""
@@ -108,17 +108,6 @@ def _is_gone(error: redis.ResponseError) -> bool:
     return "NOGROUP" in str(error) or "no such key" in str(error)
 
 
-def _span_fields(entries: Any) -> list[tuple[str, dict[str, str]]]:
-    """Of entries, the fields that are wanted: a result may have many more, and each takes time."""
-    return [
-        (
-            text_of(entry_id),
-            {name: value.decode("utf-8", "replace") for raw, name in _WANTED if (value := fields.get(raw)) is not None},
-        )
-        for entry_id, fields in ((entry_id, fields or {}) for entry_id, fields in entries)
-    ]
-
-
 def _names(one: WorkerAttempt) -> Sequence[str]:
     """The fields of a task hash of which `_times` makes what is stored of this."""
     if not one.index:
@@ -150,10 +139,8 @@ def _is_time(text: str) -> bool:
 
 
 def _fields_of(text: str) -> dict[str, str]:
-    if not text or text == "{}":
-        return {}
     try:
-        fields = json.loads(text)
+        fields = json.loads(text or "{}")
     except ValueError:
         return {}
     return {str(name): str(value) for name, value in fields.items()} if isinstance(fields, dict) else {}
