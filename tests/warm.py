@@ -199,22 +199,22 @@ def _serve(connection: socket.socket) -> dict[str, Any]:
             sys.exit()
         head += _received(connection, 4 - len(head))
         request = json.loads(_received(connection, int.from_bytes(head, "big")))
-        (told, telling), (waiting, letting) = os.pipe(), os.pipe()
+        (pid_reader, pid_writer), (start_reader, start_writer) = os.pipe(), os.pipe()
         if (middle := os.fork()) == 0:
             if pid := os.fork():
-                os.write(telling, pid.to_bytes(4, "big"))
+                os.write(pid_writer, pid.to_bytes(4, "big"))
                 os._exit(0)
             connection.close()
-            os.close(letting)
-            os.read(waiting, 1)  # until the parent has closed its end
-            for number in (told, telling, waiting):
+            os.close(start_writer)
+            os.read(start_reader, 1)  # until the parent has closed its end
+            for number in (pid_reader, pid_writer, start_reader):
                 os.close(number)
             if os.getppid() != parent:
                 os._exit(127)
             return {**request, "descriptors": descriptors}
         os.waitpid(middle, 0)  # from here on its child is the test's
-        pid = os.read(told, 4)
-        for number in (told, telling, waiting, letting, *descriptors):
+        pid = os.read(pid_reader, 4)
+        for number in (pid_reader, pid_writer, start_reader, start_writer, *descriptors):
             os.close(number)
         connection.sendall(pid)
 

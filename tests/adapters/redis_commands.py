@@ -42,9 +42,9 @@ def stream_at(settings: RedisSettings, consumer: str = "c1", lease_s: float = 15
 def run(environ: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     """One command in a process of its own."""
     python = {name: value for name, value in os.environ.items() if name.startswith("PYTHON")}
-    told = {"PATH": "/usr/bin:/bin", **python, **NAMES, **environ}
+    variables = {"PATH": "/usr/bin:/bin", **python, **NAMES, **environ}
     command = [sys.executable, str(SCRIPT), *arguments]
-    return warm.run(command, env=told, capture_output=True, text=True, check=False, timeout=60)
+    return warm.run(command, env=variables, capture_output=True, text=True, check=False, timeout=60)
 
 
 def all_commands_work(environ: Mapping[str, str], stream: RedisBackend, event_id: str) -> None:

@@ -180,7 +180,7 @@ class TestRoom:
         assert driver.order(1) == ["next/1"]
 
     def test_a_thread_is_woken_by_the_end_of_a_pod(self) -> None:
-        """By the change of the registry alone: the pod may be another worker's, whose thread is not ours."""
+        """By the change of the registry alone: the thread of the pod's worker may belong to another replica."""
         driver = LedgerDriver(max_workers=1)
         driver.registry.publish(of("a", 5, Phase.RUNNING, index=9))
         driver.ledger.add(task("a", 9))
